@@ -1,0 +1,5 @@
+"""`python -m zofo`."""
+
+from zofo.cli import main
+
+main()

@@ -1,0 +1,190 @@
+"""The tensors that move: each once, under a stable name, with the one loop that adds a displacement to them."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from zofo.displacement import Displacement
+from zofo.errors import ConfigError, ModelError
+from zofo.noise import Block, Noise
+
+Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
+"""(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
+
+_CPU_BLOCK, _DEVICE_BLOCK = 1 << 18, 1 << 24  # entries: fits a core's cache; few launches
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a rule does to the backbone in one step: `theta <- (1 - shrink) theta + displacement`.
+
+    Args:
+        displacement: what is added; with `elementwise`, the gradient that it turns into what is added.
+        shrink: the share taken off each tensor that decays (learning rate times weight decay).
+        elementwise: for rules that no displacement can express (sign, Adam); None for all others.
+    """
+
+    displacement: Displacement
+    shrink: float = 0.0
+    elementwise: Elementwise | None = None
+
+
+class Backbone:
+    """theta: the selected tensors of a module, and the only code that writes a direction into them.
+
+    Tied tensors are one tensor, under the name where the module shows them first. Names are taken when the object is
+    built, so build it before adapters wrap the module: the names, and with them the directions, stay what they were.
+
+    Args:
+        module: any torch module.
+        noise: the distribution that gives a key its direction.
+        select: glob patterns of parameter names, for example `["*.layers.29.*"]`; None selects every parameter.
+        block: entries drawn at a time; the bits do not depend on it.
+
+    Attributes:
+        tensors: the selected tensors by name.
+        decays: the names that weight decay applies to (no biases, no norms; by the type of their module).
+        sweeps: how many times the whole selection has been written since the object was built.
+
+    Raises:
+        ConfigError: a pattern that matches nothing.
+        ModelError: a selected tensor that is not floating point, such as a quantised weight.
+    """
+
+    def __init__(
+        self, module: nn.Module, noise: Noise, select: Sequence[str] | None = None, block: int | None = None
+    ) -> None:
+        self.noise = noise
+        self.sweeps = 0
+        self._block = block
+        self.tensors = {name: tensor.data for name, tensor in selected(module, select).items()}
+        for name, tensor in self.tensors.items():
+            if not tensor.is_floating_point():
+                raise ModelError(
+                    f"{name!r} holds {tensor.dtype} numbers, which a direction cannot be added to",
+                    "load the model without quantisation, or select other tensors",
+                )
+        self.decays = frozenset(self.tensors) - _names_without_decay(module)
+
+    @property
+    def size(self) -> int:
+        """d: the number of entries of theta."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """The number types among the selected tensors."""
+        return frozenset(tensor.dtype for tensor in self.tensors.values())
+
+    @torch.no_grad()
+    def fold(self, update: Update | Displacement, leaving: Displacement | None = None) -> None:
+        """Apply an update in one sweep: `theta <- (1 - shrink) (theta - leaving) + displacement`.
+
+        Args:
+            update: the update, or a plain displacement to add.
+            leaving: where the tensors stand now relative to theta; taken off in the same sweep, so that going home and
+                updating cost one sweep, not two.
+        """
+        update = update if isinstance(update, Update) else Update(update)
+        home = -leaving if leaving is not None else Displacement()
+        if not len(home) and not len(update.displacement) and not update.shrink:
+            return
+        for name, tensor in self.tensors.items():
+            keep = 1.0 - update.shrink if name in self.decays else 1.0
+            shape = tuple(tensor.shape)
+            # one term for each key: a direction that is both left and updated along is drawn once
+            add = home * keep + update.displacement if update.elementwise is None else home * keep
+            for block, piece in self._pieces(tensor):
+                if keep != 1.0:
+                    piece.mul_(keep)
+                self.noise.add_to(piece, add.items(), name, shape, block)
+                if update.elementwise is not None:
+                    gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
+                    self.noise.add_to(gradient, update.displacement.items(), name, shape, block)
+                    piece.add_(update.elementwise(name, tensor.numel(), block, gradient).to(piece.dtype))
+        self.sweeps += 1
+
+    def _pieces(self, tensor: torch.Tensor) -> Iterator[tuple[Block, torch.Tensor]]:
+        """The blocks of a tensor as flat, writable, float32 or float64 pieces; written back when the loop goes on."""
+        size = self._block or (_CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK)
+        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+        for start in range(0, flat.numel(), size):
+            stop = min(start + size, flat.numel())
+            view = flat[start:stop]
+            piece = view if tensor.dtype in (torch.float32, torch.float64) else view.to(torch.float32)
+            yield (start, stop), piece
+            if piece is not view:
+                view.copy_(piece)
+        if not tensor.is_contiguous():
+            tensor.copy_(flat.view(tensor.shape))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, types, shapes and bits of the selected tensors, as `sha256:...`."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return f"sha256:{digest.hexdigest()}"
+
+    def values(self, displacement: Displacement) -> Mapping[str, torch.Tensor]:
+        """The displacement written out, a float32 tensor for each name: for tests and small problems only."""
+        written = {}
+        for name, tensor in self.tensors.items():
+            total = torch.zeros(tensor.numel(), dtype=torch.float32, device=tensor.device)
+            shape = tuple(tensor.shape)
+            self.noise.add_to(total, displacement.items(), name, shape, (0, math.prod(shape)))
+            written[name] = total.view(shape)
+        return written
+
+
+def selected(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
+    """Parameters of a module by name, tied ones once, under the name where the module shows them first.
+
+    Args:
+        module: any torch module.
+        patterns: globs of names; None takes all.
+
+    Raises:
+        ConfigError: a pattern that matches nothing, or a module without parameters.
+    """
+    named = dict(_unique_parameters(module))
+    if not named:
+        raise ConfigError("the model has no parameters to move")
+    if patterns is None:
+        return named
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
+            shown = ", ".join(list(named)[:3])
+            raise ConfigError(
+                f"the pattern {pattern!r} matches none of the model's {len(named)} parameters",
+                f"patterns are globs over names such as {shown}",
+            )
+    return {n: p for n, p in named.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+
+
+def _unique_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters, tied ones once: by object and by storage."""
+    seen: set[tuple[object, ...]] = set()
+    for name, parameter in module.named_parameters():
+        place = (parameter.data_ptr(), tuple(parameter.shape), parameter.stride()) if parameter.numel() else (name,)
+        if place not in seen:
+            seen.add(place)
+            yield name, parameter
+
+
+def _names_without_decay(module: nn.Module) -> frozenset[str]:
+    """Biases, and everything that belongs to a normalisation, by the module's type."""
+    names = set()
+    for prefix, part in module.named_modules():
+        norm = "norm" in type(part).__name__.lower()
+        for name, _ in part.named_parameters(recurse=False):
+            if norm or name == "bias" or name.endswith("_bias"):
+                names.add(f"{prefix}.{name}" if prefix else name)
+    return frozenset(names)

@@ -1,0 +1,172 @@
+"""The verbs of the command line; each only reads its arguments, calls the library and shows what came back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+app = typer.Typer(
+    help="Fine-tune language models in the memory of inference.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+out = Console()
+err = Console(stderr=True)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, for example training.steps=20", show_default=False)
+]
+DataDir = Annotated[Path | None, typer.Option(help="A folder with the task's rows as JSONL.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
+
+
+def _config(arguments: list[str] | None, data_dir: Path | None = None) -> Any:
+    """A configuration from arguments: a YAML file first, if any, then key=value."""
+    from zofo.training import read_config
+
+    given = list(arguments or [])
+    file = Path(given.pop(0)) if given and "=" not in given[0] else None
+    if data_dir is not None:
+        given.append(f"task.data_dir={json.dumps(str(data_dir))}")
+    return read_config(file, given)
+
+
+@app.command()
+def train(arguments: Overrides = None, data_dir: DataDir = None, trust_remote_code: RemoteCode = False) -> None:
+    """Train: zofo train [CONFIG.yaml] [key=value ...]."""
+    from zofo.training import as_percent
+    from zofo.training import train as run_training
+
+    run = run_training(_config(arguments, data_dir), err, trust_remote_code)
+    summary = run.summary
+    score = f"{as_percent(summary['accuracy'])} on {summary['split']} (majority {as_percent(summary['majority'])})"
+    out.print(f"accuracy {score} after {summary['queries']} queries", highlight=False)
+    out.print(f"run: {run.path}", highlight=False, soft_wrap=True)
+
+
+@app.command(name="eval")
+def evaluate(
+    arguments: Annotated[list[str], typer.Argument(help="A run folder, or key=value for a zero-shot score.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    variant: Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Score a run, or an untrained model: zofo eval RUN, or zofo eval model=... task=...."""
+    from zofo.training import as_percent
+    from zofo.training.use import evaluate_run, evaluate_zero_shot
+
+    if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
+        score = evaluate_run(Path(arguments[0]), arguments[1:], split, variant, best, data_dir, trust_remote_code)
+    else:
+        score = evaluate_zero_shot(_config(arguments, data_dir), split, trust_remote_code)
+    if as_json:
+        typer.echo(json.dumps({"split": split, **score.as_dict()}))
+        return
+    text = f"{score.metric} {as_percent(score.score)} on {split} (majority {as_percent(score.majority)}), loss {score.loss:.4f}"
+    out.print(text, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts; or rows as JSON objects, for tasks with several columns.")],
+    variant: Annotated[str | None, typer.Option(help="Which model of the run.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Label texts with a trained run: zofo predict RUN 'A joy from start to finish.'."""
+    from zofo.training import as_percent
+    from zofo.training.use import predict as label_texts
+
+    for prediction in label_texts(run, texts, variant, best, trust_remote_code):
+        if as_json:
+            typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
+            continue
+        chosen = f"{prediction.label}  ({prediction.verbalizer.strip()}, {as_percent(prediction.probability)})"
+        out.print(Text(f"{chosen}  {prediction.text}"))
+
+
+@app.command()
+def preview(
+    arguments: Overrides = None,
+    rows: Annotated[int, typer.Option(help="How many examples to show.")] = 3,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Show what the model sees: prompts, candidates, what is scored, lengths."""
+    from zofo.training.use import preview as look
+
+    seen = look(_config(arguments, data_dir), split, rows, trust_remote_code)
+    if as_json:
+        typer.echo(json.dumps(seen.as_dict(), ensure_ascii=False))
+        return
+    for example in seen.examples:
+        out.print(Text(example.where, style="dim"))
+        for candidate, tokens, gold in example.candidates:
+            scored = Text(candidate, style="bold green" if gold else "bold")
+            out.print(Text.assemble("  ", (repr(example.prompt)[1:-1], ""), scored, (f"  scored: {tokens}", "dim")))
+    out.print(
+        f"{seen.count} examples of {split}; tokens: shortest {seen.shortest}, mean {seen.mean:.1f}, longest {seen.longest}; "
+        f"{seen.sequences} sequence{'s' if seen.sequences > 1 else ''} an example",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command(name="list")
+def list_names(
+    kind: Annotated[
+        str | None, typer.Argument(help="models, tasks, methods, noises, estimators, rules or evaluators.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Names that a configuration can use."""
+    from zofo.training.use import names
+
+    found = names(kind)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table("kind", "name", "what it is", box=None, pad_edge=False)
+    for group, entries in found.items():
+        for number, (name, about) in enumerate(entries.items()):
+            table.add_row(group if number == 0 else "", name, Text(about))
+    out.print(table)
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Versions, device and folders, for a report."""
+    from zofo.training.use import describe_environment
+
+    found = describe_environment()
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        out.print(f"{name:14} {value}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where the runs and summary.json go.")] = Path("runs/demo"),
+) -> None:
+    """SmolLM2-135M learns to judge movie reviews: Bilevel-ZOFO, MeZO and FO-LoRA at equal queries."""
+    from zofo.studies import run_demo
+
+    run_demo(folder, out)

@@ -1,0 +1,115 @@
+"""Keys and displacements: a point in weight space is the base weights plus a short list of (key, coefficient).
+
+A direction z(key) is never stored, so a vector with a billion entries is a line of text. Displacements add, subtract
+and scale like the vectors they stand for.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+_TERM = struct.Struct("<QIId")  # seed, step, index, coefficient: 24 bytes
+
+
+class Key(NamedTuple):
+    """The name of one random direction, forever.
+
+    Args:
+        seed: of the run, 0 <= seed < 2**64.
+        step: in which the direction is drawn, 0 <= step < 2**32.
+        index: which direction of this step (which probe, which example), 0 <= index < 2**32.
+    """
+
+    seed: int
+    step: int
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a key
+
+
+class Displacement:
+    """A vector in weight space, sum of coefficient * z(key), held as a mapping from key to coefficient.
+
+    Terms keep the order in which they were added; a term whose coefficient is exactly zero is dropped. Instances are
+    immutable.
+
+    Args:
+        terms: the coefficient of each key.
+
+    Example:
+        >>> k = Key(seed=0, step=1)
+        >>> d = Displacement({k: 0.5}) - 2 * Displacement({k: 0.25, Key(0, 2): 1.0})
+        >>> d
+        Displacement({Key(seed=0, step=2, index=0): -2.0})
+        >>> Displacement.from_bytes(d.to_bytes()) == d
+        True
+    """
+
+    __slots__ = ("_terms",)
+
+    def __init__(self, terms: Mapping[Key, float] | None = None) -> None:
+        self._terms: dict[Key, float] = {Key(*k): float(c) for k, c in (terms or {}).items() if c != 0}
+
+    def __add__(self, other: Displacement) -> Displacement:
+        if not isinstance(other, Displacement):
+            return NotImplemented
+        terms = dict(self._terms)
+        for key, coefficient in other.items():
+            terms[key] = terms.get(key, 0.0) + coefficient
+        return Displacement(terms)
+
+    def __mul__(self, factor: float) -> Displacement:
+        return Displacement({key: coefficient * factor for key, coefficient in self._terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Displacement:
+        return self * (1.0 / divisor)
+
+    def __neg__(self) -> Displacement:
+        return self * -1.0
+
+    def __sub__(self, other: Displacement) -> Displacement:
+        return self + -other
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Displacement) and self._terms == other._terms
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._terms.items()))
+
+    def __len__(self) -> int:
+        return len(self._terms)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._terms)
+
+    def __getitem__(self, key: Key) -> float:
+        """The coefficient of `key`; zero for a key that is not a term."""
+        return self._terms.get(key, 0.0)
+
+    def items(self) -> Iterator[tuple[Key, float]]:
+        """The terms, as (key, coefficient)."""
+        return iter(self._terms.items())
+
+    def without_small(self, tolerance: float) -> Displacement:
+        """The same vector with every term of |coefficient| < `tolerance` dropped."""
+        return Displacement({k: c for k, c in self._terms.items() if abs(c) >= tolerance})
+
+    def to_bytes(self) -> bytes:
+        """24 bytes a term, little-endian: seed (uint64), step and index (uint32), coefficient (float64)."""
+        return b"".join(_TERM.pack(*key, coefficient) for key, coefficient in self._terms.items())
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Displacement:
+        """The inverse of `to_bytes`.
+
+        Raises:
+            ValueError: the length is not a whole number of terms.
+        """
+        if len(data) % _TERM.size:
+            raise ValueError(f"{len(data)} bytes are not a whole number of {_TERM.size}-byte terms")
+        return cls({Key(*fields[:3]): fields[3] for fields in _TERM.iter_unpack(data)})
+
+    def __repr__(self) -> str:
+        return f"Displacement({self._terms!r})"

@@ -1,0 +1,88 @@
+"""Every mistake a user can make, each with what was wrong, where, and what to type next.
+
+The command line prints `message` and `hint` and leaves with `exit_code`; a traceback is only ever a bug of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZofoError(Exception):
+    """Base of all errors that a user can cause.
+
+    Args:
+        message: what was wrong and where (file, row, column, key).
+        hint: what to type or change next.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(ZofoError):
+    """A configuration that cannot be built: an unknown key, a value of the wrong type, parts that clash."""
+
+
+class UnknownNameError(ConfigError):
+    """A name that no registry holds; the hint offers the nearest one."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str | None = None) -> None:
+        self.known = sorted(known)
+        near = nearest(name, self.known)
+        guess = f" Did you mean {near!r}?" if near else ""
+        super().__init__(f"unknown {kind} {name!r}.{guess}", hint or f"known: {', '.join(self.known)}")
+
+
+class DataError(ZofoError):
+    """Data that a task cannot use; the message names file, line and column."""
+
+
+class ModelError(ZofoError):
+    """A model that cannot be found, loaded, or used for what was asked."""
+
+
+class DownloadError(ZofoError):
+    """Something that had to be fetched and could not be, or whose bytes are not the expected ones."""
+
+
+class RunError(ZofoError):
+    """A run folder that cannot be written or read."""
+
+
+class EvaluatorError(ZofoError):
+    """Points that an evaluator cannot visit, or a model that it cannot move."""
+
+
+class NonFiniteError(ZofoError):
+    """A loss that is not a finite number. No update was made.
+
+    Args:
+        what: which loss it was, with the key of its direction.
+        step: the step in which it was seen, when known.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, step: int | None = None) -> None:
+        where = f"step {step}: " if step is not None else ""
+        super().__init__(
+            f"{where}non-finite {what}; the step was abandoned and the weights were not updated",
+            "lower the learning rate or epsilon, or look at the named examples with `zofo preview`",
+        )
+        self.what = what
+        self.step = step
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to `name`, or None when nothing is near."""
+    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None

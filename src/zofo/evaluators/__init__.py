@@ -1,0 +1,18 @@
+"""Asking a model for losses at points, and for first-order gradients; work is counted where it happens."""
+
+from zofo.evaluators.base import EVALUATORS, Evaluator, Losses, Point, Visit
+from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.evaluators.gradient import Gradient
+from zofo.evaluators.in_place import InPlace
+
+__all__ = [
+    "EVALUATORS",
+    "Counts",
+    "Evaluator",
+    "Gradient",
+    "InPlace",
+    "Losses",
+    "Point",
+    "Visit",
+    "counting_forwards",
+]

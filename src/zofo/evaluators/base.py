@@ -1,0 +1,70 @@
+"""The contract of evaluators: losses at points, and the weights as they were when it returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.backbone import Update
+from zofo.displacement import Displacement
+from zofo.evaluators.counts import Counts
+from zofo.registry import Registry
+
+Losses = Callable[[nn.Module, Any], torch.Tensor]
+"""An objective: (model, batch) -> one float32 loss for each example."""
+
+Point = Displacement | Sequence[Displacement]
+"""Where losses are asked for: one displacement for the whole batch, or one for each example."""
+
+
+class Visit(ABC):
+    """The inside of `Evaluator.visit`: the losses that were found, and one chance to update on the way home.
+
+    Attributes:
+        losses: float32, shape [points, examples].
+    """
+
+    losses: torch.Tensor
+
+    @abstractmethod
+    def update(self, update: Update) -> None:
+        """Fold `update` into the backbone, in the same sweep that goes home where there is one."""
+
+
+class Evaluator(ABC):
+    """The only code that looks at a model at other points than where it stands.
+
+    Attributes:
+        counts: forwards and queries made so far by this evaluator.
+    """
+
+    counts: Counts
+
+    @abstractmethod
+    def visit(self, objective: Losses, batch: Any, points: Sequence[Point]) -> AbstractContextManager[Visit]:
+        """Ask for the losses at `points`; the weights may be away from home only inside the `with` block.
+
+        When the block ends, by itself or by an exception, the weights are home: updated if `Visit.update` was called in
+        it, as before otherwise.
+
+        Args:
+            objective: turns (model, batch) into one loss for each example.
+            batch: whatever the objective understands.
+            points: where to look.
+
+        Raises:
+            EvaluatorError: a point this evaluator cannot visit.
+        """
+
+    def losses(self, objective: Losses, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+        """Losses at `points`: float32, shape [points, examples]; the weights are as before when it returns."""
+        with self.visit(objective, batch, points) as visit:
+            return visit.losses
+
+
+EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator")

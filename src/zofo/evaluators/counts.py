@@ -1,0 +1,52 @@
+"""Counting work where it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+from torch import nn
+
+
+@dataclass
+class Counts:
+    """Work done on a model.
+
+    Args:
+        forwards: calls of the model's forward.
+        backwards: backward passes.
+        queries: forward passes of one example, summed over all of them, whoever asked (zeroth or first order).
+    """
+
+    forwards: int = 0
+    backwards: int = 0
+    queries: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.forwards + other.forwards, self.backwards + other.backwards, self.queries + other.queries)
+
+    def __sub__(self, other: Counts) -> Counts:
+        return self + Counts(-other.forwards, -other.backwards, -other.queries)
+
+    def copy(self) -> Counts:
+        """The numbers as they are now."""
+        return replace(self)
+
+    def as_dict(self) -> dict[str, int]:
+        """The three numbers by name."""
+        return asdict(self)
+
+
+@contextmanager
+def counting_forwards(model: nn.Module, counts: Counts) -> Iterator[None]:
+    """While it is open, every call of `model` adds one to `counts.forwards`."""
+
+    def count(*_: object) -> None:
+        counts.forwards += 1
+
+    handle = model.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()

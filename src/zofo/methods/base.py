@@ -1,0 +1,118 @@
+"""The contract of methods: one training step, written so that it reads like its paper's algorithm."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from zofo.backbone import Backbone, Update
+from zofo.config import Config
+from zofo.evaluators import Counts, Losses
+from zofo.registry import Registry
+from zofo.rules import Rule
+from zofo.tasks import Batches
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is given to train with.
+
+    Args:
+        model: any torch module.
+        objective: turns (model, batch) into one float32 loss for each example.
+        examples: the training examples.
+        make: turns a list of examples into the batch that `objective` takes.
+        seed: of the run; every draw of the method depends on it alone.
+    """
+
+    model: nn.Module
+    objective: Losses
+    examples: Sequence[Any]
+    make: Callable[[Sequence[Any]], Any]
+    seed: int = 0
+
+    def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> Batches[Any, Any]:
+        """A seeded sequence of batches of `examples`, by default of all."""
+        return Batches(self.examples if examples is None else examples, size, self.make, self.seed, name)
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """What one step did.
+
+    Args:
+        loss: the training loss it saw, before its update.
+        counts: forwards, backwards and queries it took.
+        coefficients: every coefficient it used, by name: projected gradients, parts of the loss, the penalty.
+        update: what happened to the backbone; None for a step that does not move it.
+    """
+
+    loss: float
+    counts: Counts
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    update: Update | None = None
+
+
+class MethodConfig(Config):
+    """Options that every method has."""
+
+    name: str
+    """Which method."""
+    batch_size: int = Field(16, ge=1)
+    """Examples a batch."""
+
+
+class Method(ABC):
+    """A way to train: built from its configuration and a setting, then stepped.
+
+    Attributes:
+        Config: the class of its configuration.
+        paper: where it comes from.
+        model: the setting's model, to evaluate in one of the variants; adapters are attached to it in place.
+        variants: the models that training leaves behind, the one to report first; one for most methods.
+        backbone: the tensors that zeroth-order steps move, or None.
+        rule: how estimates become updates of the backbone, or None.
+        counts: work done so far.
+        queries_per_step: what one step costs in queries.
+    """
+
+    Config: ClassVar[type[MethodConfig]]
+    paper: ClassVar[str]
+
+    model: nn.Module
+    variants: tuple[str, ...] = ("model",)
+    backbone: Backbone | None = None
+    rule: Rule | None = None
+    counts: Counts
+    queries_per_step: int
+
+    @abstractmethod
+    def __init__(self, config: Any, setting: Setting) -> None: ...
+
+    @abstractmethod
+    def step(self, number: int) -> StepLog:
+        """Training step `number`, counted from 0.
+
+        Raises:
+            NonFiniteError: a loss was not finite; nothing was updated.
+        """
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` is the given variant."""
+        assert variant in self.variants
+        yield
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what training left beside the trajectory: adapters or trained weights, as safetensors."""
+
+
+METHODS: Registry[type[Method]] = Registry("method")

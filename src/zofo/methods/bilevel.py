@@ -1,0 +1,163 @@
+"""Bilevel-ZOFO: a first-order adapter below, a zeroth-order backbone above.
+
+Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order Techniques for Efficient LLM
+Fine-Tuning and Meta-Training", algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zofo.adapters import Adapters, LoraConfig
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.evaluators import Gradient
+from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
+from zofo.methods.first_order import OptimizerName, build_optimizer
+from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig
+from zofo.noise import permutation
+
+
+class BilevelConfig(MethodConfig, ZerothOrderConfig):
+    """Configuration of `bilevel`."""
+
+    name: Literal["bilevel"] = "bilevel"
+    """Which method."""
+    inner_steps: int = Field(10, ge=1)
+    """T: first-order steps on the lower adapter in each outer step."""
+    penalty: float = Field(100.0, ge=0)
+    """lambda: how strongly the adapter is held to the solution of the inner problem."""
+    optimizer: OptimizerName = "adam"
+    """Optimiser of both adapters."""
+    lr_lower: float = Field(1e-3, ge=0)
+    """Learning rate of the lower adapter s."""
+    lr_adapter: float = Field(1e-3, ge=0)
+    """Learning rate of the adapter p."""
+    lora: LoraConfig = LoraConfig()
+    """The shape of both adapters."""
+
+
+@METHODS.register("bilevel")
+class Bilevel(Method):
+    """min over theta, p, max over s of  F(theta, p; D_f) + penalty (F(theta, p; D_p) - F(theta, s; D_p)).
+
+    The training examples are split D_f : D_p = 1 : 2 by seed; p and s start equal. One outer step:
+
+    1. `inner_steps` first-order steps on s for F(theta, s; D_p);
+    2. one batch B_f of D_f and one B_p of D_p;
+    3. a first-order step on p for F(theta, p; B_f) + penalty F(theta, p; B_p), by two backward passes one after the other,
+       so that one graph is alive at a time;
+    4. a zeroth-order step on theta for F(theta, p; B_f) + penalty (F(theta, p; B_p) - F(theta, s; B_p)), one z for all three.
+
+    3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything is
+    averaged or multiplied by the penalty.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples.
+
+    Raises:
+        ConfigError: an estimator with a direction for each example, or too few examples for a batch of D_f.
+    """
+
+    Config = BilevelConfig
+    paper = "Shirkavand et al. 2025, Bilevel ZOFO"
+    variants = ("adapter", "lower_adapter")
+
+    def __init__(self, config: BilevelConfig, setting: Setting) -> None:
+        self._config = config
+        self._objective = setting.objective
+        size = config.batch_size
+        order = permutation(Key(setting.seed, 0), "bilevel/split", len(setting.examples))
+        third = len(order) // 3
+        upper, lower = ([setting.examples[i] for i in part] for part in (order[:third], order[third:]))
+        self._upper = setting.batches(size, "upper", upper)
+        self._lower = setting.batches(size, "lower", lower)
+        self._inner = setting.batches(size, "inner", lower)
+
+        self._zo = ZerothOrder(config, setting.model, setting.seed, size)  # before peft, so that names stay the model's
+        if self._zo.estimator.per_example:
+            raise ConfigError(
+                "bilevel compares two adapters along one shared direction, but the estimator has one for each example",
+                "set method.estimator=two-sided",
+            )
+        self.backbone, self.rule = self._zo.backbone, self._zo.rule
+        self._adapters = Adapters(setting.model, self.variants, config.lora, setting.seed)
+        self.model = setting.model
+        self._p, self._s = (self._adapters.parameters(name) for name in self.variants)
+        self._optimizer_p = build_optimizer(config.optimizer, self._p, config.lr_adapter)
+        self._optimizer_s = build_optimizer(config.optimizer, self._s, config.lr_lower)
+        self.counts = self._zo.evaluator.counts
+        self._gradient = Gradient(self.model, self.counts)
+        self.queries_per_step = (config.inner_steps + 2 + 3 * self._zo.points) * size
+
+    def step(self, number: int) -> StepLog:
+        """See `Method.step`."""
+        penalty, before = self._config.penalty, self.counts.copy()
+        p, s = self.variants
+
+        inner = []
+        for t in range(self._config.inner_steps):
+            with self._adapters.using(s):
+                batch = self._inner[number * self._config.inner_steps + t]
+                inner.append(self._gradient.accumulate(self._s, self._objective, batch).mean().item())
+            self._optimizer_s.step()
+            self._optimizer_s.zero_grad()
+
+        b_f, b_p = self._upper[number], self._lower[number]
+        try:
+            with self._adapters.using(p):
+                f_upper = self._gradient.accumulate(self._p, self._objective, b_f).mean().item()
+                f_lower = self._gradient.accumulate(self._p, self._objective, b_p, penalty).mean().item()
+
+            zo, keys = self._zo, self._zo.keys(number)
+            with zo.evaluator.visit(self._three_losses, (b_f, b_p), zo.estimator.ask(keys)) as visit:
+                parts = visit.losses.chunk(3, dim=1)
+                upper, lower_p, lower_s = (zo.estimator.tell(keys, losses) for losses in parts)
+                gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
+                update, zo.state = zo.rule.update(upper.with_gradient(gradient), zo.state)
+                visit.update(update)
+            self._optimizer_p.step()
+        finally:
+            self._optimizer_p.zero_grad()
+
+        coefficients = {
+            "penalty": penalty,
+            "loss_upper": f_upper,
+            "loss_lower": f_lower,
+            "loss_inner": sum(inner) / len(inner),
+            "penalty_gap": lower_p.loss - lower_s.loss,
+        }
+        for key in keys:
+            coefficients[f"projected_gradient_upper_{key.index}"] = upper.projected_gradients[key]
+            coefficients[f"projected_gradient_lower_p_{key.index}"] = lower_p.projected_gradients[key]
+            coefficients[f"projected_gradient_lower_s_{key.index}"] = lower_s.projected_gradients[key]
+        return StepLog(f_upper, self.counts - before, coefficients, update)
+
+    def _three_losses(self, model: nn.Module, batches: tuple[Any, Any]) -> torch.Tensor:
+        """F(p; B_f), F(p; B_p) and F(s; B_p) at the present weights, one after the other: [|B_f| + 2 |B_p|]."""
+        b_f, b_p = batches
+        p, s = self.variants
+        losses = []
+        for adapter, batch in ((p, b_f), (p, b_p), (s, b_p)):
+            with self._adapters.using(adapter):
+                losses.append(self._objective(model, batch))
+        return torch.cat(losses)
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` carries the given adapter."""
+        with self._adapters.using(variant):
+            yield
+
+    def save(self, folder: Path) -> None:
+        """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
+        for name in self.variants:
+            self._adapters.save(name, folder / name)

@@ -1,0 +1,44 @@
+"""What a distribution of directions must give: any block of z(key) for any named tensor, the same bits every time."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+
+from zofo.displacement import Key
+from zofo.registry import Registry
+
+Shape = tuple[int, ...]
+Block = tuple[int, int]
+"""Positions start <= i < stop of a tensor read as one row, first index slowest."""
+
+
+class Noise(ABC):
+    """A distribution of directions z with mean 0 and identity covariance.
+
+    A draw is a pure function of (key, tensor name, position): the same bits for any order of the tensors, any blocks,
+    any process and any device, whatever the global generators hold. Instances are immutable and hold no state.
+    """
+
+    @abstractmethod
+    def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
+        """Positions `block` of z(key) for the tensor called `name`: float32, shape [stop - start]."""
+
+    def whole(self, key: Key, name: str, shape: Shape, device: torch.device | None = None) -> torch.Tensor:
+        """z(key) for the whole tensor called `name`, in its shape, float32."""
+        block = (0, math.prod(shape))
+        return self.draw(key, name, shape, block, device or torch.device("cpu")).view(shape)
+
+    def add_to(
+        self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, shape: Shape, block: Block
+    ) -> None:
+        """`target += sum of coefficient * z(key)[block]`, in place; `target` is the block, flat, in any float type."""
+        for key, coefficient in terms:
+            z = self.draw(key, name, shape, block, target.device)
+            target.add_(z.to(target.dtype), alpha=coefficient)
+
+
+NOISES: Registry[type[Noise]] = Registry("noise")

@@ -1,0 +1,53 @@
+"""The contract of rules: how an estimate becomes an update. Pure: state goes in and comes out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+
+from zofo.backbone import Update
+from zofo.displacement import Displacement
+from zofo.estimators import Estimate
+from zofo.registry import Registry
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rule remembers between steps.
+
+    Args:
+        steps: updates made so far.
+        momentum: the decaying sum of gradients, for rules that keep it as a displacement.
+        buffers: parameter-sized float32 tensors by buffer and tensor name, for rules that say they are dense. They are
+            written in place while an update is folded in.
+    """
+
+    steps: int = 0
+    momentum: Displacement = field(default_factory=Displacement)
+    buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+
+class Rule(ABC):
+    """Turns estimates into updates.
+
+    Attributes:
+        linear: whether updates are displacements; otherwise they are written out entry by entry, and a trajectory
+            holds the gradients the rule was given.
+        dense_buffers: how many parameter-sized float32 buffers the rule keeps; zero for all but those that say so.
+    """
+
+    linear = True
+    dense_buffers = 0
+
+    def init(self) -> State:
+        """The state before the first update."""
+        return State()
+
+    @abstractmethod
+    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+        """The update that `estimate` leads to, and the next state."""
+
+
+RULES: Registry[type[Rule]] = Registry("rule")

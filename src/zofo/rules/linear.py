@@ -1,0 +1,51 @@
+"""Rules whose update is itself a displacement: SGD and momentum."""
+
+from __future__ import annotations
+
+from zofo.backbone import Update
+from zofo.estimators import Estimate
+from zofo.rules.base import RULES, Rule, State
+
+
+@RULES.register("sgd")
+class SGD(Rule):
+    """theta <- theta - lr (gradient + weight_decay theta); no decay on biases and norms.
+
+    Args:
+        lr: the step size.
+        weight_decay: as in `torch.optim.SGD`, for tensors that decay.
+    """
+
+    def __init__(self, lr: float = 1e-4, weight_decay: float = 0.0) -> None:
+        self.lr = lr
+        self.weight_decay = weight_decay
+
+    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+        """See `Rule.update`."""
+        return Update(-self.lr * estimate.gradient, self.lr * self.weight_decay), State(state.steps + 1)
+
+
+@RULES.register("momentum")
+class Momentum(Rule):
+    """m <- beta m + gradient; theta <- theta - lr m, with m a displacement: no parameter-sized buffer.
+
+    Every term of m costs one draw of its direction a step, so use it with noises that are cheap to draw (low rank), and
+    see `tolerance`.
+
+    Args:
+        lr: the step size.
+        beta: how much of m is kept a step, 0 <= beta < 1.
+        tolerance: a term is dropped once its coefficient has decayed below this share of the largest.
+    """
+
+    def __init__(self, lr: float = 1e-4, beta: float = 0.9, tolerance: float = 1e-3) -> None:
+        self.lr = lr
+        self.beta = beta
+        self.tolerance = tolerance
+
+    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+        """See `Rule.update`."""
+        momentum = self.beta * state.momentum + estimate.gradient
+        largest = max((abs(c) for _, c in momentum.items()), default=0.0)
+        momentum = momentum.without_small(self.tolerance * largest)
+        return Update(-self.lr * momentum), State(state.steps + 1, momentum)

@@ -1,0 +1,112 @@
+"""From text to tokens: where the candidate begins, and whether one sequence can score all candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zofo.errors import DataError
+from zofo.tasks.data import Example
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An example in tokens.
+
+    Args:
+        prompt: tokens before the first candidate token; shared by all candidates when `single` is set.
+        rows: for each candidate, the tokens of prompt and candidate together.
+        scored: for each candidate, how many tokens at the end of its row belong to it.
+        single: every candidate is one token after the same prompt tokens, so that one sequence scores them all.
+        gold: index of the right candidate.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    scored: tuple[int, ...]
+    single: bool
+    gold: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(map(len, self.rows))
+
+
+def encode(
+    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
+) -> list[Encoded]:
+    """Tokenise examples.
+
+    The text of prompt and candidate is tokenised together. Its candidate tokens are those from the first whose span ends
+    after the prompt, found by character offsets: a token merged across the boundary belongs to the candidate, and
+    lengths are never subtracted.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        examples: what to tokenise.
+        limit: the longest row in tokens; None for no limit.
+        truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it.
+
+    Raises:
+        DataError: a text longer than `limit`, or candidates of one example that have the same tokens.
+    """
+    texts = [example.prompt + candidate for example in examples for candidate in example.candidates]
+    if not texts:
+        return []
+    coded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
+    special = set(tokenizer.all_special_ids)
+    pairs = iter(zip(coded["input_ids"], coded["offset_mapping"], strict=True))
+    encoded = []
+    for example in examples:
+        rows, scored = [], []
+        for _ in example.candidates:
+            ids, spans = next(pairs)
+            ids, spans = _without_closing(ids, spans, special)
+            start = next(i for i, span in enumerate(spans) if span[1] > len(example.prompt))
+            ids = _fitted(ids, start, limit, truncate, special, example)
+            rows.append(tuple(ids))
+            scored.append(len(spans) - start)
+        _refuse_clash(example, rows)
+        prompts = {row[:-1] for row in rows}
+        single = all(count == 1 for count in scored) and len(prompts) == 1 and len(rows[0]) > 1
+        encoded.append(Encoded(tuple(rows), tuple(scored), single, example.gold))
+    return encoded
+
+
+def _without_closing(
+    ids: list[int], spans: list[tuple[int, int]], special: set[int]
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Without the special tokens that some tokenizers append."""
+    end = len(ids)
+    while end > 1 and ids[end - 1] in special and spans[end - 1][0] == spans[end - 1][1]:
+        end -= 1
+    return ids[:end], spans[:end]
+
+
+def _fitted(
+    ids: list[int], start: int, limit: int | None, truncate: bool, special: set[int], example: Example
+) -> list[int]:
+    if limit is None or len(ids) <= limit:
+        return ids
+    head = 1 if ids[0] in special and start > 0 else 0
+    excess = len(ids) - limit
+    if truncate and head + excess < start:
+        return ids[:head] + ids[head + excess :]
+    raise DataError(
+        f"{example.where or repr(example.prompt[:40])}: the text has {len(ids)} tokens with its candidate, "
+        f"but the limit is {limit}",
+        "shorten the row, or drop the oldest tokens of long prompts with task.truncate=left",
+    )
+
+
+def _refuse_clash(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
+    first: dict[tuple[int, ...], int] = {}
+    for index, row in enumerate(rows):
+        if row in first:
+            one, two = example.candidates[first[row]], example.candidates[index]
+            raise DataError(
+                f"{example.where}: the candidates {one!r} and {two!r} have the same tokens, so no score can tell them apart",
+                "choose other verbalizers in a copy of the task file",
+            )
+        first[row] = index

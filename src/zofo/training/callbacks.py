@@ -1,0 +1,183 @@
+"""Everything of a run that is not the loop, each with its own state."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zofo.evaluators import Counts
+from zofo.methods import Method, StepLog
+from zofo.training.evaluation import Evaluation, as_percent
+from zofo.training.memory import PeakMemory
+from zofo.training.trajectory import TrajectoryWriter
+
+
+class Callback:
+    """Told what happens in the loop, in the order in which the callbacks are given."""
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        """A step was made; `number` counts from 0."""
+
+    def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
+        """The model was evaluated after `steps` steps; a score for each of its variants."""
+
+    def after_run(self, error: BaseException | None) -> None:
+        """The loop ended, by itself or by `error`."""
+
+
+class MetricsLog(Callback):
+    """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
+
+    Args:
+        path: of the new file.
+        method: whose counts are written.
+    """
+
+    def __init__(self, path: Path, method: Method) -> None:
+        self._file = path.open("x", encoding="utf-8")
+        self._method = method
+        self._start = time.perf_counter()
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        """See `Callback`."""
+        line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
+        self._write(line)
+
+    def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
+        """See `Callback`."""
+        for variant, score in scores.items():
+            self._write({"event": "evaluation", "steps": steps, "variant": variant, **score.as_dict()})
+
+    def after_run(self, error: BaseException | None) -> None:
+        """See `Callback`."""
+        if error is not None:
+            self._write({"event": "stopped", "error": type(error).__name__, "message": str(error)})
+        self._file.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        stamped = {**line, "seconds": round(time.perf_counter() - self._start, 3)}
+        self._file.write(json.dumps(stamped) + "\n")
+        self._file.flush()
+
+
+class TrajectoryLog(Callback):
+    """`trajectory.bin`: every update of the backbone.
+
+    Args:
+        writer: of the new file.
+    """
+
+    def __init__(self, writer: TrajectoryWriter) -> None:
+        self._writer = writer
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        """See `Callback`."""
+        if log.update is not None:
+            self._writer.append(log.update)
+
+    def after_run(self, error: BaseException | None) -> None:
+        """See `Callback`."""
+        self._writer.close()
+
+
+class Best(Callback):
+    """Keeps the adapters or weights of the best evaluation so far, and remembers which one it was.
+
+    Args:
+        folder: where they are kept; written over whenever a better one is seen.
+        save: writes what training has made so far into a folder.
+    """
+
+    def __init__(self, folder: Path, save: Callable[[Path], None]) -> None:
+        self._folder = folder
+        self._save = save
+        self.score = -1.0
+        self.step = 0
+
+    def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
+        """See `Callback`."""
+        first = next(iter(scores.values()))
+        if first.score > self.score:
+            self.score, self.step = first.score, steps
+            self._folder.mkdir(exist_ok=True)
+            self._save(self._folder)
+
+
+class ProgressLine(Callback):
+    """One line: step, loss, score, queries a second, time left, memory. Plain lines when there is no terminal.
+
+    Args:
+        console: where to show it.
+        name: of what is trained.
+        steps: in all.
+        method: whose counts are shown.
+        memory: what is watched.
+    """
+
+    def __init__(self, console: Console, name: str, steps: int, method: Method, memory: PeakMemory) -> None:
+        self._console, self._name, self._steps, self._method, self._memory = console, name, steps, method, memory
+        self._start = time.perf_counter()
+        self._score = ""
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[shown]}"), console=console)
+            self._task = self._bar.add_task(name, total=steps, shown="")
+            self._bar.start()
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        """See `Callback`."""
+        done = number + 1
+        seconds = time.perf_counter() - self._start
+        rate = self._method.counts.queries / seconds
+        shown = f"loss {log.loss:.3f}{self._score}  {rate:.0f} queries/s  {self._memory.now() / 2**30:.2f} GiB"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, shown=shown)
+        elif done == self._steps or done % max(1, self._steps // 10) == 0:
+            left = seconds / done * (self._steps - done)
+            self._console.print(
+                f"{self._name}  step {done}/{self._steps}  {shown}  {left:.0f} s left", highlight=False, soft_wrap=True
+            )
+
+    def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
+        """See `Callback`."""
+        first = next(iter(scores.values()))
+        self._score = f"  {first.metric} {as_percent(first.score)}"
+        if self._bar is None:
+            self._console.print(
+                f"{self._name}  after {steps} steps{self._score}  loss {first.loss:.3f}", highlight=False
+            )
+
+    def after_run(self, error: BaseException | None) -> None:
+        """See `Callback`."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Evaluating:
+    """Scores every variant of the method on validation, and counts that work apart from training's.
+
+    Args:
+        method: what is evaluated.
+        score: scores the method's model as it stands, counting into the given counts.
+    """
+
+    def __init__(self, method: Method, score: Callable[[Counts], Evaluation]) -> None:
+        self._method = method
+        self._score = score
+        self.counts = Counts()
+        self.last: dict[str, Evaluation] = {}
+
+    def __call__(self) -> dict[str, Evaluation]:
+        """The score of each variant."""
+        self.last = {}
+        for variant in self._method.variants:
+            with self._method.using(variant):
+                self.last[variant] = self._score(self.counts)
+        return self.last

@@ -1,0 +1,127 @@
+"""The whole configuration of a run, and its written forms: YAML and `key=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from zofo.backbone import ModelConfig
+from zofo.config import Config, validated
+from zofo.errors import ConfigError
+from zofo.methods import METHODS, BilevelConfig, MethodConfig
+from zofo.tasks import TaskConfig
+
+
+class TrainingConfig(Config):
+    """How long, how often evaluated, and with which seed."""
+
+    seed: int = Field(0, ge=0, lt=1 << 64)
+    """Of the run: directions, data order and adapters depend on it alone."""
+    steps: int = Field(100, ge=1)
+    """Steps to train; for `bilevel`, outer steps."""
+    queries: int | None = Field(None, ge=1)
+    """A budget of queries in place of `steps`: as many whole steps as it pays for."""
+    eval_every: int | None = Field(None, ge=1)
+    """Steps between evaluations on validation; by default only at the end."""
+    eval_batch_size: int = Field(32, ge=1)
+    """Examples a batch in evaluation."""
+
+
+def _method(value: Any) -> Any:
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict):
+        return value
+    return validated(METHODS[value.get("name", "bilevel")].Config, value, "method")
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class RunConfig(Config):
+    """Everything that a run depends on. A bare name may stand for a group that has one: `model: smollm2-135m`."""
+
+    model: Annotated[ModelConfig, BeforeValidator(_named)] = ModelConfig()
+    """Which model."""
+    task: Annotated[TaskConfig, BeforeValidator(_named)] = TaskConfig()
+    """Which task."""
+    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method)] = Field(default_factory=BilevelConfig)
+    """Which method, with its parts."""
+    training: TrainingConfig = TrainingConfig()
+    """How long."""
+    run: Path | None = None
+    """The folder that the run is written to; by default a new one under `runs`."""
+
+    def to_yaml(self) -> str:
+        """The complete tree, readable by `read_config`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_config(file: Path | None = None, overrides: Sequence[str] = (), **groups: Any) -> RunConfig:
+    """Build a configuration from a YAML file, then `groups`, then `key=value` overrides; the last one wins.
+
+    Args:
+        file: a YAML file with any part of the tree.
+        overrides: `path.to.key=value`, the value read as YAML; a name in place of a group sets its name.
+        groups: top-level groups, as plain data.
+
+    Raises:
+        ConfigError: names the file or the override, the key, and the nearest right one.
+    """
+    tree: dict[str, Any] = {}
+    where = "configuration"
+    if file is not None:
+        where = str(file)
+        tree = _read_yaml(file)
+    for group, value in groups.items():
+        _set(tree, [group], value)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"{override!r} is not key=value", "write for example training.steps=20")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"{override!r}: the value is not YAML", "quote it, for example 'layers=[*.29.*]'"
+            ) from error
+        _set(tree, path.split("."), value)
+    return validated(RunConfig, tree, where)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(file)!r}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
+    return content
+
+
+def _set(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set one key. A name joins options that were given without one; another name replaces the group."""
+    for part in path[:-1]:
+        below = tree.get(part, {})
+        if isinstance(below, str):
+            below = {"name": below}
+        if not isinstance(below, dict):
+            raise ConfigError(f"{'.'.join(path)}: {part!r} is {below!r} and has no keys below it")
+        tree[part] = below = dict(below)
+        tree = below
+    old = tree.get(path[-1])
+    if isinstance(old, Mapping) and isinstance(value, Mapping):
+        tree[path[-1]] = {**old, **value}
+    elif isinstance(old, Mapping) and isinstance(value, str) and old.get("name", value) == value:
+        tree[path[-1]] = {**old, "name": value}
+    else:
+        tree[path[-1]] = value

@@ -1,0 +1,257 @@
+"""A run is a folder: what was asked, what happened, and what came out of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+
+from zofo.adapters import load_adapter
+from zofo.backbone import Backbone, LoadedModel, load_model, selected
+from zofo.config import validated
+from zofo.displacement import Displacement
+from zofo.errors import RunError
+from zofo.estimators import Estimate
+from zofo.methods.zeroth_order import NoiseConfig, RuleConfig
+from zofo.noise import STREAM_VERSION, Gaussian
+from zofo.rules import Rule
+from zofo.tasks import Batch, Encoded, Example, Split, Task, collate, encode, load_examples, load_task
+from zofo.training.config import RunConfig
+from zofo.training.trajectory import Trajectory
+
+_PACKAGES = ("zofo", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a configuration names, loaded: the model, the task and its examples in tokens.
+
+    Args:
+        loaded: model and tokenizer.
+        task: the task file.
+        examples: of each split, as text.
+        encoded: of each split, in tokens.
+    """
+
+    loaded: LoadedModel
+    task: Task
+    examples: dict[Split, list[Example]]
+    encoded: dict[Split, list[Encoded]]
+
+    @property
+    def make(self) -> Callable[[Sequence[Encoded]], Batch]:
+        """Turns encoded examples into a batch on the model's device."""
+        return batch_maker(self.loaded)
+
+
+def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Encoded]], Batch]:
+    """Turns encoded examples into a batch that suits the model."""
+    return functools.partial(collate, pad=loaded.tokenizer.pad_token_id, device=loaded.device)
+
+
+def load_material(config: RunConfig, remote_code: bool = False) -> Material:
+    """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
+
+    Raises:
+        ZofoError: whatever is wrong with task, data or model.
+    """
+    task = load_task(config.task.name)
+    examples = load_examples(task, config.task)
+    loaded = load_model(config.model, remote_code)
+    encoded = {split: encode_for(config, loaded, rows) for split, rows in examples.items()}
+    return Material(loaded, task, examples, encoded)
+
+
+def encode_for(config: RunConfig, loaded: LoadedModel, examples: Sequence[Example]) -> list[Encoded]:
+    """Tokenise examples within the limit of the configuration and the model."""
+    own = getattr(loaded.model.config, "max_position_embeddings", None)
+    limits = [limit for limit in (config.task.max_length, own) if limit]
+    limit = min(limits) if limits else None
+    return encode(loaded.tokenizer, examples, limit, config.task.truncate == "left")
+
+
+class RunFolder:
+    """The paths inside a run, and what they hold.
+
+    `config.yaml` is the resolved configuration, `environment.json` versions and hashes, `metrics.jsonl` a line a step and an
+    evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft adapter (`lower_adapter/` the second one of
+    `bilevel`), `weights.safetensors` weights trained by first-order steps, `best/` the same as of the best evaluation,
+    `summary.json` the outcome.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: RunConfig) -> RunFolder:
+        """A new folder for a run: the configured one, or a new one under `runs`.
+
+        Raises:
+            RunError: it exists, or cannot be written.
+        """
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        path = config.run or Path("runs") / f"{Path(config.task.name).stem}-{config.method.name}-{stamp}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise RunError(
+                f"the run folder {str(path)!r} exists, and a run never overwrites another",
+                f"choose another with run={path}-2, or remove it",
+            ) from error
+        except OSError as error:
+            raise RunError(f"cannot make the run folder {str(path)!r}: {error.strerror}") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            RunError: no run there.
+        """
+        if not (path / "config.yaml").is_file():
+            raise RunError(
+                f"{str(path)!r} is not a run folder (it has no config.yaml)", "runs are written by `zofo train`"
+            )
+        return cls(path)
+
+    @property
+    def trajectory(self) -> Path:
+        """Where the updates of the backbone are."""
+        return self.path / "trajectory.bin"
+
+    @property
+    def metrics(self) -> Path:
+        """Where the lines of steps and evaluations are."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def best(self) -> Path:
+        """Where adapters and weights as of the best evaluation are."""
+        return self.path / "best"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration the run was made with."""
+        content = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return validated(RunConfig, content, str(self.path / "config.yaml"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The outcome.
+
+        Raises:
+            RunError: the run has not ended.
+        """
+        path = self.path / "summary.json"
+        if not path.is_file():
+            raise RunError(f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped")
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+    def write_start(self, config: RunConfig, model_hash: str) -> None:
+        """Write what is known before the first step."""
+        (self.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        self.write_json("environment.json", {**environment(), "model_hash": model_hash})
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write one JSON file of the folder."""
+        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def restore(self, loaded: LoadedModel, variant: str | None = None, best: bool = False) -> None:
+        """Turn the freshly loaded base model into the trained one: replay, then attach adapters or weights.
+
+        Args:
+            loaded: the run's base model, as loaded.
+            variant: for runs that leave several models behind, which; by default the one reported first.
+            best: as of the best evaluation instead of the last step.
+
+        Raises:
+            RunError: the base model is not the run's, or a part is missing or damaged.
+        """
+        wanted = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["model_hash"]
+        if model_hash(loaded) != wanted:
+            raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
+        summary = self.summary
+        folder, last = self.path, None
+        if best:
+            if not self.best.is_dir():
+                raise RunError(f"{str(self.path)!r} kept no best model", "train with training.eval_every=10")
+            folder, last = self.best, int(summary["best"]["step"])
+        if self.trajectory.is_file():
+            replay(loaded.model, Trajectory.read(self.trajectory), last)
+        if (folder / "weights.safetensors").is_file():
+            _load_weights(loaded.model, folder / "weights.safetensors")
+        variants = list(summary["variants"])
+        variant = variant or variants[0]
+        if variant not in variants:
+            raise RunError(f"the run has no model {variant!r}", f"it has: {', '.join(variants)}")
+        if (folder / variant).is_dir():
+            load_adapter(loaded.model, folder / variant)
+
+
+def model_hash(loaded: LoadedModel) -> str:
+    """SHA-256 of all weights of a freshly loaded model."""
+    return Backbone(loaded.model, Gaussian()).fingerprint()
+
+
+def replay(model: Any, trajectory: Trajectory, steps: int | None = None) -> None:
+    """Apply a trajectory to its base model.
+
+    Updates that are displacements add up to one, which is folded in by a single sweep; the weights agree with those of
+    training up to float32 rounding. Other rules are run again, update by update.
+
+    Args:
+        model: the base model.
+        trajectory: from the run.
+        steps: how many updates; all by default.
+    """
+    header = trajectory.header
+    if header.get("stream") != STREAM_VERSION:
+        raise RunError("the trajectory was written with another noise stream, which this version cannot draw")
+    backbone = Backbone(model, NoiseConfig.model_validate(header["noise"]).build(), header["select"])
+    rule: Rule = RuleConfig.model_validate(header["rule"]).build()
+    updates = trajectory.updates[:steps]
+    if rule.linear and not any(update.shrink for update in updates):
+        total = Displacement()
+        for update in updates:
+            total = total + update.displacement
+        backbone.fold(total)
+        return
+    state = rule.init()
+    for update in updates:
+        if not rule.linear:
+            update, state = rule.update(Estimate.of(update.displacement), state)
+        backbone.fold(update)
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    own = selected(model)
+    for name, tensor in load_file(path).items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise RunError(f"{path}: {name!r} does not fit the model")
+        own[name].data.copy_(tensor)

@@ -1,0 +1,121 @@
+"""From a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+
+from zofo.errors import ConfigError, NonFiniteError
+from zofo.evaluators import Counts
+from zofo.methods import METHODS, Method, Setting
+from zofo.noise import STREAM_VERSION
+from zofo.objectives import classification_loss
+from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
+from zofo.training.config import RunConfig
+from zofo.training.evaluation import Evaluation, evaluate
+from zofo.training.memory import PeakMemory
+from zofo.training.run import Material, RunFolder, load_material, model_hash
+from zofo.training.trainer import run_loop
+from zofo.training.trajectory import TrajectoryWriter
+
+
+def train(config: RunConfig, console: Console | None = None, remote_code: bool = False) -> RunFolder:
+    """Train what `config` describes and write its run folder.
+
+    Args:
+        config: the whole configuration.
+        console: where progress is shown; by default nowhere.
+        remote_code: allow the model's repository to run its own code.
+
+    Returns:
+        The run, with adapters or trajectory, metrics and summary.
+
+    Raises:
+        ZofoError: a mistake in the configuration, data or model, found before the run folder is made.
+        NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
+    """
+    console = console or Console(quiet=True)
+    if config.run is not None and config.run.exists():
+        RunFolder.create(config)  # refuses, before anything is loaded
+    material = load_material(config, remote_code)
+    base_hash = model_hash(material.loaded)
+    setting = Setting(
+        material.loaded.model, classification_loss, material.encoded["train"], material.make, config.training.seed
+    )
+    method = METHODS[config.method.name](config.method, setting)
+    steps = number_of_steps(config, method)
+    folder = RunFolder.create(config)
+    folder.write_start(config, base_hash)
+
+    def score(counts: Counts) -> Evaluation:
+        size = config.training.eval_batch_size
+        examples = material.encoded["validation"]
+        return evaluate(method.model, examples, material.make, material.task.metric, size, counts)
+
+    evaluating = Evaluating(method, score)
+    memory = PeakMemory(material.loaded.device)
+    best = Best(folder.best, method.save)
+    callbacks: list[Callback] = [MetricsLog(folder.metrics, method), best]
+    if method.backbone is not None:
+        callbacks.append(TrajectoryLog(TrajectoryWriter(folder.trajectory, config.training.seed, _header(config))))
+    callbacks.append(ProgressLine(console, config.method.name, steps, method, memory))
+
+    start = time.perf_counter()
+    stopped: str | None = None
+    try:
+        with memory.watching():
+            run_loop(method, steps, callbacks, evaluating, config.training.eval_every)
+    except (NonFiniteError, KeyboardInterrupt) as error:
+        stopped = str(error) or type(error).__name__
+        raise
+    finally:
+        method.save(folder.path)
+        outcome = _summary(config, material, method, evaluating, best)
+        timing = {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": memory.bytes, "stopped": stopped}
+        folder.write_json("summary.json", {**outcome, **timing})
+    return folder
+
+
+def number_of_steps(config: RunConfig, method: Method) -> int:
+    """The configured steps, or as many as the budget of queries pays for.
+
+    Raises:
+        ConfigError: the budget does not pay for one step.
+    """
+    budget = config.training.queries
+    if budget is None:
+        return config.training.steps
+    steps = budget // method.queries_per_step
+    if steps < 1:
+        raise ConfigError(
+            f"training.queries is {budget}, but one step of {config.method.name!r} takes {method.queries_per_step}",
+            f"give at least training.queries={method.queries_per_step}",
+        )
+    return steps
+
+
+def _header(config: RunConfig) -> dict[str, Any]:
+    """What a replay has to know, from the parts of a zeroth-order method."""
+    method = config.method.model_dump(mode="json")
+    parts = ("noise", "rule", "estimator", "evaluator", "select")
+    return {"stream": STREAM_VERSION, "method": config.method.name, **{part: method[part] for part in parts}}
+
+
+def _summary(
+    config: RunConfig, material: Material, method: Method, evaluating: Evaluating, best: Best
+) -> dict[str, Any]:
+    scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
+    return {
+        "method": config.method.name,
+        "task": material.task.name,
+        "task_version": material.task.version,
+        "model": config.model.name,
+        "split": "validation",
+        **next(iter(scores.values()), {}),
+        "variants": {variant: scores.get(variant, {}) for variant in method.variants},
+        "best": {"step": best.step, "score": best.score},
+        **method.counts.as_dict(),
+        "evaluation": evaluating.counts.as_dict(),
+    }

@@ -1,0 +1,50 @@
+"""The loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from zofo.errors import NonFiniteError
+from zofo.methods import Method
+from zofo.training.callbacks import Callback
+from zofo.training.evaluation import Evaluation
+
+
+def run_loop(
+    method: Method,
+    steps: int,
+    callbacks: Sequence[Callback],
+    evaluate: Callable[[], Mapping[str, Evaluation]],
+    eval_every: int | None = None,
+) -> None:
+    """Step the method, evaluate when it is due and at the end, and tell the callbacks.
+
+    Args:
+        method: what is trained.
+        steps: how many.
+        callbacks: told of each step and evaluation, and of the end however it comes.
+        evaluate: scores the method as it stands.
+        eval_every: steps between evaluations; None evaluates at the end only.
+
+    Raises:
+        NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
+    """
+    error: BaseException | None = None
+    try:
+        for number in range(steps):
+            try:
+                log = method.step(number)
+            except NonFiniteError as problem:
+                raise problem if problem.step is not None else NonFiniteError(problem.what, number) from problem
+            for callback in callbacks:
+                callback.after_step(number, log)
+            if number + 1 == steps or (eval_every and (number + 1) % eval_every == 0):
+                scores = evaluate()
+                for callback in callbacks:
+                    callback.after_evaluation(number + 1, scores)
+    except BaseException as problem:
+        error = problem
+        raise
+    finally:
+        for callback in callbacks:
+            callback.after_run(error)

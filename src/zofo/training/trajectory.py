@@ -1,0 +1,124 @@
+"""The trajectory: every update of the backbone, in 16 bytes a term. With the base model it is the trained model.
+
+File format, little-endian: the magic `ZOFOTRJ1`, the length of the header (uint32), the header as JSON, then one record an
+update: number of terms (uint32, highest bit set when a shrink follows), CRC-32 of the payload (uint32), and the payload: the
+shrink (float64, if any) and for each term step (uint32), index (uint32), coefficient (float64). The seed of all keys stands
+in the header. A one-term update takes 24 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from zofo.backbone import Update
+from zofo.displacement import Displacement, Key
+from zofo.errors import RunError
+
+MAGIC = b"ZOFOTRJ1"
+_FRAME, _TERM, _SHRINK = struct.Struct("<II"), struct.Struct("<IId"), struct.Struct("<d")
+_HAS_SHRINK = 1 << 31
+_MAX_HEADER = 1 << 20
+
+
+class TrajectoryWriter:
+    """Appends updates to a new trajectory file; each is on its way to disk when `append` returns.
+
+    Args:
+        path: of the new file.
+        seed: that all keys share.
+        header: anything JSON that a reader needs to replay: noise, rule, selection, hash of the base weights.
+    """
+
+    def __init__(self, path: Path, seed: int, header: Mapping[str, Any]) -> None:
+        self._seed = seed
+        self._file: IO[bytes] = path.open("xb")
+        text = json.dumps({"seed": seed, **header}, sort_keys=True).encode()
+        self._file.write(MAGIC + struct.pack("<I", len(text)) + text)
+        self._file.flush()
+
+    def append(self, update: Update) -> None:
+        """Write one update. For a rule that is not linear, its displacement is the gradient the rule was given."""
+        payload = _SHRINK.pack(update.shrink) if update.shrink else b""
+        for key, coefficient in update.displacement.items():
+            if key.seed != self._seed:
+                raise ValueError(f"{key} does not have the trajectory's seed {self._seed}")
+            payload += _TERM.pack(key.step, key.index, coefficient)
+        count = len(update.displacement) | (_HAS_SHRINK if update.shrink else 0)
+        self._file.write(_FRAME.pack(count, zlib.crc32(payload)) + payload)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; a closed trajectory takes no more updates."""
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A trajectory file, read.
+
+    Args:
+        header: as it was given to the writer, with the seed.
+        updates: one for each step that moved the backbone, in order.
+        whole: False when the file ends inside a record; `updates` then holds all before it.
+    """
+
+    header: Mapping[str, Any]
+    updates: tuple[Update, ...]
+    whole: bool
+
+    @classmethod
+    def read(cls, path: Path) -> Trajectory:
+        """Read a trajectory file, up to the last whole record.
+
+        Raises:
+            RunError: not a trajectory, or a record whose checksum is wrong.
+        """
+        data = path.read_bytes()
+        start = len(MAGIC) + 4
+        length = struct.unpack_from("<I", data, len(MAGIC))[0] if len(data) >= start else 0
+        if not data.startswith(MAGIC) or length > _MAX_HEADER or len(data) < start + length:
+            raise RunError(f"{path}: not a trajectory of this version of zofo")
+        try:
+            header = json.loads(data[start : start + length])
+            seed = int(header["seed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: the header of the trajectory is damaged") from error
+        records = _Records(path, data, start + length, seed)
+        updates = tuple(records)
+        return cls(header, updates, records.whole)
+
+
+class _Records:
+    def __init__(self, path: Path, data: bytes, start: int, seed: int) -> None:
+        self._path, self._data, self._at, self._seed = path, data, start, seed
+        self.whole = True
+
+    def __iter__(self) -> Iterator[Update]:
+        data = self._data
+        while self._at < len(data):
+            body = self._at + _FRAME.size
+            if body > len(data):
+                self.whole = False
+                return
+            count, checksum = _FRAME.unpack_from(data, self._at)
+            shrinks, count = bool(count & _HAS_SHRINK), count & ~_HAS_SHRINK
+            end = body + _SHRINK.size * shrinks + _TERM.size * count
+            if end > len(data):
+                self.whole = False
+                return
+            payload = data[body:end]
+            if zlib.crc32(payload) != checksum:
+                raise RunError(f"{self._path}: the record at byte {self._at} is damaged (its checksum is wrong)")
+            yield self._update(payload, shrinks)
+            self._at = end
+
+    def _update(self, payload: bytes, shrinks: bool) -> Update:
+        shrink = _SHRINK.unpack_from(payload)[0] if shrinks else 0.0
+        terms = _TERM.iter_unpack(payload[_SHRINK.size * shrinks :])
+        return Update(Displacement({Key(self._seed, step, index): c for step, index, c in terms}), shrink)

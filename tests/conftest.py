@@ -1,0 +1,121 @@
+"""Tiny real architectures, built from a configuration, with a tokenizer trained on a few lines: offline, in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+LINES = [
+    "the film is a joy from start to finish . It was great terrible",
+    "a dull and lifeless story that never finds its way . It was terrible great",
+    "an honest , warm and funny picture , not to be missed . yes no maybe",
+    "it drags on and on , and nobody laughed . wonderful awful good bad",
+]
+ARCHITECTURES = ("llama", "gpt2", "opt", "qwen2")
+
+
+def tiny_config(kind: str, vocabulary: int, positions: int = 64) -> transformers.PretrainedConfig:
+    common = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    llama_like = {
+        **common,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": positions,
+    }
+    if kind == "llama":
+        return transformers.LlamaConfig(**llama_like, tie_word_embeddings=True)
+    if kind == "qwen2":
+        return transformers.Qwen2Config(**llama_like)
+    if kind == "gpt2":
+        return transformers.GPT2Config(**common, n_embd=16, n_layer=2, n_head=2, n_positions=positions)
+    if kind == "opt":
+        return transformers.OPTConfig(
+            **common,
+            hidden_size=16,
+            word_embed_proj_dim=16,
+            ffn_dim=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=positions,
+        )
+    raise ValueError(kind)
+
+
+def build_model(kind: str, vocabulary: int = 300, seed: int = 0, positions: int = 64):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config(kind, vocabulary, positions))
+        for parameter in model.parameters():  # larger than the usual start, so that outputs differ visibly
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.15)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def build_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(LINES * 4, trainer)
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, tokenizer) -> Path:
+    """A tiny Llama saved as a transformers folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    build_model("llama", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def review_rows(count: int, start: int = 0) -> list[dict[str, object]]:
+    good, bad = ("a joy", "warm and funny", "an honest picture"), ("dull", "lifeless", "it drags on")
+    rows = []
+    for i in range(start, start + count):
+        label = i % 2
+        words = (good if label else bad)[i // 2 % 3]
+        rows.append({"sentence": f"{words} film number {i}", "label": label})
+    return rows
+
+
+def write_rows(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture()
+def data_dir(tmp_path) -> Path:
+    """A folder of made-up reviews, as `--data-dir` takes it."""
+    folder = tmp_path / "data"
+    write_rows(folder / "train.jsonl", review_rows(60))
+    write_rows(folder / "validation.jsonl", review_rows(12, 60))
+    write_rows(folder / "test.jsonl", review_rows(12, 80))
+    return folder
