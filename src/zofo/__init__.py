@@ -1,8 +1,8 @@
 """zofo: fine-tune language models in the memory of inference, at close to the speed of inference.
 
-The idea: a point in weight space is the base weights plus a `Displacement`, a short list of (`Key`, coefficient). Everything
-else is built on it: a `Noise` gives a key its direction, an `Evaluator` asks a model for losses at points, an `Estimator`
-turns losses into a gradient, a `Rule` turns a gradient into an update, a `Method` is one training step.
+The idea: a point in weight space is the base weights plus a `Displacement`, a short list of (`Key`, coefficient).
+Everything else is built on it: a `Noise` gives a key its direction, an `Evaluator` asks a model for losses at points,
+an `Estimator` turns losses into a gradient, a `Rule` turns a gradient into an update, a `Method` is one training step.
 """
 
 from zofo.backbone import Backbone, Update, load_model

@@ -22,7 +22,7 @@ class ModelConfig(Config):
     """Which model, and how it is loaded."""
 
     name: str = "smollm2-135m"
-    """An embedded model (`zofo list models`), a folder with a transformers model, or a Hub id such as `facebook/opt-125m`."""
+    """An embedded model (`zofo list models`), a folder with a transformers model, or a Hub id (`facebook/opt-125m`)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type of the weights."""
     revision: str | None = None

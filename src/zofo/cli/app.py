@@ -74,8 +74,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps({"split": split, **score.as_dict()}))
         return
-    text = f"{score.metric} {as_percent(score.score)} on {split} (majority {as_percent(score.majority)}), loss {score.loss:.4f}"
-    out.print(text, highlight=False, soft_wrap=True)
+    text = f"{score.metric} {as_percent(score.score)} on {split} (majority {as_percent(score.majority)})"
+    out.print(f"{text}, loss {score.loss:.4f}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -120,19 +120,15 @@ def preview(
         for candidate, tokens, gold in example.candidates:
             scored = Text(candidate, style="bold green" if gold else "bold")
             out.print(Text.assemble("  ", (repr(example.prompt)[1:-1], ""), scored, (f"  scored: {tokens}", "dim")))
-    out.print(
-        f"{seen.count} examples of {split}; tokens: shortest {seen.shortest}, mean {seen.mean:.1f}, longest {seen.longest}; "
-        f"{seen.sequences} sequence{'s' if seen.sequences > 1 else ''} an example",
-        highlight=False,
-        soft_wrap=True,
-    )
+    lengths = f"shortest {seen.shortest}, mean {seen.mean:.1f}, longest {seen.longest}"
+    sequences = "one sequence" if seen.sequences == 1 else f"{seen.sequences} sequences"
+    text = f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example"
+    out.print(text, highlight=False, soft_wrap=True)
 
 
 @app.command(name="list")
 def list_names(
-    kind: Annotated[
-        str | None, typer.Argument(help="models, tasks, methods, noises, estimators, rules or evaluators.")
-    ] = None,
+    kind: Annotated[str | None, typer.Argument(help="models, tasks, methods, noises, rules ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Names that a configuration can use."""

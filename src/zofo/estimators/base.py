@@ -1,4 +1,4 @@
-"""The contract of estimators: say where to ask, then turn the answers into a gradient. Pure functions of their input."""
+"""The contract of estimators: say where to ask, then turn the answers into a gradient. Pure functions."""
 
 from __future__ import annotations
 

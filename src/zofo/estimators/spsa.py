@@ -51,8 +51,8 @@ class OneSided(Estimator):
 class PerExample(Estimator):
     """Two-sided differences with a direction of its own for each of the B examples: gradient = mean_b pg_b z_b.
 
-    pg_b = [l_b(theta + e z_b) - l_b(theta - e z_b)] / 2e uses example b alone, so one batch averages B directions for the
-    forwards of one. Needs an evaluator that can visit one point for each example.
+    pg_b = [l_b(theta + e z_b) - l_b(theta - e z_b)] / 2e uses example b alone, so one batch averages B directions for
+    the forwards of one. Needs an evaluator that can visit one point for each example.
     """
 
     per_example = True

@@ -23,8 +23,8 @@ class InPlace(Evaluator):
     One sweep over the weights for each move; the last move home and the update are one sweep, so a two-sided step takes
     three (the usual implementation takes four). No copy of any tensor is made: extra memory is a few blocks of noise.
 
-    float32 moves leave a rounding of about 1e-7 of a weight's size a step; half precision loses far more, and is refused
-    unless `allow_half` is set.
+    float32 moves leave a rounding of about 1e-7 of a weight's size a step; half precision loses far more, and is
+    refused unless `allow_half` is set.
 
     Args:
         model: run by the objective; in evaluation mode if dropout is to be off.
@@ -85,6 +85,6 @@ def _shared(point: Point) -> Displacement:
     if isinstance(point, Displacement):
         return point
     raise EvaluatorError(
-        "moving the weights in place gives all examples of a batch the same direction, but the estimator asked for one each",
+        "moving weights in place gives a batch one direction, but the estimator asked for one for each example",
         "use an estimator with shared directions, such as estimator=two-sided",
     )

@@ -1,7 +1,7 @@
 """Bilevel-ZOFO: a first-order adapter below, a zeroth-order backbone above.
 
-Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order Techniques for Efficient LLM
-Fine-Tuning and Meta-Training", algorithm 2.
+Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order Techniques for Efficient
+LLM Fine-Tuning and Meta-Training", algorithm 2.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ class Bilevel(Method):
 
     1. `inner_steps` first-order steps on s for F(theta, s; D_p);
     2. one batch B_f of D_f and one B_p of D_p;
-    3. a first-order step on p for F(theta, p; B_f) + penalty F(theta, p; B_p), by two backward passes one after the other,
+    3. a first-order step on p for F(theta, p; B_f) + penalty F(theta, p; B_p), by two backward passes one after the
+       other,
        so that one graph is alive at a time;
-    4. a zeroth-order step on theta for F(theta, p; B_f) + penalty (F(theta, p; B_p) - F(theta, s; B_p)), one z for all three.
+    4. a zeroth-order step on theta for F(theta, p; B_f) + penalty (F(theta, p; B_p) - F(theta, s; B_p)), one z for all
+       three.
 
-    3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything is
-    averaged or multiplied by the penalty.
+    3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything
+    is averaged or multiplied by the penalty.
 
     Args:
         config: its parts and sizes.

@@ -1,7 +1,7 @@
 """First-order fine-tuning by back-propagation: of LoRA adapters, of all weights, or of named layers.
 
-The baseline that zeroth-order methods stand beside. LoRA: Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large Language
-Models".
+The baseline that zeroth-order methods stand beside. LoRA: Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large
+Language Models".
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """MeZO: zeroth-order SGD in the memory of inference.
 
-Malladi, Gao, Nichani, Damian, Lee, Chen, Arora (2023), "Fine-Tuning Language Models with Just Forward Passes", algorithm 1.
+Malladi, Gao, Nichani, Damian, Lee, Chen, Arora (2023), "Fine-Tuning Language Models with Just Forward Passes",
+algorithm 1.
 """
 
 from __future__ import annotations

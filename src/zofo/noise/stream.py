@@ -1,9 +1,9 @@
 """The integer stream under every direction: a pure function of (key, tensor name, position).
 
 Word i of a stream is `mix(start + i * increment)` in 64-bit integers, the SplitMix64 generator of Steele, Lea and Flood
-(OOPSLA 2014) addressed by counter; start and increment come from a BLAKE2 hash of the key and the name. Integer addition,
-multiplication, shift and xor have one right answer, so the words are the same bits on every device, in any order and
-any block; no global generator is read or written.
+(OOPSLA 2014) addressed by counter; start and increment come from a BLAKE2 hash of the key and the name. Integer
+addition, multiplication, shift and xor have one right answer, so the words are the same bits on every device, in any
+order and any block; no global generator is read or written.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def encode(
 ) -> list[Encoded]:
     """Tokenise examples.
 
-    The text of prompt and candidate is tokenised together. Its candidate tokens are those from the first whose span ends
-    after the prompt, found by character offsets: a token merged across the boundary belongs to the candidate, and
+    The text of prompt and candidate is tokenised together. Its candidate tokens are those from the first whose span
+    ends after the prompt, found by character offsets: a token merged across the boundary belongs to the candidate, and
     lengths are never subtracted.
 
     Args:
@@ -106,7 +106,7 @@ def _refuse_clash(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
         if row in first:
             one, two = example.candidates[first[row]], example.candidates[index]
             raise DataError(
-                f"{example.where}: the candidates {one!r} and {two!r} have the same tokens, so no score can tell them apart",
+                f"{example.where}: the candidates {one!r} and {two!r} have the same tokens and the same score",
                 "choose other verbalizers in a copy of the task file",
             )
         first[row] = index

@@ -59,7 +59,7 @@ class SplitSource(Config):
     origin: str = Field(alias="from")
     """Split of the source, and name of the file in a local folder: `train` reads train.jsonl."""
     size: int | None = Field(None, ge=1)
-    """How many rows are drawn, by `split_seed` and disjoint from other splits of the same origin; None takes all in order."""
+    """Rows drawn by `split_seed`, disjoint from other splits of the same origin; None takes all in order."""
 
 
 class Task(Config):

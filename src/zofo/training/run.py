@@ -83,10 +83,10 @@ def encode_for(config: RunConfig, loaded: LoadedModel, examples: Sequence[Exampl
 class RunFolder:
     """The paths inside a run, and what they hold.
 
-    `config.yaml` is the resolved configuration, `environment.json` versions and hashes, `metrics.jsonl` a line a step and an
-    evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft adapter (`lower_adapter/` the second one of
-    `bilevel`), `weights.safetensors` weights trained by first-order steps, `best/` the same as of the best evaluation,
-    `summary.json` the outcome.
+    `config.yaml` is the resolved configuration, `environment.json` versions and hashes, `metrics.jsonl` a line a step
+    and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft adapter (`lower_adapter/` the
+    second one of `bilevel`), `weights.safetensors` weights trained by first-order steps, `best/` the same as of the
+    best evaluation, `summary.json` the outcome.
 
     Args:
         path: the folder.
