@@ -6,13 +6,16 @@ import json
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
 
 LINES = [
     "the film is a joy from start to finish . It was great terrible",
@@ -111,7 +114,7 @@ def write_rows(path: Path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.fixture()
+@pytest.fixture
 def data_dir(tmp_path) -> Path:
     """A folder of made-up reviews, as `--data-dir` takes it."""
     folder = tmp_path / "data"

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import inspect
 import typing
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from zofo.errors import ConfigError, nearest
 from zofo.registry import Registry
 
 C = TypeVar("C", bound=BaseModel)
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+"""A share that is kept, below one."""
 
 
 class Config(BaseModel):
@@ -52,7 +61,9 @@ class PartConfig(BaseModel):
         options = _options(cls.registry[name])
         for key in given:
             if key not in options:
-                raise ConfigError(f"{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, options))
+                raise ConfigError(
+                    f"{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, ["name", *options])
+                )
         complete = {"name": name}
         for key, (annotation, default) in options.items():
             try:
@@ -68,44 +79,71 @@ class PartConfig(BaseModel):
 
 def _options(part: Any) -> dict[str, tuple[Any, Any]]:
     """Annotation and default of each option: the constructor's arguments that have a default."""
-    hints = typing.get_type_hints(part.__init__)
+    hints = typing.get_type_hints(part.__init__, include_extras=True)
     parameters = inspect.signature(part).parameters.values()
     return {p.name: (hints[p.name], p.default) for p in parameters if p.default is not p.empty}
 
 
-def validated(model: type[C], content: Any, where: str) -> C:
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def mistakes_of(file: str) -> Iterator[None]:
+    """While it is open, the name of the file is put before what is wrong with its content."""
+    try:
+        yield
+    except ConfigError as error:
+        error.message = f"{file}: {error.message}"
+        raise
+
+
+def validated(model: type[C], content: Any, where: str = "") -> C:
     """Build a piece of configuration, or say what is wrong in one line.
 
     Args:
         model: the class of the piece.
         content: plain data, as YAML gives it.
-        where: the file, or the path of keys, that it came from.
+        where: the path of keys that leads to it; empty for a whole file.
 
     Raises:
-        ConfigError: names the place and the key, with the nearest right key for an unknown one.
+        ConfigError: names the path of the key, with the nearest right key for an unknown one.
     """
     if not isinstance(content, dict):
-        raise ConfigError(f"{where}: expected keys with values, got {content!r}")
+        shown = repr(content) if len(repr(content)) < 60 else f"a {type(content).__name__}"
+        raise ConfigError(f"{where}: expected keys with values, got {shown}".removeprefix(": "))
     try:
         return model.model_validate(content)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([where, *(str(part) for part in first["loc"])])
+        errors = error.errors()  # a key that is unknown is why another one is missing
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+        place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
-            known = _model_at(model, first["loc"][:-1]).model_fields
-            raise ConfigError(f"{place}: unknown key", _guess(str(first["loc"][-1]), known)) from error
+            raise ConfigError(
+                f"{place}: unknown key", _guess(str(first["loc"][-1]), _keys_at(model, first["loc"]))
+            ) from error
         message = first["msg"].removeprefix("Value error, ")
         got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-        raise ConfigError(f"{place}: {message}{got}") from error
+        raise ConfigError(f"{place}: {message}{got}".removeprefix(": ")) from error
 
 
-def _model_at(model: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel]:
-    for part in path:
+def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The keys that could stand in place of the last of `path`, as a file writes them."""
+    for part in path[:-1]:
         field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
-    return model
+        inside = (field.annotation, *typing.get_args(field.annotation)) if field else ()
+        model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _guess(key: str, known: typing.Iterable[str]) -> str:

@@ -63,19 +63,25 @@ class EvaluatorError(ZofoError):
 
 
 class NonFiniteError(ZofoError):
-    """A loss that is not a finite number. No update was made.
+    """A loss or score that is not a finite number. No update was made with it.
 
     Args:
         what: which loss it was, with the key of its direction.
         step: the step in which it was seen, when known.
+        consequence: what was done about it.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, step: int | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        step: int | None = None,
+        consequence: str = "the step was abandoned and the weights were not updated",
+    ) -> None:
         where = f"step {step}: " if step is not None else ""
         super().__init__(
-            f"{where}non-finite {what}; the step was abandoned and the weights were not updated",
+            f"{where}non-finite {what}; {consequence}",
             "lower the learning rate or epsilon, or look at the named examples with `zofo preview`",
         )
         self.what = what

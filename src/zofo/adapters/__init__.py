@@ -1,5 +1,6 @@
 """Small first-order adapters, through peft."""
 
-from zofo.adapters.lora import Adapters, LoraConfig, load_adapter
+from zofo.adapters.base import Adapters
+from zofo.adapters.lora import LoraAdapters, LoraConfig, load_adapter
 
-__all__ = ["Adapters", "LoraConfig", "load_adapter"]
+__all__ = ["Adapters", "LoraAdapters", "LoraConfig", "load_adapter"]

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 from pydantic import Field
 from torch import nn
 
+from zofo.adapters.base import Adapters
 from zofo.backbone import save_tensors
 from zofo.config import Config
 from zofo.displacement import Key
@@ -32,7 +32,7 @@ class LoraConfig(Config):
     """Names of the linear layers that get one; by default the query and value projections of the architecture."""
 
 
-class Adapters:
+class LoraAdapters(Adapters):
     """Named LoRA adapters of one model, of which one is active at a time.
 
     All start equal: A from one seeded uniform draw, B zero, so that each leaves the model's function as it was. Dropout
@@ -49,6 +49,8 @@ class Adapters:
     """
 
     def __init__(self, model: Any, names: Sequence[str], config: LoraConfig, seed: int) -> None:
+        import peft  # takes seconds, so only those who use adapters wait for it
+
         shape = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -97,30 +99,22 @@ class Adapters:
         """The tensors of one adapter, in the model's order."""
         return list(self._parameters[adapter].values())
 
+    @property
+    def active(self) -> str:
+        """The adapter that the model's forward uses now."""
+        return self._active
+
     def use(self, adapter: str) -> None:
         """Make one adapter the active one; only its parameters require a gradient."""
         if adapter != self._active:
             self._peft.set_adapter(adapter)
             self._active = adapter
 
-    @contextmanager
-    def using(self, adapter: str) -> Iterator[None]:
-        """Make one adapter the active one for a while."""
-        before = self._active
-        self.use(adapter)
-        try:
-            yield
-        finally:
-            self.use(before)
-
-    def distance(self, one: str, two: str) -> float:
-        """Euclidean distance between two adapters."""
-        pairs = zip(self.parameters(one), self.parameters(two), strict=True)
-        return math.sqrt(sum((a - b).double().square().sum().item() for a, b in pairs))
-
     def save(self, adapter: str, folder: Path) -> None:
         """Write one adapter as a folder that `PeftModel.from_pretrained` loads."""
         folder.mkdir(parents=True, exist_ok=True)
+        import peft
+
         state = peft.get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
         save_tensors(state, folder / "adapter_model.safetensors")
         self._peft.peft_config[adapter].save_pretrained(str(folder))
@@ -132,6 +126,8 @@ def load_adapter(model: Any, folder: Path) -> None:
     Raises:
         RunError: the folder holds no adapter that fits the model.
     """
+    import peft
+
     try:
         with _quiet_peft():
             peft.PeftModel.from_pretrained(model, str(folder))
@@ -142,7 +138,8 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Without the deprecation notes that transformers addresses to peft."""
+    """Without the notes that transformers addresses to peft, and peft's on layers it sets right by itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)
         yield

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zofo.displacement import Displacement
-from zofo.errors import ConfigError, ModelError
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError, ModelError, NonFiniteError
 from zofo.noise import Block, Noise
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 """(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
 
+_LARGEST = 3e38  # of a coefficient, in float32
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 18, 1 << 24  # entries: fits a core's cache; few launches
 
 
@@ -54,7 +55,7 @@ class Backbone:
         sweeps: how many times the whole selection has been written since the object was built.
 
     Raises:
-        ConfigError: a pattern that matches nothing.
+        ConfigError: a pattern that matches nothing, or a tensor that `noise` cannot be drawn for.
         ModelError: a selected tensor that is not floating point, such as a quantised weight.
     """
 
@@ -71,6 +72,7 @@ class Backbone:
                     f"{name!r} holds {tensor.dtype} numbers, which a direction cannot be added to",
                     "load the model without quantisation, or select other tensors",
                 )
+            noise.draw(Key(0, 0), name, tuple(tensor.shape), (0, 0), tensor.device)  # refuses before anything moves
         self.decays = frozenset(self.tensors) - _names_without_decay(module)
 
     @property
@@ -91,10 +93,17 @@ class Backbone:
             update: the update, or a plain displacement to add.
             leaving: where the tensors stand now relative to theta; taken off in the same sweep, so that going home and
                 updating cost one sweep, not two.
+
+        Raises:
+            NonFiniteError: a coefficient that is not finite in float32; nothing was written.
         """
         update = update if isinstance(update, Update) else Update(update)
+        for key, coefficient in update.displacement.items():
+            if not abs(coefficient) < _LARGEST:
+                raise NonFiniteError(f"update {coefficient} along {key}", key.step)
         home = -leaving if leaving is not None else Displacement()
-        if not len(home) and not len(update.displacement) and not update.shrink:
+        nothing = not len(home) and not len(update.displacement) and not update.shrink
+        if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
             return
         for name, tensor in self.tensors.items():
             keep = 1.0 - update.shrink if name in self.decays else 1.0
@@ -103,7 +112,7 @@ class Backbone:
             add = home * keep + update.displacement if update.elementwise is None else home * keep
             for block, piece in self._pieces(tensor):
                 if keep != 1.0:
-                    piece.mul_(keep)
+                    piece.sub_(piece, alpha=update.shrink)  # 1 - shrink has few digits of a small shrink in float32
                 self.noise.add_to(piece, add.items(), name, shape, block)
                 if update.elementwise is not None:
                     gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
@@ -185,6 +194,6 @@ def _names_without_decay(module: nn.Module) -> frozenset[str]:
     for prefix, part in module.named_modules():
         norm = "norm" in type(part).__name__.lower()
         for name, _ in part.named_parameters(recurse=False):
-            if norm or name == "bias" or name.endswith("_bias"):
+            if norm or "bias" in name.split("_"):  # bias, in_proj_bias, bias_ih_l0
                 names.add(f"{prefix}.{name}" if prefix else name)
     return frozenset(names)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
-from accelerate import PartialState
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from zofo.config import Config
@@ -60,6 +59,9 @@ def load_model(config: ModelConfig, remote_code: bool = False) -> LoadedModel:
         UnknownNameError: a bare name that is neither embedded nor a folder.
         ModelError: nothing loadable there, or the Hub cannot be reached and its cache does not hold it.
     """
+    import transformers  # takes seconds, so mistakes found before a model is loaded do not wait for it
+    from accelerate import PartialState
+
     options = {"revision": config.revision, "trust_remote_code": remote_code}
     with _quiet_transformers():
         source = _source(config.name)
@@ -68,7 +70,7 @@ def load_model(config: ModelConfig, remote_code: bool = False) -> LoadedModel:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, config.dtype), **options
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
                 f"cannot load the model {config.name!r}: {first}",
@@ -111,6 +113,8 @@ def _source(name: str) -> str:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """No progress bars and no notes while loading; the settings are put back."""
+    import transformers
+
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+_INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; a mistake of the user is one message and an exit code, never a traceback."""
@@ -22,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.hint:
             err.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted; what was learned until now is in the run folder")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer's answer to Ctrl-C
+            err.print("interrupted; a run that had begun keeps what it learned in its folder")
+        raise

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,5 +120,5 @@ def read_member(archive: bytes | Path, member: str) -> bytes:
             if inside is None:
                 raise KeyError(member)
             return inside.read()
-    except (KeyError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except (KeyError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise DownloadError(f"the downloaded archive holds no readable {member!r}") from error

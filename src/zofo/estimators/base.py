@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from zofo.config import Positive
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Point
@@ -52,12 +53,9 @@ class Estimator(ABC):
     per_example = False
     """Whether it wants one key for each example instead of one for each direction."""
 
-    def __init__(self, epsilon: float = 1e-3) -> None:
-        if not epsilon > 0:
-            raise ConfigError(
-                f"estimator.epsilon is {epsilon}, but losses must be asked for at some distance",
-                "epsilon=1e-3",
-            )
+    def __init__(self, epsilon: Positive = 1e-3) -> None:
+        if not 0 < epsilon < math.inf:
+            raise ConfigError(f"estimator.epsilon is {epsilon}, but must be a finite number above 0")
         self.epsilon = epsilon
 
     @abstractmethod

@@ -40,9 +40,11 @@ class Evaluator(ABC):
     """The only code that looks at a model at other points than where it stands.
 
     Attributes:
+        per_example: whether it can visit a point of its own for each example of a batch.
         counts: forwards and queries made so far by this evaluator.
     """
 
+    per_example = False
     counts: Counts
 
     @abstractmethod

@@ -40,7 +40,7 @@ class Gradient:
             The losses, float32, shape [examples], detached.
 
         Raises:
-            NonFiniteError: a loss is not finite; no `.grad` was touched.
+            NonFiniteError: a loss or a gradient is not finite; no `.grad` was touched.
         """
         with torch.enable_grad(), counting_forwards(self.model, self.counts):
             losses = objective(self.model, batch).float()
@@ -51,6 +51,8 @@ class Gradient:
             raise NonFiniteError(f"loss {finite[where].item()} of example {where} of the batch")
         gradients = torch.autograd.grad(losses.mean() * weight, list(parameters), allow_unused=True)
         self.counts.backwards += 1
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
+            raise NonFiniteError("gradient of a finite loss")
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

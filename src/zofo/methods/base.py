@@ -30,6 +30,7 @@ class Setting:
         examples: the training examples.
         make: turns a list of examples into the batch that `objective` takes.
         seed: of the run; every draw of the method depends on it alone.
+        length: of an example, so that those of similar length share a batch; None does not group.
     """
 
     model: nn.Module
@@ -37,10 +38,12 @@ class Setting:
     examples: Sequence[Any]
     make: Callable[[Sequence[Any]], Any]
     seed: int = 0
+    length: Callable[[Any], int] | None = None
 
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> Batches[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""
-        return Batches(self.examples if examples is None else examples, size, self.make, self.seed, name)
+        chosen = self.examples if examples is None else examples
+        return Batches(chosen, size, self.make, self.seed, name, self.length)
 
 
 @dataclass(frozen=True)

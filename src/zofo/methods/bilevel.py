@@ -6,6 +6,7 @@ LLM Fine-Tuning and Meta-Training", algorithm 2.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.adapters import Adapters, LoraConfig
+from zofo.adapters import Adapters, LoraAdapters, LoraConfig
 from zofo.displacement import Key
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.first_order import OptimizerName, build_optimizer
@@ -64,6 +65,7 @@ class Bilevel(Method):
     Args:
         config: its parts and sizes.
         setting: model, objective and examples.
+        adapters: p and s, called `adapter` and `lower_adapter`; by default LoRA on the setting's model.
 
     Raises:
         ConfigError: an estimator with a direction for each example, or too few examples for a batch of D_f.
@@ -73,7 +75,7 @@ class Bilevel(Method):
     paper = "Shirkavand et al. 2025, Bilevel ZOFO"
     variants = ("adapter", "lower_adapter")
 
-    def __init__(self, config: BilevelConfig, setting: Setting) -> None:
+    def __init__(self, config: BilevelConfig, setting: Setting, adapters: Adapters | None = None) -> None:
         self._config = config
         self._objective = setting.objective
         size = config.batch_size
@@ -91,7 +93,7 @@ class Bilevel(Method):
                 "set method.estimator=two-sided",
             )
         self.backbone, self.rule = self._zo.backbone, self._zo.rule
-        self._adapters = Adapters(setting.model, self.variants, config.lora, setting.seed)
+        self._adapters = adapters or LoraAdapters(setting.model, self.variants, config.lora, setting.seed)
         self.model = setting.model
         self._p, self._s = (self._adapters.parameters(name) for name in self.variants)
         self._optimizer_p = build_optimizer(config.optimizer, self._p, config.lr_adapter)
@@ -102,6 +104,21 @@ class Bilevel(Method):
 
     def step(self, number: int) -> StepLog:
         """See `Method.step`."""
+        s_before = [tensor.detach().clone() for tensor in self._s]
+        optimizer_before = copy.deepcopy(self._optimizer_s.state_dict())
+        try:
+            return self._step(number)
+        except NonFiniteError:  # an abandoned step takes its inner steps back too
+            with torch.no_grad():
+                for tensor, old in zip(self._s, s_before, strict=True):
+                    tensor.copy_(old)
+            self._optimizer_s.load_state_dict(optimizer_before)
+            raise
+        finally:
+            self._optimizer_p.zero_grad()
+            self._optimizer_s.zero_grad()
+
+    def _step(self, number: int) -> StepLog:
         penalty, before = self._config.penalty, self.counts.copy()
         p, s = self.variants
 
@@ -114,21 +131,19 @@ class Bilevel(Method):
             self._optimizer_s.zero_grad()
 
         b_f, b_p = self._upper[number], self._lower[number]
-        try:
-            with self._adapters.using(p):
-                f_upper = self._gradient.accumulate(self._p, self._objective, b_f).mean().item()
-                f_lower = self._gradient.accumulate(self._p, self._objective, b_p, penalty).mean().item()
+        with self._adapters.using(p):
+            f_upper = self._gradient.accumulate(self._p, self._objective, b_f).mean().item()
+            f_lower = self._gradient.accumulate(self._p, self._objective, b_p, penalty).mean().item()
 
-            zo, keys = self._zo, self._zo.keys(number)
-            with zo.evaluator.visit(self._three_losses, (b_f, b_p), zo.estimator.ask(keys)) as visit:
-                parts = visit.losses.chunk(3, dim=1)
-                upper, lower_p, lower_s = (zo.estimator.tell(keys, losses) for losses in parts)
-                gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
-                update, zo.state = zo.rule.update(upper.with_gradient(gradient), zo.state)
-                visit.update(update)
-            self._optimizer_p.step()
-        finally:
-            self._optimizer_p.zero_grad()
+        zo, keys = self._zo, self._zo.keys(number)
+        with zo.evaluator.visit(self._three_losses, (b_f, b_p), zo.estimator.ask(keys)) as visit:
+            parts = visit.losses.chunk(3, dim=1)
+            upper, lower_p, lower_s = (zo.estimator.tell(keys, losses) for losses in parts)
+            gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
+            update, state = zo.rule.update(upper.with_gradient(gradient), zo.state)
+            visit.update(update)
+        zo.state = state
+        self._optimizer_p.step()
 
         coefficients = {
             "penalty": penalty,

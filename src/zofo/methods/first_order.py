@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.adapters import Adapters, LoraConfig
+from zofo.adapters import Adapters, LoraAdapters, LoraConfig
 from zofo.backbone import save_tensors, selected
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
@@ -74,7 +74,7 @@ class FirstOrder(Method):
         self.model = setting.model
         if config.parameters == "lora":
             self.variants = ("adapter",)
-            self._adapters = Adapters(setting.model, self.variants, config.lora, setting.seed)
+            self._adapters = LoraAdapters(setting.model, self.variants, config.lora, setting.seed)
             self.trained = self._adapters.parameters(self.variants[0])
         else:
             self._weights = selected(setting.model, config.layers)

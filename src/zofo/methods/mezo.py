@@ -51,8 +51,9 @@ class MeZO(Method):
         keys = zo.keys(number)
         with zo.evaluator.visit(self._objective, batch, zo.estimator.ask(keys)) as visit:
             estimate = zo.estimator.tell(keys, visit.losses)
-            update, zo.state = zo.rule.update(estimate, zo.state)
+            update, state = zo.rule.update(estimate, zo.state)
             visit.update(update)
+        zo.state = state
         coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
         return StepLog(estimate.loss, self.counts - before, coefficients, update)
 

@@ -10,7 +10,7 @@ from torch import nn
 from zofo.backbone import Backbone
 from zofo.config import Config, PartConfig
 from zofo.displacement import Key
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, EvaluatorError
 from zofo.estimators import ESTIMATORS, Estimator
 from zofo.evaluators import EVALUATORS, Evaluator
 from zofo.noise import NOISES, Noise
@@ -88,6 +88,12 @@ class ZerothOrder:
             raise ConfigError(
                 "num_directions counts directions that all examples share, but this estimator has one for each example",
                 "leave num_directions=1, or set estimator=two-sided",
+            )
+        if self.estimator.per_example and not self.evaluator.per_example:
+            raise EvaluatorError(
+                f"the evaluator {config.evaluator.name!r} gives all examples of a batch the same direction, "
+                f"but the estimator {config.estimator.name!r} asks for one each",
+                "set method.estimator=two-sided",
             )
         self._directions = batch_size if self.estimator.per_example else config.num_directions
         self.points = len(self.estimator.ask(self.keys(0)))

@@ -25,7 +25,11 @@ class Noise(ABC):
 
     @abstractmethod
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """Positions `block` of z(key) for the tensor called `name`: float32, shape [stop - start]."""
+        """Positions `block` of z(key) for the tensor called `name`: float32, shape [stop - start], which may be empty.
+
+        Raises:
+            ConfigError: no z can be drawn for this shape, whatever the block.
+        """
 
     def whole(self, key: Key, name: str, shape: Shape, device: torch.device | None = None) -> torch.Tensor:
         """z(key) for the whole tensor called `name`, in its shape, float32."""
@@ -35,10 +39,17 @@ class Noise(ABC):
     def add_to(
         self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, shape: Shape, block: Block
     ) -> None:
-        """`target += sum of coefficient * z(key)[block]`, in place; `target` is the block, flat, in any float type."""
+        """`target += sum of coefficient * z(key)[block]`, in place; `target` is the block, flat, in any float type.
+
+        The sum is made first, so that however many terms there are, `target` is rounded once.
+        """
+        terms = list(terms)
+        total = target if len(terms) < 2 else torch.zeros_like(target)
         for key, coefficient in terms:
             z = self.draw(key, name, shape, block, target.device)
-            target.add_(z.to(target.dtype), alpha=coefficient)
+            total.add_(z.to(target.dtype), alpha=coefficient)
+        if total is not target:
+            target.add_(total)
 
 
 NOISES: Registry[type[Noise]] = Registry("noise")

@@ -36,7 +36,7 @@ class Gaussian(Noise):
     """z ~ N(0, I), by table: 16 random bits choose one of 65,536 equally likely values of the normal distribution.
 
     Each value is the mean of the normal distribution within its bin, rescaled to unit variance, so mean and variance
-    are exact, the largest |z| is 4.40, and the distance between the two distribution functions is below 1e-5. A table
+    are exact, the largest |z| is 4.39, and the distance between the two distribution functions is below 1e-5. A table
     look-up has no rounding: every device gives the same bits, which no generator built on log and cos can promise.
 
     Source: MeZO (Malladi et al. 2023) draws from N(0, I); the table is ours.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from zofo.backbone import Elementwise, Update
+from zofo.config import NonNegative, Positive, Share
 from zofo.estimators import Estimate
 from zofo.noise import Block
 from zofo.rules.base import RULES, Rule, State
@@ -20,7 +21,7 @@ class Sign(Rule):
 
     linear = False
 
-    def __init__(self, lr: float = 1e-6) -> None:
+    def __init__(self, lr: NonNegative = 1e-6) -> None:
         self.lr = lr
 
     def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
@@ -44,7 +45,7 @@ class DenseMomentum(Rule):
     linear = False
     dense_buffers = 1
 
-    def __init__(self, lr: float = 1e-4, beta: float = 0.9) -> None:
+    def __init__(self, lr: NonNegative = 1e-4, beta: Share = 0.9) -> None:
         self.lr = lr
         self.beta = beta
 
@@ -77,7 +78,7 @@ class DenseAdam(Rule):
     linear = False
     dense_buffers = 2
 
-    def __init__(self, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+    def __init__(self, lr: NonNegative = 1e-4, betas: tuple[Share, Share] = (0.9, 0.999), eps: Positive = 1e-8) -> None:
         self.lr = lr
         self.betas = betas
         self.eps = eps

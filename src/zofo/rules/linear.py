@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from zofo.backbone import Update
+from zofo.config import NonNegative, Share
 from zofo.estimators import Estimate
 from zofo.rules.base import RULES, Rule, State
 
@@ -16,7 +17,7 @@ class SGD(Rule):
         weight_decay: as in `torch.optim.SGD`, for tensors that decay.
     """
 
-    def __init__(self, lr: float = 1e-4, weight_decay: float = 0.0) -> None:
+    def __init__(self, lr: NonNegative = 1e-4, weight_decay: NonNegative = 0.0) -> None:
         self.lr = lr
         self.weight_decay = weight_decay
 
@@ -38,7 +39,7 @@ class Momentum(Rule):
         tolerance: a term is dropped once its coefficient has decayed below this share of the largest.
     """
 
-    def __init__(self, lr: float = 1e-4, beta: float = 0.9, tolerance: float = 1e-3) -> None:
+    def __init__(self, lr: NonNegative = 1e-4, beta: Share = 0.9, tolerance: Share = 1e-3) -> None:
         self.lr = lr
         self.beta = beta
         self.tolerance = tolerance

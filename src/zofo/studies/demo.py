@@ -19,9 +19,17 @@ QUERIES = 1440
 """Forward passes of one example that each method may spend."""
 
 METHODS: dict[str, dict[str, Any]] = {
-    "bilevel": {"name": "bilevel"},
-    "mezo": {"name": "mezo"},
-    "fo-lora": {"name": "first-order"},
+    "bilevel": {
+        "name": "bilevel",
+        "batch_size": 8,
+        "inner_steps": 4,
+        "penalty": 10,
+        "lr_lower": 1e-3,
+        "lr_adapter": 4e-3,
+        "rule": {"name": "sgd", "lr": 2e-5},
+    },
+    "mezo": {"name": "mezo", "batch_size": 16, "rule": {"name": "sgd", "lr": 1e-4}},
+    "fo-lora": {"name": "first-order", "batch_size": 8, "lr": 1e-3},
 }
 """Configuration of each method; values were chosen on the validation split with other seeds."""
 
@@ -39,20 +47,24 @@ class DemoResult:
     summary: dict[str, Any]
 
 
-def run_demo(folder: Path, console: Console, queries: int = QUERIES) -> DemoResult:
+def run_demo(
+    folder: Path, console: Console, queries: int = QUERIES, model: str = "smollm2-135m", task: Any = "movie-reviews"
+) -> DemoResult:
     """Zero-shot first, then every method of `METHODS` at the same number of queries.
 
     Args:
         folder: written anew; an earlier demo there is replaced, anything else refused.
         console: where progress and the table are shown.
         queries: the budget of each method.
+        model: as in a configuration.
+        task: as in a configuration.
 
     Raises:
         RunError: the folder exists and was not written by the demo.
     """
     _make_room(folder)
-    console.print("Loading SmolLM2-135M and the movie reviews (fetched once, about 95 MB) ...")
-    config = read_config(model="smollm2-135m", task="movie-reviews")
+    console.print(f"Loading {model} and its task (what is missing is fetched once, about 95 MB) ...")
+    config = read_config(model=model, task=task)
     material = load_material(config)
     counts = Counts()
     zero_shot = evaluate(
@@ -70,8 +82,8 @@ def run_demo(folder: Path, console: Console, queries: int = QUERIES) -> DemoResu
         console.print(f"\n[bold]{name}[/bold]: {queries} queries")
         run = train(
             read_config(
-                model="smollm2-135m",
-                task="movie-reviews",
+                model=model,
+                task=task,
                 method=method,
                 training={"queries": queries},
                 run=folder / name,

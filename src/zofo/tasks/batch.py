@@ -16,6 +16,8 @@ from zofo.tasks.encoding import Encoded
 T = TypeVar("T")
 B = TypeVar("B")
 
+_WINDOW = 8  # batches whose examples are sorted by length together
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -99,8 +101,10 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool = True) -> tuple
 class Batches(Generic[T, B]):
     """An endless sequence of batches, addressed by number: a pure function of (seed, name, number).
 
-    Each epoch visits the examples in an order of its own; a remainder smaller than a batch waits for the next epoch's
-    order. Nothing has to be saved to go on after a stop but the number.
+    Each epoch visits the examples in an order of its own; with `length`, examples of similar length share a batch, by
+    sorting within windows of 8 batches of that order and drawing the batches in a random order again. A remainder
+    smaller than a batch waits for the next epoch's order. Nothing has to be saved to go on after a stop but the
+    number.
 
     Args:
         examples: what is drawn from.
@@ -108,13 +112,20 @@ class Batches(Generic[T, B]):
         make: turns a list of examples into a batch.
         seed: of the run.
         name: tells apart several sequences of one run.
+        length: of an example, to group by; None does not group.
 
     Raises:
         ConfigError: fewer examples than one batch takes.
     """
 
     def __init__(
-        self, examples: Sequence[T], size: int, make: Callable[[Sequence[T]], B], seed: int, name: str
+        self,
+        examples: Sequence[T],
+        size: int,
+        make: Callable[[Sequence[T]], B],
+        seed: int,
+        name: str,
+        length: Callable[[T], int] | None = None,
     ) -> None:
         if len(examples) < size:
             raise ConfigError(
@@ -127,12 +138,26 @@ class Batches(Generic[T, B]):
         self._make = make
         self._seed = seed
         self._name = name
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._length = length
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     def __getitem__(self, number: int) -> B:
         epoch, place = divmod(number, self.per_epoch)
-        if self._order[0] != epoch:
-            order = permutation(Key(self._seed, epoch), f"batches/{self._name}", len(self.examples))
-            self._order = (epoch, order)
-        chosen = self._order[1][place * self.size : (place + 1) * self.size]
-        return self._make([self.examples[i] for i in chosen])
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._draw(epoch))
+        return self._make([self.examples[i] for i in self._epoch[1][place]])
+
+    def _draw(self, epoch: int) -> list[list[int]]:
+        """The batches of one epoch, as indices of examples."""
+        key = Key(self._seed, epoch)
+        order = permutation(key, f"batches/{self._name}", len(self.examples))[: self.per_epoch * self.size]
+        if self._length is None:
+            return _cut(order, self.size)
+        lengths = {i: self._length(self.examples[i]) for i in order}
+        windows = [sorted(window, key=lengths.__getitem__) for window in _cut(order, _WINDOW * self.size)]
+        batches = [batch for window in windows for batch in _cut(window, self.size)]
+        return [batches[i] for i in permutation(key, f"grouped/{self._name}", len(batches))]
+
+
+def _cut(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

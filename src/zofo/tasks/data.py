@@ -46,7 +46,8 @@ def load_examples(task: Task, config: TaskConfig) -> dict[Split, list[Example]]:
         keeps two thirds of it.
 
     Raises:
-        DataError: a missing file or column, a label outside the verbalizers, an empty text; with file, line and column.
+        DataError: a missing file or column, a label outside the verbalizers, an empty text, too few rows; with file,
+            line and column.
     """
     examples: dict[Split, list[Example]] = {}
     for origin in dict.fromkeys(task.splits[split].origin for split in SPLITS):
@@ -72,7 +73,7 @@ def render_prompt(task: Task, fields: Mapping[str, Any], where: str) -> str:
     """The prompt of one row; its label is not read.
 
     Raises:
-        DataError: a missing column, or a text that is empty or not a text.
+        DataError: a missing column, or a text that is empty, not a text, or not Unicode.
     """
     texts = {}
     for column in template_fields(task.template):
@@ -82,6 +83,8 @@ def render_prompt(task: Task, fields: Mapping[str, Any], where: str) -> str:
         if not isinstance(text, str) or not text.strip():
             problem = "empty" if text is None or isinstance(text, str) else f"{text!r}, not a text"
             raise DataError(f"{where}: column {column!r} is {problem}", "mend or remove the row")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"{where}: column {column!r} holds half of a character (a lone surrogate)", "mend the row")
         texts[column] = text.strip()
     return task.template.format_map(texts)
 
@@ -115,23 +118,24 @@ def _read_folder(folder: Path, origin: str) -> list[_Row]:
             f"put the rows of the split {origin!r} there, one JSON object a line",
         )
     rows = []
-    with path.open(encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    rows.append(_Row(f"{path}:{number}", _parse_line(line, f"{path}:{number}")))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                rows.append(_Row(f"{path}:{number}", _parse_line(line, f"{path}:{number}")))
     if not rows:
         raise DataError(f"{path}: no rows", "one JSON object a line is expected")
     return rows
 
 
-def _parse_line(line: str, where: str) -> Mapping[str, Any]:
+def _parse_line(line: bytes, where: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start} of the line") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: column {error.colno}: not JSON: {error.msg}", "one JSON object a line") from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        raise DataError(f"{where}: not JSON that can be read: {error}", "one JSON object a line") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object with named columns", "one JSON object a line")
     return row
@@ -169,4 +173,8 @@ def _divide(task: Task, origin: str, rows: Sequence[_Row], seed: int) -> dict[Sp
     for split in wanted:
         divided[split] = [rows[i] for i in order[start : start + sizes[split]]]
         start += sizes[split]
+    if not all(divided.values()):
+        raise DataError(
+            f"{rows[0].where}: {len(rows)} rows in all, too few to draw {' and '.join(wanted)} from", "give more rows"
+        )
     return divided

@@ -49,7 +49,8 @@ def encode(
         truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it.
 
     Raises:
-        DataError: a text longer than `limit`, or candidates of one example that have the same tokens.
+        DataError: a text longer than `limit`, candidates of one example that have the same tokens, or a candidate that
+            has no token, or none before it to be predicted from.
     """
     texts = [example.prompt + candidate for example in examples for candidate in example.candidates]
     if not texts:
@@ -59,17 +60,19 @@ def encode(
     pairs = iter(zip(coded["input_ids"], coded["offset_mapping"], strict=True))
     encoded = []
     for example in examples:
-        rows, scored = [], []
+        rows: list[tuple[int, ...]] = []
+        scored: list[int] = []
         for _ in example.candidates:
             ids, spans = next(pairs)
             ids, spans = _without_closing(ids, spans, special)
-            start = next(i for i, span in enumerate(spans) if span[1] > len(example.prompt))
+            start = next((i for i, span in enumerate(spans) if span[1] > len(example.prompt)), len(spans))
+            _refuse_unscorable(example, len(rows), start, len(spans))
             ids = _fitted(ids, start, limit, truncate, special, example)
             rows.append(tuple(ids))
             scored.append(len(spans) - start)
         _refuse_clash(example, rows)
         prompts = {row[:-1] for row in rows}
-        single = all(count == 1 for count in scored) and len(prompts) == 1 and len(rows[0]) > 1
+        single = all(count == 1 for count in scored) and len(prompts) == 1
         encoded.append(Encoded(tuple(rows), tuple(scored), single, example.gold))
     return encoded
 
@@ -97,6 +100,16 @@ def _fitted(
         f"{example.where or repr(example.prompt[:40])}: the text has {len(ids)} tokens with its candidate, "
         f"but the limit is {limit}",
         "shorten the row, or drop the oldest tokens of long prompts with task.truncate=left",
+    )
+
+
+def _refuse_unscorable(example: Example, candidate: int, start: int, end: int) -> None:
+    if 0 < start < end:
+        return
+    problem = "has no token of its own" if start == end else "has no token before it to be predicted from"
+    raise DataError(
+        f"{example.where or repr(example.prompt[:40])}: the candidate {example.candidates[candidate]!r} {problem}",
+        "let the template begin with a word, and the verbalizer be a word after a space",
     )
 
 

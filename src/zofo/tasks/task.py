@@ -11,7 +11,7 @@ import pydantic
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from zofo.config import Config, validated
+from zofo.config import Config, mistakes_of, read_yaml, validated
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.tasks.metrics import METRICS
 
@@ -99,7 +99,18 @@ class Task(Config):
         bad = [field for field in fields if not field.isidentifier()]
         if bad:
             raise ValueError(f"{bad[0]!r} in the template is not a plain column name")
+        if any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(template)):
+            raise ValueError("the template takes columns as they are: write {column}, without ':' or '!'")
         return template
+
+    @field_validator("verbalizers", mode="before")
+    @classmethod
+    def _quoted(cls, verbalizers: Any) -> Any:
+        if isinstance(verbalizers, dict) and any(isinstance(label, bool) for label in verbalizers):
+            raise ValueError(
+                "YAML reads the bare labels yes, no, on, off, true and false as truth values: put them in quotes"
+            )
+        return verbalizers
 
     @field_validator("verbalizers")
     @classmethod
@@ -156,16 +167,11 @@ def load_task(name: str) -> Task:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"there is no task file {name!r}", f"packaged tasks: {', '.join(task_names())}")
-        text = path.read_text(encoding="utf-8")
-    elif name in task_names():
-        text = (files(__package__) / "files" / f"{name}.yaml").read_text(encoding="utf-8")
-    else:
+        return parse_task(read_yaml(path), name)
+    if name not in task_names():
         raise UnknownNameError("task", name, task_names())
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
-    return parse_task(content, name)
+    packaged = files(__package__) / "files" / f"{name}.yaml"
+    return parse_task(yaml.safe_load(packaged.read_text(encoding="utf-8")), name)
 
 
 def parse_task(content: Any, where: str) -> Task:
@@ -174,8 +180,9 @@ def parse_task(content: Any, where: str) -> Task:
     Raises:
         ConfigError: names the file and the key.
     """
-    task = validated(Task, content, where)
-    METRICS[task.metric]  # refuses an unknown name
+    with mistakes_of(where):
+        task = validated(Task, content)
+        METRICS[task.metric]  # refuses an unknown name
     return task
 
 

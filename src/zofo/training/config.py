@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from zofo.backbone import ModelConfig
-from zofo.config import Config, validated
+from zofo.config import Config, mistakes_of, read_yaml, validated
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, BilevelConfig, MethodConfig
 from zofo.tasks import TaskConfig
@@ -25,6 +26,8 @@ class TrainingConfig(Config):
     """Steps to train; for `bilevel`, outer steps."""
     queries: int | None = Field(None, ge=1)
     """A budget of queries in place of `steps`: as many whole steps as it pays for."""
+    group_by_length: bool = True
+    """Let examples of similar length share a batch, so that less of it is padding."""
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations on validation; by default only at the end."""
     eval_batch_size: int = Field(32, ge=1)
@@ -57,6 +60,17 @@ class RunConfig(Config):
     run: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
 
+    def anchored(self) -> RunConfig:
+        """The same, with every local path absolute, so that a run can be used from any folder."""
+        task, model = self.task, self.model
+        if task.data_dir is not None:
+            task = task.model_copy(update={"data_dir": task.data_dir.absolute()})
+        if Path(task.name).suffix in (".yaml", ".yml"):
+            task = task.model_copy(update={"name": str(Path(task.name).absolute())})
+        if Path(model.name).is_dir():
+            model = model.model_copy(update={"name": str(Path(model.name).absolute())})
+        return self.model_copy(update={"task": task, "model": model})
+
     def to_yaml(self) -> str:
         """The complete tree, readable by `read_config`."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -74,10 +88,11 @@ def read_config(file: Path | None = None, overrides: Sequence[str] = (), **group
         ConfigError: names the file or the override, the key, and the nearest right one.
     """
     tree: dict[str, Any] = {}
-    where = "configuration"
     if file is not None:
-        where = str(file)
-        tree = _read_yaml(file)
+        content = read_yaml(file)
+        if not isinstance(content, dict | None):
+            raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
+        tree = content or {}
     for group, value in groups.items():
         _set(tree, [group], value)
     for override in overrides:
@@ -86,26 +101,13 @@ def read_config(file: Path | None = None, overrides: Sequence[str] = (), **group
             raise ConfigError(f"{override!r} is not key=value", "write for example training.steps=20")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{override!r}: the value is not YAML", "quote it, for example 'layers=[*.29.*]'"
             ) from error
         _set(tree, path.split("."), value)
-    return validated(RunConfig, tree, where)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(file)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
-    return content
+    with mistakes_of(str(file)) if file is not None else nullcontext():
+        return validated(RunConfig, tree)
 
 
 def _set(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.objectives import candidate_scores
 from zofo.tasks import METRICS, Batch, Encoded
@@ -77,7 +78,11 @@ def score_candidates(
     batch_size: int,
     counts: Counts,
 ) -> torch.Tensor:
-    """Candidate scores of every example, in the order given: float32 on the CPU, [examples, candidates]."""
+    """Candidate scores of every example, in the order given: float32 on the CPU, [examples, candidates].
+
+    Raises:
+        NonFiniteError: the model gives scores that are not numbers.
+    """
     order = sorted(range(len(examples)), key=lambda i: examples[i].length)
     width = max(len(example.rows) for example in examples)
     table = torch.full((len(examples), width), -torch.inf)
@@ -87,6 +92,9 @@ def score_candidates(
             scores = candidate_scores(model, make([examples[i] for i in chosen]))
             table[chosen, : scores.shape[1]] = scores.cpu()
             counts.queries += len(chosen)
+    unusable = int((table.isnan() | table.isposinf()).any(dim=1).sum())
+    if unusable:
+        raise NonFiniteError(f"scores of {unusable} of {len(examples)} examples", consequence="they were not used")
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, LoadedModel, load_model, selected
-from zofo.config import validated
+from zofo.config import mistakes_of, read_yaml, validated
 from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.estimators import Estimate
@@ -83,10 +84,10 @@ def encode_for(config: RunConfig, loaded: LoadedModel, examples: Sequence[Exampl
 class RunFolder:
     """The paths inside a run, and what they hold.
 
-    `config.yaml` is the resolved configuration, `environment.json` versions and hashes, `metrics.jsonl` a line a step
-    and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft adapter (`lower_adapter/` the
-    second one of `bilevel`), `weights.safetensors` weights trained by first-order steps, `best/` the same as of the
-    best evaluation, `summary.json` the outcome.
+    `config.yaml` is the resolved configuration, `task.yaml` the task, `environment.json` versions and hashes,
+    `metrics.jsonl` a line a step and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft
+    adapter (`lower_adapter/` the second one of `bilevel`), `weights.safetensors` weights trained by first-order steps,
+    `best/` the same as of the best evaluation, `summary.json` the outcome.
 
     Args:
         path: the folder.
@@ -111,8 +112,8 @@ class RunFolder:
                 f"the run folder {str(path)!r} exists, and a run never overwrites another",
                 f"choose another with run={path}-2, or remove it",
             ) from error
-        except OSError as error:
-            raise RunError(f"cannot make the run folder {str(path)!r}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
         return cls(path)
 
     @classmethod
@@ -146,8 +147,12 @@ class RunFolder:
     @cached_property
     def config(self) -> RunConfig:
         """The configuration the run was made with."""
-        content = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        return validated(RunConfig, content, str(self.path / "config.yaml"))
+        file = self.path / "config.yaml"
+        content = read_yaml(file)
+        if not content:
+            raise RunError(f"{str(file)!r} is empty: the run is damaged")
+        with mistakes_of(str(file)):
+            return validated(RunConfig, content)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -159,11 +164,39 @@ class RunFolder:
         path = self.path / "summary.json"
         if not path.is_file():
             raise RunError(f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped")
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
+        return _read_json(path)
 
-    def write_start(self, config: RunConfig, model_hash: str) -> None:
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
+        record = {"config.yaml", "task.yaml", "environment.json", "metrics.jsonl", "summary.json"}
+        return {
+            path.relative_to(self.path).as_posix(): _digest(path)
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file() and path.name not in record
+        }
+
+    def verify(self) -> None:
+        """Check every part of the trained model against the SHA-256 in `summary.json`.
+
+        Raises:
+            RunError: a part is missing, or not as the run wrote it; names the file.
+        """
+        for name, digest in self.summary["parts"].items():
+            path = self.path / name
+            if not path.is_file():
+                raise RunError(f"{str(path)!r}, a part of the trained model, is missing")
+            if _digest(path) != digest:
+                raise RunError(f"{str(path)!r} is damaged: its SHA-256 is not the one that the run wrote down")
+
+    @property
+    def task_file(self) -> Path:
+        """The task as it was when the run was made."""
+        return self.path / "task.yaml"
+
+    def write_start(self, config: RunConfig, task: Task, model_hash: str) -> None:
         """Write what is known before the first step."""
+        content = task.model_dump(by_alias=True, exclude_none=True)
+        self.task_file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
         (self.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         self.write_json("environment.json", {**environment(), "model_hash": model_hash})
 
@@ -182,10 +215,10 @@ class RunFolder:
         Raises:
             RunError: the base model is not the run's, or a part is missing or damaged.
         """
-        wanted = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))["model_hash"]
-        if model_hash(loaded) != wanted:
-            raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
         summary = self.summary
+        self.verify()
+        if model_hash(loaded) != _read_json(self.path / "environment.json").get("model_hash"):
+            raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
         folder, last = self.path, None
         if best:
             if not self.best.is_dir():
@@ -236,6 +269,24 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None) -> None
         if not rule.linear:
             update, state = rule.update(Estimate.of(update.displacement), state)
         backbone.fold(update)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {str(path)!r}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{str(path)!r} holds no JSON object")
+    return content
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def environment() -> dict[str, str]:

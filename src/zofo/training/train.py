@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from zofo.errors import ConfigError, NonFiniteError
+from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method, Setting
 from zofo.noise import STREAM_VERSION
@@ -42,12 +42,17 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
     material = load_material(config, remote_code)
     base_hash = model_hash(material.loaded)
     setting = Setting(
-        material.loaded.model, classification_loss, material.encoded["train"], material.make, config.training.seed
+        model=material.loaded.model,
+        objective=classification_loss,
+        examples=material.encoded["train"],
+        make=material.make,
+        seed=config.training.seed,
+        length=(lambda example: example.length) if config.training.group_by_length else None,
     )
     method = METHODS[config.method.name](config.method, setting)
     steps = number_of_steps(config, method)
     folder = RunFolder.create(config)
-    folder.write_start(config, base_hash)
+    folder.write_start(config.anchored(), material.task, base_hash)
 
     def score(counts: Counts) -> Evaluation:
         size = config.training.eval_batch_size
@@ -67,14 +72,14 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
     try:
         with memory.watching():
             run_loop(method, steps, callbacks, evaluating, config.training.eval_every)
-    except (NonFiniteError, KeyboardInterrupt) as error:
+    except BaseException as error:
         stopped = str(error) or type(error).__name__
         raise
     finally:
         method.save(folder.path)
         outcome = _summary(config, material, method, evaluating, best)
         timing = {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": memory.bytes, "stopped": stopped}
-        folder.write_json("summary.json", {**outcome, **timing})
+        folder.write_json("summary.json", {**outcome, **timing, "parts": folder.digests()})
     return folder
 
 

@@ -22,7 +22,7 @@ from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 
 MAGIC = b"ZOFOTRJ1"
-_FRAME, _TERM, _SHRINK = struct.Struct("<II"), struct.Struct("<IId"), struct.Struct("<d")
+_FRAME, _TERM, _SHRINK, _COUNT = (struct.Struct(form) for form in ("<II", "<IId", "<d", "<I"))
 _HAS_SHRINK = 1 << 31
 _MAX_HEADER = 1 << 20
 
@@ -40,7 +40,7 @@ class TrajectoryWriter:
         self._seed = seed
         self._file: IO[bytes] = path.open("xb")
         text = json.dumps({"seed": seed, **header}, sort_keys=True).encode()
-        self._file.write(MAGIC + struct.pack("<I", len(text)) + text)
+        self._file.write(MAGIC + _FRAME.pack(len(text), zlib.crc32(text)) + text)
         self._file.flush()
 
     def append(self, update: Update) -> None:
@@ -51,7 +51,7 @@ class TrajectoryWriter:
                 raise ValueError(f"{key} does not have the trajectory's seed {self._seed}")
             payload += _TERM.pack(key.step, key.index, coefficient)
         count = len(update.displacement) | (_HAS_SHRINK if update.shrink else 0)
-        self._file.write(_FRAME.pack(count, zlib.crc32(payload)) + payload)
+        self._file.write(_FRAME.pack(count, _checksum(count, payload)) + payload)
         self._file.flush()
 
     def close(self) -> None:
@@ -78,21 +78,31 @@ class Trajectory:
         """Read a trajectory file, up to the last whole record.
 
         Raises:
-            RunError: not a trajectory, or a record whose checksum is wrong.
+            RunError: not a trajectory, or a header or record whose checksum is wrong.
         """
-        data = path.read_bytes()
-        start = len(MAGIC) + 4
-        length = struct.unpack_from("<I", data, len(MAGIC))[0] if len(data) >= start else 0
-        if not data.startswith(MAGIC) or length > _MAX_HEADER or len(data) < start + length:
-            raise RunError(f"{path}: not a trajectory of this version of zofo")
         try:
-            header = json.loads(data[start : start + length])
+            data = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        start = len(MAGIC) + _FRAME.size
+        if not data.startswith(MAGIC) or len(data) < start:
+            raise RunError(f"{path}: not a trajectory of this version of zofo")
+        length, checksum = _FRAME.unpack_from(data, len(MAGIC))
+        text = data[start : start + length]
+        try:
+            if length > _MAX_HEADER or len(text) < length or zlib.crc32(text) != checksum:
+                raise ValueError("cut, or a wrong checksum")
+            header = json.loads(text)
             seed = int(header["seed"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}: the header of the trajectory is damaged") from error
         records = _Records(path, data, start + length, seed)
         updates = tuple(records)
         return cls(header, updates, records.whole)
+
+
+def _checksum(count: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(_COUNT.pack(count)))
 
 
 class _Records:
@@ -108,13 +118,13 @@ class _Records:
                 self.whole = False
                 return
             count, checksum = _FRAME.unpack_from(data, self._at)
-            shrinks, count = bool(count & _HAS_SHRINK), count & ~_HAS_SHRINK
-            end = body + _SHRINK.size * shrinks + _TERM.size * count
+            shrinks = bool(count & _HAS_SHRINK)
+            end = body + _SHRINK.size * shrinks + _TERM.size * (count & ~_HAS_SHRINK)
             if end > len(data):
                 self.whole = False
                 return
             payload = data[body:end]
-            if zlib.crc32(payload) != checksum:
+            if _checksum(count, payload) != checksum:
                 raise RunError(f"{self._path}: the record at byte {self._at} is damaged (its checksum is wrong)")
             yield self._update(payload, shrinks)
             self._at = end

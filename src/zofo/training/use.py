@@ -102,6 +102,8 @@ def evaluate_run(
     if data_dir is not None:
         given.append(f"task.data_dir={json.dumps(str(data_dir))}")
     config = read_config(path / "config.yaml", given)
+    if config.task.name == run.config.task.name:  # the task as it was then, whatever has become of its file
+        config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
     material = load_material(config, remote_code)
     chosen = known_split(split)
     run.restore(material.loaded, variant, best)
@@ -135,7 +137,7 @@ def predict(
         DataError: a text that the task's template cannot take.
     """
     run = RunFolder.open(path)
-    task = load_task(run.config.task.name)
+    task = load_task(str(run.task_file))
     fields = [column for column in task.columns if column != task.label]
     rows = [_row(text, fields, number) for number, text in enumerate(texts, start=1)]
     candidates = tuple(task.verbalizers.values())

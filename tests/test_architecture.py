@@ -1,0 +1,225 @@
+"""The source itself: imports go down the rooms, nothing can run foreign code or touch a global generator."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import zofo
+
+SOURCE = Path(zofo.__file__).parent
+ROOMS = [  # top to bottom; rooms on one line are beside each other
+    ["cli"],
+    ["studies"],
+    ["training"],
+    ["methods"],
+    ["estimators", "rules"],
+    ["evaluators"],
+    ["adapters", "objectives"],
+    ["tasks"],
+    ["backbone"],
+    ["embedded"],
+    ["noise", "displacement"],
+    ["config"],
+    ["registry"],
+    ["errors"],
+]
+LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+BESIDE = {("rules", "estimators"), ("noise", "displacement")}
+ONLY_IN = {"peft": "adapters", "datasets": "tasks"}
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {
+    "eval",
+    "exec",
+    "os.system",
+    "os.popen",
+    "torch.load",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "torch.manual_seed",
+    "torch.seed",
+    "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all",
+    "torch.random.manual_seed",
+    "torch.set_rng_state",
+    "np.random.seed",
+    "numpy.random.seed",
+    "random.seed",
+    "transformers.set_seed",
+    "accelerate.utils.set_seed",
+}
+
+
+def room_of(module: str) -> str:
+    """The part after `zofo`; the package itself, which imports everything, is above all rooms."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "zofo"
+
+
+def imports(tree: ast.AST, package: str) -> list[tuple[int, str]]:
+    """Line and full name of every import, wherever it stands; relative ones resolved against `package`."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            if base == "zofo":
+                found += [(node.lineno, f"zofo.{a.name}" if a.name in LEVEL else "zofo") for a in node.names]
+            else:
+                found.append((node.lineno, base))
+    return found
+
+
+def import_faults(text: str, module: str, package: str) -> list[str]:
+    """What is wrong with the imports of a module."""
+    own, faults = room_of(module), []
+    for line, name in imports(ast.parse(text), package):
+        outside = name.split(".")[0]
+        if outside in ONLY_IN and own != ONLY_IN[outside]:
+            faults.append(f"{module}:{line} imports {outside}, which only {ONLY_IN[outside]} may")
+        if outside != "zofo" or own == "zofo" or own == "__main__":
+            continue
+        other = room_of(name)
+        if other not in LEVEL:
+            faults.append(f"{module}:{line} imports {name}, which is in no room")
+        elif other != own and LEVEL[other] <= LEVEL[own] and (own, other) not in BESIDE:
+            faults.append(f"{module}:{line} imports {name}, which is not below {own}")
+    return faults
+
+
+def dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else ""
+    return ""
+
+
+def danger_faults(text: str, module: str) -> list[str]:
+    """What a module does that could run foreign code, or that writes a global generator."""
+    faults, tree = [], ast.parse(text)
+    full = {}  # what a name imported with `from` or `as` stands for
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            full |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            full |= {alias.asname: alias.name for alias in node.names if alias.asname}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            faults += [f"{module}:{node.lineno} {n}" for n in names if n.split(".")[0] in FORBIDDEN_MODULES]
+        elif isinstance(node, ast.Call):
+            first, _, rest = dotted(node.func).partition(".")
+            name = ".".join(filter(None, [full.get(first, first), rest]))
+            if name in FORBIDDEN_CALLS:
+                faults.append(f"{module}:{node.lineno} {name}")
+            for keyword in node.keywords:
+                if keyword.arg == "shell" and getattr(keyword.value, "value", True) is not False:
+                    faults.append(f"{module}:{node.lineno} shell")
+    return faults
+
+
+def modules():
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = ["zofo", *path.relative_to(SOURCE).with_suffix("").parts]
+        package = parts[:-1]
+        if parts[-1] == "__init__":
+            parts = package
+        yield pytest.param(path.read_text(encoding="utf-8"), ".".join(parts), ".".join(package), id=".".join(parts))
+
+
+every_module = pytest.mark.parametrize(("text", "module", "package"), list(modules()))
+
+
+@every_module
+def test_imports_go_only_down_and_each_outside_library_is_in_its_room(text, module, package):
+    assert import_faults(text, module, package) == []
+
+
+@every_module
+def test_no_module_can_run_foreign_code_or_seed_a_global_generator(text, module, package):
+    assert danger_faults(text, module) == []
+
+
+def test_every_folder_and_file_of_the_package_is_a_room():
+    found = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert found - {"__init__", "__main__"} == set(LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "line"),
+    [
+        ("zofo.noise.base", "zofo.noise", "from zofo.backbone import Backbone"),
+        ("zofo.backbone.backbone", "zofo.backbone", "import zofo.training.run"),
+        ("zofo.estimators.base", "zofo.estimators", "from zofo.rules import Rule"),
+        ("zofo.displacement", "zofo", "from zofo.noise import Noise"),
+        ("zofo.adapters.lora", "zofo.adapters", "from zofo.objectives import classification_loss"),
+        ("zofo.errors", "zofo", "from . import registry"),
+        ("zofo.noise.base", "zofo.noise", "from ..methods.base import Method"),
+        ("zofo.tasks.batch", "zofo.tasks", "from zofo import load_model"),
+        ("zofo.tasks", "zofo.tasks", "def f():\n    import zofo"),
+        ("zofo.tasks.batch", "zofo.tasks", "from zofo.somewhere import thing"),
+        ("zofo.methods.mezo", "zofo.methods", "import peft"),
+        ("zofo.adapters.lora", "zofo.adapters", "from datasets import load_dataset"),
+    ],
+)
+def test_the_import_check_reports_a_made_up_fault(module, package, line):
+    (fault,) = import_faults("import torch\n" + line + "\n", module, package)
+    assert fault.startswith(f"{module}:{3 if 'def' in line else 2} imports ")
+
+
+def test_the_import_check_allows_what_the_rooms_allow():
+    allowed = "from zofo.estimators import Estimate\nfrom zofo.rules.base import State\nfrom zofo import errors\n"
+    assert import_faults(allowed, "zofo.rules.linear", "zofo.rules") == []
+    assert import_faults("import peft", "zofo.adapters.lora", "zofo.adapters") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.load('x')",
+        "from torch import load\nload('x')",
+        "import torch as t\nt.load('x')",
+        "eval('1')",
+        "exec('1')",
+        "subprocess.run('ls', shell=True)",
+        "subprocess.run('ls', shell=flag)",
+        "import yaml\nyaml.load(text)",
+        "torch.manual_seed(0)",
+        "import numpy as np\nnp.random.seed(0)",
+        "from random import seed\nseed(0)",
+        "os.system('ls')",
+    ],
+)
+def test_the_danger_check_reports_a_made_up_fault(text):
+    assert len(danger_faults(text, "made.up")) == 1
+
+
+def test_the_danger_check_allows_an_attribute_called_eval_and_a_safe_load():
+    assert danger_faults("model.eval()\nyaml.safe_load(text)\nrun(x, shell=False)", "made.up") == []
+
+
+def test_public_names_are_listed_once_in_order_and_exist():
+    assert zofo.__all__ == sorted(zofo.__all__, key=lambda name: (name[0].islower(), name))
+    assert len(set(zofo.__all__)) == len(zofo.__all__)
+    assert all(hasattr(zofo, name) for name in zofo.__all__)
+
+
+@pytest.mark.parametrize("name", zofo.__all__)
+def test_every_public_name_and_public_method_has_a_docstring_of_its_own(name):
+    part = getattr(zofo, name)
+    documented = vars(part).get("__doc__") if inspect.isclass(part) else part.__doc__
+    assert documented
+    assert not documented.startswith(f"{name}(")  # what a dataclass makes up
+    if inspect.isclass(part):
+        methods = [m for n, m in vars(part).items() if not n.startswith("_") and inspect.isfunction(m)]
+        assert all(method.__doc__ for method in methods)

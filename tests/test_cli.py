@@ -1,0 +1,300 @@
+"""The command line: every verb, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import zofo
+from conftest import review_rows, write_rows
+from zofo.cli import main
+from zofo.methods import METHODS
+from zofo.noise import NOISES
+from zofo.rules import RULES
+from zofo.training import RunFolder, Trajectory
+
+
+@pytest.fixture
+def run_zofo(capsys):
+    """Call the command line in this process; gives exit code, standard output and standard error."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return end.value.code or 0, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def given(model_folder, data_dir):
+    """The arguments that name the tiny model and the made-up data."""
+    return [f"model={model_folder}", "--data-dir", data_dir]
+
+
+@pytest.fixture
+def trained(run_zofo, given, tmp_path):
+    """A finished bilevel run."""
+    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2", "training.eval_every=1"]
+    code, _, _ = run_zofo("train", *given, *options, f"run={tmp_path / 'trained'}")
+    assert code == 0
+    return tmp_path / "trained"
+
+
+def test_train_from_a_file_and_overrides(run_zofo, given, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: {name: mezo, batch_size: 4}\ntraining: {steps: 9}\n", encoding="utf-8")
+    run = tmp_path / "runs" / "deep" / "one"
+    code, out, err = run_zofo("train", file, *given, "training.steps=2", f"run={run}")
+    assert code == 0
+    summary = RunFolder.open(run).summary
+    assert (summary["method"], summary["queries"]) == ("mezo", 2 * 2 * 4)
+    assert f"accuracy {100 * summary['accuracy']:.1f} % on validation" in out
+    assert "after 16 queries" in out
+    assert f"run: {run}" in out.splitlines()
+    assert [line.split("  ")[:2] for line in err.splitlines()] == [
+        ["mezo", "step 1/2"],
+        ["mezo", "step 2/2"],
+        ["mezo", "after 2 steps"],
+    ]
+    assert "\x1b" not in out + err
+
+
+def test_a_run_without_a_name_gets_one(run_zofo, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run_zofo("train", *given, "method=first-order", "method.batch_size=4", "training.steps=1")
+    assert code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("movie-reviews-first-order-")
+    assert f"runs/{run.name}" in out
+
+
+def test_eval_of_a_run(run_zofo, trained):
+    summary = RunFolder.open(trained).summary
+    code, out, _ = run_zofo("eval", trained)
+    assert code == 0
+    assert f"accuracy {100 * summary['accuracy']:.1f} % on validation" in out
+    code, out, _ = run_zofo("eval", trained, "--json")
+    found = json.loads(out)
+    assert set(found) == {"split", "accuracy", "loss", "majority"}
+    assert found["loss"] == pytest.approx(summary["loss"], abs=1e-5)
+    _, out, _ = run_zofo("eval", trained, "--json", "--variant", "lower_adapter")
+    assert json.loads(out)["loss"] == pytest.approx(summary["variants"]["lower_adapter"]["loss"], abs=1e-5)
+    _, out, _ = run_zofo("eval", trained, "--json", "--best")
+    assert json.loads(out)["accuracy"] == summary["best"]["score"]
+    _, out, _ = run_zofo("eval", trained, "--json", "--split", "test")
+    assert json.loads(out)["split"] == "test"
+    assert json.loads(out)["loss"] != found["loss"]
+
+
+def test_eval_of_a_run_on_other_data(run_zofo, trained, tmp_path):
+    other = tmp_path / "other"
+    for split in ("train", "validation", "test"):
+        write_rows(other / f"{split}.jsonl", review_rows(7, 500))
+    _, before, _ = run_zofo("eval", trained, "--json")
+    code, out, _ = run_zofo("eval", trained, "--json", "--data-dir", other, "training.eval_batch_size=3")
+    assert code == 0
+    assert json.loads(out)["majority"] == pytest.approx(4 / 7)
+    assert json.loads(out) != json.loads(before)
+    assert run_zofo("eval", trained, "--json")[1] == before
+
+
+def test_eval_of_an_untrained_model(run_zofo, given, tmp_path):
+    code, out, _ = run_zofo("eval", *given, "--json")
+    assert code == 0
+    by_arguments = json.loads(out)
+    file = tmp_path / "zero.yaml"
+    file.write_text(f"model: {given[0].partition('=')[2]}\n", encoding="utf-8")
+    assert json.loads(run_zofo("eval", file, *given[1:], "--json")[1]) == by_arguments
+    code, out, _ = run_zofo("eval", *given)
+    assert out.startswith(f"accuracy {100 * by_arguments['accuracy']:.1f} % on validation (majority 50.0 %), loss ")
+
+
+def test_predict(run_zofo, trained):
+    code, out, _ = run_zofo("predict", trained, "a joy from start to finish", "dull [bold]and[/bold] lifeless")
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert out.splitlines()[1].endswith("dull [bold]and[/bold] lifeless")
+    code, out, _ = run_zofo("predict", trained, "a joy", "ein schöner Film", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["text"] for row in rows] == ["a joy", "ein schöner Film"]
+    for row in rows:
+        assert (row["label"], row["verbalizer"]) in ((0, " terrible"), (1, " great"))
+        assert 0.5 <= row["probability"] <= 1
+    _, alone, _ = run_zofo("predict", trained, "a joy", "--json", "--variant", "adapter")
+    assert json.loads(alone)["probability"] == pytest.approx(rows[0]["probability"], abs=1e-5)
+    _, lower, _ = run_zofo("predict", trained, "a joy", "--json", "--variant", "lower_adapter")
+    assert json.loads(lower)["probability"] != pytest.approx(rows[0]["probability"], abs=1e-5)
+
+
+def test_preview(run_zofo, given):
+    code, out, _ = run_zofo("preview", *given, "--rows", "2", "--split", "test")
+    assert code == 0
+    assert "test.jsonl:1" in out
+    assert "  lifeless film number 80 It was terrible  scored: ('Ġterrible',)" in out.splitlines()
+    assert "12 examples of test" in out
+    assert "sequence an example" in out
+    code, out, _ = run_zofo("preview", *given, "--json")
+    seen = json.loads(out)
+    assert seen["count"] == 60
+    assert len(seen["examples"]) == 3
+    assert seen["shortest"] <= seen["mean"] <= seen["longest"]
+    first = seen["examples"][0]
+    assert first["prompt"] == "dull film number 0 It was"
+    assert first["candidates"] == [[" terrible", ["Ġterrible"], True], [" great", ["Ġgreat"], False]]
+
+
+def test_list(run_zofo):
+    code, out, _ = run_zofo("list", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert set(found) == {"models", "tasks", "methods", "noises", "estimators", "rules", "evaluators"}
+    assert set(found["methods"]) == set(METHODS)
+    assert set(found["noises"]) == set(NOISES)
+    assert set(found["rules"]) == set(RULES)
+    assert "smollm2-135m" in found["models"]
+    assert all(about.strip() for entries in found.values() for about in entries.values())
+    code, out, _ = run_zofo("list", "rules", "--json")
+    assert json.loads(out) == {"rules": found["rules"]}
+    code, out, _ = run_zofo("list")
+    assert code == 0
+    assert all(name in out for entries in found.values() for name in entries)
+
+
+def test_env(run_zofo):
+    code, out, _ = run_zofo("env", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["zofo"] == zofo.__version__
+    assert {"python", "torch", "transformers", "device", "threads", "cache"} <= set(found)
+    code, out, _ = run_zofo("env")
+    assert code == 0
+    assert all(name in out for name in found)
+
+
+def test_help_is_there_for_every_verb(run_zofo):
+    code, out, _ = run_zofo("--help")
+    assert code == 0
+    verbs = ("train", "eval", "predict", "preview", "list", "env", "demo")
+    assert all(verb in out for verb in verbs)
+    for verb in verbs:
+        code, out, _ = run_zofo(verb, "--help")
+        assert code == 0
+        assert "Usage" in out
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["eval"], ["predict"], ["train", "--stpes", "3"], ["list", "--rows"]])
+def test_wrong_usage_is_exit_code_2(run_zofo, arguments):
+    code, _, err = run_zofo(*arguments)
+    assert code == 2
+    assert err.strip()
+
+
+def test_a_non_finite_run_is_exit_code_1(run_zofo, given, tmp_path):
+    run = tmp_path / "run"
+    rule = "method.rule={name: dense-momentum, lr: 3e+38}"
+    code, _, err = run_zofo("train", *given, "method=mezo", rule, "method.batch_size=4", f"run={run}")
+    assert code == 1
+    assert "error: step 1: non-finite loss" in err
+    assert "Key(seed=0, step=1, index=0)" in err
+    assert "hint: " in err
+    assert len(Trajectory.read(run / "trajectory.bin").updates) == 1
+    assert RunFolder.open(run).summary["stopped"] in err.replace("\n", "\n  ")
+
+
+def test_a_users_own_task_works_end_to_end_without_code(run_zofo, model_folder, tmp_path):
+    task = tmp_path / "claims.yaml"
+    task.write_text(
+        """
+name: claims
+version: 1
+kind: classification
+metric: accuracy
+source: {hub: nobody/claims}
+splits:
+  train: {from: all}
+  validation: {from: all, size: 6}
+  test: {from: held-out}
+template: "{premise} So {claim} ?"
+label: answer
+verbalizers:
+  "yes": " yes"
+  "no": " no"
+  unsure: " not to be missed"
+""",
+        encoding="utf-8",
+    )
+    rows = [
+        {"premise": f"a film {i}", "claim": f"it drags {i}", "answer": ("yes", "no", "unsure")[i % 3]}
+        for i in range(30)
+    ]
+    write_rows(tmp_path / "rows" / "all.jsonl", rows)
+    write_rows(tmp_path / "rows" / "held-out.jsonl", rows[:9])
+    given = [f"model={model_folder}", f"task={task}", "--data-dir", tmp_path / "rows"]
+    code, out, _ = run_zofo("preview", *given, "--json")
+    assert (code, json.loads(out)["count"], json.loads(out)["sequences"]) == (0, 24, 3)
+    run = tmp_path / "run"
+    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2"]
+    code, _, err = run_zofo("train", *given, *options, f"run={run}")
+    assert code == 0, err
+    code, out, _ = run_zofo("eval", run, "--json", "--split", "test")
+    assert code == 0
+    assert json.loads(out)["majority"] == pytest.approx(1 / 3)
+    row = json.dumps({"premise": "a film", "claim": "it drags"})
+    code, out, _ = run_zofo("predict", run, row, "--json")
+    assert code == 0
+    assert json.loads(out)["label"] in ("yes", "no", "unsure")
+    code, _, err = run_zofo("predict", run, "a film")
+    assert code == 2
+    assert "text 1: the task needs the columns premise, claim" in err
+
+
+# real processes
+
+
+def test_python_m_zofo(tmp_path):
+    command = [sys.executable, "-m", "zofo", "train", "training.stpes=3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: training.stpes: unknown key", "hint: did you mean 'steps'?"]
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_on_a_real_process(run_zofo, given, tmp_path):
+    run = tmp_path / "run"
+    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"run={run}"]
+    command = [sys.executable, "-m", "zofo", "train", *map(str, given), *options]
+    # a job of a shell without a terminal may start with Ctrl-C switched off, so switch it on
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    metrics, deadline = run / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.is_file() and metrics.read_text(encoding="utf-8").count("\n") >= 3):
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    summary = RunFolder.open(run).summary
+    assert summary["stopped"] == "KeyboardInterrupt"
+    code, out, _ = run_zofo("eval", run, "--json")
+    assert code == 0
+    assert json.loads(out)["loss"] > 0
+    assert run_zofo("predict", run, "a joy")[0] == 0

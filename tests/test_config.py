@@ -1,0 +1,335 @@
+"""The configuration tree: its written forms, its defaults, and what it says to mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from zofo.backbone import ModelConfig
+from zofo.config import PartConfig
+from zofo.errors import ConfigError, UnknownNameError, ZofoError
+from zofo.methods import METHODS, BilevelConfig, FirstOrderConfig, MeZOConfig
+from zofo.tasks import TaskConfig, load_task, task_names
+from zofo.tasks.task import parse_task
+from zofo.training import RunConfig, TrainingConfig, read_config
+
+PARTS = ("noise", "estimator", "rule", "evaluator")
+
+
+# written forms
+
+
+def test_nothing_given_is_a_complete_configuration():
+    config = read_config()
+    assert config == RunConfig()
+    assert (config.model, config.task, config.training) == (ModelConfig(), TaskConfig(), TrainingConfig())
+    assert isinstance(config.method, BilevelConfig)
+
+
+def test_file_then_groups_then_overrides(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: a\ntask: {name: sst2, split_seed: 3}\ntraining: {steps: 5, seed: 1}\n", encoding="utf-8")
+    config = read_config(file, ["training.steps=7", "method.rule.lr=1e-5"], method="mezo", training={"steps": 6})
+    assert config.model.name == "a"
+    assert (config.task.name, config.task.split_seed) == ("sst2", 3)
+    assert (config.training.steps, config.training.seed) == (7, 1)
+    assert config.method.rule.lr == 1e-5
+
+
+def test_an_empty_file_is_the_default(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("# nothing yet\n", encoding="utf-8")
+    assert read_config(file) == RunConfig()
+
+
+def test_bare_names_stand_for_groups():
+    given = ["model=m", "task=sst2", "method=mezo", "method.rule=momentum", "method.noise=rademacher"]
+    config = read_config(overrides=given)
+    assert (config.model.name, config.task.name, config.method.name) == ("m", "sst2", "mezo")
+    assert (config.method.rule.name, config.method.noise.name) == ("momentum", "rademacher")
+    assert read_config(model="m", task="sst2", method={"name": "mezo", "rule": "momentum", "noise": "rademacher"}) == (
+        config
+    )
+
+
+def test_a_name_joins_options_in_any_order():
+    one = read_config(overrides=["method=mezo", "method.batch_size=4", "method.rule.lr=1e-5", "method.rule=sgd"])
+    two = read_config(overrides=["method.rule.lr=1e-5", "method.rule=sgd", "method.batch_size=4", "method=mezo"])
+    assert one == two
+    assert (one.method.batch_size, one.method.rule.lr) == (4, 1e-5)
+
+
+def test_another_name_replaces_the_options_of_the_old_one(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("method: {name: bilevel, inner_steps: 3, rule: {name: sgd, weight_decay: 0.1}}\n", encoding="utf-8")
+    assert read_config(file, ["method=mezo"]).method == MeZOConfig()
+    switched = read_config(file, ["method.rule=momentum"]).method
+    assert switched.inner_steps == 3
+    assert switched.rule.model_dump() == {"name": "momentum", "lr": 1e-4, "beta": 0.9, "tolerance": 1e-3}
+
+
+def test_a_name_alone_gives_options_their_defaults():
+    rule = read_config(method={"name": "mezo", "rule": {"lr": 3e-7}}).method.rule
+    assert rule.model_dump() == {"name": "sgd", "lr": 3e-7, "weight_decay": 0.0}
+
+
+VARIED = [
+    {},
+    {"method": "mezo"},
+    {"method": "first-order"},
+    {"method": {"name": "first-order", "parameters": "partial", "layers": ["*.1.*"], "optimizer": "sgd", "lr": 0.5}},
+    {"method": {"name": "mezo", "rule": {"name": "dense-adam", "betas": [0.5, 0.75]}, "noise": {"name": "low-rank"}}},
+    {"method": {"lora": {"rank": 2, "target_modules": ["q_proj"]}, "select": ["*.0.*"]}, "run": "runs/one"},
+    {"task": {"data_dir": "here", "max_length": 64, "truncate": "left"}, "training": {"seed": 2**64 - 1, "queries": 9}},
+]
+
+
+@pytest.mark.parametrize("groups", VARIED)
+def test_the_resolved_tree_is_complete_and_reads_back_equal(tmp_path, groups):
+    config = read_config(**groups)
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    assert read_config(file) == config
+    tree = yaml.safe_load(config.to_yaml())
+    assert set(tree) == set(RunConfig.model_fields)
+    assert set(tree["method"]) == set(METHODS[config.method.name].Config.model_fields)
+    assert set(tree["training"]) == set(TrainingConfig.model_fields)
+    for part in PARTS:
+        if part in tree["method"]:
+            built = getattr(config.method, part)
+            assert "name" in tree["method"][part]
+            assert tree["method"][part].keys() == built.model_dump().keys()
+    file.write_text(yaml.safe_dump(tree), encoding="utf-8")  # nothing is lost by a second writing
+    assert read_config(file).to_yaml() == config.to_yaml()
+
+
+def test_configurations_are_frozen():
+    config = read_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.steps = 3
+
+
+# mistakes in keys
+
+
+def _trees() -> list[tuple[str, list[str], list[str]]]:
+    """Every group of keys: its path, what must be set first, its keys."""
+    found = [("", [], list(RunConfig.model_fields))]
+    for group, model in (("model", ModelConfig), ("task", TaskConfig), ("training", TrainingConfig)):
+        found.append((group, [], list(model.model_fields)))
+    for name in METHODS:
+        first = [f"method={name}"]
+        fields = METHODS[name].Config.model_fields
+        found.append(("method", first, list(fields)))
+        for key, field in fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, PartConfig):
+                for part in kind.registry:
+                    options = list(kind.model_validate(part).model_dump())
+                    found.append((f"method.{key}", [*first, f"method.{key}={part}"], options))
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                found.append((f"method.{key}", first, list(kind.model_fields)))
+    return found
+
+
+def _typos(word: str, taken: list[str]) -> list[str]:
+    """The word with one letter dropped, doubled, or swapped with the next."""
+    made = set()
+    for i in range(len(word)):
+        made |= {word[:i] + word[i + 1 :], word[: i + 1] + word[i:], word[:i] + word[i : i + 2][::-1] + word[i + 2 :]}
+    return sorted(made - set(taken) - {""})
+
+
+def test_one_letter_typos_in_every_key_get_the_right_suggestion():
+    right, wrong = 0, []
+    for path, first, keys in _trees():
+        for key in keys:
+            for typo in _typos(key, keys):
+                place = f"{path}.{typo}" if path else typo
+                with pytest.raises(ConfigError) as refused:
+                    read_config(overrides=[*first, f"{place}=1"])
+                assert typo in refused.value.message
+                if f"did you mean {key!r}?" == refused.value.hint:
+                    right += 1
+                else:
+                    wrong.append((place, refused.value.hint))
+    assert right + len(wrong) > 1000
+    assert right >= 0.95 * (right + len(wrong)), wrong
+
+
+def test_every_kind_of_group_was_tried():
+    paths = {path for path, _, _ in _trees()}
+    assert paths >= {"", "model", "task", "training", "method", "method.lora", *(f"method.{part}" for part in PARTS)}
+
+
+def test_one_letter_typos_in_task_files_get_the_right_suggestion():
+    right, wrong = 0, []
+    for name in task_names():
+        tree = load_task(name).model_dump(mode="json", by_alias=True)
+        assert parse_task(tree, "mine.yaml").name == name
+        for path in ((), ("source",), ("splits", "train"), ("splits", "test")):
+            keys = list(_at(tree, path))
+            for key in keys:
+                for typo in _typos(key, keys):
+                    copy = yaml.safe_load(yaml.safe_dump(tree))
+                    below = _at(copy, path)
+                    below[typo] = below[key]  # beside the right one, so that nothing else is wrong
+                    with pytest.raises(ConfigError) as refused:
+                        parse_task(copy, "mine.yaml")
+                    assert refused.value.message == f"mine.yaml: {'.'.join((*path, typo))}: unknown key"
+                    if f"did you mean {key!r}?" == refused.value.hint:
+                        right += 1
+                    else:
+                        wrong.append((path, typo, refused.value.hint))
+    assert right >= 0.95 * (right + len(wrong)), wrong
+
+
+def _at(tree, path):
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
+    for text, place in (
+        ("training: {stpes: 4}\n", "training.stpes"),
+        ("modle: x\n", "modle"),
+        ("method: {name: mezo, batch_sise: 4}\n", "method.batch_sise"),
+        ("method: {name: mezo, rule: {lrr: 4}}\n", "rule.lrr"),
+        ("method: {lora: {rnak: 4}}\n", "method.lora.rnak"),
+    ):
+        file = tmp_path / "run.yaml"
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError) as refused:
+            read_config(file)
+        assert str(file) in refused.value.message
+        assert place in refused.value.message
+        assert refused.value.hint.startswith("did you mean")
+
+
+@pytest.mark.parametrize(
+    ("override", "guess"),
+    [
+        ("method=mzeo", "mezo"),
+        ("method=first_order", "first-order"),
+        ("method.noise=gausian", "gaussian"),
+        ("method.rule=adam", "dense-adam"),
+        ("method.estimator=two_sided", "two-sided"),
+        ("method.evaluator=inplace", "in-place"),
+    ],
+)
+def test_unknown_names_get_the_nearest(override, guess):
+    with pytest.raises(UnknownNameError, match=f"unknown .*Did you mean '{guess}'"):
+        read_config(overrides=[override])
+
+
+# mistakes in values
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("training.steps=0", "training.steps"),
+        ("training.steps=1.5", "training.steps"),
+        ("training.steps=many", "training.steps"),
+        ("training.steps=", "training.steps"),
+        ("training.seed=-1", "training.seed"),
+        (f"training.seed={2**64}", "training.seed"),
+        ("training.queries=0", "training.queries"),
+        ("training.eval_every=0", "training.eval_every"),
+        ("training.eval_batch_size=0", "training.eval_batch_size"),
+        ("training=[1]", "training"),
+        ("task.max_length=7", "task.max_length"),
+        ("task.truncate=right", "task.truncate"),
+        ("task.split_seed=-1", "task.split_seed"),
+        ("task=[sst2]", "task"),
+        ("model.dtype=int8", "model.dtype"),
+        ("model=3", "model"),
+        ("method.batch_size=0", "method.batch_size"),
+        ("method.inner_steps=0", "method.inner_steps"),
+        ("method.penalty=-1", "method.penalty"),
+        ("method.penalty=.nan", "method.penalty"),
+        ("method.lr_lower=-0.1", "method.lr_lower"),
+        ("method.lr_adapter=-0.1", "method.lr_adapter"),
+        ("method.optimizer=adamw", "method.optimizer"),
+        ("method.num_directions=0", "method.num_directions"),
+        ("method.lora.rank=0", "method.lora.rank"),
+        ("method.lora.alpha=0", "method.lora.alpha"),
+        ("method.rule.lr=fast", "rule.lr"),
+        ("method.rule.lr=", "rule.lr"),
+        ("method.estimator.epsilon=[1]", "estimator.epsilon"),
+        ("method.rule={name: dense-adam, betas: [0.9]}", "rule.betas"),
+        ("method={name: 3}", "method"),
+        ("method=", "method"),
+        ("method=[mezo]", "method"),
+        ("method.rule=[sgd]", "method.rule"),
+        ("run=3", "run"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_one_line_that_names_the_key(override, key):
+    with pytest.raises(ConfigError) as refused:
+        read_config(overrides=[override])
+    assert key in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize("override", ["training.steps", "=3", "training.steps:3", ""])
+def test_what_is_not_key_value_is_refused(override):
+    with pytest.raises(ConfigError, match="is not key=value"):
+        read_config(overrides=[override])
+
+
+@pytest.mark.parametrize("value", ["[1", "{a: ", "*.29.*", "!!python/object/apply:os.system [true]", "2020-99-99"])
+def test_values_that_are_not_plain_yaml_are_refused(value):
+    with pytest.raises(ConfigError, match="method.select"):
+        read_config(overrides=[f"method.select={value}"])
+
+
+def test_keys_below_a_value_are_refused():
+    with pytest.raises(ConfigError, match="'steps' is 3 and has no keys below it"):
+        read_config(overrides=["training.steps=3", "training.steps.more=1"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"- a\n- b\n", b"just text\n", b"a: [1\n", b"\xff\xfe", b"run: 2020-99-99\n", b"x: !!python/name:os.system\n"],
+)
+def test_files_that_are_no_configuration_are_refused(tmp_path, content):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        read_config(file)
+    assert str(file) in refused.value.message
+    assert "\n" not in refused.value.message
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="cannot read"):
+            read_config(path)
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    canary = tmp_path / "canary"
+    file = tmp_path / "run.yaml"
+    file.write_text(f"run: !!python/object/apply:os.mkdir ['{canary}']\n", encoding="utf-8")
+    with pytest.raises(ZofoError):
+        read_config(file)
+    assert not canary.exists()
+
+
+def test_no_key_of_a_file_can_allow_remote_code():
+    for path in ("", "model.", "training.", "task.", "method."):
+        with pytest.raises(ConfigError, match="unknown key"):
+            read_config(overrides=[f"{path}trust_remote_code=true"])
+
+
+def test_methods_have_their_own_configuration():
+    for name, kind in (("mezo", MeZOConfig), ("bilevel", BilevelConfig), ("first-order", FirstOrderConfig)):
+        assert type(read_config(method=name).method) is kind
+    with pytest.raises(ConfigError, match="method.inner_steps"):
+        read_config(method={"name": "mezo", "inner_steps": 3})
+    assert Path("runs") not in (read_config().run,)

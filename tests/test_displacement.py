@@ -1,0 +1,103 @@
+"""Displacements are vectors: exact laws on random terms, and a byte form of 24 bytes a term."""
+
+import random
+
+import pytest
+
+from zofo.displacement import Displacement, Key
+
+LARGEST = Key(2**64 - 1, 2**32 - 1, 2**32 - 1)
+
+
+def random_displacement(draw: random.Random, largest: int = 6) -> Displacement:
+    """Few keys, so that terms meet; coefficients are small multiples of 1/16, so that sums and products are exact."""
+    keys = [Key(seed, step, index) for seed in (0, 7) for step in (0, 1) for index in (0, 1)]
+    return Displacement({key: draw.randint(-99, 99) / 16 for key in draw.sample(keys, draw.randint(0, largest))})
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_displacements_obey_the_laws_of_a_vector_space(seed):
+    draw = random.Random(seed)
+    u, v, w = (random_displacement(draw) for _ in range(3))
+    a, b = (draw.randint(-40, 40) / 8 for _ in range(2))
+    zero = Displacement()
+    assert u + v == v + u
+    assert (u + v) + w == u + (v + w)
+    assert u + zero == zero + u == u
+    assert u + -u == u - u == zero
+    assert u - v == u + -1 * v
+    assert a * (u + v) == a * u + a * v
+    assert (a + b) * u == a * u + b * u
+    assert a * (b * u) == (a * b) * u
+    assert 1 * u == u * 1.0 == u
+    assert 0 * u == zero
+    assert u / 4 == 0.25 * u
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_every_coefficient_of_a_sum_is_the_sum_of_the_coefficients(seed):
+    draw = random.Random(seed)
+    u, v = random_displacement(draw), random_displacement(draw)
+    total = 3 * u - v / 2
+    for key in {*u, *v, LARGEST}:
+        assert total[key] == 3 * u[key] - v[key] / 2
+
+
+def test_a_term_that_becomes_exactly_zero_is_dropped():
+    key, other = Key(0, 1), Key(0, 2)
+    difference = Displacement({key: 0.5, other: 1.0}) - 2 * Displacement({key: 0.25})
+    assert list(difference.items()) == [(other, 1.0)]
+    assert len(Displacement({key: 0.0, other: -0.0})) == 0
+
+
+def test_arithmetic_leaves_its_operands_and_their_source_as_they_were():
+    source = {Key(0, 1): 1.0}
+    u = Displacement(source)
+    source[Key(0, 1)] = 5.0
+    _ = u + u, u * 3, u - Displacement({Key(0, 1): 1.0}), -u, u.without_small(2.0)
+    assert list(u.items()) == [(Key(0, 1), 1.0)]
+
+
+def test_equal_displacements_hash_equally_in_any_order_of_their_terms():
+    one, two = Key(0, 1), Key(0, 2)
+    u, v = Displacement({one: 1.0, two: 2.0}), Displacement({two: 2.0, one: 1.0})
+    assert u == v
+    assert hash(u) == hash(v)
+    assert u != Displacement({one: 1.0, two: 2.5})
+    assert u != {one: 1.0, two: 2.0}
+
+
+def test_adding_anything_but_a_displacement_is_a_type_error():
+    with pytest.raises(TypeError):
+        Displacement() + 1  # noqa: B018
+
+
+def test_without_small_drops_what_is_below_the_tolerance_and_keeps_what_is_at_it():
+    u = Displacement({Key(0, i): c for i, c in enumerate((0.5, -0.25, 0.2499, -2.0))})
+    assert list(u.without_small(0.25).items()) == [(Key(0, 0), 0.5), (Key(0, 1), -0.25), (Key(0, 3), -2.0)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_byte_form_takes_24_bytes_a_term_and_comes_back_exactly(seed):
+    draw = random.Random(seed)
+    keys = [Key(draw.getrandbits(64), draw.getrandbits(32), draw.getrandbits(32)) for _ in range(50)] + [LARGEST]
+    extremes = [5e-324, -1.7976931348623157e308, 0.1, -1 / 3]
+    u = Displacement({key: draw.choice([*extremes, draw.gauss(0, 1)]) for key in keys})
+    data = u.to_bytes()
+    back = Displacement.from_bytes(data)
+    assert len(data) == 24 * len(u)
+    assert list(back.items()) == list(u.items())
+    assert all(type(key) is Key for key in back)
+    assert back.to_bytes() == data
+
+
+def test_the_bytes_are_little_endian_seed_step_index_and_coefficient():
+    data = Displacement({Key(0x0102030405060708, 0x0A0B0C0D, 0x01020304): -2.5}).to_bytes()
+    assert data.hex() == "0807060504030201" + "0d0c0b0a" + "04030201" + "00000000000004c0"
+    assert Displacement().to_bytes() == b""
+
+
+@pytest.mark.parametrize("length", [n for n in range(1, 75) if n % 24])
+def test_bytes_that_are_not_whole_terms_are_refused_with_their_length(length):
+    with pytest.raises(ValueError, match=f"^{length} bytes are not a whole number of 24-byte terms$"):
+        Displacement.from_bytes(bytes(length))

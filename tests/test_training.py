@@ -1,0 +1,494 @@
+"""Runs: what a run folder holds, that it gives the trained model back, what was counted, and how a run may end."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import signal
+import warnings
+
+import numpy
+import peft
+import pytest
+import torch
+import transformers
+from rich.console import Console
+from safetensors.torch import load_file
+
+from conftest import build_model, review_rows, write_rows
+from zofo.errors import ConfigError, NonFiniteError, RunError
+from zofo.methods import METHODS
+from zofo.training import RunFolder, Trajectory, read_config, train
+from zofo.training.use import evaluate_run, evaluate_zero_shot, predict
+
+BATCH, T = 4, 2
+SHORT = {
+    "mezo": {"name": "mezo", "batch_size": BATCH, "rule": {"lr": 1e-3}},
+    "bilevel": {"name": "bilevel", "batch_size": BATCH, "inner_steps": T, "lr_lower": 0.01, "lr_adapter": 0.02}
+    | {"rule": {"lr": 1e-5}},
+    "first-order": {"name": "first-order", "batch_size": BATCH, "lr": 0.02},
+}
+"""A method's configuration for a short run that changes a tiny model visibly."""
+
+MEZO, BILEVEL, FIRST_ORDER = SHORT["mezo"], SHORT["bilevel"], SHORT["first-order"]
+RUINOUS = MEZO | {"rule": {"name": "dense-momentum", "lr": 3e38}}  # one step takes weights beyond float32
+RESTORED = {
+    "sgd": MEZO,
+    "sgd with decay": MEZO | {"rule": {"lr": 1e-3, "weight_decay": 20.0}},
+    "momentum": MEZO | {"rule": {"name": "momentum", "lr": 1e-3, "tolerance": 0.0}},
+    "momentum, terms dropped": MEZO | {"rule": {"name": "momentum", "lr": 1e-3, "beta": 0.1, "tolerance": 0.5}},
+    "sign": MEZO | {"rule": {"name": "sign", "lr": 2e-3}},
+    "dense momentum": MEZO | {"rule": {"name": "dense-momentum", "lr": 1e-3}},
+    "dense Adam": MEZO | {"rule": {"name": "dense-adam", "lr": 2e-3}},
+    "low rank": MEZO | {"noise": {"name": "low-rank", "rank": 2}},
+    "rademacher, one-sided, 3 directions": MEZO
+    | {"noise": "rademacher", "estimator": "one-sided", "num_directions": 3},
+    "a few tensors": MEZO | {"select": ["*.layers.1.*"], "rule": {"lr": 1e-2}},
+    "bilevel": BILEVEL,
+    "bilevel with SGD and Adam above": BILEVEL
+    | {"optimizer": "sgd", "lr_lower": 1.0, "lr_adapter": 1.0, "rule": {"name": "dense-adam", "lr": 2e-3}},
+    "LoRA": FIRST_ORDER,
+    "LoRA with SGD": FIRST_ORDER | {"optimizer": "sgd", "lr": 1.0, "lora": {"rank": 2, "alpha": 8}},
+    "all weights": FIRST_ORDER | {"parameters": "all", "lr": 1e-3},
+    "all weights with SGD": FIRST_ORDER | {"parameters": "all", "optimizer": "sgd", "lr": 0.05},
+    "named layers": FIRST_ORDER | {"parameters": "partial", "layers": ["*.layers.1.*"], "lr": 5e-3},
+}
+
+
+@pytest.fixture
+def configured(model_folder, data_dir, tmp_path):
+    """Configurations of short runs on the tiny model, each in a folder of its own."""
+
+    def configure(method, name="run", model=model_folder, **training):
+        return read_config(
+            model=str(model),
+            task={"data_dir": str(data_dir)},
+            method=method,
+            training={"steps": 4, **training},
+            run=str(tmp_path / name),
+        )
+
+    return configure
+
+
+def lines_of(run, event):
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def contents(folder, *ends):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name.endswith(ends)
+    }
+
+
+# the folder
+
+
+def test_every_registered_method_has_a_short_run():
+    assert set(SHORT) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_leaves_the_whole_folder(configured, name):
+    config = configured(SHORT[name], eval_every=2)
+    run = train(config)
+    assert run.path == config.run
+    assert RunFolder.open(run.path).config == config
+    environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
+    assert environment["model_hash"].startswith("sha256:")
+    assert environment["torch"] == torch.__version__
+    steps = lines_of(run, "step")
+    assert [line["step"] for line in steps] == [0, 1, 2, 3]
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in steps)
+    variants = tuple(run.summary["variants"])
+    scores = lines_of(run, "evaluation")
+    assert [(line["steps"], line["variant"]) for line in scores] == [(s, v) for s in (2, 4) for v in variants]
+    for line in scores[-len(variants) :]:
+        assert run.summary["variants"][line["variant"]] == {key: line[key] for key in ("accuracy", "loss", "majority")}
+    assert run.summary["accuracy"] == scores[-len(variants)]["accuracy"]
+    assert run.summary["stopped"] is None
+    assert run.summary["peak_bytes"] > 2**20
+    assert run.trajectory.is_file() == (name != "first-order")
+    if run.trajectory.is_file():
+        trajectory = Trajectory.read(run.trajectory)
+        assert len(trajectory.updates) == 4
+        assert trajectory.whole
+        assert trajectory.header["seed"] == config.training.seed
+    assert set(run.digests()) == set(run.summary["parts"])
+
+
+def test_coefficients_of_each_step_are_logged(configured):
+    mezo = lines_of(train(configured(MEZO | {"num_directions": 2}, "mezo")), "step")
+    assert all({"projected_gradient_0", "projected_gradient_1"} <= set(line) for line in mezo)
+    bilevel = lines_of(train(configured(BILEVEL, "bilevel")), "step")
+    for line in bilevel:
+        assert line["penalty"] == 100.0
+        assert {f"projected_gradient_{part}_0" for part in ("upper", "lower_p", "lower_s")} <= set(line)
+
+
+def test_the_trajectory_of_mezo_is_its_log(configured):
+    run = train(configured(MEZO))
+    for line, update in zip(lines_of(run, "step"), Trajectory.read(run.trajectory).updates, strict=True):
+        (key, coefficient), *rest = update.displacement.items()
+        assert not rest
+        assert (key.seed, key.step, key.index) == (0, line["step"], 0)
+        assert coefficient == pytest.approx(-1e-3 * line["projected_gradient_0"], rel=1e-12)
+
+
+# the trained model comes back
+
+
+@pytest.mark.parametrize("case", RESTORED)
+def test_restoring_gives_the_model_of_the_end_of_training(configured, case):
+    config = configured(RESTORED[case])
+    run = train(config)
+    untrained = evaluate_zero_shot(config)
+    for variant, trained in run.summary["variants"].items():
+        assert abs(trained["loss"] - untrained.loss) > 1e-3
+        restored = evaluate_run(run.path, variant=variant)
+        assert restored.loss == pytest.approx(trained["loss"], abs=1e-5)
+        assert restored.score == trained["accuracy"]
+    losses = [trained["loss"] for trained in run.summary["variants"].values()]
+    assert len(losses) == len(set(losses))  # the two adapters of bilevel are two models
+    assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["sgd", "dense Adam", "bilevel", "LoRA", "all weights", "named layers"])
+def test_best_gives_the_model_of_the_best_evaluation(configured, case):
+    method = {key: value for key, value in RESTORED[case].items() if key != "lr"}
+    run = train(configured(method | ({"lr": 0.05} if method["name"] == "first-order" else {}), eval_every=1, steps=6))
+    first = next(iter(run.summary["variants"]))
+    scores = [line for line in lines_of(run, "evaluation") if line["variant"] == first]
+    best = max(scores, key=lambda line: (line["accuracy"], -line["steps"]))  # the first of equals
+    assert run.summary["best"] == {"step": best["steps"], "score": best["accuracy"]}
+    assert len({line["loss"] for line in scores}) == 6
+    restored = evaluate_run(run.path, best=True)
+    assert restored.loss == pytest.approx(best["loss"], abs=1e-5)
+    assert restored.score == best["accuracy"]
+
+
+def test_best_is_not_just_the_last(configured):
+    """A learning rate that ruins the model: some seed is best before its end."""
+    for seed in range(5):
+        run = train(configured(MEZO | {"rule": {"lr": 0.02}}, f"run-{seed}", eval_every=1, steps=5, seed=seed))
+        if run.summary["best"]["step"] < 5:
+            break
+    assert run.summary["best"]["step"] < 5
+    assert abs(evaluate_run(run.path, best=True).loss - run.summary["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bilevel", "first-order"])
+def test_adapters_load_with_peft_itself(configured, model_folder, name):
+    run = train(configured(SHORT[name]))
+    assert json.loads((run.path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    restored = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    ours = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        theirs = peft.PeftModel.from_pretrained(restored, str(run.path / "adapter"))
+    tensors = load_file(run.path / "adapter" / "adapter_model.safetensors")
+    assert sum(t.abs().sum() for n, t in tensors.items() if "lora_B" in n) > 0
+    ids = torch.tensor([[5, 6, 7, 8]])
+    loaded = transformers.AutoTokenizer.from_pretrained(model_folder)
+    if name == "first-order":  # no trajectory: base and adapter are the whole model
+        from zofo.backbone import LoadedModel
+
+        run.restore(LoadedModel(ours, loaded, "tiny"))
+        assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+    else:
+        names = {n.replace(".lora_A", "").replace(".lora_B", "") for n in tensors}
+        assert len(names) == len(tensors) // 2
+        assert not torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+
+
+def test_partial_trains_the_named_layers_and_nothing_else(configured, model_folder):
+    run = train(configured(RESTORED["named layers"]))
+    base = load_file(model_folder / "model.safetensors")
+    weights = load_file(run.path / "weights.safetensors")
+    assert set(weights) == {name for name in base if ".layers.1." in name}
+    assert all(not torch.equal(weights[name], base[name]) for name in weights)
+    assert not (run.path / "adapter").exists()
+
+
+def test_all_trains_every_weight(configured, model_folder):
+    run = train(configured(RESTORED["all weights"]))
+    base, weights = load_file(model_folder / "model.safetensors"), load_file(run.path / "weights.safetensors")
+    assert set(weights) == set(base)
+    assert all(not torch.equal(weights[name], base[name]) for name in weights)
+
+
+def test_a_run_of_another_base_model_is_refused(configured, model_folder, tokenizer, tmp_path):
+    own = tmp_path / "model"
+    build_model("llama", len(tokenizer)).save_pretrained(own)
+    tokenizer.save_pretrained(own)
+    run = train(configured(MEZO, model=own))
+    before = evaluate_run(run.path)
+    build_model("llama", len(tokenizer), seed=1).save_pretrained(own)
+    with pytest.raises(RunError, match="is not the one that .* was trained from"):
+        evaluate_run(run.path)
+    with pytest.raises(RunError, match="is not the one that .* was trained from"):
+        predict(run.path, ["a joy"])
+    build_model("llama", len(tokenizer)).save_pretrained(own)
+    assert evaluate_run(run.path) == before
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_missing_or_damaged_part_is_named(configured, name):
+    run = train(configured(SHORT[name]))
+    for relative in run.summary["parts"]:
+        path = run.path / relative
+        whole = path.read_bytes()
+        for damaged in (whole[: len(whole) // 2], whole[:-24], bytes([*whole[:-3], whole[-3] ^ 1, *whole[-2:]])):
+            path.write_bytes(damaged)
+            with pytest.raises(RunError, match=f"{relative}' is damaged"):
+                evaluate_run(run.path)
+        path.unlink()
+        with pytest.raises(RunError, match=f"{relative}', a part of the trained model, is missing"):
+            evaluate_run(run.path)
+        path.write_bytes(whole)
+    assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "environment.json", "summary.json"])
+def test_a_missing_or_damaged_record_is_named(configured, name):
+    run = train(configured(FIRST_ORDER, steps=1))
+    path = run.path / name
+    for damage in (b"{", b"[]", b"\xff", b"text"):
+        path.write_bytes(damage)
+        with pytest.raises((RunError, ConfigError), match=name):
+            evaluate_run(run.path)
+    path.unlink()
+    with pytest.raises((RunError, ConfigError), match=name):
+        evaluate_run(run.path)
+
+
+def test_an_unknown_variant_is_refused(configured):
+    run = train(configured(BILEVEL))
+    with pytest.raises(RunError, match="no model 'upper'") as refused:
+        evaluate_run(run.path, variant="upper")
+    assert "adapter, lower_adapter" in refused.value.hint
+
+
+# determinism
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_seed_decides_everything(configured, name):
+    def everything(run):
+        lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+        for line in lines:
+            del line["seconds"]
+        return lines, contents(run.path, ".bin", ".safetensors")
+
+    torch.manual_seed(1)
+    one = everything(train(configured(SHORT[name], "one", eval_every=2)))
+    torch.manual_seed(2)
+    random.seed(2)
+    assert everything(train(configured(SHORT[name], "two", eval_every=2))) == one
+    metrics, files = everything(train(configured(SHORT[name], "other", eval_every=2, seed=1)))
+    assert metrics != one[0]
+    assert set(files) == set(one[1])
+    assert all(files[path] != one[1][path] for path in files)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_global_generators_are_left_alone(configured, name):
+    torch.manual_seed(3)
+    random.seed(3)
+    state = numpy.random.get_state()[1].copy()  # noqa: NPY002
+    expected = torch.get_rng_state(), random.getstate()
+    train(configured(SHORT[name], steps=2))
+    assert torch.equal(torch.get_rng_state(), expected[0])
+    assert random.getstate() == expected[1]
+    assert (numpy.random.get_state()[1] == state).all()  # noqa: NPY002
+
+
+# counting
+
+
+@pytest.mark.parametrize(
+    ("method", "forwards", "backwards", "queries"),
+    [
+        (MEZO, 2, 0, 2 * BATCH),
+        (MEZO | {"num_directions": 3}, 6, 0, 6 * BATCH),
+        (MEZO | {"estimator": "one-sided", "num_directions": 3}, 4, 0, 4 * BATCH),
+        (FIRST_ORDER, 1, 1, BATCH),
+        (FIRST_ORDER | {"parameters": "all"}, 1, 1, BATCH),
+        (BILEVEL, T + 2 + 6, T + 2, (T + 8) * BATCH),
+        (BILEVEL | {"inner_steps": 5, "estimator": "one-sided"}, 5 + 2 + 6, 5 + 2, 13 * BATCH),
+    ],
+)
+def test_work_is_counted_step_by_step_and_evaluation_apart(configured, method, forwards, backwards, queries):
+    run = train(configured(method, eval_every=1, eval_batch_size=5, steps=3))
+    each = {"forwards": forwards, "backwards": backwards, "queries": queries}
+    for number, line in enumerate(lines_of(run, "step"), start=1):
+        assert {key: line[key] for key in each} == {key: number * value for key, value in each.items()}
+    assert {key: run.summary[key] for key in each} == {key: 3 * value for key, value in each.items()}
+    variants = len(run.summary["variants"])
+    evaluations = 3 * variants  # of 12 examples, in batches of 5
+    assert run.summary["evaluation"] == {"forwards": 3 * evaluations, "backwards": 0, "queries": 12 * evaluations}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_budget_of_queries_pays_for_whole_steps(configured, name):
+    step = {"mezo": 2 * BATCH, "first-order": BATCH, "bilevel": (T + 8) * BATCH}[name]
+    for budget in (3 * step, 4 * step - 1):
+        run = train(configured(SHORT[name], f"run-{budget}", queries=budget))
+        assert run.summary["queries"] == 3 * step
+    with pytest.raises(ConfigError, match=f"one step of '{name}' takes {step}") as refused:
+        train(configured(SHORT[name], "none", queries=step - 1))
+    assert f"training.queries={step}" in refused.value.hint
+    assert not configured(SHORT[name], "none").run.exists()
+
+
+def test_evaluation_does_not_change_training(configured):
+    often = train(configured(BILEVEL, "often", eval_every=1))
+    once = train(configured(BILEVEL, "once"))
+    ends = (".bin", ".safetensors")
+    assert {k: v for k, v in contents(often.path, *ends).items() if not k.startswith("best/")} == {
+        k: v for k, v in contents(once.path, *ends).items() if not k.startswith("best/")
+    }
+
+
+# how a run may end
+
+
+@pytest.fixture
+def poisoned(tokenizer, tmp_path, data_dir):
+    """A model that gives nan for texts with a tilde, and training data with a few of them."""
+    model = build_model("qwen2", len(tokenizer))  # its input and output embeddings are two tensors
+    with torch.no_grad():
+        model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("~")] = torch.nan
+    model.save_pretrained(tmp_path / "poisoned")
+    tokenizer.save_pretrained(tmp_path / "poisoned")
+    rows = review_rows(60)
+    for row in rows[:4]:
+        row["sentence"] += " ~"
+    write_rows(data_dir / "train.jsonl", rows)
+    return tmp_path / "poisoned"
+
+
+def fail_after_a_step(configured, method, model):
+    """The first seed whose run goes well for a step or more and then fails: its run folder, error and seed."""
+    for seed in range(20):
+        config = configured(method, f"failed-{seed}", model, seed=seed, steps=20)
+        with pytest.raises(NonFiniteError) as failed:
+            train(config)
+        if failed.value.step:
+            return RunFolder(config.run), failed.value, seed
+    raise AssertionError("every run failed in its first step")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, poisoned, name):
+    run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
+    assert error.exit_code == 1
+    assert f"step {error.step}: non-finite loss nan of example" in error.message
+    assert "weights were not updated" in error.message
+    if name == "mezo":
+        assert f"+0.001 * Key(seed={seed}, step={error.step}, index=0)" in error.message
+    assert [line["step"] for line in lines_of(run, "step")] == list(range(error.step))
+    (stopped,) = lines_of(run, "stopped")
+    assert (stopped["error"], error.message in stopped["message"]) == ("NonFiniteError", True)
+    assert error.message in run.summary["stopped"]
+    assert set(run.digests()) == set(run.summary["parts"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_failed_step_updates_nothing(configured, poisoned, name):
+    """What is left is, bit for bit, what a run that ends before the failing step leaves."""
+    run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
+    shorter = train(configured(SHORT[name], "shorter", poisoned, seed=seed, steps=error.step))
+    left = contents(run.path, ".bin", ".safetensors")
+    assert left == {k: v for k, v in contents(shorter.path, ".bin", ".safetensors").items() if "best/" not in k}
+    assert evaluate_run(run.path).loss == pytest.approx(shorter.summary["loss"], abs=1e-5)
+
+
+def test_a_learning_rate_that_is_far_too_large_ends_the_run(configured):
+    config = configured(RUINOUS)
+    with pytest.raises(NonFiniteError, match="step 1: non-finite loss"):
+        train(config)
+    assert len(Trajectory.read(RunFolder(config.run).trajectory).updates) == 1
+
+
+def test_non_finite_scores_are_no_scores(configured):
+    config = configured(RUINOUS, steps=1)
+    with pytest.raises(NonFiniteError, match="scores of 12 of 12 examples"):
+        train(config)
+    run = RunFolder(config.run)
+    assert run.summary["variants"] == {"model": {}}
+    assert run.summary["best"]["step"] == 0
+    for path in (run.metrics, run.path / "summary.json"):
+        assert "NaN" not in path.read_text(encoding="utf-8")
+    with pytest.raises(NonFiniteError, match="scores of 12 of 12 examples"):
+        evaluate_run(run.path)
+    with pytest.raises(NonFiniteError, match="scores of 1 of 1 examples"):
+        predict(run.path, ["a joy"])
+
+
+class Interrupting(io.StringIO):
+    """Where progress is written: presses Ctrl-C when the second step is shown."""
+
+    def write(self, text):
+        if "step 2/" in text:
+            signal.raise_signal(signal.SIGINT)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
+    config = configured(SHORT[name], steps=10)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Console(file=Interrupting()))
+    run = RunFolder.open(config.run)
+    assert run.summary["stopped"] == "KeyboardInterrupt"
+    assert [line["step"] for line in lines_of(run, "step")] == [0, 1]
+    assert len(lines_of(run, "stopped")) == 1
+    shorter = train(configured(SHORT[name], "shorter", steps=2))
+    assert evaluate_run(run.path).loss == pytest.approx(shorter.summary["loss"], abs=1e-5)
+    assert predict(run.path, ["a joy"])[0].label in (0, 1)
+    with pytest.raises(RunError, match="kept no best model") as refused:
+        evaluate_run(run.path, best=True)
+    assert "eval_every" in refused.value.hint
+
+
+def test_a_run_never_overwrites_another(configured):
+    run = train(configured(FIRST_ORDER, steps=1))
+    before = contents(run.path, "")
+    with pytest.raises(RunError, match="exists, and a run never overwrites another"):
+        train(configured(MEZO))
+    assert contents(run.path, "") == before
+
+
+def test_progress_is_plain_lines_when_there_is_no_terminal(configured):
+    shown = io.StringIO()
+    train(configured(MEZO, steps=3, eval_every=2), Console(file=shown))
+    lines = shown.getvalue().splitlines()
+    assert [line.split("  ")[1] for line in lines] == [
+        "step 1/3",
+        "step 2/3",
+        "after 2 steps",
+        "step 3/3",
+        "after 3 steps",
+    ]
+    assert all("\x1b" not in line and "loss" in line for line in lines)
+    assert "accuracy" in lines[3]
+    assert "queries/s" in lines[0]
+    assert "GiB" in lines[0]
+
+
+def test_long_runs_show_about_ten_lines(configured):
+    shown = io.StringIO()
+    train(configured(MEZO, steps=43), Console(file=shown))
+    assert 10 <= len([line for line in shown.getvalue().splitlines() if "  step " in line]) <= 12
+
+
+def test_progress_on_a_terminal_is_one_bar(configured):
+    shown = io.StringIO()
+    train(configured(MEZO, steps=3), Console(file=shown, force_terminal=True, width=120))
+    assert "3/3" in shown.getvalue()
+    assert "step 1/3" not in shown.getvalue()
