@@ -275,6 +275,15 @@ def test_losses_are_subtracted_for_each_example_before_they_are_averaged(name):
 
 
 @every_estimator
+def test_losses_are_subtracted_in_float64(name):
+    high, low = 2.0**24, 0.5  # in float32 their difference is 2**24
+    losses = torch.tensor([[low], [high]] if name == "one-sided" else [[high], [low]])
+    estimate = ESTIMATORS[name](epsilon=0.5).tell(keys_of(1), losses)
+    distance = 0.5 if name == "one-sided" else 1.0
+    assert list(estimate.projected_gradients.values()) == [(high - low) / distance]
+
+
+@every_estimator
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_non_finite_loss_anywhere_is_refused_by_naming_step_key_and_example(name, value):
     estimator = ESTIMATORS[name](epsilon=0.5)

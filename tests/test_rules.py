@@ -145,12 +145,13 @@ def test_momentum_is_the_decaying_sum_of_gradients_as_a_displacement():
     assert len(state.momentum) == 40
 
 
-def test_momentum_drops_a_term_once_it_is_below_the_tolerance_and_stays_close_to_the_whole():
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_momentum_drops_a_term_once_it_is_below_a_share_of_the_largest_and_keeps_the_others(scale):
     tolerance, beta = 0.01, 0.5
     rule, whole = Momentum(lr=1.0, beta=beta, tolerance=tolerance), Momentum(lr=1.0, beta=beta, tolerance=0)
     state, state_whole = rule.init(), whole.init()
     for step in range(40):
-        estimate = Estimate.of(Displacement({Key(0, step): 1.0}))
+        estimate = Estimate.of(Displacement({Key(0, step): scale}))
         _, state = rule.update(estimate, state)
         _, state_whole = whole.update(estimate, state_whole)
         largest = max(abs(c) for _, c in state.momentum.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from statistics import NormalDist
 
 import torch
@@ -19,9 +20,12 @@ def _gaussian_values() -> torch.Tensor:
     Entry i belongs to the 16 bits whose signed reading is i - 32768. The values are symmetric, so their mean is 0.
     """
     normal, bins = NormalDist(), 65536
-    edges = [normal.pdf(normal.inv_cdf(i / bins)) for i in range(bins // 2 + 1, bins)] + [0.0]
-    before = [normal.pdf(0.0), *edges[:-1]]
-    upper = torch.tensor([bins * (a - b) for a, b in zip(before, edges, strict=True)], dtype=torch.float64)
+    edges = [normal.inv_cdf(i / bins) for i in range(bins // 2, bins)]
+    values = []
+    for low, high in zip(edges, [*edges[1:], math.inf], strict=True):
+        # pdf(low) - pdf(high), without the cancellation of two nearly equal numbers
+        values.append(bins * normal.pdf(low) * -math.expm1((low - high) * (low + high) / 2))
+    upper = torch.tensor(values, dtype=torch.float64)
     upper /= upper.square().mean().sqrt()
     return torch.cat([-upper.flip(0), upper]).to(torch.float32)
 

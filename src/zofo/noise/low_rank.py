@@ -43,26 +43,33 @@ class LowRank(Noise):
         Raises:
             ConfigError: the rank is larger than the smaller side of the matrix.
         """
+        rows, columns = self._sides(name, shape)
+        left = self.entries.whole(key, name + "/left", (rows, self.rank), device)
+        right = self.entries.whole(key, name + "/right", (columns, self.rank), device)
+        return left, right
+
+    def _sides(self, name: str, shape: Shape) -> tuple[int, int]:
+        """Rows and columns of the matrix, if the rank fits into them."""
         rows, columns = shape[0], math.prod(shape[1:])
         if self.rank > min(rows, columns):
             raise ConfigError(
                 f"noise.rank is {self.rank}, but {name!r} is {rows} x {columns}",
                 f"set noise.rank to {min(rows, columns)} or less, or leave this tensor out of the selection",
             )
-        left = self.entries.whole(key, name + "/left", (rows, self.rank), device)
-        right = self.entries.whole(key, name + "/right", (columns, self.rank), device)
-        return left, right
+        return rows, columns
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """Positions `block` of z(key): float32, shape [stop - start]."""
         if len(shape) < 2:
             return self.entries.draw(key, name, shape, block, device)
-        left, right = self.factors(key, name, shape, device)
-        columns = right.shape[0]
+        columns, rank = self._sides(name, shape)[1], self.rank
         first, last = block[0] // columns, -(-block[1] // columns)
-        z = left[first:last, 0:1] * right[:, 0]
-        for k in range(1, self.rank):
-            z += left[first:last, k : k + 1] * right[:, k]
-        if self.rank > 1:
-            z *= 1.0 / math.sqrt(self.rank)
+        rows = (first * rank, last * rank)
+        left = self.entries.draw(key, name + "/left", (shape[0], rank), rows, device).view(-1, rank)
+        right = self.entries.whole(key, name + "/right", (columns, rank), device)
+        z = left[:, 0:1] * right[:, 0]
+        for k in range(1, rank):
+            z += left[:, k : k + 1] * right[:, k]
+        if rank > 1:
+            z *= 1.0 / math.sqrt(rank)
         return z.view(-1)[block[0] - first * columns : block[1] - first * columns]

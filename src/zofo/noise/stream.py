@@ -1,9 +1,10 @@
 """The integer stream under every direction: a pure function of (key, tensor name, position).
 
-Word i of a stream is `mix(start + i * increment)` in 64-bit integers, the SplitMix64 generator of Steele, Lea and Flood
-(OOPSLA 2014) addressed by counter; start and increment come from a BLAKE2 hash of the key and the name. Integer
-addition, multiplication, shift and xor have one right answer, so the words are the same bits on every device, in any
-order and any block; no global generator is read or written.
+Word i is `mix(origin + (offset + i) * increment)` in 64-bit integers, the SplitMix64 generator of Steele, Lea and Flood
+(OOPSLA 2014) addressed by counter. Origin and increment come from a BLAKE2 hash of the key, the offset from one of the
+tensor's name, so that the words of many tensors can be drawn by one operation. Integer addition, multiplication, shift
+and xor have one right answer: the words are the same bits on every device, in any order and any block, and no global
+generator is read or written.
 """
 
 from __future__ import annotations
@@ -29,21 +30,31 @@ _ROUNDS = ((30, _MIX[0]), (27, _MIX[1]), (31, None))
 
 
 @functools.lru_cache(maxsize=4096)
-def _start_and_increment(key: Key, name: str) -> tuple[int, int]:
-    text = struct.pack("<BQII", STREAM_VERSION, *key) + name.encode()
-    start, increment = struct.unpack("<QQ", hashlib.blake2b(text, digest_size=16).digest())
-    return start, increment | 1  # an odd increment visits all 2**64 states
+def _origin_and_increment(key: Key) -> tuple[int, int]:
+    digest = hashlib.blake2b(struct.pack("<BQII", STREAM_VERSION, *key), digest_size=16).digest()
+    origin, increment = struct.unpack("<QQ", digest)
+    return origin, increment | 1  # an odd increment visits all 2**64 states
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=4096)
+def _offset(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
 def _counter(length: int, device: torch.device) -> torch.Tensor:
+    """0, 1, ... length - 1; cached in sizes of powers of two, so that few are held."""
+    return _long_counter(1 << (length - 1).bit_length(), device)[:length] if length else _long_counter(0, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _long_counter(length: int, device: torch.device) -> torch.Tensor:
     return torch.arange(length, dtype=torch.int64, device=device)
 
 
 def words(key: Key, name: str, start: int, stop: int, device: torch.device) -> torch.Tensor:
     """Words `start` to `stop` of the stream of (key, name): int64, shape [stop - start], uniform over all 64 bits."""
-    origin, increment = _start_and_increment(key, name)
-    first = _signed((origin + start * increment) % (1 << 64))
+    origin, increment = _origin_and_increment(key)
+    first = _signed((origin + (_offset(name) + start) * increment) % (1 << 64))
     state = _counter(stop - start, device) * _signed(increment)
     state += first
     shifted = torch.empty_like(state)
