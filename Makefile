@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# On Linux the package index may serve a CUDA build of torch, of several GB. `make TORCH_INDEX=<URL> ...` takes it from
+# another index, such as PyTorch's own of CPU builds.
+TORCH_INDEX ?=
 
 .PHONY: demo test soak check format bench clean
 
@@ -33,7 +37,7 @@ clean:
 
 $(STAMP): pyproject.toml constraints-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "zofo needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints-cpu.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt -e '.[dev]'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PIP) $$(grep '^torch==' constraints-cpu.txt) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(PIP) -c constraints-cpu.txt -e '.[dev]'
 	touch $(STAMP)

@@ -209,7 +209,8 @@ def test_the_danger_check_allows_an_attribute_called_eval_and_a_safe_load():
 
 
 def test_public_names_are_listed_once_in_order_and_exist():
-    assert zofo.__all__ == sorted(zofo.__all__, key=lambda name: (name[0].islower(), name))
+    assert zofo.__all__ == sorted(zofo.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
+    assert set(zofo.__all__) == set(zofo._HOME_OF)
     assert len(set(zofo.__all__)) == len(zofo.__all__)
     assert all(hasattr(zofo, name) for name in zofo.__all__)
 

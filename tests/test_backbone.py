@@ -309,3 +309,13 @@ def test_the_fingerprint_tells_names_types_and_shapes_apart_but_not_memory_order
     values = torch.arange(24.0).view(4, 6)
     assert fingerprint(values) == fingerprint(values.t().contiguous().t())
     assert fingerprint(values) != fingerprint(values.t())
+
+
+def test_a_parameter_that_was_replaced_is_still_the_one_that_moves():
+    """`model.half()`, `model.to(device)` and the like give a parameter new storage."""
+    model = torch.nn.Linear(3, 2)
+    backbone = Backbone(model, Gaussian())
+    model.weight.data = model.weight.data.clone()
+    before = model.weight.detach().clone()
+    backbone.fold(Displacement({Key(0, 0): 1.0}))
+    assert not torch.equal(model.weight, before)

@@ -1,4 +1,4 @@
-"""Every mistake that the issue lists, as a user makes it: one clear message, exit code 2, nothing written or lost."""
+"""Every mistake that users are known to type, as a user makes it: one clear message, exit code 2, nothing written or lost."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def write_task(path, **changes):
         ("method.rule=sdg", "unknown rule 'sdg'. Did you mean 'sgd'?", "momentum"),
         ("method.estimator=twosided", "unknown estimator 'twosided'. Did you mean 'two-sided'?", "one-sided"),
         ("method.inner_step=3", "method.inner_step: unknown key", "did you mean 'inner_steps'?"),
-        ("method.rule.lrr=3", "rule.lrr: not an option of the rule 'sgd'", "did you mean 'lr'?"),
+        ("method.rule.lrr=3", "method.rule.lrr: not an option of the rule 'sgd'", "did you mean 'lr'?"),
         ("training.step=3", "training.step: unknown key", "did you mean 'steps'?"),
         ("trainig.steps=3", "trainig: unknown key", "did you mean 'training'?"),
         ("training.steps=0", "training.steps: Input should be greater than or equal to 1, got 0", ""),
@@ -132,12 +132,12 @@ def test_unknown_kind_split_and_variant(refused, given):
         ({"sentence": "on and " * 60, "label": 1}, "tokens with its candidate, but the limit is 64"),
     ],
 )
-@pytest.mark.parametrize("verb", ["train", "preview"])
+@pytest.mark.parametrize("verb", [["train"], ["preview", "--split", "validation"]], ids=" ".join)
 def test_bad_rows(refused, given, data_dir, verb, line, message):
     raw = line if isinstance(line, bytes) else json.dumps(line).encode()
     path = data_dir / "validation.jsonl"
     path.write_bytes(path.read_bytes() + raw + b"\n")
-    shown = refused(verb, *given)
+    shown = refused(*verb, *given)
     assert shown[0].startswith(f"{path}:13: ")
     assert message in shown[0]
 
@@ -156,12 +156,12 @@ def test_a_long_text_can_be_cut_instead(refused, given, data_dir, capsys):
 def test_bad_folders(refused, model_folder, data_dir, tmp_path):
     model = f"model={model_folder}"
     assert refused("train", model, "--data-dir", "nowhere")[0] == "the data folder 'nowhere' does not exist"
-    (data_dir / "test.jsonl").unlink()
+    (data_dir / "validation.jsonl").unlink()
     message, hint = refused("train", model, "--data-dir", data_dir)
-    assert message == f"the data folder '{data_dir}' has no test.jsonl; it holds train.jsonl, validation.jsonl"
-    assert "'test'" in hint
-    (data_dir / "test.jsonl").touch()
-    assert refused("train", model, "--data-dir", data_dir)[0] == f"{data_dir}/test.jsonl: no rows"
+    assert message == f"the data folder '{data_dir}' has no validation.jsonl; it holds test.jsonl, train.jsonl"
+    assert "'validation'" in hint
+    (data_dir / "validation.jsonl").touch()
+    assert refused("train", model, "--data-dir", data_dir)[0] == f"{data_dir}/validation.jsonl: no rows"
     write_rows(tmp_path / "few" / "train.jsonl", review_rows(2))
     message, _ = refused("train", model, "task=sst2", "--data-dir", tmp_path / "few")
     assert "2 rows in all, too few to draw train and validation from" in message

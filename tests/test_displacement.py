@@ -101,3 +101,12 @@ def test_the_bytes_are_little_endian_seed_step_index_and_coefficient():
 def test_bytes_that_are_not_whole_terms_are_refused_with_their_length(length):
     with pytest.raises(ValueError, match=f"^{length} bytes are not a whole number of 24-byte terms$"):
         Displacement.from_bytes(bytes(length))
+
+
+def test_the_sum_of_many_is_what_adding_them_one_by_one_gives():
+    parts = [Displacement({Key(0, step): step / 7, Key(0, 0): 1.0}) for step in range(50)]
+    one_by_one = Displacement()
+    for part in parts:
+        one_by_one = one_by_one + part
+    assert Displacement.sum(parts) == one_by_one
+    assert Displacement.sum([]) == Displacement()

@@ -95,9 +95,10 @@ def test_truncation_from_the_left_keeps_bos_and_the_candidate(with_bos, tokenize
         whole = encode_one(chosen, f"{REVIEW} It was", (" great", " terrible bad"))
         cut = encode_one(chosen, f"{REVIEW} It was", (" great", " terrible bad"), limit=8, truncate=True)
         for before, after, scored in zip(whole.rows, cut.rows, cut.scored, strict=True):
-            assert len(after) == 8
+            dropped = whole.length - 8  # the same for every candidate, so that all follow the same prompt
+            assert len(after) == len(before) - dropped
             assert list(after[: len(head)]) == head
-            assert after[len(head) :] == before[-(8 - len(head)) :]
+            assert after[len(head) :] == before[len(head) + dropped :]
             assert scored in (1, 2)
         assert cut.scored == whole.scored
 

@@ -13,7 +13,7 @@ from torch import nn
 from conftest import ARCHITECTURES, build_model
 from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
-from zofo.errors import EvaluatorError, NonFiniteError
+from zofo.errors import EvaluatorError, ModelError, NonFiniteError
 from zofo.estimators import ESTIMATORS, OneSided, PerExample, TwoSided
 from zofo.evaluators import EVALUATORS, InPlace
 from zofo.noise import NOISES, Gaussian, Rademacher
@@ -385,3 +385,31 @@ def test_an_infinite_loss_at_the_minus_point_alone_is_named_with_its_sign():
     assert re.search(re.escape(f"example 0 at -0.25 * {key}"), caught.value.message)
     assert evaluator.counts.forwards == 2
     assert abs(module.w.item() - 0.25 * z) < 1e-7
+
+
+def test_an_interrupt_inside_a_sweep_is_never_silent():
+    """Some tensors have moved and others have not: the next use says so instead of training on."""
+
+    class Interrupting(Gaussian):
+        armed = False
+
+        def draw(self, key, name, shape, block, device):
+            if self.armed and name == "2.weight":
+                raise KeyboardInterrupt
+            return super().draw(key, name, shape, block, device)
+
+    model, noise = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1)), Interrupting()
+    backbone = Backbone(model, noise)
+    evaluator = InPlace(model, backbone)
+
+    def loss(m, batch):
+        return m(batch).squeeze(1)
+
+    points = TwoSided(1e-3).ask([Key(0, 0)])
+    noise.armed = True
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.losses(loss, torch.ones(2, 3), points)
+    noise.armed = False
+    assert backbone.torn
+    with pytest.raises(ModelError, match="in the middle of a sweep"):
+        evaluator.losses(loss, torch.ones(2, 3), points)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
+import peft
 import pytest
 import torch
 
@@ -172,3 +174,18 @@ def test_left_padding_and_positions(tokenizers):
         assert batch.position_ids[row, -length:].tolist() == list(range(length))
         assert batch.targets[row].tolist() == [r[-1] for r in example.rows]
         assert batch.gold[row] == example.gold
+
+
+def test_a_wrapped_model_gets_positions_and_scored_positions_too(tokenizer):
+    """GPT-2 has absolute positions, and peft's wrapper names neither argument in its own forward."""
+    model = build_model("gpt2", len(tokenizer))
+    examples = [
+        Example("a joy from start to finish . It was", (" terrible", " great"), 1),
+        Example("dull . It was", (" terrible", " great"), 0),
+    ]
+    batch = collate(encode(tokenizer, examples), 0, torch.device("cpu"))
+    plain = candidate_scores(model, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")).eval()
+    torch.testing.assert_close(candidate_scores(wrapped, batch), plain, rtol=1e-6, atol=1e-6)

@@ -12,7 +12,7 @@ import yaml
 from conftest import review_rows, write_rows
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
 from zofo.tasks import METRICS, SPLITS, Batches, TaskConfig, load_examples, load_task, render_prompt, task_names
-from zofo.tasks.task import parse_task
+from zofo.tasks.task import label_index, parse_task
 
 MINE = {
     "name": "mine",
@@ -166,7 +166,6 @@ def test_a_good_row_is_rendered(tmp_path):
         ({}, "is missing; the row has nothing"),
         ({"sentence": "a joy", "label": 2}, "column 'label' is 2, which no verbalizer of 'mine' stands for"),
         ({"sentence": "a joy", "label": "1"}, "column 'label' is '1'"),
-        ({"sentence": "a joy", "label": True}, "column 'label' is True"),
         ({"sentence": "a joy", "label": None}, "column 'label' is None"),
         ({"sentence": "a joy", "label": [1]}, "column 'label' is [1]"),
         ({"sentence": "", "label": 1}, "column 'sentence' is empty"),
@@ -400,3 +399,9 @@ def test_every_error_of_a_user_is_a_zofo_error():
     for kind in (ConfigError, DataError, UnknownNameError):
         assert issubclass(kind, ZofoError)
         assert kind.exit_code == 2
+
+
+def test_truth_values_are_the_labels_0_and_1():
+    task = load_task("sst2")
+    for value, gold in ((False, 0), (True, 1)):
+        assert label_index(task, value, "here") == gold

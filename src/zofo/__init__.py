@@ -5,30 +5,59 @@ Everything else is built on it: a `Noise` gives a key its direction, an `Evaluat
 an `Estimator` turns losses into a gradient, a `Rule` turns a gradient into an update, a `Method` is one training step.
 """
 
-from zofo.backbone import Backbone, Update, load_model
-from zofo.displacement import Displacement, Key
-from zofo.errors import NonFiniteError, ZofoError
-from zofo.estimators import Estimate, Estimator, OneSided, PerExample, TwoSided
-from zofo.evaluators import Counts, Evaluator, InPlace
-from zofo.methods import (
-    Bilevel,
-    BilevelConfig,
-    FirstOrder,
-    FirstOrderConfig,
-    Method,
-    MeZO,
-    MeZOConfig,
-    Setting,
-    StepLog,
-)
-from zofo.noise import Gaussian, LowRank, Noise, Rademacher
-from zofo.rules import Rule
-from zofo.training import RunConfig, RunFolder, read_config, train
-from zofo.training.use import evaluate_run, predict
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zofo.backbone import Backbone, LoadedModel, ModelConfig, Update, load_model
+    from zofo.displacement import Displacement, Key
+    from zofo.errors import NonFiniteError, ZofoError
+    from zofo.estimators import Estimate, Estimator, OneSided, PerExample, TwoSided
+    from zofo.evaluators import Counts, Evaluator, InPlace
+    from zofo.methods import (
+        Bilevel,
+        BilevelConfig,
+        FirstOrder,
+        FirstOrderConfig,
+        Method,
+        MeZO,
+        MeZOConfig,
+        Setting,
+        StepLog,
+    )
+    from zofo.noise import Gaussian, LowRank, Noise, Rademacher
+    from zofo.rules import SGD, Rule
+    from zofo.training import RunConfig, RunFolder, evaluate_run, predict, read_config, train
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "backbone": ("Backbone", "LoadedModel", "ModelConfig", "Update", "load_model"),
+    "displacement": ("Displacement", "Key"),
+    "errors": ("NonFiniteError", "ZofoError"),
+    "estimators": ("Estimate", "Estimator", "OneSided", "PerExample", "TwoSided"),
+    "evaluators": ("Counts", "Evaluator", "InPlace"),
+    "methods": (
+        "Bilevel",
+        "BilevelConfig",
+        "FirstOrder",
+        "FirstOrderConfig",
+        "MeZO",
+        "MeZOConfig",
+        "Method",
+        "Setting",
+        "StepLog",
+    ),
+    "noise": ("Gaussian", "LowRank", "Noise", "Rademacher"),
+    "rules": ("SGD", "Rule"),
+    "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "read_config", "train"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
 __all__ = [
+    "SGD",
     "Backbone",
     "Bilevel",
     "BilevelConfig",
@@ -42,10 +71,12 @@ __all__ = [
     "Gaussian",
     "InPlace",
     "Key",
+    "LoadedModel",
     "LowRank",
     "MeZO",
     "MeZOConfig",
     "Method",
+    "ModelConfig",
     "Noise",
     "NonFiniteError",
     "OneSided",
@@ -65,3 +96,16 @@ __all__ = [
     "read_config",
     "train",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used: torch takes a second, and `zofo --help` needs none of it."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'zofo' has no attribute {name!r}")
+    value = getattr(import_module(f"zofo.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -62,14 +62,16 @@ class PartConfig(BaseModel):
         for key in given:
             if key not in options:
                 raise ConfigError(
-                    f"{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, ["name", *options])
+                    f"method.{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, ["name", *options])
                 )
         complete = {"name": name}
         for key, (annotation, default) in options.items():
             try:
                 complete[key] = TypeAdapter(annotation).validate_python(given.get(key, default))
             except pydantic.ValidationError as error:
-                raise ConfigError(f"{kind}.{key}: {error.errors()[0]['msg']}, got {given[key]!r}") from error
+                raise ConfigError(
+                    f"method.{kind}.{key}: {error.errors()[0]['msg']}, got {_short(given[key])}"
+                ) from error
         return complete
 
     def build(self, *parts: Any) -> Any:
@@ -133,7 +135,7 @@ def validated(model: type[C], content: Any, where: str = "") -> C:
                 f"{place}: unknown key", _guess(str(first["loc"][-1]), _keys_at(model, first["loc"]))
             ) from error
         message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        got = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"
         raise ConfigError(f"{place}: {message}{got}".removeprefix(": ")) from error
 
 
@@ -144,6 +146,12 @@ def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
         inside = (field.annotation, *typing.get_args(field.annotation)) if field else ()
         model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _short(value: Any) -> str:
+    """A value as a message can show it."""
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _guess(key: str, known: typing.Iterable[str]) -> str:

@@ -7,7 +7,7 @@ and scale like the vectors they stand for.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 _TERM = struct.Struct("<QIId")  # seed, step, index, coefficient: 24 bytes
@@ -48,15 +48,12 @@ class Displacement:
     __slots__ = ("_terms",)
 
     def __init__(self, terms: Mapping[Key, float] | None = None) -> None:
-        self._terms: dict[Key, float] = {Key(*k): float(c) for k, c in (terms or {}).items() if c != 0}
+        self._terms: dict[Key, float] = {key: float(c) for key, c in (terms or {}).items() if c != 0}
 
     def __add__(self, other: Displacement) -> Displacement:
         if not isinstance(other, Displacement):
             return NotImplemented
-        terms = dict(self._terms)
-        for key, coefficient in other.items():
-            terms[key] = terms.get(key, 0.0) + coefficient
-        return Displacement(terms)
+        return Displacement.sum((self, other))
 
     def __mul__(self, factor: float) -> Displacement:
         return Displacement({key: coefficient * factor for key, coefficient in self._terms.items()})
@@ -91,6 +88,15 @@ class Displacement:
     def items(self) -> Iterator[tuple[Key, float]]:
         """The terms, as (key, coefficient)."""
         return iter(self._terms.items())
+
+    @classmethod
+    def sum(cls, displacements: Iterable[Displacement]) -> Displacement:
+        """The sum of many, in time proportional to their terms."""
+        terms: dict[Key, float] = {}
+        for displacement in displacements:
+            for key, coefficient in displacement.items():
+                terms[key] = terms.get(key, 0.0) + coefficient
+        return cls(terms)
 
     def without_small(self, tolerance: float) -> Displacement:
         """The same vector with every term of |coefficient| < `tolerance` dropped."""

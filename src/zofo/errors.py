@@ -82,7 +82,7 @@ class NonFiniteError(ZofoError):
         where = f"step {step}: " if step is not None else ""
         super().__init__(
             f"{where}non-finite {what}; {consequence}",
-            "lower the learning rate or epsilon, or look at the named examples with `zofo preview`",
+            "lower the learning rate or epsilon",
         )
         self.what = what
         self.step = step

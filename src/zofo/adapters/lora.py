@@ -51,6 +51,8 @@ class LoraAdapters(Adapters):
     def __init__(self, model: Any, names: Sequence[str], config: LoraConfig, seed: int) -> None:
         import peft  # takes seconds, so only those who use adapters wait for it
 
+        if any("lora_" in name for name, _ in model.named_parameters()):
+            raise ConfigError("the model carries LoRA adapters already", "load it again for another method")
         shape = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -66,7 +68,7 @@ class LoraAdapters(Adapters):
             except ValueError as error:
                 raise ConfigError(
                     f"LoRA cannot be attached: {str(error).splitlines()[0]}",
-                    "name the linear layers with lora.target_modules, for example '[q_proj, v_proj]'",
+                    "name the linear layers for example method.lora.target_modules=[q_proj,v_proj]",
                 ) from error
         self.names = tuple(names)
         self._active = ""
@@ -92,7 +94,7 @@ class LoraAdapters(Adapters):
                 parameter.zero_()
                 continue
             bound = 1 / math.sqrt(parameter[0].numel())  # Kaiming-uniform with a = sqrt(5), as LoRA's authors
-            uniform = words(Key(seed, 0), f"lora/{name}", 0, parameter.numel(), parameter.device).double()
+            uniform = words(Key(seed, 0), f"lora/{name}", 0, parameter.numel(), torch.device("cpu")).double()
             parameter.copy_((uniform * (bound / 2**63)).view_as(parameter))
 
     def parameters(self, adapter: str) -> list[nn.Parameter]:
@@ -128,6 +130,9 @@ def load_adapter(model: Any, folder: Path) -> None:
     """
     import peft
 
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():  # or peft would look for it on the Hub
+            raise RunError(f"{str(folder)!r} is no adapter folder: it has no {name}")
     try:
         with _quiet_peft():
             peft.PeftModel.from_pretrained(model, str(folder))

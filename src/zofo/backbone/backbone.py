@@ -50,9 +50,9 @@ class Backbone:
         block: entries drawn at a time; the bits do not depend on it.
 
     Attributes:
-        tensors: the selected tensors by name.
         decays: the names that weight decay applies to (no biases, no norms; by the type of their module).
         sweeps: how many times the whole selection has been written since the object was built.
+        torn: whether a sweep was interrupted, so that some tensors have moved and others have not.
 
     Raises:
         ConfigError: a pattern that matches nothing, or a tensor that `noise` cannot be drawn for.
@@ -65,7 +65,8 @@ class Backbone:
         self.noise = noise
         self.sweeps = 0
         self._block = block
-        self.tensors = {name: tensor.data for name, tensor in selected(module, select).items()}
+        self.torn = False
+        self._parameters = selected(module, select)
         for name, tensor in self.tensors.items():
             if not tensor.is_floating_point():
                 raise ModelError(
@@ -73,7 +74,12 @@ class Backbone:
                     "load the model without quantisation, or select other tensors",
                 )
             noise.draw(Key(0, 0), name, tuple(tensor.shape), (0, 0), tensor.device)  # refuses before anything moves
-        self.decays = frozenset(self.tensors) - _names_without_decay(module)
+        self.decays = frozenset(self._parameters) - _names_without_decay(module)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The selected tensors by name, as they are now: a parameter may have been moved to another device."""
+        return {name: parameter.data for name, parameter in self._parameters.items()}
 
     @property
     def size(self) -> int:
@@ -96,7 +102,10 @@ class Backbone:
 
         Raises:
             NonFiniteError: a coefficient that is not finite in float32; nothing was written.
+            ModelError: an earlier sweep was interrupted in the middle.
         """
+        if self.torn:
+            raise ModelError("the weights were left in the middle of a sweep", "load the model again")
         update = update if isinstance(update, Update) else Update(update)
         for key, coefficient in update.displacement.items():
             if not abs(coefficient) < _LARGEST:
@@ -105,6 +114,7 @@ class Backbone:
         nothing = not len(home) and not len(update.displacement) and not update.shrink
         if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
             return
+        self.torn = True  # until the sweep is over: an interrupt in between cannot be undone exactly
         for name, tensor in self.tensors.items():
             keep = 1.0 - update.shrink if name in self.decays else 1.0
             shape = tuple(tensor.shape)
@@ -118,6 +128,7 @@ class Backbone:
                     gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
                     self.noise.add_to(gradient, update.displacement.items(), name, shape, block)
                     piece.add_(update.elementwise(name, tensor.numel(), block, gradient).to(piece.dtype))
+        self.torn = False
         self.sweeps += 1
 
     def _pieces(self, tensor: torch.Tensor) -> Iterator[tuple[Block, torch.Tensor]]:

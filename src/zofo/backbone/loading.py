@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from zofo.config import Config
@@ -26,6 +25,8 @@ class ModelConfig(Config):
     """Number type of the weights."""
     revision: str | None = None
     """Branch, tag or commit, for a Hub id."""
+    device: str | None = None
+    """Where the weights go, such as `cpu`, `cuda` or `mps`; by default the device that accelerate finds."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,19 @@ class LoadedModel:
         return torch.device(next(self.model.parameters()).device)
 
 
-def load_model(config: ModelConfig, remote_code: bool = False) -> LoadedModel:
+def load_model(config: ModelConfig | str, remote_code: bool = False) -> LoadedModel:
     """Load what `config` names, in evaluation mode, on the device accelerate chooses.
 
     Args:
-        config: which model.
+        config: which model, or just its name.
         remote_code: allow the model's repository to run its own code; only ever set by a command-line flag.
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
         ModelError: nothing loadable there, or the Hub cannot be reached and its cache does not hold it.
     """
+    if isinstance(config, str):
+        config = ModelConfig(name=config)
     import transformers  # takes seconds, so mistakes found before a model is loaded do not wait for it
     from accelerate import PartialState
 
@@ -70,7 +73,7 @@ def load_model(config: ModelConfig, remote_code: bool = False) -> LoadedModel:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=getattr(torch, config.dtype), **options
             )
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
+        except Exception as error:  # noqa: BLE001  # a damaged folder fails in as many ways as it has readers
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(
                 f"cannot load the model {config.name!r}: {first}",
@@ -84,7 +87,11 @@ def load_model(config: ModelConfig, remote_code: bool = False) -> LoadedModel:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     model.config.use_cache = False
-    model.eval().requires_grad_(False).to(PartialState().device)
+    try:
+        model.eval().requires_grad_(False).to(config.device or PartialState().device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"cannot put the model on {config.device!r}: {reason}", "set model.device=cpu") from error
     return LoadedModel(model, tokenizer, config.name)
 
 

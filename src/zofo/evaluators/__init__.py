@@ -1,6 +1,6 @@
 """Asking a model for losses at points, and for first-order gradients; work is counted where it happens."""
 
-from zofo.evaluators.base import EVALUATORS, Evaluator, Losses, Point, Visit
+from zofo.evaluators.base import EVALUATORS, Evaluator, Objective, Point, Visit
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.gradient import Gradient
 from zofo.evaluators.in_place import InPlace
@@ -11,7 +11,7 @@ __all__ = [
     "Evaluator",
     "Gradient",
     "InPlace",
-    "Losses",
+    "Objective",
     "Point",
     "Visit",
     "counting_forwards",

@@ -15,7 +15,7 @@ from zofo.displacement import Displacement
 from zofo.evaluators.counts import Counts
 from zofo.registry import Registry
 
-Losses = Callable[[nn.Module, Any], torch.Tensor]
+Objective = Callable[[nn.Module, Any], torch.Tensor]
 """An objective: (model, batch) -> one float32 loss for each example."""
 
 Point = Displacement | Sequence[Displacement]
@@ -48,11 +48,12 @@ class Evaluator(ABC):
     counts: Counts
 
     @abstractmethod
-    def visit(self, objective: Losses, batch: Any, points: Sequence[Point]) -> AbstractContextManager[Visit]:
+    def visit(self, objective: Objective, batch: Any, points: Sequence[Point]) -> AbstractContextManager[Visit]:
         """Ask for the losses at `points`; the weights may be away from home only inside the `with` block.
 
         When the block ends, by itself or by an exception, the weights are home: updated if `Visit.update` was called in
-        it, as before otherwise.
+        it, as before otherwise. Only an interrupt in the middle of a sweep cannot be undone; it marks the backbone as
+        torn, and every later use of it is refused.
 
         Args:
             objective: turns (model, batch) into one loss for each example.
@@ -63,8 +64,8 @@ class Evaluator(ABC):
             EvaluatorError: a point this evaluator cannot visit.
         """
 
-    def losses(self, objective: Losses, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """Losses at `points`: float32, shape [points, examples]; the weights are as before when it returns."""
+    def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+        """Objective at `points`: float32, shape [points, examples]; the weights are as before when it returns."""
         with self.visit(objective, batch, points) as visit:
             return visit.losses
 

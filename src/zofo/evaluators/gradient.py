@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from zofo.errors import NonFiniteError
-from zofo.evaluators.base import Losses
+from zofo.evaluators.base import Objective
 from zofo.evaluators.counts import Counts, counting_forwards
 
 
@@ -26,7 +26,7 @@ class Gradient:
         self.counts = counts
 
     def accumulate(
-        self, parameters: Sequence[nn.Parameter], objective: Losses, batch: Any, weight: float = 1.0
+        self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float = 1.0
     ) -> torch.Tensor:
         """`parameter.grad += weight * gradient of mean(losses)` for each parameter; no other gradient is computed.
 

@@ -12,7 +12,7 @@ from torch import nn
 from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
-from zofo.evaluators.base import EVALUATORS, Evaluator, Losses, Point, Visit
+from zofo.evaluators.base import EVALUATORS, Evaluator, Objective, Point, Visit
 from zofo.evaluators.counts import Counts, counting_forwards
 
 
@@ -43,14 +43,14 @@ class InPlace(Evaluator):
             kind = str(min(half, key=str)).removeprefix("torch.")
             raise EvaluatorError(
                 f"moving {kind} weights in place loses most of each update and drifts by percents in 1,000 steps",
-                "load the model with model.dtype=float32, or accept the drift with evaluator.allow_half=true",
+                "load the model with model.dtype=float32, or accept the drift with method.evaluator.allow_half=true",
             )
         self.model = model
         self.backbone = backbone
         self.counts = Counts()
 
     @contextmanager
-    def visit(self, objective: Losses, batch: Any, points: Sequence[Point]) -> Iterator[Visit]:
+    def visit(self, objective: Objective, batch: Any, points: Sequence[Point]) -> Iterator[Visit]:
         """See `Evaluator.visit`."""
         visit = _InPlaceVisit(self.backbone)
         try:
@@ -63,7 +63,8 @@ class InPlace(Evaluator):
                 visit.losses = torch.stack(rows)
             yield visit
         finally:
-            visit.move(Displacement())
+            if not self.backbone.torn:  # an interrupt inside a sweep: there is no way home, and the next sweep says so
+                visit.move(Displacement())
 
 
 class _InPlaceVisit(Visit):
@@ -86,5 +87,5 @@ def _shared(point: Point) -> Displacement:
         return point
     raise EvaluatorError(
         "moving weights in place gives a batch one direction, but the estimator asked for one for each example",
-        "use an estimator with shared directions, such as estimator=two-sided",
+        "use an estimator with shared directions, such as method.estimator=two-sided",
     )

@@ -14,7 +14,7 @@ from torch import nn
 
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
-from zofo.evaluators import Counts, Losses
+from zofo.evaluators import Counts, Objective
 from zofo.registry import Registry
 from zofo.rules import Rule
 from zofo.tasks import Batches
@@ -34,7 +34,7 @@ class Setting:
     """
 
     model: nn.Module
-    objective: Losses
+    objective: Objective
     examples: Sequence[Any]
     make: Callable[[Sequence[Any]], Any]
     seed: int = 0
@@ -106,6 +106,10 @@ class Method(ABC):
         Raises:
             NonFiniteError: a loss was not finite; nothing was updated.
         """
+
+    def replay_header(self) -> dict[str, Any]:
+        """What a replay of the trajectory has to know: the noise, the rule and the selection, as configured."""
+        return {}
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:

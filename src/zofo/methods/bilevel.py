@@ -17,11 +17,12 @@ from pydantic import Field
 from torch import nn
 
 from zofo.adapters import Adapters, LoraAdapters, LoraConfig
+from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
-from zofo.methods.first_order import OptimizerName, build_optimizer
+from zofo.methods.optimizers import OptimizerName, build_optimizer
 from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig
 from zofo.noise import permutation
 
@@ -33,13 +34,13 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     """Which method."""
     inner_steps: int = Field(10, ge=1)
     """T: first-order steps on the lower adapter in each outer step."""
-    penalty: float = Field(100.0, ge=0)
+    penalty: NonNegative = 100.0
     """lambda: how strongly the adapter is held to the solution of the inner problem."""
     optimizer: OptimizerName = "adam"
     """Optimiser of both adapters."""
-    lr_lower: float = Field(1e-3, ge=0)
+    lr_lower: NonNegative = 1e-3
     """Learning rate of the lower adapter s."""
-    lr_adapter: float = Field(1e-3, ge=0)
+    lr_adapter: NonNegative = 1e-3
     """Learning rate of the adapter p."""
     lora: LoraConfig = LoraConfig()
     """The shape of both adapters."""
@@ -82,9 +83,9 @@ class Bilevel(Method):
         order = permutation(Key(setting.seed, 0), "bilevel/split", len(setting.examples))
         third = len(order) // 3
         upper, lower = ([setting.examples[i] for i in part] for part in (order[:third], order[third:]))
-        self._upper = setting.batches(size, "upper", upper)
-        self._lower = setting.batches(size, "lower", lower)
-        self._inner = setting.batches(size, "inner", lower)
+        self._upper = setting.batches(size, "D_f", upper)
+        self._lower = setting.batches(size, "D_p", lower)
+        self._inner = setting.batches(size, "D_p, inner", lower)
 
         self._zo = ZerothOrder(config, setting.model, setting.seed, size)  # before peft, so that names stay the model's
         if self._zo.estimator.per_example:
@@ -174,7 +175,12 @@ class Bilevel(Method):
         with self._adapters.using(variant):
             yield
 
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self._config.replay_header()
+
     def save(self, folder: Path) -> None:
         """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
+        self._zo.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)

@@ -9,24 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from pydantic import Field
+from pydantic import model_validator
 from torch import nn
 
 from zofo.adapters import Adapters, LoraAdapters, LoraConfig
 from zofo.backbone import save_tensors, selected
+from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
-
-OptimizerName = Literal["adam", "sgd"]
-
-
-def build_optimizer(name: OptimizerName, parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """An optimiser of torch without weight decay."""
-    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    optimizer: torch.optim.Optimizer = kinds[name](parameters, lr=lr)
-    return optimizer
+from zofo.methods.optimizers import OptimizerName, build_optimizer
 
 
 class FirstOrderConfig(MethodConfig):
@@ -40,10 +32,17 @@ class FirstOrderConfig(MethodConfig):
     """For `partial`: glob patterns of parameter names, for example `["*.layers.29.*"]`."""
     optimizer: OptimizerName = "adam"
     """Adam or SGD."""
-    lr: float = Field(1e-3, ge=0)
-    """The learning rate."""
+    lr: NonNegative = 1e-3
+    """The learning rate; by default 1e-3 for LoRA, and 1e-5 for weights."""
     lora: LoraConfig = LoraConfig()
     """The adapter, for `parameters=lora`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lr_of_weights(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("parameters", "lora") != "lora":
+            return {"lr": 1e-5, **given}
+        return given
 
 
 @METHODS.register("first-order")
@@ -65,7 +64,7 @@ class FirstOrder(Method):
         if (config.parameters == "partial") != (config.layers is not None):
             raise ConfigError(
                 f"method.parameters is {config.parameters!r}, but method.layers is {config.layers!r}",
-                "partial fine-tuning needs both: method.parameters=partial 'method.layers=[*.layers.29.*]'",
+                "partial fine-tuning needs both: method.parameters=partial \"method.layers=['*.layers.29.*']\"",
             )
         self._objective = setting.objective
         self._batches = setting.batches(config.batch_size, "train")

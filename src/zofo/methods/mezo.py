@@ -7,7 +7,7 @@ algorithm 1.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig
@@ -36,6 +36,7 @@ class MeZO(Method):
     paper = "Malladi et al. 2023, Fine-Tuning Language Models with Just Forward Passes"
 
     def __init__(self, config: MeZOConfig, setting: Setting) -> None:
+        self._config = config
         self.model = setting.model
         self._objective = setting.objective
         self._batches = setting.batches(config.batch_size, "train")
@@ -57,5 +58,10 @@ class MeZO(Method):
         coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
         return StepLog(estimate.loss, self.counts - before, coefficients, update)
 
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self._config.replay_header()
+
     def save(self, folder: Path) -> None:
-        """Nothing: the trajectory is the model."""
+        """Nothing in float32, where the trajectory is the model; see `ZerothOrder.save`."""
+        self._zo.save(folder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from torch import nn
 
-from zofo.backbone import Backbone
+from zofo.backbone import Backbone, save_tensors
 from zofo.config import Config, PartConfig
 from zofo.displacement import Key
 from zofo.errors import ConfigError, EvaluatorError
@@ -65,6 +66,10 @@ class ZerothOrderConfig(Config):
     select: list[str] | None = None
     """Glob patterns of the parameters that move; by default all."""
 
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self.model_dump(mode="json", include={"noise", "rule", "estimator", "evaluator", "select"})
+
 
 class ZerothOrder:
     """Backbone, evaluator, estimator and rule, built to work together.
@@ -78,6 +83,11 @@ class ZerothOrder:
 
     def __init__(self, config: ZerothOrderConfig, model: nn.Module, seed: int, batch_size: int) -> None:
         noise: Noise = config.noise.build()
+        if config.select is None and any(".base_layer." in name for name, _ in model.named_parameters()):
+            raise ConfigError(
+                "the model carries adapters, so that its parameters have other names and other directions",
+                "load it again for another method, or name what moves with method.select",
+            )
         self.backbone = Backbone(model, noise, config.select)
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
@@ -97,6 +107,11 @@ class ZerothOrder:
             )
         self._directions = batch_size if self.estimator.per_example else config.num_directions
         self.points = len(self.estimator.ask(self.keys(0)))
+
+    def save(self, folder: Path) -> None:
+        """For half precision, the moved tensors: their rounding in every step is not in the trajectory."""
+        if any(dtype.itemsize < 4 for dtype in self.backbone.dtypes):
+            save_tensors(self.backbone.tensors, folder / "weights.safetensors")
 
     def keys(self, step: int) -> list[Key]:
         """The directions of one step."""

@@ -31,7 +31,7 @@ class LowRank(Noise):
 
     def __init__(self, rank: int = 1, factors: str = "gaussian") -> None:
         if rank < 1:
-            raise ConfigError(f"noise.rank is {rank}, but a direction needs rank 1 or more", "set noise.rank=1")
+            raise ConfigError(f"method.noise.rank is {rank}, but must be 1 or more", "set method.noise.rank=1")
         self.rank = rank
         self.entries = NOISES[factors]()
 
@@ -53,8 +53,8 @@ class LowRank(Noise):
         rows, columns = shape[0], math.prod(shape[1:])
         if self.rank > min(rows, columns):
             raise ConfigError(
-                f"noise.rank is {self.rank}, but {name!r} is {rows} x {columns}",
-                f"set noise.rank to {min(rows, columns)} or less, or leave this tensor out of the selection",
+                f"method.noise.rank is {self.rank}, but {name!r} is {rows} x {columns}",
+                f"set method.noise.rank to {min(rows, columns)} or less, or leave this tensor out of the selection",
             )
         return rows, columns
 

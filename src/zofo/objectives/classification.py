@@ -52,13 +52,21 @@ def classification_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 def _logits(model: nn.Module, batch: Batch, keep: int) -> torch.Tensor:
     """Logits at the last `keep` positions, float32, [R, keep, vocabulary]."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    known = _parameters_of(type(model).forward)
+    known = _parameters_of(type(_unwrapped(model)).forward)
     if "position_ids" in known:
         inputs["position_ids"] = batch.position_ids
     if "logits_to_keep" in known:
         inputs["logits_to_keep"] = keep
     logits: torch.Tensor = model(**inputs).logits
     return logits[:, -keep:].float()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside wrappers of torch.compile, data parallelism and peft, which pass arguments on."""
+    for wrapper in ("_orig_mod", "module"):
+        model = getattr(model, wrapper, model)
+    base = getattr(model, "get_base_model", None)
+    return model if base is None else base()
 
 
 @functools.cache

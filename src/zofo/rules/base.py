@@ -1,4 +1,4 @@
-"""The contract of rules: how an estimate becomes an update. Pure: state goes in and comes out."""
+"""The contract of rules: how an estimate becomes an update. State goes in and comes out."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from zofo.tasks.batch import Batch, Batches, collate
 from zofo.tasks.data import Example, load_examples, render_prompt
 from zofo.tasks.encoding import Encoded, encode
 from zofo.tasks.metrics import METRICS, Metric
-from zofo.tasks.task import SPLITS, Split, Task, TaskConfig, load_task, task_names
+from zofo.tasks.task import SPLITS, Split, Task, TaskConfig, known_split, load_task, task_names
 
 __all__ = [
     "METRICS",
@@ -19,6 +19,7 @@ __all__ = [
     "TaskConfig",
     "collate",
     "encode",
+    "known_split",
     "load_examples",
     "load_task",
     "render_prompt",

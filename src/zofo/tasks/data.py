@@ -38,7 +38,7 @@ class _Row:
     fields: Mapping[str, Any]
 
 
-def load_examples(task: Task, config: TaskConfig) -> dict[Split, list[Example]]:
+def load_examples(task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS) -> dict[Split, list[Example]]:
     """Read, check, split and render all rows of a task.
 
     Returns:
@@ -50,10 +50,11 @@ def load_examples(task: Task, config: TaskConfig) -> dict[Split, list[Example]]:
             line and column.
     """
     examples: dict[Split, list[Example]] = {}
-    for origin in dict.fromkeys(task.splits[split].origin for split in SPLITS):
+    for origin in dict.fromkeys(task.splits[split].origin for split in splits):
         rows = _read(task, config, origin)
         for split, chosen in _divide(task, origin, rows, config.split_seed).items():
-            examples[split] = [render(task, row.fields, row.where) for row in chosen]
+            if split in splits:
+                examples[split] = [render(task, row.fields, row.where) for row in chosen]
     return examples
 
 
@@ -118,10 +119,13 @@ def _read_folder(folder: Path, origin: str) -> list[_Row]:
             f"put the rows of the split {origin!r} there, one JSON object a line",
         )
     rows = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                rows.append(_Row(f"{path}:{number}", _parse_line(line, f"{path}:{number}")))
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            rows.append(_Row(f"{path}:{number}", _parse_line(line, f"{path}:{number}")))
     if not rows:
         raise DataError(f"{path}: no rows", "one JSON object a line is expected")
     return rows

@@ -15,7 +15,6 @@ class Encoded:
     """An example in tokens.
 
     Args:
-        prompt: tokens before the first candidate token; shared by all candidates when `single` is set.
         rows: for each candidate, the tokens of prompt and candidate together.
         scored: for each candidate, how many tokens at the end of its row belong to it.
         single: every candidate is one token after the same prompt tokens, so that one sequence scores them all.
@@ -61,15 +60,15 @@ def encode(
     encoded = []
     for example in examples:
         rows: list[tuple[int, ...]] = []
-        scored: list[int] = []
+        starts: list[int] = []
         for _ in example.candidates:
-            ids, spans = next(pairs)
-            ids, spans = _without_closing(ids, spans, special)
+            ids, spans = _without_closing(*next(pairs), special)
             start = next((i for i, span in enumerate(spans) if span[1] > len(example.prompt)), len(spans))
             _refuse_unscorable(example, len(rows), start, len(spans))
-            ids = _fitted(ids, start, limit, truncate, special, example)
             rows.append(tuple(ids))
-            scored.append(len(spans) - start)
+            starts.append(start)
+        scored = [len(row) - start for row, start in zip(rows, starts, strict=True)]
+        rows = _fitted(rows, min(starts), limit, truncate, special, example)
         _refuse_clash(example, rows)
         prompts = {row[:-1] for row in rows}
         single = all(count == 1 for count in scored) and len(prompts) == 1
@@ -88,16 +87,18 @@ def _without_closing(
 
 
 def _fitted(
-    ids: list[int], start: int, limit: int | None, truncate: bool, special: set[int], example: Example
-) -> list[int]:
-    if limit is None or len(ids) <= limit:
-        return ids
-    head = 1 if ids[0] in special and start > 0 else 0
-    excess = len(ids) - limit
-    if truncate and head + excess < start:
-        return ids[:head] + ids[head + excess :]
+    rows: list[tuple[int, ...]], prompt: int, limit: int | None, truncate: bool, special: set[int], example: Example
+) -> list[tuple[int, ...]]:
+    """Rows within the limit; the same tokens are dropped for every candidate, so that all follow the same prompt."""
+    longest = max(map(len, rows))
+    if limit is None or longest <= limit:
+        return rows
+    head = 1 if rows[0][0] in special else 0
+    excess = longest - limit
+    if truncate and head + excess < prompt:
+        return [row[:head] + row[head + excess :] for row in rows]
     raise DataError(
-        f"{example.where or repr(example.prompt[:40])}: the text has {len(ids)} tokens with its candidate, "
+        f"{example.where or repr(example.prompt[:40])}: the text has {longest} tokens with its candidate, "
         f"but the limit is {limit}",
         "shorten the row, or drop the oldest tokens of long prompts with task.truncate=left",
     )

@@ -187,16 +187,28 @@ def parse_task(content: Any, where: str) -> Task:
 
 
 def label_index(task: Task, label: object, where: str) -> int:
-    """Position of a row's label among the verbalizers.
+    """Position of a row's label among the verbalizers; false and true are 0 and 1, as data sets on the Hub mean them.
 
     Raises:
         DataError: no verbalizer stands for it.
     """
     for index, known in enumerate(task.labels):
-        if label == known and not isinstance(label, bool):
+        if label == known:
             return index
     shown = ", ".join(repr(known) for known in task.labels)
     raise DataError(
         f"{where}: column {task.label!r} is {label!r}, which no verbalizer of {task.name!r} stands for",
         f"the verbalizers have the labels {shown}; mend the row, or add the label to the task file",
     )
+
+
+def known_split(split: str) -> Split:
+    """The split of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for known in SPLITS:
+        if split == known:
+            return known
+    raise ConfigError(f"unknown split {split!r}", f"known: {', '.join(SPLITS)}")

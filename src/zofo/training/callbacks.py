@@ -160,8 +160,8 @@ class ProgressLine(Callback):
             self._bar.stop()
 
 
-class Evaluating:
-    """Scores every variant of the method on validation, and counts that work apart from training's.
+class Evaluating(Callback):
+    """Scores every variant of the method on validation; its counts and seconds are kept apart from training's.
 
     Args:
         method: what is evaluated.
@@ -172,12 +172,26 @@ class Evaluating:
         self._method = method
         self._score = score
         self.counts = Counts()
+        self.seconds = 0.0
+        self.steps_made = 0
+        self.steps_evaluated = 0
         self.last: dict[str, Evaluation] = {}
 
     def __call__(self) -> dict[str, Evaluation]:
         """The score of each variant."""
-        self.last = {}
+        start = time.perf_counter()
+        scores = {}
         for variant in self._method.variants:
             with self._method.using(variant):
-                self.last[variant] = self._score(self.counts)
-        return self.last
+                scores[variant] = self._score(self.counts)
+        self.seconds += time.perf_counter() - start
+        self.last = scores
+        return scores
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        """See `Callback`."""
+        self.steps_made = number + 1
+
+    def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
+        """See `Callback`."""
+        self.steps_evaluated = steps

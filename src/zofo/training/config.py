@@ -76,7 +76,7 @@ class RunConfig(Config):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def read_config(file: Path | None = None, overrides: Sequence[str] = (), **groups: Any) -> RunConfig:
+def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), **groups: Any) -> RunConfig:
     """Build a configuration from a YAML file, then `groups`, then `key=value` overrides; the last one wins.
 
     Args:
@@ -89,7 +89,7 @@ def read_config(file: Path | None = None, overrides: Sequence[str] = (), **group
     """
     tree: dict[str, Any] = {}
     if file is not None:
-        content = read_yaml(file)
+        content = read_yaml(Path(file))
         if not isinstance(content, dict | None):
             raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
         tree = content or {}
@@ -103,7 +103,7 @@ def read_config(file: Path | None = None, overrides: Sequence[str] = (), **group
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(
-                f"{override!r}: the value is not YAML", "quote it, for example 'layers=[*.29.*]'"
+                f"{override!r}: the value is not YAML", "quote it, for example \"method.layers=['*.29.*']\""
             ) from error
         _set(tree, path.split("."), value)
     with mistakes_of(str(file)) if file is not None else nullcontext():

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +15,13 @@ from safetensors.torch import load_file
 from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, LoadedModel, load_model, selected
 from zofo.config import mistakes_of, read_yaml, validated
-from zofo.displacement import Displacement
 from zofo.errors import RunError
-from zofo.estimators import Estimate
-from zofo.methods.zeroth_order import NoiseConfig, RuleConfig
-from zofo.noise import STREAM_VERSION, Gaussian
-from zofo.rules import Rule
-from zofo.tasks import Batch, Encoded, Example, Split, Task, collate, encode, load_examples, load_task
+from zofo.noise import Gaussian
+from zofo.tasks import Task
 from zofo.training.config import RunConfig
+from zofo.training.inventory import environment
+from zofo.training.replay import replay
 from zofo.training.trajectory import Trajectory
-
-_PACKAGES = ("zofo", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a configuration names, loaded: the model, the task and its examples in tokens.
-
-    Args:
-        loaded: model and tokenizer.
-        task: the task file.
-        examples: of each split, as text.
-        encoded: of each split, in tokens.
-    """
-
-    loaded: LoadedModel
-    task: Task
-    examples: dict[Split, list[Example]]
-    encoded: dict[Split, list[Encoded]]
-
-    @property
-    def make(self) -> Callable[[Sequence[Encoded]], Batch]:
-        """Turns encoded examples into a batch on the model's device."""
-        return batch_maker(self.loaded)
-
-
-def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Encoded]], Batch]:
-    """Turns encoded examples into a batch that suits the model."""
-    return functools.partial(collate, pad=loaded.tokenizer.pad_token_id, device=loaded.device)
-
-
-def load_material(config: RunConfig, remote_code: bool = False) -> Material:
-    """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
-
-    Raises:
-        ZofoError: whatever is wrong with task, data or model.
-    """
-    task = load_task(config.task.name)
-    examples = load_examples(task, config.task)
-    loaded = load_model(config.model, remote_code)
-    encoded = {split: encode_for(config, loaded, rows) for split, rows in examples.items()}
-    return Material(loaded, task, examples, encoded)
-
-
-def encode_for(config: RunConfig, loaded: LoadedModel, examples: Sequence[Example]) -> list[Encoded]:
-    """Tokenise examples within the limit of the configuration and the model."""
-    own = getattr(loaded.model.config, "max_position_embeddings", None)
-    limits = [limit for limit in (config.task.max_length, own) if limit]
-    limit = min(limits) if limits else None
-    return encode(loaded.tokenizer, examples, limit, config.task.truncate == "left")
 
 
 class RunFolder:
@@ -117,12 +60,13 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path | str) -> RunFolder:
         """An existing run.
 
         Raises:
             RunError: no run there.
         """
+        path = Path(path)
         if not (path / "config.yaml").is_file():
             raise RunError(
                 f"{str(path)!r} is not a run folder (it has no config.yaml)", "runs are written by `zofo train`"
@@ -164,7 +108,11 @@ class RunFolder:
         path = self.path / "summary.json"
         if not path.is_file():
             raise RunError(f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped")
-        return _read_json(path)
+        content = _read_json(path)
+        missing = [key for key in ("variants", "best", "parts") if not isinstance(content.get(key), dict)]
+        if missing:
+            raise RunError(f"{str(path)!r} lacks {missing[0]!r}: the run is damaged")
+        return content
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
@@ -204,6 +152,33 @@ class RunFolder:
         """Write one JSON file of the folder."""
         (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
+    def load(
+        self, variant: str | None = None, best: bool = False, model: str | None = None, remote_code: bool = False
+    ) -> LoadedModel:
+        """The trained model, with its tokenizer.
+
+        Args:
+            variant: for runs that leave several models behind, which; by default the one reported first.
+            best: as of the best evaluation instead of the last step.
+            model: where the base model is now, if it has moved.
+            remote_code: allow the model's repository to run its own code.
+
+        Raises:
+            RunError: as `restore`.
+        """
+        self._known_variant(variant)
+        wanted = self.config.model
+        loaded = load_model(wanted if model is None else wanted.model_copy(update={"name": model}), remote_code)
+        self.restore(loaded, variant, best)
+        return loaded
+
+    def _known_variant(self, variant: str | None) -> str:
+        variants = list(self.summary["variants"])
+        chosen = variant or variants[0]
+        if chosen not in variants or Path(chosen).name != chosen:
+            raise RunError(f"the run has no model {chosen!r}", f"it has: {', '.join(variants)}")
+        return chosen
+
     def restore(self, loaded: LoadedModel, variant: str | None = None, best: bool = False) -> None:
         """Turn the freshly loaded base model into the trained one: replay, then attach adapters or weights.
 
@@ -215,7 +190,7 @@ class RunFolder:
         Raises:
             RunError: the base model is not the run's, or a part is missing or damaged.
         """
-        summary = self.summary
+        summary, variant = self.summary, self._known_variant(variant)
         self.verify()
         if model_hash(loaded) != _read_json(self.path / "environment.json").get("model_hash"):
             raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
@@ -228,10 +203,6 @@ class RunFolder:
             replay(loaded.model, Trajectory.read(self.trajectory), last)
         if (folder / "weights.safetensors").is_file():
             _load_weights(loaded.model, folder / "weights.safetensors")
-        variants = list(summary["variants"])
-        variant = variant or variants[0]
-        if variant not in variants:
-            raise RunError(f"the run has no model {variant!r}", f"it has: {', '.join(variants)}")
         if (folder / variant).is_dir():
             load_adapter(loaded.model, folder / variant)
 
@@ -239,36 +210,6 @@ class RunFolder:
 def model_hash(loaded: LoadedModel) -> str:
     """SHA-256 of all weights of a freshly loaded model."""
     return Backbone(loaded.model, Gaussian()).fingerprint()
-
-
-def replay(model: Any, trajectory: Trajectory, steps: int | None = None) -> None:
-    """Apply a trajectory to its base model.
-
-    Updates that are displacements add up to one, which is folded in by a single sweep; the weights agree with those of
-    training up to float32 rounding. Other rules are run again, update by update.
-
-    Args:
-        model: the base model.
-        trajectory: from the run.
-        steps: how many updates; all by default.
-    """
-    header = trajectory.header
-    if header.get("stream") != STREAM_VERSION:
-        raise RunError("the trajectory was written with another noise stream, which this version cannot draw")
-    backbone = Backbone(model, NoiseConfig.model_validate(header["noise"]).build(), header["select"])
-    rule: Rule = RuleConfig.model_validate(header["rule"]).build()
-    updates = trajectory.updates[:steps]
-    if rule.linear and not any(update.shrink for update in updates):
-        total = Displacement()
-        for update in updates:
-            total = total + update.displacement
-        backbone.fold(total)
-        return
-    state = rule.init()
-    for update in updates:
-        if not rule.linear:
-            update, state = rule.update(Estimate.of(update.displacement), state)
-        backbone.fold(update)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -287,17 +228,6 @@ def _digest(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return f"sha256:{digest.hexdigest()}"
-
-
-def environment() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _load_weights(model: Any, path: Path) -> None:

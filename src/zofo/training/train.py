@@ -15,8 +15,9 @@ from zofo.objectives import classification_loss
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Evaluation, evaluate
+from zofo.training.material import Material, load_material
 from zofo.training.memory import PeakMemory
-from zofo.training.run import Material, RunFolder, load_material, model_hash
+from zofo.training.run import RunFolder, model_hash
 from zofo.training.trainer import run_loop
 from zofo.training.trajectory import TrajectoryWriter
 
@@ -39,7 +40,7 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
     console = console or Console(quiet=True)
     if config.run is not None and config.run.exists():
         RunFolder.create(config)  # refuses, before anything is loaded
-    material = load_material(config, remote_code)
+    material = load_material(config, remote_code, ("train", "validation"))
     base_hash = model_hash(material.loaded)
     setting = Setting(
         model=material.loaded.model,
@@ -59,12 +60,17 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
         examples = material.encoded["validation"]
         return evaluate(method.model, examples, material.make, material.task.metric, size, counts)
 
+    if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
+        gigabytes = method.rule.dense_buffers * method.backbone.size * 4 / 2**30
+        note = f"this rule keeps {method.rule.dense_buffers} float32 buffers of the backbone: {gigabytes:.2f} GiB"
+        console.print(note, highlight=False, soft_wrap=True)
     evaluating = Evaluating(method, score)
     memory = PeakMemory(material.loaded.device)
     best = Best(folder.best, method.save)
-    callbacks: list[Callback] = [MetricsLog(folder.metrics, method), best]
+    callbacks: list[Callback] = [MetricsLog(folder.metrics, method), best, evaluating]
     if method.backbone is not None:
-        callbacks.append(TrajectoryLog(TrajectoryWriter(folder.trajectory, config.training.seed, _header(config))))
+        header = {"stream": STREAM_VERSION, "model_hash": base_hash, **method.replay_header()}
+        callbacks.append(TrajectoryLog(TrajectoryWriter(folder.trajectory, config.training.seed, header)))
     callbacks.append(ProgressLine(console, config.method.name, steps, method, memory))
 
     start = time.perf_counter()
@@ -78,7 +84,8 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
     finally:
         method.save(folder.path)
         outcome = _summary(config, material, method, evaluating, best)
-        timing = {"seconds": round(time.perf_counter() - start, 3), "peak_bytes": memory.bytes, "stopped": stopped}
+        seconds = time.perf_counter() - start - evaluating.seconds
+        timing = {"seconds": round(seconds, 3), "peak_bytes": memory.bytes, "stopped": stopped}
         folder.write_json("summary.json", {**outcome, **timing, "parts": folder.digests()})
     return folder
 
@@ -101,13 +108,6 @@ def number_of_steps(config: RunConfig, method: Method) -> int:
     return steps
 
 
-def _header(config: RunConfig) -> dict[str, Any]:
-    """What a replay has to know, from the parts of a zeroth-order method."""
-    method = config.method.model_dump(mode="json")
-    parts = ("noise", "rule", "estimator", "evaluator", "select")
-    return {"stream": STREAM_VERSION, "method": config.method.name, **{part: method[part] for part in parts}}
-
-
 def _summary(
     config: RunConfig, material: Material, method: Method, evaluating: Evaluating, best: Best
 ) -> dict[str, Any]:
@@ -118,9 +118,12 @@ def _summary(
         "task_version": material.task.version,
         "model": config.model.name,
         "split": "validation",
+        "metric": material.task.metric,
         **next(iter(scores.values()), {}),
+        "steps": evaluating.steps_made,
+        "evaluated_after": evaluating.steps_evaluated,
         "variants": {variant: scores.get(variant, {}) for variant in method.variants},
         "best": {"step": best.step, "score": best.score},
         **method.counts.as_dict(),
-        "evaluation": evaluating.counts.as_dict(),
+        "evaluation": {**evaluating.counts.as_dict(), "seconds": round(evaluating.seconds, 3)},
     }

@@ -1,10 +1,10 @@
 """The trajectory: every update of the backbone, in 16 bytes a term. With the base model it is the trained model.
 
-File format, little-endian: the magic `ZOFOTRJ1`, the length of the header (uint32), the header as JSON, then one
-record an
-update: number of terms (uint32, highest bit set when a shrink follows), CRC-32 of the payload (uint32), and the
-payload: the shrink (float64, if any) and for each term step (uint32), index (uint32), coefficient (float64). The seed
-of all keys stands in the header. A one-term update takes 24 bytes.
+File format, little-endian: the magic `ZOFOTRJ1`; a frame of the header's length (uint32) and CRC-32 (uint32); the
+header as JSON; then for each update a frame of the number of terms (uint32, highest bit set when a shrink follows) and
+the CRC-32 (uint32) over that number and the payload, and the payload: the shrink (float64, if any), and for each term
+step (uint32), index (uint32) and coefficient (float64). The seed of all keys stands in the header. A one-term update
+takes 24 bytes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,70 @@
+"""What is installed here, and everything that a configuration can name."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir
+from zofo.errors import UnknownNameError
+from zofo.estimators import ESTIMATORS
+from zofo.evaluators import EVALUATORS
+from zofo.methods import METHODS
+from zofo.noise import NOISES
+from zofo.rules import RULES
+from zofo.tasks import load_task, task_names
+
+_PACKAGES = ("zofo", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def names(kind: str | None = None) -> dict[str, dict[str, str]]:
+    """Everything a configuration can name, by kind, with one line on each.
+
+    Raises:
+        UnknownNameError: no such kind.
+    """
+    found = {
+        "models": dict.fromkeys(EMBEDDED_MODELS, "embedded; fetched once with pip"),
+        "tasks": {name: load_task(name).about for name in task_names()},
+        "methods": {name: METHODS[name].paper for name in METHODS},
+        "noises": _first_lines(NOISES),
+        "estimators": _first_lines(ESTIMATORS),
+        "rules": _first_lines(RULES),
+        "evaluators": _first_lines(EVALUATORS),
+    }
+    if kind is None:
+        return found
+    if kind not in found:
+        raise UnknownNameError("kind", kind, found)
+    return {kind: found[kind]}
+
+
+def _first_lines(registry: Any) -> dict[str, str]:
+    return {name: (registry[name].__doc__ or "").strip().splitlines()[0] for name in registry}
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions, device and folders."""
+    from accelerate import PartialState
+
+    return {
+        **environment(),
+        "device": str(PartialState().device),
+        "threads": str(torch.get_num_threads()),
+        "cache": str(cache_dir()),
+        "embedded data": ", ".join(EMBEDDED_DATA),
+    }
