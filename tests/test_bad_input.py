@@ -1,4 +1,4 @@
-"""Every mistake that users are known to type, as they type it: one clear message, exit code 2, nothing written or lost."""
+"""Every mistake users are known to type, as they type it: one clear message, exit code 2, nothing written or lost."""
 
 from __future__ import annotations
 
