@@ -29,8 +29,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/step_time.py
-	$(BIN)/python benchmarks/step_memory.py
+	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build src/*.egg-info

@@ -326,8 +326,23 @@ def test_bad_use_of_a_run(refused, run, tokenizer, tmp_path):
         (["method=first-order", "method.layers=['*.1.*']"], "method.parameters is 'lora'", "partial"),
         (["method=mezo", "method.select=['*.7.*']"], "the pattern '*.7.*' matches none", "model."),
         (["method.lora.target_modules=[nothing]"], "LoRA cannot be attached", "lora.target_modules"),
-        (["method=mezo", "model.dtype=bfloat16"], "moving bfloat16 weights in place", "model.dtype=float32"),
-        (["method.estimator=per-example"], "asks for one each", "two-sided"),
+        (
+            ["method=mezo", "model.dtype=bfloat16", "method.noise=gaussian"],
+            "moving bfloat16 weights in place",
+            "model.dtype=float32",
+        ),
+        (["method.estimator=per-example"], "unknown estimator 'per-example'", "two-sided"),
+        (["method.directions=each"], "method.directions is 'each'", "'method.directions=per-group(4)'"),
+        (["method.directions=per-group(0)"], "method.directions is 'per-group(0)'", "per-group(4)"),
+        (["method.directions=per-group"], "must be shared, per-example or per-group(n)", "per-group(4)"),
+        (["method.loss_spread=true"], "bilevel adds three", "method.loss_spread=false"),
+        (
+            ["method=mezo", "method.loss_spread=true", "method.batch_size=1"],
+            "a step has only one",
+            "method.batch_size=2",
+        ),
+        (["method.noise=gaussian", "method.evaluator=in-forward"], "cannot carry Gaussian directions", "low-rank"),
+        (["method.noise=gaussian", "method.evaluator.fold_every=2"], "fold_every: not an option", "allow_half"),
         (["method.estimator.epsilon=0"], "estimator.epsilon: Input should be greater than 0, got 0", ""),
         (["method.rule.lr=-1"], "rule.lr: Input should be greater than or equal to 0", ""),
         (["method.rule.lr=.nan"], "rule.lr: Input should be a finite number", ""),
@@ -347,7 +362,11 @@ def test_a_rank_that_no_matrix_has(refused, given):
     refused("train", *given, "method=mezo", "method.noise={name: low-rank, rank: 999}")
 
 
-def test_an_estimator_that_the_evaluator_cannot_serve(refused, given):
-    message, hint = refused("train", *given, "method=mezo", "method.estimator=per-example")
-    assert "asks for one each" in message
-    assert "two-sided" in hint
+@pytest.mark.parametrize("method", ["mezo", "bilevel"])
+@pytest.mark.parametrize("directions", ["per-example", "per-group(2)"])
+@pytest.mark.parametrize("parts", [["method.noise=rademacher"], ["method.evaluator=in-place"]], ids=["noise", "place"])
+def test_directions_that_the_evaluator_cannot_serve(refused, given, method, directions, parts):
+    message, hint = refused("train", *given, f"method={method}", f"method.directions={directions}", *parts)
+    assert "'in-place' gives all examples of a batch the same direction" in message
+    assert "method.directions=shared" in hint
+    assert "method.evaluator=in-forward" in hint

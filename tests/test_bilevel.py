@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +16,7 @@ from zofo.noise import permutation
 from zofo.tasks import Example, collate, encode
 
 D, LATENT, RHO, N = 32, 6, 1.0, 12
+IN_PLACE = {"noise": "gaussian", "evaluator": "in-place"}  # which moves a model whose losses have no rows, too
 
 
 class Quadratic(nn.Module):
@@ -92,6 +96,7 @@ def test_converges_to_the_closed_form_within_2000_steps(penalty, directions, lr,
         estimator={"epsilon": 0.05},
         num_directions=directions,
         rule={"lr": lr},
+        **IN_PLACE,
     )
     method = Bilevel(config, quadratic_setting(model), Vectors(model))
     for step in range(2000):
@@ -120,6 +125,7 @@ def test_mean_upper_direction_is_the_hypergradient():
         estimator={"epsilon": 0.05},
         num_directions=4096,
         rule={"lr": 1.0},
+        **IN_PLACE,
     )
     before = model.theta.clone()
     Bilevel(config, quadratic_setting(model), Vectors(model)).step(0)
@@ -135,7 +141,14 @@ def test_one_z_serves_all_three_terms_and_the_log_holds_each():
         model.w["lower_adapter"].fill_(-0.2)
     theta, z = model.theta.clone(), None
     config = BilevelConfig(
-        batch_size=1, inner_steps=1, penalty=7.0, optimizer="sgd", lr_lower=0, lr_adapter=0.1, rule={"lr": 0.5}
+        batch_size=1,
+        inner_steps=1,
+        penalty=7.0,
+        optimizer="sgd",
+        lr_lower=0,
+        lr_adapter=0.1,
+        rule={"lr": 0.5},
+        **IN_PLACE,
     )
     method = Bilevel(config, quadratic_setting(model), Vectors(model))
     log = method.step(3)
@@ -156,7 +169,7 @@ def test_one_z_serves_all_three_terms_and_the_log_holds_each():
     torch.testing.assert_close(model.w["adapter"].detach(), w - 0.1 * gradient, rtol=1e-6, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def language_setting():
     tokenizer = build_tokenizer()
     model = build_model("llama", len(tokenizer))
@@ -169,13 +182,70 @@ def language_setting():
     return Setting(model, classification_loss, encode(tokenizer, examples), make, seed=3)
 
 
-def test_counts_of_an_outer_step(language_setting):
-    config = BilevelConfig(batch_size=4, inner_steps=5, penalty=10.0)
+@pytest.mark.parametrize(
+    ("parts", "forwards", "sweeps"),
+    [(IN_PLACE, 6, 3), ({"evaluator": "in-place"}, 6, 3), ({}, 3, 0), ({"directions": "per-example"}, 3, 0)],
+    ids=["in place", "in place, low rank", "in the forward", "per-example"],
+)
+def test_counts_of_an_outer_step(language_setting, parts, forwards, sweeps):
+    config = BilevelConfig(batch_size=4, inner_steps=5, penalty=10.0, **parts)
     method = Bilevel(config, language_setting)
     log = method.step(0)
-    assert log.counts.as_dict() == {"forwards": 5 + 2 + 6, "backwards": 5 + 2, "queries": (5 + 2 + 6) * 4}
+    assert log.counts.as_dict() == {"forwards": 5 + 2 + forwards, "backwards": 5 + 2, "queries": (5 + 2 + 6) * 4}
     assert method.queries_per_step == log.counts.queries
-    assert method.backbone.sweeps == 3
+    assert method.backbone.sweeps == sweeps
+    with method.using("adapter"):  # whoever looks at the weights finds theta
+        assert method.backbone.sweeps == max(sweeps, 1)
+
+
+def outer_steps(setting, parts, steps=3):
+    setting = dataclasses.replace(setting, model=copy.deepcopy(setting.model))
+    config = {"batch_size": 4, "inner_steps": 2, "penalty": 10.0, "estimator": {"epsilon": 0.01}, "rule": {"lr": 1e-4}}
+    method = Bilevel(BilevelConfig(**{**config, **parts}), setting)
+    logs = [method.step(step) for step in range(steps)]
+    with method.using("adapter"):
+        return logs, {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
+
+
+def test_steps_in_the_forward_are_those_in_place(language_setting):
+    start = {name: p.detach().clone() for name, p in language_setting.model.named_parameters()}
+    (one, theta), (two, same) = (outer_steps(language_setting, {"evaluator": e}) for e in ("in-forward", "in-place"))
+    for a, b in zip(one, two, strict=True):
+        assert list(a.coefficients) == list(b.coefficients)
+        assert a.coefficients == pytest.approx(b.coefficients, rel=2e-3, abs=1e-4)
+        assert list(a.update.displacement) == list(b.update.displacement)
+    for name, tensor in theta.items():
+        assert (tensor - same[name]).norm() <= 2e-3 * (tensor - start[name]).norm() + 1e-6
+    assert max((tensor - start[name]).abs().max() for name, tensor in theta.items()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("directions", "upper", "lower"),
+    [
+        ("shared", [0], [0]),
+        ("per-example", [0, 1, 2, 3], [4, 5, 6, 7]),
+        ("per-group(3)", [0, 1], [1, 2]),  # examples 3, 4 and 5 are the last of B_f and the first two of B_p
+    ],
+)
+def test_both_losses_of_b_p_have_the_same_directions_and_the_update_sums_all_three(
+    language_setting, directions, upper, lower
+):
+    logs, _ = outer_steps(language_setting, {"directions": directions, "rule": {"lr": 0.5}}, steps=1)
+    coefficients, displacement = logs[0].coefficients, logs[0].update.displacement
+    slopes = {
+        part: {key: coefficients[f"projected_gradient_{part}_{key}"] for key in keys}
+        for part, keys in (("upper", upper), ("lower_p", lower), ("lower_s", lower))
+    }
+    assert sum("projected_gradient" in name for name in coefficients) == len(upper) + 2 * len(lower)
+    assert sorted(key.index for key in displacement) == sorted({*upper, *lower})
+    share = {"shared": {0: 1.0}, "per-example": dict.fromkeys(range(8), 0.25)}.get(directions)
+    shares_f, shares_p = (share, share) if share else ({0: 0.75, 1: 0.25}, {1: 0.5, 2: 0.5})
+    for key, coefficient in displacement.items():
+        i = key.index
+        gradient = slopes["upper"].get(i, 0) * shares_f.get(i, 0)
+        gap = slopes["lower_p"].get(i, 0) - slopes["lower_s"].get(i, 0)
+        expected = -0.5 * (gradient + 10.0 * gap * shares_p.get(i, 0))
+        assert coefficient == pytest.approx(expected, rel=1e-9)
 
 
 def test_names_and_directions_do_not_depend_on_the_adapters():

@@ -184,7 +184,7 @@ def test_env(run_zofo):
 def test_help_is_there_for_every_verb(run_zofo):
     code, out, _ = run_zofo("--help")
     assert code == 0
-    verbs = ("train", "eval", "predict", "preview", "list", "env", "demo")
+    verbs = ("train", "eval", "predict", "preview", "list", "env", "demo", "bench", "tune")
     assert all(verb in out for verb in verbs)
     for verb in verbs:
         code, out, _ = run_zofo(verb, "--help")
@@ -241,7 +241,7 @@ verbalizers:
     write_rows(tmp_path / "rows" / "held-out.jsonl", rows[:9])
     given = [f"model={model_folder}", f"task={task}", "--data-dir", tmp_path / "rows"]
     code, out, _ = run_zofo("preview", *given, "--json")
-    assert (code, json.loads(out)["count"], json.loads(out)["sequences"]) == (0, 24, 3)
+    assert (code, json.loads(out)["count"], json.loads(out)["sequences"]) == (0, 24, 1)
     run = tmp_path / "run"
     options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2"]
     code, _, err = run_zofo("train", *given, *options, f"run={run}")

@@ -14,7 +14,7 @@ from conftest import ARCHITECTURES, build_model
 from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError, ModelError, NonFiniteError
-from zofo.estimators import ESTIMATORS, OneSided, PerExample, TwoSided
+from zofo.estimators import ESTIMATORS, OneSided, TwoSided
 from zofo.evaluators import EVALUATORS, InPlace
 from zofo.noise import NOISES, Gaussian, Rademacher
 from zofo.rules import SGD
@@ -121,6 +121,23 @@ def test_losses_at_points_equal_those_of_a_copy_with_the_direction_added(case):
     assert (apart[[0, 1, 3]] > 2e-3).all()  # hundreds of tolerances
 
 
+def test_several_objectives_with_batches_of_their_own_stand_side_by_side_and_share_each_move():
+    def absolute(model, batch):
+        return (model(batch[0]) - batch[1]).abs().mean(dim=1)
+
+    few, module = tuple(part[:2] for part in MLP_BATCH), make_mlp()
+    evaluator = build(module)
+    with evaluator.visit([(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)], POINTS) as visit:
+        losses = visit.losses
+    alone = [(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)]
+    expected = [reference_losses(make_mlp(), *ask, POINTS, Gaussian()) for ask in alone]
+    torch.testing.assert_close(losses, torch.cat(expected, dim=1), rtol=1e-5, atol=1e-5)
+    assert losses.shape == (4, 7 + 2 + 2)
+    assert (expected[1] - expected[2]).abs().min() > 1e-3  # so that their order shows
+    assert evaluator.counts.as_dict() == {"forwards": 12, "backwards": 0, "queries": 4 * 11}
+    assert evaluator.backbone.sweeps == 5  # theta itself is one of the points
+
+
 @every_noise
 def test_losses_follow_every_registered_noise(noise):
     module = make_mlp()
@@ -216,7 +233,7 @@ def test_weights_drift_less_than_1e_minus_5_in_1000_probes_whose_forward_raises(
 def test_weights_go_home_when_the_body_of_a_visit_raises():
     module = make_mlp()
     before = weights(module)
-    with pytest.raises(KeyError), build(module).visit(square_loss, MLP_BATCH, POINTS):
+    with pytest.raises(KeyError), build(module).visit([(square_loss, MLP_BATCH)], POINTS):
         raise KeyError
     assert drift(module, before) < 2e-7
 
@@ -244,7 +261,7 @@ def test_one_half_precision_tensor_among_many_is_refused_unless_it_is_left_out()
 
 
 def step(evaluator, estimator, keys, objective=square_loss, batch=MLP_BATCH, lr=0.01):
-    with evaluator.visit(objective, batch, estimator.ask(keys)) as visit:
+    with evaluator.visit([(objective, batch)], estimator.ask(keys)) as visit:
         estimate = estimator.tell(keys, visit.losses)
         visit.update(SGD(lr).update(estimate, SGD(lr).init())[0])
     return estimate
@@ -339,13 +356,14 @@ def test_adapters_alone_can_be_moved_and_the_model_below_keeps_every_bit():
     assert moved == set(evaluator.backbone.tensors)
 
 
-def test_a_point_for_each_example_is_refused_with_a_way_out_and_the_weights_stay():
+@pytest.mark.parametrize("estimator", [TwoSided(0.1), OneSided(0.1)], ids=["two-sided", "one-sided"])
+def test_a_point_for_each_example_is_refused_with_a_way_out_and_the_weights_stay(estimator):
     module = make_mlp()
     before = weights(module)
     keys = [Key(0, 0, index) for index in range(7)]
     with pytest.raises(EvaluatorError, match="one for each example") as caught:
-        build(module).losses(square_loss, MLP_BATCH, PerExample(0.1).ask(keys))
-    assert "estimator=two-sided" in caught.value.hint
+        build(module).losses(square_loss, MLP_BATCH, estimator.ask([keys]))
+    assert "method.directions=shared" in caught.value.hint
     assert all(torch.equal(value, dict(parameters(module))[name]) for name, value in before.items())
 
 
@@ -360,7 +378,7 @@ class Logarithm(nn.Module):
         return (self.w * inputs).log()
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if not ESTIMATORS[name].per_example])
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_a_non_finite_loss_names_step_key_and_example_and_the_weights_go_home(name):
     estimator, key = ESTIMATORS[name](epsilon=0.5), Key(7, 31, 2)
     z = Gaussian().whole(key, "w", (1,)).item()

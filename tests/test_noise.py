@@ -118,11 +118,12 @@ def test_draws_leave_every_global_generator_as_it_was_and_do_not_depend_on_it(no
 @every_noise
 def test_add_to_adds_each_coefficient_times_its_direction_in_the_type_of_the_target(noise):
     one, two, block = Key(1, 2), Key(1, 3), (5, 29)
+    directions = noise.directions([one, two], {"norm.weight": (33,)}, CPU)
     for dtype in (torch.float32, torch.float64):
         target = torch.linspace(-1, 1, 24, dtype=dtype)
         z = [noise.draw(key, "norm.weight", (33,), block, CPU).to(dtype) for key in (one, two)]
         expected = target + 0.5 * z[0] - 0.25 * z[1]
-        noise.add_to(target, [(one, 0.5), (two, -0.25)], "norm.weight", (33,), block)
+        directions.add_to(target, [(one, 0.5), (two, -0.25)], "norm.weight", block)
         assert target.dtype == dtype
         torch.testing.assert_close(target, expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-15)
 

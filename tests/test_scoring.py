@@ -8,11 +8,15 @@ import warnings
 import peft
 import pytest
 import torch
+import transformers
+from torch import nn
 
 from conftest import ARCHITECTURES, build_model, build_tokenizer
 from zofo.adapters import LoraAdapters, LoraConfig
-from zofo.objectives import candidate_scores, classification_loss
-from zofo.tasks import Example, collate, encode
+from zofo.backbone import LoadedModel
+from zofo.objectives import candidate_scores, classification_loss, packing_limit
+from zofo.tasks import Encoded, Example, collate, encode
+from zofo.training.material import batch_maker
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -29,7 +33,17 @@ CASES = {
     "ragged": [(" great", " terrible bad"), (" yes", " no", " maybe not"), (" good", " bad"), (" a joy to see", " no")],
     "counts": [(" great", " terrible"), (" yes", " no", " bad"), (" good", " bad"), (" honest", " no")],
     "merged": [("art", " bad")] * 4,
+    "two": [(" terrible and dull", " great honest picture")] * 4,
+    "many": [
+        (" great film", " terrible film"),
+        (" yes it was", " no it drags", " maybe"),
+        (" good and warm", " bad", " dull and bad", " awful"),
+        (" a joy to see", " dull", " no joy", " funny and honest", " bad film"),
+    ],
+    "merged long": [("art to finish", " bad and dull", "ory")] * 4,
+    "lone": [(" great honest picture",), (" terrible bad", " no joy"), (" yes",), (" dull film", " bad film")],
 }
+BRANCHED = ("two", "many", "merged long", "lone")  # several candidates of one example have tokens of their own
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +57,7 @@ def models(tokenizers):
 
 
 def encoded_case(tokenizer, case):
-    ends = " st" if case == "merged" else ""
+    ends = " st" if case.startswith("merged") else ""
     return encode(
         tokenizer,
         [Example(prompt + ends, c, i % 2) for i, (prompt, c) in enumerate(zip(PROMPTS, CASES[case], strict=True))],
@@ -72,21 +86,28 @@ def close(one, two):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bos", [False, True])
 def test_scores_equal_the_reference(models, tokenizers, kind, case, bos):
+    """In as few rows as may be and in one row a candidate, with both kinds of attention that take a mask of pairs."""
     examples = encoded_case(tokenizers[bos], case)
     assert len({e.length for e in examples}) > 1  # mixed lengths, so that padding and positions matter
-    batch = collate(examples, 0, CPU)
-    assert batch.single == (case in ("single", "three", "counts"))
-    assert len(batch.input_ids) == (len(examples) if batch.single else sum(len(e.rows) for e in examples))
-    scores = candidate_scores(models[kind], batch)
-    assert scores.dtype == torch.float32
     expected = reference(models[kind], examples)
     assert expected.isfinite().sum() == sum(len(e.rows) for e in examples)
-    assert close(scores, expected)
+    batch, apart = collate(examples, 0, CPU), collate(examples, 0, CPU, pack_limit=0)
+    assert batch.branched == (case in BRANCHED)
+    assert not apart.branched
+    assert len(batch.input_ids) == len(examples)
+    assert len(apart.input_ids) > len(examples) or case not in BRANCHED
+    for attention in ("eager", "sdpa"):
+        model = copy.deepcopy(models[kind])
+        model.set_attn_implementation(attention)
+        for one in (batch, apart):
+            scores = candidate_scores(model, one)
+            assert scores.dtype == torch.float32
+            assert close(scores, expected)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_which_token_pads_does_not_matter(models, tokenizers, kind):
-    for case in ("single", "ragged"):
+    for case in ("single", "ragged", "many"):
         examples = encoded_case(tokenizers[False], case)
         one, two = (candidate_scores(models[kind], collate(examples, pad, CPU)) for pad in (0, 300))
         assert torch.equal(one, two)
@@ -94,18 +115,18 @@ def test_which_token_pads_does_not_matter(models, tokenizers, kind):
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_company_in_a_batch_does_not_matter(models, tokenizers, kind):
-    """Alone, with longer and shorter ones, and with one that keeps the batch from being `single`."""
-    single, ragged = (encoded_case(tokenizers[False], case) for case in ("single", "ragged"))
+    """Alone, with longer and shorter ones, and with some that make the batch a branched one."""
+    single, ragged, many = (encoded_case(tokenizers[False], case) for case in ("single", "ragged", "many"))
     example = single[0]
     alone = candidate_scores(models[kind], collate([example], 0, CPU))[0]
-    for company in ([*single[1:]], [single[3], single[1]], [ragged[1]], [ragged[3], ragged[0], single[2]]):
+    for company in ([*single[1:]], [single[3], single[1]], [ragged[1]], [ragged[3], many[1], single[2]], many):
         for place in (0, len(company)):
             batch = collate([*company[:place], example, *company[place:]], 0, CPU)
             assert close(candidate_scores(models[kind], batch)[place, :2], alone)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("case", ["single", "ragged"])
+@pytest.mark.parametrize("case", ["single", "ragged", "many"])
 def test_scores_with_an_adapter(tokenizers, kind, case):
     model = build_model(kind, len(tokenizers[False]))
     examples = encoded_case(tokenizers[False], case)
@@ -123,7 +144,7 @@ def test_scores_with_an_adapter(tokenizers, kind, case):
 
 
 def test_the_loss_is_the_cross_entropy_among_the_candidates(models, tokenizers):
-    for case in ("single", "ragged", "counts"):
+    for case in ("single", "ragged", "counts", "many"):
         examples = encoded_case(tokenizers[False], case)
         losses = classification_loss(models["llama"], collate(examples, 0, CPU))
         expected = []
@@ -136,7 +157,7 @@ def test_the_loss_is_the_cross_entropy_among_the_candidates(models, tokenizers):
 
 
 def test_gradients_are_finite_where_an_example_has_fewer_candidates(tokenizers):
-    for case in ("counts", "ragged"):
+    for case in ("counts", "ragged", "many", "lone"):
         model = build_model("llama", len(tokenizers[False]))
         classification_loss(model, collate(encoded_case(tokenizers[False], case), 0, CPU)).mean().backward()
         gradients = [p.grad for p in model.parameters()]
@@ -145,22 +166,192 @@ def test_gradients_are_finite_where_an_example_has_fewer_candidates(tokenizers):
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("case", ["single", "long", "ragged"])
-def test_logits_are_asked_for_only_where_a_token_is_scored(models, tokenizers, kind, case):
-    """One position for one-token candidates, else the longest candidate and the position before it."""
+def test_gradients_through_packed_scores_equal_those_through_one_row_a_candidate(tokenizers, kind):
+    examples = encoded_case(tokenizers[False], "many")
+    gradients = []
+    for limit in (None, 0):
+        model = build_model(kind, len(tokenizers[False]))
+        batch = collate(examples, 0, CPU, limit)
+        assert batch.branched == (limit is None)
+        classification_loss(model, batch).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert gradients[0].abs().max() > 0.1
+    assert close(*gradients)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("case", "limit", "wanted"),
+    [("single", None, 1), ("long", None, 3), ("two", 0, 3), ("two", None, 5), ("merged long", None, 6)],
+)
+def test_logits_are_asked_for_only_where_a_token_is_scored(models, tokenizers, kind, case, limit, wanted):
+    """From the position that predicts the first scored token to that of the last: as many as tokens of one candidate,
+    or one and the tokens of all branches."""
     seen = []
 
     def watch(_model, _args, kwargs, output):
-        seen.append((kwargs["logits_to_keep"], output.logits.shape[1]))
+        seen.append((kwargs["logits_to_keep"].tolist(), output.logits.shape[1]))
 
-    examples = encoded_case(tokenizers[False], case)
-    batch = collate(examples, 0, CPU)
-    wanted = 1 if case == "single" else 1 + max(max(e.scored) for e in examples)
+    batch = collate(encoded_case(tokenizers[False], case), 0, CPU, limit)
     assert batch.input_ids.shape[1] > wanted + 2
     model = copy.deepcopy(models[kind])
     model.register_forward_hook(watch, with_kwargs=True)
     candidate_scores(model, batch)
-    assert seen == [(wanted, wanted)]
+    assert seen == [(list(range(-wanted, 0)), wanted)]
+
+
+class AllLogits(nn.Module):
+    """A model whose forward cannot be told which logits are wanted."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids, attention_mask, position_ids):
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+
+@pytest.mark.parametrize("case", ["single", "ragged", "many"])
+def test_a_model_that_gives_all_logits_has_the_same_scores(models, tokenizers, case):
+    batch = collate(encoded_case(tokenizers[False], case), 0, CPU)
+    assert close(candidate_scores(AllLogits(models["llama"]), batch), candidate_scores(models["llama"], batch))
+
+
+def made_up(prompt, *candidates):
+    """An example of so many tokens in the prompt and in each candidate."""
+    rows = tuple((*range(3, 3 + prompt), *range(100 * n, 100 * n + size)) for n, size in enumerate(candidates, 1))
+    return Encoded(rows, candidates, all(size == 1 for size in candidates), 0)
+
+
+def test_candidates_are_packed_exactly_when_that_saves_a_fifth():
+    """Two candidates of n tokens after p: 2 (p + n - 1) tokens apart, p + 2 (n - 1) packed, since nobody needs the last
+    token of a candidate as an input."""
+    seen = set()
+    for prompt in range(1, 9):
+        for size in range(2, 14):
+            batch = collate([made_up(prompt, size, size)] * 3, 0, CPU)
+            apart, packed = 2 * (prompt + size - 1), prompt + 2 * (size - 1)
+            assert batch.branched == (apart - packed >= apart / 5)
+            assert batch.input_ids.numel() == 3 * (packed if batch.branched else apart)
+            seen.add(batch.branched)
+    assert seen == {False, True}
+
+
+def test_padding_counts_when_packing_is_decided():
+    """Four long candidates make a long row, to which the others would be padded."""
+    short, long = made_up(20, 2, 2), made_up(20, 30, 30, 30, 30)
+    assert collate([short] * 3, 0, CPU).branched
+    assert collate([long], 0, CPU).branched
+    assert not collate([short] * 3 + [long], 0, CPU).branched
+
+
+def test_packed_rows_are_not_longer_than_the_limit():
+    for limit, branched in ((None, True), (22, True), (21, False), (0, False)):
+        assert collate([made_up(20, 2, 2), made_up(9, 1, 1)], 0, CPU, limit).branched == branched
+
+
+def test_one_row_that_needs_no_mask_of_its_own_is_no_packing():
+    """One-token candidates share the last position of the prompt, and one longer candidate may follow it."""
+    batch = collate([made_up(5, 1, 1, 1), made_up(4, 1, 40)], 0, CPU, pack_limit=0)
+    assert not batch.branched
+    assert batch.input_ids.shape == (2, 43)
+
+
+def test_a_packed_row_sees_the_prompt_and_its_own_branch():
+    batch = collate([made_up(4, 3, 2), made_up(4, 2, 2)], 0, CPU)
+    assert batch.branched
+    assert batch.input_ids.tolist() == [[3, 4, 5, 6, 100, 101, 200], [0, 3, 4, 5, 6, 100, 200]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4], [0, 0, 1, 2, 3, 4, 4]]
+    seen = [[[k for k in range(7) if row[q][k]] for q in range(7)] for row in batch.visible[:, 0].tolist()]
+    prompt = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]]
+    assert seen[0] == [*prompt, [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6]]
+    assert seen[1] == [[0], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]
+
+
+@pytest.mark.parametrize(
+    ("case", "limit"), [("single", None), ("counts", None), ("ragged", 0), ("many", 0), ("many", None)]
+)
+def test_parts_and_repetitions_have_the_scores_of_their_examples(models, tokenizers, case, limit):
+    batch = collate(encoded_case(tokenizers[False], case), 0, CPU, limit)
+    assert batch.branched == (case == "many" and limit is None)
+    scores = candidate_scores(models["gpt2"], batch)
+    for start, stop in ((0, 4), (0, 1), (1, 3), (3, 4)):
+        part = batch.part(start, stop)
+        assert len(part) == stop - start
+        assert part.gold.tolist() == batch.gold[start:stop].tolist()
+        assert set(part.row_examples.tolist()) == set(range(stop - start))
+        assert len(part.row_examples) == len(part.input_ids)
+        assert close(candidate_scores(models["gpt2"], part), scores[start:stop])
+    thrice = batch.part(1, 4).repeated(3)
+    assert len(thrice) == 9
+    assert thrice.row_examples.tolist() == sorted(thrice.row_examples.tolist())
+    assert len(thrice.row_examples) == len(thrice.input_ids) == 3 * len(batch.part(1, 4).input_ids)
+    assert close(candidate_scores(models["gpt2"], thrice), scores[1:].repeat(3, 1))
+    assert close(candidate_scores(models["gpt2"], thrice.part(2, 7)), scores[1:].repeat(3, 1)[2:7])
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_half_precision_models_score_packed_rows(tokenizers, kind):
+    examples = encoded_case(tokenizers[False], "many")
+    exact = candidate_scores(build_model(kind, len(tokenizers[False])), collate(examples, 0, CPU))
+    model = build_model(kind, len(tokenizers[False])).bfloat16()
+    for limit in (None, 0):
+        scores = candidate_scores(model, collate(examples, 0, CPU, limit))
+        assert scores.dtype == torch.float32
+        assert torch.allclose(scores, exact, rtol=0, atol=0.1)
+
+
+TINY = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+OTHERS = {  # configuration, and the longest packed row the model takes
+    "mistral": (transformers.MistralConfig(**TINY, intermediate_size=24, num_key_value_heads=1, sliding_window=40), 40),
+    "gpt_neo": (
+        transformers.GPTNeoConfig(
+            vocab_size=400,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            attention_types=[[["local"], 2]],
+            window_size=48,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+        48,
+    ),
+    "gpt_neox": (transformers.GPTNeoXConfig(**TINY, intermediate_size=24, max_position_embeddings=64), 64),
+    "bert": (transformers.BertConfig(**TINY, intermediate_size=24), 0),
+    "bloom": (transformers.BloomConfig(vocab_size=400, hidden_size=16, n_layer=2, n_head=2), 0),
+    "falcon": (transformers.FalconConfig(**TINY, alibi=True), 0),
+    "lfm2": (transformers.Lfm2Config(**TINY, intermediate_size=24, layer_types=["conv", "full_attention"]), 0),
+    "mamba": (transformers.MambaConfig(vocab_size=400, hidden_size=16, num_hidden_layers=2, state_size=4), 0),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_only_models_that_score_branches_apart_get_packed_rows(tokenizers, kind):
+    config, limit = OTHERS[kind]
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.config.use_cache = False
+    assert packing_limit(model) == limit
+    examples = encoded_case(tokenizers[False], "two")
+    batch = batch_maker(LoadedModel(model, tokenizers[False], kind))(examples)
+    assert batch.branched == (limit > 0)
+    if limit:
+        assert close(candidate_scores(model, batch), reference(model, examples))
+
+
+def test_the_limit_of_packed_rows_is_that_of_positions_windows_and_attention():
+    model = build_model("llama", 300)
+    assert packing_limit(model) == 64
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(task_type="CAUSAL_LM"))
+    assert packing_limit(wrapped) == 64
+    assert packing_limit(torch.nn.Linear(2, 2)) == 0
+    model.config._attn_implementation = "flash_attention_2"  # takes lengths, not masks
+    assert packing_limit(model) == 0
 
 
 def test_left_padding_and_positions(tokenizers):
@@ -172,7 +363,7 @@ def test_left_padding_and_positions(tokenizers):
         assert batch.input_ids[row, :-length].eq(7).all()
         assert batch.attention_mask[row].tolist() == [0] * (batch.input_ids.shape[1] - length) + [1] * length
         assert batch.position_ids[row, -length:].tolist() == list(range(length))
-        assert batch.targets[row].tolist() == [r[-1] for r in example.rows]
+        assert batch.targets[row].flatten().tolist() == [r[-1] for r in example.rows]
         assert batch.gold[row] == example.gold
 
 

@@ -33,9 +33,14 @@ SHORT = {
 """A method's configuration for a short run that changes a tiny model visibly."""
 
 MEZO, BILEVEL, FIRST_ORDER = SHORT["mezo"], SHORT["bilevel"], SHORT["first-order"]
+IN_PLACE = {"noise": "gaussian"}
 RUINOUS = MEZO | {"rule": {"name": "dense-momentum", "lr": 3e38}}  # one step takes weights beyond float32
 RESTORED = {
     "sgd": MEZO,
+    "in place": MEZO | IN_PLACE,
+    "in place, low rank": MEZO | {"evaluator": "in-place"},
+    "per-example": MEZO | {"directions": "per-example", "num_directions": 2},
+    "per-group, over the spread": MEZO | {"directions": "per-group(3)", "loss_spread": True, "rule": {"lr": 1e-2}},
     "sgd with decay": MEZO | {"rule": {"lr": 1e-3, "weight_decay": 20.0}},
     "momentum": MEZO | {"rule": {"name": "momentum", "lr": 1e-3, "tolerance": 0.0}},
     "momentum, terms dropped": MEZO | {"rule": {"name": "momentum", "lr": 1e-3, "beta": 0.1, "tolerance": 0.5}},
@@ -45,8 +50,10 @@ RESTORED = {
     "low rank": MEZO | {"noise": {"name": "low-rank", "rank": 2}},
     "rademacher, one-sided, 3 directions": MEZO
     | {"noise": "rademacher", "estimator": "one-sided", "num_directions": 3},
-    "a few tensors": MEZO | {"select": ["*.layers.1.*"], "rule": {"lr": 1e-2}},
+    "a few tensors": MEZO | {"select": ["*.layers.1.*"], "rule": {"lr": 1e-1}},
     "bilevel": BILEVEL,
+    "bilevel in place": BILEVEL | IN_PLACE,
+    "bilevel, per-example": BILEVEL | {"directions": "per-example"},
     "bilevel with SGD and Adam above": BILEVEL
     | {"optimizer": "sgd", "lr_lower": 1.0, "lr_adapter": 1.0, "rule": {"name": "dense-adam", "lr": 2e-3}},
     "LoRA": FIRST_ORDER,
@@ -138,6 +145,32 @@ def test_the_trajectory_of_mezo_is_its_log(configured):
         assert not rest
         assert (key.seed, key.step, key.index) == (0, line["step"], 0)
         assert coefficient == pytest.approx(-1e-3 * line["projected_gradient_0"], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("directions", "indices"),
+    [("per-example", [0, 1, 2, 3, 65536, 65537, 65538, 65539]), ("per-group(3)", [0, 1, 65536, 65537])],
+)
+def test_each_example_or_group_has_a_key_and_a_coefficient_of_its_own(configured, directions, indices):
+    run = train(configured(MEZO | {"directions": directions, "num_directions": 2}))
+    sizes = [1] * 4 if directions == "per-example" else [3, 1]
+    for line, update in zip(lines_of(run, "step"), Trajectory.read(run.trajectory).updates, strict=True):
+        assert [tuple(key) for key in update.displacement] == [(0, line["step"], index) for index in indices]
+        for (key, coefficient), size in zip(update.displacement.items(), sizes * 2, strict=True):
+            slope = line[f"projected_gradient_{key.index}"]
+            assert coefficient == pytest.approx(-1e-3 * slope * size / BATCH / 2, rel=1e-12)
+
+
+def test_a_step_over_the_spread_is_the_same_step_over_one_number(configured):
+    def updates(**options):
+        run = train(configured(MEZO | {"directions": "per-example"} | options, str(options), steps=1))
+        return Trajectory.read(run.trajectory).updates[0].displacement, lines_of(run, "step")[0]
+
+    (plain, line), (over, _) = updates(), updates(loss_spread=True)
+    slopes = torch.tensor([line[f"projected_gradient_{key.index}"] for key in plain], dtype=torch.float64)
+    assert list(over) == list(plain)
+    for key in plain:
+        assert over[key] == pytest.approx(plain[key] / slopes.std().item(), rel=1e-9)
 
 
 # the trained model comes back
@@ -314,13 +347,20 @@ def test_global_generators_are_left_alone(configured, name):
 @pytest.mark.parametrize(
     ("method", "forwards", "backwards", "queries"),
     [
-        (MEZO, 2, 0, 2 * BATCH),
-        (MEZO | {"num_directions": 3}, 6, 0, 6 * BATCH),
-        (MEZO | {"estimator": "one-sided", "num_directions": 3}, 4, 0, 4 * BATCH),
+        (MEZO, 1, 0, 2 * BATCH),  # all points share one forward
+        (MEZO | {"num_directions": 3, "directions": "per-example"}, 1, 0, 6 * BATCH),
+        (MEZO | {"estimator": "one-sided", "num_directions": 3}, 1, 0, 4 * BATCH),
+        (MEZO | {"evaluator": {"micro_batch": 3}}, 2, 0, 2 * BATCH),
+        (MEZO | IN_PLACE, 2, 0, 2 * BATCH),
+        (MEZO | IN_PLACE | {"num_directions": 3}, 6, 0, 6 * BATCH),
+        (MEZO | IN_PLACE | {"estimator": "one-sided", "num_directions": 3}, 4, 0, 4 * BATCH),
         (FIRST_ORDER, 1, 1, BATCH),
         (FIRST_ORDER | {"parameters": "all"}, 1, 1, BATCH),
-        (BILEVEL, T + 2 + 6, T + 2, (T + 8) * BATCH),
-        (BILEVEL | {"inner_steps": 5, "estimator": "one-sided"}, 5 + 2 + 6, 5 + 2, 13 * BATCH),
+        (BILEVEL, T + 2 + 3, T + 2, (T + 8) * BATCH),  # one forward for each of three losses
+        (BILEVEL | {"directions": "per-example"}, T + 2 + 3, T + 2, (T + 8) * BATCH),
+        (BILEVEL | IN_PLACE, T + 2 + 6, T + 2, (T + 8) * BATCH),
+        (BILEVEL | {"inner_steps": 5, "estimator": "one-sided"}, 5 + 2 + 3, 5 + 2, 13 * BATCH),
+        (BILEVEL | IN_PLACE | {"inner_steps": 5, "estimator": "one-sided"}, 5 + 2 + 6, 5 + 2, 13 * BATCH),
     ],
 )
 def test_work_is_counted_step_by_step_and_evaluation_apart(configured, method, forwards, backwards, queries):
@@ -501,11 +541,13 @@ def test_progress_on_a_terminal_is_one_bar(configured):
     assert "step 1/3" not in shown.getvalue()
 
 
-def test_a_half_precision_run_keeps_the_weights_its_trajectory_cannot_give_back(configured):
-    method = {"name": "mezo", "batch_size": 4, "rule": {"lr": 1e-2}, "evaluator": {"allow_half": True}}
-    config = configured(method, "half", steps=3)
+@pytest.mark.parametrize("parts", [{}, IN_PLACE | {"evaluator": {"allow_half": True}}], ids=["in-forward", "in-place"])
+def test_a_half_precision_run_keeps_the_weights_its_trajectory_cannot_give_back(configured, parts):
+    config = configured({"name": "mezo", "batch_size": 4, "rule": {"lr": 1e-2}} | parts, "half", steps=3)
     config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
     run = train(config)
+    assert (run.path / "weights.safetensors").is_file()
+    assert abs(evaluate_zero_shot(config).loss - run.summary["loss"]) > 1e-3
     assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], rel=1e-5)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from zofo.backbone import Backbone, LoadedModel, ModelConfig, Update, load_model
     from zofo.displacement import Displacement, Key
     from zofo.errors import NonFiniteError, ZofoError
-    from zofo.estimators import Estimate, Estimator, OneSided, PerExample, TwoSided
-    from zofo.evaluators import Counts, Evaluator, InPlace
+    from zofo.estimators import Estimate, Estimator, OneSided, TwoSided
+    from zofo.evaluators import Counts, Evaluator, InForward, InPlace
     from zofo.methods import (
         Bilevel,
         BilevelConfig,
@@ -37,8 +37,8 @@ _HOMES = {
     "backbone": ("Backbone", "LoadedModel", "ModelConfig", "Update", "load_model"),
     "displacement": ("Displacement", "Key"),
     "errors": ("NonFiniteError", "ZofoError"),
-    "estimators": ("Estimate", "Estimator", "OneSided", "PerExample", "TwoSided"),
-    "evaluators": ("Counts", "Evaluator", "InPlace"),
+    "estimators": ("Estimate", "Estimator", "OneSided", "TwoSided"),
+    "evaluators": ("Counts", "Evaluator", "InForward", "InPlace"),
     "methods": (
         "Bilevel",
         "BilevelConfig",
@@ -69,6 +69,7 @@ __all__ = [
     "FirstOrder",
     "FirstOrderConfig",
     "Gaussian",
+    "InForward",
     "InPlace",
     "Key",
     "LoadedModel",
@@ -80,7 +81,6 @@ __all__ = [
     "Noise",
     "NonFiniteError",
     "OneSided",
-    "PerExample",
     "Rademacher",
     "Rule",
     "RunConfig",

@@ -21,6 +21,7 @@ from zofo.errors import ConfigError, nearest
 from zofo.registry import Registry
 
 C = TypeVar("C", bound=BaseModel)
+P = TypeVar("P", bound="PartConfig")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -74,9 +75,18 @@ class PartConfig(BaseModel):
                 ) from error
         return complete
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the part's constructor."""
+        return dict(self.model_extra or {})
+
+    def with_options(self: P, **options: Any) -> P:
+        """The same part with some options changed."""
+        return type(self).model_validate({**self.model_dump(), **options})
+
     def build(self, *parts: Any) -> Any:
         """The part itself; `parts` are the constructor's arguments that no configuration can hold."""
-        return self.registry[self.name](*parts, **(self.model_extra or {}))
+        return self.registry[self.name](*parts, **self.options)
 
 
 def _options(part: Any) -> dict[str, tuple[Any, Any]]:

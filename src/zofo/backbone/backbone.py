@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from zofo.backbone.rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, ModelError, NonFiniteError
-from zofo.noise import Block, Noise
+from zofo.noise import Block, Directions, Noise, Shape
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 """(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
@@ -82,6 +82,16 @@ class Backbone:
         return {name: parameter.data for name, parameter in self._parameters.items()}
 
     @property
+    def shapes(self) -> dict[str, Shape]:
+        """The shapes of the selected tensors by name."""
+        return {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first selected tensor is."""
+        return next(iter(self._parameters.values())).device
+
+    @property
     def size(self) -> int:
         """d: the number of entries of theta."""
         return sum(tensor.numel() for tensor in self.tensors.values())
@@ -92,13 +102,22 @@ class Backbone:
         return frozenset(tensor.dtype for tensor in self.tensors.values())
 
     @torch.no_grad()
-    def fold(self, update: Update | Displacement, leaving: Displacement | None = None) -> None:
+    def fold(
+        self,
+        update: Update | Displacement,
+        leaving: Displacement | None = None,
+        directions: Directions | None = None,
+    ) -> None:
         """Apply an update in one sweep: `theta <- (1 - shrink) (theta - leaving) + displacement`.
+
+        An `Update` of half-precision tensors is rounded stochastically, by bits that its newest key names: what one
+        step is too small to change arrives in expectation over many. A plain displacement is rounded to nearest.
 
         Args:
             update: the update, or a plain displacement to add.
             leaving: where the tensors stand now relative to theta; taken off in the same sweep, so that going home and
                 updating cost one sweep, not two.
+            directions: of all keys of the update and of `leaving`, for a caller that has drawn them already.
 
         Raises:
             NonFiniteError: a coefficient that is not finite in float32; nothing was written.
@@ -106,6 +125,7 @@ class Backbone:
         """
         if self.torn:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
+        rounding = max(update.displacement, default=None) if isinstance(update, Update) else None
         update = update if isinstance(update, Update) else Update(update)
         for key, coefficient in update.displacement.items():
             if not abs(coefficient) < _LARGEST:
@@ -114,34 +134,54 @@ class Backbone:
         nothing = not len(home) and not len(update.displacement) and not update.shrink
         if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
             return
+        if directions is None:
+            directions = self.directions(dict.fromkeys([*home, *update.displacement]))
         self.torn = True  # until the sweep is over: an interrupt in between cannot be undone exactly
         for name, tensor in self.tensors.items():
             keep = 1.0 - update.shrink if name in self.decays else 1.0
-            shape = tuple(tensor.shape)
             # one term for each key: a direction that is both left and updated along is drawn once
             add = home * keep + update.displacement if update.elementwise is None else home * keep
-            for block, piece in self._pieces(tensor):
+            at_once = directions.whole and update.elementwise is None
+            for block, piece in self._pieces(name, tensor, at_once, rounding):
                 if keep != 1.0:
                     piece.sub_(piece, alpha=update.shrink)  # 1 - shrink has few digits of a small shrink in float32
-                self.noise.add_to(piece, add.items(), name, shape, block)
+                directions.add_to(piece, add.items(), name, block)
                 if update.elementwise is not None:
                     gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
-                    self.noise.add_to(gradient, update.displacement.items(), name, shape, block)
+                    directions.add_to(gradient, update.displacement.items(), name, block)
                     piece.add_(update.elementwise(name, tensor.numel(), block, gradient).to(piece.dtype))
         self.torn = False
         self.sweeps += 1
 
-    def _pieces(self, tensor: torch.Tensor) -> Iterator[tuple[Block, torch.Tensor]]:
-        """The blocks of a tensor as flat, writable, float32 or float64 pieces; written back when the loop goes on."""
+    def directions(self, keys: Iterable[Key]) -> Directions:
+        """The directions of some keys for the selected tensors, in the form that `fold` adds."""
+        return self.noise.directions(keys, self.shapes, self.device)
+
+    def _pieces(
+        self, name: str, tensor: torch.Tensor, at_once: bool, rounding: Key | None
+    ) -> Iterator[tuple[Block, torch.Tensor]]:
+        """The blocks of a tensor as flat, writable, float32 or float64 pieces; written back when the loop goes on.
+
+        Blocks are whole rows where they can be. With `at_once` a tensor that needs no copy is one block.
+        """
         size = self._block or (_CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK)
         flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+        direct = tensor.dtype in (torch.float32, torch.float64)
+        if self._block is None and tensor.dim() > 1 and tensor.numel():
+            columns = tensor.numel() // tensor.shape[0]
+            size = tensor.numel() if at_once and direct else max(1, size // columns) * columns
         for start in range(0, flat.numel(), size):
-            stop = min(start + size, flat.numel())
-            view = flat[start:stop]
-            piece = view if tensor.dtype in (torch.float32, torch.float64) else view.to(torch.float32)
-            yield (start, stop), piece
-            if piece is not view:
+            block = start, min(start + size, flat.numel())
+            view = flat[slice(*block)]
+            piece = view if direct else view.to(torch.float32)
+            yield block, piece
+            if direct:
+                continue
+            if rounding is None or tensor.dtype not in (torch.bfloat16, torch.float16):
                 view.copy_(piece)
+            else:
+                bits = rounding_bits(rounding, name, block, tensor.device)
+                view.copy_(stochastically_rounded(piece, tensor.dtype, bits))
         if not tensor.is_contiguous():
             tensor.copy_(flat.view(tensor.shape))
 
@@ -155,12 +195,11 @@ class Backbone:
 
     def values(self, displacement: Displacement) -> Mapping[str, torch.Tensor]:
         """The displacement written out, a float32 tensor for each name: for tests and small problems only."""
-        written = {}
+        written, directions = {}, self.directions(displacement)
         for name, tensor in self.tensors.items():
             total = torch.zeros(tensor.numel(), dtype=torch.float32, device=tensor.device)
-            shape = tuple(tensor.shape)
-            self.noise.add_to(total, displacement.items(), name, shape, (0, math.prod(shape)))
-            written[name] = total.view(shape)
+            directions.add_to(total, displacement.items(), name, (0, tensor.numel()))
+            written[name] = total.view(tensor.shape)
         return written
 
 

@@ -18,6 +18,10 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+tune = typer.Typer(help="Find a good value of an option by short trials.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tune, name="tune")
+bench = typer.Typer(help="Measure what work costs on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
 out = Console()
 err = Console(stderr=True)
 
@@ -157,6 +161,55 @@ def env(as_json: AsJson = False) -> None:
         return
     for name, value in found.items():
         out.print(f"{name:14} {value}", highlight=False, soft_wrap=True)
+
+
+@tune.command(name="lr")
+def tune_lr(
+    arguments: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps of each trial.", min=1)] = 12,
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """The largest stable learning rate of method=mezo: zofo tune lr [CONFIG.yaml] [key=value ...]."""
+    from zofo.training import Trial
+    from zofo.training import tune_lr as search
+
+    def show(trial: Trial) -> None:
+        verdict = "stable" if trial.stable else "unstable"
+        err.print(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}", highlight=False)
+
+    found = search(_config(arguments, data_dir), steps, show, trust_remote_code)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+        return
+    work = f"{len(found.trials)} trials of {steps} steps, {found.counts.queries} queries"
+    out.print(
+        f"largest stable learning rate {found.largest:.1e} (loss before: {found.loss:.3f}; {work})", highlight=False
+    )
+    out.print(f"train with a quarter of it: method.rule.lr={found.lr:.1e}", highlight=False)
+
+
+@bench.command(name="step")
+def bench_step(
+    model: Annotated[str, typer.Option(help="An embedded model, a folder or a Hub id.")] = "smollm2-135m",
+    rows: Annotated[int, typer.Option(help="Examples in the batch.")] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens of each example's prompt.")] = 64,
+    rank: Annotated[int, typer.Option(help="Rank of the low-rank noise.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds in which every way is timed.")] = 5,
+    dtype: Annotated[str, typer.Option(help="Number type: float32, bfloat16 or float16.")] = "float32",
+    file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Measure peaks, each in its own process.")
+    ] = True,
+) -> None:
+    """Time and memory of one training step in every way, beside inference on the same batch."""
+    from zofo.studies import StepOptions
+    from zofo.studies import bench_step as measure
+
+    options = StepOptions(model, rows, tokens, rank, repeats, dtype)
+    report = measure(options, memory, file, lambda text: err.print(Text(text, style="dim"), soft_wrap=True))
+    out.print(report.table())
 
 
 @app.command()

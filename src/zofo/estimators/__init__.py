@@ -1,6 +1,6 @@
 """Zeroth-order gradient estimators: losses in, an estimate out."""
 
-from zofo.estimators.base import ESTIMATORS, Estimate, Estimator
-from zofo.estimators.spsa import OneSided, PerExample, TwoSided
+from zofo.estimators.base import ESTIMATORS, Direction, Estimate, Estimator
+from zofo.estimators.spsa import OneSided, TwoSided
 
-__all__ = ["ESTIMATORS", "Estimate", "Estimator", "OneSided", "PerExample", "TwoSided"]
+__all__ = ["ESTIMATORS", "Direction", "Estimate", "Estimator", "OneSided", "TwoSided"]

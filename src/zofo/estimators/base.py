@@ -15,6 +15,9 @@ from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Point
 from zofo.registry import Registry
 
+Direction = Key | Sequence[Key]
+"""One key for the whole batch, or one for each example; examples with the same key share a direction."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -22,16 +25,19 @@ class Estimate:
 
     Args:
         loss: mean of the losses at the points that were asked for: an estimate of the loss at theta.
-        gradient: estimate of the gradient of the mean loss, one term for each direction.
-        projected_gradients: for each key, the slope of the mean loss along its direction, before any average over
-            directions.
+        gradient: estimate of the gradient of the mean loss, one term for each key.
+        projected_gradients: for each key, the slope along its direction of the mean loss of the examples that have it,
+            before any average over directions.
         queries: forward passes of one example that the losses took.
+        spread: standard deviation of the slopes that each example has along each direction (with n - 1 in the
+            denominator); 0 where they differ by no more than rounding, nan where there is only one.
     """
 
     loss: float
     gradient: Displacement
     projected_gradients: Mapping[Key, float]
     queries: int
+    spread: float = math.nan
 
     @classmethod
     def of(cls, gradient: Displacement) -> Estimate:
@@ -42,16 +48,26 @@ class Estimate:
         """The same estimate with another gradient, for sums of several losses."""
         return replace(self, gradient=gradient)
 
+    def over_spread(self) -> Estimate:
+        """The same estimate with gradient / spread: a step whose length does not depend on the scale of the losses.
+
+        Where all slopes are equal, and nothing is known of their scale, the gradient is 0.
+
+        Source: FZOO (Dang et al. 2025), which divides by the standard deviation of the losses along several
+        directions; GRZO (2026), which does so with a direction for each example.
+        """
+        return self.with_gradient(self.gradient / self.spread if self.spread > 0 else Displacement())
+
 
 class Estimator(ABC):
     """A zeroth-order estimator of the gradient of the mean loss over the examples of a batch.
 
+    With n directions the estimate is the mean over them. A direction that the whole batch shares is multiplied by the
+    slope of the mean loss; one that belongs to some examples only, by their share of it, which is as unbiased.
+
     Args:
         epsilon: how far from theta the losses are asked for, > 0.
     """
-
-    per_example = False
-    """Whether it wants one key for each example instead of one for each direction."""
 
     def __init__(self, epsilon: Positive = 1e-3) -> None:
         if not 0 < epsilon < math.inf:
@@ -59,38 +75,68 @@ class Estimator(ABC):
         self.epsilon = epsilon
 
     @abstractmethod
-    def ask(self, keys: Sequence[Key]) -> Sequence[Point]:
+    def ask(self, directions: Sequence[Direction]) -> Sequence[Point]:
         """The points at which `tell` needs losses, in its order."""
 
-    def tell(self, keys: Sequence[Key], losses: torch.Tensor) -> Estimate:
+    @abstractmethod
+    def slopes(self, losses: torch.Tensor) -> torch.Tensor:
+        """From the losses [points, examples] at the points of n directions, each example's slope along each: [n, E]."""
+
+    def tell(self, directions: Sequence[Direction], losses: torch.Tensor) -> Estimate:
         """Turn losses into an estimate.
 
         Args:
-            keys: the directions, as given to `ask`.
+            directions: as given to `ask`.
             losses: one for each point and example, shape [points, examples]. Differences are taken for each example and
                 in float64, before any average.
 
         Raises:
             NonFiniteError: a loss is not a finite number; it is named with its point and key.
         """
-        self._refuse_non_finite(keys, losses)
+        self._refuse_non_finite(directions, losses)
         exact = losses.cpu().double()  # few numbers; not every device has float64
-        gradient, projected_gradients = self.differences(keys, exact)
-        return Estimate(exact.mean().item(), gradient, projected_gradients, losses.numel())
+        slopes = self.slopes(exact)
+        examples = exact.shape[1]
+        gradient: dict[Key, float] = {}
+        projected_gradients: dict[Key, float] = {}
+        for direction, row in zip(directions, slopes, strict=True):
+            sums: dict[Key, list[float]] = {}
+            if isinstance(direction, Key):
+                sums[direction] = row.tolist()
+            else:
+                for key, slope in zip(direction, row.tolist(), strict=True):
+                    sums.setdefault(key, []).append(slope)
+            for key, own in sums.items():
+                projected_gradients[key] = math.fsum(own) / len(own)
+                share = math.fsum(own) / examples / len(directions)
+                gradient[key] = gradient.get(key, 0.0) + share
+        return Estimate(
+            loss=exact.mean().item(),
+            gradient=Displacement(gradient),
+            projected_gradients=projected_gradients,
+            queries=losses.numel(),
+            spread=self._spread(slopes, exact),
+        )
 
-    @abstractmethod
-    def differences(self, keys: Sequence[Key], losses: torch.Tensor) -> tuple[Displacement, Mapping[Key, float]]:
-        """The gradient estimate and the projected gradient of each key, from finite float64 losses."""
+    def _spread(self, slopes: torch.Tensor, losses: torch.Tensor) -> float:
+        """See `Estimate`; 0 where it is no more than the rounding of the losses makes it."""
+        if slopes.numel() < 2:
+            return math.nan
+        spread = slopes.std().item()
+        rounding = torch.finfo(torch.float32).eps * losses.abs().max().item() / self.epsilon
+        return spread if spread > rounding else 0.0
 
-    def _refuse_non_finite(self, keys: Sequence[Key], losses: torch.Tensor) -> None:
+    def _refuse_non_finite(self, directions: Sequence[Direction], losses: torch.Tensor) -> None:
         bad = (~torch.isfinite(losses)).nonzero()
         if not len(bad):
             return
         point, example = (int(i) for i in bad[0])
-        asked = self.ask(keys)[point]
+        asked = self.ask(directions)[point]
         where = asked if isinstance(asked, Displacement) else asked[example]
         terms = " + ".join(f"{c:+g} * {k}" for k, c in where.items()) or "theta itself"
-        step = keys[0].step if keys else None
+        first = directions[0] if directions else None
+        key = first if isinstance(first, Key) or not first else first[0]
+        step = key.step if isinstance(key, Key) else None
         raise NonFiniteError(f"loss {losses[point, example].item()} of example {example} at {terms}", step)
 
 

@@ -18,6 +18,9 @@ from zofo.registry import Registry
 Objective = Callable[[nn.Module, Any], torch.Tensor]
 """An objective: (model, batch) -> one float32 loss for each example."""
 
+Ask = tuple[Objective, Any]
+"""What is asked for at each point: an objective, and the batch it is given."""
+
 Point = Displacement | Sequence[Displacement]
 """Where losses are asked for: one displacement for the whole batch, or one for each example."""
 
@@ -48,7 +51,7 @@ class Evaluator(ABC):
     counts: Counts
 
     @abstractmethod
-    def visit(self, objective: Objective, batch: Any, points: Sequence[Point]) -> AbstractContextManager[Visit]:
+    def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> AbstractContextManager[Visit]:
         """Ask for the losses at `points`; the weights may be away from home only inside the `with` block.
 
         When the block ends, by itself or by an exception, the weights are home: updated if `Visit.update` was called in
@@ -56,8 +59,7 @@ class Evaluator(ABC):
         torn, and every later use of it is refused.
 
         Args:
-            objective: turns (model, batch) into one loss for each example.
-            batch: whatever the objective understands.
+            asks: objectives, each with its batch; their losses stand side by side, in this order.
             points: where to look.
 
         Raises:
@@ -66,8 +68,18 @@ class Evaluator(ABC):
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         """Objective at `points`: float32, shape [points, examples]; the weights are as before when it returns."""
-        with self.visit(objective, batch, points) as visit:
+        with self.visit([(objective, batch)], points) as visit:
             return visit.losses
+
+    def check(self, asks: Sequence[Ask]) -> None:  # noqa: B027  # most evaluators can ask any model
+        """Find out, before anything is trained, whether the model can be asked at all; what it takes is not counted.
+
+        Raises:
+            EvaluatorError: it cannot; says where, and what to use instead.
+        """
+
+    def settle(self) -> None:  # noqa: B027  # most evaluators owe nothing
+        """Write updates that are still pending, so that the weights are theta for whoever looks at them next."""
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator")

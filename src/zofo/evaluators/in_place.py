@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from torch import nn
 from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
-from zofo.evaluators.base import EVALUATORS, Evaluator, Objective, Point, Visit
+from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Point, Visit
 from zofo.evaluators.counts import Counts, counting_forwards
 
 
@@ -50,7 +49,7 @@ class InPlace(Evaluator):
         self.counts = Counts()
 
     @contextmanager
-    def visit(self, objective: Objective, batch: Any, points: Sequence[Point]) -> Iterator[Visit]:
+    def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> Iterator[Visit]:
         """See `Evaluator.visit`."""
         visit = _InPlaceVisit(self.backbone)
         try:
@@ -58,7 +57,7 @@ class InPlace(Evaluator):
                 rows = []
                 for point in points:
                     visit.move(_shared(point))
-                    rows.append(objective(self.model, batch).float())
+                    rows.append(torch.cat([objective(self.model, batch).float() for objective, batch in asks]))
                     self.counts.queries += rows[-1].numel()
                 visit.losses = torch.stack(rows)
             yield visit
@@ -87,5 +86,5 @@ def _shared(point: Point) -> Displacement:
         return point
     raise EvaluatorError(
         "moving weights in place gives a batch one direction, but the estimator asked for one for each example",
-        "use an estimator with shared directions, such as method.estimator=two-sided",
+        "set method.directions=shared, or method.noise=low-rank and method.evaluator=in-forward",
     )

@@ -107,6 +107,13 @@ class Method(ABC):
             NonFiniteError: a loss was not finite; nothing was updated.
         """
 
+    def check(self) -> None:  # noqa: B027  # most methods can train any model
+        """Find out, before anything is written, whether the model can be trained; what it takes is not counted.
+
+        Raises:
+            EvaluatorError: it cannot.
+        """
+
     def replay_header(self) -> dict[str, Any]:
         """What a replay of the trajectory has to know: the noise, the rule and the selection, as configured."""
         return {}

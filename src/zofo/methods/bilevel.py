@@ -7,7 +7,7 @@ LLM Fine-Tuning and Meta-Training", algorithm 2.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from zofo.adapters import Adapters, LoraAdapters, LoraConfig
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError, NonFiniteError
-from zofo.evaluators import Gradient
+from zofo.estimators import Direction
+from zofo.evaluators import Gradient, Objective
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName, build_optimizer
 from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig
@@ -69,7 +70,7 @@ class Bilevel(Method):
         adapters: p and s, called `adapter` and `lower_adapter`; by default LoRA on the setting's model.
 
     Raises:
-        ConfigError: an estimator with a direction for each example, or too few examples for a batch of D_f.
+        ConfigError: loss-spread steps, or too few examples for a batch of D_f.
     """
 
     Config = BilevelConfig
@@ -87,11 +88,12 @@ class Bilevel(Method):
         self._lower = setting.batches(size, "D_p", lower)
         self._inner = setting.batches(size, "D_p, inner", lower)
 
+        self._two = setting.make(setting.examples[:2])
         self._zo = ZerothOrder(config, setting.model, setting.seed, size)  # before peft, so that names stay the model's
-        if self._zo.estimator.per_example:
+        if config.loss_spread:
             raise ConfigError(
-                "bilevel compares two adapters along one shared direction, but the estimator has one for each example",
-                "set method.estimator=two-sided",
+                "method.loss_spread divides by the spread of one loss, but bilevel adds three",
+                "set method.loss_spread=false",
             )
         self.backbone, self.rule = self._zo.backbone, self._zo.rule
         self._adapters = adapters or LoraAdapters(setting.model, self.variants, config.lora, setting.seed)
@@ -121,6 +123,7 @@ class Bilevel(Method):
 
     def _step(self, number: int) -> StepLog:
         penalty, before = self._config.penalty, self.counts.copy()
+        self._zo.evaluator.settle()  # first-order steps look at the weights
         p, s = self.variants
 
         inner = []
@@ -136,10 +139,13 @@ class Bilevel(Method):
             f_upper = self._gradient.accumulate(self._p, self._objective, b_f).mean().item()
             f_lower = self._gradient.accumulate(self._p, self._objective, b_p, penalty).mean().item()
 
-        zo, keys = self._zo, self._zo.keys(number)
-        with zo.evaluator.visit(self._three_losses, (b_f, b_p), zo.estimator.ask(keys)) as visit:
+        zo = self._zo
+        along_f, along_p = zo.directions(number), zo.directions(number, first=self._config.batch_size)
+        asks = [(self._with(p), b_f), (self._with(p), b_p), (self._with(s), b_p)]
+        with zo.evaluator.visit(asks, zo.estimator.ask(_side_by_side(along_f, along_p, along_p))) as visit:
             parts = visit.losses.chunk(3, dim=1)
-            upper, lower_p, lower_s = (zo.estimator.tell(keys, losses) for losses in parts)
+            told = zip((along_f, along_p, along_p), parts, strict=True)
+            upper, lower_p, lower_s = (zo.estimator.tell(along, losses) for along, losses in told)
             gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
             update, state = zo.rule.update(upper.with_gradient(gradient), zo.state)
             visit.update(update)
@@ -153,25 +159,28 @@ class Bilevel(Method):
             "loss_inner": sum(inner) / len(inner),
             "penalty_gap": lower_p.loss - lower_s.loss,
         }
-        for key in keys:
-            coefficients[f"projected_gradient_upper_{key.index}"] = upper.projected_gradients[key]
-            coefficients[f"projected_gradient_lower_p_{key.index}"] = lower_p.projected_gradients[key]
-            coefficients[f"projected_gradient_lower_s_{key.index}"] = lower_s.projected_gradients[key]
+        for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
+            for key, projected_gradient in estimate.projected_gradients.items():
+                coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
         return StepLog(f_upper, self.counts - before, coefficients, update)
 
-    def _three_losses(self, model: nn.Module, batches: tuple[Any, Any]) -> torch.Tensor:
-        """F(p; B_f), F(p; B_p) and F(s; B_p) at the present weights, one after the other: [|B_f| + 2 |B_p|]."""
-        b_f, b_p = batches
-        p, s = self.variants
-        losses = []
-        for adapter, batch in ((p, b_f), (p, b_p), (s, b_p)):
+    def _with(self, adapter: str) -> Objective:
+        """The objective of the model that carries one of the adapters."""
+
+        def losses(model: nn.Module, batch: Any) -> torch.Tensor:
             with self._adapters.using(adapter):
-                losses.append(self._objective(model, batch))
-        return torch.cat(losses)
+                return self._objective(model, batch)
+
+        return losses
+
+    def check(self) -> None:
+        """See `Method.check`."""
+        self._zo.evaluator.check([(self._with(variant), self._two) for variant in self.variants])
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` carries the given adapter."""
+        self._zo.evaluator.settle()
         with self._adapters.using(variant):
             yield
 
@@ -184,3 +193,11 @@ class Bilevel(Method):
         self._zo.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
+
+
+def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:
+    """The directions of batches that are asked together: one that all share, or those of all their examples."""
+    return [
+        each[0] if isinstance(each[0], Key) else [key for direction in each for key in direction]
+        for each in zip(*batches, strict=True)
+    ]

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
-from zofo.backbone import Backbone, save_tensors
+from zofo.backbone import Backbone, Update, save_tensors
 from zofo.config import Config, PartConfig
 from zofo.displacement import Key
-from zofo.errors import ConfigError, EvaluatorError
-from zofo.estimators import ESTIMATORS, Estimator
-from zofo.evaluators import EVALUATORS, Evaluator
+from zofo.errors import ConfigError
+from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
+from zofo.evaluators import EVALUATORS, Ask, Evaluator
 from zofo.noise import NOISES, Noise
 from zofo.rules import RULES, Rule, State
+
+LR_OF_ONE, LR_OF_SEVERAL, LR_OVER_SPREAD = 5e-5, 1e-4, 6e-3
+"""Default learning rates of `sgd`: one direction (or two) a step, several, and for loss-spread steps.
+
+A quarter of the largest stable one of SmolLM2-135M on two tasks; see docs/methods.md, and `zofo tune lr` for a model of
+your own.
+"""
+
+_EACH = 1 << 16  # keys of one step: index = number of the direction * _EACH + number of the group
 
 
 class NoiseConfig(PartConfig):
     """The distribution of directions."""
 
     registry = NOISES
-    default = "gaussian"
+    default = "low-rank"
 
 
 class EstimatorConfig(PartConfig):
@@ -43,7 +54,23 @@ class EvaluatorConfig(PartConfig):
     """How losses at points are found."""
 
     registry = EVALUATORS
-    default = "in-place"
+    default = "in-forward"
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"shared|per-example|per-group\([1-9]\d*\)", value):
+        raise ConfigError(
+            f"method.directions is {value!r}, but must be shared, per-example or per-group(n)",
+            "for groups of 4 examples, quote it: 'method.directions=per-group(4)'",
+        )
+    return value
+
+
+Directions = Annotated[str, BeforeValidator(_written)]
+
+
+def _spelled_out(part: Any) -> Any:
+    return {"name": part} if isinstance(part, str) else part
 
 
 def _part(kind: type[PartConfig]) -> Any:
@@ -57,14 +84,35 @@ class ZerothOrderConfig(Config):
     """The distribution of directions."""
     estimator: EstimatorConfig = _part(EstimatorConfig)
     """How losses become a gradient estimate; holds epsilon."""
-    num_directions: int = Field(1, ge=1)
+    num_directions: int = Field(1, ge=1, lt=_EACH)
     """Directions a step; their estimates are averaged."""
+    directions: Directions = "shared"
+    """Who shares a direction: the whole batch (`shared`), nobody (`per-example`), or n examples (`per-group(n)`)."""
+    loss_spread: bool = False
+    """Divide each estimate by the standard deviation of the examples' slopes."""
     rule: RuleConfig = _part(RuleConfig)
     """How an estimate becomes an update; holds the learning rate."""
     evaluator: EvaluatorConfig = _part(EvaluatorConfig)
-    """How losses at points are found."""
+    """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
     select: list[str] | None = None
     """Glob patterns of the parameters that move; by default all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: Any) -> Any:
+        """The evaluator that suits the noise, and the learning rate that suits the directions."""
+        if not isinstance(given, dict):
+            return given
+        noise, evaluator, rule = (_spelled_out(given.get(part, {})) for part in ("noise", "evaluator", "rule"))
+        filled = dict(given)
+        if isinstance(noise, dict) and isinstance(evaluator, dict) and "name" not in evaluator:
+            low_rank = noise.get("name", NoiseConfig.default) == "low-rank"
+            filled["evaluator"] = {"name": "in-forward" if low_rank else "in-place", **evaluator}
+        if isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd" and "lr" not in rule:
+            several = given.get("num_directions", 1) not in (1, 2) or given.get("directions", "shared") != "shared"
+            lr = LR_OVER_SPREAD if given.get("loss_spread") else LR_OF_SEVERAL if several else LR_OF_ONE
+            filled["rule"] = {"lr": lr, **rule}
+        return filled
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
@@ -78,7 +126,7 @@ class ZerothOrder:
         config: which parts.
         model: whose weights move.
         seed: of the run.
-        batch_size: examples a batch, for estimators that want a direction for each.
+        batch_size: examples a batch.
     """
 
     def __init__(self, config: ZerothOrderConfig, model: nn.Module, seed: int, batch_size: int) -> None:
@@ -94,25 +142,57 @@ class ZerothOrder:
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
         self.state: State = self.rule.init()
         self._seed = seed
-        if self.estimator.per_example and config.num_directions != 1:
+        self._batch_size = batch_size
+        self._num_directions = config.num_directions
+        self._loss_spread = config.loss_spread
+        self._group = _group_size(config.directions)
+        if self._group and not self.evaluator.per_example:
             raise ConfigError(
-                "num_directions counts directions that all examples share, but this estimator has one for each example",
-                "leave num_directions=1, or set estimator=two-sided",
+                f"method.directions is {config.directions!r}, but the evaluator {config.evaluator.name!r} gives all "
+                "examples of a batch the same direction",
+                "set method.directions=shared, or method.noise=low-rank and method.evaluator=in-forward",
             )
-        if self.estimator.per_example and not self.evaluator.per_example:
-            raise EvaluatorError(
-                f"the evaluator {config.evaluator.name!r} gives all examples of a batch the same direction, "
-                f"but the estimator {config.estimator.name!r} asks for one each",
-                "set method.estimator=two-sided",
+        if config.loss_spread and batch_size * config.num_directions < 2:
+            raise ConfigError(
+                "method.loss_spread divides by how much the examples' slopes differ, but a step has only one",
+                "set method.batch_size=2 or more, or method.loss_spread=false",
             )
-        self._directions = batch_size if self.estimator.per_example else config.num_directions
-        self.points = len(self.estimator.ask(self.keys(0)))
+        self.points = len(self.estimator.ask(self.directions(0)))
+
+    def directions(self, step: int, first: int = 0) -> list[Direction]:
+        """The directions of one step.
+
+        Args:
+            step: its number.
+            first: number of the first example of the batch; for a second batch in the same step, the size of the first.
+        """
+        keys = [Key(self._seed, step, number * (_EACH if self._group else 1)) for number in range(self._num_directions)]
+        if not self._group:
+            return list(keys)
+        groups = [(first + example) // self._group for example in range(self._batch_size)]
+        return [[key._replace(index=key.index + group) for group in groups] for key in keys]
+
+    def step(self, number: int, asks: Sequence[Ask]) -> tuple[Estimate, Update]:
+        """Ask along the directions of step `number`, estimate, and update the backbone."""
+        directions = self.directions(number)
+        with self.evaluator.visit(asks, self.estimator.ask(directions)) as visit:
+            estimate = self.estimator.tell(directions, visit.losses)
+            update, state = self.rule.update(estimate.over_spread() if self._loss_spread else estimate, self.state)
+            visit.update(update)
+        self.state = state
+        return estimate, update
 
     def save(self, folder: Path) -> None:
         """For half precision, the moved tensors: their rounding in every step is not in the trajectory."""
+        if self.backbone.torn:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+            return
+        self.evaluator.settle()
         if any(dtype.itemsize < 4 for dtype in self.backbone.dtypes):
             save_tensors(self.backbone.tensors, folder / "weights.safetensors")
 
-    def keys(self, step: int) -> list[Key]:
-        """The directions of one step."""
-        return [Key(self._seed, step, index) for index in range(self._directions)]
+
+def _group_size(directions: str) -> int:
+    """How many examples share a direction; 0 for the whole batch."""
+    if directions == "shared":
+        return 0
+    return 1 if directions == "per-example" else int(directions.removeprefix("per-group(").removesuffix(")"))

@@ -1,14 +1,17 @@
 """Distributions of directions, each a pure function of (key, tensor name, position)."""
 
-from zofo.noise.base import NOISES, Block, Noise, Shape
+from zofo.noise.base import NOISES, Block, Directions, Noise, Shape
 from zofo.noise.dense import Gaussian, Rademacher
-from zofo.noise.low_rank import LowRank
+from zofo.noise.low_rank import FactorLayout, Factors, LowRank
 from zofo.noise.stream import STREAM_VERSION, permutation, words
 
 __all__ = [
     "NOISES",
     "STREAM_VERSION",
     "Block",
+    "Directions",
+    "FactorLayout",
+    "Factors",
     "Gaussian",
     "LowRank",
     "Noise",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -36,17 +36,43 @@ class Noise(ABC):
         block = (0, math.prod(shape))
         return self.draw(key, name, shape, block, device or torch.device("cpu")).view(shape)
 
-    def add_to(
-        self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, shape: Shape, block: Block
-    ) -> None:
-        """`target += sum of coefficient * z(key)[block]`, in place; `target` is the block, flat, in any float type.
+    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> Directions:
+        """z(key) for each of `keys` and all of some tensors, ready to be added to them.
+
+        Args:
+            keys: which directions.
+            shapes: of the tensors, by name.
+            device: where they are.
+        """
+        return Directions(self, shapes)
+
+
+class Directions:
+    """Some directions of some tensors: the form in which a sweep adds them. This one draws every block when asked.
+
+    Args:
+        noise: that gives a key its direction.
+        shapes: of the tensors, by name.
+
+    Attributes:
+        whole: whether a whole tensor is added to at once without memory of its size.
+    """
+
+    whole = False
+
+    def __init__(self, noise: Noise, shapes: Mapping[str, Shape]) -> None:
+        self.noise = noise
+        self.shapes = shapes
+
+    def add_to(self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, block: Block) -> None:
+        """`target += sum of coefficient * z(key)[block]`, in place; `target` is the block, flat, float32 or float64.
 
         The sum is made first, so that however many terms there are, `target` is rounded once.
         """
         terms = list(terms)
         total = target if len(terms) < 2 else torch.zeros_like(target)
         for key, coefficient in terms:
-            z = self.draw(key, name, shape, block, target.device)
+            z = self.noise.draw(key, name, self.shapes[name], block, target.device)
             total.add_(z.to(target.dtype), alpha=coefficient)
         if total is not target:
             target.add_(total)

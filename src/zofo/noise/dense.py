@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import functools
 import math
+from abc import abstractmethod
 from statistics import NormalDist
 
 import torch
 
 from zofo.displacement import Key
 from zofo.noise.base import NOISES, Block, Noise, Shape
-from zofo.noise.stream import lanes
+from zofo.noise.stream import words
+
+
+class DenseNoise(Noise):
+    """A noise whose entries are independent: entry i is piece i % per_word, lowest first, of word i // per_word.
+
+    Attributes:
+        per_word: how many entries one word of the stream gives.
+    """
+
+    per_word: int
+
+    @abstractmethod
+    def values(self, words: torch.Tensor) -> torch.Tensor:
+        """The entries that some words give: float32; the last axis, W words, becomes W * per_word entries."""
+
+    def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
+        """Positions `block` of z(key): float32, shape [stop - start]."""
+        start, stop = block
+        first = start // self.per_word
+        entries = self.values(words(key, name, first, -(-stop // self.per_word), device))
+        return entries[start - first * self.per_word : stop - first * self.per_word]
 
 
 @functools.lru_cache(maxsize=1)
@@ -37,7 +59,7 @@ def _gaussian_table(device: torch.device) -> torch.Tensor:
 
 
 @NOISES.register("gaussian")
-class Gaussian(Noise):
+class Gaussian(DenseNoise):
     """z ~ N(0, I), by table: 16 random bits choose one of 65,536 equally likely values of the normal distribution.
 
     Each value is the mean of the normal distribution within its bin, rescaled to unit variance, so mean and variance
@@ -47,11 +69,13 @@ class Gaussian(Noise):
     Source: MeZO (Malladi et al. 2023) draws from N(0, I); the table is ours.
     """
 
-    def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """Positions `block` of z(key): float32, shape [stop - start]."""
-        index = lanes(key, name, *block, device, torch.int16, per_word=4).to(torch.int32)
+    per_word = 4
+
+    def values(self, words: torch.Tensor) -> torch.Tensor:
+        """See `DenseNoise.values`."""
+        index = words.view(torch.int16).to(torch.int32)
         index += 32768
-        return _gaussian_table(device).index_select(0, index)
+        return _gaussian_table(words.device).index_select(0, index.view(-1)).view(index.shape)
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,13 +85,12 @@ def _sign_table(device: torch.device) -> torch.Tensor:
 
 
 @NOISES.register("rademacher")
-class Rademacher(Noise):
+class Rademacher(DenseNoise):
     """z_i = +1 or -1 with equal probability: one random bit an entry, exact on every device."""
 
-    def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """Positions `block` of z(key): float32, shape [stop - start]."""
-        start, stop = block
-        first = start // 8
-        index = lanes(key, name, first, -(-stop // 8), device, torch.uint8, per_word=8).to(torch.int32)
-        signs = _sign_table(device).index_select(0, index).view(-1)
-        return signs[start - first * 8 : stop - first * 8]
+    per_word = 64
+
+    def values(self, words: torch.Tensor) -> torch.Tensor:
+        """See `DenseNoise.values`."""
+        index = words.view(torch.uint8).to(torch.int32)
+        return _sign_table(words.device).index_select(0, index.view(-1)).view(*words.shape[:-1], -1)

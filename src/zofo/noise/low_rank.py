@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.noise.base import NOISES, Block, Noise, Shape
+from zofo.noise.base import NOISES, Block, Directions, Noise, Shape
+from zofo.noise.dense import DenseNoise
+from zofo.noise.stream import places, words_at
 
 
 @NOISES.register("low-rank")
@@ -23,8 +27,12 @@ class LowRank(Noise):
         rank: number of columns of each factor, >= 1.
         factors: name of the noise that the factors, and the vectors, are drawn from.
 
+    Attributes:
+        scale: 1 / sqrt(rank), the factor of left @ right.T.
+
     Raises:
-        ConfigError: the rank is below 1, or (when drawing) above the smaller side of a matrix.
+        ConfigError: the rank is below 1, or (when drawing) above the smaller side of a matrix; or `factors` names a
+            noise whose entries are not independent.
 
     Source: the factored form of LOZO (Chen et al. 2024) and EGGROLL (Sarkar et al. 2025).
     """
@@ -32,8 +40,15 @@ class LowRank(Noise):
     def __init__(self, rank: int = 1, factors: str = "gaussian") -> None:
         if rank < 1:
             raise ConfigError(f"method.noise.rank is {rank}, but must be 1 or more", "set method.noise.rank=1")
+        entries = NOISES[factors]
+        if not issubclass(entries, DenseNoise):
+            raise ConfigError(
+                f"method.noise.factors is {factors!r}, whose entries are not independent",
+                "set method.noise.factors=gaussian or rademacher",
+            )
         self.rank = rank
-        self.entries = NOISES[factors]()
+        self.entries = entries()
+        self.scale = 1.0 / math.sqrt(rank)
 
     def factors(
         self, key: Key, name: str, shape: Shape, device: torch.device | None = None
@@ -43,12 +58,12 @@ class LowRank(Noise):
         Raises:
             ConfigError: the rank is larger than the smaller side of the matrix.
         """
-        rows, columns = self._sides(name, shape)
+        rows, columns = self.sides(name, shape)
         left = self.entries.whole(key, name + "/left", (rows, self.rank), device)
         right = self.entries.whole(key, name + "/right", (columns, self.rank), device)
         return left, right
 
-    def _sides(self, name: str, shape: Shape) -> tuple[int, int]:
+    def sides(self, name: str, shape: Shape) -> tuple[int, int]:
         """Rows and columns of the matrix, if the rank fits into them."""
         rows, columns = shape[0], math.prod(shape[1:])
         if self.rank > min(rows, columns):
@@ -62,7 +77,7 @@ class LowRank(Noise):
         """Positions `block` of z(key): float32, shape [stop - start]."""
         if len(shape) < 2:
             return self.entries.draw(key, name, shape, block, device)
-        columns, rank = self._sides(name, shape)[1], self.rank
+        columns, rank = self.sides(name, shape)[1], self.rank
         first, last = block[0] // columns, -(-block[1] // columns)
         rows = (first * rank, last * rank)
         left = self.entries.draw(key, name + "/left", (shape[0], rank), rows, device).view(-1, rank)
@@ -71,5 +86,127 @@ class LowRank(Noise):
         for k in range(1, rank):
             z += left[:, k : k + 1] * right[:, k]
         if rank > 1:
-            z *= 1.0 / math.sqrt(rank)
+            z *= self.scale
         return z.view(-1)[block[0] - first * columns : block[1] - first * columns]
+
+    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> Factors:
+        """The factors of each key for all of some tensors; see `Noise.directions`."""
+        return Factors(self.layout(shapes, device), tuple(keys))
+
+    def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
+        """How the factors of some tensors are drawn at once; made once for the same tensors."""
+        return _layout(self, tuple(shapes.items()), device)
+
+
+class FactorLayout:
+    """Where the factors of some tensors stand in one row of numbers, so that a key's are drawn by one operation.
+
+    Args:
+        noise: whose factors.
+        shapes: of the tensors, by name.
+        device: where they are drawn.
+
+    Attributes:
+        size: numbers a key.
+    """
+
+    def __init__(self, noise: LowRank, shapes: Mapping[str, Shape], device: torch.device) -> None:
+        self.noise = noise
+        self.shapes = dict(shapes)
+        self.device = device
+        self._at: dict[str, tuple[int, int]] = {}
+        per_word = noise.entries.per_word
+        streams: list[tuple[str, int]] = []
+        self.size = 0
+        self._vectors_from = 0
+        matrices_first = sorted(self.shapes.items(), key=lambda item: len(item[1]) < 2)
+        for name, shape in matrices_first:
+            if len(shape) < 2 and not self._vectors_from:
+                self._vectors_from = self.size
+            for stream, entries in self._streams(name, shape):
+                count = -(-entries // per_word)
+                self._at[stream] = (self.size, self.size + entries)
+                streams.append((stream, count))
+                self.size += count * per_word
+        self._places = places(streams, device)
+
+    def _streams(self, name: str, shape: Shape) -> list[tuple[str, int]]:
+        """The streams of one tensor and their entries, as `LowRank.factors` and `LowRank.draw` name them."""
+        if len(shape) < 2:
+            return [(name, math.prod(shape))]
+        rows, columns = self.noise.sides(name, shape)
+        return [(name + "/left", rows * self.noise.rank), (name + "/right", columns * self.noise.rank)]
+
+    def draw(self, keys: Sequence[Key]) -> torch.Tensor:
+        """The numbers of each key: float32, shape [keys, size]; the same bits as `LowRank.factors`."""
+        numbers = torch.empty(len(keys), self.size, device=self.device)
+        at_a_time = len(keys) if self.device.type != "cpu" else 1  # one key's words stay in a core's cache
+        for first in range(0, len(keys), at_a_time or 1):
+            some = slice(first, first + at_a_time)
+            numbers[some] = self.noise.entries.values(words_at(keys[some], self._places))
+        return numbers
+
+    def matrix(self, numbers: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """left [keys, rows, rank] and right [keys, columns, rank] of a matrix: views of `numbers`, what `draw` gave."""
+        shape = (len(numbers), -1, self.noise.rank)
+        left, right = (numbers[:, slice(*self._at[name + side])].view(shape) for side in ("/left", "/right"))
+        return left, right
+
+    def vectors(self, numbers: torch.Tensor) -> tuple[torch.Tensor, dict[str, slice]]:
+        """All tensors with one axis or none: a view of `numbers` that holds their z, and where each one's is."""
+        start = self._vectors_from
+        names = [name for name, shape in self.shapes.items() if len(shape) < 2]
+        return numbers[:, start:], {name: slice(*(place - start for place in self._at[name])) for name in names}
+
+    def vector(self, numbers: torch.Tensor, name: str) -> torch.Tensor:
+        """z [keys, entries] of a tensor with one axis or none: a view of `numbers`, what `draw` gave."""
+        return numbers[:, slice(*self._at[name])]
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(noise: LowRank, shapes: tuple[tuple[str, Shape], ...], device: torch.device) -> FactorLayout:
+    return FactorLayout(noise, dict(shapes), device)
+
+
+class Factors(Directions):
+    """The factors of some keys, drawn: many keys are added to a matrix by one product.
+
+    Args:
+        layout: of their numbers.
+        keys: whose they are.
+        numbers: what `layout.draw(keys)` gives; drawn if left out.
+    """
+
+    whole = True
+
+    def __init__(self, layout: FactorLayout, keys: Sequence[Key], numbers: torch.Tensor | None = None) -> None:
+        super().__init__(layout.noise, layout.shapes)
+        self._layout = layout
+        self._row = {key: row for row, key in enumerate(keys)}
+        self._numbers = layout.draw(keys) if numbers is None else numbers
+
+    def add_to(self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, block: Block) -> None:
+        """See `Directions.add_to`. For whole rows of a matrix: target += (left * coefficients) @ right.T, at once.
+
+        That product is summed onto the target as it is made, in float32: nothing as large as the matrix is held, at the
+        price of about one rounding a key instead of one in all.
+        """
+        terms = list(terms)
+        if not terms:
+            return
+        rows = [self._row[key] for key, _ in terms]
+        numbers = self._numbers if rows == [*range(len(self._numbers))] else self._numbers[rows]
+        coefficients = torch.tensor([c for _, c in terms], dtype=target.dtype, device=target.device)
+        shape = self.shapes[name]
+        if len(shape) < 2:
+            target += coefficients @ self._layout.vector(numbers, name)[:, slice(*block)].to(target.dtype)
+            return
+        columns = math.prod(shape[1:])
+        first, last = block[0] // columns, -(-block[1] // columns)
+        left, right = (factor.to(target.dtype) for factor in self._layout.matrix(numbers, name))
+        scaled = left[:, first:last] * (coefficients * self._layout.noise.scale).view(-1, 1, 1)
+        thin = scaled.transpose(0, 1).flatten(1), right.transpose(0, 1).flatten(1).T  # their inner axis: keys * rank
+        if (first * columns, last * columns) == tuple(block):
+            target.view(-1, columns).addmm_(*thin)
+        else:
+            target += (thin[0] @ thin[1]).view(-1)[block[0] - first * columns : block[1] - first * columns]

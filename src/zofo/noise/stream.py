@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -57,6 +58,31 @@ def words(key: Key, name: str, start: int, stop: int, device: torch.device) -> t
     first = _signed((origin + (_offset(name) + start) * increment) % (1 << 64))
     state = _counter(stop - start, device) * _signed(increment)
     state += first
+    return _mixed_(state)
+
+
+def places(streams: Iterable[tuple[str, int]], device: torch.device) -> torch.Tensor:
+    """Where the first words of several streams are, one stream after the other, for `words_at`: int64.
+
+    Args:
+        streams: name and number of words of each.
+        device: of the result.
+    """
+    parts = [torch.arange(count, dtype=torch.int64) + _signed(_offset(name)) for name, count in streams]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).to(device)
+
+
+def words_at(keys: Sequence[Key], places: torch.Tensor) -> torch.Tensor:
+    """The words at `places`, for each key: int64, shape [keys, places]; the same bits as `words`, in one draw."""
+    pairs = [tuple(map(_signed, _origin_and_increment(key))) for key in keys]
+    origins, increments = torch.tensor(pairs, dtype=torch.int64, device=places.device).reshape(-1, 2, 1).unbind(1)
+    state = places * increments
+    state += origins
+    return _mixed_(state)
+
+
+def _mixed_(state: torch.Tensor) -> torch.Tensor:
+    """The finaliser of SplitMix64, in place."""
     shifted = torch.empty_like(state)
     for shift, factor in _ROUNDS:
         torch.bitwise_right_shift(state, shift, out=shifted)  # arithmetic: the sign is cut off by the mask below
@@ -65,18 +91,6 @@ def words(key: Key, name: str, start: int, stop: int, device: torch.device) -> t
         if factor is not None:
             state *= factor
     return state
-
-
-def lanes(
-    key: Key, name: str, start: int, stop: int, device: torch.device, dtype: torch.dtype, per_word: int
-) -> torch.Tensor:
-    """Lanes `start` to `stop` of the stream cut into `per_word` equal pieces of type `dtype` a word.
-
-    Shape [stop - start]. Lane i is piece i % per_word, lowest first, of word i // per_word.
-    """
-    first = start // per_word
-    cut = words(key, name, first, -(-stop // per_word), device).view(dtype)
-    return cut[start - first * per_word : stop - first * per_word]
 
 
 def permutation(key: Key, name: str, length: int) -> list[int]:

@@ -18,24 +18,19 @@ def candidate_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Mean log-likelihood of the tokens of each candidate after its prompt.
 
     score[e, c] = (1 / n) sum over the n tokens of candidate c of log p(token | prompt, tokens before it). Logits are
-    asked for only where a token is scored: at one position when every candidate is one token.
+    asked for only at the positions of `batch.keep`: at one position when every candidate is one token.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
-        batch: E examples with up to C candidates.
+        batch: E examples with up to C candidates; a `branched` one only for a model with a `packing_limit` for it.
 
     Returns:
         float32, shape [E, C]; -inf where an example has fewer candidates.
     """
-    keep = 1 if batch.single else batch.targets.shape[1] + 1
-    logits = _logits(model, batch, keep)
-    if batch.single:
-        scores = logits[:, -1].log_softmax(dim=-1).gather(1, batch.targets)
-        return scores.masked_fill(batch.target_mask == 0, -torch.inf)
-    likelihoods = logits[:, :-1].log_softmax(dim=-1).gather(2, batch.targets.unsqueeze(2)).squeeze(2)
-    rows = (likelihoods * batch.target_mask).sum(1) / batch.target_mask.sum(1)
-    table = rows.new_full((len(batch) * batch.candidates,), -torch.inf)
-    return table.index_put((batch.cells,), rows).view(len(batch), batch.candidates)
+    likelihoods = _logits(model, batch).log_softmax(dim=-1).flatten(0, 1)
+    tokens = likelihoods[batch.sources, batch.targets].masked_fill(~batch.target_mask, 0.0)
+    counts = batch.target_mask.sum(dim=-1)
+    return (tokens.sum(dim=-1) / counts.clamp(min=1)).masked_fill(counts == 0, -torch.inf)
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -49,16 +44,56 @@ def classification_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(candidate_scores(model, batch), batch.gold, reduction="none")
 
 
-def _logits(model: nn.Module, batch: Batch, keep: int) -> torch.Tensor:
-    """Logits at the last `keep` positions, float32, [R, keep, vocabulary]."""
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+def packing_limit(model: nn.Module) -> int | None:
+    """The longest row of several branches, in tokens, that a model scores as it would each branch alone.
+
+    Returns:
+        0 unless the model is causal, mixes positions by attention only, and takes both a mask for each pair of
+        positions and positions that do not follow from it; then the shortest of its windows of attention and its
+        largest position, or None if it has neither.
+    """
+    bare: Any = _unwrapped(model)
+    room = inspect.getmodule(type(bare))
+    if not hasattr(room, "create_causal_mask"):  # the function of transformers that hands a mask of pairs on as it is
+        return 0
+    config = bare.config.get_text_config()
+    takes_both = (
+        config._attn_implementation in ("eager", "sdpa")
+        and "position_ids" in _parameters_of(type(bare).forward)
+        and not getattr(config, "alibi", False)
+    )
+    decoder = getattr(config, "is_decoder", False) or not hasattr(room, "create_bidirectional_mask")
+    causal = decoder and getattr(config, "is_causal", True)
+    attends = not bare._is_stateful and _ATTENDING.issuperset(getattr(config, "layer_types", None) or ())
+    if not (takes_both and causal and attends):
+        return 0
+    limits = [limit for limit in (getattr(config, name, None) for name in _LIMITS) if limit]
+    return min(limits, default=None)
+
+
+_ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention"})  # of a configuration's layer types
+_LIMITS = ("max_position_embeddings", "sliding_window", "attention_chunk_size", "window_size")  # of a configuration
+
+
+def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Logits at the last `batch.keep` positions, float32, [R, keep, vocabulary]."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
     known = _parameters_of(type(_unwrapped(model)).forward)
     if "position_ids" in known:
         inputs["position_ids"] = batch.position_ids
-    if "logits_to_keep" in known:
-        inputs["logits_to_keep"] = keep
+    if "logits_to_keep" in known:  # positions and not their number: gathered, they make the head one matrix product
+        inputs["logits_to_keep"] = torch.arange(-batch.keep, 0, device=batch.input_ids.device)
     logits: torch.Tensor = model(**inputs).logits
-    return logits[:, -keep:].float()
+    return logits[:, -batch.keep :].float()
+
+
+def _attention_mask(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """[R, L], or [R, 1, L, L] to be added to the products of attention: 0 where a position is seen, else the lowest."""
+    if not batch.branched:
+        return batch.attention_mask
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    visible = batch.visible
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from zofo.training.replay import replay
 from zofo.training.run import RunFolder, model_hash
 from zofo.training.train import train
 from zofo.training.trajectory import Trajectory, TrajectoryWriter
+from zofo.training.tuning import Trial, Tuning, tune_lr
 from zofo.training.use import Prediction, evaluate_run, evaluate_zero_shot, predict
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "TrainingConfig",
     "Trajectory",
     "TrajectoryWriter",
+    "Trial",
+    "Tuning",
     "as_percent",
     "describe_environment",
     "encode_for",
@@ -39,4 +42,5 @@ __all__ = [
     "replay",
     "score_candidates",
     "train",
+    "tune_lr",
 ]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from zofo.backbone import ModelConfig
 from zofo.config import Config, mistakes_of, read_yaml, validated
 from zofo.errors import ConfigError
-from zofo.methods import METHODS, BilevelConfig, MethodConfig
+from zofo.methods import METHODS, BilevelConfig, MethodConfig, ZerothOrderConfig
 from zofo.tasks import TaskConfig
 
 
@@ -42,8 +42,18 @@ def _method(value: Any) -> Any:
     return validated(METHODS[value.get("name", "bilevel")].Config, value, "method")
 
 
+EPSILON_OF_HALF = 3e-3
+"""Default epsilon for half-precision models, whose losses are rounded more coarsely; see docs/methods.md."""
+
+
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _has_zo(method: Any) -> bool:
+    """Whether a method, as it is written, has a zeroth-order step."""
+    name = method.get("name", "bilevel") if isinstance(method, dict) else None
+    return isinstance(name, str) and name in METHODS and issubclass(METHODS[name].Config, ZerothOrderConfig)
 
 
 class RunConfig(Config):
@@ -59,6 +69,19 @@ class RunConfig(Config):
     """How long."""
     run: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epsilon_of_half(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        model, method = given.get("model"), _named(given.get("method", {}))
+        if not isinstance(model, dict) or model.get("dtype") not in ("bfloat16", "float16") or not _has_zo(method):
+            return given
+        estimator = _named(method.get("estimator", {}))
+        if not isinstance(estimator, dict) or "epsilon" in estimator:
+            return given
+        return {**given, "method": {**method, "estimator": {**estimator, "epsilon": EPSILON_OF_HALF}}}
 
     def anchored(self) -> RunConfig:
         """The same, with every local path absolute, so that a run can be used from any folder."""

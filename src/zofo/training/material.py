@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zofo.backbone import LoadedModel, load_model
+from zofo.methods import Setting
+from zofo.objectives import classification_loss, packing_limit
 from zofo.tasks import SPLITS, Batch, Encoded, Example, Split, Task, collate, encode, load_examples, load_task
 from zofo.training.config import RunConfig
 
@@ -35,7 +37,8 @@ class Material:
 
 def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Encoded]], Batch]:
     """Turns encoded examples into a batch that suits the model."""
-    return functools.partial(collate, pad=loaded.tokenizer.pad_token_id, device=loaded.device)
+    pad, limit = loaded.tokenizer.pad_token_id, packing_limit(loaded.model)
+    return functools.partial(collate, pad=pad, device=loaded.device, pack_limit=limit)
 
 
 def load_material(config: RunConfig, remote_code: bool = False, splits: Sequence[Split] = SPLITS) -> Material:
@@ -54,6 +57,18 @@ def load_material(config: RunConfig, remote_code: bool = False, splits: Sequence
     loaded = load_model(config.model, remote_code)
     encoded = {split: encode_for(config, loaded, rows) for split, rows in examples.items()}
     return Material(loaded, task, examples, encoded)
+
+
+def setting_of(config: RunConfig, material: Material) -> Setting:
+    """What a method is given to train with."""
+    return Setting(
+        model=material.loaded.model,
+        objective=classification_loss,
+        examples=material.encoded["train"],
+        make=material.make,
+        seed=config.training.seed,
+        length=(lambda example: example.length) if config.training.group_by_length else None,
+    )
 
 
 def encode_for(config: RunConfig, loaded: LoadedModel, examples: Sequence[Example]) -> list[Encoded]:

@@ -63,5 +63,5 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
             candidates.append((text, tokens, index == example.gold))
         shown.append(PreviewedExample(example.where, example.prompt, tuple(candidates)))
     lengths = [encoded.length for _, encoded in pairs]
-    sequences = 1 if all(e.single for _, e in pairs) else max(len(e.rows) for _, e in pairs)
+    sequences = max(len(material.make([encoded]).row_examples) for _, encoded in pairs)
     return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences)

@@ -9,13 +9,12 @@ from rich.console import Console
 
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts
-from zofo.methods import METHODS, Method, Setting
+from zofo.methods import METHODS, Method
 from zofo.noise import STREAM_VERSION
-from zofo.objectives import classification_loss
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Evaluation, evaluate
-from zofo.training.material import Material, load_material
+from zofo.training.material import Material, load_material, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.run import RunFolder, model_hash
 from zofo.training.trainer import run_loop
@@ -42,16 +41,9 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
         RunFolder.create(config)  # refuses, before anything is loaded
     material = load_material(config, remote_code, ("train", "validation"))
     base_hash = model_hash(material.loaded)
-    setting = Setting(
-        model=material.loaded.model,
-        objective=classification_loss,
-        examples=material.encoded["train"],
-        make=material.make,
-        seed=config.training.seed,
-        length=(lambda example: example.length) if config.training.group_by_length else None,
-    )
-    method = METHODS[config.method.name](config.method, setting)
+    method = METHODS[config.method.name](config.method, setting_of(config, material))
     steps = number_of_steps(config, method)
+    method.check()
     folder = RunFolder.create(config)
     folder.write_start(config.anchored(), material.task, base_hash)
 

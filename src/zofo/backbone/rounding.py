@@ -1,0 +1,38 @@
+"""Writing float32 numbers into half precision so that what is lost in one step arrives in expectation."""
+
+from __future__ import annotations
+
+import torch
+
+from zofo.displacement import Key
+from zofo.noise import Block, words
+
+_SMALLEST_NORMAL_FLOAT16 = 2.0**-14
+_STEPS_BELOW = 2.0**24  # float16 numbers below the smallest normal one are 2**-24 apart
+
+
+def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch.Tensor) -> torch.Tensor:
+    """Each number becomes one of its two neighbours in `dtype`, the nearer the likelier, so that its mean is exact.
+
+    A number that `dtype` holds exactly stays what it is.
+
+    Args:
+        values: float32.
+        dtype: bfloat16 or float16.
+        bits: random int16 numbers, one for each value.
+    """
+    dropped = 16 if dtype is torch.bfloat16 else 13  # of float32's mantissa bits
+    raw = values.view(torch.int32) + (bits.to(torch.int32) & ((1 << dropped) - 1))
+    rounded = (raw & -(1 << dropped)).view(torch.float32)
+    if dtype is torch.float16:
+        share = (bits.to(torch.int32) & 0xFFFF).to(torch.float32) / 65536
+        small = (values * _STEPS_BELOW + share).floor() / _STEPS_BELOW
+        rounded = torch.where(values.abs() < _SMALLEST_NORMAL_FLOAT16, small, rounded)
+    return torch.where(values.isfinite(), rounded, values).to(dtype)
+
+
+def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
+    """The bits that round positions `block` of a tensor when the update named by `key` is written: int16."""
+    first = block[0] // 4  # four to a word
+    drawn = words(key, name + "/rounding", first, -(-block[1] // 4), device).view(torch.int16)
+    return drawn[block[0] - first * 4 : block[1] - first * 4]

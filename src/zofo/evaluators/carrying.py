@@ -1,0 +1,466 @@
+"""A forward pass that carries low-rank terms: where a tensor is used, its terms are added to the activations.
+
+For a matrix W with terms c_k left_k right_k.T / sqrt(rank), `x @ W.T` becomes `x @ W.T + ((x @ right) * c) @ left.T`,
+where c is that of the row of the batch. The weights are only read, and no module is touched: for the time of the
+forward, the selected parameters are of a class whose operations torch hands to us.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zofo.errors import EvaluatorError
+from zofo.evaluators.bank import FactorBank
+
+_BINARY = {"mul", "add", "sub", "div", "true_divide", "multiply"}
+_SAME_SHAPE = {"float", "double", "half", "bfloat16", "to", "type", "type_as", "clone", "contiguous", "neg", "detach"}
+_QUESTIONS = {"size", "dim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "element_size"}
+_QUESTIONS |= {"is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_same_size", "is_inference"}
+_QUESTIONS |= {"get_device", "result_type", "can_cast", "hash", "repr", "requires_grad"}  # same answer at every point
+_HINT = "leave it out of method.select, or set method.evaluator=in-place"
+
+
+Siblings = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]
+"""(name, transposed) of a matrix -> those that the same x is multiplied by, itself first."""
+
+_NARROW = 16  # columns of factors up to which one product for all rows is cheaper than one for each block of rows
+
+
+class Terms:
+    """What the rows of one forward pass carry.
+
+    Where the rows have many keys and each only a few of them, the rows of a point are cut into blocks, each of which is
+    multiplied by the factors of its own keys; otherwise all rows are one block.
+
+    Args:
+        bank: the factors of K keys.
+        coefficients: of these keys for each row, float32, [P, R, K]; the P R rows of the batch are those of one point
+            after another.
+        siblings: which matrices the model multiplies by one and the same x; found out during the first forward.
+    """
+
+    def __init__(self, bank: FactorBank, coefficients: torch.Tensor, siblings: Siblings) -> None:
+        points, rows, _ = coefficients.shape
+        self.rows = points * rows
+        self._bank, self._siblings = bank, siblings
+        uniform = bool((coefficients == coefficients[:, :1]).all())  # a point's rows carry the same
+        device = bank.layout.device
+        self._of_vectors = (coefficients[:, 0] if uniform else coefficients.flatten(0, 1)).to(device)
+        # a coefficient may be too small for float16: they are taken relative to the largest, which multiplies last
+        self._largest = float(coefficients.abs().amax()) if coefficients.numel() else 0.0
+        relative = coefficients * (bank.layout.noise.scale / (self._largest or 1))
+        block = rows if uniform else _rows_of_a_block(coefficients != 0, bank.layout.noise.rank)
+        self._blocks = 1 if block == rows else self.rows // block
+        self._index: torch.Tensor | None = None  # which keys a block has, int64, [blocks, keys]
+        if self._blocks > 1:
+            relative = relative.view(self._blocks, block, -1)
+            held = (relative != 0).any(1)
+            order = held.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+            chosen = order[:, : int(held.sum(1).amax())]  # those that a block has come first
+            relative = relative.gather(2, chosen.unsqueeze(1).expand(-1, block, -1))
+            self._index = chosen.to(device)
+        columns = relative.repeat_interleave(bank.layout.noise.rank, -1)
+        self._relative = columns.reshape(self.rows, 1, -1).to(device)
+        self._x: tuple[torch.Tensor, int | None] | None = None  # what was multiplied last, and its version
+        self._run: list[tuple[str, bool]] = []  # by what
+        self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x that will be asked for next
+
+    def product(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
+        """`x @ Delta.T`, or `x @ Delta` if `transposed`, with the Delta that each row carries: [T, outputs].
+
+        The thin products are made once for all matrices that the same x is multiplied by, while it is in the cache.
+
+        Args:
+            x: [..., inputs], the rows of the batch first; T positions in all.
+            name: of the matrix.
+            transposed: whether the model multiplies by W instead of W.T.
+        """
+        matrix = name, transposed
+        version = None if x.is_inference() else x._version  # an inference tensor does not tell whether it was changed
+        again = self._x is not None and self._x[0] is x and self._x[1] == version is not None
+        if not again or matrix not in self._ahead:
+            self._run = [*self._run, matrix] if again else [matrix]
+            if self._run[0] not in self._siblings or len(self._run) > len(self._siblings[self._run[0]]):
+                self._siblings[self._run[0]] = tuple(self._run)
+            together = (matrix,) if again or version is None else self._siblings[matrix]
+            self._x, self._ahead = (x, version), self._thin(x.reshape(-1, x.shape[-1]), together)
+        return self._widened(self._ahead.pop(matrix), name, 1 if transposed else 0)
+
+    def looked_up(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""
+        if self._index is None:
+            thin = self._bank.thin(name)[0][ids].to(dtype)
+        else:
+            left = self._bank.matrix(name)[0]
+            thin = left[self._index.unsqueeze(2), ids.view(self._blocks, 1, -1)].to(dtype)  # [blocks, keys, T, rank]
+            thin = thin.transpose(1, 2).flatten(2).flatten(0, 1)
+        return self._widened(self._weighted_(thin), name, 1)
+
+    def vectors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each selected tensor with one axis or none, at each point: float32, [P, entries]; or at each row.
+
+        Args:
+            tensors: these tensors by name.
+        """
+        numbers, places = self._bank.layout.vectors(self._bank.numbers)
+        base = torch.zeros(numbers.shape[1], device=numbers.device)
+        for name, place in places.items():
+            base[place] = tensors[name].flatten()
+        values = torch.addmm(base.unsqueeze(0), self._of_vectors, numbers)
+        return {name: values[:, place] for name, place in places.items()}
+
+    def _thin(self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], torch.Tensor]:
+        """x times the first factor of each matrix, and times its coefficients: [T, columns]; x [T, inputs]."""
+        into = _joined([self._factor(name, 0 if transposed else 1, x.dtype) for name, transposed in matrices])
+        thin = x @ into if self._index is None else (x.view(self._blocks, -1, x.shape[1]) @ into).flatten(0, 1)
+        parts = self._weighted_(thin, len(matrices)).chunk(len(matrices), 1)
+        return dict(zip(matrices, parts, strict=True))
+
+    def _weighted_(self, thin: torch.Tensor, times: int = 1) -> torch.Tensor:
+        """Each row's columns times its coefficients, in place; `times` over, side by side."""
+        relative = self._relative.repeat(1, 1, times) if times > 1 else self._relative
+        thin.view(self.rows, -1, thin.shape[1]).mul_(relative)
+        return thin
+
+    def _widened(self, thin: torch.Tensor, name: str, side: int) -> torch.Tensor:
+        """`thin` times the second factor: [T, outputs]."""
+        onto = self._factor(name, side, thin.dtype)
+        if self._index is None:
+            out = thin.new_empty(len(thin), len(onto))
+            return torch.addmm(out, thin, onto.T, beta=0, alpha=self._largest, out=out)
+        out = thin.new_empty(self._blocks, len(thin) // self._blocks, onto.shape[1])
+        thin = thin.view(self._blocks, -1, thin.shape[1])
+        torch.baddbmm(out, thin, onto.transpose(1, 2), beta=0, alpha=self._largest, out=out)
+        return out.flatten(0, 1)
+
+    def _factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
+        """left (side 0) or right (1) of a matrix, keys side by side: [rows, columns], or one such for each block."""
+        if self._index is None:
+            return self._bank.thin(name)[side].to(dtype)
+        factor = self._bank.matrix(name)[side]
+        chosen = factor.index_select(0, self._index.flatten()).to(dtype)
+        return chosen.view(*self._index.shape, *factor.shape[1:]).transpose(1, 2).flatten(2)
+
+
+def _rows_of_a_block(held: torch.Tensor, rank: int) -> int:
+    """How many rows are multiplied together.
+
+    Args:
+        held: which keys a row has, [P, R, K].
+        rank: columns a key.
+    """
+    rows = held.shape[1]
+    sizes = [size for size in range(rows, 0, -1) if rows % size == 0]
+    columns = [int(held.view(len(held), -1, size, held.shape[2]).any(2).sum(2).amax()) * rank for size in sizes]
+    enough = max(_NARROW, min(columns))
+    return next(size for size, count in zip(sizes, columns, strict=True) if count <= enough)
+
+
+class _Carried(nn.Parameter):
+    """A selected parameter while a forward pass carries terms: torch hands us each operation that it takes part in."""
+
+    carrier: Carrying
+    carried_name: str
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        touched = _first_carried((*args, *(kwargs or {}).values()))
+        with torch._C.DisableTorchFunctionSubclass():
+            return touched.carrier.answer(func, touched, args, kwargs or {})
+
+
+class _CarriedVector(torch.Tensor):
+    """What an operation made of a selected vector, with its values at each point."""
+
+    carrier: Carrying
+    carried_name: str
+    values_of_rows: torch.Tensor
+
+    __torch_function__ = _Carried.__torch_function__
+
+
+def _first_carried(values: Iterable[Any]) -> Any:
+    for value in values:
+        if isinstance(value, _Carried | _CarriedVector):
+            return value
+        if isinstance(value, tuple | list) and (found := _first_carried(value)) is not None:
+            return found
+    return None
+
+
+class Carrying:
+    """While it is open, the model's operations on selected tensors carry the terms.
+
+    For as long, the selected parameters are of a class whose operations torch passes on to us; no module is touched,
+    and no number is written.
+
+    Args:
+        parameters: the selected parameters, each with the name of its tensor.
+        terms: what the rows carry.
+
+    Raises:
+        EvaluatorError: (from the forward) an operation it has no answer for, naming the tensor.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[nn.Parameter, str]], terms: Terms) -> None:
+        self._parameters = parameters
+        self._terms = terms
+        self._vectors: dict[str, torch.Tensor] = {}  # values of those with one axis or none
+        self._answers: dict[str, Callable[..., Any]] = {
+            "linear": self._linear,
+            "addmm": self._addmm,
+            "matmul": self._matmul,
+            "mm": self._matmul,
+            "embedding": self._embedding,
+            "layer_norm": self._layer_norm,
+            "rms_norm": self._rms_norm,
+        }
+
+    def __enter__(self) -> None:
+        try:
+            for parameter, name in self._parameters:
+                carried: Any = parameter
+                carried.carrier, carried.carried_name, carried.__class__ = self, name, _Carried
+        except BaseException:  # an interrupt
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, _name in self._parameters:
+            released: Any = parameter
+            released.__class__ = nn.Parameter
+            vars(released).pop("carrier", None)
+            vars(released).pop("carried_name", None)
+
+    def answer(
+        self, func: Callable[..., Any], touched: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """The result of an operation in which `touched`, a selected tensor, takes part."""
+        operation = getattr(func, "__name__", str(func))
+        reads = operation == "__get__"
+        if reads or operation == "__set__":  # an attribute
+            operation = getattr(getattr(func, "__self__", None), "__name__", operation)
+        plain = operation.strip("_")
+        if reads or plain in _QUESTIONS or (plain in _SAME_SHAPE and _is_matrix(touched)):
+            result = func(*args, **kwargs)
+            if result is touched or not _holds_tensors(result):
+                return result
+            raise _unanswered(touched, operation)
+        answer = self._answers.get(plain)
+        result = answer(*args, **kwargs) if answer else self._elementwise(func, operation, args, kwargs)
+        if result is NotImplemented:
+            raise _unanswered(touched, operation)
+        return result
+
+    # operations on matrices
+
+    def _linear(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
+        return self._product(F.linear, input, weight, bias, transposed=False)
+
+    def _addmm(self, input: torch.Tensor, mat1: torch.Tensor, mat2: torch.Tensor, **scales: Any) -> Any:
+        if scales or _is_matrix(mat1):
+            return NotImplemented
+        return self._product(lambda x, w, _: x @ w, mat1, mat2, input, transposed=True)
+
+    def _matmul(self, input: torch.Tensor, other: torch.Tensor) -> Any:
+        if _is_matrix(input) or other.dim() != 2:
+            return NotImplemented
+        return self._product(lambda x, w, _: x @ w, input, other, None, transposed=True)
+
+    def _product(
+        self, multiply: Callable[..., torch.Tensor], x: torch.Tensor, weight: Any, bias: Any, transposed: bool
+    ) -> torch.Tensor:
+        for factor in (x, weight):
+            if _is_vector(factor) or (factor is x and _is_matrix(factor)):
+                raise _unanswered(factor, "a product")
+        if not _is_matrix(weight):
+            return self._plus(multiply(x, weight, None), bias)
+        name = weight.carried_name
+        x, weight = _autocast(self._with_rows(x, name)), _autocast(weight)
+        # the carried product first: adding the model's own onto it costs nothing, adding it afterwards one more pass
+        out = self._terms.product(x, name, transposed)
+        out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
+        return self._plus(out.view(*x.shape[:-1], out.shape[-1]), bias)
+
+    def _plus(self, out: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if bias is None:
+            return out
+        if _is_vector(bias):
+            return self._rowwise(torch.add, out, bias, out.dtype)
+        if _is_matrix(bias):
+            raise _unanswered(bias, "a sum")
+        return out.add_(bias)
+
+    def _embedding(
+        self,
+        input: torch.Tensor,
+        weight: Any,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        *others: Any,
+        **options: Any,
+    ) -> Any:
+        if max_norm is not None or not _is_matrix(weight):
+            return NotImplemented
+        name = weight.carried_name
+        ids = self._with_rows(input, name)
+        out = self._terms.looked_up(ids.reshape(-1), name, weight.dtype).view(*ids.shape, -1)
+        return out.add_(F.embedding(ids, weight))
+
+    # operations on vectors: norms, biases and scales
+
+    def _layer_norm(
+        self, input: torch.Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+    ) -> Any:
+        if any(map(_is_matrix, (input, weight))) or _is_vector(input):
+            return NotImplemented
+        return self._scaled(F.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
+
+    def _rms_norm(
+        self, input: torch.Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
+    ) -> Any:
+        if any(map(_is_matrix, (input, weight))) or _is_vector(input):
+            return NotImplemented
+        return self._scaled(F.rms_norm(input, normalized_shape, None, eps), weight, None)
+
+    def _scaled(self, out: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+        if weight is not None:
+            out = self._rowwise(torch.mul, out, weight, out.dtype) if _is_vector(weight) else out * weight
+        return self._plus(out, bias)
+
+    def _elementwise(
+        self, func: Callable[..., Any], operation: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """An operation that takes a vector entry by entry: with another tensor, with a number, or alone."""
+        places = [place for place, value in enumerate(args[:2]) if _is_vector(value)]
+        tensors = sum(isinstance(value, torch.Tensor) for value in args)
+        if len(places) != 1 or any(map(_is_matrix, args)):
+            return NotImplemented
+        place = places[0]
+        vector = args[place]
+        in_place, operation = operation.endswith("_") and not operation.endswith("__"), operation.strip("_")
+        plain = operation if operation in _BINARY else operation.removeprefix("r")
+        if tensors == 2 and plain in _BINARY and not kwargs:
+            first = (place == 0) == (plain == operation)  # a reflected operation has its operands the other way round
+            x, combine = args[1 - place], getattr(torch, plain)
+            if in_place and (first or x.shape[:1] != (self._terms.rows,)):
+                return NotImplemented
+            dtype = torch.result_type(*args[:2])
+            out = self._rowwise((lambda x, values: combine(values, x)) if first else combine, x, vector, dtype)
+            return x.copy_(out) if in_place else out
+        if tensors == 1 and not in_place and (plain in _BINARY or operation in _SAME_SHAPE):
+            made = func(*args, **kwargs)
+            if not isinstance(made, torch.Tensor):  # float(w)
+                return NotImplemented
+            made = made.as_subclass(_CarriedVector)
+            values = self._values(vector)
+            if plain in _BINARY or operation == "neg":
+                values = func(*[values if i == place else value for i, value in enumerate(args)], **kwargs)
+            made.carrier, made.carried_name, made.values_of_rows = self, vector.carried_name, values
+            return made
+        return NotImplemented
+
+    def _values(self, vector: Any) -> torch.Tensor:
+        """The values of a vector: float32, [points, entries], or [rows, entries] where rows have terms of their own."""
+        if isinstance(vector, _CarriedVector):
+            return vector.values_of_rows
+        if not self._vectors:
+            self._vectors = self._terms.vectors({name: p for p, name in self._parameters if p.dim() < 2})
+        return self._vectors[vector.carried_name]
+
+    def _rowwise(
+        self, combine: Callable[..., torch.Tensor], x: torch.Tensor, vector: Any, dtype: torch.dtype
+    ) -> torch.Tensor:
+        values = self._values(vector)
+        x = self._with_rows(x, vector.carried_name)
+        if x.shape[-1:] != values.shape[1:] and values.shape[1] != 1:
+            raise _unanswered(vector, f"a tensor of shape {list(x.shape)}")
+        return combine(x.reshape(len(values), -1, values.shape[1]), values.unsqueeze(1)).view(x.shape).to(dtype)
+
+    def _with_rows(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """`x` with the rows of the batch along its first axis; what all rows share, such as positions, is expanded."""
+        rows = self._terms.rows
+        if x.dim() > 1 and x.shape[0] == 1 and rows > 1:
+            return x.expand(rows, *x.shape[1:])
+        if rows > 1 and (x.dim() < 2 or not x.shape[0] or x.shape[0] % rows):
+            raise EvaluatorError(
+                f"{name!r} meets a tensor of shape {list(x.shape)}, whose first axis does not hold the {rows} rows of "
+                "the batch, so that a direction cannot be added for each",
+                _HINT,
+            )
+        return x
+
+
+class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is open, a selected tensor that the model reads past `Carrying` is an error: a view or a copy that it
+    holds, scripted code, a function that torch does not hand on. It costs time with every operation.
+
+    Args:
+        parameters: the selected parameters, each with the name of its tensor.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[nn.Parameter, str]]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._parameters = [(p, p.data_ptr(), name) for p, name in parameters if p.numel()]
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if torch._C._is_torch_function_enabled():  # which it is not in an answer
+            for value in tree_leaves((args, kwargs)):
+                for parameter, start, name in self._parameters if isinstance(value, torch.Tensor) else ():
+                    if 0 <= value.data_ptr() - start < parameter.numel() * parameter.element_size():
+                        raise _unanswered(parameter, str(func), name)
+        return func(*args, **(kwargs or {}))
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """While it is open, compiled models run as they were written: what was compiled has no place for the terms."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """A factor of a product in the number type that `torch.autocast` asks for."""
+    if not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+
+
+def _is_matrix(value: object) -> bool:
+    return isinstance(value, _Carried) and value.dim() > 1
+
+
+def _is_vector(value: object) -> bool:
+    return isinstance(value, _CarriedVector) or (isinstance(value, _Carried) and value.dim() < 2)
+
+
+def _unanswered(tensor: Any, operation: str, name: str | None = None) -> EvaluatorError:
+    name, shape = name or tensor.carried_name, " x ".join(map(str, tensor.shape))
+    return EvaluatorError(
+        f"the model uses {name!r} ({shape}) through {operation!r}, which cannot carry a direction in the forward",
+        _HINT,
+    )
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_tensors, value))
+    return isinstance(value, torch.Tensor)

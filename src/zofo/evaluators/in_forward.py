@@ -1,0 +1,277 @@
+"""The in-forward evaluator: adds low-rank terms to activations. All points share one batch; no weight is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zofo.backbone import Backbone, Update
+from zofo.displacement import Displacement, Key
+from zofo.errors import EvaluatorError
+from zofo.evaluators import rows
+from zofo.evaluators.bank import FactorBank
+from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
+from zofo.evaluators.carrying import Carrying, Siblings, Terms, Watching, uncompiled
+from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.noise import LowRank
+
+_MOST_PENDING = 16  # columns of the pending factors; with more, carrying them costs more than folding them
+_HINT = "leave it out of method.select, or set method.evaluator=in-place"
+_CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
+_CHECK_SIZE = 0.05  # coefficient of these
+_AGREES = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the mean loss; anything smaller: half precision
+_AGREES_HALF = 0.05
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@EVALUATORS.register("in-forward")
+class InForward(Evaluator):
+    """Asks for the losses at all points in one forward of a batch that holds its rows once for each point.
+
+    Each row carries the terms of its own point as thin products beside the model's large ones, so an example may have
+    directions of its own, and nothing has to be brought home: the weights are only read while losses are asked for.
+
+    Updates that are displacements wait as terms that every row carries, and are written together after `fold_every` of
+    them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `settle` writes what
+    is pending. In half precision they are rounded stochastically when they are written.
+
+    Args:
+        model: run by the objective; in evaluation mode if dropout is to be off.
+        backbone: the tensors that move; their noise must be low-rank.
+        fold_every: updates that are written together.
+        micro_batch: examples in one forward, with all their points; None takes the whole batch.
+
+    Attributes:
+        pending: what theta is ahead of the weights.
+
+    Raises:
+        EvaluatorError: a noise that is not low-rank; or, when losses are asked for, a model that uses a selected tensor
+            in a way that cannot carry a term, or a batch that does not fit into memory.
+
+    Source: the factored forward of EGGROLL (Sarkar et al. 2025); a direction for each example as in GRZO (2026);
+    updates kept as factors as in LOZO (Chen et al. 2024).
+    """
+
+    per_example = True
+
+    def __init__(
+        self, model: nn.Module, backbone: Backbone, fold_every: Count = 8, micro_batch: Count | None = None
+    ) -> None:
+        if not isinstance(backbone.noise, LowRank):
+            raise EvaluatorError(
+                f"a forward pass cannot carry {type(backbone.noise).__name__} directions, which have no factors",
+                "set method.noise=low-rank, or method.evaluator=in-place",
+            )
+        self.model = model
+        self.backbone = backbone
+        self.counts = Counts()
+        self.pending = Displacement()
+        self._fold_every = fold_every
+        self._micro_batch = micro_batch
+        self._updates = 0  # pending
+        self._noise = backbone.noise
+        self._parameters = _selected_parameters(model, backbone)
+        self._siblings: Siblings = {}
+        self._drawn: FactorBank | None = None
+
+    @property
+    def _bank(self) -> FactorBank:
+        """The factors of this step's keys, and of those that are pending."""
+        device = self.backbone.device  # a model may be moved between two steps
+        if self._drawn is None or self._drawn.layout.device != device:
+            self._drawn = FactorBank(self._noise.layout(self.backbone.shapes, device))
+        return self._drawn
+
+    @contextmanager
+    def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> Iterator[Visit]:
+        """See `Evaluator.visit`."""
+        visit = _InForwardVisit(self)
+        with counting_forwards(self.model, self.counts):
+            visit.losses = self._ask(asks, points)
+        self.counts.queries += visit.losses.numel()
+        yield visit
+
+    @torch.no_grad()
+    def _ask(self, asks: Sequence[Ask], points: Sequence[Point]) -> torch.Tensor:
+        self._bank.hold([*self.pending, *(key for point in points for at in _each(point) for key in at)])
+        columns, start = [], 0
+        for objective, batch in asks:
+            size = rows.size(batch)
+            chunk = min(self._micro_batch or size, size)
+            for first in range(0, size, chunk):
+                last = min(first + chunk, size)
+                part = rows.part(batch, first, last) if chunk < size else batch
+                columns.append(self._forward(objective, part, _part(points, start + first, start + last), size))
+            start += size
+        return torch.cat(columns, dim=1)
+
+    def _forward(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> torch.Tensor:
+        """Losses of one part of a batch at all points: float32, [points, examples]."""
+        try:
+            return self._losses(objective, batch, points)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        raise self._too_large(objective, batch, points, whole)  # outside, so that the failed forward is let go
+
+    def _losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+        terms = Terms(self._bank, self._coefficients(points, rows.row_examples(batch)), self._siblings)
+        with uncompiled(), Carrying(self._parameters if len(self._bank.numbers) else [], terms):
+            losses = objective(self.model, rows.repeated(batch, len(points))).float()
+        return losses.view(len(points), -1)
+
+    def _coefficients(self, points: Sequence[Point], row_examples: torch.Tensor) -> torch.Tensor:
+        """The coefficient of each key of the bank for each row at each point: float32, [points, rows, keys]."""
+        examples = int(row_examples.max()) + 1
+        table = torch.zeros(len(points), examples, len(self._bank.numbers), dtype=torch.float64)
+        for place, point in enumerate(points):
+            for displacement, where in zip(_each(point), table[place] if _own(point) else [table[place]], strict=True):
+                for key, coefficient in displacement.items():
+                    where[..., self._bank.slot(key)] += coefficient
+        for key, coefficient in self.pending.items():
+            table[..., self._bank.slot(key)] += coefficient
+        return table[:, row_examples].float()
+
+    def _too_large(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> EvaluatorError:
+        """What to say of a batch that did not fit, after trying how much of it does."""
+        size = rows.size(batch)
+        fits = size // 2
+        while fits:
+            try:
+                self._losses(objective, rows.part(batch, 0, fits), _part(points, 0, fits))
+                break
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            fits //= 2
+        hint = (
+            f"set method.evaluator.micro_batch={fits}, which fits and changes no result"
+            if fits
+            else "set method.evaluator=in-place, which asks for one point at a time, or shorten the examples"
+        )
+        forward = f"{size} of the {whole} examples" if size < whole else f"{size} examples"
+        return EvaluatorError(f"{forward} at {len(points)} points do not fit into memory in one forward", hint)
+
+    def take(self, update: Update) -> None:
+        """Accept an update of theta: keep it pending, or write it with all that are."""
+        waits = update.elementwise is None and not update.shrink
+        if waits:
+            self.pending = self.pending + update.displacement
+            self._updates += 1
+            if self._updates < self._fold_every and len(self.pending) * self._noise.rank <= _MOST_PENDING:
+                return
+            update = Update(Displacement())
+        self._write(update)
+
+    def settle(self) -> None:
+        """See `Evaluator.settle`."""
+        self._write(Update(Displacement()))
+
+    def _write(self, update: Update) -> None:
+        """Write what is pending; together with `update`, where one sweep can do both."""
+        if update.elementwise is not None or update.shrink:
+            self._fold(Update(self.pending))
+            self._fold(update)
+        else:
+            self._fold(Update(self.pending + update.displacement))
+        self.pending, self._updates = Displacement(), 0
+
+    def _fold(self, update: Update) -> None:
+        keys = list(update.displacement)
+        drawn = all(key in self._bank for key in keys)
+        self.backbone.fold(update, directions=self._bank.directions(keys) if drawn else None)
+
+    def check(self, asks: Sequence[Ask]) -> None:
+        """Ask two examples at two points of their own, together and one by one: a model that mixes rows differs.
+
+        Raises:
+            EvaluatorError: a selected tensor is used in a way that cannot carry a term, or the losses differ.
+        """
+        counts, self.counts = self.counts, Counts()
+        try:
+            for objective, batch in asks:
+                keys = [[Key(_CHECK_SEED, i, e) for e in range(min(2, rows.size(batch)))] for i in range(2)]
+                points = [[Displacement({key: _CHECK_SIZE}) for key in each] for each in keys]
+                with Watching(self._parameters):
+                    together = self._ask([(objective, rows.part(batch, 0, 2))], points)
+                    alone = self._one_by_one(objective, batch, points).view(together.shape)
+                tolerance = max(_AGREES.get(dtype, _AGREES_HALF) for dtype in self.backbone.dtypes)
+                apart = (together - alone).abs().amax()  # nan where a loss is not finite, which the first step names
+                if apart > tolerance * alone.abs().mean():
+                    raise EvaluatorError(
+                        "the model's losses depend on which rows share a batch, so points cannot share a forward",
+                        "set method.evaluator=in-place",
+                    )
+        finally:
+            self.counts = counts
+
+    def _one_by_one(self, objective: Objective, batch: Any, points: Sequence[Sequence[Displacement]]) -> torch.Tensor:
+        """Losses of each example at its own displacement of each point, in forwards of their own."""
+        try:
+            return torch.cat(
+                [
+                    self._ask([(objective, rows.part(batch, example, example + 1))], [[displacement]])
+                    for point in points
+                    for example, displacement in enumerate(point)
+                ]
+            )
+        except ValueError as error:  # what batch normalisation says in training
+            raise EvaluatorError(
+                f"the model cannot be asked for one example at a time: {error}", "set method.evaluator=in-place"
+            ) from error
+
+
+class _InForwardVisit(Visit):
+    def __init__(self, evaluator: InForward) -> None:
+        self._evaluator = evaluator
+
+    def update(self, update: Update) -> None:
+        self._evaluator.take(update)
+
+
+def _own(point: Point) -> bool:
+    """Whether each example has a displacement of its own."""
+    return not isinstance(point, Displacement)
+
+
+def _each(point: Point) -> Sequence[Displacement]:
+    """The displacement of all examples, alone, or those of each."""
+    return [point] if isinstance(point, Displacement) else point
+
+
+def _part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
+    """The same points for examples `start` to `stop`."""
+    return [point if isinstance(point, Displacement) else point[start:stop] for point in points]
+
+
+def _selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.Parameter, str]]:
+    """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name."""
+
+    def place(tensor: torch.Tensor) -> tuple[object, ...]:
+        return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device)
+
+    names = {place(tensor): name for name, tensor in backbone.tensors.items()}
+    found = {id(p): (p, names[place(p)]) for p in model.parameters() if place(p) in names}
+    for parameter, name in found.values():
+        if type(parameter) is not nn.Parameter:
+            raise EvaluatorError(
+                f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction",
+                _HINT,
+            )
+    scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
+    for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
+        raise EvaluatorError(
+            f"{names[place(tensor)]!r} belongs to a scripted module, which carries no direction", _HINT
+        )
+    return list(found.values())
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not get memory: CUDA has an error class for it, the CPU's allocator only a text."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

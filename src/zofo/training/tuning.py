@@ -1,0 +1,153 @@
+"""Finding the largest learning rate at which zeroth-order steps are stable, by short trials from the same weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from zofo.errors import ConfigError, NonFiniteError
+from zofo.evaluators import Counts
+from zofo.methods import MeZO, MeZOConfig
+from zofo.training.config import RunConfig
+from zofo.training.evaluation import evaluate
+from zofo.training.material import Material, load_material, setting_of
+
+_RISE = 1.02  # of the loss, that a stable trial may end with: steps of almost nothing move it a little, too
+_MOST_TRIALS = 12
+_EXAMPLES = 64  # of the training split, that tell whether a trial was stable
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A few steps at one learning rate.
+
+    Args:
+        lr: the learning rate.
+        loss: mean loss on the judging examples after them; inf where a loss was not finite.
+        stable: whether it is no higher than before them, but for 2 %.
+    """
+
+    lr: float
+    loss: float
+    stable: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was tried, and what it says.
+
+    Args:
+        lr: a quarter of the largest stable learning rate: the one to train with.
+        largest: the largest at which a trial was stable; at twice that, one was not.
+        loss: mean loss on the judging examples before any step.
+        trials: in the order in which they were made.
+        steps: of each trial.
+        counts: work that all of it took.
+    """
+
+    lr: float
+    largest: float
+    loss: float
+    trials: tuple[Trial, ...]
+    steps: int
+    counts: Counts
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def tune_lr(
+    config: RunConfig,
+    steps: int = 12,
+    told: Callable[[Trial], None] = lambda trial: None,
+    remote_code: bool = False,
+    material: Material | None = None,
+) -> Tuning:
+    """Find the largest stable learning rate of a zeroth-order method, to a factor of two.
+
+    From the configured learning rate, trials of `steps` steps are made at twice the last one until one is unstable, or
+    at half of it until one is stable. All start from the same weights and see the same batches and directions. A trial
+    is stable if the mean loss of 64 training examples is afterwards at most 2 % above what it was before. Longer runs
+    become unstable at smaller steps than short ones (at half of the largest, losses rose again after 40 steps; see
+    docs/measured.md), so a quarter of the largest is what is advised.
+
+    Args:
+        config: of the run that the learning rate is for; its own is where the search begins.
+        steps: of each trial.
+        told: called with each trial when it is over.
+        remote_code: allow the model's repository to run its own code.
+        material: what `config` names, if it is loaded already; its weights are as before when this returns.
+
+    Raises:
+        ConfigError: the method has no zeroth-order step of its own, or no learning rate was stable, or all were.
+    """
+    method = config.method
+    if not isinstance(method, MeZOConfig):
+        raise ConfigError(
+            f"tune lr finds the learning rate of zeroth-order steps by themselves, not that of {method.name!r}",
+            "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps",
+        )
+    material = material or load_material(config, remote_code, ("train",))
+    search = _Search(config, method, material, steps)
+    trials: list[Trial] = []
+
+    def tried(lr: float) -> bool:
+        trials.append(search.trial(lr))
+        told(trials[-1])
+        return trials[-1].stable
+
+    lr = float(method.rule.options["lr"]) or 1e-6
+    factor = 2.0 if tried(lr) else 0.5
+    while len(trials) < _MOST_TRIALS:
+        lr *= factor
+        if tried(lr) != (factor > 1):
+            largest = lr if factor < 1 else lr / 2
+            return Tuning(largest / 4, largest, search.loss, tuple(trials), steps, search.counts)
+    low, high = min(trial.lr for trial in trials), max(trial.lr for trial in trials)
+    raise ConfigError(
+        f"every learning rate from {low:.1e} to {high:.1e} was {'stable' if factor > 1 else 'unstable'}",
+        f"begin {'higher' if factor > 1 else 'lower'}: method.rule.lr={high if factor > 1 else low:.1e}",
+    )
+
+
+class _Search:
+    """Trials that all start from the same weights."""
+
+    def __init__(self, config: RunConfig, method: MeZOConfig, material: Material, steps: int) -> None:
+        self._config = config
+        self._method = method
+        self._material = material
+        self._steps = steps
+        self._judges = material.encoded["train"][:_EXAMPLES]
+        self.counts = Counts()
+        self.loss = self._loss()
+
+    def _loss(self) -> float:
+        size = self._config.training.eval_batch_size
+        model, task = self._material.loaded.model, self._material.task
+        return evaluate(model, self._judges, self._material.make, task.metric, size, self.counts).loss
+
+    def trial(self, lr: float) -> Trial:
+        """Make the steps, judge, and put the weights back."""
+        tried = self._method.model_copy(update={"rule": self._method.rule.with_options(lr=lr)})
+        method = MeZO(tried, setting_of(self._config, self._material))
+        tensors = method.backbone.tensors
+        before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        try:
+            for number in range(self._steps):
+                method.step(number)
+            with method.using("model"):
+                loss = self._loss()
+        except NonFiniteError:
+            loss = math.inf
+        finally:
+            self.counts += method.counts
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    tensor.copy_(before[name])
+        return Trial(lr, loss, loss <= _RISE * self.loss)
