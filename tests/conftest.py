@@ -24,6 +24,8 @@ LINES = [
     "it drags on and on , and nobody laughed . wonderful awful good bad",
 ]
 ARCHITECTURES = ("llama", "gpt2", "opt", "qwen2")
+MORE_ARCHITECTURES = ("llama-untied", "qwen3", "mistral", "gemma2", "gemma3", "phi", "phi3")
+ENCODERS = ("bert", "roberta", "distilbert")
 
 
 def tiny_config(kind: str, vocabulary: int, positions: int = 64) -> transformers.PretrainedConfig:
@@ -41,6 +43,21 @@ def tiny_config(kind: str, vocabulary: int, positions: int = 64) -> transformers
         return transformers.LlamaConfig(**llama_like, tie_word_embeddings=True)
     if kind == "qwen2":
         return transformers.Qwen2Config(**llama_like)
+    if kind == "llama-untied":
+        return transformers.LlamaConfig(**llama_like, attention_bias=True)
+    if kind == "mistral":
+        return transformers.MistralConfig(**llama_like)
+    if kind == "phi":
+        return transformers.PhiConfig(**llama_like)
+    if kind == "phi3":
+        return transformers.Phi3Config(**llama_like)
+    if kind in ("qwen3", "gemma2", "gemma3"):
+        configs = {
+            "qwen3": transformers.Qwen3Config,
+            "gemma2": transformers.Gemma2Config,
+            "gemma3": transformers.Gemma3TextConfig,
+        }
+        return configs[kind](**llama_like, head_dim=8)
     if kind == "gpt2":
         return transformers.GPT2Config(**common, n_embd=16, n_layer=2, n_head=2, n_positions=positions)
     if kind == "opt":
@@ -53,13 +70,35 @@ def tiny_config(kind: str, vocabulary: int, positions: int = 64) -> transformers
             num_attention_heads=2,
             max_position_embeddings=positions,
         )
+    if kind in ("bert", "roberta"):
+        configs = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}
+        return configs[kind](
+            **common,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=positions,
+        )
+    if kind == "distilbert":
+        return transformers.DistilBertConfig(
+            **common, dim=16, hidden_dim=24, n_layers=2, n_heads=2, max_position_embeddings=positions
+        )
     raise ValueError(kind)
 
 
-def build_model(kind: str, vocabulary: int = 300, seed: int = 0, positions: int = 64):
+def build_model(
+    kind: str,
+    vocabulary: int = 300,
+    seed: int = 0,
+    positions: int = 64,
+    head: type = transformers.AutoModelForCausalLM,
+    attention: str | None = None,
+):
+    """A model of random weights: a causal one, or with `head` another, in the attention implementation asked for."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(tiny_config(kind, vocabulary, positions))
+        model = head.from_config(tiny_config(kind, vocabulary, positions), attn_implementation=attention)
         for parameter in model.parameters():  # larger than the usual start, so that outputs differ visibly
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.15)
@@ -122,3 +161,20 @@ def data_dir(tmp_path) -> Path:
     write_rows(folder / "validation.jsonl", review_rows(12, 60))
     write_rows(folder / "test.jsonl", review_rows(12, 80))
     return folder
+
+
+@pytest.fixture
+def run_zofo(capsys):
+    """Call the command line in this process; gives exit code, standard output and standard error."""
+
+    from zofo.cli import main
+
+    def call(*arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        assert "Traceback" not in shown.err
+        return end.value.code or 0, shown.out, shown.err
+
+    return call

@@ -13,26 +13,10 @@ import pytest
 
 import zofo
 from conftest import review_rows, write_rows
-from zofo.cli import main
 from zofo.methods import METHODS
 from zofo.noise import NOISES
 from zofo.rules import RULES
 from zofo.training import RunFolder, Trajectory
-
-
-@pytest.fixture
-def run_zofo(capsys):
-    """Call the command line in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        assert "Traceback" not in shown.err
-        return end.value.code or 0, shown.out, shown.err
-
-    return call
 
 
 @pytest.fixture

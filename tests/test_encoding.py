@@ -29,9 +29,14 @@ def pieces(tokenizer, encoded):
     ]
 
 
+def shares_a_prompt(encoded):
+    """Whether every candidate is one token after the same tokens, so that one sequence scores them all."""
+    return set(encoded.scored) == {1} and len({row[:-1] for row in encoded.rows}) == 1
+
+
 def test_a_word_after_a_space_is_scored_alone(tokenizer):
     encoded = encode_one(tokenizer, f"{REVIEW} It was", (" terrible", " great"))
-    assert encoded.single
+    assert shares_a_prompt(encoded)
     assert encoded.scored == (1, 1)
     assert pieces(tokenizer, encoded) == [(f"{REVIEW} It was", " terrible"), (f"{REVIEW} It was", " great")]
     assert encoded.length == len(encoded.rows[0])
@@ -43,7 +48,7 @@ def test_a_token_merged_across_the_boundary_belongs_to_the_candidate(tokenizer):
     assert tokenizer.tokenize(" story") == ["Ġstory"]
     encoded = encode_one(tokenizer, "a joy from st", ("art", "ory"))
     assert pieces(tokenizer, encoded) == [("a joy from", " start"), ("a joy from", " story")]
-    assert encoded.single
+    assert shares_a_prompt(encoded)
 
 
 def test_one_sequence_is_not_enough_when_candidates_cut_the_prompt_differently(tokenizer):
@@ -51,21 +56,21 @@ def test_one_sequence_is_not_enough_when_candidates_cut_the_prompt_differently(t
     encoded = encode_one(tokenizer, "a joy from st", ("art", " bad"))
     assert encoded.scored == (1, 1)
     assert encoded.rows[0][:-1] != encoded.rows[1][:-1]
-    assert not encoded.single
+    assert not shares_a_prompt(encoded)
     assert pieces(tokenizer, encoded) == [("a joy from", " start"), ("a joy from st", " bad")]
 
 
 def test_one_sequence_is_not_enough_for_longer_candidates(tokenizer):
     encoded = encode_one(tokenizer, f"{REVIEW} It was", (" great", " terrible bad"))
     assert encoded.scored == (1, 2)
-    assert not encoded.single
+    assert not shares_a_prompt(encoded)
     assert [scored for _, scored in pieces(tokenizer, encoded)] == [" great", " terrible bad"]
 
 
 def test_a_trailing_space_of_the_prompt_goes_with_the_word_it_merges_with(tokenizer):
     encoded = encode_one(tokenizer, "It was ", ("great", "terrible"))
     assert pieces(tokenizer, encoded) == [("It was", " great"), ("It was", " terrible")]
-    assert encoded.single
+    assert shares_a_prompt(encoded)
 
 
 def test_two_spaces_at_the_boundary_leave_one_with_the_prompt(tokenizer):

@@ -220,7 +220,7 @@ def test_a_model_that_gives_all_logits_has_the_same_scores(models, tokenizers, c
 def made_up(prompt, *candidates):
     """An example of so many tokens in the prompt and in each candidate."""
     rows = tuple((*range(3, 3 + prompt), *range(100 * n, 100 * n + size)) for n, size in enumerate(candidates, 1))
-    return Encoded(rows, candidates, all(size == 1 for size in candidates), 0)
+    return Encoded(rows, candidates, 0)
 
 
 def test_candidates_are_packed_exactly_when_that_saves_a_fifth():

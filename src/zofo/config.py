@@ -96,6 +96,11 @@ def _options(part: Any) -> dict[str, tuple[Any, Any]]:
     return {p.name: (hints[p.name], p.default) for p in parameters if p.default is not p.empty}
 
 
+def named(value: Any) -> Any:
+    """A bare name as the group that it stands for."""
+    return {"name": value} if isinstance(value, str) else value
+
+
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -35,6 +36,12 @@ class Update:
     displacement: Displacement
     shrink: float = 0.0
     elementwise: Elementwise | None = None
+
+    def refuse_non_finite(self) -> None:
+        """Raises NonFiniteError for a coefficient that is not finite in float32."""
+        for key, coefficient in self.displacement.items():
+            if not abs(coefficient) < _LARGEST:
+                raise NonFiniteError(f"update {coefficient} along {key}", key.step)
 
 
 class Backbone:
@@ -126,10 +133,15 @@ class Backbone:
         if self.torn:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
         rounding = max(update.displacement, default=None) if isinstance(update, Update) else None
-        update = update if isinstance(update, Update) else Update(update)
-        for key, coefficient in update.displacement.items():
-            if not abs(coefficient) < _LARGEST:
-                raise NonFiniteError(f"update {coefficient} along {key}", key.step)
+        as_given, update = update, update if isinstance(update, Update) else Update(update)
+        update.refuse_non_finite()
+        many = self.noise.keys_at_once
+        alone = directions is None and leaving is None and update.elementwise is None
+        if many and alone and len(update.displacement) > many:
+            first, others = _cut(update.displacement, many)
+            self.fold(replace(update, displacement=first) if isinstance(as_given, Update) else first)
+            self.fold(Update(others) if isinstance(as_given, Update) else others)
+            return
         home = -leaving if leaving is not None else Displacement()
         nothing = not len(home) and not len(update.displacement) and not update.shrink
         if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
@@ -201,6 +213,12 @@ class Backbone:
             directions.add_to(total, displacement.items(), name, (0, tensor.numel()))
             written[name] = total.view(tensor.shape)
         return written
+
+
+def _cut(displacement: Displacement, count: int) -> tuple[Displacement, Displacement]:
+    """The first terms, and the others."""
+    terms = iter(displacement.items())
+    return Displacement(dict(itertools.islice(terms, count))), Displacement(dict(terms))
 
 
 def selected(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:

@@ -25,8 +25,10 @@ def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch
     raw = values.view(torch.int32) + (bits.to(torch.int32) & ((1 << dropped) - 1))
     rounded = (raw & -(1 << dropped)).view(torch.float32)
     if dtype is torch.float16:
-        share = (bits.to(torch.int32) & 0xFFFF).to(torch.float32) / 65536
-        small = (values * _STEPS_BELOW + share).floor() / _STEPS_BELOW
+        share = ((bits.to(torch.int32) & 0xFFFF).to(torch.float32) + 0.5) / 65536
+        steps = values * _STEPS_BELOW
+        below = steps.floor()  # compared, not added: a sum would have too few digits for all bits of the share
+        small = torch.where(share < steps - below, below + 1, below) / _STEPS_BELOW
         rounded = torch.where(values.abs() < _SMALLEST_NORMAL_FLOAT16, small, rounded)
     return torch.where(values.isfinite(), rounded, values).to(dtype)
 

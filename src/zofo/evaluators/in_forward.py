@@ -16,12 +16,12 @@ from zofo.errors import EvaluatorError
 from zofo.evaluators import rows
 from zofo.evaluators.bank import FactorBank
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
-from zofo.evaluators.carrying import Carrying, Siblings, Terms, Watching, uncompiled
+from zofo.evaluators.carrying import HINT, Carrying, Watching, uncompiled
 from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.evaluators.terms import NARROW, Siblings, Terms
 from zofo.noise import LowRank
 
-_MOST_PENDING = 16  # columns of the pending factors; with more, carrying them costs more than folding them
-_HINT = "leave it out of method.select, or set method.evaluator=in-place"
+_MOST_PENDING = 8  # columns of the pending factors; with more, carrying them costs more than folding them
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
 _CHECK_SIZE = 0.05  # coefficient of these
 _AGREES = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the mean loss; anything smaller: half precision
@@ -99,7 +99,10 @@ class InForward(Evaluator):
 
     @torch.no_grad()
     def _ask(self, asks: Sequence[Ask], points: Sequence[Point]) -> torch.Tensor:
-        self._bank.hold([*self.pending, *(key for point in points for at in _each(point) for key in at)])
+        asked = dict.fromkeys(key for point in points for at in _displacements(point) for key in at)
+        if len(self.pending) and len({*asked, *self.pending}) * self._noise.rank > NARROW:
+            self.settle()  # what all rows carry would stand in the factors of every block of rows
+        self._bank.hold([*self.pending, *asked])
         columns, start = [], 0
         for objective, batch in asks:
             size = rows.size(batch)
@@ -107,7 +110,9 @@ class InForward(Evaluator):
             for first in range(0, size, chunk):
                 last = min(first + chunk, size)
                 part = rows.part(batch, first, last) if chunk < size else batch
-                columns.append(self._forward(objective, part, _part(points, start + first, start + last), size))
+                columns.append(
+                    self._forward(objective, part, _points_of_part(points, start + first, start + last), size)
+                )
             start += size
         return torch.cat(columns, dim=1)
 
@@ -115,8 +120,8 @@ class InForward(Evaluator):
         """Losses of one part of a batch at all points: float32, [points, examples]."""
         try:
             return self._losses(objective, batch, points)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
                 raise
         raise self._too_large(objective, batch, points, whole)  # outside, so that the failed forward is let go
 
@@ -124,6 +129,12 @@ class InForward(Evaluator):
         terms = Terms(self._bank, self._coefficients(points, rows.row_examples(batch)), self._siblings)
         with uncompiled(), Carrying(self._parameters if len(self._bank.numbers) else [], terms):
             losses = objective(self.model, rows.repeated(batch, len(points))).float()
+        if losses.shape != (len(points) * rows.size(batch),):
+            raise EvaluatorError(
+                f"the objective gave losses of shape {list(losses.shape)} for {len(points)} points of "
+                f"{rows.size(batch)} examples, all in one batch",
+                "let it return one loss for each example of the batch it is given, in their order",
+            )
         return losses.view(len(points), -1)
 
     def _coefficients(self, points: Sequence[Point], row_examples: torch.Tensor) -> torch.Tensor:
@@ -131,7 +142,9 @@ class InForward(Evaluator):
         examples = int(row_examples.max()) + 1
         table = torch.zeros(len(points), examples, len(self._bank.numbers), dtype=torch.float64)
         for place, point in enumerate(points):
-            for displacement, where in zip(_each(point), table[place] if _own(point) else [table[place]], strict=True):
+            for displacement, where in zip(
+                _displacements(point), table[place] if _own(point) else [table[place]], strict=True
+            ):
                 for key, coefficient in displacement.items():
                     where[..., self._bank.slot(key)] += coefficient
         for key, coefficient in self.pending.items():
@@ -144,10 +157,10 @@ class InForward(Evaluator):
         fits = size // 2
         while fits:
             try:
-                self._losses(objective, rows.part(batch, 0, fits), _part(points, 0, fits))
+                self._losses(objective, rows.part(batch, 0, fits), _points_of_part(points, 0, fits))
                 break
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
                     raise
             fits //= 2
         hint = (
@@ -160,6 +173,7 @@ class InForward(Evaluator):
 
     def take(self, update: Update) -> None:
         """Accept an update of theta: keep it pending, or write it with all that are."""
+        update.refuse_non_finite()
         waits = update.elementwise is None and not update.shrink
         if waits:
             self.pending = self.pending + update.displacement
@@ -175,12 +189,11 @@ class InForward(Evaluator):
 
     def _write(self, update: Update) -> None:
         """Write what is pending; together with `update`, where one sweep can do both."""
-        if update.elementwise is not None or update.shrink:
-            self._fold(Update(self.pending))
-            self._fold(update)
-        else:
-            self._fold(Update(self.pending + update.displacement))
+        apart = update.elementwise is not None or update.shrink
+        self._fold(Update(self.pending) if apart else Update(self.pending + update.displacement))
         self.pending, self._updates = Displacement(), 0
+        if apart:
+            self._fold(update)
 
     def _fold(self, update: Update) -> None:
         keys = list(update.displacement)
@@ -196,11 +209,9 @@ class InForward(Evaluator):
         counts, self.counts = self.counts, Counts()
         try:
             for objective, batch in asks:
-                keys = [[Key(_CHECK_SEED, i, e) for e in range(min(2, rows.size(batch)))] for i in range(2)]
-                points = [[Displacement({key: _CHECK_SIZE}) for key in each] for each in keys]
-                with Watching(self._parameters):
-                    together = self._ask([(objective, rows.part(batch, 0, 2))], points)
-                    alone = self._one_by_one(objective, batch, points).view(together.shape)
+                together, alone = self._both_ways(objective, batch, _CHECK_SIZE)
+                if not together.isfinite().all():  # so far from theta a narrow number type may overflow
+                    together, alone = self._both_ways(objective, batch, _CHECK_SIZE / 50)
                 tolerance = max(_AGREES.get(dtype, _AGREES_HALF) for dtype in self.backbone.dtypes)
                 apart = (together - alone).abs().amax()  # nan where a loss is not finite, which the first step names
                 if apart > tolerance * alone.abs().mean():
@@ -210,6 +221,14 @@ class InForward(Evaluator):
                     )
         finally:
             self.counts = counts
+
+    def _both_ways(self, objective: Objective, batch: Any, size: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses of up to two examples at two points of their own, so far from theta: together, and one by one."""
+        keys = [[Key(_CHECK_SEED, i, e) for e in range(min(2, rows.size(batch)))] for i in range(2)]
+        points = [[Displacement({key: size}) for key in each] for each in keys]
+        with Watching(self._parameters):
+            together = self._ask([(objective, rows.part(batch, 0, 2))], points)
+            return together, self._one_by_one(objective, batch, points).view(together.shape)
 
     def _one_by_one(self, objective: Objective, batch: Any, points: Sequence[Sequence[Displacement]]) -> torch.Tensor:
         """Losses of each example at its own displacement of each point, in forwards of their own."""
@@ -240,12 +259,12 @@ def _own(point: Point) -> bool:
     return not isinstance(point, Displacement)
 
 
-def _each(point: Point) -> Sequence[Displacement]:
+def _displacements(point: Point) -> Sequence[Displacement]:
     """The displacement of all examples, alone, or those of each."""
     return [point] if isinstance(point, Displacement) else point
 
 
-def _part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
+def _points_of_part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
     """The same points for examples `start` to `stop`."""
     return [point if isinstance(point, Displacement) else point[start:stop] for point in points]
 
@@ -262,16 +281,15 @@ def _selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.
         if type(parameter) is not nn.Parameter:
             raise EvaluatorError(
                 f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction",
-                _HINT,
+                HINT,
             )
     scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
     for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
-        raise EvaluatorError(
-            f"{names[place(tensor)]!r} belongs to a scripted module, which carries no direction", _HINT
-        )
+        raise EvaluatorError(f"{names[place(tensor)]!r} belongs to a scripted module, which carries no direction", HINT)
     return list(found.values())
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not get memory: CUDA has an error class for it, the CPU's allocator only a text."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had. CUDA has an error class for it; other devices and libraries only texts."""
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from zofo.errors import EvaluatorError
 
@@ -24,7 +25,7 @@ class Repeatable(Protocol):
 
     @property
     def row_examples(self) -> torch.Tensor:
-        """Which example each row of the model's input belongs to: int64, shape [rows], not decreasing."""
+        """Which example each row of the model's input belongs to: int64, shape [rows], not decreasing, on the CPU."""
 
     def part(self, start: int, stop: int) -> Any:
         """The batch of examples `start` to `stop`."""
@@ -34,8 +35,23 @@ class Repeatable(Protocol):
 
 
 def size(batch: Any) -> int:
-    """How many examples."""
-    return len(batch) if isinstance(batch, Repeatable) else len(_first(batch))
+    """How many examples.
+
+    Raises:
+        EvaluatorError: no batch class, and no tensors that agree on it.
+    """
+    if isinstance(batch, Repeatable):
+        return len(batch)
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+    sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors) or "none"
+        raise EvaluatorError(
+            f"a batch of type {type(batch).__name__} cannot be repeated for several points in one forward: its tensors "
+            f"do not all have the examples as their first axis (shapes: {shapes})",
+            "make it of such tensors, or set method.evaluator=in-place",
+        )
+    return sizes.pop()
 
 
 def row_examples(batch: Any) -> torch.Tensor:
@@ -58,23 +74,6 @@ def repeated(batch: Any, times: int) -> Any:
 
 
 def _each(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return change(batch)
-    if isinstance(batch, tuple | list):
-        return type(batch)([_each(one, change) for one in batch])
-    return {name: _each(one, change) for name, one in batch.items()}
-
-
-def _first(batch: Any) -> torch.Tensor:
-    """Any tensor of the batch."""
-    one = batch
-    while not isinstance(one, torch.Tensor):
-        if isinstance(one, dict):
-            one = list(one.values())
-        if not isinstance(one, tuple | list) or not one:
-            raise EvaluatorError(
-                f"a batch of type {type(batch).__name__} cannot be repeated for several points in one forward",
-                "make it of tensors with the examples first, or set method.evaluator=in-place",
-            )
-        one = one[0]
-    return one
+    """The batch with every tensor changed; what is no tensor stays."""
+    size(batch)
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf, batch)

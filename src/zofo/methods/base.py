@@ -101,7 +101,7 @@ class Method(ABC):
 
     @abstractmethod
     def step(self, number: int) -> StepLog:
-        """Training step `number`, counted from 0.
+        """Training step `number`, counted from 0. Updates may still be pending when it returns: see `using`.
 
         Raises:
             NonFiniteError: a loss was not finite; nothing was updated.
@@ -120,7 +120,7 @@ class Method(ABC):
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
-        """While it is open, `model` is the given variant."""
+        """While it is open, `model` is the given variant, with every update written."""
         assert variant in self.variants
         yield
 

@@ -56,10 +56,9 @@ class Bilevel(Method):
     1. `inner_steps` first-order steps on s for F(theta, s; D_p);
     2. one batch B_f of D_f and one B_p of D_p;
     3. a first-order step on p for F(theta, p; B_f) + penalty F(theta, p; B_p), by two backward passes one after the
-       other,
-       so that one graph is alive at a time;
+       other, so that one graph is alive at a time;
     4. a zeroth-order step on theta for F(theta, p; B_f) + penalty (F(theta, p; B_p) - F(theta, s; B_p)), one z for all
-       three.
+       three, or one for each example, which has the same z with p and with s.
 
     3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything
     is averaged or multiplied by the penalty.

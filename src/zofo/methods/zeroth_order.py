@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
 from zofo.backbone import Backbone, Update, save_tensors
-from zofo.config import Config, PartConfig
+from zofo.config import Config, PartConfig, named
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
@@ -69,10 +69,6 @@ def _written(value: Any) -> Any:
 Directions = Annotated[str, BeforeValidator(_written)]
 
 
-def _spelled_out(part: Any) -> Any:
-    return {"name": part} if isinstance(part, str) else part
-
-
 def _part(kind: type[PartConfig]) -> Any:
     return Field(default_factory=lambda: kind.model_validate({}))
 
@@ -103,7 +99,7 @@ class ZerothOrderConfig(Config):
         """The evaluator that suits the noise, and the learning rate that suits the directions."""
         if not isinstance(given, dict):
             return given
-        noise, evaluator, rule = (_spelled_out(given.get(part, {})) for part in ("noise", "evaluator", "rule"))
+        noise, evaluator, rule = (named(given.get(part, {})) for part in ("noise", "evaluator", "rule"))
         filled = dict(given)
         if isinstance(noise, dict) and isinstance(evaluator, dict) and "name" not in evaluator:
             low_rank = noise.get("name", NoiseConfig.default) == "low-rank"

@@ -21,7 +21,13 @@ class Noise(ABC):
 
     A draw is a pure function of (key, tensor name, position): the same bits for any order of the tensors, any blocks,
     any process and any device, whatever the global generators hold. Instances are immutable and hold no state.
+
+    Attributes:
+        keys_at_once: of how many keys `directions` should be asked for at a time, since it holds something for each;
+            None where it does not.
     """
+
+    keys_at_once: int | None = None
 
     @abstractmethod
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:

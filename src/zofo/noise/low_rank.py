@@ -37,6 +37,8 @@ class LowRank(Noise):
     Source: the factored form of LOZO (Chen et al. 2024) and EGGROLL (Sarkar et al. 2025).
     """
 
+    keys_at_once = 64
+
     def __init__(self, rank: int = 1, factors: str = "gaussian") -> None:
         if rank < 1:
             raise ConfigError(f"method.noise.rank is {rank}, but must be 1 or more", "set method.noise.rank=1")
@@ -117,17 +119,16 @@ class FactorLayout:
         self._at: dict[str, tuple[int, int]] = {}
         per_word = noise.entries.per_word
         streams: list[tuple[str, int]] = []
-        self.size = 0
-        self._vectors_from = 0
+        self.size = self._vectors_from = 0
         matrices_first = sorted(self.shapes.items(), key=lambda item: len(item[1]) < 2)
         for name, shape in matrices_first:
-            if len(shape) < 2 and not self._vectors_from:
-                self._vectors_from = self.size
             for stream, entries in self._streams(name, shape):
                 count = -(-entries // per_word)
                 self._at[stream] = (self.size, self.size + entries)
                 streams.append((stream, count))
                 self.size += count * per_word
+            if len(shape) > 1:
+                self._vectors_from = self.size
         self._places = places(streams, device)
 
     def _streams(self, name: str, shape: Shape) -> list[tuple[str, int]]:

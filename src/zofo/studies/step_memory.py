@@ -14,6 +14,7 @@ import torch
 from zofo.backbone import LoadedModel, ModelConfig, load_model
 from zofo.config import validated
 from zofo.errors import ModelError, ZofoError
+from zofo.evaluators import out_of_memory
 from zofo.studies.step_ways import WAYS, StepOptions
 from zofo.training import PeakMemory
 
@@ -100,6 +101,6 @@ def failure(error: BaseException) -> str:
     if isinstance(error, ZofoError):
         return error.message
     text = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if out_of_memory(error):
         return f"out of memory: {text}".removesuffix(": ")
     raise error

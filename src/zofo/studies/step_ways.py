@@ -153,7 +153,7 @@ def random_examples(vocabulary: int, options: StepOptions) -> list[Encoded]:
     shape = options.examples, options.tokens
     prompts = torch.randint(_FIRST_WORD, vocabulary, shape, generator=generator).tolist()
     rows = [tuple((*prompt, candidate) for candidate in CANDIDATES) for prompt in prompts]
-    return [Encoded(row, (1,) * len(CANDIDATES), single=True, gold=i % len(CANDIDATES)) for i, row in enumerate(rows)]
+    return [Encoded(row, (1,) * len(CANDIDATES), gold=i % len(CANDIDATES)) for i, row in enumerate(rows)]
 
 
 def _examples(model: Any, options: StepOptions) -> list[Encoded]:

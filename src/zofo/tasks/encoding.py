@@ -1,4 +1,4 @@
-"""From text to tokens: where the candidate begins, and whether one sequence can score all candidates."""
+"""From text to tokens, and where the candidate begins."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ class Encoded:
     Args:
         rows: for each candidate, the tokens of prompt and candidate together.
         scored: for each candidate, how many tokens at the end of its row belong to it.
-        single: every candidate is one token after the same prompt tokens, so that one sequence scores them all.
         gold: index of the right candidate.
     """
 
     rows: tuple[tuple[int, ...], ...]
     scored: tuple[int, ...]
-    single: bool
     gold: int
 
     @property
@@ -70,9 +68,7 @@ def encode(
         scored = [len(row) - start for row, start in zip(rows, starts, strict=True)]
         rows = _fitted(rows, min(starts), limit, truncate, special, example)
         _refuse_clash(example, rows)
-        prompts = {row[:-1] for row in rows}
-        single = all(count == 1 for count in scored) and len(prompts) == 1
-        encoded.append(Encoded(tuple(rows), tuple(scored), single, example.gold))
+        encoded.append(Encoded(tuple(rows), tuple(scored), example.gold))
     return encoded
 
 

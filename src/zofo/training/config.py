@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from zofo.backbone import ModelConfig
-from zofo.config import Config, mistakes_of, read_yaml, validated
+from zofo.config import Config, mistakes_of, named, read_yaml, validated
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, BilevelConfig, MethodConfig, ZerothOrderConfig
 from zofo.tasks import TaskConfig
@@ -46,10 +46,6 @@ EPSILON_OF_HALF = 3e-3
 """Default epsilon for half-precision models, whose losses are rounded more coarsely; see docs/methods.md."""
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
 def _has_zo(method: Any) -> bool:
     """Whether a method, as it is written, has a zeroth-order step."""
     name = method.get("name", "bilevel") if isinstance(method, dict) else None
@@ -59,9 +55,9 @@ def _has_zo(method: Any) -> bool:
 class RunConfig(Config):
     """Everything that a run depends on. A bare name may stand for a group that has one: `model: smollm2-135m`."""
 
-    model: Annotated[ModelConfig, BeforeValidator(_named)] = ModelConfig()
+    model: Annotated[ModelConfig, BeforeValidator(named)] = ModelConfig()
     """Which model."""
-    task: Annotated[TaskConfig, BeforeValidator(_named)] = TaskConfig()
+    task: Annotated[TaskConfig, BeforeValidator(named)] = TaskConfig()
     """Which task."""
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method)] = Field(default_factory=BilevelConfig)
     """Which method, with its parts."""
@@ -75,10 +71,10 @@ class RunConfig(Config):
     def _epsilon_of_half(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        model, method = given.get("model"), _named(given.get("method", {}))
+        model, method = given.get("model"), named(given.get("method", {}))
         if not isinstance(model, dict) or model.get("dtype") not in ("bfloat16", "float16") or not _has_zo(method):
             return given
-        estimator = _named(method.get("estimator", {}))
+        estimator = named(method.get("estimator", {}))
         if not isinstance(estimator, dict) or "epsilon" in estimator:
             return given
         return {**given, "method": {**method, "estimator": {**estimator, "epsilon": EPSILON_OF_HALF}}}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from zofo.training.evaluation import evaluate
 from zofo.training.material import Material, load_material, setting_of
 
 _RISE = 1.02  # of the loss, that a stable trial may end with: steps of almost nothing move it a little, too
-_MOST_TRIALS = 12
+_FAR = 0.5  # as a share of their length, that weights have moved when the step was certainly too large
+_MOST_TRIALS = 16
 _EXAMPLES = 64  # of the training split, that tell whether a trial was stable
 
 
@@ -28,11 +29,14 @@ class Trial:
     Args:
         lr: the learning rate.
         loss: mean loss on the judging examples after them; inf where a loss was not finite.
-        stable: whether it is no higher than before them, but for 2 %.
+        moved: how far the weights had moved by then, as a share of their length.
+        stable: whether the loss is no higher than before them, but for 2 %, and the weights are still near where they
+            were: norms and losses saturate, so that weights far away need not have a higher loss.
     """
 
     lr: float
     loss: float
+    moved: float
     stable: bool
 
 
@@ -57,8 +61,13 @@ class Tuning:
     counts: Counts
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name; None for a loss that is not finite, which JSON has no word for."""
+        trials = [{name: _known(value) for name, value in asdict(trial).items()} for trial in self.trials]
+        return {**asdict(self), "trials": trials}
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def tune_lr(
@@ -72,7 +81,8 @@ def tune_lr(
 
     From the configured learning rate, trials of `steps` steps are made at twice the last one until one is unstable, or
     at half of it until one is stable. All start from the same weights and see the same batches and directions. A trial
-    is stable if the mean loss of 64 training examples is afterwards at most 2 % above what it was before. Longer runs
+    is stable if the mean loss of 64 training examples is afterwards at most 2 % above what it was before, and the
+    weights have moved by less than half of their length. Longer runs
     become unstable at smaller steps than short ones (at half of the largest, losses rose again after 40 steps; see
     docs/measured.md), so a quarter of the largest is what is advised.
 
@@ -126,6 +136,9 @@ class _Search:
         self._judges = material.encoded["train"][:_EXAMPLES]
         self.counts = Counts()
         self.loss = self._loss()
+        if not math.isfinite(self.loss):
+            raise NonFiniteError("loss of the untrained model", consequence="nothing was tried")
+        MeZO(method, setting_of(config, material)).check()
 
     def _loss(self) -> float:
         size = self._config.training.eval_batch_size
@@ -147,7 +160,16 @@ class _Search:
             loss = math.inf
         finally:
             self.counts += method.counts
-            with torch.no_grad():
-                for name, tensor in tensors.items():
-                    tensor.copy_(before[name])
-        return Trial(lr, loss, loss <= _RISE * self.loss)
+            moved = self._put_back(tensors, before)
+        return Trial(lr, loss, moved, loss <= _RISE * self.loss and moved < _FAR)
+
+    @torch.no_grad()
+    def _put_back(self, tensors: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:
+        """The share of their length by which the weights had moved."""
+        moved = length = 0.0
+        for name, tensor in tensors.items():
+            old = before[name]
+            moved += float((tensor.to("cpu", torch.float32) - old.float()).square().sum())
+            length += float(old.float().square().sum())
+            tensor.copy_(old)
+        return math.sqrt(moved / length) if math.isfinite(moved) and length else moved

@@ -1,0 +1,106 @@
+"""The largest stable learning rate, found by trials; and the defaults that measurements led to."""
+
+import json
+
+import pytest
+import torch
+
+from zofo import read_config
+from zofo.errors import ConfigError
+from zofo.training import load_material, tune_lr
+
+
+@pytest.fixture
+def config(model_folder, data_dir):
+    def build(lr=1e-3, **method):
+        method = {"name": "mezo", "batch_size": 8, "rule": {"lr": lr}, **method}
+        return read_config(model=str(model_folder), task={"name": "sst2", "data_dir": str(data_dir)}, method=method)
+
+    return build
+
+
+@pytest.mark.parametrize("lr", [1e-3, 10.0])
+def test_the_search_ends_between_a_stable_and_an_unstable_rate(config, lr):
+    found = tune_lr(config(lr), steps=4)
+    tried = {trial.lr: trial.stable for trial in found.trials}
+    assert tried[found.largest]
+    assert not tried[2 * found.largest]
+    assert found.lr == found.largest / 4
+    ratios = [b.lr / a.lr for a, b in zip(found.trials, found.trials[1:], strict=False)]
+    assert set(ratios) == {2.0 if found.trials[0].stable else 0.5}
+
+
+def test_a_trial_is_stable_if_its_loss_rose_by_no_more_than_a_fiftieth_and_the_weights_stayed_near(config):
+    found = tune_lr(config(), steps=4)
+    assert all(trial.stable == (trial.loss <= 1.02 * found.loss and trial.moved < 0.5) for trial in found.trials)
+
+
+def test_weights_that_went_far_away_are_unstable_however_low_their_loss(config):
+    assert all(trial.moved >= 0.5 for trial in tune_lr(config(10.0), steps=4).trials if trial.lr >= 5)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "sign", "dense-adam"])
+def test_the_weights_are_as_before_to_the_bit(config, rule):
+    given = config(rule={"name": rule, "lr": 1e-2})
+    material = load_material(given, splits=("train",))
+    before = {name: tensor.clone() for name, tensor in material.loaded.model.state_dict().items()}
+    tune_lr(given, steps=3, material=material)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in material.loaded.model.state_dict().items())
+
+
+def test_what_is_told_is_what_was_tried_and_all_work_is_counted(config):
+    told = []
+    found = tune_lr(config(), steps=3, told=told.append)
+    assert tuple(told) == found.trials
+    judged = 40  # all of the training split, once before the trials and once after each
+    finite = sum(trial.loss < float("inf") for trial in found.trials)
+    assert found.counts.queries == judged * (1 + len(told)) + 3 * 16 * len(told)
+    assert finite == len(told)
+
+
+def test_rates_that_are_all_stable_are_said_to_be(config):
+    with pytest.raises(ConfigError, match="every learning rate from 1.0e-30 to .* was stable") as caught:
+        tune_lr(config(1e-30), steps=1)
+    assert "begin higher" in caught.value.hint
+
+
+def test_a_method_without_zeroth_order_steps_of_its_own_is_refused(config):
+    for name in ("bilevel", "first-order"):
+        with pytest.raises(ConfigError, match=f"not that of '{name}'") as caught:
+            tune_lr(read_config(method=name))
+        assert "method=mezo" in caught.value.hint
+
+
+def test_the_command_prints_what_it_tried_and_what_to_type(run_zofo, model_folder, data_dir):
+    given = [f"model={model_folder}", "task=sst2", "--data-dir", data_dir, "method=mezo", "method.batch_size=8"]
+    code, out, err = run_zofo("tune", "lr", *given, "--steps", "3")
+    assert code == 0
+    assert "method.rule.lr=" in out
+    assert "after 3 steps, unstable" in err
+    code, out, _ = run_zofo("tune", "lr", *given, "--steps", "3", "--json")
+    assert code == 0
+    assert json.loads(out)["lr"] == json.loads(out)["largest"] / 4
+
+
+def test_defaults_follow_the_directions():
+    def lr(**method):
+        return read_config(method={"name": "mezo", **method}).method.rule.options["lr"]
+
+    assert lr() == lr(num_directions=2) == lr(noise="gaussian") == 5e-5
+    assert lr(num_directions=3) == lr(directions="per-example") == 1e-4
+    assert lr(loss_spread=True) == 6e-3
+    assert lr(rule={"lr": 1e-6}, loss_spread=True) == 1e-6
+    assert lr(rule="sign") == 1e-6
+
+
+def test_defaults_follow_the_noise_and_the_number_type():
+    def method(dtype, **parts):
+        return read_config(model={"dtype": dtype}, method={"name": "mezo", **parts}).method
+
+    assert method("float32").estimator.options["epsilon"] == 1e-3
+    assert method("bfloat16").estimator.options["epsilon"] == 3e-3
+    assert method("float16", estimator="one-sided").estimator.options["epsilon"] == 3e-3
+    assert method("bfloat16", estimator={"epsilon": 1e-2}).estimator.options["epsilon"] == 1e-2
+    assert method("float32").evaluator.name == "in-forward"
+    assert method("float32", noise="rademacher").evaluator.name == "in-place"
+    assert method("float32", evaluator="in-place").evaluator.name == "in-place"
