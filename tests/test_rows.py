@@ -88,3 +88,9 @@ def test_many_keys_are_folded_some_at_a_time(model):
     backbone.fold(Update(displacement))
     assert max(asked) <= LowRank.keys_at_once
     assert all(torch.allclose(tensor, expected[name], atol=1e-5) for name, tensor in backbone.tensors.items())
+
+
+def test_as_many_keys_as_a_long_run_has_can_be_folded():
+    small = nn.Linear(2, 2)
+    Backbone(small, LowRank()).fold(Displacement({Key(0, step): 1e-6 for step in range(80_000)}))
+    assert small.weight.isfinite().all()

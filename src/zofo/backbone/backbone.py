@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -117,6 +116,9 @@ class Backbone:
     ) -> None:
         """Apply an update in one sweep: `theta <- (1 - shrink) (theta - leaving) + displacement`.
 
+        Where the noise holds something for each key and the keys are very many, it takes a sweep for some of them at a
+        time.
+
         An `Update` of half-precision tensors is rounded stochastically, by bits that its newest key names: what one
         step is too small to change arrives in expectation over many. A plain displacement is rounded to nearest.
 
@@ -132,23 +134,23 @@ class Backbone:
         """
         if self.torn:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
-        rounding = max(update.displacement, default=None) if isinstance(update, Update) else None
-        as_given, update = update, update if isinstance(update, Update) else Update(update)
+        stochastic = isinstance(update, Update)
+        update = update if isinstance(update, Update) else Update(update)
         update.refuse_non_finite()
-        many = self.noise.keys_at_once
-        alone = directions is None and leaving is None and update.elementwise is None
-        if many and alone and len(update.displacement) > many:
-            first, others = _cut(update.displacement, many)
-            self.fold(replace(update, displacement=first) if isinstance(as_given, Update) else first)
-            self.fold(Update(others) if isinstance(as_given, Update) else others)
-            return
         home = -leaving if leaving is not None else Displacement()
         nothing = not len(home) and not len(update.displacement) and not update.shrink
         if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
             return
-        if directions is None:
-            directions = self.directions(dict.fromkeys([*home, *update.displacement]))
-        self.torn = True  # until the sweep is over: an interrupt in between cannot be undone exactly
+        divisible = directions is None and leaving is None and update.elementwise is None
+        for part in _parts(update, self.noise.keys_at_once) if divisible else [update]:
+            keys = dict.fromkeys([*home, *part.displacement])
+            drawn = self.directions(keys) if directions is None else directions
+            self.torn = True  # until all is written: an interrupt in between cannot be undone exactly
+            self._sweep(part, home, drawn, max(part.displacement, default=None) if stochastic else None)
+        self.torn = False
+
+    def _sweep(self, update: Update, home: Displacement, directions: Directions, rounding: Key | None) -> None:
+        """Write `home` and an update into every tensor."""
         for name, tensor in self.tensors.items():
             keep = 1.0 - update.shrink if name in self.decays else 1.0
             # one term for each key: a direction that is both left and updated along is drawn once
@@ -162,7 +164,6 @@ class Backbone:
                     gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
                     directions.add_to(gradient, update.displacement.items(), name, block)
                     piece.add_(update.elementwise(name, tensor.numel(), block, gradient).to(piece.dtype))
-        self.torn = False
         self.sweeps += 1
 
     def directions(self, keys: Iterable[Key]) -> Directions:
@@ -215,10 +216,13 @@ class Backbone:
         return written
 
 
-def _cut(displacement: Displacement, count: int) -> tuple[Displacement, Displacement]:
-    """The first terms, and the others."""
-    terms = iter(displacement.items())
-    return Displacement(dict(itertools.islice(terms, count))), Displacement(dict(terms))
+def _parts(update: Update, keys: int | None) -> list[Update]:
+    """The update as several with at most so many keys, to be written one after the other; the first one shrinks."""
+    terms = list(update.displacement.items())
+    if keys is None or len(terms) <= keys:
+        return [update]
+    pieces = [Displacement(dict(terms[start : start + keys])) for start in range(0, len(terms), keys)]
+    return [Update(piece, 0.0 if number else update.shrink) for number, piece in enumerate(pieces)]
 
 
 def selected(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
