@@ -33,7 +33,7 @@ from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS
 from zofo.objectives import classification_loss
-from zofo.training import RunConfig, evaluate, load_material, read_config, tune_lr
+from zofo.training import RunConfig, load_material, read_config, tune_lr
 from zofo.training.material import Material, setting_of
 
 LOW_RANK, RADEMACHER = {"name": "low-rank"}, {"name": "low-rank", "factors": "rademacher"}
@@ -107,9 +107,7 @@ class Bench:
 
         def look(steps: int) -> None:
             with method.using("model"):
-                seen = evaluate(
-                    model, material.encoded["validation"][:JUDGED], material.make, material.task.metric, 32, Counts()
-                )
+                seen = material.scorer.evaluate(model, material.encoded["validation"][:JUDGED], Counts())
             curve.append({"queries": method.counts.queries, "steps": steps, **seen.as_dict()})
 
         look(0)

@@ -52,7 +52,7 @@ def write_task(path, **changes):
         "metric": "accuracy",
         "source": {"hub": "nobody/nothing"},
         "splits": {split: {"from": split} for split in ("train", "validation", "test")},
-        "template": "{sentence} It was",
+        "template": "{{ sentence }} It was",
         "label": "label",
         "verbalizers": {0: " terrible", 1: " great"},
     }
@@ -123,7 +123,8 @@ def test_unknown_kind_split_and_variant(refused, given):
         ({"text": "a joy", "label": 1}, "the column 'sentence', which the task 'movie-reviews' needs, is missing"),
         ({"sentence": "a joy", "gold": 1}, "the column 'label', which the task 'movie-reviews' needs, is missing"),
         ({"sentence": "a joy", "label": 2}, "column 'label' is 2, which no verbalizer of 'movie-reviews' stands for"),
-        ({"sentence": "a joy", "label": "1"}, "column 'label' is '1', which no verbalizer"),
+        ({"sentence": "a joy", "label": "one"}, "column 'label' is 'one', which no verbalizer"),
+        ({"sentence": "a joy", "label": 1.5}, "column 'label' is 1.5, which no verbalizer"),
         ({"sentence": " ", "label": 1}, "column 'sentence' is empty"),
         ({"sentence": 3.5, "label": 1}, "column 'sentence' is 3.5, not a text"),
         ([1, 2], "a list, not an object with named columns"),
@@ -184,7 +185,9 @@ def test_verbalizers_whose_tokens_clash(refused, tokenizer, data_dir, tmp_path):
 
 def test_task_files_with_mistakes(refused, given, tmp_path):
     for changes, message, hint in (
-        ({"template": "{sentence.__class__}"}, "template: 'sentence.__class__' in the template is not a plain", ""),
+        ({"template": "{sentence} It was"}, "prompts.default.template: columns stand in double braces", ""),
+        ({"template": "{{ sentence It was"}, "prompts.default.template: '{{ sentence It was' is not a template", ""),
+        ({"template": "It was"}, "prompts.default.template: the template names no column", ""),
         ({"metric": "acuracy"}, "unknown metric 'acuracy'. Did you mean 'accuracy'?", "accuracy"),
         ({"verbaliser": {}}, "verbaliser: unknown key", "did you mean 'verbalizers'?"),
         ({"splits": {"train": {"from": "train"}}}, "splits: the split 'validation' is not defined", ""),
@@ -193,6 +196,23 @@ def test_task_files_with_mistakes(refused, given, tmp_path):
         shown = refused("train", *given, f"task={task}")
         assert shown[0].startswith(f"{task}: {message}")
         assert hint in shown[1]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ sentence.__class__.__mro__ }} It was",
+        "{{ sentence.upper.__globals__ }} It was",
+        "{{ row.__init__.__globals__ }} {{ sentence }} It was",
+        "{% set x = sentence.__class__ %}{{ x.mro() }} It was",
+    ],
+)
+def test_a_template_cannot_reach_python(refused, given, tmp_path, template):
+    task = write_task(tmp_path / "mine.yaml", template=template)
+    message, hint = refused("train", *given, f"task={task}")
+    assert "train.jsonl:1: the template " in message
+    assert " cannot be filled: " in message
+    assert "zofo copy" in hint
 
 
 # no Hub, no cache
@@ -323,9 +343,9 @@ def test_bad_use_of_a_run(refused, run, tokenizer, tmp_path):
         (["training.queries=47"], "training.queries is 47, but one step of 'bilevel' takes 72", "training.queries=72"),
         (["method=mezo", "training.queries=7"], "training.queries is 7, but one step of 'mezo' takes 8", "=8"),
         (["method=first-order", "method.parameters=partial"], "method.layers is None", "partial"),
-        (["method=first-order", "method.layers=['*.1.*']"], "method.parameters is 'lora'", "partial"),
+        (["method=first-order", "method.layers=['*.1.*']"], "method.parameters is 'adapter'", "partial"),
         (["method=mezo", "method.select=['*.7.*']"], "the pattern '*.7.*' matches none", "model."),
-        (["method.lora.target_modules=[nothing]"], "LoRA cannot be attached", "lora.target_modules"),
+        (["method.adapter.target_modules=[nothing]"], "LoRA cannot be attached", "adapter.target_modules"),
         (
             ["method=mezo", "model.dtype=bfloat16", "method.noise=gaussian"],
             "moving bfloat16 weights in place",

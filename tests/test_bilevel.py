@@ -173,7 +173,7 @@ def test_one_z_serves_all_three_terms_and_the_log_holds_each():
 def language_setting():
     tokenizer = build_tokenizer()
     model = build_model("llama", len(tokenizer))
-    examples = [Example(f"a joy film number {i} . It was", (" terrible", " great"), i % 2) for i in range(24)]
+    examples = [Example(f"a joy film number {i} . It was", (" terrible", " great"), (i % 2,)) for i in range(24)]
     from zofo.objectives import classification_loss
 
     def make(chosen):

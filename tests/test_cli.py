@@ -15,7 +15,9 @@ import zofo
 from conftest import review_rows, write_rows
 from zofo.methods import METHODS
 from zofo.noise import NOISES
+from zofo.objectives import OBJECTIVES
 from zofo.rules import RULES
+from zofo.tasks import METRICS, load_task, task_names
 from zofo.training import RunFolder, Trajectory
 
 
@@ -45,7 +47,9 @@ def test_train_from_a_file_and_overrides(run_zofo, given, tmp_path):
     assert f"accuracy {100 * summary['accuracy']:.1f} % on validation" in out
     assert "after 16 queries" in out
     assert f"run: {run}" in out.splitlines()
-    assert [line.split("  ")[:2] for line in err.splitlines()] == [
+    note, *lines = err.splitlines()
+    assert note.startswith("trains 20 tensors: model.embed_tokens.weight, ")
+    assert [line.split("  ")[:2] for line in lines] == [
         ["mezo", "step 1/2"],
         ["mezo", "step 2/2"],
         ["mezo", "after 2 steps"],
@@ -112,7 +116,7 @@ def test_predict(run_zofo, trained):
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["text"] for row in rows] == ["a joy", "ein schöner Film"]
     for row in rows:
-        assert (row["label"], row["verbalizer"]) in ((0, " terrible"), (1, " great"))
+        assert (row["label"], row["answer"]) in ((0, " terrible"), (1, " great"))
         assert 0.5 <= row["probability"] <= 1
     _, alone, _ = run_zofo("predict", trained, "a joy", "--json", "--variant", "adapter")
     assert json.loads(alone)["probability"] == pytest.approx(rows[0]["probability"], abs=1e-5)
@@ -141,14 +145,21 @@ def test_list(run_zofo):
     code, out, _ = run_zofo("list", "--json")
     assert code == 0
     found = json.loads(out)
-    assert set(found) == {"models", "tasks", "methods", "noises", "estimators", "rules", "evaluators"}
+    kinds = {"models", "tasks", "methods", "noises", "estimators", "rules", "evaluators", "objectives", "metrics"}
+    assert kinds <= set(found)
     assert set(found["methods"]) == set(METHODS)
     assert set(found["noises"]) == set(NOISES)
     assert set(found["rules"]) == set(RULES)
+    assert set(found["objectives"]) == set(OBJECTIVES)
+    assert set(found["metrics"]) == set(METRICS)
     assert "smollm2-135m" in found["models"]
     assert all(about.strip() for entries in found.values() for about in entries.values())
     code, out, _ = run_zofo("list", "rules", "--json")
     assert json.loads(out) == {"rules": found["rules"]}
+    for kind in ("objectives", "metrics"):
+        code, out, _ = run_zofo("list", kind)
+        assert code == 0
+        assert all(name in out for name in found[kind])
     code, out, _ = run_zofo("list")
     assert code == 0
     assert all(name in out for entries in found.values() for name in entries)
@@ -168,7 +179,7 @@ def test_env(run_zofo):
 def test_help_is_there_for_every_verb(run_zofo):
     code, out, _ = run_zofo("--help")
     assert code == 0
-    verbs = ("train", "eval", "predict", "preview", "list", "env", "demo", "bench", "tune")
+    verbs = ("train", "eval", "predict", "preview", "validate", "copy", "list", "env", "demo", "bench", "tune")
     assert all(verb in out for verb in verbs)
     for verb in verbs:
         code, out, _ = run_zofo(verb, "--help")
@@ -195,6 +206,85 @@ def test_a_non_finite_run_is_exit_code_1(run_zofo, given, tmp_path):
     assert RunFolder.open(run).summary["stopped"] in err.replace("\n", "\n  ")
 
 
+def test_validate(run_zofo, data_dir):
+    code, out, err = run_zofo("validate", "--data-dir", data_dir)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "movie-reviews: classification, scored by accuracy"
+    assert [line.partition(":")[0] for line in lines[2:5]] == ["review", "question", "none"]
+    assert "train: 60 rows; majority 50.0 % (0: 30, 1: 30)" in lines
+    assert "validation: 12 rows; majority 50.0 % (0: 6, 1: 6)" in lines
+    assert lines[-1] == "every row can be used"
+    code, out, _ = run_zofo("validate", "--data-dir", data_dir, "--json", "task.max_rows=3")
+    report = json.loads(out)
+    assert code == 0
+    assert report["splits"]["train"] == {"rows": 3, "right": {"0": 2, "1": 1}, "majority": pytest.approx(2 / 3)}
+    assert [name for name, _, _ in report["example"]] == report["task"]["prompts"]
+    assert report["example"][0] == ["review", "dull film number 0 It was", " terrible"]
+    code, out, _ = run_zofo("validate", "--data-dir", data_dir, "--json", "task.prompt=none")
+    assert [name for name, _, _ in json.loads(out)["example"]] == ["none"]
+
+
+def test_validate_finds_the_row_that_cannot_be_used(run_zofo, data_dir):
+    write_rows(data_dir / "test.jsonl", [*review_rows(5), {"sentence": "a joy", "label": 9}])
+    code, out, err = run_zofo("validate", "--data-dir", data_dir)
+    assert (code, out) == (2, "")
+    assert f"error: {data_dir}/test.jsonl:6: column 'label' is 9, which no verbalizer" in err
+    assert "hint: " in err
+
+
+def test_copy_edit_and_validate(run_zofo, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run_zofo("copy", "movie-reviews", "mine.yaml")
+    assert code == 0
+    assert out == "wrote mine.yaml; edit it, then: zofo validate task=mine.yaml\n"
+    _, packaged, _ = run_zofo("validate", "--data-dir", data_dir)
+    code, copied, _ = run_zofo("validate", "task=mine.yaml", "--data-dir", data_dir)
+    assert (code, copied) == (0, packaged)
+    file = tmp_path / "mine.yaml"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("{{ sentence }} It was", "So {{ sentence }} is"), encoding="utf-8")
+    code, out, _ = run_zofo("validate", "task=mine.yaml", "--data-dir", data_dir, "--json")
+    assert json.loads(out)["example"][0][1] == "So dull film number 0 is"
+    file.write_text(text.replace("{{ sentence }} It was", "{{ sentnce }} It was"), encoding="utf-8")
+    code, _, err = run_zofo("validate", "task=mine.yaml", "--data-dir", data_dir)
+    assert code == 2
+    assert "train.jsonl:1: the column 'sentnce', which the task 'movie-reviews' needs, is missing" in err
+    file.write_text(text.replace("kind:", "knd:"), encoding="utf-8")
+    code, _, err = run_zofo("validate", "task=mine.yaml", "--data-dir", data_dir)
+    assert code == 2
+    assert "mine.yaml: " in err
+    assert "knd" in err
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_packaged_task_can_be_copied(run_zofo, tmp_path, name):
+    file = tmp_path / f"{name}.yml"
+    assert run_zofo("copy", name, file)[0] == 0
+    assert load_task(str(file)) == load_task(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "message", "hint"),
+    [
+        ("movie-reviews", "there.yaml", "'there.yaml' exists", "remove it"),
+        ("movie-review", "new.yaml", "unknown task 'movie-review'. Did you mean 'movie-reviews'?", "sst2"),
+        ("sst2", "new.txt", "'new.txt' is no name for a task file", "new.yaml"),
+        ("sst2", "new", "'new' is no name for a task file", "new.yaml"),
+        ("sst2", "nowhere/new.yaml", "cannot write 'nowhere/new.yaml': No such file or directory", ""),
+    ],
+)
+def test_copies_that_cannot_be_made(run_zofo, tmp_path, monkeypatch, name, file, message, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.yaml").write_text("precious", encoding="utf-8")
+    code, out, err = run_zofo("copy", name, file)
+    assert (code, out) == (2, "")
+    assert f"error: {message}" in err
+    assert hint in err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.yaml"]
+    assert (tmp_path / "there.yaml").read_text(encoding="utf-8") == "precious"
+
+
 def test_a_users_own_task_works_end_to_end_without_code(run_zofo, model_folder, tmp_path):
     task = tmp_path / "claims.yaml"
     task.write_text(
@@ -208,7 +298,7 @@ splits:
   train: {from: all}
   validation: {from: all, size: 6}
   test: {from: held-out}
-template: "{premise} So {claim} ?"
+template: "{{ premise }} So {{ claim }} ?"
 label: answer
 verbalizers:
   "yes": " yes"
@@ -239,7 +329,7 @@ verbalizers:
     assert json.loads(out)["label"] in ("yes", "no", "unsure")
     code, _, err = run_zofo("predict", run, "a film")
     assert code == 2
-    assert "text 1: the task needs the columns premise, claim" in err
+    assert "text 1: the task needs the columns claim, premise" in err
 
 
 # real processes

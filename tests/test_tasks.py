@@ -11,8 +11,8 @@ import yaml
 
 from conftest import review_rows, write_rows
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
-from zofo.tasks import METRICS, SPLITS, Batches, TaskConfig, load_examples, load_task, render_prompt, task_names
-from zofo.tasks.task import label_index, parse_task
+from zofo.tasks import SPLITS, Batches, TaskConfig, load_examples, load_task, render, task_names
+from zofo.tasks.task import parse_task
 
 MINE = {
     "name": "mine",
@@ -21,7 +21,7 @@ MINE = {
     "metric": "accuracy",
     "source": {"hub": "nobody/nothing"},
     "splits": {split: {"from": split} for split in SPLITS},
-    "template": "{sentence} It was",
+    "template": "{{ sentence }} It was",
     "label": "label",
     "verbalizers": {0: " terrible", 1: " great"},
 }
@@ -32,23 +32,6 @@ def mine(**changes):
 
 
 # task files
-
-
-@pytest.mark.parametrize("name", task_names())
-def test_packaged_tasks_load_and_render(name, data_dir):
-    task = load_task(name)
-    assert task.name == name
-    assert task.about
-    assert task.metric in METRICS
-    row = {**dict.fromkeys(task.columns, "a joy"), task.label: task.labels[-1]}
-    prompt = render_prompt(task, row, "here")
-    assert "a joy" in prompt
-    assert "{" not in prompt
-    examples = load_examples(task, TaskConfig(name=name, data_dir=data_dir))
-    assert set(examples) == set(SPLITS)
-    for split in SPLITS:
-        assert {e.gold for e in examples[split]} == set(range(len(task.labels)))
-        assert all(e.candidates == tuple(task.verbalizers.values()) for e in examples[split])
 
 
 def test_both_packaged_tasks_are_there():
@@ -63,18 +46,15 @@ def test_unknown_task_names_get_the_nearest():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (
-            {"template": "{sentence.__class__} It was"},
-            "'sentence.__class__' in the template is not a plain column name",
-        ),
-        ({"template": "{sentence[0]} It was"}, "'sentence[0]' in the template"),
-        ({"template": "{0} It was"}, "'0' in the template"),
-        ({"template": "{} It was"}, "'' in the template"),
-        ({"template": "{sentence!r} It was"}, "write {column}"),
-        ({"template": "{sentence:>999999999999} It was"}, "write {column}"),
-        ({"template": "{sentence:{label}} It was"}, "write {column}"),
-        ({"template": "It was"}, "names no column"),
-        ({"template": "{sentence It was"}, "template"),
+        ({"template": "{sentence} It was"}, "columns stand in double braces; write for example"),
+        ({"template": "It was"}, "the template names no column"),
+        ({"template": "{{ sentence It was"}, "is not a template"),
+        ({"template": "{{ sentence }} {% if %}"}, "is not a template"),
+        ({"prompts": {"a": "{{ sentence }}"}}, "give template or prompts, not both"),
+        ({"choices": [" a", " b"]}, "'choices' has no meaning in a classification task"),
+        ({"metric": "token-f1"}, "the metric 'token-f1' has no meaning for a classification task"),
+        ({"also": ["em", "bleu"]}, "unknown metric 'bleu'"),
+        ({"texts": ["no column"]}, "the template names no column"),
         ({"metric": "acuracy"}, "unknown metric 'acuracy'. Did you mean 'accuracy'?"),
         ({"metric": 3}, "metric"),
         ({"kind": "regression"}, "kind"),
@@ -101,10 +81,26 @@ def test_task_files_that_cannot_work_are_refused_with_file_and_key(changes, says
     assert "\n" not in refused.value.message
 
 
-@pytest.mark.parametrize("missing", list(MINE))
-def test_a_missing_key_is_named(missing):
-    with pytest.raises(ConfigError, match=f"^mine.yaml: {missing}: Field required$"):
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        *((key, f"{key}: Field required") for key in ("name", "version", "kind", "metric", "splits")),
+        ("template", "prompts: Field required"),
+        ("label", "'label' is missing: the column that holds what is right"),
+        ("verbalizers", "a classification task needs 'verbalizers'"),
+    ],
+)
+def test_a_missing_key_is_named(missing, says):
+    with pytest.raises(ConfigError) as refused:
         parse_task({key: value for key, value in MINE.items() if key != missing}, "mine.yaml")
+    assert refused.value.message == f"mine.yaml: {says}"
+
+
+def test_a_task_without_a_source_needs_rows_of_ones_own():
+    with pytest.raises(ConfigError, match="the task 'mine' has no source of its own"):
+        load_examples(
+            parse_task({key: value for key, value in MINE.items() if key != "source"}, "mine.yaml"), TaskConfig()
+        )
 
 
 def test_unknown_keys_of_a_task_file_get_the_nearest():
@@ -165,7 +161,8 @@ def test_a_good_row_is_rendered(tmp_path):
         ({"sentence": "a joy"}, "column 'label', which the task 'mine' needs, is missing; the row has 'sentence'"),
         ({}, "is missing; the row has nothing"),
         ({"sentence": "a joy", "label": 2}, "column 'label' is 2, which no verbalizer of 'mine' stands for"),
-        ({"sentence": "a joy", "label": "1"}, "column 'label' is '1'"),
+        ({"sentence": "a joy", "label": "one"}, "column 'label' is 'one'"),
+        ({"sentence": "a joy", "label": -1}, "a label that the data set's authors keep to themselves"),
         ({"sentence": "a joy", "label": None}, "column 'label' is None"),
         ({"sentence": "a joy", "label": [1]}, "column 'label' is [1]"),
         ({"sentence": "", "label": 1}, "column 'sentence' is empty"),
@@ -370,16 +367,11 @@ def test_an_unknown_embedded_data_set_gets_the_nearest():
         load_examples(mine(source={"embedded": "movie-review"}), TaskConfig())
 
 
-def test_accuracy_is_the_share_of_right_ones():
-    assert METRICS["accuracy"]([0, 1, 1, 0], [0, 1, 0, 0]) == 0.75
-    assert METRICS["accuracy"]([2], [1]) == 0.0
-
-
 def test_a_users_own_task_is_a_file(tmp_path):
     """Text labels, several columns, verbalizers of several words: no code."""
     content = {
         **MINE,
-        "template": "{premise}\nQuestion: {claim}? Answer:",
+        "template": "{{ premise }}\nQuestion: {{ claim }}? Answer:",
         "label": "answer",
         "verbalizers": {"yes": " yes", "no": " no", "unsure": " it is not clear"},
     }
@@ -403,5 +395,5 @@ def test_every_error_of_a_user_is_a_zofo_error():
 
 def test_truth_values_are_the_labels_0_and_1():
     task = load_task("sst2")
-    for value, gold in ((False, 0), (True, 1)):
-        assert label_index(task, value, "here") == gold
+    for value, gold in ((False, 0), (True, 1), ("0", 0), (" 1", 1)):
+        assert render(task, {"sentence": "a joy", "label": value}, "here").golds == (gold,)

@@ -17,7 +17,7 @@ import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
-from conftest import build_model, review_rows, write_rows
+from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.errors import ConfigError, DataError, NonFiniteError, RunError
 from zofo.methods import METHODS, Bilevel, BilevelConfig, FirstOrder, FirstOrderConfig, MeZO, MeZOConfig, Setting
 from zofo.training import RunFolder, Trajectory, read_config, train
@@ -29,8 +29,16 @@ SHORT = {
     "bilevel": {"name": "bilevel", "batch_size": BATCH, "inner_steps": T, "lr_lower": 0.01, "lr_adapter": 0.02}
     | {"rule": {"lr": 1e-5}},
     "first-order": {"name": "first-order", "batch_size": BATCH, "lr": 0.02},
+    "two-stage": {"name": "two-stage", "batch_size": BATCH, "adapter_steps": 2, "lr_adapter": 0.02}
+    | {"rule": {"lr": 1e-3}},
+    "zero-shot": {"name": "zero-shot"},
+    "in-context": {"name": "in-context"},
+    "linear-probe": {"name": "linear-probe", "batch_size": BATCH},
 }
 """A method's configuration for a short run that changes a tiny model visibly."""
+
+TRAINING = [name for name in METHODS if METHODS[name].fixed_steps is None]
+"""The methods that make steps; tests/test_reading_methods.py has the others."""
 
 MEZO, BILEVEL, FIRST_ORDER = SHORT["mezo"], SHORT["bilevel"], SHORT["first-order"]
 IN_PLACE = {"noise": "gaussian"}
@@ -56,8 +64,10 @@ RESTORED = {
     "bilevel, per-example": BILEVEL | {"directions": "per-example"},
     "bilevel with SGD and Adam above": BILEVEL
     | {"optimizer": "sgd", "lr_lower": 1.0, "lr_adapter": 1.0, "rule": {"name": "dense-adam", "lr": 2e-3}},
+    "two-stage": SHORT["two-stage"],
+    "two-stage in place": SHORT["two-stage"] | IN_PLACE,
     "LoRA": FIRST_ORDER,
-    "LoRA with SGD": FIRST_ORDER | {"optimizer": "sgd", "lr": 1.0, "lora": {"rank": 2, "alpha": 8}},
+    "LoRA with SGD": FIRST_ORDER | {"optimizer": "sgd", "lr": 1.0, "adapter": {"rank": 2, "alpha": 8}},
     "all weights": FIRST_ORDER | {"parameters": "all", "lr": 1e-3},
     "all weights with SGD": FIRST_ORDER | {"parameters": "all", "optimizer": "sgd", "lr": 0.05},
     "named layers": FIRST_ORDER | {"parameters": "partial", "layers": ["*.layers.1.*"], "lr": 5e-3},
@@ -100,7 +110,7 @@ def test_every_registered_method_has_a_short_run():
     assert set(SHORT) == set(METHODS)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_run_leaves_the_whole_folder(configured, name):
     config = configured(SHORT[name], eval_every=2)
     run = train(config)
@@ -123,7 +133,7 @@ def test_a_run_leaves_the_whole_folder(configured, name):
     assert run.trajectory.is_file() == (name != "first-order")
     if run.trajectory.is_file():
         trajectory = Trajectory.read(run.trajectory)
-        assert len(trajectory.updates) == 4
+        assert len(trajectory.updates) == 4 - SHORT[name].get("adapter_steps", 0)
         assert trajectory.whole
         assert trajectory.header["seed"] == config.training.seed
     assert set(run.digests()) == set(run.summary["parts"])
@@ -310,7 +320,7 @@ def test_an_unknown_variant_is_refused(configured):
 # determinism
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_seed_decides_everything(configured, name):
     def everything(run):
         lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
@@ -376,12 +386,14 @@ def test_work_is_counted_step_by_step_and_evaluation_apart(configured, method, f
     assert work == {"forwards": 3 * evaluations, "backwards": 0, "queries": 12 * evaluations}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_budget_of_queries_pays_for_whole_steps(configured, name):
-    step = {"mezo": 2 * BATCH, "first-order": BATCH, "bilevel": (T + 8) * BATCH}[name]
-    for budget in (3 * step, 4 * step - 1):
+    step = {"mezo": 2 * BATCH, "first-order": BATCH, "bilevel": (T + 8) * BATCH}.get(name, BATCH)
+    three = 2 * BATCH + 2 * BATCH if name == "two-stage" else 3 * step
+    for budget in (three, three + step - 1):
         run = train(configured(SHORT[name], f"run-{budget}", queries=budget))
-        assert run.summary["queries"] == 3 * step
+        assert run.summary["queries"] == three
+        assert run.summary["steps"] == 3
     with pytest.raises(ConfigError, match=f"one step of '{name}' takes {step}") as refused:
         train(configured(SHORT[name], "none", queries=step - 1))
     assert f"training.queries={step}" in refused.value.hint
@@ -426,7 +438,7 @@ def fail_after_a_step(configured, method, model):
     raise AssertionError("every run failed in its first step")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, poisoned, name):
     run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
     assert error.exit_code == 1
@@ -441,7 +453,7 @@ def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, 
     assert set(run.digests()) == set(run.summary["parts"])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINING)
 def test_a_failed_step_updates_nothing(configured, poisoned, name):
     """What is left is, bit for bit, what a run that ends before the failing step leaves."""
     run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
@@ -482,7 +494,7 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINING)
 def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
     config = configured(SHORT[name], steps=10)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
@@ -514,7 +526,8 @@ def test_a_run_never_overwrites_another(configured):
 def test_progress_is_plain_lines_when_there_is_no_terminal(configured):
     shown = io.StringIO()
     train(configured(MEZO, steps=3, eval_every=2), Console(file=shown))
-    lines = shown.getvalue().splitlines()
+    note, *lines = shown.getvalue().splitlines()
+    assert note.startswith("trains 20 tensors: model.embed_tokens.weight, ")
     assert [line.split("  ")[1] for line in lines] == [
         "step 1/3",
         "step 2/3",
@@ -570,3 +583,153 @@ def test_a_second_method_on_a_model_that_carries_adapters_is_refused(tokenizer):
     for build in (lambda: MeZO(MeZOConfig(), setting), lambda: FirstOrder(FirstOrderConfig(), setting)):
         with pytest.raises(ConfigError, match="carries"):
             build()
+
+
+# heads
+
+CLASSES = {
+    "classification": transformers.AutoModelForSequenceClassification,
+    "masked-lm": transformers.AutoModelForMaskedLM,
+}
+ON_HEADS = {
+    "mezo": MEZO | {"rule": {"lr": 1e-2}},
+    "mezo in place": MEZO | {"evaluator": "in-place", "rule": {"lr": 1e-2}},
+    "mezo, per-example": MEZO | {"directions": "per-example", "rule": {"lr": 1e-2}},
+    "the head": FIRST_ORDER | {"parameters": "head", "lr": 0.05},
+    "LoRA": FIRST_ORDER | {"adapter": "lora"},
+    "all weights": FIRST_ORDER | {"parameters": "all", "lr": 5e-3},
+    "bilevel": BILEVEL,
+    "two-stage": SHORT["two-stage"],
+}
+
+
+@pytest.fixture(scope="module")
+def headed(tmp_path_factory):
+    """The folder of a tiny model with a head, by kind and head."""
+    folder = tmp_path_factory.mktemp("headed")
+
+    def build(kind, head="classification"):
+        path = folder / f"{kind}-{head}"
+        if not path.exists():
+            own = build_tokenizer(bos=True)
+            if head == "masked-lm":
+                own.add_special_tokens({"mask_token": "[MASK]"})
+            build_model(kind, len(own), seed=1, head=CLASSES[head]).save_pretrained(path)
+            own.save_pretrained(path)
+        return path
+
+    return build
+
+
+def comes_back(config, run):
+    """The run scores as it did at its end, and unlike the model before; and it answers."""
+    assert abs(evaluate_zero_shot(config).loss - run.summary["loss"]) > 1e-4
+    for variant, trained in run.summary["variants"].items():
+        restored = evaluate_run(run.path, variant=variant)
+        assert restored.loss == pytest.approx(trained["loss"], abs=1e-5)
+        assert restored.score == trained["accuracy"]
+    for answer in predict(run.path, ["a joy", "dull film"]):
+        assert (answer.label, answer.answer) in ((0, " terrible"), (1, " great"))
+        assert 0.5 <= answer.probability <= 1
+
+
+@pytest.mark.parametrize("case", ON_HEADS)
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_classification_head_is_trained_and_comes_back(configured, headed, kind, case):
+    config = configured(ON_HEADS[case], model=headed(kind))
+    comes_back(config, train(config))
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "opt", "llama"])
+@pytest.mark.parametrize("case", ["mezo", "the head"])
+def test_heads_of_other_architectures_are_trained_and_come_back(configured, headed, kind, case):
+    config = configured(ON_HEADS[case], model=headed(kind))
+    comes_back(config, train(config))
+
+
+@pytest.mark.parametrize("case", ["mezo", "mezo in place", "the head", "LoRA", "all weights", "bilevel"])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_masked_language_model_is_trained_and_comes_back(configured, headed, kind, case):
+    config = configured(ON_HEADS[case], model=headed(kind, "masked-lm"))
+    comes_back(config, train(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    [("bert", "classification"), ("roberta", "classification"), ("distilbert", "classification")]
+    + [("gpt2", "classification"), ("opt", "classification"), ("llama", "classification")]
+    + [("bert", "masked-lm"), ("roberta", "masked-lm")],
+)
+def test_in_the_forward_and_in_place_are_the_same_run_on_a_head(configured, headed, kind, head):
+    runs = [
+        train(configured(MEZO | {"evaluator": evaluator}, evaluator, model=headed(kind, head), steps=3))
+        for evaluator in ("in-forward", "in-place")
+    ]
+    one, other = (lines_of(run, "step") for run in runs)
+    assert len(one) == 3
+    for left, right in zip(one, other, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-4)
+        slope = right["projected_gradient_0"]
+        assert left["projected_gradient_0"] == pytest.approx(slope, rel=1e-2, abs=2e-2)
+    assert runs[0].summary["loss"] == pytest.approx(runs[1].summary["loss"], rel=1e-3)
+
+
+def test_training_the_head_leaves_the_body_alone(configured, headed):
+    run = train(configured(ON_HEADS["the head"], model=headed("bert")))
+    weights = load_file(run.path / "weights.safetensors")
+    base = load_file(headed("bert") / "model.safetensors")
+    assert set(weights) == {"classifier.weight", "classifier.bias"}
+    assert all(not torch.equal(weights[name], base[name]) for name in weights)
+
+
+def test_a_head_that_the_checkpoint_does_not_bring_comes_back_too(configured, tokenizer, tmp_path):
+    """It is drawn anew when the run is restored: the same, by its seed."""
+    path = tmp_path / "bare"
+    build_model("gpt2", len(tokenizer), head=transformers.AutoModel).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    model = {"name": str(path), "head": "classification", "head_seed": 3}
+    config = configured(MEZO | {"rule": {"lr": 1e-2}})
+    config = config.model_copy(update={"model": config.model.model_validate(model)})
+    run = train(config)
+    comes_back(config, run)
+    other = config.model.model_copy(update={"head_seed": 4})
+    moved = config.model_copy(update={"model": other, "run": tmp_path / "other"})
+    assert train(moved).summary["loss"] != pytest.approx(run.summary["loss"], abs=1e-6)
+
+
+def test_a_head_of_three_labels_and_a_pair_of_texts(configured, headed, tmp_path, tokenizer):
+    path = tmp_path / "bare"
+    build_model("bert", len(tokenizer), head=transformers.AutoModel).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    task = tmp_path / "pairs.yaml"
+    task.write_text(
+        """
+name: pairs
+version: 1
+kind: classification
+metric: accuracy
+template: "{{ one }} and {{ two }} ?"
+texts: ["{{ one }}", "{{ two }}"]
+label: label
+verbalizers: {"yes": " yes", "no": " no", "maybe": " maybe"}
+splits: {train: {from: train}, validation: {from: train, size: 9}, test: {from: train, size: 3}}
+""",
+        encoding="utf-8",
+    )
+    rows = [
+        {"one": f"film {i % 5}", "two": ("dull", "warm", "a joy")[i % 3], "label": ("yes", "no", "maybe")[i % 3]}
+        for i in range(42)
+    ]
+    write_rows(tmp_path / "rows" / "train.jsonl", rows)
+    config = read_config(
+        model={"name": str(path), "head": "classification"},
+        task={"name": str(task), "data_dir": str(tmp_path / "rows")},
+        method=FIRST_ORDER | {"parameters": "all", "lr": 1e-2},
+        training={"steps": 40},
+        run=str(tmp_path / "pairs"),
+    )
+    run = train(config)
+    assert run.summary["accuracy"] == 1.0
+    assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], abs=1e-5)
+    found = predict(run.path, [json.dumps({"one": "film 3", "two": two}) for two in ("dull", "warm", "a joy")])
+    assert [one.label for one in found] == ["yes", "no", "maybe"]

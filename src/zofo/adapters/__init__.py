@@ -1,6 +1,21 @@
-"""Small first-order adapters, through peft."""
+"""Small adapters, through peft: LoRA, DoRA, IA3, prefix and prompt."""
 
-from zofo.adapters.base import Adapters
-from zofo.adapters.lora import LoraAdapters, LoraConfig, load_adapter
+from zofo.adapters.base import ADAPTERS, AdapterConfig, Adapters, PeftAdapters, carries_adapters, kind_of
+from zofo.adapters.loading import load_adapter
+from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
+from zofo.adapters.virtual_tokens import PrefixAdapters, PromptAdapters
 
-__all__ = ["Adapters", "LoraAdapters", "LoraConfig", "load_adapter"]
+__all__ = [
+    "ADAPTERS",
+    "AdapterConfig",
+    "Adapters",
+    "DoraAdapters",
+    "Ia3Adapters",
+    "LoraAdapters",
+    "PeftAdapters",
+    "PrefixAdapters",
+    "PromptAdapters",
+    "carries_adapters",
+    "kind_of",
+    "load_adapter",
+]

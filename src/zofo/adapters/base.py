@@ -1,17 +1,30 @@
-"""The contract of adapters: named sets of small tensors on one model, of which one set is active at a time."""
+"""The contract of adapters: named sets of small tensors on one model, of which one set is active at a time.
+
+Adapters come from peft. Those that sit in place of layers are peft's through and through; for those of virtual tokens,
+peft holds the tensors and the file format, and `zofo.adapters.injection` puts them into the model's forward.
+"""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
+import torch
 from torch import nn
+
+from zofo.backbone import save_tensors
+from zofo.config import PartConfig, named
+from zofo.errors import ConfigError
+from zofo.registry import Registry
 
 
 class Adapters(ABC):
-    """Named adapters of one model. All start equal and leave the model's function as it was.
+    """Named adapters of one model, which all start equal.
 
     Attributes:
         names: of the adapters; the first is active at the start.
@@ -45,3 +58,159 @@ class Adapters(ABC):
             yield
         finally:
             self.use(before)
+
+
+class PeftAdapters(Adapters):
+    """Adapters whose tensors peft holds. The model is changed in place, and its own weights are frozen.
+
+    A kind of adapter is a final class that is built from (model, names, seed) and the options of its shape.
+
+    Attributes:
+        lr: default learning rate of first-order steps on it, by Adam.
+        zo_lr: default learning rate of zeroth-order steps on it, by SGD.
+        zo_epsilon: default epsilon of these.
+        zo_in_forward: whether a forward pass can carry directions of its tensors.
+        theta_in_forward: whether it can carry directions of the model's own weights beside it.
+    """
+
+    lr: ClassVar[float] = 1e-3
+    zo_lr: ClassVar[float] = 5e-4
+    zo_epsilon: ClassVar[float] = 1e-2
+    zo_in_forward: ClassVar[bool] = True
+    theta_in_forward: ClassVar[bool] = True
+
+    model: Any
+    _peft: Any
+    _active: str
+    _tensors: dict[str, dict[str, nn.Parameter]]
+
+    def _attach(self, model: Any, names: Sequence[str], shape: Any, hint: str) -> None:
+        """Let peft build one adapter of this shape for each name.
+
+        Args:
+            model: a transformers model.
+            names: of the adapters.
+            shape: peft's configuration.
+            hint: what to type if peft cannot.
+        """
+        import peft  # takes seconds, so only those who use adapters wait for it
+
+        if carries_adapters(model):
+            raise ConfigError("the model carries adapters already", "load it again for another method")
+        model.requires_grad_(False)
+        with quiet_peft(), torch.random.fork_rng():  # peft draws its own starts; those that matter are overwritten
+            try:
+                self._peft = peft.get_peft_model(model, copy.deepcopy(shape), adapter_name=names[0])
+                for name in names[1:]:
+                    self._peft.add_adapter(name, copy.deepcopy(shape))
+            except (ValueError, AttributeError, KeyError) as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                kind = str(getattr(shape.peft_type, "value", shape.peft_type)).replace("_", " ")
+                raise ConfigError(f"{_SHORT.get(kind, kind.lower())} cannot be attached: {first}", hint) from error
+        if shape.is_prompt_learning:  # after all were added: peft freezes every module that it finds in the model
+            model.prompt_encoder = self._peft.prompt_encoder
+        self.model, self.names, self._active = model, tuple(names), ""
+        self._tensors = {name: dict(_tensors_of(model, name)) for name in names}
+        self.use(names[0])
+        self._peft.eval()
+
+    def tensors(self, adapter: str) -> Mapping[str, nn.Parameter]:
+        """The tensors of one adapter by names that do not depend on what the adapter is called."""
+        return self._tensors[adapter]
+
+    def parameters(self, adapter: str) -> list[nn.Parameter]:
+        """The tensors of one adapter, in the model's order."""
+        return list(self._tensors[adapter].values())
+
+    @property
+    def active(self) -> str:
+        """The adapter that the model's forward uses now."""
+        return self._active
+
+    def use(self, adapter: str) -> None:
+        """Make one adapter the active one; only its parameters require a gradient."""
+        if adapter == self._active:
+            return
+        self._peft.set_adapter(adapter)
+        for name, tensors in self._tensors.items():
+            for parameter in tensors.values():
+                parameter.requires_grad_(name == adapter)
+        self._active = adapter
+
+    def save(self, adapter: str, folder: Path) -> None:
+        """Write one adapter as a folder that `PeftModel.from_pretrained` loads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        import peft
+
+        state = peft.get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
+        save_tensors(state, folder / "adapter_model.safetensors")
+        self._peft.peft_config[adapter].save_pretrained(str(folder))
+
+
+ADAPTERS: Registry[type[PeftAdapters]] = Registry("adapter")
+
+
+class AdapterConfig(PartConfig):
+    """The adapter, with the options of its shape."""
+
+    registry = ADAPTERS
+    default = "lora"
+
+    @property
+    def kind(self) -> type[PeftAdapters]:
+        """The class of the adapter, which knows its defaults."""
+        return ADAPTERS[self.name]
+
+
+def carries_adapters(model: nn.Module) -> bool:
+    """Whether adapters are attached to a model already."""
+    return any(_holder(name.split(".")) is not None for name, _ in model.named_parameters())
+
+
+def task_type(model: Any) -> str | None:
+    """What peft calls the model's task: with one, it also trains and saves a classification head."""
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return "SEQ_CLS"
+    generates = getattr(model, "can_generate", lambda: False)()
+    return "CAUSAL_LM" if generates and hasattr(model, "prepare_inputs_for_generation") else None
+
+
+def kind_of(given: Any) -> type[PeftAdapters] | None:
+    """The class of the adapter that a method's configuration, as it is written, asks for; None for none, or a mistake.
+
+    Args:
+        given: what `adapter` is set to: a name, or a group with or without one.
+    """
+    name = named(given).get("name", AdapterConfig.default) if isinstance(given, str | dict) else None
+    if not isinstance(name, str) or name not in ADAPTERS:
+        return None
+    return ADAPTERS[name]
+
+
+_SHORT = {"LORA": "LoRA", "IA3": "IA3"}
+_HOLDERS = ("modules_to_save", "prompt_encoder")
+
+
+def _holder(parts: Sequence[str]) -> int | None:
+    """The place in a parameter's name after which the name of its adapter stands; None for the model's own."""
+    for place, part in enumerate(parts):
+        if part in _HOLDERS or part.startswith(("lora_", "ia3_")):
+            return place
+    return None
+
+
+def _tensors_of(model: nn.Module, adapter: str) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        place = _holder(parts)
+        if place is not None and parts[place + 1 : place + 2] == [adapter]:
+            yield ".".join(parts[: place + 1] + parts[place + 2 :]), parameter
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the notes that transformers addresses to peft, and peft's on layers it sets right by itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)
+        yield

@@ -1,150 +1,155 @@
-"""LoRA adapters through peft: the only place where peft is used."""
+"""Adapters that sit in place of the model's layers: LoRA, DoRA and IA3."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.adapters.base import Adapters
-from zofo.backbone import save_tensors
-from zofo.config import Config
+from zofo.adapters.base import ADAPTERS, PeftAdapters, task_type
+from zofo.config import Positive
 from zofo.displacement import Key
-from zofo.errors import ConfigError, RunError
 from zofo.noise import words
 
+_SHOWN = 12  # names in a hint
 
-class LoraConfig(Config):
-    """The LoRA adapter."""
+_MORE_TARGETS = {"distilbert": ["q_lin", "v_lin"], "phi3": ["qkv_proj"]}  # of architectures that peft knows none for
 
-    rank: int = Field(8, ge=1)
-    """Rank of each adapter matrix."""
-    alpha: float = Field(16.0, gt=0)
-    """Scale: the adapter's output is multiplied by alpha / rank."""
-    target_modules: list[str] | None = None
-    """Names of the linear layers that get one; by default the query and value projections of the architecture."""
+Rank = Annotated[int, Field(ge=1)]
 
 
-class LoraAdapters(Adapters):
-    """Named LoRA adapters of one model, of which one is active at a time.
+@ADAPTERS.register("lora")
+class LoraAdapters(PeftAdapters):
+    """LoRA: W x + (alpha / rank) B A x beside chosen linear layers.
 
-    All start equal: A from one seeded uniform draw, B zero, so that each leaves the model's function as it was. Dropout
-    is off. The model's own weights are frozen.
+    A starts from one seeded uniform draw and B from zero, so that the model's function is as it was. Dropout is off.
 
     Args:
         model: a transformers model; the adapters are attached to it in place, and its parameters keep their identity.
         names: of the adapters; the first is active.
-        config: the shape of each.
         seed: of the run.
+        rank: of each adapter matrix.
+        alpha: scale; the adapter's output is multiplied by alpha / rank.
+        target_modules: names of the linear layers that get one; by default the query and value projections of the
+            architecture.
 
     Raises:
         ConfigError: the architecture has no default target modules, or none of the given names match.
+
+    Source: Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large Language Models".
     """
 
-    def __init__(self, model: Any, names: Sequence[str], config: LoraConfig, seed: int) -> None:
-        import peft  # takes seconds, so only those who use adapters wait for it
-
-        if any("lora_" in name for name, _ in model.named_parameters()):
-            raise ConfigError("the model carries LoRA adapters already", "load it again for another method")
-        shape = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=0.0,
-            target_modules=config.target_modules,
-            task_type="CAUSAL_LM",
+    def __init__(
+        self,
+        model: Any,
+        names: Sequence[str],
+        seed: int,
+        rank: Rank = 8,
+        alpha: Positive = 16.0,
+        target_modules: list[str] | None = None,
+    ) -> None:
+        self._attach(
+            model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=False), _targets_hint(model)
         )
-        with _quiet_peft(), torch.random.fork_rng():  # peft draws its own start, which is overwritten below
-            try:
-                self._peft = peft.get_peft_model(model, shape, adapter_name=names[0])
-                for name in names[1:]:
-                    self._peft.add_adapter(name, shape)
-            except ValueError as error:
-                raise ConfigError(
-                    f"LoRA cannot be attached: {str(error).splitlines()[0]}",
-                    "name the linear layers for example method.lora.target_modules=[q_proj,v_proj]",
-                ) from error
-        self.names = tuple(names)
-        self._active = ""
-        self._parameters = {name: self._collect(name) for name in names}
-        for name in names:
-            self._initialise(name, seed)
-        self.use(names[0])
-        self._peft.eval()
-
-    def _collect(self, adapter: str) -> dict[str, nn.Parameter]:
-        """The adapter's parameters by names that do not depend on what the adapter is called."""
-        mark = f".{adapter}."
-        return {
-            name.replace(mark, "."): parameter
-            for name, parameter in self._peft.named_parameters()
-            if "lora_" in name and mark in name
-        }
-
-    @torch.no_grad()
-    def _initialise(self, adapter: str, seed: int) -> None:
-        for name, parameter in self._parameters[adapter].items():
-            if "lora_A" not in name:
-                parameter.zero_()
-                continue
-            bound = 1 / math.sqrt(parameter[0].numel())  # Kaiming-uniform with a = sqrt(5), as LoRA's authors
-            uniform = words(Key(seed, 0), f"lora/{name}", 0, parameter.numel(), torch.device("cpu")).double()
-            parameter.copy_((uniform * (bound / 2**63)).view_as(parameter))
-
-    def parameters(self, adapter: str) -> list[nn.Parameter]:
-        """The tensors of one adapter, in the model's order."""
-        return list(self._parameters[adapter].values())
-
-    @property
-    def active(self) -> str:
-        """The adapter that the model's forward uses now."""
-        return self._active
-
-    def use(self, adapter: str) -> None:
-        """Make one adapter the active one; only its parameters require a gradient."""
-        if adapter != self._active:
-            self._peft.set_adapter(adapter)
-            self._active = adapter
-
-    def save(self, adapter: str, folder: Path) -> None:
-        """Write one adapter as a folder that `PeftModel.from_pretrained` loads."""
-        folder.mkdir(parents=True, exist_ok=True)
-        import peft
-
-        state = peft.get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
-        save_tensors(state, folder / "adapter_model.safetensors")
-        self._peft.peft_config[adapter].save_pretrained(str(folder))
+        _start_low_rank(self, seed)
 
 
-def load_adapter(model: Any, folder: Path) -> None:
-    """Attach a saved adapter to the model, in place.
+@ADAPTERS.register("dora")
+class DoraAdapters(PeftAdapters):
+    """DoRA: m (W + (alpha / rank) B A) / |W + (alpha / rank) B A|, the norms over each output's weights.
+
+    As LoRA, with a magnitude m for each output, which starts at the norm of its weights. Each forward takes the norms
+    anew from all weights, so directions of neither can be carried beside them.
+
+    Args:
+        model: a transformers model; the adapters are attached to it in place.
+        names: of the adapters; the first is active.
+        seed: of the run.
+        rank: of each adapter matrix.
+        alpha: scale of the low-rank part.
+        target_modules: names of the linear layers that get one; by default as for LoRA.
 
     Raises:
-        RunError: the folder holds no adapter that fits the model.
+        ConfigError: the architecture has no default target modules, or none of the given names match.
+
+    Source: Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank Adaptation".
     """
+
+    zo_in_forward = False
+    theta_in_forward = False
+
+    def __init__(
+        self,
+        model: Any,
+        names: Sequence[str],
+        seed: int,
+        rank: Rank = 8,
+        alpha: Positive = 16.0,
+        target_modules: list[str] | None = None,
+    ) -> None:
+        self._attach(model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=True), _targets_hint(model))
+        _start_low_rank(self, seed)
+
+
+@ADAPTERS.register("ia3")
+class Ia3Adapters(PeftAdapters):
+    """IA3: a learned factor for each key, value and inner activation of the feed-forward layers. All start at one.
+
+    Args:
+        model: a transformers model; the adapters are attached to it in place.
+        names: of the adapters; the first is active.
+        seed: of the run; nothing is drawn.
+
+    Raises:
+        ConfigError: peft does not know which layers of the architecture to scale.
+
+    Source: Liu et al. (2022), "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
+    Learning".
+    """
+
+    zo_lr = 5e-3
+    zo_in_forward = False
+
+    def __init__(self, model: Any, names: Sequence[str], seed: int) -> None:
+        import peft
+
+        self._attach(model, names, peft.IA3Config(task_type=task_type(model)), "choose method.adapter=lora")
+
+
+def _low_rank_shape(model: Any, rank: int, alpha: float, targets: list[str] | None, dora: bool) -> Any:
     import peft
 
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / name).is_file():  # or peft would look for it on the Hub
-            raise RunError(f"{str(folder)!r} is no adapter folder: it has no {name}")
-    try:
-        with _quiet_peft():
-            peft.PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RunError(f"{folder}: not an adapter of this model: {str(error).splitlines()[0]}") from error
-    model.eval()
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=targets or _MORE_TARGETS.get(model.config.model_type),
+        task_type=task_type(model),
+        use_dora=dora,
+    )
 
 
-@contextmanager
-def _quiet_peft() -> Iterator[None]:
-    """Without the notes that transformers addresses to peft, and peft's on layers it sets right by itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set", UserWarning)
-        yield
+def _targets_hint(model: nn.Module) -> str:
+    matrices = dict.fromkeys(
+        name.rpartition(".")[2] for name, part in model.named_modules() if type(part).__name__ in ("Linear", "Conv1D")
+    )
+    known = f" among {', '.join(list(matrices)[:_SHOWN])}" if matrices else ""
+    return f"name the linear layers{known}, for example method.adapter.target_modules=[q_proj,v_proj]"
+
+
+@torch.no_grad()
+def _start_low_rank(adapters: PeftAdapters, seed: int) -> None:
+    """A from seeded words, the same for all adapters, and B from zero."""
+    for adapter in adapters.names:
+        for name, parameter in adapters.tensors(adapter).items():
+            if "lora_A" in name.split("."):
+                bound = 1 / math.sqrt(parameter[0].numel())  # Kaiming-uniform with a = sqrt(5), as LoRA's authors
+                stream = f"lora/base_model.model.{name}"
+                uniform = words(Key(seed, 0), stream, 0, parameter.numel(), torch.device("cpu")).double()
+                parameter.copy_((uniform * (bound / 2**63)).view_as(parameter))
+            elif "lora_B" in name.split("."):
+                parameter.zero_()

@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer: embedded, from a folder, or from the Hub."""
+"""Loading a model and its tokenizer: embedded, from a folder, or from the Hub."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import save_file
 
+from zofo.backbone.heads import Head, complete_head, default_head, head_class, head_options, pool_last
+from zofo.backbone.probing import refuse_unfit_for_scoring
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
-from zofo.errors import ModelError, UnknownNameError
+from zofo.errors import ModelError, UnknownNameError, ZofoError
 
 
 class ModelConfig(Config):
@@ -27,6 +30,10 @@ class ModelConfig(Config):
     """Branch, tag or commit, for a Hub id."""
     device: str | None = None
     """Where the weights go, such as `cpu`, `cuda` or `mps`; by default the device that accelerate finds."""
+    head: Head | None = None
+    """What the model's outputs are; by default what its checkpoint was made with."""
+    head_seed: int = Field(0, ge=0, lt=1 << 64)
+    """Seed of a head that the checkpoint does not bring."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,16 @@ class LoadedModel:
     """A model ready to be asked for losses: in evaluation mode, on its device.
 
     Args:
-        model: a transformers causal language model.
+        model: a transformers model with a head.
         tokenizer: its fast tokenizer, with a padding token.
         name: as it was asked for.
+        head: what the model's outputs are.
     """
 
     model: Any
     tokenizer: Any
     name: str
+    head: Head = "causal-lm"
 
     @property
     def device(self) -> torch.device:
@@ -49,50 +58,67 @@ class LoadedModel:
         return torch.device(next(self.model.parameters()).device)
 
 
-def load_model(config: ModelConfig | str, remote_code: bool = False) -> LoadedModel:
+def head_of(config: ModelConfig | str) -> Head:
+    """The head that a model would be loaded with; of the checkpoint, only its config.json is read.
+
+    Args:
+        config: which model, or just its name.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: nothing readable there.
+    """
+    config = ModelConfig(name=config) if isinstance(config, str) else config
+    if config.head is not None:
+        return config.head
+    with _quiet_transformers(), _reading(config.name):
+        return default_head(_content(_source(config.name), config.revision))
+
+
+def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int | None = None) -> LoadedModel:
     """Load what `config` names, in evaluation mode, on the device accelerate chooses.
+
+    A classification head that the checkpoint does not bring starts from `config.head_seed`: the same bits everywhere.
+    No global generator is read or moved.
 
     Args:
         config: which model, or just its name.
         remote_code: allow the model's repository to run its own code; only ever set by a command-line flag.
+        labels: number of labels of the task, for a classification head; None for those of the checkpoint's own.
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
-        ModelError: nothing loadable there, or the Hub cannot be reached and its cache does not hold it.
+        ModelError: nothing loadable there, the Hub cannot be reached and its cache does not hold it, or a model that
+            cannot do what its head is for.
     """
-    if isinstance(config, str):
-        config = ModelConfig(name=config)
+    config = ModelConfig(name=config) if isinstance(config, str) else config
     import transformers  # takes seconds, so mistakes found before a model is loaded do not wait for it
     from accelerate import PartialState
 
     options = {"revision": config.revision, "trust_remote_code": remote_code}
-    with _quiet_transformers():
+    with _quiet_transformers(), _reading(config.name):
         source = _source(config.name)
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=getattr(torch, config.dtype), **options
+        content = _content(source, config.revision)
+        head = config.head or default_head(content)
+        tokenizer = _with_padding(transformers.AutoTokenizer.from_pretrained(source, **options), config.name)
+        options |= head_options(head, content, config.name, labels)
+        with torch.random.fork_rng(devices=[]):  # transformers draws new heads, which are overwritten below
+            model, found = head_class(head).from_pretrained(
+                source, dtype=getattr(torch, config.dtype), output_loading_info=True, **options
             )
-        except Exception as error:  # noqa: BLE001  # a damaged folder fails in as many ways as it has readers
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelError(
-                f"cannot load the model {config.name!r}: {first}",
-                "without a Hub, use model=smollm2-135m or a folder written by save_pretrained",
-            ) from error
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer of {config.name!r} gives no character offsets",
-            "choose a model with a fast tokenizer",
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
     model.config.use_cache = False
+    if head == "classification":
+        pool_last(model, tokenizer.pad_token_id)
     try:
         model.eval().requires_grad_(False).to(config.device or PartialState().device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"cannot put the model on {config.device!r}: {reason}", "set model.device=cpu") from error
-    return LoadedModel(model, tokenizer, config.name)
+    if head == "causal-lm":
+        with _quiet_transformers():
+            refuse_unfit_for_scoring(model, tokenizer.pad_token_id, config.name)
+    return LoadedModel(model, tokenizer, config.name, head)
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -115,6 +141,45 @@ def _source(name: str) -> str:
             f"embedded models: {', '.join(EMBEDDED_MODELS)}; or a folder, or a Hub id such as facebook/opt-125m",
         )
     return name
+
+
+def _content(source: str, revision: str | None) -> dict[str, Any]:
+    """What config.json holds; no code of the model's runs, and no class of transformers need know it."""
+    import transformers
+
+    content: dict[str, Any] = transformers.PretrainedConfig.get_config_dict(source, revision=revision)[0]
+    return content
+
+
+def _with_padding(tokenizer: Any, name: str) -> Any:
+    """The tokenizer, with a token to pad with; which one does not matter, since padding is masked."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of {name!r} gives no character offsets", "choose a model with a fast tokenizer"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {name!r} has no token to pad with: no pad_token, eos_token or unk_token",
+            "name one as pad_token in its tokenizer_config.json",
+        )
+    return tokenizer
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever goes wrong while it is open is said to be wrong with the model."""
+    try:
+        yield
+    except ZofoError:
+        raise
+    except Exception as error:  # a damaged folder fails in as many ways as it has readers
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load the model {name!r}: {first}",
+            "without a Hub, use model=smollm2-135m or a folder written by save_pretrained",
+        ) from error
 
 
 @contextmanager

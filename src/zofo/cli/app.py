@@ -22,18 +22,27 @@ tune = typer.Typer(help="Find a good value of an option by short trials.", no_ar
 app.add_typer(tune, name="tune")
 bench = typer.Typer(help="Measure what work costs on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench")
+_SHOWN = 400  # characters of a prompt
 out = Console()
 err = Console(stderr=True)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, for example training.steps=20", show_default=False)
 ]
-DataDir = Annotated[Path | None, typer.Option(help="A folder with the task's rows as JSONL.", show_default=False)]
+DataDir = Annotated[
+    Path | None, typer.Option(help="A folder with the task's rows, a file for each split.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Rows of your own: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
 
 
-def _config(arguments: list[str] | None, data_dir: Path | None = None) -> Any:
+def _config(arguments: list[str] | None, data_dir: Path | None = None, data: str | None = None) -> Any:
     """A configuration from arguments: a YAML file first, if any, then key=value."""
     from zofo.training import read_config
 
@@ -41,16 +50,27 @@ def _config(arguments: list[str] | None, data_dir: Path | None = None) -> Any:
     file = Path(given.pop(0)) if given and "=" not in given[0] else None
     if data_dir is not None:
         given.append(f"task.data_dir={json.dumps(str(data_dir))}")
+    if data is not None:
+        given.append(f"task.data={json.dumps(data)}")
     return read_config(file, given)
 
 
+def _one_line(text: str) -> str:
+    """A text with its line breaks written out, and the middle of a long one left out."""
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]} [...] {text[-_SHOWN // 2 :]}"
+    return text.replace("\n", "\\n")
+
+
 @app.command()
-def train(arguments: Overrides = None, data_dir: DataDir = None, trust_remote_code: RemoteCode = False) -> None:
+def train(
+    arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, trust_remote_code: RemoteCode = False
+) -> None:
     """Train: zofo train [CONFIG.yaml] [key=value ...]."""
     from zofo.training import as_percent
     from zofo.training import train as run_training
 
-    run = run_training(_config(arguments, data_dir), err, trust_remote_code)
+    run = run_training(_config(arguments, data_dir, data), err, trust_remote_code)
     summary = run.summary
     score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
     after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"
@@ -65,6 +85,7 @@ def evaluate(
     variant: Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")] = None,
     best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
     data_dir: DataDir = None,
+    data: Data = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -72,14 +93,16 @@ def evaluate(
     from zofo.training import as_percent, evaluate_run, evaluate_zero_shot
 
     if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
-        score = evaluate_run(Path(arguments[0]), arguments[1:], split, variant, best, data_dir, trust_remote_code)
+        run, overrides = Path(arguments[0]), arguments[1:]
+        score = evaluate_run(run, overrides, split, variant, best, data_dir, trust_remote_code, data)
     else:
-        score = evaluate_zero_shot(_config(arguments, data_dir), split, trust_remote_code)
+        score = evaluate_zero_shot(_config(arguments, data_dir, data), split, trust_remote_code)
     if as_json:
         typer.echo(json.dumps({"split": split, **score.as_dict()}))
         return
     text = f"{score.metric} {as_percent(score.score)} on {split} (majority {as_percent(score.majority)})"
-    out.print(f"{text}, loss {score.loss:.4f}", highlight=False, soft_wrap=True)
+    also = "".join(f", {name} {as_percent(value)}" for name, value in score.also.items())
+    out.print(f"{text}{also}, loss {score.loss:.4f}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -92,7 +115,7 @@ def predict(
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Label texts with a trained run: zofo predict RUN 'A joy from start to finish.'."""
+    """Answer rows with a trained run: zofo predict RUN 'A joy from start to finish.'."""
     from zofo.training import as_percent
     from zofo.training import predict as label_texts
 
@@ -100,7 +123,9 @@ def predict(
         if as_json:
             typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
             continue
-        chosen = f"{prediction.label}  ({prediction.verbalizer.strip()}, {as_percent(prediction.probability)})"
+        chosen = str(prediction.label)
+        if prediction.probability is not None:
+            chosen += f"  ({prediction.answer.strip()}, {as_percent(prediction.probability)})"
         out.print(Text(f"{chosen}  {prediction.text}"))
 
 
@@ -110,13 +135,14 @@ def preview(
     rows: Annotated[int, typer.Option(help="How many examples to show.")] = 3,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     data_dir: DataDir = None,
+    data: Data = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Show what the model sees: prompts, candidates, what is scored, lengths."""
     from zofo.training import preview as look
 
-    seen = look(_config(arguments, data_dir), split, rows, trust_remote_code)
+    seen = look(_config(arguments, data_dir, data), split, rows, trust_remote_code)
     if as_json:
         typer.echo(json.dumps(seen.as_dict(), ensure_ascii=False))
         return
@@ -129,6 +155,42 @@ def preview(
     sequences = "one sequence" if seen.sequences == 1 else f"{seen.sequences} sequences"
     text = f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example"
     out.print(text, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Check a task and all its rows, without a model: zofo validate task=my.yaml."""
+    from zofo.training import as_percent
+    from zofo.training import validate as check
+
+    report = check(_config(arguments, data_dir, data))
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+        return
+    about = report.task
+    out.print(Text(f"{about['name']}: {about['kind']}, scored by {', '.join(about['scores'])}", style="bold"))
+    if about["about"]:
+        out.print(Text(about["about"], style="dim"), soft_wrap=True)
+    for prompt, text, right in report.example:
+        shown = Text.assemble((f"{prompt}: ", "bold"), _one_line(text), (_one_line(right), "bold green"))
+        out.print(shown, soft_wrap=True)
+    for split, found in report.splits.items():
+        right = ", ".join(f"{name}: {count}" for name, count in found.right.items())
+        line = f"{split}: {found.rows} rows; majority {as_percent(found.majority)}" + (f" ({right})" if right else "")
+        out.print(line, highlight=False, soft_wrap=True)
+    out.print("every row can be used", highlight=False)
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="A packaged task, of `zofo list tasks`.")],
+    file: Annotated[Path, typer.Argument(help="The new file, for example my.yaml.")],
+) -> None:
+    """Copy a packaged task to a file of your own, to edit: zofo copy sst2 my.yaml."""
+    from zofo.training import copy_task
+
+    copy_task(name, file)
+    out.print(f"wrote {file}; edit it, then: zofo validate task={file}", highlight=False, soft_wrap=True)
 
 
 @app.command(name="list")
@@ -168,6 +230,7 @@ def tune_lr(
     arguments: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps of each trial.", min=1)] = 12,
     data_dir: DataDir = None,
+    data: Data = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -179,7 +242,7 @@ def tune_lr(
         verdict = "stable" if trial.stable else "unstable"
         err.print(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}", highlight=False)
 
-    found = search(_config(arguments, data_dir), steps, show, trust_remote_code)
+    found = search(_config(arguments, data_dir, data), steps, show, trust_remote_code)
     if as_json:
         typer.echo(json.dumps(found.as_dict()))
         return

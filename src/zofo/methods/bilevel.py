@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
-from zofo.adapters import Adapters, LoraAdapters, LoraConfig
+from zofo.adapters import AdapterConfig, Adapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError, NonFiniteError
@@ -24,7 +24,7 @@ from zofo.estimators import Direction
 from zofo.evaluators import Gradient, Objective
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName, build_optimizer
-from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig
+from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig, beside_adapter
 from zofo.noise import permutation
 
 
@@ -40,11 +40,16 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     optimizer: OptimizerName = "adam"
     """Optimiser of both adapters."""
     lr_lower: NonNegative = 1e-3
-    """Learning rate of the lower adapter s."""
+    """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
     lr_adapter: NonNegative = 1e-3
-    """Learning rate of the adapter p."""
-    lora: LoraConfig = LoraConfig()
+    """Learning rate of the adapter p; by default as of s."""
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     """The shape of both adapters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suited_to_the_adapter(cls, given: Any) -> Any:
+        return beside_adapter(given, ("lr_lower", "lr_adapter"))
 
 
 @METHODS.register("bilevel")
@@ -66,7 +71,7 @@ class Bilevel(Method):
     Args:
         config: its parts and sizes.
         setting: model, objective and examples.
-        adapters: p and s, called `adapter` and `lower_adapter`; by default LoRA on the setting's model.
+        adapters: p and s, called `adapter` and `lower_adapter`; by default as configured, on the setting's model.
 
     Raises:
         ConfigError: loss-spread steps, or too few examples for a batch of D_f.
@@ -95,7 +100,7 @@ class Bilevel(Method):
                 "set method.loss_spread=false",
             )
         self.backbone, self.rule = self._zo.backbone, self._zo.rule
-        self._adapters = adapters or LoraAdapters(setting.model, self.variants, config.lora, setting.seed)
+        self._adapters: Adapters = adapters or config.adapter.build(setting.model, self.variants, setting.seed)
         self.model = setting.model
         self._p, self._s = (self._adapters.parameters(name) for name in self.variants)
         self._optimizer_p = build_optimizer(config.optimizer, self._p, config.lr_adapter)

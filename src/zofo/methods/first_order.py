@@ -1,24 +1,30 @@
-"""First-order fine-tuning by back-propagation: of LoRA adapters, of all weights, or of named layers.
+"""First-order fine-tuning by back-propagation: of adapters, of all weights, of named layers, or of the head.
 
-The baseline that zeroth-order methods stand beside. LoRA: Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large
-Language Models".
+The baseline that zeroth-order methods stand beside.
 """
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
-from zofo.adapters import Adapters, LoraAdapters, LoraConfig
+from zofo.adapters import AdapterConfig, Adapters, kind_of
 from zofo.backbone import save_tensors, selected
 from zofo.config import NonNegative
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, nearest
 from zofo.evaluators import Counts, Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName, build_optimizer
+
+LR_OF_WEIGHTS, LR_OF_WEIGHTS_BY_SGD, LR_OF_HEAD = 1e-5, 1e-3, 1e-3
+"""Default learning rates where no adapter is trained."""
+
+_CLASSIFIER = "ForSequenceClassification"
 
 
 class FirstOrderConfig(MethodConfig):
@@ -26,35 +32,48 @@ class FirstOrderConfig(MethodConfig):
 
     name: Literal["first-order"] = "first-order"
     """Which method."""
-    parameters: Literal["lora", "all", "partial"] = "lora"
-    """What is trained: LoRA adapters, all weights, or those that `layers` names."""
+    parameters: Literal["adapter", "all", "partial", "head"] = "adapter"
+    """What is trained: an adapter, all weights, those that `layers` names, or the head."""
     layers: list[str] | None = None
     """For `partial`: glob patterns of parameter names, for example `["*.layers.29.*"]`."""
     optimizer: OptimizerName = "adam"
     """Adam or SGD."""
     lr: NonNegative = 1e-3
-    """The learning rate; by default 1e-3 for LoRA, and 1e-5 for weights."""
-    lora: LoraConfig = LoraConfig()
-    """The adapter, for `parameters=lora`."""
+    """The learning rate; by default 1e-3 for LoRA, DoRA, IA3 and a head, 1e-2 for a prefix or prompt, and for weights
+    1e-5, or 1e-3 by SGD."""
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
+    """The adapter, for `parameters=adapter`."""
 
     @model_validator(mode="before")
     @classmethod
-    def _lr_of_weights(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("parameters", "lora") != "lora":
-            return {"lr": 1e-5, **given}
-        return given
+    def _lr_of_what_is_trained(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "lr" in given:
+            return given
+        parameters, kind = given.get("parameters", "adapter"), kind_of(given.get("adapter", {}))
+        if parameters == "adapter":
+            return {"lr": kind.lr, **given} if kind is not None else given
+        weights = LR_OF_WEIGHTS_BY_SGD if given.get("optimizer") == "sgd" else LR_OF_WEIGHTS
+        return {"lr": LR_OF_HEAD if parameters == "head" else weights, **given}
 
 
 @METHODS.register("first-order")
 class FirstOrder(Method):
     """w <- optimizer(w, gradient of the mean loss over the batch), for the chosen parameters w.
 
+    The head is what turns last states into outputs: a classification head, or else the output embedding. Where that is
+    tied to the input embedding, the tensor that both share is trained.
+
     Args:
         config: what is trained, and how.
         setting: model, objective and examples.
 
+    Attributes:
+        trained: the parameters.
+        trained_names: their names.
+
     Raises:
-        ConfigError: `partial` without layers, or layers without `partial`.
+        ConfigError: `partial` without layers, layers without `partial`, layers that match nothing, or a model without
+            a head.
     """
 
     Config = FirstOrderConfig
@@ -71,16 +90,18 @@ class FirstOrder(Method):
         self._adapters: Adapters | None = None
         self._weights: dict[str, nn.Parameter] = {}
         self.model = setting.model
-        if config.parameters == "lora":
+        if config.parameters == "adapter":
             self.variants = ("adapter",)
-            self._adapters = LoraAdapters(setting.model, self.variants, config.lora, setting.seed)
+            self._adapters = config.adapter.build(setting.model, self.variants, setting.seed)
             self.trained = self._adapters.parameters(self.variants[0])
         else:
-            self._weights = selected(setting.model, config.layers)
+            self._weights = _chosen(setting.model, config)
             self.trained = list(self._weights.values())
             setting.model.requires_grad_(False)
             for weight in self.trained:
                 weight.requires_grad_(True)
+        own = {id(parameter) for parameter in self.trained}
+        self.trained_names = tuple(name for name, p in setting.model.named_parameters() if id(p) in own)
         self.counts = Counts()
         self._gradient = Gradient(self.model, self.counts)
         self._optimizer = build_optimizer(config.optimizer, self.trained, config.lr)
@@ -100,3 +121,55 @@ class FirstOrder(Method):
             self._adapters.save(self.variants[0], folder / self.variants[0])
         else:
             save_tensors(self._weights, folder / "weights.safetensors")
+
+
+def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
+    """The weights that are trained, by name, tied ones once."""
+    named = selected(model)
+    if config.parameters == "all":
+        return named
+    if config.parameters == "partial":
+        return _matching(named, config.layers or [])
+    if type(model).__name__.endswith(_CLASSIFIER):
+        body = f"{model.base_model_prefix}."
+        head = {name: parameter for name, parameter in named.items() if not name.startswith(body)}
+    else:
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        own = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        head = {name: parameter for name, parameter in named.items() if id(parameter) in own}
+    if not head:
+        raise ConfigError(
+            f"method.parameters is 'head', but {type(model).__name__} has no head that could be trained",
+            "name its layers with method.parameters=partial and method.layers",
+        )
+    return head
+
+
+def _matching(named: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
+            raise ConfigError(
+                f"the pattern {pattern!r} of method.layers matches none of the model's {len(named)} parameters",
+                _near_pattern(pattern, list(named)),
+            )
+    matches = {n: p for n, p in named.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
+    if not matches:
+        raise ConfigError("method.layers is empty, so that nothing would be trained", _names_such_as(list(named)))
+    return matches
+
+
+def _near_pattern(pattern: str, names: Sequence[str]) -> str:
+    """What may have been meant: the pattern with its literal part replaced by the nearest part of a name."""
+    literal = pattern.strip("*.")
+    length = literal.count(".") + 1
+    parts = [name.split(".") for name in names]
+    pieces = dict.fromkeys(
+        ".".join(part[start : start + length]) for part in parts for start in range(len(part) - length + 1)
+    )
+    near = nearest(literal, pieces) if literal else None
+    guess = f"did you mean {pattern.replace(literal, near)!r}? " if near else ""
+    return guess + _names_such_as(names)
+
+
+def _names_such_as(names: Sequence[str]) -> str:
+    return f"patterns are globs over names such as {', '.join([*names[:2], *names[-1:]])}"

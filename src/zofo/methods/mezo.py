@@ -1,4 +1,4 @@
-"""MeZO: zeroth-order SGD in the memory of inference.
+"""MeZO: zeroth-order SGD in the memory of inference, on all weights or on an adapter.
 
 Malladi, Gao, Nichani, Damian, Lee, Chen, Arora (2023), "Fine-Tuning Language Models with Just Forward Passes",
 algorithm 1.
@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import model_validator
+
+from zofo.adapters import AdapterConfig, Adapters, kind_of
 from zofo.backbone import Backbone
+from zofo.config import named
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
-from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig
+from zofo.methods.zeroth_order import RuleConfig, ZerothOrder, ZerothOrderConfig
 
 
 class MeZOConfig(MethodConfig, ZerothOrderConfig):
@@ -21,6 +25,26 @@ class MeZOConfig(MethodConfig, ZerothOrderConfig):
 
     name: Literal["mezo"] = "mezo"
     """Which method."""
+    adapter: AdapterConfig | None = None
+    """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
+    evaluator."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suited_to_the_adapter(cls, given: Any) -> Any:
+        kind = kind_of(given.get("adapter")) if isinstance(given, dict) else None
+        if kind is None:
+            return given
+        filled = dict(given)
+        estimator, evaluator, rule = (named(given.get(part, {})) for part in ("estimator", "evaluator", "rule"))
+        if isinstance(estimator, dict):
+            filled["estimator"] = {"epsilon": kind.zo_epsilon, **estimator}
+        if isinstance(evaluator, dict) and not kind.zo_in_forward:
+            filled["evaluator"] = {"name": "in-place", **evaluator}
+        sgd = isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd"
+        if sgd and not given.get("loss_spread"):
+            filled["rule"] = {"lr": kind.zo_lr, **rule}
+        return filled
 
 
 @METHODS.register("mezo")
@@ -28,7 +52,8 @@ class MeZO(Method):
     """pg = mean over the batch of [L(theta + e z) - L(theta - e z)] / 2e; theta <- theta - lr (pg z + wd theta).
 
     Both losses are on the same batch, with dropout off. In the forward they are one forward of 2 B rows and the weights
-    are not written; in place a step is three sweeps over the weights, since going home and updating is one.
+    are not written; in place a step is three sweeps over the weights, since going home and updating is one. With an
+    adapter, theta is its tensors, and the model is frozen.
 
     Args:
         config: its parts and sizes.
@@ -37,16 +62,25 @@ class MeZO(Method):
 
     Config = MeZOConfig
     paper = "Malladi et al. 2023, Fine-Tuning Language Models with Just Forward Passes"
+    needs_gradient = False
     backbone: Backbone
 
     def __init__(self, config: MeZOConfig, setting: Setting) -> None:
         self._config = config
         self.model = setting.model
         self._objective = setting.objective
+        self._log_ties = setting.log_ties
         self._batches = setting.batches(config.batch_size, "train")
         self._two = setting.make(setting.examples[:2])
-        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size)
+        self._adapters: Adapters | None = None
+        among = None
+        if config.adapter is not None:
+            self.variants = ("adapter",)
+            self._adapters = config.adapter.build(setting.model, self.variants, setting.seed)
+            among = self._adapters.parameters(self.variants[0])
+        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, among)
         self.backbone, self.rule = self._zo.backbone, self._zo.rule
+        self.trained_names = tuple(self.backbone.tensors)
         self.counts = self._zo.evaluator.counts
         self.queries_per_step = self._zo.points * config.batch_size
 
@@ -54,7 +88,10 @@ class MeZO(Method):
         """See `Method.step`."""
         before = self.counts.copy()
         estimate, update = self._zo.step(number, [(self._objective, self._batches[number])])
-        coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
+        slopes = estimate.projected_gradients
+        coefficients = {f"projected_gradient_{key.index}": slope for key, slope in slopes.items()}
+        if self._log_ties:
+            coefficients["ties"] = sum(slope == 0 for slope in slopes.values()) / len(slopes)
         return StepLog(estimate.loss, self.counts - before, coefficients, update)
 
     def check(self) -> None:
@@ -68,9 +105,14 @@ class MeZO(Method):
         yield
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`."""
-        return self._config.replay_header()
+        """See `Method.replay_header`; an adapter is named, since its trajectory does not move the base model."""
+        header, adapter = self._config.replay_header(), self._config.adapter
+        return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
 
     def save(self, folder: Path) -> None:
-        """Nothing in float32, where the trajectory is the model; see `ZerothOrder.save`."""
-        self._zo.save(folder)
+        """The adapter as a peft folder `adapter`; else nothing in float32, where the trajectory is the model."""
+        if self._adapters is None:
+            self._zo.save(folder)
+        elif not self.backbone.torn:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+            self._zo.evaluator.settle()
+            self._adapters.save(self.variants[0], folder / self.variants[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
-from zofo.backbone import Backbone, Update, save_tensors
+from zofo.adapters import carries_adapters, kind_of
+from zofo.backbone import Backbone, Update, save_tensors, selected
 from zofo.config import Config, PartConfig, named
 from zofo.displacement import Key
 from zofo.errors import ConfigError
@@ -91,7 +93,7 @@ class ZerothOrderConfig(Config):
     evaluator: EvaluatorConfig = _part(EvaluatorConfig)
     """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
     select: list[str] | None = None
-    """Glob patterns of the parameters that move; by default all."""
+    """Glob patterns of the parameters that move, of an adapter where one moves; by default all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -115,6 +117,23 @@ class ZerothOrderConfig(Config):
         return self.model_dump(mode="json", include={"noise", "rule", "estimator", "evaluator", "select"})
 
 
+def beside_adapter(given: Any, rates: Sequence[str]) -> Any:
+    """Defaults of a method that moves theta beside an adapter that first-order steps train.
+
+    Args:
+        given: the method's configuration, as it is written.
+        rates: the keys of the adapter's learning rates.
+    """
+    kind = kind_of(given.get("adapter", {})) if isinstance(given, dict) else None
+    if kind is None:
+        return given
+    filled = {**dict.fromkeys(rates, kind.lr), **given}
+    evaluator = named(given.get("evaluator", {}))
+    if isinstance(evaluator, dict) and not kind.theta_in_forward:
+        filled["evaluator"] = {"name": "in-place", **evaluator}
+    return filled
+
+
 class ZerothOrder:
     """Backbone, evaluator, estimator and rule, built to work together.
 
@@ -123,16 +142,25 @@ class ZerothOrder:
         model: whose weights move.
         seed: of the run.
         batch_size: examples a batch.
+        among: the parameters that may move, such as an adapter's; by default all.
     """
 
-    def __init__(self, config: ZerothOrderConfig, model: nn.Module, seed: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        config: ZerothOrderConfig,
+        model: nn.Module,
+        seed: int,
+        batch_size: int,
+        among: Sequence[nn.Parameter] | None = None,
+    ) -> None:
         noise: Noise = config.noise.build()
-        if config.select is None and any(".base_layer." in name for name, _ in model.named_parameters()):
+        if among is None and config.select is None and carries_adapters(model):
             raise ConfigError(
                 "the model carries adapters, so that its parameters have other names and other directions",
                 "load it again for another method, or name what moves with method.select",
             )
-        self.backbone = Backbone(model, noise, config.select)
+        names = config.select if among is None else _names_among(model, among, config.select)
+        self.backbone = Backbone(model, noise, names)
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
@@ -185,6 +213,19 @@ class ZerothOrder:
         self.evaluator.settle()
         if any(dtype.itemsize < 4 for dtype in self.backbone.dtypes):
             save_tensors(self.backbone.tensors, folder / "weights.safetensors")
+
+
+def _names_among(model: nn.Module, among: Sequence[nn.Parameter], patterns: Sequence[str] | None) -> list[str]:
+    """Names of those of some parameters that match any pattern; every pattern must match one."""
+    own = {id(parameter) for parameter in among}
+    names = [name for name, parameter in selected(model).items() if id(parameter) in own]
+    for pattern in patterns or ():
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"the pattern {pattern!r} of method.select matches none of the adapter's {len(names)} tensors",
+                f"patterns are globs over names such as {', '.join(names[:3])}",
+            )
+    return [name for name in names if patterns is None or any(fnmatch.fnmatchcase(name, one) for one in patterns)]
 
 
 def _group_size(directions: str) -> int:

@@ -1,5 +1,30 @@
 """What is minimised, and scored: one number for each example."""
 
-from zofo.objectives.classification import candidate_scores, classification_loss, packing_limit
+from zofo.objectives.generation import Generation, generate
+from zofo.objectives.losses import classification_loss, token_loss
+from zofo.objectives.registry import (
+    OBJECTIVES,
+    Reward,
+    TrainingObjective,
+    build_objective,
+    default_objective,
+    reward_objective,
+)
+from zofo.objectives.scores import candidate_scores, head_scores, packing_limit, scores
 
-__all__ = ["candidate_scores", "classification_loss", "packing_limit"]
+__all__ = [
+    "OBJECTIVES",
+    "Generation",
+    "TrainingObjective",
+    "Reward",
+    "build_objective",
+    "candidate_scores",
+    "classification_loss",
+    "default_objective",
+    "generate",
+    "head_scores",
+    "packing_limit",
+    "reward_objective",
+    "scores",
+    "token_loss",
+]

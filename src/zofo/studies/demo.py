@@ -15,7 +15,7 @@ from rich.table import Table
 
 from zofo.errors import RunError
 from zofo.evaluators import Counts
-from zofo.training import Evaluation, RunFolder, as_percent, evaluate, load_material, read_config
+from zofo.training import Evaluation, RunFolder, as_percent, load_material, read_config
 
 QUERIES = 960
 """Forward passes of one example that each method may spend."""
@@ -112,7 +112,7 @@ def _zero_shot(console: Console, model: str, task: Any) -> tuple[Evaluation, Cou
     candidates = " or ".join(map(repr, example.candidates))
     shown = f"An example: {example.prompt!r} followed by {candidates}"
     console.print(shown, highlight=False, markup=False, soft_wrap=True)
-    score = evaluate(material.loaded.model, examples, material.make, material.task.metric, 32, counts)
+    score = material.scorer.evaluate(material.loaded.model, examples, counts)
     console.print(
         f"Zero-shot {score.metric} on {len(examples)} validation sentences: [bold]{as_percent(score.score)}[/bold] "
         f"(always the more frequent label: {as_percent(score.majority)})",

@@ -254,7 +254,7 @@ def _in_forward(model: Any, options: StepOptions, directions: str) -> Way:
     return FoldedSteps(step, zo.evaluator, model.device)
 
 
-def _first_order(model: Any, options: StepOptions, parameters: Literal["lora", "all"]) -> Way:
+def _first_order(model: Any, options: StepOptions, parameters: Literal["adapter", "all"]) -> Way:
     """The step by back-propagation, with Adam."""
     batch = _batch(model, options)
     setting = Setting(model, classification_loss, range(options.examples), lambda chosen: batch)
@@ -268,7 +268,7 @@ WAYS: dict[str, Callable[[Any, StepOptions], Way]] = {
     "in-place": _in_place,
     "in-forward-shared": lambda model, options: _in_forward(model, options, "shared"),
     "in-forward-per-example": lambda model, options: _in_forward(model, options, "per-example"),
-    "fo-lora": lambda model, options: _first_order(model, options, "lora"),
+    "fo-lora": lambda model, options: _first_order(model, options, "adapter"),
     "fo-full": lambda model, options: _first_order(model, options, "all"),
 }
 """The ways by name, as the table shows them: (model, options) -> the way."""

@@ -1,27 +1,46 @@
 """Tasks: versioned files that say where rows come from, how they become prompts, and what counts as right."""
 
-from zofo.tasks.batch import Batch, Batches, collate
-from zofo.tasks.data import Example, load_examples, render_prompt
+from zofo.tasks.batch import Batch, collate, collate_masked
+from zofo.tasks.batches import Batches
+from zofo.tasks.config import TaskConfig
+from zofo.tasks.data import load_examples
+from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.encoding import Encoded, encode
+from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText, encode_masked, encode_texts
+from zofo.tasks.example import Example
 from zofo.tasks.metrics import METRICS, Metric
-from zofo.tasks.task import SPLITS, Split, Task, TaskConfig, known_split, load_task, task_names
+from zofo.tasks.own import resolve_task
+from zofo.tasks.rendering import render
+from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
+from zofo.tasks.text_batch import TextBatch, collate_texts
 
 __all__ = [
     "METRICS",
+    "NO_PROMPT",
     "SPLITS",
     "Batch",
     "Batches",
     "Encoded",
+    "EncodedMask",
+    "EncodedText",
     "Example",
     "Metric",
     "Split",
     "Task",
     "TaskConfig",
+    "TextBatch",
     "collate",
+    "collate_masked",
+    "collate_texts",
     "encode",
+    "encode_masked",
+    "encode_texts",
     "known_split",
     "load_examples",
     "load_task",
-    "render_prompt",
+    "packaged_text",
+    "render",
+    "resolve_task",
     "task_names",
+    "with_demonstrations",
 ]

@@ -1,23 +1,18 @@
-"""Batches: prompts shared by candidates where that pays, padded on the left; drawn by number in a seeded order."""
+"""Batches for language models: prompts shared by candidates where that pays, padded on the left."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Literal
 
 import torch
 
-from zofo.displacement import Key
-from zofo.errors import ConfigError
-from zofo.noise import permutation
 from zofo.tasks.encoding import Encoded
+from zofo.tasks.encoding_bidirectional import EncodedMask
 
-T = TypeVar("T")
-B = TypeVar("B")
-
-_WINDOW = 8  # batches whose examples are sorted by length together
+Side = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Batch:
     Args:
         input_ids: [R, L], padded on the left.
         attention_mask: [R, L], 1 where there is a token.
-        position_ids: [R, L], counted from the first token of the prompt; 0 on padding.
+        position_ids: [R, L], counted from the first token of the prompt; 0 on padding. None lets the model count.
         branches: [R, L], 0 in a prompt and on padding, n in the n-th branch of a row.
         branched: whether a row has several branches with tokens, so that the model needs `visible` as its mask.
         row_examples: [R] which example each row belongs to, on the CPU.
@@ -39,12 +34,13 @@ class Batch:
         targets: [E, C, T] ids of the scored tokens of each candidate.
         sources: [E, C, T] where each is predicted: row times `keep`, plus a place among the last `keep` positions.
         target_mask: bool, [E, C, T], where `targets` holds a token.
-        gold: [E] index of the right candidate.
+        gold: [E] index of the candidate that is trained on.
+        members: the E examples in tokens.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    position_ids: torch.Tensor
+    position_ids: torch.Tensor | None
     branches: torch.Tensor
     branched: bool
     row_examples: torch.Tensor
@@ -53,6 +49,7 @@ class Batch:
     sources: torch.Tensor
     target_mask: torch.Tensor
     gold: torch.Tensor
+    members: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -72,31 +69,36 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """Examples `start` to `stop`, padded as they are here."""
         first, last = torch.searchsorted(self.row_examples, torch.tensor([start, stop])).tolist()
-        parts = {name: getattr(self, name)[first:last] for name in _BY_ROW}
-        parts |= {name: getattr(self, name)[start:stop] for name in _BY_EXAMPLE}
+        parts: dict[str, Any] = {name: tensor[first:last] for name, tensor in self._tensors(_BY_ROW)}
+        parts |= {name: tensor[start:stop] for name, tensor in self._tensors(_BY_EXAMPLE)}
         parts["row_examples"] = parts["row_examples"] - start
         parts["sources"] = parts["sources"] - first * self.keep
-        return replace(self, **parts)
+        return replace(self, **parts, members=self.members[start:stop])
 
     def repeated(self, times: int) -> Batch:
         """All rows `times` over: `times` E examples, the first E of them once before the first is there again."""
-        parts = {
-            name: getattr(self, name).repeat(times, *[1] * (getattr(self, name).dim() - 1))
-            for name in (*_BY_ROW, *_BY_EXAMPLE)
+        parts: dict[str, Any] = {
+            name: tensor.repeat(times, *[1] * (tensor.dim() - 1))
+            for name, tensor in self._tensors((*_BY_ROW, *_BY_EXAMPLE))
         }
         copies = torch.arange(times)
         rows = len(self.input_ids)
         parts["row_examples"] += copies.repeat_interleave(rows) * len(self)
         shift = copies.repeat_interleave(len(self)) * rows * self.keep
         parts["sources"] += shift.to(self.sources.device).view(-1, 1, 1)
-        return replace(self, **parts)
+        return replace(self, **parts, members=self.members * times)
+
+    def _tensors(self, names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
+        return [(name, tensor) for name in names if (tensor := getattr(self, name)) is not None]
 
 
 _BY_ROW = ("input_ids", "attention_mask", "position_ids", "branches", "row_examples")  # of a Batch
 _BY_EXAMPLE = ("targets", "sources", "target_mask", "gold")
 
 
-def collate(examples: Sequence[Encoded], pad: int, device: torch.device, pack_limit: int | None = None) -> Batch:
+def collate(
+    examples: Sequence[Encoded], pad: int, device: torch.device, pack_limit: int | None = None, side: Side = "left"
+) -> Batch:
     """Put examples into one batch, in as few tokens as scoring them takes.
 
     An example is one row if that needs no mask of its own, which is so when at most one of its candidates has more
@@ -109,17 +111,17 @@ def collate(examples: Sequence[Encoded], pad: int, device: torch.device, pack_li
         pad: id of the padding token; which one does not matter, since it is masked.
         device: where the tensors go.
         pack_limit: the longest packed row, in tokens; None for no limit, 0 for a model that takes none.
+        side: where rows are padded; on the left, the positions that are scored lie together at the end.
     """
     table = [_rows_of(example, packed=False) for example in examples]
     packed = [_rows_of(example, packed=True) for example in examples] if pack_limit != 0 else table
     branched = _worth_packing(table, packed, pack_limit)
     table = packed if branched else table
     rows = [row for own in table for row in own]
-    input_ids, mask = _padded([row.tokens for row in rows], pad)
-    position_ids, _ = _padded([row.positions for row in rows], 0)
-    branches, _ = _padded([row.branches for row in rows], 0)
-    keep = max(row.keep for row in rows)
-    targets, sources, target_mask = _scored(examples, table, keep)
+    input_ids, mask = padded([row.tokens for row in rows], pad, side)
+    position_ids, _ = padded([row.positions for row in rows], 0, side)
+    branches, _ = padded([row.branches for row in rows], 0, side)
+    targets, sources, target_mask, keep = _scored(examples, table, side)
     return Batch(
         input_ids=input_ids.to(device),
         attention_mask=mask.to(device),
@@ -132,6 +134,40 @@ def collate(examples: Sequence[Encoded], pad: int, device: torch.device, pack_li
         sources=sources.to(device),
         target_mask=target_mask.to(device),
         gold=torch.tensor([example.gold for example in examples], device=device),
+        members=tuple(examples),
+    )
+
+
+def collate_masked(examples: Sequence[EncodedMask], pad: int, device: torch.device) -> Batch:
+    """Put examples for a masked language model into one batch: one row each, padded on the right.
+
+    Args:
+        examples: one or more.
+        pad: id of the padding token.
+        device: where the tensors go.
+    """
+    input_ids, mask = padded([example.tokens for example in examples], pad, "right")
+    length, width = input_ids.shape[1], max(len(example.targets) for example in examples)
+    keep = length - min(example.place for example in examples)
+    targets, sources = torch.zeros((2, len(examples), width, 1), dtype=torch.int64).unbind(0)
+    target_mask = torch.zeros(targets.shape, dtype=torch.bool)
+    for number, example in enumerate(examples):
+        targets[number, : len(example.targets), 0] = torch.tensor(example.targets)
+        sources[number] = (number + 1) * keep + example.place - length
+        target_mask[number, : len(example.targets)] = True
+    return Batch(
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=None,
+        branches=torch.zeros_like(input_ids).to(device),
+        branched=False,
+        row_examples=torch.arange(len(examples)),
+        keep=keep,
+        targets=targets.to(device),
+        sources=sources.to(device),
+        target_mask=target_mask.to(device),
+        gold=torch.tensor([example.gold for example in examples], device=device),
+        members=tuple(examples),
     )
 
 
@@ -147,9 +183,13 @@ class _Row:
     branches: list[int]
     sources: dict[int, list[int]]
 
-    @property
-    def keep(self) -> int:
-        return len(self.tokens) - min(min(places) for places in self.sources.values())
+    def first_source(self, length: int, side: Side) -> int:
+        """The first position that something is predicted from, in a batch of rows of `length`."""
+        return min(min(places) for places in self.sources.values()) + self.shift(length, side)
+
+    def shift(self, length: int, side: Side) -> int:
+        """By how much padding moves the tokens."""
+        return length - len(self.tokens) if side == "left" else 0
 
 
 def _rows_of(example: Encoded, packed: bool) -> list[_Row]:
@@ -186,21 +226,24 @@ def _padded_tokens(table: Sequence[Sequence[_Row]]) -> int:
     return sum(map(len, table)) * max(len(row.tokens) for rows in table for row in rows)
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as one tensor, padded on the left, and where it holds them."""
+def padded(rows: Sequence[Sequence[int]], pad: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as one tensor, and where it holds them: int64, [rows, longest]."""
     longest = max(map(len, rows))
     ids, mask = torch.full((2, len(rows), longest), pad).unbind(0)
     mask.zero_()
     for number, row in enumerate(rows):
-        ids[number, longest - len(row) :] = torch.tensor(row)
-        mask[number, longest - len(row) :] = 1
+        place = slice(longest - len(row), None) if side == "left" else slice(len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.int64)
+        mask[number, place] = 1
     return ids, mask
 
 
 def _scored(
-    examples: Sequence[Encoded], table: Sequence[Sequence[_Row]], keep: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`targets`, `sources` and `target_mask` of a Batch; where no token is, `sources` stays within the example."""
+    examples: Sequence[Encoded], table: Sequence[Sequence[_Row]], side: Side
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """`targets`, `sources`, `target_mask` and `keep` of a Batch; without a token, a source stays within its example."""
+    length = max(len(row.tokens) for rows in table for row in rows)
+    keep = length - min(row.first_source(length, side) for rows in table for row in rows)
     shape = len(examples), max(len(example.rows) for example in examples), max(max(e.scored) for e in examples)
     targets, sources = torch.zeros((2, *shape), dtype=torch.int64).unbind(0)
     mask = torch.zeros(shape, dtype=torch.bool)
@@ -212,71 +255,6 @@ def _scored(
             for candidate, places in row.sources.items():
                 at = number, candidate, slice(len(places))
                 targets[at] = torch.tensor(example.rows[candidate][-len(places) :])
-                sources[at] = torch.tensor(places) + end - len(row.tokens)
+                sources[at] = torch.tensor(places) + (end - length + row.shift(length, side))
                 mask[at] = True
-    return targets, sources, mask
-
-
-class Batches(Generic[T, B]):
-    """An endless sequence of batches, addressed by number: a pure function of (seed, name, number).
-
-    Each epoch visits the examples in an order of its own; with `length`, examples of similar length share a batch, by
-    sorting within windows of 8 batches of that order and drawing the batches in a random order again. A remainder
-    smaller than a batch waits for the next epoch's order. Nothing has to be saved to go on after a stop but the
-    number.
-
-    Args:
-        examples: what is drawn from.
-        size: examples a batch.
-        make: turns a list of examples into a batch.
-        seed: of the run.
-        name: tells apart several sequences of one run.
-        length: of an example, to group by; None does not group.
-
-    Raises:
-        ConfigError: fewer examples than one batch takes.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[T],
-        size: int,
-        make: Callable[[Sequence[T]], B],
-        seed: int,
-        name: str,
-        length: Callable[[T], int] | None = None,
-    ) -> None:
-        if len(examples) < size:
-            raise ConfigError(
-                f"a batch of {size} examples cannot be drawn from the {len(examples)} of {name!r}",
-                f"lower batch_size to {len(examples)} or less, or give more data",
-            )
-        self.examples = examples
-        self.size = size
-        self.per_epoch = len(examples) // size
-        self._make = make
-        self._seed = seed
-        self._name = name
-        self._length = length
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
-
-    def __getitem__(self, number: int) -> B:
-        epoch, place = divmod(number, self.per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._draw(epoch))
-        return self._make([self.examples[i] for i in self._epoch[1][place]])
-
-    def _draw(self, epoch: int) -> list[list[int]]:
-        """The batches of one epoch, as indices of examples."""
-        key = Key(self._seed, epoch)
-        order = permutation(key, f"batches/{self._name}", len(self.examples))[: self.per_epoch * self.size]
-        if self._length is None:
-            return _cut(order, self.size)
-        lengths = {i: self._length(self.examples[i]) for i in order}
-        windows = [sorted(window, key=lengths.__getitem__) for window in _cut(order, _WINDOW * self.size)]
-        batches = [batch for window in windows for batch in _cut(window, self.size)]
-        return [batches[i] for i in permutation(key, f"grouped/{self._name}", len(batches))]
-
-
-def _cut(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+    return targets, sources, mask, keep

@@ -1,45 +1,33 @@
-"""Rows of a task: from a local folder, an embedded data set or the Hub; checked, split and rendered."""
+"""The rows of a task's splits: read from a file, a folder, an embedded data set or the Hub; drawn, and rendered."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from zofo.displacement import Key
 from zofo.embedded import EMBEDDED_DATA
-from zofo.errors import DataError, UnknownNameError
+from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.noise import permutation
-from zofo.tasks.task import SPLITS, Split, Task, TaskConfig, label_index, template_fields
+from zofo.tasks.config import TaskConfig
+from zofo.tasks.demonstrations import with_demonstrations
+from zofo.tasks.example import Example
+from zofo.tasks.reading import Row, folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.rendering import render
+from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
 
 
-@dataclass(frozen=True)
-class Example:
-    """A prompt and the candidates that may follow it.
+def load_examples(
+    task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS, head: bool = False, right: bool = True
+) -> dict[Split, list[Example]]:
+    """Read, check, split and render all rows of a task.
 
     Args:
-        prompt: text before the candidate.
-        candidates: one text for each label, in the order of the task's labels.
-        gold: index of the right candidate.
-        where: file and line, or source and row, for messages.
-    """
-
-    prompt: str
-    candidates: tuple[str, ...]
-    gold: int
-    where: str = ""
-
-
-@dataclass(frozen=True)
-class _Row:
-    where: str
-    fields: Mapping[str, Any]
-
-
-def load_examples(task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS) -> dict[Split, list[Example]]:
-    """Read, check, split and render all rows of a task.
+        task: how rows are asked about.
+        config: which rows, and with which prompt.
+        splits: those that are needed; the rows of others are not read.
+        head: for a classification head instead of a language model.
+        right: whether rows must hold what is right.
 
     Returns:
         The examples of each split. Splits drawn from the same origin share no row; when the origin is too small, train
@@ -49,136 +37,104 @@ def load_examples(task: Task, config: TaskConfig, splits: Sequence[Split] = SPLI
         DataError: a missing file or column, a label outside the verbalizers, an empty text, too few rows; with file,
             line and column.
     """
+    if head and task.kind != "classification":
+        raise ConfigError(
+            f"a classification head gives the same labels to every row, but {task.name!r} is a {task.kind} task",
+            "choose a classification task, or model.head=causal-lm",
+        )
+    if head and config.demonstrations:
+        raise ConfigError("a classification head takes no demonstrations", "set task.demonstrations=0")
+    prompt = config.prompt
+    if prompt is not None:
+        task.prompt(prompt)  # refuses an unknown name
+    if head and prompt == NO_PROMPT:
+        prompt = None
+    needed: list[Split] = list(splits)
+    if config.demonstrations and "train" not in needed:
+        needed.append("train")
     examples: dict[Split, list[Example]] = {}
-    for origin in dict.fromkeys(task.splits[split].origin for split in splits):
+    for origin in dict.fromkeys(task.splits[split].origin for split in needed):
         rows = _read(task, config, origin)
         for split, chosen in _divide(task, origin, rows, config.split_seed).items():
-            if split in splits:
-                examples[split] = [render(task, row.fields, row.where) for row in chosen]
-    return examples
+            if split in needed:
+                kept = chosen[: config.max_rows]
+                examples[split] = [render(task, row.fields, row.where, prompt, head, right) for row in kept]
+    if config.demonstrations:
+        pool = examples["train"]
+        examples = {split: with_demonstrations(examples[split], pool, config) for split in splits}
+    return {split: examples[split] for split in splits}
 
 
-def render(task: Task, fields: Mapping[str, Any], where: str) -> Example:
-    """One row as an example.
-
-    Raises:
-        DataError: a missing column, an empty text or an unknown label; names the place.
-    """
-    if task.label not in fields:
-        raise _missing(task, task.label, fields, where)
-    gold = label_index(task, fields[task.label], where)
-    return Example(render_prompt(task, fields, where), tuple(task.verbalizers.values()), gold, where)
-
-
-def render_prompt(task: Task, fields: Mapping[str, Any], where: str) -> str:
-    """The prompt of one row; its label is not read.
-
-    Raises:
-        DataError: a missing column, or a text that is empty, not a text, or not Unicode.
-    """
-    texts = {}
-    for column in template_fields(task.template):
-        if column not in fields:
-            raise _missing(task, column, fields, where)
-        text = fields[column]
-        if not isinstance(text, str) or not text.strip():
-            problem = "empty" if text is None or isinstance(text, str) else f"{text!r}, not a text"
-            raise DataError(f"{where}: column {column!r} is {problem}", "mend or remove the row")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{where}: column {column!r} holds half of a character (a lone surrogate)", "mend the row")
-        texts[column] = text.strip()
-    return task.template.format_map(texts)
-
-
-def _missing(task: Task, column: str, fields: Mapping[str, Any], where: str) -> DataError:
-    has = ", ".join(map(repr, fields)) or "nothing"
-    return DataError(
-        f"{where}: the column {column!r}, which the task {task.name!r} needs, is missing; the row has {has}",
-        "rename the column in the file, or name yours in a copy of the task file",
-    )
-
-
-def _read(task: Task, config: TaskConfig, origin: str) -> list[_Row]:
+def _read(task: Task, config: TaskConfig, origin: str) -> list[Row]:
     if config.data_dir is not None:
-        return _read_folder(config.data_dir, origin)
-    if task.source.embedded is not None:
-        if task.source.embedded not in EMBEDDED_DATA:
-            raise UnknownNameError("embedded data set", task.source.embedded, EMBEDDED_DATA)
-        return _read_folder(EMBEDDED_DATA[task.source.embedded](), origin)
-    return _read_hub(task, origin)
-
-
-def _read_folder(folder: Path, origin: str) -> list[_Row]:
-    path = folder / f"{origin}.jsonl"
-    if not folder.is_dir():
-        raise DataError(f"the data folder {str(folder)!r} does not exist", "give an existing folder to --data-dir")
-    if not path.is_file():
-        found = ", ".join(sorted(p.name for p in folder.glob("*.jsonl"))) or "no .jsonl file"
-        raise DataError(
-            f"the data folder {str(folder)!r} has no {path.name}; it holds {found}",
-            f"put the rows of the split {origin!r} there, one JSON object a line",
-        )
-    rows = []
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            rows.append(_Row(f"{path}:{number}", _parse_line(line, f"{path}:{number}")))
-    if not rows:
-        raise DataError(f"{path}: no rows", "one JSON object a line is expected")
-    return rows
-
-
-def _parse_line(line: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text: {error.reason} at byte {error.start} of the line") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: column {error.colno}: not JSON: {error.msg}", "one JSON object a line") from error
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        raise DataError(f"{where}: not JSON that can be read: {error}", "one JSON object a line") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__}, not an object with named columns", "one JSON object a line")
-    return row
-
-
-def _read_hub(task: Task, origin: str) -> list[_Row]:
-    import datasets
-
+        return read_folder(config.data_dir, origin)
+    if config.data is not None:
+        return read_data(config.data, origin)
     source = task.source
-    datasets.utils.logging.set_verbosity_error()
-    try:
-        table = datasets.load_dataset(source.hub, source.config, split=origin)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"cannot load {source.hub!r} from the Hub or its cache: {first}",
-            f"give a folder of JSONL with --data-dir, or use task=movie-reviews ({task.name} needs the Hub once)",
-        ) from error
-    return [_Row(f"{source.hub}/{origin} row {number}", row) for number, row in enumerate(table)]
+    if source is None:
+        raise ConfigError(f"the task {task.name!r} has no source of its own", "give rows with --data or --data-dir")
+    if source.embedded is not None:
+        if source.embedded not in EMBEDDED_DATA:
+            raise UnknownNameError("embedded data set", source.embedded, EMBEDDED_DATA)
+        return read_folder(EMBEDDED_DATA[source.embedded](), origin)
+    assert source.hub is not None
+    return read_hub(source.hub, source.config, source.revision, origin, task.name)
 
 
-def _divide(task: Task, origin: str, rows: Sequence[_Row], seed: int) -> dict[Split, Sequence[_Row]]:
+def read_data(data: str, origin: str) -> list[Row]:
+    """Rows of a user's own: of a file, whatever the origin; of the origin's file in a folder; or of a Hub data set."""
+    path = Path(data)
+    if path.is_dir():
+        return read_folder(path, origin)
+    if _is_file(data):
+        return read_file(path)
+    return read_hub(data, None, None, origin, data)
+
+
+def origins_of(data: str) -> set[str] | None:
+    """The splits of a user's own folder or Hub data set by name; None for a single file."""
+    path = Path(data)
+    if path.is_dir():
+        return folder_origins(path)
+    return None if _is_file(data) else hub_origins(data)
+
+
+def _is_file(data: str) -> bool:
+    path = Path(data)
+    return path.is_file() or bool(path.suffix) or "/" not in data or data.startswith(("/", ".", "~"))
+
+
+def _divide(task: Task, origin: str, rows: Sequence[Row], seed: int) -> dict[Split, Sequence[Row]]:
     """The rows of every split that comes from `origin`, in the order train, validation, test; no row twice."""
     wanted = [split for split in SPLITS if task.splits[split].origin == origin]
     if len(wanted) == 1 and task.splits[wanted[0]].size is None:
         return {wanted[0]: rows}
-    order = permutation(Key(seed, 0), f"splits/{task.name}/{origin}", len(rows))
+    units = _units(task, rows)
+    order = permutation(Key(seed, 0), f"splits/{task.name}/{origin}", len(units))
     sizes = {split: task.splits[split].size or len(rows) for split in wanted}
     if sum(sizes.values()) > len(rows) and len(wanted) > 1:
         for split in wanted[1:]:
             sizes[split] = min(sizes[split], len(rows) // 3 // (len(wanted) - 1))
         sizes[wanted[0]] = min(sizes[wanted[0]], len(rows) - sum(sizes[split] for split in wanted[1:]))
-    divided: dict[Split, Sequence[_Row]] = {}
-    start = 0
+    left = iter([units[i] for i in order])
+    divided: dict[Split, Sequence[Row]] = {}
     for split in wanted:
-        divided[split] = [rows[i] for i in order[start : start + sizes[split]]]
-        start += sizes[split]
+        drawn: list[Row] = []
+        while len(drawn) < sizes[split] and (unit := next(left, None)):
+            drawn.extend(unit)
+        divided[split] = drawn
     if not all(divided.values()):
         raise DataError(
             f"{rows[0].where}: {len(rows)} rows in all, too few to draw {' and '.join(wanted)} from", "give more rows"
         )
     return divided
+
+
+def _units(task: Task, rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that are drawn together: those of a group, or each by itself."""
+    if not task.group:
+        return [[row] for row in rows]
+    units: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        units.setdefault(tuple(str(row.fields.get(column)) for column in task.group), []).append(row)
+    return list(units.values())

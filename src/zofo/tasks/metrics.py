@@ -1,20 +1,198 @@
-"""Scores of predictions, through scikit-learn."""
+"""Scores of predictions, through scikit-learn and torchmetrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from zofo.errors import ConfigError, DataError
 from zofo.registry import Registry
 
-Metric = Callable[[Sequence[int], Sequence[int]], float]
-"""(right candidates, predicted candidates) -> a score from 0 to 1, higher is better."""
+if TYPE_CHECKING:
+    from zofo.tasks.example import Example
+
+Answer = int | str
+"""What a model predicts for an example: the index of a candidate, or the text of a generation."""
+
+Score = Callable[[Sequence["Example"], Sequence[Answer]], float]
+"""(examples, predictions) -> one number, higher is better."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of predictions.
+
+    Args:
+        kinds: the kinds of task that it has a meaning for.
+        about: one line on what it counts.
+        score: (examples, predictions), of the same length n >= 1 -> from 0 to 1 (Matthews: from -1), never NaN. Raises
+            a DataError where what is right is not known.
+    """
+
+    kinds: frozenset[str]
+    about: str
+    score: Score
+
 
 METRICS: Registry[Metric] = Registry("metric")
 
+_CHOSEN = ("classification", "multiple-choice")
 
-@METRICS.register("accuracy")
-def accuracy(gold: Sequence[int], predicted: Sequence[int]) -> float:
-    """The share of examples whose predicted candidate is the right one."""
-    from sklearn.metrics import accuracy_score
 
-    return float(accuracy_score(gold, predicted))
+def _metric(name: str, kinds: Sequence[str], about: str) -> Callable[[Score], Score]:
+    def enter(score: Score) -> Score:
+        METRICS.register(name)(Metric(frozenset(kinds), about, score))
+        return score
+
+    return enter
+
+
+def check_metric(name: str, kind: str) -> None:
+    """Refuse a metric that has no meaning for a kind of task.
+
+    Raises:
+        UnknownNameError: there is no such metric.
+        ConfigError: it does not suit the kind; the hint lists those that do.
+    """
+    if kind not in METRICS[name].kinds:
+        fitting = ", ".join(other for other in METRICS if kind in METRICS[other].kinds)
+        raise ConfigError(f"the metric {name!r} has no meaning for a {kind} task", f"these have: {fitting}")
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """F1 of the tokens of one generated text, for the best of the accepted answers.
+
+    2 * shared / (tokens of the prediction + tokens of the answer), after SQuAD's normalisation: lower case, without
+    punctuation and the articles a, an, the; tokens are what white space divides. Two texts without a token agree.
+
+    Args:
+        prediction: the generated text.
+        answers: accepted texts, at least one.
+
+    Returns:
+        From 0 to 1.
+
+    Raises:
+        DataError: there is no accepted answer.
+    """
+    if not answers:
+        raise _unknown("", "answer")
+    return _squad([prediction], [answers], "f1")
+
+
+def _squad(predictions: Sequence[str], answers: Sequence[Sequence[str]], which: str) -> float:
+    from torchmetrics.functional.text.squad import squad
+
+    found = [{"prediction_text": text, "id": str(number)} for number, text in enumerate(predictions)]
+    right = [
+        {"answers": {"answer_start": [0] * len(texts), "text": list(texts)}, "id": str(number)}
+        for number, texts in enumerate(answers)
+    ]
+    return float(squad(found, right)[which]) / 100
+
+
+@_metric("accuracy", _CHOSEN, "share of predictions that are right")
+def _accuracy(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return _share(_rights(examples, answers))
+
+
+@_metric("macro-f1", ("classification",), "mean of the F1 of each label that occurs or is predicted")
+def _macro_f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    from sklearn.metrics import f1_score
+
+    gold, predicted = _labels(examples, answers)
+    return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
+
+
+@_metric("f1", ("classification",), "F1 of the last of two labels, the positive one")
+def _f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return _positive_f1(examples, answers, "f1")
+
+
+@_metric("matthews", ("classification",), "Matthews' correlation of right and predicted labels, from -1 to 1")
+def _matthews(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    gold, predicted = _labels(examples, answers)
+    if len(set(gold)) == 1 or len(set(predicted)) == 1:
+        return 0.0  # what scikit-learn returns as well, but with a warning for some of these
+    return float(matthews_corrcoef(gold, predicted))
+
+
+@_metric("f1a", ("classification",), "MultiRC: F1 of the last of two labels over the answers to all questions")
+def _f1a(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return _positive_f1(examples, answers, "f1a")
+
+
+@_metric("em", ("classification",), "MultiRC: share of groups, its questions, in which every prediction is right")
+def _em(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    groups: dict[str, bool] = {}
+    for example, right in zip(examples, _rights(examples, answers), strict=True):
+        if not example.group:
+            raise DataError(
+                f"{example.where}: the metric 'em' counts groups of rows, and this row is in none",
+                "name the columns that tell the groups apart in the task file: group: [question]",
+            )
+        groups[example.group] = groups.get(example.group, True) and right
+    return _share(list(groups.values()))
+
+
+@_metric("exact-match", ("generation",), "share of texts that equal an accepted answer, as SQuAD compares them")
+def _exact_match(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return _squad(*_texts(examples, answers), "exact_match")
+
+
+@_metric("token-f1", ("generation",), "mean F1 of the tokens of a text and its best accepted answer, as in SQuAD")
+def _token_f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return _squad(*_texts(examples, answers), "f1")
+
+
+def _unknown(where: str, what: str) -> DataError:
+    return DataError(
+        f"{where or 'an example'}: its {what} is not known, so that predictions cannot be scored",
+        f"give rows with their {what}, or take a split that has them; `zofo predict` needs none",
+    )
+
+
+def _known(examples: Sequence[Example], name: str, what: str) -> None:
+    if not examples:
+        raise DataError("no examples to score", "give at least one row")
+    for example in examples:
+        if not getattr(example, name):
+            raise _unknown(example.where, what)
+
+
+def _rights(examples: Sequence[Example], answers: Sequence[Answer]) -> list[bool]:
+    _known(examples, "golds", "label")
+    return [answer in example.golds for example, answer in zip(examples, answers, strict=True)]
+
+
+def _share(rights: Sequence[bool]) -> float:
+    return sum(rights) / len(rights)
+
+
+def _labels(examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[list[int], list[int]]:
+    """The right and the predicted label of each example; of several right ones, the predicted one where it is right."""
+    _known(examples, "golds", "label")
+    predicted = [int(answer) for answer in answers]
+    pairs = zip(examples, predicted, strict=True)
+    return [label if label in example.golds else example.golds[0] for example, label in pairs], predicted
+
+
+def _positive_f1(examples: Sequence[Example], answers: Sequence[Answer], name: str) -> float:
+    from sklearn.metrics import f1_score
+
+    gold, predicted = _labels(examples, answers)
+    for example in examples:
+        if len(example.candidates) != 2:
+            raise DataError(
+                f"{example.where}: the metric {name!r} is of two labels, and there are {len(example.candidates)}",
+                "set the metric to macro-f1",
+            )
+    return float(f1_score(gold, predicted, pos_label=1, average="binary", zero_division=0.0))
+
+
+def _texts(examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[list[str], list[tuple[str, ...]]]:
+    _known(examples, "answers", "answer")
+    return [str(answer) for answer in answers], [example.answers for _, example in zip(answers, examples, strict=True)]

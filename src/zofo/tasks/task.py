@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import string
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zofo.config import Config, mistakes_of, read_yaml, validated
-from zofo.errors import ConfigError, DataError, UnknownNameError
-from zofo.tasks.metrics import METRICS
+from zofo.errors import ConfigError, UnknownNameError
+from zofo.tasks.metrics import METRICS, check_metric
+from zofo.tasks.templates import check_template, columns_of
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-
-class TaskConfig(Config):
-    """Which task, and which of its rows."""
-
-    name: str = "movie-reviews"
-    """A task of `zofo list tasks`, or the path of a task file (.yaml)."""
-    data_dir: Path | None = None
-    """A folder with the task's rows as JSONL, one file for each source split, in place of its own source."""
-    split_seed: int = Field(0, ge=0)
-    """Which rows are drawn for each split, where a task draws them."""
-    max_length: int | None = Field(None, ge=8)
-    """Longest text in tokens; by default, what the model can take."""
-    truncate: Literal["never", "left"] = "never"
-    """What happens to a longer text: `never` refuses it, `left` drops the oldest tokens of its prompt."""
+Kind = Literal["classification", "multiple-choice", "generation"]
+Label = int | str
+NO_PROMPT = "none"
+"""Name of the prompt that is the row's text alone."""
 
 
 class Source(Config):
@@ -41,6 +31,8 @@ class Source(Config):
     """Hub id of a data set."""
     config: str | None = None
     """Its configuration, where it has several."""
+    revision: str | None = None
+    """Its branch, tag or commit; `refs/convert/parquet` where the Hub keeps the rows of an old script."""
     embedded: str | None = None
     """Name of an embedded data set."""
 
@@ -57,16 +49,93 @@ class SplitSource(Config):
     model_config = pydantic.ConfigDict(**Config.model_config, populate_by_name=True)
 
     origin: str = Field(alias="from")
-    """Split of the source, and name of the file in a local folder: `train` reads train.jsonl."""
+    """Split of the source, and name of the file in a local folder: `train` reads train.jsonl, or .csv or .parquet."""
     size: int | None = Field(None, ge=1)
     """Rows drawn by `split_seed`, disjoint from other splits of the same origin; None takes all in order."""
+
+
+def _expression(text: Any) -> Any:
+    if isinstance(text, str):
+        columns_of(text, expression=True)
+    return text
+
+
+Expression = Annotated[str, BeforeValidator(_expression)]
+"""What stands between the braces of a template: a column, or a value made of columns, such as `answers.text`."""
+
+
+class Each(Config):
+    """Choices of a list that the row holds."""
+
+    each: Expression
+    """The list: a column, or a value made of columns."""
+    text: str = " {{ choice }}"
+    """The text of one choice, in which `choice` is an entry of the list."""
+
+    @field_validator("text")
+    @classmethod
+    def _a_template(cls, text: str) -> str:
+        columns_of(text)
+        return text
+
+
+def _verbalizers(given: Any) -> Any:
+    if isinstance(given, dict) and any(isinstance(label, bool) for label in given):
+        raise ValueError(
+            "YAML reads the bare labels yes, no, on, off, true and false as truth values: put them in quotes"
+        )
+    return given
+
+
+def _distinct(verbalizers: dict[Label, str]) -> dict[Label, str]:
+    if len(verbalizers) < 2:
+        raise ValueError("a classification needs two verbalizers or more")
+    taken: dict[str, Label] = {}
+    for label, text in verbalizers.items():
+        if not text.strip():
+            raise ValueError(f"the verbalizer of label {label!r} is empty")
+        if text in taken:
+            raise ValueError(f"labels {taken[text]!r} and {label!r} have the same verbalizer {text!r}")
+        taken[text] = label
+    return verbalizers
+
+
+Verbalizers = Annotated[dict[Label, str], BeforeValidator(_verbalizers), pydantic.AfterValidator(_distinct)]
+Choices = list[str] | Each
+
+
+class Prompt(Config):
+    """One way to ask: a template, and what it needs of its own."""
+
+    template: str
+    """The text before the candidate, in Jinja: `{{ column }}` wherever a column of the row goes."""
+    verbalizers: Verbalizers | None = None
+    """For each label, the text that stands for it after this prompt; by default the task's."""
+    choices: Choices | None = None
+    """The choices after this prompt; by default the task's."""
+    content_free: str | None = None
+    """The prompt without its content, for calibrated scores; by default the template with "N/A" in its columns."""
+    ending: str = "."
+    """Text after the candidate, a template as well; only masked language models see it."""
+
+    @field_validator("template")
+    @classmethod
+    def _names_columns(cls, template: str) -> str:
+        check_template(template)
+        return template
+
+    @field_validator("ending")
+    @classmethod
+    def _a_template(cls, ending: str) -> str:
+        columns_of(ending)
+        return ending
 
 
 class Task(Config):
     """A task file, read and checked.
 
     Raises:
-        ValueError: (as a ConfigError from `load_task`) a template, verbalizer or split that cannot work.
+        ValueError: (as a ConfigError from `load_task`) a template, verbalizer, choice or split that cannot work.
     """
 
     name: str
@@ -75,56 +144,74 @@ class Task(Config):
     """Raised when anything changes that changes a score."""
     about: str = ""
     """One line on what it asks, and its source."""
-    kind: Literal["classification"]
-    """How an example is scored: by the likelihood of one candidate for each verbalizer."""
+    kind: Kind
+    """What is asked for: one of the same labels for every row, one of the row's own choices, or a free text."""
     metric: str
-    """Name of the score, of `zofo.tasks.METRICS`."""
-    source: Source
-    """Where rows come from when no folder is given."""
+    """Name of the score, of `zofo list metrics`."""
+    also: list[str] = []
+    """Further scores that are reported."""
+    source: Source | None = None
+    """Where rows come from when no file or folder is given."""
     splits: dict[Split, SplitSource]
     """The rows of train, validation and test."""
-    template: str
-    """The prompt, with `{column}` wherever a column of the row goes."""
-    label: str
-    """The column that holds the label."""
-    verbalizers: dict[int | str, str]
-    """For each label, the text that stands for it after the prompt; begins with a space where a word would."""
+    prompts: dict[str, Prompt]
+    """The ways to ask, by name; the first is the default. `template` at the top stands for a single one, `default`."""
+    label: str | None = None
+    """The column that holds the right label or choice."""
+    verbalizers: Verbalizers | None = None
+    """Of a classification: for each label, the text that stands for it; begins with a space where a word would."""
+    choices: Choices | None = None
+    """Of a multiple choice: templates of the choices, or the list in the row that they are made of."""
+    labels: list[Label] | None = None
+    """Of a multiple choice: what the label column holds for each choice; by default the choice's number from 0, its
+    text, its letter, or a list of right texts."""
+    answers: Expression | None = None
+    """Of a generation: the accepted answer, or the list of them, of which the first is trained on."""
+    messages: str | None = None
+    """Of a generation: a column of chat turns, which takes the place of prompt and answers."""
+    stop: list[str] = ["\n"]
+    """Of a generation: texts that end it, beside the model's own end of text."""
+    max_new_tokens: int = Field(50, ge=1)
+    """Of a generation: tokens after which it ends in any case."""
+    texts: list[str] | None = Field(None, min_length=1, max_length=2)
+    """Templates of the row's own text or pair of texts, for classification heads and the prompt `none`."""
+    group: list[str] = []
+    """Columns whose values tell which rows belong together, such as those of one question."""
+    optional: list[str] = []
+    """Columns that may be empty or missing."""
 
-    @field_validator("template")
+    @model_validator(mode="before")
     @classmethod
-    def _plain_fields(cls, template: str) -> str:
-        fields = template_fields(template)
-        if not fields:
-            raise ValueError("the template names no column; write for example '{sentence} It was'")
-        bad = [field for field in fields if not field.isidentifier()]
-        if bad:
-            raise ValueError(f"{bad[0]!r} in the template is not a plain column name")
-        if any(spec or conversion for _, _, spec, conversion in string.Formatter().parse(template)):
-            raise ValueError("the template takes columns as they are: write {column}, without ':' or '!'")
-        return template
+    def _short_forms(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        filled = dict(given)
+        if "template" in filled:
+            if "prompts" in filled:
+                raise ValueError("give template or prompts, not both")
+            filled["prompts"] = {"default": filled.pop("template")}
+        prompts = filled.get("prompts", {"chat": {"template": "{{ messages }}"}} if "messages" in filled else None)
+        if isinstance(prompts, dict):
+            prompts = {name: {"template": one} if isinstance(one, str) else one for name, one in prompts.items()}
+            texts = filled.get("texts")
+            if NO_PROMPT not in prompts and isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+                prompts[NO_PROMPT] = {"template": "\n".join(texts)}
+            filled["prompts"] = prompts
+        return filled
 
-    @field_validator("verbalizers", mode="before")
+    @field_validator("prompts")
     @classmethod
-    def _quoted(cls, verbalizers: Any) -> Any:
-        if isinstance(verbalizers, dict) and any(isinstance(label, bool) for label in verbalizers):
-            raise ValueError(
-                "YAML reads the bare labels yes, no, on, off, true and false as truth values: put them in quotes"
-            )
-        return verbalizers
+    def _a_prompt(cls, prompts: dict[str, Prompt]) -> dict[str, Prompt]:
+        if not prompts:
+            raise ValueError("a task needs one prompt or more")
+        return prompts
 
-    @field_validator("verbalizers")
+    @field_validator("texts")
     @classmethod
-    def _distinct(cls, verbalizers: dict[int | str, str]) -> dict[int | str, str]:
-        if len(verbalizers) < 2:
-            raise ValueError("a classification needs two verbalizers or more")
-        taken: dict[str, int | str] = {}
-        for label, text in verbalizers.items():
-            if not text.strip():
-                raise ValueError(f"the verbalizer of label {label!r} is empty")
-            if text in taken:
-                raise ValueError(f"labels {taken[text]!r} and {label!r} have the same verbalizer {text!r}")
-            taken[text] = label
-        return verbalizers
+    def _texts(cls, texts: list[str] | None) -> list[str] | None:
+        for text in texts or ():
+            check_template(text)
+        return texts
 
     @field_validator("splits")
     @classmethod
@@ -134,26 +221,118 @@ class Task(Config):
             raise ValueError(f"the split {missing[0]!r} is not defined")
         return splits
 
-    @property
-    def labels(self) -> list[int | str]:
-        """The labels, in the order of the candidates."""
-        return list(self.verbalizers)
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Task:
+        asked = {
+            "classification": ("verbalizers", ("choices", "labels", "answers", "messages")),
+            "multiple-choice": ("choices", ("verbalizers", "answers", "messages", "texts")),
+            "generation": (
+                "answers" if self.messages is None else "messages",
+                ("verbalizers", "choices", "labels", "texts"),
+            ),
+        }
+        needed, foreign = asked[self.kind]
+        everywhere = getattr(self, needed) is not None
+        if not everywhere and not all(getattr(prompt, needed, None) is not None for prompt in self.prompts.values()):
+            raise ValueError(f"a {self.kind} task needs {needed!r}")
+        wrong = next((name for name in foreign if getattr(self, name) is not None), None)
+        if wrong:
+            raise ValueError(f"{wrong!r} has no meaning in a {self.kind} task")
+        if self.kind != "generation" and self.label is None:
+            raise ValueError("'label' is missing: the column that holds what is right")
+        if self.kind == "classification":
+            own = [set(self.verbalizers_of(name)) for name in self.prompts]
+            if any(labels != own[0] for labels in own):
+                raise ValueError("all prompts must have verbalizers for the same labels")
+        return self
 
     @property
-    def columns(self) -> list[str]:
-        """The columns every row must have."""
-        return [*template_fields(self.template), self.label]
+    def prompt_names(self) -> list[str]:
+        """The ways to ask; the first is the default."""
+        return list(self.prompts)
+
+    def prompt(self, name: str | None = None) -> Prompt:
+        """The prompt of that name, or the default one.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        if name is None:
+            return next(iter(self.prompts.values()))
+        if name not in self.prompts:
+            raise UnknownNameError(f"prompt of the task {self.name!r}", name, self.prompts)
+        return self.prompts[name]
+
+    def verbalizers_of(self, prompt: str | None = None) -> dict[Label, str]:
+        """For each label, the text that stands for it after a prompt, in the order of the task's labels."""
+        own = self.prompt(prompt).verbalizers
+        order = self.verbalizers or own or {}
+        return {label: (own or order)[label] for label in order}
+
+    def choices_of(self, prompt: str | None = None) -> Choices:
+        """The choices after a prompt."""
+        own = self.prompt(prompt).choices
+        chosen = self.choices if own is None else own
+        assert chosen is not None
+        return chosen
+
+    @property
+    def label_names(self) -> list[Label]:
+        """The labels of a classification, in the order of the candidates; empty for other kinds."""
+        return list(self.verbalizers_of()) if self.kind == "classification" else []
+
+    def columns(self, prompt: str | None = None, head: bool = False) -> list[str]:
+        """The columns that a row must have to be asked about; its label or answer is not among them."""
+        if self.messages is not None:
+            return [self.messages]
+        if head and self.texts is not None:
+            return _unique(name for text in self.texts for name in columns_of(text))
+        asked = self.prompt(prompt)
+        named = columns_of(asked.template) + columns_of(asked.ending)
+        if self.kind == "multiple-choice":
+            named += _columns_of_choices(self.choices_of(prompt))
+        return _unique(named)
 
 
-def template_fields(template: str) -> list[str]:
-    """The columns that a template names, in order, each once."""
-    names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+def _columns_of_choices(choices: Choices) -> list[str]:
+    if isinstance(choices, Each):
+        return columns_of(choices.each, expression=True) + columns_of(choices.text)
+    return [name for text in choices for name in columns_of(text)]
+
+
+def _unique(names: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
 def task_names() -> list[str]:
     """The packaged tasks."""
     return sorted(path.name.removesuffix(".yaml") for path in files(__package__).joinpath("files").iterdir())
+
+
+def packaged_text(name: str) -> str:
+    """The file of a packaged task.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in task_names():
+        raise UnknownNameError("task", name, task_names())
+    return (files(__package__) / "files" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def task_content(name: str) -> Any:
+    """The plain content of a packaged task by its name, or of a task file by its path.
+
+    Raises:
+        UnknownNameError: neither a packaged task nor a file.
+        ConfigError: the file cannot be read as YAML.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        return yaml.safe_load(packaged_text(name))
+    if not path.is_file():
+        raise ConfigError(f"there is no task file {name!r}", f"packaged tasks: {', '.join(task_names())}")
+    return read_yaml(path)
 
 
 def load_task(name: str) -> Task:
@@ -163,15 +342,7 @@ def load_task(name: str) -> Task:
         UnknownNameError: neither a packaged task nor a file.
         ConfigError: the file is not a task; names the file and the key.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"there is no task file {name!r}", f"packaged tasks: {', '.join(task_names())}")
-        return parse_task(read_yaml(path), name)
-    if name not in task_names():
-        raise UnknownNameError("task", name, task_names())
-    packaged = files(__package__) / "files" / f"{name}.yaml"
-    return parse_task(yaml.safe_load(packaged.read_text(encoding="utf-8")), name)
+    return parse_task(task_content(name), name)
 
 
 def parse_task(content: Any, where: str) -> Task:
@@ -182,24 +353,10 @@ def parse_task(content: Any, where: str) -> Task:
     """
     with mistakes_of(where):
         task = validated(Task, content)
-        METRICS[task.metric]  # refuses an unknown name
+        for metric in (task.metric, *task.also):
+            METRICS[metric]  # refuses an unknown name
+            check_metric(metric, task.kind)
     return task
-
-
-def label_index(task: Task, label: object, where: str) -> int:
-    """Position of a row's label among the verbalizers; false and true are 0 and 1, as data sets on the Hub mean them.
-
-    Raises:
-        DataError: no verbalizer stands for it.
-    """
-    for index, known in enumerate(task.labels):
-        if label == known:
-            return index
-    shown = ", ".join(repr(known) for known in task.labels)
-    raise DataError(
-        f"{where}: column {task.label!r} is {label!r}, which no verbalizer of {task.name!r} stands for",
-        f"the verbalizers have the labels {shown}; mend the row, or add the label to the task file",
-    )
 
 
 def known_split(split: str) -> Split:
@@ -212,3 +369,8 @@ def known_split(split: str) -> Split:
         if split == known:
             return known
     raise ConfigError(f"unknown split {split!r}", f"known: {', '.join(SPLITS)}")
+
+
+def shown(labels: Sequence[Label]) -> str:
+    """Labels as a message shows them."""
+    return ", ".join(repr(label) for label in labels)

@@ -1,9 +1,9 @@
 """Training: configuration, loop, callbacks, trajectory and run folder."""
 
 from zofo.training.config import RunConfig, TrainingConfig, read_config
-from zofo.training.evaluation import Evaluation, as_percent, evaluate, score_candidates
+from zofo.training.evaluation import Evaluation, Scorer, as_percent
 from zofo.training.inventory import describe_environment, environment, names
-from zofo.training.material import Material, encode_for, load_material
+from zofo.training.material import Material, load_material, scorer_of, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.preview import Preview, preview
 from zofo.training.replay import replay
@@ -12,6 +12,7 @@ from zofo.training.train import train
 from zofo.training.trajectory import Trajectory, TrajectoryWriter
 from zofo.training.tuning import Trial, Tuning, tune_lr
 from zofo.training.use import Prediction, evaluate_run, evaluate_zero_shot, predict
+from zofo.training.validation import TaskReport, copy_task, validate
 
 __all__ = [
     "Evaluation",
@@ -21,16 +22,17 @@ __all__ = [
     "Preview",
     "RunConfig",
     "RunFolder",
+    "Scorer",
     "TrainingConfig",
     "Trajectory",
     "TrajectoryWriter",
     "Trial",
     "Tuning",
+    "TaskReport",
     "as_percent",
+    "copy_task",
     "describe_environment",
-    "encode_for",
     "environment",
-    "evaluate",
     "evaluate_run",
     "evaluate_zero_shot",
     "load_material",
@@ -40,7 +42,9 @@ __all__ = [
     "preview",
     "read_config",
     "replay",
-    "score_candidates",
+    "scorer_of",
+    "setting_of",
     "train",
     "tune_lr",
+    "validate",
 ]

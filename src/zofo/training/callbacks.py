@@ -97,13 +97,13 @@ class Best(Callback):
     def __init__(self, folder: Path, save: Callable[[Path], None]) -> None:
         self._folder = folder
         self._save = save
-        self.score = -1.0
+        self.score: float | None = None  # nothing was evaluated yet
         self.step = 0
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """See `Callback`."""
         first = next(iter(scores.values()))
-        if first.score > self.score:
+        if self.score is None or first.score > self.score:
             self.score, self.step = first.score, steps
             self._folder.mkdir(exist_ok=True)
             self._save(self._folder)

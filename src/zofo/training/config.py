@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from zofo.backbone import ModelConfig
 from zofo.config import Config, mistakes_of, named, read_yaml, validated
 from zofo.errors import ConfigError
-from zofo.methods import METHODS, BilevelConfig, MethodConfig, ZerothOrderConfig
+from zofo.methods import METHODS, BilevelConfig, MethodConfig, TwoStageConfig, ZerothOrderConfig
 from zofo.tasks import TaskConfig
 
 
@@ -26,6 +26,8 @@ class TrainingConfig(Config):
     """Steps to train; for `bilevel`, outer steps."""
     queries: int | None = Field(None, ge=1)
     """A budget of queries in place of `steps`: as many whole steps as it pays for."""
+    objective: str | None = None
+    """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
     group_by_length: bool = True
     """Let examples of similar length share a batch, so that less of it is padding."""
     eval_every: int | None = Field(None, ge=1)
@@ -44,6 +46,10 @@ def _method(value: Any) -> Any:
 
 EPSILON_OF_HALF = 3e-3
 """Default epsilon for half-precision models, whose losses are rounded more coarsely; see docs/methods.md."""
+
+
+DEMONSTRATIONS = 4
+"""Default number of demonstrations of `in-context`."""
 
 
 def _has_zo(method: Any) -> bool:
@@ -74,18 +80,60 @@ class RunConfig(Config):
         model, method = given.get("model"), named(given.get("method", {}))
         if not isinstance(model, dict) or model.get("dtype") not in ("bfloat16", "float16") or not _has_zo(method):
             return given
+        if method.get("name") == "mezo" and method.get("adapter") is not None:  # whose own epsilon is larger
+            return given
         estimator = named(method.get("estimator", {}))
         if not isinstance(estimator, dict) or "epsilon" in estimator:
             return given
         return {**given, "method": {**method, "estimator": {**estimator, "epsilon": EPSILON_OF_HALF}}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demonstrations(cls, given: Any) -> Any:
+        """In-context learning has demonstrations, 4 unless told otherwise."""
+        if not isinstance(given, dict):
+            return given
+        method, task = named(given.get("method", {})), named(given.get("task", {}))
+        if not isinstance(method, dict) or not isinstance(task, dict):
+            return given
+        if method.get("name") == "in-context" and "demonstrations" not in task:
+            return {**given, "task": {**task, "demonstrations": DEMONSTRATIONS}}
+        return given
+
+    @model_validator(mode="after")
+    def _both_stages(self) -> RunConfig:
+        method, steps = self.method, self.training.steps
+        if isinstance(method, TwoStageConfig) and self.training.queries is None and steps <= method.adapter_steps:
+            raise ConfigError(
+                f"method=two-stage takes {method.adapter_steps} steps on its adapter, so that training.steps={steps} "
+                "leaves none for the backbone",
+                f"set training.steps={2 * method.adapter_steps}, or a smaller method.adapter_steps",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method_and_demonstrations(self) -> RunConfig:
+        name, demonstrations = self.method.name, self.task.demonstrations
+        if name == "in-context" and not demonstrations:
+            raise ConfigError(
+                "method=in-context needs demonstrations", "set task.demonstrations=4, or method=zero-shot"
+            )
+        if name == "zero-shot" and demonstrations:
+            raise ConfigError(
+                f"method=zero-shot has no demonstrations, but task.demonstrations is {demonstrations}",
+                "choose method=in-context, or set task.demonstrations=0",
+            )
+        return self
 
     def anchored(self) -> RunConfig:
         """The same, with every local path absolute, so that a run can be used from any folder."""
         task, model = self.task, self.model
         if task.data_dir is not None:
             task = task.model_copy(update={"data_dir": task.data_dir.absolute()})
-        if Path(task.name).suffix in (".yaml", ".yml"):
+        if task.name is not None and Path(task.name).suffix in (".yaml", ".yml"):
             task = task.model_copy(update={"name": str(Path(task.name).absolute())})
+        if task.data is not None and Path(task.data).exists():
+            task = task.model_copy(update={"data": str(Path(task.data).absolute())})
         if Path(model.name).is_dir():
             model = model.model_copy(update={"name": str(Path(model.name).absolute())})
         return self.model_copy(update={"task": task, "model": model})
@@ -118,15 +166,24 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise ConfigError(f"{override!r} is not key=value", "write for example training.steps=20")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{override!r}: the value is not YAML", "quote it, for example \"method.layers=['*.29.*']\""
-            ) from error
-        _set(tree, path.split("."), value)
+        _set(tree, path.split("."), _value(path, text, override))
     with mistakes_of(str(file)) if file is not None else nullcontext():
         return validated(RunConfig, tree)
+
+
+def _value(path: str, text: str, override: str) -> Any:
+    """What an override gives, as YAML; a template, whose braces mean something else there, may stand as it is."""
+    template = path == "task.template"
+    if template and not text.startswith(("'", '"')):
+        return None if text in ("", "null") else text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if template:  # one that begins with a quotation
+            return text
+        raise ConfigError(
+            f"{override!r}: the value is not YAML", "quote it, for example \"method.layers=['*.29.*']\""
+        ) from error
 
 
 def _set(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -1,20 +1,21 @@
-"""Scoring a model on a split."""
+"""Scoring a model on examples, in every kind of task."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from zofo.errors import NonFiniteError
+from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts, counting_forwards
-from zofo.objectives import candidate_scores
-from zofo.tasks import METRICS, Batch, Encoded
+from zofo.methods import ScoreFunction
+from zofo.objectives import Generation, generate, scores, token_loss
+from zofo.tasks import METRICS, Example, Task
+from zofo.tasks.metrics import Answer
 
 
 @dataclass(frozen=True)
@@ -23,79 +24,149 @@ class Evaluation:
 
     Args:
         metric: name of the score.
-        score: its value, from 0 to 1.
-        loss: mean classification loss.
-        majority: what always answering the most frequent label would get in accuracy.
-        predictions: index of the predicted candidate of each example, in the order given.
+        score: its value, from 0 to 1 (Matthews: from -1).
+        loss: mean cross-entropy of the right candidate; of a generation, mean loss of the first answer's tokens.
+        majority: the same score for always giving the most frequent answer.
+        predictions: for each example, in the order given, the index of the predicted candidate or the generated text.
+        also: further scores of the task by name.
     """
 
     metric: str
     score: float
     loss: float
     majority: float
-    predictions: tuple[int, ...]
+    predictions: tuple[Answer, ...]
+    also: Mapping[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, float]:
         """The numbers by name, the score under the name of its metric."""
-        return {self.metric: self.score, "loss": self.loss, "majority": self.majority}
+        return {self.metric: self.score, **self.also, "loss": self.loss, "majority": self.majority}
 
 
-def evaluate(
-    model: nn.Module,
-    examples: Sequence[Encoded],
-    make: Callable[[Sequence[Encoded]], Batch],
-    metric: str,
-    batch_size: int,
-    counts: Counts,
-) -> Evaluation:
-    """Score a model. Examples of similar length share a batch; the numbers do not depend on that.
+@dataclass(frozen=True)
+class Scorer:
+    """How the examples of a task are scored with a model.
 
     Args:
-        model: in evaluation mode.
-        examples: at least one.
-        make: turns examples into a batch.
-        metric: name of the score.
+        task: its kind and scores.
+        encode: examples as text -> in tokens.
+        make: examples in tokens -> a batch.
+        generation: how texts are generated.
+        scoring: `mean`, `sum` or `calibrated`.
         batch_size: examples a batch.
-        counts: where the forwards and queries are counted.
+        score: how candidates are scored; methods that read may bring their own.
     """
-    scores = score_candidates(model, examples, make, batch_size, counts)
-    gold = [example.gold for example in examples]
-    predictions = scores.argmax(dim=1).tolist()
-    return Evaluation(
-        metric=metric,
-        score=METRICS[metric](gold, predictions),
-        loss=F.cross_entropy(scores, torch.tensor(gold)).item(),
-        majority=Counter(gold).most_common(1)[0][1] / len(gold),
-        predictions=tuple(predictions),
-    )
+
+    task: Task
+    encode: Callable[[Sequence[Example]], list[Any]]
+    make: Callable[[Sequence[Any]], Any]
+    generation: Generation
+    scoring: str = "mean"
+    batch_size: int = 32
+    score: ScoreFunction = scores
+
+    def evaluate(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> Evaluation:
+        """Score a model. Examples of similar length share a batch; the numbers do not depend on that.
+
+        Args:
+            model: in evaluation mode.
+            examples: in tokens, at least one.
+            counts: where the forwards and queries are counted.
+
+        Raises:
+            DataError: examples whose label or answer is not known.
+            NonFiniteError: the model gives scores that are not numbers.
+        """
+        given = [one.example for one in examples]
+        metric = METRICS[self.task.metric]
+        majority = metric.score(given, [most_frequent(given, self.task)] * len(given))
+        predictions, loss = self.answers(model, examples, counts)
+        also = {name: METRICS[name].score(given, predictions) for name in self.task.also}
+        return Evaluation(self.task.metric, metric.score(given, predictions), loss, majority, tuple(predictions), also)
+
+    def answers(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> tuple[list[Answer], float]:
+        """What the model predicts for each example, and its mean loss."""
+        if self.task.kind == "generation":
+            loss = self._by_batch(model, examples, counts, lambda batch: token_loss(model, batch))
+            return list(self.generated(model, examples, counts)), loss.mean().item()
+        table = self.candidates(model, examples, counts)
+        gold = torch.tensor([one.gold for one in examples])
+        return table.argmax(dim=1).tolist(), torch.nn.functional.cross_entropy(table, gold).item()
+
+    def candidates(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> torch.Tensor:
+        """Scores of the candidates of each example: float32 on the CPU, [examples, candidates].
+
+        Calibrated scores are sum log p(candidate | prompt) - sum log p(candidate | prompt without content).
+
+        Raises:
+            NonFiniteError: the model gives scores that are not numbers.
+
+        Source: domain-conditional PMI (Holtzman et al. 2021, "Surface Form Competition"), as in MeZO's `sfc`.
+        """
+        by = "mean" if self.scoring == "mean" else "sum"
+        table = self._by_batch(model, examples, counts, lambda batch: self.score(model, batch, by))
+        if self.scoring == "calibrated":
+            free = [_content_free(one.example) for one in examples]
+            asked = [(one.prompt, one.candidates, one.ending) for one in free]
+            distinct = dict(zip(asked, free, strict=True))  # one of those that differ in nothing but their place
+            encoded = self.encode(list(distinct.values()))
+            offsets = self._by_batch(model, encoded, counts, lambda batch: self.score(model, batch, by))
+            places = {one: place for place, one in enumerate(distinct)}
+            rows = torch.tensor([places[one] for one in asked])
+            table = table - offsets[rows].masked_fill(offsets[rows].isneginf(), 0.0)
+        unusable = int((table.isnan() | table.isposinf()).any(dim=1).sum())
+        if unusable:
+            raise NonFiniteError(f"scores of {unusable} of {len(examples)} examples", consequence="they were not used")
+        return table
+
+    def generated(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> list[str]:
+        """A text for each example."""
+        texts = [""] * len(examples)
+        with counting_forwards(model, counts):
+            for chosen in self._batches(examples):
+                found = generate(model, [examples[i] for i in chosen], self.generation)
+                counts.queries += len(chosen)
+                for i, text in zip(chosen, found, strict=True):
+                    texts[i] = text
+        return texts
+
+    @torch.no_grad()
+    def _by_batch(
+        self, model: nn.Module, examples: Sequence[Any], counts: Counts, ask: Callable[[Any], torch.Tensor]
+    ) -> torch.Tensor:
+        """What is asked of each batch, in the order of the examples; rows of unequal width are filled with -inf."""
+        found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
+        with counting_forwards(model, counts):
+            for chosen in self._batches(examples):
+                values = ask(self.make([examples[i] for i in chosen])).float().cpu()
+                counts.queries += len(chosen)
+                for i, value in zip(chosen, values, strict=True):
+                    found[i] = value
+        if not found or found[0].dim() == 0:
+            return torch.stack(found)
+        return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-torch.inf)
+
+    def _batches(self, examples: Sequence[Any]) -> list[list[int]]:
+        """Places of the examples of each batch, those of similar length together."""
+        order = sorted(range(len(examples)), key=lambda i: int(examples[i].length))
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
 
-@torch.no_grad()
-def score_candidates(
-    model: nn.Module,
-    examples: Sequence[Encoded],
-    make: Callable[[Sequence[Encoded]], Batch],
-    batch_size: int,
-    counts: Counts,
-) -> torch.Tensor:
-    """Candidate scores of every example, in the order given: float32 on the CPU, [examples, candidates].
+def _content_free(example: Example) -> Example:
+    if not example.content_free:
+        raise ConfigError(
+            f"{example.where}: task.scoring=calibrated needs the prompt without its content, which cannot be made here",
+            "give the prompt a content_free text in a copy of the task file, or set task.scoring=mean",
+        )
+    return Example(example.content_free, example.candidates, ending=example.ending, where=example.where)
 
-    Raises:
-        NonFiniteError: the model gives scores that are not numbers.
-    """
-    order = sorted(range(len(examples)), key=lambda i: examples[i].length)
-    width = max(len(example.rows) for example in examples)
-    table = torch.full((len(examples), width), -torch.inf)
-    with counting_forwards(model, counts):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            scores = candidate_scores(model, make([examples[i] for i in chosen]))
-            table[chosen, : scores.shape[1]] = scores.cpu()
-            counts.queries += len(chosen)
-    unusable = int((table.isnan() | table.isposinf()).any(dim=1).sum())
-    if unusable:
-        raise NonFiniteError(f"scores of {unusable} of {len(examples)} examples", consequence="they were not used")
-    return table
+
+def most_frequent(examples: Sequence[Example], task: Task) -> Answer:
+    """The answer that is right most often; any, where none is known to be right, which every score refuses."""
+    right: list[Answer] = [gold for one in examples for gold in one.golds]
+    if task.kind == "generation":
+        right = [answer for one in examples for answer in dict.fromkeys(one.answers)]
+    return Counter(right).most_common(1)[0][0] if right else 0
 
 
 def as_percent(value: Any) -> str:

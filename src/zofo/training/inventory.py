@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
+from zofo.adapters import ADAPTERS
 from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir
 from zofo.errors import UnknownNameError
 from zofo.estimators import ESTIMATORS
 from zofo.evaluators import EVALUATORS
 from zofo.methods import METHODS
 from zofo.noise import NOISES
+from zofo.objectives import OBJECTIVES
 from zofo.rules import RULES
-from zofo.tasks import load_task, task_names
+from zofo.tasks import METRICS, load_task, task_names
 
-_PACKAGES = ("zofo", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors")
+_PACKAGES = ("zofo", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors", "jinja2", "torchmetrics")
 
 
 def environment() -> dict[str, str]:
@@ -45,6 +47,9 @@ def names(kind: str | None = None) -> dict[str, dict[str, str]]:
         "estimators": _first_lines(ESTIMATORS),
         "rules": _first_lines(RULES),
         "evaluators": _first_lines(EVALUATORS),
+        "objectives": _first_lines(OBJECTIVES),
+        "adapters": _first_lines(ADAPTERS),
+        "metrics": {name: METRICS[name].about for name in METRICS},
     }
     if kind is None:
         return found

@@ -5,12 +5,37 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from zofo.backbone import LoadedModel, load_model
-from zofo.methods import Setting
-from zofo.objectives import classification_loss, packing_limit
-from zofo.tasks import SPLITS, Batch, Encoded, Example, Split, Task, collate, encode, load_examples, load_task
+from zofo.adapters import AdapterConfig
+from zofo.backbone import LoadedModel, head_of, load_model
+from zofo.errors import ConfigError, ZofoError
+from zofo.methods import METHODS, Setting
+from zofo.objectives import (
+    Generation,
+    Reward,
+    TrainingObjective,
+    build_objective,
+    default_objective,
+    packing_limit,
+    reward_objective,
+)
+from zofo.tasks import (
+    SPLITS,
+    Example,
+    Split,
+    Task,
+    collate,
+    collate_masked,
+    collate_texts,
+    encode,
+    encode_masked,
+    encode_texts,
+    load_examples,
+    resolve_task,
+)
 from zofo.training.config import RunConfig
+from zofo.training.evaluation import Scorer
 
 
 @dataclass(frozen=True)
@@ -19,61 +44,147 @@ class Material:
 
     Args:
         loaded: model and tokenizer.
-        task: the task file.
+        task: the task.
         examples: of each split, as text.
         encoded: of each split, in tokens.
+        scorer: how examples are scored.
     """
 
     loaded: LoadedModel
     task: Task
     examples: dict[Split, list[Example]]
-    encoded: dict[Split, list[Encoded]]
+    encoded: dict[Split, list[Any]]
+    scorer: Scorer
 
     @property
-    def make(self) -> Callable[[Sequence[Encoded]], Batch]:
+    def make(self) -> Callable[[Sequence[Any]], Any]:
         """Turns encoded examples into a batch on the model's device."""
-        return batch_maker(self.loaded)
+        return self.scorer.make
 
 
-def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Encoded]], Batch]:
-    """Turns encoded examples into a batch that suits the model."""
-    pad, limit = loaded.tokenizer.pad_token_id, packing_limit(loaded.model)
-    return functools.partial(collate, pad=pad, device=loaded.device, pack_limit=limit)
-
-
-def load_material(config: RunConfig, remote_code: bool = False, splits: Sequence[Split] = SPLITS) -> Material:
+def load_material(
+    config: RunConfig, remote_code: bool = False, splits: Sequence[Split] = SPLITS, right: bool = True
+) -> Material:
     """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
 
     Args:
         config: what is loaded.
         remote_code: allow the model's repository to run its own code.
         splits: those that are needed; the rows of others are not read.
+        right: whether rows must hold what is right.
 
     Raises:
         ZofoError: whatever is wrong with task, data or model.
     """
-    task = load_task(config.task.name)
-    examples = load_examples(task, config.task, splits)
-    loaded = load_model(config.model, remote_code)
-    encoded = {split: encode_for(config, loaded, rows) for split, rows in examples.items()}
-    return Material(loaded, task, examples, encoded)
+    task = resolve_task(config.task)
+    try:
+        head = head_of(config.model) == "classification"
+    except ZofoError:
+        load_examples(task, config.task, splits, right=right)
+        raise
+    examples = load_examples(task, config.task, splits, head, right)
+    loaded = load_model(config.model, remote_code, len(task.label_names) or None)
+    scorer = scorer_of(config, task, loaded)
+    encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
+    return Material(loaded, task, examples, encoded, scorer)
 
 
-def setting_of(config: RunConfig, material: Material) -> Setting:
-    """What a method is given to train with."""
-    return Setting(
-        model=material.loaded.model,
-        objective=classification_loss,
-        examples=material.encoded["train"],
-        make=material.make,
-        seed=config.training.seed,
-        length=(lambda example: example.length) if config.training.group_by_length else None,
+def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> Scorer:
+    """How a model scores the examples of a task."""
+    if task.kind == "generation" and loaded.head != "causal-lm":
+        raise ConfigError(
+            f"{task.name!r} asks for a free text, which a model with model.head={loaded.head} cannot give",
+            "choose a causal language model, or a classification task",
+        )
+    return Scorer(
+        task=task,
+        encode=functools.partial(_encode, config, task, loaded),
+        make=batch_maker(loaded),
+        generation=Generation(
+            tokenizer=loaded.tokenizer,
+            stop=tuple(task.stop),
+            max_new_tokens=task.max_new_tokens,
+            temperature=config.task.temperature,
+            seed=config.training.seed,
+        ),
+        scoring=config.task.scoring,
+        batch_size=config.training.eval_batch_size,
     )
 
 
-def encode_for(config: RunConfig, loaded: LoadedModel, examples: Sequence[Example]) -> list[Encoded]:
+def setting_of(config: RunConfig, material: Material, reward: Reward | None = None) -> Setting:
+    """What a method is given to train with.
+
+    Raises:
+        ConfigError: an objective without a gradient for a method that needs one, or one that does not suit the task.
+    """
+    objective = _objective(config, material, reward)
+    if not objective.differentiable and METHODS[config.method.name].needs_gradient:
+        raise ConfigError(
+            f"training.objective is {objective.name!r}, which has no gradient, but method={config.method.name} takes "
+            "first-order steps",
+            "choose method=mezo, or training.objective=classification",
+        )
+    make, prepare = material.make, objective.prepare
+    return Setting(
+        model=material.loaded.model,
+        objective=objective.losses,
+        examples=material.encoded["train"],
+        make=lambda examples: make([prepare(example) for example in examples]),
+        seed=config.training.seed,
+        length=(lambda example: example.length) if config.training.group_by_length else None,
+        log_ties=not objective.differentiable,
+        objective_name=objective.name,
+    )
+
+
+def _objective(config: RunConfig, material: Material, reward: Reward | None) -> TrainingObjective:
+    task, how = material.task, material.scorer.generation
+    if reward is not None:
+        return reward_objective(reward, task, how)
+    causal = material.loaded.head == "causal-lm"
+    name = config.training.objective or (default_objective(task) if causal else "classification")
+    return build_objective(name, task, how, causal)
+
+
+def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:
+    """Turns encoded examples into a batch that suits the model."""
+    pad, device = loaded.tokenizer.pad_token_id, loaded.device
+    if loaded.head == "classification":
+        return functools.partial(collate_texts, pad=pad, device=device)
+    if loaded.head == "masked-lm":
+        return functools.partial(collate_masked, pad=pad, device=device)
+    return functools.partial(collate, pad=pad, device=device, pack_limit=packing_limit(loaded.model))
+
+
+def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequence[Example]) -> list[Any]:
     """Tokenise examples within the limit of the configuration and the model."""
+    limit = _limit(config, task, loaded)
+    truncate = config.task.truncate == "left" or config.task.demonstrations > 0
+    ways: dict[str, Callable[..., list[Any]]] = {"classification": encode_texts, "masked-lm": encode_masked}
+    way: Callable[..., list[Any]] = ways.get(loaded.head, encode)
+    return way(loaded.tokenizer, examples, limit, truncate)
+
+
+_NO_LIMIT = 1 << 30
+
+
+def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
+    """The longest text in tokens; of a generation, what its new tokens leave."""
     own = getattr(loaded.model.config, "max_position_embeddings", None)
-    limits = [limit for limit in (config.task.max_length, own) if limit]
-    limit = min(limits) if limits else None
-    return encode(loaded.tokenizer, examples, limit, config.task.truncate == "left")
+    tokenizers = (
+        loaded.tokenizer.model_max_length
+    )  # for RoBERTa's positions, which begin at 2; else often a huge number
+    limits = [limit for limit in (config.task.max_length, own, tokenizers) if limit and limit < _NO_LIMIT]
+    if not limits:
+        return None
+    adapter = getattr(config.method, "adapter", None)
+    virtual = adapter.options.get("tokens", 0) if isinstance(adapter, AdapterConfig) else 0
+    limit = min(limits) - virtual - (task.max_new_tokens if task.kind == "generation" else 0)
+    if limit < 2:
+        raise ConfigError(
+            f"a text has at most {min(limits)} tokens here, which leaves none for the prompt: the task {task.name!r} "
+            f"generates {task.max_new_tokens}, and the adapter takes {virtual}",
+            "lower max_new_tokens in a copy of the task file, or method.adapter.tokens",
+        )
+    return limit

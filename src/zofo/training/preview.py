@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zofo.tasks import known_split
+from zofo.tasks import EncodedMask, EncodedText, Example, known_split
 from zofo.training.config import RunConfig
 from zofo.training.material import load_material
 
@@ -53,15 +53,24 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
     chosen = known_split(split)
     material = load_material(config, remote_code, (chosen,))
     tokenizer = material.loaded.tokenizer
-    shown = []
     pairs = list(zip(material.examples[chosen], material.encoded[chosen], strict=True))
-    for example, encoded in pairs[:rows]:
-        candidates = []
-        for index, text in enumerate(example.candidates):
-            ids = encoded.rows[index][-encoded.scored[index] :]
-            tokens = tuple(tokenizer.convert_ids_to_tokens(list(ids)))
-            candidates.append((text, tokens, index == example.gold))
-        shown.append(PreviewedExample(example.where, example.prompt, tuple(candidates)))
+    shown = [_shown(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
     lengths = [encoded.length for _, encoded in pairs]
     sequences = max(len(material.make([encoded]).row_examples) for _, encoded in pairs)
     return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences)
+
+
+def _shown(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:
+    if isinstance(encoded, EncodedText):
+        scored: list[list[int]] = [[] for _ in example.candidates]
+        prompt = tokenizer.decode(encoded.tokens)
+    elif isinstance(encoded, EncodedMask):
+        scored, prompt = [[target] for target in encoded.targets], tokenizer.decode(encoded.tokens)
+    else:
+        scored = [list(row[-count:]) for row, count in zip(encoded.rows, encoded.scored, strict=True)]
+        prompt = encoded.example.prompt
+    candidates = tuple(
+        (text, tuple(tokenizer.convert_ids_to_tokens(ids)), index in example.golds)
+        for index, (text, ids) in enumerate(zip(encoded.example.candidates, scored, strict=True))
+    )
+    return PreviewedExample(example.where, prompt, candidates)

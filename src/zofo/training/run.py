@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,11 @@ from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, LoadedModel, load_model, selected
 from zofo.config import mistakes_of, read_yaml, validated
 from zofo.errors import RunError
+from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.noise import Gaussian
-from zofo.tasks import Task
+from zofo.tasks import Task, load_task
 from zofo.training.config import RunConfig
+from zofo.training.evaluation import Scorer
 from zofo.training.inventory import environment
 from zofo.training.replay import replay
 from zofo.training.trajectory import Trajectory
@@ -47,7 +50,8 @@ class RunFolder:
             RunError: it exists, or cannot be written.
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        path = config.run or Path("runs") / f"{Path(config.task.name).stem}-{config.method.name}-{stamp}"
+        about = Path(config.task.name or str(config.task.data)).stem
+        path = config.run or _unused(Path("runs") / f"{about}-{config.method.name}-{stamp}")
         try:
             path.mkdir(parents=True)
         except FileExistsError as error:
@@ -168,7 +172,9 @@ class RunFolder:
         """
         self._known_variant(variant)
         wanted = self.config.model
-        loaded = load_model(wanted if model is None else wanted.model_copy(update={"name": model}), remote_code)
+        labels = len(load_task(str(self.task_file)).label_names) or None
+        wanted = wanted if model is None else wanted.model_copy(update={"name": model})
+        loaded = load_model(wanted, remote_code, labels)
         self.restore(loaded, variant, best)
         return loaded
 
@@ -200,11 +206,26 @@ class RunFolder:
                 raise RunError(f"{str(self.path)!r} kept no best model", "train with training.eval_every=10")
             folder, last = self.best, int(summary["best"]["step"])
         if self.trajectory.is_file():
-            replay(loaded.model, Trajectory.read(self.trajectory), last)
+            trajectory = Trajectory.read(self.trajectory)
+            if "adapter" not in trajectory.header:  # or it moved that adapter's tensors, which are saved as they were
+                before = int(trajectory.header.get("first_step", 0))
+                replay(loaded.model, trajectory, None if last is None else max(0, last - before))
         if (folder / "weights.safetensors").is_file():
             _load_weights(loaded.model, folder / "weights.safetensors")
         if (folder / variant).is_dir():
             load_adapter(loaded.model, folder / variant)
+
+    def scorer(self, scorer: Scorer) -> Scorer:
+        """How this run scores candidates, where its method brings its own way."""
+        return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
+
+
+def _unused(path: Path) -> Path:
+    """The path, with a number after it where runs of the same second have taken it."""
+    number, free = 2, path
+    while free.exists():
+        number, free = number + 1, path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def model_hash(loaded: LoadedModel) -> str:

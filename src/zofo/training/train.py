@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,9 +12,10 @@ from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
 from zofo.noise import STREAM_VERSION
+from zofo.objectives import Reward
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.config import RunConfig
-from zofo.training.evaluation import Evaluation, evaluate
+from zofo.training.evaluation import Evaluation
 from zofo.training.material import Material, load_material, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.run import RunFolder, model_hash
@@ -21,13 +23,17 @@ from zofo.training.trainer import run_loop
 from zofo.training.trajectory import TrajectoryWriter
 
 
-def train(config: RunConfig, console: Console | None = None, remote_code: bool = False) -> RunFolder:
+def train(
+    config: RunConfig, console: Console | None = None, remote_code: bool = False, reward: Reward | None = None
+) -> RunFolder:
     """Train what `config` describes and write its run folder.
 
     Args:
         config: the whole configuration.
         console: where progress is shown; by default nowhere.
         remote_code: allow the model's repository to run its own code.
+        reward: what is maximised in place of the configured objective: (example, prediction) -> a number. It needs no
+            gradient, so it suits zeroth-order methods.
 
     Returns:
         The run, with adapters or trajectory, metrics and summary.
@@ -41,21 +47,19 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
         RunFolder.create(config)  # refuses, before anything is loaded
     material = load_material(config, remote_code, ("train", "validation"))
     base_hash = model_hash(material.loaded)
-    method = METHODS[config.method.name](config.method, setting_of(config, material))
+    setting = setting_of(config, material, reward)
+    method = METHODS[config.method.name](config.method, setting)
     steps = number_of_steps(config, method)
     method.check()
     folder = RunFolder.create(config)
     folder.write_start(config.anchored(), material.task, base_hash)
 
     def score(counts: Counts) -> Evaluation:
-        size = config.training.eval_batch_size
-        examples = material.encoded["validation"]
-        return evaluate(method.model, examples, material.make, material.task.metric, size, counts)
+        scorer = dataclasses.replace(material.scorer, score=method.score)
+        return scorer.evaluate(method.model, material.encoded["validation"], counts)
 
-    if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
-        gigabytes = method.rule.dense_buffers * method.backbone.size * 4 / 2**30
-        note = f"this rule keeps {method.rule.dense_buffers} float32 buffers of the backbone: {gigabytes:.2f} GiB"
-        console.print(note, highlight=False, soft_wrap=True)
+    for note in _notes(method):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     evaluating = Evaluating(method, score)
     memory = PeakMemory(material.loaded.device)
     best = Best(folder.best, method.save)
@@ -75,7 +79,7 @@ def train(config: RunConfig, console: Console | None = None, remote_code: bool =
         raise
     finally:
         method.save(folder.path)
-        outcome = _summary(config, material, method, evaluating, best)
+        outcome = {**_summary(config, material, method, evaluating, best), "objective": setting.objective_name}
         seconds = time.perf_counter() - start - evaluating.seconds
         timing = {"seconds": round(seconds, 3), "peak_bytes": memory.bytes, "stopped": stopped}
         folder.write_json("summary.json", {**outcome, **timing, "parts": folder.digests()})
@@ -88,16 +92,36 @@ def number_of_steps(config: RunConfig, method: Method) -> int:
     Raises:
         ConfigError: the budget does not pay for one step.
     """
+    if method.fixed_steps is not None:
+        return method.fixed_steps
     budget = config.training.queries
     if budget is None:
         return config.training.steps
-    steps = budget // method.queries_per_step
+    steps = method.steps_within(budget)
     if steps < 1:
         raise ConfigError(
             f"training.queries is {budget}, but one step of {config.method.name!r} takes {method.queries_per_step}",
             f"give at least training.queries={method.queries_per_step}",
         )
     return steps
+
+
+def _notes(method: Method) -> list[str]:
+    """What a user should know before the first step: which tensors move, and what a rule costs."""
+    notes = []
+    if method.trained_names:
+        shown = ", ".join(method.trained_names[:_SHOWN])
+        more = f" and {len(method.trained_names) - _SHOWN} more" if len(method.trained_names) > _SHOWN else ""
+        notes.append(f"trains {len(method.trained_names)} tensors: {shown}{more}")
+    if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
+        gigabytes = method.rule.dense_buffers * method.backbone.size * 4 / 2**30
+        notes.append(
+            f"this rule keeps {method.rule.dense_buffers} float32 buffers of the backbone: {gigabytes:.2f} GiB"
+        )
+    return notes
+
+
+_SHOWN = 4  # names of tensors; all are in summary.json
 
 
 def _summary(
@@ -115,6 +139,7 @@ def _summary(
         "steps": evaluating.steps_made,
         "evaluated_after": evaluating.steps_evaluated,
         "variants": {variant: scores.get(variant, {}) for variant in method.variants},
+        "trained": list(method.trained_names),
         "best": {"step": best.step, "score": best.score},
         **method.counts.as_dict(),
         "evaluation": {**evaluating.counts.as_dict(), "seconds": round(evaluating.seconds, 3)},

@@ -21,7 +21,7 @@ def run_loop(
 
     Args:
         method: what is trained.
-        steps: how many.
+        steps: how many; 0 for a method that only reads, which is evaluated once.
         callbacks: told of each step and evaluation, and of the end however it comes.
         evaluate: scores the method as it stands.
         eval_every: steps between evaluations; None evaluates at the end only.
@@ -29,8 +29,16 @@ def run_loop(
     Raises:
         NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
     """
+
+    def look(steps_made: int) -> None:
+        scores = evaluate()
+        for callback in callbacks:
+            callback.after_evaluation(steps_made, scores)
+
     error: BaseException | None = None
     try:
+        if steps == 0:
+            look(0)
         for number in range(steps):
             try:
                 log = method.step(number)
@@ -39,9 +47,7 @@ def run_loop(
             for callback in callbacks:
                 callback.after_step(number, log)
             if number + 1 == steps or (eval_every and (number + 1) % eval_every == 0):
-                scores = evaluate()
-                for callback in callbacks:
-                    callback.after_evaluation(number + 1, scores)
+                look(number + 1)
     except BaseException as problem:
         error = problem
         raise

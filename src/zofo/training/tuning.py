@@ -13,7 +13,6 @@ from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts
 from zofo.methods import MeZO, MeZOConfig
 from zofo.training.config import RunConfig
-from zofo.training.evaluation import evaluate
 from zofo.training.material import Material, load_material, setting_of
 
 _RISE = 1.02  # of the loss, that a stable trial may end with: steps of almost nothing move it a little, too
@@ -141,9 +140,7 @@ class _Search:
         MeZO(method, setting_of(config, material)).check()
 
     def _loss(self) -> float:
-        size = self._config.training.eval_batch_size
-        model, task = self._material.loaded.model, self._material.task
-        return evaluate(model, self._judges, self._material.make, task.metric, size, self.counts).loss
+        return self._material.scorer.evaluate(self._material.loaded.model, self._judges, self.counts).loss
 
     def trial(self, lr: float) -> Trial:
         """Make the steps, judge, and put the weights back."""

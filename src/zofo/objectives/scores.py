@@ -1,4 +1,4 @@
-"""Candidate likelihoods, and the classification loss on them. Everything is per example and float32."""
+"""Scores of candidates: by their likelihood, or by a classification head. Everything is per example and float32."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from zofo.tasks import Batch
+from zofo.tasks import Batch, TextBatch
 
 
-def candidate_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean log-likelihood of the tokens of each candidate after its prompt.
+def candidate_scores(model: nn.Module, batch: Batch, by: str = "mean") -> torch.Tensor:
+    """Mean log-likelihood of the tokens of each candidate after its prompt, or their sum.
 
     score[e, c] = (1 / n) sum over the n tokens of candidate c of log p(token | prompt, tokens before it). Logits are
-    asked for only at the positions of `batch.keep`: at one position when every candidate is one token.
+    asked for only at the positions of `batch.keep`: at one position when every candidate is one token. In a masked
+    language model a candidate is one token, in the mask's place.
 
     Args:
-        model: a causal language model of transformers, with or without adapters.
+        model: a language model of transformers, with or without adapters.
         batch: E examples with up to C candidates; a `branched` one only for a model with a `packing_limit` for it.
+        by: `mean`, so that length does not count, or `sum`.
 
     Returns:
         float32, shape [E, C]; -inf where an example has fewer candidates.
@@ -30,18 +31,28 @@ def candidate_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
     likelihoods = _logits(model, batch).log_softmax(dim=-1).flatten(0, 1)
     tokens = likelihoods[batch.sources, batch.targets].masked_fill(~batch.target_mask, 0.0)
     counts = batch.target_mask.sum(dim=-1)
-    return (tokens.sum(dim=-1) / counts.clamp(min=1)).masked_fill(counts == 0, -torch.inf)
+    sums = tokens.sum(dim=-1)
+    return (sums / counts.clamp(min=1) if by == "mean" else sums).masked_fill(counts == 0, -torch.inf)
 
 
-def classification_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross-entropy of the right candidate among an example's candidates: -score[gold] + logsumexp over c of score[c].
+def scores(model: nn.Module, batch: Any, by: str = "mean") -> torch.Tensor:
+    """A score for each candidate of each example, higher is better: float32, shape [E, C].
 
-    Returns:
-        float32, shape [E].
-
-    Source: the classification training of MeZO (Malladi et al. 2023), with scores normalised by length.
+    Args:
+        model: a language model for a `Batch`, a model with a classification head for a `TextBatch`.
+        batch: what is scored.
+        by: `mean` or `sum` over a candidate's tokens; a head has none, and gives its logits.
     """
-    return F.cross_entropy(candidate_scores(model, batch), batch.gold, reduction="none")
+    return head_scores(model, batch) if isinstance(batch, TextBatch) else candidate_scores(model, batch, by)
+
+
+def head_scores(model: nn.Module, batch: TextBatch) -> torch.Tensor:
+    """The logits of a classification head: float32, shape [E, labels]."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if batch.token_type_ids is not None and "token_type_ids" in _parameters_of(type(_unwrapped(model)).forward):
+        inputs["token_type_ids"] = batch.token_type_ids
+    logits: torch.Tensor = model(**inputs).logits
+    return logits.float()
 
 
 def packing_limit(model: nn.Module) -> int | None:
@@ -79,7 +90,7 @@ def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Logits at the last `batch.keep` positions, float32, [R, keep, vocabulary]."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
     known = _parameters_of(type(_unwrapped(model)).forward)
-    if "position_ids" in known:
+    if "position_ids" in known and batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
     if "logits_to_keep" in known:  # positions and not their number: gathered, they make the head one matrix product
         inputs["logits_to_keep"] = torch.arange(-batch.keep, 0, device=batch.input_ids.device)

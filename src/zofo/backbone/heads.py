@@ -1,0 +1,169 @@
+"""The head of a model, what turns its last states into outputs: which one it is, and how a new one starts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from zofo.displacement import Key
+from zofo.errors import ModelError
+from zofo.noise import Gaussian
+
+Head = Literal["causal-lm", "masked-lm", "classification"]
+"""What a model's outputs are: scores of the next token, of a masked token, or of labels."""
+
+_CLASSES: dict[str, tuple[str, str]] = {  # of transformers: who loads it, and for which types of models
+    "causal-lm": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"),
+    "masked-lm": ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
+    "classification": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+}
+_CLASSIFIER = "ForSequenceClassification"
+_USUAL_SPREAD = 0.02  # of the first weights, where a configuration names none
+
+
+def default_head(content: Mapping[str, Any]) -> Head:
+    """The head that a checkpoint was made with; classification for an encoder that has none of these heads.
+
+    Args:
+        content: of the checkpoint's config.json.
+    """
+    made = _architecture(content)
+    if made.endswith("ForMaskedLM"):
+        return "masked-lm"
+    if made.endswith(_CLASSIFIER):
+        return "classification"
+    writes = made.endswith(("ForCausalLM", "LMHeadModel"))
+    return "classification" if made and not writes and is_encoder(content) else "causal-lm"
+
+
+def is_encoder(content: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of a model such as BERT, whose tokens see those after them."""
+    decodes = any(content.get(flag) for flag in ("is_decoder", "is_encoder_decoder", "causal"))
+    return not decodes and content.get("model_type") in _types_with("masked-lm")
+
+
+def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int | None) -> dict[str, Any]:
+    """What transformers is told to load a checkpoint with a head.
+
+    Args:
+        head: the one that is wanted.
+        content: of the checkpoint's config.json.
+        name: of the model, for messages.
+        labels: number of labels of the task; None for those of the checkpoint's own head.
+
+    Raises:
+        ModelError: the architecture has no such head, or the checkpoint's has another number of labels.
+    """
+    kind = content.get("model_type")
+    known = kind in _types_with(head) or _CLASSES[head][0] in (content.get("auto_map") or {})
+    if kind is not None and not known and any(kind in _types_with(other) for other in _CLASSES):
+        others = [f"model.head={other}" for other in _CLASSES if kind in _types_with(other)]
+        raise ModelError(f"{name!r} is a {kind} model, which has no {head} head", f"set {' or '.join(others)}")
+    if head == "causal-lm" and is_encoder(content):
+        raise ModelError(
+            f"{name!r} is a {kind} model, whose tokens see those after them: it is no causal language model",
+            "set model.head=masked-lm or model.head=classification",
+        )
+    if head != "classification":
+        return {}
+    own = None
+    if _architecture(content).endswith(_CLASSIFIER):
+        own = int(content.get("num_labels") or len(content.get("id2label") or (0, 1)))
+    if labels is None and own is None:
+        raise ModelError(
+            f"{name!r} brings no classification head, so the number of labels must be known",
+            "choose a classification task, or call load_model with labels=2",
+        )
+    if labels is not None and own is not None and labels != own:
+        raise ModelError(
+            f"the classification head of {name!r} has {own} labels, but the task has {labels}",
+            f"choose a task of {own} labels, or a checkpoint without a head",
+        )
+    # the type only chooses the loss that transformers would compute: logits are plain either way
+    return {"num_labels": labels or own, "problem_type": "single_label_classification"}
+
+
+def head_class(head: Head) -> Any:
+    """The class of transformers that loads models with this head."""
+    import transformers
+
+    return getattr(transformers, _CLASSES[head][0])
+
+
+def complete_head(model: Any, missing: Iterable[str], head: Head, name: str, seed: int) -> None:
+    """Start what the checkpoint did not bring of a classification head, or refuse a model that lacks anything else.
+
+    Matrices start from N(0, s^2), with s the spread that the architecture starts its own from, biases from zero and
+    scales of norms from one. The draw depends on the seed and the parameter's name alone.
+
+    Args:
+        model: as transformers loaded it.
+        missing: names that the checkpoint did not hold.
+        head: which one the model was loaded with.
+        name: of the model, for messages.
+        seed: of the new head.
+
+    Raises:
+        ModelError: a language model's head is missing, or a part of the body.
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    absent = sorted(set(missing) & set(own))
+    body = [key for key in absent if key.startswith(f"{model.base_model_prefix}.") and "pooler" not in key.split(".")]
+    if body:
+        raise ModelError(
+            f"the checkpoint of {name!r} lacks {len(body)} of the model's tensors, such as {body[0]!r}",
+            "its files are incomplete, or config.json describes another model",
+        )
+    if absent and head != "classification":
+        raise ModelError(
+            f"{name!r} brings no {head} head: its checkpoint lacks {absent[0]!r}",
+            "set model.head=classification, or choose a checkpoint that has one",
+        )
+    for key in absent:
+        _start(own[key], key, model, seed)
+
+
+@torch.no_grad()
+def _start(parameter: nn.Parameter, name: str, model: Any, seed: int) -> None:
+    if name.endswith("bias"):
+        parameter.zero_()
+    elif parameter.dim() < 2 and "norm" in type(model.get_submodule(name.rpartition(".")[0])).__name__.lower():
+        parameter.fill_(1.0)
+    else:
+        config = model.config.get_text_config()
+        spread = next((s for s in (getattr(config, n, None) for n in ("initializer_range", "init_std")) if s), None)
+        z = Gaussian().whole(Key(seed, 0), f"head/{name}", tuple(parameter.shape))
+        parameter.copy_(z * (_USUAL_SPREAD if spread is None else spread))
+
+
+def pool_last(model: Any, pad: int) -> None:
+    """Let the classification head of a causal model find the last token of a row, the last that is not padding.
+
+    Args:
+        model: with a classification head; nothing is changed in an encoder, which has its own way.
+        pad: id of the tokenizer's padding token.
+    """
+    if not is_encoder(model.config.to_dict()):
+        model.config.pad_token_id = pad
+        model.config.get_text_config().pad_token_id = pad
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether the forward of a model has an argument of this name."""
+    return argument in inspect.signature(type(model).forward).parameters
+
+
+def _architecture(content: Mapping[str, Any]) -> str:
+    return str((content.get("architectures") or [""])[0])
+
+
+def _types_with(head: str) -> Mapping[str, Any]:
+    """Types of models, as configurations call them, for which transformers has this head."""
+    from transformers.models.auto import modeling_auto
+
+    types: Mapping[str, Any] = getattr(modeling_auto, _CLASSES[head][1])
+    return types

@@ -1,0 +1,178 @@
+"""Linear probing: a logistic regression on what the model's last layer holds where the answer is predicted.
+
+A baseline that only reads the model; in MeZO's tables (Malladi et al. 2023) as "LP".
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file
+from torch import nn
+
+from zofo.backbone import save_tensors
+from zofo.errors import ConfigError, ModelError, NonFiniteError, RunError
+from zofo.evaluators import Counts, counting_forwards
+from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, Setting, StepLog
+from zofo.objectives import scores
+
+PROBE = "probe.safetensors"
+"""The file of a run that holds the probe."""
+
+
+class LinearProbeConfig(MethodConfig):
+    """Configuration of `linear-probe`."""
+
+    name: Literal["linear-probe"] = "linear-probe"
+    """Which method."""
+    folds: int = Field(5, ge=2)
+    """Of the cross-validation that chooses the strength of the regularisation."""
+
+
+@METHODS.register("linear-probe")
+class LinearProbe(Method):
+    """score = W h + b, by logistic regression on the features h of the training examples; one step fits it.
+
+    h is what the output embedding (the language-model head) is given at the position from which the candidates are
+    predicted. scikit-learn's LogisticRegressionCV chooses the regularisation on standardised features.
+
+    Args:
+        config: the folds.
+        setting: a language model and the training examples.
+
+    Raises:
+        ConfigError: examples that have no labels in common, or only one label.
+        ModelError: a model without an output embedding.
+    """
+
+    Config = LinearProbeConfig
+    paper = "the linear probing rows of MeZO's tables"
+    needs_gradient = False
+    fixed_steps = 1
+
+    def __init__(self, config: LinearProbeConfig, setting: Setting) -> None:
+        self._config = config
+        self._setting = setting
+        self.model = setting.model
+        self.counts = Counts()
+        self.queries_per_step = len(setting.examples)
+        labels = Counter(one.gold for one in setting.examples)
+        if len({one.example.candidates for one in setting.examples}) > 1:
+            raise ConfigError("method=linear-probe needs the same labels for every row", "choose a classification task")
+        if len(labels) < 2:
+            raise ConfigError("method=linear-probe needs rows of two labels or more in train", "give more rows")
+        self._folds = min(config.folds, min(labels.values()))
+        if self._folds < 2:
+            rare = min(labels, key=lambda label: labels[label])
+            raise ConfigError(f"only one row of train has the label number {rare}", "give more rows, or drop the label")
+        output_embedding(self.model)
+        self._weight = torch.zeros(0)
+        self._bias = torch.zeros(0)
+        self.score: ScoreFunction = scores
+
+    def step(self, number: int) -> StepLog:
+        """Read the features of all training examples, and fit."""
+        from sklearn.linear_model import LogisticRegressionCV
+        from sklearn.preprocessing import StandardScaler
+
+        before = self.counts.copy()
+        features = self._features()
+        gold = [one.gold for one in self._setting.examples]
+        scaler = StandardScaler().fit(features.numpy())
+        probe = LogisticRegressionCV(cv=self._folds, max_iter=5000, scoring="neg_log_loss")
+        with warnings.catch_warnings():  # notes on defaults that will be named otherwise, but mean the same
+            warnings.simplefilter("ignore", FutureWarning)
+            fitted = probe.fit(scaler.transform(features.numpy()), gold)
+        coefficients = torch.tensor(fitted.coef_, dtype=torch.float32)
+        intercept = torch.tensor(fitted.intercept_, dtype=torch.float32)
+        if len(coefficients) == 1:  # of two labels scikit-learn keeps the difference
+            coefficients, intercept = (
+                torch.cat([-coefficients, coefficients]) / 2,
+                torch.cat([-intercept, intercept]) / 2,
+            )
+        scaled = coefficients / torch.tensor(scaler.scale_, dtype=torch.float32)
+        width = len(self._setting.examples[0].example.candidates)
+        self._weight = torch.zeros(width, features.shape[1])
+        self._bias = torch.full((width,), -torch.inf)
+        classes = torch.tensor(fitted.classes_)
+        self._weight[classes] = scaled
+        self._bias[classes] = intercept - scaled @ torch.tensor(scaler.mean_, dtype=torch.float32)
+        self.score = probe_scores(self._weight, self._bias)
+        loss = torch.nn.functional.cross_entropy(features @ self._weight.T + self._bias, torch.tensor(gold))
+        return StepLog(loss.item(), self.counts - before)
+
+    @torch.no_grad()
+    def _features(self) -> torch.Tensor:
+        examples, size = self._setting.examples, self._config.batch_size
+        order = sorted(range(len(examples)), key=lambda i: int(examples[i].length))
+        found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
+        with counting_forwards(self.model, self.counts):
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                values = features_of(self.model, self._setting.make([examples[i] for i in chosen]))
+                self.counts.queries += len(chosen)
+                for i, value in zip(chosen, values, strict=True):
+                    found[i] = value
+        stacked = torch.stack(found)
+        if not bool(torch.isfinite(stacked).all()):
+            raise NonFiniteError("features of the training examples", consequence="nothing was fitted")
+        return stacked
+
+    def save(self, folder: Path) -> None:
+        """The probe, as `probe.safetensors`."""
+        if len(self._weight):
+            save_tensors({"weight": self._weight, "bias": self._bias}, folder / PROBE)
+
+
+def features_of(model: nn.Module, batch: Any) -> torch.Tensor:
+    """What the output embedding is given where the first candidate's first token is predicted: float32, [E, D]."""
+    seen: list[torch.Tensor] = []
+    handle = output_embedding(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        scores(model, batch)
+    finally:
+        handle.remove()
+    return seen[-1][:, -batch.keep :].flatten(0, 1)[batch.sources[:, 0, 0]].float().cpu()
+
+
+def output_embedding(model: Any) -> nn.Module:
+    """The language-model head.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(found, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} has no language-model head to read features from",
+            "choose model.head=causal-lm or masked-lm; a classification head is tuned by method=first-order "
+            "method.parameters=head",
+        )
+    return found
+
+
+def probe_scores(weight: torch.Tensor, bias: torch.Tensor) -> ScoreFunction:
+    """Scores of candidates by a fitted probe."""
+
+    def score(model: nn.Module, batch: Any, by: str) -> torch.Tensor:
+        return features_of(model, batch) @ weight.T + bias
+
+    return score
+
+
+def load_probe(folder: Path) -> ScoreFunction:
+    """Scores by the probe of a run.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    try:
+        tensors = load_file(folder / PROBE)
+        return probe_scores(tensors["weight"], tensors["bias"])
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise RunError(f"cannot read {str(folder / PROBE)!r}: {error}") from error

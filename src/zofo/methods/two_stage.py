@@ -1,0 +1,112 @@
+"""Two-stage fine-tuning: a first-order adapter first, then a zeroth-order backbone under it.
+
+The baseline of Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order
+Techniques for Efficient LLM Fine-Tuning and Meta-Training", appendix B.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from zofo.adapters import AdapterConfig, Adapters
+from zofo.config import NonNegative
+from zofo.evaluators import Gradient
+from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
+from zofo.methods.optimizers import OptimizerName, build_optimizer
+from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig, beside_adapter
+
+
+class TwoStageConfig(MethodConfig, ZerothOrderConfig):
+    """Configuration of `two-stage`."""
+
+    name: Literal["two-stage"] = "two-stage"
+    """Which method."""
+    adapter_steps: int = Field(50, ge=1)
+    """First-order steps on the adapter; every later step of the run is a zeroth-order step on the backbone."""
+    optimizer: OptimizerName = "adam"
+    """Optimiser of the adapter."""
+    lr_adapter: NonNegative = 1e-3
+    """Learning rate of the adapter; by default 1e-3, and 1e-2 for a prefix or prompt."""
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
+    """The adapter."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suited_to_the_adapter(cls, given: Any) -> Any:
+        return beside_adapter(given, ("lr_adapter",))
+
+
+@METHODS.register("two-stage")
+class TwoStage(Method):
+    """p* = the adapter after `adapter_steps` first-order steps on F(theta_0, p); then zeroth-order steps on
+    F(theta, p*), from theta_0, with the adapter as it is.
+
+    Both stages draw from all training examples. To stand beside a bilevel run of N outer steps with T inner ones, set
+    `adapter_steps` to N T and make N T + N steps.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples.
+    """
+
+    Config = TwoStageConfig
+    paper = "Shirkavand et al. 2025, Bilevel ZOFO, appendix B.4"
+    variants = ("adapter",)
+
+    def __init__(self, config: TwoStageConfig, setting: Setting) -> None:
+        self._config = config
+        self.model = setting.model
+        self._objective = setting.objective
+        self._batches = setting.batches(config.batch_size, "train")
+        self._two = setting.make(setting.examples[:2])
+        # before peft, so that names stay the model's
+        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size)
+        self.backbone, self.rule = self._zo.backbone, self._zo.rule
+        self._adapters: Adapters = config.adapter.build(setting.model, self.variants, setting.seed)
+        self._p = self._adapters.parameters(self.variants[0])
+        self._optimizer = build_optimizer(config.optimizer, self._p, config.lr_adapter)
+        self.counts = self._zo.evaluator.counts
+        self._gradient = Gradient(self.model, self.counts)
+        self.queries_per_step = config.batch_size
+
+    def step(self, number: int) -> StepLog:
+        """See `Method.step`."""
+        before, batch = self.counts.copy(), self._batches[number]
+        if number < self._config.adapter_steps:
+            losses = self._gradient.accumulate(self._p, self._objective, batch)
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            return StepLog(losses.mean().item(), self.counts - before)
+        estimate, update = self._zo.step(number, [(self._objective, batch)])
+        coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
+        return StepLog(estimate.loss, self.counts - before, coefficients, update)
+
+    def steps_within(self, queries: int) -> int:
+        """See `Method.steps_within`."""
+        first = min(queries // self.queries_per_step, self._config.adapter_steps)
+        left = queries - first * self.queries_per_step
+        return first + left // (self._zo.points * self._config.batch_size)
+
+    def check(self) -> None:
+        """See `Method.check`."""
+        self._zo.evaluator.check([(self._objective, self._two)])
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` is at theta, with the adapter."""
+        self._zo.evaluator.settle()
+        yield
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`; `first_step` is the number of the step that the first update belongs to."""
+        return {**self._config.replay_header(), "first_step": self._config.adapter_steps}
+
+    def save(self, folder: Path) -> None:
+        """The adapter, as the peft folder `adapter`."""
+        self._zo.save(folder)
+        self._adapters.save(self.variants[0], folder / self.variants[0])

@@ -1,0 +1,162 @@
+"""Free text: generated in batches with correct masks, until a stop text, the model's end of text, or a limit."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zofo.displacement import Key
+from zofo.errors import ModelError
+from zofo.noise import words
+from zofo.tasks import Encoded
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How texts are generated.
+
+    Args:
+        tokenizer: of the model.
+        stop: texts that end one; they are cut off.
+        max_new_tokens: after which it ends in any case.
+        temperature: 0 takes the likeliest token (greedy); more draws from softmax(logits / temperature).
+        seed: of the draws.
+    """
+
+    tokenizer: Any
+    stop: tuple[str, ...] = ()
+    max_new_tokens: int = 50
+    temperature: float = 0.0
+    seed: int = 0
+
+
+def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[str]:
+    """Continue the prompt of each example.
+
+    Prompts are padded on the left, with a mask and explicit positions, so that a text does not depend on what shares
+    its batch; draws depend on the seed and the prompt.
+
+    Args:
+        model: a causal language model of transformers, with or without adapters.
+        examples: one or more; their candidates are not read.
+        how: stop rules and temperature.
+
+    Returns:
+        One text for each example, without the prompt and what ended it, stripped.
+
+    Raises:
+        ModelError: the model cannot generate.
+    """
+    if not hasattr(model, "generate") or not getattr(model, "can_generate", lambda: False)():
+        raise ModelError(
+            f"{type(model).__name__} cannot generate text", "choose a causal language model, with model.head=causal-lm"
+        )
+    prompts = [list(example.prompt) for example in examples]
+    longest, pad = max(map(len, prompts)), how.tokenizer.pad_token_id
+    device = next(model.parameters()).device
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
+    settings = _settings(model, how)
+    with _quietly(), _without_own_settings(model), torch.no_grad():
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            stopping_criteria=[_Stops(how, longest)],
+            logits_processor=[_Drawn(how, prompts, longest)] if how.temperature > 0 else [],
+        )
+    ends = set(settings.eos_token_id)
+    rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in found[:, longest:].tolist()]
+    return [_cut(text, how.stop) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+class _Stops:
+    """Ends a text when it holds a stop; white space before its first word is none, or many would end before it."""
+
+    def __init__(self, how: Generation, start: int) -> None:
+        self._how, self._start = how, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        texts = self._how.tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
+        ended = [any(stop in text.lstrip() for stop in self._how.stop) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+class _Drawn:
+    """Makes the likeliest token a draw: argmax of logits / temperature + Gumbel noise is a sample of the softmax.
+
+    The noise depends on the seed, the prompt and the place in the text, whatever shares the batch, and on no generator.
+    """
+
+    def __init__(self, how: Generation, prompts: Sequence[Sequence[int]], start: int) -> None:
+        self._how, self._start = how, start
+        self._indices = [zlib.crc32(" ".join(map(str, prompt)).encode()) for prompt in prompts]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step, count = input_ids.shape[1] - self._start, scores.shape[1]
+        keys = [Key(self._how.seed, step, index) for index in self._indices]
+        drawn = torch.stack([words(key, "generation", 0, count, scores.device) for key in keys])
+        uniform = (drawn.double() / 2.0**64 + 0.5).clamp(1e-12, 1 - 1e-12)
+        return scores / self._how.temperature - (-uniform.log()).log().to(scores.dtype)
+
+
+def _settings(model: Any, how: Generation) -> Any:
+    """The settings: of the model's own, only the tokens that end a text."""
+    import transformers
+
+    return transformers.GenerationConfig(
+        do_sample=False,
+        max_new_tokens=how.max_new_tokens,
+        use_cache=True,
+        pad_token_id=how.tokenizer.pad_token_id,
+        eos_token_id=_ends(model, how.tokenizer),
+    )
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a text, by the model's own account and the tokenizer's."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return sorted({end for end in ends if end is not None})
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """A text up to its first stop, wherever it began with white space."""
+    text = text.lstrip()
+    ends = [place for place in (text.find(one) for one in stop) if place >= 0]
+    return text[: min(ends, default=len(text))].strip()
+
+
+@contextmanager
+def _without_own_settings(model: Any) -> Iterator[None]:
+    """While it is open, the model brings no settings: transformers would take from them whatever is left out."""
+    import transformers
+
+    holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    own = [holder.generation_config for holder in holders]
+    try:
+        for holder in holders:
+            holder.generation_config = transformers.GenerationConfig()
+        yield
+    finally:
+        for holder, settings in zip(holders, own, strict=True):
+            holder.generation_config = settings
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the notes of transformers on settings that it changes by itself."""
+    import transformers
+
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)

@@ -1,0 +1,84 @@
+"""Which task a run is about, and how its rows are asked about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from zofo.config import Config
+from zofo.tasks.task import Verbalizers
+from zofo.tasks.templates import check_template
+
+DEFAULT_TASK = "movie-reviews"
+
+
+class TaskConfig(Config):
+    """Which task, which of its rows, and how they are asked about."""
+
+    name: str | None = None
+    """A task of `zofo list tasks`, or the path of a task file; by default `movie-reviews`, or what `data` is."""
+    data: str | None = None
+    """Rows of your own: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of them, or a Hub id."""
+    data_dir: Path | None = None
+    """A folder with the task's rows, one file for each source split, in place of its own source."""
+    prompt: str | None = None
+    """Which of the task's prompts; by default its first, and `none` for a classification head."""
+    template: str | None = None
+    """A prompt in place of the task's, in Jinja, for example `"{{ text }} It was"`."""
+    label: str | None = None
+    """The label column, in place of the task's."""
+    verbalizers: Verbalizers | None = None
+    """Verbalizers in place of the task's."""
+    metric: str | None = None
+    """A score in place of the task's."""
+    scoring: Literal["mean", "sum", "calibrated"] = "mean"
+    """How a candidate is scored in evaluation: the mean log-likelihood of its tokens, their sum, or the sum less that
+    of the same candidate after a prompt without content."""
+    demonstrations: int = Field(0, ge=0)
+    """Solved rows of train that stand before each prompt: in-context learning."""
+    demonstration_sets: Literal["per-example", "fixed"] = "per-example"
+    """Whether each example has demonstrations of its own, or all have the same."""
+    split_seed: int = Field(0, ge=0)
+    """Which rows are drawn for each split, where a task draws them, and which demonstrations."""
+    max_rows: int | None = Field(None, ge=1)
+    """Keep only the first rows of each split, after the draw."""
+    max_length: int | None = Field(None, ge=8)
+    """Longest text in tokens; by default, what the model can take."""
+    truncate: Literal["never", "left"] = "never"
+    """What happens to a longer text: `never` refuses it, `left` drops the oldest tokens of its prompt. Prompts with
+    demonstrations always lose their oldest."""
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Of a generation: 0 takes the likeliest token, more draws at that temperature, by `training.seed`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("name") is None and given.get("data") is None:
+            return {**given, "name": DEFAULT_TASK}
+        return given
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _path(cls, data: Any) -> Any:
+        return str(data) if isinstance(data, Path) else data
+
+    @field_validator("template")
+    @classmethod
+    def _names_columns(cls, template: str | None) -> str | None:
+        if template is not None:
+            check_template(template)
+        return template
+
+    @model_validator(mode="after")
+    def _one_place(self) -> TaskConfig:
+        if self.data is not None and self.data_dir is not None:
+            raise ValueError("give task.data or task.data_dir, not both")
+        return self
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is given here in place of keys of the task file."""
+        given = {"label": self.label, "verbalizers": self.verbalizers, "metric": self.metric}
+        return {key: value for key, value in given.items() if value is not None}

@@ -1,0 +1,44 @@
+"""An example: one row of a task as text, before any model sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Message = tuple[str, str]
+"""A turn of a chat: role and content."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, and what may follow it.
+
+    Args:
+        prompt: text before the candidate.
+        candidates: texts that may follow: one for each label or choice; of a generation, the answer to train on.
+        golds: the right candidates, of which the first is trained on; empty where that is not known.
+        answers: of a generation, every accepted answer.
+        group: rows with the same group belong together, such as the answers of one question; "" for none.
+        where: file and line, or source and row, for messages.
+        ending: text after the candidate, for models that see both sides of it.
+        ends: whether the model's own end of text follows the candidate.
+        content_free: the prompt without its content, which calibrated scores are measured against; "" for none.
+        texts: the row's own texts, one or two, for a classification head.
+        messages: of a chat, the turns before the answer; they take the place of `prompt`.
+    """
+
+    prompt: str
+    candidates: tuple[str, ...]
+    golds: tuple[int, ...] = ()
+    answers: tuple[str, ...] = ()
+    group: str = ""
+    where: str = ""
+    ending: str = ""
+    ends: bool = False
+    content_free: str = ""
+    texts: tuple[str, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def gold(self) -> int:
+        """The candidate that is trained on; the first where none is known to be right."""
+        return self.golds[0] if self.golds else 0

@@ -1,0 +1,157 @@
+"""The task of a configuration: a task file with what is given in its place, or one made for rows of a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import ConfigError
+from zofo.tasks.config import TaskConfig
+from zofo.tasks.data import origins_of, read_data
+from zofo.tasks.formats import Format, detect
+from zofo.tasks.reading import Row
+from zofo.tasks.task import SPLITS, Task, parse_task, task_content
+
+_SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train
+
+
+def resolve_task(config: TaskConfig) -> Task:
+    """The task that a configuration means.
+
+    A task file keeps its splits, unless its rows come from one file: then all three are drawn from that.
+
+    Raises:
+        ConfigError: the task file, or what is given in place of its keys, cannot work.
+        DataError: rows of no known format.
+    """
+    if config.name is not None:
+        content, where = task_content(config.name), config.name
+        if config.data is not None and isinstance(content, dict):
+            content = {**content, "splits": _splits(config.data)}
+    else:
+        assert config.data is not None
+        splits = _splits(config.data)
+        content, where = _content(config.data, splits), config.data
+    if isinstance(content, dict):
+        content = {**content, **config.overrides}
+        if config.verbalizers is not None:
+            content = _without_own_verbalizers(content)
+        if config.template is not None:
+            kept = {key: value for key, value in content.items() if key != "template"}
+            content = {**kept, "prompts": {"given": config.template}}
+    return parse_task(content, where)
+
+
+def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
+    """A task's content whose prompts have no verbalizers of their own, which would stand before the task's."""
+    prompts = content.get("prompts")
+    if not isinstance(prompts, dict):
+        return content
+    bare = {name: {**one, "verbalizers": None} if isinstance(one, dict) else one for name, one in prompts.items()}
+    return {**content, "prompts": bare}
+
+
+def _splits(data: str) -> dict[str, dict[str, Any]]:
+    """Which rows make up the splits: those of files or Hub splits of these names, or drawn from train where missing."""
+    origins = origins_of(data)
+    if origins is None:
+        return {"train": {"from": "data"}, **{split: {"from": "data", "size": n} for split, n in _SIZES.items()}}
+    if "train" not in origins:
+        raise ConfigError(
+            f"{data!r} has no rows called train; it has {', '.join(sorted(origins)) or 'none'}",
+            "name a file train.jsonl, train.csv or train.parquet",
+        )
+    drawn: dict[str, dict[str, Any]] = {split: {"from": "train", "size": n} for split, n in _SIZES.items()}
+    present: dict[str, dict[str, Any]] = {split: {"from": split} for split in SPLITS if split in origins}
+    return {"train": {"from": "train"}, **drawn, **present}
+
+
+def _content(data: str, splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A task file's content for rows whose format is recognised."""
+    rows = read_data(data, splits["train"]["from"])
+    found = detect(rows)
+    name = Path(data).stem
+    return {
+        "name": name,
+        "version": 1,
+        "about": f"rows of {Path(data).name}: {found.about}",
+        "splits": splits,
+        **_SHAPES[found.name](found, rows),
+    }
+
+
+def _column(name: str) -> str:
+    """A column as a template names it, whatever its name."""
+    return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ row[{name!r}] }}}}"
+
+
+def _text_label(found: Format, rows: list[Row]) -> dict[str, Any]:
+    text, label = found.columns["text"], found.columns["label"]
+    labels = sorted({row.fields[label] for row in rows}, key=str)
+    return {
+        "kind": "classification",
+        "metric": "accuracy",
+        "also": ["macro-f1"],
+        "label": label,
+        "verbalizers": {_plain(value): f" {str(_written(value)).strip()}" for value in labels},
+        "prompts": {"default": f"{_column(text)}\nLabel:"},
+        "texts": [_column(text)],
+    }
+
+
+def _written(value: Any) -> Any:
+    """A label as it is written: 1 for 1.0."""
+    return int(value) if isinstance(value, float) else value
+
+
+def _plain(value: Any) -> Any:
+    """A label as a task file can hold it."""
+    return int(value) if isinstance(value, bool | float) else value
+
+
+def _prompt_completion(found: Format, rows: list[Row]) -> dict[str, Any]:
+    completion = found.columns["completion"]
+    return {
+        "kind": "generation",
+        "metric": "token-f1",
+        "also": ["exact-match"],
+        "answers": _column(completion).strip("{} "),
+        "prompts": {"default": _column(found.columns["prompt"])},
+        "stop": [],
+        "max_new_tokens": 100,
+    }
+
+
+def _choices_answer(found: Format, rows: list[Row]) -> dict[str, Any]:
+    prompt = found.columns.get("prompt")
+    if prompt is None:
+        raise ConfigError(
+            f"{rows[0].where}: choices, but no column that asks for them",
+            "call the question's column prompt, or give a template: 'task.template={{ my_column }}'",
+        )
+    return {
+        "kind": "multiple-choice",
+        "metric": "accuracy",
+        "label": found.columns["answer"],
+        "choices": {"each": _column(found.columns["choices"]).strip("{} "), "text": " {{ choice }}"},
+        "prompts": {"default": f"{_column(prompt)}\nAnswer:"},
+    }
+
+
+def _messages(found: Format, rows: list[Row]) -> dict[str, Any]:
+    return {
+        "kind": "generation",
+        "metric": "token-f1",
+        "also": ["exact-match"],
+        "messages": found.columns["messages"],
+        "stop": [],
+        "max_new_tokens": 100,
+    }
+
+
+_SHAPES = {
+    "text-label": _text_label,
+    "prompt-completion": _prompt_completion,
+    "choices-answer": _choices_answer,
+    "messages": _messages,
+}

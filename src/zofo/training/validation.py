@@ -1,0 +1,102 @@
+"""Checking a task and its rows before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import ConfigError
+from zofo.tasks import METRICS, SPLITS, Example, Split, Task, load_examples, packaged_text, resolve_task
+from zofo.training.config import RunConfig
+from zofo.training.evaluation import most_frequent
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a split holds.
+
+    Args:
+        rows: how many.
+        right: how often each label or choice is right, by its name; empty for generations.
+        majority: share of the most frequent answer, in the task's own score.
+    """
+
+    rows: int
+    right: dict[str, int]
+    majority: float
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """A task whose rows were all read and rendered.
+
+    Args:
+        task: its name, kind, scores, and prompts by name.
+        splits: what each holds.
+        example: the first row of train, in every prompt: (prompt's name, text, right answer).
+    """
+
+    task: dict[str, Any]
+    splits: dict[Split, SplitReport]
+    example: tuple[tuple[str, str, str], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def validate(config: RunConfig) -> TaskReport:
+    """Read every row of every split, and render it with every prompt; no model is loaded.
+
+    Raises:
+        ConfigError: the task cannot work.
+        DataError: the first row that cannot be used, with file, line and column.
+    """
+    task = resolve_task(config.task)
+    shown = []
+    splits: dict[Split, SplitReport] = {}
+    for number, prompt in enumerate(task.prompt_names if config.task.prompt is None else [config.task.prompt]):
+        asked = config.task.model_copy(update={"prompt": prompt})
+        examples = load_examples(task, asked)
+        first = examples["train"][0]
+        shown.append((prompt, _text(first), first.candidates[first.gold]))
+        if number == 0:
+            splits = {split: _report(task, examples[split]) for split in SPLITS}
+    about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}
+    return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown))
+
+
+def _text(example: Example) -> str:
+    if example.messages:
+        return "\n".join(f"{role}: {content}" for role, content in example.messages)
+    return example.prompt
+
+
+def _report(task: Task, examples: Sequence[Example]) -> SplitReport:
+    counts = Counter(gold for one in examples for gold in one.golds) if task.kind != "generation" else Counter()
+    names = [str(label) for label in task.label_names]
+    right = {names[gold] if names else str(gold): count for gold, count in sorted(counts.items())}
+    guess = most_frequent(examples, task)
+    return SplitReport(len(examples), right, METRICS[task.metric].score(examples, [guess] * len(examples)))
+
+
+def copy_task(name: str, target: Path) -> None:
+    """Write a packaged task as a file to edit.
+
+    Raises:
+        UnknownNameError: no packaged task of that name.
+        ConfigError: the file exists, is not a .yaml, or cannot be written.
+    """
+    text = packaged_text(name)
+    if target.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{str(target)!r} is no name for a task file", f"write {target.with_suffix('.yaml')}")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise ConfigError(f"{str(target)!r} exists", "choose another name, or remove it") from error
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(target)!r}: {error.strerror}") from error

@@ -1,0 +1,637 @@
+"""Rows of a user's own through the command line: checked, shown, trained on, scored, and asked about."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+from conftest import build_model, build_tokenizer, review_rows, write_rows
+from zofo.training import RunFolder
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+NOWHERE = "model=no/such-model"  # nothing is loaded where a mistake is found before the model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    own = build_tokenizer()
+    build_model("llama", len(own), seed=2, positions=256).save_pretrained(folder / "plain")
+    own.save_pretrained(folder / "plain")
+    head = build_model("gpt2", len(own), head=transformers.AutoModelForSequenceClassification, positions=256)
+    head.save_pretrained(folder / "head")
+    own.save_pretrained(folder / "head")
+    build_model("llama", len(own), seed=2, positions=256).save_pretrained(folder / "chat")
+    own.chat_template = TEMPLATE
+    own.save_pretrained(folder / "chat")
+    return folder
+
+
+def labelled(count: int, text: str = "text", label: str = "label", start: int = 0) -> list[dict[str, str]]:
+    return [{text: row["sentence"], label: ("bad", "good")[row["label"]]} for row in review_rows(count, start)]
+
+
+def write_csv(path: Path, rows: list[dict[str, str]], separator: str = ",") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def questions(count: int) -> list[dict[str, object]]:
+    return [{"prompt": f"Is film {i} good ?", "completion": f"yes , film {i} is great"} for i in range(count)]
+
+
+def choices(count: int) -> list[dict[str, object]]:
+    return [
+        {"question": f"film {i} is", "choices": ["warm", "dull", f"a joy {i}"], "answer": i % 3} for i in range(count)
+    ]
+
+
+def chats(count: int) -> list[dict[str, object]]:
+    return [
+        {
+            "messages": [
+                {"role": "system", "content": "an honest picture"},
+                {"role": "user", "content": f"was film {i} good ?"},
+                {"role": "assistant", "content": f"great , film {i}"},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_csv(folder / "labels.csv", labelled(30))
+    write_csv(folder / "labels.tsv", labelled(30), "\t")
+    write_csv(folder / "blanks.csv", labelled(30, "my text", "the label"))
+    write_rows(folder / "questions.jsonl", questions(24))
+    write_rows(folder / "choices.jsonl", choices(24))
+    write_rows(folder / "chats.jsonl", chats(24))
+    write_csv(folder / "split" / "train.csv", labelled(20))
+    write_csv(folder / "split" / "dev.csv", labelled(6, start=40))
+    (folder / "array.json").write_text(json.dumps(labelled(30)), encoding="utf-8")
+    return folder
+
+
+MEZO = ("method=mezo", "method.batch_size=4", "training.steps=5")
+
+
+def cells(text: str) -> dict:
+    return json.loads(text)
+
+
+# all verbs, for each format
+
+FORMATS = {  # file -> kind, scores, the first row's right answer as it is scored, model
+    "labels.csv": ("classification", ["accuracy", "macro-f1"], "plain"),
+    "labels.tsv": ("classification", ["accuracy", "macro-f1"], "plain"),
+    "array.json": ("classification", ["accuracy", "macro-f1"], "plain"),
+    "questions.jsonl": ("generation", ["token-f1", "exact-match"], "plain"),
+    "choices.jsonl": ("multiple-choice", ["accuracy"], "plain"),
+    "chats.jsonl": ("generation", ["token-f1", "exact-match"], "chat"),
+}
+COUNTS = {
+    "labels": (20, 5, 5),
+    "array": (20, 5, 5),
+    "questions": (16, 4, 4),
+    "choices": (16, 4, 4),
+    "chats": (16, 4, 4),
+}
+
+
+@pytest.mark.parametrize("file", FORMATS)
+def test_each_format_is_checked_without_a_model(run_zofo, data, file):
+    kind, scores, _ = FORMATS[file]
+    code, out, err = run_zofo("validate", "--data", data / file, "--json")
+    assert code == 0, err
+    report = cells(out)
+    assert report["task"]["name"] == file.partition(".")[0]
+    assert (report["task"]["kind"], report["task"]["scores"]) == (kind, scores)
+    assert file in report["task"]["about"]
+    counts = tuple(report["splits"][split]["rows"] for split in ("train", "validation", "test"))
+    assert counts == COUNTS[file.partition(".")[0]]
+    if kind == "classification":
+        right = [report["splits"][split]["right"] for split in ("train", "validation", "test")]
+        assert all(sum(one.values()) == count for one, count in zip(right, counts, strict=True))
+        assert {name for one in right for name in one} == {"bad", "good"}
+        for split, one in zip(("train", "validation"), right, strict=False):
+            majority = max(one.values()) / sum(one.values())
+            assert report["splits"][split]["majority"] == pytest.approx(majority)
+    code, out, _ = run_zofo("validate", "--data", data / file, NOWHERE)
+    assert code == 0
+    assert out.startswith(f"{file.partition('.')[0]}: {kind}, scored by {', '.join(scores)}\n")
+    assert f"train: {counts[0]} rows; majority " in out
+    assert out.endswith("every row can be used\n")
+
+
+@pytest.mark.parametrize("file", FORMATS)
+def test_each_format_goes_through_all_verbs(run_zofo, models, data, tmp_path, file):
+    kind, scores, model = FORMATS[file]
+    counts = COUNTS[file.partition(".")[0]]
+    given = [f"model={models / model}", "--data", data / file]
+    code, out, err = run_zofo("preview", *given, "--json", "--rows", "2")
+    assert code == 0, err
+    seen = cells(out)
+    assert seen["count"] == counts[0]
+    assert len(seen["examples"]) == 2
+    for example in seen["examples"]:
+        assert file in example["where"]
+        assert sum(right for _, _, right in example["candidates"]) == 1
+    first = seen["examples"][0]
+    width = {"classification": 2, "multiple-choice": 3, "generation": 1}[kind]
+    assert len(first["candidates"]) == width
+    code, out, err = run_zofo("train", *given, *MEZO, f"run={tmp_path / 'run'}")
+    assert code == 0, err
+    summary = RunFolder.open(tmp_path / "run").summary
+    assert (summary["metric"], summary["queries"], summary["steps"]) == (scores[0], 5 * 2 * 4, 5)
+    assert summary["task"] == file.partition(".")[0]
+    assert f"{scores[0]} {100 * summary[scores[0]]:.1f} % on validation" in out
+    code, out, err = run_zofo("eval", tmp_path / "run", "--json")
+    assert code == 0, err
+    found = cells(out)
+    assert set(found) == {"split", *scores, "loss", "majority"}
+    assert {key: found[key] for key in scores} == {key: summary[key] for key in scores}
+    assert found["loss"] == pytest.approx(summary["loss"], abs=1e-5)
+    asked = {
+        "multiple-choice": json.dumps({"question": "film 3 is", "choices": ["a joy", "dull"]}),
+        "generation": "was it good ?",
+        "classification": "a joy from start to finish",
+    }[kind]
+    code, out, err = run_zofo("predict", tmp_path / "run", asked, "--json")
+    assert code == 0, err
+    answer = cells(out)
+    assert answer["text"] == asked
+    if kind == "classification":
+        assert (answer["label"], answer["answer"]) in (("bad", " bad"), ("good", " good"))
+    elif kind == "multiple-choice":
+        assert (answer["label"], answer["answer"]) in ((0, " a joy"), (1, " dull"))
+    else:
+        assert answer["label"] == answer["answer"]
+        assert answer["probability"] is None
+    code, out, _ = run_zofo("predict", tmp_path / "run", asked)
+    assert code == 0
+    assert out.rstrip("\n").endswith(asked)
+
+
+def test_what_is_asked_of_each_format(run_zofo, models, data):
+    def shown(file: str, *more: str) -> dict:
+        model = FORMATS.get(file, ("", [], "plain"))[2]
+        code, out, err = run_zofo("preview", f"model={models / model}", "--data", data / file, *more, "--json")
+        assert code == 0, err
+        return cells(out)["examples"][0]
+
+    by_line = {f"labels.csv:{number}": row for number, row in enumerate(labelled(30), start=2)}
+    one = shown("labels.csv")
+    row = by_line[Path(one["where"]).name]
+    assert one["prompt"] == f"{row['text']}\nLabel:"
+    assert [(text, right) for text, _, right in one["candidates"]] == [
+        (" bad", row["label"] == "bad"),
+        (" good", row["label"] == "good"),
+    ]
+    one = shown("choices.jsonl")
+    row = choices(24)[int(one["where"].rpartition(":")[2]) - 1]
+    assert one["prompt"] == f"{row['question']}\nAnswer:"
+    assert [text for text, _, right in one["candidates"] if right] == [f" {row['choices'][row['answer']]}"]
+    one = shown("questions.jsonl")
+    row = questions(24)[int(one["where"].rpartition(":")[2]) - 1]
+    assert one["prompt"] == row["prompt"]
+    assert one["candidates"][0][0] == f" {row['completion']}</s>"  # the model's own end of text ends an answer
+    one = shown("chats.jsonl")
+    system, user, answer = chats(24)[int(one["where"].rpartition(":")[2]) - 1]["messages"]
+    assert one["prompt"] == f"<|system|>{system['content']}\n<|user|>{user['content']}\n<|assistant|>"
+    assert one["candidates"][0][0].rstrip() == answer["content"]
+
+
+def test_a_chat_is_asked_by_a_text_by_turns_or_by_a_row(run_zofo, models, data, tmp_path):
+    run = tmp_path / "run"
+    options = ["method=zero-shot", f"run={run}"]
+    assert run_zofo("train", f"model={models / 'chat'}", "--data", data / "chats.jsonl", *options)[0] == 0
+    turns = [{"role": "user", "content": "was it good ?"}]
+    asked = ["was it good ?", json.dumps(turns), json.dumps({"messages": turns})]
+    _, out, _ = run_zofo("predict", run, *asked, "--json")
+    answers = [cells(line)["answer"] for line in out.splitlines()]
+    assert len(answers) == 3
+    assert len(set(answers)) == 1
+    more = [{"role": "system", "content": "dull and lifeless"}, *turns]
+    _, out, _ = run_zofo("predict", run, json.dumps(more), "--json")
+    assert cells(out)["answer"] != answers[0]
+    code, _, err = run_zofo("predict", run, json.dumps([{"role": "robot", "content": "a"}]))
+    assert code == 2
+    assert "text 1: column 'messages': turn 1 has the role 'robot'" in err
+
+
+def test_a_chat_needs_a_chat_template(run_zofo, models, data, tmp_path):
+    code, _, err = run_zofo(
+        "train", f"model={models / 'plain'}", "--data", data / "chats.jsonl", f"run={tmp_path / 'r'}"
+    )
+    assert code == 2
+    assert "a chat, but the model's tokenizer has no chat template" in err
+    assert not (tmp_path / "r").exists()
+
+
+# splits
+
+
+def test_a_folder_with_train_and_dev_files(run_zofo, models, data, tmp_path):
+    code, out, err = run_zofo("validate", "--data", data / "split", "--json")
+    assert code == 0, err
+    splits = cells(out)["splits"]
+    assert splits["validation"] == {"rows": 6, "right": {"bad": 3, "good": 3}, "majority": 0.5}
+    assert splits["train"]["rows"] + splits["test"]["rows"] == 20  # test is drawn from train, which keeps the rest
+    seen = cells(
+        run_zofo("preview", f"model={models / 'plain'}", "--data", data / "split", "--split", "validation", "--json")[1]
+    )
+    assert [example["where"].rpartition("/")[2] for example in seen["examples"]] == [
+        "dev.csv:2",
+        "dev.csv:3",
+        "dev.csv:4",
+    ]
+    code, _, err = run_zofo(
+        "train", f"model={models / 'plain'}", "--data", data / "split", *MEZO, f"run={tmp_path / 'r'}"
+    )
+    assert code == 0, err
+    assert RunFolder.open(tmp_path / "r").summary["evaluation"]["queries"] == 6
+    for split in ("train", "validation", "test"):
+        assert run_zofo("eval", tmp_path / "r", "--split", split)[0] == 0
+
+
+def test_a_folder_without_train_is_refused(run_zofo, tmp_path):
+    write_csv(tmp_path / "only" / "dev.csv", labelled(6))
+    code, _, err = run_zofo("validate", "--data", tmp_path / "only", NOWHERE)
+    assert code == 2
+    assert "has no rows called train; it has validation" in err
+    assert "train.csv" in err
+
+
+def test_one_file_gives_three_splits_that_share_no_row(run_zofo, models, data):
+    places = {}
+    for split in ("train", "validation", "test"):
+        given = [f"model={models / 'plain'}", "--data", data / "labels.csv", "--split", split, "--rows", "99"]
+        seen = cells(run_zofo("preview", *given, "--json")[1])
+        places[split] = [example["where"] for example in seen["examples"]]
+        again = cells(run_zofo("preview", *given, "--json")[1])
+        assert again == seen
+        other = cells(run_zofo("preview", *given, "task.split_seed=1", "--json")[1])
+        assert [example["where"] for example in other["examples"]] != places[split]
+    every = [where for split in places.values() for where in split]
+    assert len(every) == len(set(every)) == 30
+
+
+def test_columns_with_blanks_in_their_names(run_zofo, models, data, tmp_path):
+    given = [f"model={models / 'plain'}", "--data", data / "blanks.csv"]
+    code, _, err = run_zofo("validate", *given)
+    assert code == 2
+    assert "'my text'" in err
+    named = ["task.template={{ row['my text'] }} It was", "task.label=the label"]
+    code, _, err = run_zofo("validate", *given, *named)
+    assert code == 2  # no format, and no task file that names the kind
+    task = tmp_path / "mine.yaml"
+    task.write_text(
+        """
+name: mine
+version: 1
+kind: classification
+metric: accuracy
+template: "{{ row['my text'] }} It was"
+texts: ["{{ row['my text'] }}"]
+label: the label
+verbalizers: {bad: " terrible", good: " great"}
+splits: {train: {from: train}, validation: {from: train, size: 5}, test: {from: train, size: 5}}
+""",
+        encoding="utf-8",
+    )
+    run = tmp_path / "run"
+    code, _, err = run_zofo("train", *given, f"task={task}", *MEZO, f"run={run}")
+    assert code == 0, err
+    assert run_zofo("eval", run)[0] == 0
+    code, out, err = run_zofo("predict", run, "a joy", "--json")
+    assert code == 0, err
+    assert cells(out)["label"] in ("bad", "good")
+    for split in ("validation", "test"):
+        assert run_zofo("eval", run, "task.scoring=calibrated", "--split", split)[0] == 0
+    code, out, err = run_zofo(
+        "train", f"model={models / 'head'}", *given[1:], f"task={task}", *MEZO, f"run={tmp_path / 'h'}"
+    )
+    assert code == 0, err
+    assert run_zofo("predict", tmp_path / "h", "a joy", "--json")[0] == 0
+
+
+@pytest.mark.parametrize("names", [("text", "labels"), ("Text", "Label"), ("sentence", "class")])
+def test_columns_of_other_names(run_zofo, tmp_path, names):
+    file = write_csv(tmp_path / "rows.csv", labelled(12, *names))
+    code, out, err = run_zofo("validate", "--data", file, "--json")
+    assert code == 0, err
+    assert cells(out)["task"]["kind"] == "classification"
+
+
+@pytest.mark.parametrize("values", [(0, 1), ("0", "1"), (True, False), (1.0, 2.0), ("no", "yes"), ("a b", "c: d")])
+def test_labels_of_every_kind(run_zofo, models, tmp_path, values):
+    rows = [{"text": f"film {i}", "label": values[i % 2]} for i in range(12)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    given = [f"model={models / 'plain'}", "--data", tmp_path / "rows.jsonl"]
+    code, out, err = run_zofo("preview", *given, "--json")
+    assert code == 0, err
+    texts = {text for example in cells(out)["examples"] for text, _, _ in example["candidates"]}
+    written = {int(one) if isinstance(one, float) else one for one in values}
+    assert texts == {f" {one}" for one in written}
+    code, _, err = run_zofo("train", *given, "method=zero-shot", f"run={tmp_path / 'run'}")
+    assert code == 0, err
+    _, out, _ = run_zofo("predict", tmp_path / "run", "film 3", "--json")
+    assert cells(out)["label"] in values
+    assert run_zofo("eval", tmp_path / "run")[0] == 0
+
+
+# flags
+
+
+def test_template_verbalizers_and_metric_from_the_command_line(run_zofo, models, data, tmp_path):
+    given = [f"model={models / 'plain'}", "--data", data / "labels.csv"]
+    flags = [
+        "task.template={{ text }} It was",
+        "task.verbalizers={good: ' great', bad: ' terrible'}",
+        "task.metric=matthews",
+    ]
+    seen = cells(run_zofo("preview", *given, *flags, "--json")[1])["examples"][0]
+    assert seen["prompt"].endswith(" It was")
+    assert [text for text, _, _ in seen["candidates"]] == [" great", " terrible"]
+    run = tmp_path / "run"
+    code, out, err = run_zofo("train", *given, *flags, *MEZO, f"run={run}")
+    assert code == 0, err
+    assert out.startswith("matthews ")
+    code, out, _ = run_zofo("eval", run, "--json")
+    assert cells(out)["matthews"] == pytest.approx(RunFolder.open(run).summary["matthews"])
+    _, out, _ = run_zofo("predict", run, "a joy", "--json")
+    assert (cells(out)["label"], cells(out)["answer"]) in (("good", " great"), ("bad", " terrible"))
+    # in a run, too, the last one wins
+    before, after = (
+        cells(run_zofo("eval", run, *more, "--json")[1])["loss"] for more in ([], ["task.template=So {{ text }} is"])
+    )
+    assert before != pytest.approx(after, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("written", "prompt"),
+    [
+        ("{{ text }}", "{}"),
+        ("{{ text }} It was", "{} It was"),
+        ("Review: {{ text }} # It was", "Review: {} # It was"),
+        ("{% if text %}{{ text }}{% endif %}\nIt was", "{}\nIt was"),
+        ('"{{ text }}\\nIt was"', "{}\nIt was"),
+        ("'{{ text }} It was'", "{} It was"),
+        ('"{{ text }}" It was', '"{}" It was'),
+        ("[{{ text }}] It was", "[{}] It was"),
+    ],
+)
+def test_templates_stand_on_the_command_line_as_they_are(run_zofo, data, written, prompt):
+    code, out, err = run_zofo("validate", "--data", data / "labels.csv", f"task.template={written}", "--json")
+    assert code == 0, err
+    ((name, text, right),) = [one for one in cells(out)["example"] if one[0] != "none"]
+    assert name == "given"
+    assert right in (" bad", " good")
+    before, _, after = prompt.partition("{}")
+    assert text.startswith(before)
+    assert text.endswith(after)
+    assert text.removeprefix(before).removesuffix(after) in {row["text"] for row in labelled(30)}
+
+
+def test_a_label_column_from_the_command_line(run_zofo, tmp_path):
+    rows = [{**row, "stars": str(i % 3)} for i, row in enumerate(labelled(12))]
+    file = write_csv(tmp_path / "rows.csv", rows)
+    given = ["validate", "--data", file, "task.label=stars", "--json"]
+    code, out, err = run_zofo(*given, "task.verbalizers={0: ' bad', 1: ' so', 2: ' good'}")
+    assert code == 0, err
+    found = cells(out)
+    assert sum(sum(one["right"].values()) for one in found["splits"].values()) == 12
+    assert {name for one in found["splits"].values() for name in one["right"]} == {"0", "1", "2"}
+    code, _, err = run_zofo(*given, "task.verbalizers={0: ' bad', 1: ' good'}")
+    assert code == 2
+    assert "column 'stars' is '2', which no verbalizer" in err
+
+
+def test_verbalizers_stand_in_place_of_those_of_any_prompt(run_zofo, tmp_path):
+    """A task whose prompts have verbalizers of their own."""
+    file = tmp_path / "mine.yaml"
+    assert run_zofo("copy", "movie-reviews", file)[0] == 0
+    write_rows(tmp_path / "rows.jsonl", review_rows(12))
+    given = [f"task={file}", "--data", tmp_path / "rows.jsonl"]
+    right = {}
+    for more in ([], ["task.verbalizers={0: ' no', 1: ' yes'}"]):
+        code, out, err = run_zofo("validate", *given, *more, "--json")
+        assert code == 0, err
+        right[len(more)] = {name: text for name, _, text in cells(out)["example"]}
+    assert set(right[0]) == set(right[1]) == {"review", "question", "none"}
+    assert len(set(right[0].values())) == 2
+    assert set(right[1].values()) in ({" no"}, {" yes"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "hint"),
+    [
+        (["task.template=It was"], "task.template: the template names no column", "{{ sentence }}"),
+        (["task.template={text} It was"], "task.template: columns stand in double braces", "{{ sentence }}"),
+        (["task.template={{ txt }} It was"], "the column 'txt', which the task 'labels' needs, is missing", "rename"),
+        (["task.template={{ text"], "is not a template", None),
+        (["task.metric=acuracy"], "acuracy", "accuracy"),
+        (["task.metric=token-f1"], "has no meaning for a classification task", "macro-f1"),
+        (
+            ["task.verbalizers={good: ' great'}"],
+            "task.verbalizers: a classification needs two verbalizers or more",
+            None,
+        ),
+        (["task.verbalizers={good: ' x', bad: ' x'}"], "the same verbalizer", None),
+        (["task.label=stars"], "'stars'", None),
+        (["task.prompt=other"], "other", "default"),
+        (["task.dta=x"], "task.dta: unknown key", "data"),
+    ],
+)
+def test_flags_with_mistakes(run_zofo, data, flags, message, hint):
+    for verb in ("validate", "train"):
+        code, _, err = run_zofo(verb, "--data", data / "labels.csv", NOWHERE, *flags)
+        assert code == 2
+        assert message in err
+        assert hint is None or hint in err
+
+
+def test_data_and_a_folder_of_rows_are_one_too_many(run_zofo, data):
+    code, _, err = run_zofo("validate", "--data", data / "labels.csv", "--data-dir", data)
+    assert code == 2
+    assert "give task.data or task.data_dir, not both" in err
+
+
+# runs
+
+
+def test_two_runs_of_one_command_are_the_same(run_zofo, models, data, tmp_path):
+    runs = [tmp_path / name for name in ("one", "two")]
+    for run in runs:
+        code, _, err = run_zofo(
+            "train", f"model={models / 'plain'}", "--data", data / "labels.csv", *MEZO, f"run={run}"
+        )
+        assert code == 0, err
+    one, two = (RunFolder.open(run) for run in runs)
+    assert one.digests() == two.digests()
+    assert one.task_file.read_bytes() == two.task_file.read_bytes()
+    timed = {"seconds", "peak_bytes", "evaluation"}
+    assert {k: v for k, v in one.summary.items() if k not in timed} == {
+        k: v for k, v in two.summary.items() if k not in timed
+    }
+    code, _, err = run_zofo(
+        "train", f"model={models / 'plain'}", "--data", data / "labels.csv", *MEZO, f"run={runs[0]}"
+    )
+    assert code == 2
+    assert "exists, and a run never overwrites another" in err
+
+
+def test_runs_without_a_name_get_one_from_the_data(run_zofo, models, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [f"model={models / 'plain'}", "--data", data / "labels.csv", "method=zero-shot"]
+    assert run_zofo("train", *given)[0] == 0
+    assert run_zofo("train", *given)[0] == 0  # within the same second, as likely as not
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 2
+    assert all(run.name.startswith("labels-zero-shot-") for run in runs)
+
+
+def test_a_run_is_used_from_another_folder_and_on_other_rows(run_zofo, models, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(data)
+    run = tmp_path / "run"
+    code, _, err = run_zofo("train", f"model={models / 'plain'}", "--data", "labels.csv", *MEZO, f"run={run}")
+    assert code == 0, err
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_zofo("eval", run, "--json")
+    assert code == 0, err
+    other = write_csv(tmp_path / "other.csv", labelled(9, start=300))
+    code, changed, err = run_zofo("eval", run, "--json", "--data", other)
+    assert code == 0, err
+    assert cells(changed)["loss"] != cells(out)["loss"]
+    assert changed == run_zofo("eval", run, "--json", f"task.data={other}")[1]
+    assert run_zofo("eval", run, "--json")[1] == out
+
+
+def test_an_untrained_model_is_scored_on_own_data(run_zofo, models, data):
+    code, out, err = run_zofo("eval", f"model={models / 'plain'}", "--data", data / "choices.jsonl", "--json")
+    assert code == 0, err
+    assert set(cells(out)) == {"split", "accuracy", "loss", "majority"}
+
+
+def test_a_head_is_trained_on_own_data(run_zofo, models, data, tmp_path):
+    given = [f"model={models / 'head'}", "--data", data / "labels.csv"]
+    seen = cells(run_zofo("preview", *given, "--json")[1])["examples"][0]
+    assert not seen["prompt"].endswith("Label:")
+    code, _, err = run_zofo("train", *given, *MEZO, f"run={tmp_path / 'run'}")
+    assert code == 0, err
+    code, out, err = run_zofo("predict", tmp_path / "run", "a joy", "--json")
+    assert code == 0, err
+    assert cells(out)["label"] in ("bad", "good")
+    for file in ("choices.jsonl", "questions.jsonl"):
+        code, _, err = run_zofo("train", given[0], "--data", data / file, f"run={tmp_path / 'no'}")
+        assert code == 2
+        assert "a classification head gives the same labels to every row" in err
+
+
+# wrong rows, found before a model is loaded
+
+
+def broken(kind: str) -> tuple[str, list[dict], str]:
+    rows = {"labels": labelled(12), "questions": questions(12), "choices": choices(12), "chats": chats(12)}[
+        kind.split()[0]
+    ]
+    line = rows[4]
+    problem = kind.partition(" ")[2]
+    if problem == "empty text":
+        line["text"] = " "
+        return "rows.jsonl", rows, "rows.jsonl:5: column 'text' is empty"
+    if problem == "number":
+        line["text"] = 5
+        return "rows.jsonl", rows, "rows.jsonl:5: column 'text' is 5, not a text"
+    if problem == "no label":
+        del line["label"]
+        return "rows.jsonl", rows, "rows.jsonl:5: the column 'label' is missing"
+    if problem == "one label":
+        return "rows.jsonl", [{**row, "label": "bad"} for row in rows], "column 'label' is 'bad' in all 12 rows"
+    if problem == "no completion":
+        line["completion"] = ""
+        return "rows.jsonl", rows, "rows.jsonl:5: column 'completion' is empty"
+    if problem == "answer":
+        line["answer"] = 7
+        return "rows.jsonl", rows, "rows.jsonl:5: column 'answer' is 7, which is none of the 3 choices"
+    if problem == "one choice":
+        line["choices"] = ["warm"]
+        return "rows.jsonl", rows, "rows.jsonl:5: column 'choices' has 1 choices, but two or more are needed"
+    assert problem == "no answer"
+    line["messages"] = line["messages"][:2]
+    return "rows.jsonl", rows, "rows.jsonl:5: column 'messages' does not end with an answer of the assistant"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "labels empty text",
+        "labels number",
+        "labels no label",
+        "labels one label",
+        "questions no completion",
+        "choices answer",
+        "choices one choice",
+        "chats no answer",
+    ],
+)
+def test_wrong_rows_are_named_before_a_model_is_loaded(run_zofo, tmp_path, kind):
+    name, rows, message = broken(kind)
+    write_rows(tmp_path / name, rows)
+    for verb in ("validate", "train", "preview", "eval"):
+        code, _, err = run_zofo(verb, NOWHERE, "--data", tmp_path / name)
+        assert code == 2
+        assert message in err, verb
+        assert "no/such-model" not in err
+        assert "hint: " in err
+
+
+@pytest.mark.parametrize("model", [NOWHERE, "model=nothing-of-that-name"])
+def test_wrong_rows_of_a_task_file_are_named_before_a_model_is_loaded(run_zofo, tmp_path, model):
+    rows = tmp_path / "rows"
+    for split in ("validation", "test"):
+        write_rows(rows / f"{split}.jsonl", review_rows(4))
+    given = [model, "task=movie-reviews", "--data", rows]
+    write_rows(rows / "train.jsonl", [*review_rows(12), {"sentence": "a joy", "label": 7}])
+    for verb in ("validate", "train", "preview"):
+        code, _, err = run_zofo(verb, *given)
+        assert code == 2
+        assert "train.jsonl:13: column 'label' is 7, which no verbalizer of 'movie-reviews' stands for" in err
+    write_rows(rows / "train.jsonl", [*review_rows(12), {"review": "a joy", "label": 1}])
+    code, _, err = run_zofo("train", *given)
+    assert code == 2
+    assert "train.jsonl:13: the column 'sentence', which the task 'movie-reviews' needs, is missing" in err
+    write_rows(rows / "train.jsonl", review_rows(12))
+    code, _, err = run_zofo("train", *given)
+    assert code == 2
+    assert model.partition("=")[2] in err  # nothing else is wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.csv", "there is no file"),
+        ("rows.xlsx", "files that end in .xlsx are not read"),
+        ("empty.jsonl", "no rows"),
+    ],
+)
+def test_files_that_cannot_be_read(run_zofo, tmp_path, name, message):
+    if name != "missing.csv":
+        (tmp_path / name).write_text("", encoding="utf-8")
+    code, _, err = run_zofo("train", NOWHERE, "--data", tmp_path / name)
+    assert code == 2
+    assert message in err
+    assert name in err

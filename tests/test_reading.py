@@ -1,0 +1,602 @@
+"""Users' own files: what is read, which format it is, and where each mistake that a file can hold is."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import sys
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from zofo.errors import DataError
+from zofo.tasks.formats import detect
+from zofo.tasks.reading import Row, folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.rows import shown_row
+
+GOOD = [{"text": f"film {i} is a joy", "label": i % 2} for i in range(5)]
+TURNS = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
+SHAPES = {
+    "text-label": GOOD,
+    "prompt-completion": [{"prompt": f"{i} and {i}?", "completion": str(2 * i)} for i in range(5)],
+    "choices-answer": [{"question": f"q {i}?", "choices": ["yes", "no"], "answer": i % 2} for i in range(5)],
+    "messages": [{"messages": TURNS}] * 5,
+}
+
+
+def lines_of(rows):
+    return [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+
+
+def write(path, lines):
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def rows_of(columns, *values):
+    return [Row(f"f.jsonl:{i}", dict(zip(columns, value, strict=True))) for i, value in enumerate(values, start=1)]
+
+
+def refused(path):
+    """The mistake found in a file by reading it and recognising its format."""
+    with pytest.raises(DataError) as found:
+        detect(read_file(path))
+    assert "\n" not in found.value.message
+    assert len(found.value.message) < 400
+    assert len(found.value.hint) < 600
+    return found.value
+
+
+def seeded_place(name):
+    """A line from 1 to 5 for a mistake, drawn by its name."""
+    return random.Random(name).randrange(1, 6)
+
+
+# what is read
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(GOOD), path)
+    else:
+        write(path, lines_of(GOOD) if suffix == "jsonl" else [json.dumps(GOOD, indent=1).encode()])
+    rows = read_file(path)
+    assert [row.fields for row in rows] == GOOD
+    if suffix == "jsonl":
+        assert [row.where for row in rows] == [f"{path}:{i}" for i in range(1, 6)]
+    elif suffix == "json":
+        assert [row.where for row in rows] == [f"{path}:{i}" for i in range(2, 22, 4)]
+    else:
+        assert [row.where for row in rows] == [f"{path} row {i}" for i in range(5)]
+
+
+def test_a_json_file_may_hold_lines_as_well(tmp_path):
+    assert [row.fields for row in read_file(write(tmp_path / "rows.json", lines_of(GOOD)))] == GOOD
+
+
+def test_an_array_on_one_line_has_the_column_in_its_places(tmp_path):
+    path = write(tmp_path / "rows.json", [b'[{"text": "a"}, {"text": "b"},', b' {"text": "c"}]'])
+    assert [row.where for row in read_file(path)] == [f"{path}:1", f"{path}:1:17", f"{path}:2"]
+
+
+def test_tables_hold_text_with_newlines_quotes_and_signs(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'\xef\xbb\xbftext, label\r\n"one\r\ntwo, ""three""",1\r\n\r\n5" disk,0\r\n')
+    rows = read_file(path)
+    assert rows == [
+        Row(f"{path}:2", {"text": 'one\r\ntwo, "three"', "label": "1"}),
+        Row(f"{path}:5", {"text": '5" disk', "label": "0"}),
+    ]
+    path = write(tmp_path / "rows.tsv", [b"text\tlabel", "schön, ja\t1".encode()])
+    assert read_file(path) == [Row(f"{path}:2", {"text": "schön, ja", "label": "1"})]
+
+
+def test_line_separators_of_unicode_end_no_row(tmp_path):
+    text = "one\u2028two\x0bthree\x85four"
+    path = write(tmp_path / "rows.jsonl", lines_of([{"text": text}, {"text": "b"}]))
+    assert [row.fields["text"] for row in read_file(path)] == [text, "b"]
+    path = write(tmp_path / "rows.csv", [b"text,label", f"{text},1".encode(), b"b,0"])
+    assert [(row.where, row.fields["text"]) for row in read_file(path)] == [(f"{path}:2", text), (f"{path}:3", "b")]
+
+
+def test_parquet_may_nest_and_its_folder_adds_no_column(tmp_path):
+    path = tmp_path / "label=1" / "rows.parquet"
+    path.parent.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(SHAPES["messages"]), path)
+    rows = read_file(path)
+    assert [row.fields for row in rows] == SHAPES["messages"]
+    assert detect(rows).name == "messages"
+
+
+# mistakes of lines: name -> the line, what its message says, what its hint says
+
+
+BAD_LINES = {
+    "trailing comma": (
+        b'{"text": "a joy", "label": 1,}',
+        "column 29: not JSON: a comma before '}'",
+        "remove the comma",
+    ),
+    "comma in list": (b'{"text": ["a", ], "label": 1}', "column 14: not JSON: a comma before ']'", "remove the comma"),
+    "two objects": (
+        b'{"text": "a", "label": 1} {"text": "b", "label": 0}',
+        "column 27: not JSON: more after the first value",
+        "begin a new line before the second",
+    ),
+    "comma between": (b'{"text": "a", "label": 1},', "column 26: not JSON: more after", "without a comma after it"),
+    "single quotes": (b"{'text': 'a joy', 'label': 1}", "column 2: not JSON: a single quote", "double quotes only"),
+    "cut off": (b'{"text": "a joy", "label": 1', "column 29: not JSON: it ends too early", "and all of it"),
+    "open quote": (b'{"text": "a joy, "label": 1}', "column 19: not JSON", "one JSON object a line"),
+    "no json": (b"a joy, 1", "column 1: not JSON", "one JSON object a line"),
+    "latin-1": ("{'text': 'schön'}".encode("latin-1"), "not UTF-8 text", "iconv -f LATIN1"),
+    "list": (b'["a joy", 1]', "a list, not an object with named columns", "one JSON object a line"),
+    "array": (b'[{"text": "a joy"}]', "a list, not an object", "ends in .json"),
+    "bare text": (b'"a joy"', "a str, not an object", "one JSON object a line"),
+    "null": (b"null", "a NoneType, not an object", "one JSON object a line"),
+    "bare NaN": (b"NaN", "a number that is not finite, not an object", "one JSON object a line"),
+    "NaN": (b'{"text": "a joy", "label": NaN}', "column 'label' holds NaN, not a finite number", "write null"),
+    "infinity": (b'{"text": "a", "label": [-Infinity]}', "column 'label' holds -Infinity, not a finite", "write null"),
+    "overflow": (b'{"text": "a", "label": 1e999}', "column 'label' holds 1e999, not a finite number", "write null"),
+    "long number": (b'{"label": ' + b"9" * 5000 + b"}", "not JSON that can be read", "one JSON object a line"),
+    "key twice": (b'{"text": "a", "label": 1, "text": "b"}', "the column 'text' is there twice", "keep one of the two"),
+    "deep": (b"[" * 100_000, "not JSON", "one JSON object a line"),
+    "NUL": (b'{"text": "a\x00b", "label": 1}', "column 12: a NUL byte", "UTF-8"),
+    # rows that can be read, but are not of the format
+    "no columns": (b"{}", "the column 'text' is missing; the row has nothing", "remove the row"),
+    "no label": (b'{"text": "a joy"}', "the column 'label' is missing; the row has 'text'", "add it"),
+    "another name": (b'{"sentence": "a", "label": 1}', "'text' is missing; the row has 'sentence', 'label'", "add it"),
+    "another format": (
+        b'{"prompt": "a", "completion": "b"}',
+        "a row of prompt-completion, in a file of text-label: the column 'text' is missing",
+        "one format in one file",
+    ),
+    "empty text": (b'{"text": " \\t", "label": 1}', "column 'text' is empty", "mend or remove the row"),
+    "null text": (b'{"text": null, "label": 1}', "column 'text' is empty", "mend or remove the row"),
+    "number for text": (b'{"text": 7, "label": 1}', "column 'text' is 7, not a text", "put quotes around it"),
+    "list for text": (b'{"text": ["a"], "label": 1}', "column 'text' is ['a'], not a text", "mend"),
+    "half a character": (b'{"text": "a \\ud800", "label": 1}', "column 'text' holds half of a character", "mend"),
+    "null label": (b'{"text": "a joy", "label": null}', "column 'label' is empty", "mend or remove the row"),
+    "empty label": (b'{"text": "a joy", "label": ""}', "column 'label' is empty", "mend or remove the row"),
+    "fraction": (b'{"text": "a joy", "label": 0.5}', "column 'label' is 0.5, not a label", "texts or whole numbers"),
+    "list of labels": (b'{"text": "a joy", "label": [1]}', "column 'label' is [1], not a label", "one a row"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_LINES))
+def test_a_bad_line_is_named_beside_a_good_row(tmp_path, name):
+    line, says, hint = BAD_LINES[name]
+    place = seeded_place(name)
+    lines = lines_of(GOOD)
+    lines.insert(place - 1, line)
+    mistake = refused(write(tmp_path / "rows.jsonl", lines))
+    assert mistake.message.startswith(f"{tmp_path}/rows.jsonl:{place}: ")
+    assert says in mistake.message
+    assert hint in mistake.hint
+    if name != "NUL":
+        first = 2 if place == 1 else 1
+        shown = '{"text": "film 0 is a joy", "label": 0}'
+        assert mistake.hint.endswith(f"a good row: line {first}: {shown}")
+
+
+def test_the_first_of_several_mistakes_is_named_with_their_number(tmp_path):
+    lines = [*lines_of(GOOD), b"{", b'{"text": 1', b"x"]
+    mistake = refused(write(tmp_path / "rows.jsonl", lines))
+    assert mistake.message.startswith(f"{tmp_path}/rows.jsonl:6: column 2")
+    assert "; 3 rows are wrong; a good row: line 1" in mistake.hint
+    wrong = [{"text": "", "label": 0}, {"text": "a", "label": None}, {"text": " ", "label": 1}]
+    mistake = refused(write(tmp_path / "rows.jsonl", lines_of([*GOOD, *wrong])))
+    assert mistake.message == f"{tmp_path}/rows.jsonl:6: column 'text' is empty"
+    assert "; 2 rows are wrong; " in mistake.hint  # those whose text is empty
+
+
+def test_where_no_row_is_good_none_is_shown(tmp_path):
+    mistake = refused(write(tmp_path / "rows.jsonl", [b"no", b"json"]))
+    assert mistake.message.startswith(f"{tmp_path}/rows.jsonl:1: column 1: not JSON")
+    assert mistake.hint == "one JSON object a line; 2 rows are wrong"
+
+
+def test_a_good_row_is_shown_shortened():
+    shown = shown_row(Row("f.csv:12", {"text": "x" * 1000, "list": ["y" * 1000] * 9, "half": "\ud800"}))
+    assert shown.startswith('line 12: {"text": "' + "x" * 40 + '..."')
+    assert len(shown) < 200
+    shown.encode()
+    assert shown_row(Row("a/b/train row 7", {"n": 1})) == 'row 7: {"n": 1}'
+
+
+# mistakes of tables
+
+
+BAD_TABLES = {
+    "too many": (
+        b"a joy, really,1",
+        "after column 'label': 3 values for 2 columns; the first too many is '1'",
+        "quotes",
+    ),
+    "too few": (b"a joy", "column 'label' is missing: 1 values for 2 columns", "add the value"),
+    "quote inside": (b'"a "joy" to see",1', "column 'text': a quote stands inside of a quoted text", 'twice: "he said'),
+    "latin-1": ("schön,1".encode("latin-1"), "not UTF-8 text: invalid start byte at byte 4", "iconv -f LATIN1"),
+    "NUL": (b"a\x00joy,1", "column 2: a NUL byte", "UTF-8"),
+    "empty text": (b",1", "column 'text' is empty", "mend or remove the row"),
+    "empty label": (b"a joy,", "column 'label' is empty", "mend or remove the row"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_TABLES))
+def test_a_bad_line_of_a_table_is_named(tmp_path, name):
+    line, says, hint = BAD_TABLES[name]
+    place = seeded_place(name) + 1
+    lines = [b"text,label", *(f"film {i},{i % 2}".encode() for i in range(5))]
+    lines.insert(place - 1, line)
+    mistake = refused(write(tmp_path / "rows.csv", lines))
+    assert mistake.message.startswith(f"{tmp_path}/rows.csv:{place}: ")
+    assert says in mistake.message
+    assert hint in mistake.hint
+    if name not in ("NUL", "latin-1", "quote inside"):
+        assert mistake.hint.endswith(f'a good row: line {3 if place == 2 else 2}: {{"text": "film 0", "label": "0"}}')
+
+
+def test_lines_in_quotes_are_counted(tmp_path):
+    mistake = refused(write(tmp_path / "rows.csv", [b"text,label", b'"one', b"two", b'three",1', b"", b"a joy"]))
+    assert mistake.message.startswith(f"{tmp_path}/rows.csv:6: column 'label' is missing")
+
+
+def test_a_quote_that_is_never_closed_is_named_where_it_opens(tmp_path):
+    lines = [b"text,label", b"a,1", b'"a joy,1', *[b"b,0"] * 5]
+    mistake = refused(write(tmp_path / "rows.csv", lines))
+    assert mistake.message == f"{tmp_path}/rows.csv:3: column 'text': a quote is opened and never closed"
+    assert 'a good row: line 2: {"text": "a", "label": "1"}' in mistake.hint
+    mistake = refused(write(tmp_path / "rows.csv", [b"text,label", b"a,1", b'"b, ""c""",0', b'd,"1']))
+    assert mistake.message == f"{tmp_path}/rows.csv:4: column 'label': a quote is opened and never closed"
+    mistake = refused(write(tmp_path / "rows.csv", [*lines, b"c,1" * 100_000]))
+    assert mistake.message.startswith(
+        f"{tmp_path}/rows.csv:3: column 'text': a text of more than 131072 characters, or"
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "says", "hint"),
+    [
+        (b"text,text", "column 2: there are two columns 'text'", "rename one"),
+        (b",text,label", "column 1 has no name", "index=False"),
+        (b"text,label,", "column 3 has no name", "index=False"),
+        (b"a joy,1", "column 2: '1' is a value: the first line does not name the columns", "such as text,label"),
+        (b"text;label", "one column, 'text;label': columns are divided by ';' here", "with commas"),
+        (b"text\tlabel", "columns are divided by '\\t' here", "name the file .tsv"),
+        (b'{"text": "a"}', "the file is JSON by its content", ".jsonl"),
+        (b"a joy,good", "the columns 'a joy', 'good' fit no known format", "does the first line name the columns?"),
+    ],
+)
+def test_a_bad_header_is_named(tmp_path, header, says, hint):
+    mistake = refused(write(tmp_path / "rows.csv", [header, header]))
+    assert mistake.message.startswith(f"{tmp_path}/rows.csv:{2 if 'fit' in says else 1}: ")
+    assert says in mistake.message
+    assert hint in mistake.hint
+
+
+def test_commas_in_a_tsv_are_noticed(tmp_path):
+    mistake = refused(write(tmp_path / "rows.tsv", [b"text,label", b"a,1"]))
+    assert "columns are divided by ',' here" in mistake.message
+    assert mistake.hint == "name the file .csv"
+
+
+# mistakes of arrays
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "says"),
+    [
+        (b'[{"text": "a"},\n {"text": "b"}\n', ":3: ", "column 1: not JSON: the array has no end"),
+        (b'[{"text": "a"},\n {"text": "b"},\n]', ":2: ", "column 15: not JSON: a comma before ']'"),
+        (b'[{"text": "a"}\n {"text": "b"}]', ":2: ", "column 2: not JSON: no comma between two entries"),
+        (b'[{"text": "a"}]\n[{"text": "b"}]', ":2: ", "column 1: not JSON: more after the end of the array"),
+        (b'[{"text": "a"},\n {"text":\n  "b",}]', ":3: ", "column 6: not JSON: a comma before '}'"),
+        (b'[{"text": "a"},\n 7]', ":2: ", "a int, not an object"),
+        (b'[{"text": "a"}, {"text": NaN}]', ":1:17: ", "column 'text' holds NaN"),
+        (b'[{"text": "a"},\n {"text": "b", "text": "c"}]', ":2: ", "the column 'text' is there twice"),
+        (b'[{"text": "a"},\n {"text": "\xff"}]', ":2: ", "not UTF-8 text"),
+    ],
+)
+def test_a_bad_entry_of_an_array_is_named(tmp_path, content, place, says):
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+    mistake = refused(path)
+    assert mistake.message.startswith(f"{path}{place}")
+    assert says in mistake.message
+    if "UTF-8" not in says:
+        assert 'a good row: line 1: {"text": "a"}' in mistake.hint
+
+
+# mistakes of whole files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says", "hint"),
+    [
+        ("rows.jsonl", b"", "no rows", "one JSON object a line is expected"),
+        ("rows.jsonl", b"\n \n", "no rows", "one JSON object a line is expected"),
+        ("rows.json", b"[]", "no rows", "one JSON object a line is expected"),
+        ("rows.csv", b"", "no rows", "a line of column names"),
+        ("rows.csv", b"text,label\n", "no rows", "a line of column names"),
+        ("rows.jsonl", '{"text": "a"}'.encode("utf-16"), "the file is UTF-16 text", "iconv -f UTF-16"),
+        ("rows.csv", b"\xfe\xff" + "text,label".encode("utf-16-be"), "the file is UTF-16 text", "iconv -f UTF-16"),
+        ("rows.jsonl", gzip.compress(b'{"text": "a"}'), "the file is compressed with gzip", "gunzip"),
+        ("rows.csv", b"PK\x03\x04sheet", "an Excel sheet", "save the sheet as CSV"),
+        ("rows.csv", b"PAR1....", "a parquet file by its content", ".parquet"),
+        ("rows.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", "git lfs pull"),
+        ("rows.parquet", b"text,label\na,1\n", "not a parquet file", "name the file by what it holds"),
+        ("rows.parquet", b"", "not a parquet file", "write it again"),
+        ("rows.jsonl.gz", b"", "files that end in .gz are not read", "gunzip"),
+        ("rows.xlsx", b"", "files that end in .xlsx are not read", ".jsonl, .json, .csv, .tsv or .parquet"),
+        ("rows", b"", "its name does not end in what it holds", "rows are read from"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tmp_path, name, content, says, hint):
+    path = tmp_path / name
+    path.write_bytes(content)
+    mistake = refused(path)
+    assert mistake.message.startswith(f"{path}: ")
+    assert says in mistake.message
+    assert hint in mistake.hint
+
+
+def test_a_json_array_of_lines_hints_at_the_name(tmp_path):
+    mistake = refused(write(tmp_path / "rows.jsonl", [b"[", *lines_of(GOOD), b"]"]))
+    assert mistake.message == f"{tmp_path}/rows.jsonl:1: column 2: not JSON: it ends too early"
+    assert "an array is read from a file that ends in .json" in mistake.hint
+
+
+def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path):
+    assert refused(tmp_path / "none.jsonl").message == f"there is no file '{tmp_path}/none.jsonl'"
+    assert refused(tmp_path).message == f"'{tmp_path}' is a folder"
+
+
+# folders and the Hub
+
+
+def test_a_folder_has_a_file_for_each_split(tmp_path):
+    write(tmp_path / "train.csv", [b"text,label", b"a,1"])
+    write(tmp_path / "dev.jsonl", lines_of(GOOD))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(GOOD[:2]), tmp_path / "test.parquet")
+    write(tmp_path / "README.md", [b"about"])
+    assert folder_origins(tmp_path) == {"train", "validation", "test"}
+    assert [len(read_folder(tmp_path, split)) for split in ("train", "validation", "test")] == [1, 5, 2]
+
+
+def test_two_files_for_a_split_are_refused(tmp_path):
+    write(tmp_path / "val.csv", [b"text,label", b"a,1"])
+    write(tmp_path / "validation.jsonl", lines_of(GOOD))
+    with pytest.raises(DataError, match="has 2 files for the split 'validation': val.csv, validation.jsonl") as found:
+        read_folder(tmp_path, "validation")
+    assert found.value.hint == "keep one of them there"
+
+
+def test_a_folder_without_the_split_says_what_it_holds(tmp_path):
+    with pytest.raises(DataError, match=r"the data folder .*none' does not exist"):
+        read_folder(tmp_path / "none", "train")
+    with pytest.raises(DataError, match=r"has no train\.jsonl; it holds no \.jsonl file") as found:
+        read_folder(tmp_path, "train")
+    assert ".csv, .tsv or .parquet" in found.value.hint
+    write(tmp_path / "test.csv", [b"text,label", b"a,1"])
+    with pytest.raises(DataError, match=r"has no train\.jsonl; it holds test\.csv"):
+        read_folder(tmp_path, "train")
+
+
+def test_the_hub_is_asked_for_one_split(monkeypatch):
+    asked = []
+
+    def load(*given, **named):
+        asked.append((given, named))
+        return [{"text": "a"}, {"text": "b"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub: ["train", "test"])
+    rows = read_hub("someone/rows", "small", "abc", "train", "mine")
+    assert asked == [(("someone/rows", "small"), {"revision": "abc", "split": "train"})]
+    assert rows[1] == Row("someone/rows/train row 1", {"text": "b"})
+    assert hub_origins("someone/rows") == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route\nsecond line"), ValueError("Unknown split"), FileNotFoundError()]
+)
+def test_a_hub_that_does_not_answer_is_one_clear_message(monkeypatch, error):
+    def fail(*given, **named):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", fail)
+    for ask in (lambda: read_hub("a/b", None, None, "train", "mine"), lambda: hub_origins("a/b")):
+        with pytest.raises(DataError) as found:
+            ask()
+        first = (str(error).splitlines() or ["FileNotFoundError"])[0]
+        assert found.value.message == f"cannot load 'a/b' from the Hub or its cache: {first}"
+
+
+# formats
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_each_format_is_recognised_and_shown(tmp_path, name):
+    rows = read_file(write(tmp_path / "rows.jsonl", lines_of(SHAPES[name])))
+    found = detect(rows)
+    assert found.name == name
+    assert found.about.startswith(name)
+    assert all(repr(column) in found.about for column in found.columns.values())
+
+
+@pytest.mark.parametrize(
+    ("columns", "name", "used", "unused"),
+    [
+        (("Sentence", "LABEL"), "text-label", {"text": "Sentence", "label": "LABEL"}, ()),
+        (("idx", "input", "class"), "text-label", {"text": "input", "label": "class"}, ("idx",)),
+        (
+            ("instruction", "input", "output"),
+            "prompt-completion",
+            {"prompt": "instruction", "completion": "output"},
+            ("input",),
+        ),
+        (("input", "output"), "prompt-completion", {"prompt": "input", "completion": "output"}, ()),
+        (("question", "answer"), "prompt-completion", {"prompt": "question", "completion": "answer"}, ()),
+    ],
+)
+def test_synonyms_are_recognised_and_unused_columns_shown(columns, name, used, unused):
+    found = detect(rows_of(columns, ["a"] * len(columns), ["b"] * len(columns)))
+    assert (found.name, found.columns) == (name, used)
+    assert ("not used: " + ", ".join(map(repr, unused)) in found.about) if unused else "not used" not in found.about
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (["text", "lable"], "did you mean 'label' by 'lable'?"),
+        (["promt", "completion"], "did you mean 'prompt' by 'promt'?"),
+        (["mesages"], "did you mean 'messages' by 'mesages'?"),
+        (["question", "options"], "beside 'options', a column 'answer' or 'answerKey' or 'label' is missing"),
+        (["review", "label"], "a column 'choices' or 'options' is missing"),
+        (["zzz"], "rename yours"),
+    ],
+)
+def test_unknown_columns_get_the_nearest_and_the_four_formats(columns, hint):
+    with pytest.raises(DataError) as found:
+        detect(rows_of(columns, ["a"] * len(columns)))
+    assert found.value.message == f"f.jsonl:1: the columns {', '.join(map(repr, columns))} fit no known format"
+    assert hint in found.value.hint
+    assert "prompt and completion, text and label, choices and answer, or messages" in found.value.hint
+
+
+BAD_CHOICES = {
+    "text": ("yes, no", 0, "column 'choices' is 'yes, no', not a list of choices", "write a list of texts"),
+    "dict": ({"text": ["a", "b"]}, 0, "not a list of choices", "choices {each: choices.text}"),
+    "one": (["yes"], 0, "column 'choices' has 1 choices, but two or more", "mend"),
+    "none": ([], 0, "column 'choices' has 0 choices, but two or more", "mend"),
+    "twice": (["yes", "no", "yes "], 0, "column 'choices' holds the choice 'yes' twice", "mend"),
+    "numbers": (["yes", 2], 0, "column 'choices': choice 1 is 2, not a text", "texts"),
+    "empty": (["yes", " "], 0, "column 'choices': choice 1 is ' ', not a text", "texts"),
+    "above": (
+        ["yes", "no"],
+        2,
+        "column 'answer' is 2, which is none of the 2 choices",
+        "from 0 to 1, a letter from A to B",
+    ),
+    "below": (["yes", "no"], -1, "column 'answer' is -1, which is none", "from 0 to 1"),
+    "fraction": (["yes", "no"], 0.5, "column 'answer' is 0.5, which is none", "from 0 to 1"),
+    "truth": (["yes", "no"], True, "column 'answer' is True, which is none", "from 0 to 1"),
+    "letter": (["yes", "no"], "C", "column 'answer' is 'C', which is none", "from A to B"),
+    "word": (["yes", "no"], "maybe", "column 'answer' is 'maybe', which is none", "the text of a choice"),
+    "null": (["yes", "no"], None, "column 'answer' is None, which is none", "the text of a choice"),
+    "list": (["yes", "no"], ["yes"], "column 'answer' is ['yes'], which is none", "the text of a choice"),
+    "long": (["yes", "no"], "9" * 5000, "which is none of the 2 choices", "from 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_CHOICES))
+def test_bad_choices_are_named(tmp_path, name):
+    choices, answer, says, hint = BAD_CHOICES[name]
+    place = seeded_place(name)
+    lines = lines_of(SHAPES["choices-answer"])
+    lines.insert(place - 1, lines_of([{"question": "q?", "choices": choices, "answer": answer}])[0])
+    mistake = refused(write(tmp_path / "rows.jsonl", lines))
+    assert mistake.message.startswith(f"{tmp_path}/rows.jsonl:{place}: column ")
+    assert says in mistake.message
+    assert hint in mistake.hint
+    assert f'a good row: line {2 if place == 1 else 1}: {{"question": "q 0?"' in mistake.hint
+
+
+USER, ASSISTANT = TURNS
+BAD_TURNS = {
+    "text": ("hello", "column 'messages' is 'hello', not a list of turns", "turns are written"),
+    "none": ([], "column 'messages' is [], not a list of turns", "turns are written"),
+    "a text": (["hello", ASSISTANT], "turn 1 is 'hello', without role and content", "turns are written"),
+    "other keys": (
+        [{"from": "human", "value": "a"}],
+        "turn 1 has no 'role'; it has 'from', 'value'",
+        "turns are written",
+    ),
+    "no content": ([USER, {"role": "assistant"}], "turn 2 has no 'content'; it has 'role'", "turns are written"),
+    "role": ([{"role": "human", "content": "a"}, ASSISTANT], "turn 1 has the role 'human'", "system, user, assistant"),
+    "parts": (
+        [USER, {"role": "assistant", "content": [{"type": "text"}]}],
+        "turn 2 has a list of parts",
+        "join the texts",
+    ),
+    "null": ([USER, {"role": "assistant", "content": None}], "turn 2 has no content", "content is a text"),
+    "empty": ([{"role": "user", "content": " "}, ASSISTANT], "turn 1 has no content", "content is a text"),
+    "number": ([USER, {"role": "assistant", "content": 4}], "turn 2 has the content 4", "content is a text"),
+    "unanswered": (
+        [USER, ASSISTANT, USER],
+        "does not end with an answer of the assistant, but with a turn of the user",
+        "add",
+    ),
+    "unasked": ([ASSISTANT], "column 'messages' has no turn of the user", "turns are written"),
+    "late system": ([USER, {"role": "system", "content": "s"}, ASSISTANT], "turn 2 is of the system", "first"),
+    "half": ([USER, {"role": "assistant", "content": "\ud800"}], "turn 2 holds half of a character", "mend"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD_TURNS))
+def test_bad_turns_are_named(tmp_path, name):
+    turns, says, hint = BAD_TURNS[name]
+    place = seeded_place(name)
+    lines = lines_of(SHAPES["messages"])
+    lines.insert(place - 1, json.dumps({"messages": turns}).encode())
+    mistake = refused(write(tmp_path / "rows.jsonl", lines))
+    assert mistake.message.startswith(f"{tmp_path}/rows.jsonl:{place}: column 'messages'")
+    assert says in mistake.message
+    assert hint in mistake.hint
+    assert f"a good row: line {2 if place == 1 else 1}: " in mistake.hint
+
+
+def test_prompts_and_completions_are_texts(tmp_path):
+    lines = [*lines_of(SHAPES["prompt-completion"]), b'{"prompt": "2 and 2?", "completion": 4}']
+    mistake = refused(write(tmp_path / "rows.jsonl", lines))
+    assert mistake.message == f"{tmp_path}/rows.jsonl:6: column 'completion' is 4, not a text"
+    assert "put quotes around it" in mistake.hint
+
+
+@pytest.mark.parametrize(
+    ("labels", "says", "hint"),
+    [
+        ([1] * 5, "f.jsonl:1: column 'label' is 1 in all 5 rows", "two labels or more"),
+        ([*range(101), 0], "f.jsonl:1: column 'label' has 101 different values in 102 rows", "no labels"),
+        (
+            [0, 1, "1"],
+            "f.jsonl:3: column 'label' is '1', and 1 in other rows",
+            'a good row: line 2: {"text": "a", "label": 1}',
+        ),
+        (["good", "bad", "good "], "f.jsonl:3: column 'label' is 'good ', and 'good' in other rows", "the same way"),
+        ([0, float("nan")], "f.jsonl:2: column 'label' is not a number", "whole numbers"),
+    ],
+)
+def test_labels_that_cannot_be_labels_are_refused(labels, says, hint):
+    with pytest.raises(DataError) as found:
+        detect(rows_of(["text", "label"], *[["a", label] for label in labels]))
+    assert found.value.message.startswith(says)
+    assert hint in found.value.hint
+
+
+def test_a_hundred_labels_are_labels():
+    assert detect(rows_of(["text", "label"], *[["a", label] for label in range(100)])).name == "text-label"
+
+
+def test_no_rows_have_no_format():
+    with pytest.raises(DataError, match="no rows"):
+        detect([])
+
+
+def test_nothing_heavy_is_imported_for_plain_files(tmp_path):
+    """Formats and readers of text need neither pyarrow nor datasets."""
+    import subprocess
+
+    path = write(tmp_path / "rows.jsonl", lines_of(GOOD))
+    code = (
+        "import sys, pathlib; from zofo.tasks.reading import read_file; from zofo.tasks.formats import detect; "
+        f"detect(read_file(pathlib.Path({str(path)!r}))); "
+        "print([name for name in ('datasets', 'pyarrow', 'sklearn', 'torchmetrics') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
