@@ -41,26 +41,29 @@ def ways() -> list[tuple[str, int, list[str]]]:
 
 def run(data: Path, out: Path, model: str, rows: int) -> None:
     done = {_key(line) for line in _lines(out)}
-    for task in TASKS:
-        folder = data / FOLDERS.get(task, task)
-        if not folder.is_dir():
-            print(f"{task}: skipped, there is no {folder}")
-            continue
-        for way, seed, overrides in ways():
-            if (task, way, seed, model) in done:
-                continue
-            given = [f"model={model}", f"task={task}", f"task.data_dir={folder}", f"task.max_rows={min(rows, LONG.get(task, rows))}", *overrides]
-            start = time.perf_counter()
-            try:
-                score = evaluate_zero_shot(read_config(None, [*given, "task.truncate=left"]), "test")
-            except ZofoError as error:
-                print(f"{task}, {way}: {error}")
-                continue
-            line = {"task": task, "way": way, "seed": seed, "model": model, "rows": len(score.predictions)}
-            line |= {"metric": score.metric, "score": score.score, "majority": score.majority, "also": dict(score.also)}
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({**line, "seconds": round(time.perf_counter() - start, 1)}) + "\n")
-            print(f"{task}, {way}, seed {seed}: {score.metric} {score.score:.3f}, majority {score.majority:.3f}")
+    for way, seed, overrides in ways():  # every task in one way before any in the next, so that a table fills evenly
+        for task in TASKS:
+            folder = data / FOLDERS.get(task, task)
+            if not folder.is_dir():
+                print(f"{task}: skipped, there is no {folder}")
+            elif (task, way, seed, model) not in done:
+                most = min(rows, LONG.get(task, rows))
+                given = [f"model={model}", f"task={task}", f"task.data_dir={folder}", f"task.max_rows={most}"]
+                _score(out, task, way, seed, model, [*given, "task.truncate=left", *overrides])
+
+
+def _score(out: Path, task: str, way: str, seed: int, model: str, overrides: list[str]) -> None:
+    start = time.perf_counter()
+    try:
+        score = evaluate_zero_shot(read_config(None, overrides), "test")
+    except ZofoError as error:
+        print(f"{task}, {way}: {error}")
+        return
+    line = {"task": task, "way": way, "seed": seed, "model": model, "rows": len(score.predictions)}
+    line |= {"metric": score.metric, "score": score.score, "majority": score.majority, "also": dict(score.also)}
+    with out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**line, "seconds": round(time.perf_counter() - start, 1)}) + "\n")
+    print(f"{task}, {way}, seed {seed}: {score.metric} {score.score:.3f}, majority {score.majority:.3f}", flush=True)
 
 
 def report(path: Path) -> str:

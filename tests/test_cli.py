@@ -329,7 +329,7 @@ verbalizers:
     assert json.loads(out)["label"] in ("yes", "no", "unsure")
     code, _, err = run_zofo("predict", run, "a film")
     assert code == 2
-    assert "text 1: the task needs the columns claim, premise" in err
+    assert "text 1: the task needs the columns premise, claim" in err
 
 
 # real processes

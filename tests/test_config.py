@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -166,7 +167,7 @@ def test_every_kind_of_group_was_tried():
 
 
 def test_one_letter_typos_in_task_files_get_the_right_suggestion():
-    right, wrong = 0, []
+    right, wrong, tried = 0, [], set()  # the suggestion depends on the typo alone, so that each is tried in one task
     for name in task_names():
         tree = load_task(name).model_dump(mode="json", by_alias=True)
         assert parse_task(tree, "mine.yaml").name == name
@@ -174,16 +175,20 @@ def test_one_letter_typos_in_task_files_get_the_right_suggestion():
             keys = list(_at(tree, path))
             for key in keys:
                 for typo in _typos(key, keys):
-                    copy = yaml.safe_load(yaml.safe_dump(tree))
-                    below = _at(copy, path)
+                    if (path, typo) in tried:
+                        continue
+                    tried.add((path, typo))
+                    changed = copy.deepcopy(tree)
+                    below = _at(changed, path)
                     below[typo] = below[key]  # beside the right one, so that nothing else is wrong
                     with pytest.raises(ConfigError) as refused:
-                        parse_task(copy, "mine.yaml")
+                        parse_task(changed, "mine.yaml")
                     assert refused.value.message == f"mine.yaml: {'.'.join((*path, typo))}: unknown key"
                     if f"did you mean {key!r}?" == refused.value.hint:
                         right += 1
                     else:
                         wrong.append((path, typo, refused.value.hint))
+    assert len(tried) > 400
     assert right >= 0.95 * (right + len(wrong)), wrong
 
 
@@ -333,3 +338,55 @@ def test_methods_have_their_own_configuration():
     with pytest.raises(ConfigError, match="method.inner_steps"):
         read_config(method={"name": "mezo", "inner_steps": 3})
     assert Path("runs") not in (read_config().run,)
+
+
+# methods that read, and templates as they are
+
+
+def test_in_context_has_demonstrations_unless_they_are_given():
+    assert read_config(None, ["method=in-context"]).task.demonstrations == 4
+    assert read_config(method="in-context", task="sst2").task == TaskConfig(name="sst2", demonstrations=4)
+    assert read_config(None, ["method=in-context", "task.demonstrations=9"]).task.demonstrations == 9
+    assert read_config(None, ["method.name=in-context", "task=sst2"]).task.demonstrations == 4
+    assert all(read_config(method=name).task.demonstrations == 0 for name in METHODS if name != "in-context")
+
+
+@pytest.mark.parametrize(
+    ("text", "template"),
+    [
+        ("{{ text }}", "{{ text }}"),
+        ("{{ text }} It was", "{{ text }} It was"),
+        ("A: {{ text }} # B", "A: {{ text }} # B"),
+        ("  {{ text }} ", "  {{ text }} "),
+        ("'{{ text }} It was'", "{{ text }} It was"),
+        ('"{{ text }}\\nIt was"', "{{ text }}\nIt was"),
+        ('"{{ text }}" was', '"{{ text }}" was'),
+        ("a=b {{ text }}", "a=b {{ text }}"),
+        ("", None),
+        ("null", None),
+    ],
+)
+def test_a_template_stands_as_it_is(text, template):
+    config = read_config(None, [f"task.template={text}"])
+    assert config.task.template == template
+    assert read_config(task=config.task.model_dump(mode="json")).task == config.task
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task.template=It was", "task.template: the template names no column"),
+        ("task.template={text} It was", "task.template: columns stand in double braces"),
+        ("task.template={{ text", "task.template: '{{ text' is not a template"),
+        ("task.verbalizers={a: ' x'}", "task.verbalizers: a classification needs two verbalizers or more"),
+        ("task.verbalizers={yes: ' x', no: ' y'}", "put them in quotes"),
+        ("task.temperature=-1", "task.temperature: Input should be greater than or equal to 0"),
+        ("task.temperature=.inf", "task.temperature: Input should be a finite number"),
+        ("task.scoring=median", "task.scoring: "),
+        ("task.demonstration_sets=shared", "task.demonstration_sets: "),
+    ],
+)
+def test_options_of_the_task_with_mistakes(override, message):
+    with pytest.raises(ConfigError) as refused:
+        read_config(None, [override])
+    assert message in refused.value.message

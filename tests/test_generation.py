@@ -146,7 +146,7 @@ class Scripted(nn.Module):
         for token in self.tokens[: generation_config.max_new_tokens]:
             input_ids = torch.cat([input_ids, torch.full((len(input_ids), 1), token)], dim=1)
             self.said += 1
-            if token in generation_config.eos_token_id or all(stopping_criteria[0](input_ids, None)):
+            if token in generation_config.eos_token_id or any(all(ends(input_ids, None)) for ends in stopping_criteria):
                 break
         return input_ids
 
@@ -175,6 +175,15 @@ def test_a_stop_that_spans_tokens_ends_a_text(tokenizer):
     model = Scripted(tokens)
     assert generate(model, prompts(tokenizer, "a"), Generation(tokenizer, stop=("###",))) == ["ab"]
     assert model.said == 5
+
+
+@pytest.mark.parametrize("stop", ["<s>", "<pad>"])
+def test_a_special_token_can_be_a_stop(tokenizer, stop):
+    """A decoded text does not show it."""
+    word = tokenizer("great")["input_ids"]
+    model = Scripted([*word, tokenizer.convert_tokens_to_ids(stop), *word])
+    assert generate(model, prompts(tokenizer, "a"), Generation(tokenizer, stop=("\n", stop))) == ["great"]
+    assert model.said == len(word) + 1
 
 
 # draws
@@ -399,7 +408,7 @@ max_new_tokens: LIMIT
 
 @pytest.mark.parametrize("limit", [63, 64, 5000])
 def test_a_task_that_generates_more_than_the_context_holds_is_refused(asking, limit):
-    with pytest.raises(ConfigError, match=f"'asking' generates {limit} tokens, but a text has at most 64") as caught:
+    with pytest.raises(ConfigError, match=f"at most 64 tokens.* the task 'asking' generates {limit}") as caught:
         evaluate_zero_shot(read_config(None, asking(limit)))
     assert "max_new_tokens" in caught.value.hint
 

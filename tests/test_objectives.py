@@ -470,7 +470,7 @@ def test_a_reward_gives_the_same_run_with_both_evaluators(folder, tmp_path):
 @pytest.mark.parametrize("method", ["first-order", "bilevel", "two-stage"])
 @pytest.mark.parametrize(("rows", "objective"), [("labels", "accuracy"), ("answers", "f1"), ("labels", "reward")])
 def test_methods_with_first_order_steps_refuse_what_has_no_gradient(folder, tmp_path, method, rows, objective):
-    options = [f"method={method}", "training.steps=1", f"run={tmp_path / 'run'}"]
+    options = [f"method={method}", "training.steps=60", f"run={tmp_path / 'run'}"]
     if objective != "reward":
         options.append(f"training.objective={objective}")
     with pytest.raises(ConfigError, match=f"'{objective}', which has no gradient, but method={method}") as caught:

@@ -241,6 +241,22 @@ def test_a_chat_needs_a_chat_template(run_zofo, models, data, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_turns_that_the_models_template_refuses_are_named(run_zofo, models, data, tmp_path):
+    """As those of models that know no system turn."""
+    own = transformers.AutoTokenizer.from_pretrained(models / "chat")
+    own.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}" + TEMPLATE
+    )
+    folder = tmp_path / "strict"
+    build_model("llama", len(own), seed=2, positions=256).save_pretrained(folder)
+    own.save_pretrained(folder)
+    code, _, err = run_zofo("preview", f"model={folder}", "--data", data / "chats.jsonl")
+    assert code == 2
+    assert "chats.jsonl:" in err
+    assert "the model's chat template refuses the turns: no system turns here" in err
+    assert "hint: mend the row" in err
+
+
 # splits
 
 
@@ -518,6 +534,20 @@ def test_a_run_is_used_from_another_folder_and_on_other_rows(run_zofo, models, d
     assert cells(changed)["loss"] != cells(out)["loss"]
     assert changed == run_zofo("eval", run, "--json", f"task.data={other}")[1]
     assert run_zofo("eval", run, "--json")[1] == out
+
+
+def test_a_run_on_a_folder_of_a_tasks_rows_is_scored_on_a_file(run_zofo, models, tmp_path):
+    for split in ("train", "validation", "test"):
+        write_rows(tmp_path / "rows" / f"{split}.jsonl", review_rows(12))
+    run, given = tmp_path / "run", [f"model={models / 'plain'}", "--data-dir", tmp_path / "rows", "method=zero-shot"]
+    assert run_zofo("train", *given, f"run={run}")[0] == 0
+    write_rows(tmp_path / "other.jsonl", review_rows(12, 100))
+    code, out, err = run_zofo("eval", run, "--json", "--data", tmp_path / "other.jsonl", "--split", "train")
+    assert code == 0, err
+    alone = run_zofo(
+        "eval", given[0], "--data", tmp_path / "other.jsonl", "task=movie-reviews", "--split", "train", "--json"
+    )
+    assert cells(out) == cells(alone[1])
 
 
 def test_an_untrained_model_is_scored_on_own_data(run_zofo, models, data):

@@ -429,17 +429,15 @@ def test_each_format_is_recognised_and_shown(tmp_path, name):
     assert all(repr(column) in found.about for column in found.columns.values())
 
 
+ALPACA = {"prompt": "instruction", "completion": "output", "input": "input"}
+
+
 @pytest.mark.parametrize(
     ("columns", "name", "used", "unused"),
     [
         (("Sentence", "LABEL"), "text-label", {"text": "Sentence", "label": "LABEL"}, ()),
         (("idx", "input", "class"), "text-label", {"text": "input", "label": "class"}, ("idx",)),
-        (
-            ("instruction", "input", "output"),
-            "prompt-completion",
-            {"prompt": "instruction", "completion": "output"},
-            ("input",),
-        ),
+        (("instruction", "input", "output"), "prompt-completion", ALPACA, ()),
         (("input", "output"), "prompt-completion", {"prompt": "input", "completion": "output"}, ()),
         (("question", "answer"), "prompt-completion", {"prompt": "question", "completion": "answer"}, ()),
     ],
@@ -600,3 +598,18 @@ def test_nothing_heavy_is_imported_for_plain_files(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_decimal_texts_and_labels_that_differ_in_their_case_are_no_labels(tmp_path):
+    """CSV has only texts, so that a column of numbers must not pass for many labels."""
+    lines = "text,label\n" + "".join(f"film {i},{i / 7:.3f}\n" for i in range(1, 6))
+    with pytest.raises(DataError, match=r"rows.csv:2: column 'label' is 0.143, not a label"):
+        detect(read_file(write(tmp_path / "rows.csv", lines.encode())))
+    with pytest.raises(DataError, match=r"column 'label' is 'Yes', and 'yes' in other rows"):
+        detect(read_file(write(tmp_path / "case.csv", b"text,label\na,yes\nb,no\nc,Yes\n")))
+
+
+def test_an_instruction_may_come_without_its_input():
+    rows = rows_of(["instruction", "input", "output"], ["add", "2 3", "5"], ["greet", "", "hi"])
+    rows.append(Row("f.jsonl:3", {"instruction": "greet", "output": "hi"}))
+    assert detect(rows).columns["input"] == "input"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,18 @@ def blocks(language: str) -> list[str]:
 
 def test_commands(model_folder, data_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("zofo ")]
-    assert {shlex.split(line)[1] for line in commands} >= {"train", "eval", "predict", "preview"}
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    for line in lines:
+        if line.startswith(("printf ", "for ")):
+            subprocess.run(["bash", "-c", line], check=True)
+    commands = [line for line in lines if line.startswith("zofo ")]
+    assert {shlex.split(line)[1] for line in commands} >= {"train", "eval", "predict", "preview", "validate"}
     for line in commands:
         _, verb, *arguments = shlex.split(line)
-        arguments = [a.replace("smollm2-135m", str(model_folder)) for a in arguments]
+        arguments = [re.sub("smollm2-135m|minilm", str(model_folder), a) for a in arguments]
         if verb == "preview":
             arguments.append(f"model={model_folder}")
-        if verb != "predict":
+        if verb != "predict" and "--data" not in arguments:
             arguments += ["--data-dir", str(data_dir)]
         with pytest.raises(SystemExit) as end:
             main([verb, *arguments])

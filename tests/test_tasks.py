@@ -162,7 +162,7 @@ def test_a_good_row_is_rendered(tmp_path):
         ({}, "is missing; the row has nothing"),
         ({"sentence": "a joy", "label": 2}, "column 'label' is 2, which no verbalizer of 'mine' stands for"),
         ({"sentence": "a joy", "label": "one"}, "column 'label' is 'one'"),
-        ({"sentence": "a joy", "label": -1}, "a label that the data set's authors keep to themselves"),
+        ({"sentence": "a joy", "label": -1}, "column 'label' is -1, which no verbalizer"),
         ({"sentence": "a joy", "label": None}, "column 'label' is None"),
         ({"sentence": "a joy", "label": [1]}, "column 'label' is [1]"),
         ({"sentence": "", "label": 1}, "column 'sentence' is empty"),
@@ -195,6 +195,10 @@ def test_a_hint_names_the_labels_there_are(tmp_path):
     with pytest.raises(DataError) as refused:
         one_row(tmp_path, {"sentence": "a joy", "label": 5})
     assert "0, 1" in refused.value.hint
+    assert "a good row: " in refused.value.hint
+    with pytest.raises(DataError) as refused:
+        one_row(tmp_path, {"sentence": "a joy", "label": -1})
+    assert "a label that the data set's authors keep to themselves" in refused.value.hint
 
 
 def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path):

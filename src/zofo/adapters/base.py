@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from zofo.backbone import save_tensors
+from zofo.backbone.heads import is_classifier
 from zofo.config import PartConfig, named
 from zofo.errors import ConfigError
 from zofo.registry import Registry
@@ -169,7 +170,7 @@ def carries_adapters(model: nn.Module) -> bool:
 
 def task_type(model: Any) -> str | None:
     """What peft calls the model's task: with one, it also trains and saves a classification head."""
-    if type(model).__name__.endswith("ForSequenceClassification"):
+    if is_classifier(model):
         return "SEQ_CLS"
     generates = getattr(model, "can_generate", lambda: False)()
     return "CAUSAL_LM" if generates and hasattr(model, "prepare_inputs_for_generation") else None

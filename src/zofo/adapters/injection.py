@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zofo.backbone.heads import is_classifier
 from zofo.errors import ConfigError
 
 Inputs = dict[str, Any]
@@ -61,7 +62,7 @@ class VirtualTokens:
         inputs.pop("token_type_ids", None)  # of the tokens that are read; there is none for a virtual one
         embeddings: torch.Tensor = inputs["inputs_embeds"] if ids is None else model.get_input_embeddings()(ids)
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-        if type(model).__name__.endswith("ForSequenceClassification") and mask is not None:
+        if is_classifier(model) and mask is not None:
             # without token ids, such a model reads the last position, so that padding may not stand there
             embeddings, inputs["attention_mask"], positions = _padded_left(embeddings, mask, positions)
         # not by peft's get_prompt, which looks up one row and repeats it: rows may carry directions of their own

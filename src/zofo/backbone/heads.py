@@ -152,6 +152,11 @@ def pool_last(model: Any, pad: int) -> None:
         model.config.get_text_config().pad_token_id = pad
 
 
+def is_classifier(model: nn.Module) -> bool:
+    """Whether a model has a classification head."""
+    return type(model).__name__.endswith(_CLASSIFIER)
+
+
 def takes(model: nn.Module, argument: str) -> bool:
     """Whether the forward of a model has an argument of this name."""
     return argument in inspect.signature(type(model).forward).parameters

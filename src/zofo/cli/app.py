@@ -132,7 +132,7 @@ def predict(
 @app.command()
 def preview(
     arguments: Overrides = None,
-    rows: Annotated[int, typer.Option(help="How many examples to show.")] = 3,
+    rows: Annotated[int, typer.Option(help="How many examples to show.", min=1)] = 3,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     data_dir: DataDir = None,
     data: Data = None,

@@ -15,6 +15,7 @@ from torch import nn
 
 from zofo.adapters import AdapterConfig, Adapters, kind_of
 from zofo.backbone import save_tensors, selected
+from zofo.backbone.heads import is_classifier
 from zofo.config import NonNegative
 from zofo.errors import ConfigError, nearest
 from zofo.evaluators import Counts, Gradient
@@ -23,8 +24,6 @@ from zofo.methods.optimizers import OptimizerName, build_optimizer
 
 LR_OF_WEIGHTS, LR_OF_WEIGHTS_BY_SGD, LR_OF_HEAD = 1e-5, 1e-3, 1e-3
 """Default learning rates where no adapter is trained."""
-
-_CLASSIFIER = "ForSequenceClassification"
 
 
 class FirstOrderConfig(MethodConfig):
@@ -130,7 +129,7 @@ def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
         return named
     if config.parameters == "partial":
         return _matching(named, config.layers or [])
-    if type(model).__name__.endswith(_CLASSIFIER):
+    if is_classifier(model):
         body = f"{model.base_model_prefix}."
         head = {name: parameter for name, parameter in named.items() if not name.startswith(body)}
     else:

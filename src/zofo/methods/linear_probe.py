@@ -21,6 +21,7 @@ from zofo.evaluators import Counts, counting_forwards
 from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, Setting, StepLog
 from zofo.objectives import scores
 
+_UNSEEN = -1e4  # bias of a label that train has no row of: it is never chosen, and its loss is still a number
 PROBE = "probe.safetensors"
 """The file of a run that holds the probe."""
 
@@ -98,7 +99,7 @@ class LinearProbe(Method):
         scaled = coefficients / torch.tensor(scaler.scale_, dtype=torch.float32)
         width = len(self._setting.examples[0].example.candidates)
         self._weight = torch.zeros(width, features.shape[1])
-        self._bias = torch.full((width,), -torch.inf)
+        self._bias = torch.full((width,), _UNSEEN)
         classes = torch.tensor(fitted.classes_)
         self._weight[classes] = scaled
         self._bias[classes] = intercept - scaled @ torch.tensor(scaler.mean_, dtype=torch.float32)

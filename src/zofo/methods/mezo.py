@@ -88,10 +88,10 @@ class MeZO(Method):
         """See `Method.step`."""
         before = self.counts.copy()
         estimate, update = self._zo.step(number, [(self._objective, self._batches[number])])
-        slopes = estimate.projected_gradients
-        coefficients = {f"projected_gradient_{key.index}": slope for key, slope in slopes.items()}
+        found = estimate.projected_gradients
+        coefficients = {f"projected_gradient_{key.index}": number for key, number in found.items()}
         if self._log_ties:
-            coefficients["ties"] = sum(slope == 0 for slope in slopes.values()) / len(slopes)
+            coefficients["ties"] = sum(number == 0 for number in found.values()) / len(found)
         return StepLog(estimate.loss, self.counts - before, coefficients, update)
 
     def check(self) -> None:

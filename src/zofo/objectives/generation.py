@@ -68,7 +68,7 @@ def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[s
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
-            stopping_criteria=[_Stops(how, longest)],
+            stopping_criteria=[_Stops(how, longest)] if how.stop else [],
             logits_processor=[_Drawn(how, prompts, longest)] if how.temperature > 0 else [],
         )
     ends = set(settings.eos_token_id)
@@ -115,14 +115,16 @@ def _settings(model: Any, how: Generation) -> Any:
         max_new_tokens=how.max_new_tokens,
         use_cache=True,
         pad_token_id=how.tokenizer.pad_token_id,
-        eos_token_id=_ends(model, how.tokenizer),
+        eos_token_id=_ends(model, how),
     )
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a text, by the model's own account and the tokenizer's."""
+def _ends(model: Any, how: Generation) -> list[int]:
+    """The tokens that end a text, by the model's own account and the tokenizer's; and stops that are no text."""
+    tokenizer = how.tokenizer
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    special = [tokenizer.convert_tokens_to_ids(stop) for stop in how.stop if stop in tokenizer.all_special_tokens]
+    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *special]
     return sorted({end for end in ends if end is not None})
 
 

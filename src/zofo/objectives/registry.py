@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def build_objective(name: str, task: Task, how: Generation, causal: bool) -> Tra
     if not causal and name in ("answer", "text"):
         raise ConfigError(
             f"training.objective is {name!r}, which is the loss of a causal language model",
-            "set training.objective=classification, or model.head=causal-lm",
+            "set training.objective=classification, or choose a causal language model",
         )
     return made
 
@@ -83,7 +84,8 @@ def reward_objective(reward: Reward, task: Task, how: Generation, name: str = "r
 
     def losses(model: nn.Module, batch: Any) -> torch.Tensor:
         found = [
-            -float(reward(one.example, answer)) for one, answer in zip(batch.members, _asked(model, batch), strict=True)
+            -_number(reward(one.example, answer), one.example)
+            for one, answer in zip(batch.members, _asked(model, batch), strict=True)
         ]
         return torch.tensor(found, dtype=torch.float32, device=batch.gold.device)
 
@@ -94,6 +96,15 @@ def reward_objective(reward: Reward, task: Task, how: Generation, name: str = "r
         return answers
 
     return TrainingObjective(name, losses, differentiable=False)
+
+
+def _number(given: Any, example: Example) -> float:
+    if isinstance(given, bool | int | float) and math.isfinite(given):
+        return float(given)
+    raise ConfigError(
+        f"{example.where or repr(example.prompt[:40])}: the reward is {given!r}, not a finite number",
+        "return a number for every example and prediction",
+    )
 
 
 @OBJECTIVES.register("classification")

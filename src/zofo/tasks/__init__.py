@@ -4,7 +4,7 @@ from zofo.tasks.batch import Batch, collate, collate_masked
 from zofo.tasks.batches import Batches
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.data import load_examples
-from zofo.tasks.demonstrations import with_demonstrations
+from zofo.tasks.demonstrations import SEPARATOR, with_demonstrations
 from zofo.tasks.encoding import Encoded, encode
 from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText, encode_masked, encode_texts
 from zofo.tasks.example import Example
@@ -17,6 +17,7 @@ from zofo.tasks.text_batch import TextBatch, collate_texts
 __all__ = [
     "METRICS",
     "NO_PROMPT",
+    "SEPARATOR",
     "SPLITS",
     "Batch",
     "Batches",

@@ -74,7 +74,7 @@ class TaskConfig(Config):
     @model_validator(mode="after")
     def _one_place(self) -> TaskConfig:
         if self.data is not None and self.data_dir is not None:
-            raise ValueError("give task.data or task.data_dir, not both")
+            raise ValueError("give task.data or task.data_dir, not both; task.data_dir=null takes one back")
         return self
 
     @property

@@ -14,6 +14,7 @@ from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.example import Example
 from zofo.tasks.reading import Row, folder_origins, hub_origins, read_file, read_folder, read_hub
 from zofo.tasks.rendering import render
+from zofo.tasks.rows import beside_good_row
 from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
 
 
@@ -57,12 +58,22 @@ def load_examples(
         rows = _read(task, config, origin)
         for split, chosen in _divide(task, origin, rows, config.split_seed).items():
             if split in needed:
-                kept = chosen[: config.max_rows]
-                examples[split] = [render(task, row.fields, row.where, prompt, head, right) for row in kept]
+                examples[split] = _rendered(task, chosen[: config.max_rows], prompt, head, right)
     if config.demonstrations:
         pool = examples["train"]
         examples = {split: with_demonstrations(examples[split], pool, config) for split in splits}
     return {split: examples[split] for split in splits}
+
+
+def _rendered(task: Task, rows: Sequence[Row], prompt: str | None, head: bool, right: bool) -> list[Example]:
+    """Rows as examples; the first that cannot be one is refused, with one beside it that can."""
+    examples: list[Example] = []
+    for row in rows:
+        try:
+            examples.append(render(task, row.fields, row.where, prompt, head, right))
+        except DataError as error:
+            raise beside_good_row(error, 1, rows[0] if examples else None) from error
+    return examples
 
 
 def _read(task: Task, config: TaskConfig, origin: str) -> list[Row]:
@@ -110,7 +121,7 @@ def _divide(task: Task, origin: str, rows: Sequence[Row], seed: int) -> dict[Spl
     if len(wanted) == 1 and task.splits[wanted[0]].size is None:
         return {wanted[0]: rows}
     units = _units(task, rows)
-    order = permutation(Key(seed, 0), f"splits/{task.name}/{origin}", len(units))
+    order = permutation(Key(seed, 0), f"splits/{origin}", len(units))
     sizes = {split: task.splits[split].size or len(rows) for split in wanted}
     if sum(sizes.values()) > len(rows) and len(wanted) > 1:
         for split in wanted[1:]:
@@ -131,10 +142,10 @@ def _divide(task: Task, origin: str, rows: Sequence[Row], seed: int) -> dict[Spl
 
 
 def _units(task: Task, rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that are drawn together: those of a group, or each by itself."""
+    """Rows that are drawn together: those with the same value in the first column of `group`, or each by itself."""
     if not task.group:
         return [[row] for row in rows]
-    units: dict[tuple[str, ...], list[Row]] = {}
+    units: dict[str, list[Row]] = {}
     for row in rows:
-        units.setdefault(tuple(str(row.fields.get(column)) for column in task.group), []).append(row)
+        units.setdefault(str(row.fields.get(task.group[0])), []).append(row)
     return list(units.values())

@@ -15,7 +15,7 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.example import Example
 
 SEPARATOR = "\n\n"
-"""Between demonstrations."""
+"""Between demonstrations; it also ends a generated text after them, as they do."""
 
 
 def with_demonstrations(examples: Sequence[Example], pool: Sequence[Example], config: TaskConfig) -> list[Example]:

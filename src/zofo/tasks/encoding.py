@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jinja2
+
 from zofo.errors import DataError, ModelError
 from zofo.tasks.example import Example
 
@@ -65,7 +67,7 @@ def encode(
 
     Raises:
         DataError: a text longer than `limit`, candidates of one example that have the same tokens, or a candidate that
-            has no token, or none before it to be predicted from.
+            has no token, or none before it to be predicted from; turns that the chat template refuses.
         ModelError: a chat, and a tokenizer without a chat template.
     """
     if not examples:
@@ -115,15 +117,25 @@ def _as_text(tokenizer: Any, example: Example) -> Example:
             "choose a model that was made for chats, or give columns prompt and completion",
         )
     turns = [{"role": role, "content": content} for role, content in example.messages]
-    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    prompt = _in_template(tokenizer, turns, example.where, add_generation_prompt=True)
     candidates = []
     for answer in example.candidates:
-        whole = tokenizer.apply_chat_template(
-            [*turns, {"role": "assistant", "content": answer}], tokenize=False, add_generation_prompt=False
-        )
+        answered = [*turns, {"role": "assistant", "content": answer}]
+        whole = _in_template(tokenizer, answered, example.where, add_generation_prompt=False)
         follows = whole[len(prompt) :].rstrip() if whole.startswith(prompt) else answer + (tokenizer.eos_token or "")
         candidates.append(follows if answer else "")
     return replace(example, prompt=prompt, candidates=tuple(candidates))
+
+
+def _in_template(tokenizer: Any, turns: list[dict[str, str]], where: str, add_generation_prompt: bool) -> str:
+    """A chat as the model's own template writes it; templates refuse turns that their models do not know."""
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except jinja2.TemplateError as error:
+        raise DataError(
+            f"{where}: the model's chat template refuses the turns: {error}", "mend the row, or choose another model"
+        ) from error
+    return str(text)
 
 
 def _end_of_text(tokenizer: Any) -> int:

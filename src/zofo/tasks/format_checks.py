@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -42,13 +43,19 @@ def text_problem(column: str, value: Any, hint: str = _MEND) -> Problem | None:
     return None
 
 
+_WHOLE = "labels are texts or whole numbers"
+
+
 def label_problem(column: str, value: Any) -> Problem | None:
     """What is wrong with a label, if anything."""
     if value is None or isinstance(value, str):
+        fraction = re.fullmatch(r"\s*[+-]?\d*\.\d*[1-9]\d*([eE][+-]?\d+)?\s*", value or "")
+        if fraction:  # of a CSV file, whose values are all texts
+            return Problem(f"fraction {column}", f"column {column!r} is {value}, not a label", _WHOLE)
         return text_problem(column, value)
     if isinstance(value, float) and not value.is_integer():
         what = "not a number" if math.isnan(value) else f"{value}, not a label"
-        return Problem(f"fraction {column}", f"column {column!r} is {what}", "labels are texts or whole numbers")
+        return Problem(f"fraction {column}", f"column {column!r} is {what}", _WHOLE)
     if not isinstance(value, int | float):
         message = f"column {column!r} is {shown_value(value)}, not a label"
         return Problem(f"type {column}", message, "labels are texts or whole numbers, one a row")

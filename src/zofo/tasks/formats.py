@@ -35,7 +35,11 @@ _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # in the order in which they
     "prompt-completion": {"prompt": (*_PROMPT, "input"), "completion": _COMPLETION},
     "text-label": {"text": _TEXT, "label": _LABEL},
 }
-_OPTIONAL = {"choices-answer": {"prompt": _PROMPT}}
+_OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
+    "choices-answer": {"prompt": _PROMPT},
+    "prompt-completion": {"input": ("input",)},
+}
+_MAY_BE_MISSING = "input"  # what an instruction is about
 _KNOWN = tuple(dict.fromkeys(name for shape in _SHAPES.values() for names in shape.values() for name in names))
 _EXPECTED = "rows are read with columns prompt and completion, text and label, choices and answer, or messages"
 
@@ -93,7 +97,8 @@ def _fit(names: Sequence[str]) -> Format | None:
         columns = {role: _column(names, known) for role, known in roles.items()}
         if all(columns.values()):
             columns |= {role: _column(names, known) for role, known in _OPTIONAL.get(shape, {}).items()}
-            given = {role: column for role, column in columns.items() if column is not None}
+            taken = {columns[role] for role in roles}  # `input` may be the prompt itself
+            given = {role: c for role, c in columns.items() if c is not None and (role in roles or c not in taken)}
             return Format(shape, given, _about(shape, given, names))
     return None
 
@@ -158,8 +163,8 @@ def _check(format: Format, rows: Sequence[Row], known: Mapping[tuple[str, ...], 
 
 
 def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | None]) -> Problem | None:
-    for column in format.columns.values():
-        if column not in row.fields:
+    for role, column in format.columns.items():
+        if column not in row.fields and role != _MAY_BE_MISSING:
             other = known.get(tuple(row.fields))
             if other is not None and other.name != format.name:
                 return Problem(
@@ -175,7 +180,7 @@ def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | 
 
 
 def _texts_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    found = (text_problem(column, row.fields[column]) for column in columns.values())
+    found = (text_problem(column, row.fields[column]) for role, column in columns.items() if role != _MAY_BE_MISSING)
     return next((problem for problem in found if problem is not None), None)
 
 
@@ -207,7 +212,7 @@ def _check_labels(column: str, rows: Sequence[Row]) -> None:
     first: dict[str, Row] = {}
     for row in rows:
         value = row.fields[column]
-        earlier = first.setdefault(label_text(value), row)
+        earlier = first.setdefault(label_text(value).casefold(), row)
         if earlier.fields[column] != value:
             other = shown_value(earlier.fields[column])
             raise beside_good_row(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, DataError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.data import origins_of, read_data
 from zofo.tasks.formats import Format, detect
@@ -30,8 +30,7 @@ def resolve_task(config: TaskConfig) -> Task:
             content = {**content, "splits": _splits(config.data)}
     else:
         assert config.data is not None
-        splits = _splits(config.data)
-        content, where = _content(config.data, splits), config.data
+        content, where = _content(config, config.data), config.data
     if isinstance(content, dict):
         content = {**content, **config.overrides}
         if config.verbalizers is not None:
@@ -66,18 +65,18 @@ def _splits(data: str) -> dict[str, dict[str, Any]]:
     return {"train": {"from": "train"}, **drawn, **present}
 
 
-def _content(data: str, splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A task file's content for rows whose format is recognised."""
+def _content(config: TaskConfig, data: str) -> dict[str, Any]:
+    """A task file's content for rows whose format is recognised, or said by a template and a label column."""
+    splits = _splits(data)
     rows = read_data(data, splits["train"]["from"])
-    found = detect(rows)
-    name = Path(data).stem
-    return {
-        "name": name,
-        "version": 1,
-        "about": f"rows of {Path(data).name}: {found.about}",
-        "splits": splits,
-        **_SHAPES[found.name](found, rows),
-    }
+    if config.template is not None and config.label is not None:
+        found = Format("text-label", {"label": config.label}, f"label from {config.label!r}")
+        shape = _labelled(config.label, rows, config.template)
+    else:
+        found = detect(rows)
+        shape = _SHAPES[found.name](found, rows)
+    about = f"rows of {Path(data).name}: {found.about}"
+    return {"name": Path(data).stem, "version": 1, "about": about, "splits": splits, **shape}
 
 
 def _column(name: str) -> str:
@@ -86,7 +85,15 @@ def _column(name: str) -> str:
 
 
 def _text_label(found: Format, rows: list[Row]) -> dict[str, Any]:
-    text, label = found.columns["text"], found.columns["label"]
+    text = _column(found.columns["text"])
+    return {**_labelled(found.columns["label"], rows, f"{text}\nLabel:"), "texts": [text]}
+
+
+def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
+    """A classification by a label column, whose labels stand for themselves."""
+    missing = next((row for row in rows if label not in row.fields), None)
+    if missing is not None:
+        raise DataError(f"{missing.where}: the column {label!r} is missing", "name the label column with task.label")
     labels = sorted({row.fields[label] for row in rows}, key=str)
     return {
         "kind": "classification",
@@ -94,8 +101,7 @@ def _text_label(found: Format, rows: list[Row]) -> dict[str, Any]:
         "also": ["macro-f1"],
         "label": label,
         "verbalizers": {_plain(value): f" {str(_written(value)).strip()}" for value in labels},
-        "prompts": {"default": f"{_column(text)}\nLabel:"},
-        "texts": [_column(text)],
+        "prompts": {"default": template},
     }
 
 
@@ -116,10 +122,19 @@ def _prompt_completion(found: Format, rows: list[Row]) -> dict[str, Any]:
         "metric": "token-f1",
         "also": ["exact-match"],
         "answers": _column(completion).strip("{} "),
-        "prompts": {"default": _column(found.columns["prompt"])},
+        "prompts": {"default": _column(found.columns["prompt"]) + _more(found)},
+        "optional": [found.columns["input"]] if "input" in found.columns else [],
         "stop": [],
         "max_new_tokens": 100,
     }
+
+
+def _more(found: Format) -> str:
+    """The input that an instruction may be about."""
+    if "input" not in found.columns:
+        return ""
+    column = _column(found.columns["input"])
+    return f"{{% if {column.strip('{} ')} %}}\n{column}{{% endif %}}"
 
 
 def _choices_answer(found: Format, rows: list[Row]) -> dict[str, Any]:
@@ -127,7 +142,7 @@ def _choices_answer(found: Format, rows: list[Row]) -> dict[str, Any]:
     if prompt is None:
         raise ConfigError(
             f"{rows[0].where}: choices, but no column that asks for them",
-            "call the question's column prompt, or give a template: 'task.template={{ my_column }}'",
+            "call the question's column prompt",
         )
     return {
         "kind": "multiple-choice",

@@ -59,10 +59,10 @@ def _quote_mistake(path: Path, text: str, delimiter: str, start: int, reason: st
         what = "a quote stands inside of a quoted text, or an earlier one is never closed"
     elif "field limit" in reason:
         what = f"a text of more than {csv.field_size_limit()} characters, or a quote that is never closed"
-    return DataError(
-        f"{path}:{start}: {column}{what}",
-        'close the quote, and write one inside of a quoted text twice: "he said ""no"""',
-    )
+    hint = 'close the quote, and write one inside of a quoted text twice: "he said ""no"""'
+    if "field limit" in reason:
+        hint += "; longer texts are read from JSONL"
+    return DataError(f"{path}:{start}: {column}{what}", hint)
 
 
 def _broken_column(text: str, delimiter: str) -> int | None:

@@ -37,7 +37,7 @@ def render(
     plain_head = head and prompt is None and task.texts is not None
     known = _fields(task, fields, task.columns(prompt, plain_head), where)
     text = "" if plain_head else fill(asked.template, known, where)
-    common: dict[str, Any] = {"where": where, "group": _group(task, fields, where)}
+    common: dict[str, Any] = {"where": where, "group": _group(task, fields, where) if right else ""}
     if head:
         common["texts"] = tuple(fill(one, known, where) for one in task.texts or ()) if plain_head else (text,)
     if task.kind == "generation":

@@ -169,14 +169,15 @@ class Task(Config):
     """Of a generation: the accepted answer, or the list of them, of which the first is trained on."""
     messages: str | None = None
     """Of a generation: a column of chat turns, which takes the place of prompt and answers."""
-    stop: list[str] = ["\n"]
+    stop: list[Annotated[str, Field(min_length=1)]] = ["\n"]
     """Of a generation: texts that end it, beside the model's own end of text."""
     max_new_tokens: int = Field(50, ge=1)
     """Of a generation: tokens after which it ends in any case."""
     texts: list[str] | None = Field(None, min_length=1, max_length=2)
     """Templates of the row's own text or pair of texts, for classification heads and the prompt `none`."""
     group: list[str] = []
-    """Columns whose values tell which rows belong together, such as those of one question."""
+    """Columns whose values tell which rows belong together, such as the answers to one question. Rows that have the
+    first of them in common, such as its passage, are drawn into the same split."""
     optional: list[str] = []
     """Columns that may be empty or missing."""
 

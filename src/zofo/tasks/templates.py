@@ -29,10 +29,17 @@ def _upper_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def _written(value: Any) -> Any:
+    """What a template writes; a method that was not called would be written as its place in memory."""
+    if callable(value):
+        raise TypeError(f"{getattr(value, '__name__', value)!r} is a function: call it, as in column.strip()")
+    return value
+
+
 @functools.cache
 def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_written
     )
     environment.filters |= {"lower_first": _lower_first, "upper_first": _upper_first}
     return environment
@@ -76,6 +83,9 @@ def check_template(template: str) -> list[str]:
     columns = columns_of(template)
     if not columns and f"{ROW}[" not in template:
         single = "{" in template and "{{" not in template
+        taken = next((name for name in (CHOICE, ROW) if f"{{ {name} }}" in template), None)
+        if taken:
+            raise ValueError(f"{taken!r} has a meaning of its own in a template: write {{{{ row['{taken}'] }}}}")
         why = "columns stand in double braces" if single else "the template names no column"
         raise ValueError(f"{why}; write for example '{{{{ sentence }}}} It was'")
     return columns
@@ -101,6 +111,9 @@ def plain_columns(template: str) -> frozenset[str]:
     return frozenset(found)
 
 
+_FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
+
+
 def fill(template: str, fields: Mapping[str, Any], where: str, expression: bool = False) -> Any:
     """A template with the columns of one row in place: a text; of an expression, its value.
 
@@ -112,7 +125,7 @@ def fill(template: str, fields: Mapping[str, Any], where: str, expression: bool 
             raise DataError(f"{where}: column {column!r} is {fields[column]!r}, not a text", "mend or remove the row")
     try:
         value = _compiled(template, expression)(**{ROW: fields, **fields})
-    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+    except (jinja2.TemplateError, *_FAILURES) as error:
         raise DataError(
             f"{where}: the template {template!r} cannot be filled: {error}",
             "mend the row, or the template in a copy of the task file (`zofo copy TASK FILE`)",

@@ -79,7 +79,7 @@ class Scorer:
         """
         given = [one.example for one in examples]
         metric = METRICS[self.task.metric]
-        majority = metric.score(given, [most_frequent(given, self.task)] * len(given))
+        majority = majority_of(self.task, given)[self.task.metric]
         predictions, loss = self.answers(model, examples, counts)
         also = {name: METRICS[name].score(given, predictions) for name in self.task.also}
         return Evaluation(self.task.metric, metric.score(given, predictions), loss, majority, tuple(predictions), also)
@@ -103,6 +103,11 @@ class Scorer:
 
         Source: domain-conditional PMI (Holtzman et al. 2021, "Surface Form Competition"), as in MeZO's `sfc`.
         """
+        if self.scoring == "calibrated" and self.score is not scores:
+            raise ConfigError(
+                "task.scoring=calibrated compares likelihoods of candidates, which this method does not score by",
+                "set task.scoring=mean",
+            )
         by = "mean" if self.scoring == "mean" else "sum"
         table = self._by_batch(model, examples, counts, lambda batch: self.score(model, batch, by))
         if self.scoring == "calibrated":
@@ -159,6 +164,16 @@ def _content_free(example: Example) -> Example:
             "give the prompt a content_free text in a copy of the task file, or set task.scoring=mean",
         )
     return Example(example.content_free, example.candidates, ending=example.ending, where=example.where)
+
+
+def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:
+    """Every score of a task for always giving the most frequent answer; no model is asked.
+
+    Raises:
+        DataError: a score that these examples cannot be given, such as one that needs labels that are not known.
+    """
+    guesses = [most_frequent(examples, task)] * len(examples)
+    return {name: METRICS[name].score(examples, guesses) for name in (task.metric, *task.also)}
 
 
 def most_frequent(examples: Sequence[Example], task: Task) -> Answer:

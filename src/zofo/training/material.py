@@ -21,6 +21,7 @@ from zofo.objectives import (
     reward_objective,
 )
 from zofo.tasks import (
+    SEPARATOR,
     SPLITS,
     Example,
     Split,
@@ -96,13 +97,19 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> Scorer:
             f"{task.name!r} asks for a free text, which a model with model.head={loaded.head} cannot give",
             "choose a causal language model, or a classification task",
         )
+    if config.task.scoring == "calibrated" and (loaded.head == "classification" or task.kind == "generation"):
+        what = "a classification head" if loaded.head == "classification" else "a generation"
+        raise ConfigError(
+            f"task.scoring=calibrated compares likelihoods of candidates, of which {what} has none",
+            "set task.scoring=mean",
+        )
     return Scorer(
         task=task,
         encode=functools.partial(_encode, config, task, loaded),
         make=batch_maker(loaded),
         generation=Generation(
             tokenizer=loaded.tokenizer,
-            stop=tuple(task.stop),
+            stop=(*task.stop, *([SEPARATOR] if config.task.demonstrations else [])),
             max_new_tokens=task.max_new_tokens,
             temperature=config.task.temperature,
             seed=config.training.seed,
@@ -126,6 +133,8 @@ def setting_of(config: RunConfig, material: Material, reward: Reward | None = No
             "choose method=mezo, or training.objective=classification",
         )
     make, prepare = material.make, objective.prepare
+    if METHODS[config.method.name].fixed_steps is not None:  # it only reads, as evaluation does
+        prepare = _as_it_is
     return Setting(
         model=material.loaded.model,
         objective=objective.losses,
@@ -136,6 +145,10 @@ def setting_of(config: RunConfig, material: Material, reward: Reward | None = No
         log_ties=not objective.differentiable,
         objective_name=objective.name,
     )
+
+
+def _as_it_is(example: Any) -> Any:
+    return example
 
 
 def _objective(config: RunConfig, material: Material, reward: Reward | None) -> TrainingObjective:
@@ -169,22 +182,33 @@ def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequen
 _NO_LIMIT = 1 << 30
 
 
+def _positions(model: Any) -> int | None:
+    """How many positions a model has for a text; RoBERTa's begin after the id of its padding token."""
+    own: int | None = getattr(model.config, "max_position_embeddings", None)
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    padding = next((pad for table in tables if (pad := getattr(table, "padding_idx", None)) is not None), None)
+    return own if own is None or padding is None else own - padding - 1
+
+
 def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
     """The longest text in tokens; of a generation, what its new tokens leave."""
-    own = getattr(loaded.model.config, "max_position_embeddings", None)
-    tokenizers = (
-        loaded.tokenizer.model_max_length
-    )  # for RoBERTa's positions, which begin at 2; else often a huge number
-    limits = [limit for limit in (config.task.max_length, own, tokenizers) if limit and limit < _NO_LIMIT]
+    given = config.task.max_length, _positions(loaded.model), loaded.tokenizer.model_max_length  # often a huge number
+    limits = [limit for limit in given if limit and limit < _NO_LIMIT]
     if not limits:
         return None
     adapter = getattr(config.method, "adapter", None)
     virtual = adapter.options.get("tokens", 0) if isinstance(adapter, AdapterConfig) else 0
     limit = min(limits) - virtual - (task.max_new_tokens if task.kind == "generation" else 0)
     if limit < 2:
+        takers, remedies = [], []
+        if task.kind == "generation":
+            takers.append(f"the task {task.name!r} generates {task.max_new_tokens} tokens")
+            remedies.append("max_new_tokens in a copy of the task file")
+        if virtual:
+            takers.append(f"the adapter takes {virtual}")
+            remedies.append("method.adapter.tokens")
         raise ConfigError(
-            f"a text has at most {min(limits)} tokens here, which leaves none for the prompt: the task {task.name!r} "
-            f"generates {task.max_new_tokens}, and the adapter takes {virtual}",
-            "lower max_new_tokens in a copy of the task file, or method.adapter.tokens",
+            f"a text has at most {min(limits)} tokens here, which leaves none for the prompt: {' and '.join(takers)}",
+            "lower " + " or ".join(remedies),
         )
     return limit

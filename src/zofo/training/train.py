@@ -15,7 +15,7 @@ from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.config import RunConfig
-from zofo.training.evaluation import Evaluation
+from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.material import Material, load_material, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.run import RunFolder, model_hash
@@ -50,6 +50,7 @@ def train(
     setting = setting_of(config, material, reward)
     method = METHODS[config.method.name](config.method, setting)
     steps = number_of_steps(config, method)
+    majority_of(material.task, material.examples["validation"])  # refuses a score that cannot be given
     method.check()
     folder = RunFolder.create(config)
     folder.write_start(config.anchored(), material.task, base_hash)
@@ -58,7 +59,7 @@ def train(
         scorer = dataclasses.replace(material.scorer, score=method.score)
         return scorer.evaluate(method.model, material.encoded["validation"], counts)
 
-    for note in _notes(method):
+    for note in _notes(config, material, method):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     evaluating = Evaluating(method, score)
     memory = PeakMemory(material.loaded.device)
@@ -79,10 +80,10 @@ def train(
         raise
     finally:
         method.save(folder.path)
-        outcome = {**_summary(config, material, method, evaluating, best), "objective": setting.objective_name}
-        seconds = time.perf_counter() - start - evaluating.seconds
-        timing = {"seconds": round(seconds, 3), "peak_bytes": memory.bytes, "stopped": stopped}
-        folder.write_json("summary.json", {**outcome, **timing, "parts": folder.digests()})
+        outcome = _summary(config, material, method, evaluating, best)
+        seconds = round(time.perf_counter() - start - evaluating.seconds, 3)
+        outcome |= {"objective": setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
+        folder.write_json("summary.json", {**outcome, "stopped": stopped, "parts": folder.digests()})
     return folder
 
 
@@ -106,9 +107,9 @@ def number_of_steps(config: RunConfig, method: Method) -> int:
     return steps
 
 
-def _notes(method: Method) -> list[str]:
-    """What a user should know before the first step: which tensors move, and what a rule costs."""
-    notes = []
+def _notes(config: RunConfig, material: Material, method: Method) -> list[str]:
+    """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
+    notes = [f"{material.task.kind}, {material.task.about}"] if config.task.name is None else []
     if method.trained_names:
         shown = ", ".join(method.trained_names[:_SHOWN])
         more = f" and {len(method.trained_names) - _SHOWN} more" if len(method.trained_names) > _SHOWN else ""

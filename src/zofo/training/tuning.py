@@ -102,7 +102,7 @@ def tune_lr(
             "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps",
         )
     material = material or load_material(config, remote_code, ("train",))
-    search = _Search(config, method, material, steps)
+    search = _Search(config, method, material, steps, remote_code)
     trials: list[Trial] = []
 
     def tried(lr: float) -> bool:
@@ -127,23 +127,28 @@ def tune_lr(
 class _Search:
     """Trials that all start from the same weights."""
 
-    def __init__(self, config: RunConfig, method: MeZOConfig, material: Material, steps: int) -> None:
+    def __init__(
+        self, config: RunConfig, method: MeZOConfig, material: Material, steps: int, remote_code: bool
+    ) -> None:
         self._config = config
         self._method = method
         self._material = material
         self._steps = steps
+        self._remote_code = remote_code
         self._judges = material.encoded["train"][:_EXAMPLES]
         self.counts = Counts()
+        MeZO(method, setting_of(config, material)).check()
         self.loss = self._loss()
         if not math.isfinite(self.loss):
             raise NonFiniteError("loss of the untrained model", consequence="nothing was tried")
-        MeZO(method, setting_of(config, material)).check()
 
     def _loss(self) -> float:
         return self._material.scorer.evaluate(self._material.loaded.model, self._judges, self.counts).loss
 
     def trial(self, lr: float) -> Trial:
         """Make the steps, judge, and put the weights back."""
+        if self._method.adapter is not None:  # which a model carries only once
+            self._material = load_material(self._config, self._remote_code, ("train",))
         tried = self._method.model_copy(update={"rule": self._method.rule.with_options(lr=lr)})
         method = MeZO(tried, setting_of(self._config, self._material))
         tensors = method.backbone.tensors
@@ -151,7 +156,7 @@ class _Search:
         try:
             for number in range(self._steps):
                 method.step(number)
-            with method.using("model"):
+            with method.using(method.variants[0]):
                 loss = self._loss()
         except NonFiniteError:
             loss = math.inf

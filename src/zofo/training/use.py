@@ -68,9 +68,9 @@ def evaluate_run(
     run = RunFolder.open(path)
     given = list(overrides)
     if data_dir is not None:
-        given.append(f"task.data_dir={json.dumps(str(data_dir))}")
+        given += ["task.data=null", f"task.data_dir={json.dumps(str(data_dir))}"]
     if data is not None:
-        given.append(f"task.data={json.dumps(data)}")
+        given += ["task.data_dir=null", f"task.data={json.dumps(data)}"]
     config = read_config(run.path / "config.yaml", given)
     own = run.config.task
     if (config.task.name, config.task.overrides) == (own.name, own.overrides):
@@ -157,12 +157,12 @@ def _chat_row(text: str, column: str) -> Mapping[str, Any]:
 
 
 def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
-    if len(fields) == 1:
-        return {fields[0]: text}
     try:
         row = json.loads(text)
     except json.JSONDecodeError:
         row = None
+    if len(fields) == 1:
+        return row if isinstance(row, dict) and fields[0] in row else {fields[0]: text}
     if not isinstance(row, dict):
         raise DataError(
             f"text {number}: the task needs the columns {', '.join(fields)}", "give each row as a JSON object"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError
-from zofo.tasks import METRICS, SPLITS, Example, Split, Task, load_examples, packaged_text, resolve_task
+from zofo.tasks import SPLITS, Example, Split, Task, load_examples, packaged_text, resolve_task
 from zofo.training.config import RunConfig
-from zofo.training.evaluation import most_frequent
+from zofo.training.evaluation import majority_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def validate(config: RunConfig) -> TaskReport:
         shown.append((prompt, _text(first), first.candidates[first.gold]))
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
+    if task.texts is not None:  # what a classification head sees
+        load_examples(task, config.task.model_copy(update={"prompt": None, "demonstrations": 0}), head=True)
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown))
 
@@ -79,8 +81,7 @@ def _report(task: Task, examples: Sequence[Example]) -> SplitReport:
     counts = Counter(gold for one in examples for gold in one.golds) if task.kind != "generation" else Counter()
     names = [str(label) for label in task.label_names]
     right = {names[gold] if names else str(gold): count for gold, count in sorted(counts.items())}
-    guess = most_frequent(examples, task)
-    return SplitReport(len(examples), right, METRICS[task.metric].score(examples, [guess] * len(examples)))
+    return SplitReport(len(examples), right, majority_of(task, examples)[task.metric])
 
 
 def copy_task(name: str, target: Path) -> None:
