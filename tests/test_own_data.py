@@ -311,8 +311,17 @@ def test_columns_with_blanks_in_their_names(run_zofo, models, data, tmp_path):
     assert code == 2
     assert "'my text'" in err
     named = ["task.template={{ row['my text'] }} It was", "task.label=the label"]
-    code, _, err = run_zofo("validate", *given, *named)
-    assert code == 2  # no format, and no task file that names the kind
+    code, out, err = run_zofo("validate", *given, *named, "--json")
+    assert code == 0, err
+    assert cells(out)["task"]["kind"] == "classification"
+    ((_, asked, right),) = [one for one in cells(out)["example"] if one[0] == "given"]
+    assert (asked.endswith(" It was"), right in (" bad", " good")) == (True, True)
+    code, _, err = run_zofo("train", *given, *named, *MEZO, f"run={tmp_path / 'named'}")
+    assert code == 0, err
+    assert run_zofo("eval", tmp_path / "named")[0] == 0
+    code, out, err = run_zofo("predict", tmp_path / "named", "a joy", "--json")
+    assert code == 0, err
+    assert cells(out)["label"] in ("bad", "good")
     task = tmp_path / "mine.yaml"
     task.write_text(
         """

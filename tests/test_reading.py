@@ -602,11 +602,11 @@ def test_nothing_heavy_is_imported_for_plain_files(tmp_path):
 
 def test_decimal_texts_and_labels_that_differ_in_their_case_are_no_labels(tmp_path):
     """CSV has only texts, so that a column of numbers must not pass for many labels."""
-    lines = "text,label\n" + "".join(f"film {i},{i / 7:.3f}\n" for i in range(1, 6))
+    lines = ["text,label", *(f"film {i},{i / 7:.3f}" for i in range(1, 6))]
     with pytest.raises(DataError, match=r"rows.csv:2: column 'label' is 0.143, not a label"):
-        detect(read_file(write(tmp_path / "rows.csv", lines.encode())))
+        detect(read_file(write(tmp_path / "rows.csv", [line.encode() for line in lines])))
     with pytest.raises(DataError, match=r"column 'label' is 'Yes', and 'yes' in other rows"):
-        detect(read_file(write(tmp_path / "case.csv", b"text,label\na,yes\nb,no\nc,Yes\n")))
+        detect(read_file(write(tmp_path / "case.csv", [b"text,label", b"a,yes", b"b,no", b"c,Yes"])))
 
 
 def test_an_instruction_may_come_without_its_input():
