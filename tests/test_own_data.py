@@ -638,6 +638,29 @@ def test_wrong_rows_are_named_before_a_model_is_loaded(run_zofo, tmp_path, kind)
         assert "hint: " in err
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a", "b", ["x"]], "rows.jsonl:3: column 'the label' is ['x'], not a label"),
+        (["a", {"x": 1}, "b"], "rows.jsonl:2: column 'the label' is "),
+        (["a", "b", None], "rows.jsonl:3: column 'the label' is empty"),
+        (["a", "a", "a"], "column 'the label' is 'a' in all 12 rows"),
+        ([0.5, 1.0, 2.0], "rows.jsonl:1: column 'the label' is 0.5, not a label"),
+        (["a", "b", "a "], "rows.jsonl:3: column 'the label' is "),
+        ([1, 2, "1"], "rows.jsonl:3: column 'the label' is "),
+    ],
+)
+def test_wrong_labels_of_columns_that_are_named(run_zofo, tmp_path, labels, message):
+    rows = [{"my text": f"film {i}", "the label": label} for i, label in enumerate(labels * 4)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    given = ["--data", tmp_path / "rows.jsonl", "task.template={{ row['my text'] }} is", "task.label=the label"]
+    for verb in ("validate", "train"):
+        code, _, err = run_zofo(verb, NOWHERE, *given)
+        assert code == 2
+        assert message in err
+        assert "hint: " in err
+
+
 @pytest.mark.parametrize("model", [NOWHERE, "model=nothing-of-that-name"])
 def test_wrong_rows_of_a_task_file_are_named_before_a_model_is_loaded(run_zofo, tmp_path, model):
     rows = tmp_path / "rows"

@@ -84,7 +84,7 @@ def detect(rows: Sequence[Row]) -> Format:
     assert found is not None
     _check(found, rows, known)
     if found.name == "text-label":
-        _check_labels(found.columns["label"], rows)
+        check_labels(found.columns["label"], rows)
     return found
 
 
@@ -207,11 +207,22 @@ _CHECKS: dict[str, Callable[[Mapping[str, str], Row], Problem | None]] = {
 }
 
 
-def _check_labels(column: str, rows: Sequence[Row]) -> None:
-    """Refuse labels that are one, too many, or the same but for their writing."""
+def check_labels(column: str, rows: Sequence[Row]) -> None:
+    """Refuse labels that are none, all one, too many, or the same but for their writing.
+
+    Args:
+        column: which every row has.
+        rows: at least one.
+
+    Raises:
+        DataError: names the first row that is wrong.
+    """
     first: dict[str, Row] = {}
     for row in rows:
         value = row.fields[column]
+        problem = label_problem(column, value)
+        if problem is not None:
+            raise DataError(f"{row.where}: {problem.message}", problem.hint)
         earlier = first.setdefault(label_text(value).casefold(), row)
         if earlier.fields[column] != value:
             other = shown_value(earlier.fields[column])

@@ -8,7 +8,7 @@ from typing import Any
 from zofo.errors import ConfigError, DataError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.data import origins_of, read_data
-from zofo.tasks.formats import Format, detect
+from zofo.tasks.formats import Format, check_labels, detect
 from zofo.tasks.reading import Row
 from zofo.tasks.task import SPLITS, Task, parse_task, task_content
 
@@ -94,6 +94,7 @@ def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
     missing = next((row for row in rows if label not in row.fields), None)
     if missing is not None:
         raise DataError(f"{missing.where}: the column {label!r} is missing", "name the label column with task.label")
+    check_labels(label, rows)
     labels = sorted({row.fields[label] for row in rows}, key=str)
     return {
         "kind": "classification",
