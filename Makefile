@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/zofo demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak -s

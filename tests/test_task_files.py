@@ -712,7 +712,7 @@ def test_a_stranger_adds_a_task_by_one_file(run_zofo, folders, tmp_path, kind):
 def test_columns_whose_names_are_no_words_can_be_named():
     template = "{{ row['the text'] }}, {{ mood }}\nThis is"
     task = parse_task({**yaml.safe_load(STRANGERS["classification"]), "prompts": {"mine": template}}, "mine.yaml")
-    assert task.columns() == ["mood", "the text"]
+    assert task.columns() == ["the text", "mood"]
     example = render(task, {"the text": " broken ", "mood": "sad", "team": "repair"}, "here")
     assert example.prompt == "broken, sad\nThis is"
     with pytest.raises(DataError, match="column 'the text'"):

@@ -724,8 +724,8 @@ splits: {train: {from: train}, validation: {from: train, size: 9}, test: {from: 
     config = read_config(
         model={"name": str(path), "head": "classification"},
         task={"name": str(task), "data_dir": str(tmp_path / "rows")},
-        method=FIRST_ORDER | {"parameters": "all", "lr": 1e-2},
-        training={"steps": 40},
+        method=FIRST_ORDER | {"parameters": "all", "lr": 2e-3},
+        training={"steps": 80},
         run=str(tmp_path / "pairs"),
     )
     run = train(config)
@@ -752,6 +752,8 @@ def test_the_longest_text_that_a_head_can_take(configured, headed, data_dir, kin
 
 def test_a_reward_that_is_no_number_ends_the_run(configured):
     config = configured(MEZO)
-    with pytest.raises(NonFiniteError, match="step 0: non-finite loss"):
-        train(config, reward=lambda example, answer: float("nan"))
-    assert not Trajectory.read(RunFolder(config.run).trajectory).updates
+    for wrong in (float("nan"), None, "good"):
+        with pytest.raises(ConfigError, match=f"the reward is {wrong!r}, not a finite number") as refused:
+            train(config, reward=lambda example, answer, wrong=wrong: wrong)
+        assert "train.jsonl:" in refused.value.message
+    assert not config.run.exists()

@@ -33,6 +33,8 @@ class TaskConfig(Config):
     """Verbalizers in place of the task's."""
     metric: str | None = None
     """A score in place of the task's."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Of a generation: tokens after which it ends, in place of the task's."""
     scoring: Literal["mean", "sum", "calibrated"] = "mean"
     """How a candidate is scored in evaluation: the mean log-likelihood of its tokens, their sum, or the sum less that
     of the same candidate after a prompt without content."""
@@ -80,5 +82,6 @@ class TaskConfig(Config):
     @property
     def overrides(self) -> dict[str, Any]:
         """What is given here in place of keys of the task file."""
-        given = {"label": self.label, "verbalizers": self.verbalizers, "metric": self.metric}
+        names = ("label", "verbalizers", "metric", "max_new_tokens")
+        given = {name: getattr(self, name) for name in names}
         return {key: value for key, value in given.items() if value is not None}

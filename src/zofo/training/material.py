@@ -203,7 +203,7 @@ def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
         takers, remedies = [], []
         if task.kind == "generation":
             takers.append(f"the task {task.name!r} generates {task.max_new_tokens} tokens")
-            remedies.append("max_new_tokens in a copy of the task file")
+            remedies.append("task.max_new_tokens")
         if virtual:
             takers.append(f"the adapter takes {virtual}")
             remedies.append("method.adapter.tokens")
