@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 
 from zofo.errors import DataError
-from zofo.tasks.formats import detect
 from zofo.tasks.reading import Row, folder_origins, hub_origins, read_file, read_folder, read_hub
-from zofo.tasks.rows import shown_row
+from zofo.tasks.reading.formats import detect
+from zofo.tasks.reading.rows import shown_row
 
 GOOD = [{"text": f"film {i} is a joy", "label": i % 2} for i in range(5)]
 TURNS = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
@@ -592,7 +592,7 @@ def test_nothing_heavy_is_imported_for_plain_files(tmp_path):
 
     path = write(tmp_path / "rows.jsonl", lines_of(GOOD))
     code = (
-        "import sys, pathlib; from zofo.tasks.reading import read_file; from zofo.tasks.formats import detect; "
+        "import sys, pathlib; from zofo.tasks.reading import read_file; from zofo.tasks.reading.formats import detect; "
         f"detect(read_file(pathlib.Path({str(path)!r}))); "
         "print([name for name in ('datasets', 'pyarrow', 'sklearn', 'torchmetrics') if name in sys.modules])"
     )

@@ -12,9 +12,8 @@ from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.example import Example
-from zofo.tasks.reading import Row, folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.reading import Row, beside_good_row, folder_origins, hub_origins, read_file, read_folder, read_hub
 from zofo.tasks.rendering import render
-from zofo.tasks.rows import beside_good_row
 from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from zofo.errors import ConfigError, DataError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.data import origins_of, read_data
-from zofo.tasks.formats import Format, check_labels, detect
-from zofo.tasks.reading import Row
+from zofo.tasks.reading import Format, Row, check_labels, detect
 from zofo.tasks.task import SPLITS, Task, parse_task, task_content
 
 _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train

@@ -7,7 +7,7 @@ from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.example import Example, Message
-from zofo.tasks.format_checks import answer_problem, gold_choice, turns_problem
+from zofo.tasks.reading.format_checks import answer_problem, gold_choice, turns_problem
 from zofo.tasks.task import Choices, Each, Prompt, Task, shown
 from zofo.tasks.templates import CHOICE, checked_fields, columns_of, fill
 

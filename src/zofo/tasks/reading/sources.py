@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError
-from zofo.tasks.reading_csv import read_table
-from zofo.tasks.reading_json import ONE_A_LINE, read_json_array, read_json_lines
-from zofo.tasks.rows import Row
+from zofo.tasks.reading.csv_files import read_table
+from zofo.tasks.reading.json_files import ONE_A_LINE, read_json_array, read_json_lines
+from zofo.tasks.reading.rows import Row
 
 __all__ = ["SUFFIXES", "Row", "folder_origins", "hub_origins", "read_file", "read_folder", "read_hub"]
 

@@ -8,7 +8,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from zofo.tasks.rows import shown_value
+from zofo.tasks.reading.rows import shown_value
 
 ROLES = ("system", "user", "assistant", "tool")
 """Who can say a turn of a chat."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError
-from zofo.tasks.rows import Row, all_rows, decoded_file, shown_value
+from zofo.tasks.reading.rows import Row, all_rows, decoded_file, shown_value
 
 
 def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError
-from zofo.tasks.rows import Row, all_rows, decoded, decoded_file, shown_value
+from zofo.tasks.reading.rows import Row, all_rows, decoded, decoded_file, shown_value
 
 ONE_A_LINE = "one JSON object a line"
 """What a file of JSON lines is."""

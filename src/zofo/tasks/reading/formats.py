@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zofo.errors import DataError
-from zofo.tasks.format_checks import (
+from zofo.tasks.reading.format_checks import (
     Problem,
     choices_problem,
     label_problem,
@@ -16,7 +16,7 @@ from zofo.tasks.format_checks import (
     messages_problem,
     text_problem,
 )
-from zofo.tasks.rows import Row, beside_good_row, shown_value
+from zofo.tasks.reading.rows import Row, beside_good_row, shown_value
 
 MOST_LABELS = 100
 """More distinct labels than these are taken for numbers or free texts."""

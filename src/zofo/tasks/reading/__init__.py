@@ -1,0 +1,18 @@
+"""Rows of files and of the Hub, and what format they have; every mistake in them is named by file, line and column."""
+
+from zofo.tasks.reading.formats import Format, check_labels, detect
+from zofo.tasks.reading.rows import Row, beside_good_row
+from zofo.tasks.reading.sources import folder_origins, hub_origins, read_file, read_folder, read_hub
+
+__all__ = [
+    "Format",
+    "Row",
+    "beside_good_row",
+    "check_labels",
+    "detect",
+    "folder_origins",
+    "hub_origins",
+    "read_file",
+    "read_folder",
+    "read_hub",
+]
