@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from zofo.cli import main
+from zofo.methods import METHODS
+from zofo.training import read_config
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,3 +63,17 @@ def test_make_targets_that_are_named_exist():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([\w/.-]+\.md)\)", README):
         assert (ROOT / target).is_file(), target
+
+
+PAPERS = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+OPTIONS = [found for found in re.findall(r"`([^`\n]+)`", PAPERS) if re.match(r"(method|model|task|training)[.\w]*=", found)]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_row_of_the_papers_tables_is_a_configuration(options):
+    given = [option for option in shlex.split(options) if "..." not in option]
+    assert read_config(None, given).method.name
+
+
+def test_the_papers_page_names_every_method():
+    assert {name for name in METHODS if f"method={name}" not in PAPERS} == set()

@@ -48,6 +48,16 @@ def test_the_weights_are_as_before_to_the_bit(config, rule):
     assert all(torch.equal(tensor, before[name]) for name, tensor in material.loaded.model.state_dict().items())
 
 
+@pytest.mark.parametrize("adapter", ["lora", "prefix"])
+def test_every_trial_of_an_adapter_starts_from_its_start(config, adapter):
+    """A model carries an adapter only once, so that each trial has a model of its own."""
+    found = tune_lr(config(1e-2, adapter=adapter), steps=3)
+    assert len(found.trials) >= 2
+    again = tune_lr(config(found.trials[1].lr, adapter=adapter), steps=3)
+    assert again.trials[0] == found.trials[1]
+    assert again.loss == found.loss
+
+
 def test_what_is_told_is_what_was_tried_and_all_work_is_counted(config):
     told = []
     found = tune_lr(config(), steps=3, told=told.append)
