@@ -154,7 +154,11 @@ def test_losses_agree_for_either_attention_and_padding(kind, attention, padding)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("noise", [LowRank(3), LowRank(1, "rademacher"), LowRank(3, "rademacher")], ids="{}".format)
+@pytest.mark.parametrize(
+    "noise",
+    [LowRank(3), LowRank(1, "rademacher"), LowRank(3, "rademacher")],
+    ids=["rank 3", "signs", "signs of rank 3"],
+)
 def test_losses_agree_for_every_rank_and_distribution_of_factors(kind, noise):
     evaluator = build(build_model(kind), noise=noise)
     evaluator.pending = PENDING

@@ -66,7 +66,9 @@ def test_links_lead_somewhere():
 
 
 PAPERS = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
-OPTIONS = [found for found in re.findall(r"`([^`\n]+)`", PAPERS) if re.match(r"(method|model|task|training)[.\w]*=", found)]
+OPTIONS = [
+    found for found in re.findall(r"`([^`\n]+)`", PAPERS) if re.match(r"(method|model|task|training)[.\w]*=", found)
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
