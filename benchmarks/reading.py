@@ -81,14 +81,14 @@ def report(path: Path) -> str:
 
 
 def _cell(lines: list[dict[str, Any]]) -> str:
-    """The mean over seeds with the interval of one seed's rows, and the spread between seeds."""
+    """The mean over seeds, with an interval over them, or of a share of so many rows for fewer than three seeds."""
     from scipy.stats import t
 
     if not lines:
         return "-"
     scores = torch.tensor([line["score"] for line in lines], dtype=torch.float64)
-    if len(scores) == 1:
-        share = scores.item()
+    if len(scores) < 3:
+        share = scores.mean().item()
         half = 1.96 * (share * (1 - share) / lines[0]["rows"]) ** 0.5
         return f"{100 * share:.1f} ± {100 * half:.1f}"
     half = float(t.ppf(0.975, len(scores) - 1)) * scores.std().item() / len(scores) ** 0.5
