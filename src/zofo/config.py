@@ -46,6 +46,8 @@ class PartConfig(BaseModel):
     registry: ClassVar[Registry[Any]]
     default: ClassVar[str]
     """The part that is meant when only options are given."""
+    inside: ClassVar[str] = "method."
+    """The path of keys that leads to the part, for messages; empty at the top of a file."""
 
     name: str
 
@@ -63,7 +65,7 @@ class PartConfig(BaseModel):
         for key in given:
             if key not in options:
                 raise ConfigError(
-                    f"method.{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, ["name", *options])
+                    f"{cls.inside}{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, ["name", *options])
                 )
         complete = {"name": name}
         for key, (annotation, default) in options.items():
@@ -71,7 +73,7 @@ class PartConfig(BaseModel):
                 complete[key] = TypeAdapter(annotation).validate_python(given.get(key, default))
             except pydantic.ValidationError as error:
                 raise ConfigError(
-                    f"method.{kind}.{key}: {error.errors()[0]['msg']}, got {_short(given[key])}"
+                    f"{cls.inside}{kind}.{key}: {error.errors()[0]['msg']}, got {_short(given[key])}"
                 ) from error
         return complete
 

@@ -3,6 +3,7 @@
 from zofo.backbone.backbone import Backbone, Elementwise, Update, selected
 from zofo.backbone.heads import Head
 from zofo.backbone.loading import LoadedModel, ModelConfig, head_of, load_model, save_tensors
+from zofo.backbone.rounding import at_least_float32
 
 __all__ = [
     "Backbone",
@@ -11,6 +12,7 @@ __all__ = [
     "LoadedModel",
     "ModelConfig",
     "Update",
+    "at_least_float32",
     "head_of",
     "load_model",
     "save_tensors",

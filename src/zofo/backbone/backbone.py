@@ -30,11 +30,13 @@ class Update:
         displacement: what is added; with `elementwise`, the gradient that it turns into what is added.
         shrink: the share taken off each tensor that decays (learning rate times weight decay).
         elementwise: for rules that no displacement can express (sign, Adam); None for all others.
+        lr: the learning rate that `elementwise` was made with, where it is not the rule's own: a replay needs it.
     """
 
     displacement: Displacement
     shrink: float = 0.0
     elementwise: Elementwise | None = None
+    lr: float | None = None
 
     def refuse_non_finite(self) -> None:
         """Raises NonFiniteError for a coefficient that is not finite in float32."""
@@ -105,7 +107,7 @@ class Backbone:
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
         """The number types among the selected tensors."""
-        return frozenset(tensor.dtype for tensor in self.tensors.values())
+        return frozenset(parameter.dtype for parameter in self._parameters.values())
 
     @torch.no_grad()
     def fold(
@@ -197,6 +199,31 @@ class Backbone:
                 view.copy_(stochastically_rounded(piece, tensor.dtype, bits))
         if not tensor.is_contiguous():
             tensor.copy_(flat.view(tensor.shape))
+
+    @torch.no_grad()
+    def exchange(self, stored: Mapping[str, torch.Tensor]) -> None:
+        """Swap the values of the selected tensors with those of a stored copy, block by block, wherever it is.
+
+        Args:
+            stored: a tensor of the same type and shape for each name, contiguous.
+
+        Raises:
+            ModelError: an earlier sweep was interrupted in the middle.
+        """
+        if self.torn:
+            raise ModelError("the weights were left in the middle of a sweep", "load the model again")
+        self.torn = True
+        for name, tensor in self.tensors.items():
+            kept = stored[name].view(-1)
+            flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+            for start in range(0, flat.numel(), _DEVICE_BLOCK):
+                here, there = flat[start : start + _DEVICE_BLOCK], kept[start : start + _DEVICE_BLOCK]
+                before = here.clone()
+                here.copy_(there)
+                there.copy_(before)
+            if not tensor.is_contiguous():
+                tensor.copy_(flat.view(tensor.shape))
+        self.torn = False
 
     def fingerprint(self) -> str:
         """SHA-256 over the names, types, shapes and bits of the selected tensors, as `sha256:...`."""

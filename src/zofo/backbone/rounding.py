@@ -38,3 +38,8 @@ def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> to
     first = block[0] // 4  # four to a word
     drawn = words(key, name + "/rounding", first, -(-block[1] // 4), device).view(torch.int16)
     return drawn[block[0] - first * 4 : block[1] - first * 4]
+
+
+def at_least_float32(numbers: torch.Tensor) -> torch.Tensor:
+    """The numbers in float32; those of a float64 model stay as they are."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()

@@ -199,9 +199,10 @@ def list_names(
     as_json: AsJson = False,
 ) -> None:
     """Names that a configuration can use."""
+    from zofo.studies import study_names
     from zofo.training import names
 
-    found = names(kind)
+    found = names(kind, {"studies": study_names()})
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -273,6 +274,47 @@ def bench_step(
     options = StepOptions(model, rows, tokens, rank, repeats, dtype)
     report = measure(options, memory, file, lambda text: err.print(Text(text, style="dim"), soft_wrap=True))
     out.print(report.table())
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or a study of `zofo list studies`.")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where the runs and report.md go; by default runs/NAME.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the runs and the time they would take, and stop.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write the results of what is done, and stop.")] = False,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.", min=1)] = 1,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder that holds a folder for each task.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over a key of the file.", show_default=False)
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out tasks whose folder is not there.")
+    ] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Compare methods, as a file says; stopped at any time and typed again, it goes on: zofo study FILE."""
+    from zofo.studies import plan_study, read_study, report_study, run_study
+
+    asked = read_study(name, settings or [], data, skip_missing)
+    folder = folder or Path("runs") / asked.name
+    if plan:
+        for note in asked.notes:
+            err.print(Text(note), soft_wrap=True)
+        tell = lambda text: err.print(Text(text, style="dim"), soft_wrap=True)  # noqa: E731
+        planned = plan_study(asked, folder, jobs, trust_remote_code, tell)
+        out.print(planned.table())
+        for line in planned.lines():
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
+    found = report_study(asked, folder) if report else run_study(asked, folder, err, jobs, trust_remote_code)
+    failed = f", {found.failed} of them failed" if found.failed else ""
+    missing = f"; {found.missing} are not done" if found.missing else ""
+    out.print(f"{found.done} runs are done{failed}{missing}", highlight=False, soft_wrap=True)
+    out.print(f"report: {found.folder / 'report.md'}", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from zofo.evaluators.counts import Counts
 from zofo.registry import Registry
 
 Objective = Callable[[nn.Module, Any], torch.Tensor]
-"""An objective: (model, batch) -> one float32 loss for each example."""
+"""An objective: (model, batch) -> one loss for each example, float32, or float64 of a float64 model."""
 
 Ask = tuple[Objective, Any]
 """What is asked for at each point: an objective, and the batch it is given."""
@@ -29,7 +29,7 @@ class Visit(ABC):
     """The inside of `Evaluator.visit`: the losses that were found, and one chance to update on the way home.
 
     Attributes:
-        losses: float32, shape [points, examples].
+        losses: float32, or float64 of a float64 model; shape [points, examples].
     """
 
     losses: torch.Tensor
@@ -66,8 +66,16 @@ class Evaluator(ABC):
             EvaluatorError: a point this evaluator cannot visit.
         """
 
+    @abstractmethod
+    def take(self, update: Update) -> None:
+        """Update theta without asking for a loss.
+
+        Raises:
+            NonFiniteError: a coefficient that is not finite; nothing was updated.
+        """
+
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """Objective at `points`: float32, shape [points, examples]; the weights are as before when it returns."""
+        """Objective at `points`, as `Visit.losses`; the weights are as before when it returns."""
         with self.visit([(objective, batch)], points) as visit:
             return visit.losses
 

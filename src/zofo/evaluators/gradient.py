@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zofo.backbone import at_least_float32
 from zofo.errors import NonFiniteError
 from zofo.evaluators.base import Objective
 from zofo.evaluators.counts import Counts, counting_forwards
@@ -37,13 +38,13 @@ class Gradient:
             weight: factor of this loss, for sums of several losses with one graph alive at a time.
 
         Returns:
-            The losses, float32, shape [examples], detached.
+            The losses, float32 or float64, shape [examples], detached.
 
         Raises:
             NonFiniteError: a loss or a gradient is not finite; no `.grad` was touched.
         """
         with torch.enable_grad(), counting_forwards(self.model, self.counts):
-            losses = objective(self.model, batch).float()
+            losses = at_least_float32(objective(self.model, batch))
         self.counts.queries += losses.numel()
         finite = losses.detach()
         if not torch.isfinite(finite).all():

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.backbone import Backbone, Update
+from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError
 from zofo.evaluators import rows
@@ -128,7 +128,7 @@ class InForward(Evaluator):
     def _losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         terms = Terms(self._bank, self._coefficients(points, rows.row_examples(batch)), self._siblings)
         with uncompiled(), Carrying(self._parameters if len(self._bank.numbers) else [], terms):
-            losses = objective(self.model, rows.repeated(batch, len(points))).float()
+            losses = at_least_float32(objective(self.model, rows.repeated(batch, len(points))))
         if losses.shape != (len(points) * rows.size(batch),):
             raise EvaluatorError(
                 f"the objective gave losses of shape {list(losses.shape)} for {len(points)} points of "
@@ -138,7 +138,8 @@ class InForward(Evaluator):
         return losses.view(len(points), -1)
 
     def _coefficients(self, points: Sequence[Point], row_examples: torch.Tensor) -> torch.Tensor:
-        """The coefficient of each key of the bank for each row at each point: float32, [points, rows, keys]."""
+        """The coefficient of each key of the bank for each row at each point: [points, rows, keys], float32, or float64
+        for a float64 model."""
         examples = int(row_examples.max()) + 1
         table = torch.zeros(len(points), examples, len(self._bank.numbers), dtype=torch.float64)
         for place, point in enumerate(points):
@@ -149,7 +150,7 @@ class InForward(Evaluator):
                     where[..., self._bank.slot(key)] += coefficient
         for key, coefficient in self.pending.items():
             table[..., self._bank.slot(key)] += coefficient
-        return table[:, row_examples].float()
+        return table[:, row_examples].to(torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32)
 
     def _too_large(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> EvaluatorError:
         """What to say of a batch that did not fit, after trying how much of it does."""
@@ -172,7 +173,7 @@ class InForward(Evaluator):
         return EvaluatorError(f"{forward} at {len(points)} points do not fit into memory in one forward", hint)
 
     def take(self, update: Update) -> None:
-        """Accept an update of theta: keep it pending, or write it with all that are."""
+        """See `Evaluator.take`: keep it pending, or write it with all that are."""
         update.refuse_non_finite()
         waits = update.elementwise is None and not update.shrink
         if waits:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from zofo.backbone import Backbone, Update
+from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Point, Visit
@@ -57,13 +57,19 @@ class InPlace(Evaluator):
                 rows = []
                 for point in points:
                     visit.move(_shared(point))
-                    rows.append(torch.cat([objective(self.model, batch).float() for objective, batch in asks]))
+                    rows.append(
+                        torch.cat([at_least_float32(objective(self.model, batch)) for objective, batch in asks])
+                    )
                     self.counts.queries += rows[-1].numel()
                 visit.losses = torch.stack(rows)
             yield visit
         finally:
             if not self.backbone.torn:  # an interrupt inside a sweep: there is no way home, and the next sweep says so
                 visit.move(Displacement())
+
+    def take(self, update: Update) -> None:
+        """See `Evaluator.take`."""
+        self.backbone.fold(update)
 
 
 class _InPlaceVisit(Visit):

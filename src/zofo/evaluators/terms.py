@@ -23,8 +23,8 @@ class Terms:
 
     Args:
         bank: the factors of K keys.
-        coefficients: of these keys for each row, float32, [P, R, K]; the P R rows of the batch are those of one point
-            after another.
+        coefficients: of these keys for each row, float32 or float64, [P, R, K]; the P R rows of the batch are those of
+            one point after another.
         siblings: which matrices the model multiplies by one and the same x; found out during the first forward.
     """
 
@@ -86,13 +86,15 @@ class Terms:
         return self._widened(self._weighted_(thin), name, 1)
 
     def vectors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Each selected tensor with one axis or none, at each point: float32, [P, entries]; or at each row.
+        """Each selected tensor with one axis or none, at each point: [P, entries], in the coefficients' number type; or
+        at each row.
 
         Args:
             tensors: these tensors by name.
         """
         numbers, places = self._bank.layout.vectors(self._bank.numbers)
-        base = torch.zeros(numbers.shape[1], device=numbers.device)
+        numbers = numbers.to(self._of_vectors.dtype)
+        base = torch.zeros(numbers.shape[1], dtype=numbers.dtype, device=numbers.device)
         for name, place in places.items():
             base[place] = tensors[name].flatten()
         values = torch.addmm(base.unsqueeze(0), self._of_vectors, numbers)

@@ -135,6 +135,13 @@ class Method(ABC):
             EvaluatorError: it cannot.
         """
 
+    def check_steps(self, steps: int) -> None:  # noqa: B027  # most methods can make any number
+        """Find out, before anything is written, whether so many steps can do what was configured.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+
     def replay_header(self) -> dict[str, Any]:
         """What a replay of the trajectory has to know: the noise, the rule and the selection, as configured."""
         return {}

@@ -6,113 +6,33 @@ algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import model_validator
-
-from zofo.adapters import AdapterConfig, Adapters, kind_of
-from zofo.backbone import Backbone
-from zofo.config import named
-from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
-from zofo.methods.zeroth_order import RuleConfig, ZerothOrder, ZerothOrderConfig
+from zofo.methods.base import METHODS, StepLog
+from zofo.methods.forward_only import ForwardOnly, ForwardOnlyConfig
 
 
-class MeZOConfig(MethodConfig, ZerothOrderConfig):
+class MeZOConfig(ForwardOnlyConfig):
     """Configuration of `mezo`."""
 
     name: Literal["mezo"] = "mezo"
     """Which method."""
-    adapter: AdapterConfig | None = None
-    """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
-    evaluator."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _suited_to_the_adapter(cls, given: Any) -> Any:
-        kind = kind_of(given.get("adapter")) if isinstance(given, dict) else None
-        if kind is None:
-            return given
-        filled = dict(given)
-        estimator, evaluator, rule = (named(given.get(part, {})) for part in ("estimator", "evaluator", "rule"))
-        if isinstance(estimator, dict):
-            filled["estimator"] = {"epsilon": kind.zo_epsilon, **estimator}
-        if isinstance(evaluator, dict) and not kind.zo_in_forward:
-            filled["evaluator"] = {"name": "in-place", **evaluator}
-        sgd = isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd"
-        if sgd and not given.get("loss_spread"):
-            filled["rule"] = {"lr": kind.zo_lr, **rule}
-        return filled
 
 
 @METHODS.register("mezo")
-class MeZO(Method):
+class MeZO(ForwardOnly):
     """pg = mean over the batch of [L(theta + e z) - L(theta - e z)] / 2e; theta <- theta - lr (pg z + wd theta).
 
     Both losses are on the same batch, with dropout off. In the forward they are one forward of 2 B rows and the weights
     are not written; in place a step is three sweeps over the weights, since going home and updating is one. With an
     adapter, theta is its tensors, and the model is frozen.
-
-    Args:
-        config: its parts and sizes.
-        setting: model, objective and examples.
     """
 
     Config = MeZOConfig
     paper = "Malladi et al. 2023, Fine-Tuning Language Models with Just Forward Passes"
-    needs_gradient = False
-    backbone: Backbone
-
-    def __init__(self, config: MeZOConfig, setting: Setting) -> None:
-        self._config = config
-        self.model = setting.model
-        self._objective = setting.objective
-        self._log_ties = setting.log_ties
-        self._batches = setting.batches(config.batch_size, "train")
-        self._two = setting.make(setting.examples[:2])
-        self._adapters: Adapters | None = None
-        among = None
-        if config.adapter is not None:
-            self.variants = ("adapter",)
-            self._adapters = config.adapter.build(setting.model, self.variants, setting.seed)
-            among = self._adapters.parameters(self.variants[0])
-        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, among)
-        self.backbone, self.rule = self._zo.backbone, self._zo.rule
-        self.trained_names = tuple(self.backbone.tensors)
-        self.counts = self._zo.evaluator.counts
-        self.queries_per_step = self._zo.points * config.batch_size
 
     def step(self, number: int) -> StepLog:
         """See `Method.step`."""
         before = self.counts.copy()
         estimate, update = self._zo.step(number, [(self._objective, self._batches[number])])
-        found = estimate.projected_gradients
-        coefficients = {f"projected_gradient_{key.index}": number for key, number in found.items()}
-        if self._log_ties:
-            coefficients["ties"] = sum(number == 0 for number in found.values()) / len(found)
-        return StepLog(estimate.loss, self.counts - before, coefficients, update)
-
-    def check(self) -> None:
-        """See `Method.check`."""
-        self._zo.evaluator.check([(self._objective, self._two)])
-
-    @contextmanager
-    def using(self, variant: str) -> Iterator[None]:
-        """While it is open, `model` is at theta."""
-        self._zo.evaluator.settle()
-        yield
-
-    def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`; an adapter is named, since its trajectory does not move the base model."""
-        header, adapter = self._config.replay_header(), self._config.adapter
-        return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
-
-    def save(self, folder: Path) -> None:
-        """The adapter as a peft folder `adapter`; else nothing in float32, where the trajectory is the model."""
-        if self._adapters is None:
-            self._zo.save(folder)
-        elif not self.backbone.torn:  # an interrupt inside a sweep: what the tensors hold is worth nothing
-            self._zo.evaluator.settle()
-            self._adapters.save(self.variants[0], folder / self.variants[0])
+        return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update)

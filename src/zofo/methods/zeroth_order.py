@@ -170,12 +170,7 @@ class ZerothOrder:
         self._num_directions = config.num_directions
         self._loss_spread = config.loss_spread
         self._group = _group_size(config.directions)
-        if self._group and not self.evaluator.per_example:
-            raise ConfigError(
-                f"method.directions is {config.directions!r}, but the evaluator {config.evaluator.name!r} gives all "
-                "examples of a batch the same direction",
-                "set method.directions=shared, or method.noise=low-rank and method.evaluator=in-forward",
-            )
+        self.refuse_sharing("directions", config.directions, config.evaluator.name)
         if config.loss_spread and batch_size * config.num_directions < 2:
             raise ConfigError(
                 "method.loss_spread divides by how much the examples' slopes differ, but a step has only one",
@@ -183,18 +178,44 @@ class ZerothOrder:
             )
         self.points = len(self.estimator.ask(self.directions(0)))
 
-    def directions(self, step: int, first: int = 0) -> list[Direction]:
+    def directions(
+        self, step: int, first: int = 0, after: int = 0, examples: int | None = None, sharing: Directions | None = None
+    ) -> list[Direction]:
         """The directions of one step.
 
         Args:
             step: its number.
             first: number of the first example of the batch; for a second batch in the same step, the size of the first.
+            after: how many times the step has drawn directions already, for others than those.
+            examples: in the batch, where it is not of the configured size.
+            sharing: who shares a direction, in place of what is configured.
+
+        Raises:
+            ConfigError: more groups of examples than a step has keys for.
         """
-        keys = [Key(self._seed, step, number * (_EACH if self._group else 1)) for number in range(self._num_directions)]
-        if not self._group:
+        group = self._group if sharing is None else _group_size(sharing)
+        start = after * self._num_directions
+        each = range(start, start + self._num_directions)
+        keys = [Key(self._seed, step, number * (_EACH if group else 1)) for number in each]
+        if not group:
             return list(keys)
-        groups = [(first + example) // self._group for example in range(self._batch_size)]
+        groups = [(first + example) // group for example in range(examples or self._batch_size)]
+        if groups[-1] >= _EACH:
+            raise ConfigError(
+                f"{groups[-1] + 1} groups of examples, each with a direction of its own, are more than the {_EACH} a "
+                "step can have",
+                f"let more examples share a direction: 'per-group({-(-len(groups) // _EACH)})'",
+            )
         return [[key._replace(index=key.index + group) for group in groups] for key in keys]
+
+    def refuse_sharing(self, option: str, directions: Directions, evaluator: str) -> None:
+        """Raises ConfigError for examples with directions of their own that the evaluator cannot give them."""
+        if _group_size(directions) and not self.evaluator.per_example:
+            raise ConfigError(
+                f"method.{option} is {directions!r}, but the evaluator {evaluator!r} gives all examples of a batch the "
+                "same direction",
+                f"set method.{option}=shared, or method.noise=low-rank and method.evaluator=in-forward",
+            )
 
     def step(self, number: int, asks: Sequence[Ask]) -> tuple[Estimate, Update]:
         """Ask along the directions of step `number`, estimate, and update the backbone."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zofo.backbone import at_least_float32
 from zofo.tasks import Batch, TextBatch
 
 
@@ -52,7 +53,7 @@ def head_scores(model: nn.Module, batch: TextBatch) -> torch.Tensor:
     if batch.token_type_ids is not None and "token_type_ids" in _parameters_of(type(_unwrapped(model)).forward):
         inputs["token_type_ids"] = batch.token_type_ids
     logits: torch.Tensor = model(**inputs).logits
-    return logits.float()
+    return at_least_float32(logits)
 
 
 def packing_limit(model: nn.Module) -> int | None:
@@ -95,7 +96,7 @@ def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     if "logits_to_keep" in known:  # positions and not their number: gathered, they make the head one matrix product
         inputs["logits_to_keep"] = torch.arange(-batch.keep, 0, device=batch.input_ids.device)
     logits: torch.Tensor = model(**inputs).logits
-    return logits[:, -batch.keep :].float()
+    return at_least_float32(logits[:, -batch.keep :])
 
 
 def _attention_mask(model: nn.Module, batch: Batch) -> torch.Tensor:

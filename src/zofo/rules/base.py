@@ -46,8 +46,14 @@ class Rule(ABC):
         return State()
 
     @abstractmethod
-    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
-        """The update that `estimate` leads to, and the next state."""
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        """The update that `estimate` leads to, and the next state.
+
+        Args:
+            estimate: what the step found.
+            state: from the step before.
+            lr: the learning rate of this step, in place of the rule's own.
+        """
 
 
 RULES: Registry[type[Rule]] = Registry("rule")

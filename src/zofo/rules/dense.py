@@ -24,13 +24,14 @@ class Sign(Rule):
     def __init__(self, lr: NonNegative = 1e-6) -> None:
         self.lr = lr
 
-    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         """See `Rule.update`."""
+        rate = self.lr if lr is None else lr
 
         def step(_name: str, _size: int, _block: Block, gradient: torch.Tensor) -> torch.Tensor:
-            return gradient.sign_().mul_(-self.lr)
+            return gradient.sign_().mul_(-rate)
 
-        return Update(estimate.gradient, elementwise=step), State(state.steps + 1)
+        return Update(estimate.gradient, elementwise=step, lr=lr), State(state.steps + 1)
 
 
 @RULES.register("dense-momentum")
@@ -49,15 +50,15 @@ class DenseMomentum(Rule):
         self.lr = lr
         self.beta = beta
 
-    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         """See `Rule.update`. The buffer is written while the update is folded in."""
-        buffers = state.buffers or {"m": {}}
+        buffers, rate = state.buffers or {"m": {}}, self.lr if lr is None else lr
 
         def step(name: str, size: int, block: Block, gradient: torch.Tensor) -> torch.Tensor:
             m = _buffer(buffers["m"], name, size, gradient)[slice(*block)]
-            return m.mul_(self.beta).add_(gradient).mul(-self.lr)
+            return m.mul_(self.beta).add_(gradient).mul(-rate)
 
-        return Update(estimate.gradient, elementwise=step), State(state.steps + 1, buffers=buffers)
+        return Update(estimate.gradient, elementwise=step, lr=lr), State(state.steps + 1, buffers=buffers)
 
 
 @RULES.register("dense-adam")
@@ -83,14 +84,15 @@ class DenseAdam(Rule):
         self.betas = betas
         self.eps = eps
 
-    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         """See `Rule.update`. The buffers are written while the update is folded in."""
         buffers = state.buffers or {"m": {}, "v": {}}
         steps = state.steps + 1
-        return Update(estimate.gradient, elementwise=self._step(buffers, steps)), State(steps, buffers=buffers)
+        step = self._step(buffers, steps, self.lr if lr is None else lr)
+        return Update(estimate.gradient, elementwise=step, lr=lr), State(steps, buffers=buffers)
 
-    def _step(self, buffers: dict[str, dict[str, torch.Tensor]], steps: int) -> Elementwise:
-        (b1, b2), lr, eps = self.betas, self.lr, self.eps
+    def _step(self, buffers: dict[str, dict[str, torch.Tensor]], steps: int, lr: float) -> Elementwise:
+        (b1, b2), eps = self.betas, self.eps
         correct_m, correct_v = 1 - b1**steps, 1 - b2**steps
 
         def step(name: str, size: int, block: Block, gradient: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,10 @@ class SGD(Rule):
         self.lr = lr
         self.weight_decay = weight_decay
 
-    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         """See `Rule.update`."""
-        return Update(-self.lr * estimate.gradient, self.lr * self.weight_decay), State(state.steps + 1)
+        lr = self.lr if lr is None else lr
+        return Update(-lr * estimate.gradient, lr * self.weight_decay), State(state.steps + 1)
 
 
 @RULES.register("momentum")
@@ -44,9 +45,9 @@ class Momentum(Rule):
         self.beta = beta
         self.tolerance = tolerance
 
-    def update(self, estimate: Estimate, state: State) -> tuple[Update, State]:
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         """See `Rule.update`."""
         momentum = self.beta * state.momentum + estimate.gradient
         largest = max((abs(c) for _, c in momentum.items()), default=0.0)
         momentum = momentum.without_small(self.tolerance * largest)
-        return Update(-self.lr * momentum), State(state.steps + 1, momentum)
+        return Update(-(self.lr if lr is None else lr) * momentum), State(state.steps + 1, momentum)

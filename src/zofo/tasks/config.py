@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from zofo.config import Config
-from zofo.tasks.task import Verbalizers
+from zofo.tasks.task import Split, Verbalizers
 from zofo.tasks.templates import check_template
 
 DEFAULT_TASK = "movie-reviews"
@@ -44,6 +44,8 @@ class TaskConfig(Config):
     """Whether each example has demonstrations of its own, or all have the same."""
     split_seed: int = Field(0, ge=0)
     """Which rows are drawn for each split, where a task draws them, and which demonstrations."""
+    sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
+    """Rows that are drawn for a split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
     max_rows: int | None = Field(None, ge=1)
     """Keep only the first rows of each split, after the draw."""
     max_length: int | None = Field(None, ge=8)

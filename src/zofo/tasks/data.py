@@ -55,7 +55,7 @@ def load_examples(
     examples: dict[Split, list[Example]] = {}
     for origin in dict.fromkeys(task.splits[split].origin for split in needed):
         rows = _read(task, config, origin)
-        for split, chosen in _divide(task, origin, rows, config.split_seed).items():
+        for split, chosen in _divide(task, origin, rows, config).items():
             if split in needed:
                 examples[split] = _rendered(task, chosen[: config.max_rows], prompt, head, right)
     if config.demonstrations:
@@ -114,18 +114,26 @@ def _is_file(data: str) -> bool:
     return path.is_file() or bool(path.suffix) or "/" not in data or data.startswith(("/", ".", "~"))
 
 
-def _divide(task: Task, origin: str, rows: Sequence[Row], seed: int) -> dict[Split, Sequence[Row]]:
+def _divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> dict[Split, Sequence[Row]]:
     """The rows of every split that comes from `origin`, in the order train, validation, test; no row twice."""
     wanted = [split for split in SPLITS if task.splits[split].origin == origin]
-    if len(wanted) == 1 and task.splits[wanted[0]].size is None:
+    given = {split: config.sizes[split] for split in wanted if split in config.sizes}
+    if sum(given.values()) > len(rows) - len(wanted) + len(given):
+        raise ConfigError(
+            f"task.sizes asks for {' + '.join(f'{size} of {split}' for split, size in given.items())}, but {origin!r} "
+            f"has {len(rows)} rows" + (f" for {', '.join(wanted)}" if len(wanted) > len(given) else ""),
+            "lower task.sizes, or give more rows",
+        )
+    if len(wanted) == 1 and not given and task.splits[wanted[0]].size is None:
         return {wanted[0]: rows}
     units = _units(task, rows)
-    order = permutation(Key(seed, 0), f"splits/{origin}", len(units))
-    sizes = {split: task.splits[split].size or len(rows) for split in wanted}
-    if sum(sizes.values()) > len(rows) and len(wanted) > 1:
-        for split in wanted[1:]:
-            sizes[split] = min(sizes[split], len(rows) // 3 // (len(wanted) - 1))
-        sizes[wanted[0]] = min(sizes[wanted[0]], len(rows) - sum(sizes[split] for split in wanted[1:]))
+    order = permutation(Key(config.split_seed, 0), f"splits/{origin}", len(units))
+    sizes = {split: given.get(split) or task.splits[split].size or len(rows) for split in wanted}
+    others, room = [split for split in wanted if split not in given], len(rows) - sum(given.values())
+    if sum(sizes[split] for split in others) > room:
+        for split in others[1:]:
+            sizes[split] = min(sizes[split], room // 3 // (len(others) - 1))
+        sizes[others[0]] = min(sizes[others[0]], room - sum(sizes[split] for split in others[1:]))
     left = iter([units[i] for i in order])
     divided: dict[Split, Sequence[Row]] = {}
     for split in wanted:

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from zofo.backbone import ModelConfig
 from zofo.config import Config, mistakes_of, named, read_yaml, validated
 from zofo.errors import ConfigError
-from zofo.methods import METHODS, BilevelConfig, MethodConfig, TwoStageConfig, ZerothOrderConfig
+from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, TwoStageConfig, ZerothOrderConfig
 from zofo.tasks import TaskConfig
 
 
@@ -32,8 +32,34 @@ class TrainingConfig(Config):
     """Let examples of similar length share a batch, so that less of it is padding."""
     eval_every: int | None = Field(None, ge=1)
     """Steps between evaluations on validation; by default only at the end."""
+    evaluations: int | None = Field(None, ge=1)
+    """How many evaluations, evenly spaced, in place of `eval_every`."""
+    test: bool = False
+    """Score the test split once, after the last step."""
     eval_batch_size: int = Field(32, ge=1)
     """Examples a batch in evaluation."""
+
+    def evaluated_after(self, steps: int) -> frozenset[int]:
+        """The numbers of steps after which validation is scored, the last one among them.
+
+        With `evaluations` = n they are k steps / n, rounded up, for k = 1 .. n.
+
+        Args:
+            steps: of the whole run.
+        """
+        if self.evaluations is not None:
+            return frozenset(-(-steps * k // self.evaluations) for k in range(1, self.evaluations + 1))
+        every = self.eval_every or max(steps, 1)
+        return frozenset((*range(every, steps, every), steps))
+
+    @model_validator(mode="after")
+    def _one_spacing(self) -> TrainingConfig:
+        if self.evaluations is not None and self.eval_every is not None:
+            raise ConfigError(
+                "training.evaluations and training.eval_every both say when to evaluate",
+                "give one of them; null takes one back",
+            )
+        return self
 
 
 def _method(value: Any) -> Any:
@@ -80,7 +106,8 @@ class RunConfig(Config):
         model, method = given.get("model"), named(given.get("method", {}))
         if not isinstance(model, dict) or model.get("dtype") not in ("bfloat16", "float16") or not _has_zo(method):
             return given
-        if method.get("name") == "mezo" and method.get("adapter") is not None:  # whose own epsilon is larger
+        moves_adapter = issubclass(METHODS[method.get("name", "bilevel")].Config, ForwardOnlyConfig)
+        if moves_adapter and method.get("adapter") is not None:  # whose own epsilon is larger
             return given
         estimator = named(method.get("estimator", {}))
         if not isinstance(estimator, dict) or "epsilon" in estimator:
@@ -161,12 +188,12 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
             raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
         tree = content or {}
     for group, value in groups.items():
-        _set(tree, [group], value)
+        set_key(tree, [group], value)
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise ConfigError(f"{override!r} is not key=value", "write for example training.steps=20")
-        _set(tree, path.split("."), _value(path, text, override))
+        set_key(tree, path.split("."), _value(path, text, override))
     with mistakes_of(str(file)) if file is not None else nullcontext():
         return validated(RunConfig, tree)
 
@@ -186,8 +213,17 @@ def _value(path: str, text: str, override: str) -> Any:
         ) from error
 
 
-def _set(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set one key. A name joins options that were given without one; another name replaces the group."""
+def set_key(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set one key. A name joins options that were given without one; another name replaces the group.
+
+    Args:
+        tree: changed in place; the groups on the way to the key are copied, so that others may share them.
+        path: the keys that lead to the one that is set.
+        value: of the key; a group is joined with the one that is there.
+
+    Raises:
+        ConfigError: a value stands where the path needs a group.
+    """
     for part in path[:-1]:
         below = tree.get(part, {})
         if isinstance(below, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -33,13 +34,17 @@ def environment() -> dict[str, str]:
     return found
 
 
-def names(kind: str | None = None) -> dict[str, dict[str, str]]:
+def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Mapping[str, str]]:
     """Everything a configuration can name, by kind, with one line on each.
+
+    Args:
+        kind: only this one.
+        more: kinds that are not known here.
 
     Raises:
         UnknownNameError: no such kind.
     """
-    found = {
+    found: dict[str, Mapping[str, str]] = {
         "models": dict.fromkeys(EMBEDDED_MODELS, "embedded; fetched once with pip"),
         "tasks": {name: load_task(name).about for name in task_names()},
         "methods": {name: METHODS[name].paper for name in METHODS},
@@ -50,6 +55,7 @@ def names(kind: str | None = None) -> dict[str, dict[str, str]]:
         "objectives": _first_lines(OBJECTIVES),
         "adapters": _first_lines(ADAPTERS),
         "metrics": {name: METRICS[name].about for name in METRICS},
+        **(more or {}),
     }
     if kind is None:
         return found

@@ -40,5 +40,5 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None) -> None
     state = rule.init()
     for update in updates:
         if not rule.linear:
-            update, state = rule.update(Estimate.of(update.displacement), state)
+            update, state = rule.update(Estimate.of(update.displacement), state, update.lr)
         backbone.fold(update)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +14,9 @@ from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
+from zofo.tasks import Split
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
-from zofo.training.config import RunConfig
+from zofo.training.config import RunConfig, TrainingConfig
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.material import Material, load_material, setting_of
 from zofo.training.memory import PeakMemory
@@ -45,23 +47,18 @@ def train(
     console = console or Console(quiet=True)
     if config.run is not None and config.run.exists():
         RunFolder.create(config)  # refuses, before anything is loaded
-    material = load_material(config, remote_code, ("train", "validation"))
+    scored: tuple[Split, ...] = ("validation", "test") if config.training.test else ("validation",)
+    material = load_material(config, remote_code, ("train", *scored))
     base_hash = model_hash(material.loaded)
     setting = setting_of(config, material, reward)
     method = METHODS[config.method.name](config.method, setting)
-    steps = number_of_steps(config, method)
-    majority_of(material.task, material.examples["validation"])  # refuses a score that cannot be given
-    method.check()
+    steps = _checked_steps(config, method, material, scored)
     folder = RunFolder.create(config)
     folder.write_start(config.anchored(), material.task, base_hash)
 
-    def score(counts: Counts) -> Evaluation:
-        scorer = dataclasses.replace(material.scorer, score=method.score)
-        return scorer.evaluate(method.model, material.encoded["validation"], counts)
-
     for note in _notes(config, material, method):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
-    evaluating = Evaluating(method, score)
+    evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
     memory = PeakMemory(material.loaded.device)
     best = Best(folder.best, method.save)
     callbacks: list[Callback] = [MetricsLog(folder.metrics, method), best, evaluating]
@@ -74,34 +71,61 @@ def train(
     stopped: str | None = None
     try:
         with memory.watching():
-            run_loop(method, steps, callbacks, evaluating, config.training.eval_every)
+            run_loop(method, steps, callbacks, evaluating, config.training.evaluated_after(steps))
+            if config.training.test:
+                testing()
     except BaseException as error:
         stopped = str(error) or type(error).__name__
         raise
     finally:
         method.save(folder.path)
-        outcome = _summary(config, material, method, evaluating, best)
-        seconds = round(time.perf_counter() - start - evaluating.seconds, 3)
+        outcome = _summary(config, material, method, evaluating, testing, best)
+        seconds = round(time.perf_counter() - start - evaluating.seconds - testing.seconds, 3)
         outcome |= {"objective": setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
         folder.write_json("summary.json", {**outcome, "stopped": stopped, "parts": folder.digests()})
     return folder
 
 
-def number_of_steps(config: RunConfig, method: Method) -> int:
+def _checked_steps(config: RunConfig, method: Method, material: Material, scored: Sequence[Split]) -> int:
+    """How many steps are made; what cannot be made or scored is refused."""
+    steps = number_of_steps(config.training, method, config.method.name)
+    for split in scored:
+        majority_of(material.task, material.examples[split])  # refuses a score that cannot be given
+    method.check_steps(steps)
+    method.check()
+    return steps
+
+
+def _scoring(method: Method, material: Material, split: Split) -> Evaluating:
+    """Scores the method as it stands on a split, which is looked up when it is asked for."""
+
+    def score(counts: Counts) -> Evaluation:
+        scorer = dataclasses.replace(material.scorer, score=method.score)
+        return scorer.evaluate(method.model, material.encoded[split], counts)
+
+    return Evaluating(method, score)
+
+
+def number_of_steps(training: TrainingConfig, method: Method, name: str) -> int:
     """The configured steps, or as many as the budget of queries pays for.
+
+    Args:
+        training: with the steps or the budget.
+        method: what makes the steps.
+        name: of the method, for messages.
 
     Raises:
         ConfigError: the budget does not pay for one step.
     """
     if method.fixed_steps is not None:
         return method.fixed_steps
-    budget = config.training.queries
+    budget = training.queries
     if budget is None:
-        return config.training.steps
+        return training.steps
     steps = method.steps_within(budget)
     if steps < 1:
         raise ConfigError(
-            f"training.queries is {budget}, but one step of {config.method.name!r} takes {method.queries_per_step}",
+            f"training.queries is {budget}, but one step of {name!r} takes {method.queries_per_step}",
             f"give at least training.queries={method.queries_per_step}",
         )
     return steps
@@ -126,9 +150,11 @@ _SHOWN = 4  # names of tensors; all are in summary.json
 
 
 def _summary(
-    config: RunConfig, material: Material, method: Method, evaluating: Evaluating, best: Best
+    config: RunConfig, material: Material, method: Method, evaluating: Evaluating, testing: Evaluating, best: Best
 ) -> dict[str, Any]:
     scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
+    tested = {variant: score.as_dict() for variant, score in testing.last.items()}
+    counts, seconds = evaluating.counts + testing.counts, evaluating.seconds + testing.seconds
     return {
         "method": config.method.name,
         "task": material.task.name,
@@ -140,8 +166,9 @@ def _summary(
         "steps": evaluating.steps_made,
         "evaluated_after": evaluating.steps_evaluated,
         "variants": {variant: scores.get(variant, {}) for variant in method.variants},
+        **({"test": tested} if tested else {}),
         "trained": list(method.trained_names),
         "best": {"step": best.step, "score": best.score},
         **method.counts.as_dict(),
-        "evaluation": {**evaluating.counts.as_dict(), "seconds": round(evaluating.seconds, 3)},
+        "evaluation": {**counts.as_dict(), "seconds": round(seconds, 3)},
     }

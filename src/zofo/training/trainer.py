@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 from zofo.errors import NonFiniteError
 from zofo.methods import Method
@@ -15,7 +15,7 @@ def run_loop(
     steps: int,
     callbacks: Sequence[Callback],
     evaluate: Callable[[], Mapping[str, Evaluation]],
-    eval_every: int | None = None,
+    evaluated_after: Container[int] = (),
 ) -> None:
     """Step the method, evaluate when it is due and at the end, and tell the callbacks.
 
@@ -24,7 +24,7 @@ def run_loop(
         steps: how many; 0 for a method that only reads, which is evaluated once.
         callbacks: told of each step and evaluation, and of the end however it comes.
         evaluate: scores the method as it stands.
-        eval_every: steps between evaluations; None evaluates at the end only.
+        evaluated_after: numbers of steps after which it is evaluated; after the last one it always is.
 
     Raises:
         NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
@@ -46,7 +46,7 @@ def run_loop(
                 raise problem if problem.step is not None else NonFiniteError(problem.what, number) from problem
             for callback in callbacks:
                 callback.after_step(number, log)
-            if number + 1 == steps or (eval_every and (number + 1) % eval_every == 0):
+            if number + 1 == steps or number + 1 in evaluated_after:
                 look(number + 1)
     except BaseException as problem:
         error = problem

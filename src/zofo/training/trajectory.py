@@ -1,9 +1,10 @@
 """The trajectory: every update of the backbone, in 16 bytes a term. With the base model it is the trained model.
 
 File format, little-endian: the magic `ZOFOTRJ1`; a frame of the header's length (uint32) and CRC-32 (uint32); the
-header as JSON; then for each update a frame of the number of terms (uint32, highest bit set when a shrink follows) and
-the CRC-32 (uint32) over that number and the payload, and the payload: the shrink (float64, if any), and for each term
-step (uint32), index (uint32) and coefficient (float64). The seed of all keys stands in the header. A one-term update
+header as JSON; then for each update a frame of the number of terms (uint32, highest bit set when a shrink follows, the
+next one when a learning rate does) and the CRC-32 (uint32) over that number and the payload, and the payload: the
+shrink (float64, if any), the learning rate (float64, if any), and for each term step (uint32), index (uint32) and
+coefficient (float64). The seed of all keys stands in the header. A one-term update
 takes 24 bytes.
 """
 
@@ -22,8 +23,8 @@ from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 
 MAGIC = b"ZOFOTRJ1"
-_FRAME, _TERM, _SHRINK, _COUNT = (struct.Struct(form) for form in ("<II", "<IId", "<d", "<I"))
-_HAS_SHRINK = 1 << 31
+_FRAME, _TERM, _NUMBER, _COUNT = (struct.Struct(form) for form in ("<II", "<IId", "<d", "<I"))
+_HAS_SHRINK, _HAS_LR = 1 << 31, 1 << 30
 _MAX_HEADER = 1 << 20
 
 
@@ -45,12 +46,14 @@ class TrajectoryWriter:
 
     def append(self, update: Update) -> None:
         """Write one update. For a rule that is not linear, its displacement is the gradient the rule was given."""
-        payload = _SHRINK.pack(update.shrink) if update.shrink else b""
+        flags = (_HAS_SHRINK if update.shrink else 0) | (_HAS_LR if update.lr is not None else 0)
+        payload = _NUMBER.pack(update.shrink) if update.shrink else b""
+        payload += _NUMBER.pack(update.lr) if update.lr is not None else b""
         for key, coefficient in update.displacement.items():
             if key.seed != self._seed:
                 raise ValueError(f"{key} does not have the trajectory's seed {self._seed}")
             payload += _TERM.pack(key.step, key.index, coefficient)
-        count = len(update.displacement) | (_HAS_SHRINK if update.shrink else 0)
+        count = len(update.displacement) | flags
         self._file.write(_FRAME.pack(count, _checksum(count, payload)) + payload)
         self._file.flush()
 
@@ -118,18 +121,19 @@ class _Records:
                 self.whole = False
                 return
             count, checksum = _FRAME.unpack_from(data, self._at)
-            shrinks = bool(count & _HAS_SHRINK)
-            end = body + _SHRINK.size * shrinks + _TERM.size * (count & ~_HAS_SHRINK)
+            numbers = [flag for flag in (_HAS_SHRINK, _HAS_LR) if count & flag]
+            end = body + _NUMBER.size * len(numbers) + _TERM.size * (count & ~(_HAS_SHRINK | _HAS_LR))
             if end > len(data):
                 self.whole = False
                 return
             payload = data[body:end]
             if _checksum(count, payload) != checksum:
                 raise RunError(f"{self._path}: the record at byte {self._at} is damaged (its checksum is wrong)")
-            yield self._update(payload, shrinks)
+            yield self._update(payload, numbers)
             self._at = end
 
-    def _update(self, payload: bytes, shrinks: bool) -> Update:
-        shrink = _SHRINK.unpack_from(payload)[0] if shrinks else 0.0
-        terms = _TERM.iter_unpack(payload[_SHRINK.size * shrinks :])
-        return Update(Displacement({Key(self._seed, step, index): c for step, index, c in terms}), shrink)
+    def _update(self, payload: bytes, numbers: list[int]) -> Update:
+        given = {flag: _NUMBER.unpack_from(payload, _NUMBER.size * i)[0] for i, flag in enumerate(numbers)}
+        terms = _TERM.iter_unpack(payload[_NUMBER.size * len(numbers) :])
+        displacement = Displacement({Key(self._seed, step, index): c for step, index, c in terms})
+        return Update(displacement, given.get(_HAS_SHRINK, 0.0), lr=given.get(_HAS_LR))

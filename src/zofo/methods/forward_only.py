@@ -1,0 +1,106 @@
+"""What methods have in common that make zeroth-order steps only, on all weights or on an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from zofo.adapters import AdapterConfig, Adapters, kind_of
+from zofo.backbone import Backbone
+from zofo.config import named
+from zofo.estimators import Estimate
+from zofo.methods.base import Method, MethodConfig, Setting
+from zofo.methods.zeroth_order import RuleConfig, ZerothOrder, ZerothOrderConfig
+
+
+class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
+    """Configuration of a method that makes zeroth-order steps only."""
+
+    adapter: AdapterConfig | None = None
+    """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
+    evaluator."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suited_to_the_adapter(cls, given: Any) -> Any:
+        kind = kind_of(given.get("adapter")) if isinstance(given, dict) else None
+        if kind is None:
+            return given
+        filled = dict(given)
+        estimator, evaluator, rule = (named(given.get(part, {})) for part in ("estimator", "evaluator", "rule"))
+        if isinstance(estimator, dict):
+            filled["estimator"] = {"epsilon": kind.zo_epsilon, **estimator}
+        if isinstance(evaluator, dict) and not kind.zo_in_forward:
+            filled["evaluator"] = {"name": "in-place", **evaluator}
+        sgd = isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd"
+        if sgd and not given.get("loss_spread"):
+            filled["rule"] = {"lr": kind.zo_lr, **rule}
+        return filled
+
+
+class ForwardOnly(Method):
+    """A method whose every step moves theta by zeroth-order estimates; with an adapter, theta is its tensors.
+
+    What such methods do alike: they are built, checked, evaluated, replayed and saved. A method adds its step.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples.
+    """
+
+    needs_gradient = False
+    backbone: Backbone
+
+    def __init__(self, config: Any, setting: Setting) -> None:
+        self._config = config
+        self.model = setting.model
+        self._objective = setting.objective
+        self._log_ties = setting.log_ties
+        self._batches = setting.batches(config.batch_size, "train")
+        self._two = setting.make(setting.examples[:2])
+        self._adapters: Adapters | None = None
+        among = None
+        if config.adapter is not None:
+            self.variants = ("adapter",)
+            self._adapters = config.adapter.build(setting.model, self.variants, setting.seed)
+            among = self._adapters.parameters(self.variants[0])
+        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, among)
+        self.backbone, self.rule = self._zo.backbone, self._zo.rule
+        self.trained_names = tuple(self.backbone.tensors)
+        self.counts = self._zo.evaluator.counts
+        self.queries_per_step = self._zo.points * config.batch_size
+
+    def _coefficients(self, estimate: Estimate, of: str = "") -> dict[str, float]:
+        """The slopes of an estimate as a log has them, and how many directions told nothing where that is likely."""
+        found = estimate.projected_gradients
+        coefficients = {f"projected_gradient{of}_{key.index}": slope for key, slope in found.items()}
+        if self._log_ties:
+            coefficients[f"ties{of}"] = sum(slope == 0 for slope in found.values()) / len(found)
+        return coefficients
+
+    def check(self) -> None:
+        """See `Method.check`."""
+        self._zo.evaluator.check([(self._objective, self._two)])
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` is at theta."""
+        self._zo.evaluator.settle()
+        yield
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`; an adapter is named, since its trajectory does not move the base model."""
+        header, adapter = self._config.replay_header(), self._config.adapter
+        return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
+
+    def save(self, folder: Path) -> None:
+        """The adapter as a peft folder `adapter`; else nothing in float32, where the trajectory is the model."""
+        if self._adapters is None:
+            self._zo.save(folder)
+        elif not self.backbone.torn:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+            self._zo.evaluator.settle()
+            self._adapters.save(self.variants[0], folder / self.variants[0])

@@ -1,0 +1,259 @@
+"""The file of a study: methods, tasks, models and seeds that are compared, and how their settings are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from zofo.config import Config
+from zofo.errors import ConfigError, UnknownNameError, nearest
+from zofo.studies.overlay import as_mapping, laid_over, value_at
+
+GROUPS = ("method", "model", "problem", "task", "training")
+"""What a run's tree can hold: a task with a model, or a problem."""
+
+COLUMNS = frozenset({"method", "model", "task", "seed", "trial"})
+"""Names that an axis cannot have, beside those of results."""
+
+ZERO_SHOT = "zero-shot"
+MAJORITY = "majority"
+
+_SET_BY_BUDGET = ("steps", "queries", "evaluations", "eval_every", "test")
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
+Tree = dict[str, Any]
+
+
+class Budget(Config):
+    """How long a run is: in queries, which compares methods at equal cost, or in steps."""
+
+    queries: int | None = Field(None, ge=1)
+    """Queries that a run may spend; it makes as many whole steps as they pay for."""
+    steps: int | None = Field(None, ge=1)
+    """Steps, whatever they cost."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if (self.queries is None) == (self.steps is None):
+            raise ConfigError("a budget is a number of queries or of steps", "write for example {queries: 20480}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.queries} queries" if self.queries is not None else f"{self.steps} steps"
+
+
+class Search(Config):
+    """How the setting of each method is chosen among its trials: on validation, in each cell by itself."""
+
+    budget: Budget
+    """Of one trial."""
+    seeds: list[Seed] = Field([0], min_length=1)
+    """Of the trials; what is compared is the mean over them."""
+    by: Literal["loss", "score"] = "loss"
+    """What decides: the lowest loss or the best score, on validation after the last step."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, seeds: list[int]) -> list[int]:
+        return _distinct(seeds, "search.seeds")
+
+
+class Level(Config):
+    """One value of an axis: what it changes in every run of it."""
+
+    tree: Tree = {}
+    """What is laid over the tree."""
+    methods: dict[str, Tree | None] = {}
+    """For single methods, what is laid over it instead of the tree's keys of `method`; None leaves the method out."""
+
+
+class Contender(Config):
+    """A method that is compared."""
+
+    tree: Tree = {}
+    """What is laid over the tree: its configuration."""
+    trials: list[Tree] = []
+    """Settings that are tried; empty for one that has only its own."""
+    budget: Budget | None = None
+    """Of its final runs, in place of the study's; the report marks it."""
+
+
+class StudyConfig(Config):
+    """A comparison: methods x tasks x models x further axes x seeds."""
+
+    about: str = ""
+    """What the comparison asks, in a sentence."""
+    base: Tree = {}
+    """What is common to all runs, as in a run's configuration."""
+    budget: Budget
+    """Of every final run."""
+    seeds: list[Seed] = Field(min_length=1)
+    """Of the final runs of each method in each cell."""
+    seeded: list[str] = []
+    """Keys that a seed sets; by default that of the run, of the split and of a new head."""
+    evaluations: int = Field(8, ge=1)
+    """How many times a final run is scored on validation, evenly spaced: the points of its curve."""
+    models: dict[str, Level] = {}
+    """Models by the name they have in the tables."""
+    tasks: dict[str, Level] = {}
+    """Tasks or problems by the name they have in the tables."""
+    axes: dict[str, dict[str, Level]] = {}
+    """Further axes, each with its values by name."""
+    methods: dict[str, Contender] = Field(min_length=1)
+    """The methods by the name they have in the tables."""
+    search: Search | None = None
+    """How the setting of each method is chosen; without it, every method has one."""
+    zero_shot: bool = False
+    """Whether the untrained model is a row of the tables."""
+    reference: str | None = None
+    """The method that all others are tested against, in pairs of the same task and seed."""
+    measure: Literal["test", "validation"] = "test"
+    """The split that the tables are about."""
+    figure: Tree | None = None
+    """Options of a figure of the curves, see `zofo.studies.figures`; `true` for their defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, given: Any) -> Any:
+        """The short forms of a file: `sst2:` for the task of that name, and trees beside `trials` and `methods`."""
+        if not isinstance(given, Mapping):
+            return given
+        made = dict(given)
+        if "base" in made:
+            made["base"] = _tree(made["base"], "base")
+        for section, group in SHORT_FORMS.items():
+            if section in made:
+                made[section] = _levels(spelled_out(as_mapping(made[section], section), group), section)
+        if "axes" in made:
+            axes = as_mapping(made["axes"], "axes")
+            made["axes"] = {name: _levels(values, f"axes.{name}") for name, values in axes.items()}
+        if "methods" in made:
+            methods = as_mapping(made["methods"], "methods")
+            made["methods"] = {name: _contender(value, f"methods.{name}") for name, value in methods.items()}
+        if isinstance(made.get("figure"), bool):
+            made["figure"] = {} if made["figure"] else None
+        return made
+
+    @field_validator("seeds")
+    @classmethod
+    def _once(cls, seeds: list[int]) -> list[int]:
+        return _distinct(seeds, "seeds")
+
+    @model_validator(mode="after")
+    def _fits(self) -> StudyConfig:
+        _check_names(self)
+        _check_trials(self)
+        for where, tree in _trees(self):
+            for key in _SET_BY_BUDGET:
+                if value_at(tree, f"training.{key}") is not None:
+                    raise ConfigError(
+                        f"{where}.training.{key}: how long a run is, and when it is scored, is the study's to say",
+                        "use budget and evaluations, which are the same for all methods",
+                    )
+        return self
+
+
+def _trees(config: StudyConfig) -> list[tuple[str, Tree]]:
+    """Every tree that a run is made of, with the path of keys that leads to it."""
+    levels = [(f"models.{name}", level) for name, level in config.models.items()]
+    levels += [(f"tasks.{name}", level) for name, level in config.tasks.items()]
+    for axis, values in config.axes.items():
+        levels += [(f"axes.{axis}.{name}", level) for name, level in values.items()]
+    found = [("base", config.base), *((where, level.tree) for where, level in levels)]
+    for where, level in levels:
+        found += [(f"{where}.methods.{name}", tree) for name, tree in level.methods.items() if tree is not None]
+    for name, contender in config.methods.items():
+        found += [(f"methods.{name}", contender.tree), *((f"methods.{name}.trials", t) for t in contender.trials)]
+    return found
+
+
+def _check_names(config: StudyConfig) -> None:
+    """Names that are used stand for something, and for one thing only."""
+    if config.reference is not None and config.reference not in config.methods:
+        raise UnknownNameError("method of reference", config.reference, config.methods)
+    for name in {ZERO_SHOT, MAJORITY} & set(config.methods):
+        if name == MAJORITY or config.zero_shot:
+            raise ConfigError(f"methods.{name}: a row of that name is in the tables already", "give it another name")
+    if taken := COLUMNS & set(config.axes):
+        raise ConfigError(f"axes.{min(taken)}: a column of that name is in the results already", "give it another name")
+    levels = [*config.models.values(), *config.tasks.values()]
+    for values in config.axes.values():
+        if not values:
+            raise ConfigError("axes: an axis without a value has no runs", "give it a value, or leave it out")
+        levels += values.values()
+    for level in levels:
+        for name in level.methods:
+            if name not in config.methods:
+                raise UnknownNameError("method", name, config.methods)
+
+
+def _check_trials(config: StudyConfig) -> None:
+    """Every method that is searched has as many trials as every other."""
+    counts = {name: len(contender.trials) for name, contender in config.methods.items() if contender.trials}
+    if len(set(counts.values())) > 1:
+        most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+        raise ConfigError(
+            f"methods.{most} has {counts[most]} trials, but methods.{least} has {counts[least]}: a method that may "
+            "try more settings has a better one by luck",
+            "give all of them the same number of trials",
+        )
+    if counts and config.search is None:
+        raise ConfigError(
+            f"methods.{next(iter(counts))} has trials, but the study says not how they are judged",
+            "add for example search: {budget: {queries: 5120}, seeds: [0], by: loss}",
+        )
+
+
+def _distinct(seeds: list[int], where: str) -> list[int]:
+    repeated = [seed for seed in seeds if seeds.count(seed) > 1]
+    if repeated:
+        raise ConfigError(
+            f"{where}: {repeated[0]} is given twice, which would count one run as two", "give each seed once"
+        )
+    return seeds
+
+
+def _tree(value: Any, where: str, own: tuple[str, ...] = ()) -> Tree:
+    """A tree of a run with its dotted keys nested; a group that no run has is refused."""
+    tree = laid_over(as_mapping(value, where))
+    for key in tree:
+        if key not in GROUPS:
+            near = nearest(key, [*GROUPS, *own])
+            hint = f"did you mean {near!r}?" if near else f"known: {', '.join([*GROUPS, *own])}"
+            raise ConfigError(f"{where}.{key}: unknown key", hint)
+    return tree
+
+
+SHORT_FORMS = {"models": "model", "tasks": "task"}
+"""Sections in which a name alone stands for the model or the task of that name."""
+
+
+def spelled_out(section: Mapping[Any, Any], group: str) -> Tree:
+    """The section with the tree that a name alone stands for."""
+    return {str(name): {group: {"name": str(name)}} if tree is None else tree for name, tree in section.items()}
+
+
+def _levels(value: Any, where: str) -> Tree:
+    """The values of an axis."""
+    made: Tree = {}
+    for name, content in as_mapping(value, where).items():
+        at = f"{where}.{name}"
+        content = as_mapping(content, at)
+        methods = as_mapping(content.pop("methods", None), f"{at}.methods")
+        made[name] = {
+            "tree": _tree(content, at, ("methods",)),
+            "methods": {one: None if t is None else _tree(t, f"{at}.methods.{one}") for one, t in methods.items()},
+        }
+    return made
+
+
+def _contender(value: Any, where: str) -> Tree:
+    content = as_mapping(value, where)
+    made: Tree = {key: content.pop(key) for key in ("budget",) if key in content}
+    trials = content.pop("trials", None) or []
+    if not isinstance(trials, list):
+        raise ConfigError(f"{where}.trials: expected a list of settings, got {trials!r}")
+    made["trials"] = [_tree(trial, f"{where}.trials") for trial in trials]
+    return {**made, "tree": _tree(content, where, ("trials", "budget"))}

@@ -1,0 +1,242 @@
+"""Figures of a study: loss and score along the runs, against what they cost in true queries."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zofo.config import Config, validated
+
+if TYPE_CHECKING:  # both take long to import, and a study without a figure needs neither
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which can be told apart by everyone; yellow is left out, since it is too light for a line
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+_ACROSS = 3  # panels beside each other
+_WIDE, _HIGH = 4.2, 3.2  # of a panel, in inches
+_DIVERGED = 3  # times the largest loss at the start: what is above leaves its panel, which could show nothing else
+_LOG_FROM = 30  # ratio of the largest to the smallest number above 0 from which an axis is logarithmic
+_STYLE: Any = {"svg.hashsalt": "zofo", "svg.fonttype": "none", "font.size": 9}  # the salt: the same names in every file
+
+
+class FigureConfig(Config):
+    """Options of the figures of a study."""
+
+    x: Literal["queries", "steps"] = "queries"
+    """What the curves are drawn against."""
+    split: Literal["train", "validation"] | None = None
+    """Whose loss and score are drawn; by default the loss of training where it was scored, else all of validation."""
+    band: Literal["range", "interval"] = "range"
+    """Around the mean over seeds: from the smallest to the largest, or the 95 % interval of the mean (Student's t)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in one panel.
+
+    Args:
+        method: its name.
+        x: queries or steps, ascending.
+        mean: over the seeds, at each x.
+        low: lower edge of the band.
+        high: upper edge of the band.
+        seeds: how many runs it is the mean of.
+        ended: how many runs ended before the line does not go on.
+    """
+
+    method: str
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    seeds: int
+    ended: int
+
+
+def draw(curves: pd.DataFrame, results: pd.DataFrame, config: Any, folder: Path) -> list[Path]:
+    """Draw the curves of the final runs: for each model a file of losses, and one of scores where these are no losses.
+
+    A file has a panel for each task and each value of further axes, and in it a line for each method: the mean over
+    seeds, with a band. A method that is evaluated once only, such as the untrained model, is a horizontal line. A line
+    ends where the first of its runs does. The same data give the same bytes.
+
+    Args:
+        curves: an evaluation a row: method, model, task, a column an axis, seed, trial, steps, queries, split, loss,
+            score.
+        results: a run a row, with the name of its `metric`.
+        config: the study, for the names of its axes and methods and the options of the figure.
+        folder: that the files are written into.
+
+    Returns:
+        The files, SVG.
+
+    Raises:
+        ConfigError: an unknown option of the figure.
+    """
+    options = validated(FigureConfig, dict(getattr(config, "figure", None) or {}), "figure")
+    axes = list(getattr(config, "axes", None) or {})
+    final = curves[~curves["trial"].astype(bool)].copy()
+    for column in ("model", "task", *axes):
+        final[column] = final[column].fillna("").astype(str)
+    methods = [name for name in getattr(config, "methods", ()) if name in set(final["method"])]
+    methods += [name for name in final["method"].unique() if name not in methods]
+    metrics = _metrics(results)
+    paths = []
+    for model in final["model"].unique():
+        own = final[final["model"] == model]
+        for what in ("loss", "score"):
+            shown = _of_one_split(own, what, options.split)
+            if what == "score" and (shown["score"] == shown["loss"]).all():
+                continue
+            names = {metrics.get(task, what) for task in shown["task"].unique()}
+            label = names.pop() if what == "score" and len(names) == 1 else what
+            panels = {title: _lines(part, what, methods, options) for title, part in _panels(shown, axes)}
+            panels = {title: lines for title, lines in panels.items() if lines}
+            if panels:
+                name = "-".join(filter(None, [what, re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")]))
+                paths.append(folder / f"{name}.svg")
+                _draw_file(panels, methods, f"{shown['split'].iloc[0]} {label}", options, paths[-1])
+    return paths
+
+
+def _metrics(results: pd.DataFrame) -> dict[str, str]:
+    """The score of each task; a run that failed does not know it."""
+    if "metric" not in results:
+        return {}
+    pairs = zip(results["task"].fillna("").astype(str), results["metric"].fillna("").astype(str), strict=True)
+    return {task: metric for task, metric in pairs if metric}
+
+
+def _of_one_split(curves: pd.DataFrame, what: str, split: str | None) -> pd.DataFrame:
+    """The evaluations that a figure shows."""
+    there = list(curves["split"].unique())
+    wanted = [split] if split else ["train", "validation"] if what == "loss" else ["validation", "train"]
+    return curves[curves["split"] == next((name for name in wanted if name in there), there[0])]
+
+
+def _panels(curves: pd.DataFrame, axes: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each panel's title and evaluations, in the order in which they come."""
+    columns = ["task", *axes]
+    for values, part in curves.groupby(columns, sort=False, dropna=False):
+        yield ", ".join(filter(None, [values[0], *map(" ".join, zip(axes, values[1:], strict=True))])), part
+
+
+def _lines(curves: pd.DataFrame, what: str, methods: Sequence[str], options: FigureConfig) -> list[Line]:
+    """A line for each method that has a finite number to show."""
+    lines = []
+    for method in methods:
+        own = curves[(curves["method"] == method) & curves[what].map(math.isfinite)]
+        if own.empty:
+            continue
+        by_step = {int(step): part for step, part in own.groupby("steps", sort=True)}
+        seeds = own["seed"].nunique()
+        whole = {step: part for step, part in by_step.items() if part["seed"].nunique() == seeds}
+        ended = seeds - by_step[max(by_step)]["seed"].nunique()
+        bands = [_band([float(value) for value in part[what]], options.band) for part in whole.values()]
+        x = [float(part[options.x].mean()) for part in whole.values()]
+        mean, low, high = (list(numbers) for numbers in zip(*bands, strict=True)) if bands else ([], [], [])
+        lines.append(Line(method, x, mean, low, high, seeds, ended))
+    return lines
+
+
+def _band(values: Sequence[float], band: str) -> tuple[float, float, float]:
+    """Mean, lower and upper edge; with one value there is no interval."""
+    mean = math.fsum(values) / len(values)
+    if band == "range" or len(values) < 2:
+        return mean, min(values), max(values)
+    from scipy.stats import t
+
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    half = float(t.ppf(0.975, len(values) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def _draw_file(
+    panels: dict[str, list[Line]], methods: Sequence[str], label: str, options: FigureConfig, path: Path
+) -> None:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    across = min(len(panels), _ACROSS)
+    down = math.ceil(len(panels) / across)
+    with mpl.rc_context():  # without pyplot, so that no figure of the caller's is touched
+        mpl.rcdefaults()  # whatever style the user has
+        mpl.rcParams.update(_STYLE)
+        figure = Figure(figsize=(max(across * _WIDE, 5.5), down * _HIGH + 1), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False).flatten()
+        handles: dict[str, Any] = {}
+        for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+            for line in lines:
+                handles.setdefault(line.method, _draw_line(axes, line, methods.index(line.method)))
+            _scale(axes, lines, label)
+            axes.set_title(title)
+            axes.set_xlabel(f"{options.x} of training")
+            axes.set_ylabel(label)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        shown = [method for method in methods if method in handles]
+        figure.legend([handles[m] for m in shown], shown, loc="outside upper center", ncols=min(len(shown), 4))
+        figure.supxlabel(_caption(panels, label, options), fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _draw_line(axes: Axes, line: Line, place: int) -> Any:
+    """The line in the colour that the method has in all panels; what it returns stands for it in the legend."""
+    colour, dash = _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
+    if len(line.x) < 2:
+        return axes.axhline(line.mean[0] if line.mean else math.nan, color=colour, linestyle=dash, linewidth=0.9)
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+    (drawn,) = axes.plot(line.x, line.mean, color=colour, linestyle=dash, linewidth=1.4)
+    if line.ended:
+        axes.plot(line.x[-1:], line.mean[-1:], color=colour, marker="x", linestyle="none")
+    return drawn
+
+
+def _scale(axes: Axes, lines: Sequence[Line], label: str) -> None:
+    """Logarithmic axes where the numbers go over more than a decade and a half; the start, at 0, keeps its place."""
+    x = [value for line in lines for value in line.x if value > 0]
+    if x and max(x) > _LOG_FROM * min(x):
+        first, last = math.floor(math.log10(min(x))), math.floor(math.log10(max(x)))
+        axes.set_xscale("symlog", linthresh=10**first, linscale=0.6)
+        axes.set_xticks([0, *(10**decade for decade in range(first, last + 1))])
+    if not label.endswith("loss"):
+        return
+    top = _top(lines)
+    y = [value for line in lines for value in line.mean if value <= top]
+    logarithmic = bool(y) and min(y) > 0 and max(y) > _LOG_FROM * min(y)
+    if logarithmic:
+        axes.set_yscale("log")
+    if any(_diverged(line, top) for line in lines):
+        least = min(y)
+        axes.set_ylim(least / 1.5 if logarithmic else least - 0.05 * (top - least), top)
+
+
+def _top(lines: Sequence[Line]) -> float:
+    """The largest loss that a panel shows."""
+    starts = [line.mean[0] for line in lines if line.mean]
+    return _DIVERGED * max(starts) if starts and max(starts) > 0 else math.inf
+
+
+def _diverged(line: Line, top: float) -> bool:
+    return any(value > top for value in line.mean)
+
+
+def _caption(panels: dict[str, list[Line]], label: str, options: FigureConfig) -> str:
+    """What the lines and bands are."""
+    lines = [line for panel in panels.values() for line in panel]
+    seeds = sorted({line.seeds for line in lines})
+    over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    band = "smallest to largest" if options.band == "range" else "95 % interval of the mean (Student's t)"
+    parts = ["One seed: no band."] if seeds == [1] else [f"Mean over {over} seeds; band: {band}."]
+    if any(line.ended for line in lines):
+        parts.append("x: a run ended there, and with it the line.")
+    if label.endswith("loss") and any(_diverged(line, _top(panel)) for panel in panels.values() for line in panel):
+        parts.append("What leaves a panel at the top has diverged.")
+    return " ".join(parts)

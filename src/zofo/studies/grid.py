@@ -1,0 +1,245 @@
+"""From the file of a study to its runs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from zofo.config import Config
+from zofo.errors import ConfigError
+from zofo.studies.design import ZERO_SHOT, Budget, Contender, Level, StudyConfig, Tree
+from zofo.studies.execution import Execution
+from zofo.studies.overlay import laid_over, value_at
+from zofo.studies.problem_runs import ProblemRuns
+from zofo.studies.task_runs import TaskRuns
+
+SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
+"""Keys that a seed sets unless the study says otherwise; of a problem, only the first."""
+
+_EXECUTIONS: dict[str, Execution] = {"task": TaskRuns(), "problem": ProblemRuns()}
+
+
+def execution_of(tree: Mapping[str, Any]) -> Execution:
+    """How the runs of a tree are made: on a problem where it names one, else on a task."""
+    return _EXECUTIONS["problem" if "problem" in tree else "task"]
+
+
+class Cell(NamedTuple):
+    """Where methods are compared: one model, one task, one value of each further axis.
+
+    Args:
+        model: its name in the tables; empty for a problem.
+        task: its name in the tables.
+        axes: the value of each axis, in the order of the file.
+    """
+
+    model: str
+    task: str
+    axes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.model, self.task, *self.axes) if part)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, complete before it is made.
+
+    Args:
+        method: its name in the tables.
+        cell: where it stands.
+        seed: of the run.
+        trial: which setting is tried, from 0; None for a final run.
+        config: its whole configuration.
+        execution: how it is made.
+    """
+
+    method: str
+    cell: Cell
+    seed: int
+    trial: int | None
+    config: Config
+    execution: Execution
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The whole configuration as plain data, as JSON gives it back."""
+        made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"run"})))
+        return made
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve characters that no other configuration has.
+
+        All options are part of it, those at their default too: what a default is depends on the method, so that without
+        them two methods with no options given would be one.
+        """
+        return hashlib.sha256(json.dumps(self.tree, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def id(self) -> str:
+        """Readable, and different for every configuration."""
+        parts = [self.method, self.cell.model, self.cell.task, *self.cell.axes]
+        parts += [f"trial{self.trial + 1}"] if self.trial is not None else []
+        name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts if part)
+        return f"{name[:_NAME]}-seed{self.seed}-{self.digest}"
+
+    def __str__(self) -> str:
+        trial = f" trial {self.trial + 1}" if self.trial is not None else ""
+        return f"{self.method} {self.cell}{trial} seed {self.seed}"
+
+
+_NAME = 100  # characters of a run's name; file systems have a limit
+
+
+class Grid:
+    """All runs of a study, validated.
+
+    Args:
+        config: the study.
+
+    Raises:
+        ConfigError: some run could not be configured; names the method, the place and the key.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.cells: dict[Cell, list[Level]] = dict(self._cells())
+        if len(self.cells) < len(self._combinations()):
+            raise ConfigError("two models or tasks of the study have the same name", "name each under models and tasks")
+        self.entries = [(name, cell) for cell in self.cells for name in config.methods if self._takes_part(name, cell)]
+        for name in config.methods:
+            if not any(name == entry for entry, _ in self.entries):
+                raise ConfigError(f"methods.{name} is left out of every cell", "take it out of the study")
+        self.trials: list[Run] = [
+            self._run(name, cell, seed, number)
+            for name, cell in self.entries
+            for number in range(len(config.methods[name].trials))
+            for seed in (config.search.seeds if config.search else [])
+        ]
+        self._first = [run for name, cell in self.entries for run in self.finals(name, cell, 0)]
+
+    @property
+    def final_runs(self) -> list[Run]:
+        """The final runs of methods with one setting, and as many of the others, as if their first were chosen."""
+        return [*self._first, *self.zero_shots]
+
+    def finals(self, name: str, cell: Cell, chosen: int) -> list[Run]:
+        """The final runs of a method in a cell.
+
+        Args:
+            name: of the method.
+            cell: one of `cells`.
+            chosen: the trial whose setting they have; without meaning for a method that has none.
+        """
+        return [self._run(name, cell, seed, None, chosen) for seed in self.config.seeds]
+
+    @cached_property
+    def zero_shots(self) -> list[Run]:
+        """The untrained model in every cell, with every seed, if the study asks for it."""
+        if not self.config.zero_shot:
+            return []
+        return [self._zero_shot(cell, seed) for cell in self.cells for seed in self.config.seeds]
+
+    def _combinations(self) -> list[tuple[tuple[str, Level], ...]]:
+        config = self.config
+        axes = [config.models or {"": Level()}, config.tasks or {"": Level()}, *config.axes.values()]
+        return list(itertools.product(*(axis.items() for axis in axes)))
+
+    def _cells(self) -> Iterator[tuple[Cell, list[Level]]]:
+        """Every cell, with what its model, its task and its axes change."""
+        for chosen in self._combinations():
+            (model, _), (task, _), *axes = chosen
+            levels = [level for _, level in chosen]
+            if not model or not task:
+                tree = laid_over(self.config.base, *(_without_method(level.tree) for level in levels))
+                tree["method"] = ZERO_SHOT
+                execution = execution_of(tree)
+                config = _complete(execution, tree, "base")
+                model, task = model or execution.label(config, "model"), task or execution.label(config, "task")
+            yield Cell(model, task, tuple(name for name, _ in axes)), levels
+
+    def _takes_part(self, name: str, cell: Cell) -> bool:
+        return all(level.methods.get(name, {}) is not None for level in self.cells[cell])
+
+    def _run(self, name: str, cell: Cell, seed: int, trial: int | None, chosen: int = 0) -> Run:
+        contender, config = self.config.methods[name], self.config
+        (model, own_model), (task, own_task), *axes = (_of_method(level, name) for level in self.cells[cell])
+        setting = contender.trials[chosen if trial is None else trial] if contender.trials else {}
+        where = f"methods.{name}" + (f", trial {(chosen if trial is None else trial) + 1}" if contender.trials else "")
+        if trial is None:
+            budget, last = contender.budget or config.budget, self._scored(config.evaluations)
+        else:
+            assert config.search is not None
+            budget, last = config.search.budget, {"evaluations": 1}
+        changes = itertools.chain.from_iterable(axes)
+        written = laid_over(config.base, model, task, contender.tree, own_model, own_task, *changes, setting)
+        if value_at(written, "method.name") is None:
+            raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
+        tree = laid_over(written, self._seeds(written, seed), {"training": {**_length(budget), **last}})
+        return self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}")
+
+    def _zero_shot(self, cell: Cell, seed: int) -> Run:
+        """The untrained model: what is said about methods does not concern it, nor does the budget."""
+        levels = (_without_method(level.tree) for level in self.cells[cell])
+        written = laid_over(_without_method(self.config.base), *levels)
+        # of training, only how it is scored
+        kept = value_at(written, "training.eval_batch_size")
+        written["training"] = {} if kept is None else {"eval_batch_size": kept}
+        last = {**self._scored(1), "steps": 1}
+        tree = laid_over({"method": ZERO_SHOT}, written, self._seeds(written, seed), {"training": last})
+        return self._complete_run(ZERO_SHOT, cell, seed, None, tree, f"zero_shot, {cell}")
+
+    def _complete_run(self, name: str, cell: Cell, seed: int, trial: int | None, tree: Tree, where: str) -> Run:
+        execution = execution_of(tree)
+        return Run(name, cell, seed, trial, _complete(execution, tree, where), execution)
+
+    def _scored(self, evaluations: int) -> Tree:
+        """How a final run is scored. The test split is read only by runs that nothing is chosen from."""
+        return {"evaluations": evaluations, **({"test": True} if self.config.measure == "test" else {})}
+
+    def _seeds(self, tree: Mapping[str, Any], seed: int) -> Tree:
+        keys = self.config.seeded or (SEEDED[:1] if "problem" in tree else SEEDED)
+        return laid_over(dict.fromkeys(keys, seed))
+
+
+def _of_method(level: Level, name: str) -> tuple[Tree, Tree]:
+    """What a level changes in the runs of a method, and what it changes for that method alone."""
+    own = level.methods.get(name)
+    return (level.tree, {}) if own is None else (_without_method(level.tree), own)
+
+
+def _without_method(tree: Mapping[str, Any]) -> Tree:
+    return {key: value for key, value in tree.items() if key != "method"}
+
+
+def _length(budget: Budget) -> Tree:
+    return {key: value for key, value in budget.model_dump().items() if value is not None}
+
+
+def _complete(execution: Execution, tree: Mapping[str, Any], where: str) -> Config:
+    try:
+        return execution.config(tree)
+    except ConfigError as error:
+        error.message = f"{where}: {error.message}"
+        raise
+
+
+def settings_of(contender: Contender) -> list[str]:
+    """The trials of a method, each as one line of `key=value`."""
+    return [" ".join(f"{key}={value}" for key, value in flat(trial)) for trial in contender.trials]
+
+
+def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a tree, dotted, with its value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

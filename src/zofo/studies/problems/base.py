@@ -1,0 +1,101 @@
+"""The contract of toy problems: a fresh model with data to train on, and a score of what came of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zofo.config import PartConfig
+from zofo.errors import UnknownNameError
+from zofo.methods import Setting
+from zofo.registry import Registry
+
+
+class Rows(NamedTuple):
+    """The examples of one split, or of one batch.
+
+    Args:
+        x: what the model is given, float32, the examples along the first axis.
+        y: what it should answer, one number for each example.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Problem(ABC):
+    """A model and its data, small enough that every method can be run to its end.
+
+    The data are the same for every run. A run's seed decides where its model starts, the batches and the directions.
+
+    Attributes:
+        metric: what `evaluate` is judged by: "loss" or "accuracy".
+        higher_is_better: whether more of it is better.
+        majority: the metric of always giving the most frequent answer, on the test split; None where there is none.
+        splits: the data, by the name of the split: train, validation, test.
+    """
+
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    majority: float | None = None
+    splits: Mapping[str, Rows]
+
+    @abstractmethod
+    def model(self, seed: int) -> nn.Module:
+        """A model as training starts with it; the same bits for the same seed, and no global generator is touched."""
+
+    @abstractmethod
+    def losses(self, model: nn.Module, rows: Rows) -> torch.Tensor:
+        """The objective: one loss for each example, float32, shape [examples]."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """Scores of a model on all examples of a split: "loss", the mean of the losses, and what else there is.
+
+        Raises:
+            UnknownNameError: there is no such split.
+        """
+
+    def setting(self, seed: int) -> Setting:
+        """What a method trains with: a fresh model, and the training split.
+
+        Args:
+            seed: of the run.
+        """
+        train = self.splits["train"]
+
+        def make(chosen: Any) -> Rows:
+            index = torch.tensor(list(chosen))
+            return Rows(train.x[index], train.y[index])
+
+        return Setting(self.model(seed), self.losses, range(len(train.y)), make, seed)
+
+    def rows(self, split: str) -> Rows:
+        """The examples of a split.
+
+        Raises:
+            UnknownNameError: there is no such split.
+        """
+        if split not in self.splits:
+            raise UnknownNameError("split", split, self.splits)
+        return self.splits[split]
+
+
+PROBLEMS: Registry[type[Problem]] = Registry("problem")
+
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class ProblemConfig(PartConfig):
+    """A problem by its name, with its options."""
+
+    registry = PROBLEMS
+    default = "least-squares"
+    inside = ""

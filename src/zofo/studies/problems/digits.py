@@ -1,0 +1,128 @@
+"""Handwritten digits by a small network, the second toy problem of the MeZO-SVRG paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zofo.displacement import Key
+from zofo.errors import ConfigError, DataError
+from zofo.noise import Gaussian, permutation
+from zofo.studies.problems.base import PROBLEMS, Count, Problem, Rows, Seed
+from zofo.studies.problems.idx import read_idx
+
+CLASSES = 10
+HIDDEN = (32, 16)
+
+
+@PROBLEMS.register("digits")
+class Digits(Problem):
+    """Cross-entropy of a network with hidden layers of 32 and 16 units (ReLU) on images of the ten digits.
+
+    Without a folder: scikit-learn's 1,797 images of 8 x 8, in a seeded order; the last `held_out` are the test split,
+    those before them validation. With a folder: MNIST's 28 x 28, where validation is held out of the training files in
+    the same way and the test split is MNIST's own. Numbers are scaled to [0, 1]. Weights start from N(0, 2 / inputs) of
+    the run's seed, biases at 0.
+
+    Args:
+        folder: with MNIST's four idx files, compressed or not; None takes the images that scikit-learn brings.
+        rows: how many training images are kept; None keeps all.
+        held_out: images of validation, and of test where that is not given.
+        data_seed: of the order in which images are split.
+
+    Raises:
+        ConfigError: nothing is left to train on.
+        DataError: files that are missing or damaged, or images and labels that do not belong together.
+
+    Source: MeZO-SVRG (Gautam et al. 2024), section B.1, on MNIST, which does not name the activation. The images of
+    scikit-learn are those of Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits.
+    """
+
+    metric = "accuracy"
+    higher_is_better = True
+
+    def __init__(
+        self, folder: str | None = None, rows: Count | None = None, held_out: Count = 300, data_seed: Seed = 0
+    ) -> None:
+        given, test = (_mnist(Path(folder), "train"), _mnist(Path(folder), "t10k")) if folder else (_small(), None)
+        order = permutation(Key(data_seed, 0), "digits/split", len(given.y))
+        held = [held_out] if test else [held_out, held_out]
+        left = len(order) - sum(held)
+        if left < (rows or 1):
+            raise ConfigError(
+                f"problem.held_out is {held_out} and problem.rows {rows}, but there are {len(order)} images in all",
+                "lower either",
+            )
+        self.splits = {
+            "train": _some(given, order[: rows or left]),
+            "validation": _some(given, order[left : left + held_out]),
+            "test": test or _some(given, order[left + held_out :]),
+        }
+        labels = self.splits["test"].y
+        self.majority = labels.bincount().max().item() / len(labels)
+
+    def model(self, seed: int) -> nn.Sequential:
+        """See `Problem.model`."""
+        sizes = [self.splits["train"].x.shape[1], *HIDDEN, CLASSES]
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.ReLU()] if layers else []
+            layers.append(_linear(inputs, outputs, Key(seed, 0), f"digits/start/{len(layers)}"))
+        return nn.Sequential(*layers)
+
+    def losses(self, model: nn.Module, rows: Rows) -> torch.Tensor:
+        """See `Problem.losses`: cross-entropy of the right class."""
+        return F.cross_entropy(model(rows.x), rows.y, reduction="none")
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
+        """See `Problem.evaluate`: mean cross-entropy, and "accuracy"."""
+        rows = self.rows(split)
+        found = model(rows.x)
+        losses = F.cross_entropy(found.double(), rows.y)
+        return {"loss": losses.item(), "accuracy": (found.argmax(1) == rows.y).double().mean().item()}
+
+
+def _linear(inputs: int, outputs: int, key: Key, name: str) -> nn.Linear:
+    """A layer with weights from N(0, 2 / inputs) and biases 0 (He et al. 2015)."""
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")  # its own start draws globally
+    with torch.no_grad():
+        layer.weight.copy_(Gaussian().whole(key, name, (outputs, inputs)) * math.sqrt(2 / inputs))
+        layer.bias.zero_()
+    return layer
+
+
+def _some(rows: Rows, order: Sequence[int]) -> Rows:
+    index = torch.tensor(order)
+    return Rows(rows.x[index], rows.y[index])
+
+
+def _as_rows(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic], largest: float) -> Rows:
+    x = torch.from_numpy(images.astype(np.float32)) / largest
+    return Rows(x.flatten(1), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _small() -> Rows:
+    """The images of scikit-learn, whose numbers are 0 to 16."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    return _as_rows(images, labels, 16.0)
+
+
+def _mnist(folder: Path, part: str) -> Rows:
+    """The images of one part of MNIST, whose numbers are 0 to 255."""
+    images = read_idx(folder, f"{part}-images-idx3-ubyte", 3)
+    labels = read_idx(folder, f"{part}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels) or not len(labels):
+        raise DataError(f"{folder}: {len(images)} images of {part!r}, but {len(labels)} labels")
+    if labels.max() >= CLASSES:
+        raise DataError(f"{folder}: a label of {part!r} is {labels.max()}, but digits are 0 to {CLASSES - 1}")
+    return _as_rows(images, labels, 255.0)

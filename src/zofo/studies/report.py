@@ -1,0 +1,163 @@
+"""`report.md`: what a study found, how its settings were chosen, and what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from zofo.errors import RunError
+from zofo.studies.choice import Choice, Outcomes
+from zofo.studies.design import StudyConfig, Tree
+from zofo.studies.grid import Cell, Run, flat
+from zofo.studies.reading import Study
+from zofo.studies.score_tables import Scores, difference_table, score_table
+from zofo.studies.store import write_whole
+from zofo.studies.tables import as_score, as_time, curve_frame, markdown, result_frame, write_frames
+from zofo.training import environment
+
+
+def write_results(
+    study: Study,
+    runs: Sequence[Run],
+    outcomes: Outcomes,
+    choices: Mapping[tuple[str, Cell], Choice],
+    folder: Path,
+) -> None:
+    """Write the tables, the figures that the study asks for, and the report.
+
+    Args:
+        study: as it was read.
+        runs: trials, and the final runs that are known.
+        outcomes: of those runs that are done.
+        choices: the setting of each method in each cell.
+        folder: of the study.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    config = study.config
+    results, curves = result_frame(config, runs, outcomes, choices), curve_frame(config, runs, outcomes)
+    write_frames(results, curves, folder)
+    figures: list[Path] = []
+    if config.figure is not None and len(curves):
+        from zofo.studies.figures import draw  # matplotlib takes a second
+
+        figures = draw(curves, results, config, folder)
+    finals = [run for run in runs if run.trial is None]
+    parts = [
+        *_head(study, runs, outcomes),
+        *_tables(config, Scores(config, study.grid, finals, outcomes, choices)),
+        *(f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in figures if path.suffix != ".pdf"),
+        *_choosing(config, choices),
+        *_failures(runs, outcomes),
+        *_versions(),
+    ]
+    try:
+        write_whole(folder / "report.md", "\n\n".join(parts) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write the report into {str(folder)!r}: {error.strerror}") from error
+
+
+def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:
+    config = study.config
+    yield f"# {study.name}"
+    if config.about:
+        yield config.about
+    distinct = {run.digest: run for run in runs}
+    done = [outcomes[digest] for digest in distinct if digest in outcomes]
+    missing = len(distinct) - len(done)
+    seconds = sum(outcome.seconds + outcome.evaluation.get("seconds", 0) for outcome in done)
+    seeds = ", ".join(map(str, config.seeds))
+    lines = [f"- Every final run has the same budget: {config.budget}. Seeds: {seeds}."]
+    if config.budget.steps is not None:
+        lines.append("- A step costs some methods more queries than others: the tables say how many.")
+    lines.append(f"- {len(done)} runs, {as_time(seconds)} of training and evaluation.")
+    for name, contender in config.methods.items():
+        if contender.budget is not None:
+            lines.append(f"- **{name} has a budget of its own: {contender.budget}.**")
+    if missing or any(run.digest not in outcomes for run in study.grid.trials):
+        lines.append("- **Not all runs are done: the tables below are of those that are.**")
+    lines += [f"- {note}" for note in study.notes]
+    lines += ["- Scores are those after the last step of a run, not the best along it."]
+    yield "\n".join(lines)
+    rows = [[name, _written(contender.tree)] for name, contender in config.methods.items()]
+    rows += [["(all)", _written(config.base)]] if config.base else []
+    yield markdown(["method", "what it is"], rows, texts=2)
+
+
+def _written(tree: Tree) -> str:
+    return " ".join(f"{key}={value}" for key, value in flat(tree))
+
+
+def _tables(config: StudyConfig, scores: Scores) -> Iterator[str]:
+    """A table of scores for each model and each value of the axes, and below it the tests in pairs."""
+    yield f"## Scores on {config.measure}"
+    if len(config.seeds) > 1:
+        n = len(config.seeds)
+        yield (
+            f"Mean over {n} seeds ± half of its 95 % interval (t distribution, {n - 1} degrees of freedom). Accuracy, "
+            "F1, Matthews correlation and the like are in percent. Queries, forwards, backwards and seconds are of "
+            "training, the mean of one run; a query is one forward pass of one example, whoever asks."
+        )
+    else:
+        yield (
+            "One seed: no interval can be given, and a difference may be chance. Accuracy, F1, Matthews correlation "
+            "and the like are in percent. Queries, forwards, backwards and seconds are of training; a query is one "
+            "forward pass of one example, whoever asks."
+        )
+    for title, cells in scores.groups():
+        if title:
+            yield f"### {title}"
+        yield score_table(scores, cells)
+        if scores.any_failed(cells):
+            yield "† some runs failed and are not in the mean; they are listed below."
+        if config.reference is not None:
+            table, notes = difference_table(scores, cells, config.reference)
+            yield f"Differences from {config.reference} in pairs of the same task and seed; + is better:"
+            yield table
+            yield notes
+
+
+def _choosing(config: StudyConfig, choices: Mapping[tuple[str, Cell], Choice]) -> Iterator[str]:
+    yield "## How the settings were chosen"
+    if config.search is None:
+        yield "Every method has one setting, that of the study's file. Nothing was searched."
+        return
+    by = "lowest loss" if config.search.by == "loss" else "best score"
+    seeds = ", ".join(map(str, config.search.seeds))
+    count = len(next(iter(choices.values())).trials) if choices else 0
+    yield (
+        f"Each method tried {count} settings in each cell, {config.search.budget} each, with seed {seeds}. The one "
+        f"with the {by} on validation after the last step was chosen (of several seeds, the mean). No trial read the "
+        "test split."
+    )
+    single = [name for name, contender in config.methods.items() if not contender.trials]
+    if single:
+        yield f"One setting only, and no search: {', '.join(single)}."
+    rows = []
+    for choice in choices.values():
+        for number, trial in enumerate(choice.trials):
+            loss = f"{trial.loss:.4g}" if trial.loss is not None else "failed" if trial.failed else "not done"
+            scored = trial.score is not None and trial.metric != "loss"
+            score = as_score(trial.score or 0.0, trial.metric) if scored else ""
+            mark = "chosen" if number == choice.chosen else ""
+            rows.append([choice.method, str(choice.cell), trial.setting, loss, score, mark])
+        if choice.done and choice.chosen is None:
+            rows.append([choice.method, str(choice.cell), "every trial failed: no final run", "", "", ""])
+    if rows:
+        yield markdown(["method", "where", "setting", "validation loss", "validation score", ""], rows, texts=3)
+
+
+def _failures(runs: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:
+    failed = [(run, outcome) for run in runs if (outcome := outcomes.get(run.digest)) and outcome.failed]
+    if not failed:
+        return
+    yield "## What failed"
+    rows = [[str(run), outcome.failed["error"], outcome.failed["message"]] for run, outcome in failed if outcome.failed]
+    yield markdown(["run", "error", "message"], rows, texts=3)
+
+
+def _versions() -> Iterator[str]:
+    found = environment()
+    yield "## Versions"
+    yield ", ".join(f"{name} {version}" for name, version in found.items())

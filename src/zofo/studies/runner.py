@@ -1,0 +1,198 @@
+"""Running a study: trials first, then the final runs of the settings they chose; at any time from where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from zofo.errors import RunError, ZofoError
+from zofo.studies.choice import choices_of, final_runs
+from zofo.studies.grid import Grid, Run
+from zofo.studies.outcome import Outcome
+from zofo.studies.reading import Study
+from zofo.studies.report import write_results
+from zofo.studies.store import Store
+from zofo.studies.tables import as_score, as_time
+from zofo.studies.workers import Workers
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study has found so far.
+
+    Args:
+        folder: with `report.md`, `results.csv`, `results.parquet`, `curves.csv`, and a folder for each run.
+        done: how many of its runs are done.
+        failed: how many of these failed.
+        missing: how many are not done.
+    """
+
+    folder: Path
+    done: int
+    failed: int
+    missing: int
+
+
+def run_study(
+    study: Study, folder: Path, console: Console | None = None, jobs: int = 1, remote_code: bool = False
+) -> StudyResult:
+    """Make all runs of a study that are not done, and write its results.
+
+    Trials are made first. In each cell the setting of each method with the best mean on validation is chosen, and final
+    runs are made with it. A run that fails is recorded, and the others go on.
+
+    Args:
+        study: as `read_study` gives it.
+        folder: of the study; runs that are done there are kept.
+        console: where progress is shown; by default nowhere.
+        jobs: runs at a time, each in a process of its own; 1 makes them in this one.
+        remote_code: allow the model's repository to run its own code.
+
+    Returns:
+        What was found.
+
+    Raises:
+        ZofoError: a mistake in the study, found before anything runs; the folder is not to be had; or every run failed.
+    """
+    grid, store = study.grid, Store(folder)
+    _check(grid, remote_code)
+    with store.locked():
+        changed = store.claim(study.name, study.config.model_dump(mode="json"))
+        progress = _Progress(console or Console(quiet=True), store, grid)
+        progress.begin(study, changed)
+        try:
+            with Workers(jobs, remote_code) as workers:
+                progress.make(grid.trials, workers)
+                progress.make(final_runs(grid, choices_of(grid, progress.outcomes)), workers)
+        except KeyboardInterrupt:
+            progress.interrupted()
+            raise
+        result = report_study(study, folder)
+    if result.failed == result.done:
+        message = next(outcome.failed["message"] for outcome in progress.outcomes.values() if outcome.failed)
+        raise RunError(f"all {result.failed} runs failed, the first with: {message}", f"see {folder / 'report.md'}")
+    return result
+
+
+def report_study(study: Study, folder: Path) -> StudyResult:
+    """Write the results of the runs that are done, and make none.
+
+    Args:
+        study: as `read_study` gives it.
+        folder: of the study.
+
+    Raises:
+        RunError: no study there, an outcome is damaged, or the folder cannot be written.
+    """
+    store, grid = Store(folder), study.grid
+    if not store.runs.is_dir():
+        raise RunError(f"{str(folder)!r} holds no study", "run it first, without --report")
+    outcomes = found_outcomes(store, grid.trials)
+    choices = choices_of(grid, outcomes)
+    finals = final_runs(grid, choices)
+    outcomes |= found_outcomes(store, finals)
+    write_results(study, [*grid.trials, *finals], outcomes, choices, folder)
+    everything = {run.digest for run in [*grid.trials, *finals]}
+    # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
+    unknown = sum(not choice.done for choice in choices.values()) * len(grid.config.seeds)
+    failed = sum(outcome.failed is not None for outcome in outcomes.values())
+    return StudyResult(folder, len(outcomes), failed, len(everything) - len(outcomes) + unknown)
+
+
+def found_outcomes(store: Store, runs: Sequence[Run]) -> dict[str, Outcome]:
+    """The outcomes of those runs that are done, by digest."""
+    found = {run.digest: store.outcome(run) for run in runs}
+    return {digest: outcome for digest, outcome in found.items() if outcome is not None}
+
+
+def known_runs(grid: Grid, store: Store) -> list[Run]:
+    """Trials, and final runs; of methods whose setting is not chosen yet, those of the first."""
+    chosen = final_runs(grid, choices_of(grid, found_outcomes(store, grid.trials)))
+    known = {(run.method, run.cell) for run in chosen}
+    return [*grid.trials, *chosen, *(run for run in grid.final_runs if (run.method, run.cell) not in known)]
+
+
+def _check(grid: Grid, remote_code: bool) -> None:
+    """What can be found out before anything runs, once for each method in each cell."""
+    seen = set()
+    for run in [*grid.trials, *grid.final_runs]:
+        what = (run.method, run.cell, run.trial is None)
+        if what not in seen:
+            seen.add(what)
+            try:
+                run.execution.check(run.config, remote_code)
+            except ZofoError as error:
+                error.message = f"{run}: {error.message}"
+                raise
+
+
+class _Progress:
+    """Makes runs, remembers what came of them, and says so, a line each."""
+
+    def __init__(self, console: Console, store: Store, grid: Grid) -> None:
+        self._console, self._store = console, store
+        self.outcomes = found_outcomes(store, grid.trials)
+        self.outcomes |= found_outcomes(store, final_runs(grid, choices_of(grid, self.outcomes)))
+        runs = {run.digest: run for run in known_runs(grid, store)}
+        self._total, self._done = len(runs), sum(outcome.final for outcome in self.outcomes.values())
+        self._left = sum(_work(run) for run in runs.values() if not self._is_done(run))
+        self._seconds, self._made = 0.0, 0
+
+    def begin(self, study: Study, changed: bool) -> None:
+        """Say what there is to do."""
+        for note in study.notes:
+            self._say(note)
+        if changed:
+            text = f"the study has changed since it was last run here: {self._done} of its {self._total} runs are kept"
+            self._say(f"{text}, {self._total - self._done} are new")
+        elif self._done:
+            self._say(f"{self._done} of {self._total} runs are done already")
+
+    def make(self, runs: Sequence[Run], workers: Workers) -> None:
+        """Make those runs that are not done."""
+        self.outcomes |= found_outcomes(self._store, runs)
+        todo = [run for run in {run.digest: run for run in runs}.values() if not self._is_done(run)]
+        last = time.perf_counter()
+        for run in workers.make(todo, self._store):
+            now = time.perf_counter()
+            self._seconds, last = self._seconds + now - last, now
+            self._over(run)
+
+    def _over(self, run: Run) -> None:
+        """Read what came of a run, and say it."""
+        outcome = self._store.outcome(run)
+        assert outcome is not None
+        self.outcomes[run.digest] = outcome
+        self._made, self._left, self._done = self._made + _work(run), self._left - _work(run), self._done + 1
+        left = self._seconds / self._made * max(0, self._left)
+        self._say(f"[{self._done}/{self._total}] {run}: {_shown(outcome)}; about {as_time(left)} left")
+
+    def interrupted(self) -> None:
+        """Say what is done, and how to go on."""
+        kept = f"{self._done} of {self._total} runs are done and kept in {self._store.folder}"
+        self._say(f"interrupted: {kept}; type the same again to go on, with the next one from its start")
+
+    def _is_done(self, run: Run) -> bool:
+        found = self.outcomes.get(run.digest)
+        return found is not None and found.final
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _work(run: Run) -> int:
+    """How much of the study's time a run takes, in no unit: its queries, or else its steps."""
+    training = run.tree["training"]
+    return int(training["queries"] or training["steps"])
+
+
+def _shown(outcome: Outcome) -> str:
+    """What came of a run, in a few words."""
+    if outcome.failed:
+        return f"failed: {outcome.failed['message']}"
+    score = as_score(outcome.scores["validation"]["score"], outcome.metric)
+    return f"{outcome.metric} {score} on validation, {outcome.counts['queries']} queries, {outcome.seconds:.0f} s"

@@ -1,0 +1,208 @@
+"""The tables of a report: scores of every method on every task, and how they differ from those of one method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean
+
+from zofo.studies.choice import Choice, Outcomes
+from zofo.studies.design import MAJORITY, ZERO_SHOT, StudyConfig
+from zofo.studies.grid import Cell, Grid, Run
+from zofo.studies.outcome import Outcome
+from zofo.studies.statistics import Interval, interval, paired
+from zofo.studies.tables import as_p, as_score, as_time, is_share, markdown
+
+_WORK = ("queries", "forwards", "backwards")
+
+
+class Scores:
+    """The scores of final runs by method, cell and seed.
+
+    Args:
+        config: the study.
+        grid: its runs.
+        finals: the final runs.
+        outcomes: of those that are done.
+        choices: of settings; a method of which every trial failed has failed, too.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        grid: Grid,
+        finals: Sequence[Run],
+        outcomes: Outcomes,
+        choices: Mapping[tuple[str, Cell], Choice],
+    ) -> None:
+        self._config, self._cells = config, list(grid.cells)
+        self._hopeless = {place for place, choice in choices.items() if choice.done and choice.chosen is None}
+        self.methods = [*([ZERO_SHOT] if config.zero_shot else []), *config.methods]
+        self._done: dict[tuple[str, Cell], dict[int, Outcome]] = {}
+        for run in finals:
+            if run.digest in outcomes:
+                self._done.setdefault((run.method, run.cell), {})[run.seed] = outcomes[run.digest]
+
+    def groups(self) -> Iterator[tuple[str, list[Cell]]]:
+        """The cells of each table, one a task, with its title."""
+        groups: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
+        for cell in self._cells:
+            groups.setdefault((cell.model, cell.axes), []).append(cell)
+        for (model, values), cells in groups.items():
+            axes = [f"{axis} {value}" for axis, value in zip(self._config.axes, values, strict=True)]
+            yield ", ".join(([model] if model else []) + axes), cells
+
+    def outcomes(self, method: str, cell: Cell) -> dict[int, Outcome]:
+        """What is done, by seed."""
+        return self._done.get((method, cell), {})
+
+    def of(self, method: str, cell: Cell) -> dict[int, float]:
+        """The scores by seed; runs that failed have none."""
+        split, found = self._config.measure, self.outcomes(method, cell)
+        return {seed: one.scores[split]["score"] for seed, one in found.items() if split in one.scores}
+
+    def majority(self, cell: Cell) -> dict[int, float]:
+        """By seed, since the split may depend on it; whatever method has a run there knows it."""
+        split, found = self._config.measure, {}
+        for method in self.methods:
+            for seed, one in self.outcomes(method, cell).items():
+                if "majority" in one.scores.get(split, {}):
+                    found[seed] = one.scores[split]["majority"]
+        return found
+
+    def any_failed(self, cells: Sequence[Cell]) -> bool:
+        """Whether the mark for it stands in the table of these cells."""
+        return any(self.failed(method, cell) for method in self.methods for cell in cells)
+
+    def failed(self, method: str, cell: Cell) -> int:
+        """How many runs failed; one, where every trial did, so that there are none."""
+        return ((method, cell) in self._hopeless) + sum(
+            one.failed is not None for one in self.outcomes(method, cell).values()
+        )
+
+    def metric(self, cell: Cell) -> str:
+        """Name of the score; the same for all methods on a task."""
+        found = (one.metric for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
+        return next(found, "")
+
+    def sign(self, cell: Cell) -> int:
+        """1 where more is better, -1 where less is."""
+        done = (one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
+        return next((1 if one.higher_is_better else -1 for one in done), 1)
+
+    def comparable(self, cells: Sequence[Cell]) -> bool:
+        """Whether an average over these tasks has a meaning."""
+        return len(cells) > 1 and all(is_share(self.metric(cell)) for cell in cells)
+
+
+def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
+    """A row for each method, a column for each task, and what one run took.
+
+    Args:
+        scores: of all final runs.
+        cells: of one model and one value of each axis.
+    """
+    average = ["average"] if scores.comparable(cells) else []
+    header = ["", *(f"{cell.task} ({scores.metric(cell) or '?'})" for cell in cells), *average, *_WORK, "seconds"]
+    rows = []
+    majority = [scores.majority(cell) for cell in cells]
+    if any(majority):
+        texts = [
+            as_score(mean(found.values()), scores.metric(c)) if found else "-" for c, found in _both(cells, majority)
+        ]
+        last = (
+            [as_score(mean(mean(found.values()) for found in majority), "share")] if average and all(majority) else []
+        )
+        rows.append([MAJORITY, *texts, *(last or ["-"] * len(average)), *[""] * (len(_WORK) + 1)])
+    for method in scores.methods:
+        texts = [_score(scores, method, cell) for cell in cells]
+        rows.append(
+            [method, *texts, *([_average(scores, method, cells)] if average else []), *_took(scores, method, cells)]
+        )
+    return markdown(header, rows)
+
+
+def _both(cells: Sequence[Cell], found: Sequence[dict[int, float]]) -> Iterator[tuple[Cell, dict[int, float]]]:
+    return zip(cells, found, strict=True)
+
+
+def _score(scores: Scores, method: str, cell: Cell) -> str:
+    found, failed = scores.of(method, cell), scores.failed(method, cell)
+    if not found:
+        return "failed †" if failed else "-"
+    return _with_interval(interval(list(found.values())), scores.metric(cell)) + (" †" if failed else "")
+
+
+def _with_interval(one: Interval, metric: str, signed: bool = False) -> str:
+    text = as_score(one.mean, metric)
+    plus = "+" if signed and one.mean >= 0 else ""
+    return plus + text + ("" if one.half is None else f" ± {as_score(one.half, metric)}")
+
+
+def _average(scores: Scores, method: str, cells: Sequence[Cell]) -> str:
+    """The mean over tasks of each seed, then over seeds; none where a run is missing."""
+    found = [scores.of(method, cell) for cell in cells]
+    seeds = set(found[0]).intersection(*found[1:])
+    if not seeds or any(set(one) != seeds for one in found):
+        return "-"
+    return _with_interval(interval([mean(one[seed] for one in found) for seed in sorted(seeds)]), "share")
+
+
+def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
+    """Queries, forwards, backwards and seconds of a run: the mean of those that did not fail."""
+    done = [one for cell in cells for one in scores.outcomes(method, cell).values() if not one.failed]
+    if not done:
+        return ["-"] * (len(_WORK) + 1)
+    counts = [f"{mean(one.counts[name] for one in done):,.0f}" for name in _WORK]
+    return [*counts, as_time(mean(one.seconds for one in done))]
+
+
+def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> tuple[str, str]:
+    """How every method differs from one of them, on each task and on all of them together; and how to read it.
+
+    Args:
+        scores: of all final runs.
+        cells: of one model and one value of each axis.
+        reference: the method that the others are compared with.
+    """
+    rows, tests = [], 0
+    pooled = len(cells) > 1
+    for method in scores.methods:
+        if method == reference:
+            continue
+        every: list[tuple[float, float]] = []
+        for cell in cells:
+            pairs = _pairs(scores, method, reference, cell)
+            every += pairs
+            rows.append(_difference_row(method, cell.task, pairs, scores.metric(cell)))
+            tests += len(pairs) > 1
+        if pooled and every and (scores.comparable(cells) or len({scores.metric(cell) for cell in cells}) == 1):
+            rows.append(_difference_row(method, "all tasks", every, scores.metric(cells[0]), True))
+            tests += 1
+    header = ["method", "task", "pairs", "difference", "better / worse", "p (t-test)", "p (Wilcoxon)"]
+    notes = (
+        f"Differences are means over the pairs ± half of the 95 % interval. p: paired t-test"
+        f"{', and over all tasks also the signed-rank test of Wilcoxon' if pooled else ''}, two-sided. {tests} such "
+        "rows were tested and no p is corrected for that."
+    )
+    if pooled:
+        notes += (
+            " Pairs of the same task are not independent, so that p over all tasks is too small where tasks differ."
+        )
+    return markdown(header, rows, texts=2), notes
+
+
+def _pairs(scores: Scores, method: str, reference: str, cell: Cell) -> list[tuple[float, float]]:
+    """Scores of both with the same seed, turned so that more is better."""
+    one, other, sign = scores.of(method, cell), scores.of(reference, cell), scores.sign(cell)
+    return [(sign * one[seed], sign * other[seed]) for seed in sorted(one.keys() & other.keys())]
+
+
+def _difference_row(
+    method: str, task: str, pairs: Sequence[tuple[float, float]], metric: str, pooled: bool = False
+) -> list[str]:
+    if not pairs:
+        return [method, task, "0", "-", "-", "-", "-"]
+    found = paired([a for a, _ in pairs], [b for _, b in pairs])
+    difference = _with_interval(found.difference, metric, signed=True)
+    wilcoxon = as_p(found.wilcoxon) if pooled else "-"
+    return [method, task, str(len(pairs)), difference, f"{found.wins} / {found.losses}", as_p(found.t_test), wilcoxon]

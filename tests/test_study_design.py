@@ -1,0 +1,325 @@
+"""The file of a study: what it means, and what is said to mistakes in it; nothing is run here."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from zofo.errors import ConfigError, DataError, UnknownNameError
+from zofo.studies import read_study, study_names
+from zofo.studies.overlay import laid_over, value_at
+from zofo.training import TrainingConfig
+
+TOY = {
+    "about": "Which is better?",
+    "base": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
+    "budget": {"queries": 800},
+    "seeds": [0, 1],
+    "methods": {
+        "mezo": {
+            "method": {"name": "mezo", "noise": "gaussian", "batch_size": 8},
+            "trials": [{"method.rule.lr": 1e-2}, {"method.rule.lr": 1e-3}],
+        },
+        "sgd": {
+            "method": {"name": "first-order", "parameters": "all", "optimizer": "sgd", "batch_size": 8},
+            "trials": [{"method.lr": 1e-1}, {"method.lr": 1e-2}],
+        },
+    },
+    "search": {"budget": {"queries": 160}},
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    def make(content, *overrides, **options):
+        path = tmp_path / "toy.yaml"
+        path.write_text(
+            content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False), encoding="utf-8"
+        )
+        return read_study(path, overrides, **options)
+
+    return make
+
+
+def toy(**changes):
+    return {**TOY, **changes}
+
+
+def task_study(tmp_path, **changes):
+    (tmp_path / "data" / "sst2").mkdir(parents=True, exist_ok=True)
+    content = {
+        "base": {"model": "somewhere/tiny"},
+        "tasks": {"sst2": {"task": {"name": "sst2", "data_dir": str(tmp_path / "data" / "sst2")}}},
+        "budget": {"queries": 100},
+        "seeds": [0],
+        "methods": {"mezo": {"method": {"name": "mezo"}}},
+    }
+    return {**content, **changes}
+
+
+# trees
+
+
+def test_trees_are_laid_over_one_another_key_by_key():
+    one = {"method": {"name": "mezo", "rule": {"lr": 1.0}}, "training": {"seed": 3}}
+    assert laid_over(one, {"method.rule.lr": 2.0, "training": {"objective": "answer"}}) == {
+        "method": {"name": "mezo", "rule": {"lr": 2.0}},
+        "training": {"seed": 3, "objective": "answer"},
+    }
+    assert one["method"]["rule"] == {"lr": 1.0}  # what was given is as before
+
+
+def test_a_name_joins_a_group_without_one_and_replaces_a_group_with_another():
+    assert laid_over({"method": {"batch_size": 3}}, {"method": {"name": "mezo"}})["method"] == {
+        "batch_size": 3,
+        "name": "mezo",
+    }
+    assert laid_over({"method": {"name": "mezo", "batch_size": 3}}, {"method": {"lr": 1, "name": "first-order"}}) == {
+        "method": {"name": "first-order", "lr": 1}
+    }
+
+
+def test_keys_that_are_no_text_are_values():
+    tree = laid_over({"task": {"name": "sst2", "verbalizers": {0: " bad", 1: " good"}}})
+    assert value_at(tree, "task.verbalizers") == {0: " bad", 1: " good"}
+
+
+# runs
+
+
+def test_every_run_is_there_once_with_its_seed_setting_and_budget(read):
+    grid = read(TOY).grid
+    assert [(run.method, run.trial, run.seed) for run in grid.trials] == [
+        ("mezo", 0, 0),
+        ("mezo", 1, 0),
+        ("sgd", 0, 0),
+        ("sgd", 1, 0),
+    ]
+    assert [run.tree["training"]["queries"] for run in grid.trials] == [160] * 4
+    assert [run.tree["method"]["rule"]["lr"] for run in grid.trials[:2]] == [1e-2, 1e-3]
+    (cell,) = grid.cells
+    finals = grid.finals("sgd", cell, 1)
+    assert [(run.seed, run.tree["training"]["seed"]) for run in finals] == [(0, 0), (1, 1)]
+    assert {(run.tree["method"]["lr"], run.tree["training"]["queries"]) for run in finals} == {(1e-2, 800)}
+
+
+def test_only_final_runs_read_the_test_split(read):
+    grid = read(TOY).grid
+    assert not any(run.tree["training"]["test"] for run in grid.trials)
+    assert all(run.tree["training"]["test"] for run in grid.final_runs)
+    assert not any(run.tree["training"]["test"] for run in read(toy(measure="validation")).grid.final_runs)
+
+
+def test_two_runs_have_the_same_id_only_if_their_whole_configuration_is_the_same(read):
+    """A setting at the default of its method is as much a part of it as another: mezo and sgd are not one run here."""
+    content = toy(
+        methods={
+            "mezo": {"method": {"name": "mezo", "batch_size": 16}, "trials": [{"method.rule.lr": 1e-4}]},
+            "lora": {"method": {"name": "first-order", "batch_size": 16}, "trials": [{"method.lr": 1e-3}]},
+            "zero": {"method": {"name": "zero-shot", "batch_size": 16}},
+        },
+        axes={"size": {"16": {}, "17": {"method.batch_size": 17}}},
+    )
+    grid = read(content).grid
+    runs = [*grid.trials, *grid.final_runs]
+    for one, other in itertools.combinations(runs, 2):
+        assert (one.digest == other.digest) == (one.tree == other.tree), f"{one} and {other}"
+    assert len({run.digest for run in grid.trials}) == len(grid.trials)
+
+
+def test_the_id_does_not_depend_on_names_and_order_but_on_every_option(read):
+    digests = [run.digest for run in read(TOY).grid.trials]
+    renamed = dict(zip(("b", "a"), reversed(TOY["methods"].values()), strict=True))
+    assert sorted(run.digest for run in read(toy(methods=renamed)).grid.trials) == sorted(digests)
+    changed = read(TOY, "base.problem.label_noise=0.2").grid.trials
+    assert not set(digests) & {run.digest for run in changed}
+
+
+def test_axes_stand_over_the_methods_and_may_say_something_else_for_one(read):
+    axes = {"rate": {"low": {"method.rule.lr": 1e-5, "methods": {"sgd": {"method.lr": 1e-6}}}, "none": {}}}
+    methods = {name: {"method": entry["method"]} for name, entry in TOY["methods"].items()}
+    grid = read(toy(axes=axes, methods=methods, search=None)).grid
+    low = {run.method: run.tree["method"] for run in grid.final_runs if run.cell.axes == ("low",)}
+    assert low["mezo"]["rule"]["lr"] == 1e-5
+    assert low["sgd"]["lr"] == 1e-6
+
+
+def test_a_method_can_be_left_out_of_a_place(read):
+    axes = {"rate": {"low": {"methods": {"sgd": None}}, "high": {}}}
+    entries = read(toy(axes=axes)).grid.entries
+    assert [(name, cell.axes[0]) for name, cell in entries] == [("mezo", "low"), ("mezo", "high"), ("sgd", "high")]
+
+
+def test_the_untrained_model_is_one_run_wherever_it_stands(read):
+    axes = {"batch": {8: {"method.batch_size": 8}, 16: {"method.batch_size": 16}}}
+    zero = read(toy(axes=axes, zero_shot=True)).grid.zero_shots
+    assert len(zero) == 4
+    assert len({run.digest for run in zero}) == 2  # a seed each
+
+
+def test_a_name_alone_stands_for_the_task_of_that_name(tmp_path, read):
+    grid = read(task_study(tmp_path, tasks={"sst2": None, "rte": {"task": {"name": "rte", "max_rows": 3}}})).grid
+    assert [run.tree["task"]["name"] for run in grid.final_runs] == ["sst2", "rte"]
+
+
+def test_seeds_set_the_split_and_the_head_too_unless_told_otherwise(tmp_path, read):
+    (run,) = read(task_study(tmp_path, seeds=[5])).grid.final_runs
+    keys = ("training.seed", "task.split_seed", "model.head_seed")
+    assert [value_at(run.tree, key) for key in keys] == [5, 5, 5]
+    (run,) = read(task_study(tmp_path, seeds=[5], seeded=["training.seed"])).grid.final_runs
+    assert [value_at(run.tree, key) for key in keys] == [5, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "given", "wanted"),
+    [
+        (10, {"evaluations": 4}, {3, 5, 8, 10}),
+        (3, {"evaluations": 8}, {1, 2, 3}),
+        (8, {"evaluations": 1}, {8}),
+        (7, {"eval_every": 3}, {3, 6, 7}),
+        (7, {}, {7}),
+        (0, {"evaluations": 3}, {0}),
+        (0, {}, {0}),
+    ],
+)
+def test_evaluations_are_evenly_spaced_and_the_last_step_is_one_of_them(steps, given, wanted):
+    assert TrainingConfig(**given).evaluated_after(steps) == wanted
+
+
+def test_there_is_one_way_to_say_when_to_evaluate():
+    with pytest.raises(ConfigError, match="training.evaluations and training.eval_every"):
+        TrainingConfig(evaluations=3, eval_every=2)
+
+
+# files, folders and overrides
+
+
+def test_every_packaged_study_is_without_a_mistake():
+    assert "movie-reviews" in study_names()
+    for name in study_names():
+        study = read_study(name)
+        assert study.name == name
+        assert study.config.about
+        assert study.grid.final_runs
+
+
+def test_the_example_of_the_documentation_can_be_read(tmp_path, monkeypatch):
+    text = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    (tmp_path / "doc.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    (tmp_path / "data" / "sst2").mkdir(parents=True)
+    study = read_study(tmp_path / "doc.yaml")
+    assert len(study.grid.cells) == 4
+    assert len(study.grid.trials) == 2 * (3 + 2) * 2
+
+
+def test_overrides_reach_every_part_of_the_file(tmp_path, read):
+    content = toy(tasks=None, axes={"size": {"a": {"method.batch_size": 4}}})
+    study = read(content, "seeds=[7]", "axes.size.a.method.batch_size=5", "methods.mezo.method.rule.weight_decay=0.5")
+    assert study.config.seeds == [7]
+    for run in study.grid.trials:
+        assert run.tree["method"]["batch_size"] == 5
+    assert {run.tree["method"]["rule"]["weight_decay"] for run in study.grid.trials[:2]} == {0.5}
+    named = read(task_study(tmp_path, tasks={"sst2": None}), f"tasks.sst2.task.data_dir={tmp_path}")
+    assert named.grid.final_runs[0].tree["task"] == {
+        **named.grid.final_runs[0].tree["task"],
+        "name": "sst2",
+        "data_dir": str(tmp_path),
+    }
+
+
+def test_paths_are_relative_to_the_file_or_else_to_the_working_folder(tmp_path, read, monkeypatch):
+    for place in ("beside", "elsewhere/here"):
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    tasks = {"a": {"task": {"name": "sst2", "data_dir": "beside"}}, "b": {"task": {"name": "rte", "data_dir": "here"}}}
+    found = [run.tree["task"]["data_dir"] for run in read(task_study(tmp_path, tasks=tasks)).grid.final_runs]
+    assert found == [str(tmp_path / "beside"), str(tmp_path / "elsewhere" / "here")]
+
+
+def test_data_is_a_folder_with_a_folder_for_each_task(tmp_path, read):
+    for name in ("sst2", "mine"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+    tasks = {"sst2": None, "mine": {"task": {"name": "rte"}}, "movie-reviews": None}
+    runs = read(task_study(tmp_path, tasks=tasks), data=tmp_path / "all").grid.final_runs
+    assert [run.tree["task"]["data_dir"] for run in runs] == [
+        str(tmp_path / "all" / "sst2"),
+        str(tmp_path / "all" / "mine"),
+        None,  # it brings its own rows
+    ]
+
+
+def test_a_task_whose_folder_is_missing_is_left_out_only_when_that_is_allowed(tmp_path, read):
+    content = task_study(tmp_path, tasks={"sst2": None, "rte": None})
+    with pytest.raises(DataError, match="tasks.rte: there is no folder") as refused:
+        read(content, data=tmp_path / "data")
+    assert "--skip-missing" in refused.value.hint
+    study = read(content, data=tmp_path / "data", skip_missing=True)
+    assert list(study.config.tasks) == ["sst2"]
+    assert "rte is left out" in study.notes[0]
+    with pytest.raises(DataError, match="no task is left"):
+        read(content, data=tmp_path / "nothing", skip_missing=True)
+
+
+# mistakes
+
+METHODS = TOY["methods"]
+ONE_MORE = {**METHODS["sgd"], "trials": [*METHODS["sgd"]["trials"], {"method.lr": 1.0}]}
+WRONG_KEY = {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method.rule.lrr": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (toy(methods={**METHODS, "sgd": ONE_MORE}), "methods.sgd has 3 trials, but methods.mezo has 2", "same number"),
+        (toy(methods={**METHODS, "mezo": WRONG_KEY}), "methods.mezo, trial 2.*lrr: not an option", "did you mean 'lr'"),
+        (toy(methods={"mezo": {**METHODS["mezo"], "trails": []}}), "methods.mezo.trails: unknown key", "'trials'"),
+        (toy(methods={"m": {"method": {"name": "mezzo"}}}), "unknown method 'mezzo'. Did you mean 'mezo'", ""),
+        (toy(methods={"m": {"training": {"objective": "answer"}}}), "no method is named", "method: {name: mezo}"),
+        (toy(methods={}), "methods", ""),
+        (toy(seeds=[]), "seeds", ""),
+        (toy(seeds=[0, 1, 0]), "seeds: 0 is given twice", "once"),
+        (toy(search={"budget": {"queries": 9}, "seeds": [2, 2]}), "search.seeds: 2 is given twice", ""),
+        (toy(search=None), "methods.mezo has trials, but the study says not how they are judged", "search:"),
+        (toy(search={"budget": {"queries": 160}, "by": "luck"}), "search.by", ""),
+        (toy(budget={}), "a budget is a number of queries or of steps", ""),
+        (toy(budget={"queries": 5, "steps": 5}), "a budget is a number of queries or of steps", ""),
+        (toy(budgets={}), "budgets: unknown key", "did you mean 'budget'"),
+        (toy(reference="meso"), "unknown method of reference 'meso'. Did you mean 'mezo'", ""),
+        (toy(base={"problm": "digits"}), "base.problm: unknown key", "did you mean 'problem'"),
+        (toy(base={"problem": "digit"}), "unknown problem 'digit'. Did you mean 'digits'", ""),
+        (toy(base={"problem": {"name": "digits", "rowz": 3}}), "problem.rowz: not an option", "'rows'"),
+        (toy(base={**TOY["base"], "training": {"steps": 9}}), "base.training.steps: how long a run is", "budget"),
+        (toy(base={**TOY["base"], "training": {"objective": "answer"}}), "objective has no meaning for a problem", ""),
+        (toy(axes={"seed": {"a": {}}}), "axes.seed: a column of that name", ""),
+        (toy(axes={"size": {}}), "an axis without a value", ""),
+        (toy(axes={"size": {"a": {"methods": {"meso": {}}}}}), "unknown method 'meso'", ""),
+        (toy(axes={"size": {"a": {"methods": {"mezo": None}}}}), "methods.mezo is left out of every cell", ""),
+        (toy(methods={**METHODS, "majority": METHODS["sgd"]}), "methods.majority: a row of that name", ""),
+        (toy(figure={"xx": 1}), "figure.xx: unknown key", ""),
+        (toy(evaluations=0), "evaluations", ""),
+        ("seeds: [0\n", "not YAML", ""),
+        ("just a text", "a study is a mapping", ""),
+        (toy(axes={"size": 3}), "axes.size: expected keys with values", ""),
+    ],
+)
+def test_a_mistake_is_found_before_anything_runs(read, content, message, hint):
+    with pytest.raises(ConfigError, match=message) as refused:
+        read(content)
+    assert hint in (refused.value.hint or "")
+    assert refused.value.message.startswith(("unknown", str(Path("/")))) or "toy.yaml" in refused.value.message
+
+
+def test_an_override_that_is_none_is_refused(read):
+    with pytest.raises(ConfigError, match="'seeds' is not key=value"):
+        read(TOY, "seeds")
+
+
+def test_a_study_that_is_not_there_is_refused_with_the_nearest_name(tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown study 'movie-revews'. Did you mean 'movie-reviews'"):
+        read_study("movie-revews")
+    with pytest.raises(ConfigError, match="there is no study file") as refused:
+        read_study(tmp_path / "none.yaml")
+    assert "packaged studies: " in refused.value.hint

@@ -1,0 +1,260 @@
+"""The statistics and the tables of a study, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from zofo.studies import read_study
+from zofo.studies.choice import choices_of, final_runs
+from zofo.studies.outcome import Outcome
+from zofo.studies.report import write_results
+from zofo.studies.statistics import interval, paired
+from zofo.studies.tables import as_p, as_score, as_time, markdown
+
+# statistics
+
+
+def test_an_interval_is_students():
+    found = interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.half == pytest.approx(4.302652729749464 / math.sqrt(3), rel=1e-12)  # t(0.975, 2), and s = 1
+    values = [0.3, 0.7, 0.2, 0.9, 0.55]
+    low, high = stats.t.interval(0.95, 4, np.mean(values), np.std(values, ddof=1) / np.sqrt(5))
+    assert interval(values).half == pytest.approx((high - low) / 2, rel=1e-12)
+
+
+def test_one_value_has_no_interval_and_none_has_no_mean():
+    assert (interval([4.0]).mean, interval([4.0]).half) == (4.0, None)
+    assert math.isnan(interval([]).mean)
+
+
+def test_a_95_percent_interval_holds_the_mean_in_95_percent_of_samples():
+    draws = np.random.default_rng(0).normal(3.0, 2.0, (4000, 4))
+    held = sum(abs(found.mean - 3.0) <= found.half for found in map(interval, draws.tolist()))
+    assert abs(held / 4000 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_pairs_are_tested_by_their_differences():
+    first, second = [0.5, 0.8, 0.6, 0.9, 0.7], [0.4, 0.6, 0.3, 0.5, 0.2]
+    differences = np.subtract(first, second)
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(5))
+    found = paired(first, second)
+    assert found.difference.mean == pytest.approx(0.3)
+    assert found.t_test == pytest.approx(2 * stats.t.sf(t, 4), rel=1e-9)
+    assert found.wilcoxon == pytest.approx(2 / 2**5)  # all five positive: two of 32 patterns of signs are so extreme
+    assert (found.wins, found.losses) == (5, 0)
+    other = paired(second, first)
+    assert (other.t_test, other.wins, other.losses) == (pytest.approx(found.t_test), 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "t_test", "wilcoxon"),
+    [
+        ([1.0], [0.5], None, None),
+        ([], [], None, None),
+        ([1.0, 2.0], [1.0, 2.0], None, None),
+        ([1.5, 2.5], [1.0, 2.0], None, 0.5),
+    ],
+)
+def test_pairs_without_a_spread_have_no_t_test(first, second, t_test, wilcoxon):
+    found = paired(first, second)
+    assert (found.t_test, found.wilcoxon) == (t_test, wilcoxon)
+
+
+# numbers as they are read
+
+
+def test_shares_are_in_percent_and_losses_have_four_digits():
+    assert as_score(0.85249, "accuracy") == "85.2"
+    assert as_score(-0.031, "matthews") == "-3.1"
+    assert as_score(0.000123456, "loss") == "0.0001235"
+    assert [as_p(value) for value in (None, 0.0004, 0.05)] == ["-", "< 0.001", "0.050"]
+    assert [as_time(value) for value in (0.1, 45, 600, 9000)] == ["0.1 s", "45 s", "10 min", "2.5 h"]
+
+
+def test_a_table_is_aligned_and_a_bar_inside_it_is_a_text():
+    assert markdown(["", "x"], [["a|b", "1"], ["c", "10.5"]]).splitlines() == [
+        "|      |    x |",
+        "|------|-----:|",
+        "| a\\|b |    1 |",
+        "| c    | 10.5 |",
+    ]
+
+
+# the report
+
+TASKS = {"sst2": None, "rte": None}
+STUDY = {
+    "about": "Which is better?",
+    "base": {"model": "somewhere/tiny"},
+    "budget": {"queries": 320},
+    "seeds": [0, 1, 2],
+    "tasks": TASKS,
+    "methods": {
+        "mezo": {"method": {"name": "mezo"}, "trials": [{"method.rule.lr": 1e-3}, {"method.rule.lr": 1e-4}]},
+        "lora": {"method": {"name": "first-order"}, "trials": [{"method.lr": 1e-3}, {"method.lr": 1e-2}]},
+    },
+    "search": {"budget": {"queries": 32}},
+    "zero_shot": True,
+    "reference": "mezo",
+}
+SCORES = {  # by method and task, of seeds 0, 1, 2
+    ("zero-shot", "sst2"): [0.50, 0.50, 0.50],
+    ("zero-shot", "rte"): [0.55, 0.55, 0.55],
+    ("mezo", "sst2"): [0.80, 0.82, 0.84],
+    ("mezo", "rte"): [0.60, 0.61, 0.65],
+    ("lora", "sst2"): [0.90, 0.91, 0.95],
+    ("lora", "rte"): [0.58, 0.70, 0.71],
+}
+FAILED = {"error": "NonFiniteError", "message": "the loss was not finite"}
+
+
+def outcome(run, failed=()):
+    if (run.method, run.cell.task, run.seed) in failed and run.trial is None:
+        return Outcome(config=run.tree, failed=FAILED)
+    splits = {"validation": {"score": 0.5, "loss": 0.7 - 0.1 * (run.trial or 0), "majority": 0.5}}
+    if run.trial is None:
+        score = SCORES[run.method, run.cell.task][run.seed]
+        splits["test"] = {"score": score, "loss": 0.6, "majority": 0.52 + 0.01 * run.seed}
+    queries = 0 if run.method == "zero-shot" else run.tree["training"]["queries"]
+    counts = {"forwards": queries // 16, "backwards": 0 if run.method == "mezo" else queries // 16, "queries": queries}
+    curve = [{"steps": 1, "queries": queries, "split": "validation", "loss": 0.6, "score": 0.5}]
+    return Outcome(run.tree, "accuracy", True, splits, 1, counts, {"seconds": 1.0}, 12.0, curve)
+
+
+@pytest.fixture
+def report(tmp_path):
+    """The lines of the report of a study whose outcomes are given."""
+
+    def make(content=STUDY, failed=(), without=()):
+        path = tmp_path / "made-up.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        study = read_study(path)
+        trials = {run.digest: outcome(run) for run in study.grid.trials}
+        choices = choices_of(study.grid, trials)
+        finals = final_runs(study.grid, choices)
+        made = {
+            run.digest: outcome(run, failed) for run in finals if (run.method, run.cell.task, run.seed) not in without
+        }
+        write_results(study, [*study.grid.trials, *finals], {**trials, **made}, choices, tmp_path)
+        return (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+
+    return make
+
+
+def row(lines, *starts):
+    """The cells of the first row that begins so."""
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if tuple(cells[: len(starts)]) == starts and len(cells) > 2:
+            return cells
+    raise AssertionError(f"no row {starts}")
+
+
+def test_the_table_has_a_row_for_each_method_and_a_column_for_each_task(report):
+    lines = report()
+    assert row(lines, "", "sst2 (accuracy)")[1:] == [
+        "sst2 (accuracy)",
+        "rte (accuracy)",
+        "average",
+        "queries",
+        "forwards",
+        "backwards",
+        "seconds",
+    ]
+    half = 100 * interval([0.80, 0.82, 0.84]).half
+    average = interval([0.70, 0.715, 0.745])
+    cells = row(lines, "mezo", f"82.0 ± {half:.1f}")
+    assert cells[3:] == [f"{100 * average.mean:.1f} ± {100 * average.half:.1f}", "320", "20", "0", "12 s"]
+    assert row(lines, "majority")[1:4] == ["53.0", "53.0", "53.0"]
+    assert row(lines, "zero-shot")[1] == "50.0 ± 0.0"
+
+
+def test_differences_are_in_pairs_of_the_same_task_and_seed(report):
+    lines = report()
+    one = paired(SCORES["lora", "rte"], SCORES["mezo", "rte"])
+    cells = row(lines, "lora", "rte", "3")
+    assert cells[3:] == [
+        f"+{100 * one.difference.mean:.1f} ± {100 * one.difference.half:.1f}",
+        "2 / 1",
+        as_p(one.t_test),
+        "-",
+    ]
+    every = [SCORES[method, "sst2"] + SCORES[method, "rte"] for method in ("lora", "mezo")]
+    both = paired(*every)
+    cells = row(lines, "lora", "all tasks", "6")
+    assert cells[4:] == ["5 / 1", as_p(both.t_test), as_p(both.wilcoxon)]
+    assert both.t_test == pytest.approx(stats.ttest_rel(*every).pvalue)
+    assert both.wilcoxon == pytest.approx(stats.wilcoxon(np.subtract(*every)).pvalue)
+    assert any("6 such rows were tested and no p is corrected" in line for line in lines)
+
+
+def test_of_a_loss_less_is_better(tmp_path):
+    content = {
+        "base": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
+        "budget": {"steps": 1},
+        "seeds": [0, 1],
+        "methods": {"good": {"method": {"name": "mezo"}}, "bad": {"method": {"name": "mezo", "batch_size": 8}}},
+        "reference": "bad",
+    }
+    path = tmp_path / "loss.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    study = read_study(path)
+    losses = {"good": [1.0, 2.0], "bad": [4.0, 4.0]}
+    made = {}
+    for run in study.grid.final_runs:
+        score = {"score": losses[run.method][run.seed], "loss": 0.0}
+        counts = {"forwards": 1, "backwards": 0, "queries": 1}
+        made[run.digest] = Outcome(run.tree, "loss", False, {"test": score, "validation": score}, 1, counts)
+    write_results(study, study.grid.final_runs, made, {}, tmp_path)
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert row(lines, "good", "least-squares", "2")[3:5] == ["+2.5 ± 6.353", "2 / 0"]
+    assert "Nothing was searched" in " ".join(lines)
+    assert any("A step costs some methods more queries" in line for line in lines)
+
+
+def test_a_failed_run_is_marked_and_not_in_the_mean(report):
+    lines = report(failed=[("lora", "rte", 1)])
+    two = interval([0.58, 0.71])
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    cells = next(cells for cells in table if len(cells) == 8 and "†" in cells[2])
+    assert (cells[0], cells[2]) == ("lora", f"{100 * two.mean:.1f} ± {100 * two.half:.1f} †")
+    assert cells[3] == "-"  # no average over tasks
+    assert row(lines, "lora", "rte", "2")
+    assert row(lines, "lora tiny rte seed 1")[1:] == ["NonFiniteError", "the loss was not finite"]
+    assert any(line.startswith("† some runs failed") for line in lines)
+
+
+def test_a_run_that_is_not_done_is_missing_and_said_so(report):
+    lines = report(without=[("mezo", "sst2", seed) for seed in range(3)])
+    assert any("Not all runs are done" in line for line in lines)
+    assert row(lines, "mezo", "-")[2].startswith("62.0")
+    assert row(lines, "lora", "sst2", "0")[3:] == ["-"] * 4
+
+
+def test_one_seed_has_no_interval_and_that_is_said(report):
+    lines = report({**STUDY, "seeds": [1]})
+    assert row(lines, "mezo", "82.0")[2:4] == ["61.0", "71.5"]
+    assert any(line.startswith("One seed: no interval can be given") for line in lines)
+    assert row(lines, "lora", "sst2", "1")[3:] == ["+9.0", "1 / 0", "-", "-"]
+    assert any("2 such rows were tested" in line for line in lines)  # the pairs of both tasks
+
+
+def test_every_trial_is_listed_with_the_one_that_was_chosen(report):
+    lines = report()
+    first = row(lines, "mezo", "tiny sst2", "method.rule.lr=0.001")
+    second = row(lines, "mezo", "tiny sst2", "method.rule.lr=0.0001")
+    assert (first[3:], second[3:]) == (["0.7", "50.0", ""], ["0.6", "50.0", "chosen"])
+    text = " ".join(lines)
+    assert "Each method tried 2 settings in each cell, 32 queries each, with seed 0." in text
+    assert "No trial read the test split." in text
+
+
+def test_a_budget_of_its_own_is_marked(report):
+    methods = {**STUDY["methods"], "lora": {**STUDY["methods"]["lora"], "budget": {"queries": 640}}}
+    assert "- **lora has a budget of its own: 640 queries.**" in report({**STUDY, "methods": methods})

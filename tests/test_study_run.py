@@ -1,0 +1,658 @@
+"""Running a study: what is chosen and how, going on after every kind of stop, failures, several runs at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from rich.console import Console
+
+from zofo.errors import DataError, RunError, ZofoError
+from zofo.studies import plan_study, read_study, report_study, run_study, workers
+from zofo.studies.problems import PROBLEMS, LeastSquares
+from zofo.studies.store import Store
+from zofo.training import RunFolder, evaluate_run, read_config, train
+
+SGD = {"name": "first-order", "parameters": "all", "optimizer": "sgd", "batch_size": 8}
+MEZO = {"name": "mezo", "noise": "gaussian", "batch_size": 8}
+TOY = {
+    "base": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
+    "budget": {"queries": 160},
+    "seeds": [0, 1],
+    "evaluations": 2,
+    "methods": {
+        "mezo": {"method": MEZO, "trials": [{"method.rule.lr": 1e-3}, {"method.rule.lr": 1e-2}]},
+        "sgd": {"method": SGD, "trials": [{"method.lr": 1e-1}, {"method.lr": 1e-2}]},
+    },
+    "search": {"budget": {"queries": 80}},
+    "zero_shot": True,
+    "reference": "sgd",
+}
+RUNS = 10  # 4 trials, 4 final runs, 2 of the untrained model
+TIMES = ["seconds", "evaluation_seconds"]  # the only columns that differ between two makings of the same run
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Write and read a study; every call writes the same file."""
+
+    def make(content=TOY, name="toy"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return read_study(path)
+
+    return make
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The runs that are made, by the names of their folders."""
+    found, perform = [], workers.perform
+
+    def watched(tree, folder, remote_code):
+        perform(tree, folder, remote_code)
+        found.append(os.path.basename(folder))
+
+    monkeypatch.setattr(workers, "perform", watched)
+    return found
+
+
+@pytest.fixture
+def problem(monkeypatch):
+    """Enter a problem for one test."""
+
+    def enter(name, kind):
+        monkeypatch.setitem(PROBLEMS._parts, name, kind)
+
+    return enter
+
+
+def results(folder):
+    return pd.read_csv(folder / "results.csv").drop(columns=TIMES)
+
+
+# what is found
+
+
+def test_a_study_leaves_tidy_tables_curves_and_a_report(study, tmp_path):
+    result = run_study(study(), tmp_path / "out")
+    assert (result.done, result.failed, result.missing) == (RUNS, 0, 0)
+    frame = pd.read_csv(result.folder / "results.csv")
+    pd.testing.assert_frame_equal(frame, pd.read_parquet(result.folder / "results.parquet").replace("", None), **LOOSE)
+    assert list(frame.columns[:5]) == ["method", "model", "task", "seed", "trial"]
+    assert frame.groupby(["method", "trial"]).size().to_dict() == {
+        ("mezo", True): 2,
+        ("mezo", False): 2,
+        ("sgd", True): 2,
+        ("sgd", False): 2,
+        ("zero-shot", False): 2,
+    }
+    final = frame[~frame.trial].set_index(["method", "seed"])
+    assert final.queries.to_dict() == {
+        (m, s): q for m, q in (("zero-shot", 0), ("mezo", 160), ("sgd", 160)) for s in (0, 1)
+    }
+    assert final.steps.loc["mezo"].tolist() == [10, 10]
+    assert final.backwards.loc["sgd"].tolist() == [20, 20]
+    assert final.score.equals(final.test_loss)
+    assert all((result.folder / "runs" / run).is_dir() for run in frame.run)
+    curves = pd.read_csv(result.folder / "curves.csv")
+    one = curves[(curves.method == "mezo") & ~curves.trial & (curves.seed == 1) & (curves.split == "validation")]
+    assert one[["steps", "queries"]].to_numpy().tolist() == [[0, 0], [5, 80], [10, 160]]
+    assert (
+        one.loss.iloc[-1] == frame[~frame.trial & (frame.method == "mezo") & (frame.seed == 1)].validation_loss.item()
+    )
+
+
+LOOSE = {"check_dtype": False}
+
+
+def test_a_final_run_is_the_method_itself(study, tmp_path):
+    """The numbers of a run are those of the same steps made by hand."""
+    run_study(study(), tmp_path / "out")
+    problem = LeastSquares(40, 4)
+    from zofo.methods import METHODS
+
+    method = METHODS["mezo"](METHODS["mezo"].Config.model_validate({**MEZO, "rule": {"lr": 1e-2}}), problem.setting(1))
+    for number in range(10):
+        method.step(number)
+    with method.using("model"):
+        wanted = problem.evaluate(method.model, "test")["loss"]
+    frame = results(tmp_path / "out")
+    row = frame[(frame.method == "mezo") & ~frame.trial & (frame.seed == 1)]
+    assert row.setting.item() == "method.rule.lr=0.01"
+    assert row.score.item() == wanted
+
+
+class Trap(LeastSquares):
+    """The test split likes best what validation likes least."""
+
+    def evaluate(self, model, split):
+        found = super().evaluate(model, split)
+        return {"loss": 1 / found["loss"]} if split == "test" else found
+
+
+def test_settings_are_chosen_on_validation_and_never_on_test(study, tmp_path, problem):
+    problem("trap", Trap)
+    asked = []
+    evaluate = Trap.evaluate
+    Trap.evaluate = lambda self, model, split: (asked.append(split), evaluate(self, model, split))[1]
+    try:
+        run_study(
+            study({**TOY, "base": {"problem": {"name": "trap", "examples": 40, "dimensions": 4}}}), tmp_path / "out"
+        )
+    finally:
+        Trap.evaluate = evaluate
+    frame = results(tmp_path / "out")
+    trials = frame[frame.trial]
+    best = trials.loc[trials.groupby("method").validation_loss.idxmin()]
+    assert best.chosen.all()
+    assert trials.chosen.sum() == 2
+    assert trials.test_score.isna().all()
+    chosen = best.set_index("method").setting
+    assert (frame[~frame.trial & (frame.method != "zero-shot")].setting.unique() == chosen.loc[["mezo", "sgd"]]).all()
+    assert asked.count("test") == 6  # once for each final run
+
+
+class Accurate(LeastSquares):
+    """Its score goes up with its loss."""
+
+    metric = "accuracy"
+    higher_is_better = True
+    majority = 0.25
+
+    def evaluate(self, model, split):
+        loss = super().evaluate(model, split)["loss"]
+        return {"loss": loss, "accuracy": min(1.0, loss / 100)}
+
+
+@pytest.mark.parametrize(("by", "best"), [("loss", "min"), ("score", "max")])
+def test_the_search_is_by_loss_or_by_score(study, tmp_path, problem, by, best):
+    problem("accurate", Accurate)
+    base = {"problem": {"name": "accurate", "examples": 40, "dimensions": 4}}
+    run_study(study({**TOY, "base": base, "search": {**TOY["search"], "by": by}}), tmp_path / "out")
+    frame = results(tmp_path / "out")
+    trials = frame[frame.trial]
+    for _, own in trials.groupby("method"):
+        chosen = own[own.chosen]
+        assert chosen.validation_loss.item() == getattr(own.validation_loss, best)()
+    assert (frame[~frame.trial].majority == 0.25).all()
+
+
+def test_of_several_seeds_the_mean_decides(study, tmp_path):
+    run_study(study({**TOY, "search": {"budget": {"queries": 80}, "seeds": [3, 4, 5]}}), tmp_path / "out")
+    frame = results(tmp_path / "out")
+    means = frame[frame.trial].groupby(["method", "setting"]).validation_loss.mean()
+    for method in ("mezo", "sgd"):
+        chosen = frame[frame.trial & frame.chosen & (frame.method == method)].setting.unique()
+        assert chosen == [means.loc[method].idxmin()]
+
+
+# going on
+
+
+def test_a_second_time_nothing_is_made_and_the_results_are_the_same(study, tmp_path, made):
+    run_study(study(), tmp_path / "out")
+    before, report = results(tmp_path / "out"), (tmp_path / "out" / "report.md").read_bytes()
+    made.clear()
+    run_study(study(), tmp_path / "out")
+    assert made == []
+    pd.testing.assert_frame_equal(results(tmp_path / "out"), before)
+    assert (tmp_path / "out" / "report.md").read_bytes() == report
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(TOY, sort_keys=False), encoding="utf-8")
+    run_study(read_study(path), folder / "out")
+    return results(folder / "out")
+
+
+@pytest.mark.parametrize("boundary", range(RUNS))
+def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made, monkeypatch, uninterrupted, boundary):
+    perform, shown = workers.perform, Console(record=True, quiet=False, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+    def stopped(*given):
+        if len(made) == boundary:
+            raise KeyboardInterrupt
+        perform(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "perform", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study(), tmp_path / "out", shown)
+    assert f"{boundary} of {RUNS} runs are done and kept" in shown.export_text().replace("\n", " ")
+    shown.file.close()
+    result = run_study(study(), tmp_path / "out")
+    assert (result.done, result.missing) == (RUNS, 0)
+    assert len(made) == len(set(made)) == RUNS  # each was made once
+    pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
+
+
+@pytest.mark.parametrize("looks", [1, 4, 25, 40])
+def test_a_study_that_is_stopped_inside_a_run_makes_that_run_again(
+    study, tmp_path, made, monkeypatch, uninterrupted, looks
+):
+    evaluate, left = LeastSquares.evaluate, [looks]
+
+    def stopped(self, model, split):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return evaluate(self, model, split)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeastSquares, "evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study(), tmp_path / "out")
+    folders = list((tmp_path / "out" / "runs").iterdir())
+    assert len(folders) == len(made) + 1  # one has no outcome
+    assert sum((folder / "outcome.json").is_file() for folder in folders) == len(made)
+    run_study(study(), tmp_path / "out")
+    assert len(made) == len(set(made)) == RUNS
+    pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
+
+
+def test_an_outcome_that_was_being_written_is_none(study, tmp_path, made, monkeypatch):
+    run_study(study(), tmp_path / "out")
+    first = tmp_path / "out" / "runs" / made[0]
+    (first / "outcome.json").rename(first / "outcome.json.part")
+    made.clear()
+    run_study(study(), tmp_path / "out")
+    assert made == [first.name]
+
+
+def test_an_edited_file_makes_again_what_changed_and_only_that(study, tmp_path, made):
+    run_study(study(), tmp_path / "out")
+    made.clear()
+    shown = Console(record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    trials = [{"method.rule.lr": 1e-3}, {"method.rule.lr": 2e-3}]
+    run_study(
+        study({**TOY, "methods": {**TOY["methods"], "mezo": {"method": MEZO, "trials": trials}}}),
+        tmp_path / "out",
+        shown,
+    )
+    assert "the study has changed" in shown.export_text()
+    shown.file.close()
+    assert {name.split("-seed")[0] for name in made} == {"mezo-least-squares-trial2", "mezo-least-squares"}
+    assert len(made) == 3
+    made.clear()
+    run_study(study({**TOY, "seeds": [0, 1, 2]}), tmp_path / "out")
+    assert len(made) == 3  # the third seed of two methods and the untrained model; the first setting is chosen again
+    made.clear()
+    names = {"another name": TOY["methods"]["mezo"], "sgd": TOY["methods"]["sgd"]}
+    run_study(study({**TOY, "methods": names}), tmp_path / "out")
+    assert made == []
+    assert set(results(tmp_path / "out").method) == {"another name", "sgd", "zero-shot"}
+
+
+def test_a_report_can_be_had_before_the_end(study, tmp_path, monkeypatch, made):
+    perform = workers.perform
+
+    def stopped(*given):
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        perform(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "perform", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study(), tmp_path / "out")
+    result = report_study(study(), tmp_path / "out")
+    assert (result.done, result.missing) == (7, RUNS - 7)
+    assert "Not all runs are done" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    with pytest.raises(RunError, match="holds no study"):
+        report_study(study(), tmp_path / "nothing")
+
+
+# failures
+
+
+def test_a_trial_that_diverges_loses_and_the_study_goes_on(study, tmp_path, made):
+    trials = [{"method.rule.lr": 1e30}, {"method.rule.lr": 1e-3}]
+    content = {**TOY, "methods": {**TOY["methods"], "mezo": {"method": MEZO, "trials": trials}}}
+    result = run_study(study(content), tmp_path / "out")
+    assert (result.done, result.failed) == (RUNS, 1)
+    frame = results(tmp_path / "out")
+    failed = frame[frame.failed.notna()]
+    assert (failed.method.item(), failed.trial.item(), failed.chosen.item()) == ("mezo", True, False)
+    assert "non-finite" in failed.failed.item()
+    assert not frame.score[frame.trial].notna().any()
+    assert (frame[~frame.trial & (frame.method == "mezo")].setting == "method.rule.lr=0.001").all()
+    made.clear()
+    run_study(study(content), tmp_path / "out")
+    assert made == []  # it would diverge again
+
+
+def test_a_final_run_that_diverges_is_marked_and_left_out_of_the_mean(study, tmp_path):
+    methods = {"bad": {"method": {**MEZO, "rule": {"lr": 1e30}}}, "sgd": {"method": {**SGD, "lr": 0.1}}}
+    result = run_study(study({**TOY, "methods": methods, "search": None}), tmp_path / "out")
+    assert result.failed == 2
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| bad ") and "†" in line)
+    assert "failed †" in row
+    assert "## What failed" in text
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    assert (curves.method == "bad").sum() > 0  # what it was before
+
+
+def test_a_method_of_which_every_trial_failed_has_no_final_run(study, tmp_path):
+    trials = [{"method.rule.lr": 1e30}, {"method.rule.lr": 1e32}]
+    content = {**TOY, "methods": {**TOY["methods"], "mezo": {"method": MEZO, "trials": trials}}}
+    result = run_study(study(content), tmp_path / "out")
+    assert (result.done, result.failed, result.missing) == (RUNS - 2, 2, 0)
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "every trial failed: no final run" in text
+    assert "failed †" in text
+
+
+class Moody(LeastSquares):
+    broken = True
+
+    def evaluate(self, model, split):
+        if Moody.broken and split == "test":
+            raise DataError("the disk is full")
+        return super().evaluate(model, split)
+
+
+def test_a_failure_that_may_have_been_mended_is_tried_again(study, tmp_path, problem, made):
+    problem("moody", Moody)
+    content = {**TOY, "base": {"problem": {"name": "moody", "examples": 40, "dimensions": 4}}}
+    assert run_study(study(content), tmp_path / "out").failed == 6
+    Moody.broken = False
+    try:
+        made.clear()
+        assert run_study(study(content), tmp_path / "out").failed == 0
+        assert len(made) == 6
+    finally:
+        Moody.broken = True
+
+
+def test_a_study_of_which_every_run_failed_says_why(study, tmp_path, problem):
+    problem("moody", Moody)
+    methods = {"sgd": {"method": SGD}}
+    base = {"problem": {"name": "moody", "examples": 40, "dimensions": 4}}
+    with pytest.raises(RunError, match="all 2 runs failed, the first with: the disk is full"):
+        run_study(
+            study({**TOY, "base": base, "methods": methods, "search": None, "zero_shot": False}), tmp_path / "out"
+        )
+
+
+def test_a_budget_that_does_not_pay_for_a_step_is_refused_before_anything_runs(study, tmp_path, made):
+    with pytest.raises(ZofoError, match="training.queries is 10, but one step of 'mezo' takes 16"):
+        run_study(study({**TOY, "search": {"budget": {"queries": 10}}}), tmp_path / "out")
+    assert made == []
+    assert not (tmp_path / "out").exists()
+
+
+# the folder
+
+
+def test_a_folder_of_another_study_or_of_something_else_is_refused(study, tmp_path):
+    run_study(study(), tmp_path / "out")
+    with pytest.raises(RunError, match="holds the study 'toy', not 'other'"):
+        run_study(study(name="other"), tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(RunError, match="exists and holds no study"):
+        run_study(study(), tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    with pytest.raises(RunError, match="cannot use"):
+        run_study(study(), tmp_path / "toy.yaml")
+
+
+def test_two_processes_in_one_folder_are_one_too_many(study, tmp_path):
+    store = Store(tmp_path / "out")
+    with store.locked(), pytest.raises(RunError, match=f"process {os.getpid()} is running a study"):
+        run_study(study(), tmp_path / "out")
+    run_study(study(), tmp_path / "out")
+    assert not (tmp_path / "out" / "study.lock").exists()
+
+
+@pytest.mark.parametrize(("started", "refused"), [(0.0, False), (None, True)])
+def test_a_lock_is_stale_if_its_process_is_gone_or_its_number_is_anothers(study, tmp_path, started, refused):
+    own = psutil.Process()
+    import socket
+
+    content = {
+        "pid": own.pid,
+        "started": own.create_time() if started is None else started,
+        "host": socket.gethostname(),
+    }
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "study.lock").write_text(json.dumps(content), encoding="utf-8")
+    if refused:
+        with pytest.raises(RunError, match="is running a study"):
+            run_study(study(), tmp_path / "out")
+    else:
+        run_study(study(), tmp_path / "out")
+
+
+def test_a_damaged_outcome_is_named(study, tmp_path, made):
+    run_study(study(), tmp_path / "out")
+    (tmp_path / "out" / "runs" / made[0] / "outcome.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RunError, match="outcome.json' is damaged") as refused:
+        run_study(study(), tmp_path / "out")
+    assert "remove the folder" in refused.value.hint
+
+
+# plans
+
+
+def test_a_plan_counts_runs_and_queries_and_writes_nothing(study, tmp_path, made):
+    plan = plan_study(study(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert (plan.runs, plan.done) == (RUNS, 0)
+    assert plan.queries == 4 * 80 + 4 * 160
+    assert {(row.method, row.trials, row.finals) for row in plan.rows} == {
+        ("mezo", 2, 2),
+        ("sgd", 2, 2),
+        ("zero-shot", 0, 2),
+    }
+    assert all(row.timed and row.seconds > 0 for row in plan.rows)
+    run_study(study(), tmp_path / "out")
+    plan = plan_study(study(), tmp_path / "out")
+    assert (plan.runs, plan.done, plan.seconds) == (RUNS, RUNS, 0)
+
+
+def test_a_plan_that_has_no_time_for_a_place_takes_that_of_another(study, tmp_path, monkeypatch):
+    axes = {"batch": {"8": {}, "16": {"method.batch_size": 16}}}
+    plan = plan_study(study({**TOY, "axes": axes}), tmp_path / "out", limit=0)
+    assert all(row.seconds is None for row in plan.rows)
+    assert "not known" in plan.lines()[-1]
+    clock = iter([0.0, *[1.0] * 2, *[99.0] * 99])
+    monkeypatch.setattr("zofo.studies.plan.time.perf_counter", lambda: next(clock))
+    from zofo.studies.execution import Cost
+    from zofo.studies.problem_runs import ProblemRuns
+
+    monkeypatch.setattr(ProblemRuns, "costs", lambda self, configs, remote_code: [Cost(160, 2.0), Cost(80, 1.0)])
+    plan = plan_study(study({**TOY, "axes": axes}), tmp_path / "out", limit=50)
+    timed = {(row.method, row.cell): (row.timed, row.seconds) for row in plan.rows}
+    assert timed["mezo", "least-squares 8"][0]
+    assert not timed["mezo", "least-squares 16"][0]
+    assert timed["mezo", "least-squares 16"][1] == timed["mezo", "least-squares 8"][1]
+
+
+def test_a_plan_says_what_cannot_run(study, tmp_path):
+    plan = plan_study(study({**TOY, "budget": {"queries": 10}}), tmp_path / "out")
+    assert any("one step of 'mezo' takes 16" in line for line in plan.lines())
+
+
+# tasks
+
+
+def task_study(model_folder, data_dir, **changes):
+    content = {
+        "base": {
+            "model": str(model_folder),
+            "task": {"name": "sst2", "data_dir": str(data_dir)},
+            "method": {"batch_size": 4},
+        },
+        "budget": {"queries": 32},
+        "seeds": [0, 1],
+        "evaluations": 2,
+        "methods": {
+            "mezo": {"method": {"name": "mezo"}, "trials": [{"method.rule.lr": 1e-3}, {"method.rule.lr": 1e-4}]},
+            "lora": {"method": {"name": "first-order"}, "trials": [{"method.lr": 1e-2}, {"method.lr": 1e-3}]},
+        },
+        "search": {"budget": {"queries": 16}},
+        "zero_shot": True,
+        "reference": "mezo",
+    }
+    return {**content, **changes}
+
+
+def test_a_study_of_a_task_is_made_of_run_folders(study, tmp_path, model_folder, data_dir):
+    result = run_study(study(task_study(model_folder, data_dir)), tmp_path / "out")
+    assert (result.done, result.failed) == (RUNS, 0)
+    frame = results(tmp_path / "out")
+    assert set(frame.metric) == {"accuracy"}
+    assert set(frame.model) == {"tiny-llama"}
+    assert set(frame.task) == {"sst2"}
+    for row in frame.itertuples():
+        run = RunFolder.open(tmp_path / "out" / "runs" / row.run)
+        assert run.config.method.name == {"mezo": "mezo", "lora": "first-order"}.get(row.method, row.method)
+        assert run.config.task.split_seed == row.seed
+        scored = evaluate_run(run.path, split="validation" if row.trial else "test")
+        assert scored.score == (row.validation_score if row.trial else row.score)
+        assert ("test" in run.summary) == (not row.trial)
+    final = frame[~frame.trial].set_index("method")
+    assert final.queries.to_dict() == {"zero-shot": 0, "mezo": 32, "lora": 32}
+    assert final.majority.notna().all()
+    curves = pd.read_csv(tmp_path / "out" / "curves.csv")
+    one = curves[(curves.method == "mezo") & ~curves.trial & (curves.seed == 1)]
+    assert one[["steps", "queries"]].to_numpy().tolist() == [[2, 16], [4, 32]]
+
+
+def test_a_plan_of_a_task_times_it(study, tmp_path, model_folder, data_dir):
+    plan = plan_study(study(task_study(model_folder, data_dir)), tmp_path / "out")
+    assert (plan.runs, plan.queries) == (RUNS, 4 * 16 + 4 * 32)
+    assert all(row.timed and row.seconds > 0 and row.fault is None for row in plan.rows)
+
+
+def test_a_run_scores_the_test_split_once_if_it_is_asked_to(tmp_path, model_folder, data_dir):
+    config = {"model": str(model_folder), "task": {"name": "sst2", "data_dir": str(data_dir)}}
+    config["method"] = {"name": "bilevel", "batch_size": 4, "inner_steps": 1}
+    training = {"steps": 5, "evaluations": 2}
+    run = train(read_config(**config, training={**training, "test": True}, run=str(tmp_path / "one")))
+    assert set(run.summary["test"]) == set(run.summary["variants"]) == {"adapter", "lower_adapter"}
+    for variant, scores in run.summary["test"].items():
+        assert evaluate_run(run.path, split="test", variant=variant).as_dict() == pytest.approx(scores, abs=1e-6)
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    assert [line["steps"] for line in lines if line["event"] == "evaluation"] == [3, 3, 5, 5]
+    other = train(read_config(**config, training=training, run=str(tmp_path / "two")))
+    assert "test" not in other.summary
+    more = run.summary["evaluation"]["queries"] - other.summary["evaluation"]["queries"]
+    assert more == 2 * 12  # both variants on the 12 rows of test, counted as evaluation
+    assert run.summary["queries"] == other.summary["queries"]
+    shutil.rmtree(other.path)
+    (data_dir / "test.jsonl").unlink()  # it is not even read
+    validation = data_dir / "validation.jsonl"
+    assert train(read_config(**config, training=training, run=str(tmp_path / "two"))).summary["loss"] > 0
+    assert validation.is_file()
+
+
+# the command line, and processes
+
+
+def test_the_command_runs_plans_and_reports(run_zofo, study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study()
+    code, out, _ = run_zofo("study", "toy.yaml", "--plan")
+    assert code == 0
+    assert f"{RUNS} runs, 0 of them done; 960 queries in all" in out
+    assert not (tmp_path / "runs").exists()
+    code, out, err = run_zofo("study", "toy.yaml", "--set", "seeds=[4]")
+    assert code == 0
+    assert "7 runs are done" in out
+    assert "[7/7] sgd least-squares seed 4: loss " in err
+    assert (tmp_path / "runs" / "toy" / "report.md").is_file()
+    code, out, _ = run_zofo("study", "toy.yaml", "--report")
+    assert code == 0
+    assert "4 runs are done; 6 are not done" in out  # the trials are the same; the file's own seeds have no runs yet
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.yaml"], "there is no study file"),
+        (["digts"], "Did you mean 'digits'"),
+        (["toy.yaml", "--set", "seeds"], "is not key=value"),
+        (["toy.yaml", "--set", "seeds=[0,0]"], "seeds: 0 is given twice"),
+        (["toy.yaml", "--out", "toy.yaml"], "cannot use 'toy.yaml'"),
+        (["toy.yaml", "--set", "budget.queries=3"], "one step of"),
+        (["toy.yaml", "--report"], "holds no study"),
+    ],
+)
+def test_a_mistake_is_one_message_and_code_2(run_zofo, study, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    study()
+    code, out, err = run_zofo("study", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_packaged_studies_are_listed(run_zofo):
+    code, out, _ = run_zofo("list", "studies", "--json")
+    assert code == 0
+    assert {"movie-reviews"} <= set(json.loads(out)["studies"])
+
+
+def children_of(process):
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def start(tmp_path, *arguments):
+    command = [sys.executable, "-m", "zofo", "study", "toy.yaml", "--out", "out", *arguments]
+    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+LONG = {**TOY, "budget": {"queries": 160_000}, "search": {"budget": {"queries": 3200}}}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_several_runs_at_a_time_end_with_the_process_and_the_study_goes_on(study, tmp_path, how):
+    asked = study(LONG)
+    process = start(tmp_path, "--jobs", "2")
+    runs = tmp_path / "out" / "runs"
+    wait_for(lambda: len(list(runs.glob("*/outcome.json"))) >= 4)  # the trials; final runs take longer
+    wait_for(lambda: any(not (one / "outcome.json").exists() for one in runs.iterdir()))
+    children = children_of(process)
+    assert len(children) >= 2
+    process.send_signal(how)
+    _, err = process.communicate(timeout=30)
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "type the same again to go on" in err
+        assert "Traceback" not in err
+    kept = {path.parent.name for path in runs.glob("*/outcome.json")}
+    short = study({**LONG, "budget": {"queries": 160}})
+    result = run_study(short, tmp_path / "out")  # takes over the lock of a process that was killed
+    assert (result.done, result.failed) == (RUNS, 0)
+    assert kept <= {path.parent.name for path in runs.glob("*/outcome.json")}
+    assert asked.name == short.name
+
+
+def test_runs_at_a_time_give_the_same_results(study, tmp_path, uninterrupted):
+    run_study(study(), tmp_path / "out", jobs=2)
+    pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)

@@ -1,0 +1,606 @@
+"""MeZO-SVRG against its algorithm in explicit vectors, and against the mean and the variance that theory gives."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import random
+import statistics
+import struct
+import zlib
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from least_squares import (
+    BATCH,
+    IN_FORWARD,
+    IN_PLACE,
+    LR,
+    LR_FULL,
+    SEED,
+    LeastSquares,
+    N,
+    build,
+    setting_of,
+    theta_of,
+    written_out,
+)
+from zofo.backbone import Backbone, Update
+from zofo.config import validated
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError, RunError
+from zofo.methods import METHODS, SVRG, ZOSVRG, SVRGConfig, ZOSVRGConfig
+from zofo.methods.svrg import Annealing
+from zofo.noise import STREAM_VERSION
+from zofo.training import Trajectory, TrajectoryWriter, read_config, train
+from zofo.training.replay import replay
+from zofo.training.use import evaluate_run, evaluate_zero_shot
+
+EPSILON = 1e-3
+EACH = 1 << 16  # keys of one direction of a step
+STILL = 2.0**-50  # a learning rate at which theta stands still
+PAIRS = ("same", "independent", "full-batch", "as-released", "none")
+
+
+# Algorithm 1 in explicit vectors
+
+
+class Reference:
+    """Algorithm 1 with a copy of the anchor and every z a vector: the mean over examples of slope_i z_i."""
+
+    def __init__(self, model, method, config, lr=LR, lr_full=LR_FULL):
+        self.model, self.backbone, self.config = model, method.backbone, config
+        self.theta, self.q = model.theta(), config.anchor_interval
+        self.lr, self.lr_full = lr, lr_full
+        self.batches = iter(setting_of(model).batches(BATCH, "train")[i] for i in range(1000))
+        rule = {"sgd": self.sgd, "momentum": self.momentum, "dense-momentum": self.momentum}
+        self.rule = {**rule, "sign": self.sign, "dense-adam": self.adam}[config.rule.name]
+        self.m = torch.zeros_like(self.theta)
+        self.adam_of = torch.optim.Adam([nn.Parameter(self.theta)], lr=lr)
+
+    def sgd(self, v, lr):
+        self.theta = self.theta - lr * (v + self.config.rule.options.get("weight_decay", 0) * self.theta)
+
+    def momentum(self, v, lr):
+        self.m = 0.9 * self.m + v
+        self.theta = self.theta - lr * self.m
+
+    def sign(self, v, lr):
+        self.theta = self.theta - lr * v.sign()
+
+    def adam(self, v, lr):
+        group = self.adam_of.param_groups[0]
+        group["lr"], group["params"][0].grad = lr, v.clone()
+        self.adam_of.step()
+        self.theta = group["params"][0].detach().clone()
+
+    def keys(self, step, examples, sharing, after=0):
+        """For each direction, the key of each example."""
+        of = self.config.num_directions
+        numbers = range(after * of, (after + 1) * of)
+        if sharing == "shared":
+            return [[Key(SEED, step, n)] * examples for n in numbers]
+        group = 1 if sharing == "per-example" else int(sharing[len("per-group(") : -1])
+        return [[Key(SEED, step, n * EACH + e // group) for e in range(examples)] for n in numbers]
+
+    def estimate(self, theta, ids, keys):
+        total = torch.zeros_like(theta)
+        for each in keys:
+            z = torch.stack([written_out(self.backbone, Displacement({key: 1.0})) for key in each])
+            ahead = self.model.losses_at(theta + EPSILON * z, ids)
+            one_sided = self.config.estimator.name == "one-sided"
+            back = self.model.losses_at((theta if one_sided else theta - EPSILON * z).expand_as(z), ids)
+            total += ((ahead - back).unsqueeze(1) * z).mean(0) / (EPSILON if one_sided else 2 * EPSILON)
+        return total / len(keys)
+
+    def step(self, t):
+        config, pair = self.config, self.config.pair
+        if t % self.q == 0:
+            self.anchor, self.set_at = self.theta.clone(), t
+            sharing = config.anchor_directions or config.directions
+            self.g = self.estimate(self.theta, torch.arange(N), self.keys(t, N, sharing))
+            return self.rule(self.g, self.lr_full)
+        if pair == "none":
+            return self.rule(self.g, self.lr)
+        ids = next(self.batches)
+        here = self.keys(self.set_at if pair == "full-batch" else t, BATCH, config.directions)
+        there = self.keys(t, BATCH, config.directions, after=1) if pair in ("independent", "as-released") else here
+        if pair == "as-released":
+            self.rule(self.estimate(self.theta, ids, here), self.lr)
+            self.rule(-self.estimate(self.theta, ids, there), self.lr)
+            return self.rule(self.g, self.lr)
+        difference = self.estimate(self.theta, ids, here) - self.estimate(self.anchor, ids, there)
+        return self.rule(difference + self.g, self.lr)
+
+
+COPIED = {"anchor": "copy"}
+WRITTEN_OUT = {
+    **{pair: {"pair": pair} for pair in PAIRS},
+    **{f"{pair} in the forward": {"pair": pair, **IN_FORWARD} for pair in PAIRS},
+    **{f"{pair}, copy": {"pair": pair, **COPIED} for pair in ("same", "independent", "full-batch")},
+    "offload": {"anchor": "offload"},
+    "copy in the forward": {**COPIED, **IN_FORWARD},
+    "low rank in place": {"noise": "low-rank", "evaluator": "in-place"},
+    "q = 1": {"anchor_interval": 1},
+    "q = 2": {"anchor_interval": 2, **IN_FORWARD},
+    "q = 10": {"anchor_interval": 10, **IN_FORWARD},
+    "two directions": {"num_directions": 2},
+    "two directions, independent": {"num_directions": 2, "pair": "independent", **IN_FORWARD},
+    "two directions, as released": {"num_directions": 2, "pair": "as-released"},
+    "one-sided": {"estimator": "one-sided", "num_directions": 2},
+    "one-sided in the forward": {"estimator": "one-sided", **IN_FORWARD},
+    "per-example": {"directions": "per-example", **IN_FORWARD},
+    "per-example, copy": {"directions": "per-example", **COPIED, **IN_FORWARD},
+    "per-example, independent": {"directions": "per-example", "pair": "independent", "num_directions": 2, **IN_FORWARD},
+    "per-example, as released": {"directions": "per-example", "pair": "as-released", **IN_FORWARD},
+    "per-group": {"directions": "per-group(3)", **IN_FORWARD},
+    "per-example for g alone": {"directions": "shared", "anchor_directions": "per-example", **IN_FORWARD},
+    "per-group for g, per-example between": {"anchor_directions": "per-group(5)", "directions": "per-example"}
+    | IN_FORWARD,
+    "momentum": {"rule": {"name": "momentum", "lr": LR, "tolerance": 0.0}},
+    "momentum in the forward": {"rule": {"name": "momentum", "lr": LR, "tolerance": 0.0}, **IN_FORWARD},
+    "momentum, copy": {"rule": {"name": "momentum", "lr": LR, "tolerance": 0.0}, **COPIED},
+    "weight decay, copy": {"rule": {"lr": LR, "weight_decay": 0.5}, **COPIED},
+    "weight decay, copy in the forward": {"rule": {"lr": LR, "weight_decay": 0.5}, **COPIED, **IN_FORWARD},
+    "weight decay, no anchor": {"rule": {"lr": LR, "weight_decay": 0.5}, "anchor_interval": 1},
+    "sign, copy": {"rule": {"name": "sign", "lr": LR}, **COPIED},
+    "dense momentum, copy": {"rule": {"name": "dense-momentum", "lr": LR}, **COPIED},
+    "dense Adam, copy": {"rule": {"name": "dense-adam", "lr": LR}, **COPIED},
+    "dense Adam, copy in the forward": {"rule": {"name": "dense-adam", "lr": LR}, **COPIED, **IN_FORWARD},
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN_OUT)
+def test_twenty_steps_are_those_of_the_algorithm_in_explicit_vectors(case):
+    model = LeastSquares()
+    method = build(model, **WRITTEN_OUT[case])
+    reference = Reference(LeastSquares(), method, method._config)
+    start = model.theta()
+    for step in range(20):
+        method.step(step)
+        reference.step(step)
+    moved = (reference.theta - start).norm()
+    assert moved > 0.1
+    in_float64 = method.rule.linear and method._config.noise.name == "gaussian"  # other rules, and products, in float32
+    assert (theta_of(method) - reference.theta).norm() < (1e-9 if in_float64 else 1e-5) * moved
+
+
+def test_twenty_steps_of_float32_are_the_same_up_to_its_rounding():
+    model = LeastSquares(dtype=torch.float32)
+    method = build(model)
+    reference = Reference(LeastSquares(dtype=torch.float32), method, method._config)
+    for step in range(20):
+        method.step(step)
+        reference.step(step)
+    assert (theta_of(method) - reference.theta).norm() < 1e-2 * (reference.theta - LeastSquares().theta()).norm()
+
+
+def test_the_log_holds_losses_and_slopes_of_both_places():
+    model = LeastSquares()
+    method = build(model, **COPIED)
+    anchor, batches = model.theta(), setting_of(model).batches(BATCH, "train")
+    for step in range(5):
+        theta = theta_of(method)
+        log = method.step(step)
+        z = written_out(method.backbone, Displacement({Key(SEED, step): 1.0}))
+        ids = batches[step - 1] if step else torch.arange(N)
+        slopes = {"": theta, "_anchor": anchor} if step else {"_full": theta}
+        for of, place in slopes.items():
+            slope = (model.gradients(place, ids).mean(0) @ z).item()
+            assert log.coefficients[f"projected_gradient{of}_0"] == pytest.approx(slope, rel=1e-8)
+        assert log.coefficients["lr"] == (LR if step else LR_FULL)
+        assert set(log.coefficients) == {"lr", *(f"projected_gradient{of}_0" for of in slopes)}
+        mean = model.losses_at(theta.expand(len(ids), -1), ids).mean().item()
+        assert log.loss == pytest.approx(mean, rel=1e-4)  # of the points around theta: off by epsilon**2 z.H z / 2
+
+
+def test_zo_svrg_is_svrg_with_a_direction_for_each_example():
+    options = {"rule": {"lr": LR}, "lr_full": None, **IN_FORWARD}
+    one = build(LeastSquares(), kind=ZOSVRG, **options)
+    other = build(LeastSquares(), directions="per-example", **options)
+    for step in range(12):
+        assert one.step(step) == other.step(step)
+    assert torch.equal(theta_of(one), theta_of(other))
+    assert ZOSVRGConfig().directions == "per-example"
+    assert ZOSVRGConfig().rule == SVRGConfig(directions="per-example").rule
+
+
+# mean and variance
+
+
+def samples_of(method, steps, first=1):
+    """v of steps at which theta stands still, theta <- theta - lr v: a row for each."""
+    updates = [method.step(step).update.displacement for step in range(first, first + steps)]
+    return torch.stack([written_out(method.backbone, update / -STILL) for update in updates])
+
+
+def held_still(model, lr_full, **options):
+    """A method that is far from its anchor and stays there; with its anchor, its g, and where it stands."""
+    anchor = model.theta()
+    method = build(model, anchor_interval=10**6, rule={"lr": STILL}, lr_full=lr_full, **COPIED, **options)
+    g = written_out(method.backbone, method.step(0).update.displacement / -lr_full)
+    theta = anchor.clone()
+    theta[-method.backbone.size :] = theta_of(method)
+    return method, anchor, g, theta
+
+
+SEVERAL = {"num_directions": 4}
+LAW = {
+    "same": {"pair": "same"},
+    "same in the forward": {"pair": "same", **IN_FORWARD, **SEVERAL},
+    "same, per-example": {"pair": "same", "directions": "per-example", **IN_FORWARD},
+    "independent": {"pair": "independent"},
+    "independent in the forward": {"pair": "independent", **IN_FORWARD, **SEVERAL},
+    "independent, per-example": {"pair": "independent", "directions": "per-example", **IN_FORWARD},
+    "as released": {"pair": "as-released", **IN_FORWARD, **SEVERAL},
+}
+
+
+@pytest.mark.parametrize("case", LAW)
+def test_the_mean_estimate_is_unbiased_within_4_standard_errors(case):
+    """Lemma 5.1: given theta, the anchor and g, the mean of v is grad F(theta) - grad F(anchor) + g, entry by entry.
+
+    The released code has no anchor, and the mean of its v is g. An epoch sees each example once, so epochs are the
+    independent samples.
+    """
+    epochs, model = 80, LeastSquares()
+    method, anchor, g, theta = held_still(model, 0.2, **LAW[case])
+    v = samples_of(method, epochs * (N // BATCH)).view(epochs, N // BATCH, -1).mean(1)
+    difference = model.gradients(theta).mean(0) - model.gradients(anchor).mean(0)
+    right, wrong = (g, difference + g) if case == "as released" else (difference + g, g)
+    assert ((v.mean(0) - right).abs() < 4 * v.std(0) / math.sqrt(epochs)).all()
+    for mean, is_right in ((right, True), (wrong, False)):  # and there are enough samples to tell them apart
+        along = (v - mean) @ difference
+        assert (along.mean().abs() < 4 * along.std() / math.sqrt(epochs)) == is_right
+
+
+def test_a_pair_along_the_direction_of_g_is_biased():
+    """Given its z, the mean over an epoch is (z . (grad F(theta) - grad F(anchor))) z + g, however many there are."""
+    model = LeastSquares()
+    method, anchor, g, theta = held_still(model, 0.2, pair="full-batch")
+    z = written_out(method.backbone, Displacement({Key(SEED, 0): 1.0}))
+    difference = model.gradients(theta).mean(0) - model.gradients(anchor).mean(0)
+    torch.testing.assert_close(samples_of(method, 3).mean(0), (z @ difference) * z + g, rtol=1e-6, atol=1e-6)
+
+
+def variance(gradients, directions, d):
+    """Of the estimate along Gaussian z, all its entries together: u, what one z multiplies, gives (d + 1) |u|**2.
+
+    That is E |(u . z) z - u|**2. With D the mean of the b gradients and s**2 the mean of |gradient_i - D|**2: if the
+    examples share z, u = D; if each has its own, the sum over gradient_i / b is (d + 1) / b (|D|**2 + s**2).
+    """
+    D = gradients.mean(0)
+    s2 = (gradients - D).square().sum(1).mean()
+    return (d + 1) * (D.square().sum() if directions == "shared" else (D.square().sum() + s2) / len(gradients))
+
+
+def squared_distance(v, mean):
+    """The mean of that of v from its expectation, and its standard error."""
+    squares = (v - mean).square().sum(1)
+    return squares.mean(), squares.std() / math.sqrt(len(squares))
+
+
+STEPS = [200, pytest.param(4000, marks=pytest.mark.soak)]
+A_VECTOR = {**IN_FORWARD, "select": ["v"]}  # whose low-rank noise is Gaussian
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize(
+    ("directions", "options"),
+    [("shared", IN_PLACE), ("shared", {**A_VECTOR, **SEVERAL}), ("per-example", A_VECTOR)],
+    ids=["shared in place", "shared", "per-example"],
+)
+@pytest.mark.parametrize("pair", ["same", "independent"])
+def test_the_variance_given_the_minibatch_is_the_formula_within_4_standard_errors(pair, directions, options, steps):
+    """The gradients are Delta_i = grad f_i(theta) - grad f_i(anchor) if both places share z; if not, those at theta and
+    those at the anchor, whose variances add up. The batch is all the data, so that it is the same in every step."""
+    model = LeastSquares(examples=8)
+    method, anchor, g, theta = held_still(model, 0.02, batch_size=8, pair=pair, directions=directions, **options)
+    d, several = method.backbone.size, options.get("num_directions", 1)
+    here, there = (model.gradients(at)[:, -d:] for at in (theta, anchor))
+    found, error = squared_distance(samples_of(method, steps), (here - there).mean(0) + g)
+    formulas = {}
+    for kind in ("shared", "per-example") if options is not IN_PLACE else ("shared",):
+        formulas["same", kind] = variance(here - there, kind, d) / several
+        formulas["independent", kind] = (variance(here, kind, d) + variance(there, kind, d)) / several
+    near = [which for which, formula in formulas.items() if abs(found - formula) < 4 * error]
+    assert near == [(pair, directions)]
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("directions", ["shared", "per-example"])
+def test_mean_and_variance_of_the_anchors_gradient_are_those_of_the_formula(directions, steps):
+    model = LeastSquares()
+    several = 10 if directions == "shared" else 1
+    options = {**A_VECTOR, "num_directions": several, "anchor_directions": directions}
+    method = build(model, anchor_interval=1, lr_full=STILL, **options)
+    d = method.backbone.size
+    gradients = model.gradients(model.theta())[:, -d:]
+    mean = gradients.mean(0)
+    v = samples_of(method, steps, first=0)
+    assert ((v.mean(0) - mean).abs() < 4 * v.std(0) / math.sqrt(steps)).all()
+    found, error = squared_distance(v, mean)
+    formulas = {kind: variance(gradients, kind, d) / several for kind in ("shared", "per-example")}
+    assert [kind for kind, formula in formulas.items() if abs(found - formula) < 4 * error] == [directions]
+
+
+# what it costs
+
+
+@pytest.mark.parametrize("q", [1, 2, 5])
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize(("estimator", "points"), [("two-sided", 2), ("one-sided", 3)])
+@pytest.mark.parametrize("evaluator", [IN_PLACE, IN_FORWARD], ids=["in place", "in the forward"])
+def test_every_query_is_counted_and_a_budget_pays_for_whole_steps(q, pair, estimator, points, evaluator):
+    directions = 1 if estimator == "two-sided" else 2
+    parts = {"estimator": estimator, "num_directions": directions, **evaluator}
+    method = build(LeastSquares(), anchor_interval=q, pair=pair, anchor_batch_size=10, anchor_chunk=3, **parts)
+    visits = 1 if evaluator is IN_FORWARD else points
+    costs = []
+    for step in range(11):
+        before = method.counts.copy()
+        log = method.step(step)
+        queries = points * 10 if step % q == 0 else 0 if pair == "none" else 2 * points * BATCH
+        forwards = visits * (4 if step % q == 0 else 0 if pair == "none" else 2)
+        assert log.counts.as_dict() == {"forwards": forwards, "backwards": 0, "queries": queries}
+        assert method.counts - before == log.counts
+        costs.append(queries)
+    assert method.queries_per_step == costs[0]
+    costs = [costs[step % q] if step % q < len(costs) else costs[1] for step in range(200)]
+    for budget in range(0, 4 * sum(costs[:q]) + 1):
+        made, left = 0, budget
+        while made < len(costs) and costs[made] <= left:
+            left -= costs[made]
+            made += 1
+        assert method.steps_within(budget) == made
+
+
+# annealing
+
+
+@pytest.mark.parametrize(("per_epoch", "above", "by"), [(1, 1.05, 5.0), (3, 1.0, 2.0), (4, 1.1, 5.0)])
+def test_annealing_is_algorithm_4(per_epoch, above, by):
+    draw = random.Random(0)
+    annealing, losses, factor, changes = Annealing(per_epoch, above, by), [], 1.0, 0
+    for count in range(1, 200):
+        losses.append(draw.uniform(0.5, 1.5))
+        annealing.saw(losses[-1])
+        if count % per_epoch == 0 and count >= 2 * per_epoch:
+            m1, m2 = statistics.fmean(losses[-per_epoch:]), statistics.fmean(losses[-2 * per_epoch : -per_epoch])
+            if m1 / m2 > above:
+                factor, changes = factor / by, changes + 1
+        assert annealing.factor == pytest.approx(factor, rel=1e-12)
+    assert 2 < changes < 150
+
+
+def test_when_losses_rise_both_learning_rates_fall_and_only_then():
+    scale = [1.0]
+    method = build(LeastSquares(), lambda: scale[0], anchor_interval=2, anneal=True, rule={"lr": 1e-6}, lr_full=1e-5)
+    rates = []
+    for step in range(40):
+        epoch = (step - step // 2 - 1) // 3 if step % 2 else None  # 3 minibatches each, every second step
+        scale[0] = {1: 2.0, 2: 2.0, 3: 2.08, 4: 1.0, 5: 1.2}.get(epoch, scale[0]) if step % 2 else scale[0]
+        log = method.step(step)
+        rates.append(log.coefficients["lr"])
+        if step % 2 == 0:
+            slope = log.coefficients["projected_gradient_full_0"]
+            assert log.update.displacement[Key(SEED, step)] == pytest.approx(-rates[-1] * slope, rel=1e-9)
+    # 1 -> 2 is a rise, 2 -> 2.08 is within 5 %, 2.08 -> 1 a fall, 1 -> 1.2 a rise; an epoch ends with steps 5, 11, ...
+    factors = [1.0] * 12 + [1 / 5] * 24 + [1 / 25] * 4
+    expected = [factor * (1e-6 if step % 2 else 1e-5) for step, factor in enumerate(factors)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_annealing_needs_two_epochs_of_minibatch_steps():
+    method = build(LeastSquares(), anchor_interval=2, anneal=True)  # 3 minibatches an epoch
+    method.check_steps(12)
+    with pytest.raises(ConfigError, match="method.anneal compares .* 11 steps make 5 minibatch steps") as refused:
+        method.check_steps(11)
+    assert "method.anneal=false" in refused.value.hint
+    build(LeastSquares(), anchor_interval=2).check_steps(1)
+    with pytest.raises(ConfigError, match="make 0 minibatch steps"):
+        build(LeastSquares(), anchor_interval=1, anneal=True).check_steps(1000)
+
+
+# runs and their trajectories
+
+
+@pytest.fixture
+def configured(model_folder, data_dir, tmp_path):
+    def configure(steps=7, **options):
+        return read_config(
+            model=str(model_folder),
+            task={"data_dir": str(data_dir)},
+            method={"name": "svrg", "batch_size": BATCH, "anchor_batch_size": 10, "rule": {"lr": 1e-3}, **options},
+            training={"steps": steps},
+            run=str(tmp_path / "run"),
+        )
+
+    return configure
+
+
+ADAM = {"name": "dense-adam", "lr": 1e-3}
+RUNS = {
+    "same": {"anchor_interval": 3},
+    "as released": {"pair": "as-released", "anchor_interval": 3},
+    "in place": {"anchor_interval": 3, **IN_PLACE},
+    "none": {"pair": "none", "anchor_interval": 4, "lr_full": 2e-3},
+    "zo-svrg": {"name": "zo-svrg", "anchor_interval": 3},
+    "annealing": {"batch_size": 20, "anneal": True, "anneal_above": 0.1, "steps": 14},  # a fall by 80 % is a rise, too
+    "weight decay, copy": {"rule": {"lr": 1e-3, "weight_decay": 5.0}, "lr_full": 4e-3, "anchor": "copy"},
+    "dense Adam, copy": {"rule": ADAM, "lr_full": 4e-3, "anchor": "copy", "anchor_interval": 3},
+    "dense Adam, copy, annealing": {"rule": ADAM, "lr_full": 4e-3, "anchor": "copy", "batch_size": 20, "anneal": True}
+    | {"anneal_above": 0.1, "steps": 14},
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_run_replays_to_the_weights_of_training(configured, monkeypatch, case):
+    methods, module = [], importlib.import_module("zofo.training.train")
+    loop = module.run_loop
+    monkeypatch.setattr(module, "run_loop", lambda method, *rest: methods.append(method) or loop(method, *rest))
+    config = configured(**RUNS[case])
+    run = train(config)
+    with methods[0].using("model"):
+        weights = {name: tensor.clone() for name, tensor in methods[0].backbone.tensors.items()}
+    trajectory = Trajectory.read(run.trajectory)
+    assert len(trajectory.updates) == config.training.steps
+    assert all((update.lr is not None) == ("Adam" in case) for update in trajectory.updates)
+    if "annealing" in case:  # 3 minibatches of 20 an epoch, every second step: twice 3 end with step 11
+        factors = {
+            update.lr / (4e-3 if i % 2 == 0 else 1e-3) for i, update in enumerate(trajectory.updates) if update.lr
+        }
+        assert factors in ({1.0, 0.2}, set())
+        lines = [line for line in run.metrics.read_text(encoding="utf-8").splitlines() if '"step"' in line]
+        assert '"lr": 0.0002,' in lines[13]
+    loaded = run.load().model
+    moved = dict(zip(weights, Backbone(loaded, methods[0].backbone.noise).tensors.values(), strict=True))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(moved[name], tensor, rtol=1e-5, atol=2e-6)
+    assert evaluate_zero_shot(config).loss != pytest.approx(run.summary["loss"], abs=2e-5)
+    assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], abs=1e-6)
+
+
+def test_the_trajectory_of_the_toy_replays_in_float64_to_the_last_digits(tmp_path):
+    for number, options in enumerate(WRITTEN_OUT.values()):
+        method = build(LeastSquares(), **options)
+        path = tmp_path / str(number)
+        writer = TrajectoryWriter(path, SEED, {"stream": STREAM_VERSION, **method.replay_header()})
+        for step in range(11):
+            writer.append(method.step(step).update)
+        writer.close()
+        again = LeastSquares()
+        replay(again, Trajectory.read(path))
+        torch.testing.assert_close(again.theta(), theta_of(method), rtol=1e-9, atol=1e-9)
+
+
+def test_annealing_too_short_is_refused_before_the_run_folder_is_made(configured):
+    config = configured(anneal=True, steps=20)
+    with pytest.raises(ConfigError, match="20 steps make 10 minibatch steps, and an epoch has 15"):
+        train(config)
+    assert not config.run.exists()
+
+
+def test_a_record_holds_a_learning_rate_beside_a_shrink_and_an_old_one_reads_as_before(tmp_path):
+    terms = Displacement({Key(SEED, 3): 0.1, Key(SEED, 4, 2): -1 / 3})
+    shrinks, rates = (0.0, 1e-7), (None, 0.0, 1e-3)
+    updates = [Update(of, s, lr=lr) for of in (terms, Displacement()) for s in shrinks for lr in rates]
+    path, ends = tmp_path / "trajectory.bin", []
+    writer = TrajectoryWriter(path, SEED, {})
+    for update in updates:
+        ends.append(path.stat().st_size)
+        writer.append(update)
+    writer.close()
+    whole = path.read_bytes()
+    assert list(Trajectory.read(path).updates) == updates
+    sizes = [end - start for start, end in zip(ends, [*ends[1:], len(whole)], strict=True)]
+    assert sizes == [8 + 16 * len(u.displacement) + 8 * bool(u.shrink) + 8 * (u.lr is not None) for u in updates]
+    for start, size in zip(ends, sizes, strict=True):
+        for place in range(start, start + size):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+            try:
+                read = Trajectory.read(path)
+            except RunError as error:
+                assert f"the record at byte {start} is damaged" in error.message  # noqa: PT017
+            else:  # it looks longer than the file
+                assert not read.whole
+                assert list(read.updates) == updates[: ends.index(start)]
+    # what versions without learning rates wrote: the number of terms, with a shrink or without, and no other bit
+    term = struct.pack("<IId", 3, 0, 0.1)
+    for count, payload, shrink in ((1, term, 0.0), (1 | 1 << 31, struct.pack("<d", 1e-7) + term, 1e-7)):
+        checksum = zlib.crc32(struct.pack("<I", count) + payload)
+        path.write_bytes(whole[: ends[0]] + struct.pack("<II", count, checksum) + payload)
+        assert Trajectory.read(path).updates == (Update(Displacement({Key(SEED, 3): 0.1}), shrink),)
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"anchor_interval": 0}, "method.anchor_interval is 0", "method.anchor_interval=2"),
+        ({"anchor_interval": -3}, "method.anchor_interval is -3", "method.anchor_interval=2"),
+        ({"lr_full": -1e-3}, "method.lr_full: .* greater than or equal to 0", None),
+        ({"lr_full": math.nan}, "method.lr_full", None),
+        ({"anneal_by": 1.0}, "method.anneal_by: .* greater than 1", None),
+        ({"anchor_batch_size": 0}, "method.anchor_batch_size: .* greater than or equal to 1", None),
+        ({"anchor_directions": "own"}, "must be shared, per-example or per-group", None),
+        ({"pair": "opposite"}, "method.pair: .*'same', 'independent'", None),
+        ({"loss_spread": True}, "method.loss_spread .* svrg adds three estimates", "method.loss_spread=false"),
+        ({"rule": {"weight_decay": 0.1}}, r"method.anchor=displacement .* weight decay \(0.1\)", "rule.weight_decay=0"),
+        ({"rule": {"weight_decay": 0.1}}, "undoes updates", "method.anchor=copy"),
+        ({"rule": "sign"}, "method.anchor=displacement .* by 'sign' are no displacements", "method.rule=sgd"),
+        ({"rule": "dense-adam"}, "by 'dense-adam' are no displacements", "method.anchor=copy"),
+        (
+            {"rule": "dense-adam", "pair": "as-released", "anchor": "copy"},
+            "method.pair=as-released",
+            "method.pair=same",
+        ),
+        ({"rule": {"weight_decay": 1}, "pair": "as-released"}, "method.pair=as-released", "rule.weight_decay=0"),
+        ({"pair": "full-batch", "directions": "per-example"}, "the one direction .* per-example", "directions=shared"),
+        ({"pair": "full-batch", "anchor_directions": "per-group(2)"}, "per-group", "anchor_directions=null"),
+    ],
+)
+def test_a_configuration_that_cannot_be_meant_names_the_key_and_the_way_out(given, message, hint):
+    with pytest.raises(ConfigError, match=message) as refused:
+        validated(SVRGConfig, {"name": "svrg", **given}, "method")
+    assert hint is None or hint in refused.value.hint
+
+
+@pytest.mark.parametrize("given", [{"lr_full": 1e-3}, {"pair": "independent"}, {"pair": "none"}], ids=str)
+def test_zo_svrg_has_neither_a_second_rate_nor_another_pair(given):
+    with pytest.raises(ConfigError, match=f"method=zo-svrg .* method.{next(iter(given))}") as refused:
+        validated(ZOSVRGConfig, {"name": "zo-svrg", **given}, "method")
+    assert "method=svrg" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rule": "sign", "anchor": "copy"},
+        {"rule": {"weight_decay": 0.1}, "anchor": "offload"},
+        {"rule": "dense-adam", "anchor_interval": 1},  # no step asks at the anchor
+        {"rule": {"weight_decay": 0.1}, "pair": "none"},
+        {"rule": "momentum"},
+        {"pair": "full-batch", "directions": "shared", "anchor_directions": "shared"},
+    ],
+    ids=str,
+)
+def test_what_needs_no_displaced_anchor_is_not_refused(given):
+    assert validated(SVRGConfig, {"name": "svrg", **given}, "method").name == "svrg"
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "hint"),
+    [
+        ({"anchor_batch_size": 13}, "method.anchor_batch_size is 13, but there are 12", "leave it out"),
+        ({"directions": "per-example"}, "method.directions is 'per-example'.*'in-place'", "evaluator=in-forward"),
+        ({"anchor_directions": "per-example"}, "method.anchor_directions is", "method.anchor_directions=shared"),
+    ],
+)
+def test_what_does_not_suit_the_data_or_the_evaluator_is_refused_when_the_method_is_built(given, message, hint):
+    with pytest.raises(ConfigError, match=message) as refused:
+        build(LeastSquares(), **given)
+    assert hint in refused.value.hint
+
+
+def test_a_large_data_set_is_no_full_batch_unless_that_is_said():
+    def of(examples, **options):
+        config = SVRGConfig(batch_size=BATCH, **IN_PLACE, **options)
+        return SVRG(config, replace(setting_of(LeastSquares()), examples=range(examples)))
+
+    with pytest.raises(ConfigError, match="all 4,097 training examples takes 8,194 queries every 2 steps") as refused:
+        of(4097)
+    assert "method.anchor_batch_size=512" in refused.value.hint
+    assert "method.anchor_batch_size=4097" in refused.value.hint
+    with pytest.raises(ConfigError, match="12,291 queries every step"):
+        of(4097, estimator="one-sided", num_directions=2, anchor_interval=1)
+    assert of(4096).queries_per_step == 8192
+    assert of(4097, anchor_batch_size=512).queries_per_step == 1024
+    assert of(4097, anchor_batch_size=4097).queries_per_step == 8194
+
+
+def test_both_methods_are_registered():
+    assert METHODS["svrg"] is SVRG
+    assert METHODS["zo-svrg"] is ZOSVRG
