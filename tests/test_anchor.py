@@ -119,7 +119,7 @@ def test_in_float32_the_displaced_anchor_is_where_the_copy_is(kind, where, q):
     assert slopes < 1e-2
     assert validation < 1e-3
     untrained = validation_loss(trained(kind, steps=0)[0])
-    assert abs(validation_loss(one[0]) - untrained) > 1e-2  # there was much to differ in
+    assert abs(validation_loss(one[0]) - untrained) > 5e-3  # there was much to differ in
 
 
 @pytest.mark.soak

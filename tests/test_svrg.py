@@ -527,6 +527,7 @@ def test_a_record_holds_a_learning_rate_beside_a_shrink_and_an_old_one_reads_as_
         ({"anchor_batch_size": 0}, "method.anchor_batch_size: .* greater than or equal to 1", None),
         ({"anchor_directions": "own"}, "must be shared, per-example or per-group", None),
         ({"pair": "opposite"}, "method.pair: .*'same', 'independent'", None),
+        ({"pair": "none", "anneal": True}, "method.anneal compares .* method.pair=none", "method.anneal=false"),
         ({"loss_spread": True}, "method.loss_spread .* svrg adds three estimates", "method.loss_spread=false"),
         ({"rule": {"weight_decay": 0.1}}, r"method.anchor=displacement .* weight decay \(0.1\)", "rule.weight_decay=0"),
         ({"rule": {"weight_decay": 0.1}}, "undoes updates", "method.anchor=copy"),

@@ -235,10 +235,12 @@ def test_texts_may_hold_braces_and_newlines(tmp_path):
 # splits
 
 
-def split_sst2(folder: Path, seed=0, rows=60):
+def split_sst2(folder: Path, seed=0, rows=60, sizes=None):
     write_rows(folder / "train.jsonl", review_rows(rows))
     write_rows(folder / "validation.jsonl", review_rows(5, 100_000))
-    examples = load_examples(load_task("sst2"), TaskConfig(name="sst2", data_dir=folder, split_seed=seed))
+    examples = load_examples(
+        load_task("sst2"), TaskConfig(name="sst2", data_dir=folder, split_seed=seed, sizes=sizes or {})
+    )
     return {split: [e.where for e in examples[split]] for split in SPLITS}
 
 
@@ -261,6 +263,32 @@ def test_a_larger_set_leaves_no_part_unseen(tmp_path):
         rows = split_sst2(tmp_path, seed, rows=3000)
         drawn |= {int(where.rpartition(":")[2]) for where in rows["train"] + rows["validation"]}
     assert len(drawn) > 2980
+
+
+def test_sizes_are_drawn_in_place_of_the_tasks(tmp_path):
+    """Two splits of one file share no row; each seed draws others; a split without a size keeps the task's."""
+    given = {"train": 30, "validation": 20}
+    drawn = [split_sst2(tmp_path, seed, rows=100, sizes=given) for seed in (0, 1)]
+    for split in drawn:
+        assert (len(split["train"]), len(split["validation"])) == (30, 20)
+        assert not set(split["train"]) & set(split["validation"])
+    assert set(drawn[0]["train"]) != set(drawn[1]["train"])
+    rest = split_sst2(tmp_path, rows=100, sizes={"validation": 20})
+    assert (len(rest["train"]), len(rest["validation"])) == (80, 20)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"train": 60, "validation": 50}, "task.sizes asks for 60 of train \\+ 50 of validation, but 'train' has 100"),
+        ({"train": 100}, "task.sizes asks for 100 of train, but 'train' has 100 rows for train, validation"),
+    ],
+    ids=["more-than-there-are", "nothing-left"],
+)
+def test_sizes_that_rows_do_not_reach_are_refused(tmp_path, sizes, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        split_sst2(tmp_path, rows=100, sizes=sizes)
+    assert "lower task.sizes" in refused.value.hint
 
 
 @pytest.mark.parametrize("rows", [3, 4, 10, 60, 61, 1499])

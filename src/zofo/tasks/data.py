@@ -118,7 +118,7 @@ def _divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) ->
     """The rows of every split that comes from `origin`, in the order train, validation, test; no row twice."""
     wanted = [split for split in SPLITS if task.splits[split].origin == origin]
     given = {split: config.sizes[split] for split in wanted if split in config.sizes}
-    if sum(given.values()) > len(rows) - len(wanted) + len(given):
+    if given and sum(given.values()) > len(rows) - (len(wanted) - len(given)):  # a row at least for each of the others
         raise ConfigError(
             f"task.sizes asks for {' + '.join(f'{size} of {split}' for split, size in given.items())}, but {origin!r} "
             f"has {len(rows)} rows" + (f" for {', '.join(wanted)}" if len(wanted) > len(given) else ""),
