@@ -294,6 +294,7 @@ WRONG_KEY = {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method.rule.
         (toy(base={**TOY["base"], "training": {"steps": 9}}), "base.training.steps: how long a run is", "budget"),
         (toy(base={**TOY["base"], "training": {"objective": "answer"}}), "objective has no meaning for a problem", ""),
         (toy(axes={"seed": {"a": {}}}), "axes.seed: a column of that name", ""),
+        (toy(axes={"setting": {"a": {}}}), "axes.setting: a column of that name", ""),
         (toy(axes={"size": {}}), "an axis without a value", ""),
         (toy(axes={"size": {"a": {"methods": {"meso": {}}}}}), "unknown method 'meso'", ""),
         (toy(axes={"size": {"a": {"methods": {"mezo": None}}}}), "methods.mezo is left out of every cell", ""),

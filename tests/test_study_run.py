@@ -18,6 +18,7 @@ from rich.console import Console
 
 from zofo.errors import DataError, RunError, ZofoError
 from zofo.studies import plan_study, read_study, report_study, run_study, workers
+from zofo.studies.design import COLUMNS
 from zofo.studies.problems import PROBLEMS, LeastSquares
 from zofo.studies.store import Store
 from zofo.training import RunFolder, evaluate_run, read_config, train
@@ -105,6 +106,7 @@ def test_a_study_leaves_tidy_tables_curves_and_a_report(study, tmp_path):
     assert final.score.equals(final.test_loss)
     assert all((result.folder / "runs" / run).is_dir() for run in frame.run)
     curves = pd.read_csv(result.folder / "curves.csv")
+    assert {*frame.columns, *curves.columns} == COLUMNS  # so that no axis can take the place of one
     one = curves[(curves.method == "mezo") & ~curves.trial & (curves.seed == 1) & (curves.split == "validation")]
     assert one[["steps", "queries"]].to_numpy().tolist() == [[0, 0], [5, 80], [10, 160]]
     assert (

@@ -34,7 +34,8 @@ class DisplacedAnchor(Anchor):
     """The anchor is theta minus the updates since: a few terms and no copy, so it is one more point to look from.
 
     The updates must be displacements. In float32 the anchor is found to about 1e-7 of a weight's size; where updates
-    wait as terms beside the weights (in the forward), they cancel exactly.
+    wait as terms beside the weights (in the forward), they cancel exactly. With directions per example they never wait,
+    so that in half precision the anchor is then theta rounded anew.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:

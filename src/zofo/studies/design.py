@@ -14,8 +14,13 @@ from zofo.studies.overlay import as_mapping, laid_over, value_at
 GROUPS = ("method", "model", "problem", "task", "training")
 """What a run's tree can hold: a task with a model, or a problem."""
 
-COLUMNS = frozenset({"method", "model", "task", "seed", "trial"})
-"""Names that an axis cannot have, beside those of results."""
+_OF_RUNS = "method model task seed trial setting chosen metric score majority steps seconds failed run split loss"
+_SCORED, _COUNTED = ("validation", "test"), ("forwards", "backwards", "queries")
+COLUMNS = frozenset(
+    (*_OF_RUNS.split(), *_COUNTED, *(f"evaluation_{name}" for name in (*_COUNTED, "seconds")))
+    + tuple(f"{split}_{what}" for split in _SCORED for what in ("loss", "score"))
+)
+"""The columns of the results and of the curves, which no axis can be called."""
 
 ZERO_SHOT = "zero-shot"
 MAJORITY = "majority"
