@@ -461,8 +461,12 @@ def test_a_failed_step_updates_nothing(configured, poisoned, name):
     """What is left is, bit for bit, what a run that ends before the failing step leaves."""
     run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
     shorter = train(configured(SHORT[name], "shorter", poisoned, seed=seed, steps=error.step))
-    left = contents(run.path, ".bin", ".safetensors")
-    assert left == {k: v for k, v in contents(shorter.path, ".bin", ".safetensors").items() if "best/" not in k}
+    left = contents(run.path, ".safetensors")
+    assert left == {k: v for k, v in contents(shorter.path, ".safetensors").items() if "best/" not in k}
+    assert run.trajectory.is_file() == shorter.trajectory.is_file()
+    if run.trajectory.is_file():
+        one, two = (Trajectory.read(folder.trajectory).first(error.step) for folder in (run, shorter))
+        assert one == two
     assert evaluate_run(run.path).loss == pytest.approx(shorter.summary["loss"], abs=1e-5)
 
 

@@ -14,28 +14,45 @@ from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.training import Trajectory, TrajectoryWriter
-from zofo.training.trajectory import MAGIC
+from zofo.training.trajectory import MAGIC, Moved, Settled, Stepped
 
 SEED = 2**64 - 1
 HEADER = {"stream": 1, "noise": {"name": "gaussian"}, "select": None}
 
 
-def made_up_updates(count=12):
-    """Updates with none to five terms, extreme coefficients, with and without a shrink."""
+def made_up_records(count=12):
+    """Records of all kinds: none to five terms, extreme coefficients, with and without shrink and learning rate."""
     chosen = random.Random(0)
     numbers = [0.1, -1e-300, 5e-324, 1.7976931348623157e308, -1 / 3, 1e-8]
-    updates = []
+    records = []
     for step in range(count):
         keys = [Key(SEED, chosen.choice([step, 2**32 - 1]), i) for i in (0, 1, 7, 2**32 - 1)][: step % 5]
         terms = {key: chosen.choice(numbers) for key in keys}
-        updates.append(Update(Displacement(terms), 1e-7 if step % 3 == 0 else 0.0))
-    return updates
+        rate = 1e-3 if step % 4 == 1 else None
+        records += [
+            *([Moved(Displacement(terms))] if step % 2 else []),
+            Update(Displacement(terms), 1e-7 if step % 3 == 0 else 0.0, lr=rate),
+            *([Settled()] if step % 4 == 3 else []),
+            Stepped(step),
+        ]
+    return records
 
 
-def write(path, updates, header=HEADER):
+def tell(writer, record):
+    if isinstance(record, Update):
+        writer.updated(record)
+    elif isinstance(record, Moved):
+        writer.moved(record.point)
+    elif isinstance(record, Stepped):
+        writer.stepped(record.number)
+    else:
+        writer.settled()
+
+
+def write(path, records, header=HEADER):
     writer = TrajectoryWriter(path, SEED, header)
-    for update in updates:
-        writer.append(update)
+    for record in records:
+        tell(writer, record)
     writer.close()
     return path.read_bytes()
 
@@ -44,7 +61,7 @@ def write(path, updates, header=HEADER):
 class Written:
     path: object
     data: bytes
-    updates: list
+    records: list
     ends: list
     """Sizes of the file after the header and after each record."""
 
@@ -52,36 +69,57 @@ class Written:
 @pytest.fixture
 def written(tmp_path):
     path = tmp_path / "trajectory.bin"
-    updates = made_up_updates()
+    records = made_up_records()
     writer = TrajectoryWriter(path, SEED, HEADER)
     ends = [path.stat().st_size]
-    for update in updates:
-        writer.append(update)
-        ends.append(path.stat().st_size)  # without closing: each append is on its way to disk
+    for record in records:
+        tell(writer, record)
+        ends.append(path.stat().st_size)  # without closing: each record is on its way to disk
+        assert writer.size == ends[-1]
     writer.close()
-    return Written(path, path.read_bytes(), updates, ends)
+    return Written(path, path.read_bytes(), records, ends)
 
 
 def test_what_is_written_is_read_back_exactly(written):
     read = Trajectory.read(written.path)
     assert read.header == {"seed": SEED, **HEADER}
-    assert list(read.updates) == written.updates
-    assert [list(u.displacement.items()) for u in read.updates] == [
-        list(u.displacement.items()) for u in written.updates
-    ]
+    assert list(read.records) == written.records
+    updates = [record for record in written.records if isinstance(record, Update)]
+    assert [list(u.displacement.items()) for u in read.updates] == [list(u.displacement.items()) for u in updates]
     assert read.whole
+    assert read.steps == 12
 
 
-def test_an_update_of_one_term_takes_24_bytes(tmp_path):
+def test_the_first_steps_are_what_happened_until_the_last_of_them_ended(written):
+    read = Trajectory.read(written.path)
+    assert read.first(0) == ()
+    for steps in range(1, 13):
+        first = read.first(steps)
+        assert first[-1] == Stepped(steps - 1)
+        assert first == read.records[: len(first)]
+    with pytest.raises(RunError, match="has 12 steps, not 13"):
+        read.first(13)
+
+
+def test_a_writer_goes_on_where_it_is_told_to(written):
+    writer = TrajectoryWriter(written.path, SEED, {"not": "written again"}, keep=written.ends[5])
+    for record in written.records[5:]:
+        tell(writer, record)
+    writer.close()
+    assert written.path.read_bytes() == written.data
+
+
+def test_a_step_of_one_term_takes_34_bytes(tmp_path):
     updates = [Update(Displacement({Key(SEED, step): 0.1 * (step + 1)})) for step in range(1000)]
-    empty, full = write(tmp_path / "empty", []), write(tmp_path / "full", updates)
-    assert len(full) - len(empty) == 24 * 1000
+    records = [record for step, update in enumerate(updates) for record in (update, Stepped(step))]
+    empty, full = write(tmp_path / "empty", []), write(tmp_path / "full", records)
+    assert len(full) - len(empty) == 34 * 1000
 
 
-def test_no_term_takes_more_than_24_bytes(written):
-    for update, start, end in zip(written.updates, written.ends, written.ends[1:], strict=False):
-        terms = len(update.displacement)
-        assert end - start <= (24 * terms if terms else 8) + 8 * bool(update.shrink)
+def test_a_step_in_place_takes_at_most_64_bytes_a_probe(tmp_path):
+    point = Displacement({Key(SEED, 0): 1e-3})
+    probes = [Moved(point), Moved(-point), Update(point), Stepped(0)]
+    assert len(write(tmp_path / "full", probes)) - len(write(tmp_path / "empty", [])) <= 2 * 64
 
 
 def test_a_file_cut_at_any_byte_loads_up_to_its_last_whole_record(written, tmp_path):
@@ -94,7 +132,7 @@ def test_a_file_cut_at_any_byte_loads_up_to_its_last_whole_record(written, tmp_p
             continue
         read = Trajectory.read(cut)
         whole_records = sum(end <= length for end in written.ends[1:])
-        assert list(read.updates) == written.updates[:whole_records]
+        assert list(read.records) == written.records[:whole_records]
         assert read.whole == (length in written.ends)
 
 
@@ -114,7 +152,7 @@ def test_a_flipped_bit_never_goes_unseen(written, tmp_path):
             continue
         assert not read.whole
         before = sum(end <= place for end in written.ends[1:])
-        assert list(read.updates) == written.updates[:before]
+        assert list(read.records) == written.records[:before]
     assert all(str(flipped) in message for message in refused)
     assert len(refused) > 0.9 * len(written.data)
 
@@ -122,7 +160,7 @@ def test_a_flipped_bit_never_goes_unseen(written, tmp_path):
 def test_a_flipped_byte_inside_a_record_names_file_and_place(written, tmp_path):
     flipped = tmp_path / "flipped.bin"
     for start, end in zip(written.ends, written.ends[1:], strict=False):
-        for place in range(start + 8, end):
+        for place in range(start + 9, end):
             damaged = bytearray(written.data)
             damaged[place] ^= 0xFF
             flipped.write_bytes(damaged)
@@ -168,13 +206,13 @@ def test_the_smallest_whole_file_is_empty(tmp_path):
 
 
 def test_a_record_that_claims_billions_of_terms_costs_nothing(written):
-    written.path.write_bytes(written.data + struct.pack("<II", 2**31 - 1, 0))
+    written.path.write_bytes(written.data + struct.pack("<BII", 1, 2**32 - 1, 0))
     read = Trajectory.read(written.path)
-    assert list(read.updates) == written.updates
+    assert list(read.records) == written.records
     assert not read.whole
 
 
-@pytest.mark.parametrize("count", [8, 16, 4096])
+@pytest.mark.parametrize("count", [9, 16, 4096])
 def test_zeros_at_the_end_are_damage_not_empty_updates(written, count):
     """A file system may leave a file longer than what was written to it."""
     written.path.write_bytes(written.data + bytes(count))
@@ -192,7 +230,7 @@ def test_a_key_of_another_seed_is_a_bug_not_a_record(tmp_path):
     path = tmp_path / "trajectory.bin"
     writer = TrajectoryWriter(path, SEED, HEADER)
     with pytest.raises(ValueError, match="seed"):
-        writer.append(Update(Displacement({Key(0, 0): 1.0})))
+        writer.updated(Update(Displacement({Key(0, 0): 1.0})))
     writer.close()
     assert Trajectory.read(path).updates == ()
 
@@ -200,3 +238,11 @@ def test_a_key_of_another_seed_is_a_bug_not_a_record(tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(RunError, match="none.bin"):
         Trajectory.read(tmp_path / "none.bin")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_number_that_is_not_finite_is_refused(tmp_path, number):
+    path = tmp_path / "trajectory.bin"
+    write(path, [Stepped(0), Update(Displacement({Key(SEED, 1): number}))])
+    with pytest.raises(RunError, match="holds a number that is not finite"):
+        Trajectory.read(path)

@@ -132,7 +132,7 @@ def test_a_run_replays_its_second_stage(configured, adapter):
     assert METHODS["two-stage"] is TwoStage
     run = train(configured(method={"adapter": adapter}))
     trajectory = Trajectory.read(run.trajectory)
-    assert trajectory.header["first_step"] == FIRST
+    assert trajectory.steps == FIRST + 3
     assert "adapter" not in trajectory.header
     assert len(trajectory.updates) == 3
     assert set(run.summary["variants"]) == {"adapter"}
@@ -142,7 +142,6 @@ def test_a_run_replays_its_second_stage(configured, adapter):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_best_model_has_the_updates_that_it_had(configured, seed):
-    """Its number counts the steps of both stages, but the trajectory holds those of the second alone."""
     run = train(configured(seed=seed, method={"rule": {"lr": 0.05}, "lr_adapter": 1e-2}))
     best = run.summary["best"]
     (then,) = [line for line in lines_of(run, "evaluation") if line["steps"] == best["step"]]

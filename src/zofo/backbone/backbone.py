@@ -143,7 +143,7 @@ class Backbone:
         nothing = not len(home) and not len(update.displacement) and not update.shrink
         if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
             return
-        divisible = directions is None and leaving is None and update.elementwise is None
+        divisible = leaving is None and update.elementwise is None
         for part in _parts(update, self.noise.keys_at_once) if divisible else [update]:
             keys = dict.fromkeys([*home, *part.displacement])
             drawn = self.directions(keys) if directions is None else directions

@@ -5,6 +5,7 @@ from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.gradient import Gradient
 from zofo.evaluators.in_forward import InForward, out_of_memory
 from zofo.evaluators.in_place import InPlace
+from zofo.evaluators.journal import Journal
 
 __all__ = [
     "EVALUATORS",
@@ -14,6 +15,7 @@ __all__ = [
     "Gradient",
     "InForward",
     "InPlace",
+    "Journal",
     "Objective",
     "Point",
     "Visit",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from zofo.backbone import Update
 from zofo.displacement import Displacement
 from zofo.evaluators.counts import Counts
+from zofo.evaluators.journal import Journal
 from zofo.registry import Registry
 
 Objective = Callable[[nn.Module, Any], torch.Tensor]
@@ -45,10 +46,12 @@ class Evaluator(ABC):
     Attributes:
         per_example: whether it can visit a point of its own for each example of a batch.
         counts: forwards and queries made so far by this evaluator.
+        journal: is told of everything that is written.
     """
 
     per_example = False
     counts: Counts
+    journal = Journal()
 
     @abstractmethod
     def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> AbstractContextManager[Visit]:
@@ -86,8 +89,20 @@ class Evaluator(ABC):
             EvaluatorError: it cannot; says where, and what to use instead.
         """
 
+    def move(self, point: Displacement) -> None:  # noqa: B027  # most evaluators never leave home
+        """Go to theta + `point`, for evaluators whose weights move."""
+
     def settle(self) -> None:  # noqa: B027  # most evaluators owe nothing
         """Write updates that are still pending, so that the weights are theta for whoever looks at them next."""
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """While it is open the weights are not theta, and nothing is told of them."""
+        journal, self.journal = self.journal, Journal()
+        try:
+            yield
+        finally:
+            self.journal = journal
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator")

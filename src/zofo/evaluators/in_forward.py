@@ -175,6 +175,7 @@ class InForward(Evaluator):
     def take(self, update: Update) -> None:
         """See `Evaluator.take`: keep it pending, or write it with all that are."""
         update.refuse_non_finite()
+        self.journal.updated(update)
         waits = update.elementwise is None and not update.shrink
         if waits:
             self.pending = self.pending + update.displacement
@@ -186,7 +187,9 @@ class InForward(Evaluator):
 
     def settle(self) -> None:
         """See `Evaluator.settle`."""
-        self._write(Update(Displacement()))
+        if self._updates:
+            self.journal.settled()
+            self._write(Update(Displacement()))
 
     def _write(self, update: Update) -> None:
         """Write what is pending; together with `update`, where one sweep can do both."""

@@ -47,16 +47,17 @@ class InPlace(Evaluator):
         self.model = model
         self.backbone = backbone
         self.counts = Counts()
+        self._at = Displacement()  # where the weights are, seen from theta
 
     @contextmanager
     def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> Iterator[Visit]:
         """See `Evaluator.visit`."""
-        visit = _InPlaceVisit(self.backbone)
+        visit = _InPlaceVisit(self)
         try:
             with torch.no_grad(), counting_forwards(self.model, self.counts):
                 rows = []
                 for point in points:
-                    visit.move(_shared(point))
+                    self.move(_shared(point))
                     rows.append(
                         torch.cat([at_least_float32(objective(self.model, batch)) for objective, batch in asks])
                     )
@@ -65,26 +66,29 @@ class InPlace(Evaluator):
             yield visit
         finally:
             if not self.backbone.torn:  # an interrupt inside a sweep: there is no way home, and the next sweep says so
-                visit.move(Displacement())
+                self.move(Displacement())
+
+    def move(self, point: Displacement) -> None:
+        """See `Evaluator.move`."""
+        if point != self._at:
+            self.journal.moved(point)
+            self.backbone.fold(point - self._at)
+            self._at = point
 
     def take(self, update: Update) -> None:
-        """See `Evaluator.take`."""
-        self.backbone.fold(update)
+        """See `Evaluator.take`; in the same sweep that goes home."""
+        update.refuse_non_finite()
+        self.journal.updated(update)
+        self.backbone.fold(update, leaving=self._at if len(self._at) else None)
+        self._at = Displacement()
 
 
 class _InPlaceVisit(Visit):
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
-        self._at = Displacement()
-
-    def move(self, point: Displacement) -> None:
-        if point != self._at:
-            self._backbone.fold(point - self._at)
-            self._at = point
+    def __init__(self, evaluator: InPlace) -> None:
+        self._evaluator = evaluator
 
     def update(self, update: Update) -> None:
-        self._backbone.fold(update, leaving=self._at)
-        self._at = Displacement()
+        self._evaluator.take(update)
 
 
 def _shared(point: Point) -> Displacement:

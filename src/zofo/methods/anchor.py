@@ -93,7 +93,8 @@ class StoredAnchor(Anchor):
         self._evaluator.settle()  # what waits belongs to theta
         self._backbone.exchange(self._stored)
         try:
-            yield
+            with self._evaluator.unrecorded():
+                yield
         finally:
             if not self._backbone.torn:  # an interrupt inside a sweep: the next use of the weights says so
                 self._backbone.exchange(self._stored)

@@ -15,7 +15,7 @@ from torch import nn
 
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
-from zofo.evaluators import Counts, Objective
+from zofo.evaluators import Counts, Evaluator, Objective
 from zofo.objectives import scores
 from zofo.registry import Registry
 from zofo.rules import Rule
@@ -93,6 +93,7 @@ class Method(ABC):
         variants: the models that training leaves behind, the one to report first; one for most methods.
         backbone: the tensors that zeroth-order steps move, or None.
         rule: how estimates become updates of the backbone, or None.
+        evaluator: what writes into the backbone, or None.
         counts: work done so far.
         queries_per_step: what one step costs in queries; the first one, where they differ.
         trained_names: of the tensors that steps move, where they are a choice of the configuration.
@@ -108,6 +109,7 @@ class Method(ABC):
     variants: tuple[str, ...] = ("model",)
     backbone: Backbone | None = None
     rule: Rule | None = None
+    evaluator: Evaluator | None = None
     counts: Counts
     queries_per_step: int
     trained_names: tuple[str, ...] = ()

@@ -99,7 +99,7 @@ class Bilevel(Method):
                 "method.loss_spread divides by the spread of one loss, but bilevel adds three",
                 "set method.loss_spread=false",
             )
-        self.backbone, self.rule = self._zo.backbone, self._zo.rule
+        self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self._adapters: Adapters = adapters or config.adapter.build(setting.model, self.variants, setting.seed)
         self.model = setting.model
         self._p, self._s = (self._adapters.parameters(name) for name in self.variants)

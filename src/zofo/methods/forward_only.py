@@ -69,7 +69,7 @@ class ForwardOnly(Method):
             self._adapters = config.adapter.build(setting.model, self.variants, setting.seed)
             among = self._adapters.parameters(self.variants[0])
         self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, among)
-        self.backbone, self.rule = self._zo.backbone, self._zo.rule
+        self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self.trained_names = tuple(self.backbone.tensors)
         self.counts = self._zo.evaluator.counts
         self.queries_per_step = self._zo.points * config.batch_size

@@ -66,7 +66,7 @@ class TwoStage(Method):
         self._two = setting.make(setting.examples[:2])
         # before peft, so that names stay the model's
         self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size)
-        self.backbone, self.rule = self._zo.backbone, self._zo.rule
+        self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self._adapters: Adapters = config.adapter.build(setting.model, self.variants, setting.seed)
         self._p = self._adapters.parameters(self.variants[0])
         self._optimizer = build_optimizer(config.optimizer, self._p, config.lr_adapter)
@@ -103,8 +103,8 @@ class TwoStage(Method):
         yield
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`; `first_step` is the number of the step that the first update belongs to."""
-        return {**self._config.replay_header(), "first_step": self._config.adapter_steps}
+        """See `Method.replay_header`."""
+        return self._config.replay_header()
 
     def save(self, folder: Path) -> None:
         """The adapter, as the peft folder `adapter`."""

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zofo.evaluators import Counts
+from zofo.evaluators import Counts, Evaluator, Journal
 from zofo.methods import Method, StepLog
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.memory import PeakMemory
@@ -67,22 +67,25 @@ class MetricsLog(Callback):
 
 
 class TrajectoryLog(Callback):
-    """`trajectory.bin`: every update of the backbone.
+    """`trajectory.bin`: everything that is written into the backbone, and where each step ends.
 
     Args:
-        writer: of the new file.
+        writer: of the file.
+        evaluator: that writes.
     """
 
-    def __init__(self, writer: TrajectoryWriter) -> None:
+    def __init__(self, writer: TrajectoryWriter, evaluator: Evaluator) -> None:
         self._writer = writer
+        self._evaluator = evaluator
+        evaluator.journal = writer
 
     def after_step(self, number: int, log: StepLog) -> None:
         """See `Callback`."""
-        if log.update is not None:
-            self._writer.append(log.update)
+        self._writer.stepped(number)
 
     def after_run(self, error: BaseException | None) -> None:
         """See `Callback`."""
+        self._evaluator.journal = Journal()
         self._writer.close()
 
 

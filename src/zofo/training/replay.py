@@ -4,41 +4,62 @@ from __future__ import annotations
 
 from typing import Any
 
-from zofo.backbone import Backbone
+from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.estimators import Estimate
-from zofo.methods.zeroth_order import NoiseConfig, RuleConfig
+from zofo.evaluators import Evaluator
+from zofo.methods.zeroth_order import EvaluatorConfig, NoiseConfig, RuleConfig
 from zofo.noise import STREAM_VERSION
 from zofo.rules import Rule
-from zofo.training.trajectory import Trajectory
+from zofo.training.trajectory import Moved, Record, Settled, Trajectory
 
 
-def replay(model: Any, trajectory: Trajectory, steps: int | None = None) -> None:
+def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: bool = True) -> None:
     """Apply a trajectory to its base model.
 
-    Updates that are displacements add up to one, which is folded in by a single sweep; the weights agree with those of
-    training up to float32 rounding. Other rules are run again, update by update.
+    Exactly, everything that training wrote is written again, in the same order and by the same operations, so that the
+    weights have the same bits on the same device; updates that training wrote together are one product a tensor.
+    Otherwise the updates are added up and written at once, where they are displacements, and the weights agree up to
+    rounding.
 
     Args:
         model: the base model.
         trajectory: from the run.
-        steps: how many updates; all by default.
+        steps: how many steps; all by default.
+        exact: whether for the same bits.
+
+    Raises:
+        RunError: a trajectory of another noise stream, without what a replay needs, or with fewer steps.
     """
     header = trajectory.header
     if header.get("stream") != STREAM_VERSION:
         raise RunError("the trajectory was written with another noise stream, which this version cannot draw")
-    missing = [part for part in ("noise", "rule", "select") if part not in header]
+    missing = [part for part in ("noise", "rule", "select", "evaluator") if part not in header]
     if missing:
         raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
     backbone = Backbone(model, NoiseConfig.model_validate(header["noise"]).build(), header["select"])
     rule: Rule = RuleConfig.model_validate(header["rule"]).build()
-    updates = trajectory.updates[:steps]
-    if rule.linear and not any(update.shrink for update in updates):
-        backbone.fold(Displacement.sum(update.displacement for update in updates))
+    records = trajectory.records if steps is None else trajectory.first(steps)
+    if not exact and rule.linear and not any(isinstance(record, Update) and record.shrink for record in records):
+        updates = (record.displacement for record in records if isinstance(record, Update))
+        backbone.fold(Displacement.sum(updates))
         return
+    evaluator: Evaluator = EvaluatorConfig.model_validate(header["evaluator"]).build(model, backbone)
+    redo(records, rule, evaluator)
+    evaluator.settle()
+
+
+def redo(records: tuple[Record, ...], rule: Rule, evaluator: Evaluator) -> None:
+    """Write again what the records tell of; updates may be pending when it returns."""
     state = rule.init()
-    for update in updates:
-        if not rule.linear:
-            update, state = rule.update(Estimate.of(update.displacement), state, update.lr)
-        backbone.fold(update)
+    for record in records:
+        if isinstance(record, Moved):
+            evaluator.move(record.point)
+        elif isinstance(record, Settled):
+            evaluator.settle()
+        elif isinstance(record, Update):
+            update = record
+            if not rule.linear:
+                update, state = rule.update(Estimate.of(record.displacement), state, record.lr)
+            evaluator.take(update)

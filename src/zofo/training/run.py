@@ -208,8 +208,9 @@ class RunFolder:
         if self.trajectory.is_file():
             trajectory = Trajectory.read(self.trajectory)
             if "adapter" not in trajectory.header:  # or it moved that adapter's tensors, which are saved as they were
-                before = int(trajectory.header.get("first_step", 0))
-                replay(loaded.model, trajectory, None if last is None else max(0, last - before))
+                evaluator = trajectory.header.get("evaluator")
+                cheap = isinstance(evaluator, dict) and evaluator.get("name") == "in-forward"
+                replay(loaded.model, trajectory, last, exact=cheap)
         if (folder / "weights.safetensors").is_file():
             _load_weights(loaded.model, folder / "weights.safetensors")
         if (folder / variant).is_dir():

@@ -62,9 +62,10 @@ def train(
     memory = PeakMemory(material.loaded.device)
     best = Best(folder.best, method.save)
     callbacks: list[Callback] = [MetricsLog(folder.metrics, method), best, evaluating]
-    if method.backbone is not None:
+    if method.evaluator is not None:
         header = {"stream": STREAM_VERSION, "model_hash": base_hash, **method.replay_header()}
-        callbacks.append(TrajectoryLog(TrajectoryWriter(folder.trajectory, config.training.seed, header)))
+        writer = TrajectoryWriter(folder.trajectory, config.training.seed, header)
+        callbacks.append(TrajectoryLog(writer, method.evaluator))
     callbacks.append(ProgressLine(console, config.method.name, steps, method, memory))
 
     start = time.perf_counter()
