@@ -106,6 +106,14 @@ def test_every_run_is_there_once_with_its_seed_setting_and_budget(read):
     assert {(run.tree["method"]["lr"], run.tree["training"]["queries"]) for run in finals} == {(1e-2, 800)}
 
 
+def test_a_trial_is_no_longer_than_the_budget_of_its_method(read):
+    """A method that needs fewer queries is not searched with more."""
+    short = {**TOY["methods"]["sgd"], "budget": {"queries": 40}}
+    grid = read(toy(methods={**TOY["methods"], "sgd": short})).grid
+    assert [run.tree["training"]["queries"] for run in grid.trials] == [160, 160, 40, 40]
+    assert {run.tree["training"]["queries"] for run in grid.final_runs if run.method == "sgd"} == {40}
+
+
 def test_only_final_runs_read_the_test_split(read):
     grid = read(TOY).grid
     assert not any(run.tree["training"]["test"] for run in grid.trials)

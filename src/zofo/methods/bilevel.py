@@ -6,26 +6,29 @@ LLM Fine-Tuning and Meta-Training", algorithm 2.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from zofo.adapters import AdapterConfig, Adapters
+from zofo.backbone import Update
 from zofo.config import NonNegative
-from zofo.displacement import Key
-from zofo.errors import ConfigError, NonFiniteError
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError
 from zofo.estimators import Direction
-from zofo.evaluators import Gradient, Objective
+from zofo.evaluators import Counts, Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
-from zofo.methods.optimizers import OptimizerName, build_optimizer
+from zofo.methods.moved import Moved
+from zofo.methods.optimizers import OptimizerName
+from zofo.methods.pair import VARIANTS, Pair
+from zofo.methods.penalty import Penalty, penalty_at, rounding_note
 from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig, beside_adapter
-from zofo.noise import permutation
+from zofo.noise import permutation, words
 
 
 class BilevelConfig(MethodConfig, ZerothOrderConfig):
@@ -33,10 +36,12 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
 
     name: Literal["bilevel"] = "bilevel"
     """Which method."""
-    inner_steps: int = Field(10, ge=1)
-    """T: first-order steps on the lower adapter in each outer step."""
-    penalty: NonNegative = 100.0
-    """lambda: how strongly the adapter is held to the solution of the inner problem."""
+    inner_steps: int = Field(10, ge=0)
+    """T: first-order steps on the lower adapter in each outer step; with 0 it stays as it starts."""
+    penalty: Penalty = 100.0
+    """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it."""
+    backbone_step: Literal["zeroth-order", "frozen", "random"] = "zeroth-order"
+    """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
     optimizer: OptimizerName = "adam"
     """Optimiser of both adapters."""
     lr_lower: NonNegative = 1e-3
@@ -68,6 +73,9 @@ class Bilevel(Method):
     3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything
     is averaged or multiplied by the penalty.
 
+    Two controls differ in 4 alone: `frozen` leaves it out, with its forwards; `random` moves theta along other
+    directions, by as much.
+
     Args:
         config: its parts and sizes.
         setting: model, objective and examples.
@@ -79,112 +87,111 @@ class Bilevel(Method):
 
     Config = BilevelConfig
     paper = "Shirkavand et al. 2025, Bilevel ZOFO"
-    variants = ("adapter", "lower_adapter")
+    variants = VARIANTS
 
     def __init__(self, config: BilevelConfig, setting: Setting, adapters: Adapters | None = None) -> None:
-        self._config = config
-        self._objective = setting.objective
-        size = config.batch_size
-        order = permutation(Key(setting.seed, 0), "bilevel/split", len(setting.examples))
-        third = len(order) // 3
-        upper, lower = ([setting.examples[i] for i in part] for part in (order[:third], order[third:]))
-        self._upper = setting.batches(size, "D_f", upper)
-        self._lower = setting.batches(size, "D_p", lower)
-        self._inner = setting.batches(size, "D_p, inner", lower)
-
-        self._two = setting.make(setting.examples[:2])
-        self._zo = ZerothOrder(config, setting.model, setting.seed, size)  # before peft, so that names stay the model's
         if config.loss_spread:
             raise ConfigError(
                 "method.loss_spread divides by the spread of one loss, but bilevel adds three",
                 "set method.loss_spread=false",
             )
-        self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
-        self._adapters: Adapters = adapters or config.adapter.build(setting.model, self.variants, setting.seed)
+        self._config = config
         self.model = setting.model
-        self._p, self._s = (self._adapters.parameters(name) for name in self.variants)
-        self._optimizer_p = build_optimizer(config.optimizer, self._p, config.lr_adapter)
-        self._optimizer_s = build_optimizer(config.optimizer, self._s, config.lr_lower)
-        self.counts = self._zo.evaluator.counts
-        self._gradient = Gradient(self.model, self.counts)
-        self.queries_per_step = (config.inner_steps + 2 + 3 * self._zo.points) * size
+        size = config.batch_size
+        upper, lower = split(setting, size)
+        self._upper = setting.batches(size, "D_f", upper)
+        self._lower = setting.batches(size, "D_p", lower)
+        self._inner = setting.batches(size, "D_p, inner", lower)
+        self._two = setting.make(setting.examples[:2])
+
+        self._zo: ZerothOrder | None = None
+        self.counts, points = Counts(), 0
+        if config.backbone_step != "frozen":  # before peft, so that names stay the model's
+            zo = self._zo = ZerothOrder(config, setting.model, setting.seed, size)
+            self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
+            self._moved = Moved(zo.backbone)
+            self.counts, points = zo.evaluator.counts, zo.points
+        self._adapters: Adapters = adapters or config.adapter.build(setting.model, self.variants, setting.seed)
+        gradient = Gradient(self.model, self.counts)
+        rates = config.lr_adapter, config.lr_lower
+        self._pair = Pair(self._adapters, setting.objective, gradient, config.optimizer, *rates)
+        self.queries_per_step = (config.inner_steps + 2 + 3 * points) * size
 
     def step(self, number: int) -> StepLog:
         """See `Method.step`."""
-        s_before = [tensor.detach().clone() for tensor in self._s]
-        optimizer_before = copy.deepcopy(self._optimizer_s.state_dict())
-        try:
+        with self._pair.one_step():
             return self._step(number)
-        except NonFiniteError:  # an abandoned step takes its inner steps back too
-            with torch.no_grad():
-                for tensor, old in zip(self._s, s_before, strict=True):
-                    tensor.copy_(old)
-            self._optimizer_s.load_state_dict(optimizer_before)
-            raise
-        finally:
-            self._optimizer_p.zero_grad()
-            self._optimizer_s.zero_grad()
 
     def _step(self, number: int) -> StepLog:
-        penalty, before = self._config.penalty, self.counts.copy()
-        self._zo.evaluator.settle()  # first-order steps look at the weights
-        p, s = self.variants
+        pair, penalty, inner_steps = self._pair, penalty_at(self._config.penalty, number), self._config.inner_steps
+        before = self.counts.copy()
+        self._settle()  # first-order steps look at the weights
 
-        inner = []
-        for t in range(self._config.inner_steps):
-            with self._adapters.using(s):
-                batch = self._inner[number * self._config.inner_steps + t]
-                inner.append(self._gradient.accumulate(self._s, self._objective, batch).mean().item())
-            self._optimizer_s.step()
-            self._optimizer_s.zero_grad()
+        inner = [pair.inner_step(self._inner[number * inner_steps + t]) for t in range(inner_steps)]
 
         b_f, b_p = self._upper[number], self._lower[number]
-        with self._adapters.using(p):
-            f_upper = self._gradient.accumulate(self._p, self._objective, b_f).mean().item()
-            f_lower = self._gradient.accumulate(self._p, self._objective, b_p, penalty).mean().item()
+        f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
+        coefficients = {"penalty": penalty, "loss_upper": f_upper, "loss_lower": f_lower}
+        if inner:
+            coefficients["loss_inner"] = math.fsum(inner) / len(inner)
 
-        zo = self._zo
-        along_f, along_p = zo.directions(number), zo.directions(number, first=self._config.batch_size)
-        asks = [(self._with(p), b_f), (self._with(p), b_p), (self._with(s), b_p)]
-        with zo.evaluator.visit(asks, zo.estimator.ask(_side_by_side(along_f, along_p, along_p))) as visit:
+        update = None
+        if self._zo is not None:
+            found, update = self._backbone_step(self._zo, number, penalty, b_f, b_p)
+            coefficients |= found
+        else:
+            coefficients["backbone_moved"] = 0.0
+        pair.step_adapter()
+        return StepLog(f_upper, self.counts - before, coefficients, update)
+
+    def _backbone_step(
+        self, zo: ZerothOrder, number: int, penalty: float, b_f: Any, b_p: Any
+    ) -> tuple[dict[str, float], Update]:
+        """theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, by whatever rule."""
+        size = self._config.batch_size
+        along_f, along_p = zo.directions(number), zo.directions(number, first=size)
+        points = zo.estimator.ask(_side_by_side(along_f, along_p, along_p))
+        with zo.evaluator.visit(self._pair.asks(b_f, b_p), points) as visit:
             parts = visit.losses.chunk(3, dim=1)
             told = zip((along_f, along_p, along_p), parts, strict=True)
             upper, lower_p, lower_s = (zo.estimator.tell(along, losses) for along, losses in told)
             gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
+            if self._config.backbone_step == "random":
+                other_f, other_p = zo.directions(number, after=1), zo.directions(number, first=size, after=1)
+                gradient = _elsewhere(gradient, dict(_pairs(along_f, other_f) + _pairs(along_p, other_p)))
             update, state = zo.rule.update(upper.with_gradient(gradient), zo.state)
             visit.update(update)
         zo.state = state
-        self._optimizer_p.step()
+        self._moved.add(update)
 
-        coefficients = {
-            "penalty": penalty,
-            "loss_upper": f_upper,
-            "loss_lower": f_lower,
-            "loss_inner": sum(inner) / len(inner),
-            "penalty_gap": lower_p.loss - lower_s.loss,
-        }
+        coefficients = {"penalty_gap": lower_p.loss - lower_s.loss}
+        if (moved := self._moved.relative) is not None:
+            coefficients["backbone_moved"] = moved
         for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
             for key, projected_gradient in estimate.projected_gradients.items():
                 coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
-        return StepLog(f_upper, self.counts - before, coefficients, update)
+        return coefficients, update
 
-    def _with(self, adapter: str) -> Objective:
-        """The objective of the model that carries one of the adapters."""
-
-        def losses(model: nn.Module, batch: Any) -> torch.Tensor:
-            with self._adapters.using(adapter):
-                return self._objective(model, batch)
-
-        return losses
+    def _settle(self) -> None:
+        if self._zo is not None:
+            self._zo.evaluator.settle()
 
     def check(self) -> None:
         """See `Method.check`."""
-        self._zo.evaluator.check([(self._with(variant), self._two) for variant in self.variants])
+        if self._zo is not None:
+            self._zo.evaluator.check([(self._pair.objective(variant), self._two) for variant in self.variants])
+
+    def notes(self) -> list[str]:
+        """See `Method.notes`: a penalty that multiplies rounding up to the size of a slope."""
+        if self._zo is None:
+            return []
+        note = rounding_note(self._config.penalty, self._zo.estimator, self._zo.backbone.dtypes)
+        return [note] if note else []
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` carries the given adapter."""
-        self._zo.evaluator.settle()
+        self._settle()
         with self._adapters.using(variant):
             yield
 
@@ -194,9 +201,30 @@ class Bilevel(Method):
 
     def save(self, folder: Path) -> None:
         """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
-        self._zo.save(folder)
+        if self._zo is not None:
+            self._zo.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
+
+
+def split(setting: Setting, batch_size: int) -> tuple[list[Any], list[Any]]:
+    """D_f and D_p: a third of the training examples, drawn by seed, and the rest.
+
+    Raises:
+        ConfigError: D_f, the smaller one, has fewer than a batch takes.
+    """
+    count = len(setting.examples)
+    third = count // 3
+    if third < batch_size:
+        lower = f"set method.batch_size={third} or lower, or " if third else ""
+        raise ConfigError(
+            f"D_f is a third of the {count} training examples, {third}, and D_p the other {count - third}, but a batch "
+            f"takes {batch_size} of each",
+            f"{lower}give at least {3 * batch_size} training examples, with task.sizes.train or more rows",
+        )
+    order = permutation(Key(setting.seed, 0), "bilevel/split", count)
+    upper, lower_part = ([setting.examples[i] for i in part] for part in (order[:third], order[third:]))
+    return upper, lower_part
 
 
 def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:
@@ -205,3 +233,18 @@ def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:
         each[0] if isinstance(each[0], Key) else [key for direction in each for key in direction]
         for each in zip(*batches, strict=True)
     ]
+
+
+def _pairs(some: Sequence[Direction], others: Sequence[Direction]) -> list[tuple[Key, Key]]:
+    """The keys of some directions, each with the one that stands in its place in the others."""
+    flat = [[key for one in each for key in ([one] if isinstance(one, Key) else one)] for each in (some, others)]
+    return list(zip(*flat, strict=True))
+
+
+def _elsewhere(gradient: Displacement, others: Mapping[Key, Key]) -> Displacement:
+    """A sum of as many terms, with the same |coefficients|, along other keys, whose streams give the signs."""
+
+    def sign(key: Key) -> float:
+        return -1.0 if int(words(key, "bilevel/sign", 0, 1, torch.device("cpu"))) < 0 else 1.0
+
+    return Displacement({others[key]: abs(c) * sign(others[key]) for key, c in gradient.items()})

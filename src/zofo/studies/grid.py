@@ -177,7 +177,7 @@ class Grid:
             budget, last = contender.budget or config.budget, self._scored(config.evaluations)
         else:
             assert config.search is not None
-            budget, last = config.search.budget, {"evaluations": 1}
+            budget, last = _shorter(config.search.budget, contender.budget), {"evaluations": 1}
         changes = itertools.chain.from_iterable(axes)
         written = laid_over(config.base, model, task, contender.tree, own_model, own_task, *changes, setting)
         if value_at(written, "method.name") is None:
@@ -217,6 +217,13 @@ def _of_method(level: Level, name: str) -> tuple[Tree, Tree]:
 
 def _without_method(tree: Mapping[str, Any]) -> Tree:
     return {key: value for key, value in tree.items() if key != "method"}
+
+
+def _shorter(search: Budget, own: Budget | None) -> Budget:
+    """The length of a trial: as the search says, but of a method with a budget of its own no more than that."""
+    if own is None or search.queries is None or own.queries is None:
+        return search
+    return min(search, own, key=lambda budget: budget.queries or 0)
 
 
 def _length(budget: Budget) -> Tree:

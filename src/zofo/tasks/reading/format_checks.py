@@ -96,6 +96,28 @@ def choices_problem(column: str, choices: Any, answer_column: str, answer: Any) 
     return None
 
 
+def metaicl_problem(text: Any, output: Any, options: Any) -> Problem | None:
+    """What is wrong with the input, output and options of a row of MetaICL, if anything; an option may be there twice.
+
+    Args:
+        text: the input.
+        output: must be one of the options, letter by letter.
+        options: a list of texts.
+    """
+    problem = text_problem("input", text) or text_problem("output", output)
+    if problem is not None or not isinstance(options, list | tuple):
+        return problem or choices_problem("options", options, "output", output)
+    if not options:
+        message = "column 'options' is empty: an output in free words, which cannot be scored by likelihood"
+        return Problem("no options", message, "leave such a task out, or give it options")
+    distinct = [option for number, option in enumerate(options) if option not in options[:number]]
+    problem = choices_problem("options", distinct, "output", 0)
+    if problem is None and output not in options:
+        message = f"column 'output' is {shown_value(output)}, which is none of the {len(options)} options"
+        return Problem("output", message, "write one of the options, letter by letter, or remove the row")
+    return problem
+
+
 def gold_choice(choices: Sequence[str], answer: Any) -> int | None:
     """The number of the right choice, by its text, its letter or its number from 0; None where there is none such."""
     if isinstance(answer, str):

@@ -1,4 +1,4 @@
-"""What rows of a user's own are: one of four formats, recognised by its columns, and checked row by row."""
+"""What rows of a user's own are: one of five formats, recognised by its columns, and checked row by row."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from zofo.tasks.reading.format_checks import (
     label_problem,
     label_text,
     messages_problem,
+    metaicl_problem,
     text_problem,
 )
 from zofo.tasks.reading.rows import Row, beside_good_row, shown_value
@@ -31,6 +32,7 @@ _MESSAGES = ("messages", "conversations")
 
 _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # in the order in which they are tried: role -> names of its column
     "messages": {"messages": _MESSAGES},
+    "metaicl": {"task": ("task",), "input": ("input",), "output": ("output",), "options": ("options",)},
     "choices-answer": {"choices": _CHOICES, "answer": _ANSWER},
     "prompt-completion": {"prompt": (*_PROMPT, "input"), "completion": _COMPLETION},
     "text-label": {"text": _TEXT, "label": _LABEL},
@@ -49,7 +51,7 @@ class Format:
     """What the rows of own data are.
 
     Args:
-        name: prompt-completion, text-label, choices-answer or messages.
+        name: prompt-completion, text-label, choices-answer, metaicl or messages.
         columns: role -> the column that has it. Roles are the words of the name; prompt also of choices-answer, where a
             column asks for the choice.
         about: one line on what was recognised, and which columns are not used.
@@ -195,12 +197,17 @@ def _choices_answer_problem(columns: Mapping[str, str], row: Row) -> Problem | N
     return problem or choices_problem(choices, row.fields[choices], answer, row.fields[answer])
 
 
+def _metaicl_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
+    return metaicl_problem(*(row.fields[columns[role]] for role in ("input", "output", "options")))
+
+
 def _messages_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
     return messages_problem(columns["messages"], row.fields[columns["messages"]])
 
 
 _CHECKS: dict[str, Callable[[Mapping[str, str], Row], Problem | None]] = {
     "messages": _messages_problem,
+    "metaicl": _metaicl_problem,
     "choices-answer": _choices_answer_problem,
     "prompt-completion": _texts_problem,
     "text-label": _text_label_problem,

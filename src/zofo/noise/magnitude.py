@@ -1,0 +1,162 @@
+"""The mask by magnitude: which entries, or rows, are smallest, counted in integers, so that every device finds the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from zofo.displacement import Key
+from zofo.noise.base import Block
+from zofo.noise.masked import MASKS, Counts, Kept, Mask, Share, refuse_share, unit_count
+
+_AT_ONCE = 1 << 20  # entries looked at together, a multiple of 8: what finding them takes in memory
+_HALVES = 1 << 16
+_FINEST = 20  # bits of a weight, relative to the largest, whose square is summed to a row's norm
+
+
+@MASKS.register("magnitude")
+class Magnitude(Mask):
+    """Keeps a fixed share of every tensor: where the base weights are smallest, or largest.
+
+    Of n entries, max(1, round(share n)) are kept, of equal ones the first (the last, with `keep="largest"`). With
+    low-rank noise it is so many rows of a matrix (output units of a linear layer, tokens of an embedding), by their
+    norm, which is taken in integers of 2**-20 of the largest weight, so that no device ranks two rows otherwise.
+
+    The choice is made once, of the base weights, and held: a bit an entry (1/32 of float32 weights), or a byte a row.
+    A threshold a tensor would be free, but weights cross it while they are trained, so that z(key) would be one
+    direction at theta, another at an anchor, and a third in a replay.
+
+    Args:
+        share: that is kept, 0 < share <= 1.
+        keep: `smallest` or `largest`.
+
+    Raises:
+        ConfigError: a share that is none.
+
+    Source: Sparse MeZO (Liu et al. 2024) keeps the smallest; its thresholds are taken anew in every step.
+    """
+
+    def __init__(self, share: Share = 0.25, keep: Literal["smallest", "largest"] = "smallest") -> None:
+        refuse_share(share)
+        self.share = share
+        self.keep = keep
+
+    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> Kept:
+        """See `Mask.taken`."""
+        ranked = smallest_rows if by_rows else smallest_entries
+        bits = {}
+        for name, tensor in tensors.items():
+            units = unit_count(tuple(tensor.shape), by_rows)
+            count = min(units, max(1, round(self.share * units)))
+            largest = self.keep == "largest"
+            kept = ranked(tensor.detach(), units - count if largest else count)
+            bits[name] = kept.inverted() if largest else kept
+        return _Fixed(bits)
+
+
+class _Fixed(Kept):
+    """The same units for every key."""
+
+    def __init__(self, bits: Mapping[str, Bits]) -> None:
+        self._bits = bits
+
+    def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
+        """See `Kept.units`."""
+        return self._bits[name].read(block, device)
+
+    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+        """See `Kept.together`."""
+        row = torch.cat([self._bits[name].read((0, count), device) for name, count in counts.items()])
+        return lambda keys: row.expand(len(keys), -1)
+
+
+class Bits:
+    """Yes or no for each of many units, packed eight to a byte.
+
+    Args:
+        packed: uint8, the first unit in the lowest bit of the first byte.
+    """
+
+    def __init__(self, packed: torch.Tensor) -> None:
+        self.packed = packed
+
+    @classmethod
+    def of(cls, units: torch.Tensor) -> Bits:
+        """Packs bool [units]."""
+        padded = F.pad(units, (0, -len(units) % 8)).view(-1, 8)
+        places = 1 << torch.arange(8, dtype=torch.uint8, device=units.device)
+        return cls((padded * places).sum(1, dtype=torch.uint8))
+
+    def inverted(self) -> Bits:
+        """No where it was yes."""
+        return Bits(self.packed ^ 255)
+
+    def read(self, block: Block, device: torch.device) -> torch.Tensor:
+        """Units start <= i < stop: bool, [stop - start]."""
+        first = block[0] // 8
+        some = self.packed[first : -(-block[1] // 8)].to(device)
+        places = torch.arange(8, dtype=torch.uint8, device=device)
+        units = ((some.unsqueeze(1) >> places) & 1).bool().view(-1)
+        return units[block[0] - first * 8 : block[1] - first * 8]
+
+
+def smallest_entries(tensor: torch.Tensor, count: int) -> Bits:
+    """The `count` entries of smallest absolute value, in float32; of equal ones the first.
+
+    The bits of a float that is not negative grow with it, so two histograms, of their upper and of their lower 16 bits,
+    give the value of the `count`-th without a sorted copy.
+    """
+    if not count:
+        return Bits.of(torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device))
+    upper = sum(torch.bincount(raw >> 16, minlength=_HALVES) for raw in _magnitudes(tensor))
+    high, below = _reaching(upper, count)
+    lower = sum(
+        torch.bincount(raw[raw >> 16 == high] & (_HALVES - 1), minlength=_HALVES) for raw in _magnitudes(tensor)
+    )
+    low, below_low = _reaching(lower, count - below)
+    limit, ties = high << 16 | low, count - below - below_low
+    parts = []
+    for raw in _magnitudes(tensor):
+        equal = raw == limit
+        parts.append(Bits.of((raw < limit) | (equal & (equal.cumsum(0) <= ties))).packed)
+        ties -= min(ties, int(equal.sum()))
+    return Bits(torch.cat(parts))
+
+
+def _magnitudes(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The bits of the absolute values, some entries at a time: int32."""
+    flat = tensor.reshape(-1)  # a copy only of a tensor that is not contiguous
+    for start in range(0, len(flat), _AT_ONCE):
+        yield flat[start : start + _AT_ONCE].to(torch.float32).abs().view(torch.int32)
+
+
+def _reaching(histogram: torch.Tensor | int, count: int) -> tuple[int, int]:
+    """The bin in which the `count`-th number is, and how many numbers are in those below it."""
+    sums = torch.as_tensor(histogram).cumsum(0).cpu()
+    place = int(torch.searchsorted(sums, count))
+    return place, int(sums[place - 1]) if place else 0
+
+
+def smallest_rows(tensor: torch.Tensor, count: int) -> Bits:
+    """The `count` rows of smallest Euclidean norm; of equal ones the first.
+
+    Weights are rounded to a 2**-20 of the largest one, so that squares and sums are exact in 64-bit integers.
+    """
+    rows = tensor.shape[0] if tensor.dim() else 1
+    norms = torch.zeros(rows, dtype=torch.int64)
+    if tensor.numel():
+        matrix = tensor.reshape(rows, -1)
+        fine = min(_FINEST, (62 - matrix.shape[1].bit_length()) // 2)
+        scale = 2.0 ** (fine - max(-100, math.frexp(float(matrix.abs().amax()))[1]))
+        some = max(1, _AT_ONCE // matrix.shape[1])
+        for start in range(0, rows, some):
+            part = matrix[start : start + some]
+            whole = (part.to(torch.promote_types(part.dtype, torch.float32)) * scale).round().to(torch.int64)
+            norms[start : start + some] = whole.square_().sum(1).cpu()
+    chosen = torch.zeros(rows, dtype=torch.bool)
+    chosen[norms.argsort(stable=True)[:count]] = True
+    return Bits.of(chosen.to(tensor.device))
