@@ -13,7 +13,7 @@ from torch import nn
 from zofo.backbone.rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, ModelError, NonFiniteError
-from zofo.noise import Block, Directions, Noise, Shape
+from zofo.noise import Block, Directions, Mask, Masked, MaskedLowRank, Noise, Shape, masked
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 """(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
@@ -56,8 +56,10 @@ class Backbone:
         noise: the distribution that gives a key its direction.
         select: glob patterns of parameter names, for example `["*.layers.29.*"]`; None selects every parameter.
         block: entries drawn at a time; the bits do not depend on it.
+        mask: the part of every direction that is kept, decided on the tensors as they are now; None keeps all of it.
 
     Attributes:
+        noise: as given, masked.
         decays: the names that weight decay applies to (no biases, no norms; by the type of their module).
         sweeps: how many times the whole selection has been written since the object was built.
         torn: whether a sweep was interrupted, so that some tensors have moved and others have not.
@@ -68,9 +70,13 @@ class Backbone:
     """
 
     def __init__(
-        self, module: nn.Module, noise: Noise, select: Sequence[str] | None = None, block: int | None = None
+        self,
+        module: nn.Module,
+        noise: Noise,
+        select: Sequence[str] | None = None,
+        block: int | None = None,
+        mask: Mask | None = None,
     ) -> None:
-        self.noise = noise
         self.sweeps = 0
         self._block = block
         self.torn = False
@@ -82,6 +88,7 @@ class Backbone:
                     "load the model without quantisation, or select other tensors",
                 )
             noise.draw(Key(0, 0), name, tuple(tensor.shape), (0, 0), tensor.device)  # refuses before anything moves
+        self.noise: Noise = noise if mask is None else masked(noise, mask, self.tensors)
         self.decays = frozenset(self._parameters) - _names_without_decay(module)
 
     @property
@@ -108,6 +115,10 @@ class Backbone:
     def dtypes(self) -> frozenset[torch.dtype]:
         """The number types among the selected tensors."""
         return frozenset(parameter.dtype for parameter in self._parameters.values())
+
+    def moves(self, key: Key, name: str) -> bool:
+        """Whether z(key) may be other than zero in a tensor."""
+        return not isinstance(self.noise, Masked | MaskedLowRank) or self.noise.kept.moves(key, name)
 
     @torch.no_grad()
     def fold(
@@ -157,11 +168,14 @@ class Backbone:
             keep = 1.0 - update.shrink if name in self.decays else 1.0
             # one term for each key: a direction that is both left and updated along is drawn once
             add = home * keep + update.displacement if update.elementwise is None else home * keep
+            terms = [(key, coefficient) for key, coefficient in add.items() if self.moves(key, name)]
+            if not terms and keep == 1.0 and update.elementwise is None:
+                continue
             at_once = directions.whole and update.elementwise is None
             for block, piece in self._pieces(name, tensor, at_once, rounding):
                 if keep != 1.0:
                     piece.sub_(piece, alpha=update.shrink)  # 1 - shrink has few digits of a small shrink in float32
-                directions.add_to(piece, add.items(), name, block)
+                directions.add_to(piece, terms, name, block)
                 if update.elementwise is not None:
                     gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
                     directions.add_to(gradient, update.displacement.items(), name, block)

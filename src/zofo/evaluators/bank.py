@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -46,6 +46,9 @@ class FactorBank:
             grown[: len(self._buffer)] = self._buffer
             self._buffer = grown
             self._thin.clear()
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._slots)
 
     def __contains__(self, key: object) -> bool:
         return key in self._slots

@@ -19,7 +19,7 @@ from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, V
 from zofo.evaluators.carrying import HINT, Carrying, Watching, uncompiled
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.terms import NARROW, Siblings, Terms
-from zofo.noise import LowRank
+from zofo.noise import LowRank, MaskedLowRank
 
 _MOST_PENDING = 8  # columns of the pending factors; with more, carrying them costs more than folding them
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
@@ -63,7 +63,7 @@ class InForward(Evaluator):
     def __init__(
         self, model: nn.Module, backbone: Backbone, fold_every: Count = 8, micro_batch: Count | None = None
     ) -> None:
-        if not isinstance(backbone.noise, LowRank):
+        if not isinstance(backbone.noise, LowRank | MaskedLowRank):
             raise EvaluatorError(
                 f"a forward pass cannot carry {type(backbone.noise).__name__} directions, which have no factors",
                 "set method.noise=low-rank, or method.evaluator=in-place",
@@ -77,6 +77,7 @@ class InForward(Evaluator):
         self._updates = 0  # pending
         self._noise = backbone.noise
         self._parameters = _selected_parameters(model, backbone)
+        self._checking = False
         self._siblings: Siblings = {}
         self._drawn: FactorBank | None = None
 
@@ -127,7 +128,7 @@ class InForward(Evaluator):
 
     def _losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         terms = Terms(self._bank, self._coefficients(points, rows.row_examples(batch)), self._siblings)
-        with uncompiled(), Carrying(self._parameters if len(self._bank.numbers) else [], terms):
+        with uncompiled(), Carrying(self._moved(), terms):
             losses = at_least_float32(objective(self.model, rows.repeated(batch, len(points))))
         if losses.shape != (len(points) * rows.size(batch),):
             raise EvaluatorError(
@@ -136,6 +137,11 @@ class InForward(Evaluator):
                 "let it return one loss for each example of the batch it is given, in their order",
             )
         return losses.view(len(points), -1)
+
+    def _moved(self) -> list[tuple[nn.Parameter, str]]:
+        """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
+        keys, moves = list(self._bank), self.backbone.moves
+        return [(p, name) for p, name in self._parameters if self._checking or any(moves(key, name) for key in keys)]
 
     def _coefficients(self, points: Sequence[Point], row_examples: torch.Tensor) -> torch.Tensor:
         """The coefficient of each key of the bank for each row at each point: [points, rows, keys], float32, or float64
@@ -210,7 +216,7 @@ class InForward(Evaluator):
         Raises:
             EvaluatorError: a selected tensor is used in a way that cannot carry a term, or the losses differ.
         """
-        counts, self.counts = self.counts, Counts()
+        counts, self.counts, self._checking = self.counts, Counts(), True
         try:
             for objective, batch in asks:
                 together, alone = self._both_ways(objective, batch, _CHECK_SIZE)
@@ -224,7 +230,7 @@ class InForward(Evaluator):
                         "set method.evaluator=in-place",
                     )
         finally:
-            self.counts = counts
+            self.counts, self._checking = counts, False
 
     def _both_ways(self, objective: Objective, batch: Any, size: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Losses of up to two examples at two points of their own, so far from theta: together, and one by one."""

@@ -95,10 +95,10 @@ class Terms:
         numbers, places = self._bank.layout.vectors(self._bank.numbers)
         numbers = numbers.to(self._of_vectors.dtype)
         base = torch.zeros(numbers.shape[1], dtype=numbers.dtype, device=numbers.device)
-        for name, place in places.items():
-            base[place] = tensors[name].flatten()
+        for name, tensor in tensors.items():
+            base[places[name]] = tensor.flatten()
         values = torch.addmm(base.unsqueeze(0), self._of_vectors, numbers)
-        return {name: values[:, place] for name, place in places.items()}
+        return {name: values[:, places[name]] for name in tensors}
 
     def _thin(self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], torch.Tensor]:
         """x times the first factor of each matrix, and times its coefficients: [T, columns]; x [T, inputs]."""

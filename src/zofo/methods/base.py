@@ -144,6 +144,10 @@ class Method(ABC):
             ConfigError: they cannot.
         """
 
+    def notes(self) -> list[str]:
+        """What a user should know before the first step, a sentence each."""
+        return []
+
     def replay_header(self) -> dict[str, Any]:
         """What a replay of the trajectory has to know: the noise, the rule and the selection, as configured."""
         return {}

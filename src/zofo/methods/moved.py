@@ -31,7 +31,9 @@ class Moved:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        norms = [torch.linalg.vector_norm(t, dtype=torch.float32).item() for t in backbone.tensors.values() if t.numel()]
+        norms = [
+            torch.linalg.vector_norm(t, dtype=torch.float32).item() for t in backbone.tensors.values() if t.numel()
+        ]
         self._start = math.hypot(*norms)
         self._settled = 0.0  # sum of c^2 |z|^2 over keys that no later update holds
         self._live: dict[Key, tuple[float, float]] = {}  # c and |z|^2 of those of the last one, as of a momentum

@@ -18,7 +18,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
 from zofo.evaluators import EVALUATORS, Ask, Evaluator
-from zofo.noise import NOISES, Noise
+from zofo.noise import MASKS, NOISES, Mask, Noise
 from zofo.rules import RULES, Rule, State
 
 LR_OF_ONE, LR_OF_SEVERAL, LR_OVER_SPREAD = 5e-5, 1e-4, 6e-3
@@ -36,6 +36,13 @@ class NoiseConfig(PartConfig):
 
     registry = NOISES
     default = "low-rank"
+
+
+class MaskConfig(PartConfig):
+    """The part of every direction that is kept."""
+
+    registry = MASKS
+    default = "magnitude"
 
 
 class EstimatorConfig(PartConfig):
@@ -80,6 +87,8 @@ class ZerothOrderConfig(Config):
 
     noise: NoiseConfig = _part(NoiseConfig)
     """The distribution of directions."""
+    mask: MaskConfig | None = None
+    """The part of every direction that is kept; by default all of it."""
     estimator: EstimatorConfig = _part(EstimatorConfig)
     """How losses become a gradient estimate; holds epsilon."""
     num_directions: int = Field(1, ge=1, lt=_EACH)
@@ -112,9 +121,18 @@ class ZerothOrderConfig(Config):
             filled["rule"] = {"lr": lr, **rule}
         return filled
 
+    @model_validator(mode="after")
+    def _mask_fits(self) -> ZerothOrderConfig:
+        if self.mask is not None and self.rule.options.get("weight_decay", 0):
+            raise ConfigError(
+                "method.rule.weight_decay shrinks all weights, those too that method.mask keeps where they are",
+                "set method.rule.weight_decay=0, or method.mask=null",
+            )
+        return self
+
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
-        return self.model_dump(mode="json", include={"noise", "rule", "estimator", "evaluator", "select"})
+        return self.model_dump(mode="json", include={"noise", "mask", "rule", "estimator", "evaluator", "select"})
 
 
 def beside_adapter(given: Any, rates: Sequence[str]) -> Any:
@@ -160,7 +178,8 @@ class ZerothOrder:
                 "load it again for another method, or name what moves with method.select",
             )
         names = config.select if among is None else _names_among(model, among, config.select)
-        self.backbone = Backbone(model, noise, names)
+        mask: Mask | None = None if config.mask is None else config.mask.build()
+        self.backbone = Backbone(model, noise, names, mask=mask)
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)

@@ -1,4 +1,4 @@
-"""The mask by magnitude: which entries, or rows, are smallest, counted in integers, so that every device finds the same."""
+"""The mask by magnitude: which entries, or rows, are smallest, counted in integers, alike on every device."""
 
 from __future__ import annotations
 

@@ -214,8 +214,8 @@ def refuse_share(share: float) -> None:
 class RandomMask(Mask):
     """Keeps each entry (with low-rank noise: each row) with probability `share`, for each direction anew.
 
-    32 random bits a unit are compared as integers with share * 2**32, so the probability is `share` to 2**-32, units are
-    independent, and any block can be drawn alone. How many of n are kept is binomial.
+    32 random bits a unit are compared as integers with share * 2**32, so the probability is `share` to 2**-32, units
+    are independent, and any block can be drawn alone. How many of n are kept is binomial.
 
     Args:
         share: that is kept on average, 0 < share <= 1.
@@ -278,8 +278,8 @@ class Rotation(Mask):
     pass runs them as they are.
 
     With `order="shuffled"`, each round of `blocks` steps visits every block once, in an order of its own. With `cyclic`
-    it is block step mod `blocks`: then whatever recurs in steps meets the same blocks again. SVRG's full-batch steps, every
-    q-th, would see only some of the blocks where q and `blocks` have a common factor.
+    it is block step mod `blocks`: then whatever recurs in steps meets the same blocks again. SVRG's full-batch steps,
+    every q-th, would see only some of the blocks where q and `blocks` have a common factor.
 
     Args:
         blocks: how many, at most one for each tensor.

@@ -9,7 +9,7 @@ from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.estimators import Estimate
 from zofo.evaluators import Evaluator
-from zofo.methods.zeroth_order import EvaluatorConfig, NoiseConfig, RuleConfig
+from zofo.methods.zeroth_order import EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.noise import STREAM_VERSION
 from zofo.rules import Rule
 from zofo.training.trajectory import Moved, Record, Settled, Trajectory
@@ -38,7 +38,13 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: 
     missing = [part for part in ("noise", "rule", "select", "evaluator") if part not in header]
     if missing:
         raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
-    backbone = Backbone(model, NoiseConfig.model_validate(header["noise"]).build(), header["select"])
+    mask = header.get("mask")
+    backbone = Backbone(
+        model,
+        NoiseConfig.model_validate(header["noise"]).build(),
+        header["select"],
+        mask=None if mask is None else MaskConfig.model_validate(mask).build(),
+    )
     rule: Rule = RuleConfig.model_validate(header["rule"]).build()
     records = trajectory.records if steps is None else trajectory.first(steps)
     if not exact and rule.linear and not any(isinstance(record, Update) and record.shrink for record in records):

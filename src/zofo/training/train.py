@@ -144,7 +144,7 @@ def _notes(config: RunConfig, material: Material, method: Method) -> list[str]:
         notes.append(
             f"this rule keeps {method.rule.dense_buffers} float32 buffers of the backbone: {gigabytes:.2f} GiB"
         )
-    return notes
+    return [*notes, *method.notes()]
 
 
 _SHOWN = 4  # names of tensors; all are in summary.json
