@@ -339,7 +339,7 @@ def test_bad_use_of_a_run(refused, run, tokenizer, tmp_path):
             "a batch of 61 examples cannot be drawn from the 60",
             "batch_size to 60",
         ),
-        (["method.batch_size=21"], "a batch of 21 examples cannot be drawn from the 20", "batch_size to 20"),
+        (["method.batch_size=21"], "D_f is a third of the 60 training examples, 20", "method.batch_size=20 or lower"),
         (["training.queries=47"], "training.queries is 47, but one step of 'bilevel' takes 72", "training.queries=72"),
         (["method=mezo", "training.queries=7"], "training.queries is 7, but one step of 'mezo' takes 8", "=8"),
         (["method=first-order", "method.parameters=partial"], "method.layers is None", "partial"),

@@ -2,88 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-
 import pytest
 import torch
-from torch import nn
 
+from bilevel_problems import IN_PLACE, LATENT, RHO, D, Quadratic, Vectors, language_setting, quadratic_setting
 from conftest import build_model, build_tokenizer
 from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, InPlace, Key, Setting, TwoSided
-from zofo.adapters import Adapters
-from zofo.noise import permutation
-from zofo.tasks import Example, collate, encode
 
-D, LATENT, RHO, N = 32, 6, 1.0, 12
-IN_PLACE = {"noise": "gaussian", "evaluator": "in-place"}  # which moves a model whose losses have no rows, too
-
-
-class Quadratic(nn.Module):
-    """F(theta, w; f) = 1/2 |w - a|^2 + rho/2 |theta - b|^2 and F(theta, w; p) = 1/2 |w - M theta - m|^2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        draw = torch.Generator().manual_seed(5)
-        self.theta = nn.Parameter(torch.randn(D, generator=draw, dtype=torch.float64), requires_grad=False)
-        self.w = {name: nn.Parameter(torch.zeros(LATENT, dtype=torch.float64)) for name in ("adapter", "lower_adapter")}
-        self.active = "adapter"
-        self.M = torch.randn(LATENT, D, generator=draw, dtype=torch.float64) / D**0.5
-        self.m, self.a = torch.randn(2, LATENT, generator=draw, dtype=torch.float64)
-        self.b = torch.randn(D, generator=draw, dtype=torch.float64)
-
-    def forward(self, roles: list[str]) -> torch.Tensor:
-        w = self.w[self.active]
-        upper = 0.5 * (w - self.a).square().sum() + RHO / 2 * (self.theta - self.b).square().sum()
-        lower = 0.5 * (w - self.M @ self.theta - self.m).square().sum()
-        return torch.stack([upper if role == "f" else lower for role in roles])
-
-    def lower_solution(self, theta: torch.Tensor) -> torch.Tensor:
-        return self.M @ theta + self.m
-
-    def hypergradient(self, theta: torch.Tensor) -> torch.Tensor:
-        """Of the true bilevel objective F(theta, w*(theta); f)."""
-        return self.M.T @ (self.lower_solution(theta) - self.a) + RHO * (theta - self.b)
-
-    def solution(self, penalty: float) -> torch.Tensor:
-        """Of the penalised problem, w eliminated: penalty / (1 + penalty) on the lower solution's distance to a."""
-        share = penalty / (1 + penalty)
-        left = share * self.M.T @ self.M + RHO * torch.eye(D, dtype=torch.float64)
-        return torch.linalg.solve(left, share * self.M.T @ (self.a - self.m) + RHO * self.b)
-
-
-class Vectors(Adapters):
-    names = ("adapter", "lower_adapter")
-
-    def __init__(self, model: Quadratic) -> None:
-        self.model = model
-
-    def parameters(self, adapter):
-        return [self.model.w[adapter]]
-
-    @property
-    def active(self):
-        return self.model.active
-
-    def use(self, adapter):
-        self.model.active = adapter
-
-    def save(self, adapter, folder):
-        raise NotImplementedError
-
-
-def quadratic_setting(model: Quadratic, seed: int = 0) -> Setting:
-    """Examples are roles, placed so that the method's own split gives D_f the upper and D_p the lower losses."""
-    upper = set(permutation(Key(seed, 0), "bilevel/split", N)[: N // 3])
-    roles = ["f" if i in upper else "p" for i in range(N)]
-    return Setting(model, lambda m, batch: m(batch).to(torch.float64), roles, list, seed)
+MOMENTUM = {"name": "momentum", "lr": 0.0012, "beta": 0.9}
 
 
 @pytest.mark.parametrize(
-    ("penalty", "directions", "lr", "bias"),
-    [(10.0, 4, 0.012, 0.1), pytest.param(100.0, 64, 0.003, 0.01, marks=pytest.mark.soak)],
+    ("penalty", "directions", "rule", "bias", "steps"),
+    [
+        (10.0, 4, {"lr": 0.012}, 0.1, 650),
+        pytest.param(10.0, 4, MOMENTUM, 0.1, 1200, marks=pytest.mark.soak),
+        pytest.param(100.0, 64, {"lr": 0.003}, 0.01, 2000, marks=pytest.mark.soak),
+    ],
+    ids=["penalty 10", "penalty 10, momentum", "penalty 100"],
 )
-def test_converges_to_the_closed_form_within_2000_steps(penalty, directions, lr, bias):
+def test_converges_to_the_closed_form_within_2000_steps(penalty, directions, rule, bias, steps):
     # theta and p move at once, so theta feels a curvature of penalty |M|**2 while p follows: lr falls with the penalty
     model = Quadratic()
     config = BilevelConfig(
@@ -95,11 +33,11 @@ def test_converges_to_the_closed_form_within_2000_steps(penalty, directions, lr,
         lr_adapter=1 / (1 + penalty),
         estimator={"epsilon": 0.05},
         num_directions=directions,
-        rule={"lr": lr},
+        rule=rule,
         **IN_PLACE,
     )
     method = Bilevel(config, quadratic_setting(model), Vectors(model))
-    for step in range(2000):
+    for step in range(steps):
         method.step(step)
     expected = model.solution(penalty)
     assert (model.theta - expected).norm() / expected.norm() < 1e-2
@@ -108,13 +46,8 @@ def test_converges_to_the_closed_form_within_2000_steps(penalty, directions, lr,
     assert (model.w["lower_adapter"] - model.lower_solution(model.theta)).norm() < 1e-2
 
 
-def test_mean_upper_direction_is_the_hypergradient():
-    model, penalty = Quadratic(), 100.0
-    with torch.no_grad():
-        lower = model.lower_solution(model.theta)
-        model.w["lower_adapter"].copy_(lower)
-        model.w["adapter"].copy_((model.a + penalty * lower) / (1 + penalty))
-    exact = model.hypergradient(model.theta)
+def mean_step(model, penalty, directions):
+    """How far theta moves in a step whose directions are very many, from where it is."""
     config = BilevelConfig(
         batch_size=1,
         inner_steps=1,
@@ -123,15 +56,33 @@ def test_mean_upper_direction_is_the_hypergradient():
         lr_lower=0.0,
         lr_adapter=0.0,
         estimator={"epsilon": 0.05},
-        num_directions=4096,
+        num_directions=directions,
         rule={"lr": 1.0},
         **IN_PLACE,
     )
     before = model.theta.clone()
     Bilevel(config, quadratic_setting(model), Vectors(model)).step(0)
-    moved = before - model.theta
-    assert torch.cosine_similarity(moved, exact, dim=0) > 0.95
-    assert abs(moved.norm() / exact.norm() - 1) < 0.15
+    return before - model.theta
+
+
+@pytest.mark.parametrize(
+    ("penalty", "directions"), [(0.5, 1024), (100.0, 1024), pytest.param(100.0, 4096, marks=pytest.mark.soak)]
+)
+def test_mean_step_is_the_gradient_of_the_penalised_problem_and_the_hypergradient(penalty, directions):
+    model = Quadratic()
+    with torch.no_grad():  # p and s solve their problems, so that the gradient of the whole is that with them fixed
+        model.w["lower_adapter"].copy_(model.lower_solution(model.theta))
+        model.w["adapter"].copy_(model.upper_solution(model.theta, penalty))
+    theta = model.theta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model.penalised(theta, penalty), theta)
+    hypergradient = model.hypergradient(model.theta)
+    near = torch.cosine_similarity(gradient, hypergradient, dim=0)
+    assert (near > 0.999) == (penalty > 10)  # a small penalty has another problem
+    moved = mean_step(model, penalty, directions)
+    assert torch.cosine_similarity(moved, gradient, dim=0) > 0.95
+    assert abs(moved.norm() / gradient.norm() - 1) < 0.15
+    if penalty > 10:
+        assert torch.cosine_similarity(moved, hypergradient, dim=0) > 0.95
 
 
 def test_one_z_serves_all_three_terms_and_the_log_holds_each():
@@ -169,27 +120,14 @@ def test_one_z_serves_all_three_terms_and_the_log_holds_each():
     torch.testing.assert_close(model.w["adapter"].detach(), w - 0.1 * gradient, rtol=1e-6, atol=1e-6)
 
 
-@pytest.fixture
-def language_setting():
-    tokenizer = build_tokenizer()
-    model = build_model("llama", len(tokenizer))
-    examples = [Example(f"a joy film number {i} . It was", (" terrible", " great"), (i % 2,)) for i in range(24)]
-    from zofo.objectives import classification_loss
-
-    def make(chosen):
-        return collate(chosen, 0, torch.device("cpu"))
-
-    return Setting(model, classification_loss, encode(tokenizer, examples), make, seed=3)
-
-
 @pytest.mark.parametrize(
     ("parts", "forwards", "sweeps"),
     [(IN_PLACE, 6, 3), ({"evaluator": "in-place"}, 6, 3), ({}, 3, 0), ({"directions": "per-example"}, 3, 0)],
     ids=["in place", "in place, low rank", "in the forward", "per-example"],
 )
-def test_counts_of_an_outer_step(language_setting, parts, forwards, sweeps):
+def test_counts_of_an_outer_step(parts, forwards, sweeps):
     config = BilevelConfig(batch_size=4, inner_steps=5, penalty=10.0, **parts)
-    method = Bilevel(config, language_setting)
+    method = Bilevel(config, language_setting())
     log = method.step(0)
     assert log.counts.as_dict() == {"forwards": 5 + 2 + forwards, "backwards": 5 + 2, "queries": (5 + 2 + 6) * 4}
     assert method.queries_per_step == log.counts.queries
@@ -198,8 +136,8 @@ def test_counts_of_an_outer_step(language_setting, parts, forwards, sweeps):
         assert method.backbone.sweeps == max(sweeps, 1)
 
 
-def outer_steps(setting, parts, steps=3):
-    setting = dataclasses.replace(setting, model=copy.deepcopy(setting.model))
+def outer_steps(parts, steps=3):
+    setting = language_setting()
     config = {"batch_size": 4, "inner_steps": 2, "penalty": 10.0, "estimator": {"epsilon": 0.01}, "rule": {"lr": 1e-4}}
     method = Bilevel(BilevelConfig(**{**config, **parts}), setting)
     logs = [method.step(step) for step in range(steps)]
@@ -207,9 +145,9 @@ def outer_steps(setting, parts, steps=3):
         return logs, {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
 
 
-def test_steps_in_the_forward_are_those_in_place(language_setting):
-    start = {name: p.detach().clone() for name, p in language_setting.model.named_parameters()}
-    (one, theta), (two, same) = (outer_steps(language_setting, {"evaluator": e}) for e in ("in-forward", "in-place"))
+def test_steps_in_the_forward_are_those_in_place():
+    start = {name: p.detach().clone() for name, p in language_setting().model.named_parameters()}
+    (one, theta), (two, same) = (outer_steps({"evaluator": e}) for e in ("in-forward", "in-place"))
     for a, b in zip(one, two, strict=True):
         assert list(a.coefficients) == list(b.coefficients)
         assert a.coefficients == pytest.approx(b.coefficients, rel=2e-3, abs=1e-4)
@@ -227,10 +165,8 @@ def test_steps_in_the_forward_are_those_in_place(language_setting):
         ("per-group(3)", [0, 1], [1, 2]),  # examples 3, 4 and 5 are the last of B_f and the first two of B_p
     ],
 )
-def test_both_losses_of_b_p_have_the_same_directions_and_the_update_sums_all_three(
-    language_setting, directions, upper, lower
-):
-    logs, _ = outer_steps(language_setting, {"directions": directions, "rule": {"lr": 0.5}}, steps=1)
+def test_both_losses_of_b_p_have_the_same_directions_and_the_update_sums_all_three(directions, upper, lower):
+    logs, _ = outer_steps({"directions": directions, "rule": {"lr": 0.5}}, steps=1)
     coefficients, displacement = logs[0].coefficients, logs[0].update.displacement
     slopes = {
         part: {key: coefficients[f"projected_gradient_{part}_{key}"] for key in keys}
@@ -270,3 +206,39 @@ def test_losses_of_the_same_point_are_those_of_the_in_place_evaluator():
             moved.theta += backbone.values(point)["theta"].double()
         torch.testing.assert_close(row.double(), moved(["f", "p"]), rtol=1e-6, atol=1e-6)
     assert Displacement() != points[0]
+
+
+def test_momentum_on_the_backbone_is_that_of_torch():
+    """m <- beta m + g; theta <- theta - lr m, of the estimates that the log holds."""
+    model = Quadratic()
+    theta = torch.nn.Parameter(model.theta.clone())
+    reference = torch.optim.SGD([theta], lr=1e-3, momentum=0.9)
+    method = in_place_method(model, {"name": "momentum", "lr": 1e-3, "beta": 0.9, "tolerance": 0.0})
+    for step in range(5):
+        theta.grad = estimate_of(method, method.step(step), step)
+        reference.step()
+    torch.testing.assert_close(model.theta.detach(), theta.detach(), rtol=1e-6, atol=1e-7)
+
+
+def test_adam_on_the_backbone_is_that_of_torch():
+    model = Quadratic()
+    theta = torch.nn.Parameter(model.theta.clone())
+    reference = torch.optim.Adam([theta], lr=1e-2)
+    method = in_place_method(model, {"name": "dense-adam", "lr": 1e-2})
+    assert method.rule.dense_buffers == 2
+    for step in range(5):
+        theta.grad = estimate_of(method, method.step(step), step)
+        reference.step()
+    torch.testing.assert_close(model.theta.detach(), theta.detach(), rtol=1e-5, atol=1e-6)
+
+
+def in_place_method(model, rule):
+    config = {"batch_size": 1, "inner_steps": 1, "penalty": 3.0, "optimizer": "sgd", "rule": rule, **IN_PLACE}
+    return Bilevel(BilevelConfig(**config), quadratic_setting(model), Vectors(model))
+
+
+def estimate_of(method, log, step):
+    """The estimated gradient of a step, written out from what the log says of it."""
+    slope = {part: log.coefficients[f"projected_gradient_{part}_0"] for part in ("upper", "lower_p", "lower_s")}
+    z = method.backbone.noise.whole(Key(0, step, 0), "theta", (D,)).double()
+    return (slope["upper"] + log.coefficients["penalty"] * (slope["lower_p"] - slope["lower_s"])) * z

@@ -254,7 +254,7 @@ def test_unknown_names_get_the_nearest(override, guess):
         ("model.dtype=int8", "model.dtype"),
         ("model=3", "model"),
         ("method.batch_size=0", "method.batch_size"),
-        ("method.inner_steps=0", "method.inner_steps"),
+        ("method.inner_steps=-1", "method.inner_steps"),
         ("method.penalty=-1", "method.penalty"),
         ("method.penalty=.nan", "method.penalty"),
         ("method.lr_lower=-0.1", "method.lr_lower"),

@@ -294,6 +294,11 @@ WRONG_KEY = {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method.rule.
         (toy(search={"budget": {"queries": 160}, "by": "luck"}), "search.by", ""),
         (toy(budget={}), "a budget is a number of queries or of steps", ""),
         (toy(budget={"queries": 5, "steps": 5}), "a budget is a number of queries or of steps", ""),
+        (
+            toy(base={**TOY["base"], "training": {"seed": 3}}),
+            "base.training.seed: each of the seeds sets this",
+            "seeded",
+        ),
         (toy(budgets={}), "budgets: unknown key", "did you mean 'budget'"),
         (toy(reference="meso"), "unknown method of reference 'meso'. Did you mean 'mezo'", ""),
         (toy(base={"problm": "digits"}), "base.problm: unknown key", "did you mean 'problem'"),

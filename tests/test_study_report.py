@@ -69,6 +69,15 @@ def test_pairs_without_a_spread_have_no_t_test(first, second, t_test, wilcoxon):
 # numbers as they are read
 
 
+def test_equal_differences_are_equal_however_they_are_rounded():
+    """28 - 25, 31 - 28 and 100 - 97 of 300 differ in their last bits."""
+    found = paired([28 / 300, 31 / 300, 100 / 300], [25 / 300, 28 / 300, 97 / 300])
+    assert found.t_test is None
+    assert (found.wins, found.losses) == (3, 0)
+    same = paired([0.1 + 0.2, 0.5], [0.3, 0.5])
+    assert (same.wins, same.losses, same.t_test, same.wilcoxon) == (0, 0, None, None)
+
+
 def test_shares_are_in_percent_and_losses_have_four_digits():
     assert as_score(0.85249, "accuracy") == "85.2"
     assert as_score(-0.031, "matthews") == "-3.1"

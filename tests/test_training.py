@@ -511,7 +511,7 @@ def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
     finally:
         signal.signal(signal.SIGINT, before)
     run = RunFolder.open(config.run)
-    assert run.summary["stopped"] == "KeyboardInterrupt"
+    assert run.summary["stopped"] == "stopped by SIGINT after 2 steps, which are saved"
     assert [line["step"] for line in lines_of(run, "step")] == [0, 1]
     assert len(lines_of(run, "stopped")) == 1
     shorter = train(configured(SHORT[name], "shorter", steps=2))

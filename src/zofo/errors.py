@@ -58,6 +58,26 @@ class RunError(ZofoError):
     """A run folder that cannot be written or read."""
 
 
+class CheckpointError(RunError):
+    """A checkpoint that cannot be written, or that does not fit the run."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop, by Ctrl-C or SIGTERM, and did after its step was saved.
+
+    Args:
+        signal: its name.
+        exit_code: 128 and the signal's number.
+        steps: how many had been made.
+    """
+
+    def __init__(self, signal: str, exit_code: int, steps: int) -> None:
+        super().__init__(f"stopped by {signal} after {steps} steps, which are saved")
+        self.message = str(self)
+        self.hint = "to go on, type the same command again"
+        self.exit_code = exit_code
+
+
 class EvaluatorError(ZofoError):
     """Points that an evaluator cannot visit, or a model that it cannot move."""
 

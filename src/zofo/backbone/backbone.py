@@ -117,7 +117,7 @@ class Backbone:
         return frozenset(parameter.dtype for parameter in self._parameters.values())
 
     def moves(self, key: Key, name: str) -> bool:
-        """Whether z(key) may be other than zero in a tensor."""
+        """Whether z(key) may be other than zero in a tensor; the same for all keys of a step."""
         return not isinstance(self.noise, Masked | MaskedLowRank) or self.noise.kept.moves(key, name)
 
     @torch.no_grad()

@@ -43,11 +43,11 @@ RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the m
 
 
 def _config(arguments: list[str] | None, data_dir: Path | None = None, data: str | None = None) -> Any:
-    """A configuration from arguments: a YAML file first, if any, then key=value."""
+    """A configuration from arguments: a YAML file or a recipe first, if any, then key=value."""
     from zofo.training import read_config
 
     given = list(arguments or [])
-    file = Path(given.pop(0)) if given and "=" not in given[0] else None
+    file = given.pop(0) if given and "=" not in given[0] else None
     if data_dir is not None:
         given.append(f"task.data_dir={json.dumps(str(data_dir))}")
     if data is not None:
@@ -66,15 +66,23 @@ def _one_line(text: str) -> str:
 def train(
     arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, trust_remote_code: RemoteCode = False
 ) -> None:
-    """Train: zofo train [CONFIG.yaml] [key=value ...]."""
+    """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
+    from zofo.errors import Stopped
     from zofo.training import as_percent
     from zofo.training import train as run_training
 
-    run = run_training(_config(arguments, data_dir, data), err, trust_remote_code)
+    try:
+        run = run_training(_config(arguments, data_dir, data), err, trust_remote_code)
+    except Stopped as stop:
+        err.print(f"{stop.message}\nhint: {stop.hint}", highlight=False, soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from stop
     summary = run.summary
     score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
     after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"
     out.print(f"{score} {after}", highlight=False, soft_wrap=True)
+    for variant, scored in list(summary["variants"].items())[1:]:
+        other = f"{variant}: {summary['metric']} {as_percent(scored[summary['metric']])}"
+        out.print(other, highlight=False, soft_wrap=True)
     out.print(f"run: {run.path}", highlight=False, soft_wrap=True)
 
 
@@ -183,19 +191,22 @@ def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data =
 
 @app.command()
 def copy(
-    name: Annotated[str, typer.Argument(help="A packaged task, of `zofo list tasks`.")],
+    name: Annotated[str, typer.Argument(help="A task of `zofo list tasks`, or a recipe of `zofo list recipes`.")],
     file: Annotated[Path, typer.Argument(help="The new file, for example my.yaml.")],
 ) -> None:
-    """Copy a packaged task to a file of your own, to edit: zofo copy sst2 my.yaml."""
-    from zofo.training import copy_task
+    """Copy a packaged task or recipe to a file of your own, to edit: zofo copy sst2 my.yaml."""
+    from zofo.recipes import recipe_names
+    from zofo.training import copy_recipe, copy_task
 
-    copy_task(name, file)
-    out.print(f"wrote {file}; edit it, then: zofo validate task={file}", highlight=False, soft_wrap=True)
+    is_recipe = name in recipe_names()
+    (copy_recipe if is_recipe else copy_task)(name, file)
+    use = f"zofo train {file}" if is_recipe else f"zofo validate task={file}"
+    out.print(f"wrote {file}; edit it, then: {use}", highlight=False, soft_wrap=True)
 
 
 @app.command(name="list")
 def list_names(
-    kind: Annotated[str | None, typer.Argument(help="models, tasks, methods, noises, rules ...")] = None,
+    kind: Annotated[str | None, typer.Argument(help="models, tasks, methods, recipes, noises ...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Names that a configuration can use."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -32,13 +32,28 @@ class FactorBank:
         taken = set(self._slots.values())
         slots = [slot for slot in range(len(wanted)) if slot not in taken][: len(missing)]
         self._make_room(max([*slots, *taken], default=-1) + 1)
+        self._draw(dict(zip(missing, slots, strict=True)))
+
+    def _draw(self, slots: Mapping[Key, int]) -> None:
+        """Draw keys into slots that are free."""
         if self.layout.device.type == "cpu":  # one key's numbers stay in a core's cache
-            for key, slot in zip(missing, slots, strict=True):
+            for key, slot in slots.items():
                 self._buffer[slot] = self.layout.draw([key])[0]
-        elif missing:
-            self._buffer[slots] = self.layout.draw(missing)
-        self._slots.update(zip(missing, slots, strict=True))
+        elif slots:
+            self._buffer[list(slots.values())] = self.layout.draw(list(slots))
+        self._slots.update(slots)
         self._used = max(self._slots.values(), default=-1) + 1
+
+    @property
+    def slots(self) -> dict[Key, int]:
+        """Which keys are in which slots: sums over slots have the same bits only in the same order."""
+        return dict(self._slots)
+
+    def restore(self, slots: Mapping[Key, int]) -> None:
+        """Hold these keys in these slots, and no others."""
+        self._slots = {}
+        self._make_room(max(slots.values(), default=-1) + 1)
+        self._draw(slots)
 
     def _make_room(self, slots: int) -> None:
         if slots > len(self._buffer):

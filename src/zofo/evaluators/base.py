@@ -15,6 +15,7 @@ from zofo.displacement import Displacement
 from zofo.evaluators.counts import Counts
 from zofo.evaluators.journal import Journal
 from zofo.registry import Registry
+from zofo.remembered import Remembered
 
 Objective = Callable[[nn.Module, Any], torch.Tensor]
 """An objective: (model, batch) -> one loss for each example, float32, or float64 of a float64 model."""
@@ -94,6 +95,13 @@ class Evaluator(ABC):
 
     def settle(self) -> None:  # noqa: B027  # most evaluators owe nothing
         """Write updates that are still pending, so that the weights are theta for whoever looks at them next."""
+
+    def remember(self) -> Remembered:
+        """What it keeps beside the weights, between two steps."""
+        return Remembered()
+
+    def recall(self, remembered: Remembered) -> None:  # noqa: B027  # most keep nothing
+        """Take back what `remember` gave; the weights are as they were then."""
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:

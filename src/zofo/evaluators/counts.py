@@ -29,6 +29,12 @@ class Counts:
     def __sub__(self, other: Counts) -> Counts:
         return self + Counts(-other.forwards, -other.backwards, -other.queries)
 
+    def include(self, other: Counts) -> None:
+        """Add work that was done elsewhere, to these counts themselves."""
+        self.forwards += other.forwards
+        self.backwards += other.backwards
+        self.queries += other.queries
+
     def copy(self) -> Counts:
         """The numbers as they are now."""
         return replace(self)

@@ -20,6 +20,7 @@ from zofo.evaluators.carrying import HINT, Carrying, Watching, uncompiled
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.terms import NARROW, Siblings, Terms
 from zofo.noise import LowRank, MaskedLowRank
+from zofo.remembered import Remembered, of_displacement, of_numbers, to_displacement, to_numbers
 
 _MOST_PENDING = 8  # columns of the pending factors; with more, carrying them costs more than folding them
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
@@ -140,8 +141,8 @@ class InForward(Evaluator):
 
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
         """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
-        keys, moves = list(self._bank), self.backbone.moves
-        return [(p, name) for p, name in self._parameters if self._checking or any(moves(key, name) for key in keys)]
+        steps, moves = {key._replace(index=0) for key in self._bank}, self.backbone.moves
+        return [(p, name) for p, name in self._parameters if self._checking or any(moves(key, name) for key in steps)]
 
     def _coefficients(self, points: Sequence[Point], row_examples: torch.Tensor) -> torch.Tensor:
         """The coefficient of each key of the bank for each row at each point: [points, rows, keys], float32, or float64
@@ -196,6 +197,16 @@ class InForward(Evaluator):
         if self._updates:
             self.journal.settled()
             self._write(Update(Displacement()))
+
+    def remember(self) -> Remembered:
+        """See `Evaluator.remember`: the updates that wait, and the order in which a forward sums its terms."""
+        slots = of_numbers({key: float(slot) for key, slot in self._bank.slots.items()})
+        return Remembered({"pending": of_displacement(self.pending), "updates": self._updates, "slots": slots})
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Evaluator.recall`."""
+        self.pending, self._updates = to_displacement(remembered.values["pending"]), remembered.values["updates"]
+        self._bank.restore({key: int(slot) for key, slot in to_numbers(remembered.values["slots"]).items()})
 
     def _write(self, update: Update) -> None:
         """Write what is pending; together with `update`, where one sweep can do both."""

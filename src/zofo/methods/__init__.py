@@ -5,6 +5,7 @@ from zofo.methods.bilevel import Bilevel, BilevelConfig
 from zofo.methods.first_order import FirstOrder, FirstOrderConfig
 from zofo.methods.forward_only import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.linear_probe import LinearProbe, LinearProbeConfig, load_probe
+from zofo.methods.meta import MetaBilevel, MetaBilevelConfig
 from zofo.methods.mezo import MeZO, MeZOConfig
 from zofo.methods.svrg import SVRG, SVRGConfig
 from zofo.methods.two_stage import TwoStage, TwoStageConfig
@@ -28,6 +29,8 @@ __all__ = [
     "LinearProbeConfig",
     "MeZO",
     "MeZOConfig",
+    "MetaBilevel",
+    "MetaBilevelConfig",
     "Method",
     "MethodConfig",
     "SVRGConfig",

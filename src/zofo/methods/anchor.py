@@ -12,6 +12,7 @@ import torch
 from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement
 from zofo.evaluators import Evaluator, Objective, Point
+from zofo.remembered import Remembered, into_tensors, of_displacement, of_tensors, to_displacement
 
 
 class Anchor(ABC):
@@ -24,6 +25,14 @@ class Anchor(ABC):
     @abstractmethod
     def theta_moved(self, update: Update) -> None:
         """Theta was updated, and the anchor was not."""
+
+    @abstractmethod
+    def remember(self) -> Remembered:
+        """Where it is, for a run that goes on later."""
+
+    @abstractmethod
+    def recall(self, remembered: Remembered) -> None:
+        """Take back what `remember` gave."""
 
     @abstractmethod
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
@@ -49,6 +58,14 @@ class DisplacedAnchor(Anchor):
     def theta_moved(self, update: Update) -> None:
         """See `Anchor.theta_moved`."""
         self.since = self.since + update.displacement
+
+    def remember(self) -> Remembered:
+        """See `Anchor.remember`."""
+        return Remembered({"since": of_displacement(self.since)})
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Anchor.recall`."""
+        self.since = to_displacement(remembered.values["since"])
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         """See `Anchor.losses`."""
@@ -82,6 +99,16 @@ class StoredAnchor(Anchor):
 
     def theta_moved(self, update: Update) -> None:
         """See `Anchor.theta_moved`: the copy stays what it is."""
+
+    def remember(self) -> Remembered:
+        """See `Anchor.remember`."""
+        return Remembered({}, dict(self._stored))
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Anchor.recall`."""
+        if remembered.tensors:
+            self.place()
+            into_tensors(list(self._stored.values()), of_tensors([remembered.tensors[name] for name in self._stored]))
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         """See `Anchor.losses`; the copy's values are in the model meanwhile."""

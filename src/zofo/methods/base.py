@@ -18,6 +18,7 @@ from zofo.config import Config
 from zofo.evaluators import Counts, Evaluator, Objective
 from zofo.objectives import scores
 from zofo.registry import Registry
+from zofo.remembered import Remembered
 from zofo.rules import Rule
 from zofo.tasks import Batches
 
@@ -157,6 +158,22 @@ class Method(ABC):
         """While it is open, `model` is the given variant, with every update written."""
         assert variant in self.variants
         yield
+
+    def remember(self, weights: bool) -> Remembered:
+        """What the method keeps from step to step, for a run that goes on later.
+
+        Args:
+            weights: also theta itself, and what waits to be written into it; otherwise a replay of the trajectory gives
+                them back. Weights that first-order steps train are there in any case.
+        """
+        return Remembered()
+
+    def recall(self, remembered: Remembered) -> None:  # noqa: B027  # some methods keep nothing
+        """Take back what `remember` gave, in a method built in the same way.
+
+        Raises:
+            CheckpointError: it is of another method or model.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -7,28 +7,26 @@ LLM Fine-Tuning and Meta-Training", algorithm 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from zofo.adapters import AdapterConfig, Adapters
-from zofo.backbone import Update
 from zofo.config import NonNegative
-from zofo.displacement import Displacement, Key
+from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.estimators import Direction
 from zofo.evaluators import Counts, Gradient
+from zofo.methods.backbone_step import BackboneMove, BackboneStep
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
-from zofo.methods.moved import Moved
 from zofo.methods.optimizers import OptimizerName
 from zofo.methods.pair import VARIANTS, Pair
 from zofo.methods.penalty import Penalty, penalty_at, rounding_note
 from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig, beside_adapter
-from zofo.noise import permutation, words
+from zofo.noise import permutation
+from zofo.remembered import Remembered
 
 
 class BilevelConfig(MethodConfig, ZerothOrderConfig):
@@ -40,7 +38,7 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     """T: first-order steps on the lower adapter in each outer step; with 0 it stays as it starts."""
     penalty: Penalty = 100.0
     """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it."""
-    backbone_step: Literal["zeroth-order", "frozen", "random"] = "zeroth-order"
+    backbone_step: BackboneMove = "zeroth-order"
     """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
     optimizer: OptimizerName = "adam"
     """Optimiser of both adapters."""
@@ -109,7 +107,7 @@ class Bilevel(Method):
         if config.backbone_step != "frozen":  # before peft, so that names stay the model's
             zo = self._zo = ZerothOrder(config, setting.model, setting.seed, size)
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
-            self._moved = Moved(zo.backbone)
+            self._move = BackboneStep(zo, random=config.backbone_step == "random")
             self.counts, points = zo.evaluator.counts, zo.points
         self._adapters: Adapters = adapters or config.adapter.build(setting.model, self.variants, setting.seed)
         gradient = Gradient(self.model, self.counts)
@@ -137,40 +135,12 @@ class Bilevel(Method):
 
         update = None
         if self._zo is not None:
-            found, update = self._backbone_step(self._zo, number, penalty, b_f, b_p)
+            found, update = self._move(number, penalty, pair.asks(b_f, b_p), self._config.batch_size)
             coefficients |= found
         else:
             coefficients["backbone_moved"] = 0.0
         pair.step_adapter()
         return StepLog(f_upper, self.counts - before, coefficients, update)
-
-    def _backbone_step(
-        self, zo: ZerothOrder, number: int, penalty: float, b_f: Any, b_p: Any
-    ) -> tuple[dict[str, float], Update]:
-        """theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, by whatever rule."""
-        size = self._config.batch_size
-        along_f, along_p = zo.directions(number), zo.directions(number, first=size)
-        points = zo.estimator.ask(_side_by_side(along_f, along_p, along_p))
-        with zo.evaluator.visit(self._pair.asks(b_f, b_p), points) as visit:
-            parts = visit.losses.chunk(3, dim=1)
-            told = zip((along_f, along_p, along_p), parts, strict=True)
-            upper, lower_p, lower_s = (zo.estimator.tell(along, losses) for along, losses in told)
-            gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
-            if self._config.backbone_step == "random":
-                other_f, other_p = zo.directions(number, after=1), zo.directions(number, first=size, after=1)
-                gradient = _elsewhere(gradient, dict(_pairs(along_f, other_f) + _pairs(along_p, other_p)))
-            update, state = zo.rule.update(upper.with_gradient(gradient), zo.state)
-            visit.update(update)
-        zo.state = state
-        self._moved.add(update)
-
-        coefficients = {"penalty_gap": lower_p.loss - lower_s.loss}
-        if (moved := self._moved.relative) is not None:
-            coefficients["backbone_moved"] = moved
-        for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
-            for key, projected_gradient in estimate.projected_gradients.items():
-                coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
-        return coefficients, update
 
     def _settle(self) -> None:
         if self._zo is not None:
@@ -199,6 +169,22 @@ class Bilevel(Method):
         """See `Method.replay_header`."""
         return self._config.replay_header()
 
+    def remember(self, weights: bool) -> Remembered:
+        """See `Method.remember`."""
+        whole = Remembered().put("pair", self._pair.remember())
+        if self._zo is None:
+            return whole.put("counts", Remembered(dict(self.counts.as_dict())))
+        return whole.put("zo", self._zo.remember(weights)).put("moved", self._move.moved.remember())
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Method.recall`."""
+        self._pair.recall(remembered.part("pair"))
+        if self._zo is None:
+            self.counts.include(Counts(**remembered.part("counts").values))
+        else:
+            self._zo.recall(remembered.part("zo"))
+            self._move.moved.recall(remembered.part("moved"))
+
     def save(self, folder: Path) -> None:
         """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
         if self._zo is not None:
@@ -225,26 +211,3 @@ def split(setting: Setting, batch_size: int) -> tuple[list[Any], list[Any]]:
     order = permutation(Key(setting.seed, 0), "bilevel/split", count)
     upper, lower_part = ([setting.examples[i] for i in part] for part in (order[:third], order[third:]))
     return upper, lower_part
-
-
-def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:
-    """The directions of batches that are asked together: one that all share, or those of all their examples."""
-    return [
-        each[0] if isinstance(each[0], Key) else [key for direction in each for key in direction]
-        for each in zip(*batches, strict=True)
-    ]
-
-
-def _pairs(some: Sequence[Direction], others: Sequence[Direction]) -> list[tuple[Key, Key]]:
-    """The keys of some directions, each with the one that stands in its place in the others."""
-    flat = [[key for one in each for key in ([one] if isinstance(one, Key) else one)] for each in (some, others)]
-    return list(zip(*flat, strict=True))
-
-
-def _elsewhere(gradient: Displacement, others: Mapping[Key, Key]) -> Displacement:
-    """A sum of as many terms, with the same |coefficients|, along other keys, whose streams give the signs."""
-
-    def sign(key: Key) -> float:
-        return -1.0 if int(words(key, "bilevel/sign", 0, 1, torch.device("cpu"))) < 0 else 1.0
-
-    return Displacement({others[key]: abs(c) * sign(others[key]) for key, c in gradient.items()})

@@ -21,6 +21,7 @@ from zofo.errors import ConfigError, nearest
 from zofo.evaluators import Counts, Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName, build_optimizer
+from zofo.remembered import Remembered, into_optimizer, into_tensors, of_optimizer, of_tensors
 
 LR_OF_WEIGHTS, LR_OF_WEIGHTS_BY_SGD, LR_OF_HEAD = 1e-5, 1e-3, 1e-3
 """Default learning rates where no adapter is trained."""
@@ -113,6 +114,18 @@ class FirstOrder(Method):
         self._optimizer.step()
         self._optimizer.zero_grad()
         return StepLog(losses.mean().item(), self.counts - before)
+
+    def remember(self, weights: bool) -> Remembered:
+        """See `Method.remember`."""
+        counts = Remembered(dict(self.counts.as_dict()))
+        whole = Remembered().put("counts", counts).put("trained", of_tensors(self.trained))
+        return whole.put("optimizer", of_optimizer(self._optimizer))
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Method.recall`."""
+        into_tensors(self.trained, remembered.part("trained"))
+        into_optimizer(self._optimizer, remembered.part("optimizer"))
+        self.counts.include(Counts(**remembered.part("counts").values))
 
     def save(self, folder: Path) -> None:
         """The adapter as a peft folder `adapter`, or the trained weights as `weights.safetensors`."""

@@ -15,6 +15,7 @@ from zofo.config import named
 from zofo.estimators import Estimate
 from zofo.methods.base import Method, MethodConfig, Setting
 from zofo.methods.zeroth_order import RuleConfig, ZerothOrder, ZerothOrderConfig
+from zofo.remembered import Remembered
 
 
 class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
@@ -96,6 +97,14 @@ class ForwardOnly(Method):
         """See `Method.replay_header`; an adapter is named, since its trajectory does not move the base model."""
         header, adapter = self._config.replay_header(), self._config.adapter
         return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
+
+    def remember(self, weights: bool) -> Remembered:
+        """See `Method.remember`."""
+        return Remembered().put("zo", self._zo.remember(weights))
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Method.recall`."""
+        self._zo.recall(remembered.part("zo"))
 
     def save(self, folder: Path) -> None:
         """The adapter as a peft folder `adapter`; else nothing in float32, where the trajectory is the model."""

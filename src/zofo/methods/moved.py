@@ -8,8 +8,9 @@ import torch
 
 from zofo.backbone import Backbone, Update
 from zofo.displacement import Key
-from zofo.noise import LowRank
+from zofo.noise import LowRank, MaskedLowRank
 from zofo.noise.dense import DenseNoise
+from zofo.remembered import Remembered
 
 _BLOCK = 1 << 20  # entries drawn at a time
 
@@ -32,7 +33,9 @@ class Moved:
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         norms = [
-            torch.linalg.vector_norm(t, dtype=torch.float32).item() for t in backbone.tensors.values() if t.numel()
+            torch.linalg.vector_norm(tensor, dtype=_sum_type(tensor)).item()
+            for tensor in backbone.tensors.values()
+            if tensor.numel()
         ]
         self._start = math.hypot(*norms)
         self._settled = 0.0  # sum of c^2 |z|^2 over keys that no later update holds
@@ -59,12 +62,23 @@ class Moved:
             return None
         return math.sqrt(self._settled + math.fsum(c**2 * length for c, length in self._live.values())) / self._start
 
+    def remember(self) -> Remembered:
+        """What it knows, for a run that goes on later."""
+        live = [[*key, c, length] for key, (c, length) in self._live.items()]
+        return Remembered({"settled": self._settled, "live": live, "known": self._known})
+
+    def recall(self, remembered: Remembered) -> None:
+        """Take back what `remember` gave."""
+        values = remembered.values
+        self._settled, self._known = values["settled"], values["known"]
+        self._live = {Key(*term[:3]): (term[3], term[4]) for term in values["live"]}
+
     @torch.no_grad()
     def _squared_length(self, key: Key) -> float:
         """|z(key)|^2."""
         backbone = self._backbone
         noise, shapes = backbone.noise, backbone.shapes
-        if isinstance(noise, LowRank):
+        if isinstance(noise, LowRank | MaskedLowRank):
             return _of_factors(noise, key, backbone)
         if isinstance(noise, DenseNoise):
             return float(backbone.size)
@@ -76,7 +90,7 @@ class Moved:
         return float(torch.stack([square.cpu() for square in squares]).sum()) if squares else 0.0
 
 
-def _of_factors(noise: LowRank, key: Key, backbone: Backbone) -> float:
+def _of_factors(noise: LowRank | MaskedLowRank, key: Key, backbone: Backbone) -> float:
     """|z|^2 of low-rank noise: sum over a, b of (left_a . left_b) (right_a . right_b) / rank, and |z|^2 of vectors."""
     layout = noise.layout(backbone.shapes, backbone.device)
     numbers = layout.draw([key])
@@ -86,5 +100,9 @@ def _of_factors(noise: LowRank, key: Key, backbone: Backbone) -> float:
             total += layout.vector(numbers, name).square().sum()
         else:
             left, right = (factor[0] for factor in layout.matrix(numbers, name))
-            total += ((left.T @ left) * (right.T @ right)).sum() * noise.scale**2
+            total += ((left.T @ left) * (right.T @ right)).sum() / noise.rank
     return float(total)
+
+
+def _sum_type(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

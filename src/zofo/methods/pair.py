@@ -14,6 +14,7 @@ from zofo.adapters import Adapters
 from zofo.errors import NonFiniteError
 from zofo.evaluators import Ask, Gradient, Objective
 from zofo.methods.optimizers import OptimizerName, build_optimizer
+from zofo.remembered import Remembered, into_optimizer, into_tensors, of_optimizer, of_tensors
 
 VARIANTS = ("adapter", "lower_adapter")
 """What p and s are called."""
@@ -89,6 +90,20 @@ class Pair:
                 return self._objective(model, batch)
 
         return losses
+
+    def remember(self) -> Remembered:
+        """Both adapters and optimisers."""
+        whole = Remembered().put("p", of_tensors(self._p)).put("s", of_tensors(self._s))
+        return whole.put("optimizer_p", of_optimizer(self._optimizer_p)).put(
+            "optimizer_s", of_optimizer(self._optimizer_s)
+        )
+
+    def recall(self, remembered: Remembered) -> None:
+        """Take back what `remember` gave."""
+        into_tensors(self._p, remembered.part("p"))
+        into_tensors(self._s, remembered.part("s"))
+        into_optimizer(self._optimizer_p, remembered.part("optimizer_p"))
+        into_optimizer(self._optimizer_s, remembered.part("optimizer_s"))
 
     @contextmanager
     def one_step(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +25,7 @@ from zofo.methods.base import METHODS, Setting, StepLog
 from zofo.methods.forward_only import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.zeroth_order import Directions
 from zofo.noise import permutation
+from zofo.remembered import Remembered, of_displacement, to_displacement
 from zofo.rules import RULES
 
 LARGEST_FULL = 4096
@@ -114,7 +116,7 @@ class Annealing:
     """Algorithm 4: after each epoch, smaller learning rates if the mean loss rose by more than a factor of kappa.
 
     With L the losses of minibatch steps and w their number in an epoch: if mean(L[-w:]) > kappa mean(L[-2 w:-w]), both
-    learning rates are divided by alpha. It supposes that losses are above 0.
+    learning rates are divided by alpha. Losses must be above 0.
 
     Args:
         per_epoch: w.
@@ -137,7 +139,7 @@ class Annealing:
         if len(self.losses) < 2 * self._per_epoch:
             return
         before, last = self.losses[: self._per_epoch], self.losses[self._per_epoch :]
-        if statistics.fmean(last) > self._above * statistics.fmean(before):
+        if 0 < self._above * statistics.fmean(before) < statistics.fmean(last):
             self.factor /= self._by
         self.losses = last
 
@@ -172,6 +174,12 @@ class SVRG(ForwardOnly):
 
     def __init__(self, config: SVRGConfig, setting: Setting) -> None:
         super().__init__(config, setting)
+        if config.anneal and setting.log_ties:
+            raise ConfigError(
+                "method.anneal looks for a loss that grows by a factor, but that of "
+                f"{setting.objective_name!r} is minus a score",
+                "set method.anneal=false, or another training.objective",
+            )
         self._config: SVRGConfig = config
         zo = self._zo
         self._full_size = _anchor_size(config, len(setting.examples), zo.points)
@@ -291,6 +299,26 @@ class SVRG(ForwardOnly):
         self._zo.state = state
         return update
 
+    def remember(self, weights: bool) -> Remembered:
+        """See `Method.remember`: g, the anchor, and the annealing."""
+        annealing = Remembered({"factor": self._annealing.factor, "losses": self._annealing.losses})
+        whole = super().remember(weights).put("anchor", self._anchor.remember()).put("annealing", annealing)
+        if self._full is not None:
+            g = {"loss": self._full.loss, "gradient": of_displacement(self._full.gradient), "step": self._anchored}
+            whole.put("g", Remembered(g))
+        return whole
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Method.recall`."""
+        super().recall(remembered)
+        self._anchor.recall(remembered.part("anchor"))
+        annealing = remembered.part("annealing").values
+        self._annealing.factor, self._annealing.losses = annealing["factor"], list(annealing["losses"])
+        if "g" in remembered.values:
+            g = remembered.part("g").values
+            self._full = replace(Estimate.of(to_displacement(g["gradient"])), loss=g["loss"])
+            self._anchored = g["step"]
+
     def steps_within(self, queries: int) -> int:
         """See `Method.steps_within`."""
         full, rest = self.queries_per_step, self._config.anchor_interval - 1
@@ -304,7 +332,7 @@ class SVRG(ForwardOnly):
         """See `Method.check_steps`: annealing compares two epochs."""
         config, per_epoch = self._config, self._batches.per_epoch
         minibatches = steps - -(-steps // config.anchor_interval)
-        if config.anneal and minibatches < 2 * per_epoch:
+        if config.anneal and minibatches <= 2 * per_epoch:
             raise ConfigError(
                 f"method.anneal compares the mean losses of two epochs, but {steps} steps make {minibatches} minibatch "
                 f"steps, and an epoch has {per_epoch}",

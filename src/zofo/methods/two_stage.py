@@ -19,6 +19,7 @@ from zofo.evaluators import Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName, build_optimizer
 from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig, beside_adapter
+from zofo.remembered import Remembered, into_optimizer, into_tensors, of_optimizer, of_tensors
 
 
 class TwoStageConfig(MethodConfig, ZerothOrderConfig):
@@ -105,6 +106,17 @@ class TwoStage(Method):
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
         return self._config.replay_header()
+
+    def remember(self, weights: bool) -> Remembered:
+        """See `Method.remember`."""
+        whole = Remembered().put("zo", self._zo.remember(weights)).put("adapter", of_tensors(self._p))
+        return whole.put("optimizer", of_optimizer(self._optimizer))
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Method.recall`."""
+        self._zo.recall(remembered.part("zo"))
+        into_tensors(self._p, remembered.part("adapter"))
+        into_optimizer(self._optimizer, remembered.part("optimizer"))
 
     def save(self, folder: Path) -> None:
         """The adapter, as the peft folder `adapter`."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import nn
 
@@ -15,10 +16,11 @@ from zofo.adapters import carries_adapters, kind_of
 from zofo.backbone import Backbone, Update, save_tensors, selected
 from zofo.config import Config, PartConfig, named
 from zofo.displacement import Key
-from zofo.errors import ConfigError
+from zofo.errors import CheckpointError, ConfigError
 from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
-from zofo.evaluators import EVALUATORS, Ask, Evaluator
+from zofo.evaluators import EVALUATORS, Ask, Counts, Evaluator
 from zofo.noise import MASKS, NOISES, Mask, Noise
+from zofo.remembered import Remembered, into_tensors, of_displacement, of_tensors, to_displacement
 from zofo.rules import RULES, Rule, State
 
 LR_OF_ONE, LR_OF_SEVERAL, LR_OVER_SPREAD = 5e-5, 1e-4, 6e-3
@@ -245,6 +247,32 @@ class ZerothOrder:
             visit.update(update)
         self.state = state
         return estimate, update
+
+    def remember(self, weights: bool) -> Remembered:
+        """What the rule remembers; with `weights` also theta, and what waits to be written into it."""
+        state = self.state
+        rule = Remembered({"steps": state.steps, "momentum": of_displacement(state.momentum)})
+        for buffer, tensors in state.buffers.items():
+            rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
+        whole = Remembered({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
+        whole.put("evaluator", self.evaluator.remember())
+        return whole.put("theta", Remembered({}, dict(self.backbone.tensors))) if weights else whole
+
+    def recall(self, remembered: Remembered) -> None:
+        """Take back what `remember` gave."""
+        rule = remembered.part("rule")
+        buffers: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in rule.tensors.items():
+            buffer, of = name.split("/", 1)
+            buffers.setdefault(buffer, {})[of] = tensor.to(self.backbone.device)
+        self.state = State(rule.values["steps"], to_displacement(rule.values["momentum"]), buffers)
+        self.evaluator.counts.include(Counts(**remembered.values["counts"]))
+        self.evaluator.recall(remembered.part("evaluator"))
+        if "theta" in remembered.values:
+            own, theta = self.backbone.tensors, remembered.part("theta").tensors
+            if own.keys() != theta.keys():
+                raise CheckpointError("the checkpoint holds other tensors than those that move")
+            into_tensors(list(own.values()), of_tensors([theta[name] for name in own]))
 
     def save(self, folder: Path) -> None:
         """For half precision, the moved tensors: their rounding in every step is not in the trajectory."""

@@ -34,6 +34,11 @@ class ZOSVRGConfig(SVRGConfig):
                     f"method=zo-svrg has one learning rate and one kind of pair, but method.{option} is {value!r}",
                     "choose method=svrg, which has both options",
                 )
+        if "shared" in (self.directions, self.anchor_directions):
+            raise ConfigError(
+                "method=zo-svrg has a direction for every example, but they are shared",
+                "choose method=svrg, which shares them",
+            )
         return self
 
 

@@ -13,7 +13,7 @@ from zofo.displacement import Key
 from zofo.noise.base import Block
 from zofo.noise.masked import MASKS, Counts, Kept, Mask, Share, refuse_share, unit_count
 
-_AT_ONCE = 1 << 20  # entries looked at together, a multiple of 8: what finding them takes in memory
+_AT_ONCE = 1 << 18  # entries looked at together, a multiple of 8: what finding them takes in memory
 _HALVES = 1 << 16
 _FINEST = 20  # bits of a weight, relative to the largest, whose square is summed to a row's norm
 
@@ -37,7 +37,7 @@ class Magnitude(Mask):
     Raises:
         ConfigError: a share that is none.
 
-    Source: Sparse MeZO (Liu et al. 2024) keeps the smallest; its thresholds are taken anew in every step.
+    Source: Sparse MeZO (Liu et al. 2024) keeps the smallest, below a threshold that weights may cross.
     """
 
     def __init__(self, share: Share = 0.25, keep: Literal["smallest", "largest"] = "smallest") -> None:
@@ -119,12 +119,12 @@ def smallest_entries(tensor: torch.Tensor, count: int) -> Bits:
     )
     low, below_low = _reaching(lower, count - below)
     limit, ties = high << 16 | low, count - below - below_low
-    parts = []
-    for raw in _magnitudes(tensor):
+    packed = torch.empty(-(-tensor.numel() // 8), dtype=torch.uint8, device=tensor.device)
+    for raw, found in zip(_magnitudes(tensor), torch.split(packed, _AT_ONCE // 8), strict=True):
         equal = raw == limit
-        parts.append(Bits.of((raw < limit) | (equal & (equal.cumsum(0) <= ties))).packed)
+        found.copy_(Bits.of((raw < limit) | (equal & (equal.cumsum(0) <= ties))).packed)
         ties -= min(ties, int(equal.sum()))
-    return Bits(torch.cat(parts))
+    return Bits(packed)
 
 
 def _magnitudes(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -149,14 +149,18 @@ def smallest_rows(tensor: torch.Tensor, count: int) -> Bits:
     rows = tensor.shape[0] if tensor.dim() else 1
     norms = torch.zeros(rows, dtype=torch.int64)
     if tensor.numel():
-        matrix = tensor.reshape(rows, -1)
-        fine = min(_FINEST, (62 - matrix.shape[1].bit_length()) // 2)
-        scale = 2.0 ** (fine - max(-100, math.frexp(float(matrix.abs().amax()))[1]))
-        some = max(1, _AT_ONCE // matrix.shape[1])
-        for start in range(0, rows, some):
-            part = matrix[start : start + some]
-            whole = (part.to(torch.promote_types(part.dtype, torch.float32)) * scale).round().to(torch.int64)
-            norms[start : start + some] = whole.square_().sum(1).cpu()
+        parts = torch.split(tensor.reshape(rows, -1), max(1, _AT_ONCE * rows // tensor.numel()))
+        largest = max(float(part.abs().amax()) for part in parts)
+        fine = min(_FINEST, (62 - (tensor.numel() // rows).bit_length()) // 2)
+        scale = 2.0 ** (fine - max(-100, math.frexp(largest)[1]))
+        for part, found in zip(parts, torch.split(norms, len(parts[0])), strict=True):
+            found.copy_(_squared_norms(part, scale))
     chosen = torch.zeros(rows, dtype=torch.bool)
     chosen[norms.argsort(stable=True)[:count]] = True
     return Bits.of(chosen.to(tensor.device))
+
+
+def _squared_norms(rows: torch.Tensor, scale: float) -> torch.Tensor:
+    """Of the rows times `scale`, rounded to integers: int64."""
+    exact = rows.to(torch.promote_types(rows.dtype, torch.float32)) * scale
+    return exact.round_().to(torch.int64).square_().sum(1)

@@ -24,7 +24,7 @@ from zofo.noise.low_rank import FactorLayout, Factors, LowRank
 from zofo.noise.stream import permutation, places, words, words_at
 from zofo.registry import Registry
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Counts = Mapping[str, int]
 """How many units each tensor has, by its name."""
@@ -34,7 +34,7 @@ class Kept(ABC):
     """What a mask keeps of the tensors that it was taken of."""
 
     def moves(self, key: Key, name: str) -> bool:
-        """Whether z(key) may be other than zero anywhere in a tensor."""
+        """Whether z(key) may be other than zero anywhere in a tensor; the same for all keys of a step."""
         return True
 
     @abstractmethod
@@ -112,7 +112,7 @@ class MaskedLowRank(Noise):
     def __init__(self, of: LowRank, kept: Kept) -> None:
         self.of = of
         self.kept = kept
-        self.rank = of.rank
+        self.rank, self.scale = of.rank, of.scale
         self._layouts: dict[object, FactorLayout] = {}
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:

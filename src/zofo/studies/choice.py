@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -91,6 +92,8 @@ def _result(setting: str, runs: list[Run], outcomes: Outcomes, by: str) -> Trial
     validation = [outcome.scores["validation"] for outcome in made]
     loss, score = (sum(scores[name] for scores in validation) / len(made) for name in ("loss", "score"))
     key = sum(outcome.better_key(by) for outcome in made) / len(made)
+    if not math.isfinite(key):
+        return TrialResult(setting, loss, score, made[0].metric, f"its {by} on validation is {key}", True, None)
     return TrialResult(setting, loss, score, made[0].metric, None, True, key)
 
 

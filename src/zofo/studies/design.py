@@ -25,6 +25,7 @@ COLUMNS = frozenset(
 ZERO_SHOT = "zero-shot"
 MAJORITY = "majority"
 
+_SET_BY_SEED = ("training.seed", "task.split_seed", "model.head_seed")
 _SET_BY_BUDGET = ("steps", "queries", "evaluations", "eval_every", "test")
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
@@ -74,6 +75,15 @@ class Level(Config):
     """For single methods, what is laid over it instead of the tree's keys of `method`; None leaves the method out."""
 
 
+class Start(Config):
+    """A run that is made first, for methods to start from: such as a training on many tasks."""
+
+    tree: Tree = {}
+    """What is laid over the model and training of `base`: its method, and its tasks."""
+    budget: Budget
+    """How long it is."""
+
+
 class Contender(Config):
     """A method that is compared."""
 
@@ -83,6 +93,10 @@ class Contender(Config):
     """Settings that are tried; empty for one that has only its own."""
     budget: Budget | None = None
     """Of its final runs, in place of the study's; the report marks it."""
+    start: str | None = None
+    """The one of the study's `starts` whose trained weights take the place of the model's."""
+    seeds: list[Seed] | None = Field(None, min_length=1)
+    """Of its final runs, in place of the study's: one, for a method that nothing is drawn for."""
 
 
 class StudyConfig(Config):
@@ -106,6 +120,8 @@ class StudyConfig(Config):
     """Tasks or problems by the name they have in the tables."""
     axes: dict[str, dict[str, Level]] = {}
     """Further axes, each with its values by name."""
+    starts: dict[str, Start] = {}
+    """Runs that are made first, once for each model, by the name that `methods` start from."""
     methods: dict[str, Contender] = Field(min_length=1)
     """The methods by the name they have in the tables."""
     search: Search | None = None
@@ -114,6 +130,8 @@ class StudyConfig(Config):
     """Whether the untrained model is a row of the tables."""
     reference: str | None = None
     """The method that all others are tested against, in pairs of the same task and seed."""
+    contrast: str | None = None
+    """An axis whose first value is compared with each of its others, for each method, in pairs of the same seed."""
     measure: Literal["test", "validation"] = "test"
     """The split that the tables are about."""
     figure: Tree | None = None
@@ -134,6 +152,9 @@ class StudyConfig(Config):
         if "axes" in made:
             axes = as_mapping(made["axes"], "axes")
             made["axes"] = {name: _levels(values, f"axes.{name}") for name, values in axes.items()}
+        if "starts" in made:
+            starts = as_mapping(made["starts"], "starts")
+            made["starts"] = {name: _start(value, f"starts.{name}") for name, value in starts.items()}
         if "methods" in made:
             methods = as_mapping(made["methods"], "methods")
             made["methods"] = {name: _contender(value, f"methods.{name}") for name, value in methods.items()}
@@ -151,6 +172,12 @@ class StudyConfig(Config):
         _check_names(self)
         _check_trials(self)
         for where, tree in _trees(self):
+            for key in self.seeded or _SET_BY_SEED:
+                if value_at(tree, key) is not None:
+                    raise ConfigError(
+                        f"{where}.{key}: each of the seeds sets this, so that it would have no effect",
+                        "leave it out, or say with seeded: [...] which keys a seed sets",
+                    )
             for key in _SET_BY_BUDGET:
                 if value_at(tree, f"training.{key}") is not None:
                     raise ConfigError(
@@ -167,6 +194,7 @@ def _trees(config: StudyConfig) -> list[tuple[str, Tree]]:
     for axis, values in config.axes.items():
         levels += [(f"axes.{axis}.{name}", level) for name, level in values.items()]
     found = [("base", config.base), *((where, level.tree) for where, level in levels)]
+    found += [(f"starts.{name}", start.tree) for name, start in config.starts.items()]
     for where, level in levels:
         found += [(f"{where}.methods.{name}", tree) for name, tree in level.methods.items() if tree is not None]
     for name, contender in config.methods.items():
@@ -178,6 +206,14 @@ def _check_names(config: StudyConfig) -> None:
     """Names that are used stand for something, and for one thing only."""
     if config.reference is not None and config.reference not in config.methods:
         raise UnknownNameError("method of reference", config.reference, config.methods)
+    used = {contender.start for contender in config.methods.values()} - {None}
+    for name in sorted(map(str, used - set(config.starts))):
+        raise UnknownNameError("start", name, config.starts)
+    if config.contrast is not None:
+        if config.contrast not in config.axes:
+            raise UnknownNameError("axis of contrast", config.contrast, config.axes, "name one of the study's axes")
+        if len(config.axes[config.contrast]) < 2:
+            raise ConfigError(f"contrast: the axis {config.contrast!r} has one value only", "give it another one")
     for name in {ZERO_SHOT, MAJORITY} & set(config.methods):
         if name == MAJORITY or config.zero_shot:
             raise ConfigError(f"methods.{name}: a row of that name is in the tables already", "give it another name")
@@ -256,9 +292,15 @@ def _levels(value: Any, where: str) -> Tree:
 
 def _contender(value: Any, where: str) -> Tree:
     content = as_mapping(value, where)
-    made: Tree = {key: content.pop(key) for key in ("budget",) if key in content}
+    made: Tree = {key: content.pop(key) for key in ("budget", "start", "seeds") if key in content}
     trials = content.pop("trials", None) or []
     if not isinstance(trials, list):
         raise ConfigError(f"{where}.trials: expected a list of settings, got {trials!r}")
     made["trials"] = [_tree(trial, f"{where}.trials") for trial in trials]
-    return {**made, "tree": _tree(content, where, ("trials", "budget"))}
+    return {**made, "tree": _tree(content, where, ("trials", "budget", "start", "seeds"))}
+
+
+def _start(value: Any, where: str) -> Tree:
+    content = as_mapping(value, where)
+    made: Tree = {key: content.pop(key) for key in ("budget",) if key in content}
+    return {**made, "tree": _tree(content, where, ("budget",))}

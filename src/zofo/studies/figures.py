@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zofo.config import Config, validated
+from zofo.studies.outcome import INNER
 
 if TYPE_CHECKING:  # both take long to import, and a study without a figure needs neither
     import pandas as pd
@@ -60,7 +61,8 @@ class Line:
 
 
 def draw(curves: pd.DataFrame, results: pd.DataFrame, config: Any, folder: Path) -> list[Path]:
-    """Draw the curves of the final runs: for each model a file of losses, and one of scores where these are no losses.
+    """Draw the curves of the final runs: for each model a file of losses, and one of scores where these are no losses;
+    and one of the losses of the inner problem, where the methods have one.
 
     A file has a panel for each task and each value of further axes, and in it a line for each method: the mean over
     seeds, with a band. A method that is evaluated once only, such as the untrained model, is a horizontal line. A line
@@ -90,8 +92,11 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: Any, folder: Path)
     paths = []
     for model in final["model"].unique():
         own = final[final["model"] == model]
-        for what in ("loss", "score"):
-            shown = _of_one_split(own, what, options.split)
+        scored, inner = own[own["split"] != INNER], own[own["split"] == INNER]
+        for what, where in (("loss", scored), ("score", scored), ("loss", inner)):
+            if where.empty:
+                continue
+            shown = _of_one_split(where, what, None if where is inner else options.split)
             if what == "score" and (shown["score"] == shown["loss"]).all():
                 continue
             names = {metrics.get(task, what) for task in shown["task"].unique()}
@@ -99,7 +104,8 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: Any, folder: Path)
             panels = {title: _lines(part, what, methods, options) for title, part in _panels(shown, axes)}
             panels = {title: lines for title, lines in panels.items() if lines}
             if panels:
-                name = "-".join(filter(None, [what, re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")]))
+                kind = f"{INNER}-{what}" if where is inner else what
+                name = "-".join(filter(None, [kind, re.sub(r"[^A-Za-z0-9._]+", "-", model).strip("-.")]))
                 paths.append(folder / f"{name}.svg")
                 _draw_file(panels, methods, f"{shown['split'].iloc[0]} {label}", options, paths[-1])
     return paths

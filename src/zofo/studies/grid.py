@@ -7,8 +7,9 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from zofo.config import Config
@@ -74,13 +75,21 @@ class Run:
         return made
 
     @cached_property
-    def digest(self) -> str:
-        """Twelve characters that no other configuration has.
+    def _chosen(self) -> Tree:
+        """The configuration without what is at its default; the name of the method is always there."""
+        made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"run"}, exclude_defaults=True)))
+        made.setdefault("method", {})["name"] = self.tree["method"]["name"]
+        return made
 
-        All options are part of it, those at their default too: what a default is depends on the method, so that without
-        them two methods with no options given would be one.
-        """
-        return hashlib.sha256(json.dumps(self.tree, sort_keys=True).encode()).hexdigest()[:12]
+    @cached_property
+    def digest(self) -> str:
+        """Twelve characters that no other configuration has; an option that is new and at its default changes none."""
+        return hashlib.sha256(json.dumps(self._chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+    def was_made_with(self, tree: Tree) -> bool:
+        """Whether a whole configuration, perhaps of an older version, is this run's: options that it lacks must be at
+        their default here."""
+        return _same(tree, self.tree, self._chosen)
 
     @property
     def id(self) -> str:
@@ -138,7 +147,36 @@ class Grid:
             cell: one of `cells`.
             chosen: the trial whose setting they have; without meaning for a method that has none.
         """
-        return [self._run(name, cell, seed, None, chosen) for seed in self.config.seeds]
+        seeds = self.config.methods[name].seeds or self.config.seeds
+        return [self._run(name, cell, seed, None, chosen) for seed in seeds]
+
+    @cached_property
+    def starts(self) -> list[Run]:
+        """The runs that others start from, each once."""
+        of = [(self.config.methods[name].start, cell) for name, cell in self.entries]
+        runs = [self._start(start, cell) for start, cell in of if start is not None]
+        return list({run.digest: run for run in runs}.values())
+
+    def _start(self, name: str, cell: Cell) -> Run:
+        """The run that a method starts from with the model of a cell; all tasks of the study are unseen in it."""
+        start, model = self.config.starts[name], self.cells[cell][0].tree
+        base = laid_over(self.config.base, model)
+        common = {key: value for key, value in base.items() if key in ("model", "training")}
+        unseen = [_known_as(task, level) for task, level in self.config.tasks.items()]
+        tree = laid_over(common, {"task": {"unseen": unseen}}, start.tree)
+        if missing := [task for task in unseen if task not in value_at(tree, "task.unseen")]:
+            raise ConfigError(
+                f"starts.{name}: {missing[0]!r}, a task of the study, is not among its task.unseen",
+                "add it there, or leave task.unseen out",
+            )
+        if value_at(tree, "method.name") is None:
+            raise ConfigError(f"starts.{name}: no method is named", "write for example method: {name: meta-bilevel}")
+        if value_at(tree, "task.tasks") is None and value_at(tree, "task.setting") is None:
+            tree["task"].pop("unseen", None)
+        tree = laid_over(tree, {"training": {**_length(start.budget), "evaluations": 1}})
+        seed = int(value_at(tree, "training.seed") or 0)
+        made = self._complete_run(f"start {name}", cell, seed, None, tree, f"starts.{name}")
+        return replace(made, cell=Cell(cell.model, made.execution.label(made.config, "task")))
 
     @cached_property
     def zero_shots(self) -> list[Run]:
@@ -183,6 +221,8 @@ class Grid:
         if value_at(written, "method.name") is None:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
         tree = laid_over(written, self._seeds(written, seed), {"training": {**_length(budget), **last}})
+        if contender.start is not None:
+            tree["start"] = self._start(contender.start, cell).id
         return self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}")
 
     def _zero_shot(self, cell: Cell, seed: int) -> Run:
@@ -209,6 +249,21 @@ class Grid:
         return laid_over(dict.fromkeys(keys, seed))
 
 
+def _same(old: Any, new: Any, chosen: Any) -> bool:
+    """Whether two trees are equal but for keys that only the new one has, none of which is in `chosen`."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return bool(old == new)
+    chosen = chosen if isinstance(chosen, dict) else {}
+    added = any(key in chosen for key in new if key not in old)
+    return not added and all(key in new and _same(value, new[key], chosen.get(key)) for key, value in old.items())
+
+
+def _known_as(task: str, level: Level) -> str:
+    """What a task of the study is called where it comes from."""
+    named = value_at(level.tree, "task.data") or value_at(level.tree, "task.name") or task
+    return Path(str(named)).stem
+
+
 def _of_method(level: Level, name: str) -> tuple[Tree, Tree]:
     """What a level changes in the runs of a method, and what it changes for that method alone."""
     own = level.methods.get(name)
@@ -221,9 +276,11 @@ def _without_method(tree: Mapping[str, Any]) -> Tree:
 
 def _shorter(search: Budget, own: Budget | None) -> Budget:
     """The length of a trial: as the search says, but of a method with a budget of its own no more than that."""
-    if own is None or search.queries is None or own.queries is None:
-        return search
-    return min(search, own, key=lambda budget: budget.queries or 0)
+    for unit in ("queries", "steps"):
+        most, given = getattr(search, unit), None if own is None else getattr(own, unit)
+        if own is not None and most is not None and given is not None:
+            return own if given < most else search
+    return search
 
 
 def _length(budget: Budget) -> Tree:

@@ -8,9 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from zofo.errors import NonFiniteError, RunError
 
 FILE = "outcome.json"
+
+INNER = "inner"
+"""What the curves call the loss of a bilevel method's inner problem, which is no loss of a split."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Outcome:
         counts: forwards, backwards and queries of training.
         evaluation: the same of all scoring, where it was counted.
         seconds: of training alone.
-        curve: an evaluation each, in order: steps, queries, split, loss, score.
+        curve: an evaluation each, in order: steps, queries, split, loss, score; then, without a score, the loss of the
+            inner problem along the run, where there is one.
         failed: kind and message of the error that ended the run, or None.
         folder: name of the folder that it was read from.
     """
@@ -70,8 +76,15 @@ class Outcome:
         if not path.is_file():
             return None
         try:
-            return cls(**{**json.loads(path.read_text(encoding="utf-8")), "folder": folder.name})
-        except (OSError, ValueError, TypeError) as error:
+            content = {**json.loads(path.read_text(encoding="utf-8")), "folder": folder.name}
+            found = TypeAdapter(cls).validate_python(content)
+            if not found.config or (found.failed is None and not found.scores):
+                raise ValueError("it lacks the configuration or the scores")
+            for part in (*found.scores.values(), *found.curve):
+                _ = part["loss"], part.get("score")
+            _ = found.failed is None or (found.failed["error"], found.failed["message"])
+            return found
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(
                 f"{str(path)!r} is damaged: {error}", f"remove the folder {str(folder)!r}: its run is then made again"
             ) from error

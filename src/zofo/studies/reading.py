@@ -14,15 +14,19 @@ import yaml
 from zofo.config import mistakes_of, read_yaml, validated
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
-from zofo.studies.design import SHORT_FORMS, StudyConfig, Tree, spelled_out
+from zofo.studies.design import SHORT_FORMS, Start, StudyConfig, Tree, spelled_out
 from zofo.studies.figures import FigureConfig
 from zofo.studies.grid import Grid
 from zofo.studies.overlay import laid_over, value_at
-from zofo.tasks import load_task
+from zofo.tasks import has_metaicl_rows, load_task
 from zofo.training.config import set_key
 
 _YAML = (".yaml", ".yml")
-_FILES = (("task", "data_dir"), ("task", "data"), ("task", "name"), ("model", "name"), ("problem", "folder"))
+_FILES = (
+    *(("task", key) for key in ("setting", "data_dir", "data", "name")),
+    ("model", "name"),
+    ("problem", "folder"),
+)
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,30 @@ def _with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> Tre
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{override!r}: the value is not YAML", "quote it") from error
         parts = path.split(".")
+        if isinstance(value, list) and _names_things(parts):
+            _keep(tree, parts, value)
+            continue
         if isinstance(tree.get(parts[0]), Mapping) and parts[0] not in ("budget", "search", "figure"):
             tree[parts[0]] = _nested(tree[parts[0]], parts[1:-1])
         set_key(tree, parts, value)
     return tree
+
+
+def _names_things(path: Sequence[str]) -> bool:
+    """Whether what stands there are things by name, of which a list can keep some."""
+    return list(path) in (["methods"], ["models"], ["tasks"]) or (len(path) == 2 and path[0] == "axes")
+
+
+def _keep(tree: Tree, path: Sequence[str], names: Sequence[Any]) -> None:
+    """Leave out all methods, models, tasks or values of an axis but some."""
+    if len(path) == 2:
+        tree["axes"] = dict(tree.get("axes") or {})
+    where = tree if len(path) == 1 else tree["axes"]
+    there = {str(name): content for name, content in (where.get(path[-1]) or {}).items()}
+    for name in names:
+        if str(name) not in there:
+            raise UnknownNameError(f"name in {'.'.join(path)}", str(name), there)
+    where[path[-1]] = {str(name): there[str(name)] for name in names}
 
 
 def _nested(tree: Mapping[str, Any], path: Sequence[str]) -> Tree:
@@ -156,6 +180,7 @@ def _located(config: StudyConfig, folder: Path) -> StudyConfig:
             "base": located(config.base),
             "models": {name: level(one) for name, one in config.models.items()},
             "tasks": {name: level(one) for name, one in config.tasks.items()},
+            "starts": {name: level(one) for name, one in config.starts.items()},
             "axes": {a: {name: level(one) for name, one in axis.items()} for a, axis in config.axes.items()},
         }
     )
@@ -169,6 +194,8 @@ def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
         label = value_at(config.base, "task.name")
         if label is not None:
             config = config.model_copy(update={"base": _in_folder(config.base, config.base, str(label), data)})
+    starts = {name: _of_several(one, data) for name, one in config.starts.items()}
+    config = config.model_copy(update={"starts": starts})
     for name, level in config.tasks.items():
         whole = laid_over(config.base, level.tree)
         if "problem" in whole:
@@ -196,9 +223,20 @@ def _in_folder(whole: Tree, tree: Tree, name: str, data: Path) -> Tree:
     task = str(value_at(whole, "task.name") or name)
     places = [data / name, data / Path(task).stem]
     place = next((one for one in places if one.is_dir()), places[-1])
+    if has_metaicl_rows(place):
+        return laid_over(tree, {"task": {"name": None, "data": str(place.absolute())}})
     if not place.is_dir() and _brings_rows(task):
         return tree
     return laid_over(tree, {"task": {"data_dir": str(place.absolute())}})
+
+
+def _of_several(start: Start, data: Path | None) -> Start:
+    """A start on several tasks with the folder that holds theirs, unless it names one of its own."""
+    tree = start.tree
+    several = value_at(tree, "task.tasks") or value_at(tree, "task.setting")
+    if data is None or not several or value_at(tree, "task.data") or value_at(tree, "task.data_dir"):
+        return start
+    return start.model_copy(update={"tree": laid_over(tree, {"task": {"data": str(data.absolute())}})})
 
 
 def _brings_rows(task: str) -> bool:

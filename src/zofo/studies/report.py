@@ -10,7 +10,7 @@ from zofo.studies.choice import Choice, Outcomes
 from zofo.studies.design import StudyConfig, Tree
 from zofo.studies.grid import Cell, Run, flat
 from zofo.studies.reading import Study
-from zofo.studies.score_tables import Scores, difference_table, score_table
+from zofo.studies.score_tables import Scores, contrast_table, difference_table, score_table
 from zofo.studies.store import write_whole
 from zofo.studies.tables import as_score, as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.training import environment
@@ -49,7 +49,8 @@ def write_results(
         *_tables(config, Scores(config, study.grid, finals, outcomes, choices)),
         *(f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in figures if path.suffix != ".pdf"),
         *_choosing(config, choices),
-        *_failures(runs, outcomes),
+        *_started(study.grid.starts, outcomes),
+        *_failures([*study.grid.starts, *runs], outcomes),
         *_versions(),
     ]
     try:
@@ -116,6 +117,9 @@ def _tables(config: StudyConfig, scores: Scores) -> Iterator[str]:
             yield f"Differences from {config.reference} in pairs of the same task and seed; + is better:"
             yield table
             yield notes
+    if config.contrast is not None:
+        yield f"## What {config.contrast} changes"
+        yield from contrast_table(scores, config.contrast)
 
 
 def _choosing(config: StudyConfig, choices: Mapping[tuple[str, Cell], Choice]) -> Iterator[str]:
@@ -146,6 +150,25 @@ def _choosing(config: StudyConfig, choices: Mapping[tuple[str, Cell], Choice]) -
             rows.append([choice.method, str(choice.cell), "every trial failed: no final run", "", "", ""])
     if rows:
         yield markdown(["method", "where", "setting", "validation loss", "validation score", ""], rows, texts=3)
+
+
+def _started(starts: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:
+    """The runs that methods start from, and what they took, which no table of scores counts."""
+    if not starts:
+        return
+    yield "## What methods start from"
+    rows = []
+    for run in starts:
+        outcome = outcomes.get(run.digest)
+        what = [run.method.removeprefix("start "), str(run.cell)]
+        if outcome is None or outcome.failed:
+            rows.append([*what, "failed" if outcome else "not done", "", "", ""])
+            continue
+        score = as_score(outcome.scores["validation"]["score"], outcome.metric)
+        counts = [f"{outcome.counts[name]:,}" for name in ("queries", "backwards")]
+        rows.append([*what, f"{outcome.metric} {score}", *counts, as_time(outcome.seconds)])
+    yield markdown(["start", "where", "on validation rows of its tasks", "queries", "backwards", "seconds"], rows, 3)
+    yield "What a start took is not in the queries and seconds of the methods that start from it."
 
 
 def _failures(runs: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:

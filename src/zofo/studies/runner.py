@@ -66,6 +66,7 @@ def run_study(
         progress.begin(study, changed)
         try:
             with Workers(jobs, remote_code) as workers:
+                progress.make(grid.starts, workers)
                 progress.make(grid.trials, workers)
                 progress.make(final_runs(grid, choices_of(grid, progress.outcomes)), workers)
         except KeyboardInterrupt:
@@ -89,14 +90,13 @@ def report_study(study: Study, folder: Path) -> StudyResult:
         RunError: no study there, an outcome is damaged, or the folder cannot be written.
     """
     store, grid = Store(folder), study.grid
-    if not store.runs.is_dir():
-        raise RunError(f"{str(folder)!r} holds no study", "run it first, without --report")
+    store.refuse_others(study.name)
     outcomes = found_outcomes(store, grid.trials)
     choices = choices_of(grid, outcomes)
     finals = final_runs(grid, choices)
-    outcomes |= found_outcomes(store, finals)
+    outcomes |= found_outcomes(store, [*grid.starts, *finals])
     write_results(study, [*grid.trials, *finals], outcomes, choices, folder)
-    everything = {run.digest for run in [*grid.trials, *finals]}
+    everything = {run.digest for run in [*grid.starts, *grid.trials, *finals]}
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
     unknown = sum(not choice.done for choice in choices.values()) * len(grid.config.seeds)
     failed = sum(outcome.failed is not None for outcome in outcomes.values())
@@ -110,16 +110,17 @@ def found_outcomes(store: Store, runs: Sequence[Run]) -> dict[str, Outcome]:
 
 
 def known_runs(grid: Grid, store: Store) -> list[Run]:
-    """Trials, and final runs; of methods whose setting is not chosen yet, those of the first."""
+    """Starts, trials, and final runs; of methods whose setting is not chosen yet, those of the first."""
     chosen = final_runs(grid, choices_of(grid, found_outcomes(store, grid.trials)))
     known = {(run.method, run.cell) for run in chosen}
-    return [*grid.trials, *chosen, *(run for run in grid.final_runs if (run.method, run.cell) not in known)]
+    unknown = [run for run in grid.final_runs if (run.method, run.cell) not in known]
+    return [*grid.starts, *grid.trials, *chosen, *unknown]
 
 
 def _check(grid: Grid, remote_code: bool) -> None:
     """What can be found out before anything runs, once for each method in each cell."""
     seen = set()
-    for run in [*grid.trials, *grid.final_runs]:
+    for run in [*grid.starts, *grid.trials, *grid.final_runs]:
         what = (run.method, run.cell, run.trial is None)
         if what not in seen:
             seen.add(what)
@@ -135,7 +136,7 @@ class _Progress:
 
     def __init__(self, console: Console, store: Store, grid: Grid) -> None:
         self._console, self._store = console, store
-        self.outcomes = found_outcomes(store, grid.trials)
+        self.outcomes = found_outcomes(store, [*grid.starts, *grid.trials])
         self.outcomes |= found_outcomes(store, final_runs(grid, choices_of(grid, self.outcomes)))
         runs = {run.digest: run for run in known_runs(grid, store)}
         self._total, self._done = len(runs), sum(outcome.final for outcome in self.outcomes.values())

@@ -51,6 +51,21 @@ class Scores:
             axes = [f"{axis} {value}" for axis, value in zip(self._config.axes, values, strict=True)]
             yield ", ".join(([model] if model else []) + axes), cells
 
+    def first_value(self, axis: str) -> str:
+        """The first value of an axis."""
+        return next(iter(self._config.axes[axis]))
+
+    def contrasts(self, axis: str) -> Iterator[tuple[Cell, Cell, str, str]]:
+        """A cell at the first value of an axis, each at another one that is like it, where both are, and that value."""
+        place = list(self._config.axes).index(axis)
+        first = self.first_value(axis)
+        for cell in self._cells:
+            if cell.axes[place] == first:
+                rest = cell._replace(axes=(*cell.axes[:place], *cell.axes[place + 1 :]))
+                for value in list(self._config.axes[axis])[1:]:
+                    axes = (*cell.axes[:place], value, *cell.axes[place + 1 :])
+                    yield cell, cell._replace(axes=axes), str(rest), value
+
     def outcomes(self, method: str, cell: Cell) -> dict[int, Outcome]:
         """What is done, by seed."""
         return self._done.get((method, cell), {})
@@ -189,6 +204,35 @@ def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> t
             " Pairs of the same task are not independent, so that p over all tasks is too small where tasks differ."
         )
     return markdown(header, rows, texts=2), notes
+
+
+def contrast_table(scores: Scores, axis: str) -> tuple[str, str]:
+    """How the scores of each method differ between the first value of an axis and its others; and how to read it.
+
+    Args:
+        scores: of all final runs.
+        axis: its name.
+    """
+    rows, tests = [], 0
+    for method in scores.methods:
+        for first, other, where, value in scores.contrasts(axis):
+            one, two = scores.of(method, first), scores.of(method, other)
+            pairs = [(one[seed], two[seed]) for seed in sorted(one.keys() & two.keys())]
+            if not pairs:
+                continue
+            tests += len(pairs) > 1
+            metric = scores.metric(first)
+            means = [as_score(mean(side), metric) for side in zip(*pairs, strict=True)]
+            found = paired([a for a, _ in pairs], [b for _, b in pairs])
+            difference = _with_interval(found.difference, metric, signed=True)
+            rows.append([method, where, value, *means, difference, str(len(pairs)), as_p(found.t_test)])
+    first_value = scores.first_value(axis)
+    header = ["method", "where", axis, first_value, "that", "difference", "pairs", "p (t-test)"]
+    notes = (
+        f"difference: the score at {first_value} less the one at the other value, the mean over pairs of the same seed "
+        f"± half of its 95 % interval. {tests} such rows were tested and no p is corrected for that."
+    )
+    return markdown(header, rows, texts=3), notes
 
 
 def _pairs(scores: Scores, method: str, reference: str, cell: Cell) -> list[tuple[float, float]]:

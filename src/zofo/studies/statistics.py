@@ -60,6 +60,9 @@ class Paired:
     losses: int
 
 
+_ROUNDING = 1e-12  # of differences that would be equal in exact arithmetic, as a share of the scores
+
+
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     """Both tests of the differences first - second, two-sided; the same place of both is a pair.
 
@@ -69,9 +72,13 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     """
     from scipy import stats
 
+    size = max((abs(value) for value in (*first, *second)), default=0.0)
     differences = [a - b for a, b in zip(first, second, strict=True)]
+    differences = [0.0 if abs(one) <= _ROUNDING * size else one for one in differences]
     t_test = wilcoxon = None
-    if len(set(differences)) > 1:
+    if (
+        len(differences) > 1 and max(differences) - min(differences) > _ROUNDING * size
+    ):  # or they are equal, but rounded
         with warnings.catch_warnings():  # of differences that are nearly equal: p is then as near to 0
             warnings.simplefilter("ignore", RuntimeWarning)
             t_test = float(stats.ttest_rel(first, second).pvalue)

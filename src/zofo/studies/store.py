@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from zofo.errors import RunError
 from zofo.studies.grid import Run
 from zofo.studies.outcome import Outcome
+from zofo.training.lock import locked
 
 _STUDY, _LOCK = "study.json", "study.lock"
 
@@ -48,10 +45,7 @@ class Store:
         content = json.loads(json.dumps({"study": name, "config": config}))  # as it will be read: keys are text
         try:
             if not path.is_file():
-                if self.folder.exists() and any(entry.name != _LOCK for entry in self.folder.iterdir()):
-                    raise RunError(
-                        f"{str(self.folder)!r} exists and holds no study", "choose another folder with --out"
-                    )
+                self._refuse_foreign()
                 self.runs.mkdir(parents=True, exist_ok=True)
                 before: Any = content
             else:
@@ -67,6 +61,13 @@ class Store:
             raise RunError(f"cannot use {str(self.folder)!r} for a study: {error}") from error
         return bool(before != content)
 
+    def _refuse_foreign(self) -> None:
+        """Raises RunError for a folder in which there is something, and no study."""
+        if not self.folder.is_dir() or (self.folder / _STUDY).is_file():
+            return
+        if any(entry.name != _LOCK for entry in self.folder.iterdir()):
+            raise RunError(f"{str(self.folder)!r} exists and holds no study", "choose another folder with --out")
+
     def outcome(self, run: Run) -> Outcome | None:
         """What came of a run; None where it has not been made.
 
@@ -74,34 +75,40 @@ class Store:
         """
         for folder in sorted(self.runs.glob(f"*-{run.digest}")):
             found = Outcome.read(folder)
-            if found is not None and found.config == run.tree:
+            if found is not None and run.was_made_with(found.config):
                 return found
         return None
 
     def room_for(self, run: Run) -> Path:
         """A folder for a run that does not exist; what was left of an earlier attempt is removed."""
-        for folder in self.runs.glob(f"*-{run.digest}"):
-            shutil.rmtree(folder)
-        self.runs.mkdir(exist_ok=True)
+        try:
+            for folder in self.runs.glob(f"*-{run.digest}"):
+                shutil.rmtree(folder)
+            self.runs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot write into {str(self.runs)!r}: {error}") from error
         return self.runs / run.id
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def refuse_others(self, name: str) -> None:
+        """Raises RunError for a folder that holds no study, or another."""
+        try:
+            content = json.loads((self.folder / _STUDY).read_text(encoding="utf-8"))
+            found = content["study"]
+        except FileNotFoundError:
+            raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{str(self.folder / _STUDY)!r} is damaged: {error}") from error
+        if found != name:
+            raise RunError(f"{str(self.folder)!r} holds the study {found!r}, not {name!r}", "say where with --out")
+
+    def locked(self) -> AbstractContextManager[None]:
         """While it is open, no other process may run a study in the folder.
 
         Raises:
             RunError: another one does, or the folder cannot be written.
         """
-        path = self.folder / _LOCK
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _take(path)
-        except OSError as error:
-            raise RunError(f"cannot use {str(self.folder)!r} for a study: {error}") from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        self._refuse_foreign()
+        return locked(self.folder / _LOCK, "running a study in")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -109,40 +116,3 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
-
-
-def _take(path: Path) -> None:
-    """Make the lock file; one whose process is gone is taken over."""
-    own = psutil.Process()
-    content = {"pid": own.pid, "started": own.create_time(), "host": socket.gethostname()}
-    for _ in range(2):
-        try:
-            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w", encoding="utf-8") as file:
-                file.write(json.dumps(content))
-            return
-        except FileExistsError:
-            if (holder := _holder(path)) is not None:
-                raise RunError(
-                    f"{holder} is running a study in {str(path.parent)!r}",
-                    f"wait for it or stop it; if it is gone, remove {path}",
-                ) from None
-            path.unlink(missing_ok=True)
-    raise RunError(f"another process has just begun a study in {str(path.parent)!r}", "wait for it or stop it")
-
-
-def _holder(path: Path) -> str | None:
-    """Who holds a lock file; None where the process is gone."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        pid, started, host = int(content["pid"]), float(content["started"]), str(content["host"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError):
-        return "another process"  # which is just writing it
-    if host != socket.gethostname():
-        return f"a process on {host}"
-    try:
-        alive = abs(psutil.Process(pid).create_time() - started) < 1  # or its number has been given to another one
-    except psutil.NoSuchProcess:
-        return None
-    return f"process {pid}" if alive else None

@@ -6,18 +6,21 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from zofo.config import validated
+from zofo.errors import RunError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
 from zofo.studies.execution import Cost, Execution, queries_of, steps_of
-from zofo.studies.outcome import Outcome
+from zofo.studies.outcome import INNER, Outcome
 from zofo.tasks import Split, resolve_task
 from zofo.training import RunConfig, load_material, setting_of, train
 
 _LONG = 3.0  # seconds of a first step after which no other one is timed
 _TIMED = 2  # steps that are timed, after the first
+_INNER_POINTS = 50  # of the curve of an inner problem
 
 
 class TaskRuns(Execution):
@@ -29,16 +32,17 @@ class TaskRuns(Execution):
 
     def label(self, config: RunConfig, column: str) -> str:
         """See `Execution.label`."""
-        return Path(config.model.name if column == "model" else config.task.name or str(config.task.data)).stem
+        return Path(config.model.name).stem if column == "model" else config.task.title
 
     def check(self, config: RunConfig, remote_code: bool) -> None:
         """See `Execution.check`: that there is such a task. Models and rows take time, so each run finds out itself."""
-        if config.task.data is None:
+        if config.task.data is None or config.task.several:
             resolve_task(config.task)
 
     def execute(self, config: RunConfig, folder: Path, remote_code: bool) -> Outcome:
         """See `Execution.execute`."""
-        run = train(config.model_copy(update={"run": folder}), remote_code=remote_code)
+        given = {"run": folder, "start": _start_beside(folder, config.start)}
+        run = train(config.model_copy(update=given), remote_code=remote_code)
         summary = run.summary
         variant, metric = next(iter(summary["variants"])), summary["metric"]
         splits = {"validation": summary["variants"], "test": summary.get("test", {})}
@@ -70,7 +74,7 @@ class TaskRuns(Execution):
 
     def costs(self, configs: Sequence[RunConfig], remote_code: bool) -> list[Cost]:
         """See `Execution.costs`."""
-        first = configs[0]
+        first = configs[0].model_copy(update={"start": None})  # which may not be made yet, and takes no time
         splits: tuple[Split, ...] = ("train", "validation")
         splits += ("test",) if any(config.training.test for config in configs) else ()
         material = load_material(first, remote_code, splits)
@@ -89,6 +93,21 @@ class TaskRuns(Execution):
             queries = queries_of(method, number)
             found.append(Cost(queries, queries * query + scored * each))
         return found
+
+
+def _start_beside(folder: Path, start: Path | None) -> Path | None:
+    """The run that a run starts from: one of the same study, by the name of its folder, or any other by its path.
+
+    Raises:
+        RunError: it failed, so that what is in its folder is not what was asked for.
+    """
+    if start is None or start.is_absolute() or len(start.parts) > 1:
+        return start
+    outcome = Outcome.read(folder.parent / start)
+    if outcome is None or outcome.failed:
+        why = f" failed: {outcome.failed['message']}" if outcome and outcome.failed else " was not made"
+        raise RunError(f"the run {start.name!r}, which this one starts from,{why}", "see what failed in report.md")
+    return folder.parent / start
 
 
 def seconds_per_query(method: Method) -> float:
@@ -114,11 +133,20 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _curve(path: Path, variant: str, metric: str) -> list[dict[str, Any]]:
-    points, queries = [], 0
+    points, inner, queries = [], [], 0
     for line in _lines(path):
         if line["event"] == "step":
             queries = line["queries"]
+            if "loss_inner" in line:
+                inner.append({"steps": line["step"] + 1, "queries": queries, "loss": line["loss_inner"]})
         elif line["event"] == "evaluation" and line["variant"] == variant:
             point = {"steps": line["steps"], "queries": queries, "split": "validation"}
             points.append({**point, "loss": line["loss"], "score": line[metric]})
-    return points
+    return [*points, *_thinned(inner)]
+
+
+def _thinned(inner: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The loss of the inner problem along a run: means over blocks of steps, each at the last step of its block."""
+    block = max(1, -(-len(inner) // _INNER_POINTS))
+    blocks = [inner[start : start + block] for start in range(0, len(inner), block)]
+    return [{**some[-1], "loss": mean(one["loss"] for one in some), "split": INNER, "score": None} for some in blocks]

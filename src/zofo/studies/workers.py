@@ -22,7 +22,7 @@ from zofo.studies.store import Store
 
 
 def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
-    """Make one run and write its outcome; one that a mistake or a loss that is not finite ends has failed.
+    """Make one run and write its outcome; one that an error ends has failed.
 
     Args:
         tree: the whole configuration of the run.
@@ -35,8 +35,14 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
     except ZofoError as error:
         curve = execution.curve(path) if isinstance(error, NonFiniteError) else []
         outcome = Outcome(config=tree, curve=curve, failed={"error": type(error).__name__, "message": error.message})
-    path.mkdir(parents=True, exist_ok=True)
-    outcome.write(path)
+    except Exception as error:  # noqa: BLE001  # such as memory that ran out: the other runs go on, and the report says so
+        message = f"{type(error).__name__}: {error}"
+        outcome = Outcome(config=tree, failed={"error": type(error).__name__, "message": message})
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        outcome.write(path)
+    except OSError as error:
+        raise RunError(f"cannot write what came of a run into {str(path)!r}: {error}") from error
 
 
 class Workers:

@@ -2,16 +2,17 @@
 
 from zofo.tasks.batch import Batch, collate, collate_masked
 from zofo.tasks.batches import Batches
+from zofo.tasks.channel import encode_channel
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.data import load_examples
-from zofo.tasks.demonstrations import SEPARATOR, with_demonstrations
+from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.encoding import Encoded, encode
 from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText, encode_masked, encode_texts
 from zofo.tasks.example import Example
+from zofo.tasks.metaicl import has_metaicl_rows
 from zofo.tasks.metrics import METRICS, Metric
-from zofo.tasks.own import resolve_task
+from zofo.tasks.own import load_examples, resolve_task
 from zofo.tasks.rendering import render
-from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
+from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
 from zofo.tasks.text_batch import TextBatch, collate_texts
 
 __all__ = [
@@ -34,8 +35,10 @@ __all__ = [
     "collate_masked",
     "collate_texts",
     "encode",
+    "encode_channel",
     "encode_masked",
     "encode_texts",
+    "has_metaicl_rows",
     "known_split",
     "load_examples",
     "load_task",

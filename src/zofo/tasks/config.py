@@ -12,6 +12,9 @@ from zofo.tasks.task import Split, Verbalizers
 from zofo.tasks.templates import check_template
 
 DEFAULT_TASK = "movie-reviews"
+ROWS_OF_EACH = 768
+"""Rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
+_OF_ONE = ("name", "prompt", "template", "label", "verbalizers", "metric")  # have no meaning for several tasks
 
 
 class TaskConfig(Config):
@@ -35,9 +38,9 @@ class TaskConfig(Config):
     """A score in place of the task's."""
     max_new_tokens: int | None = Field(None, ge=1)
     """Of a generation: tokens after which it ends, in place of the task's."""
-    scoring: Literal["mean", "sum", "calibrated"] = "mean"
+    scoring: Literal["mean", "sum", "calibrated", "channel"] = "mean"
     """How a candidate is scored in evaluation: the mean log-likelihood of its tokens, their sum, or the sum less that
-    of the same candidate after a prompt without content."""
+    of the same candidate after a prompt without content; or, in training as well, that of the prompt after it."""
     demonstrations: int = Field(0, ge=0)
     """Solved rows of train that stand before each prompt: in-context learning."""
     demonstration_sets: Literal["per-example", "fixed"] = "per-example"
@@ -47,7 +50,18 @@ class TaskConfig(Config):
     sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
     """Rows that are drawn for a split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
     max_rows: int | None = Field(None, ge=1)
-    """Keep only the first rows of each split, after the draw."""
+    """Keep only the first rows of each split, after the draw; of several tasks, by default 768 each."""
+    shots: int | None = Field(None, ge=1)
+    """Train on so few rows, drawn by `split_seed`: of each label of a classification, or in all of another task."""
+    tasks: list[str] = []
+    """Several tasks at once: packaged ones, or folders with MetaICL's rows; each is a folder in `data`, if given."""
+    setting: Path | None = None
+    """A setting file of MetaICL, `{"train": [...], "test": [...]}`: its training tasks are `tasks`, the others
+    `unseen`."""
+    unseen: list[str] = []
+    """Tasks that are kept for the test, so that none of `tasks` may be one of them by another name, or share rows."""
+    allow_overlap: bool = False
+    """Train on such a task nevertheless."""
     max_length: int | None = Field(None, ge=8)
     """Longest text in tokens; by default, what the model can take."""
     truncate: Literal["never", "left"] = "never"
@@ -59,6 +73,8 @@ class TaskConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _default_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and (given.get("tasks") or given.get("setting")):
+            return {"max_rows": ROWS_OF_EACH, **given}
         if isinstance(given, dict) and given.get("name") is None and given.get("data") is None:
             return {**given, "name": DEFAULT_TASK}
         return given
@@ -80,6 +96,29 @@ class TaskConfig(Config):
         if self.data is not None and self.data_dir is not None:
             raise ValueError("give task.data or task.data_dir, not both; task.data_dir=null takes one back")
         return self
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> TaskConfig:
+        if not self.several:
+            return self
+        if self.tasks and self.setting is not None:
+            raise ValueError("give task.tasks or task.setting, not both; task.setting=null takes one back")
+        wrong = next((key for key in _OF_ONE if getattr(self, key) is not None), None)
+        if wrong:
+            raise ValueError(f"task.{wrong} has no meaning for several tasks; task.{wrong}=null takes it back")
+        return self
+
+    @property
+    def several(self) -> bool:
+        """Whether it means several tasks at once."""
+        return bool(self.tasks) or self.setting is not None
+
+    @property
+    def title(self) -> str:
+        """What runs and tables call it."""
+        if self.several:
+            return self.setting.stem if self.setting is not None else f"{len(self.tasks)}-tasks"
+        return Path(self.name or str(self.data)).stem
 
     @property
     def overrides(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.example import Example
+from zofo.tasks.mixture import refuse_known_test_rows
 from zofo.tasks.reading import Row, beside_good_row, folder_origins, hub_origins, read_file, read_folder, read_hub
 from zofo.tasks.rendering import render
 from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
@@ -58,10 +59,33 @@ def load_examples(
         for split, chosen in _divide(task, origin, rows, config).items():
             if split in needed:
                 examples[split] = _rendered(task, chosen[: config.max_rows], prompt, head, right)
+    refuse_known_test_rows(task, examples)
+    if config.shots is not None and "train" in examples:
+        examples["train"] = _few(task, examples["train"], config.shots, config.split_seed)
     if config.demonstrations:
         pool = examples["train"]
-        examples = {split: with_demonstrations(examples[split], pool, config) for split in splits}
+        examples = {split: with_demonstrations(examples[split], pool, config, task.separator) for split in splits}
     return {split: examples[split] for split in splits}
+
+
+def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
+    """So many examples of each label of a classification, or in all of another task, drawn by seed.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    drawn = [examples[i] for i in permutation(Key(seed, 0), "shots", len(examples))]
+    kept: list[Example] = []
+    for gold in range(len(task.label_names)) or [None]:
+        own = [one for one in drawn if gold is None or one.golds[:1] == (gold,)][:shots]
+        if len(own) < shots:
+            of = f" with the label {task.label_names[gold]!r}" if gold is not None else ""
+            raise DataError(
+                f"task.shots is {shots}, but train of {task.name!r} has {len(own)} rows{of}",
+                f"set task.shots={max(1, len(own))}, or give more rows",
+            )
+        kept += own
+    return kept
 
 
 def _rendered(task: Task, rows: Sequence[Row], prompt: str | None, head: bool, right: bool) -> list[Example]:

@@ -11,14 +11,15 @@ from dataclasses import replace
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise import permutation
+from zofo.tasks.channel import in_channel
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.example import Example
-
-SEPARATOR = "\n\n"
-"""Between demonstrations; it also ends a generated text after them, as they do."""
+from zofo.tasks.task import SEPARATOR
 
 
-def with_demonstrations(examples: Sequence[Example], pool: Sequence[Example], config: TaskConfig) -> list[Example]:
+def with_demonstrations(
+    examples: Sequence[Example], pool: Sequence[Example], config: TaskConfig, separator: str = SEPARATOR
+) -> list[Example]:
     """Examples whose prompts begin with solved ones of the pool, the same or others for each by `demonstration_sets`.
 
     An example is never among its own demonstrations. Which are drawn depends on `split_seed` and the example's place.
@@ -27,6 +28,7 @@ def with_demonstrations(examples: Sequence[Example], pool: Sequence[Example], co
         examples: what is asked.
         pool: solved examples, of train.
         config: how many demonstrations, and whose.
+        separator: what stands between them.
 
     Raises:
         ConfigError: the pool is too small, or holds chats.
@@ -43,7 +45,10 @@ def with_demonstrations(examples: Sequence[Example], pool: Sequence[Example], co
     for number, example in enumerate(examples):
         order = permutation(Key(seed, number), "demonstrations of one", len(pool)) if shared is None else shared
         chosen = [pool[i] for i in order[: wanted + 1] if pool[i].where != example.where][:wanted]
-        before = SEPARATOR.join(_solved(one) for one in chosen) + SEPARATOR
+        if config.scoring == "channel":
+            solved.append(replace(example, before="".join(in_channel(one) + separator for one in chosen)))
+            continue
+        before = separator.join(_solved(one) for one in chosen) + separator
         free = before + example.content_free if example.content_free else ""
         solved.append(replace(example, prompt=before + example.prompt, content_free=free))
     return solved

@@ -24,6 +24,8 @@ class Example:
         content_free: the prompt without its content, which calibrated scores are measured against; "" for none.
         texts: the row's own texts, one or two, for a classification head.
         messages: of a chat, the turns before the answer; they take the place of `prompt`.
+        before: where prompts are scored after candidates, the demonstrations, which stand before the candidate.
+        task: of several tasks at once, the name of its own; "" for a task by itself.
     """
 
     prompt: str
@@ -37,6 +39,8 @@ class Example:
     content_free: str = ""
     texts: tuple[str, ...] = ()
     messages: tuple[Message, ...] = ()
+    before: str = ""
+    task: str = ""
 
     @property
     def gold(self) -> int:

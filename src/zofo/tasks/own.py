@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError, DataError
 from zofo.tasks.config import TaskConfig
+from zofo.tasks.data import load_examples as load_of_one
 from zofo.tasks.data import origins_of, read_data
+from zofo.tasks.example import Example
+from zofo.tasks.metaicl import metaicl_content, type_of
+from zofo.tasks.mixture import mixed_examples, mixture_task
 from zofo.tasks.reading import Format, Row, check_labels, detect
-from zofo.tasks.task import SPLITS, Task, parse_task, task_content
+from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_content
 
 _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train
 
@@ -23,6 +28,8 @@ def resolve_task(config: TaskConfig) -> Task:
         ConfigError: the task file, or what is given in place of its keys, cannot work.
         DataError: rows of no known format.
     """
+    if config.several:
+        return mixture_task(config)
     if config.name is not None:
         content, where = task_content(config.name), config.name
         if config.data is not None and isinstance(content, dict):
@@ -38,6 +45,25 @@ def resolve_task(config: TaskConfig) -> Task:
             kept = {key: value for key, value in content.items() if key != "template"}
             content = {**kept, "prompts": {"given": config.template}}
     return parse_task(content, where)
+
+
+def load_examples(
+    task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS, head: bool = False, right: bool = True
+) -> dict[Split, list[Example]]:
+    """Read, check, split and render all rows of a task, or of several at once; see `zofo.tasks.data.load_examples`.
+
+    Raises:
+        DataError: rows that cannot be used; with file, line and column.
+        ConfigError: several tasks for a classification head, or of which one is kept for the test.
+    """
+    if not config.several:
+        return load_of_one(task, config, splits, head, right)
+    if head:
+        raise ConfigError(
+            "a classification head gives the same labels to every row, and several tasks have each their own",
+            "choose one task, or model.head=causal-lm",
+        )
+    return mixed_examples(config, splits, resolve_task, lambda one, own: load_of_one(one, own, splits, False, right))
 
 
 def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +99,10 @@ def _content(config: TaskConfig, data: str) -> dict[str, Any]:
         shape = _labelled(config.label, rows, config.template)
     else:
         found = detect(rows)
-        shape = _SHAPES[found.name](found, rows)
+        if found.name == "metaicl":
+            shape = metaicl_content(rows, type_of(Path(data)))
+        else:
+            shape = _SHAPES[found.name](found, rows)
     about = f"rows of {Path(data).name}: {found.about}"
     return {"name": Path(data).stem, "version": 1, "about": about, "splits": splits, **shape}
 

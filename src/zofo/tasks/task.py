@@ -22,6 +22,8 @@ Kind = Literal["classification", "multiple-choice", "generation"]
 Label = int | str
 NO_PROMPT = "none"
 """Name of the prompt that is the row's text alone."""
+SEPARATOR = "\n\n"
+"""Between demonstrations, unless the task has another; it also ends a generated text after them, as they do."""
 
 
 class Source(Config):
@@ -180,6 +182,10 @@ class Task(Config):
     first of them in common, such as its passage, are drawn into the same split."""
     optional: list[str] = []
     """Columns that may be empty or missing."""
+    separator: str = Field(SEPARATOR, min_length=1)
+    """What stands between demonstrations."""
+    disjoint: bool = False
+    """Refuse a row of test that is in train or validation as well."""
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from zofo.training.train import train
 from zofo.training.trajectory import Trajectory, TrajectoryWriter
 from zofo.training.tuning import Trial, Tuning, tune_lr
 from zofo.training.use import Prediction, evaluate_run, evaluate_zero_shot, predict
-from zofo.training.validation import TaskReport, copy_task, validate
+from zofo.training.validation import TaskReport, copy_recipe, copy_task, validate
 
 __all__ = [
     "Evaluation",
@@ -30,6 +30,7 @@ __all__ = [
     "Tuning",
     "TaskReport",
     "as_percent",
+    "copy_recipe",
     "copy_task",
     "describe_environment",
     "environment",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts, Evaluator, Journal
 from zofo.methods import Method, StepLog
 from zofo.training.evaluation import Evaluation, as_percent
@@ -24,8 +27,14 @@ class Callback:
     def after_step(self, number: int, log: StepLog) -> None:
         """A step was made; `number` counts from 0."""
 
+    def after_skip(self, number: int, error: NonFiniteError) -> None:
+        """A step was skipped, since a loss was not finite; nothing was updated."""
+
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """The model was evaluated after `steps` steps; a score for each of its variants."""
+
+    def between_steps(self, steps: int) -> None:
+        """`steps` steps are made and there are more; every callback has been told of the last one."""
 
     def after_run(self, error: BaseException | None) -> None:
         """The loop ended, by itself or by `error`."""
@@ -35,19 +44,33 @@ class MetricsLog(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
     Args:
-        path: of the new file.
+        path: of the file.
         method: whose counts are written.
+        keep: bytes of an existing file that are kept; what it has beyond them is cut off.
+        seconds: that the run took before.
     """
 
-    def __init__(self, path: Path, method: Method) -> None:
-        self._file = path.open("x", encoding="utf-8")
+    def __init__(self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0) -> None:
+        self._file = path.open("xb" if keep is None else "r+b")
+        if keep is not None:
+            self._file.truncate(keep)
+            self._file.seek(keep)
         self._method = method
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - seconds
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file so far."""
+        return self._file.tell()
 
     def after_step(self, number: int, log: StepLog) -> None:
         """See `Callback`."""
         line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
         self._write(line)
+
+    def after_skip(self, number: int, error: NonFiniteError) -> None:
+        """See `Callback`."""
+        self._write({"event": "skipped", "step": number, "error": error.message, **self._method.counts.as_dict()})
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """See `Callback`."""
@@ -62,7 +85,7 @@ class MetricsLog(Callback):
 
     def _write(self, line: Mapping[str, Any]) -> None:
         stamped = {**line, "seconds": round(time.perf_counter() - self._start, 3)}
-        self._file.write(json.dumps(stamped) + "\n")
+        self._file.write((json.dumps(stamped) + "\n").encode())
         self._file.flush()
 
 
@@ -80,6 +103,10 @@ class TrajectoryLog(Callback):
         evaluator.journal = writer
 
     def after_step(self, number: int, log: StepLog) -> None:
+        """See `Callback`."""
+        self._writer.stepped(number)
+
+    def after_skip(self, number: int, error: NonFiniteError) -> None:
         """See `Callback`."""
         self._writer.stepped(number)
 
@@ -103,6 +130,19 @@ class Best(Callback):
         self.score: float | None = None  # nothing was evaluated yet
         self.step = 0
 
+    def remember(self, folder: Path) -> dict[str, Any]:
+        """Which one it is, as JSON; what was kept of it goes into a folder."""
+        if self._folder.is_dir():
+            shutil.copytree(self._folder, folder / self._folder.name)
+        return {"score": self.score, "step": self.step}
+
+    def recall(self, values: Mapping[str, Any], folder: Path) -> None:
+        """Take back what `remember` gave."""
+        self.score, self.step = values["score"], values["step"]
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if (folder / self._folder.name).is_dir():
+            shutil.copytree(folder / self._folder.name, self._folder)
+
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """See `Callback`."""
         first = next(iter(scores.values()))
@@ -121,41 +161,45 @@ class ProgressLine(Callback):
         steps: in all.
         method: whose counts are shown.
         memory: what is watched.
+        first: steps that were made before.
     """
 
-    def __init__(self, console: Console, name: str, steps: int, method: Method, memory: PeakMemory) -> None:
+    def __init__(
+        self, console: Console, name: str, steps: int, method: Method, memory: PeakMemory, first: int = 0
+    ) -> None:
         self._console, self._name, self._steps, self._method, self._memory = console, name, steps, method, memory
         self._start = time.perf_counter()
+        self._queries, self._first = method.counts.queries, first
         self._score = ""
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, TextColumn("{task.fields[shown]}"), console=console)
-            self._task = self._bar.add_task(name, total=steps, shown="")
+            self._task = self._bar.add_task(name, total=steps, completed=first, shown="")
             self._bar.start()
 
     def after_step(self, number: int, log: StepLog) -> None:
         """See `Callback`."""
         done = number + 1
         seconds = time.perf_counter() - self._start
-        rate = self._method.counts.queries / seconds
+        rate = (self._method.counts.queries - self._queries) / seconds
         shown = f"loss {log.loss:.3f}{self._score}  {rate:.0f} queries/s  {self._memory.now() / 2**30:.2f} GiB"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, shown=shown)
         elif done == self._steps or done % max(1, self._steps // 10) == 0:
-            left = seconds / done * (self._steps - done)
+            left = seconds / (done - self._first) * (self._steps - done)
             self._console.print(
                 f"{self._name}  step {done}/{self._steps}  {shown}  {left:.0f} s left", highlight=False, soft_wrap=True
             )
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """See `Callback`."""
-        first = next(iter(scores.values()))
-        self._score = f"  {first.metric} {as_percent(first.score)}"
+        first, *others = scores.items()
+        self._score = f"  {first[1].metric} {as_percent(first[1].score)}"
         if self._bar is None:
-            self._console.print(
-                f"{self._name}  after {steps} steps{self._score}  loss {first.loss:.3f}", highlight=False
-            )
+            shown = "".join(f"  {variant} {as_percent(score.score)}" for variant, score in others)
+            line = f"{self._name}  after {steps} steps{self._score}  loss {first[1].loss:.3f}{shown}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def after_run(self, error: BaseException | None) -> None:
         """See `Callback`."""
@@ -191,10 +235,30 @@ class Evaluating(Callback):
         self.last = scores
         return scores
 
+    def remember(self) -> dict[str, Any]:
+        """Counts, seconds and the last scores, as JSON."""
+        last = {variant: asdict(score) for variant, score in self.last.items()}
+        steps = {"steps_made": self.steps_made, "steps_evaluated": self.steps_evaluated}
+        return {"counts": self.counts.as_dict(), "seconds": self.seconds, "last": last, **steps}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Take back what `remember` gave."""
+        self.counts.include(Counts(**values["counts"]))
+        self.seconds, self.last = values["seconds"], {v: _evaluation(score) for v, score in values["last"].items()}
+        self.steps_made, self.steps_evaluated = values["steps_made"], values["steps_evaluated"]
+
     def after_step(self, number: int, log: StepLog) -> None:
+        """See `Callback`."""
+        self.steps_made = number + 1
+
+    def after_skip(self, number: int, error: NonFiniteError) -> None:
         """See `Callback`."""
         self.steps_made = number + 1
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """See `Callback`."""
         self.steps_evaluated = steps
+
+
+def _evaluation(values: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(**{**values, "predictions": tuple(values["predictions"])})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -14,6 +14,7 @@ from zofo.backbone import ModelConfig
 from zofo.config import Config, mistakes_of, named, read_yaml, validated
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, TwoStageConfig, ZerothOrderConfig
+from zofo.recipes import is_recipe, parse_recipe, recipe_text
 from zofo.tasks import TaskConfig
 
 
@@ -38,6 +39,17 @@ class TrainingConfig(Config):
     """Score the test split once, after the last step."""
     eval_batch_size: int = Field(32, ge=1)
     """Examples a batch in evaluation."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do about a step whose loss is not finite, which never updates anything: stop, or go on with the next."""
+    most_skips: int = Field(3, ge=1)
+    """Steps in a row that may be skipped before the run stops after all."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; by default by time, so that they take less than 2 % of it."""
+    checkpoint_keep: int = Field(2, ge=1)
+    """Checkpoints that are kept while the run goes on, the newest ones."""
+    checkpoint_weights: bool | None = None
+    """Whether a checkpoint holds the backbone's weights too, and not only the trajectory; by default where a replay
+    would be slow."""
 
     def evaluated_after(self, steps: int) -> frozenset[int]:
         """The numbers of steps after which validation is scored, the last one among them.
@@ -95,6 +107,8 @@ class RunConfig(Config):
     """Which method, with its parts."""
     training: TrainingConfig = TrainingConfig()
     """How long."""
+    start: Path | None = None
+    """A run that this one starts from: its trained weights take the place of the model's own."""
     run: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
 
@@ -159,11 +173,14 @@ class RunConfig(Config):
             task = task.model_copy(update={"data_dir": task.data_dir.absolute()})
         if task.name is not None and Path(task.name).suffix in (".yaml", ".yml"):
             task = task.model_copy(update={"name": str(Path(task.name).absolute())})
+        if task.setting is not None:
+            task = task.model_copy(update={"setting": task.setting.absolute()})
         if task.data is not None and Path(task.data).exists():
             task = task.model_copy(update={"data": str(Path(task.data).absolute())})
         if Path(model.name).is_dir():
             model = model.model_copy(update={"name": str(Path(model.name).absolute())})
-        return self.model_copy(update={"task": task, "model": model})
+        start = None if self.start is None else self.start.absolute()
+        return self.model_copy(update={"task": task, "model": model, "start": start})
 
     def to_yaml(self) -> str:
         """The complete tree, readable by `read_config`."""
@@ -171,31 +188,70 @@ class RunConfig(Config):
 
 
 def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), **groups: Any) -> RunConfig:
-    """Build a configuration from a YAML file, then `groups`, then `key=value` overrides; the last one wins.
+    """Build a configuration from a YAML file or a recipe, then `groups`, then `key=value` overrides; the last one wins.
 
     Args:
-        file: a YAML file with any part of the tree.
-        overrides: `path.to.key=value`, the value read as YAML; a name in place of a group sets its name.
+        file: a YAML file with any part of the tree, or with a recipe; or the name of a packaged recipe.
+        overrides: `path.to.key=value`, the value read as YAML; a name in place of a group sets its name. Of a recipe,
+            `preset=NAME` takes another than its first.
         groups: top-level groups, as plain data.
 
     Raises:
         ConfigError: names the file or the override, the key, and the nearest right one.
+        UnknownNameError: no recipe of that name, or no such preset.
     """
-    tree: dict[str, Any] = {}
-    if file is not None:
-        content = read_yaml(Path(file))
-        if not isinstance(content, dict | None):
-            raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
-        tree = content or {}
+    given = [_parted(override) for override in overrides]
+    preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
+    tree = _content(file, preset)
     for group, value in groups.items():
         set_key(tree, [group], value)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"{override!r} is not key=value", "write for example training.steps=20")
-        set_key(tree, path.split("."), _value(path, text, override))
+    for path, value in given:
+        if path != _PRESET:
+            set_key(tree, path.split("."), value)
     with mistakes_of(str(file)) if file is not None else nullcontext():
         return validated(RunConfig, tree)
+
+
+_PRESET = "preset"  # of a recipe, as an override names it
+
+
+def _content(file: Path | str | None, preset: str | None) -> dict[str, Any]:
+    """The tree that a configuration file holds, or a preset of a recipe."""
+    content: Any = {}
+    if isinstance(file, str) and _is_bare(file):
+        content = yaml.safe_load(recipe_text(file))
+    elif file is not None:
+        content = read_yaml(Path(file))
+    if is_recipe(content):
+        tree: dict[str, Any] = {}
+        with mistakes_of(str(file)):
+            for key, value in parse_recipe(content).keys(preset).items():
+                set_key(tree, key.split("."), value)
+        return tree
+    if preset is not None:
+        raise ConfigError(
+            f"preset={preset} chooses among the presets of a recipe, but there is no recipe",
+            "name one first, of `zofo list recipes`: zofo train opt-1.3b-mezo preset=paper",
+        )
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
+    return content or {}
+
+
+def _is_bare(file: str) -> bool:
+    """Whether it can only be the name of a recipe: it is no path, does not end as a file does, and no such file is."""
+    return Path(file).name == file and Path(file).suffix not in (".yaml", ".yml") and not Path(file).exists()
+
+
+def _parted(override: str) -> tuple[str, Any]:
+    """The dotted key of an override, and its value."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(
+            f"{override!r} is not key=value",
+            "write for example training.steps=20; a file or a recipe stands first, and there is only one",
+        )
+    return path, _value(path, text, override)
 
 
 def _value(path: str, text: str, override: str) -> Any:

@@ -152,9 +152,13 @@ class Scorer:
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-torch.inf)
 
     def _batches(self, examples: Sequence[Any]) -> list[list[int]]:
-        """Places of the examples of each batch, those of similar length together."""
+        """Places of the examples of each batch, those of similar length together, and of one task only."""
         order = sorted(range(len(examples)), key=lambda i: int(examples[i].length))
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        each: dict[str, list[int]] = {}
+        for i in order:
+            each.setdefault(examples[i].example.task, []).append(i)
+        size = self.batch_size
+        return [own[start : start + size] for own in each.values() for start in range(0, len(own), size)]
 
 
 def _content_free(example: Example) -> Example:

@@ -17,6 +17,7 @@ from zofo.evaluators import EVALUATORS
 from zofo.methods import METHODS
 from zofo.noise import NOISES
 from zofo.objectives import OBJECTIVES
+from zofo.recipes import recipe_lines
 from zofo.rules import RULES
 from zofo.tasks import METRICS, load_task, task_names
 
@@ -55,6 +56,7 @@ def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None 
         "objectives": _first_lines(OBJECTIVES),
         "adapters": _first_lines(ADAPTERS),
         "metrics": {name: METRICS[name].about for name in METRICS},
+        "recipes": recipe_lines(),
         **(more or {}),
     }
     if kind is None:

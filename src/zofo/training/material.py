@@ -21,7 +21,6 @@ from zofo.objectives import (
     reward_objective,
 )
 from zofo.tasks import (
-    SEPARATOR,
     SPLITS,
     Example,
     Split,
@@ -30,6 +29,7 @@ from zofo.tasks import (
     collate_masked,
     collate_texts,
     encode,
+    encode_channel,
     encode_masked,
     encode_texts,
     load_examples,
@@ -37,6 +37,7 @@ from zofo.tasks import (
 )
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Scorer
+from zofo.training.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def load_material(
         raise
     examples = load_examples(task, config.task, splits, head, right)
     loaded = load_model(config.model, remote_code, len(task.label_names) or None)
+    if config.start is not None:
+        RunFolder.open(config.start).restore(loaded)
     scorer = scorer_of(config, task, loaded)
     encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
     return Material(loaded, task, examples, encoded, scorer)
@@ -103,13 +106,19 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> Scorer:
             f"task.scoring=calibrated compares likelihoods of candidates, of which {what} has none",
             "set task.scoring=mean",
         )
+    if config.task.scoring == "channel" and (loaded.head != "causal-lm" or task.kind == "generation"):
+        what = "a generation" if task.kind == "generation" else f"a model with model.head={loaded.head}"
+        raise ConfigError(
+            f"task.scoring=channel is the likelihood of a prompt after a candidate, which {what} has none of",
+            "set task.scoring=mean",
+        )
     return Scorer(
         task=task,
         encode=functools.partial(_encode, config, task, loaded),
         make=batch_maker(loaded),
         generation=Generation(
             tokenizer=loaded.tokenizer,
-            stop=(*task.stop, *([SEPARATOR] if config.task.demonstrations else [])),
+            stop=(*task.stop, *([task.separator] if config.task.demonstrations else [])),
             max_new_tokens=task.max_new_tokens,
             temperature=config.task.temperature,
             seed=config.training.seed,
@@ -175,7 +184,8 @@ def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequen
     limit = _limit(config, task, loaded)
     truncate = config.task.truncate == "left" or config.task.demonstrations > 0
     ways: dict[str, Callable[..., list[Any]]] = {"classification": encode_texts, "masked-lm": encode_masked}
-    way: Callable[..., list[Any]] = ways.get(loaded.head, encode)
+    causal = encode_channel if config.task.scoring == "channel" else encode
+    way: Callable[..., list[Any]] = ways.get(loaded.head, causal)
     return way(loaded.tokenizer, examples, limit, truncate)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import cached_property
@@ -23,8 +25,11 @@ from zofo.tasks import Task, load_task
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Scorer
 from zofo.training.inventory import environment
+from zofo.training.lock import locked
 from zofo.training.replay import replay
 from zofo.training.trajectory import Trajectory
+
+_LOCK = "run.lock"
 
 
 class RunFolder:
@@ -50,8 +55,7 @@ class RunFolder:
             RunError: it exists, or cannot be written.
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        about = Path(config.task.name or str(config.task.data)).stem
-        path = config.run or _unused(Path("runs") / f"{about}-{config.method.name}-{stamp}")
+        path = config.run or _unused(Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}")
         try:
             path.mkdir(parents=True)
         except FileExistsError as error:
@@ -62,6 +66,56 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
         return cls(path)
+
+    @classmethod
+    def unfinished(cls, config: RunConfig) -> RunFolder | None:
+        """The run that this configuration began and did not finish; None where its folder does not exist.
+
+        Raises:
+            RunError: the folder holds something else: a run that has ended, or that was configured otherwise.
+        """
+        path = config.run
+        if path is None or not path.exists():
+            return None
+        run = cls(path)
+        if not (path / "config.yaml").is_file() or run.ended:
+            cls.create(config)  # refuses
+        given, saved = (c.model_dump(mode="json") for c in (config.anchored(), run.config))
+        for key, (new, old) in _differences(given, saved):
+            raise RunError(
+                f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
+                f"choose another folder with run={path}-2, or set {key} back",
+            )
+        return run
+
+    def locked(self) -> AbstractContextManager[None]:
+        """While it is open, no other process may train in the folder.
+
+        Raises:
+            RunError: another one does.
+        """
+        return locked(self.path / _LOCK, "training in")
+
+    def refuse_other_base(self, name: str, base_hash: str) -> None:
+        """Raises RunError for a base model other than the one that the run began with."""
+        if _read_json(self.path / "environment.json").get("model_hash") != base_hash:
+            raise RunError(
+                f"the model {name!r} is not the one that {str(self.path)!r} began with",
+                f"give it back its model, or choose another folder with run={self.path}-2",
+            )
+
+    def clear_logs(self) -> None:
+        """Remove the logs of a run that begins again, since it was stopped before its first checkpoint."""
+        for path in (self.metrics, self.trajectory):
+            path.unlink(missing_ok=True)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has made all of its steps."""
+        try:
+            return bool(self.summary.get("stopped", "") is None)
+        except RunError:
+            return False
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -86,6 +140,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """Where the lines of steps and evaluations are."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a run that has not ended keeps what it needs to go on."""
+        return self.path / "checkpoints"
 
     @property
     def best(self) -> Path:
@@ -120,11 +179,11 @@ class RunFolder:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
-        record = {"config.yaml", "task.yaml", "environment.json", "metrics.jsonl", "summary.json"}
+        record = {"config.yaml", "task.yaml", "environment.json", "metrics.jsonl", "summary.json", _LOCK}
         return {
             path.relative_to(self.path).as_posix(): _digest(path)
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path.name not in record
+            if path.is_file() and path.name not in record and self.checkpoints not in path.parents
         }
 
     def verify(self) -> None:
@@ -189,7 +248,7 @@ class RunFolder:
         """Turn the freshly loaded base model into the trained one: replay, then attach adapters or weights.
 
         Args:
-            loaded: the run's base model, as loaded.
+            loaded: the run's base model, as loaded, without the run that this one may have started from.
             variant: for runs that leave several models behind, which; by default the one reported first.
             best: as of the best evaluation instead of the last step.
 
@@ -198,6 +257,8 @@ class RunFolder:
         """
         summary, variant = self.summary, self._known_variant(variant)
         self.verify()
+        if self.config.start is not None:
+            RunFolder.open(self.config.start).restore(loaded)
         if model_hash(loaded) != _read_json(self.path / "environment.json").get("model_hash"):
             raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
         folder, last = self.path, None
@@ -214,11 +275,25 @@ class RunFolder:
         if (folder / "weights.safetensors").is_file():
             _load_weights(loaded.model, folder / "weights.safetensors")
         if (folder / variant).is_dir():
+            if not (folder / variant / "adapter_config.json").is_file():
+                raise RunError(
+                    f"{str(self.path)!r} has an adapter for each of its tasks, and none is called {variant!r}",
+                    f"take --variant {next(iter(summary['variants']))}, or load one of {folder / variant}/* with peft",
+                )
             load_adapter(loaded.model, folder / variant)
 
     def scorer(self, scorer: Scorer) -> Scorer:
         """How this run scores candidates, where its method brings its own way."""
         return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
+
+
+def _differences(given: Any, saved: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The dotted keys under which two configurations differ, with both values."""
+    if isinstance(given, dict) and isinstance(saved, dict):
+        for key in dict.fromkeys([*given, *saved]):
+            yield from _differences(given.get(key), saved.get(key), f"{at}.{key}" if at else str(key))
+    elif given != saved:
+        yield at, (given, saved)
 
 
 def _unused(path: Path) -> Path:

@@ -5,22 +5,27 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, Stopped
 from zofo.evaluators import Counts
-from zofo.methods import METHODS, Method
+from zofo.methods import METHODS, Method, Setting
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
+from zofo.training.checkpoints import Checkpoints
 from zofo.training.config import RunConfig, TrainingConfig
 from zofo.training.evaluation import Evaluation, majority_of
+from zofo.training.going_on import Checkpointing, Done, Progress, needs_weights
 from zofo.training.material import Material, load_material, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.run import RunFolder, model_hash
+from zofo.training.signals import Signals
 from zofo.training.trainer import run_loop
 from zofo.training.trajectory import TrajectoryWriter
 
@@ -28,7 +33,10 @@ from zofo.training.trajectory import TrajectoryWriter
 def train(
     config: RunConfig, console: Console | None = None, remote_code: bool = False, reward: Reward | None = None
 ) -> RunFolder:
-    """Train what `config` describes and write its run folder.
+    """Train what `config` describes and write its run folder; go on with it where it was stopped.
+
+    A run that has not ended goes on from its newest whole checkpoint, to the bits that it would have had without a
+    stop. SIGTERM and Ctrl-C let it finish its step and save; a second one leaves at once.
 
     Args:
         config: the whole configuration.
@@ -43,36 +51,89 @@ def train(
     Raises:
         ZofoError: a mistake in the configuration, data or model, found before the run folder is made.
         NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
+        Stopped: the process was asked to stop, and what it had made is saved.
     """
     console = console or Console(quiet=True)
-    if config.run is not None and config.run.exists():
-        RunFolder.create(config)  # refuses, before anything is loaded
+    begun = RunFolder.unfinished(config)  # refuses, before anything is loaded
     scored: tuple[Split, ...] = ("validation", "test") if config.training.test else ("validation",)
     material = load_material(config, remote_code, ("train", *scored))
     base_hash = model_hash(material.loaded)
     setting = setting_of(config, material, reward)
     method = METHODS[config.method.name](config.method, setting)
     steps = _checked_steps(config, method, material, scored)
-    folder = RunFolder.create(config)
-    folder.write_start(config.anchored(), material.task, base_hash)
+    folder = begun or RunFolder.create(config)
+    with folder.locked():
+        if begun is None:
+            config = config.model_copy(update={"run": folder.path})
+            folder.write_start(config.anchored(), material.task, base_hash)
+        else:
+            begun.refuse_other_base(material.loaded.name, base_hash)
+        try:
+            _train_in(folder, config, Trained(material, setting, method, steps, base_hash), console)
+        except Stopped as stop:
+            stop.hint = f"to go on: zofo train {folder.path / 'config.yaml'}"
+            raise
+    return folder
 
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, built and checked.
+
+    Args:
+        material: what the configuration names.
+        setting: of the method.
+        method: what makes the steps.
+        steps: how many.
+        base_hash: of the base weights.
+    """
+
+    material: Material
+    setting: Setting
+    method: Method
+    steps: int
+    base_hash: str
+
+
+def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: Console) -> None:
+    """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
+    material, method, steps = trained.material, trained.method, trained.steps
     for note in _notes(config, material, method):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
-    memory = PeakMemory(material.loaded.device)
+    memory, signals = PeakMemory(material.loaded.device), Signals()
     best = Best(folder.best, method.save)
-    callbacks: list[Callback] = [MetricsLog(folder.metrics, method), best, evaluating]
+    checkpoints = Checkpoints(folder.checkpoints, config.training.checkpoint_keep)
+    progress = Progress(method, best, evaluating, needs_weights(method, config.training.checkpoint_weights))
+    checkpoints.sweep()
+    saved = checkpoints.latest(lambda text: console.print(f"warning: {text}", highlight=False, soft_wrap=True))
+    done = Done()
+    if saved is not None:
+        done = progress.restore(saved, folder.trajectory)
+        console.print(f"goes on after {done.steps} of {steps} steps", highlight=False)
+    else:
+        folder.clear_logs()
+    metrics = MetricsLog(folder.metrics, method, done.metrics, done.seconds)
+    callbacks: list[Callback] = [metrics, best, evaluating]
+    writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
-        header = {"stream": STREAM_VERSION, "model_hash": base_hash, **method.replay_header()}
-        writer = TrajectoryWriter(folder.trajectory, config.training.seed, header)
+        header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **method.replay_header()}
+        writer = TrajectoryWriter(folder.trajectory, config.training.seed, header, done.trajectory)
         callbacks.append(TrajectoryLog(writer, method.evaluator))
-    callbacks.append(ProgressLine(console, config.method.name, steps, method, memory))
+    callbacks.append(ProgressLine(console, config.method.name, steps, method, memory, done.steps))
 
-    start = time.perf_counter()
+    start = time.perf_counter() - done.seconds
+
+    def write(made: int, into: Path) -> None:
+        progress.save(made, into, metrics, writer, time.perf_counter() - start)
+
+    callbacks.append(Checkpointing(checkpoints, write, signals, config.training.checkpoint_every))
+    most_skips = config.training.most_skips if config.training.non_finite == "skip" else 0
     stopped: str | None = None
     try:
-        with memory.watching():
-            run_loop(method, steps, callbacks, evaluating, config.training.evaluated_after(steps))
+        with memory.watching(), signals.caught():
+            evaluated = config.training.evaluated_after(steps)
+            run_loop(method, steps, callbacks, evaluating, evaluated, done.steps, most_skips)
             if config.training.test:
                 testing()
     except BaseException as error:
@@ -82,9 +143,9 @@ def train(
         method.save(folder.path)
         outcome = _summary(config, material, method, evaluating, testing, best)
         seconds = round(time.perf_counter() - start - evaluating.seconds - testing.seconds, 3)
-        outcome |= {"objective": setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
+        outcome |= {"objective": trained.setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
         folder.write_json("summary.json", {**outcome, "stopped": stopped, "parts": folder.digests()})
-    return folder
+    checkpoints.clear()
 
 
 def _checked_steps(config: RunConfig, method: Method, material: Material, scored: Sequence[Split]) -> int:

@@ -16,15 +16,19 @@ def run_loop(
     callbacks: Sequence[Callback],
     evaluate: Callable[[], Mapping[str, Evaluation]],
     evaluated_after: Container[int] = (),
+    first: int = 0,
+    most_skips: int = 0,
 ) -> None:
     """Step the method, evaluate when it is due and at the end, and tell the callbacks.
 
     Args:
         method: what is trained.
-        steps: how many; 0 for a method that only reads, which is evaluated once.
+        steps: how many in all; 0 for a method that only reads, which is evaluated once.
         callbacks: told of each step and evaluation, and of the end however it comes.
         evaluate: scores the method as it stands.
         evaluated_after: numbers of steps after which it is evaluated; after the last one it always is.
+        first: how many steps have been made already.
+        most_skips: how many steps in a row may be skipped because a loss was not finite.
 
     Raises:
         NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
@@ -36,18 +40,29 @@ def run_loop(
             callback.after_evaluation(steps_made, scores)
 
     error: BaseException | None = None
+    skipped = 0
     try:
         if steps == 0:
             look(0)
-        for number in range(steps):
+        for number in range(first, steps):
             try:
                 log = method.step(number)
             except NonFiniteError as problem:
-                raise problem if problem.step is not None else NonFiniteError(problem.what, number) from problem
-            for callback in callbacks:
-                callback.after_step(number, log)
+                named = problem if problem.step is not None else NonFiniteError(problem.what, number)
+                skipped += 1
+                if skipped > most_skips:
+                    raise named from problem
+                for callback in callbacks:
+                    callback.after_skip(number, named)
+            else:
+                skipped = 0
+                for callback in callbacks:
+                    callback.after_step(number, log)
             if number + 1 == steps or number + 1 in evaluated_after:
                 look(number + 1)
+            if number + 1 < steps:
+                for callback in callbacks:
+                    callback.between_steps(number + 1)
     except BaseException as problem:
         error = problem
         raise

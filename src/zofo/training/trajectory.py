@@ -160,14 +160,18 @@ class Trajectory:
         return self.records[:last]
 
     @classmethod
-    def read(cls, path: Path) -> Trajectory:
+    def read(cls, path: Path, size: int | None = None) -> Trajectory:
         """Read a trajectory file, up to the last whole record.
+
+        Args:
+            path: of the file.
+            size: how many bytes of it; all by default.
 
         Raises:
             RunError: not a trajectory, a header or record whose checksum is wrong, or a number that is not finite.
         """
         try:
-            data = path.read_bytes()
+            data = path.read_bytes()[:size]
         except OSError as error:
             raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error
         start = len(MAGIC) + _LENGTH.size

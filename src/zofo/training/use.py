@@ -72,8 +72,9 @@ def evaluate_run(
     if data is not None:
         given += ["task.data_dir=null", f"task.data={json.dumps(data)}"]
     config = read_config(run.path / "config.yaml", given)
-    own = run.config.task
-    if (config.task.name, config.task.overrides) == (own.name, own.overrides):
+    config = config.model_copy(update={"start": None})  # which the run restores by itself
+    own, asked = run.config.task, config.task
+    if not asked.several and not own.several and (asked.name, asked.overrides) == (own.name, own.overrides):
         # the task as it was then, whatever has become of its file
         config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
     chosen = known_split(split)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError
+from zofo.recipes import recipe_text
 from zofo.tasks import SPLITS, Example, Split, Task, load_examples, packaged_text, resolve_task
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import majority_of
@@ -91,9 +92,22 @@ def copy_task(name: str, target: Path) -> None:
         UnknownNameError: no packaged task of that name.
         ConfigError: the file exists, is not a .yaml, or cannot be written.
     """
-    text = packaged_text(name)
+    _write_new(packaged_text(name), target, "task")
+
+
+def copy_recipe(name: str, target: Path) -> None:
+    """Write a packaged recipe as a file to edit.
+
+    Raises:
+        UnknownNameError: no packaged recipe of that name.
+        ConfigError: the file exists, is not a .yaml, or cannot be written.
+    """
+    _write_new(recipe_text(name), target, "recipe")
+
+
+def _write_new(text: str, target: Path, what: str) -> None:
     if target.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{str(target)!r} is no name for a task file", f"write {target.with_suffix('.yaml')}")
+        raise ConfigError(f"{str(target)!r} is no name for a {what} file", f"write {target.with_suffix('.yaml')}")
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(text)

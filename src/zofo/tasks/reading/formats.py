@@ -32,8 +32,8 @@ _MESSAGES = ("messages", "conversations")
 
 _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # in the order in which they are tried: role -> names of its column
     "messages": {"messages": _MESSAGES},
-    "metaicl": {"task": ("task",), "input": ("input",), "output": ("output",), "options": ("options",)},
     "choices-answer": {"choices": _CHOICES, "answer": _ANSWER},
+    "metaicl": {"task": ("task",), "input": ("input",), "output": ("output",), "options": ("options",)},
     "prompt-completion": {"prompt": (*_PROMPT, "input"), "completion": _COMPLETION},
     "text-label": {"text": _TEXT, "label": _LABEL},
 }
@@ -136,7 +136,7 @@ def _advice(names: Sequence[str]) -> str:
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7) if name.lower() not in lower else []
         if near:
             return f"did you mean {near[0]!r} by {name!r}? "
-    for roles in _SHAPES.values():
+    for roles in (roles for shape, roles in _SHAPES.items() if shape != "metaicl"):  # which nobody writes by chance
         present = [column for known in roles.values() if (column := _column(names, known)) is not None]
         missing = [known for known in roles.values() if _column(names, known) is None]
         if present:

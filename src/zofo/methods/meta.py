@@ -1,0 +1,313 @@
+"""Bilevel-ZOFO on many tasks at once: one backbone, an adapter pair for each task.
+
+Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order Techniques for Efficient
+LLM Fine-Tuning and Meta-Training", section 4.2 and appendix B.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zofo.adapters import Adapters
+from zofo.backbone import Update
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.evaluators import Ask, Counts, Gradient, Objective
+from zofo.methods.adapter_store import AdapterStore, Where
+from zofo.methods.backbone_step import BackboneStep
+from zofo.methods.base import METHODS, Method, Setting, StepLog
+from zofo.methods.bilevel import BilevelConfig, split
+from zofo.methods.pair import VARIANTS, Pair
+from zofo.methods.penalty import penalty_at, rounding_note
+from zofo.methods.zeroth_order import ZerothOrder
+from zofo.noise import permutation
+from zofo.objectives import scores
+from zofo.remembered import Remembered
+from zofo.tasks import Batches
+
+BACKBONE = "backbone"
+"""The variant that is theta with the adapter that a new task would begin with: the model's own function."""
+
+_BEGIN_AS_NOTHING = ("lora", "dora", "ia3")
+
+
+class MetaBilevelConfig(BilevelConfig):
+    """Configuration of `meta-bilevel`."""
+
+    name: Literal["meta-bilevel"] = "meta-bilevel"  # type: ignore[assignment]  # a value of its own
+    """Which method."""
+    batch_size: int = Field(4, ge=1)
+    """Examples of a task in a batch."""
+    tasks_per_step: int = Field(5, ge=1)
+    """Tasks that are drawn for each outer step, by seed; all of them where there are fewer."""
+    adapters: Where = "cpu"
+    """Where the adapters of the tasks lie that a step does not look at, with their optimisers: `cpu` or `disk`."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The batches of one task."""
+
+    name: str
+    upper: Batches[Any, Any]
+    lower: Batches[Any, Any]
+    inner: Batches[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """A task of a step, after its first-order steps: what the zeroth-order step looks at, and what is kept afterwards.
+
+    Args:
+        pair: the old p and the new s, by variant.
+        b_f: of D_f.
+        b_p: of D_p.
+        after: the new p, the new s, and their optimisers.
+    """
+
+    pair: dict[str, list[torch.Tensor]]
+    b_f: Any
+    b_p: Any
+    after: Remembered
+
+
+@METHODS.register("meta-bilevel")
+class MetaBilevel(Method):
+    """min over theta, p_i, max over s_i of the mean over tasks i of
+    F_i(theta, p_i; D_f,i) + penalty (F_i(theta, p_i; D_p,i) - F_i(theta, s_i; D_p,i)).
+
+    Each task's examples are split D_f : D_p = 1 : 2 by seed; all p_i and s_i start equal. One outer step:
+
+    1. `tasks_per_step` = n of the tasks are drawn, a pure function of seed and step;
+    2. for each of them, steps 1 to 3 of `bilevel` on its own pair: `inner_steps` on s_i, and one on p_i;
+    3. one zeroth-order step on theta, with the old p_i and the new s_i, for the mean over the n tasks of
+       F_i(theta, p_i; B_f,i) + penalty (F_i(theta, p_i; B_p,i) - F_i(theta, s_i; B_p,i)). That is one function of
+       theta, and one z is used for all of its terms: two points for all tasks, each visited once. With
+       `directions: per-example` or `per-group(n)` tasks have directions of their own.
+
+    A step whose loss is not finite changes nothing, of no task.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples of several tasks.
+
+    Raises:
+        ConfigError: examples of one task, or too few of any for a batch; an adapter that is not the model at its start.
+    """
+
+    Config = MetaBilevelConfig
+    paper = "Shirkavand et al. 2025, Bilevel ZOFO, section 4.2"
+    variants = (BACKBONE, *VARIANTS)
+
+    def __init__(self, config: MetaBilevelConfig, setting: Setting) -> None:
+        _refuse(config)
+        self._config = config
+        self._seed = setting.seed
+        self._objective = setting.objective
+        self.model = setting.model
+        self._tasks = _tasks(setting, config.batch_size)
+        self._two = setting.make(setting.examples[:2])
+        self._number = min(config.tasks_per_step, len(self._tasks))
+
+        self._zo: ZerothOrder | None = None
+        self.counts, points = Counts(), 0
+        if config.backbone_step != "frozen":  # before peft, so that names stay the model's
+            zo = self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size)
+            self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
+            self._move = BackboneStep(zo, random=config.backbone_step == "random")
+            self.counts, points = zo.evaluator.counts, zo.points
+        self._adapters: Adapters = config.adapter.build(setting.model, VARIANTS, setting.seed)
+        gradient = Gradient(self.model, self.counts)
+        rates = config.lr_adapter, config.lr_lower
+        self._pair = Pair(self._adapters, setting.objective, gradient, config.optimizer, *rates)
+        self._store = AdapterStore(config.adapters)
+        self._fresh = _copied(self._pair.remember())
+        self._variant = BACKBONE
+        self.score = self._score
+        self.queries_per_step = self._number * (config.inner_steps + 2 + 3 * points) * config.batch_size
+
+    def step(self, number: int) -> StepLog:
+        """See `Method.step`."""
+        config, before = self._config, self.counts.copy()
+        penalty = penalty_at(config.penalty, number)
+        self._settle()  # first-order steps look at the weights
+        order = permutation(Key(self._seed, number), "meta/tasks", len(self._tasks))
+        coefficients: dict[str, float] = {"penalty": penalty}
+        tuned: dict[str, _Tuned] = {}
+        for task in (self._tasks[i] for i in order[: self._number]):
+            tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty)
+            coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
+
+        update: Update | None = None
+        if self._zo is not None:
+            examples = len(tuned) * config.batch_size
+            found, update = self._move(number, penalty, self._asks(list(tuned.values())), examples)
+            coefficients |= found
+        else:
+            coefficients["backbone_moved"] = 0.0
+        for name, one in tuned.items():
+            self._store.put(name, one.after)
+        for loss in found_of_each:  # their means over the tasks
+            coefficients[loss] = math.fsum(coefficients[f"{loss}/{name}"] for name in tuned) / len(tuned)
+        return StepLog(coefficients["loss_upper"], self.counts - before, coefficients, update)
+
+    def _first_order_steps(self, task: _Task, number: int, penalty: float) -> tuple[_Tuned, dict[str, float]]:
+        """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
+        pair, inner_steps = self._pair, self._config.inner_steps
+        self._load(task.name)
+        b_f, b_p = task.upper[number], task.lower[number]
+        with pair.one_step():
+            inner = [pair.inner_step(task.inner[number * inner_steps + t]) for t in range(inner_steps)]
+            f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
+            old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
+            pair.step_adapter()
+        found = {"loss_upper": f_upper, "loss_lower": f_lower}
+        if inner:
+            found["loss_inner"] = math.fsum(inner) / len(inner)
+        return _Tuned(old, b_f, b_p, _copied(pair.remember())), found
+
+    def _asks(self, tuned: list[_Tuned]) -> list[Ask]:
+        """What `BackboneStep` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
+        p, s = VARIANTS
+        asks: list[Ask] = [(self._with(one, p), one.b_f) for one in tuned]
+        asks += [(self._with(one, p), one.b_p) for one in tuned]
+        return asks + [(self._with(one, s), one.b_p) for one in tuned]
+
+    def _with(self, tuned: _Tuned, variant: str) -> Objective:
+        """The objective of the model that carries p or s of a task."""
+        carried = self._pair.objective(variant)
+
+        def losses(model: nn.Module, batch: Any) -> torch.Tensor:
+            with torch.no_grad():
+                for parameter, value in zip(self._adapters.parameters(variant), tuned.pair[variant], strict=True):
+                    parameter.copy_(value)
+            return carried(model, batch)
+
+        return losses
+
+    def _load(self, task: str) -> None:
+        """Put a task's pair into the model, or a fresh one."""
+        self._pair.recall(self._store.get(task) or self._fresh)
+
+    def _score(self, model: nn.Module, batch: Any, by: str) -> torch.Tensor:
+        """Scores with the adapter of the task that the batch is of, which the variant in use names."""
+        if self._variant != BACKBONE:
+            self._load(batch.members[0].example.task)
+        return scores(model, batch, by)
+
+    def _settle(self) -> None:
+        if self._zo is not None:
+            self._zo.evaluator.settle()
+
+    def check(self) -> None:
+        """See `Method.check`."""
+        if self._zo is not None:
+            self._zo.evaluator.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
+
+    def notes(self) -> list[str]:
+        """See `Method.notes`: a penalty that multiplies rounding up to the size of a slope."""
+        if self._zo is None:
+            return []
+        note = rounding_note(self._config.penalty, self._zo.estimator, self._zo.backbone.dtypes)
+        return [note] if note else []
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` is theta with a fresh adapter; or with a task's own, for who scores by `score`."""
+        self._settle()
+        self._pair.recall(self._fresh)
+        before, self._variant = self._variant, variant
+        try:
+            with self._adapters.using(VARIANTS[0] if variant == BACKBONE else variant):
+                yield
+        finally:
+            self._variant = before
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self._config.replay_header()
+
+    def remember(self, weights: bool) -> Remembered:
+        """See `Method.remember`: the pairs of all tasks that a step has looked at."""
+        whole = Remembered({"tasks": self._store.names})
+        if self._zo is not None:
+            whole.put("zo", self._zo.remember(weights)).put("moved", self._move.moved.remember())
+        else:
+            whole.put("counts", Remembered(dict(self.counts.as_dict())))
+        for name in self._store.names:
+            whole.put(f"task {name}", self._store.get(name) or self._fresh)
+        return whole
+
+    def recall(self, remembered: Remembered) -> None:
+        """See `Method.recall`."""
+        if self._zo is not None:
+            self._zo.recall(remembered.part("zo"))
+            self._move.moved.recall(remembered.part("moved"))
+        else:
+            self.counts.include(Counts(**remembered.part("counts").values))
+        for name in remembered.values["tasks"]:
+            self._store.put(name, remembered.part(f"task {name}"))
+
+    def save(self, folder: Path) -> None:
+        """Of each task that a step has looked at, the peft folders `adapter/TASK` (p) and `lower_adapter/TASK` (s)."""
+        if self._zo is not None:
+            self._zo.save(folder)
+        for name in self._store.names:
+            self._load(name)
+            for variant in VARIANTS:
+                self._adapters.save(variant, folder / variant / name)
+
+
+def _refuse(config: MetaBilevelConfig) -> None:
+    if config.loss_spread:
+        raise ConfigError(
+            "method.loss_spread divides by the spread of one loss, but meta-bilevel adds three",
+            "set method.loss_spread=false",
+        )
+    if config.adapter.name not in _BEGIN_AS_NOTHING:
+        raise ConfigError(
+            f"method.adapter={config.adapter.name} changes what the model does before it is trained, so that a new "
+            "task would not begin with the model as it is",
+            f"choose one of {', '.join(_BEGIN_AS_NOTHING)}",
+        )
+
+
+def _tasks(setting: Setting, batch_size: int) -> list[_Task]:
+    """The batches of every task, in the order in which the tasks come.
+
+    Raises:
+        ConfigError: fewer than two tasks, or a task with too few examples for a batch.
+    """
+    each: dict[str, list[Any]] = {}
+    for one in setting.examples:
+        each.setdefault(one.example.task, []).append(one)
+    if len(each) < 2:
+        raise ConfigError(
+            f"method=meta-bilevel trains on several tasks, but there is {'one' if each else 'none'}",
+            "name some with task.tasks=[sst2,rte] or task.setting=FILE, or choose method=bilevel",
+        )
+    tasks = []
+    for name, examples in each.items():
+        own = replace(setting, examples=examples)
+        try:
+            upper, lower = split(own, batch_size)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.message}", error.hint) from error
+        parts = (("D_f", upper), ("D_p", lower), ("D_p, inner", lower))
+        tasks.append(_Task(name, *(own.batches(batch_size, f"{name}, {part}", some) for part, some in parts)))
+    return tasks
+
+
+def _copied(remembered: Remembered) -> Remembered:
+    """The same with tensors of its own, on the CPU."""
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in remembered.tensors.items()}
+    return Remembered(remembered.values, tensors)

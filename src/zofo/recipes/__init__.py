@@ -1,0 +1,124 @@
+"""Recipes: packaged configurations for the rows of the papers' tables, each with presets.
+
+A recipe is a YAML file that `zofo train` takes in place of a configuration: what all of its presets have in common, and
+the presets, one of which is laid over it. Keys are dotted, as overrides on the command line are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from zofo.config import Config, validated
+from zofo.errors import ConfigError, UnknownNameError
+
+Keys = dict[str, Any]
+"""Values of a configuration by their dotted keys."""
+
+OVER = "over"
+"""The key of a preset that names another one, over which it is laid."""
+
+
+class Recipe(Config):
+    """A configuration with presets."""
+
+    about: str
+    """What it trains, in a line."""
+    row: str = ""
+    """Which rows of which tables it stands for, and where the paper says how they were made."""
+    base: Keys = {}
+    """What all presets have in common."""
+    presets: dict[str, Keys] = Field(min_length=1)
+    """What each sets, by name; the first is taken unless another is asked for. One that says `over: NAME` sets its keys
+    over those of that other preset."""
+    grid: dict[str, list[Any]] = {}
+    """What the paper searched: the values of a key. Nothing reads it but the reader."""
+
+    def keys(self, preset: str | None = None) -> Keys:
+        """The keys of a preset over those that all have in common.
+
+        Args:
+            preset: its name; by default the first.
+
+        Raises:
+            UnknownNameError: no such preset.
+        """
+        name = next(iter(self.presets)) if preset is None else preset
+        layers: list[Keys] = []
+        seen: list[str] = []
+        while True:
+            if name not in self.presets:
+                raise UnknownNameError("preset", name, self.presets)
+            if name in seen:
+                raise ConfigError(f"presets.{name}: it is laid over itself, by way of {', '.join(seen)}")
+            seen.append(name)
+            own = dict(self.presets[name])
+            name = own.pop(OVER, None)
+            layers.insert(0, own)
+            if name is None:
+                break
+        found = dict(self.base)
+        for layer in layers:
+            found.update(layer)
+        return found
+
+
+def is_recipe(content: Any) -> bool:
+    """Whether what a YAML file holds is a recipe, and not a configuration."""
+    return isinstance(content, dict) and "presets" in content
+
+
+def parse_recipe(content: Any) -> Recipe:
+    """What a YAML file holds, as a recipe.
+
+    Raises:
+        ConfigError: names the key that is wrong.
+    """
+    return validated(Recipe, content)
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes, in order."""
+    return sorted(name for name, _ in _packaged())
+
+
+def recipe_lines() -> dict[str, str]:
+    """The packaged recipes, with a line on each: what it trains, and which rows of the papers it stands for."""
+    found = {}
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        found[name] = f"{recipe.about} ({recipe.row})"
+    return found
+
+
+def recipe_text(name: str) -> str:
+    """The file of a packaged recipe.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    for known, file in _packaged():
+        if known == name:
+            return str(file.read_text(encoding="utf-8"))
+    raise UnknownNameError(
+        "recipe", name, recipe_names(), "`zofo list recipes` names them all; a file of your own ends in .yaml"
+    )
+
+
+def load_recipe(name: str) -> Recipe:
+    """A packaged recipe.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    return parse_recipe(yaml.safe_load(recipe_text(name)))
+
+
+def _packaged() -> Iterator[tuple[str, Any]]:
+    for file in files(__package__).joinpath("files").iterdir():
+        if file.name.endswith(".yaml"):
+            yield file.name.removesuffix(".yaml"), file

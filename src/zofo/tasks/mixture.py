@@ -1,0 +1,189 @@
+"""Several tasks at once, for meta-training: whose rows they have, and that none of them is kept for the test.
+
+Setting files are those of MetaICL (Min et al. 2022): `{"train": ["glue-mrpc", ...], "test": ["glue-rte", ...]}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import ConfigError, DataError, UnknownNameError
+from zofo.tasks.config import TaskConfig
+from zofo.tasks.example import Example
+from zofo.tasks.metaicl import has_metaicl_rows, metaicl_content, read_object
+from zofo.tasks.reading import Row, read_file
+from zofo.tasks.task import SPLITS, Split, Task, parse_task, shown, task_names
+
+VALIDATION_ROWS = 16
+"""Rows of each task that are drawn for validation, unless `sizes` says otherwise."""
+
+_SHOWN = 3  # pairs of tasks in a message
+_COLLECTIONS = re.compile(r"^(glue|super_?glue|kilt)[-_]")
+
+
+def mixture_task(config: TaskConfig) -> Task:
+    """The task that all rows of several tasks are rows of: each brings its own options, and the score is accuracy."""
+    names, unseen = members_of(config)
+    content = {
+        "name": config.title,
+        "version": 1,
+        "about": f"{len(names)} tasks at once: {', '.join(names)}",
+        "splits": {split: {"from": split} for split in SPLITS},
+        **metaicl_content([Row("", {"options": []})], "multiple-choice"),
+    }
+    if not config.allow_overlap:
+        refuse_twins(names, unseen)
+    return parse_task(content, "task.tasks")
+
+
+def members_of(config: TaskConfig) -> tuple[list[str], list[str]]:
+    """The names of the tasks, and of those that are kept for the test.
+
+    Raises:
+        ConfigError: no task, one that is given twice, or an unseen one that is also trained on.
+        DataError: the setting file cannot be read, or holds something else.
+    """
+    names, unseen = config.tasks, config.unseen
+    if config.setting is not None:
+        content = read_object(config.setting)
+        for key in ("train", "test"):
+            found = content.get(key)
+            if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+                raise DataError(
+                    f"{config.setting}: {key!r} is no list of tasks", 'write {"train": ["glue-mrpc"], "test": ["anli"]}'
+                )
+        names, unseen = content["train"], unseen or content["test"]
+    if not names:
+        raise ConfigError("there is no task to train on", "name some with task.tasks or task.setting")
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise ConfigError(f"the task {twice!r} is given twice", "give each task once")
+    for name in (*names, *unseen):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ConfigError(f"{name!r} is no name of a task", "letters, digits and ._- make a name")
+    return list(names), list(unseen)
+
+
+def component(config: TaskConfig, name: str) -> TaskConfig:
+    """The configuration of one of several tasks.
+
+    Raises:
+        DataError: it has no folder in the data folder.
+        UnknownNameError: without data, it is no packaged task.
+    """
+    own: dict[str, Any] = {"tasks": [], "setting": None, "unseen": [], "name": None, "data": None, "data_dir": None}
+    own["sizes"] = config.sizes or {"validation": VALIDATION_ROWS}
+    root = config.data or config.data_dir
+    folder = None if root is None else Path(root) / name
+    if folder is not None and folder.is_dir():
+        packaged = name in task_names() and not has_metaicl_rows(folder)
+        own |= {"name": name, "data_dir": folder} if packaged else {"data": str(folder)}
+    elif folder is not None:
+        have = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else []
+        error = UnknownNameError("task", name, have)
+        raise DataError(f"the data folder {str(folder.parent)!r} has no folder {name!r}", error.hint)
+    elif name in task_names():
+        own["name"] = name
+    else:
+        raise UnknownNameError("task", name, task_names())
+    return config.model_copy(update=own)
+
+
+def mixed_examples(
+    config: TaskConfig,
+    splits: Sequence[Split],
+    resolve: Callable[[TaskConfig], Task],
+    load: Callable[[Task, TaskConfig], Mapping[Split, list[Example]]],
+) -> dict[Split, list[Example]]:
+    """The examples of several tasks, one after the other, each under the name of its own.
+
+    Args:
+        config: which tasks.
+        splits: those that are needed.
+        resolve: gives a task for its configuration.
+        load: reads the examples of one task.
+
+    Raises:
+        ConfigError: a task that generates, or rows that a task shares with the test rows of an unseen one.
+        DataError: rows that cannot be used.
+    """
+    names, unseen = members_of(config)
+    mixed: dict[Split, list[Example]] = {split: [] for split in splits}
+    held = {} if config.allow_overlap else {name: rows for name in unseen if (rows := _test_rows(config, name))}
+    for name in names:
+        own = component(config, name)
+        task = resolve(own)
+        if task.kind == "generation":
+            raise ConfigError(
+                f"{name!r} asks for a free text, but of several tasks each must have candidates",
+                "leave it out of task.tasks",
+            )
+        for split, examples in load(task, own).items():
+            mixed[split] += [replace(example, task=name) for example in examples]
+            if split == "train":
+                _refuse_shared_rows(name, examples, held)
+    return mixed
+
+
+def twin_key(name: str) -> str:
+    """What tasks have in common that are the same by other names: `glue-sst2`, `SST-2` and `sst2`."""
+    return re.sub(r"[^a-z0-9]", "", _COLLECTIONS.sub("", name.lower()))
+
+
+def refuse_twins(trained: Sequence[str], unseen: Sequence[str]) -> None:
+    """Raises ConfigError for tasks that are trained on and kept for the test, also under another name."""
+    known = {twin_key(name): name for name in trained}
+    pairs = [(known[twin_key(name)], name) for name in unseen if twin_key(name) in known]
+    if not pairs:
+        return
+    texts = [repr(one) if one == other else f"{one!r} (tested as {other!r})" for one, other in pairs[:_SHOWN]]
+    more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
+    raise ConfigError(
+        f"tasks that are kept for the test are trained on: {', '.join(texts)}{more}",
+        "take them out of one of the lists, or allow it with task.allow_overlap=true",
+    )
+
+
+def _test_rows(config: TaskConfig, name: str) -> dict[str, str]:
+    """The texts of an unseen task's test rows, with their places; none where its rows are not MetaICL's, or not there.
+
+    They may be anywhere, or on the Hub; what is not beside the training tasks is not looked for.
+    """
+    root = config.data or config.data_dir
+    folder = None if root is None else Path(root) / name
+    if folder is None or not has_metaicl_rows(folder) or not (folder / "test.jsonl").is_file():
+        return {}
+    return {str(row.fields.get("input", "")).strip(): row.where for row in read_file(folder / "test.jsonl")}
+
+
+def _refuse_shared_rows(name: str, examples: Sequence[Example], held: Mapping[str, Mapping[str, str]]) -> None:
+    for other, rows in held.items():
+        shared = [one for one in examples if one.prompt.strip() in rows]
+        if shared:
+            first = shared[0]
+            raise ConfigError(
+                f"{len(shared)} training rows of {name!r} are test rows of {other!r}, which is kept for the test: "
+                f"{first.where} is {rows[first.prompt.strip()]}",
+                "take one of the tasks out, or allow it with task.allow_overlap=true",
+            )
+
+
+def refuse_known_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
+    """Raises DataError for a row of test that is in train or validation, where the task forbids it."""
+    if not task.disjoint or "test" not in examples:
+        return
+    seen = {(one.prompt, one.candidates): one for split in SPLITS[:2] for one in examples.get(split, ())}
+    same = [(one, seen[key]) for one in examples["test"] if (key := (one.prompt, one.candidates)) in seen]
+    if same:
+        row, known = same[0]
+        raise DataError(
+            f"{row.where}: the same input and options as {known.where}, so that the test is known from training; "
+            f"{len(same)} such rows in {task.name!r}",
+            f"remove them from one of the files; labels are {shown(task.label_names)}"
+            if task.label_names
+            else "remove them from one of the files",
+        )

@@ -1,0 +1,361 @@
+"""A run that was stopped goes on to the bits of one that was not."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from rich.console import Console
+
+from conftest import review_rows
+from zofo.errors import CheckpointError, NonFiniteError, RunError, Stopped
+from zofo.methods import METHODS
+from zofo.training import RunFolder, read_config, train
+from zofo.training.checkpoints import Checkpoints, damage_of
+
+STEPS = 12
+LR = {"rule": {"lr": 1e-3}}
+IN_PLACE = {"noise": "gaussian", "evaluator": "in-place"}
+METHOD = {
+    "mezo": {"name": "mezo", "batch_size": 4} | LR,
+    "mezo, momentum": {"name": "mezo", "batch_size": 4, "rule": {"name": "momentum", "lr": 1e-3}},
+    "mezo, in place": {"name": "mezo", "batch_size": 4} | LR | IN_PLACE,
+    "mezo, dense adam": {"name": "mezo", "batch_size": 4, "rule": {"name": "dense-adam", "lr": 1e-4}},
+    "mezo, lora": {"name": "mezo", "batch_size": 4, "adapter": "lora"} | LR,
+    "svrg": {"name": "svrg", "batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 10} | LR,
+    "svrg, copy": {"name": "svrg", "batch_size": 4, "anchor": "copy", "anchor_batch_size": 10} | LR | IN_PLACE,
+    "svrg, annealing": {"name": "svrg", "batch_size": 20, "anneal": True, "anneal_above": 0.1, "anchor_batch_size": 10}
+    | LR,
+    "zo-svrg": {"name": "zo-svrg", "batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 10} | LR,
+    "first-order": {"name": "first-order", "batch_size": 4},
+    "first-order, all": {"name": "first-order", "batch_size": 4, "parameters": "all"},
+    "bilevel": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "rule": {"lr": 1e-4}},
+    "bilevel, frozen": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "backbone_step": "frozen"},
+    "two-stage": {"name": "two-stage", "batch_size": 4, "adapter_steps": 4} | LR,
+}
+QUICK = [(case, (1, 8)) for case in METHOD]
+WHOLE = [(case, range(1, STEPS)) for case in METHOD]
+
+
+@pytest.fixture
+def configured(model_folder, data_dir, tmp_path):
+    def configure(case, name="run", **training):
+        return read_config(
+            model=str(model_folder),
+            task={"data_dir": str(data_dir)},
+            method=METHOD[case],
+            training={"steps": STEPS, "eval_every": 4, **training},
+            run=str(tmp_path / name),
+        )
+
+    return configure
+
+
+class Stopping(io.StringIO):
+    """A console that asks the process to stop when it is told of a step."""
+
+    def __init__(self, step, number=signal.SIGTERM):
+        super().__init__()
+        self.step, self.number = step, number
+
+    def write(self, text):
+        if f"step {self.step}/" in text:
+            signal.raise_signal(self.number)
+        return super().write(text)
+
+
+def contents(run, without=("config.yaml", "environment.json")):
+    """Every file of a run; of the logs, all but the seconds."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        if not path.is_file() or path.name in without:
+            continue
+        data = path.read_bytes()
+        if path.name == "metrics.jsonl":
+            lines = [json.loads(line) for line in data.decode().splitlines()]
+            data = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+        elif path.name == "summary.json":
+            data = {k: v for k, v in json.loads(data).items() if k not in ("seconds", "peak_bytes")}
+            data["evaluation"].pop("seconds")
+        elif path.name == "README.md":  # peft's, with the path of the base model
+            continue
+        found[path.relative_to(run).as_posix()] = data
+    return found
+
+
+def stopped_at(config, step, number=signal.SIGTERM):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
+        train(config, Console(file=Stopping(step, number)))
+    assert signal.getsignal(number) is before
+    return stopped.value
+
+
+def check(configured, case, stops):
+    whole = contents(train(configured(case, "whole")).path)
+    assert "checkpoints" not in str(list(whole))
+    for step in stops:
+        config = configured(case, f"stopped-{step}")
+        stop = stopped_at(config, step)
+        assert stop.exit_code == 143
+        assert f"after {step} steps" in stop.message
+        shown = io.StringIO()
+        run = train(config, Console(file=shown))
+        assert f"goes on after {step} of {STEPS} steps" in shown.getvalue()
+        again = contents(run.path)
+        assert again.keys() == whole.keys()
+        differing = [name for name in whole if again[name] != whole[name]]
+        assert not differing, (step, differing)
+
+
+@pytest.mark.parametrize(("case", "stops"), QUICK, ids=[case for case, _ in QUICK])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(configured, case, stops):
+    check(configured, case, stops)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("case", "stops"), WHOLE, ids=[case for case, _ in WHOLE])
+def test_a_run_may_be_stopped_after_any_step(configured, case, stops):
+    check(configured, case, stops)
+
+
+def test_every_method_that_makes_steps_goes_on():
+    tried = {options["name"] for options in METHOD.values()}
+    assert tried >= {name for name in METHODS if METHODS[name].fixed_steps is None} - {"meta-bilevel"}
+
+
+@pytest.mark.parametrize("case", ["mezo", "svrg"])
+def test_a_run_may_be_stopped_again_and_again(configured, case):
+    whole = contents(train(configured(case, "whole")).path)
+    config = configured(case)
+    for step in (2, 3, 7, 11):
+        stopped_at(config, step)
+    assert contents(train(config).path) == whole
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("case", ["mezo", "mezo, in place", "svrg", "bilevel"])
+def test_the_weights_come_from_the_trajectory_or_from_the_checkpoint(configured, case, weights):
+    """In both ways to the same bits, updates that wait in the forward among them."""
+    whole = contents(train(configured(case, "whole", checkpoint_weights=weights)).path)
+    config = configured(case, checkpoint_weights=weights)
+    stopped_at(config, 7)
+    (found,) = [c for c in [Checkpoints(RunFolder(config.run).checkpoints).latest()] if c is not None]
+    assert found.json("progress.json")["weights"] == weights
+    assert contents(train(config).path) == whole
+
+
+def test_ctrl_c_leaves_with_130(configured):
+    assert stopped_at(configured("mezo"), 2, signal.SIGINT).exit_code == 130
+
+
+def test_a_run_that_goes_on_must_be_the_same(configured, tmp_path):
+    config = configured("mezo")
+    stopped_at(config, 3)
+    with pytest.raises(RunError, match=r"has training.steps = 12, not 13") as refused:
+        train(configured("mezo", steps=13))
+    assert "run=" in refused.value.hint
+    with pytest.raises(RunError, match=r"has method.name = 'mezo', not 'first-order'|has method"):
+        train(configured("first-order"))
+    train(config)
+    with pytest.raises(RunError, match="never overwrites another"):
+        train(config)
+
+
+def test_a_run_whose_base_model_has_changed_does_not_go_on(configured, model_folder, tmp_path):
+    moved = tmp_path / "model"
+    shutil.copytree(model_folder, moved)
+    config = configured("mezo")
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(moved)})})
+    stopped_at(config, 3)
+    from conftest import build_model, build_tokenizer
+
+    build_model("llama", len(build_tokenizer()), seed=1).save_pretrained(moved)
+    with pytest.raises(RunError, match="is not the one that .* began with"):
+        train(config)
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(configured):
+    """As one that was killed: the folder is there, with a few lines, and no checkpoint."""
+    whole = contents(train(configured("svrg", "whole")).path)
+    config = configured("svrg")
+    stopped_at(config, 3)
+    run = RunFolder(config.run)
+    shutil.rmtree(run.checkpoints)
+    (run.path / "summary.json").unlink()
+    assert contents(train(config).path) == whole
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(configured):
+    whole = contents(train(configured("mezo", "whole")).path)
+    config = configured("mezo", checkpoint_every=2)
+    stopped_at(config, 7)
+    run = RunFolder(config.run)
+    newest = run.checkpoints / "step-00000007"
+    data = bytearray((newest / "state.json").read_bytes())
+    data[3] ^= 1
+    (newest / "state.json").write_bytes(data)
+    shown = io.StringIO()
+    again = contents(train(config, Console(file=shown)).path)
+    assert "state.json' is damaged" in shown.getvalue()
+    assert "goes on after 6 of 12 steps" in shown.getvalue()
+    assert again == whole
+
+
+def test_a_trajectory_that_is_damaged_is_named(configured):
+    config = configured("mezo")
+    stopped_at(config, 7)
+    path = RunFolder(config.run).trajectory
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RunError, match="trajectory.bin"):
+        train(config)
+
+
+def test_a_checkpoint_of_another_version_is_one_message(configured):
+    config = configured("mezo")
+    stopped_at(config, 7)
+    checkpoints = Checkpoints(RunFolder(config.run).checkpoints)
+    path = checkpoints.latest().path
+    shutil.copy(path / "progress.json", config.run / "progress.json")
+    shutil.rmtree(path)
+
+    def write(folder):
+        shutil.copy(config.run / "progress.json", folder / "progress.json")
+        (folder / "state.json").write_text("{}")
+        from safetensors.torch import save_file
+
+        save_file({}, folder / "state.safetensors")
+
+    checkpoints.save(7, write)
+    with pytest.raises(CheckpointError, match="lacks 'zo'"):
+        train(config)
+
+
+def test_two_processes_do_not_train_in_one_folder(configured):
+    config = configured("mezo")
+    stopped_at(config, 3)
+    with RunFolder(config.run).locked(), pytest.raises(RunError, match="is training in"):
+        train(config)
+    train(config)
+
+
+# losses that are not finite
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Steps of MeZO whose loss is not finite."""
+
+    def poison(*steps):
+        step = METHODS["mezo"].step
+
+        def failing(self, number):
+            if number in steps:
+                raise NonFiniteError("loss nan of example 0")
+            return step(self, number)
+
+        monkeypatch.setattr(METHODS["mezo"], "step", failing)
+
+    return poison
+
+
+def lines_of(run, event):
+    lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def test_steps_without_a_finite_loss_can_be_skipped_and_are_in_the_log(configured, poisoned):
+    poisoned(2, 5, 6, 7)
+    run = train(configured("mezo", non_finite="skip"))
+    assert [line["step"] for line in lines_of(run, "skipped")] == [2, 5, 6, 7]
+    assert [line["step"] for line in lines_of(run, "step")] == [0, 1, 3, 4, 8, 9, 10, 11]
+    assert run.summary["steps"] == 12
+
+
+def test_too_many_in_a_row_stop_the_run(configured, poisoned):
+    poisoned(5, 6, 7)
+    with pytest.raises(NonFiniteError, match="step 7"):
+        train(configured("mezo", non_finite="skip", most_skips=2))
+
+
+def test_by_default_one_stops_it(configured, poisoned):
+    poisoned(5)
+    with pytest.raises(NonFiniteError, match="step 5"):
+        train(configured("mezo"))
+
+
+# real processes
+
+
+def start(tmp_path, model_folder, name, steps=40):
+    data = tmp_path / "data"
+    if not data.exists():
+        data.mkdir()
+        for split, rows in (("train", review_rows(40)), ("validation", review_rows(10, 40))):
+            (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "model": str(model_folder),
+        "task": {"name": "movie-reviews", "data_dir": str(data)},
+        "method": METHOD["mezo"],
+        "training": {"steps": steps, "eval_every": 20, "checkpoint_every": 7},
+        "run": str(tmp_path / name),
+    }
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def killed_when(path, log, lines, number):
+    command = [sys.executable, "-m", "zofo", "train", str(path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_bytes().count(b"\n") >= lines) and child.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if child.poll() is None:
+        os.kill(child.pid, number)
+    _, err = child.communicate(timeout=120)
+    return child.returncode, err
+
+
+def check_signal(tmp_path, model_folder, name, lines, number, code):
+    path = start(tmp_path, model_folder, name)
+    returned, err = killed_when(path, tmp_path / name / "metrics.jsonl", lines, number)
+    assert returned in (code, 0), err  # it may have ended just before
+    if returned:
+        train(read_config(path))
+    return contents(tmp_path / name)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["term", "kill"])
+def test_a_process_that_was_stopped_goes_on(tmp_path, model_folder, number, code):
+    train(read_config(start(tmp_path, model_folder, "whole")))
+    assert check_signal(tmp_path, model_folder, "stopped", 27, number, code) == contents(tmp_path / "whole")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["term", "kill"])
+def test_a_process_may_be_stopped_at_any_time(tmp_path, model_folder, number, code):
+    train(read_config(start(tmp_path, model_folder, "whole")))
+    whole = contents(tmp_path / "whole")
+    for time_number in range(20):
+        name = f"stopped-{time_number}"
+        assert check_signal(tmp_path, model_folder, name, 2 * time_number + 1, number, code) == whole
+
+
+def test_checkpoints_of_a_finished_save_are_whole(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for step in (1, 2, 3):
+        path = checkpoints.save(step, lambda folder: (folder / "a").write_text("x"))
+        assert damage_of(path) is None
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["step-00000002", "step-00000003"]

@@ -1,0 +1,322 @@
+"""The packaged studies: each is read and planned, and those of Bilevel-ZOFO run, on tiny models and made-up rows."""
+
+import json
+import math
+import re
+import statistics
+from importlib.resources import files
+
+import pandas as pd
+import pytest
+import transformers
+import yaml
+
+from conftest import build_model, build_tokenizer, review_rows, tiny_config, write_rows
+from zofo import studies
+from zofo.errors import ConfigError, UnknownNameError
+from zofo.studies import plan_study, read_study, run_study, study_names
+from zofo.studies.grid import SEEDED
+
+FILES = files(studies) / "files"
+BILEVEL = ("bilevel", "bilevel-adapters", "bilevel-ablations", "bilevel-stages", "prompt-sensitivity")
+ON_PROBLEMS = ("digits", "least-squares", "svrg-ablations")
+OF_METAICL = ("meta-training",)  # whose rows are of another form; see test_meta_study.py
+SIZES = {"train": 24, "validation": 6, "test": 8}
+
+
+def content_of(name):
+    return yaml.safe_load((FILES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny causal model, and a tiny encoder with as many layers as minilm, since a study names some of them."""
+    folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer()
+    config = tiny_config("bert", len(tokenizer), 128)
+    config.num_hidden_layers = 6
+    models = {
+        "causal": build_model("llama", len(tokenizer), positions=128),
+        "encoder": transformers.AutoModel.from_config(config),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in models}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of made-up rows for each task, as --data takes it."""
+    folder = tmp_path_factory.mktemp("data")
+    for task in ("movie-reviews", "sst2", "cola"):
+        for split, count, start in (("train", 40, 0), ("validation", 12, 40), ("test", 12, 60)):
+            write_rows(folder / task / f"{split}.jsonl", review_rows(count, start))
+    for split, count in (("train", 40), ("validation", 12), ("validation_matched", 12)):
+        pairs = [{"premise": f"film {i}", "hypothesis": f"it drags {i % 3}", "label": i % 2} for i in range(count)]
+        for task in ("rte", "mnli"):
+            write_rows(folder / task / f"{split}.jsonl", pairs)
+        choices = {"choice1": "It drags.", "choice2": "It was a joy."}
+        copa = [{"premise": f"Film {i}.", **choices, "question": "cause", "label": i % 2} for i in range(count)]
+        write_rows(folder / "copa" / f"{split}.jsonl", copa)
+    return folder
+
+
+def tiny(name, folders):
+    """A packaged study with tiny models and few rows; all else is as in the file."""
+    content = content_of(name)
+    base = content["base"]
+    model = base["model"] if isinstance(base["model"], dict) else {"name": base["model"]}
+    kind = "encoder" if model["name"] == "minilm" else "causal"
+    task = base.get("task", {})
+    task = {"name": task} if isinstance(task, str) else task
+    base |= {"model": {**model, "name": str(folders[kind])}, "task": {**task, "sizes": SIZES}}
+    for level in (content.get("tasks") or {}).values():
+        ((level or {}).get("task") or {}).pop("sizes", None)
+    for contender in content["methods"].values():
+        contender["method"].pop("batch_size", None)
+    base["method"] = {**base.get("method", {}), "batch_size": 4}
+    return content
+
+
+def written(content, path, name="tiny"):
+    file = path / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return file
+
+
+# reading and planning
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_packaged_study_can_be_read_and_says_what_it_asks(name):
+    study = read_study(name)
+    assert study.config.about.strip().endswith("?") or name == "svrg-minilm"
+    assert study.grid.final_runs
+    trials = {len(one.trials) for one in study.config.methods.values() if one.trials}
+    assert len(trials) <= 1
+
+
+@pytest.mark.parametrize("name", [n for n in study_names() if n not in (*ON_PROBLEMS, *OF_METAICL)])
+def test_every_study_of_tasks_can_be_planned_and_its_runs_can_be_made(name, folders, data, tmp_path):
+    content = tiny(name, folders)
+    if content.get("tasks"):  # the last one, and the last values of each axis: enough of everything that differs
+        content["tasks"] = dict(list(content["tasks"].items())[-1:])
+    for axis, values in content.get("axes", {}).items():
+        content["axes"][axis] = dict(list(values.items())[-2:])
+    study = read_study(written(content, tmp_path), data=data)
+    plan = plan_study(study, tmp_path / "out", limit=math.inf)
+    assert [row.fault for row in plan.rows if row.fault] == []
+    assert all(row.timed for row in plan.rows)
+    assert plan.runs == len({run.digest for run in [*study.grid.trials, *study.grid.final_runs]})
+
+
+@pytest.mark.parametrize("name", BILEVEL)
+def test_the_studies_of_bilevel_compare_fairly(name):
+    config = read_study(name).config
+    assert config.seeds == [0, 1, 2]
+    assert config.zero_shot
+    assert config.measure == "test"
+    if config.search is not None:
+        assert not set(config.search.seeds) & set(config.seeds)
+        assert len({len(one.trials) for one in config.methods.values()}) == 1
+        assert config.search.budget.queries < config.budget.queries
+
+
+@pytest.mark.parametrize("name", ["bilevel", "bilevel-adapters"])
+def test_the_control_of_as_many_steps_has_as_many(name):
+    """Steps that the budgets pay for, from what a step of each costs: 80 queries, or 32 with a frozen backbone."""
+    config = read_study(name).config
+    method = config.methods["bilevel"].tree["method"]
+    assert method["batch_size"] * (method["inner_steps"] + 2 + 3 * 2) == 80
+    assert method["batch_size"] * (method["inner_steps"] + 2) == 32
+    assert config.methods["frozen, same steps"].budget.queries // 32 == config.budget.queries // 80
+    frozen, same = config.methods["frozen"], config.methods["frozen, same steps"]
+    assert (frozen.tree, frozen.trials, frozen.budget) == (same.tree, same.trials, None)
+    assert frozen.tree["method"] == {**method, "backbone_step": "frozen"}
+
+
+def test_the_ablations_change_one_thing_at_a_time_and_have_figure_2s_values():
+    grid = read_study("bilevel-ablations", ["seeds=[0]"]).grid
+    found = {run.cell.axes[0]: run.tree["method"] for run in grid.final_runs if run.method == "bilevel"}
+    penalties = {method["penalty"] for name, method in found.items() if name.startswith("penalty")}
+    assert penalties == {0, 1, 10, 100, 1e3, 1e4}
+    inner = {method["inner_steps"] for name, method in found.items() if name.startswith("T")}
+    assert inner | {found["penalty 100"]["inner_steps"]} == {1, 5, 10, 20}
+    usual = found["penalty 100"]
+    for name, method in found.items():
+        changed = {key for key in usual if usual[key] != method[key]}
+        assert len(changed) == (name != "penalty 100"), name
+    controls = {run.cell.axes[0] for run in grid.final_runs if run.method == "frozen"}
+    assert controls == set(found) - {"random backbone"}
+
+
+def test_the_stages_make_as_many_steps_of_each_kind_as_bilevel():
+    config = read_study("bilevel-stages").config
+    steps = {name: (one.budget or config.budget).steps for name, one in config.methods.items()}
+    inner = config.methods["bilevel"].tree["method"]["inner_steps"] * steps["bilevel"]
+    two = config.methods["two-stage"].tree["method"]
+    assert inner == steps["stage 1"] == two["adapter_steps"]
+    assert steps["two-stage"] == inner + steps["bilevel"]
+    grid = read_study("bilevel-stages", ["seeds=[0]"]).grid
+    first = {run.digest for run in grid.final_runs if run.method == "stage 1"}
+    assert len(first) == len(grid.config.tasks)  # made once, whatever the rate of a backbone that it has not
+    rates = {run.tree["method"]["rule"]["lr"] for run in grid.final_runs if run.method == "two-stage"}
+    assert rates == {1e-3, 1e-4, 1e-5, 1e-6}
+
+
+def test_tasks_whose_rows_are_missing_can_be_left_out(data, tmp_path):
+    (tmp_path / "sst2").mkdir()
+    study = read_study("bilevel", data=tmp_path, skip_missing=True)
+    assert set(study.config.tasks) == {"movie-reviews", "sst2"}
+    assert len(study.notes) == 2
+
+
+def test_a_list_keeps_some_tasks_methods_and_values_of_an_axis():
+    chosen = ["tasks=[copa]", "methods=[fo-lora, mezo]", "axes.prompt=[without, with]"]
+    config = read_study("prompt-sensitivity", chosen).config
+    assert list(config.tasks) == ["copa"]
+    assert list(config.methods) == ["fo-lora", "mezo"]
+    assert list(config.axes["prompt"]) == ["without", "with"]
+    assert config.tasks["copa"].tree["task"]["sizes"]["train"] == 300
+    with pytest.raises(UnknownNameError, match=r"unknown name in tasks 'cop'\. Did you mean 'copa'"):
+        read_study("bilevel", ["tasks=[cop]"])
+    with pytest.raises(UnknownNameError, match=r"unknown name in axes\.promt 'with'"):
+        read_study("prompt-sensitivity", ["axes.promt=[with]"])
+    with pytest.raises(UnknownNameError, match="unknown method of reference 'bilevel'"):
+        read_study("bilevel", ["methods=[mezo]"])
+
+
+# what the reports of them say
+
+
+def shortened(name, folders, path, methods, **changes):
+    """A packaged study with some of its methods, two steps each, without a search."""
+    content = tiny(name, folders)
+    content["methods"] = {one: {"method": content["methods"][one]["method"]} for one in methods}
+    content |= {"budget": {"steps": 2}, "seeds": [0, 1], "search": None, "tasks": {"movie-reviews": None}, **changes}
+    if content.get("reference") not in methods:
+        content["reference"] = None
+    return written(content, path, name)
+
+
+@pytest.fixture(scope="module")
+def sensitivity(folders, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("sensitivity")
+    file = shortened("prompt-sensitivity", folders, path, ["mezo", "bilevel"])
+    found = run_study(read_study(file, data=data), path / "out")
+    assert (found.failed, found.missing) == (0, 0)
+    return path / "out"
+
+
+def test_what_the_prompt_changes_is_told_for_each_method_in_pairs_of_the_same_seed(sensitivity):
+    report = (sensitivity / "report.md").read_text(encoding="utf-8")
+    section = report.split("## What prompt changes")[1].split("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    header, rows = [cell.strip() for cell in lines[0]], [[cell.strip() for cell in line] for line in lines[2:]]
+    assert header == ["method", "where", "prompt", "with", "that", "difference", "pairs", "p (t-test)"]
+    results = pd.read_csv(sensitivity / "results.csv")
+    keys = [(method, task) for method in ("zero-shot", "mezo", "bilevel") for task in ("movie-reviews",)]
+    assert [(row[0], row[1].split()[-1]) for row in rows] == keys
+    for row, (method, task) in zip(rows, keys, strict=True):
+        own = results[(results["method"] == method) & (results["task"] == task)]
+        with_, without = (own[own["prompt"] == value].set_index("seed")["score"] for value in ("with", "without"))
+        differences = [100 * (with_[seed] - without[seed]) for seed in (0, 1)]
+        mean, half = statistics.mean(differences), 12.7062 * abs(differences[0] - differences[1]) / 2
+        assert row[2:5] == ["without", f"{100 * with_.mean():.1f}", f"{100 * without.mean():.1f}"]
+        number, found = (float(text) for text in re.fullmatch(r"([+-][\d.]+) ± ([\d.]+)", row[5]).groups())
+        assert (number, found) == (pytest.approx(mean, abs=0.051), pytest.approx(half, abs=0.06))
+        assert row[6] == "2"
+    tested = sum(row[6] != "1" for row in rows)
+    assert f"{tested} such rows were tested" in section
+    assert "the score at with less the one at the other value" in section
+
+
+def test_without_a_prompt_the_bare_text_is_asked_about(sensitivity):
+    prompts = {}
+    for folder in (sensitivity / "runs").iterdir():
+        config = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))["config"]
+        prompts.setdefault("without" in folder.name, set()).add(config["task"]["prompt"])
+    assert prompts == {False: {None}, True: {"none"}}
+
+
+def test_the_loss_of_the_inner_problem_has_a_curve_and_a_figure(sensitivity):
+    curves = pd.read_csv(sensitivity / "curves.csv")
+    inner = curves[curves["split"] == "inner"]
+    assert set(inner["method"]) == {"bilevel"}
+    assert inner["score"].isna().all()
+    for _, own in inner.groupby(["task", "prompt", "seed"]):
+        assert list(own["steps"]) == [1, 2]
+        assert list(own["queries"]) == [40, 80]  # batches of 4: two inner steps, two backwards, six forwards
+    one = next(
+        f for f in (sensitivity / "runs").iterdir() if f.name.startswith("bilevel") and "movie-reviews-with-" in f.name
+    )
+    logged = [json.loads(line) for line in (one / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = json.loads((one / "outcome.json").read_text(encoding="utf-8"))["curve"]
+    wanted = [line["loss_inner"] for line in logged if line["event"] == "step"]
+    assert [point["loss"] for point in told if point["split"] == "inner"] == wanted
+    drawn = {path.name.partition("-causal")[0] for path in sensitivity.glob("*.svg")}
+    assert drawn == {"loss", "score", "inner-loss"}
+    text = next(sensitivity.glob("inner-loss*.svg")).read_text(encoding="utf-8")
+    assert "inner loss" in text
+    assert ">bilevel<" in text
+    assert ">mezo<" not in text
+    assert "inner-loss-causal.svg" in (sensitivity / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_long_inner_curve_is_thinned_to_means_of_blocks(tmp_path):
+    from zofo.studies.task_runs import _curve
+
+    steps = [{"event": "step", "step": i, "loss_inner": float(i), "queries": 10 * (i + 1)} for i in range(120)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps), encoding="utf-8")
+    points = _curve(tmp_path / "metrics.jsonl", "adapter", "accuracy")
+    assert len(points) == 40  # blocks of three
+    assert points[0] == {"steps": 3, "queries": 30, "loss": 1.0, "split": "inner", "score": None}
+    assert points[-1]["steps"] == 120
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "axes"),
+    [
+        ("bilevel", ["mezo", "fo-lora", "bilevel", "frozen", "frozen, same steps"], None),
+        ("bilevel-stages", ["stage 1", "two-stage", "bilevel"], ("backbone lr", ["1e-3", "1e-6"])),
+    ],
+)
+def test_the_studies_of_bilevel_run(name, methods, axes, folders, data, tmp_path):
+    content = tiny(name, folders)
+    kept = {}
+    if axes is not None:
+        kept["axes"] = {axes[0]: {str(value): content["axes"][axes[0]][value] for value in axes[1]}}
+    file = shortened(name, folders, tmp_path, methods, seeds=[0], **kept)
+    text = file.read_text(encoding="utf-8").replace("adapter_steps: 400", "adapter_steps: 1")
+    file.write_text(text, encoding="utf-8")
+    found = run_study(read_study(file, data=data), tmp_path / "out")
+    assert (found.failed, found.missing) == (0, 0)
+    results = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert set(results["method"]) == {*methods, "zero-shot"}
+    queries = results.groupby("method")["queries"].max()
+    if name == "bilevel":
+        assert queries["frozen"] == 2 * 4 * 4  # two inner steps and two backward passes, of batches of 4, twice
+        assert queries["bilevel"] == 2 * 4 * 10
+
+
+# the contrast of an axis
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrast": "promt"}, "unknown axis of contrast 'promt'. Did you mean 'prompt'?"),
+        ({"contrast": "prompt", "axes": {"prompt": {"with": {}}}}, "contrast: the axis 'prompt' has one value only"),
+    ],
+)
+def test_a_contrast_that_cannot_be_made_is_refused(tmp_path, changes, message):
+    content = {**content_of("prompt-sensitivity"), **changes}
+    with pytest.raises((ConfigError, UnknownNameError)) as refused:
+        read_study(written(content, tmp_path))
+    assert message in refused.value.message
+
+
+def test_the_seeds_of_a_study_set_what_is_drawn():
+    grid = read_study("bilevel").grid
+    run = next(run for run in grid.final_runs if run.method == "bilevel" and run.seed == 2)
+    assert [run.tree[key.split(".")[0]][key.split(".")[1]] for key in SEEDED] == [2, 2, 2]

@@ -1,0 +1,350 @@
+"""The packaged recipes: every preset is a configuration and takes two steps on a tiny model of its architecture."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+import yaml
+
+from conftest import build_model, review_rows, tiny_config, write_rows
+from zofo.config import read_yaml
+from zofo.errors import ConfigError, UnknownNameError
+from zofo.methods import METHODS
+from zofo.recipes import OVER, load_recipe, parse_recipe, recipe_names, recipe_text
+from zofo.tasks import task_names
+from zofo.training import names as listed
+from zofo.training import read_config, train
+
+RECIPES = {name: load_recipe(name) for name in recipe_names()}
+PRESETS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]
+ARCHITECTURE = {
+    "distilbert": "distilbert",
+    "gpt2-large": "gpt2",
+    "gpt2-xl": "gpt2",
+    "llama2-7b": "llama-untied",
+    "opt-1.3b": "opt",
+    "opt-13b": "opt",
+    "opt-2.7b": "opt",
+    "opt-6.7b": "opt",
+    "roberta-large": "roberta",
+}
+"""What a recipe's name begins with, and the tiny model that stands for it."""
+
+LAYERS = {"distilbert": 6, "roberta": 24}
+"""As many as the real ones have, since recipes name some of them."""
+
+
+def kind_of(name: str) -> str:
+    return next(kind for start, kind in ARCHITECTURE.items() if name.startswith(f"{start}-"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    """A folder for each architecture, as the Hub has it: encoders with a masked-lm head."""
+    found = {}
+    for kind in sorted(set(ARCHITECTURE.values())):
+        folder = tmp_path_factory.mktemp("models") / kind
+        own = tokenizer
+        if kind in LAYERS:
+            own = copy.deepcopy(tokenizer)
+            own.add_special_tokens({"mask_token": "<mask>"})
+            config = tiny_config(kind, len(own), 128)
+            layers = "n_layers" if kind == "distilbert" else "num_hidden_layers"
+            setattr(config, layers, LAYERS[kind])
+            model = transformers.AutoModelForMaskedLM.from_config(config)
+        else:
+            model = build_model(kind, len(own), positions=128)
+        model.save_pretrained(folder)
+        own.save_pretrained(folder)
+        found[kind] = folder
+    return found
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Made-up rows of each task that the recipes need: reviews, COPA, and two tasks of MetaICL's format."""
+    folder = tmp_path_factory.mktemp("rows")
+    for split, count, start in (("train", 24, 0), ("validation", 4, 24), ("test", 4, 30)):
+        write_rows(folder / "reviews" / f"{split}.jsonl", review_rows(count, start))
+    for split, count in (("train", 24), ("validation", 6)):
+        choices = {"choice1": "It drags.", "choice2": "It was a joy."}
+        copa = [{"premise": f"Film {i}.", **choices, "question": "cause", "label": i % 2} for i in range(count)]
+        write_rows(folder / "copa" / f"{split}.jsonl", copa)
+    for task in ("one", "two"):
+        for split, count, start in (("train", 24, 0), ("test", 4, 30)):
+            kept = [
+                {
+                    "task": task,
+                    "input": f"{task} {row['sentence']}",
+                    "output": "yes" if row["label"] else "no",
+                    "options": ["yes", "no"],
+                }
+                for row in review_rows(count, start)
+            ]
+            write_rows(folder / "metaicl" / task / f"{split}.jsonl", kept)
+    return folder
+
+
+def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
+    """What is put over a recipe for two steps on a tiny model: its place, rows, and smaller numbers."""
+    config = read_config(name, [f"preset={preset}"])
+    given = [f"model.name={folders[kind_of(name)]}", "model.device=cpu", "training.evaluations=null", f"run={run}"]
+    given += ["training.eval_every=null"]
+    if config.task.sizes:
+        given += ["task.sizes={train: 24, validation: 4, test: 4}"]
+    if config.task.shots:
+        given += ["task.shots=8"]
+    if config.method.name == "meta-bilevel":
+        given += ["task.tasks=[one, two]", f"task.data={rows / 'metaicl'}", "task.sizes={validation: 4}"]
+    elif config.task.name == "copa":
+        given += [f"task.data_dir={rows / 'copa'}", "task.sizes={train: 18, validation: 6, test: 6}"]
+    else:
+        given += [f"task.data_dir={rows / 'reviews'}"]
+    given += {
+        "two-stage": ["method.adapter_steps=1"],
+        "bilevel": ["method.inner_steps=1"],
+        "meta-bilevel": ["method.inner_steps=1", "method.tasks_per_step=2"],
+        "svrg": ["method.anneal=false", "method.anchor_batch_size=8"],
+        "in-context": ["task.demonstrations=2"],
+    }.get(config.method.name, [])
+    steps = [] if METHODS[config.method.name].fixed_steps is not None else ["training.steps=2"]
+    return [*given, "method.batch_size=4", *steps, f"preset={preset}"]
+
+
+def test_there_is_a_recipe_for_each_model_and_row():
+    zofo = {f"{kind}-{a}" for kind in ("mezo", "fo", "bilevel") for a in ("lora", "prefix", "prompt")} | {"mezo"}
+    svrg = {"mezo", "svrg", "fo-sgd"}
+    wanted = {
+        "opt-1.3b": zofo | {"two-stage"},
+        "llama2-7b": zofo,
+        "opt-13b": {"zero-shot", "in-context", "linear-probe", "mezo", "mezo-lora", "mezo-prefix"},
+        **dict.fromkeys(("distilbert", "roberta-large", "gpt2-xl", "opt-2.7b", "opt-6.7b"), svrg),
+        "gpt2-large": {"meta"},
+    }
+    assert set(RECIPES) == {f"{model}-{method}" for model, methods in wanted.items() for method in methods}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_both_presets_names_its_row_and_could_not_be_meant_for_something_else(name):
+    recipe = RECIPES[name]
+    assert list(recipe.presets)[:2] == ["ours", "paper"]
+    assert "table" in recipe.row
+    assert len(recipe.about) < 90
+    assert name not in task_names()
+    assert "trust_remote_code" not in recipe_text(name)
+    assert max(map(len, recipe_text(name).splitlines())) <= 150
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_every_value_of_a_grid_fits_every_preset(name, preset):
+    config = read_config(name, [f"preset={preset}"])
+    assert config.model.name.count("/") == 1
+    for key, values in RECIPES[name].grid.items():
+        for value in values:
+            tree = read_config(name, [f"preset={preset}", f"{key}={value}"]).model_dump()
+            for part in key.split("."):
+                tree = tree[part]
+            assert tree == value
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [(n, k) for n, r in RECIPES.items() for k in r.grid if n != "opt-1.3b-two-stage"],
+)
+def test_the_papers_preset_lies_on_the_papers_grid(name, key):
+    tree = read_config(name, ["preset=paper"]).model_dump()
+    for part in key.split("."):
+        tree = tree[part]
+    assert tree in RECIPES[name].grid[key]
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_every_preset_takes_two_steps(name, preset, folders, rows, tmp_path):
+    config = read_config(name, two_steps(name, preset, folders, rows, tmp_path / "run"))
+    summary = train(config).summary
+    fixed = METHODS[config.method.name].fixed_steps
+    assert summary["steps"] == (2 if fixed is None else fixed)
+    assert 0 <= summary[summary["metric"]] <= 1
+    wanted = RECIPES[name].keys(preset)  # what it says about the method is what ran
+    ran = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["method"]
+    assert ran["name"] == wanted["method.name"]
+    if "method.rule.lr" in wanted:
+        assert ran["rule"]["lr"] == wanted["method.rule.lr"]
+    if "method.noise" in wanted:
+        assert (ran["noise"]["name"], ran["evaluator"]["name"]) == ("gaussian", "in-place")
+
+
+def test_the_settings_of_the_papers_are_those_that_are_published():
+    bilevel = read_config("opt-1.3b-bilevel-lora", ["preset=paper"])
+    assert (bilevel.method.penalty, bilevel.method.inner_steps, bilevel.method.batch_size) == (1e4, 10, 16)
+    assert bilevel.method.rule.name == "dense-adam"
+    assert bilevel.method.rule.options["lr"] == bilevel.method.lr_adapter  # one rate of the upper level
+    assert bilevel.method.estimator.options["epsilon"] == 1e-3  # not the default of half precision
+    assert bilevel.model.dtype == "bfloat16"
+    two_stage = read_config("opt-1.3b-two-stage", ["preset=paper"])
+    assert two_stage.method.adapter_steps == bilevel.method.inner_steps * bilevel.training.steps
+    assert two_stage.training.steps - two_stage.method.adapter_steps == bilevel.training.steps
+    steps = {"distilbert": (200_000, 50_000), "roberta-large": (96_000, 24_000), "gpt2-xl": (32_000, 8_000)}
+    for model, (mezo, svrg) in steps.items():
+        assert read_config(f"{model}-mezo", ["preset=paper"]).training.steps == mezo
+        found = read_config(f"{model}-svrg", ["preset=paper"])
+        assert (found.training.steps, found.method.anchor_interval, found.method.anneal) == (svrg, 2, True)
+        assert found.model.head == "classification"
+        assert found.task.sizes == {"train": 512, "validation": 256, "test": 256}
+
+
+def test_a_preset_may_be_laid_over_another():
+    keys = RECIPES["distilbert-svrg"].keys("paper-large-batch")
+    assert OVER not in keys
+    assert keys["method.select"] == ["*.layer.5.*", "classifier.*"]  # of paper-partial
+    assert keys["model.dtype"] == "bfloat16"  # of paper-bf16
+    assert keys["method.lr_full"] == 1e-3  # of paper
+    assert keys["training.steps"] == 8000  # its own
+    looped = parse_recipe({"about": "a loop", "presets": {"a": {OVER: "b"}, "b": {OVER: "a"}}})
+    with pytest.raises(ConfigError, match=r"presets\.a: it is laid over itself, by way of a, b"):
+        looped.keys("a")
+
+
+# reading
+
+
+def test_the_first_preset_is_taken_and_overrides_win_wherever_the_preset_stands():
+    assert read_config("opt-1.3b-mezo") == read_config("opt-1.3b-mezo", ["preset=ours"])
+    paper = read_config("opt-1.3b-mezo", ["preset=paper"])
+    assert paper.training.objective == "answer"
+    for order in (["method.rule.lr=3", "preset=paper"], ["preset=paper", "method.rule.lr=3"]):
+        changed = read_config("opt-1.3b-mezo", order)
+        assert changed.method.rule.options["lr"] == 3
+        assert changed.training == paper.training
+    assert read_config("opt-1.3b-mezo", ["task=rte"]).task.name == "rte"
+
+
+def test_a_file_of_the_same_name_is_meant_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_config("opt-1.3b-mezo").method.name == "mezo"
+    (tmp_path / "opt-1.3b-mezo").write_text("method: first-order", encoding="utf-8")
+    assert read_config("opt-1.3b-mezo").method.name == "first-order"
+
+
+def test_recipes_that_are_not_there(run_zofo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for verb in (["train"], ["preview"], ["validate"], ["tune", "lr"]):
+        code, out, err = run_zofo(*verb, "opt-1.3b-mezzo")
+        assert (code, out) == (2, "")
+        assert "error: unknown recipe 'opt-1.3b-mezzo'. Did you mean 'opt-1.3b-mezo'?" in err
+        assert "zofo list recipes" in err
+    _, _, err = run_zofo("train", "opt-1.3b-mezo", "preset=papr")
+    assert "error: opt-1.3b-mezo: unknown preset 'papr'. Did you mean 'paper'?" in err
+    (tmp_path / "mine.yaml").write_text("method: mezo", encoding="utf-8")
+    for arguments in (["opt-1.3b-mezo", "mine.yaml"], ["mine.yaml", "opt-1.3b-mezo"]):
+        code, _, err = run_zofo("train", *arguments)
+        assert code == 2
+        assert f"error: {arguments[1]!r} is not key=value" in err
+        assert "a file or a recipe stands first, and there is only one" in err
+    for arguments in (["mine.yaml", "preset=paper"], ["preset=paper"]):
+        code, _, err = run_zofo("train", *arguments)
+        assert code == 2
+        assert "error: preset=paper chooses among the presets of a recipe, but there is no recipe" in err
+    assert "cannot read" in run_zofo("train", "nowhere/opt-1.3b-mezo")[2]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"presets": {}}, "about: "),
+        ({"about": "x", "presets": {}}, "presets: "),
+        ({"about": "x", "presets": {"a": {}}, "bass": {}}, "bass: unknown key"),
+        ({"about": "x", "presets": {"a": {"method.rul": 1}}}, r"method\.rul: unknown key"),
+        ({"about": "x", "presets": {"a": 3}}, r"presets\.a: "),
+        ({"about": "x", "presets": {"a": {"over": "b"}}}, "unknown preset 'b'"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused_by_the_name_of_its_file(tmp_path, content, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message) as refused:
+        read_config(file)
+    assert refused.value.message.startswith(f"{file}: ")
+
+
+# the command line
+
+
+def test_recipes_are_listed(run_zofo):
+    code, out, _ = run_zofo("list", "recipes", "--json")
+    assert code == 0
+    found = json.loads(out)["recipes"]
+    assert list(found) == recipe_names()
+    assert found["opt-1.3b-mezo"] == (
+        "MeZO on all weights of OPT-1.3B (Bilevel-ZOFO tables 2 and 5, MeZO (ft); B.1.3, B.1.4)"
+    )
+    assert listed("recipes") == {"recipes": found}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_copied_and_is_then_the_same(run_zofo, tmp_path, name):
+    file = tmp_path / "mine.yaml"
+    code, out, _ = run_zofo("copy", name, file)
+    assert (code, out) == (0, f"wrote {file}; edit it, then: zofo train {file}\n")
+    assert parse_recipe(read_yaml(file)) == RECIPES[name]
+    assert file.read_text(encoding="utf-8") == recipe_text(name)  # with its comments
+    for preset in RECIPES[name].presets:
+        assert read_config(file, [f"preset={preset}"]) == read_config(name, [f"preset={preset}"])
+
+
+def test_copies_that_cannot_be_made(run_zofo, tmp_path):
+    assert "is no name for a recipe file" in run_zofo("copy", "opt-1.3b-mezo", tmp_path / "mine.txt")[2]
+    (tmp_path / "there.yaml").write_text("precious", encoding="utf-8")
+    assert "exists" in run_zofo("copy", "opt-1.3b-mezo", tmp_path / "there.yaml")[2]
+    assert (tmp_path / "there.yaml").read_text(encoding="utf-8") == "precious"
+
+
+def test_a_recipe_trains_from_the_command_line_and_so_does_an_edited_copy(run_zofo, folders, rows, tmp_path):
+    name = "opt-1.3b-mezo"
+    given = two_steps(name, "paper", folders, rows, tmp_path / "one")
+    code, out, err = run_zofo("train", name, *given)
+    assert code == 0, err
+    assert f"run: {tmp_path / 'one'}" in out
+    assert run_zofo("copy", name, tmp_path / "mine.yaml")[0] == 0
+    text = (tmp_path / "mine.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.replace("1.0e-6", "2.0e-6"), encoding="utf-8")
+    code, _, err = run_zofo("train", tmp_path / "mine.yaml", *given, f"run={tmp_path / 'two'}")
+    assert code == 0, err
+    ran = [read_yaml(tmp_path / run / "config.yaml")["method"]["rule"]["lr"] for run in ("one", "two")]
+    assert ran == [1e-6, 2e-6]
+
+
+def test_a_missing_recipe_is_an_error_of_the_library_too():
+    with pytest.raises(UnknownNameError, match="Did you mean 'distilbert-svrg'"):
+        load_recipe("distilbert-svgr")
+
+
+# the documentation
+
+DOCS = Path(__file__).parent.parent / "docs" / "recipes.md"
+
+
+def test_the_table_of_recipes_is_right():
+    found, model = set(), []
+    for line in DOCS.read_text(encoding="utf-8").split("## Which there are")[1].splitlines():
+        cells = [re.findall(r"`([^`]+)`", cell) for cell in line.split("|")[1:3]]
+        if not line.startswith("|") or not any(cells):
+            continue
+        model = cells[0] or model
+        methods = [name for name in cells[1] if name]
+        found |= {f"{one}-{method}" for one in model for method in methods}
+    zofo = {name.removeprefix("opt-1.3b-") for name in RECIPES if name.startswith("opt-1.3b-")} - {"two-stage"}
+    assert found | {f"llama2-7b-{method}" for method in zofo} == set(RECIPES)
+
+
+def test_the_recipe_of_the_documentation_can_be_read(tmp_path):
+    text = DOCS.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
+    slow, quick = (read_config(tmp_path / "my.yaml", overrides) for overrides in ([], ["preset=quick"]))
+    assert (slow.training.steps, quick.training.steps) == (10000, 100)
+    assert slow.method == quick.method
+    assert slow.method.rule.options["lr"] == 1e-6
