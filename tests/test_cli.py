@@ -14,7 +14,7 @@ import pytest
 import zofo
 from conftest import review_rows, write_rows
 from zofo.methods import METHODS
-from zofo.noise import NOISES
+from zofo.noise import MASKS, NOISES
 from zofo.objectives import OBJECTIVES
 from zofo.rules import RULES
 from zofo.tasks import METRICS, load_task, task_names
@@ -145,10 +145,22 @@ def test_list(run_zofo):
     code, out, _ = run_zofo("list", "--json")
     assert code == 0
     found = json.loads(out)
-    kinds = {"models", "tasks", "methods", "noises", "estimators", "rules", "evaluators", "objectives", "metrics"}
+    kinds = {
+        "models",
+        "tasks",
+        "methods",
+        "noises",
+        "masks",
+        "estimators",
+        "rules",
+        "evaluators",
+        "objectives",
+        "metrics",
+    }
     assert kinds <= set(found)
     assert set(found["methods"]) == set(METHODS)
     assert set(found["noises"]) == set(NOISES)
+    assert set(found["masks"]) == set(MASKS)
     assert set(found["rules"]) == set(RULES)
     assert set(found["objectives"]) == set(OBJECTIVES)
     assert set(found["metrics"]) == set(METRICS)

@@ -15,7 +15,7 @@ from zofo.errors import UnknownNameError
 from zofo.estimators import ESTIMATORS
 from zofo.evaluators import EVALUATORS
 from zofo.methods import METHODS
-from zofo.noise import NOISES
+from zofo.noise import MASKS, NOISES
 from zofo.objectives import OBJECTIVES
 from zofo.recipes import recipe_lines
 from zofo.rules import RULES
@@ -50,6 +50,7 @@ def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None 
         "tasks": {name: load_task(name).about for name in task_names()},
         "methods": {name: METHODS[name].paper for name in METHODS},
         "noises": _first_lines(NOISES),
+        "masks": _first_lines(MASKS),
         "estimators": _first_lines(ESTIMATORS),
         "rules": _first_lines(RULES),
         "evaluators": _first_lines(EVALUATORS),
