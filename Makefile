@@ -17,7 +17,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/python -m pytest -m "soak or promise" -s --promises
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

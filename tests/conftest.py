@@ -15,6 +15,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from promises import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401  # pytest's hooks
+
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
 
 LINES = [

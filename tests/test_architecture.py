@@ -11,7 +11,7 @@ import zofo
 SOURCE = Path(zofo.__file__).parent
 ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["cli"],
-    ["studies"],
+    ["studies", "shipping"],
     ["training"],
     ["methods"],
     ["estimators", "rules"],
@@ -144,6 +144,7 @@ def test_imports_go_only_down_and_each_outside_library_is_in_its_room(text, modu
     assert import_faults(text, module, package) == []
 
 
+@pytest.mark.promise(12)
 @every_module
 def test_no_module_can_run_foreign_code_or_seed_a_global_generator(text, module, package):
     assert danger_faults(text, module) == []
@@ -182,6 +183,7 @@ def test_the_import_check_allows_what_the_rooms_allow():
     assert import_faults("import peft", "zofo.adapters.lora", "zofo.adapters") == []
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize(
     "text",
     [

@@ -11,6 +11,8 @@ from tokenizers import normalizers
 from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.cli import main
 
+pytestmark = pytest.mark.promise(20)
+
 
 @pytest.fixture
 def refused(capsys, tmp_path, monkeypatch):
@@ -198,6 +200,7 @@ def test_task_files_with_mistakes(refused, given, tmp_path):
         assert hint in shown[1]
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize(
     "template",
     [
@@ -260,6 +263,7 @@ def test_a_model_whose_weights_are_cut(refused, given, tmp_path, tokenizer):
     assert refused("train", *given, "model=cut")[0].startswith("cannot load the model 'cut': ")
 
 
+@pytest.mark.promise(13)
 def test_a_model_that_brings_code_is_refused(refused, given, tmp_path):
     """`auto_map` points at a file of the model's folder; it must not run."""
     folder = tmp_path / "hostile"
@@ -275,6 +279,7 @@ def test_a_model_that_brings_code_is_refused(refused, given, tmp_path):
 # runs
 
 
+@pytest.mark.promise(14)
 def test_a_run_folder_that_exists(refused, given, tmp_path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "precious.txt").write_text("keep", encoding="utf-8")

@@ -17,7 +17,8 @@ from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, Key, 
 from zofo.backbone import Update
 from zofo.errors import ConfigError
 from zofo.methods.moved import Moved
-from zofo.methods.penalty import PenaltySchedule, penalty_at, rounding_note
+from zofo.methods.penalty import PenaltySchedule, penalty_at, rate_note, rounding_note
+from zofo.methods.zeroth_order import LR_OF_ONE
 from zofo.training import RunFolder, Trajectory, read_config, train
 
 T, BATCH = 2, 4
@@ -214,7 +215,7 @@ def test_a_penalty_is_stored_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("written", "message", "hint"),
     [
-        ("-1", "method.penalty is -1, but must be a finite number of 0 or more", "method.penalty=100"),
+        ("-1", "method.penalty is -1, but must be a finite number of 0 or more", "method.penalty=1,"),
         (".nan", "method.penalty is nan", "start: 1"),
         (".inf", "method.penalty is inf", ""),
         ("high", "method.penalty is 'high'", ""),
@@ -256,6 +257,21 @@ def test_a_penalty_that_multiplies_rounding_is_named_with_its_number(penalty, es
         assert f"is a slope of {slope:.2g}," in note
 
 
+@pytest.mark.parametrize(
+    ("penalty", "largest", "several"),
+    [(None, 1, 1), (0, 0, 1), (100, 100, 1), ({"start": 1, "end": 9, "steps": 5}, 9, 1), (3, 3, 2)],
+)
+def test_the_default_rate_falls_as_the_penalty_multiplies_slopes(penalty, largest, several):
+    given = {} if penalty is None else {"penalty": penalty}
+    rate = BilevelConfig(**given, directions="per-example" if several == 2 else "shared").rule.options["lr"]
+    assert rate == pytest.approx(several * LR_OF_ONE / (1 + largest))
+    assert BilevelConfig(**given, rule={"lr": 7e-5}).rule.options["lr"] == 7e-5
+    assert rate_note(largest, rate, LR_OF_ONE) is None
+    note = rate_note(largest, 20 * LR_OF_ONE / (1 + largest), LR_OF_ONE)
+    assert note is not None
+    assert "20 times the default of one loss" in note
+
+
 def test_a_large_penalty_does_not_go_through_the_backward_pass_of_half_precision():
     """p's gradient is multiplied, not the loss: in float16 a loss times 1e6 has no finite gradient."""
     setting = language_setting()
@@ -275,6 +291,10 @@ MOVES = {
     "per-example": {"directions": "per-example"},
     "gaussian": {"noise": "gaussian"},
     "random": {"backbone_step": "random"},
+    "rows of a mask": {"mask": {"name": "magnitude", "share": 0.5}},
+    "entries of a mask": {"noise": "gaussian", "mask": {"name": "magnitude", "share": 0.25}},
+    "entries drawn anew": {"noise": "gaussian", "mask": {"name": "random", "share": 0.25}},
+    "tensors in turn": {"noise": "rademacher", "mask": {"name": "rotation", "blocks": 3}},
 }
 
 
@@ -305,12 +325,30 @@ def test_the_distance_after_one_key_in_two_updates(noise, exact):
     assert moved.relative == pytest.approx(0.15 * math.sqrt(2 * backbone.size) / length, rel=0.2)
 
 
-@pytest.mark.parametrize(
-    "rule", [{"name": "sgd", "weight_decay": 0.1}, {"name": "sign"}, {"name": "dense-adam"}], ids=lambda r: r["name"]
-)
-def test_rules_that_are_not_linear_log_no_distance(rule):
+@pytest.mark.parametrize("rule", [{"name": "sgd", "weight_decay": 0.1}, {"name": "sign"}], ids=lambda r: r["name"])
+def test_rules_whose_updates_are_no_displacements_log_no_distance(rule):
     _, logs = stepped(2, rule={"lr": 1e-4, **rule})
     assert all("backbone_moved" not in log.coefficients for log in logs)
+
+
+@pytest.mark.parametrize("evaluator", ["in-forward", "in-place"])
+@pytest.mark.parametrize("rule", ["dense-adam", "dense-momentum"])
+def test_rules_with_buffers_of_theta_log_the_distance_itself(rule, evaluator):
+    method = method_of(rule={"name": rule, "lr": 1e-3}, evaluator=evaluator)
+    start = theta_of(method)
+    logs = [method.step(number) for number in range(3)]
+    length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
+    assert logs[-1].coefficients["backbone_moved"] == pytest.approx(
+        distance(theta_of(method), start) / length, rel=1e-5
+    )
+    assert any("copy of the backbone" in note for note in method.notes())
+    assert not any("copy of the backbone" in note for note in method_of().notes())
+    first, second = (method_of(rule={"name": rule, "lr": 1e-3}, evaluator=evaluator) for _ in range(2))
+    for number in range(2):
+        first.step(number)
+    second.recall(first.remember(weights=True))  # in a model that stands at the base weights
+    found = second.step(2).coefficients["backbone_moved"]
+    assert found == pytest.approx(logs[-1].coefficients["backbone_moved"], rel=1e-5)
 
 
 # whole runs
@@ -374,6 +412,9 @@ def test_what_is_said_before_a_run(configured):
     assert f"this rule keeps 2 float32 buffers of the backbone: {gigabytes:.2f} GiB" in shown
     assert shown.count("the penalty multiplies rounding: 1e+06 x 1.2e-07") == 1
     assert shown.index("rounding") < shown.index("step 1/2")
+    _, shown = shown_by(configured("rate", penalty=100, rule={"name": "sgd", "lr": 1e-5}))
+    assert "the backbone's learning rate 1e-05 times 1 + 100 is 0.001, 20 times the default" in shown
+    assert "set method.rule.lr=5e-07" in shown
     assert run.summary["steps"] == 2
 
 

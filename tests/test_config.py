@@ -144,6 +144,7 @@ def _typos(word: str, taken: list[str]) -> list[str]:
     return sorted(made - set(taken) - {""})
 
 
+@pytest.mark.promise(20)
 def test_one_letter_typos_in_every_key_get_the_right_suggestion():
     right, wrong = 0, []
     for path, first, keys in _trees():
@@ -166,6 +167,7 @@ def test_every_kind_of_group_was_tried():
     assert paths >= {"", "model", "task", "training", "method", "method.adapter", *(f"method.{part}" for part in PARTS)}
 
 
+@pytest.mark.promise(20)
 def test_one_letter_typos_in_task_files_get_the_right_suggestion():
     right, wrong, tried = 0, [], set()  # the suggestion depends on the typo alone, so that each is tried in one task
     for name in task_names():
@@ -215,6 +217,7 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
         assert refused.value.hint.startswith("did you mean")
 
 
+@pytest.mark.promise(20)
 @pytest.mark.parametrize(
     ("override", "guess"),
     [
@@ -317,6 +320,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
             read_config(path)
 
 
+@pytest.mark.promise(12)
 def test_yaml_cannot_run_code(tmp_path):
     canary = tmp_path / "canary"
     file = tmp_path / "run.yaml"
@@ -326,6 +330,7 @@ def test_yaml_cannot_run_code(tmp_path):
     assert not canary.exists()
 
 
+@pytest.mark.promise(13)
 def test_no_key_of_a_file_can_allow_remote_code():
     for path in ("", "model.", "training.", "task.", "method."):
         with pytest.raises(ConfigError, match="unknown key"):

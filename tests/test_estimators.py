@@ -141,6 +141,7 @@ def check_unbiased(name, function, epsilon, noise, group=SHARED, n=1):
     assert ((mean - truth).abs() <= 4 * error).all()
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("epsilon", EPSILONS)
 @every_estimator
 @every_sharing
@@ -154,6 +155,7 @@ def test_two_directions_for_each_example_or_group_give_the_gradient_too(name, gr
     check_unbiased(name, quadratic, 0.1, "gaussian", group, n=2)
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("noise", [noise for noise in NOISES if noise != "gaussian"])
 @every_estimator
 @every_sharing
@@ -191,6 +193,7 @@ def variance(residual):
     return residual.square().sum(dim=1).mean().item()
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("function", [linear, quadratic])
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_the_variance_of_two_sided_estimates_is_d_plus_1_times_the_squared_gradient(epsilon, function):
@@ -199,6 +202,7 @@ def test_the_variance_of_two_sided_estimates_is_d_plus_1_times_the_squared_gradi
     assert measured == pytest.approx((D + 1) * g.dot(g).item(), rel=0.1)
 
 
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_the_variance_of_one_sided_estimates_has_a_term_of_the_curvature(epsilon):
     g, a = gradient_of(quadratic), HESSIANS.mean(0)
@@ -268,6 +272,7 @@ def test_steps_of_many_keys_are_unbiased_and_have_the_variance_of_their_mean(nam
     check_steps(name, group, n)
 
 
+@pytest.mark.promise(3)
 @pytest.mark.soak
 @every_estimator
 @every_step
@@ -275,6 +280,7 @@ def test_20000_steps_of_many_keys_are_unbiased_and_have_the_variance_of_their_me
     check_steps(name, group, n, N)
 
 
+@pytest.mark.promise(3)
 @every_estimator
 @pytest.mark.parametrize("group", [PER_EXAMPLE, PER_PAIR], ids=["per-example", "per-group(2)"])
 def test_directions_for_each_example_cut_the_variance_by_the_known_ratio(name, group):
@@ -287,6 +293,7 @@ def test_directions_for_each_example_cut_the_variance_by_the_known_ratio(name, g
     assert apart / shared == pytest.approx(theory, rel=0.1)
 
 
+@pytest.mark.promise(3)
 @every_estimator
 @every_sharing
 def test_halving_epsilon_on_a_cubic_cuts_the_error_along_a_fixed_key_in_the_known_order(name, group):
@@ -394,6 +401,7 @@ def test_losses_are_subtracted_in_float64(name, asked):
     assert list(estimate.projected_gradients.values()) == [(high - low) / distance]
 
 
+@pytest.mark.promise(9)
 @every_estimator
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "per-example"])

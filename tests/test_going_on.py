@@ -124,22 +124,26 @@ def check(configured, case, stops):
         assert not differing, (step, differing)
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize(("case", "stops"), QUICK, ids=[case for case, _ in QUICK])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(configured, case, stops):
     check(configured, case, stops)
 
 
+@pytest.mark.promise(6)
 @pytest.mark.soak
 @pytest.mark.parametrize(("case", "stops"), WHOLE, ids=[case for case, _ in WHOLE])
 def test_a_run_may_be_stopped_after_any_step(configured, case, stops):
     check(configured, case, stops)
 
 
+@pytest.mark.promise(6)
 def test_every_method_that_makes_steps_goes_on():
     tried = {options["name"] for options in METHOD.values()}
     assert tried >= {name for name in METHODS if METHODS[name].fixed_steps is None}
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize("case", ["mezo", "svrg"])
 def test_a_run_may_be_stopped_again_and_again(configured, case):
     whole = contents(train(configured(case, "whole")).path)
@@ -149,6 +153,7 @@ def test_a_run_may_be_stopped_again_and_again(configured, case):
     assert contents(train(config).path) == whole
 
 
+@pytest.mark.promise(6)
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("case", ["mezo", "mezo, in place", "svrg", "bilevel"])
 def test_the_weights_come_from_the_trajectory_or_from_the_checkpoint(configured, case, weights):
@@ -161,6 +166,7 @@ def test_the_weights_come_from_the_trajectory_or_from_the_checkpoint(configured,
     assert contents(train(config).path) == whole
 
 
+@pytest.mark.promise(10)
 def test_ctrl_c_leaves_with_130(configured):
     assert stopped_at(configured("mezo"), 2, signal.SIGINT).exit_code == 130
 
@@ -202,6 +208,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(configu
     assert contents(train(config).path) == whole
 
 
+@pytest.mark.promise(8)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(configured):
     whole = contents(train(configured("mezo", "whole")).path)
     config = configured("mezo", checkpoint_every=2)
@@ -218,6 +225,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(configured):
     assert again == whole
 
 
+@pytest.mark.promise(8)
 def test_a_trajectory_that_is_damaged_is_named(configured):
     config = configured("mezo")
     stopped_at(config, 7)
@@ -229,6 +237,7 @@ def test_a_trajectory_that_is_damaged_is_named(configured):
         train(config)
 
 
+@pytest.mark.promise(11)
 def test_a_checkpoint_of_another_version_is_one_message(configured):
     config = configured("mezo")
     stopped_at(config, 7)
@@ -282,6 +291,7 @@ def lines_of(run, event):
     return [line for line in lines if line["event"] == event]
 
 
+@pytest.mark.promise(9)
 def test_steps_without_a_finite_loss_can_be_skipped_and_are_in_the_log(configured, poisoned):
     poisoned(2, 5, 6, 7)
     run = train(configured("mezo", non_finite="skip"))
@@ -290,6 +300,7 @@ def test_steps_without_a_finite_loss_can_be_skipped_and_are_in_the_log(configure
     assert run.summary["steps"] == 12
 
 
+@pytest.mark.promise(9)
 def test_too_many_in_a_row_stop_the_run(configured, poisoned):
     poisoned(5, 6, 7)
     with pytest.raises(NonFiniteError, match="step 7"):
@@ -345,12 +356,14 @@ def check_signal(tmp_path, model_folder, name, lines, number, code):
     return contents(tmp_path / name)
 
 
+@pytest.mark.promise(10)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["term", "kill"])
 def test_a_process_that_was_stopped_goes_on(tmp_path, model_folder, number, code):
     train(read_config(start(tmp_path, model_folder, "whole")))
     assert check_signal(tmp_path, model_folder, "stopped", 27, number, code) == contents(tmp_path / "whole")
 
 
+@pytest.mark.promise(10)
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["term", "kill"])
 def test_a_process_may_be_stopped_at_any_time(tmp_path, model_folder, number, code):

@@ -334,6 +334,7 @@ def same_bits(a, b):
     return torch.equal(*(value.detach().reshape(-1).contiguous().view(torch.uint8) for value in (a, b)))
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_model_is_untouched_after_losses(kind):
     model, batch = build_model(kind), text_batch(3)
@@ -346,6 +347,7 @@ def test_a_model_is_untouched_after_losses(kind):
     assert logits.requires_grad  # a graph can be recorded as before
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("place", ["in the objective", "in the forward"])
 def test_a_model_is_untouched_after_an_exception(error, place):
@@ -378,6 +380,7 @@ def test_a_model_is_untouched_after_an_exception(error, place):
     check_agreement(evaluator, token_loss, batch, POINTS)
 
 
+@pytest.mark.promise(2)
 def test_a_model_is_untouched_after_the_body_of_a_visit_raises():
     model = make_mlp()
     before = picture(model)
@@ -402,11 +405,13 @@ def probe(dtype, times):
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 
 
+@pytest.mark.promise(2)
 @every_dtype
 def test_50_probes_change_0_bits(dtype):
     probe(dtype, 50)
 
 
+@pytest.mark.promise(2)
 @pytest.mark.soak
 @every_dtype
 def test_1000_probes_change_0_bits(dtype):

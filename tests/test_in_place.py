@@ -166,6 +166,7 @@ def drift_of_1000_probes(noise, epsilon):
     return drift(module, before)
 
 
+@pytest.mark.promise(2)
 @every_noise
 def test_weights_drift_less_than_1e_minus_5_in_1000_probes(noise):
     epsilon = 2**-10 if isinstance(noise, Rademacher) else 1e-3  # why: the test below
@@ -178,6 +179,7 @@ def test_moves_of_one_size_round_one_way_unless_epsilon_is_a_power_of_two():
     assert drift_of_1000_probes(Rademacher(), 2**-10) < 1e-7
 
 
+@pytest.mark.promise(2)
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_weights_of_a_model_drift_less_than_1e_minus_5_in_1000_probes(kind):
@@ -203,6 +205,7 @@ class Fuse(nn.Module):
         return self.linear(inputs)[:, :2]
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("sign", [1.0, -1.0], ids=["at the first point", "at the second point"])
 def test_weights_go_home_when_the_forward_raises(sign):
     z = Gaussian().whole(KEY, "linear.weight", (16, 5))[0, 0].item()
@@ -220,6 +223,7 @@ def test_weights_go_home_when_the_forward_raises(sign):
     assert torch.isfinite(sane).all()
 
 
+@pytest.mark.promise(2)
 def test_weights_drift_less_than_1e_minus_5_in_1000_probes_whose_forward_raises():
     module = make_mlp()
     before = weights(module)
@@ -238,6 +242,7 @@ def test_weights_go_home_when_the_body_of_a_visit_raises():
     assert drift(module, before) < 2e-7
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_refused_unless_it_is_allowed(dtype):
     module = make_mlp(dtype)
@@ -252,6 +257,7 @@ def test_half_precision_is_refused_unless_it_is_allowed(dtype):
     assert losses.dtype == torch.float32
 
 
+@pytest.mark.promise(2)
 def test_one_half_precision_tensor_among_many_is_refused_unless_it_is_left_out():
     module = make_mlp()
     module[3].half()

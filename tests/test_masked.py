@@ -115,6 +115,28 @@ def test_a_mask_of_many_keys_and_tensors_at_once_is_that_of_each(mask):
             assert torch.equal(kept.together(counts, CPU)(KEYS), torch.stack(alone))
 
 
+@every_noise
+@every_mask
+def test_the_squared_length_counts_what_is_kept_without_a_draw_of_dense_noise(mask, noise, monkeypatch):
+    of = masked(noise, mask, base_weights())
+    exact = isinstance(noise, LowRank)
+    lengths = {
+        key: sum(of.whole(key, name, shape).square().sum().item() for name, shape in SHAPES.items()) for key in KEYS
+    }
+    kept = {key: sum(kept_entries(of, key, name).sum().item() for name in SHAPES) for key in KEYS}
+    if not exact:
+        monkeypatch.setattr(type(noise), "draw", None)
+    found = {key: of.squared_length(key, SHAPES, CPU) for key in KEYS}
+    for key in KEYS:
+        if exact:
+            assert found[key] == pytest.approx(lengths[key], rel=1e-5, abs=1e-6)
+        elif isinstance(mask, RandomMask):
+            assert found[key] == pytest.approx(0.4 * sum(math.prod(shape) for shape in SHAPES.values()))
+            assert abs(found[key] - kept[key]) < 4 * math.sqrt(0.24 * sum(math.prod(s) for s in SHAPES.values()))
+        else:
+            assert found[key] == kept[key]
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 @every_mask
 def test_a_masked_low_rank_direction_is_the_product_of_its_factors_and_has_their_rank(mask, rank):

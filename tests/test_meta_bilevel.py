@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import gc
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from conftest import build_model, build_tokenizer
+from conftest import build_model, build_tokenizer, write_rows
 from metaicl_rows import choosing, labelled, write_tasks
 from zofo import Gaussian, InPlace, Key, Setting, TwoSided
 from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, selected
-from zofo.errors import ConfigError, NonFiniteError, RunError, ZofoError
+from zofo.errors import CheckpointError, ConfigError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts, Gradient
 from zofo.methods import MetaBilevel, MetaBilevelConfig
 from zofo.methods.bilevel import split
 from zofo.methods.pair import Pair
 from zofo.objectives import token_loss
 from zofo.tasks import Example, collate, encode
-from zofo.training import RunFolder, evaluate_run, load_material, read_config, train
+from zofo.training import RunFolder, evaluate_run, going_on, load_material, read_config, train
 
 TOKENIZER = build_tokenizer()
 NAMES = ("mood", "tone", "pick")
@@ -185,6 +186,12 @@ def test_controls_leave_theta_or_move_it_elsewhere_by_as_much():
     assert real.coefficients["loss_upper"] == random.coefficients["loss_upper"]
 
 
+@pytest.fixture
+def warm():
+    """What is made once and stays, such as the table of the Gaussian, is there."""
+    method(**DENSE).step(0)
+
+
 def live_bytes():
     """Bytes of all tensors that are alive, those that share their memory once."""
     gc.collect()
@@ -206,7 +213,7 @@ def bytes_after(tasks, adapters):
 
 
 @pytest.mark.parametrize("adapters", ["cpu", "disk"])
-def test_memory_grows_by_the_idle_adapters_alone_or_not_at_all(adapters):
+def test_memory_grows_by_the_idle_adapters_alone_or_not_at_all(adapters, warm):
     few, adapter, meta = bytes_after(2, adapters)
     files = 0 if meta._store._folder is None else len(list(meta._store._folder.iterdir()))
     assert files == (2 if adapters == "disk" else 0)
@@ -221,6 +228,73 @@ def test_memory_grows_by_the_idle_adapters_alone_or_not_at_all(adapters):
         assert not folder.exists()
     else:  # p and s, each with two moments of Adam, and a counter a tensor
         assert 6 * adapter <= grown < 6.5 * adapter
+
+
+def saved(meta, folder):
+    """A checkpoint's folder with what a method remembers, and what a save of it takes at its most."""
+    counted = [live_bytes()]
+    save = going_on.save_file
+
+    def counting(*arguments):
+        counted.append(live_bytes())
+        save(*arguments)
+
+    nothing = SimpleNamespace(remember=lambda *_: {})
+    progress = going_on.Progress(meta, nothing, nothing, weights=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(going_on, "save_file", counting)
+        folder.mkdir()
+        progress.save(3, folder, SimpleNamespace(size=1), None, 1.0)
+    return max(counted) - counted[0]
+
+
+def test_a_save_with_adapters_on_disk_takes_no_more_memory_for_more_tasks(tmp_path, warm):
+    taken = {}
+    for tasks in (2, 5):
+        _, adapter, meta = bytes_after(tasks, "disk")
+        taken[tasks] = saved(meta, tmp_path / f"{tasks}")
+        files = sorted(path.name for path in (tmp_path / f"{tasks}").glob("state-*.safetensors"))
+        assert files == [f"state-{number}.safetensors" for number in range(tasks)]
+        most, put = [], meta._store.put
+        before, remembered = live_bytes(), meta.remember(weights=False)
+        assert live_bytes() - before < adapter / 4
+
+        def counting(*arguments, most=most, put=put):
+            most.append(live_bytes())
+            put(*arguments)
+
+        meta._store.put = counting
+        meta.recall(remembered)
+        assert len(most) == tasks
+        assert max(most) - before < 7 * adapter  # a pair with its optimisers at a time
+    assert abs(taken[5] - taken[2]) < adapter / 4
+
+
+def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
+    """With names that are no names of files."""
+    names = ["unifiedqa:mood", "a/tone", "pick"]
+    disk, cpu = (method(setting(names), adapters=where) for where in ("disk", "cpu"))
+    for number in range(4):
+        for one in (disk, cpu):
+            one.step(number)
+    files, tensors = disk.remember(weights=True), cpu.remember(weights=True)
+    assert json.dumps(files.values) == json.dumps(tensors.values)
+    assert len(files.files) == len(disk._store.names)
+    for remembered in (files, tensors):
+        for where in ("disk", "cpu"):
+            other = method(setting(names), adapters=where)
+            other.recall(
+                type(remembered)(json.loads(json.dumps(remembered.values)), remembered.tensors, remembered.files)
+            )
+            assert other._store.names == disk._store.names
+            for name in other._store.names:
+                here, there = other._store.get(name), cpu._store.get(name)
+                assert here.values == there.values
+                assert here.tensors.keys() == there.tensors.keys()
+                assert all(torch.equal(here.tensors[key], there.tensors[key]) for key in here.tensors)
+    wider = method(setting(names), adapter={"name": "lora", "rank": 2})
+    with pytest.raises(CheckpointError, match="is not of shape"):
+        wider.recall(files)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_of_any_task():
@@ -364,6 +438,25 @@ def test_a_run_that_starts_from_it_begins_with_its_theta_and_is_restored_with_it
     assert evaluate_run(start.path, asked).loss == pytest.approx(begun["loss"], rel=1e-5)
 
 
+def test_a_task_with_a_colon_and_one_in_free_words_are_trained_on(config, tmp_path):
+    root = tmp_path / "tasks"
+    (root / "mood").rename(root / "unifiedqa:mood")
+    rows = [{"task": "xsum", "input": f"text {i}", "output": f"in short {i}", "options": []} for i in range(12)]
+    write_rows(root / "xsum" / "xsum_16384_100_train.jsonl", rows)
+    tasks = "task.tasks=['unifiedqa:mood', xsum, pick]"
+    run = train(config("free", tasks, "method.adapters=disk", "training.steps=4"))
+    assert {path.parent.name for path in (run.path / "adapter").glob("*/adapter_model.safetensors")} == {
+        "unifiedqa_mood",
+        "xsum",
+        "pick",
+    }
+    logged = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    found = {key for line in logged for key in line if key.startswith("loss_upper/")}
+    assert found == {"loss_upper/unifiedqa:mood", "loss_upper/xsum", "loss_upper/pick"}
+    with pytest.raises(ConfigError, match=r"which compares options, but .*xsum_16384_100_train\.jsonl:\d+ has none"):
+        train(config("wrong", tasks, "training.objective=classification"))
+
+
 @pytest.mark.parametrize("scoring", ["mean", "channel"])
 def test_metaicl_is_first_order_on_all_weights_with_demonstrations(config, tmp_path, scoring):
     shape = {"demonstrations": 2, "scoring": scoring, "sizes": {"validation": 4}}
@@ -386,9 +479,19 @@ def test_metaicl_is_first_order_on_all_weights_with_demonstrations(config, tmp_p
 
 
 def test_mistakes_of_a_run_are_told_before_it_is_made(config, tmp_path):
+    judge = tmp_path / "tasks" / "judge"
     for given, message in (
         (("task.unseen=[pick]",), "kept for the test are trained on: 'pick'"),
-        (("task.scoring=channel", "model.head=classification"), "give"),
+        (("model.head=classification",), "a classification head gives the same labels to every row"),
+        (
+            (
+                "task.scoring=channel",
+                "model.head=classification",
+                "task.tasks=[]",
+                f"task.data={judge}",
+            ),
+            "task.scoring=channel .*model.head=classification has none of",
+        ),
         ((f"start={tmp_path / 'nowhere'}",), "is not a run folder"),
         (("method=bilevel", "task.tasks=[]", f"task.data={tmp_path / 'tasks'}"), "has no rows called train"),
     ):

@@ -137,6 +137,8 @@ def test_twins_are_found_by_name_and_by_their_rows_and_can_be_allowed(root):
     options = {"data": str(root), "tasks": ["mood", "pick"], "unseen": ["other"], "sizes": {"validation": 1}}
     with pytest.raises(ConfigError, match="2 training rows of 'mood' are test rows of 'other'"):
         loaded(["train"], **options)
+    with pytest.raises(ConfigError, match="2 training rows of 'mood' are test rows of 'other'"):
+        loaded(["train"], **options, demonstrations=2)
     assert loaded(["train"], **options, allow_overlap=True)
 
 
@@ -173,12 +175,146 @@ def test_a_task_of_one_label_wrong_json_and_a_row_of_both_splits_are_named(root)
     write_rows(path, [*rows, labelled("mood", 1, start=31)[0]])
     with pytest.raises(DataError, match=r"test\.jsonl:2: the same input and options as .*train\.jsonl:31"):
         loaded(data=str(root / "mood"))
+    assert loaded(data=str(root / "mood"), allow_overlap=True)
     (root / "set.json").write_text('{"train": ["mood"],\n "test" []}')
     with pytest.raises(DataError, match=r"set\.json:2: not JSON"):
         resolve_task(TaskConfig(data=str(root), setting=root / "set.json"))
     (root / "set.json").write_text('{"train": "mood", "test": []}')
     with pytest.raises(DataError, match=r"set\.json: 'train' is no list of tasks"):
         resolve_task(TaskConfig(data=str(root), setting=root / "set.json"))
+
+
+# as MetaICL names and writes them
+
+# excerpts of its four setting files: the names and tasks that are unlike most
+SETTINGS = {
+    "class_to_class": (
+        ["superglue-rte", "glue-rte", "tweet_eval-stance_hillary", "ethos-directed_vs_generalized", "trec-finegrained"],
+        ["ade_corpus_v2-classification"],
+        ["tweet_eval-stance_feminist", "hate_speech18", "superglue-cb", "emo", "anli"],
+    ),
+    "non_class_to_class": (
+        ["blimp-sentential_negation_npi_licensor_present", "quartz-no_knowledge", "race-high", "superglue-multirc"],
+        ["gigaword", "kilt_ay2", "xsum", "freebase_qa", "lama-google_re", "wikisql", "spider"],
+        ["ethos-national_origin", "tweet_eval-hate", "dbpedia_14", "ag_news", "wiki_qa"],
+    ),
+    "qa_to_qa": (
+        [
+            "unifiedqa:squad2",
+            "unifiedqa:race_string",
+            "unifiedqa:winogrande_xl",
+            "unifiedqa:boolq",
+            "boolq",
+            "numer_sense",
+        ],
+        ["freebase_qa", "kilt_hotpotqa", "squad-no_context", "unifiedqa:natural_questions_with_dpr_para"],
+        ["unifiedqa:qasc", "qasc", "quartz-with_knowledge", "unifiedqa:ai2_science_middle", "wino_grande"],
+    ),
+    "non_qa_to_qa": (
+        ["glue-qnli", "tweet_eval-emoji", "hatexplain", "ade_corpus_v2-classification", "dbpedia_14"],
+        ["kilt_ay2", "gigaword", "wikisql", "xsum"],
+        ["unifiedqa:openbookqa_with_ir", "openbookqa", "codah", "unifiedqa:mctest", "superglue-copa"],
+    ),
+}
+
+
+def in_words(name, count, start=0):
+    """Rows of a task in free words."""
+    return [
+        {"task": name, "input": f"{name} says {i}", "output": f"in short {i}", "options": []}
+        for i in range(start, start + count)
+    ]
+
+
+def write_as_metaicl(root, name, rows, test, folder=None):
+    """The files of a training task as its scripts call them, with the small draws beside it."""
+    at = root / (folder or name)
+    write_rows(at / f"{name}_16384_100_train.jsonl", rows(name, 12))
+    for seed in (13, 100):
+        write_rows(at / f"{name}_16_{seed}_train.jsonl", rows(name, 4, 40))
+        write_rows(at / f"{name}_16_{seed}_test.jsonl", test(name, 5, 20))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_tasks_of_metaicls_setting_files_can_be_trained_on(name, tmp_path):
+    chosen, free, unseen = SETTINGS[name]
+    for number, task in enumerate(chosen):
+        rows = labelled if number % 2 else choosing
+        write_as_metaicl(tmp_path, task, rows, rows, task.replace(":", "_") if number == 1 else None)
+    for task in free:
+        write_as_metaicl(tmp_path, task, in_words, in_words)
+    for task in unseen:
+        write_as_metaicl(tmp_path, task, choosing, choosing)
+    setting = tmp_path / f"{name}.json"
+    content = {"train": [*chosen, *free], "test": unseen, "unseen_domain_test": unseen[:1]}
+    setting.write_text(json.dumps(content))
+    _, examples = loaded(data=str(tmp_path), setting=setting, sizes={"validation": 2})
+    assert list(dict.fromkeys(one.task for one in examples["train"])) == [*chosen, *free]
+    for split, rows in (("validation", 2), ("test", 5)):
+        assert [one.task for one in examples[split]] == [task for task in chosen for _ in range(rows)]
+    for task in free:
+        own = [one for one in examples["train"] if one.task == task]
+        assert [(one.prompt, one.candidates, one.golds) for one in own] == [
+            (f"{task} says {i}\n", (f"in short {i}",), (0,)) for i in range(12)
+        ]
+        assert not any(one.ends or one.answers for one in own)
+    for task in unseen:
+        assert resolve_task(TaskConfig(data=str(tmp_path / task))).kind == "multiple-choice"
+
+
+def test_of_several_files_that_metaicl_wrote_the_largest_of_its_seed_is_read(tmp_path):
+    write_as_metaicl(tmp_path, "mood", labelled, labelled)
+    _, examples = loaded(data=str(tmp_path / "mood"), sizes={"validation": 2})
+    assert len(examples["train"]) == 10
+    assert "mood_16384_100_train.jsonl" in examples["train"][0].where
+    assert "mood_16_100_test.jsonl" in examples["test"][0].where
+    write_rows(tmp_path / "mood" / "mood_16_100_dev.jsonl", labelled("mood", 3, 60))
+    write_rows(tmp_path / "mood" / "other_32_100_test.jsonl", labelled("other", 3, 80))  # of another task
+    write_rows(tmp_path / "mood" / "test.jsonl", labelled("mood", 2, 90))
+    _, examples = loaded(data=str(tmp_path / "mood"))
+    assert {split: len(rows) for split, rows in examples.items()} == {"train": 12, "validation": 3, "test": 2}
+
+
+def test_free_words_can_be_trained_on_and_nothing_else(root, tmp_path):
+    words = tmp_path / "tasks" / "gigaword"
+    write_rows(words / "train.jsonl", in_words("gigaword", 8))
+    write_rows(words / "test.jsonl", in_words("gigaword", 3, 20))
+    options = {"data": str(root), "tasks": ["mood", "gigaword"]}
+    _, examples = loaded(["train"], **options, demonstrations=2)
+    last = examples["train"][-1]
+    assert last.prompt.count("\nin short") == 2
+    assert last.candidates == ("in short 7",)
+    with pytest.raises(DataError, match=r"gigaword/train\.jsonl:1: column 'options' is empty.* 8 such rows"):
+        loaded(data=str(words))
+    with pytest.raises(ConfigError, match="'gigaword' is kept for the test, but its rows have no options"):
+        loaded(["train"], data=str(root), tasks=["mood", "pick"], unseen=["gigaword"])
+    write_rows(root / "xsum" / "train.jsonl", in_words("xsum", 8))
+    with pytest.raises(ConfigError, match="none of the tasks has options, so that validation"):
+        loaded(["train", "validation"], data=str(root), tasks=["gigaword", "xsum"])
+    write_rows(words / "train.jsonl", [*in_words("gigaword", 8), *labelled("gigaword", 2)])
+    with pytest.raises(DataError, match="in free words, but other rows have options; 8 such rows"):
+        loaded(["train"], **options)
+
+
+def test_names_that_make_the_same_folder_and_twins_of_a_collection_are_refused(root):
+    with pytest.raises(ConfigError, match="the task 'a_b' is given twice, also as 'a:b'"):
+        loaded(["train"], data=str(root), tasks=["a:b", "a_b"])
+    with pytest.raises(ConfigError, match=r"'mood' \(tested as 'unifiedqa:mood'\)"):
+        loaded(["train"], data=str(root), tasks=["mood", "pick"], unseen=["unifiedqa:mood"])
+    with pytest.raises(ConfigError, match=r"'\.\./x:y' is no name of a task"):
+        loaded(["train"], data=str(root), tasks=["../x:y", "pick"])
+
+
+def test_a_row_in_free_words_is_trained_on_in_both_directions(root):
+    write_rows(root / "xsum" / "train.jsonl", in_words("xsum", 4))
+    tokenizer = build_tokenizer()
+    options = {"data": str(root), "tasks": ["xsum", "mood"]}
+    for scoring, code in (("mean", encode), ("channel", encode_channel)):
+        _, examples = loaded(["train"], **options, scoring=scoring)
+        one = code(tokenizer, examples["train"][:1])[0].right_only()
+        text = "in short 0" if scoring == "mean" else "xsum says 0"
+        assert one.scored[0] == len(one.rows[0]) - one.rows[0].index(one.rows[0][-one.scored[0]])
+        assert tokenizer.decode(one.rows[0][-one.scored[0] :]).strip() == text
 
 
 # the other direction

@@ -81,15 +81,18 @@ def check_purity(count):
     assert json.loads(done.stdout) == hash_of_all_draws(count, backwards=False)
 
 
+@pytest.mark.promise(1)
 def test_draws_are_the_same_bits_for_100_keys_in_any_order_blocks_and_process():
     check_purity(100)
 
 
+@pytest.mark.promise(1)
 @pytest.mark.soak
 def test_draws_are_the_same_bits_for_1000_keys_in_any_order_blocks_and_process():
     check_purity(1000)
 
 
+@pytest.mark.promise(1)
 @every_noise
 def test_every_block_of_a_tensor_holds_the_bits_of_the_whole(noise):
     key, (name, shape) = Key(3, 1, 4), ("conv.weight", (4, 3, 2))
@@ -101,6 +104,7 @@ def test_every_block_of_a_tensor_holds_the_bits_of_the_whole(noise):
             assert mismatching_bits(block, whole.flatten()[start:stop].contiguous()) == 0
 
 
+@pytest.mark.promise(1)
 @every_noise
 def test_draws_leave_every_global_generator_as_it_was_and_do_not_depend_on_it(noise):
     changed = 0
@@ -128,6 +132,7 @@ def test_add_to_adds_each_coefficient_times_its_direction_in_the_type_of_the_tar
         torch.testing.assert_close(target, expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-15)
 
 
+@pytest.mark.promise(1)
 @every_noise
 def test_mean_is_0_and_variance_is_1_within_4_standard_errors_at_a_million_entries(noise):
     draws = torch.stack([noise.whole(key, "w", (10, 100)).flatten() for key in random_keys(1000)]).double()
@@ -172,6 +177,7 @@ def test_rademacher_is_plus_or_minus_one_with_equal_probability():
     assert abs(z.mean().item()) < 4 / n**0.5
 
 
+@pytest.mark.promise(1)
 @every_noise
 def test_entries_of_one_direction_have_identity_covariance_within_4_standard_errors(noise):
     """All pairs of entries of a matrix and of a vector beside it, over 4,000 keys."""
@@ -185,6 +191,7 @@ def test_entries_of_one_direction_have_identity_covariance_within_4_standard_err
     assert ((products.mean(dim=0) - torch.eye(8)).abs() <= 4 * error + 1e-12).all()
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("name", NOISES)
 def test_distinct_keys_and_distinct_names_give_uncorrelated_directions(name):
     n, noise = 100_000, NOISES[name]()
@@ -205,6 +212,18 @@ def test_positions_of_one_direction_are_uncorrelated_at_every_short_distance(nam
     for distance in (*range(1, 17), 64, 256, 65536):
         correlation = (z[:-distance] * z[distance:]).mean().item()
         assert abs(correlation) < 4 / (n - distance) ** 0.5
+
+
+@every_noise
+def test_the_squared_length_is_exact_for_low_rank_noise_and_else_the_mean(noise):
+    lengths = []
+    for key in random_keys(40):
+        found = noise.squared_length(key, SHAPES, CPU)
+        lengths.append(sum(noise.whole(key, name, shape).square().sum().item() for name, shape in SHAPES.items()))
+        if isinstance(noise, LowRank):
+            assert found == pytest.approx(lengths[-1], rel=1e-5)
+    if not isinstance(noise, LowRank):
+        assert found == 7 * 5 + 33 + 4 * 3 * 2 == pytest.approx(np.mean(lengths), rel=0.1)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -285,12 +304,14 @@ GOLDEN = {
 }
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("label", GOLDEN)
 def test_the_bits_of_every_noise_are_those_of_stream_version_1(label):
     z = VARIANTS[label].whole(GOLDEN_KEY, GOLDEN_NAME, GOLDEN_SHAPE).flatten()
     assert " ".join(f"{bits:08x}" for bits in z.numpy().view(np.uint32)) == GOLDEN[label]
 
 
+@pytest.mark.promise(1)
 def test_every_registered_noise_has_frozen_bits():
     assert set(NOISES) <= set(GOLDEN)
 
@@ -305,6 +326,7 @@ def test_the_words_the_gaussian_table_and_permutations_are_those_of_stream_versi
     assert permutation(Key(0, 0), "p", 10) == [5, 0, 8, 7, 1, 4, 3, 6, 2, 9]
 
 
+@pytest.mark.promise(1)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_noise
 def test_a_million_entries_have_the_same_bits_on_cpu_and_on_the_device(noise):

@@ -144,10 +144,45 @@ def test_the_ablations_change_one_thing_at_a_time_and_have_figure_2s_values():
     assert inner | {found["penalty 100"]["inner_steps"]} == {1, 5, 10, 20}
     usual = found["penalty 100"]
     for name, method in found.items():
-        changed = {key for key in usual if usual[key] != method[key]}
+        changed = {key for key in usual if usual[key] != method[key]} - {"rule"}
         assert len(changed) == (name != "penalty 100"), name
+    assert found["random backbone"] == {**usual, "backbone_step": "random"}
     controls = {run.cell.axes[0] for run in grid.final_runs if run.method == "frozen"}
     assert controls == set(found) - {"random backbone"}
+
+
+def test_the_ablations_scale_the_backbones_rate_with_the_penalty_and_tune_both_methods_alike():
+    study = read_study("bilevel-ablations", ["seeds=[0]"])
+    runs = [run for run in [*study.grid.trials, *study.grid.final_runs] if run.method == "bilevel"]
+    for run in runs:
+        method = run.tree["method"]
+        whole = method["rule"]["lr"] * (1 + method["penalty"])
+        assert whole == pytest.approx(4e-5, rel=0.02), run  # of which a quarter of the largest stable one is 5e-5
+    methods = study.config.methods
+    assert methods["bilevel"].trials == methods["frozen"].trials
+    assert methods["frozen"].tree["method"] == {**methods["bilevel"].tree["method"], "backbone_step": "frozen"}
+    tried = {}
+    for run in study.grid.trials:
+        tried.setdefault((run.method, run.cell), []).append(run.tree["method"]["lr_adapter"])
+    assert all(rates == [2.5e-3, 1e-3] for rates in tried.values())
+
+
+@pytest.mark.parametrize("name", ["bilevel", "bilevel-adapters"])
+def test_the_controls_that_move_the_backbone_have_bilevels_setting_and_trials(name):
+    methods = read_study(name).config.methods
+    method, trials = methods["bilevel"].tree["method"], methods["bilevel"].trials
+    for control, change in (("random backbone", {"backbone_step": "random"}), ("penalty 0", {"penalty": 0})):
+        assert methods[control].tree["method"] == {**method, **change}
+        assert methods[control].trials == trials
+        assert methods[control].budget is None
+
+
+def test_the_frozen_control_of_the_prompts_is_bilevel_without_its_backbones_step():
+    methods = read_study("prompt-sensitivity").config.methods
+    own = dict(methods["bilevel"].tree["method"])
+    rate = own.pop("lr_adapter")
+    assert methods["frozen"].tree["method"] == {**own, "backbone_step": "frozen"}
+    assert rate in [trial["method"]["lr_adapter"] for trial in methods["frozen"].trials]
 
 
 def test_the_stages_make_as_many_steps_of_each_kind_as_bilevel():
@@ -277,7 +312,7 @@ def test_a_long_inner_curve_is_thinned_to_means_of_blocks(tmp_path):
 @pytest.mark.parametrize(
     ("name", "methods", "axes"),
     [
-        ("bilevel", ["mezo", "fo-lora", "bilevel", "frozen", "frozen, same steps"], None),
+        ("bilevel", ["mezo", "bilevel", "frozen", "frozen, same steps", "random backbone", "penalty 0"], None),
         ("bilevel-stages", ["stage 1", "two-stage", "bilevel"], ("backbone lr", ["1e-3", "1e-6"])),
     ],
 )
@@ -292,7 +327,8 @@ def test_the_studies_of_bilevel_run(name, methods, axes, folders, data, tmp_path
     found = run_study(read_study(file, data=data), tmp_path / "out")
     assert (found.failed, found.missing) == (0, 0)
     results = pd.read_csv(tmp_path / "out" / "results.csv")
-    assert set(results["method"]) == {*methods, "zero-shot"}
+    lower = {f"{one}, lower adapter" for one in methods if content["methods"][one]["method"]["name"] == "bilevel"}
+    assert set(results["method"]) == {*methods, "zero-shot", *lower}
     queries = results.groupby("method")["queries"].max()
     if name == "bilevel":
         assert queries["frozen"] == 2 * 4 * 4  # two inner steps and two backward passes, of batches of 4, twice

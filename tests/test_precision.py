@@ -167,11 +167,13 @@ def stand_still(dtype, steps):
     assert torch.equal(bits(module), before)
 
 
+@pytest.mark.promise(2)
 @every_half
 def test_200_steps_of_learning_rate_0_change_0_bits(dtype):
     stand_still(dtype, 200)
 
 
+@pytest.mark.promise(2)
 @pytest.mark.soak
 @every_half
 def test_1000_steps_of_learning_rate_0_change_0_bits(dtype):

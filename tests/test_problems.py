@@ -347,7 +347,7 @@ def test_a_wrong_problem_is_refused_with_the_path_of_the_key(tree, message):
 def test_every_run_of_a_packaged_study_can_be_made(name):
     grid = read_study(name, ["seeds=[0]"]).grid
     for run in [*grid.trials, *grid.final_runs]:
-        run.execution.check(run.config, False)
+        assert not list(run.execution.faults(run.config))
 
 
 def test_the_rows_of_least_squares_have_the_rates_and_pairs_that_their_names_say():

@@ -28,13 +28,13 @@ def test_commands(model_folder, data_dir, tmp_path, monkeypatch, capsys):
         if line.startswith(("printf ", "for ")):
             subprocess.run(["bash", "-c", line], check=True)
     commands = [line for line in lines if line.startswith("zofo ")]
-    assert {shlex.split(line)[1] for line in commands} >= {"train", "eval", "predict", "preview", "validate"}
+    assert {shlex.split(line)[1] for line in commands} >= {"train", "eval", "predict", "preview", "validate", "study"}
     for line in commands:
         _, verb, *arguments = shlex.split(line)
         arguments = [re.sub("smollm2-135m|minilm", str(model_folder), a) for a in arguments]
         if verb == "preview":
             arguments.append(f"model={model_folder}")
-        if verb != "predict" and "--data" not in arguments:
+        if verb not in ("predict", "study") and "--data" not in arguments:
             arguments += ["--data-dir", str(data_dir)]
         with pytest.raises(SystemExit) as end:
             main([verb, *arguments])

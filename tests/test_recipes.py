@@ -88,17 +88,35 @@ def rows(tmp_path_factory):
     return folder
 
 
+def needed(name: str) -> list[str]:
+    """What a recipe leaves to its user, as its examples have it."""
+    return [part for keys in RECIPES[name].needs for part in next(iter(keys.values())).split()]
+
+
+@pytest.fixture(scope="module")
+def started(folders, rows, tmp_path_factory):
+    """A run that others start from."""
+    run = tmp_path_factory.mktemp("started") / "run"
+    train(read_config("gpt2-large-meta", two_steps("gpt2-large-meta", "ours", folders, rows, run)))
+    return run
+
+
 def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
     """What is put over a recipe for two steps on a tiny model: its place, rows, and smaller numbers."""
-    config = read_config(name, [f"preset={preset}"])
+    config = read_config(name, [f"preset={preset}", *needed(name)])
     given = [f"model.name={folders[kind_of(name)]}", "model.device=cpu", "training.evaluations=null", f"run={run}"]
     given += ["training.eval_every=null"]
-    if config.task.sizes:
+    if config.task.several:
+        given += ["task.setting=null", "task.tasks=[one, two]", f"task.data={rows / 'metaicl'}"]
+        given += ["task.sizes={validation: 4}"]
+    elif RECIPES[name].needs:
+        given += [f"task.data={rows / 'metaicl' / 'one'}", "task.sizes={validation: 4}"]
+    elif config.task.sizes:
         given += ["task.sizes={train: 24, validation: 4, test: 4}"]
     if config.task.shots:
         given += ["task.shots=8"]
-    if config.method.name == "meta-bilevel":
-        given += ["task.tasks=[one, two]", f"task.data={rows / 'metaicl'}", "task.sizes={validation: 4}"]
+    if RECIPES[name].needs:
+        given += ["task.demonstrations=2"] if config.task.demonstrations else []
     elif config.task.name == "copa":
         given += [f"task.data_dir={rows / 'copa'}", "task.sizes={train: 18, validation: 6, test: 6}"]
     else:
@@ -122,7 +140,7 @@ def test_there_is_a_recipe_for_each_model_and_row():
         "llama2-7b": zofo,
         "opt-13b": {"zero-shot", "in-context", "linear-probe", "mezo", "mezo-lora", "mezo-prefix"},
         **dict.fromkeys(("distilbert", "roberta-large", "gpt2-xl", "opt-2.7b", "opt-6.7b"), svrg),
-        "gpt2-large": {"meta"},
+        "gpt2-large": {"zero-shot", "in-context", "metaicl", "channel-metaicl", "meta", "tuned"},
     }
     assert set(RECIPES) == {f"{model}-{method}" for model, methods in wanted.items() for method in methods}
 
@@ -140,11 +158,11 @@ def test_a_recipe_has_both_presets_names_its_row_and_could_not_be_meant_for_some
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_value_of_a_grid_fits_every_preset(name, preset):
-    config = read_config(name, [f"preset={preset}"])
+    config = read_config(name, [f"preset={preset}", *needed(name)])
     assert config.model.name.count("/") == 1
     for key, values in RECIPES[name].grid.items():
         for value in values:
-            tree = read_config(name, [f"preset={preset}", f"{key}={value}"]).model_dump()
+            tree = read_config(name, [f"preset={preset}", *needed(name), f"{key}={value}"]).model_dump()
             for part in key.split("."):
                 tree = tree[part]
             assert tree == value
@@ -162,8 +180,11 @@ def test_the_papers_preset_lies_on_the_papers_grid(name, key):
 
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
-def test_every_preset_takes_two_steps(name, preset, folders, rows, tmp_path):
-    config = read_config(name, two_steps(name, preset, folders, rows, tmp_path / "run"))
+def test_every_preset_takes_two_steps(name, preset, folders, rows, tmp_path, request):
+    given = two_steps(name, preset, folders, rows, tmp_path / "run")
+    if "start=runs/meta" in needed(name):
+        given.append(f"start={request.getfixturevalue('started')}")
+    config = read_config(name, given)
     summary = train(config).summary
     fixed = METHODS[config.method.name].fixed_steps
     assert summary["steps"] == (2 if fixed is None else fixed)
@@ -194,6 +215,36 @@ def test_the_settings_of_the_papers_are_those_that_are_published():
         assert (found.training.steps, found.method.anchor_interval, found.method.anneal) == (svrg, 2, True)
         assert found.model.head == "classification"
         assert found.task.sizes == {"train": 512, "validation": 256, "test": 256}
+
+
+def test_a_recipe_without_the_task_that_it_needs_is_refused(run_zofo):
+    for verb in ("validate", "train"):
+        code, out, err = run_zofo(verb, "gpt2-large-meta")
+        assert (code, out) == (2, "")
+        assert "gpt2-large-meta: this recipe leaves task.setting or task.tasks to you, and it is not given" in err
+        assert "add for example task.setting=class_to_class.json task.data=FOLDER" in err
+        assert "movie-reviews" not in err
+    with pytest.raises(ConfigError, match=r"gpt2-large-tuned: this recipe leaves start to you"):
+        read_config("gpt2-large-tuned", ["task=sst2"])
+    assert read_config("gpt2-large-zero-shot", ["task=sst2"]).task.name == "sst2"
+    wanted = {name for name in RECIPES if name.startswith("gpt2-large")}
+    assert {name for name, recipe in RECIPES.items() if recipe.needs} == wanted
+    assert all(part.partition("=")[1] for name in wanted for part in needed(name))
+
+
+def test_the_rows_of_table_4_are_as_the_paper_has_them():
+    found = {n: read_config(n, ["preset=paper", *needed(n)]) for n in RECIPES if n.startswith("gpt2-large")}
+    meta, metaicl = found["gpt2-large-meta"], found["gpt2-large-metaicl"]
+    assert (meta.training.steps, meta.method.tasks_per_step, meta.method.inner_steps) == (50000, 5, 10)
+    assert (metaicl.training.steps, metaicl.method.parameters, metaicl.method.lr) == (30000, "all", 1e-5)
+    assert meta.task.max_rows == metaicl.task.max_rows == 768
+    assert (meta.task.demonstrations, found["gpt2-large-in-context"].task.demonstrations) == (0, 4)
+    channel = found["gpt2-large-channel-metaicl"]
+    assert (metaicl.task.scoring, channel.task.scoring) == ("mean", "channel")
+    assert channel.method == metaicl.method
+    tuned = found["gpt2-large-tuned"]
+    assert (tuned.training.steps, tuned.task.shots, tuned.method.parameters) == (10, 4, "adapter")
+    assert str(tuned.start) == "runs/meta"
 
 
 def test_a_preset_may_be_laid_over_another():
@@ -293,7 +344,8 @@ def test_every_recipe_can_be_copied_and_is_then_the_same(run_zofo, tmp_path, nam
     assert parse_recipe(read_yaml(file)) == RECIPES[name]
     assert file.read_text(encoding="utf-8") == recipe_text(name)  # with its comments
     for preset in RECIPES[name].presets:
-        assert read_config(file, [f"preset={preset}"]) == read_config(name, [f"preset={preset}"])
+        given = [f"preset={preset}", *needed(name)]
+        assert read_config(file, given) == read_config(name, given)
 
 
 def test_copies_that_cannot_be_made(run_zofo, tmp_path):

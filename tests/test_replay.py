@@ -74,6 +74,7 @@ def tensors(model):
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.promise(17)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("case", METHOD)
 def test_a_replay_has_the_bits_of_training(setting, tmp_path, case, dtype):
@@ -90,6 +91,7 @@ def test_a_replay_has_the_bits_of_training(setting, tmp_path, case, dtype):
     assert not differing
 
 
+@pytest.mark.promise(17)
 @pytest.mark.parametrize("case", ["mezo", "mezo, in place, one-sided", "svrg", "bilevel", "two-stage"])
 def test_a_replay_of_some_steps_is_the_run_that_stopped_there(setting, tmp_path, case):
     trained(setting(), METHOD[case], tmp_path / "all")

@@ -92,6 +92,7 @@ AGAINST_TORCH = {
 }
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("noise", [NOISES[name]() for name in NOISES], ids=list(NOISES))
 @pytest.mark.parametrize("case", AGAINST_TORCH)
 def test_50_steps_equal_those_of_torch_on_the_same_estimates_to_1e_minus_6(case, noise):
@@ -102,6 +103,7 @@ def test_50_steps_equal_those_of_torch_on_the_same_estimates_to_1e_minus_6(case,
     assert_equal_to(result, train_with_torch(build, noise, estimates(STEPS)), tolerance)
 
 
+@pytest.mark.promise(4)
 def test_every_registered_rule_has_a_reference():
     assert set(RULES) <= {*AGAINST_TORCH, "sign"}
 
@@ -115,6 +117,7 @@ def test_weight_decay_reaches_matrices_only():
         torch.testing.assert_close(value, start[name] * (0.95**3 if matrix else 1.0), rtol=1e-6, atol=0)
 
 
+@pytest.mark.promise(4)
 def test_sign_moves_every_entry_by_exactly_lr_against_the_sign_of_the_estimate():
     module = make_module()
     backbone, rule = Backbone(module, Gaussian()), Sign(lr=0.125)
@@ -137,6 +140,7 @@ def test_sign_leaves_entries_where_the_estimate_is_zero():
     assert ((module[0].weight - before["0.weight"]).abs()[~zero] > 0.49).all()
 
 
+@pytest.mark.promise(4)
 def test_momentum_is_the_decaying_sum_of_gradients_as_a_displacement():
     rule, state, expected = Momentum(lr=0.5, beta=0.75, tolerance=0), State(), Displacement()
     for estimate in estimates(20):

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from zofo import studies
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.studies import read_study, study_names
 from zofo.studies.overlay import laid_over, value_at
+from zofo.studies.repeated import refuse_repeated_keys
 from zofo.training import TrainingConfig
 
 TOY = {
@@ -238,6 +240,13 @@ def test_overrides_reach_every_part_of_the_file(tmp_path, read):
     }
 
 
+def test_a_template_may_stand_in_an_override_as_it_is(tmp_path, read):
+    study = read(task_study(tmp_path), "tasks.sst2.task.template={{ sentence }} It was", "base.training.objective=null")
+    assert study.grid.final_runs[0].tree["task"]["template"] == "{{ sentence }} It was"
+    with pytest.raises(ConfigError, match="the value is not YAML"):
+        read(task_study(tmp_path), "seeds=[0")
+
+
 def test_paths_are_relative_to_the_file_or_else_to_the_working_folder(tmp_path, read, monkeypatch):
     for place in ("beside", "elsewhere/here"):
         (tmp_path / place).mkdir(parents=True)
@@ -289,6 +298,29 @@ WRONG_KEY = {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method.rule.
         (toy(methods={}), "methods", ""),
         (toy(seeds=[]), "seeds", ""),
         (toy(seeds=[0, 1, 0]), "seeds: 0 is given twice", "once"),
+        (toy(seeds=[True, False]), "seeds: True is no whole number", "seeds: [0, 1, 2]"),
+        (toy(seeds=[0, "1"]), "seeds: '1' is no whole number", "seeds: [0, 1, 2]"),
+        (toy(search={"budget": {"queries": 9}, "seeds": [True]}), "search.seeds: True is no whole number", "seeds:"),
+        (toy(methods={"mezo": {**METHODS["mezo"], "seeds": [True]}}), "methods.mezo.seeds: True is no whole", "seeds:"),
+        (toy(methods={"mezo": {**METHODS["mezo"], "seeds": [4, 4]}}), "methods.mezo.seeds: 4 is given twice", "once"),
+        (toy(methods={"mezo": {**METHODS["mezo"], "trials": {}}}), "methods.mezo.trials: expected a list", "trials: ["),
+        (
+            toy(methods={"mezo": {**METHODS["mezo"], "trials": [{}, {"method.rule.lr": 5.0e-5}]}}),
+            "methods.mezo.trials: 1 and 2 are the same setting in least-squares",
+            "default",
+        ),
+        (
+            toy(methods={"mezo": {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method": {"rule.lr": 1.0}}]}}),
+            "methods.mezo.trials: 1 and 2 are the same setting",
+            "give each setting once",
+        ),
+        ("budget: {steps: 1}\nseeds: [0]\nseeds: [1]\n", "seeds: given twice, in lines 2 and 3", "keep one"),
+        (
+            "methods:\n  a:\n    method:\n      name: mezo\n      rule: {lr: 1}\n      rule: {lr: 2}\n",
+            "methods.a.method.rule: given twice, in lines 5 and 6",
+            "keep one",
+        ),
+        ("methods:\n  a: {trials: [{b: 1, b: 2}]}\n", "methods.a.trials.1.b: given twice", "keep one"),
         (toy(search={"budget": {"queries": 9}, "seeds": [2, 2]}), "search.seeds: 2 is given twice", ""),
         (toy(search=None), "methods.mezo has trials, but the study says not how they are judged", "search:"),
         (toy(search={"budget": {"queries": 160}, "by": "luck"}), "search.by", ""),
@@ -324,6 +356,40 @@ def test_a_mistake_is_found_before_anything_runs(read, content, message, hint):
         read(content)
     assert hint in (refused.value.hint or "")
     assert refused.value.message.startswith(("unknown", str(Path("/")))) or "toy.yaml" in refused.value.message
+
+
+def test_a_key_that_another_one_brings_along_is_no_repetition(read):
+    """An anchor stands for its content wherever it is used, a merge lets a group's own keys win."""
+    text = yaml.safe_dump({k: v for k, v in TOY.items() if k not in ("methods", "search")})
+    text += "methods:\n  a: &a {method: &m {name: mezo, batch_size: 8}}\n  b: {method: {<<: *m, batch_size: 4}}\n"
+    runs = read(text).grid.final_runs
+    assert {(run.method, run.tree["method"]["batch_size"]) for run in runs} == {("a", 8), ("b", 4)}
+
+
+def test_packaged_studies_have_no_key_twice():
+    for path in Path(studies.__file__).parent.glob("files/*.yaml"):
+        refuse_repeated_keys(path.read_text(encoding="utf-8"))
+
+
+def test_final_runs_of_every_setting_are_configured_at_once(read):
+    """Not only those of the first, which are made when it is chosen: a budget may suit one setting and not another."""
+    two_stage = {"name": "two-stage", "batch_size": 2}
+    trials = [{"method.adapter_steps": 2}, {"method.adapter_steps": 50}]
+    content = {
+        "base": {"model": "somewhere/tiny", "task": "sst2"},
+        "budget": {"steps": 20},
+        "seeds": [0],
+        "methods": {"two": {"method": two_stage, "trials": trials}},
+        "search": {"budget": {"steps": 60}},
+    }
+    with pytest.raises(ConfigError, match="methods.two, trial 2, tiny sst2: method=two-stage takes 50 steps"):
+        read(content)
+
+
+def test_a_start_that_no_method_uses_is_checked_too(read, tmp_path):
+    start = {"method": {"name": "mezzo"}, "budget": {"steps": 1}}
+    with pytest.raises(UnknownNameError, match="starts.one: unknown method 'mezzo'"):
+        read(task_study(tmp_path, starts={"one": start}))
 
 
 def test_an_override_that_is_none_is_refused(read):

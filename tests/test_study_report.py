@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from scipy import stats
 
+from zofo.errors import RunError
 from zofo.studies import read_study
 from zofo.studies.choice import choices_of, final_runs
 from zofo.studies.outcome import Outcome
@@ -123,10 +127,17 @@ SCORES = {  # by method and task, of seeds 0, 1, 2
 FAILED = {"error": "NonFiniteError", "message": "the loss was not finite"}
 
 
-def outcome(run, failed=()):
-    if (run.method, run.cell.task, run.seed) in failed and run.trial is None:
-        return Outcome(config=run.tree, failed=FAILED)
+ACCIDENT = {"error": "MemoryError", "message": "MemoryError: no room"}
+
+
+def outcome(run, failed=(), blown=(), accidents=()):
+    """`failed`, `blown` and `accidents` are final runs by (method, task, seed), or trials by (method, task)."""
+    place = (run.method, run.cell.task, run.seed)[: 3 if run.trial is None else 2]
+    if place in failed or place in accidents:
+        return Outcome(config=run.tree, failed=FAILED if place in failed else ACCIDENT)
     splits = {"validation": {"score": 0.5, "loss": 0.7 - 0.1 * (run.trial or 0), "majority": 0.5}}
+    if place in blown:
+        splits["validation"]["loss"] = 7.1
     if run.trial is None:
         score = SCORES[run.method, run.cell.task][run.seed]
         splits["test"] = {"score": score, "loss": 0.6, "majority": 0.52 + 0.01 * run.seed}
@@ -136,19 +147,23 @@ def outcome(run, failed=()):
     return Outcome(run.tree, "accuracy", True, splits, 1, counts, {"seconds": 1.0}, 12.0, curve)
 
 
+def outcome_of_a_run(scores):
+    return Outcome({"method": {"name": "bilevel"}}, "accuracy", True, scores, 1, {"queries": 1})
+
+
 @pytest.fixture
 def report(tmp_path):
     """The lines of the report of a study whose outcomes are given."""
 
-    def make(content=STUDY, failed=(), without=()):
+    def make(content=STUDY, without=(), **how):
         path = tmp_path / "made-up.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         study = read_study(path)
-        trials = {run.digest: outcome(run) for run in study.grid.trials}
+        trials = {run.digest: outcome(run, **how) for run in study.grid.trials}
         choices = choices_of(study.grid, trials)
         finals = final_runs(study.grid, choices)
         made = {
-            run.digest: outcome(run, failed) for run in finals if (run.method, run.cell.task, run.seed) not in without
+            run.digest: outcome(run, **how) for run in finals if (run.method, run.cell.task, run.seed) not in without
         }
         write_results(study, [*study.grid.trials, *finals], {**trials, **made}, choices, tmp_path)
         return (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
@@ -182,6 +197,50 @@ def test_the_table_has_a_row_for_each_method_and_a_column_for_each_task(report):
     assert cells[3:] == [f"{100 * average.mean:.1f} ± {100 * average.half:.1f}", "320", "20", "0", "12 s"]
     assert row(lines, "majority")[1:4] == ["53.0", "53.0", "53.0"]
     assert row(lines, "zero-shot")[1] == "50.0 ± 0.0"
+
+
+def test_a_further_model_of_the_runs_of_a_method_has_rows_of_its_own(tmp_path):
+    """Some outcomes are of an older version that did not write it; trials have one row each."""
+    path = tmp_path / "made-up.yaml"
+    path.write_text(yaml.safe_dump(STUDY, sort_keys=False), encoding="utf-8")
+    study = read_study(path)
+    trials = {run.digest: outcome(run) for run in study.grid.trials}
+    choices = choices_of(study.grid, trials)
+    finals, made = final_runs(study.grid, choices), {}
+    for run in finals:
+        one = made[run.digest] = outcome(run)
+        if run.method == "lora" and (run.cell.task, run.seed) != ("rte", 2):
+            other = {split: {**scores, "score": scores["score"] - 0.25} for split, scores in one.scores.items()}
+            made[run.digest] = replace(one, variants={"lower_adapter": other}, folder=run.id)
+    write_results(study, [*study.grid.trials, *finals], {**trials, **made}, choices, tmp_path)
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    cells = row(lines, "lora, lower adapter")
+    assert cells[1].startswith("67.0 ± ")
+    assert cells[2].startswith("39.0 ± ")
+    assert cells[2].endswith("(n = 2)")
+    assert cells[3:] == ["-", "", "", "", ""]
+    assert sum("lora, lower adapter" in line for line in lines) == 1  # no test of it
+    results = pd.read_csv(tmp_path / "results.csv")
+    own = results[results["method"] == "lora, lower adapter"]
+    assert len(own) == 5
+    assert not own["trial"].any()
+    assert list(own["score"]) == pytest.approx([0.65, 0.66, 0.70, 0.33, 0.45])
+    assert set(own["run"]) < set(results["run"])
+
+
+def test_an_outcome_without_further_models_can_be_read(tmp_path):
+    one = outcome_of_a_run({"validation": {"score": 0.5, "loss": 0.7}})
+    both = replace(one, variants={"lower_adapter": one.scores})
+    for written in (one, both):
+        written.write(tmp_path)
+        assert Outcome.read(tmp_path).variants == written.variants
+    content = json.loads((tmp_path / "outcome.json").read_text(encoding="utf-8"))
+    del content["variants"]
+    (tmp_path / "outcome.json").write_text(json.dumps(content), encoding="utf-8")
+    assert Outcome.read(tmp_path).variants == {}
+    (tmp_path / "outcome.json").write_text(json.dumps({**content, "variants": {"s": {"test": {}}}}), encoding="utf-8")
+    with pytest.raises(RunError, match="damaged"):
+        Outcome.read(tmp_path)
 
 
 def test_differences_are_in_pairs_of_the_same_task_and_seed(report):
@@ -227,16 +286,61 @@ def test_of_a_loss_less_is_better(tmp_path):
     assert any("A step costs some methods more queries" in line for line in lines)
 
 
-def test_a_failed_run_is_marked_and_not_in_the_mean(report):
-    lines = report(failed=[("lora", "rte", 1)])
+@pytest.mark.parametrize("how", ["failed", "blown"])
+def test_a_run_that_diverged_is_counted_alike_however_it_ended(report, how):
+    """With a loss that was not finite, or with more than ten times the untrained model's 0.7: the score is no other."""
+    lines = report(**{how: [("lora", "rte", 1)]})
     two = interval([0.58, 0.71])
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    cells = next(cells for cells in table if len(cells) == 8 and "†" in cells[2])
-    assert (cells[0], cells[2]) == ("lora", f"{100 * two.mean:.1f} ± {100 * two.half:.1f} †")
+    cells = row(lines, "lora", f"92.0 ± {100 * interval(SCORES['lora', 'sst2']).half:.1f}")
+    assert cells[2] == f"{100 * two.mean:.1f} ± {100 * two.half:.1f} (2 of 3, 1 diverged)"
     assert cells[3] == "-"  # no average over tasks
     assert row(lines, "lora", "rte", "2")
-    assert row(lines, "lora tiny rte seed 1")[1:] == ["NonFiniteError", "the loss was not finite"]
-    assert any(line.startswith("† some runs failed") for line in lines)
+    text = " ".join(lines)
+    assert "more than 10 times that before training" in text
+    if how == "failed":
+        assert row(lines, "lora tiny rte seed 1")[1:] == ["NonFiniteError", "the loss was not finite"]
+
+
+def test_without_an_untrained_model_only_a_loss_that_is_not_finite_tells(report):
+    content = {**STUDY, "zero_shot": False}
+    assert "diverged)" not in " ".join(report(content, blown=[("lora", "rte", 1)]))
+    assert "(2 of 3, 1 diverged)" in " ".join(report(content, failed=[("lora", "rte", 1)]))
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "diverged"),
+    [(7.0, 0.7, False), (7.01, 0.7, True), (1e30, None, False), (math.inf, None, True), (-0.4, -0.5, False)],
+)
+def test_a_loss_of_more_than_ten_times_the_first_is_divergence(after, before, diverged):
+    """A loss below 0 is minus a score, and grows by no factor."""
+    assert Outcome(scores={"validation": {"loss": after, "score": 0.5}}).diverged(before) is diverged
+
+
+def test_what_a_problem_knows_of_its_start_is_in_its_curve():
+    point = {"queries": 0, "split": "validation", "loss": 2.5, "score": 0.1}
+    assert Outcome(curve=[{**point, "split": "train", "steps": 0}, {**point, "steps": 0}]).loss_before == 2.5
+    assert Outcome(curve=[{**point, "steps": 8}]).loss_before is None
+
+
+def test_every_cell_says_over_how_many_runs_it_is(report):
+    lines = report(failed=[("lora", "rte", seed) for seed in range(3)], accidents=[("mezo", "sst2", 2)])
+    assert row(lines, "lora", "92.0 ± 6.6")[2] == "- (0 of 3, 3 diverged)"
+    assert row(lines, "mezo", f"81.0 ± {100 * interval([0.80, 0.82]).half:.1f} (2 of 3, 1 failed)")
+    one = {**STUDY["methods"], "lora": {**STUDY["methods"]["lora"], "seeds": [1]}}
+    assert row(report({**STUDY, "methods": one}), "lora", "91.0 (n = 1)")[3] == "80.5 (n = 1)"
+
+
+def test_final_runs_wait_for_a_trial_that_failed_by_accident_but_not_for_one_that_diverged(report):
+    lines = report(accidents=[("mezo", "sst2")])
+    assert row(lines, "mezo", "tiny sst2", "method.rule.lr=0.001")[3] == "failed"
+    assert "- **mezo tiny sst2: no final runs yet.** A trial failed: MemoryError: no room" in lines
+    assert row(lines, "mezo", "-")[2].startswith("62.0")
+    assert any("Not all runs are done" in line for line in lines)
+    lines = report(failed=[("mezo", "sst2")])
+    assert row(lines, "mezo", "tiny sst2", "method.rule.lr=0.001")[3] == "diverged"
+    assert row(lines, "mezo", "tiny sst2", "every trial diverged: no final run")
+    assert row(lines, "mezo", "every trial diverged")[2].startswith("62.0")
+    assert not any("no final runs yet" in line or "Not all runs are done" in line for line in lines)
 
 
 def test_a_run_that_is_not_done_is_missing_and_said_so(report):
@@ -267,3 +371,11 @@ def test_every_trial_is_listed_with_the_one_that_was_chosen(report):
 def test_a_budget_of_its_own_is_marked(report):
     methods = {**STUDY["methods"], "lora": {**STUDY["methods"]["lora"], "budget": {"queries": 640}}}
     assert "- **lora has a budget of its own: 640 queries.**" in report({**STUDY, "methods": methods})
+
+
+def test_a_search_says_the_budget_of_each_method(report):
+    """A trial is no longer than a final run of its method."""
+    methods = {**STUDY["methods"], "lora": {**STUDY["methods"]["lora"], "budget": {"queries": 16}}}
+    text = " ".join(report({**STUDY, "methods": methods}))
+    assert "Each method tried 2 settings in each cell, 32 queries each (lora 16 queries), with seed 0." in text
+    assert "Every final run has the same budget" not in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from zofo.errors import DataError, RunError, ZofoError
 from zofo.methods import METHODS
 from zofo.studies import plan_study, read_study, report_study, run_study, workers
 from zofo.studies.design import COLUMNS
+from zofo.studies.overlay import laid_over
 from zofo.studies.problems import PROBLEMS, LeastSquares
 from zofo.studies.store import Store
 from zofo.training import RunFolder, evaluate_run, read_config, train
@@ -342,8 +344,7 @@ def test_a_final_run_that_diverges_is_marked_and_left_out_of_the_mean(study, tmp
     result = run_study(study({**TOY, "methods": methods, "search": None}), tmp_path / "out")
     assert result.failed == 2
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    row = next(line for line in text.splitlines() if line.startswith("| bad ") and "†" in line)
-    assert "failed †" in row
+    assert any(line.startswith("| bad ") and "- (0 of 2, 2 diverged)" in line for line in text.splitlines())
     assert "## What failed" in text
     curves = pd.read_csv(tmp_path / "out" / "curves.csv")
     assert (curves.method == "bad").sum() > 0  # what it was before
@@ -355,8 +356,25 @@ def test_a_method_of_which_every_trial_failed_has_no_final_run(study, tmp_path):
     result = run_study(study(content), tmp_path / "out")
     assert (result.done, result.failed, result.missing) == (RUNS - 2, 2, 0)
     text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
-    assert "every trial failed: no final run" in text
-    assert "failed †" in text
+    assert "every trial diverged: no final run" in text
+    assert any(line.startswith("| mezo ") and "| every trial diverged |" in line for line in text.splitlines())
+
+
+def test_runs_that_blow_up_are_counted_alike_whether_a_number_overflows_or_not(study, tmp_path):
+    """On least squares the loss grows by a factor a step: few steps of it are finite, many are not."""
+    wild = {**MEZO, "rule": {"lr": 10.0}}
+    methods = {
+        "wild": {"method": wild, "budget": {"queries": 64}},
+        "wilder": {"method": {**MEZO, "rule": {"lr": 1e30}}},
+        "sgd": {"method": {**SGD, "lr": 0.1}},
+    }
+    result = run_study(study({**TOY, "methods": methods, "search": None}), tmp_path / "out")
+    assert result.failed == 2  # an overflow ends a run, and a large loss does not
+    frame = results(tmp_path / "out")
+    assert (frame[frame.method == "wild"].validation_loss > 1e3).all()
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for name in ("wild", "wilder"):
+        assert any(line.startswith(f"| {name} ") and "- (0 of 2, 2 diverged)" in line for line in text.splitlines())
 
 
 class Moody(LeastSquares):
@@ -448,8 +466,8 @@ def test_a_report_is_of_the_study_whose_folder_it_is(study, tmp_path):
     assert (tmp_path / "out" / "results.csv").read_bytes() == before
 
 
-def test_an_error_that_nobody_foresaw_fails_one_run_and_not_the_study(study, tmp_path, monkeypatch):
-    """And is tried again the next time."""
+def test_an_error_that_nobody_foresaw_fails_one_run_and_not_the_study(study, tmp_path, monkeypatch, uninterrupted):
+    """It is tried again the next time, and only then is there a choice among as many trials as other methods have."""
     step, broken = METHODS["mezo"].step, [True]
 
     def failing(self, number):
@@ -458,11 +476,21 @@ def test_an_error_that_nobody_foresaw_fails_one_run_and_not_the_study(study, tmp
         return step(self, number)
 
     monkeypatch.setattr(METHODS["mezo"], "step", failing)
-    result = run_study(study(), tmp_path / "out")
-    assert result.failed == 1
-    assert "MemoryError: no room" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    shown = Console(record=True, width=300, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    result = run_study(study(), tmp_path / "out", shown)
+    said = shown.export_text()
+    shown.file.close()
+    assert (result.done, result.failed, result.missing) == (RUNS - 2, 1, 2)
+    assert "mezo least-squares: its final runs wait for a trial that failed by accident (MemoryError: no room)" in said
+    frame = results(tmp_path / "out")
+    assert not len(frame[~frame.trial & (frame.method == "mezo")])
+    assert not frame[frame.trial & (frame.method == "mezo")].chosen.any()
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "- **mezo least-squares: no final runs yet.** A trial failed: MemoryError: no room" in report
     broken[0] = False
-    assert run_study(study(), tmp_path / "out").failed == 0
+    result = run_study(study(), tmp_path / "out")
+    assert (result.done, result.failed, result.missing) == (RUNS, 0, 0)
+    pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)  # as if it had never happened
 
 
 def test_an_option_that_is_new_makes_no_run_again(study, tmp_path, made):
@@ -528,9 +556,11 @@ def test_a_plan_that_has_no_time_for_a_place_takes_that_of_another(study, tmp_pa
     assert timed["mezo", "least-squares 16"][1] == timed["mezo", "least-squares 8"][1]
 
 
-def test_a_plan_says_what_cannot_run(study, tmp_path):
-    plan = plan_study(study({**TOY, "budget": {"queries": 10}}), tmp_path / "out")
-    assert any("one step of 'mezo' takes 16" in line for line in plan.lines())
+def test_a_plan_says_what_cannot_run_before_it_times_anything(study, tmp_path):
+    told = []
+    with pytest.raises(ZofoError, match="methods.mezo, least-squares: .*one step of 'mezo' takes 16"):
+        plan_study(study({**TOY, "budget": {"queries": 10}}), tmp_path / "out", told=told.append)
+    assert told == []
 
 
 # tasks
@@ -577,6 +607,50 @@ def test_a_study_of_a_task_is_made_of_run_folders(study, tmp_path, model_folder,
     curves = pd.read_csv(tmp_path / "out" / "curves.csv")
     one = curves[(curves.method == "mezo") & ~curves.trial & (curves.seed == 1)]
     assert one[["steps", "queries"]].to_numpy().tolist() == [[2, 16], [4, 32]]
+
+
+MISTAKES = {
+    "a task": ({"tasks": {"sst2": {}, "sst3": None}}, "tasks.sst3.task.name: unknown task 'sst3'. Did you mean 'sst2'"),
+    "a metric": ({"tasks": {"sst2": {"task.metric": "accurracy"}}}, "tasks.sst2.task.metric: unknown metric"),
+    "a prompt": ({"tasks": {"sst2": {"task.prompt": "nil"}}}, "tasks.sst2.task.prompt: unknown prompt"),
+    "a folder": ({"base": {"task.data_dir": "nowhere"}}, "base.task.data_dir: there is no folder 'nowhere'"),
+    "a model": ({"models": {"a": {"model": "/nowhere"}}}, "models.a.model.name: unknown model '/nowhere'"),
+    "an objective": (
+        {"methods": {"mezo": {"trials": [{}, {"training.objective": "answr"}]}}},
+        "methods.mezo.trials.2.training.objective: unknown objective 'answr'. Did you mean 'answer'",
+    ),
+    "an objective of one method in one place": (
+        {"axes": {"by": {"a": {}, "b": {"methods": {"lora": {"training.objective": "answr"}}}}}},
+        "axes.by.b.methods.lora.training.objective: unknown objective",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.parametrize("begin", [run_study, plan_study])
+def test_a_mistake_in_any_run_is_named_by_its_key_before_the_first_is_made(
+    study, tmp_path, model_folder, data_dir, made, case, begin
+):
+    changes, message = MISTAKES[case]
+    content = task_study(model_folder, data_dir, **{k: v for k, v in changes.items() if k not in ("base", "methods")})
+    content["base"] = laid_over(content["base"], changes.get("base", {}))
+    for name, change in changes.get("methods", {}).items():
+        content["methods"] = {**content["methods"], name: {**content["methods"][name], **change}}
+    with pytest.raises(ZofoError, match=re.escape(message)):
+        begin(study(content), tmp_path / "out")
+    assert made == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_mistakes_are_said_at_once(study, tmp_path, model_folder, data_dir):
+    tasks = {"sst2": {"task.metric": "accurracy"}, "sst3": None}
+    content = task_study(model_folder, data_dir, tasks=tasks, zero_shot=True)
+    with pytest.raises(ZofoError) as refused:
+        run_study(study(content), tmp_path / "out")
+    assert [line.partition(": ")[0] for line in refused.value.message.splitlines()] == [
+        "tasks.sst2.task.metric",
+        "tasks.sst3.task.name",
+    ]
 
 
 def test_a_plan_of_a_task_times_it(study, tmp_path, model_folder, data_dir):
@@ -637,6 +711,7 @@ def test_the_command_runs_plans_and_reports(run_zofo, study, tmp_path, monkeypat
         (["toy.yaml", "--out", "toy.yaml"], "cannot use 'toy.yaml'"),
         (["toy.yaml", "--set", "budget.queries=3"], "one step of"),
         (["toy.yaml", "--report"], "holds no study"),
+        (["toy.yaml", "--plan", "--report"], "--plan shows runs and --report writes results"),
     ],
 )
 def test_a_mistake_is_one_message_and_code_2(run_zofo, study, tmp_path, monkeypatch, arguments, message):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import math
 import random
 import statistics
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -31,7 +34,8 @@ from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, SVRG, ZOSVRG, SVRGConfig, ZOSVRGConfig
 from zofo.methods.svrg import Annealing
-from zofo.noise import STREAM_VERSION
+from zofo.noise import STREAM_VERSION, Gaussian
+from zofo.studies.problems import LeastSquares as LeastSquaresProblem
 from zofo.training import Trajectory, TrajectoryWriter, read_config, train
 from zofo.training.replay import replay
 from zofo.training.use import evaluate_run, evaluate_zero_shot
@@ -400,6 +404,76 @@ def test_annealing_needs_two_epochs_of_minibatch_steps():
     build(LeastSquares(), anchor_interval=2).check_steps(1)
     with pytest.raises(ConfigError, match="make 0 minibatch steps"):
         build(LeastSquares(), anchor_interval=1, anneal=True).check_steps(1000)
+
+
+def test_annealing_refuses_an_objective_that_is_minus_a_score():
+    """Its losses are below 0, where to grow by a factor is to fall."""
+    config = SVRGConfig(batch_size=BATCH, anneal=True, **IN_PLACE)
+    scored = replace(setting_of(LeastSquares()), log_ties=True, objective_name="accuracy")
+    with pytest.raises(ConfigError, match="method.anneal .* that of 'accuracy' is minus a score") as refused:
+        SVRG(config, scored)
+    assert "method.anneal=false" in refused.value.hint
+    SVRG(config.model_copy(update={"anneal": False}), scored)
+    SVRG(config, setting_of(LeastSquares()))
+    rising = Annealing(1, 1.05, 5.0)
+    for loss in (-0.9, -0.2):
+        rising.saw(loss)
+    assert rising.factor == 1.0  # and where it is asked all the same, such losses change no rate
+
+
+def test_a_run_that_anneals_on_accuracy_is_refused(configured):
+    config = configured(anneal=True, steps=60)
+    scored = config.model_copy(update={"training": config.training.model_copy(update={"objective": "accuracy"})})
+    with pytest.raises(ConfigError, match="that of 'accuracy' is minus a score"):
+        train(scored)
+
+
+@pytest.mark.parametrize("option", ["directions", "anchor_directions"])
+def test_directions_that_are_none_are_refused_by_the_name_of_their_option(option):
+    with pytest.raises(ConfigError, match=f"method.{option} is 'foo', but must be shared") as refused:
+        SVRGConfig.model_validate({option: "foo"})
+    assert f"'method.{option}=per-group(4)'" in refused.value.hint
+
+
+# the paper's least squares, beside a simulation that shares no code with it
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    path = Path(__file__).parent.parent / "benchmarks" / "least_squares.py"
+    spec = importlib.util.spec_from_file_location("simulated_least_squares", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class AsZofoDraws:
+    """The directions and minibatches of zofo's runs, by seed, for the simulation."""
+
+    def __init__(self, seeds, size):
+        self._seeds = seeds
+        self._batches = [replace(LeastSquaresProblem().setting(s), make=list).batches(size, "train") for s in seeds]
+
+    def direction(self, step, number):
+        draw = Gaussian()
+        return np.stack([draw.whole(Key(seed, step, number), "w", (100,)).double().numpy() for seed in self._seeds])
+
+    def batch(self, number):
+        return np.array([batches[number] for batches in self._batches])
+
+
+@pytest.mark.parametrize(
+    ("looks", "close"),
+    [((60,), 1e-3), pytest.param((1000, 6000), 1e-2, marks=pytest.mark.soak)],
+    ids=["the first steps", "as in the paper"],
+)
+@pytest.mark.parametrize("way", ["mezo", "same", "as-released"])
+def test_least_squares_is_as_in_a_simulation_along_the_same_directions(simulation, way, looks, close):
+    seeds = (0,) if looks == (60,) else (0, 1, 2)
+    chance = AsZofoDraws(seeds, simulation.BATCH)
+    wanted = simulation.simulate(way, simulation.zofo_data(), chance, len(seeds), looks)
+    found = np.stack([simulation.by_zofo(way, seed, looks) for seed in seeds], axis=1)
+    assert np.abs(found / wanted - 1).max() < close
 
 
 # runs and their trajectories

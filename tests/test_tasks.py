@@ -123,6 +123,7 @@ def test_a_task_file_that_is_not_there_is_refused(tmp_path):
         load_task(str(tmp_path / "mine.yaml"))
 
 
+@pytest.mark.promise(12)
 def test_a_task_file_cannot_run_code(tmp_path):
     path, canary = tmp_path / "mine.yaml", tmp_path / "canary"
     path.write_text(f"name: !!python/object/apply:os.mkdir ['{canary}']\n", encoding="utf-8")

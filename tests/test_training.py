@@ -149,7 +149,7 @@ def test_coefficients_of_each_step_are_logged(configured):
     assert all({"projected_gradient_0", "projected_gradient_1"} <= set(line) for line in mezo)
     bilevel = lines_of(train(configured(BILEVEL, "bilevel")), "step")
     for line in bilevel:
-        assert line["penalty"] == 100.0
+        assert line["penalty"] == 1.0
         assert {f"projected_gradient_{part}_0" for part in ("upper", "lower_p", "lower_s")} <= set(line)
 
 
@@ -444,6 +444,7 @@ def fail_after_a_step(configured, method, model):
     raise AssertionError("every run failed in its first step")
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, poisoned, name):
     run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
@@ -459,6 +460,7 @@ def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, 
     assert set(run.digests()) == set(run.summary["parts"])
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_failed_step_updates_nothing(configured, poisoned, name):
     """What is left is, bit for bit, what a run that ends before the failing step leaves."""

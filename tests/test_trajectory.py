@@ -109,6 +109,7 @@ def test_a_writer_goes_on_where_it_is_told_to(written):
     assert written.path.read_bytes() == written.data
 
 
+@pytest.mark.promise(17)
 def test_a_step_of_one_term_takes_34_bytes(tmp_path):
     updates = [Update(Displacement({Key(SEED, step): 0.1 * (step + 1)})) for step in range(1000)]
     records = [record for step, update in enumerate(updates) for record in (update, Stepped(step))]
@@ -116,12 +117,14 @@ def test_a_step_of_one_term_takes_34_bytes(tmp_path):
     assert len(full) - len(empty) == 34 * 1000
 
 
+@pytest.mark.promise(17)
 def test_a_step_in_place_takes_at_most_64_bytes_a_probe(tmp_path):
     point = Displacement({Key(SEED, 0): 1e-3})
     probes = [Moved(point), Moved(-point), Update(point), Stepped(0)]
     assert len(write(tmp_path / "full", probes)) - len(write(tmp_path / "empty", [])) <= 2 * 64
 
 
+@pytest.mark.promise(17)
 def test_a_file_cut_at_any_byte_loads_up_to_its_last_whole_record(written, tmp_path):
     cut = tmp_path / "cut.bin"
     for length in range(len(written.data)):
@@ -136,6 +139,7 @@ def test_a_file_cut_at_any_byte_loads_up_to_its_last_whole_record(written, tmp_p
         assert read.whole == (length in written.ends)
 
 
+@pytest.mark.promise(17)
 def test_a_flipped_bit_never_goes_unseen(written, tmp_path):
     """It raises and names the file, or, where it makes a record look longer than the file, reads as cut before it."""
     flipped = tmp_path / "flipped.bin"
@@ -172,6 +176,7 @@ def framed(text: bytes, length=None) -> bytes:
     return MAGIC + struct.pack("<II", len(text) if length is None else length, zlib.crc32(text)) + text
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize(
     "data",
     [
@@ -205,6 +210,7 @@ def test_the_smallest_whole_file_is_empty(tmp_path):
     assert Trajectory.read(path) == Trajectory({"seed": 3}, (), True)
 
 
+@pytest.mark.promise(12)
 def test_a_record_that_claims_billions_of_terms_costs_nothing(written):
     written.path.write_bytes(written.data + struct.pack("<BII", 1, 2**32 - 1, 0))
     read = Trajectory.read(written.path)
@@ -240,6 +246,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         Trajectory.read(tmp_path / "none.bin")
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_that_is_not_finite_is_refused(tmp_path, number):
     path = tmp_path / "trajectory.bin"

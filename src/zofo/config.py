@@ -7,6 +7,7 @@ its constructor, so that no option is declared twice.
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,22 @@ def named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+_DEVICES = re.compile(
+    r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE
+)  # names that Windows keeps for itself
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows keeps a file's name for a device."""
+    return _DEVICES.fullmatch(name) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a file in any folder on any system: letters, digits and `._-`."""
+    return _NAME.fullmatch(text) is not None and not is_device(text)
+
+
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
@@ -110,11 +127,33 @@ def read_yaml(path: Path) -> Any:
         ConfigError: it cannot be read, or is not YAML.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if _DEEP.search(text):  # for which the parser takes seconds
+            raise ValueError("its values are nested too deeply")
+        content = yaml.safe_load(text)
+        _refuse_bomb(content, {})
+        return content
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+
+
+_DEEP = re.compile(r"(?:[\[{]\s*){64}")
+_MOST = 1_000_000  # values in one file, those that stand in several places counted in each
+
+
+def _refuse_bomb(content: Any, known: dict[int, int]) -> int:
+    """How many values there are; ValueError for too many, as references to references make them, or without end."""
+    if not isinstance(content, dict | list):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = _MOST  # until it is known: what holds itself has no end
+        parts = [*content, *content.values()] if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_refuse_bomb(part, known) for part in parts)
+    if known[id(content)] >= _MOST:
+        raise ValueError("its references make it larger than any configuration")
+    return known[id(content)]
 
 
 @contextmanager

@@ -62,6 +62,10 @@ class CheckpointError(RunError):
     """A checkpoint that cannot be written, or that does not fit the run."""
 
 
+class PatchError(RunError):
+    """A patch that is damaged, of another base model or version, or that no run of zofo can have written."""
+
+
 class Stopped(KeyboardInterrupt):
     """A run that was asked to stop, by Ctrl-C or SIGTERM, and did after its step was saved.
 

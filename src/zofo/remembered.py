@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from zofo.displacement import Displacement, Key
 from zofo.errors import CheckpointError
@@ -19,28 +21,42 @@ class Remembered:
     Args:
         values: anything JSON.
         tensors: by name; they may be those in use, and are only read.
+        files: safetensors files with the tensors of some parts, by the part's name, each read when its part is asked
+            for: for more than fits into memory. They may be those in use, and are as they are until the next step.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def put(self, name: str, part: Remembered) -> Remembered:
         """Add a part under a name, and give back the whole."""
         self.values[name] = part.values
         self.tensors |= {f"{name}/{key}": tensor for key, tensor in part.tensors.items()}
+        self.files |= {f"{name}/{key}": path for key, path in part.files.items()}
+        return self
+
+    def put_file(self, name: str, values: dict[str, Any], path: Path) -> Remembered:
+        """Add a part whose tensors are in a file, and give back the whole."""
+        self.values[name], self.files[name] = values, path
         return self
 
     def part(self, name: str) -> Remembered:
-        """What was put there.
+        """What was put there; from a file, tensors of its own.
 
         Raises:
             CheckpointError: nothing was.
+            SafetensorError: its file is damaged.
         """
         values = self.values.get(name)
         if not isinstance(values, dict):
             raise CheckpointError(f"the checkpoint lacks {name!r}")
-        tensors = {key.removeprefix(f"{name}/"): t for key, t in self.tensors.items() if key.startswith(f"{name}/")}
-        return Remembered(values, tensors)
+        start = f"{name}/"
+        tensors = {key.removeprefix(start): t for key, t in self.tensors.items() if key.startswith(start)}
+        if name in self.files:
+            tensors |= load_file(self.files[name])
+        files = {key.removeprefix(start): path for key, path in self.files.items() if key.startswith(start)}
+        return Remembered(values, tensors, files)
 
 
 def of_tensors(tensors: Sequence[torch.Tensor]) -> Remembered:

@@ -3,6 +3,8 @@
 from zofo.adapters.base import ADAPTERS, AdapterConfig, Adapters, PeftAdapters, carries_adapters, kind_of
 from zofo.adapters.loading import load_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
+from zofo.adapters.merging import adapter_content, can_merge, merge_adapter
+from zofo.adapters.strange import load_strange_adapter, refuse_strange
 from zofo.adapters.virtual_tokens import PrefixAdapters, PromptAdapters
 
 __all__ = [
@@ -15,7 +17,12 @@ __all__ = [
     "PeftAdapters",
     "PrefixAdapters",
     "PromptAdapters",
+    "adapter_content",
+    "can_merge",
     "carries_adapters",
     "kind_of",
     "load_adapter",
+    "load_strange_adapter",
+    "merge_adapter",
+    "refuse_strange",
 ]

@@ -2,7 +2,15 @@
 
 from zofo.backbone.backbone import Backbone, Elementwise, Update, selected
 from zofo.backbone.heads import Head
-from zofo.backbone.loading import LoadedModel, ModelConfig, head_of, load_model, save_tensors
+from zofo.backbone.loading import (
+    LoadedModel,
+    ModelConfig,
+    head_of,
+    load_model,
+    load_tensors,
+    refuse_unknown_model,
+    save_tensors,
+)
 from zofo.backbone.rounding import at_least_float32
 
 __all__ = [
@@ -15,6 +23,8 @@ __all__ = [
     "at_least_float32",
     "head_of",
     "load_model",
+    "load_tensors",
+    "refuse_unknown_model",
     "save_tensors",
     "selected",
 ]

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from zofo.backbone.heads import Head, complete_head, default_head, head_class, head_options, pool_last
 from zofo.backbone.probing import refuse_unfit_for_scoring
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
-from zofo.errors import ModelError, UnknownNameError, ZofoError
+from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError
 
 
 class ModelConfig(Config):
@@ -71,7 +72,7 @@ def head_of(config: ModelConfig | str) -> Head:
     config = ModelConfig(name=config) if isinstance(config, str) else config
     if config.head is not None:
         return config.head
-    with _quiet_transformers(), _reading(config.name):
+    with quiet_transformers(), _reading(config.name):
         return default_head(_content(_source(config.name), config.revision))
 
 
@@ -96,7 +97,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     from accelerate import PartialState
 
     options = {"revision": config.revision, "trust_remote_code": remote_code}
-    with _quiet_transformers(), _reading(config.name):
+    with quiet_transformers(), _reading(config.name):
         source = _source(config.name)
         content = _content(source, config.revision)
         head = config.head or default_head(content)
@@ -116,9 +117,25 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
         reason = str(error).splitlines()[0]
         raise ModelError(f"cannot put the model on {config.device!r}: {reason}", "set model.device=cpu") from error
     if head == "causal-lm":
-        with _quiet_transformers():
+        with quiet_transformers():
             refuse_unfit_for_scoring(model, tokenizer.pad_token_id, config.name)
     return LoadedModel(model, tokenizer, config.name, head)
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        RunError: it cannot be read, or holds a number that is not finite.
+    """
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise RunError(f"{str(path)!r}: {name!r} holds a number that is not finite")
+    return tensors
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -126,21 +143,30 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def _source(name: str) -> str:
+def refuse_unknown_model(name: str) -> None:
+    """Find out whether a model's name can stand for one; nothing is fetched, and a Hub id is believed.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: a folder without a model.
+    """
     if name in EMBEDDED_MODELS:
-        return str(EMBEDDED_MODELS[name]())
+        return
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise ModelError(f"the folder {name!r} holds no config.json", "name a folder written by save_pretrained")
-        return name
-    if "/" not in name or name.startswith(("/", ".", "~")):
+    elif "/" not in name or name.startswith(("/", ".", "~")):
         raise UnknownNameError(
             "model",
             name,
             EMBEDDED_MODELS,
             f"embedded models: {', '.join(EMBEDDED_MODELS)}; or a folder, or a Hub id such as facebook/opt-125m",
         )
-    return name
+
+
+def _source(name: str) -> str:
+    refuse_unknown_model(name)
+    return str(EMBEDDED_MODELS[name]()) if name in EMBEDDED_MODELS else name
 
 
 def _content(source: str, revision: str | None) -> dict[str, Any]:
@@ -183,8 +209,8 @@ def _reading(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no notes while loading; the settings are put back."""
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no notes of transformers while it is open; the settings are put back."""
     import transformers
 
     log = transformers.utils.logging

@@ -39,6 +39,8 @@ Data = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
 
 
@@ -135,6 +137,116 @@ def predict(
         if prediction.probability is not None:
             chosen += f"  ({prediction.answer.strip()}, {as_percent(prediction.probability)})"
         out.print(Text(f"{chosen}  {prediction.text}"))
+
+
+@app.command()
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    step: Annotated[int | None, typer.Option(help="After how many steps; by default all.", show_default=False)] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Write the backbone there, as a transformers folder.")
+    ] = None,
+    folded: Annotated[
+        bool, typer.Option("--folded", help="Add the updates up and write them at once: faster, equal up to rounding.")
+    ] = False,
+    force: Force = False,
+    model: BaseModel = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Rebuild the weights of any step from the base model and the trajectory, and check them: zofo replay RUN."""
+    from zofo.shipping import replay_run
+
+    found = replay_run(run, step, folder, fold=folded, force=force, model=model, remote_code=trust_remote_code)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+    else:
+        for line in found.lines():
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run folder.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Find the first step in which two runs differ, and what does; exit code 1 if anything differs: zofo diff A B."""
+    from zofo.shipping import compare_runs
+
+    found = compare_runs(first, second)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+    else:
+        for line in found.lines():
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    merged: Annotated[
+        Path | None, typer.Option(help="A new transformers folder: the whole model.", show_default=False)
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="A new peft folder: the adapter.", show_default=False)] = None,
+    patch: Annotated[
+        Path | None, typer.Option(help="A new file: what training added, for zofo apply.", show_default=False)
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    folded: Annotated[
+        bool, typer.Option("--folded", help="Of a patch: the sum of the updates in place of each of them.")
+    ] = False,
+    force: Force = False,
+    repo: Annotated[
+        str | None, typer.Option("--push", help="Also upload it to this repository of the Hub.", show_default=False)
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let a repository that --push makes be public.")] = False,
+    model: BaseModel = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Write a run's model as others load it: zofo export RUN --merged DIR | --adapter DIR | --patch FILE."""
+    from zofo.shipping import export_run, push, the_one_form
+
+    kind, place = the_one_form(merged=merged, adapter=adapter, patch=patch)
+    found = export_run(
+        run,
+        kind,
+        place,
+        variant=variant,
+        best=best,
+        force=force,
+        fold=folded,
+        model=model,
+        remote_code=trust_remote_code,
+    )
+    out.print(f"wrote {found.path} ({found.size:,} bytes)", highlight=False, markup=False, soft_wrap=True)
+    if repo is not None:
+        address = push(found, repo, private=not public)
+        out.print(f"uploaded to {address}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="A patch, as zofo export RUN --patch FILE writes it.")],
+    base: Annotated[str, typer.Option(help="The base model: an embedded name, a folder or a Hub id.")],
+    folder: Annotated[Path, typer.Option("--out", help="The new transformers folder.")],
+    folded: Annotated[
+        bool, typer.Option("--folded", help="Add the updates up and write them at once: faster, equal up to rounding.")
+    ] = False,
+    force: Force = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Make the trained model of its base model and a patch: zofo apply FILE --base MODEL --out DIR."""
+    from zofo.shipping import apply_patch
+
+    found = apply_patch(file, base, folder, force, folded, trust_remote_code)
+    for line in found.lines():
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -308,8 +420,11 @@ def study(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Compare methods, as a file says; stopped at any time and typed again, it goes on: zofo study FILE."""
+    from zofo.errors import ConfigError
     from zofo.studies import plan_study, read_study, report_study, run_study
 
+    if plan and report:
+        raise ConfigError("--plan shows runs and --report writes results: a command does one of them", "leave one out")
     asked = read_study(name, settings or [], data, skip_missing)
     folder = folder or Path("runs") / asked.name
     if plan:

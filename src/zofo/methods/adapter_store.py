@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,13 +9,15 @@ import weakref
 from pathlib import Path
 from typing import Literal
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from zofo.errors import RunError
 from zofo.remembered import Remembered
 
 Where = Literal["cpu", "disk"]
+
+_WHOLE = "tensors"  # what the file of a task is called among what is kept of it
 
 
 class AdapterStore:
@@ -27,8 +28,7 @@ class AdapterStore:
     """
 
     def __init__(self, where: Where) -> None:
-        self._kept: dict[str, Remembered] = {}
-        self._names: dict[str, None] = {}
+        self._kept: dict[str, Remembered] = {}  # with disk, without tensors
         self._folder: Path | None = None
         if where == "disk":
             self._folder = Path(tempfile.mkdtemp(prefix="zofo-adapters-"))
@@ -37,7 +37,7 @@ class AdapterStore:
     @property
     def names(self) -> list[str]:
         """The tasks that something was kept of, in the order in which they came."""
-        return list(self._names)
+        return list(self._kept)
 
     def put(self, task: str, remembered: Remembered) -> None:
         """Keep a copy, in place of what was kept of the task.
@@ -45,26 +45,35 @@ class AdapterStore:
         Raises:
             RunError: the disk is full or cannot be written; what was kept is as it was.
         """
-        self._names.setdefault(task)
         if self._folder is None:
             tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in remembered.tensors.items()}
             self._kept[task] = Remembered(remembered.values, tensors)
             return
-        part, whole = self._folder / f"{task}.part", self._folder / f"{task}.safetensors"
+        number = self.names.index(task) if task in self._kept else len(self._kept)  # a name need be none of a file
+        part, whole = self._folder / f"{number}.part", self._folder / f"{number}.safetensors"
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in remembered.tensors.items()}
         try:
-            save_file(tensors, part, metadata={"values": json.dumps(remembered.values)})
+            save_file(tensors, part)
             os.replace(part, whole)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors does not raise an OSError on a full disk
+            reason = getattr(error, "strerror", None) or error
             raise RunError(
-                f"cannot write the adapters of {task!r} to {str(self._folder)!r}: {error.strerror or error}",
+                f"cannot write the adapters of {task!r} to {str(self._folder)!r}: {reason}",
                 "make room, name another folder with TMPDIR, or set method.adapters=cpu",
             ) from error
+        self._kept[task] = Remembered(remembered.values, {}, {_WHOLE: whole})
 
     def get(self, task: str) -> Remembered | None:
         """What is kept of a task, to be read only; None for nothing."""
-        if self._folder is None or task not in self._names:
-            return self._kept.get(task)
-        with safe_open(self._folder / f"{task}.safetensors", framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-            return Remembered(json.loads(file.metadata()["values"]), tensors)
+        kept = self._kept.get(task)
+        if kept is None or not kept.files:
+            return kept
+        return Remembered(kept.values, load_file(kept.files[_WHOLE]))
+
+    def remember_in(self, whole: Remembered, name: str, task: str) -> None:
+        """Put what is kept of a task into a whole, under a name: on disk, as its file."""
+        kept = self._kept[task]
+        if kept.files:
+            whole.put_file(name, kept.values, kept.files[_WHOLE])
+        else:
+            whole.put(name, kept)

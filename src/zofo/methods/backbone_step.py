@@ -3,54 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from zofo.backbone import Update
+from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError
 from zofo.estimators import Direction
-from zofo.evaluators import Ask
+from zofo.evaluators import Ask, Counts, Evaluator
+from zofo.methods.base import Setting
 from zofo.methods.moved import Moved
-from zofo.methods.zeroth_order import ZerothOrder
+from zofo.methods.penalty import PenaltySchedule, penalty_at, rate_note, rounding_note
+from zofo.methods.zeroth_order import LR_OF_ONE, ZerothOrder, ZerothOrderConfig
 from zofo.noise import words
+from zofo.remembered import Remembered
+from zofo.rules import Rule
 
 BackboneMove = Literal["zeroth-order", "frozen", "random"]
 """The method, and two controls: theta as it is, or moved elsewhere as far."""
 
 
-class BackboneStep:
-    """theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, by whatever rule.
+class Upper:
+    """theta in a bilevel problem, of one task or of several: its zeroth-order step, or a control in its place.
 
-    With several tasks each F is the mean over them, each with its own p and s: one z for all, or one for each example.
+    theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, by whatever rule. With several tasks
+    each F is the mean over them, each with its own p and s: one z for all, or one for each example.
+
+    Build it before peft attaches adapters, so that names stay the model's.
 
     Args:
-        zo: its parts.
-        random: move theta along other directions by as much, as a control.
+        config: the parts of the step.
+        setting: whose model moves, and by which seed.
+        method: its name, for messages.
+        move: the method, or a control: `frozen` leaves theta as it is, without a forward; `random` moves it along other
+            directions, by as much.
+        penalty: of all steps.
+        batch_size: examples of a task in a batch.
 
     Attributes:
-        moved: how far theta has come.
+        backbone: what moves; None for `frozen`, as are the next two.
+        rule: how.
+        evaluator: what writes.
+        counts: of the work of the whole method.
+        points: at which each of the three losses is asked for; 0 for `frozen`.
+
+    Raises:
+        ConfigError: loss-spread steps.
     """
 
-    def __init__(self, zo: ZerothOrder, random: bool) -> None:
-        self._zo, self._random = zo, random
-        self.moved = Moved(zo.backbone)
+    def __init__(
+        self,
+        config: ZerothOrderConfig,
+        setting: Setting,
+        method: str,
+        move: BackboneMove,
+        penalty: float | PenaltySchedule,
+        batch_size: int,
+    ) -> None:
+        if config.loss_spread:
+            raise ConfigError(
+                f"method.loss_spread divides by the spread of one loss, but {method} adds three",
+                "set method.loss_spread=false",
+            )
+        self._config, self._penalty, self._random = config, penalty, move == "random"
+        self._zo: ZerothOrder | None = None
+        self.backbone: Backbone | None = None
+        self.rule: Rule | None = None
+        self.evaluator: Evaluator | None = None
+        self.counts, self.points = Counts(), 0
+        if move != "frozen":
+            zo = self._zo = ZerothOrder(config, setting.model, setting.seed, batch_size)
+            self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
+            self.counts, self.points = zo.evaluator.counts, zo.points
+            self._moved = Moved(zo.backbone, copy=zo.rule.dense_buffers > 0)
 
-    def __call__(
-        self, number: int, penalty: float, asks: Sequence[Ask], examples: int
-    ) -> tuple[dict[str, float], Update]:
+    def step(self, number: int, asks: Sequence[Ask], examples: int) -> tuple[dict[str, float], Update | None]:
         """Make step `number`.
 
         Args:
             number: of the outer step.
-            penalty: of this step.
             asks: F(theta, p; B_f) of every task, then all F(theta, p; B_p), then all F(theta, s; B_p).
             examples: in all B_f together, and in all B_p together.
 
         Returns:
             What a log holds of it, and what happened to theta.
         """
-        zo = self._zo
+        if self._zo is None:
+            return {"backbone_moved": 0.0}, None
+        zo, penalty = self._zo, penalty_at(self._penalty, number)
         along_f = zo.directions(number, examples=examples)
         along_p = zo.directions(number, first=examples, examples=examples)
         with zo.evaluator.visit(asks, zo.estimator.ask(_side_by_side(along_f, along_p, along_p))) as visit:
@@ -65,15 +107,62 @@ class BackboneStep:
             update, state = zo.rule.update(upper.with_gradient(gradient), zo.state)
             visit.update(update)
         zo.state = state
-        self.moved.add(update)
+        self._moved.add(update)
 
         coefficients = {"penalty_gap": lower_p.loss - lower_s.loss}
-        if (moved := self.moved.relative) is not None:
+        if (moved := self._moved.relative) is not None:
             coefficients["backbone_moved"] = moved
         for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
             for key, projected_gradient in estimate.projected_gradients.items():
                 coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
         return coefficients, update
+
+    def settle(self) -> None:
+        """Write what is pending, for whoever looks at the weights next."""
+        if self._zo is not None:
+            self._zo.evaluator.settle()
+
+    def check(self, asks: Sequence[Ask]) -> None:
+        """See `Method.check`."""
+        if self._zo is not None:
+            self._zo.evaluator.check(asks)
+
+    def notes(self) -> list[str]:
+        """See `Method.notes`: of a penalty that multiplies rounding, or the rate, too far; and of a copy of theta."""
+        zo, rule = self._zo, self._config.rule
+        if zo is None:
+            return []
+        rate = rule.options.get("lr", 0.0) if rule.name == "sgd" else 0.0
+        notes = [
+            rounding_note(self._penalty, zo.estimator, zo.backbone.dtypes),
+            rate_note(self._penalty, rate, LR_OF_ONE),
+        ]
+        if copied := self._moved.copied:
+            notes.append(f"backbone_moved is measured from a copy of the backbone: {copied / 2**30:.2f} GiB")
+        return [note for note in notes if note]
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self._config.replay_header()
+
+    def remember_in(self, whole: Remembered, weights: bool) -> Remembered:
+        """Put what a checkpoint holds of it into what it holds of the method; see `Method.remember`."""
+        if self._zo is None:
+            return whole.put("counts", Remembered(dict(self.counts.as_dict())))
+        return whole.put("zo", self._zo.remember(weights)).put("moved", self._moved.remember())
+
+    def recall(self, whole: Remembered) -> None:
+        """Take back what `remember_in` put there."""
+        if self._zo is None:
+            self.counts.include(Counts(**whole.part("counts").values))
+        else:
+            self._zo.recall(whole.part("zo"))
+            self._moved.recall(whole.part("moved"))
+
+    def save(self, folder: Path) -> None:
+        """See `ZerothOrder.save`."""
+        if self._zo is not None:
+            self._zo.save(folder)
 
 
 def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:

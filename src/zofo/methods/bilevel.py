@@ -7,7 +7,7 @@ LLM Fine-Tuning and Meta-Training", algorithm 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,13 @@ from zofo.adapters import AdapterConfig, Adapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.evaluators import Counts, Gradient
-from zofo.methods.backbone_step import BackboneMove, BackboneStep
+from zofo.evaluators import Gradient
+from zofo.methods.backbone_step import BackboneMove, Upper
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName
 from zofo.methods.pair import VARIANTS, Pair
-from zofo.methods.penalty import Penalty, penalty_at, rounding_note
-from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig, beside_adapter
+from zofo.methods.penalty import Penalty, as_penalty, largest, penalty_at
+from zofo.methods.zeroth_order import ZerothOrderConfig, beside_adapter
 from zofo.noise import permutation
 from zofo.remembered import Remembered
 
@@ -36,8 +36,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     """Which method."""
     inner_steps: int = Field(10, ge=0)
     """T: first-order steps on the lower adapter in each outer step; with 0 it stays as it starts."""
-    penalty: Penalty = 100.0
-    """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it."""
+    penalty: Penalty = 1.0
+    """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it. The default
+    `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
     backbone_step: BackboneMove = "zeroth-order"
     """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
     optimizer: OptimizerName = "adam"
@@ -45,7 +46,7 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     lr_lower: NonNegative = 1e-3
     """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
     lr_adapter: NonNegative = 1e-3
-    """Learning rate of the adapter p; by default as of s."""
+    """Learning rate of the adapter p; by default 1e-3, and 1e-2 for a prefix or prompt."""
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     """The shape of both adapters."""
 
@@ -53,6 +54,11 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     @classmethod
     def _suited_to_the_adapter(cls, given: Any) -> Any:
         return beside_adapter(given, ("lr_lower", "lr_adapter"))
+
+    @classmethod
+    def slope_factor(cls, given: Mapping[str, Any]) -> float:
+        """See `ZerothOrderConfig.slope_factor`: 1 + the largest penalty."""
+        return 1 + largest(as_penalty(given.get("penalty", 1.0)))
 
 
 @METHODS.register("bilevel")
@@ -88,11 +94,6 @@ class Bilevel(Method):
     variants = VARIANTS
 
     def __init__(self, config: BilevelConfig, setting: Setting, adapters: Adapters | None = None) -> None:
-        if config.loss_spread:
-            raise ConfigError(
-                "method.loss_spread divides by the spread of one loss, but bilevel adds three",
-                "set method.loss_spread=false",
-            )
         self._config = config
         self.model = setting.model
         size = config.batch_size
@@ -102,18 +103,15 @@ class Bilevel(Method):
         self._inner = setting.batches(size, "D_p, inner", lower)
         self._two = setting.make(setting.examples[:2])
 
-        self._zo: ZerothOrder | None = None
-        self.counts, points = Counts(), 0
-        if config.backbone_step != "frozen":  # before peft, so that names stay the model's
-            zo = self._zo = ZerothOrder(config, setting.model, setting.seed, size)
-            self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
-            self._move = BackboneStep(zo, random=config.backbone_step == "random")
-            self.counts, points = zo.evaluator.counts, zo.points
+        move, penalty = config.backbone_step, config.penalty
+        theta = self._theta = Upper(config, setting, config.name, move, penalty, size)  # before peft: see there
+        self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
+        self.counts = theta.counts
         self._adapters: Adapters = adapters or config.adapter.build(setting.model, self.variants, setting.seed)
         gradient = Gradient(self.model, self.counts)
         rates = config.lr_adapter, config.lr_lower
         self._pair = Pair(self._adapters, setting.objective, gradient, config.optimizer, *rates)
-        self.queries_per_step = (config.inner_steps + 2 + 3 * points) * size
+        self.queries_per_step = (config.inner_steps + 2 + 3 * theta.points) * size
 
     def step(self, number: int) -> StepLog:
         """See `Method.step`."""
@@ -123,7 +121,7 @@ class Bilevel(Method):
     def _step(self, number: int) -> StepLog:
         pair, penalty, inner_steps = self._pair, penalty_at(self._config.penalty, number), self._config.inner_steps
         before = self.counts.copy()
-        self._settle()  # first-order steps look at the weights
+        self._theta.settle()  # first-order steps look at the weights
 
         inner = [pair.inner_step(self._inner[number * inner_steps + t]) for t in range(inner_steps)]
 
@@ -133,62 +131,41 @@ class Bilevel(Method):
         if inner:
             coefficients["loss_inner"] = math.fsum(inner) / len(inner)
 
-        update = None
-        if self._zo is not None:
-            found, update = self._move(number, penalty, pair.asks(b_f, b_p), self._config.batch_size)
-            coefficients |= found
-        else:
-            coefficients["backbone_moved"] = 0.0
+        found, update = self._theta.step(number, pair.asks(b_f, b_p), self._config.batch_size)
         pair.step_adapter()
-        return StepLog(f_upper, self.counts - before, coefficients, update)
-
-    def _settle(self) -> None:
-        if self._zo is not None:
-            self._zo.evaluator.settle()
+        return StepLog(f_upper, self.counts - before, coefficients | found, update)
 
     def check(self) -> None:
         """See `Method.check`."""
-        if self._zo is not None:
-            self._zo.evaluator.check([(self._pair.objective(variant), self._two) for variant in self.variants])
+        self._theta.check([(self._pair.objective(variant), self._two) for variant in self.variants])
 
     def notes(self) -> list[str]:
-        """See `Method.notes`: a penalty that multiplies rounding up to the size of a slope."""
-        if self._zo is None:
-            return []
-        note = rounding_note(self._config.penalty, self._zo.estimator, self._zo.backbone.dtypes)
-        return [note] if note else []
+        """See `Upper.notes`."""
+        return self._theta.notes()
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` carries the given adapter."""
-        self._settle()
+        self._theta.settle()
         with self._adapters.using(variant):
             yield
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
-        return self._config.replay_header()
+        return self._theta.replay_header()
 
     def remember(self, weights: bool) -> Remembered:
         """See `Method.remember`."""
-        whole = Remembered().put("pair", self._pair.remember())
-        if self._zo is None:
-            return whole.put("counts", Remembered(dict(self.counts.as_dict())))
-        return whole.put("zo", self._zo.remember(weights)).put("moved", self._move.moved.remember())
+        return self._theta.remember_in(Remembered().put("pair", self._pair.remember()), weights)
 
     def recall(self, remembered: Remembered) -> None:
         """See `Method.recall`."""
         self._pair.recall(remembered.part("pair"))
-        if self._zo is None:
-            self.counts.include(Counts(**remembered.part("counts").values))
-        else:
-            self._zo.recall(remembered.part("zo"))
-            self._move.moved.recall(remembered.part("moved"))
+        self._theta.recall(remembered)
 
     def save(self, folder: Path) -> None:
         """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
-        if self._zo is not None:
-            self._zo.save(folder)
+        self._theta.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
 

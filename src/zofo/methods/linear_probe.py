@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file
 from torch import nn
 
-from zofo.backbone import save_tensors
+from zofo.backbone import load_tensors, save_tensors
 from zofo.errors import ConfigError, ModelError, NonFiniteError, RunError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, Setting, StepLog
@@ -172,8 +171,8 @@ def load_probe(folder: Path) -> ScoreFunction:
     Raises:
         RunError: the file is damaged.
     """
+    tensors = load_tensors(folder / PROBE)
     try:
-        tensors = load_file(folder / PROBE)
         return probe_scores(tensors["weight"], tensors["bias"])
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         raise RunError(f"cannot read {str(folder / PROBE)!r}: {error}") from error

@@ -18,21 +18,19 @@ from pydantic import Field
 from torch import nn
 
 from zofo.adapters import Adapters
-from zofo.backbone import Update
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.evaluators import Ask, Counts, Gradient, Objective
+from zofo.evaluators import Ask, Gradient, Objective
 from zofo.methods.adapter_store import AdapterStore, Where
-from zofo.methods.backbone_step import BackboneStep
+from zofo.methods.backbone_step import Upper
 from zofo.methods.base import METHODS, Method, Setting, StepLog
 from zofo.methods.bilevel import BilevelConfig, split
 from zofo.methods.pair import VARIANTS, Pair
-from zofo.methods.penalty import penalty_at, rounding_note
-from zofo.methods.zeroth_order import ZerothOrder
+from zofo.methods.penalty import penalty_at
 from zofo.noise import permutation
 from zofo.objectives import scores
 from zofo.remembered import Remembered
-from zofo.tasks import Batches
+from zofo.tasks import Batches, file_name
 
 BACKBONE = "backbone"
 """The variant that is theta with the adapter that a new task would begin with: the model's own function."""
@@ -118,13 +116,11 @@ class MetaBilevel(Method):
         self._two = setting.make(setting.examples[:2])
         self._number = min(config.tasks_per_step, len(self._tasks))
 
-        self._zo: ZerothOrder | None = None
-        self.counts, points = Counts(), 0
-        if config.backbone_step != "frozen":  # before peft, so that names stay the model's
-            zo = self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size)
-            self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
-            self._move = BackboneStep(zo, random=config.backbone_step == "random")
-            self.counts, points = zo.evaluator.counts, zo.points
+        theta = self._theta = Upper(
+            config, setting, config.name, config.backbone_step, config.penalty, config.batch_size
+        )  # before peft: see there
+        self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
+        self.counts = theta.counts
         self._adapters: Adapters = config.adapter.build(setting.model, VARIANTS, setting.seed)
         gradient = Gradient(self.model, self.counts)
         rates = config.lr_adapter, config.lr_lower
@@ -133,13 +129,13 @@ class MetaBilevel(Method):
         self._fresh = _copied(self._pair.remember())
         self._variant = BACKBONE
         self.score = self._score
-        self.queries_per_step = self._number * (config.inner_steps + 2 + 3 * points) * config.batch_size
+        self.queries_per_step = self._number * (config.inner_steps + 2 + 3 * theta.points) * config.batch_size
 
     def step(self, number: int) -> StepLog:
         """See `Method.step`."""
         config, before = self._config, self.counts.copy()
         penalty = penalty_at(config.penalty, number)
-        self._settle()  # first-order steps look at the weights
+        self._theta.settle()  # first-order steps look at the weights
         order = permutation(Key(self._seed, number), "meta/tasks", len(self._tasks))
         coefficients: dict[str, float] = {"penalty": penalty}
         tuned: dict[str, _Tuned] = {}
@@ -147,13 +143,9 @@ class MetaBilevel(Method):
             tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty)
             coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
 
-        update: Update | None = None
-        if self._zo is not None:
-            examples = len(tuned) * config.batch_size
-            found, update = self._move(number, penalty, self._asks(list(tuned.values())), examples)
-            coefficients |= found
-        else:
-            coefficients["backbone_moved"] = 0.0
+        examples = len(tuned) * config.batch_size
+        found, update = self._theta.step(number, self._asks(list(tuned.values())), examples)
+        coefficients |= found
         for name, one in tuned.items():
             self._store.put(name, one.after)
         for loss in found_of_each:  # their means over the tasks
@@ -176,7 +168,7 @@ class MetaBilevel(Method):
         return _Tuned(old, b_f, b_p, _copied(pair.remember())), found
 
     def _asks(self, tuned: list[_Tuned]) -> list[Ask]:
-        """What `BackboneStep` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
+        """What `Upper` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
         p, s = VARIANTS
         asks: list[Ask] = [(self._with(one, p), one.b_f) for one in tuned]
         asks += [(self._with(one, p), one.b_p) for one in tuned]
@@ -204,26 +196,18 @@ class MetaBilevel(Method):
             self._load(batch.members[0].example.task)
         return scores(model, batch, by)
 
-    def _settle(self) -> None:
-        if self._zo is not None:
-            self._zo.evaluator.settle()
-
     def check(self) -> None:
         """See `Method.check`."""
-        if self._zo is not None:
-            self._zo.evaluator.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
+        self._theta.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
 
     def notes(self) -> list[str]:
-        """See `Method.notes`: a penalty that multiplies rounding up to the size of a slope."""
-        if self._zo is None:
-            return []
-        note = rounding_note(self._config.penalty, self._zo.estimator, self._zo.backbone.dtypes)
-        return [note] if note else []
+        """See `Upper.notes`."""
+        return self._theta.notes()
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` is theta with a fresh adapter; or with a task's own, for who scores by `score`."""
-        self._settle()
+        self._theta.settle()
         self._pair.recall(self._fresh)
         before, self._variant = self._variant, variant
         try:
@@ -234,45 +218,32 @@ class MetaBilevel(Method):
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
-        return self._config.replay_header()
+        return self._theta.replay_header()
 
     def remember(self, weights: bool) -> Remembered:
         """See `Method.remember`: the pairs of all tasks that a step has looked at."""
-        whole = Remembered({"tasks": self._store.names})
-        if self._zo is not None:
-            whole.put("zo", self._zo.remember(weights)).put("moved", self._move.moved.remember())
-        else:
-            whole.put("counts", Remembered(dict(self.counts.as_dict())))
+        whole = self._theta.remember_in(Remembered({"tasks": self._store.names}), weights)
         for name in self._store.names:
-            whole.put(f"task {name}", self._store.get(name) or self._fresh)
+            self._store.remember_in(whole, f"task {name}", name)
         return whole
 
     def recall(self, remembered: Remembered) -> None:
         """See `Method.recall`."""
-        if self._zo is not None:
-            self._zo.recall(remembered.part("zo"))
-            self._move.moved.recall(remembered.part("moved"))
-        else:
-            self.counts.include(Counts(**remembered.part("counts").values))
+        self._theta.recall(remembered)
         for name in remembered.values["tasks"]:
-            self._store.put(name, remembered.part(f"task {name}"))
+            self._pair.recall(remembered.part(f"task {name}"))  # refuses what is of another model
+            self._store.put(name, self._pair.remember())
 
     def save(self, folder: Path) -> None:
         """Of each task that a step has looked at, the peft folders `adapter/TASK` (p) and `lower_adapter/TASK` (s)."""
-        if self._zo is not None:
-            self._zo.save(folder)
+        self._theta.save(folder)
         for name in self._store.names:
             self._load(name)
             for variant in VARIANTS:
-                self._adapters.save(variant, folder / variant / name)
+                self._adapters.save(variant, folder / variant / file_name(name))
 
 
 def _refuse(config: MetaBilevelConfig) -> None:
-    if config.loss_spread:
-        raise ConfigError(
-            "method.loss_spread divides by the spread of one loss, but meta-bilevel adds three",
-            "set method.loss_spread=false",
-        )
     if config.adapter.name not in _BEGIN_AS_NOTHING:
         raise ConfigError(
             f"method.adapter={config.adapter.name} changes what the model does before it is trained, so that a new "

@@ -51,7 +51,7 @@ class PenaltySchedule(Config):
         return self.start + (self.end - self.start) * share
 
 
-def _written(value: Any) -> Any:
+def as_penalty(value: Any) -> float | PenaltySchedule:
     """A number or a schedule as it is written, or a message that says what would be one."""
     if isinstance(value, PenaltySchedule):
         found: float | PenaltySchedule = value
@@ -63,7 +63,7 @@ def _written(value: Any) -> Any:
         except pydantic.ValidationError as error:
             raise ConfigError(
                 f"{_PLACE} is {value!r}, but must be a finite number of 0 or more, or a schedule",
-                f"set {_PLACE}=100, or {_PLACE}={{start: 1, end: 100, steps: 500}}",
+                f"set {_PLACE}=1, or {_PLACE}={{start: 1, end: 100, steps: 500}}",
             ) from error
     if largest(found) > LARGEST:
         raise ConfigError(
@@ -73,7 +73,7 @@ def _written(value: Any) -> Any:
     return found
 
 
-Penalty = Annotated[float | PenaltySchedule, BeforeValidator(_written)]
+Penalty = Annotated[float | PenaltySchedule, BeforeValidator(as_penalty)]
 """As a configuration holds it: a number of 0 or more, or a schedule."""
 
 
@@ -113,6 +113,25 @@ def rounding_note(
         f"the penalty multiplies rounding: {most:g} x {_spacing(coarsest):.2g} (of a {name} loss of 1), over the "
         f"distance between its points, is a slope of {slope:.2g}, and an ordinary slope is about 1; "
         f"the penalty's slopes are then mostly noise, unless method.penalty is lower or method.estimator.epsilon larger"
+    )
+
+
+def rate_note(penalty: float | PenaltySchedule, rate: float, usual: float) -> str | None:
+    """What to say of a learning rate that the penalty takes far beyond what was stable; else None.
+
+    Args:
+        penalty: whose largest value counts.
+        rate: of plain steps on the backbone.
+        usual: the default rate of one loss, a quarter of the largest stable one of SmolLM2-135M.
+    """
+    most = largest(penalty)
+    whole = rate * (1 + most)
+    if whole <= 8 * usual:
+        return None
+    return (
+        f"the penalty multiplies slopes: the backbone's learning rate {rate:g} times 1 + {most:g} is {whole:.2g}, "
+        f"{whole / usual:.0f} times the default of one loss; if the loss grows, set "
+        f"method.rule.lr={usual / (1 + most):.1g}"
     )
 
 

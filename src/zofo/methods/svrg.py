@@ -303,21 +303,22 @@ class SVRG(ForwardOnly):
         """See `Method.remember`: g, the anchor, and the annealing."""
         annealing = Remembered({"factor": self._annealing.factor, "losses": self._annealing.losses})
         whole = super().remember(weights).put("anchor", self._anchor.remember()).put("annealing", annealing)
-        if self._full is not None:
-            g = {"loss": self._full.loss, "gradient": of_displacement(self._full.gradient), "step": self._anchored}
-            whole.put("g", Remembered(g))
-        return whole
+        if self._full is None:
+            whole.values["g"] = None
+            return whole
+        g = {"loss": self._full.loss, "gradient": of_displacement(self._full.gradient), "step": self._anchored}
+        return whole.put("g", Remembered(g))
 
     def recall(self, remembered: Remembered) -> None:
         """See `Method.recall`."""
         super().recall(remembered)
         self._anchor.recall(remembered.part("anchor"))
         annealing = remembered.part("annealing").values
-        self._annealing.factor, self._annealing.losses = annealing["factor"], list(annealing["losses"])
-        if "g" in remembered.values:
+        self._annealing.factor, self._annealing.losses = annealing["factor"], list(map(float, annealing["losses"]))
+        if remembered.values["g"] is not None:
             g = remembered.part("g").values
-            self._full = replace(Estimate.of(to_displacement(g["gradient"])), loss=g["loss"])
-            self._anchored = g["step"]
+            self._full = replace(Estimate.of(to_displacement(g["gradient"])), loss=float(g["loss"]))
+            self._anchored = int(g["step"])
 
     def steps_within(self, queries: int) -> int:
         """See `Method.steps_within`."""

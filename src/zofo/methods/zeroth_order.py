@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
 from zofo.adapters import carries_adapters, kind_of
@@ -68,11 +68,11 @@ class EvaluatorConfig(PartConfig):
     default = "in-forward"
 
 
-def _written(value: Any) -> Any:
+def _written(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str) and not re.fullmatch(r"shared|per-example|per-group\([1-9]\d*\)", value):
         raise ConfigError(
-            f"method.directions is {value!r}, but must be shared, per-example or per-group(n)",
-            "for groups of 4 examples, quote it: 'method.directions=per-group(4)'",
+            f"method.{info.field_name} is {value!r}, but must be shared, per-example or per-group(n)",
+            f"for groups of 4 examples, quote it: 'method.{info.field_name}=per-group(4)'",
         )
     return value
 
@@ -120,8 +120,13 @@ class ZerothOrderConfig(Config):
         if isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd" and "lr" not in rule:
             several = given.get("num_directions", 1) not in (1, 2) or given.get("directions", "shared") != "shared"
             lr = LR_OVER_SPREAD if given.get("loss_spread") else LR_OF_SEVERAL if several else LR_OF_ONE
-            filled["rule"] = {"lr": lr, **rule}
+            filled["rule"] = {"lr": lr / cls.slope_factor(given), **rule}
         return filled
+
+    @classmethod
+    def slope_factor(cls, given: Mapping[str, Any]) -> float:
+        """How many slopes of one loss add up to the method's, by its options; its default rate is so much lower."""
+        return 1.0
 
     @model_validator(mode="after")
     def _mask_fits(self) -> ZerothOrderConfig:

@@ -91,6 +91,10 @@ class LowRank(Noise):
             z *= self.scale
         return z.view(-1)[block[0] - first * columns : block[1] - first * columns]
 
+    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
+        """See `Noise.squared_length`; exact, up to rounding."""
+        return self.layout(shapes, device).squared_length(key)
+
     def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> Factors:
         """The factors of each key for all of some tensors; see `Noise.directions`."""
         return Factors(self.layout(shapes, device), tuple(keys))
@@ -162,6 +166,18 @@ class FactorLayout:
     def vector(self, numbers: torch.Tensor, name: str) -> torch.Tensor:
         """z [keys, entries] of a tensor with one axis or none: a view of `numbers`, what `draw` gave."""
         return numbers[:, slice(*self._at[name])]
+
+    def squared_length(self, key: Key) -> float:
+        """|z(key)|^2; of a matrix it is the sum over columns a, b of (left_a . left_b) (right_a . right_b) / rank."""
+        numbers = self.draw([key])
+        total = torch.zeros((), device=numbers.device)
+        for name, shape in self.shapes.items():
+            if len(shape) < 2:
+                total += self.vector(numbers, name).square().sum()
+            else:
+                left, right = (factor[0] for factor in self.matrix(numbers, name))
+                total += ((left.T @ left) * (right.T @ right)).sum() / self.noise.rank
+        return float(total)
 
 
 @functools.lru_cache(maxsize=8)

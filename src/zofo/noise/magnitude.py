@@ -48,25 +48,31 @@ class Magnitude(Mask):
     def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> Kept:
         """See `Mask.taken`."""
         ranked = smallest_rows if by_rows else smallest_entries
-        bits = {}
+        bits, counts = {}, {}
         for name, tensor in tensors.items():
             units = unit_count(tuple(tensor.shape), by_rows)
             count = min(units, max(1, round(self.share * units)))
             largest = self.keep == "largest"
             kept = ranked(tensor.detach(), units - count if largest else count)
             bits[name] = kept.inverted() if largest else kept
-        return _Fixed(bits)
+            counts[name] = count
+        return _Fixed(bits, counts)
 
 
 class _Fixed(Kept):
     """The same units for every key."""
 
-    def __init__(self, bits: Mapping[str, Bits]) -> None:
+    def __init__(self, bits: Mapping[str, Bits], counts: Counts) -> None:
         self._bits = bits
+        self._counts = counts
 
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
         """See `Kept.units`."""
         return self._bits[name].read(block, device)
+
+    def number(self, key: Key, name: str, count: int) -> float:
+        """See `Kept.number`."""
+        return float(self._counts[name])
 
     def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
         """See `Kept.together`."""

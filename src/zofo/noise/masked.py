@@ -42,6 +42,10 @@ class Kept(ABC):
         """Which of the units start <= i < stop of a tensor z(key) keeps: bool, [stop - start]."""
 
     @abstractmethod
+    def number(self, key: Key, name: str, count: int) -> float:
+        """How many of a tensor's `count` units z(key) keeps; their mean for units that are drawn for each key."""
+
+    @abstractmethod
     def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
         """The same for all units of several tensors at once, for many keys.
 
@@ -98,6 +102,10 @@ class Masked(Noise):
         """See `Noise.draw`; the bits of what is kept are those of the noise."""
         return _drawn(self.of, self.kept, 1, key, name, shape, block, device)
 
+    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
+        """See `Noise.squared_length`: its mean, the number of entries that are kept."""
+        return math.fsum(self.kept.number(key, name, math.prod(shape)) for name, shape in shapes.items())
+
 
 class MaskedLowRank(Noise):
     """z' = (mask * left) @ right.T / sqrt(rank): whole rows are kept or 0, so that z' is low-rank and exact everywhere.
@@ -125,6 +133,10 @@ class MaskedLowRank(Noise):
         """See `LowRank.factors`; rows of left that the mask does not keep are 0."""
         left, right = self.of.factors(key, name, shape, device)
         return left.masked_fill_(~self.kept.units(key, name, (0, len(left)), left.device).unsqueeze(1), 0.0), right
+
+    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
+        """See `LowRank.squared_length`."""
+        return self.layout(shapes, device).squared_length(key)
 
     def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> Factors:
         """See `LowRank.directions`."""
@@ -255,6 +267,10 @@ class _Drawn(Kept):
         drawn = words(self._key(key), name + "/mask", first, -(-block[1] // 2), device).view(torch.int32)
         return drawn[block[0] - first * 2 : block[1] - first * 2] <= self._limit
 
+    def number(self, key: Key, name: str, count: int) -> float:
+        """See `Kept.number`: their mean, by a share of about 1 / sqrt(count) from what it is."""
+        return count * (self._limit + 1 + 2**31) / 2**32
+
     def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
         """See `Kept.together`."""
         where = places([(name + "/mask", -(-count // 2)) for name, count in counts.items()], device)
@@ -326,6 +342,10 @@ class _Turns(Kept):
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
         """See `Kept.units`."""
         return torch.full((block[1] - block[0],), self.moves(key, name), device=device)
+
+    def number(self, key: Key, name: str, count: int) -> float:
+        """See `Kept.number`."""
+        return float(count * self.moves(key, name))
 
     def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
         """See `Kept.together`."""

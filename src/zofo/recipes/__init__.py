@@ -6,7 +6,7 @@ the presets, one of which is laid over it. Keys are dotted, as overrides on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -30,6 +30,8 @@ class Recipe(Config):
     """What it trains, in a line."""
     row: str = ""
     """Which rows of which tables it stands for, and where the paper says how they were made."""
+    needs: list[dict[str, str]] = []
+    """What whoever takes it must give: one key of each entry, with what to type for it as an example."""
     base: Keys = {}
     """What all presets have in common."""
     presets: dict[str, Keys] = Field(min_length=1)
@@ -65,6 +67,30 @@ class Recipe(Config):
         for layer in layers:
             found.update(layer)
         return found
+
+    def refuse_missing(self, given: Mapping[str, Any]) -> None:
+        """Refuse a configuration that lacks what the recipe needs.
+
+        Args:
+            given: the tree of a preset, with what was given over it.
+
+        Raises:
+            ConfigError: names the keys, of which one must be given.
+        """
+        for keys in self.needs:
+            if not any(_value(given, key.split(".")) for key in keys):
+                raise ConfigError(
+                    f"this recipe leaves {' or '.join(keys)} to you, and it is not given",
+                    f"add for example {next(iter(keys.values()))}",
+                )
+
+
+def _value(tree: Any, path: Sequence[str]) -> Any:
+    """What stands at a path of keys; a name stands for a group with it."""
+    for key in path:
+        tree = {"name": tree} if isinstance(tree, str) else tree
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def is_recipe(content: Any) -> bool:

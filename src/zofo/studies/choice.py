@@ -19,11 +19,13 @@ class TrialResult:
 
     Args:
         setting: what it is, as `key=value`.
-        loss: mean on validation over the seeds; None where a trial failed or is not done.
+        loss: mean on validation over the seeds; None where a trial diverged, has to be made again or is not done.
         score: the same of the score.
         metric: name of the score.
-        failed: message of a trial that failed, or None.
-        done: whether all of its trials are.
+        diverged: message of a trial whose loss was not finite, which is the worst that a setting can come to; or None.
+        accident: message of a trial that anything else ended, so that it says nothing of the setting and is made again;
+            or None.
+        done: whether all of its trials are, and none by accident.
         key: lower for the better setting; None where it cannot be chosen.
     """
 
@@ -31,7 +33,8 @@ class TrialResult:
     loss: float | None
     score: float | None
     metric: str
-    failed: str | None
+    diverged: str | None
+    accident: str | None
     done: bool
     key: float | None
 
@@ -44,7 +47,7 @@ class Choice:
         method: its name in the tables.
         cell: where it stands.
         trials: in the order of the file.
-        chosen: number of the best, from 0; None where every one failed, or some are not done.
+        chosen: number of the best, from 0; None where every one diverged, or some are not done.
     """
 
     method: str
@@ -57,12 +60,19 @@ class Choice:
         """Whether all trials are."""
         return all(trial.done for trial in self.trials)
 
+    @property
+    def accident(self) -> str | None:
+        """What the final runs wait for: the message of the first trial that has to be made again; None without one."""
+        return next((trial.accident for trial in self.trials if trial.accident is not None), None)
+
 
 def choices_of(grid: Grid, outcomes: Outcomes) -> dict[tuple[str, Cell], Choice]:
     """The choice in every cell for every method with trials.
 
     argmin over settings of (1 / seeds) sum over seeds of the loss on validation (or of minus the score), both after the
-    last step of the trial. A setting of which a trial failed is not chosen; of equal ones the first is.
+    last step of the trial. A setting of which a trial diverged is the worst and not chosen; of equal ones the first is.
+    Nothing is chosen while a trial is not done or was ended by accident: fewer settings would be compared than for
+    other methods.
 
     Args:
         grid: of the study.
@@ -85,16 +95,18 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> dict[tuple[str, Cell], Choice]
 
 def _result(setting: str, runs: list[Run], outcomes: Outcomes, by: str) -> TrialResult:
     made = [outcomes[run.digest] for run in runs if run.digest in outcomes]
-    failed = next((outcome.failed["message"] for outcome in made if outcome.failed), None)
-    done = len(made) == len(runs)
-    if failed is not None or not done:
-        return TrialResult(setting, None, None, "", failed, done, None)
+    accident = next((outcome.failed["message"] for outcome in made if outcome.failed and not outcome.final), None)
+    diverged = next((outcome.failed["message"] for outcome in made if outcome.failed and outcome.final), None)
+    done = len(made) == len(runs) and accident is None
+    if not done or diverged is not None:
+        return TrialResult(setting, None, None, "", diverged, accident, done, None)
     validation = [outcome.scores["validation"] for outcome in made]
     loss, score = (sum(scores[name] for scores in validation) / len(made) for name in ("loss", "score"))
     key = sum(outcome.better_key(by) for outcome in made) / len(made)
     if not math.isfinite(key):
-        return TrialResult(setting, loss, score, made[0].metric, f"its {by} on validation is {key}", True, None)
-    return TrialResult(setting, loss, score, made[0].metric, None, True, key)
+        infinite = f"its {by} on validation is {key}"
+        return TrialResult(setting, loss, score, made[0].metric, infinite, None, True, None)
+    return TrialResult(setting, loss, score, made[0].metric, None, None, True, key)
 
 
 def final_runs(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> list[Run]:

@@ -25,11 +25,13 @@ COLUMNS = frozenset(
 ZERO_SHOT = "zero-shot"
 MAJORITY = "majority"
 
-_SET_BY_SEED = ("training.seed", "task.split_seed", "model.head_seed")
 _SET_BY_BUDGET = ("steps", "queries", "evaluations", "eval_every", "test")
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 Tree = dict[str, Any]
+
+SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
+"""Keys that a seed sets unless the study says otherwise; of a problem, only the first."""
 
 
 class Budget(Config):
@@ -60,9 +62,9 @@ class Search(Config):
     by: Literal["loss", "score"] = "loss"
     """What decides: the lowest loss or the best score, on validation after the last step."""
 
-    @field_validator("seeds")
+    @field_validator("seeds", mode="before")
     @classmethod
-    def _once(cls, seeds: list[int]) -> list[int]:
+    def _once(cls, seeds: Any) -> Any:
         return _distinct(seeds, "search.seeds")
 
 
@@ -162,9 +164,9 @@ class StudyConfig(Config):
             made["figure"] = {} if made["figure"] else None
         return made
 
-    @field_validator("seeds")
+    @field_validator("seeds", mode="before")
     @classmethod
-    def _once(cls, seeds: list[int]) -> list[int]:
+    def _once(cls, seeds: Any) -> Any:
         return _distinct(seeds, "seeds")
 
     @model_validator(mode="after")
@@ -172,7 +174,7 @@ class StudyConfig(Config):
         _check_names(self)
         _check_trials(self)
         for where, tree in _trees(self):
-            for key in self.seeded or _SET_BY_SEED:
+            for key in self.seeded or SEEDED:
                 if value_at(tree, key) is not None:
                     raise ConfigError(
                         f"{where}.{key}: each of the seeds sets this, so that it would have no effect",
@@ -247,12 +249,16 @@ def _check_trials(config: StudyConfig) -> None:
         )
 
 
-def _distinct(seeds: list[int], where: str) -> list[int]:
-    repeated = [seed for seed in seeds if seeds.count(seed) > 1]
-    if repeated:
-        raise ConfigError(
-            f"{where}: {repeated[0]} is given twice, which would count one run as two", "give each seed once"
-        )
+def _distinct(seeds: Any, where: str) -> Any:
+    """Seeds as a file gives them, of which each must be a whole number, and another one: `true` would count as 1."""
+    given = seeds if isinstance(seeds, list) else []
+    for seed in given:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ConfigError(f"{where}: {seed!r} is no whole number", "write for example seeds: [0, 1, 2]")
+        if given.count(seed) > 1:
+            raise ConfigError(
+                f"{where}: {seed} is given twice, which would count one run as two", "give each seed once"
+            )
     return seeds
 
 
@@ -293,9 +299,13 @@ def _levels(value: Any, where: str) -> Tree:
 def _contender(value: Any, where: str) -> Tree:
     content = as_mapping(value, where)
     made: Tree = {key: content.pop(key) for key in ("budget", "start", "seeds") if key in content}
-    trials = content.pop("trials", None) or []
+    if "seeds" in made:
+        _distinct(made["seeds"], f"{where}.seeds")
+    trials = content.pop("trials", None)
+    trials = [] if trials is None else trials
     if not isinstance(trials, list):
-        raise ConfigError(f"{where}.trials: expected a list of settings, got {trials!r}")
+        hint = "write for example trials: [{method.rule.lr: 1e-3}, {method.rule.lr: 1e-4}]"
+        raise ConfigError(f"{where}.trials: expected a list of settings, got {trials!r}", hint)
     made["trials"] = [_tree(trial, f"{where}.trials") for trial in trials]
     return {**made, "tree": _tree(content, where, ("trials", "budget", "start", "seeds"))}
 

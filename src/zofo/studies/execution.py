@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zofo.config import Config
+from zofo.errors import ZofoError
 from zofo.methods import Method
 from zofo.studies.outcome import Outcome
 from zofo.training.train import number_of_steps
@@ -27,6 +28,18 @@ class Cost:
     seconds: float
 
 
+class Fault(NamedTuple):
+    """Something that is wrong with a run.
+
+    Args:
+        key: dotted, of the configuration; empty where no single one is at fault.
+        error: what is said.
+    """
+
+    key: str
+    error: ZofoError
+
+
 class Execution(ABC):
     """How runs of one kind are made."""
 
@@ -43,12 +56,8 @@ class Execution(ABC):
         """What the results call the model or the task of a run whose study gives it no name."""
 
     @abstractmethod
-    def check(self, config: Any, remote_code: bool) -> None:
-        """Find out, as far as it takes no time, whether the run can be made.
-
-        Raises:
-            ZofoError: it cannot.
-        """
+    def faults(self, config: Any) -> Iterator[Fault]:
+        """Why the run cannot be made, as far as it takes no time to find out; nothing where it can."""
 
     @abstractmethod
     def execute(self, config: Any, folder: Path, remote_code: bool) -> Outcome:

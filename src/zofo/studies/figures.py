@@ -7,21 +7,25 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
 
 from zofo.config import Config, validated
 from zofo.studies.outcome import INNER
+from zofo.studies.statistics import interval
 
 if TYPE_CHECKING:  # both take long to import, and a study without a figure needs neither
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from zofo.studies.design import StudyConfig
 
 # Okabe and Ito's colours, which can be told apart by everyone; yellow is left out, since it is too light for a line
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", ":", "-.")
 _ACROSS = 3  # panels beside each other
 _WIDE, _HIGH = 4.2, 3.2  # of a panel, in inches
-_DIVERGED = 3  # times the largest loss at the start: what is above leaves its panel, which could show nothing else
+_TALLEST = 3  # times the largest loss at the start: what is above leaves its panel, which could show nothing else
 _LOG_FROM = 30  # ratio of the largest to the smallest number above 0 from which an axis is logarithmic
 _STYLE: Any = {"svg.hashsalt": "zofo", "svg.fonttype": "none", "font.size": 9}  # the salt: the same names in every file
 
@@ -60,7 +64,7 @@ class Line:
     ended: int
 
 
-def draw(curves: pd.DataFrame, results: pd.DataFrame, config: Any, folder: Path) -> list[Path]:
+def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folder: Path) -> list[Path]:
     """Draw the curves of the final runs: for each model a file of losses, and one of scores where these are no losses;
     and one of the losses of the inner problem, where the methods have one.
 
@@ -81,12 +85,12 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: Any, folder: Path)
     Raises:
         ConfigError: an unknown option of the figure.
     """
-    options = validated(FigureConfig, dict(getattr(config, "figure", None) or {}), "figure")
-    axes = list(getattr(config, "axes", None) or {})
+    options = validated(FigureConfig, dict(config.figure or {}), "figure")
+    axes = list(config.axes)
     final = curves[~curves["trial"].astype(bool)].copy()
     for column in ("model", "task", *axes):
         final[column] = final[column].fillna("").astype(str)
-    methods = [name for name in getattr(config, "methods", ()) if name in set(final["method"])]
+    methods = [name for name in config.methods if name in set(final["method"])]
     methods += [name for name in final["method"].unique() if name not in methods]
     metrics = _metrics(results)
     paths = []
@@ -153,14 +157,10 @@ def _lines(curves: pd.DataFrame, what: str, methods: Sequence[str], options: Fig
 
 def _band(values: Sequence[float], band: str) -> tuple[float, float, float]:
     """Mean, lower and upper edge; with one value there is no interval."""
-    mean = math.fsum(values) / len(values)
-    if band == "range" or len(values) < 2:
-        return mean, min(values), max(values)
-    from scipy.stats import t
-
-    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    half = float(t.ppf(0.975, len(values) - 1)) * error
-    return mean, mean - half, mean + half
+    found = interval(values) if band == "interval" else None
+    if found is None or found.half is None:
+        return mean(values), min(values), max(values)
+    return found.mean, found.mean - found.half, found.mean + found.half
 
 
 def _draw_file(
@@ -219,7 +219,7 @@ def _scale(axes: Axes, lines: Sequence[Line], label: str) -> None:
     logarithmic = bool(y) and min(y) > 0 and max(y) > _LOG_FROM * min(y)
     if logarithmic:
         axes.set_yscale("log")
-    if any(_diverged(line, top) for line in lines):
+    if any(_leaves(line, top) for line in lines):
         least = min(y)
         axes.set_ylim(least / 1.5 if logarithmic else least - 0.05 * (top - least), top)
 
@@ -227,10 +227,10 @@ def _scale(axes: Axes, lines: Sequence[Line], label: str) -> None:
 def _top(lines: Sequence[Line]) -> float:
     """The largest loss that a panel shows."""
     starts = [line.mean[0] for line in lines if line.mean]
-    return _DIVERGED * max(starts) if starts and max(starts) > 0 else math.inf
+    return _TALLEST * max(starts) if starts and max(starts) > 0 else math.inf
 
 
-def _diverged(line: Line, top: float) -> bool:
+def _leaves(line: Line, top: float) -> bool:
     return any(value > top for value in line.mean)
 
 
@@ -243,6 +243,6 @@ def _caption(panels: dict[str, list[Line]], label: str, options: FigureConfig) -
     parts = ["One seed: no band."] if seeds == [1] else [f"Mean over {over} seeds; band: {band}."]
     if any(line.ended for line in lines):
         parts.append("x: a run ended there, and with it the line.")
-    if label.endswith("loss") and any(_diverged(line, _top(panel)) for panel in panels.values() for line in panel):
-        parts.append("What leaves a panel at the top has diverged.")
+    if label.endswith("loss") and any(_leaves(line, _top(panel)) for panel in panels.values() for line in panel):
+        parts.append(f"What leaves a panel at the top went above {_TALLEST} times the largest loss at the start.")
     return " ".join(parts)

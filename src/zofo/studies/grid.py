@@ -14,14 +14,11 @@ from typing import Any, NamedTuple
 
 from zofo.config import Config
 from zofo.errors import ConfigError
-from zofo.studies.design import ZERO_SHOT, Budget, Contender, Level, StudyConfig, Tree
+from zofo.studies.design import SEEDED, ZERO_SHOT, Budget, Contender, Level, StudyConfig, Tree
 from zofo.studies.execution import Execution
 from zofo.studies.overlay import laid_over, value_at
 from zofo.studies.problem_runs import ProblemRuns
 from zofo.studies.task_runs import TaskRuns
-
-SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
-"""Keys that a seed sets unless the study says otherwise; of a problem, only the first."""
 
 _EXECUTIONS: dict[str, Execution] = {"task": TaskRuns(), "problem": ProblemRuns()}
 
@@ -132,12 +129,38 @@ class Grid:
             for number in range(len(config.methods[name].trials))
             for seed in (config.search.seeds if config.search else [])
         ]
+        self._refuse_equal_trials()
+        for name in config.starts:  # one that no method starts from may have mistakes, too
+            self._start(name, next(iter(self.cells)))
         self._first = [run for name, cell in self.entries for run in self.finals(name, cell, 0)]
+        self._others = [
+            self._run(name, cell, self.seeds(name)[0], None, number)
+            for name, cell in self.entries
+            for number in range(1, len(config.methods[name].trials))
+        ]
 
     @property
     def final_runs(self) -> list[Run]:
         """The final runs of methods with one setting, and as many of the others, as if their first were chosen."""
         return [*self._first, *self.zero_shots]
+
+    @property
+    def one_of_each(self) -> list[Run]:
+        """Every start, trial and final run of every setting that may be made, with one seed of several."""
+        search, config = self.config.search, self.config
+        trials = [run for run in self.trials if search is None or run.seed == search.seeds[0]]
+        finals = [run for run in self._first if run.seed == self.seeds(run.method)[0]]
+        zero_shots = [run for run in self.zero_shots if run.seed == config.seeds[0]]
+        return [*self.starts, *trials, *finals, *self._others, *zero_shots]
+
+    def seeds(self, name: str) -> list[int]:
+        """Of the final runs of a method."""
+        return self.config.methods[name].seeds or self.config.seeds
+
+    def trial_budget(self, name: str) -> Budget:
+        """Of each trial of a method: as the search says, but no more than a budget of its own."""
+        assert self.config.search is not None
+        return _shorter(self.config.search.budget, self.config.methods[name].budget)
 
     def finals(self, name: str, cell: Cell, chosen: int) -> list[Run]:
         """The final runs of a method in a cell.
@@ -147,8 +170,19 @@ class Grid:
             cell: one of `cells`.
             chosen: the trial whose setting they have; without meaning for a method that has none.
         """
-        seeds = self.config.methods[name].seeds or self.config.seeds
-        return [self._run(name, cell, seed, None, chosen) for seed in seeds]
+        return [self._run(name, cell, seed, None, chosen) for seed in self.seeds(name)]
+
+    def _refuse_equal_trials(self) -> None:
+        """A setting that is tried twice is one trial fewer than other methods have."""
+        seen: dict[tuple[str, Cell, int, str], int] = {}
+        for run in self.trials:
+            number = (run.trial or 0) + 1
+            first = seen.setdefault((run.method, run.cell, run.seed, run.digest), number)
+            if first != number:
+                raise ConfigError(
+                    f"methods.{run.method}.trials: {first} and {number} are the same setting in {run.cell}",
+                    "give each setting once; an option at its default is the same as one that is left out",
+                )
 
     @cached_property
     def starts(self) -> list[Run]:
@@ -208,22 +242,51 @@ class Grid:
 
     def _run(self, name: str, cell: Cell, seed: int, trial: int | None, chosen: int = 0) -> Run:
         contender, config = self.config.methods[name], self.config
-        (model, own_model), (task, own_task), *axes = (_of_method(level, name) for level in self.cells[cell])
-        setting = contender.trials[chosen if trial is None else trial] if contender.trials else {}
-        where = f"methods.{name}" + (f", trial {(chosen if trial is None else trial) + 1}" if contender.trials else "")
+        number = chosen if trial is None else trial
+        where = f"methods.{name}" + (f", trial {number + 1}" if contender.trials else "")
         if trial is None:
             budget, last = contender.budget or config.budget, self._scored(config.evaluations)
         else:
-            assert config.search is not None
-            budget, last = _shorter(config.search.budget, contender.budget), {"evaluations": 1}
-        changes = itertools.chain.from_iterable(axes)
-        written = laid_over(config.base, model, task, contender.tree, own_model, own_task, *changes, setting)
+            budget, last = self.trial_budget(name), {"evaluations": 1}
+        written = laid_over(*(tree for _, tree in self._layers(name, cell, number)))
         if value_at(written, "method.name") is None:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
         tree = laid_over(written, self._seeds(written, seed), {"training": {**_length(budget), **last}})
         if contender.start is not None:
             tree["start"] = self._start(contender.start, cell).id
         return self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}")
+
+    def _layers(self, name: str, cell: Cell, number: int) -> list[tuple[str, Tree]]:
+        """What a run of a method is made of, the last one winning, each with the keys that lead to it in the file."""
+        places = [f"models.{cell.model}", f"tasks.{cell.task}"]
+        places += [f"axes.{axis}.{value}" for axis, value in zip(self.config.axes, cell.axes, strict=True)]
+        common, own = [], []
+        for place, level in zip(places, self.cells[cell], strict=True):
+            shared, alone = _of_method(level, name)
+            common.append((place, shared))
+            own.append((f"{place}.methods.{name}", alone))
+        if name not in self.config.methods:  # the untrained model
+            return [("base", self.config.base), *common]
+        contender = self.config.methods[name]
+        axes = itertools.chain.from_iterable(zip(common[2:], own[2:], strict=True))
+        trials = [(f"methods.{name}.trials.{number + 1}", contender.trials[number])] if contender.trials else []
+        return [("base", self.config.base), *common[:2], (f"methods.{name}", contender.tree), *own[:2], *axes, *trials]
+
+    def where(self, run: Run, key: str) -> str:
+        """What in the study's file says something about a run: the path of a dotted key, or else what the run is.
+
+        Args:
+            run: of this grid.
+            key: dotted, as a run's configuration has it; empty for the run as a whole.
+        """
+        if run in self.starts:
+            return f"starts.{run.method.removeprefix('start ')}.{key}".rstrip(".")
+        layers = self._layers(run.method, run.cell, run.trial or 0) if key else []
+        place = next((place for place, tree in reversed(layers) if value_at(tree, key) is not None), None)
+        if place is not None:
+            return f"{place}.{key}"
+        trial = f", trial {run.trial + 1}" if run.trial is not None else ""
+        return f"{run.method if run.method == ZERO_SHOT else f'methods.{run.method}'}{trial}, {run.cell}"
 
     def _zero_shot(self, cell: Cell, seed: int) -> Run:
         """The untrained model: what is said about methods does not concern it, nor does the budget."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from zofo.errors import NonFiniteError, RunError
+from zofo.studies.whole import write_whole
 
 FILE = "outcome.json"
+
+BLOWN_UP = 10
+"""A run whose loss on validation is more than so many times that before training has diverged, finite as it is."""
 
 INNER = "inner"
 """What the curves call the loss of a bilevel method's inner problem, which is no loss of a split."""
@@ -34,6 +38,8 @@ class Outcome:
         curve: an evaluation each, in order: steps, queries, split, loss, score; then, without a score, the loss of the
             inner problem along the run, where there is one.
         failed: kind and message of the error that ended the run, or None.
+        variants: of each further model that the run leaves, such as the lower adapter of a bilevel run, what `scores`
+            has of the first one; empty in outcomes of older versions, too.
         folder: name of the folder that it was read from.
     """
 
@@ -47,12 +53,38 @@ class Outcome:
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] | None = None
+    variants: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     folder: str = ""
+
+    @property
+    def ended_by_loss(self) -> bool:
+        """Whether a loss that was not finite ended it."""
+        return self.failed is not None and self.failed["error"] == NonFiniteError.__name__
 
     @property
     def final(self) -> bool:
         """Whether the same run would end in the same way: other failures than divergence may have been mended."""
-        return self.failed is None or self.failed["error"] == NonFiniteError.__name__
+        return self.failed is None or self.ended_by_loss
+
+    @property
+    def loss_before(self) -> float | None:
+        """Its loss on validation before the first step; None where that is not a point of its curve."""
+        points = (point for point in self.curve if point["steps"] == 0 and point["split"] == "validation")
+        return next((point["loss"] for point in points), None)
+
+    def diverged(self, before: float | None) -> bool:
+        """Whether it blew up: a loss was not finite, or the last is more than `BLOWN_UP` times that before training.
+
+        Both ways alike, since it is the number type that decides between them.
+
+        Args:
+            before: loss on validation of the untrained model; None where it is not known, so that only a loss that is
+                not finite tells. Losses of 0 or less, such as minus a score, have no such factor.
+        """
+        after = self.scores.get("validation", {}).get("loss")
+        if self.failed is not None or after is None:
+            return self.ended_by_loss
+        return not math.isfinite(after) or (before is not None and 0 < BLOWN_UP * before < after)
 
     def better_key(self, by: str) -> float:
         """A number that is lower for the better trial: its loss, or minus its score, on validation."""
@@ -61,9 +93,7 @@ class Outcome:
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of the run, whole or not at all."""
-        whole, part = folder / FILE, folder / f"{FILE}.part"
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        os.replace(part, whole)
+        write_whole(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Outcome | None:
@@ -80,7 +110,8 @@ class Outcome:
             found = TypeAdapter(cls).validate_python(content)
             if not found.config or (found.failed is None and not found.scores):
                 raise ValueError("it lacks the configuration or the scores")
-            for part in (*found.scores.values(), *found.curve):
+            others = (part for scores in found.variants.values() for part in scores.values())
+            for part in (*found.scores.values(), *others, *found.curve):
                 _ = part["loss"], part.get("score")
             _ = found.failed is None or (found.failed["error"], found.failed["message"])
             return found

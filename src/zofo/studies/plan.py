@@ -12,6 +12,7 @@ from statistics import mean
 from rich.table import Table
 
 from zofo.errors import ZofoError
+from zofo.studies.checking import check_runs
 from zofo.studies.execution import Cost
 from zofo.studies.grid import Run
 from zofo.studies.reading import Study
@@ -19,7 +20,7 @@ from zofo.studies.runner import known_runs
 from zofo.studies.store import Store
 from zofo.studies.tables import as_time
 
-Key = tuple[str, str, str]
+Place = tuple[str, str, str]
 """Method, model and cell."""
 
 _SECONDS = 50.0
@@ -141,8 +142,12 @@ def plan_study(
         remote_code: allow the model's repository to run its own code.
         told: called with what is being timed.
         limit: seconds after which nothing more is timed.
+
+    Raises:
+        ZofoError: mistakes in the study; none of its runs is timed.
     """
-    groups: dict[Key, list[Run]] = {}
+    check_runs(study.grid)
+    groups: dict[Place, list[Run]] = {}
     seen: set[str] = set()
     store, deadline = Store(folder), time.perf_counter() + limit
     for run in known_runs(study.grid, store):
@@ -150,11 +155,11 @@ def plan_study(
             seen.add(run.digest)
             groups.setdefault((run.method, run.cell.model, str(run.cell)), []).append(run)
     timing = _Timing(remote_code, deadline, told)
-    left = {key: [run for run in runs if not _done(store, run)] for key, runs in groups.items()}
-    for key in _each_model_early(list(groups)):
-        if left[key]:
-            timing.time(key, left[key])
-    rows = [_row(key, groups[key], left[key], timing) for key in groups]
+    left = {place: [run for run in runs if not _done(store, run)] for place, runs in groups.items()}
+    for place in _each_model_early(list(groups)):
+        if left[place]:
+            timing.time(place, left[place])
+    rows = [_row(place, groups[place], left[place], timing) for place in groups]
     return Plan(tuple(rows), jobs)
 
 
@@ -163,14 +168,14 @@ def _done(store: Store, run: Run) -> bool:
     return outcome is not None and outcome.final
 
 
-def _each_model_early(keys: list[Key]) -> list[Key]:
-    """The keys in an order in which every method with every model comes once before one comes again."""
+def _each_model_early(places: list[Place]) -> list[Place]:
+    """The places in an order in which every method with every model comes once before one comes again."""
     earlier: Counter[tuple[str, str]] = Counter()
     rounds = {}
-    for key in keys:
-        rounds[key] = earlier[key[:2]]
-        earlier[key[:2]] += 1
-    return sorted(keys, key=rounds.__getitem__)
+    for place in places:
+        rounds[place] = earlier[place[:2]]
+        earlier[place[:2]] += 1
+    return sorted(places, key=rounds.__getitem__)
 
 
 class _Timing:
@@ -178,28 +183,28 @@ class _Timing:
 
     def __init__(self, remote_code: bool, deadline: float, told: Callable[[str], None]) -> None:
         self._remote_code, self._deadline, self._told = remote_code, deadline, told
-        self.costs: dict[Key, dict[bool, Cost]] = {}
-        self.faults: dict[Key, str] = {}
+        self.costs: dict[Place, dict[bool, Cost]] = {}
+        self.faults: dict[Place, str] = {}
 
-    def time(self, key: Key, runs: list[Run]) -> None:
+    def time(self, place: Place, runs: list[Run]) -> None:
         """Time one method in one cell, unless the time is over."""
         if time.perf_counter() > self._deadline:
             return
         chosen = {run.trial is not None: run for run in reversed(runs)}
         first = next(iter(chosen.values()))
-        self._told(f"timing {key[0]} {key[2]}")
+        self._told(f"timing {place[0]} {place[2]}")
         try:
             found = first.execution.costs([run.config for run in chosen.values()], self._remote_code)
         except ZofoError as error:
-            self.faults[key] = error.message
+            self.faults[place] = error.message
         else:
-            self.costs[key] = dict(zip(chosen, found, strict=True))
+            self.costs[place] = dict(zip(chosen, found, strict=True))
 
-    def cost(self, key: Key, trial: bool) -> Cost | None:
+    def cost(self, place: Place, trial: bool) -> Cost | None:
         """That of the cell, or the mean over those of the same method, of the same model where there are such."""
-        if trial in self.costs.get(key, {}):
-            return self.costs[key][trial]
-        method, model, _ = key
+        if trial in self.costs.get(place, {}):
+            return self.costs[place][trial]
+        method, model, _ = place
         same = [k for k, costs in self.costs.items() if k[0] == method and trial in costs]
         near = [self.costs[k][trial] for k in same if k[1] == model] or [self.costs[k][trial] for k in same]
         if not near:
@@ -207,24 +212,24 @@ class _Timing:
         return Cost(round(mean(cost.queries for cost in near)), mean(cost.seconds for cost in near))
 
 
-def _row(key: Key, runs: list[Run], left: list[Run], timing: _Timing) -> PlanRow:
+def _row(place: Place, runs: list[Run], left: list[Run], timing: _Timing) -> PlanRow:
     trials = [run for run in runs if run.trial is not None]
-    costs = {trial: timing.cost(key, trial) for trial in (True, False)}
+    costs = {trial: timing.cost(place, trial) for trial in (True, False)}
     needed = [costs[run.trial is not None] for run in left]
-    fault = timing.faults.get(key)
+    fault = timing.faults.get(place)
     known = [cost.seconds for cost in needed if cost is not None]
     seconds = None if fault or len(known) < len(needed) else sum(known)
     queries = {trial: _queries(runs, trial, costs[trial]) for trial in (True, False)}
     return PlanRow(
-        method=key[0],
-        cell=key[2],
+        method=place[0],
+        cell=place[2],
         trials=len(trials),
         finals=len(runs) - len(trials),
         done=len(runs) - len(left),
         trial_queries=queries[True],
         final_queries=queries[False],
         seconds=seconds,
-        timed=not left or key in timing.costs,
+        timed=not left or place in timing.costs,
         fault=fault,
     )
 

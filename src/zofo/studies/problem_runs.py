@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 from zofo.config import Config, named, validated
-from zofo.errors import ConfigError, NonFiniteError
+from zofo.errors import ConfigError, NonFiniteError, ZofoError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods import METHODS, Method, MethodConfig
-from zofo.studies.execution import Cost, Execution, queries_of, steps_of
+from zofo.studies.execution import Cost, Execution, Fault, queries_of, steps_of
 from zofo.studies.outcome import Outcome
 from zofo.studies.problems import Problem, ProblemConfig
 from zofo.studies.task_runs import seconds_per_query
 from zofo.training import TrainingConfig
+from zofo.training.config import method_config
 
 _USED = {"seed", "steps", "queries", "evaluations", "eval_every", "test"}
 _CURVE = ("train", "validation")  # the data are small, and a paper's curves are of the training loss
-
-
-def _method(value: Any) -> Any:
-    value = named(value)
-    if not isinstance(value, dict):
-        return value
-    return validated(METHODS[value.get("name", "mezo")].Config, value, "method")
 
 
 class ProblemRun(Config):
@@ -38,7 +32,7 @@ class ProblemRun(Config):
 
     problem: Annotated[ProblemConfig, BeforeValidator(named)]
     """Which problem, with its options."""
-    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method)]
+    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(partial(method_config, default="mezo"))]
     """Which method, with its parts."""
     training: TrainingConfig = TrainingConfig()
     """How long, and with which seed."""
@@ -62,9 +56,12 @@ class ProblemRuns(Execution):
         """See `Execution.label`."""
         return config.problem.name if column == "task" else ""
 
-    def check(self, config: ProblemRun, remote_code: bool) -> None:
-        """See `Execution.check`: the problem and the method can be built, and the budget pays for a step."""
-        steps_of(_built(config, self._problem(config)), config)
+    def faults(self, config: ProblemRun) -> Iterator[Fault]:
+        """See `Execution.faults`: the problem and the method can be built, and the budget pays for a step."""
+        try:
+            steps_of(_built(config, self._problem(config)), config)
+        except ZofoError as error:
+            yield Fault("", error)
 
     def execute(self, config: ProblemRun, folder: Path, remote_code: bool) -> Outcome:
         """See `Execution.execute`."""
@@ -119,7 +116,7 @@ class ProblemRuns(Execution):
         return _problem(json.dumps(config.problem.model_dump(mode="json"), sort_keys=True))
 
 
-@functools.lru_cache(maxsize=4)
+@lru_cache(maxsize=4)
 def _problem(written: str) -> Problem:
     """The same problem once for many runs: its data do not change."""
     built: Problem = ProblemConfig.model_validate(json.loads(written)).build()

@@ -14,12 +14,13 @@ import yaml
 from zofo.config import mistakes_of, read_yaml, validated
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
-from zofo.studies.design import SHORT_FORMS, Start, StudyConfig, Tree, spelled_out
+from zofo.studies.design import GROUPS, SHORT_FORMS, Start, StudyConfig, Tree, spelled_out
 from zofo.studies.figures import FigureConfig
 from zofo.studies.grid import Grid
 from zofo.studies.overlay import laid_over, value_at
+from zofo.studies.repeated import refuse_repeated_keys
 from zofo.tasks import has_metaicl_rows, load_task
-from zofo.training.config import set_key
+from zofo.training.config import parted, set_key
 
 _YAML = (".yaml", ".yml")
 _FILES = (
@@ -94,7 +95,10 @@ def _content(name: str) -> tuple[Any, Path, str]:
     if path.suffix in _YAML:
         if not path.is_file():
             raise ConfigError(f"there is no study file {name!r}", f"packaged studies: {', '.join(study_names())}")
-        return read_yaml(path), path.absolute().parent, path.stem
+        content = read_yaml(path)
+        with mistakes_of(name):
+            refuse_repeated_keys(path.read_text(encoding="utf-8"))
+        return content, path.absolute().parent, path.stem
     if name not in study_names():
         raise UnknownNameError("study", name, study_names())
     text = (files(__package__) / "files" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -108,14 +112,7 @@ def _with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> Tre
         if isinstance(tree.get(section), Mapping):
             tree[section] = spelled_out(tree[section], group)
     for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals or not path:
-            raise ConfigError(f"{override!r} is not key=value", "write for example --set seeds=[0,1]")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{override!r}: the value is not YAML", "quote it") from error
-        parts = path.split(".")
+        parts, value = parted(override, "write for example --set seeds=[0,1]")
         if isinstance(value, list) and _names_things(parts):
             _keep(tree, parts, value)
             continue
@@ -147,11 +144,8 @@ def _nested(tree: Mapping[str, Any], path: Sequence[str]) -> Tree:
     made = {str(key): value for key, value in tree.items()}
     if path and isinstance(made.get(path[0]), Mapping):
         made[path[0]] = _nested(made[path[0]], path[1:])
-    dotted = {key: made.pop(key) for key in list(made) if "." in key and key.split(".")[0] in _DOTTED}
+    dotted = {key: made.pop(key) for key in list(made) if "." in key and key.split(".")[0] in GROUPS}
     return laid_over(made, dotted) if dotted else made
-
-
-_DOTTED = ("method", "model", "problem", "task", "training")
 
 
 def _located(config: StudyConfig, folder: Path) -> StudyConfig:

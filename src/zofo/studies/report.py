@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from zofo.errors import RunError
 from zofo.studies.choice import Choice, Outcomes
 from zofo.studies.design import StudyConfig, Tree
-from zofo.studies.grid import Cell, Run, flat
+from zofo.studies.grid import Cell, Grid, Run, flat
+from zofo.studies.outcome import BLOWN_UP
 from zofo.studies.reading import Study
 from zofo.studies.score_tables import Scores, contrast_table, difference_table, score_table
-from zofo.studies.store import write_whole
 from zofo.studies.tables import as_score, as_time, curve_frame, markdown, result_frame, write_frames
+from zofo.studies.whole import write_whole
 from zofo.training import environment
 
 
@@ -45,10 +46,10 @@ def write_results(
         figures = draw(curves, results, config, folder)
     finals = [run for run in runs if run.trial is None]
     parts = [
-        *_head(study, runs, outcomes),
+        *_head(study, runs, outcomes, choices.values()),
         *_tables(config, Scores(config, study.grid, finals, outcomes, choices)),
         *(f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in figures if path.suffix != ".pdf"),
-        *_choosing(config, choices),
+        *_choosing(study.grid, choices),
         *_started(study.grid.starts, outcomes),
         *_failures([*study.grid.starts, *runs], outcomes),
         *_versions(),
@@ -59,7 +60,7 @@ def write_results(
         raise RunError(f"cannot write the report into {str(folder)!r}: {error.strerror}") from error
 
 
-def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:
+def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterable[Choice]) -> Iterator[str]:
     config = study.config
     yield f"# {study.name}"
     if config.about:
@@ -69,14 +70,16 @@ def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes) -> Iterator[str
     missing = len(distinct) - len(done)
     seconds = sum(outcome.seconds + outcome.evaluation.get("seconds", 0) for outcome in done)
     seeds = ", ".join(map(str, config.seeds))
-    lines = [f"- Every final run has the same budget: {config.budget}. Seeds: {seeds}."]
+    own = any(contender.budget is not None for contender in config.methods.values())
+    same = "Every final run has the same budget" if not own else "Final runs have the same budget, but for those below"
+    lines = [f"- {same}: {config.budget}. Seeds: {seeds}."]
     if config.budget.steps is not None:
         lines.append("- A step costs some methods more queries than others: the tables say how many.")
     lines.append(f"- {len(done)} runs, {as_time(seconds)} of training and evaluation.")
     for name, contender in config.methods.items():
         if contender.budget is not None:
             lines.append(f"- **{name} has a budget of its own: {contender.budget}.**")
-    if missing or any(run.digest not in outcomes for run in study.grid.trials):
+    if missing or any(not choice.done for choice in choices):
         lines.append("- **Not all runs are done: the tables below are of those that are.**")
     lines += [f"- {note}" for note in study.notes]
     lines += ["- Scores are those after the last step of a run, not the best along it."]
@@ -96,9 +99,10 @@ def _tables(config: StudyConfig, scores: Scores) -> Iterator[str]:
     if len(config.seeds) > 1:
         n = len(config.seeds)
         yield (
-            f"Mean over {n} seeds ± half of its 95 % interval (t distribution, {n - 1} degrees of freedom). Accuracy, "
-            "F1, Matthews correlation and the like are in percent. Queries, forwards, backwards and seconds are of "
-            "training, the mean of one run; a query is one forward pass of one example, whoever asks."
+            f"Mean over {n} seeds, or over as many runs as a cell says, ± half of its 95 % interval (Student's t, one "
+            "degree of freedom fewer than runs). Accuracy, F1, Matthews correlation and the like are in percent. "
+            "Queries, forwards, backwards and seconds are of training, the mean of one run; a query is one forward "
+            "pass of one example, whoever asks."
         )
     else:
         yield (
@@ -110,8 +114,8 @@ def _tables(config: StudyConfig, scores: Scores) -> Iterator[str]:
         if title:
             yield f"### {title}"
         yield score_table(scores, cells)
-        if scores.any_failed(cells):
-            yield "† some runs failed and are not in the mean; they are listed below."
+        if scores.any_missing(cells):
+            yield _DIVERGED
         if config.reference is not None:
             table, notes = difference_table(scores, cells, config.reference)
             yield f"Differences from {config.reference} in pairs of the same task and seed; + is better:"
@@ -122,8 +126,18 @@ def _tables(config: StudyConfig, scores: Scores) -> Iterator[str]:
         yield from contrast_table(scores, config.contrast)
 
 
-def _choosing(config: StudyConfig, choices: Mapping[tuple[str, Cell], Choice]) -> Iterator[str]:
+_DIVERGED = (
+    "*Not all runs have a score.* A run diverged if a loss was not finite, or if its loss on validation after the last "
+    f"step is more than {BLOWN_UP} times that before training (where that is known: of a problem, or of the untrained "
+    "model as a row). Both kinds are counted alike and are in no mean, interval or pair: the mean is of the runs that "
+    "did not diverge, and says less for a method the more of them did. A run that anything else ended says nothing of "
+    "its method and is made again."
+)
+
+
+def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> Iterator[str]:
     yield "## How the settings were chosen"
+    config = grid.config
     if config.search is None:
         yield "Every method has one setting, that of the study's file. Nothing was searched."
         return
@@ -131,25 +145,45 @@ def _choosing(config: StudyConfig, choices: Mapping[tuple[str, Cell], Choice]) -
     seeds = ", ".join(map(str, config.search.seeds))
     count = len(next(iter(choices.values())).trials) if choices else 0
     yield (
-        f"Each method tried {count} settings in each cell, {config.search.budget} each, with seed {seeds}. The one "
-        f"with the {by} on validation after the last step was chosen (of several seeds, the mean). No trial read the "
-        "test split."
+        f"Each method tried {count} settings in each cell, {_budgets(grid)}, with seed {seeds}. The one "
+        f"with the {by} on validation after the last step was chosen (of several seeds, the mean). A setting with a "
+        "trial whose loss was not finite is the worst. No trial read the test split."
     )
     single = [name for name, contender in config.methods.items() if not contender.trials]
     if single:
         yield f"One setting only, and no search: {', '.join(single)}."
-    rows = []
+    rows, waiting = [], []
     for choice in choices.values():
-        for number, trial in enumerate(choice.trials):
-            loss = f"{trial.loss:.4g}" if trial.loss is not None else "failed" if trial.failed else "not done"
-            scored = trial.score is not None and trial.metric != "loss"
-            score = as_score(trial.score or 0.0, trial.metric) if scored else ""
-            mark = "chosen" if number == choice.chosen else ""
-            rows.append([choice.method, str(choice.cell), trial.setting, loss, score, mark])
+        rows += [_trial_row(choice, number) for number in range(len(choice.trials))]
         if choice.done and choice.chosen is None:
-            rows.append([choice.method, str(choice.cell), "every trial failed: no final run", "", "", ""])
+            rows.append([choice.method, str(choice.cell), "every trial diverged: no final run", "", "", ""])
+        if choice.accident is not None:
+            waiting.append(f"- **{choice.method} {choice.cell}: no final runs yet.** A trial failed: {choice.accident}")
     if rows:
         yield markdown(["method", "where", "setting", "validation loss", "validation score", ""], rows, texts=3)
+    if waiting:
+        yield "Trials that failed by accident are made again the next time, and only then is a setting chosen:"
+        yield "\n".join(waiting)
+
+
+def _budgets(grid: Grid) -> str:
+    """The length of a trial; where methods have one of their own, with theirs."""
+    assert grid.config.search is not None
+    common = grid.config.search.budget
+    searched = [name for name, contender in grid.config.methods.items() if contender.trials]
+    own = [f"{name} {grid.trial_budget(name)}" for name in searched if grid.trial_budget(name) != common]
+    return f"{common} each" + (f" ({', '.join(own)})" if own else "")
+
+
+def _trial_row(choice: Choice, number: int) -> list[str]:
+    trial = choice.trials[number]
+    states = {"failed": trial.accident is not None, "diverged": trial.diverged is not None, "not done": not trial.done}
+    state = next((name for name, holds in states.items() if holds), "")
+    loss = f"{trial.loss:.4g}" if trial.loss is not None else state
+    scored = trial.score is not None and trial.metric != "loss"
+    score = as_score(trial.score or 0.0, trial.metric) if scored else ""
+    mark = "chosen" if number == choice.chosen else ""
+    return [choice.method, str(choice.cell), trial.setting, loss, score, mark]
 
 
 def _started(starts: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from zofo.errors import RunError, ZofoError
-from zofo.studies.choice import choices_of, final_runs
+from zofo.errors import RunError
+from zofo.studies.checking import check_runs
+from zofo.studies.choice import Choice, choices_of, final_runs
 from zofo.studies.grid import Grid, Run
 from zofo.studies.outcome import Outcome
 from zofo.studies.reading import Study
@@ -43,7 +44,8 @@ def run_study(
     """Make all runs of a study that are not done, and write its results.
 
     Trials are made first. In each cell the setting of each method with the best mean on validation is chosen, and final
-    runs are made with it. A run that fails is recorded, and the others go on.
+    runs are made with it. A run that fails is recorded, and the others go on; the final runs of a method wait where one
+    of its trials failed by accident, until that is made again.
 
     Args:
         study: as `read_study` gives it.
@@ -59,7 +61,7 @@ def run_study(
         ZofoError: a mistake in the study, found before anything runs; the folder is not to be had; or every run failed.
     """
     grid, store = study.grid, Store(folder)
-    _check(grid, remote_code)
+    check_runs(grid)
     with store.locked():
         changed = store.claim(study.name, study.config.model_dump(mode="json"))
         progress = _Progress(console or Console(quiet=True), store, grid)
@@ -68,7 +70,9 @@ def run_study(
             with Workers(jobs, remote_code) as workers:
                 progress.make(grid.starts, workers)
                 progress.make(grid.trials, workers)
-                progress.make(final_runs(grid, choices_of(grid, progress.outcomes)), workers)
+                choices = choices_of(grid, progress.outcomes)
+                progress.waiting(choices.values())
+                progress.make(final_runs(grid, choices), workers)
         except KeyboardInterrupt:
             progress.interrupted()
             raise
@@ -98,7 +102,7 @@ def report_study(study: Study, folder: Path) -> StudyResult:
     write_results(study, [*grid.trials, *finals], outcomes, choices, folder)
     everything = {run.digest for run in [*grid.starts, *grid.trials, *finals]}
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
-    unknown = sum(not choice.done for choice in choices.values()) * len(grid.config.seeds)
+    unknown = sum(len(grid.seeds(choice.method)) for choice in choices.values() if not choice.done)
     failed = sum(outcome.failed is not None for outcome in outcomes.values())
     return StudyResult(folder, len(outcomes), failed, len(everything) - len(outcomes) + unknown)
 
@@ -115,20 +119,6 @@ def known_runs(grid: Grid, store: Store) -> list[Run]:
     known = {(run.method, run.cell) for run in chosen}
     unknown = [run for run in grid.final_runs if (run.method, run.cell) not in known]
     return [*grid.starts, *grid.trials, *chosen, *unknown]
-
-
-def _check(grid: Grid, remote_code: bool) -> None:
-    """What can be found out before anything runs, once for each method in each cell."""
-    seen = set()
-    for run in [*grid.starts, *grid.trials, *grid.final_runs]:
-        what = (run.method, run.cell, run.trial is None)
-        if what not in seen:
-            seen.add(what)
-            try:
-                run.execution.check(run.config, remote_code)
-            except ZofoError as error:
-                error.message = f"{run}: {error.message}"
-                raise
 
 
 class _Progress:
@@ -162,6 +152,15 @@ class _Progress:
             now = time.perf_counter()
             self._seconds, last = self._seconds + now - last, now
             self._over(run)
+
+    def waiting(self, choices: Iterable[Choice]) -> None:
+        """Say which final runs are not made yet, and why."""
+        for choice in choices:
+            if choice.accident is not None:
+                self._say(
+                    f"{choice.method} {choice.cell}: its final runs wait for a trial that failed by accident "
+                    f"({choice.accident}); type the same again to make it again"
+                )
 
     def _over(self, run: Run) -> None:
         """Read what came of a run, and say it."""

@@ -4,15 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
+from typing import NamedTuple
 
 from zofo.studies.choice import Choice, Outcomes
 from zofo.studies.design import MAJORITY, ZERO_SHOT, StudyConfig
 from zofo.studies.grid import Cell, Grid, Run
 from zofo.studies.outcome import Outcome
 from zofo.studies.statistics import Interval, interval, paired
-from zofo.studies.tables import as_p, as_score, as_time, is_share, markdown
+from zofo.studies.tables import as_p, as_score, as_time, is_share, markdown, row_name
 
 _WORK = ("queries", "forwards", "backwards")
+
+
+class State(NamedTuple):
+    """What became of the runs of one method in one cell.
+
+    Args:
+        runs: one for each seed.
+        scored: those that the mean is of.
+        diverged: those that blew up.
+        failed: those that anything else ended.
+        unstable: whether every trial diverged, so that there are no runs.
+    """
+
+    runs: int
+    scored: int
+    diverged: int
+    failed: int
+    unstable: bool
+
+    @property
+    def text(self) -> str:
+        """How many runs the mean is of and what the others came to; empty where all have a score."""
+        if self.unstable:
+            return "every trial diverged"
+        missing = self.runs - self.scored - self.diverged - self.failed
+        others = ((self.diverged, "diverged"), (self.failed, "failed"), (missing, "not done"))
+        parts = [f"{count} {what}" for count, what in others if count]
+        return ", ".join([f"{self.scored} of {self.runs}", *parts]) if parts else ""
 
 
 class Scores:
@@ -23,7 +52,8 @@ class Scores:
         grid: its runs.
         finals: the final runs.
         outcomes: of those that are done.
-        choices: of settings; a method of which every trial failed has failed, too.
+        choices: of settings; a method of which every trial diverged has no final run, and one of which a trial has to
+            be made again has none yet.
     """
 
     def __init__(
@@ -35,7 +65,7 @@ class Scores:
         choices: Mapping[tuple[str, Cell], Choice],
     ) -> None:
         self._config, self._cells = config, list(grid.cells)
-        self._hopeless = {place for place, choice in choices.items() if choice.done and choice.chosen is None}
+        self._choices, self._grid = choices, grid
         self.methods = [*([ZERO_SHOT] if config.zero_shot else []), *config.methods]
         self._done: dict[tuple[str, Cell], dict[int, Outcome]] = {}
         for run in finals:
@@ -66,14 +96,56 @@ class Scores:
                     axes = (*cell.axes[:place], value, *cell.axes[place + 1 :])
                     yield cell, cell._replace(axes=axes), str(rest), value
 
+    @property
+    def usual_runs(self) -> int:
+        """How many runs a mean is of where its cell does not say."""
+        return len(self._config.seeds)
+
     def outcomes(self, method: str, cell: Cell) -> dict[int, Outcome]:
         """What is done, by seed."""
         return self._done.get((method, cell), {})
 
-    def of(self, method: str, cell: Cell) -> dict[int, float]:
-        """The scores by seed; runs that failed have none."""
-        split, found = self._config.measure, self.outcomes(method, cell)
-        return {seed: one.scores[split]["score"] for seed, one in found.items() if split in one.scores}
+    def variants(self, method: str, cells: Sequence[Cell]) -> list[str]:
+        """The further models that a method's runs leave, such as its lower adapter."""
+        done = (one for cell in cells for one in self.outcomes(method, cell).values())
+        return list(dict.fromkeys(variant for one in done for variant in one.variants))
+
+    def of(self, method: str, cell: Cell, variant: str | None = None) -> dict[int, float]:
+        """The scores by seed, of the first model that a run leaves or of a further one; without runs that failed or
+        diverged."""
+        split, diverged = self._config.measure, self.diverged(method, cell)
+        done = self.outcomes(method, cell).items()
+        found = {seed: one.scores if variant is None else one.variants.get(variant, {}) for seed, one in done}
+        return {seed: one[split]["score"] for seed, one in found.items() if split in one and seed not in diverged}
+
+    def any_missing(self, cells: Sequence[Cell]) -> bool:
+        """Whether a cell of the table says that not all of its runs have a score."""
+        states = (self.state(method, cell) for method in self.methods for cell in cells)
+        return any(state.diverged or state.failed or state.unstable for state in states)
+
+    def diverged(self, method: str, cell: Cell) -> list[int]:
+        """The seeds of the runs that blew up, whether their loss was still finite at the end or not."""
+        found = self.outcomes(method, cell).items()
+        return [seed for seed, one in found if one.diverged(self._loss_before(cell, seed, one))]
+
+    def _loss_before(self, cell: Cell, seed: int, run: Outcome) -> float | None:
+        """Loss on validation before training: the first point of the run, or else that of the untrained model."""
+        untrained = self.outcomes(ZERO_SHOT, cell).get(seed)
+        if run.loss_before is not None or untrained is None:
+            return run.loss_before
+        return untrained.scores.get("validation", {}).get("loss")
+
+    def state(self, method: str, cell: Cell) -> State:
+        """What became of the runs of one method in one cell."""
+        found, choice = self.outcomes(method, cell).values(), self._choices.get((method, cell))
+        runs = len(self._config.seeds if method == ZERO_SHOT else self._grid.seeds(method))
+        return State(
+            runs=runs,
+            scored=len(self.of(method, cell)),
+            diverged=len(self.diverged(method, cell)),
+            failed=sum(not one.final for one in found),
+            unstable=choice is not None and choice.done and choice.chosen is None,
+        )
 
     def majority(self, cell: Cell) -> dict[int, float]:
         """By seed, since the split may depend on it; whatever method has a run there knows it."""
@@ -83,16 +155,6 @@ class Scores:
                 if "majority" in one.scores.get(split, {}):
                     found[seed] = one.scores[split]["majority"]
         return found
-
-    def any_failed(self, cells: Sequence[Cell]) -> bool:
-        """Whether the mark for it stands in the table of these cells."""
-        return any(self.failed(method, cell) for method in self.methods for cell in cells)
-
-    def failed(self, method: str, cell: Cell) -> int:
-        """How many runs failed; one, where every trial did, so that there are none."""
-        return ((method, cell) in self._hopeless) + sum(
-            one.failed is not None for one in self.outcomes(method, cell).values()
-        )
 
     def metric(self, cell: Cell) -> str:
         """Name of the score; the same for all methods on a task."""
@@ -110,7 +172,7 @@ class Scores:
 
 
 def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
-    """A row for each method, a column for each task, and what one run took.
+    """A row for each method and each further model that it leaves, a column for each task, and what one run took.
 
     Args:
         scores: of all final runs.
@@ -129,10 +191,11 @@ def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
         )
         rows.append([MAJORITY, *texts, *(last or ["-"] * len(average)), *[""] * (len(_WORK) + 1)])
     for method in scores.methods:
-        texts = [_score(scores, method, cell) for cell in cells]
-        rows.append(
-            [method, *texts, *([_average(scores, method, cells)] if average else []), *_took(scores, method, cells)]
-        )
+        for variant in (None, *scores.variants(method, cells)):
+            texts = [_score(scores, method, cell, variant) for cell in cells]
+            texts += [_average(scores, method, cells, variant)] if average else []
+            took = _took(scores, method, cells) if variant is None else [""] * (len(_WORK) + 1)  # the same run
+            rows.append([row_name(method, variant), *texts, *took])
     return markdown(header, rows)
 
 
@@ -140,11 +203,14 @@ def _both(cells: Sequence[Cell], found: Sequence[dict[int, float]]) -> Iterator[
     return zip(cells, found, strict=True)
 
 
-def _score(scores: Scores, method: str, cell: Cell) -> str:
-    found, failed = scores.of(method, cell), scores.failed(method, cell)
+def _score(scores: Scores, method: str, cell: Cell, variant: str | None) -> str:
+    found, state = scores.of(method, cell, variant), scores.state(method, cell)
     if not found:
-        return "failed †" if failed else "-"
-    return _with_interval(interval(list(found.values())), scores.metric(cell)) + (" †" if failed else "")
+        nothing = not (state.unstable or state.diverged or state.failed)  # where no run is done, or takes part
+        return "-" if nothing else state.text if state.unstable else f"- ({state.text})"
+    n = f"n = {len(found)}" if len(found) != scores.usual_runs else ""
+    note = state.text or n
+    return _with_interval(interval(list(found.values())), scores.metric(cell)) + (f" ({note})" if note else "")
 
 
 def _with_interval(one: Interval, metric: str, signed: bool = False) -> str:
@@ -153,13 +219,14 @@ def _with_interval(one: Interval, metric: str, signed: bool = False) -> str:
     return plus + text + ("" if one.half is None else f" ± {as_score(one.half, metric)}")
 
 
-def _average(scores: Scores, method: str, cells: Sequence[Cell]) -> str:
+def _average(scores: Scores, method: str, cells: Sequence[Cell], variant: str | None) -> str:
     """The mean over tasks of each seed, then over seeds; none where a run is missing."""
-    found = [scores.of(method, cell) for cell in cells]
+    found = [scores.of(method, cell, variant) for cell in cells]
     seeds = set(found[0]).intersection(*found[1:])
     if not seeds or any(set(one) != seeds for one in found):
         return "-"
-    return _with_interval(interval([mean(one[seed] for one in found) for seed in sorted(seeds)]), "share")
+    n = f" (n = {len(seeds)})" if len(seeds) != scores.usual_runs else ""
+    return _with_interval(interval([mean(one[seed] for one in found) for seed in sorted(seeds)]), "share") + n
 
 
 def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:

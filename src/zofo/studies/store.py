@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from zofo.errors import RunError
 from zofo.studies.grid import Run
 from zofo.studies.outcome import Outcome
+from zofo.studies.whole import write_whole
 from zofo.training.lock import locked
 
 _STUDY, _LOCK = "study.json", "study.lock"
@@ -109,10 +109,3 @@ class Store:
         """
         self._refuse_foreign()
         return locked(self.folder / _LOCK, "running a study in")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ _COUNTS = ("forwards", "backwards", "queries")
 def result_frame(
     config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, choices: Mapping[tuple[str, Cell], Choice]
 ) -> pandas.DataFrame:
-    """A row for each run that is done, trials among them.
+    """A row for each run that is done, trials among them; and below a final run one for each further model that it
+    leaves, with its scores, whose method is called as in `row_name`.
 
     Columns: `method, model, task`, the axes, `seed, trial` (whether it is one), `setting` (of the trial, or chosen),
     `chosen` (whether that setting was), `metric`, `score` and `majority` on the split that is compared, loss and score
@@ -40,6 +42,9 @@ def result_frame(
         row = {**_place(config, run), "setting": setting}
         row["chosen"] = choice is None or number == choice.chosen
         rows.append({**row, **_numbers(config, outcome), "run": outcome.folder})
+        for variant, scores in outcome.variants.items() if run.trial is None else ():
+            other = _numbers(config, replace(outcome, scores=scores))
+            rows.append({**row, "method": row_name(run.method, variant), **other, "run": outcome.folder})
     return pandas.DataFrame(rows)
 
 
@@ -96,6 +101,11 @@ def _numbers(config: StudyConfig, outcome: Outcome) -> dict[str, Any]:
     for name in (*_COUNTS, "seconds"):
         row[f"evaluation_{name}"] = outcome.evaluation.get(name, nothing)
     return {**row, "failed": outcome.failed["message"] if outcome.failed else ""}
+
+
+def row_name(method: str, variant: str | None = None) -> str:
+    """What the tables call a method, or a further model that its runs leave: `bilevel, lower adapter`."""
+    return method if variant is None else f"{method}, {variant.replace('_', ' ')}"
 
 
 def is_share(metric: str) -> bool:

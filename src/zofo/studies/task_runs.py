@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from zofo.backbone import refuse_unknown_model
 from zofo.config import validated
-from zofo.errors import RunError
+from zofo.errors import DataError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
-from zofo.studies.execution import Cost, Execution, queries_of, steps_of
+from zofo.objectives import OBJECTIVES
+from zofo.studies.execution import Cost, Execution, Fault, queries_of, steps_of
 from zofo.studies.outcome import INNER, Outcome
-from zofo.tasks import Split, resolve_task
+from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
 from zofo.training import RunConfig, load_material, setting_of, train
 
 _LONG = 3.0  # seconds of a first step after which no other one is timed
@@ -34,30 +37,31 @@ class TaskRuns(Execution):
         """See `Execution.label`."""
         return Path(config.model.name).stem if column == "model" else config.task.title
 
-    def check(self, config: RunConfig, remote_code: bool) -> None:
-        """See `Execution.check`: that there is such a task. Models and rows take time, so each run finds out itself."""
-        if config.task.data is None or config.task.several:
-            resolve_task(config.task)
+    def faults(self, config: RunConfig) -> Iterator[Fault]:
+        """See `Execution.faults`: that there are such a model, task, prompt and objective, and a folder of rows.
+
+        What models and rows say takes time, so that each run finds it out itself.
+        """
+        yield from _fault("model.name", lambda: refuse_unknown_model(config.model.name))
+        if config.training.objective is not None:
+            yield from _fault("training.objective", lambda: OBJECTIVES[str(config.training.objective)])
+        yield from _faults_of_task(config.task)
 
     def execute(self, config: RunConfig, folder: Path, remote_code: bool) -> Outcome:
         """See `Execution.execute`."""
         given = {"run": folder, "start": _start_beside(folder, config.start)}
         run = train(config.model_copy(update=given), remote_code=remote_code)
         summary = run.summary
-        variant, metric = next(iter(summary["variants"])), summary["metric"]
-        splits = {"validation": summary["variants"], "test": summary.get("test", {})}
+        metric, (first, *others) = summary["metric"], list(summary["variants"])
         return Outcome(
             metric=metric,
-            scores={
-                split: {"score": found[metric], "loss": found["loss"], "majority": found["majority"]}
-                for split, variants in splits.items()
-                if (found := variants.get(variant))
-            },
+            scores=_scores(summary, first),
             steps=summary["steps"],
             counts={name: summary[name] for name in Counts().as_dict()},
             evaluation=summary["evaluation"],
             seconds=summary["seconds"],
-            curve=_curve(run.metrics, variant, metric),
+            curve=_curve(run.metrics, first, metric),
+            variants={variant: _scores(summary, variant) for variant in others},
         )
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
@@ -95,18 +99,68 @@ class TaskRuns(Execution):
         return found
 
 
+def _scores(summary: Mapping[str, Any], variant: str) -> dict[str, dict[str, float]]:
+    """What an outcome says of one of the models that a run leaves, of each split that was scored."""
+    metric, splits = summary["metric"], {"validation": summary["variants"], "test": summary.get("test", {})}
+    return {
+        split: {"score": found[metric], "loss": found["loss"], "majority": found["majority"]}
+        for split, variants in splits.items()
+        if (found := variants.get(variant))
+    }
+
+
+def _fault(key: str, check: Callable[[], object]) -> Iterator[Fault]:
+    """What a check says, as a fault of the key."""
+    try:
+        check()
+    except ZofoError as error:
+        yield Fault(key, error)
+
+
+def _faults_of_task(task: TaskConfig) -> Iterator[Fault]:
+    """The folder, and what the task's file and registries say; rows of a user's own are known when they are read."""
+    if task.data_dir is not None and not task.data_dir.is_dir():
+        lacks = DataError(f"there is no folder {str(task.data_dir)!r}", "say where it is with --data or --set")
+        yield Fault("task.data_dir", lacks)
+    if task.data is not None and not task.several:
+        return
+    if task.metric is not None and task.metric not in METRICS:
+        yield from _fault("task.metric", lambda: METRICS[str(task.metric)])
+        return
+    whole = task.model_dump_json(exclude={"split_seed"}, exclude_unset=True)
+    wrong = list(_fault("task.setting" if task.several else "task.name", lambda: _resolved(whole)))
+    yield from wrong
+    if wrong or task.several:
+        return
+    found = _resolved(whole)
+    yield from _fault("task.prompt", lambda: found.prompt(task.prompt))
+    if task.data_dir is None and found.source is None:
+        lacks = DataError(f"the task {found.name!r} has no source of its own", "give its rows with --data")
+        yield Fault("task.name", lacks)
+
+
+@lru_cache(maxsize=64)
+def _resolved(written: str) -> Task:
+    """The same task once for many runs."""
+    return resolve_task(TaskConfig.model_validate(json.loads(written)))
+
+
 def _start_beside(folder: Path, start: Path | None) -> Path | None:
     """The run that a run starts from: one of the same study, by the name of its folder, or any other by its path.
 
     Raises:
         RunError: it failed, so that what is in its folder is not what was asked for.
+        NonFiniteError: it diverged, as it would again.
     """
     if start is None or start.is_absolute() or len(start.parts) > 1:
         return start
     outcome = Outcome.read(folder.parent / start)
     if outcome is None or outcome.failed:
         why = f" failed: {outcome.failed['message']}" if outcome and outcome.failed else " was not made"
-        raise RunError(f"the run {start.name!r}, which this one starts from,{why}", "see what failed in report.md")
+        message = f"the run {start.name!r}, which this one starts from,{why}"
+        if outcome is not None and outcome.ended_by_loss:
+            raise NonFiniteError(f"start: {message}", consequence="this one cannot be made")
+        raise RunError(message, "see what failed in report.md")
     return folder.parent / start
 
 

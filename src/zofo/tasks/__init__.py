@@ -10,6 +10,7 @@ from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText, encode_m
 from zofo.tasks.example import Example
 from zofo.tasks.metaicl import has_metaicl_rows
 from zofo.tasks.metrics import METRICS, Metric
+from zofo.tasks.mixture import file_name
 from zofo.tasks.own import load_examples, resolve_task
 from zofo.tasks.rendering import render
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
@@ -38,6 +39,7 @@ __all__ = [
     "encode_channel",
     "encode_masked",
     "encode_texts",
+    "file_name",
     "has_metaicl_rows",
     "known_split",
     "load_examples",

@@ -59,7 +59,8 @@ def load_examples(
         for split, chosen in _divide(task, origin, rows, config).items():
             if split in needed:
                 examples[split] = _rendered(task, chosen[: config.max_rows], prompt, head, right)
-    refuse_known_test_rows(task, examples)
+    if not config.allow_overlap:
+        refuse_known_test_rows(task, examples)
     if config.shots is not None and "train" in examples:
         examples["train"] = _few(task, examples["train"], config.shots, config.split_seed)
     if config.demonstrations:

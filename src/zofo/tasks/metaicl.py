@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zofo.errors import DataError
-from zofo.tasks.reading import Row, check_labels
+from zofo.tasks.reading import Row, check_labels, file_of
 
 COLUMNS = ("task", "input", "output", "options")
 """Of a row."""
@@ -22,27 +22,42 @@ Type = Literal["classification", "multiple-choice"]
 _ABOUT = "tasks.json"  # beside the folders: which type each task is of, `{"boolq": {"type": "qa"}}`
 
 
-def metaicl_content(rows: Sequence[Row], kind: Type | None) -> dict[str, Any]:
+_ASKED: dict[str, Any] = {"prompts": {"default": "{{ input }}\n"}, "separator": "\n\n\n", "disjoint": True}
+
+
+def choice_content() -> dict[str, Any]:
+    """What rows with options of their own ask for."""
+    choices = {"each": "options | unique(case_sensitive=true) | list", "text": "{{ choice }}"}
+    return {"kind": "multiple-choice", "metric": "accuracy", "label": "output", "choices": choices, **_ASKED}
+
+
+def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = False) -> dict[str, Any]:
     """The part of a task file that says what MetaICL's rows ask for.
 
     Args:
         rows: of train, each checked by itself.
         kind: what the task is; by default a classification where all rows have the same options.
+        free_words: whether rows without options are wanted, whose outputs are free words, as a task to train on.
 
     Raises:
-        DataError: a classification whose rows have other options than the first, or all the same output.
+        DataError: a classification whose rows have other options than the first, or all the same output; rows without
+            options, unless all are so and may be.
     """
+    free = [row for row in rows if not row.fields["options"]]
+    if free and not (free_words and len(free) == len(rows)):
+        others = ", but other rows have options" if len(free) < len(rows) else ", which cannot be scored by likelihood"
+        raise DataError(
+            f"{free[0].where}: column 'options' is empty: an output in free words{others}; {len(free)} such rows",
+            "mend or remove the rows"
+            if len(free) < len(rows)
+            else "train on such a task as one of task.tasks, and test on others",
+        )
+    if free:
+        return {"kind": "generation", "metric": "token-f1", "answers": "output", "stop": [], **_ASKED}
     first = rows[0].fields["options"]
     odd = next((row for row in rows if set(row.fields["options"]) != set(first)), None)
-    shape: dict[str, Any] = {
-        "label": "output",
-        "prompts": {"default": "{{ input }}\n"},
-        "separator": "\n\n\n",
-        "disjoint": True,
-    }
     if kind == "multiple-choice" or kind is None and odd is not None:
-        choices = {"each": "options | unique(case_sensitive=true) | list", "text": "{{ choice }}"}
-        return {"kind": "multiple-choice", "metric": "accuracy", "choices": choices, **shape}
+        return choice_content()
     if odd is not None:
         raise DataError(
             f"{odd.where}: a classification, whose rows all have the same options, but this one has "
@@ -51,7 +66,8 @@ def metaicl_content(rows: Sequence[Row], kind: Type | None) -> dict[str, Any]:
         )
     check_labels("output", rows)
     verbalizers = {str(option): str(option) for option in dict.fromkeys(first)}
-    return {"kind": "classification", "metric": "macro-f1", "also": ["accuracy"], "verbalizers": verbalizers, **shape}
+    shape = {"kind": "classification", "metric": "macro-f1", "also": ["accuracy"], "verbalizers": verbalizers}
+    return {**shape, "label": "output", **_ASKED}
 
 
 def type_of(folder: Path) -> Type | None:
@@ -78,7 +94,7 @@ def read_object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}", "mend the line") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {str(path)!r}: {error}", "give a JSON file in UTF-8") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: not a JSON object", 'write {"key": ...}')
@@ -87,12 +103,23 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def has_metaicl_rows(folder: Path) -> bool:
     """Whether the first row of a folder's train.jsonl has MetaICL's columns."""
-    path = folder / "train.jsonl"
-    if not path.is_file():
-        return False
+    return _first_row(folder) is not None
+
+
+def in_free_words(folder: Path) -> bool:
+    """Whether a folder has MetaICL's rows, of which the first has no options."""
+    row = _first_row(folder)
+    return row is not None and not row["options"]
+
+
+def _first_row(folder: Path) -> dict[str, Any] | None:
+    """The first row of a folder's train.jsonl; None where it is not MetaICL's."""
+    path = file_of(folder, "train")
+    if path is None or path.suffix != ".jsonl":
+        return None
     with path.open(encoding="utf-8", errors="replace") as file:
         try:
             row = json.loads(file.readline())
-        except ValueError:
-            return False
-    return isinstance(row, dict) and set(COLUMNS) <= set(row)
+        except (ValueError, RecursionError):
+            return None
+    return row if isinstance(row, dict) and set(COLUMNS) <= set(row) else None

@@ -11,18 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zofo.config import is_name
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.example import Example
-from zofo.tasks.metaicl import has_metaicl_rows, metaicl_content, read_object
-from zofo.tasks.reading import Row, read_file
-from zofo.tasks.task import SPLITS, Split, Task, parse_task, shown, task_names
+from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
+from zofo.tasks.reading import file_of, read_file
+from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_names
 
 VALIDATION_ROWS = 16
 """Rows of each task that are drawn for validation, unless `sizes` says otherwise."""
 
 _SHOWN = 3  # pairs of tasks in a message
-_COLLECTIONS = re.compile(r"^(glue|super_?glue|kilt)[-_]")
+_COLLECTIONS = re.compile(r"^(glue|super_?glue|kilt|unifiedqa)[-_:]")
 
 
 def mixture_task(config: TaskConfig) -> Task:
@@ -33,7 +34,7 @@ def mixture_task(config: TaskConfig) -> Task:
         "version": 1,
         "about": f"{len(names)} tasks at once: {', '.join(names)}",
         "splits": {split: {"from": split} for split in SPLITS},
-        **metaicl_content([Row("", {"options": []})], "multiple-choice"),
+        **choice_content(),
     }
     if not config.allow_overlap:
         refuse_twins(names, unseen)
@@ -44,7 +45,7 @@ def members_of(config: TaskConfig) -> tuple[list[str], list[str]]:
     """The names of the tasks, and of those that are kept for the test.
 
     Raises:
-        ConfigError: no task, one that is given twice, or an unseen one that is also trained on.
+        ConfigError: no task, one that is given twice, or what is no name of one.
         DataError: the setting file cannot be read, or holds something else.
     """
     names, unseen = config.tasks, config.unseen
@@ -59,13 +60,31 @@ def members_of(config: TaskConfig) -> tuple[list[str], list[str]]:
         names, unseen = content["train"], unseen or content["test"]
     if not names:
         raise ConfigError("there is no task to train on", "name some with task.tasks or task.setting")
-    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
-    if twice is not None:
-        raise ConfigError(f"the task {twice!r} is given twice", "give each task once")
+    known: dict[str, str] = {}
+    for name in names:
+        if (other := known.setdefault(file_name(name), name)) != name or names.count(name) > 1:
+            raise ConfigError(
+                f"the task {name!r} is given twice" + (f", also as {other!r}" if other != name else ""),
+                "give each task once",
+            )
     for name in (*names, *unseen):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"{name!r} is no name of a task", "letters, digits and ._- make a name")
+        if not is_name(file_name(name)):
+            raise ConfigError(f"{name!r} is no name of a task", "letters, digits and ._-: make a name")
     return list(names), list(unseen)
+
+
+def file_name(task: str) -> str:
+    """What a file or folder of a task is called on any system: `unifiedqa_squad2` for `unifiedqa:squad2`."""
+    return task.replace(":", "_")
+
+
+def _folder(config: TaskConfig, name: str) -> Path | None:
+    """The folder of a task in the data folder, by its name or its `file_name`; None where no data folder is given."""
+    root = config.data or config.data_dir
+    if root is None:
+        return None
+    exact = Path(root) / name
+    return exact if exact.is_dir() else Path(root) / file_name(name)
 
 
 def component(config: TaskConfig, name: str) -> TaskConfig:
@@ -77,8 +96,7 @@ def component(config: TaskConfig, name: str) -> TaskConfig:
     """
     own: dict[str, Any] = {"tasks": [], "setting": None, "unseen": [], "name": None, "data": None, "data_dir": None}
     own["sizes"] = config.sizes or {"validation": VALIDATION_ROWS}
-    root = config.data or config.data_dir
-    folder = None if root is None else Path(root) / name
+    folder = _folder(config, name)
     if folder is not None and folder.is_dir():
         packaged = name in task_names() and not has_metaicl_rows(folder)
         own |= {"name": name, "data_dir": folder} if packaged else {"data": str(folder)}
@@ -97,36 +115,67 @@ def mixed_examples(
     config: TaskConfig,
     splits: Sequence[Split],
     resolve: Callable[[TaskConfig], Task],
-    load: Callable[[Task, TaskConfig], Mapping[Split, list[Example]]],
+    load: Callable[[Task, TaskConfig, Sequence[Split]], Mapping[Split, list[Example]]],
 ) -> dict[Split, list[Example]]:
     """The examples of several tasks, one after the other, each under the name of its own.
+
+    Those of a task in free words have their output as only candidate, and are in train alone.
 
     Args:
         config: which tasks.
         splits: those that are needed.
         resolve: gives a task for its configuration.
-        load: reads the examples of one task.
+        load: reads the examples of one task, of some splits.
 
     Raises:
-        ConfigError: a task that generates, or rows that a task shares with the test rows of an unseen one.
+        ConfigError: a task that generates, other than by MetaICL's rows; one in free words that is kept for the test;
+            no task with options; or rows that a task shares with the test rows of an unseen one.
         DataError: rows that cannot be used.
     """
     names, unseen = members_of(config)
     mixed: dict[Split, list[Example]] = {split: [] for split in splits}
-    held = {} if config.allow_overlap else {name: rows for name in unseen if (rows := _test_rows(config, name))}
+    _refuse_free_words(config, unseen)
+    held = {} if config.allow_overlap else {name: rows for name in unseen if (rows := _inputs(config, name, "test"))}
     for name in names:
         own = component(config, name)
         task = resolve(own)
-        if task.kind == "generation":
+        free = task.kind == "generation"
+        if free and not (own.data is not None and in_free_words(Path(own.data))):
             raise ConfigError(
                 f"{name!r} asks for a free text, but of several tasks each must have candidates",
                 "leave it out of task.tasks",
             )
-        for split, examples in load(task, own).items():
-            mixed[split] += [replace(example, task=name) for example in examples]
-            if split == "train":
-                _refuse_shared_rows(name, examples, held)
+        for split, examples in load(task, own, [one for one in splits if one == "train" or not free]).items():
+            mixed[split] += [_only_trained_on(one, name) if free else replace(one, task=name) for one in examples]
+            if split == "train" and held:
+                bare = {where: text for text, where in _inputs(config, name, "train").items()}  # no demonstrations
+                _refuse_shared_rows(
+                    name, {one.where: bare.get(one.where, one.prompt.strip()) for one in examples}, held
+                )
+    for split in splits:
+        if not mixed[split]:
+            raise ConfigError(
+                f"none of the tasks has options, so that {split} has no row that can be scored by likelihood",
+                "name a task with options beside them in task.tasks",
+            )
     return mixed
+
+
+def _only_trained_on(example: Example, task: str) -> Example:
+    """An example in free words, with its output as only candidate, which nothing follows."""
+    return replace(example, candidates=example.answers[:1], answers=(), ends=False, task=task)
+
+
+def _refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
+    """Raises ConfigError for a task that is kept for the test, of which no output can be told from others."""
+    for name in unseen:
+        folder = _folder(config, name)
+        if folder is not None and in_free_words(folder):
+            raise ConfigError(
+                f"{name!r} is kept for the test, but its rows have no options: an output in free words cannot be "
+                "scored by likelihood",
+                "take it out of task.unseen, or out of the setting file's test",
+            )
 
 
 def twin_key(name: str) -> str:
@@ -148,26 +197,27 @@ def refuse_twins(trained: Sequence[str], unseen: Sequence[str]) -> None:
     )
 
 
-def _test_rows(config: TaskConfig, name: str) -> dict[str, str]:
-    """The texts of an unseen task's test rows, with their places; none where its rows are not MetaICL's, or not there.
+def _inputs(config: TaskConfig, name: str, split: str) -> dict[str, str]:
+    """The inputs of a task's rows, with their places; none where its rows are not MetaICL's, or not there.
 
-    They may be anywhere, or on the Hub; what is not beside the training tasks is not looked for.
+    Those of an unseen task may be anywhere, or on the Hub; what is not beside the training tasks is not looked for.
     """
-    root = config.data or config.data_dir
-    folder = None if root is None else Path(root) / name
-    if folder is None or not has_metaicl_rows(folder) or not (folder / "test.jsonl").is_file():
+    folder = _folder(config, name)
+    path = None if folder is None or not has_metaicl_rows(folder) else file_of(folder, split)
+    if path is None:
         return {}
-    return {str(row.fields.get("input", "")).strip(): row.where for row in read_file(folder / "test.jsonl")}
+    return {str(row.fields.get("input", "")).strip(): row.where for row in read_file(path)}
 
 
-def _refuse_shared_rows(name: str, examples: Sequence[Example], held: Mapping[str, Mapping[str, str]]) -> None:
+def _refuse_shared_rows(name: str, inputs: Mapping[str, str], held: Mapping[str, Mapping[str, str]]) -> None:
+    """Raises ConfigError for inputs, by their places, that are those of test rows of an unseen task."""
     for other, rows in held.items():
-        shared = [one for one in examples if one.prompt.strip() in rows]
+        shared = [(where, rows[text]) for where, text in inputs.items() if text in rows]
         if shared:
-            first = shared[0]
+            where, held_where = shared[0]
             raise ConfigError(
                 f"{len(shared)} training rows of {name!r} are test rows of {other!r}, which is kept for the test: "
-                f"{first.where} is {rows[first.prompt.strip()]}",
+                f"{where} is {held_where}",
                 "take one of the tasks out, or allow it with task.allow_overlap=true",
             )
 
@@ -183,7 +233,5 @@ def refuse_known_test_rows(task: Task, examples: Mapping[Split, Sequence[Example
         raise DataError(
             f"{row.where}: the same input and options as {known.where}, so that the test is known from training; "
             f"{len(same)} such rows in {task.name!r}",
-            f"remove them from one of the files; labels are {shown(task.label_names)}"
-            if task.label_names
-            else "remove them from one of the files",
+            "remove them from one of the files, or allow them with task.allow_overlap=true",
         )

@@ -19,10 +19,14 @@ from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_content
 _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train
 
 
-def resolve_task(config: TaskConfig) -> Task:
+def resolve_task(config: TaskConfig, free_words: bool = False) -> Task:
     """The task that a configuration means.
 
     A task file keeps its splits, unless its rows come from one file: then all three are drawn from that.
+
+    Args:
+        config: which task.
+        free_words: whether it is one of several to train on, of which MetaICL's rows may have no options.
 
     Raises:
         ConfigError: the task file, or what is given in place of its keys, cannot work.
@@ -36,7 +40,7 @@ def resolve_task(config: TaskConfig) -> Task:
             content = {**content, "splits": _splits(config.data)}
     else:
         assert config.data is not None
-        content, where = _content(config, config.data), config.data
+        content, where = _content(config, config.data, free_words), config.data
     if isinstance(content, dict):
         content = {**content, **config.overrides}
         if config.verbalizers is not None:
@@ -63,7 +67,12 @@ def load_examples(
             "a classification head gives the same labels to every row, and several tasks have each their own",
             "choose one task, or model.head=causal-lm",
         )
-    return mixed_examples(config, splits, resolve_task, lambda one, own: load_of_one(one, own, splits, False, right))
+    return mixed_examples(
+        config,
+        splits,
+        lambda own: resolve_task(own, free_words=True),
+        lambda one, own, some: load_of_one(one, own, some, False, right),
+    )
 
 
 def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def _splits(data: str) -> dict[str, dict[str, Any]]:
     return {"train": {"from": "train"}, **drawn, **present}
 
 
-def _content(config: TaskConfig, data: str) -> dict[str, Any]:
+def _content(config: TaskConfig, data: str, free_words: bool) -> dict[str, Any]:
     """A task file's content for rows whose format is recognised, or said by a template and a label column."""
     splits = _splits(data)
     rows = read_data(data, splits["train"]["from"])
@@ -100,7 +109,9 @@ def _content(config: TaskConfig, data: str) -> dict[str, Any]:
     else:
         found = detect(rows)
         if found.name == "metaicl":
-            shape = metaicl_content(rows, type_of(Path(data)))
+            shape = metaicl_content(rows, type_of(Path(data)), free_words)
+            if shape["kind"] == "generation":  # only trained on: no row of train is kept for another split
+                splits = {split: {"from": split} for split in SPLITS}
         else:
             shape = _SHAPES[found.name](found, rows)
     about = f"rows of {Path(data).name}: {found.about}"

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -261,4 +262,4 @@ class Evaluating(Callback):
 
 
 def _evaluation(values: Mapping[str, Any]) -> Evaluation:
-    return Evaluation(**{**values, "predictions": tuple(values["predictions"])})
+    return TypeAdapter(Evaluation).validate_json(json.dumps(values), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -12,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import CheckpointError
+from zofo.training.disk import sync, sync_tree, writing
 
 _MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1
 _PREFIX, _SAVING = "step-", ".saving-"
+_MAKE_ROOM = (
+    "make room or choose another folder, and type the same command again: the run goes on from the checkpoint before"
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Checkpoint:
             CheckpointError: it holds something else.
         """
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            text = (self.path / name).read_text(encoding="utf-8")
+            content = json.loads(text, parse_constant=_refuse_constant)
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"cannot read {str(self.path / name)!r}: {error}") from error
         if not isinstance(content, dict):
@@ -72,52 +78,61 @@ class Checkpoints:
         """
         final, part = self._folder / f"{_PREFIX}{step:08d}", self._folder / f"{_SAVING}{step:08d}"
         try:
-            shutil.rmtree(part, ignore_errors=True)
-            if final.is_dir():
+            with writing("the checkpoint", final, _MAKE_ROOM, CheckpointError):
                 if damage_of(final) is None:  # the same step of the same run
                     return final
-                shutil.rmtree(final)
-            part.mkdir(parents=True)
-            write(part)
-            files = {path.relative_to(part).as_posix(): _digest(path) for path in _files(part)}
-            content = {"version": _VERSION, "step": step, "files": files}
-            (part / _MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            for path in [*_files(part), *(path for path in part.rglob("*") if path.is_dir()), part]:
-                _sync(path)
-            os.rename(part, final)
-            _sync(self._folder)
-            marker = final / _MARKER
-            marker.write_text(_digest(final / _MANIFEST) + "\n", encoding="utf-8")
-            _sync(marker)
-            _sync(final)
-        except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
-            raise CheckpointError(
-                f"cannot write the checkpoint {str(final)!r}: {error.strerror or error} ({_free(self._folder)} free)",
-                "make room or choose another folder, and type the same command again: the run goes on from the "
-                "checkpoint before",
-            ) from error
-        for old in self._folders()[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+                _remove(final)
+                _remove(part)
+                part.mkdir(parents=True)
+                write(part)
+                _write_manifest(part, step)
+                sync_tree(part)
+                os.rename(part, final)
+                sync(self._folder)
+                _mark(final)
+        except CheckpointError:
+            self.sweep()
+            raise
+        self._prune(step)
         return final
+
+    def _prune(self, newest: int) -> None:
+        """Remove what is beyond the newest ones, and what lies after them: of steps that will be made anew."""
+        folders = self._folders()
+        kept = [path for path in folders if _step(path) <= newest][: self._keep]
+        for path in folders:
+            if path not in kept:
+                _remove(path)
 
     def latest(self, warn: Callable[[str], None] = lambda _text: None) -> Checkpoint | None:
         """The newest whole checkpoint; None where there is none.
 
         Args:
             warn: told of each newer one that is damaged, with the file.
+
+        Raises:
+            CheckpointError: there are some, and all of them are damaged.
         """
+        found: list[str] = []
         for path in self._folders():
             damage = damage_of(path)
             if damage is None:
-                return Checkpoint(path, int(path.name.removeprefix(_PREFIX)))
-            warn(f"{damage}: the checkpoint before it is used")
+                for text in found:
+                    warn(f"{text}: the checkpoint before it is used")
+                return Checkpoint(path, _step(path))
+            found.append(damage)
+        if found:
+            raise CheckpointError(
+                f"no checkpoint in {str(self._folder)!r} can be used: {'; '.join(found)}",
+                f"put back a copy of one, or remove {str(self._folder)!r} to begin the run again",
+            )
         return None
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written, and what can never be used."""
-        for path in self._folder.glob(f"{_SAVING}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove what a killed process left: checkpoints half-written, not yet marked complete, or half-removed."""
+        unmarked = [path for path in self._folders() if not os.path.lexists(path / _MARKER)]
+        for path in [*self._folder.glob(f"{_SAVING}*"), *unmarked]:
+            _remove(path)
 
     def clear(self) -> None:
         """Remove all of them: the run has ended, and its folder holds what came of it."""
@@ -126,13 +141,16 @@ class Checkpoints:
     def _folders(self) -> list[Path]:
         """Of all checkpoints, whole or not, the newest first."""
         found = [path for path in self._folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
+        return sorted(found, key=_step, reverse=True)
 
 
 def damage_of(path: Path) -> str | None:
     """What is wrong with the folder of a checkpoint, and with which file; None where it is whole."""
     marker, manifest = path / _MARKER, path / _MANIFEST
     try:
+        for each in (path, *sorted(path.rglob("*"))):
+            if each.is_symlink():
+                return f"{str(each)!r} is a link, which no checkpoint holds"
         if not marker.is_file():
             return f"{str(path)!r} was not finished"
         if not manifest.is_file():
@@ -142,15 +160,53 @@ def damage_of(path: Path) -> str | None:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
             return f"{str(manifest)!r} is of version {content['version']}, which this version of zofo cannot read"
-        for name, digest in content["files"].items():
-            inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-            if not inside or not (path / name).is_file():
-                return f"{str(path / name)!r} is missing"
-            if _digest(path / name) != digest:
-                return f"{str(path / name)!r} is damaged: its SHA-256 is not the one in the manifest"
+        if content["step"] != _step(path):
+            return f"{str(manifest)!r} is of step {content['step']}"
+        return _differing(path, content["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"{str(manifest)!r} cannot be read ({error})"
+        return f"{str(manifest)!r} cannot be read ({error!r})"
+
+
+def _differing(path: Path, digests: dict[str, str]) -> str | None:
+    """The first file that is missing, not in the manifest, or not as it says; only what lies in the folder is read."""
+    there = {file.relative_to(path).as_posix(): file for file in _files(path)} | {_MARKER: None, _MANIFEST: None}
+    for name in digests.keys() - there.keys():
+        return f"{str(path / name)!r} is missing"
+    for name, file in there.items():
+        if file is not None and name not in digests:
+            return f"{str(file)!r} is not in the manifest"
+        if file is not None and _digest(file) != digests[name]:
+            return f"{str(file)!r} is damaged: its SHA-256 is not the one in the manifest"
     return None
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)}
+    content = {"version": _VERSION, "step": step, "files": files}
+    (folder / _MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _mark(folder: Path) -> None:
+    """Write the marker: it is there with all that it holds, or not there."""
+    part, marker = folder / f".{_MARKER}", folder / _MARKER
+    part.write_text(_digest(folder / _MANIFEST) + "\n", encoding="utf-8")
+    sync(part)
+    os.replace(part, marker)
+    sync(folder)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, its marker first: a process that is killed meanwhile leaves what `sweep` knows."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    with contextlib.suppress(OSError):
+        (path / _MARKER).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -165,18 +221,5 @@ def _digest(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():  # where folders cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _free(folder: Path) -> str:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB"
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

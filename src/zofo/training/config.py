@@ -14,7 +14,7 @@ from zofo.backbone import ModelConfig
 from zofo.config import Config, mistakes_of, named, read_yaml, validated
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, TwoStageConfig, ZerothOrderConfig
-from zofo.recipes import is_recipe, parse_recipe, recipe_text
+from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.tasks import TaskConfig
 
 
@@ -47,6 +47,9 @@ class TrainingConfig(Config):
     """Steps between checkpoints; by default by time, so that they take less than 2 % of it."""
     checkpoint_keep: int = Field(2, ge=1)
     """Checkpoints that are kept while the run goes on, the newest ones."""
+    checkpoint_failure: Literal["stop", "skip"] = "stop"
+    """What to do about a checkpoint that cannot be written, on a full disk: stop, or go on and try again when the next
+    one is due."""
     checkpoint_weights: bool | None = None
     """Whether a checkpoint holds the backbone's weights too, and not only the trajectory; by default where a replay
     would be slow."""
@@ -74,12 +77,20 @@ class TrainingConfig(Config):
         return self
 
 
-def _method(value: Any) -> Any:
-    if isinstance(value, str):
-        value = {"name": value}
+def method_config(value: Any, *, default: str = "bilevel") -> Any:
+    """A method as it is written, as its own configuration; what is no group of keys is left to be refused.
+
+    Args:
+        value: a name, or a group of options.
+        default: the method that is meant when only options are given.
+
+    Raises:
+        ConfigError: no such method, or an option that it does not have.
+    """
+    value = named(value)
     if not isinstance(value, dict):
         return value
-    return validated(METHODS[value.get("name", "bilevel")].Config, value, "method")
+    return validated(METHODS[value.get("name", default)].Config, value, "method")
 
 
 EPSILON_OF_HALF = 3e-3
@@ -103,7 +114,9 @@ class RunConfig(Config):
     """Which model."""
     task: Annotated[TaskConfig, BeforeValidator(named)] = TaskConfig()
     """Which task."""
-    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_method)] = Field(default_factory=BilevelConfig)
+    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(method_config)] = Field(
+        default_factory=BilevelConfig
+    )
     """Which method, with its parts."""
     training: TrainingConfig = TrainingConfig()
     """How long."""
@@ -197,26 +210,29 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         groups: top-level groups, as plain data.
 
     Raises:
-        ConfigError: names the file or the override, the key, and the nearest right one.
+        ConfigError: names the file or the override, the key, and the nearest right one; or what a recipe needs.
         UnknownNameError: no recipe of that name, or no such preset.
     """
-    given = [_parted(override) for override in overrides]
+    given = [parted(override) for override in overrides]
     preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
-    tree = _content(file, preset)
+    tree, recipe = _content(file, preset)
     for group, value in groups.items():
         set_key(tree, [group], value)
     for path, value in given:
         if path != _PRESET:
-            set_key(tree, path.split("."), value)
+            set_key(tree, path, value)
     with mistakes_of(str(file)) if file is not None else nullcontext():
+        if recipe is not None:
+            recipe.refuse_missing(tree)
         return validated(RunConfig, tree)
 
 
-_PRESET = "preset"  # of a recipe, as an override names it
+_PRESET = ["preset"]  # of a recipe, as an override names it
+_EXAMPLE = "write for example training.steps=20; a file or a recipe stands first, and there is only one"
 
 
-def _content(file: Path | str | None, preset: str | None) -> dict[str, Any]:
-    """The tree that a configuration file holds, or a preset of a recipe."""
+def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any], Recipe | None]:
+    """The tree that a configuration file holds, or a preset of a recipe, and that recipe."""
     content: Any = {}
     if isinstance(file, str) and _is_bare(file):
         content = yaml.safe_load(recipe_text(file))
@@ -225,9 +241,10 @@ def _content(file: Path | str | None, preset: str | None) -> dict[str, Any]:
     if is_recipe(content):
         tree: dict[str, Any] = {}
         with mistakes_of(str(file)):
-            for key, value in parse_recipe(content).keys(preset).items():
+            recipe = parse_recipe(content)
+            for key, value in recipe.keys(preset).items():
                 set_key(tree, key.split("."), value)
-        return tree
+        return tree, recipe
     if preset is not None:
         raise ConfigError(
             f"preset={preset} chooses among the presets of a recipe, but there is no recipe",
@@ -235,7 +252,7 @@ def _content(file: Path | str | None, preset: str | None) -> dict[str, Any]:
         )
     if not isinstance(content, dict | None):
         raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
-    return content or {}
+    return content or {}, None
 
 
 def _is_bare(file: str) -> bool:
@@ -243,27 +260,28 @@ def _is_bare(file: str) -> bool:
     return Path(file).name == file and Path(file).suffix not in (".yaml", ".yml") and not Path(file).exists()
 
 
-def _parted(override: str) -> tuple[str, Any]:
-    """The dotted key of an override, and its value."""
+def parted(override: str, example: str = _EXAMPLE) -> tuple[list[str], Any]:
+    """The keys that an override leads through, and its value, read as YAML.
+
+    Args:
+        override: `path.to.key=value`. A template, whose braces mean something else in YAML, may stand as it is.
+        example: what to write instead, for the hint.
+
+    Raises:
+        ConfigError: it has no key, or its value is not YAML.
+    """
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise ConfigError(
-            f"{override!r} is not key=value",
-            "write for example training.steps=20; a file or a recipe stands first, and there is only one",
-        )
-    return path, _value(path, text, override)
-
-
-def _value(path: str, text: str, override: str) -> Any:
-    """What an override gives, as YAML; a template, whose braces mean something else there, may stand as it is."""
-    template = path == "task.template"
+        raise ConfigError(f"{override!r} is not key=value", example)
+    keys = path.split(".")
+    template = keys[-2:] == ["task", "template"]
     if template and not text.startswith(("'", '"')):
-        return None if text in ("", "null") else text
+        return keys, None if text in ("", "null") else text
     try:
-        return yaml.safe_load(text)
+        return keys, yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if template:  # one that begins with a quotation
-            return text
+            return keys, text
         raise ConfigError(
             f"{override!r}: the value is not YAML", "quote it, for example \"method.layers=['*.29.*']\""
         ) from error

@@ -52,7 +52,7 @@ class Scorer:
         encode: examples as text -> in tokens.
         make: examples in tokens -> a batch.
         generation: how texts are generated.
-        scoring: `mean`, `sum` or `calibrated`.
+        scoring: `mean`, `sum`, `calibrated` or `channel`.
         batch_size: examples a batch.
         score: how candidates are scored; methods that read may bring their own.
     """
@@ -108,7 +108,7 @@ class Scorer:
                 "task.scoring=calibrated compares likelihoods of candidates, which this method does not score by",
                 "set task.scoring=mean",
             )
-        by = "mean" if self.scoring == "mean" else "sum"
+        by = "mean" if self.scoring in ("mean", "channel") else "sum"
         table = self._by_batch(model, examples, counts, lambda batch: self.score(model, batch, by))
         if self.scoring == "calibrated":
             free = [_content_free(one.example) for one in examples]

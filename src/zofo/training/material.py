@@ -141,6 +141,13 @@ def setting_of(config: RunConfig, material: Material, reward: Reward | None = No
             "first-order steps",
             "choose method=mezo, or training.objective=classification",
         )
+    if config.task.several and objective.name in ("classification", "accuracy"):
+        free = next((one.example for one in material.encoded["train"] if len(one.example.candidates) == 1), None)
+        if free is not None:
+            raise ConfigError(
+                f"training.objective is {objective.name!r}, which compares options, but {free.where} has none",
+                "set training.objective=answer, or leave such tasks out",
+            )
     make, prepare = material.make, objective.prepare
     if METHODS[config.method.name].fixed_steps is not None:  # it only reads, as evaluation does
         prepare = _as_it_is

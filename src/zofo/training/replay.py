@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from zofo.backbone import Backbone, Update
+from zofo.config import PartConfig
 from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.estimators import Estimate
@@ -15,7 +18,7 @@ from zofo.rules import Rule
 from zofo.training.trajectory import Moved, Record, Settled, Trajectory
 
 
-def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: bool = True) -> None:
+def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: bool = True) -> Backbone:
     """Apply a trajectory to its base model.
 
     Exactly, everything that training wrote is written again, in the same order and by the same operations, so that the
@@ -29,6 +32,9 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: 
         steps: how many steps; all by default.
         exact: whether for the same bits.
 
+    Returns:
+        The tensors that the trajectory moves, as they are now.
+
     Raises:
         RunError: a trajectory of another noise stream, without what a replay needs, or with fewer steps.
     """
@@ -38,22 +44,42 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: 
     missing = [part for part in ("noise", "rule", "select", "evaluator") if part not in header]
     if missing:
         raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
-    mask = header.get("mask")
-    backbone = Backbone(
-        model,
-        NoiseConfig.model_validate(header["noise"]).build(),
-        header["select"],
-        mask=None if mask is None else MaskConfig.model_validate(mask).build(),
-    )
-    rule: Rule = RuleConfig.model_validate(header["rule"]).build()
+    mask, select = header.get("mask"), header["select"]
+    with _naming("select"):
+        backbone = Backbone(
+            model,
+            _built(NoiseConfig, header, "noise"),
+            select if select is None else [str(pattern) for pattern in select],
+            mask=None if mask is None else _built(MaskConfig, header, "mask"),
+        )
+    rule: Rule = _built(RuleConfig, header, "rule")
     records = trajectory.records if steps is None else trajectory.first(steps)
     if not exact and rule.linear and not any(isinstance(record, Update) and record.shrink for record in records):
-        updates = (record.displacement for record in records if isinstance(record, Update))
-        backbone.fold(Displacement.sum(updates))
-        return
-    evaluator: Evaluator = EvaluatorConfig.model_validate(header["evaluator"]).build(model, backbone)
+        backbone.fold(_total(records))
+        return backbone
+    evaluator: Evaluator = _built(EvaluatorConfig, header, "evaluator", model, backbone)
     redo(records, rule, evaluator)
     evaluator.settle()
+    return backbone
+
+
+def folded(trajectory: Trajectory, steps: int | None = None) -> Displacement:
+    """All updates of a trajectory as one displacement.
+
+    Args:
+        trajectory: from the run.
+        steps: how many steps; all by default.
+
+    Raises:
+        RunError: its updates are no displacements, which a sum could stand for; says why.
+    """
+    records = trajectory.records if steps is None else trajectory.first(steps)
+    rule: Rule = _built(RuleConfig, trajectory.header, "rule")
+    shrinks = any(isinstance(record, Update) and record.shrink for record in records)
+    if not rule.linear or shrinks:
+        why = "weight decay shrinks the weights" if shrinks else f"{type(rule).__name__} works entry by entry"
+        raise RunError(f"the updates of this run do not add up to one displacement: {why}", "leave out --folded")
+    return _total(records)
 
 
 def redo(records: tuple[Record, ...], rule: Rule, evaluator: Evaluator) -> None:
@@ -69,3 +95,22 @@ def redo(records: tuple[Record, ...], rule: Rule, evaluator: Evaluator) -> None:
             if not rule.linear:
                 update, state = rule.update(Estimate.of(record.displacement), state, record.lr)
             evaluator.take(update)
+
+
+def _total(records: tuple[Record, ...]) -> Displacement:
+    return Displacement.sum(record.displacement for record in records if isinstance(record, Update))
+
+
+def _built(kind: type[PartConfig], header: Mapping[str, Any], name: str, *parts: Any) -> Any:
+    with _naming(name):
+        return kind.model_validate(header[name]).build(*parts)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """What is wrong with a part of the header is said of the trajectory."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"the trajectory's header holds no {name!r} that can be used: {first}") from error

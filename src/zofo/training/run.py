@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -13,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import load_file
 
 from zofo.adapters import load_adapter
-from zofo.backbone import Backbone, LoadedModel, load_model, selected
-from zofo.config import mistakes_of, read_yaml, validated
+from zofo.backbone import Backbone, LoadedModel, load_model, load_tensors, selected
+from zofo.config import is_device, is_name, mistakes_of, read_yaml, validated
 from zofo.errors import RunError
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.noise import Gaussian
@@ -29,7 +29,8 @@ from zofo.training.lock import locked
 from zofo.training.replay import replay
 from zofo.training.trajectory import Trajectory
 
-_LOCK = "run.lock"
+_LOCK, _CONFIG, _CONFIG_PART = "run.lock", "config.yaml", ".config.yaml"
+_BEGUN = {_LOCK, _CONFIG_PART, "task.yaml", "environment.json"}  # all that a process killed at its start leaves
 
 
 class RunFolder:
@@ -56,8 +57,14 @@ class RunFolder:
         """
         stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
         path = config.run or _unused(Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}")
+        for part in path.parts[1:] if path.is_absolute() else path.parts:
+            if is_device(part) or not part.isprintable():
+                raise RunError(
+                    f"cannot make the run folder {str(path)!r}: not every system has the name {part!r}",
+                    "choose another with run=",
+                )
         try:
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=path.is_dir() and {each.name for each in path.iterdir()} <= _BEGUN)
         except FileExistsError as error:
             raise RunError(
                 f"the run folder {str(path)!r} exists, and a run never overwrites another",
@@ -78,10 +85,11 @@ class RunFolder:
         if path is None or not path.exists():
             return None
         run = cls(path)
-        if not (path / "config.yaml").is_file() or run.ended:
-            cls.create(config)  # refuses
+        if not (path / _CONFIG).is_file() or run.ended:
+            cls.create(config)  # refuses what has ended, or is no run
+            return None  # its process was killed before anything had begun
         given, saved = (c.model_dump(mode="json") for c in (config.anchored(), run.config))
-        for key, (new, old) in _differences(given, saved):
+        for key, (new, old) in differences(given, saved):
             raise RunError(
                 f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
                 f"choose another folder with run={path}-2, or set {key} back",
@@ -103,6 +111,11 @@ class RunFolder:
                 f"the model {name!r} is not the one that {str(self.path)!r} began with",
                 f"give it back its model, or choose another folder with run={self.path}-2",
             )
+
+    def refuse_ended(self) -> None:
+        """Raises RunError if another process ended the run before this one had the lock."""
+        if self.ended:
+            raise RunError(f"another process has just ended the run {str(self.path)!r}", "look at what it made")
 
     def clear_logs(self) -> None:
         """Remove the logs of a run that begins again, since it was stopped before its first checkpoint."""
@@ -194,6 +207,8 @@ class RunFolder:
         """
         for name, digest in self.summary["parts"].items():
             path = self.path / name
+            if not path.is_relative_to(self.path) or ".." in path.parts or "\0" in name:
+                raise RunError(f"{name!r} is no part of a run: it lies elsewhere")
             if not path.is_file():
                 raise RunError(f"{str(path)!r}, a part of the trained model, is missing")
             if _digest(path) != digest:
@@ -208,15 +223,22 @@ class RunFolder:
         """Write what is known before the first step."""
         content = task.model_dump(by_alias=True, exclude_none=True)
         self.task_file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        (self.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         self.write_json("environment.json", {**environment(), "model_hash": model_hash})
+        part = self.path / _CONFIG_PART
+        part.write_text(config.to_yaml(), encoding="utf-8")
+        os.replace(part, self.path / _CONFIG)  # last and whole: without it nothing has begun
 
     def write_json(self, name: str, content: Any) -> None:
         """Write one JSON file of the folder."""
         (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def load(
-        self, variant: str | None = None, best: bool = False, model: str | None = None, remote_code: bool = False
+        self,
+        variant: str | None = None,
+        best: bool = False,
+        model: str | None = None,
+        remote_code: bool = False,
+        attach: Callable[[Any, Path], object] = load_adapter,
     ) -> LoadedModel:
         """The trained model, with its tokenizer.
 
@@ -225,73 +247,126 @@ class RunFolder:
             best: as of the best evaluation instead of the last step.
             model: where the base model is now, if it has moved.
             remote_code: allow the model's repository to run its own code.
+            attach: as in `restore`.
 
         Raises:
             RunError: as `restore`.
         """
         self._known_variant(variant)
+        loaded = self.load_base(model, remote_code)
+        self.restore(loaded, variant, best, attach)
+        return loaded
+
+    def load_base(self, model: str | None = None, remote_code: bool = False) -> LoadedModel:
+        """The base model as it is loaded, with its tokenizer.
+
+        Args:
+            model: where it is now, if it has moved.
+            remote_code: allow the model's repository to run its own code.
+        """
         wanted = self.config.model
         labels = len(load_task(str(self.task_file)).label_names) or None
         wanted = wanted if model is None else wanted.model_copy(update={"name": model})
-        loaded = load_model(wanted, remote_code, labels)
-        self.restore(loaded, variant, best)
-        return loaded
+        return load_model(wanted, remote_code, labels)
 
     def _known_variant(self, variant: str | None) -> str:
         variants = list(self.summary["variants"])
-        chosen = variant or variants[0]
-        if chosen not in variants or Path(chosen).name != chosen:
+        chosen = (variants or [""])[0] if variant is None else variant
+        if chosen not in variants or not is_name(chosen):
             raise RunError(f"the run has no model {chosen!r}", f"it has: {', '.join(variants)}")
         return chosen
 
-    def restore(self, loaded: LoadedModel, variant: str | None = None, best: bool = False) -> None:
+    def restore(
+        self,
+        loaded: LoadedModel,
+        variant: str | None = None,
+        best: bool = False,
+        attach: Callable[[Any, Path], object] = load_adapter,
+    ) -> None:
         """Turn the freshly loaded base model into the trained one: replay, then attach adapters or weights.
 
         Args:
             loaded: the run's base model, as loaded, without the run that this one may have started from.
             variant: for runs that leave several models behind, which; by default the one reported first.
             best: as of the best evaluation instead of the last step.
+            attach: what is done with the model and the folder of its adapter, where there is one.
 
         Raises:
             RunError: the base model is not the run's, or a part is missing or damaged.
         """
-        summary, variant = self.summary, self._known_variant(variant)
+        self._known_variant(variant)
         self.verify()
-        if self.config.start is not None:
-            RunFolder.open(self.config.start).restore(loaded)
-        if model_hash(loaded) != _read_json(self.path / "environment.json").get("model_hash"):
-            raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
-        folder, last = self.path, None
-        if best:
-            if not self.best.is_dir():
-                raise RunError(f"{str(self.path)!r} kept no best model", "train with training.eval_every=10")
-            folder, last = self.best, int(summary["best"]["step"])
+        self.begin(loaded)
+        folder, last = self.kept(best)
+        adapter = self.adapter_of(variant, best)
         if self.trajectory.is_file():
             trajectory = Trajectory.read(self.trajectory)
-            if "adapter" not in trajectory.header:  # or it moved that adapter's tensors, which are saved as they were
-                evaluator = trajectory.header.get("evaluator")
-                cheap = isinstance(evaluator, dict) and evaluator.get("name") == "in-forward"
-                replay(loaded.model, trajectory, last, exact=cheap)
+            if not trajectory.of_adapter:  # or it moved that adapter's tensors, which are saved as they were
+                replay(loaded.model, trajectory, last, exact=trajectory.cheap)
         if (folder / "weights.safetensors").is_file():
-            _load_weights(loaded.model, folder / "weights.safetensors")
-        if (folder / variant).is_dir():
-            if not (folder / variant / "adapter_config.json").is_file():
-                raise RunError(
-                    f"{str(self.path)!r} has an adapter for each of its tasks, and none is called {variant!r}",
-                    f"take --variant {next(iter(summary['variants']))}, or load one of {folder / variant}/* with peft",
-                )
-            load_adapter(loaded.model, folder / variant)
+            load_weights(loaded.model, folder / "weights.safetensors")
+        if adapter is not None:
+            attach(loaded.model, adapter)
+
+    def begin(self, loaded: LoadedModel) -> None:
+        """Bring the freshly loaded base model to where the run began: to the end of the run it started from, if any.
+
+        Raises:
+            RunError: the base model is not the run's.
+        """
+        if self.config.start is not None:
+            RunFolder.open(self.config.start).restore(loaded)
+        if model_hash(loaded) != self.base_hash:
+            raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 of all weights that the run began with."""
+        return str(self.environment.get("model_hash"))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions of what the run was made with, and the hash of the weights that it began with."""
+        return _read_json(self.path / "environment.json")
+
+    def kept(self, best: bool = False) -> tuple[Path, int | None]:
+        """Where adapters and weights lie, and after how many steps they are so; None for all.
+
+        Raises:
+            RunError: it kept no best model.
+        """
+        if not best:
+            return self.path, None
+        if not self.best.is_dir():
+            raise RunError(f"{str(self.path)!r} kept no best model", "train with training.eval_every=10")
+        return self.best, int(self.summary["best"]["step"])
+
+    def adapter_of(self, variant: str | None = None, best: bool = False) -> Path | None:
+        """The folder of a variant's adapter; None for a variant without one.
+
+        Raises:
+            RunError: no such variant, or it has an adapter for each of the run's tasks.
+        """
+        variant, (folder, _) = self._known_variant(variant), self.kept(best)
+        if not (folder / variant).is_dir():
+            return None
+        if not (folder / variant / "adapter_config.json").is_file():
+            raise RunError(
+                f"{str(self.path)!r} has an adapter for each of its tasks, and none is called {variant!r}",
+                f"take --variant {next(iter(self.summary['variants']))}, or load one of {folder / variant}/* with peft",
+            )
+        return folder / variant
 
     def scorer(self, scorer: Scorer) -> Scorer:
         """How this run scores candidates, where its method brings its own way."""
         return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
 
 
-def _differences(given: Any, saved: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+def differences(given: Any, saved: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
     """The dotted keys under which two configurations differ, with both values."""
     if isinstance(given, dict) and isinstance(saved, dict):
         for key in dict.fromkeys([*given, *saved]):
-            yield from _differences(given.get(key), saved.get(key), f"{at}.{key}" if at else str(key))
+            yield from differences(given.get(key), saved.get(key), f"{at}.{key}" if at else str(key))
     elif given != saved:
         yield at, (given, saved)
 
@@ -327,9 +402,14 @@ def _digest(path: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _load_weights(model: Any, path: Path) -> None:
+def load_weights(model: Any, path: Path) -> None:
+    """Write the tensors of a safetensors file into a model.
+
+    Raises:
+        RunError: it cannot be read, or holds a tensor that the model lacks, of another shape, or not finite.
+    """
     own = selected(model)
-    for name, tensor in load_file(path).items():
+    for name, tensor in load_tensors(path).items():
         if name not in own or own[name].shape != tensor.shape:
             raise RunError(f"{path}: {name!r} does not fit the model")
         own[name].data.copy_(tensor)

@@ -20,6 +20,7 @@ from zofo.tasks import Split
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.checkpoints import Checkpoints
 from zofo.training.config import RunConfig, TrainingConfig
+from zofo.training.disk import sync, sync_tree, writing
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.going_on import Checkpointing, Done, Progress, needs_weights
 from zofo.training.material import Material, load_material, setting_of
@@ -50,6 +51,7 @@ def train(
 
     Raises:
         ZofoError: a mistake in the configuration, data or model, found before the run folder is made.
+        RunError: the disk is full or cannot be written; the checkpoints are as they were.
         NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
         Stopped: the process was asked to stop, and what it had made is saved.
     """
@@ -62,7 +64,8 @@ def train(
     method = METHODS[config.method.name](config.method, setting)
     steps = _checked_steps(config, method, material, scored)
     folder = begun or RunFolder.create(config)
-    with folder.locked():
+    with folder.locked(), writing("the run", folder.path, _MAKE_ROOM):
+        folder.refuse_ended()
         if begun is None:
             config = config.model_copy(update={"run": folder.path})
             folder.write_start(config.anchored(), material.task, base_hash)
@@ -74,6 +77,9 @@ def train(
             stop.hint = f"to go on: zofo train {folder.path / 'config.yaml'}"
             raise
     return folder
+
+
+_MAKE_ROOM = "make room, and type the same command again: the run goes on from its newest checkpoint"
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,14 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     checkpoints = Checkpoints(folder.checkpoints, config.training.checkpoint_keep)
     progress = Progress(method, best, evaluating, needs_weights(method, config.training.checkpoint_weights))
     checkpoints.sweep()
-    saved = checkpoints.latest(lambda text: console.print(f"warning: {text}", highlight=False, soft_wrap=True))
+
+    def warn(text: str) -> None:
+        console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    saved = checkpoints.latest(warn)
     done = Done()
     if saved is not None:
-        done = progress.restore(saved, folder.trajectory)
+        done = progress.restore(saved, folder.metrics, folder.trajectory)
         console.print(f"goes on after {done.steps} of {steps} steps", highlight=False)
     else:
         folder.clear_logs()
@@ -125,9 +135,13 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     start = time.perf_counter() - done.seconds
 
     def write(made: int, into: Path) -> None:
+        for log in (folder.metrics, folder.trajectory):
+            if log.is_file():
+                sync(log)  # of which the checkpoint keeps the length
         progress.save(made, into, metrics, writer, time.perf_counter() - start)
 
-    callbacks.append(Checkpointing(checkpoints, write, signals, config.training.checkpoint_every))
+    skipped = warn if config.training.checkpoint_failure == "skip" else None
+    callbacks.append(Checkpointing(checkpoints, write, signals, config.training.checkpoint_every, skipped))
     most_skips = config.training.most_skips if config.training.non_finite == "skip" else 0
     stopped: str | None = None
     try:
@@ -144,8 +158,12 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
         outcome = _summary(config, material, method, evaluating, testing, best)
         seconds = round(time.perf_counter() - start - evaluating.seconds - testing.seconds, 3)
         outcome |= {"objective": trained.setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
+        if method.backbone is not None and not method.backbone.torn:
+            outcome["backbone"] = method.backbone.fingerprint()  # which a replay is compared with
         folder.write_json("summary.json", {**outcome, "stopped": stopped, "parts": folder.digests()})
-    checkpoints.clear()
+    if folder.checkpoints.is_dir():
+        sync_tree(folder.path)  # what came of the run, before that which it could be made from
+        checkpoints.clear()
 
 
 def _checked_steps(config: RunConfig, method: Method, material: Material, scored: Sequence[Split]) -> int:

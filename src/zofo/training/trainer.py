@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
 
 from zofo.errors import NonFiniteError
 from zofo.methods import Method
@@ -67,5 +68,6 @@ def run_loop(
         error = problem
         raise
     finally:
-        for callback in callbacks:
-            callback.after_run(error)
+        with ExitStack() as ending:  # all of them are told, also where one of them cannot write any more
+            for callback in reversed(callbacks):
+                ending.callback(callback.after_run, error)

@@ -65,16 +65,16 @@ class TrajectoryWriter(Journal):
     """Appends to a trajectory file; each record is on its way to disk when a call returns.
 
     Args:
-        path: of the new file, or of one that is continued.
+        path: of the new file, or of one that is continued; or a new file that is open already.
         seed: that all keys share.
         header: anything JSON that a reader needs to replay: noise, rule, evaluator, selection, hash of the base
             weights.
         keep: bytes of an existing file that are kept; what it has beyond them is cut off.
     """
 
-    def __init__(self, path: Path, seed: int, header: Mapping[str, Any], keep: int | None = None) -> None:
+    def __init__(self, path: Path | IO[bytes], seed: int, header: Mapping[str, Any], keep: int | None = None) -> None:
         self._seed = seed
-        self._file: IO[bytes] = path.open("xb" if keep is None else "r+b")
+        self._file: IO[bytes] = path.open("xb" if keep is None else "r+b") if isinstance(path, Path) else path
         if keep is not None:
             self._file.truncate(keep)
             self._file.seek(keep)
@@ -145,6 +145,17 @@ class Trajectory:
         """How many steps it holds."""
         return 1 + max((record.number for record in self.records if isinstance(record, Stepped)), default=-1)
 
+    @property
+    def of_adapter(self) -> bool:
+        """Whether what it moves are the tensors of an adapter, and not the backbone."""
+        return "adapter" in self.header
+
+    @property
+    def cheap(self) -> bool:
+        """Whether an exact replay costs little: in the forward nothing was written for a probe."""
+        evaluator = self.header.get("evaluator")
+        return isinstance(evaluator, dict) and evaluator.get("name") == "in-forward"
+
     def first(self, steps: int) -> tuple[Record, ...]:
         """The records of the first so many steps.
 
@@ -174,6 +185,19 @@ class Trajectory:
             data = path.read_bytes()[:size]
         except OSError as error:
             raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path | str) -> Trajectory:
+        """Read the content of a trajectory file, up to the last whole record.
+
+        Args:
+            data: the content.
+            path: where it is from, for messages.
+
+        Raises:
+            RunError: as `read`.
+        """
         start = len(MAGIC) + _LENGTH.size
         if not data.startswith(MAGIC) or len(data) < start:
             raise RunError(f"{path}: not a trajectory of this version of zofo")
@@ -184,7 +208,7 @@ class Trajectory:
                 raise ValueError("cut, or a wrong checksum")
             header = json.loads(text)
             seed = int(header["seed"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise RunError(f"{path}: the header of the trajectory is damaged") from error
         records = _Records(path, data, start + length, seed)
         found = tuple(records)
@@ -196,7 +220,7 @@ def _checksum(kind: int, number: int, payload: bytes) -> int:
 
 
 class _Records:
-    def __init__(self, path: Path, data: bytes, start: int, seed: int) -> None:
+    def __init__(self, path: Path | str, data: bytes, start: int, seed: int) -> None:
         self._path, self._data, self._at, self._seed = path, data, start, seed
         self.whole = True
 

@@ -150,7 +150,7 @@ def _chat_row(text: str, column: str) -> Mapping[str, Any]:
     """Turns written as JSON, by themselves or in their row; any other text is the user's only turn."""
     try:
         given = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         given = None
     if isinstance(given, dict) and column in given:
         return given
@@ -160,7 +160,7 @@ def _chat_row(text: str, column: str) -> Mapping[str, Any]:
 def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
     try:
         row = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         row = None
     if len(fields) == 1:
         return row if isinstance(row, dict) and fields[0] in row else {fields[0]: text}

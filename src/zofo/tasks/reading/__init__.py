@@ -2,7 +2,7 @@
 
 from zofo.tasks.reading.formats import Format, check_labels, detect
 from zofo.tasks.reading.rows import Row, beside_good_row
-from zofo.tasks.reading.sources import folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.reading.sources import file_of, folder_origins, hub_origins, read_file, read_folder, read_hub
 
 __all__ = [
     "Format",
@@ -10,6 +10,7 @@ __all__ = [
     "beside_good_row",
     "check_labels",
     "detect",
+    "file_of",
     "folder_origins",
     "hub_origins",
     "read_file",

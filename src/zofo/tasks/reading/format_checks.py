@@ -97,7 +97,8 @@ def choices_problem(column: str, choices: Any, answer_column: str, answer: Any) 
 
 
 def metaicl_problem(text: Any, output: Any, options: Any) -> Problem | None:
-    """What is wrong with the input, output and options of a row of MetaICL, if anything; an option may be there twice.
+    """What is wrong with the input, output and options of a row of MetaICL, if anything; an option may be there twice,
+    and no option means an output in free words.
 
     Args:
         text: the input.
@@ -108,8 +109,7 @@ def metaicl_problem(text: Any, output: Any, options: Any) -> Problem | None:
     if problem is not None or not isinstance(options, list | tuple):
         return problem or choices_problem("options", options, "output", output)
     if not options:
-        message = "column 'options' is empty: an output in free words, which cannot be scored by likelihood"
-        return Problem("no options", message, "leave such a task out, or give it options")
+        return None
     distinct = [option for number, option in enumerate(options) if option not in options[:number]]
     problem = choices_problem("options", distinct, "output", 0)
     if problem is None and output not in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from zofo.tasks.reading.csv_files import read_table
 from zofo.tasks.reading.json_files import ONE_A_LINE, read_json_array, read_json_lines
 from zofo.tasks.reading.rows import Row
 
-__all__ = ["SUFFIXES", "Row", "folder_origins", "hub_origins", "read_file", "read_folder", "read_hub"]
+__all__ = ["SUFFIXES", "Row", "file_of", "folder_origins", "hub_origins", "read_file", "read_folder", "read_hub"]
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Ends of the names of files that hold rows."""
 
 _ALIASES = {"validation": ("validation", "val", "dev")}
+_METAICL = re.compile(r"(?P<task>.+)_(?P<rows>\d+)_(?P<seed>\d+)_(?P<split>train|dev|test)")
+_ITS_SEED = 100  # of the training rows that MetaICL meta-trains on
 _FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
@@ -95,9 +98,46 @@ def _read_parquet(path: Path) -> list[Row]:
 
 def folder_origins(folder: Path) -> set[str]:
     """The splits that a folder has a file of; `val` and `dev` are validation."""
-    stems = {path.stem for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES}
+    files = _files(folder)
     known = {alias: origin for origin, aliases in _ALIASES.items() for alias in aliases}
-    return {known.get(stem, stem) for stem in stems}
+    metaicl = {path.stem: split for split in ("train", "validation", "test") for path in _by_metaicl(files, split)}
+    return {metaicl.get(path.stem) or known.get(path.stem, path.stem) for path in files}
+
+
+def file_of(folder: Path, origin: str) -> Path | None:
+    """The file that `read_folder` reads for a split; None where there is none, or more than one."""
+    fitting = _fitting(_files(folder), origin) if folder.is_dir() else []
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
+
+
+def _fitting(files: Sequence[Path], origin: str) -> list[Path]:
+    """The files of a split."""
+    fitting = [path for path in files if path.stem in _ALIASES.get(origin, (origin,))]
+    if not fitting and origin.startswith("validation_"):  # MNLI's validation_matched, where there is only one
+        fitting = [path for path in files if path.stem in _ALIASES["validation"]]
+    return fitting or _by_metaicl(files, origin)[:1]
+
+
+def _by_metaicl(files: Sequence[Path], origin: str) -> list[Path]:
+    """Those that are named as MetaICL's scripts do it, FOLDER_ROWS_SEED_SPLIT.jsonl: most rows first, then its seed."""
+    found = []
+    for path in files:
+        parts = _METAICL.fullmatch(path.stem)
+        if parts is None or path.suffix != ".jsonl" or _plain(parts["task"]) != _plain(path.parent.name):
+            continue
+        if parts["split"] in _ALIASES.get(origin, (origin,)):
+            rows, seed = int(parts["rows"]), int(parts["seed"])
+            found.append(((-rows, seed != _ITS_SEED, seed), path))
+    return [path for _, path in sorted(found)]
+
+
+def _plain(name: str) -> str:
+    """A task's name as any file system takes it."""
+    return name.replace(":", "_")
 
 
 def read_folder(folder: Path, origin: str) -> list[Row]:
@@ -106,17 +146,17 @@ def read_folder(folder: Path, origin: str) -> list[Row]:
     Args:
         folder: holds, for example, train.jsonl, validation.csv and test.parquet.
         origin: name of the split, and of the file; validation may be named val or dev as well, and stands for
-            validation_matched where there is no such file.
+            validation_matched where there is no such file. Where there is no such name, FOLDER_ROWS_SEED_train.jsonl
+            is train, as MetaICL's scripts write it, with dev and test alike: of several the one of most rows, and of
+            seed 100.
 
     Raises:
         DataError: there is no such file, or more than one, or it cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"the data folder {str(folder)!r} does not exist", "give an existing folder to --data-dir")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
-    fitting = [path for path in files if path.stem in _ALIASES.get(origin, (origin,))]
-    if not fitting and origin.startswith("validation_"):  # MNLI's validation_matched, where there is only one
-        fitting = [path for path in files if path.stem in _ALIASES["validation"]]
+    files = _files(folder)
+    fitting = _fitting(files, origin)
     if not fitting:
         found = ", ".join(path.name for path in files) or f"no .jsonl file, and none of {_listed(SUFFIXES[1:])}"
         raise DataError(

@@ -1,0 +1,147 @@
+"""Adapters whose origin is unknown: looked at before peft reads them.
+
+peft's configurations can name modules to import, files to read and sizes to allocate. Of those, only what zofo's own
+adapters set may differ from its default, and every size must be that of a tensor that is there.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from zofo.adapters.base import quiet_peft
+from zofo.adapters.loading import load_adapter
+from zofo.adapters.merging import adapter_content, merge_attached
+from zofo.errors import RunError
+
+
+def _text(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) < 256)
+
+
+def _names(value: Any) -> bool:
+    def name(one: Any) -> bool:
+        return isinstance(one, str) and all(part.isidentifier() or part.isdecimal() for part in one.split("."))
+
+    return value is None or (isinstance(value, list) and all(map(name, value)))
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _size(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 < value < 1 << 20)
+
+
+def _scale(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+_ALWAYS: dict[str, Callable[[Any], bool]] = {
+    "peft_type": _text,
+    "task_type": lambda value: value in (None, "CAUSAL_LM", "SEQ_CLS"),
+    "base_model_name_or_path": _text,
+    "inference_mode": _flag,
+    "peft_version": _text,
+    "revision": _text,
+    "modules_to_save": _names,
+}
+_TARGETS = {"target_modules": _names, "fan_in_fan_out": _flag}
+_VIRTUAL = {
+    f"num_{what}": _size for what in ("virtual_tokens", "transformer_submodules", "attention_heads", "layers")
+} | {"token_dim": _size, "encoder_hidden_size": _size}
+_KINDS = {
+    "LORA": {**_TARGETS, "r": _size, "lora_alpha": _scale, "use_dora": _flag},
+    "IA3": {**_TARGETS, "feedforward_modules": _names},
+    "PREFIX_TUNING": _VIRTUAL,
+    "PROMPT_TUNING": {**_VIRTUAL, "prompt_tuning_init": lambda value: value == "RANDOM"},
+}
+
+
+def load_strange_adapter(model: Any, folder: Path, merge: bool = False) -> None:
+    """Attach an adapter whose origin is unknown, or merge it; what zofo never writes into one is refused.
+
+    Args:
+        model: the transformers model, without adapters.
+        folder: of the adapter.
+        merge: write it into the weights.
+
+    Raises:
+        RunError: an option that zofo's adapters do not have, sizes that its tensors do not have, a number that is not
+            finite, or tensors that the model lacks.
+    """
+    import peft
+
+    tensors = refuse_strange(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # which are refused below
+        loaded = load_adapter(model, folder)
+    with quiet_peft():
+        own = peft.get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    for name in sorted(set(own) ^ set(tensors)):
+        lacks = "the model has no place for" if name in tensors else "it lacks"
+        raise RunError(f"the adapter does not fit the model: {lacks} the tensor {name[:200]!r}")
+    if merge:
+        merge_attached(model, loaded)
+
+
+def refuse_strange(folder: Path) -> Mapping[str, torch.Tensor]:
+    """Read an adapter's tensors, if zofo could have written it.
+
+    Raises:
+        RunError: as `load_strange_adapter`, but for what depends on the model.
+    """
+    content = adapter_content(folder)
+    _refuse_options(content)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"the adapter's tensors cannot be read: {error}") from error
+    _refuse_tensors(content, tensors)
+    return tensors
+
+
+def _refuse_options(content: Mapping[str, Any]) -> None:
+    import peft
+
+    kind = content.get("peft_type")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise RunError(f"the adapter is of the kind {str(kind)[:40]!r}, which zofo does not make")
+    checks = {**_ALWAYS, **_KINDS[kind]}
+    usual = {
+        "LORA": peft.LoraConfig,
+        "IA3": peft.IA3Config,
+        "PREFIX_TUNING": peft.PrefixTuningConfig,
+        "PROMPT_TUNING": peft.PromptTuningConfig,
+    }[kind]().to_dict()
+    for name, value in content.items():
+        right = checks[name](value) if name in checks else name not in usual or value == usual[name] or not value
+        if not right:
+            raise RunError(f"the adapter sets {name[:40]!r} to {str(value)[:40]!r}, which zofo's adapters never do")
+
+
+def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Sizes in the configuration are allocated before a tensor is read, so each must be that of a tensor."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise RunError(f"the adapter's tensor {name[:200]!r} holds numbers that are not finite")
+    if content["peft_type"] == "LORA":
+        ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.dim()}
+        if ranks != {content.get("r")}:
+            raise RunError(f"the adapter's rank is {content.get('r')}, but its tensors have {sorted(ranks)}")
+    if content["peft_type"] in ("PREFIX_TUNING", "PROMPT_TUNING"):
+        found = tensors.get("prompt_embeddings", torch.empty(0))
+        width = content.get("token_dim") or 0
+        if content["peft_type"] == "PREFIX_TUNING":
+            width *= 2 * (content.get("num_layers") or 0)
+        rows = (content.get("num_virtual_tokens") or 0) * (content.get("num_transformer_submodules") or 1)
+        if tuple(found.shape) != (rows, width):
+            raise RunError(f"the adapter's sizes are {rows} x {width}, but its tensor is {list(found.shape)}")

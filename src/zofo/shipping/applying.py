@@ -1,0 +1,128 @@
+"""From a base model and a patch to the trained model, on any machine."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from zofo.adapters import can_merge, load_strange_adapter
+from zofo.backbone import LoadedModel, load_model
+from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError
+from zofo.shipping.folders import new_folder, refuse_taken
+from zofo.shipping.models import refuse_non_finite, save_model
+from zofo.shipping.patch import Patch
+from zofo.training import model_hash, replay
+from zofo.training.run import load_weights
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A patch, applied.
+
+    Args:
+        patch: which one.
+        path: the folder that was written.
+        merged: whether it is one transformers folder, or `model` and `adapter` lie in it.
+        same_bits: whether the backbone has the bits that training left; None where the patch does not say, or holds a
+            sum.
+    """
+
+    patch: Patch
+    path: Path
+    merged: bool
+    same_bits: bool | None
+
+    def lines(self) -> list[str]:
+        """What a reader is told."""
+        header = self.patch.header
+        numbers = {name: value for name, value in header.metrics.items() if isinstance(value, float | int)}
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        bits = {
+            True: "the backbone has the bits that training left",
+            False: "the backbone has other bits than training left, as on another device: equal up to rounding",
+        }
+        return [
+            f"{header.method} on {header.task}: {scores}",
+            *([bits[self.same_bits]] if self.same_bits is not None else []),
+            f"wrote {self.path}"
+            if self.merged
+            else f"wrote {self.path / 'model'} and {self.path / 'adapter'}, an adapter that cannot be merged",
+        ]
+
+
+def apply_patch(
+    file: Path, base: str, out: Path, force: bool = False, fold: bool = False, remote_code: bool = False
+) -> Applied:
+    """Write the trained model that a patch makes of its base model.
+
+    A folder that `from_pretrained` loads; for an adapter that cannot be merged (prefix, prompt), `out/model` and
+    `out/adapter`.
+
+    Args:
+        file: the patch.
+        base: its base model: an embedded name, a folder or a Hub id.
+        out: the new folder.
+        force: write into a folder that holds something.
+        fold: add up the updates of a trajectory that holds each of them: faster, and equal up to rounding.
+        remote_code: allow the base model's repository to run its own code.
+
+    Raises:
+        PatchError: the patch is damaged, newer, hostile, or of another base model.
+    """
+    patch = Patch.read(file)
+    read = [folder for folder in [Path(base)] if folder.is_dir()]
+    refuse_taken(out, force, read)
+    wanted = patch.header.base
+    loaded = load_model(wanted.config(base), remote_code, wanted.labels)
+    found = model_hash(loaded)
+    if found != wanted.sha256:
+        raise PatchError(
+            f"{str(file)!r} belongs to {wanted.name!r} with the weights {wanted.sha256}, but {base!r} has {found}",
+            f"give that model with --base {wanted.name}",
+        )
+    with tempfile.TemporaryDirectory(prefix="zofo-patch-") as temporary:
+        adapter = Path(temporary) / "adapter"
+        try:
+            same = _replay(loaded, patch, fold, Path(temporary))
+            merged = not patch.adapter or _attached(loaded, patch, adapter)
+            refuse_non_finite(loaded.model)
+        except (ConfigError, ModelError, NonFiniteError) as error:
+            raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
+    with new_folder(out, force, read) as folder:
+        save_model(loaded, folder if merged else folder / "model")
+        if not merged:
+            _write(patch, folder / "adapter")
+    return Applied(patch, out, merged, same)
+
+
+def _replay(loaded: LoadedModel, patch: Patch, fold: bool, folder: Path) -> bool | None:
+    """Bring the base model to the end of every stage; whether the bits are those that training left."""
+    same = None
+    for stage in patch.stages:
+        last = stage is patch.stages[-1]
+        if stage.trajectory is not None:
+            exact = stage.header.exact and not (fold and last)
+            backbone = replay(loaded.model, stage.trajectory, exact=exact)
+            if last and exact and patch.header.backbone is not None:
+                same = backbone.fingerprint() == patch.header.backbone
+        if stage.weights is not None:
+            file = folder / "weights.safetensors"
+            file.write_bytes(stage.weights)
+            load_weights(loaded.model, file)
+    return same
+
+
+def _attached(loaded: LoadedModel, patch: Patch, folder: Path) -> bool:
+    """Whether the adapter could be merged; one that cannot be is only checked."""
+    _write(patch, folder)
+    merge = can_merge(folder)
+    load_strange_adapter(loaded.model if merge else copy.deepcopy(loaded.model), folder, merge)
+    return merge
+
+
+def _write(patch: Patch, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name, content in patch.adapter.items():
+        (folder / name).write_bytes(content)

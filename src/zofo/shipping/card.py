@@ -1,0 +1,66 @@
+"""The model card of what a run is exported as."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from zofo.shipping.models import portable_name
+from zofo.shipping.packing import metrics_of
+from zofo.training import RunFolder, environment
+
+_LOAD = {
+    "merged": 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{repo}")',
+    "adapter": 'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(base, "{repo}")  # base: named above',
+    "patch": "zofo apply model.zofo --base {base} --out DIR",
+}
+_AUTO = {
+    "classification": "AutoModelForSequenceClassification",
+    "masked-lm": "AutoModelForMaskedLM",
+    "causal-lm": "AutoModelForCausalLM",
+}
+
+
+def model_card(run: RunFolder, kind: str, variant: str | None = None, best: bool = False) -> str:
+    """A model card in the Hub's form: what it is, how it was trained, its scores, and how to load it.
+
+    Args:
+        run: that has ended.
+        kind: merged, adapter or patch.
+        variant: which model of the run.
+        best: as of the best evaluation.
+    """
+    summary, base = run.summary, portable_name(run.config.model.name)
+    head: dict[str, Any] = {"tags": ["zofo", str(summary["method"])]}
+    if kind != "patch":
+        head["library_name"] = "peft" if kind == "adapter" else "transformers"
+    if "/" in base:
+        head["base_model"] = base
+    rows = [f"| {name} | {_shown(value)} |" for name, value in metrics_of(run, variant, best).items()]
+    load = _LOAD[kind].format(repo="REPO", base=base)
+    load = load.replace(_AUTO["causal-lm"], _AUTO.get(str(run.config.model.head), _AUTO["causal-lm"]))
+    what = {
+        "merged": "The whole model: the trained backbone, with its adapter merged into it where there is one.",
+        "adapter": "The adapter alone."
+        + (
+            " It was trained beside a backbone that moved too, which a patch or the merged model holds."
+            if run.trajectory.is_file()
+            else ""
+        ),
+        "patch": "What training added to the base model, to be applied to it.",
+    }[kind]
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+        f"# {base}, fine-tuned on {summary['task']}\n\n{what} Made by zofo {environment()['zofo']} with the method "
+        f"`{summary['method']}`{', as of its best evaluation' if best else ''}.\n\n"
+        f"Base model: `{base}`, weights {run.base_hash}.\n\n"
+        f"| on {summary['split']} | |\n|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\n```{'' if kind == 'patch' else 'python'}\n"
+        f"{load}\n```\n"
+    )
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,141 @@
+"""What a run leaves, in the forms that others load: a transformers folder, a peft folder, or a patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from zofo.adapters import merge_adapter
+from zofo.errors import ConfigError, RunError
+from zofo.methods.linear_probe import PROBE
+from zofo.shipping.card import model_card
+from zofo.shipping.folders import new_folder, refuse_taken, refuse_taken_file, write_file
+from zofo.shipping.models import save_adapter, save_model
+from zofo.shipping.packing import patch_of
+from zofo.training import RunFolder
+
+Kind = Literal["merged", "adapter", "patch"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        kind: merged, adapter or patch.
+        path: the folder or file.
+        size: bytes of all its files.
+        card: the text of its model card.
+    """
+
+    kind: Kind
+    path: Path
+    size: int
+    card: str
+
+
+def the_one_form(**places: Path | None) -> tuple[Kind, Path]:
+    """Which form was asked for, and where to.
+
+    Args:
+        places: by form; None for those that were not.
+
+    Raises:
+        ConfigError: none, or several.
+    """
+    given = [(kind, place) for kind, place in places.items() if place is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{len(given) or 'no'} forms were asked for, and one can be written at a time",
+            "give one of --merged DIR, --adapter DIR and --patch FILE",
+        )
+    kind, place = given[0]
+    return cast(Kind, kind), place
+
+
+def export_run(
+    path: Path | str,
+    kind: Kind,
+    out: Path,
+    *,
+    variant: str | None = None,
+    best: bool = False,
+    force: bool = False,
+    fold: bool = False,
+    model: str | None = None,
+    remote_code: bool = False,
+) -> Exported:
+    """Write the trained model of a run in a form that others load. The run is only read.
+
+    * `merged`: a transformers folder, the backbone replayed and the adapter merged into it: `from_pretrained` loads it.
+    * `adapter`: the peft folder alone, for the backbone as it is in the run.
+    * `patch`: one file, which `apply_patch` turns into the model again where the base model is.
+
+    Args:
+        path: of the run.
+        kind: which form.
+        out: the new folder, or file for a patch.
+        variant: which model of the run; by default the one reported first.
+        best: as of the best evaluation instead of the last step.
+        force: write over what is there.
+        fold: for a patch: the sum of the updates in place of each of them.
+        model: where the base model is now, if it has moved.
+        remote_code: allow the model's repository to run its own code.
+
+    Raises:
+        RunError: the run has not ended or is damaged, has no such model, or it cannot take this form; or the place is
+            taken.
+    """
+    run = RunFolder.open(path)
+    run.verify()
+    adapter = run.adapter_of(variant, best)
+    read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
+    card = model_card(run, kind, variant, best)
+    if kind != "adapter":
+        _refuse_probe(run)
+    if kind == "patch":
+        refuse_taken_file(out, force, read)
+        write_file(out, patch_of(run, variant, best, fold))
+        return Exported(kind, out, out.stat().st_size, card)
+    refuse_taken(out, force, read)  # before the model is loaded
+    if kind == "adapter":
+        if adapter is None:
+            raise RunError(
+                f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
+                "write the whole model with --merged DIR",
+            )
+        with new_folder(out, force, read) as folder:
+            save_adapter(adapter, run.config.model.name, folder)
+            _write_card(folder, card)
+        return Exported(kind, out, _size(out), card)
+    _refuse_adapter_below(run)
+    loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
+    with new_folder(out, force, read) as folder:
+        save_model(loaded, folder)
+        _write_card(folder, card)
+    return Exported(kind, out, _size(out), card)
+
+
+def _refuse_probe(run: RunFolder) -> None:
+    if (run.path / PROBE).is_file():
+        raise RunError(
+            f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
+            f"use the run itself: zofo predict {run.path} TEXT",
+        )
+
+
+def _refuse_adapter_below(run: RunFolder) -> None:
+    if run.config.start is not None and RunFolder.open(run.config.start).adapter_of() is not None:
+        raise RunError(
+            f"the run started from {str(run.config.start)!r} and its adapter, which this version cannot merge",
+            "export that run with --merged DIR, and train again with model=DIR",
+        )
+
+
+def _write_card(folder: Path, card: str) -> None:
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

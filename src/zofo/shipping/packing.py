@@ -1,0 +1,147 @@
+"""From a run to the content of its patch."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+from zofo.adapters import refuse_strange
+from zofo.backbone import Update
+from zofo.errors import RunError
+from zofo.noise import STREAM_VERSION
+from zofo.shipping.container import packed
+from zofo.shipping.models import portable_config, portable_name
+from zofo.shipping.patch import ADAPTER, refuse_unlikely
+from zofo.tasks import load_task
+from zofo.training import RunFolder, Trajectory, TrajectoryWriter, environment
+from zofo.training.replay import folded
+from zofo.training.trajectory import Moved, Record, Settled, Stepped
+
+
+def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fold: bool = False) -> bytes:
+    """The content of a run's patch.
+
+    Args:
+        run: that has ended.
+        variant: which of its models; by default the one reported first.
+        best: as of the best evaluation.
+        fold: add up the updates, 16 bytes for each direction, in place of every record of training.
+
+    Raises:
+        RunError: the run is damaged, nothing was trained, or it holds what a patch cannot.
+    """
+    runs = [run]
+    while runs[0].config.start is not None:
+        runs.insert(0, RunFolder.open(runs[0].config.start))
+    for one in runs:
+        one.verify()
+    summary, adapter = run.summary, run.adapter_of(variant, best)
+    parts: dict[str, bytes] = {}
+    stages = []
+    for number, one in enumerate(runs):
+        if one is not run and one.adapter_of() is not None:
+            raise RunError(
+                f"the run started from {str(one.path)!r}, whose adapter a patch has no place for",
+                "write the whole model with --merged DIR",
+            )
+        stages.append(_stage_of(one, number, parts, best and one is run, fold if one is run else None))
+    if adapter is not None:
+        refuse_strange(adapter)
+        tensors = (adapter / ADAPTER[1]).read_bytes()
+        parts |= {ADAPTER[0]: portable_config(adapter, run.config.model.name), ADAPTER[1]: tensors}
+    if not parts:
+        raise RunError(f"{str(run.path)!r} left nothing that a patch could hold: its model is the base model")
+    header = {
+        "zofo": environment()["zofo"],
+        "stream": STREAM_VERSION,
+        "noise": _noise(run),
+        "base": _base(runs[0]),
+        "method": summary["method"],
+        "task": summary["task"],
+        "variant": variant or next(iter(summary["variants"])),
+        "best": best,
+        "metrics": metrics_of(run, variant, best),
+        "stages": stages,
+        "adapter": adapter is not None,
+        "backbone": summary.get("backbone") if stages[-1]["trajectory"] and stages[-1]["exact"] and not best else None,
+    }
+    return packed(header, parts)
+
+
+def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, fold: bool | None) -> dict[str, Any]:
+    """The header of a run's stage; its parts are added. `fold` is None for the way in which a run is restored."""
+    (folder, steps), half = run.kept(best), run.config.model.dtype != "float32"
+    trajectory = Trajectory.read(run.trajectory) if run.trajectory.is_file() else None
+    if trajectory is not None and not trajectory.of_adapter:
+        if fold and half:
+            raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
+        exact = trajectory.cheap or half if fold is None else not fold
+        refuse_unlikely(trajectory)
+        name = f"trajectory_{number}.bin"
+        parts[name] = _bytes_of(trajectory, steps, exact)
+        steps = trajectory.steps if steps is None else steps
+        return {"steps": steps, "exact": exact, "trajectory": name, "weights": None}
+    weights = folder / "weights.safetensors"
+    name = f"weights_{number}.safetensors"
+    if weights.is_file():
+        parts[name] = weights.read_bytes()
+    steps = int(run.summary["steps"]) if steps is None else steps
+    return {"steps": steps, "exact": True, "trajectory": None, "weights": name if name in parts else None}
+
+
+def _bytes_of(trajectory: Trajectory, steps: int | None, exact: bool) -> bytes:
+    """A trajectory file of the first so many steps, record by record or as one update."""
+    file = io.BytesIO()
+    header = {name: value for name, value in trajectory.header.items() if name != "seed"}
+    writer = TrajectoryWriter(file, trajectory.header["seed"], header)
+    records = trajectory.records if steps is None else trajectory.first(steps)
+    if not exact:
+        ended = [record for record in records if isinstance(record, Stepped)]
+        records = (Update(folded(trajectory, steps)), *ended[-1:])
+    for record in records:
+        _write(writer, record)
+    return file.getvalue()
+
+
+def _write(writer: TrajectoryWriter, record: Record) -> None:
+    if isinstance(record, Moved):
+        writer.moved(record.point)
+    elif isinstance(record, Settled):
+        writer.settled()
+    elif isinstance(record, Stepped):
+        writer.stepped(record.number)
+    else:
+        writer.updated(record)
+
+
+def _noise(run: RunFolder) -> dict[str, Any] | None:
+    if not run.trajectory.is_file():
+        return None
+    noise = Trajectory.read(run.trajectory).header.get("noise")
+    return noise if isinstance(noise, dict) else None
+
+
+def _base(run: RunFolder) -> dict[str, Any]:
+    model = run.config.model
+    return {
+        "name": portable_name(model.name),
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "head": model.head,
+        "head_seed": model.head_seed,
+        "labels": len(load_task(str(run.task_file)).label_names) or None,
+        "sha256": run.base_hash,
+    }
+
+
+def metrics_of(run: RunFolder, variant: str | None = None, best: bool = False) -> dict[str, Any]:
+    """What is known of a run's model: its scores on validation, steps and queries."""
+    summary = run.summary
+    metric = summary["metric"]
+    if best:
+        return {"metric": metric, metric: summary["best"]["score"], "steps": summary["best"]["step"]}
+    scores = summary["variants"][variant or next(iter(summary["variants"]))]
+    numbers = {name: value for name, value in scores.items() if isinstance(value, float | int)}
+    known = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    return {"metric": metric, **known, "steps": summary["steps"], "queries": summary["queries"]}

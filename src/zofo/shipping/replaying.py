@@ -1,0 +1,211 @@
+"""The weights of any step of a run, rebuilt from its base model and its trajectory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load_file
+
+from zofo.backbone import Backbone, LoadedModel, head_of
+from zofo.errors import RunError, ZofoError
+from zofo.evaluators import Counts
+from zofo.shipping.folders import new_folder, refuse_taken
+from zofo.shipping.models import save_model
+from zofo.tasks import load_examples, load_task
+from zofo.training import RunFolder, Trajectory, replay, scorer_of
+from zofo.training.replay import folded
+
+Verdict = Literal["same bits", "other bits", "same loss", "other loss", "nothing to compare with"]
+_LOSS = 1e-4  # how far a loss may be off that is the same up to rounding, as a share of it
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A replay.
+
+    Args:
+        steps: after how many the weights are those.
+        of: how many the run has.
+        seconds: that the replay took, without loading the model.
+        exact: whether each record was done again, or the updates were added up.
+        fingerprint: SHA-256 of the tensors that the run moves.
+        verdict: what a comparison with what the run has left came to.
+        detail: with what it was compared.
+        path: the folder that was written, if any.
+        adapters: whether the run also trained adapters, which the weights of the backbone are without.
+        cut: whether the trajectory ends inside a record, so that later steps are lost.
+    """
+
+    steps: int
+    of: int
+    seconds: float
+    exact: bool
+    fingerprint: str
+    verdict: Verdict
+    detail: str
+    path: Path | None
+    adapters: bool
+    cut: bool
+
+    @property
+    def failed(self) -> bool:
+        """Whether the comparison found a difference."""
+        return self.verdict in ("other bits", "other loss")
+
+    def lines(self) -> list[str]:
+        """What a reader is told."""
+        how = "record by record" if self.exact else "added up"
+        lines = [f"replayed {self.steps} of {self.of} steps in {self.seconds:.2f} s, {how}: {self.fingerprint}"]
+        lines.append(f"{self.verdict} ({self.detail})")
+        if self.cut:
+            lines.append(f"the trajectory ends inside a record: what it holds after step {self.of} is lost")
+        if self.adapters:
+            lines.append(
+                "these are the weights of the backbone; the run's adapters exist as of its last step and its best one: "
+                "zofo export RUN --merged DIR"
+            )
+        return [*lines, *([f"wrote {self.path}"] if self.path is not None else [])]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {**asdict(self), "path": None if self.path is None else str(self.path)}
+
+
+def replay_run(
+    path: Path | str,
+    step: int | None = None,
+    out: Path | None = None,
+    *,
+    fold: bool = False,
+    force: bool = False,
+    model: str | None = None,
+    remote_code: bool = False,
+) -> Replayed:
+    """Rebuild the backbone as it was after some steps, and compare it with what the run has left. The run is only read.
+
+    By default everything that training wrote is written again: the same bits on the same device. With `fold` the
+    updates are added up and written at once: faster, above all for runs in place, and equal up to rounding.
+
+    After the last step the weights are compared with their hash in `summary.json` (or with `weights.safetensors`);
+    after any step whose loss on validation the run has logged, with that loss, where the model has no adapter.
+
+    Args:
+        path: of the run.
+        step: after how many steps; all by default, 0 for the base model.
+        out: the new transformers folder of the backbone; by default nothing is written.
+        fold: add up the updates.
+        force: write into a folder that holds something.
+        model: where the base model is now, if it has moved.
+        remote_code: allow the model's repository to run its own code.
+
+    Raises:
+        RunError: a run whose backbone does not move, is damaged, or has fewer steps; or the place is taken.
+    """
+    run = RunFolder.open(path)
+    trajectory = _trajectory(run)
+    steps = trajectory.steps if step is None else step
+    if not 0 <= steps <= trajectory.steps:
+        raise RunError(
+            f"{str(run.path)!r} has {trajectory.steps} steps, not {steps}", f"ask for 0 to {trajectory.steps}"
+        )
+    read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
+    if out is not None:
+        refuse_taken(out, force, read)
+    if fold:
+        folded(trajectory, steps)  # refuses
+        if run.config.model.dtype != "float32":
+            raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
+    loaded = run.load_base(model, remote_code)
+    run.begin(loaded)
+    start = time.perf_counter()
+    whole = steps == trajectory.steps
+    backbone = replay(loaded.model, trajectory, None if whole else steps, exact=not fold)
+    seconds = time.perf_counter() - start
+    fingerprint = backbone.fingerprint()
+    adapters = any((run.path / variant).is_dir() for variant in _summary(run).get("variants", {}))
+    verdict, detail = _compared(run, loaded, backbone, fingerprint, steps, whole, fold, adapters)
+    if out is not None:
+        with new_folder(out, force, read) as folder:
+            save_model(loaded, folder)
+    return Replayed(
+        steps, trajectory.steps, seconds, not fold, fingerprint, verdict, detail, out, adapters, not trajectory.whole
+    )
+
+
+def _trajectory(run: RunFolder) -> Trajectory:
+    if not run.trajectory.is_file():
+        raise RunError(
+            f"{str(run.path)!r} has no trajectory: its backbone did not move",
+            f"its adapter or weights are all there is: zofo export {run.path} --merged DIR",
+        )
+    trajectory = Trajectory.read(run.trajectory)
+    if trajectory.of_adapter:
+        raise RunError(
+            f"the trajectory of {str(run.path)!r} moves an adapter, which the run keeps as it was in the end",
+            f"take that: zofo export {run.path} --adapter DIR",
+        )
+    return trajectory
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    """The outcome; empty for a run that has not ended."""
+    try:
+        return run.summary
+    except RunError:
+        return {}
+
+
+def _compared(
+    run: RunFolder,
+    loaded: LoadedModel,
+    backbone: Backbone,
+    fingerprint: str,
+    steps: int,
+    whole: bool,
+    fold: bool,
+    adapters: bool,
+) -> tuple[Verdict, str]:
+    """What the weights are compared with, and what comes of it."""
+    hashed, weights = _summary(run).get("backbone"), run.path / "weights.safetensors"
+    if whole and not fold and hashed is not None:
+        return ("same bits" if fingerprint == hashed else "other bits"), "the hash of training's weights"
+    if whole and not fold and weights.is_file():
+        saved = load_file(weights)
+        own = {name: tensor.cpu() for name, tensor in backbone.tensors.items()}
+        same = set(saved) == set(own) and all(saved[name].equal(tensor) for name, tensor in own.items())
+        return ("same bits" if same else "other bits"), weights.name
+    logged = None if adapters else next((found for at, found in _losses(run) if at == steps), None)
+    if logged is None:
+        return "nothing to compare with", "the run logged no loss of these weights alone"
+    try:
+        loss = _loss(run, loaded)
+    except ZofoError as error:
+        return "nothing to compare with", f"the validation rows cannot be read: {error.message}"
+    same = abs(loss - logged) <= _LOSS * max(1.0, abs(logged))
+    return ("same loss" if same else "other loss"), f"on validation {loss:.6f}, in the run {logged:.6f}"
+
+
+def _loss(run: RunFolder, loaded: LoadedModel) -> float:
+    """The model's loss on the validation rows of a run, as training took it."""
+    task = load_task(str(run.task_file))
+    examples = load_examples(task, run.config.task, ("validation",), head_of(run.config.model) == "classification")
+    scorer = run.scorer(scorer_of(run.config, task, loaded))
+    return scorer.evaluate(loaded.model, scorer.encode(examples["validation"]), Counts()).loss
+
+
+def _losses(run: RunFolder) -> Iterator[tuple[int, float]]:
+    """Steps and loss of each evaluation that the run has logged of its only variant."""
+    if not run.metrics.is_file():
+        return
+    for text in run.metrics.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line.get("event") == "evaluation":
+            yield line["steps"], line["loss"]

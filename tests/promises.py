@@ -1,0 +1,77 @@
+"""The promises that tests hold: a test with the mark `promise(row)` holds that row, and `--promises` prints them all.
+
+With `--promises`, for runs of all marked tests, the session fails if a row has no test that ran, or one that failed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+ROWS = {
+    1: "noise is a pure function of its key",
+    2: "probing leaves the weights as they were",
+    3: "estimators are right",
+    4: "rules match their reference",
+    6: "a run that was stopped goes on to the same bits",
+    7: "a crash while saving costs no more than one interval",
+    8: "damage is detected",
+    9: "losses that are not finite reach no weight and hide nowhere",
+    10: "SIGTERM and Ctrl-C save and stop",
+    11: "what a run remembers is never missing in silence",
+    12: "no file that is loaded can run code",
+    13: "the code of models runs only if that is typed",
+    14: "names cannot leave their folders",
+    15: "a full disk or a read-only one harms no checkpoint",
+    17: "the trajectory is the run",
+    20: "errors help",
+}
+
+
+def rows_of(item):
+    return sorted({row for mark in item.iter_markers("promise") for row in mark.args})
+
+
+def pytest_addoption(parser):
+    parser.addoption("--promises", action="store_true", help="print how often each promise was tried and held")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.user_properties += [("promise", row) for row in rows_of(item)]
+
+
+class Held:
+    """Counts, of each row, the tests that were tried and those that passed."""
+
+    def __init__(self):
+        self.tried, self.failed = Counter(), Counter()
+
+    def pytest_runtest_logreport(self, report):
+        rows = [value for name, value in report.user_properties if name == "promise"]
+        self.tried.update(rows if report.when == "call" and not report.skipped else ())
+        self.failed.update(rows if report.failed else ())
+
+    @property
+    def whole(self):
+        return all(self.tried[row] for row in ROWS) and not self.failed
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session):
+        if not self.whole and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        terminalreporter.section("promises")
+        for row, name in ROWS.items():
+            tried = self.tried[row]
+            held = max(0, tried - self.failed[row])
+            terminalreporter.line(
+                f"{row:>3}  {name:<62}  " + (f"tried {tried:>4}  held {held:>4}" if tried else "none")
+            )
+
+
+def pytest_configure(config):
+    if config.getoption("--promises"):
+        config.pluginmanager.register(Held(), "promises-held")

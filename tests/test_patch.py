@@ -1,0 +1,375 @@
+"""Patches: what a run adds to its base model, on another machine, and from somebody who means harm."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import time
+import zlib
+
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from conftest import build_model, build_tokenizer
+from shipped_runs import contents, loaded, logits, maker, with_adapter
+from zofo.errors import PatchError, RunError, ZofoError
+from zofo.shipping import Patch, apply_patch, export_run
+from zofo.shipping.container import MAGIC, VERSION, packed, unpacked
+from zofo.training import Trajectory
+
+CASES = ("mezo", "bilevel", "in place", "weight decay", "adapter", "first-order", "dora", "ia3", "head", "two-stage")
+
+
+@pytest.fixture(scope="module")
+def made(model_folder, tmp_path_factory):
+    return maker(model_folder, tmp_path_factory.mktemp("shipped"))
+
+
+@pytest.fixture(scope="module")
+def patches(made, tmp_path_factory):
+    """The patch of a case, written once."""
+    folder = tmp_path_factory.mktemp("patches")
+
+    def patch(case="bilevel", **options):
+        file = folder / f"{case}-{'-'.join(options)}.zofo"
+        if not file.exists():
+            export_run(made(case).path, "patch", file, **options)
+        return file
+
+    return patch
+
+
+# what it is for
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_applied_patch_has_the_logits_of_training(made, patches, model_folder, tmp_path, case):
+    run = made(case)
+    found = apply_patch(patches(case), str(model_folder), tmp_path / "out")
+    moved = run.trajectory.is_file() and case != "adapter"
+    assert (found.merged, found.same_bits) == (True, True if moved else None)
+    apart = (logits(loaded(tmp_path / "out")) - logits(run.load().model)).abs().max()
+    assert apart == 0 if run.adapter_of() is None and case != "in place" else apart < 1e-5
+
+
+def test_an_adapter_that_cannot_be_merged_lies_beside_the_model(made, patches, model_folder, tmp_path):
+    run = made("prefix")
+    found = apply_patch(patches("prefix"), str(model_folder), tmp_path / "out")
+    assert not found.merged
+    model = with_adapter(loaded(tmp_path / "out" / "model"), tmp_path / "out" / "adapter")
+    ids = torch.tensor([[5, 17, 42, 8]])
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    torch.testing.assert_close(model(**given).logits, run.load().model(**given).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_variant_and_best_are_those_of_the_run(made, patches, model_folder, tmp_path):
+    for variant, best in (("lower_adapter", False), ("adapter", True)):
+        file = tmp_path / f"{variant}.zofo"
+        export_run(made("bilevel").path, "patch", file, variant=variant, best=best)
+        header = Patch.read(file).header
+        assert (header.variant, header.best) == (variant, best)
+        apply_patch(file, str(model_folder), tmp_path / variant)
+        theirs = made("bilevel").load(variant, best).model
+        assert (logits(loaded(tmp_path / variant)) - logits(theirs)).abs().max() < 1e-5
+    assert Patch.read(file).stages[0].header.steps == made("bilevel").summary["best"]["step"]
+
+
+def test_a_folded_patch_is_smaller_and_agrees_up_to_rounding(made, patches, model_folder, tmp_path):
+    whole, folded = patches("in place"), patches("in place", fold=True)
+    assert folded.stat().st_size < whole.stat().st_size
+    assert len(Patch.read(folded).stages[0].trajectory.updates) == 1
+    apply_patch(folded, str(model_folder), tmp_path / "folded")
+    apply_patch(whole, str(model_folder), tmp_path / "added", fold=True)
+    theirs = logits(made("in place").load().model)  # which adds them up, too
+    assert torch.equal(logits(loaded(tmp_path / "folded")), logits(loaded(tmp_path / "added")))
+    assert torch.equal(logits(loaded(tmp_path / "folded")), theirs)
+
+
+def test_runs_that_start_from_runs_are_one_patch(made, model_folder, tmp_path):
+    first = made("mezo")
+    second = made("in place", "second", start=first.path)
+    export_run(second.path, "patch", tmp_path / "p.zofo")
+    patch = Patch.read(tmp_path / "p.zofo")
+    assert [stage.header.steps for stage in patch.stages] == [5, 5]
+    found = apply_patch(tmp_path / "p.zofo", str(model_folder), tmp_path / "out")
+    assert found.same_bits
+    torch.testing.assert_close(logits(loaded(tmp_path / "out")), logits(second.load().model), rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_keeps_its_bits_without_its_weights(made, model_folder, tmp_path):
+    run = made("mezo", "half", model={"dtype": "bfloat16"})
+    export_run(run.path, "patch", tmp_path / "p.zofo")
+    assert (tmp_path / "p.zofo").stat().st_size < 4096
+    assert apply_patch(tmp_path / "p.zofo", str(model_folder), tmp_path / "out").same_bits
+    assert torch.equal(logits(loaded(tmp_path / "out", torch.bfloat16)), logits(run.load().model))
+    with pytest.raises(RunError, match="rounded one by one"):
+        export_run(run.path, "patch", tmp_path / "f.zofo", fold=True)
+
+
+def test_a_patch_is_some_bytes_a_step_and_its_adapter(made, patches):
+    run = made("bilevel")
+    adapter = (run.path / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert patches().stat().st_size < adapter + 34 * 5 + 4096
+
+
+def test_the_header_says_what_it_holds(made, patches):
+    header = Patch.read(patches()).header
+    run = made("bilevel")
+    assert header.base.sha256 == run.base_hash
+    assert header.base.name == "tiny-llama"
+    assert header.noise["name"] == "low-rank"
+    assert header.metrics["accuracy"] == run.summary["accuracy"]
+    assert header.backbone == run.summary["backbone"]
+
+
+def test_a_wrong_base_is_refused_by_hash(patches, made, tmp_path):
+    other = tmp_path / "other"
+    build_model("llama", len(build_tokenizer()), seed=1).save_pretrained(other)
+    build_tokenizer().save_pretrained(other)
+    with pytest.raises(PatchError, match=made("bilevel").base_hash) as refused:
+        apply_patch(patches(), str(other), tmp_path / "out")
+    assert "--base tiny-llama" in refused.value.hint
+    assert not (tmp_path / "out").exists()
+    assert refused.value.message.count("sha256:") == 2
+
+
+def test_a_run_that_trained_nothing_has_no_patch(made, model_folder, tmp_path):
+    with pytest.raises(RunError, match="left nothing"):
+        export_run(made("zero-shot").path, "patch", tmp_path / "p.zofo")
+
+
+# what is refused
+
+
+def rewritten(patches, tmp_path, change, case="bilevel"):
+    """A patch whose hashes are right, with something else in it."""
+    header, parts = unpacked(patches(case))
+    change(header, parts)
+    (tmp_path / "hostile.zofo").write_bytes(packed(header, parts))
+    return tmp_path / "hostile.zofo"
+
+
+def refused(file, base, tmp_path):
+    """What is said of it, within seconds, and nothing is written."""
+    before, start = sorted(tmp_path.iterdir()), time.monotonic()
+    with pytest.raises(ZofoError) as error:
+        apply_patch(file, str(base), tmp_path / "out")
+    assert time.monotonic() - start < 5
+    assert sorted(tmp_path.iterdir()) == before
+    return error.value.message
+
+
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.soak)])
+def test_every_flipped_byte_is_found(patches, tmp_path, every):
+    data = patches("mezo").read_bytes()
+    file = tmp_path / "flipped.zofo"
+    for place in [*range(48), *range(48, len(data), every)]:
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(PatchError):
+            Patch.read(file)
+
+
+def test_every_truncation_is_found(patches, tmp_path):
+    data = patches("mezo").read_bytes()
+    file = tmp_path / "cut.zofo"
+    for length in range(0, len(data), 7):
+        file.write_bytes(data[:length])
+        with pytest.raises(PatchError, match="cut short|is not a patch"):
+            Patch.read(file)
+    file.write_bytes(data + b"\0")
+    with pytest.raises(PatchError, match="1 bytes follow the last part"):
+        Patch.read(file)
+
+
+def test_a_newer_version_is_named(patches, tmp_path):
+    data = patches("mezo").read_bytes()
+    (tmp_path / "newer.zofo").write_bytes(MAGIC + struct.pack("<I", VERSION + 1) + data[len(MAGIC) + 4 :])
+    with pytest.raises(
+        PatchError, match=f"version {VERSION + 1}, and this zofo reads up to version {VERSION}"
+    ) as error:
+        Patch.read(tmp_path / "newer.zofo")
+    assert "upgrade" in error.value.hint
+
+
+def test_a_file_that_is_no_patch_is_one_message(tmp_path):
+    (tmp_path / "text").write_text("hello, I am no patch at all, and long enough to be one")
+    for path, text in (
+        (tmp_path / "text", "is not a patch"),
+        (tmp_path / "nothing", "cannot read"),
+        (tmp_path, "read"),
+    ):
+        with pytest.raises(PatchError, match=text):
+            Patch.read(path)
+
+
+def trajectory_with(header, parts, records=None, **changed):
+    """Write other records, or another header, into the trajectory of a patch."""
+    old = Trajectory.parse(parts["trajectory_0.bin"], "")
+    content = json.dumps({**old.header, **changed}, sort_keys=True).encode()
+    data = b"ZOFOTRJ2" + struct.pack("<II", len(content), zlib.crc32(content)) + content
+    if records is None:
+        length = struct.unpack_from("<I", parts["trajectory_0.bin"], 8)[0]
+        records = parts["trajectory_0.bin"][16 + length :]
+    parts["trajectory_0.bin"] = data + records
+
+
+def record(kind, number, payload=b""):
+    checksum = zlib.crc32(payload, zlib.crc32(struct.pack("<BI", kind, number)))
+    return struct.pack("<BII", kind, number, checksum) + payload
+
+
+def update(coefficient, step=0):
+    return record(1, 1, struct.pack("<IId", step, 0, coefficient))
+
+
+ENDED = record(4, 4)
+LARGE = b"".join(update(2e38, step) for step in range(40)) + ENDED
+HOSTILE = {
+    "NaN coefficient": (lambda h, p: trajectory_with(h, p, update(float("nan")) + ENDED), "not finite"),
+    "infinite coefficient": (lambda h, p: trajectory_with(h, p, update(float("inf")) + ENDED), "not finite"),
+    "too large for float32": (lambda h, p: trajectory_with(h, p, update(1e300) + ENDED), "non-finite update"),
+    "weights that overflow": (lambda h, p: trajectory_with(h, p, LARGE), "not finite|non-finite"),
+    "huge count of terms": (lambda h, p: trajectory_with(h, p, record(1, 2**32 - 1) + ENDED), "inside a record"),
+    "unknown record": (lambda h, p: trajectory_with(h, p, record(9, 0) + ENDED), "damaged"),
+    "record cut": (lambda h, p: trajectory_with(h, p, update(1.0)[:-1]), "inside a record"),
+    "shrinks below nothing": (
+        lambda h, p: trajectory_with(h, p, record(17, 0, struct.pack("<d", 7.0)) + ENDED),
+        "shrinks the weights by 7",
+    ),
+    "steps that are not there": (lambda h, p: h["stages"][0].update(steps=2**31), "but the header says"),
+    "more steps than can be": (lambda h, p: h["stages"][0].update(steps=10**30), "stages.0.steps"),
+    "negative steps": (lambda h, p: h["stages"][0].update(steps=-1), "stages.0.steps"),
+    "many stages": (lambda h, p: h.update(stages=h["stages"] * 1000), "stages"),
+    "rank": (lambda h, p: trajectory_with(h, p, noise={"name": "low-rank", "rank": 10**9}), "rank 1000000000"),
+    "rank of no number": (lambda h, p: trajectory_with(h, p, noise={"name": "low-rank", "rank": "4"}), "rank 4"),
+    "rank above its model": (
+        lambda h, p: trajectory_with(h, p, noise={"name": "low-rank", "rank": 60}),
+        "is 60, but",
+    ),
+    "unknown noise": (lambda h, p: trajectory_with(h, p, noise={"name": "os.system"}), "unknown noise"),
+    "noise of no kind": (lambda h, p: trajectory_with(h, p, noise=[1, 2]), "noise"),
+    "unknown rule": (lambda h, p: trajectory_with(h, p, rule={"name": "sgd", "lr": "high"}), "lr"),
+    "rule option": (lambda h, p: trajectory_with(h, p, rule={"name": "sgd", "path": "/etc"}), "not an option"),
+    "no evaluator": (lambda h, p: trajectory_with(h, p, evaluator=None), "evaluator"),
+    "selects what is not there": (lambda h, p: trajectory_with(h, p, select=["no.such.*"]), "matches none"),
+    "selects no names": (lambda h, p: trajectory_with(h, p, select=5), "select"),
+    "seed": (lambda h, p: trajectory_with(h, p, seed=2**64), "seed"),
+    "stream in the trajectory": (lambda h, p: trajectory_with(h, p, stream=99), "noise stream"),
+    "noise stream": (lambda h, p: h.update(stream=99), "version 99 of the noise stream"),
+    "unknown key": (lambda h, p: h.update(run="rm"), "unknown key"),
+    "texts that a terminal obeys": (lambda h, p: h.update(task="\x1b]0;x\x07"), "cannot be shown"),
+    "long texts": (lambda h, p: h["base"].update(name="x" * 10**5), "cannot be shown"),
+    "seed without end": (lambda h, p: trajectory_with(h, p, seed=float("inf")), "header of the trajectory is damaged"),
+    "no base": (lambda h, p: h.pop("base"), "base"),
+    "dtype": (lambda h, p: h["base"].update(dtype="float4"), "dtype"),
+    "labels": (lambda h, p: h["base"].update(labels=10**12), "labels"),
+    "hash of no form": (lambda h, p: h["base"].update(sha256="../../x"), "is no SHA-256"),
+    "part without a use": (lambda h, p: p.update(extra=b"x"), "nothing says what the part 'extra' is for"),
+    "path as a name": (lambda h, p: p.update({"../x": b"x"}), r"'\.\./x' cannot be the name of a part"),
+    "path as the adapter": (lambda h, p: p.update({"/etc/passwd": b"x"}), "cannot be the name of a part"),
+    "stage of another part": (lambda h, p: h["stages"][0].update(trajectory="../../x"), "'../../x' is missing"),
+    "many parts": (lambda h, p: p.update({f"p{i}": b"" for i in range(100)}), "too many"),
+    "adapter is missing": (lambda h, p: p.pop("adapter_model.safetensors"), "is missing"),
+    "adapter of no form": (lambda h, p: p.update({"adapter_model.safetensors": b"\xff" * 64}), "cannot be read"),
+}
+
+
+def adapter_config(**changed):
+    def change(header, parts):
+        content = json.loads(parts["adapter_config.json"])
+        parts["adapter_config.json"] = json.dumps({**content, **changed}).encode()
+
+    return change
+
+
+def adapter_tensors(change):
+    def rewrite(header, parts):
+        tensors = load(parts["adapter_model.safetensors"])
+        parts["adapter_model.safetensors"] = save(change(tensors))
+
+    return rewrite
+
+
+def _first(tensors, value):
+    name = next(iter(tensors))
+    return {**tensors, name: torch.full_like(tensors[name], value)}
+
+
+HOSTILE |= {
+    "adapter imports a module": (adapter_config(megatron_config={"a": 1}, megatron_core="os"), "megatron"),
+    "adapter maps to a library": (adapter_config(auto_mapping={"parent_library": "os"}), "auto_mapping"),
+    "adapter of a kind of its own": (adapter_config(peft_type="VERA"), "'VERA', which zofo does not make"),
+    "adapter starts by a decomposition": (adapter_config(init_lora_weights="pissa"), "init_lora_weights"),
+    "adapter of a huge rank": (adapter_config(r=2**40), "sets 'r'"),
+    "adapter of another rank": (adapter_config(r=1000), "rank is 1000"),
+    "adapter's alpha": (adapter_config(lora_alpha=float("nan")), "lora_alpha"),
+    "adapter's pattern": (adapter_config(target_modules="(a+)+$"), "target_modules"),
+    "adapter copies layers": (adapter_config(layer_replication=[[0, 10**6]]), "layer_replication"),
+    "adapter of other layers": (adapter_config(target_modules=["no_proj"]), "not an adapter of this model"),
+    "adapter's task": (adapter_config(task_type="../x"), "task_type"),
+    "adapter holds NaN": (adapter_tensors(lambda t: _first(t, float("nan"))), "not finite"),
+    "adapter overflows": (adapter_tensors(lambda t: {n: torch.full_like(x, 1e30) for n, x in t.items()}), "not finite"),
+    "adapter has more tensors": (adapter_tensors(lambda t: {**t, "model.x": torch.ones(2)}), "no place for"),
+    "adapter has fewer tensors": (
+        adapter_tensors(lambda t: {n: t[n] for n in list(t)[:-1]}),
+        "it lacks the tensor",
+    ),
+    "adapter of another shape": (
+        adapter_tensors(lambda t: {n: (x if ".lora_A." in n else torch.ones(3, 8)) for n, x in t.items()}),
+        "not an adapter of this model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_patch_is_refused(patches, model_folder, tmp_path, case):
+    change, text = HOSTILE[case]
+    message = refused(rewritten(patches, tmp_path, change), model_folder, tmp_path)
+    assert re.search(text, message), message
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_the_model_lacks_are_refused(patches, model_folder, tmp_path):
+    def change(header, parts):
+        parts["weights_0.safetensors"] = save({"model.no.such.weight": torch.zeros(3)})
+
+    file = rewritten(patches, tmp_path, change, "head")
+    assert "does not fit the model" in refused(file, model_folder, tmp_path)
+
+
+def test_sizes_of_virtual_tokens_are_those_of_their_tensor(patches, model_folder, tmp_path):
+    for changed in ({"num_virtual_tokens": 10**5}, {"num_layers": 10**5}, {"token_dim": 10**5}):
+        file = rewritten(patches, tmp_path, adapter_config(**changed), "prefix")
+        assert "the adapter's sizes are" in refused(file, model_folder, tmp_path)
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    (tmp_path / "p").write_bytes(MAGIC + struct.pack("<II", VERSION, 2**32 - 1) + b"\0" * 32)
+    with pytest.raises(PatchError, match="a header of 4294967295 bytes"):
+        Patch.read(tmp_path / "p")
+
+
+@pytest.mark.parametrize("size", [10**15, -1, 1.5, True, "9"])
+def test_a_part_of_any_size_allocates_nothing(patches, tmp_path, size):
+    header, parts = unpacked(patches())
+    listed = [{"name": "trajectory_0.bin", "bytes": size, "sha256": "0" * 64}]
+    text = json.dumps({**header, "parts": listed}).encode()
+    frame = MAGIC + struct.pack("<II", VERSION, len(text)) + hashlib.sha256(text).digest()
+    (tmp_path / "p").write_bytes(frame + text)
+    with pytest.raises(PatchError, match="cut short|cannot have"):
+        Patch.read(tmp_path / "p")
+
+
+def test_a_patch_changes_neither_the_run_nor_its_base(made, patches, model_folder, tmp_path):
+    before = contents(made("bilevel").path), contents(model_folder)
+    export_run(made("bilevel").path, "patch", tmp_path / "p.zofo")
+    apply_patch(tmp_path / "p.zofo", str(model_folder), tmp_path / "out")
+    for place in (model_folder, model_folder / "in"):
+        with pytest.raises(RunError, match="only read"):
+            apply_patch(tmp_path / "p.zofo", str(model_folder), place, force=True)
+    with pytest.raises(RunError, match="only read"):
+        export_run(made("bilevel").path, "patch", made("bilevel").path / "p.zofo")
+    assert (contents(made("bilevel").path), contents(model_folder)) == before

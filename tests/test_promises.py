@@ -1,0 +1,61 @@
+"""Every promise has a test, and the table of them says what was tried and what held."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from promises import ROWS
+
+TESTS = Path(__file__).parent
+
+
+def marked(text):
+    """The row of every mark in a file, with the names of the tests that it stands at."""
+    tree = ast.parse(text)
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            owners, marks = [node.name], node.decorator_list
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark":
+            owners, marks = names, node.value.elts if isinstance(node.value, ast.List) else [node.value]
+        else:
+            continue
+        for mark in marks:
+            if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.promise":
+                yield [argument.value for argument in mark.args], owners
+
+
+def test_every_promise_has_a_test():
+    held = {}
+    for path in TESTS.glob("test_*.py"):
+        for rows, owners in marked(path.read_text(encoding="utf-8")):
+            for row in rows:
+                held.setdefault(row, []).extend(owners)
+    assert held.keys() == ROWS.keys()
+    assert all(name.startswith("test_") for names in held.values() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "failing", "code", "shown"),
+    [(None, False, 0, "tried    1  held    1"), (9, False, 1, "none"), (None, True, 1, "tried    2  held    1")],
+)
+def test_the_table(tmp_path, left_out, failing, code, shown):
+    (tmp_path / "conftest.py").write_text((TESTS / "promises.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    promise(row): holds it\n", encoding="utf-8")
+    kept = [row for row in ROWS if row != left_out]
+    lines = ["import pytest", *(f"@pytest.mark.promise({row})\ndef test_{row}(): pass" for row in kept)]
+    if left_out:
+        lines.append(f"@pytest.mark.promise({left_out})\ndef test_skipped(): pytest.skip('no disk')")
+    if failing:
+        lines.append("@pytest.mark.promise(9)\ndef test_failing(): assert False")
+    (tmp_path / "test_some.py").write_text("\n".join(lines), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--promises", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stdout
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("  9  "))
+    assert line.endswith(shown)

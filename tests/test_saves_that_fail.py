@@ -1,0 +1,429 @@
+"""Saves that are killed, that find no room, or whose files are damaged: a whole checkpoint is always there."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from conftest import review_rows, write_rows
+from dying import REMOVALS, Dying
+from test_going_on import contents
+from zofo.errors import RunError
+from zofo.training import RunFolder, read_config, train
+from zofo.training.checkpoints import Checkpoints, damage_of
+from zofo.training.material import load_material
+
+STEPS = 5
+BILEVEL = {"name": "bilevel", "batch_size": 2, "inner_steps": 1, "rule": {"lr": 1e-4}}
+
+
+def later(*values, **options):
+    return pytest.param(*values, marks=pytest.mark.soak, **options)
+
+
+@pytest.fixture(scope="module")
+def dying():
+    process = Dying()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def config(model_folder, tmp_path_factory):
+    """The file of a run that saves after each step, with adapters, optimisers, a best model and a trajectory."""
+    folder = tmp_path_factory.mktemp("saves")
+    write_rows(folder / "data" / "train.jsonl", review_rows(40))
+    write_rows(folder / "data" / "validation.jsonl", review_rows(8, 40))
+    content = {
+        "model": str(model_folder),
+        "task": {"name": "movie-reviews", "data_dir": str(folder / "data")},
+        "method": BILEVEL,
+        "training": {"steps": STEPS, "eval_every": 2, "checkpoint_every": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(dying, config):
+    """What a run leaves that nothing happened to."""
+    run = config.parent / "whole"
+    assert dying(config, f"run={run}", here=True)["status"] == 0
+    return contents(run)
+
+
+@pytest.fixture(scope="module")
+def points(dying, config, whole):
+    """The points of the third save, by name: the first one that has an older checkpoint to remove."""
+    names = dying(config, f"run={config.parent / 'counted'}", save=3)["points"]
+    assert len(names) >= 20
+    for kind in ("os.fsync", "os.rename", "os.replace", "write_text", "save_file", "copyfile", "os.unlink"):
+        assert any(kind in name for name in names), kind
+    return names
+
+
+@pytest.fixture
+def stopped(dying, config, whole, tmp_path):
+    """A run that was asked to stop after three steps; it has two checkpoints."""
+    said = dying(config, f"run={tmp_path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
+    assert (said["status"], said["error"]) == (143, "Stopped")
+    return RunFolder(tmp_path / "run")
+
+
+def again(dying, config, run, *overrides):
+    said = dying(config, f"run={run}", *overrides)
+    assert said["status"] == 0, said
+    return said
+
+
+def steps_of(folder):
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+
+
+# killed
+
+
+def check_kill(dying, config, whole, run, save, point):
+    """Kill a save of a run at a point: the checkpoint is the old or the new one, and the run ends as any other."""
+    assert dying(config, f"run={run}", save=save, point=point)["status"] == -signal.SIGKILL
+    checkpoints = run / "checkpoints"
+    found = Checkpoints(checkpoints).latest() if save > 1 else None
+    if save > 1:
+        assert found.step in (save - 1, save)
+        assert damage_of(found.path) is None
+        copy = run.with_name(f"{run.name}-swept")
+        shutil.copytree(checkpoints, copy)
+        Checkpoints(copy).sweep()
+        assert {damage_of(path) for path in copy.iterdir()} == {None}
+    said = again(dying, config, run)
+    assert "warning" not in said["shown"]
+    if found is not None:
+        assert f"goes on after {found.step} of {STEPS} steps" in said["shown"]
+    assert contents(run) == whole
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize(
+    "at",
+    [
+        "halfway save_file",
+        "after os.rename",
+        later("halfway write_text .complete"),
+        later("before os.rmdir"),
+    ],
+)
+def test_a_killed_save_leaves_a_whole_checkpoint(dying, config, whole, points, tmp_path, at):
+    point = next(number for number, name in enumerate(points) if name.startswith(at))
+    check_kill(dying, config, whole, tmp_path / "run", 3, point)
+
+
+@pytest.mark.promise(7)
+@pytest.mark.soak
+@pytest.mark.parametrize("save", [1, 3, 4])
+def test_a_save_may_be_killed_at_every_point(dying, config, whole, points, tmp_path, save):
+    names = dying(config, f"run={tmp_path / 'counted'}", save=save)["points"]
+    for point in range(len(names)):
+        check_kill(dying, config, whole, tmp_path / f"run-{point}", save, point)
+    print(f"save {save}: killed at {len(names)} points")
+
+
+@pytest.mark.promise(7)
+def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(dying, config, points, tmp_path):
+    run = tmp_path / "run"
+    dying(config, f"run={run}", save=3, point=points.index("after os.rename"))
+    assert damage_of(run / "checkpoints" / "step-00000003") is not None
+    shutil.copytree(run / "checkpoints" / "step-00000002", run / "checkpoints" / ".saving-00000009")
+    said = dying(config, f"run={run}", "training.checkpoint_every=1", signal=signal.SIGTERM, times=1, step=4)
+    assert said["status"] == 143
+    assert steps_of(run / "checkpoints") == [3, 4]
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize(
+    "left",
+    [later(()), later(("run.lock",)), ("run.lock", "task.yaml", "environment.json", ".config.yaml")],
+)
+def test_a_run_that_was_killed_at_its_very_start_begins(dying, config, whole, tmp_path, left):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in left:
+        (run / name).write_text("" if name == "run.lock" else "{", encoding="utf-8")
+    again(dying, config, run)
+    assert contents(run) == whole
+
+
+def test_a_run_that_another_process_ends_meanwhile_is_left_alone(config, whole, stopped, monkeypatch):
+    asked = read_config(config, [f"run={stopped.path}"])
+
+    def load(*arguments):
+        monkeypatch.undo()
+        train(asked)
+        return load_material(*arguments)
+
+    monkeypatch.setattr(sys.modules[train.__module__], "load_material", load)
+    with pytest.raises(RunError, match="another process has just ended the run"):
+        train(asked)
+    assert contents(stopped.path) == whole
+
+
+@pytest.mark.promise(10)
+@pytest.mark.parametrize("number", [signal.SIGTERM, later(signal.SIGINT)])
+def test_a_second_signal_leaves_at_once(dying, config, whole, tmp_path, number):
+    run, seldom = tmp_path / "run", "training.checkpoint_every=5"
+    said = dying(config, f"run={run}", seldom, signal=number, times=2, step=3)
+    if number == signal.SIGTERM:
+        assert said["status"] == -signal.SIGTERM
+    else:
+        assert "KeyboardInterrupt" in said["message"]
+    assert not (run / "checkpoints").exists()
+    again(dying, config, run, seldom)
+    assert contents(run) == whole
+
+
+# damaged
+
+
+def files_of(checkpoint):
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    assert {"manifest.json", "complete", "progress.json", "state.json", "state.safetensors"} <= {p.name for p in files}
+    return files
+
+
+def check_damage(stopped, path, data):
+    """One file of the newest checkpoint holds something else: it is named once, and the one before is used."""
+    before, warnings = path.read_bytes(), []
+    path.write_bytes(data)
+    try:
+        found = Checkpoints(stopped.checkpoints).latest(warnings.append)
+    finally:
+        path.write_bytes(before)
+    assert found.step == 2
+    (warning,) = warnings
+    assert str(path) in warning
+    assert "the checkpoint before it is used" in warning
+
+
+@pytest.mark.promise(8)
+def test_every_flip_and_every_cut_is_detected(stopped):
+    draw = random.Random(0)
+    newest = stopped.checkpoints / "step-00000003"
+    files, tried = files_of(newest), 0
+    for number in range(200):
+        path = files[number % len(files)]
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        check_damage(stopped, path, bytes(data))
+        tried += 1
+    for number in range(50):
+        path = files[number % len(files)]
+        data = path.read_bytes()
+        check_damage(stopped, path, data[: draw.randrange(len(data))])
+        tried += 1
+    assert tried == 250
+    assert Checkpoints(stopped.checkpoints).latest().step == 3
+
+
+@pytest.mark.promise(8)
+@pytest.mark.parametrize("name", ["manifest.json", "progress.json", "state.json", "state.safetensors"])
+def test_a_file_that_is_gone_is_named(stopped, name):
+    path = stopped.checkpoints / "step-00000003" / name
+    path.unlink()
+    warnings = []
+    assert Checkpoints(stopped.checkpoints).latest(warnings.append).step == 2
+    assert str(path) in warnings[0]
+
+
+@pytest.mark.promise(8)
+def test_a_file_too_many_is_named(stopped):
+    path = stopped.checkpoints / "step-00000003" / "best" / "more.json"
+    path.write_text("{}", encoding="utf-8")
+    assert f"{str(path)!r} is not in the manifest" in damage_of(path.parent.parent)
+
+
+@pytest.mark.promise(8)
+def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(dying, config, whole, stopped):
+    kept = stopped.path.with_name("kept")
+    shutil.copytree(stopped.checkpoints, kept)
+    damaged = [stopped.checkpoints / f"step-0000000{step}" / "state.json" for step in (2, 3)]
+    for path in damaged:
+        path.write_text("{}", encoding="utf-8")
+    metrics = stopped.metrics.read_bytes()
+    said = dying(config, f"run={stopped.path}")
+    assert (said["error"], said["status"]) == ("CheckpointError", 2)
+    assert all(str(path) in said["message"] for path in damaged)
+    assert f"remove {str(stopped.checkpoints)!r}" in said["hint"]
+    assert stopped.metrics.read_bytes() == metrics
+    shutil.rmtree(stopped.checkpoints)
+    shutil.copytree(kept, stopped.checkpoints)
+    again(dying, config, stopped.path)
+    assert contents(stopped.path) == whole
+
+
+@pytest.mark.promise(7)
+def test_one_that_is_damaged_takes_the_place_of_no_other(tmp_path):
+    """A run that went on from the one before saves at other steps; the newest whole ones are those that are kept."""
+    checkpoints = Checkpoints(tmp_path / "c", keep=1)
+    checkpoints.save(8, lambda folder: (folder / "a").write_text("8"))
+    checkpoints.save(5, lambda folder: (folder / "a").write_text("5"))
+    assert checkpoints.latest().step == 5
+    assert steps_of(tmp_path / "c") == [5]
+
+
+@pytest.mark.promise(8)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "trajectory.bin"])
+def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(dying, config, stopped, name):
+    path = stopped.path / name
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    said = dying(config, f"run={stopped.path}")
+    assert (said["error"], said["status"]) == ("CheckpointError", 2)
+    assert f"{str(path)!r} has {size // 2} bytes" in said["message"]
+
+
+# full disks, and those that are read-only
+
+
+def check_no_room(dying, config, whole, run, save, point, how):
+    """Every write of a save fails from a point on: it is said, and the checkpoint before is as it was."""
+    said = dying(config, f"run={run}", save=save, point=point, how=how)
+    if said["status"] == 0:  # nothing was to be written any more
+        return False
+    assert (said["error"], said["status"]) == ("CheckpointError", 2), said
+    reason = {"ENOSPC": "No space left on device", "EROFS": "Read-only file system"}[how]
+    assert (
+        f"cannot write the checkpoint {str(run / 'checkpoints' / f'step-{save:08d}')!r}: {reason} (" in said["message"]
+    )
+    assert "bytes free)" in said["message"]
+    assert "type the same command again" in said["hint"]
+    left = steps_of(run / "checkpoints") if (run / "checkpoints").exists() else []
+    before = [step for step in (save - 2, save - 1) if step > 0]
+    assert left in (before, [*before, save])  # the new one, where only its last sync failed
+    assert all(damage_of(run / "checkpoints" / f"step-{step:08d}") is None for step in left)
+    again(dying, config, run)
+    assert contents(run) == whole
+    return True
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize(("how", "at"), [("ENOSPC", "before save_file"), later("EROFS", "before write_text .complete")])
+def test_a_full_disk_leaves_the_checkpoint_before(dying, config, whole, points, tmp_path, how, at):
+    point = next(number for number, name in enumerate(points) if name.startswith(at))
+    assert check_no_room(dying, config, whole, tmp_path / "run", 3, point, how)
+
+
+@pytest.mark.promise(15)
+@pytest.mark.soak
+@pytest.mark.parametrize("how", ["ENOSPC", "EROFS"])
+@pytest.mark.parametrize("save", [1, 3])
+def test_a_disk_may_be_full_at_every_write(dying, config, whole, tmp_path, save, how):
+    names = dying(config, f"run={tmp_path / 'counted'}", save=save)["points"]
+    writes = [
+        number
+        for number, name in enumerate(names)
+        if name.startswith("before") and not any(removal in name for removal in REMOVALS)
+    ]
+    failed = [check_no_room(dying, config, whole, tmp_path / f"run-{n}", save, n, how) for n in writes]
+    assert sum(failed) == len(writes) >= 20
+    print(f"save {save}: {how} at {len(writes)} writes")
+
+
+@pytest.mark.promise(15)
+def test_a_run_may_go_on_without_a_checkpoint(dying, config, whole, points, tmp_path):
+    run = tmp_path / "run"
+    skip = "training.checkpoint_failure=skip"
+    said = dying(config, f"run={run}", skip, save=3, point=points.index("before os.mkdir"), how="ENOSPC")
+    assert said["status"] == 0
+    assert said["shown"].count("warning: cannot write the checkpoint") == 1
+    assert contents(run) == whole
+
+
+@pytest.mark.promise(15)
+def test_it_does_not_where_it_was_asked_to_stop(dying, config, tmp_path):
+    """What Stopped says is true: the steps are saved."""
+    skip = ("training.checkpoint_failure=skip", "training.checkpoint_every=5")
+    how = {"signal": signal.SIGTERM, "times": 1, "step": 3, "save": 1, "point": 0, "how": "EROFS"}
+    said = dying(config, f"run={tmp_path / 'run'}", *skip, **how)
+    assert (said["error"], said["status"]) == ("CheckpointError", 2)
+
+
+SELDOM = "training.checkpoint_every=5"
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize(
+    ("largest", "what", "overrides"),
+    [
+        pytest.param(20_000, "the checkpoint", (), id="tensors of a checkpoint"),
+        later(4_000, "the run", (SELDOM,), id="best adapter"),
+        pytest.param(2_200, "the run", (SELDOM, "training.eval_every=5"), id="log"),
+        later(600, "the run", (), id="configuration"),
+    ],
+)
+def test_the_system_itself_refuses_to_write_more(dying, config, whole, tmp_path, largest, what, overrides):
+    """A limit on the size of a file, in bytes."""
+    run = tmp_path / "run"
+    said = dying(config, f"run={run}", *overrides, largest_file=largest)
+    assert (said["status"], said["error"]) == (2, "CheckpointError" if what == "the checkpoint" else "RunError"), said
+    assert f"cannot write {what} '{run}" in said["message"]
+    assert "File too large (" in said["message"]
+    again(dying, config, run, *overrides)
+    if SELDOM not in overrides or len(overrides) == 1:
+        assert contents(run) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own in memory, and what changes its options."""
+    path = tmp_path / "disk"
+    path.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", *options, str(path)], capture_output=True, check=False).returncode
+
+    if shutil.which("mount") is None or mount("-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+        pytest.skip("no file system can be mounted here")
+    yield path, mount
+    subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.promise(15)
+@pytest.mark.soak
+def test_a_real_disk_may_be_full_at_any_size(dying, config, whole, small_disk):
+    path, mount = small_disk
+    failed = 0
+    for kilobytes in range(4, 1200, 60):
+        mount("-o", f"remount,size={kilobytes}k")
+        said = dying(config, f"run={path / 'run'}")
+        if said["status"]:
+            failed += 1
+            assert said["error"] in ("CheckpointError", "RunError"), said
+            assert "No space left on device (" in said["message"]
+            mount("-o", "remount,size=20m")
+            again(dying, config, path / "run")
+        assert contents(path / "run") == whole
+        shutil.rmtree(path / "run")
+    assert failed >= 5
+    print(f"{failed} disks were full")
+
+
+@pytest.mark.promise(15)
+@pytest.mark.soak
+def test_a_real_disk_may_be_read_only(dying, config, whole, small_disk):
+    path, mount = small_disk
+    mount("-o", "remount,size=20m")
+    dying(config, f"run={path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
+    mount("-o", "remount,ro")
+    for run in ("run", "new"):
+        said = dying(config, f"run={path / run}")
+        assert (said["error"], said["status"]) == ("RunError", 2)
+        assert "Read-only file system" in said["message"]
+    mount("-o", "remount,rw")
+    again(dying, config, path / "run")
+    assert contents(path / "run") == whole
