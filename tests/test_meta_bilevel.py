@@ -248,6 +248,7 @@ def saved(meta, folder):
     return max(counted) - counted[0]
 
 
+@pytest.mark.soak
 def test_a_save_with_adapters_on_disk_takes_no_more_memory_for_more_tasks(tmp_path, warm):
     taken = {}
     for tasks in (2, 5):

@@ -748,7 +748,7 @@ def wait_for(condition, seconds=60):
 LONG = {**TOY, "budget": {"queries": 160_000}, "search": {"budget": {"queries": 3200}}}
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGKILL])
 def test_several_runs_at_a_time_end_with_the_process_and_the_study_goes_on(study, tmp_path, how):
     asked = study(LONG)
     process = start(tmp_path, "--jobs", "2")

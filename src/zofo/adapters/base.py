@@ -7,6 +7,7 @@ peft holds the tensors and the file format, and `zofo.adapters.injection` puts t
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,7 +146,13 @@ class PeftAdapters(Adapters):
 
         state = peft.get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
         save_tensors(state, folder / "adapter_model.safetensors")
-        self._peft.peft_config[adapter].save_pretrained(str(folder))
+        config = self._peft.peft_config[adapter]
+        config.save_pretrained(str(folder))
+        path = folder / "adapter_config.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        sets = {key: sorted(value) for key, value in content.items() if isinstance(getattr(config, key, None), set)}
+        # the order of a set differs from process to process
+        path.write_text(json.dumps({**content, **sets}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 ADAPTERS: Registry[type[PeftAdapters]] = Registry("adapter")
