@@ -167,9 +167,11 @@ class _Progress:
         outcome = self._store.outcome(run)
         assert outcome is not None
         self.outcomes[run.digest] = outcome
-        self._made, self._left, self._done = self._made + _work(run), self._left - _work(run), self._done + 1
-        left = self._seconds / self._made * max(0, self._left)
-        self._say(f"[{self._done}/{self._total}] {run}: {_shown(outcome)}; about {as_time(left)} left")
+        self._left, self._done = self._left - _work(run), self._done + 1
+        if outcome.counts.get("queries"):  # those that only read say nothing of how long training takes
+            self._made += _work(run)
+        left = f"; about {as_time(self._seconds / self._made * max(0, self._left))} left" if self._made else ""
+        self._say(f"[{self._done}/{self._total}] {run}: {_shown(outcome)}{left}")
 
     def interrupted(self) -> None:
         """Say what is done, and how to go on."""
