@@ -208,6 +208,32 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(configu
     assert contents(train(config).path) == whole
 
 
+class Looking(io.StringIO):
+    """Where progress is written: looks whether a file is there when it is told of a step."""
+
+    def __init__(self, step, path):
+        super().__init__()
+        self.step, self.path, self.found = step, path, []
+
+    def write(self, text):
+        if f"step {self.step}/" in text:
+            self.found.append(self.path.exists())
+        return super().write(text)
+
+
+def test_the_outcome_of_an_earlier_stop_is_not_that_of_a_run_that_goes_on(configured):
+    """A process that is killed then leaves no outcome, and not one of other weights."""
+    config = configured("mezo")
+    stopped_at(config, 7)
+    outcome = config.run / "summary.json"
+    assert outcome.is_file()
+    looking = Looking(9, outcome)
+    train(config, Console(file=looking))
+    assert looking.found
+    assert not any(looking.found)
+    assert outcome.is_file()
+
+
 @pytest.mark.promise(8)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(configured):
     whole = contents(train(configured("mezo", "whole")).path)
@@ -305,6 +331,15 @@ def test_too_many_in_a_row_stop_the_run(configured, poisoned):
     poisoned(5, 6, 7)
     with pytest.raises(NonFiniteError, match="step 7"):
         train(configured("mezo", non_finite="skip", most_skips=2))
+
+
+@pytest.mark.promise(9)
+def test_typing_the_command_again_does_not_count_anew(configured, poisoned):
+    poisoned(5, 6, 7)
+    config = configured("mezo", non_finite="skip", most_skips=2, checkpoint_every=1)
+    for _ in range(2):
+        with pytest.raises(NonFiniteError, match="step 7"):
+            train(config)
 
 
 def test_by_default_one_stops_it(configured, poisoned):

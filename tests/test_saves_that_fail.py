@@ -276,6 +276,17 @@ def test_one_that_is_damaged_takes_the_place_of_no_other(tmp_path):
     assert steps_of(tmp_path / "c") == [5]
 
 
+@pytest.mark.promise(7)
+def test_a_newer_damaged_one_does_not_push_out_the_last_whole_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for step in (2, 3):
+        checkpoints.save(step, lambda folder, step=step: (folder / "a").write_text(str(step)))
+    (tmp_path / "c" / "step-00000003" / "a").write_text("damaged")
+    assert checkpoints.latest().step == 2
+    checkpoints.save(6, lambda folder: (folder / "a").write_text("6"))
+    assert steps_of(tmp_path / "c") == [2, 6]
+
+
 @pytest.mark.promise(8)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "trajectory.bin"])
 def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(dying, config, stopped, name):

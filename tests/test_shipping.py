@@ -261,8 +261,13 @@ class FakeHub:
 @pytest.mark.parametrize("kind", ["merged", "adapter", "patch"])
 def test_what_is_uploaded_is_what_was_exported_with_a_card(made, tmp_path, kind):
     hub = FakeHub()
-    exported = export_run(made("bilevel").path, kind, tmp_path / "out")
+    if kind != "patch":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("of nobody's business")
+    exported = export_run(made("bilevel").path, kind, tmp_path / "out", force=True)
     push(exported, "me/model", api=hub)
+    assert kind == "patch" or (tmp_path / "out" / "mine.txt").is_file()
+    assert "mine.txt" not in hub.commits[0]
     assert hub.made == [("me/model", True, True)]
     (commit,) = hub.commits
     weights = {"merged": "model.safetensors", "adapter": "adapter_model.safetensors", "patch": "model.zofo"}[kind]

@@ -25,14 +25,19 @@ class Exported:
     Args:
         kind: merged, adapter or patch.
         path: the folder or file.
-        size: bytes of all its files.
+        files: names of its files, in the folder; none of a patch.
         card: the text of its model card.
     """
 
     kind: Kind
     path: Path
-    size: int
+    files: tuple[str, ...]
     card: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum((self.path / name).stat().st_size for name in self.files) or self.path.stat().st_size
 
 
 def the_one_form(**places: Path | None) -> tuple[Kind, Path]:
@@ -97,7 +102,7 @@ def export_run(
     if kind == "patch":
         refuse_taken_file(out, force, read)
         write_file(out, patch_of(run, variant, best, fold))
-        return Exported(kind, out, out.stat().st_size, card)
+        return Exported(kind, out, (), card)
     refuse_taken(out, force, read)  # before the model is loaded
     if kind == "adapter":
         if adapter is None:
@@ -108,13 +113,15 @@ def export_run(
         with new_folder(out, force, read) as folder:
             save_adapter(adapter, run.config.model.name, folder)
             _write_card(folder, card)
-        return Exported(kind, out, _size(out), card)
+            files = _names(folder)
+        return Exported(kind, out, files, card)
     _refuse_adapter_below(run)
     loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
     with new_folder(out, force, read) as folder:
         save_model(loaded, folder)
         _write_card(folder, card)
-    return Exported(kind, out, _size(out), card)
+        files = _names(folder)
+    return Exported(kind, out, files, card)
 
 
 def _refuse_probe(run: RunFolder) -> None:
@@ -137,5 +144,5 @@ def _write_card(folder: Path, card: str) -> None:
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))

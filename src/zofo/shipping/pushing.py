@@ -32,8 +32,7 @@ def push(exported: Exported, repo: str, private: bool = True, api: Any = None) -
     if exported.kind == "patch":
         files["model.zofo"] = exported.path
     else:
-        found = [path for path in exported.path.rglob("*") if path.is_file()]
-        files |= {path.relative_to(exported.path).as_posix(): path for path in sorted(found)}
+        files |= {name: exported.path / name for name in exported.files}  # not what else lies in the folder
     files["README.md"] = exported.card.replace("REPO", repo).encode()
     try:
         made = api.create_repo(repo, private=private, exist_ok=True)

@@ -65,6 +65,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self._folder = folder
         self._keep = keep
+        self._damaged: list[Path] = []
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint, then remove those that are too many.
@@ -99,7 +100,7 @@ class Checkpoints:
     def _prune(self, newest: int) -> None:
         """Remove what is beyond the newest ones, and what lies after them: of steps that will be made anew."""
         folders = self._folders()
-        kept = [path for path in folders if _step(path) <= newest][: self._keep]
+        kept = [path for path in folders if _step(path) <= newest and path not in self._damaged][: self._keep]
         for path in folders:
             if path not in kept:
                 _remove(path)
@@ -114,6 +115,7 @@ class Checkpoints:
             CheckpointError: there are some, and all of them are damaged.
         """
         found: list[str] = []
+        self._damaged = []
         for path in self._folders():
             damage = damage_of(path)
             if damage is None:
@@ -121,6 +123,7 @@ class Checkpoints:
                     warn(f"{text}: the checkpoint before it is used")
                 return Checkpoint(path, _step(path))
             found.append(damage)
+            self._damaged.append(path)  # which take the place of no whole one
         if found:
             raise CheckpointError(
                 f"no checkpoint in {str(self._folder)!r} can be used: {'; '.join(found)}",

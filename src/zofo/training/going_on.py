@@ -22,6 +22,7 @@ from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog
 from zofo.training.checkpoints import Checkpoint, Checkpoints
 from zofo.training.replay import redo
 from zofo.training.signals import Signals
+from zofo.training.trainer import Skips
 from zofo.training.trajectory import Trajectory, TrajectoryWriter
 
 _AT_LEAST, _SHARE = 60.0, 50.0  # seconds between two checkpoints, and how many times as long as one of them took
@@ -122,10 +123,14 @@ class Progress:
         best: which evaluation was the best.
         evaluating: the scores so far.
         weights: whether theta itself is saved.
+        skips: steps without a finite loss, as counted so far.
     """
 
-    def __init__(self, method: Method, best: Best, evaluating: Evaluating, weights: bool) -> None:
+    def __init__(
+        self, method: Method, best: Best, evaluating: Evaluating, weights: bool, skips: Skips | None = None
+    ) -> None:
         self._method, self._best, self._evaluating, self._weights = method, best, evaluating, weights
+        self._skips = skips or Skips()
 
     def save(
         self, steps: int, folder: Path, metrics: MetricsLog, trajectory: TrajectoryWriter | None, seconds: float
@@ -146,6 +151,7 @@ class Progress:
             "metrics": metrics.size,
             "trajectory": None if trajectory is None else trajectory.size,
             "weights": self._weights,
+            "skipped": self._skips.in_a_row,
             "best": self._best.remember(folder),
             "evaluating": self._evaluating.remember(),
             "tensors": _shapes(remembered.tensors),
@@ -197,6 +203,7 @@ class Progress:
             ):
                 raise ValueError("something is missing")
             self._best.recall(progress["best"], checkpoint.path)
+            self._skips.in_a_row = progress.get("skipped", 0)
             return done
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             reason = str(error) if isinstance(error, ValueError) else repr(error)
@@ -244,6 +251,7 @@ def _done(progress: Mapping[str, Any], checkpoint: Checkpoint, moves: bool, weig
             ("metrics", _is_size(metrics)),
             ("trajectory", _is_size(trajectory) if moves else trajectory is None),
             ("weights", progress["weights"] is weights),
+            ("skipped", _is_size(progress.get("skipped", 0))),
             ("best", _is_best(progress["best"], bool(progress["evaluating"]["last"]))),
         )
         if not fine

@@ -122,6 +122,10 @@ class RunFolder:
         for path in (self.metrics, self.trajectory):
             path.unlink(missing_ok=True)
 
+    def forget_outcome(self) -> None:
+        """Remove the outcome of a run that goes on: it is of an earlier stop."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
     @property
     def ended(self) -> bool:
         """Whether the run has made all of its steps."""

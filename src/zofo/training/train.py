@@ -27,7 +27,7 @@ from zofo.training.material import Material, load_material, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.run import RunFolder, model_hash
 from zofo.training.signals import Signals
-from zofo.training.trainer import run_loop
+from zofo.training.trainer import Skips, run_loop
 from zofo.training.trajectory import TrajectoryWriter
 
 
@@ -110,7 +110,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     memory, signals = PeakMemory(material.loaded.device), Signals()
     best = Best(folder.best, method.save)
     checkpoints = Checkpoints(folder.checkpoints, config.training.checkpoint_keep)
-    progress = Progress(method, best, evaluating, needs_weights(method, config.training.checkpoint_weights))
+    skips = Skips(config.training.most_skips if config.training.non_finite == "skip" else 0)
+    progress = Progress(method, best, evaluating, needs_weights(method, config.training.checkpoint_weights), skips)
     checkpoints.sweep()
 
     def warn(text: str) -> None:
@@ -123,6 +124,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
         console.print(f"goes on after {done.steps} of {steps} steps", highlight=False)
     else:
         folder.clear_logs()
+    folder.forget_outcome()  # of an earlier stop
     metrics = MetricsLog(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
     writer: TrajectoryWriter | None = None
@@ -142,12 +144,11 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
 
     skipped = warn if config.training.checkpoint_failure == "skip" else None
     callbacks.append(Checkpointing(checkpoints, write, signals, config.training.checkpoint_every, skipped))
-    most_skips = config.training.most_skips if config.training.non_finite == "skip" else 0
     stopped: str | None = None
     try:
         with memory.watching(), signals.caught():
             evaluated = config.training.evaluated_after(steps)
-            run_loop(method, steps, callbacks, evaluating, evaluated, done.steps, most_skips)
+            run_loop(method, steps, callbacks, evaluating, evaluated, done.steps, skips)
             if config.training.test:
                 testing()
     except BaseException as error:

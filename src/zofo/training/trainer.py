@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from zofo.errors import NonFiniteError
 from zofo.methods import Method
 from zofo.training.callbacks import Callback
 from zofo.training.evaluation import Evaluation
+
+
+@dataclass
+class Skips:
+    """Steps whose loss was not finite, and which were left out.
+
+    Args:
+        most: how many in a row may be.
+        in_a_row: how many the last ones were.
+    """
+
+    most: int = 0
+    in_a_row: int = 0
 
 
 def run_loop(
@@ -18,7 +32,7 @@ def run_loop(
     evaluate: Callable[[], Mapping[str, Evaluation]],
     evaluated_after: Container[int] = (),
     first: int = 0,
-    most_skips: int = 0,
+    skips: Skips | None = None,
 ) -> None:
     """Step the method, evaluate when it is due and at the end, and tell the callbacks.
 
@@ -29,7 +43,7 @@ def run_loop(
         evaluate: scores the method as it stands.
         evaluated_after: numbers of steps after which it is evaluated; after the last one it always is.
         first: how many steps have been made already.
-        most_skips: how many steps in a row may be skipped because a loss was not finite.
+        skips: of steps without a finite loss, counted on; by default none may be left out.
 
     Raises:
         NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
@@ -40,8 +54,8 @@ def run_loop(
         for callback in callbacks:
             callback.after_evaluation(steps_made, scores)
 
+    skips = skips or Skips()
     error: BaseException | None = None
-    skipped = 0
     try:
         if steps == 0:
             look(0)
@@ -50,13 +64,13 @@ def run_loop(
                 log = method.step(number)
             except NonFiniteError as problem:
                 named = problem if problem.step is not None else NonFiniteError(problem.what, number)
-                skipped += 1
-                if skipped > most_skips:
+                skips.in_a_row += 1
+                if skips.in_a_row > skips.most:
                     raise named from problem
                 for callback in callbacks:
                     callback.after_skip(number, named)
             else:
-                skipped = 0
+                skips.in_a_row = 0
                 for callback in callbacks:
                     callback.after_step(number, log)
             if number + 1 == steps or number + 1 in evaluated_after:
