@@ -264,6 +264,21 @@ def test_a_trajectory_that_is_damaged_is_named(configured):
 
 
 @pytest.mark.promise(11)
+def test_a_run_of_another_noise_stream_does_not_go_on(configured, monkeypatch):
+    config = configured("mezo")
+    stopped_at(config, 7)
+    before = contents(config.run)
+    with monkeypatch.context() as another:
+        another.setattr(sys.modules[train.__module__], "STREAM_VERSION", "another")
+        with pytest.raises(RunError, match="would go on with 'another'") as refused:
+            train(config)
+    assert "began with stream=" in refused.value.message
+    assert "the version of zofo that began it" in refused.value.hint
+    assert contents(config.run) == before
+    assert train(config).summary["steps"] == STEPS
+
+
+@pytest.mark.promise(11)
 def test_a_checkpoint_of_another_version_is_one_message(configured):
     config = configured("mezo")
     stopped_at(config, 7)

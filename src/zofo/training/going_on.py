@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from zofo.errors import CheckpointError
+from zofo.errors import CheckpointError, RunError
 from zofo.evaluators import InForward
 from zofo.methods import Method
 from zofo.remembered import Remembered
@@ -165,17 +165,20 @@ class Progress:
         for number, path in enumerate(remembered.files.values()):  # one by one: together they may not fit into memory
             shutil.copyfile(path, folder / _part(number))
 
-    def restore(self, checkpoint: Checkpoint, metrics: Path, trajectory: Path) -> Done:
+    def restore(
+        self, checkpoint: Checkpoint, metrics: Path, trajectory: Path, header: Mapping[str, Any] | None = None
+    ) -> Done:
         """Take it back, in a method that stands at the base weights.
 
         Args:
             checkpoint: of the same run.
             metrics: the log of the run.
             trajectory: of the run, which leads to theta where the checkpoint does not hold it.
+            header: of the trajectory, as this version would begin it; by default any will do.
 
         Raises:
             CheckpointError: the checkpoint lacks something or does not fit, or a log is shorter than it was then.
-            RunError: the trajectory is damaged.
+            RunError: the trajectory is damaged, or was begun with another header.
         """
         progress, method = checkpoint.json(_PROGRESS), self._method
         try:
@@ -183,10 +186,12 @@ class Progress:
             _refuse_shorter(metrics, done.metrics)
             if method.evaluator is not None:
                 _refuse_shorter(trajectory, done.trajectory)
-                records = Trajectory.read(trajectory, done.trajectory).records
+                written = Trajectory.read(trajectory, done.trajectory)
+                if header is not None:
+                    _refuse_other_header(trajectory, written.header, header)
                 if not progress["weights"]:
                     assert method.rule is not None
-                    redo(records, method.rule, method.evaluator)
+                    redo(written.records, method.rule, method.evaluator)
             tensors = load_file(checkpoint.path / _TENSORS)
             if _shapes(tensors) != progress["tensors"]:
                 raise ValueError(f"{_TENSORS} does not hold the tensors that were saved")
@@ -259,6 +264,17 @@ def _done(progress: Mapping[str, Any], checkpoint: Checkpoint, moves: bool, weig
     if wrong:
         raise ValueError(f"{wrong[0]} cannot be {progress[wrong[0]]!r}")
     return Done(steps, seconds, metrics, trajectory)
+
+
+def _refuse_other_header(path: Path, stored: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    """Raises RunError for a trajectory whose further records would mean something else than those that it has."""
+    now = json.loads(json.dumps(header))
+    key = next((key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)), None)
+    if key is not None:
+        raise RunError(
+            f"{path}: the run began with {key}={stored.get(key)!r}, and would go on with {now.get(key)!r}",
+            "go on with the version of zofo that began it (see environment.json), or begin again in a new folder",
+        )
 
 
 def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:

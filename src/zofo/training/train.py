@@ -117,10 +117,12 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     def warn(text: str) -> None:
         console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
 
+    seed = config.training.seed
+    header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **method.replay_header()}
     saved = checkpoints.latest(warn)
     done = Done()
     if saved is not None:
-        done = progress.restore(saved, folder.metrics, folder.trajectory)
+        done = progress.restore(saved, folder.metrics, folder.trajectory, {"seed": seed, **header})
         console.print(f"goes on after {done.steps} of {steps} steps", highlight=False)
     else:
         folder.clear_logs()
@@ -129,8 +131,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     callbacks: list[Callback] = [metrics, best, evaluating]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
-        header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **method.replay_header()}
-        writer = TrajectoryWriter(folder.trajectory, config.training.seed, header, done.trajectory)
+        writer = TrajectoryWriter(folder.trajectory, seed, header, done.trajectory)
         callbacks.append(TrajectoryLog(writer, method.evaluator))
     callbacks.append(ProgressLine(console, config.method.name, steps, method, memory, done.steps))
 
