@@ -240,6 +240,7 @@ HOSTILE = {
         "shrinks the weights by 7",
     ),
     "steps that are not there": (lambda h, p: h["stages"][0].update(steps=2**31), "but the header says"),
+    "a score beyond floats": (lambda h, p: h["metrics"].update(accuracy=10**400), "it holds the number 1000"),
     "more steps than can be": (lambda h, p: h["stages"][0].update(steps=10**30), "stages.0.steps"),
     "negative steps": (lambda h, p: h["stages"][0].update(steps=-1), "stages.0.steps"),
     "many stages": (lambda h, p: h.update(stages=h["stages"] * 1000), "stages"),

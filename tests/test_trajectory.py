@@ -253,3 +253,17 @@ def test_a_number_that_is_not_finite_is_refused(tmp_path, number):
     write(path, [Stepped(0), Update(Displacement({Key(SEED, 1): number}))])
     with pytest.raises(RunError, match="holds a number that is not finite"):
         Trajectory.read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"ZOFOTRJ1" + bytes(40), "of the format b'ZOFOTRJ1', and this version reads b'ZOFOTRJ2'"),
+        (b"PK" * 30, "not a traj"),
+    ],
+)
+def test_files_of_other_formats_are_told_from_those_that_are_no_trajectory(tmp_path, data, message):
+    path = tmp_path / "trajectory.bin"
+    path.write_bytes(data)
+    with pytest.raises(RunError, match=message):
+        Trajectory.read(path)

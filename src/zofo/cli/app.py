@@ -76,16 +76,16 @@ def train(
     try:
         run = run_training(_config(arguments, data_dir, data), err, trust_remote_code)
     except Stopped as stop:
-        err.print(f"{stop.message}\nhint: {stop.hint}", highlight=False, soft_wrap=True)
+        err.print(f"{stop.message}\nhint: {stop.hint}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(stop.exit_code) from stop
     summary = run.summary
     score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
     after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"
-    out.print(f"{score} {after}", highlight=False, soft_wrap=True)
+    out.print(f"{score} {after}", highlight=False, markup=False, soft_wrap=True)
     for variant, scored in list(summary["variants"].items())[1:]:
         other = f"{variant}: {summary['metric']} {as_percent(scored[summary['metric']])}"
-        out.print(other, highlight=False, soft_wrap=True)
-    out.print(f"run: {run.path}", highlight=False, soft_wrap=True)
+        out.print(other, highlight=False, markup=False, soft_wrap=True)
+    out.print(f"run: {run.path}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(name="eval")

@@ -92,8 +92,11 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
         number = float(digits)
         return number if math.isfinite(number) else refuse(digits[:40])
 
+    def as_float_can_be(digits: str) -> int:
+        return int(digits) if len(digits) <= 100 else refuse(f"{digits[:20]}...")
+
     try:
-        header = json.loads(text, parse_constant=refuse, parse_float=finite)
+        header = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=as_float_can_be)
         if not isinstance(header, dict):
             raise ValueError("it is no object")
     except (ValueError, RecursionError) as error:

@@ -32,6 +32,7 @@ from zofo.errors import RunError
 from zofo.evaluators import Journal
 
 MAGIC = b"ZOFOTRJ2"
+_ANY_MAGIC = b"ZOFOTRJ"
 _LENGTH, _FRAME, _KIND, _TERM, _NUMBER = (struct.Struct(form) for form in ("<II", "<BII", "<BI", "<IId", "<d"))
 _UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
 _HAS_SHRINK, _HAS_LR = 16, 32
@@ -199,8 +200,13 @@ class Trajectory:
             RunError: as `read`.
         """
         start = len(MAGIC) + _LENGTH.size
+        if data.startswith(_ANY_MAGIC) and not data.startswith(MAGIC):
+            raise RunError(
+                f"{path}: a trajectory of the format {data[: len(MAGIC)]!r}, and this version reads {MAGIC!r}",
+                "use the version of zofo that wrote it",
+            )
         if not data.startswith(MAGIC) or len(data) < start:
-            raise RunError(f"{path}: not a trajectory of this version of zofo")
+            raise RunError(f"{path}: not a trajectory")
         length, checksum = _LENGTH.unpack_from(data, len(MAGIC))
         text = data[start : start + length]
         try:
