@@ -267,7 +267,7 @@ def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(dying, co
 
 
 @pytest.mark.promise(7)
-def test_one_that_is_damaged_takes_the_place_of_no_other(tmp_path):
+def test_those_of_later_steps_go_when_an_earlier_one_is_saved(tmp_path):
     """A run that went on from the one before saves at other steps; the newest whole ones are those that are kept."""
     checkpoints = Checkpoints(tmp_path / "c", keep=1)
     checkpoints.save(8, lambda folder: (folder / "a").write_text("8"))

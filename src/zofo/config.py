@@ -7,6 +7,7 @@ its constructor, so that no option is declared twice.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import typing
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
-from zofo.errors import ConfigError, nearest
+from zofo.errors import ConfigError, RunError, nearest
 from zofo.registry import Registry
 
 C = TypeVar("C", bound=BaseModel)
@@ -118,6 +119,21 @@ def is_device(name: str) -> bool:
 def is_name(text: str) -> bool:
     """Whether a text can be the name of a file in any folder on any system: letters, digits and `._-`."""
     return _NAME.fullmatch(text) is not None and not is_device(text)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that zofo or peft wrote.
+
+    Raises:
+        RunError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {str(path)!r}: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{str(path)!r} holds no JSON object")
+    return content
 
 
 def read_yaml(path: Path) -> Any:

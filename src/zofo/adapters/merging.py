@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from zofo.adapters.base import quiet_peft
 from zofo.adapters.loading import load_adapter
+from zofo.config import read_json_object
 from zofo.errors import RunError
 
 _VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
@@ -78,11 +78,4 @@ def adapter_content(folder: Path) -> Mapping[str, Any]:
     Raises:
         RunError: it cannot be read.
     """
-    file = folder / "adapter_config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {str(file)!r}: {error}") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{str(file)!r} holds no JSON object")
-    return content
+    return read_json_object(folder / "adapter_config.json")

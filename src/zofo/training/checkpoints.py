@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import CheckpointError
-from zofo.training.disk import sync, sync_tree, writing
+from zofo.training.disk import sha256_of, sync, sync_tree, writing
 
 _MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1
 _PREFIX, _SAVING = "step-", ".saving-"
@@ -158,7 +157,7 @@ def damage_of(path: Path) -> str | None:
             return f"{str(path)!r} was not finished"
         if not manifest.is_file():
             return f"{str(manifest)!r} is missing"
-        if marker.read_bytes().strip() != _digest(manifest).encode():
+        if marker.read_bytes().strip() != sha256_of(manifest).encode():
             return f"{str(manifest)!r} is damaged, or {str(marker)!r} is"
         content = json.loads(manifest.read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
@@ -178,13 +177,13 @@ def _differing(path: Path, digests: dict[str, str]) -> str | None:
     for name, file in there.items():
         if file is not None and name not in digests:
             return f"{str(file)!r} is not in the manifest"
-        if file is not None and _digest(file) != digests[name]:
+        if file is not None and sha256_of(file) != digests[name]:
             return f"{str(file)!r} is damaged: its SHA-256 is not the one in the manifest"
     return None
 
 
 def _write_manifest(folder: Path, step: int) -> None:
-    files = {path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)}
+    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
     content = {"version": _VERSION, "step": step, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -192,7 +191,7 @@ def _write_manifest(folder: Path, step: int) -> None:
 def _mark(folder: Path) -> None:
     """Write the marker: it is there with all that it holds, or not there."""
     part, marker = folder / f".{_MARKER}", folder / _MARKER
-    part.write_text(_digest(folder / _MANIFEST) + "\n", encoding="utf-8")
+    part.write_text(sha256_of(folder / _MANIFEST) + "\n", encoding="utf-8")
     sync(part)
     os.replace(part, marker)
     sync(folder)
@@ -214,14 +213,6 @@ def _step(path: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def _refuse_constant(name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,12 +16,13 @@ import yaml
 
 from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, LoadedModel, load_model, load_tensors, selected
-from zofo.config import is_device, is_name, mistakes_of, read_yaml, validated
+from zofo.config import is_device, is_name, mistakes_of, read_json_object, read_yaml, validated
 from zofo.errors import RunError
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.noise import Gaussian
 from zofo.tasks import Task, load_task
 from zofo.training.config import RunConfig
+from zofo.training.disk import sha256_of
 from zofo.training.evaluation import Scorer
 from zofo.training.inventory import environment
 from zofo.training.lock import locked
@@ -106,7 +106,7 @@ class RunFolder:
 
     def refuse_other_base(self, name: str, base_hash: str) -> None:
         """Raises RunError for a base model other than the one that the run began with."""
-        if _read_json(self.path / "environment.json").get("model_hash") != base_hash:
+        if read_json_object(self.path / "environment.json").get("model_hash") != base_hash:
             raise RunError(
                 f"the model {name!r} is not the one that {str(self.path)!r} began with",
                 f"give it back its model, or choose another folder with run={self.path}-2",
@@ -188,7 +188,7 @@ class RunFolder:
         path = self.path / "summary.json"
         if not path.is_file():
             raise RunError(f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped")
-        content = _read_json(path)
+        content = read_json_object(path)
         missing = [key for key in ("variants", "best", "parts") if not isinstance(content.get(key), dict)]
         if missing:
             raise RunError(f"{str(path)!r} lacks {missing[0]!r}: the run is damaged")
@@ -198,7 +198,7 @@ class RunFolder:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
         record = {"config.yaml", "task.yaml", "environment.json", "metrics.jsonl", "summary.json", _LOCK}
         return {
-            path.relative_to(self.path).as_posix(): _digest(path)
+            path.relative_to(self.path).as_posix(): sha256_of(path)
             for path in sorted(self.path.rglob("*"))
             if path.is_file() and path.name not in record and self.checkpoints not in path.parents
         }
@@ -215,7 +215,7 @@ class RunFolder:
                 raise RunError(f"{name!r} is no part of a run: it lies elsewhere")
             if not path.is_file():
                 raise RunError(f"{str(path)!r}, a part of the trained model, is missing")
-            if _digest(path) != digest:
+            if sha256_of(path) != digest:
                 raise RunError(f"{str(path)!r} is damaged: its SHA-256 is not the one that the run wrote down")
 
     @property
@@ -331,7 +331,7 @@ class RunFolder:
     @property
     def environment(self) -> dict[str, Any]:
         """Versions of what the run was made with, and the hash of the weights that it began with."""
-        return _read_json(self.path / "environment.json")
+        return read_json_object(self.path / "environment.json")
 
     def kept(self, best: bool = False) -> tuple[Path, int | None]:
         """Where adapters and weights lie, and after how many steps they are so; None for all.
@@ -386,24 +386,6 @@ def _unused(path: Path) -> Path:
 def model_hash(loaded: LoadedModel) -> str:
     """SHA-256 of all weights of a freshly loaded model."""
     return Backbone(loaded.model, Gaussian()).fingerprint()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {str(path)!r}: {error}") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{str(path)!r} holds no JSON object")
-    return content
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def load_weights(model: Any, path: Path) -> None:
