@@ -15,7 +15,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from promises import pytest_addoption, pytest_collection_modifyitems, pytest_configure  # noqa: F401  # pytest's hooks
+from promises import (  # noqa: F401  # pytest's hooks, and a fixture
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_runtest_makereport,
+    tries,
+)
 
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
 

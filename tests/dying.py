@@ -1,8 +1,9 @@
 """A process of its own that forks runs which fail or are killed at a chosen point of a save.
 
 `python dying.py` reads a request as a line of JSON, forks, and answers with a line once the fork has ended. A fork
-starts with everything imported, so that a run takes a fraction of a second. Points are counted within one save: before
-and after every fsync, rename, new folder and removal, and before, in the middle of and after every write of a file.
+starts with everything imported, so that a run takes a fraction of a second. Points are counted within one save, or in
+what a run writes at its end: before and after every fsync, rename, new folder and removal, and before, in the middle of
+and after every write of a file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ REMOVALS = ("os.unlink", "os.rmdir")
 
 
 class Points:
-    """What happens in one save of a run, and what is done at one point of it."""
+    """What happens in one save of a run, or at its "end", and what is done at one point of it."""
 
     def __init__(self, save, point, act):
         self.save, self.point, self.act = save, point, act
@@ -39,10 +40,10 @@ class Points:
 
 def watch(points):
     """Let every call that changes a disk say so."""
-    from zofo.training import going_on
+    from zofo.training import RunFolder, progress
     from zofo.training.checkpoints import Checkpoints
 
-    save = Checkpoints.save
+    save, write_outcome = Checkpoints.save, RunFolder.write_outcome
 
     def counted(self, *arguments):
         points.saves += 1
@@ -52,7 +53,11 @@ def watch(points):
         finally:
             points.inside = False
 
-    Checkpoints.save = counted
+    def ending(self, *arguments):
+        points.inside = points.save == "end"
+        return write_outcome(self, *arguments)
+
+    Checkpoints.save, RunFolder.write_outcome = counted, ending
 
     def around(owner, name):
         call = getattr(owner, name)
@@ -86,7 +91,7 @@ def watch(points):
         setattr(owner, name, wrapped)
 
     in_halves(pathlib.Path, "write_text", 0)
-    in_halves(going_on, "save_file", 1)
+    in_halves(progress, "save_file", 1)
     in_halves(shutil, "copyfile", 1)
 
 

@@ -1,5 +1,8 @@
 """The promises that tests hold: a test with the mark `promise(row)` holds that row, and `--promises` prints them all.
 
+A test is one try, unless it counts: `for place in tries(places)` makes one of every place, `tries(200)` makes 200. What
+a test tried before it failed was held; what it failed at was tried.
+
 With `--promises`, for runs of all marked tests, the session fails if a row has no test that ran, or one that failed.
 """
 
@@ -42,15 +45,54 @@ def pytest_collection_modifyitems(items):
         item.user_properties += [("promise", row) for row in rows_of(item)]
 
 
-class Held:
-    """Counts, of each row, the tests that were tried and those that passed."""
+class Tries:
+    """Counts what one test has tried and found to hold."""
 
     def __init__(self):
-        self.tried, self.failed = Counter(), Counter()
+        self.held = 0
+
+    def __call__(self, what):
+        """Count so many tries, which held; or each of the values that are gone through, when the next is asked for."""
+        if isinstance(what, int):
+            self.held += what
+            return None
+        return self._each(what)
+
+    def _each(self, values):
+        for value in values:
+            yield value
+            self.held += 1
+
+
+COUNTED = pytest.StashKey[Tries]()
+
+
+@pytest.fixture
+def tries(request):
+    """Counts the tries of a test that makes several; see the top of this file."""
+    return request.node.stash.setdefault(COUNTED, Tries())
+
+
+def pytest_runtest_makereport(item, call):
+    if call.when == "call" and COUNTED in item.stash:
+        item.user_properties.append(("tries", item.stash[COUNTED].held))
+
+
+class Held:
+    """Counts, of each row, what was tried, what held, and the tests that failed."""
+
+    def __init__(self):
+        self.tried, self.held, self.failed = Counter(), Counter(), Counter()
 
     def pytest_runtest_logreport(self, report):
         rows = [value for name, value in report.user_properties if name == "promise"]
-        self.tried.update(rows if report.when == "call" and not report.skipped else ())
+        counted = sum(value for name, value in report.user_properties if name == "tries")
+        if report.when == "call" and not report.skipped:
+            held = counted if report.failed else max(counted, 1)
+            self.held.update(dict.fromkeys(rows, held))
+            self.tried.update(dict.fromkeys(rows, held + report.failed))
+        elif report.failed and report.when == "teardown":  # such as a canary that was found
+            self.held.subtract(rows)
         self.failed.update(rows if report.failed else ())
 
     @property
@@ -65,11 +107,8 @@ class Held:
     def pytest_terminal_summary(self, terminalreporter):
         terminalreporter.section("promises")
         for row, name in ROWS.items():
-            tried = self.tried[row]
-            held = max(0, tried - self.failed[row])
-            terminalreporter.line(
-                f"{row:>3}  {name:<62}  " + (f"tried {tried:>4}  held {held:>4}" if tried else "none")
-            )
+            counts = f"tried {self.tried[row]:>6}  held {max(0, self.held[row]):>6}"
+            terminalreporter.line(f"{row:>3}  {name:<62}  " + (counts if self.tried[row] else "none"))
 
 
 def pytest_configure(config):

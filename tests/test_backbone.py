@@ -1,6 +1,7 @@
 """The backbone: which tensors move, under which names, and the one loop that adds a displacement to them."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import ARCHITECTURES, build_model
 from zofo.backbone import Backbone, Update, selected
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, ModelError
-from zofo.noise import NOISES, Gaussian, LowRank
+from zofo.noise import NOISES, Gaussian, LowRank, Magnitude
 
 ONE, TWO, THREE = Key(1, 0), Key(1, 1), Key(2, 0, 5)
 every_noise = pytest.mark.parametrize("name", NOISES)
@@ -267,6 +268,53 @@ def test_going_home_and_updating_is_one_sweep_and_nothing_to_do_is_none():
     assert backbone.sweeps == 2
     backbone.fold(Update(Displacement(), shrink=0.1))
     assert backbone.sweeps == 3
+
+
+@pytest.mark.promise(17)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "noise", [Gaussian(), LowRank(), LowRank(3), Magnitude(0.5)], ids=["dense", "rank 1", "rank 3", "masked"]
+)
+def test_gathered_updates_have_the_bits_of_one_after_the_other_in_fewer_sweeps(noise, dtype):
+    """More keys than are gathered, updates of several keys, of none, some that shrink, and one that cannot wait."""
+    updates = [Update(Displacement({Key(1, step): 0.3 / (step + 1)})) for step in range(90)]
+    updates += [Update(Displacement({Key(2, 0, index): 0.1 * index for index in range(1, 5)})), Update(Displacement())]
+    updates += [Update(Displacement({ONE: -0.5}), shrink=0.01), Update(Displacement({TWO: 0.25}))]
+
+    def written(gathered):
+        module = Mixed().to(dtype)
+        masks = isinstance(noise, Magnitude)
+        backbone = Backbone(module, LowRank() if masks else noise, mask=noise if masks else None)
+        with backbone.gathering() if gathered else nullcontext():
+            for update in updates:
+                backbone.fold(update)
+            backbone.fold(Displacement({THREE: 1.0}), leaving=Displacement({TWO: 0.5}))
+            backbone.fold(updates[0])
+            backbone.fold(updates[1])
+        return all_bits(module), backbone
+
+    alone, backbone = written(False)
+    together, gathering = written(True)
+    assert same(alone, together)
+    assert backbone.sweeps == 96
+    assert gathering.sweeps == 4
+    assert not gathering.torn
+
+
+def test_what_was_gathered_is_not_written_after_an_error():
+    module = Mixed()
+    before, backbone = all_bits(module), Backbone(module, Gaussian())
+
+    def interrupted():
+        with backbone.gathering():
+            backbone.fold(Update(Displacement({ONE: 1.0})))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert same(before, all_bits(module))
+    backbone.fold(Update(Displacement({ONE: 1.0})))  # at once again
+    assert not same(before, all_bits(module))
 
 
 def test_an_elementwise_update_is_applied_also_when_the_gradient_is_zero():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -51,3 +56,42 @@ def test_never_removes_what_is_not_a_demo(demo, tmp_path):
     with pytest.raises(RunError, match="not an earlier demo"):
         demo(other)
     assert (other / "thesis.txt").read_text() == "years of work"
+
+
+DEMO = """
+import functools, sys
+from zofo import studies
+from zofo.cli import main
+out, model, rows = sys.argv[1:]
+task = {"name": "movie-reviews", "data_dir": rows}
+studies.run_demo = functools.partial(studies.run_demo, queries=10**7, model=model, task=task)
+main(["demo", "--out", out])
+"""
+
+
+@pytest.mark.promise(10)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "ctrl-c"])
+def test_a_demo_that_is_asked_to_stop_leaves_with_the_run_that_it_was_at(
+    model_folder, data_dir, tmp_path, number, code
+):
+    folder = tmp_path / "demo"
+    child = subprocess.Popen(
+        [sys.executable, "-c", DEMO, str(folder), str(model_folder), str(data_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    run, deadline = RunFolder(folder / "bilevel"), time.monotonic() + 120
+    while not (run.metrics.is_file() and run.metrics.read_bytes().count(b"\n") >= 3):
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child.pid, number)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == code
+    assert "Traceback" not in err
+    assert f"stopped by {signal.Signals(number).name} before its end" in err
+    with run.locked():  # no process trains there any more
+        assert not run.ended
+    assert not folder.joinpath("bilevel.yaml").exists()

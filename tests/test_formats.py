@@ -40,6 +40,7 @@ def test_the_base_model_is_what_it_was():
     agree(numbers_of(base_model()), "base", apart_from=None)
 
 
+@pytest.mark.promise(17)
 def test_a_trajectory_of_format_2(tmp_path):
     trajectory = Trajectory.read(TRAJECTORY)
     kinds = [type(record).__name__ for record in trajectory.records]
@@ -54,6 +55,7 @@ def test_a_trajectory_of_format_2(tmp_path):
     assert (tmp_path / "again").read_bytes() == TRAJECTORY.read_bytes()  # it is still what is written
 
 
+@pytest.mark.promise(17)
 def test_a_patch_of_version_1(tmp_path):
     patch = Patch.read(PATCH)
     assert (patch.header.method, patch.header.base.name, patch.stages[0].header.steps) == ("bilevel", "tiny", STEPS)
@@ -62,6 +64,7 @@ def test_a_patch_of_version_1(tmp_path):
     agree(numbers_of(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()), PATCH.name)
 
 
+@pytest.mark.promise(6)
 def test_a_checkpoint_of_version_1(tmp_path):
     folder = shutil.copytree(CHECKPOINT, tmp_path / "run")
     method = method_of(base_model())

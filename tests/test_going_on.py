@@ -20,12 +20,14 @@ from conftest import review_rows
 from metaicl_rows import write_tasks
 from zofo.errors import CheckpointError, NonFiniteError, RunError, Stopped
 from zofo.methods import METHODS
-from zofo.training import RunFolder, read_config, train
+from zofo.tasks import packaged_text
+from zofo.training import RunFolder, Scorer, read_config, train
 from zofo.training.checkpoints import Checkpoints, damage_of
 
 STEPS = 12
 LR = {"rule": {"lr": 1e-3}}
 IN_PLACE = {"noise": "gaussian", "evaluator": "in-place"}
+IN_HALF = {"noise": "gaussian", "evaluator": {"name": "in-place", "allow_half": True}}
 META = {"name": "meta-bilevel", "batch_size": 2, "inner_steps": 1, "tasks_per_step": 2, "rule": {"lr": 1e-4}}
 METHOD = {
     "mezo": {"name": "mezo", "batch_size": 4} | LR,
@@ -43,24 +45,38 @@ METHOD = {
     "bilevel": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "rule": {"lr": 1e-4}},
     "bilevel, frozen": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "backbone_step": "frozen"},
     "two-stage": {"name": "two-stage", "batch_size": 4, "adapter_steps": 4} | LR,
+    "mezo, bfloat16": {"name": "mezo", "batch_size": 4} | LR,
+    "mezo, float16": {"name": "mezo", "batch_size": 4} | LR,
+    "mezo, in place, bfloat16": {"name": "mezo", "batch_size": 4} | LR | IN_HALF,
+    "svrg, bfloat16": {"name": "svrg", "batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 10} | LR,
+    "mezo, random mask": {"name": "mezo", "batch_size": 4, "mask": {"name": "random", "share": 0.5}} | LR,
+    "mezo, in place, magnitude": {"name": "mezo", "batch_size": 4, "mask": {"name": "magnitude", "share": 0.5}}
+    | LR
+    | IN_PLACE,
+    "mezo, blocks in turn": {"name": "mezo", "batch_size": 4, "mask": {"name": "rotation", "blocks": 3}} | LR,
     "meta-bilevel": META,
     "meta-bilevel, on disk": META | {"adapters": "disk", "evaluator": "in-place", "noise": "gaussian"},
 }
 QUICK = [(case, (1, 8)) for case in METHOD]
-WHOLE = [(case, range(1, STEPS)) for case in METHOD]
+WHOLE = [(case, range(1, STEPS + 1)) for case in METHOD]
+
+
+def dtype_of(case):
+    """Of the weights: the last word of a case, where it is a number type."""
+    return case.rpartition(", ")[2] if case.endswith("float16") else "float32"
 
 
 @pytest.fixture
 def configured(model_folder, data_dir, tmp_path):
-    def configure(case, name="run", **training):
+    def configure(case, name="run", method=None, **training):
         task = {"data_dir": str(data_dir)}
         if case.startswith("meta"):
             tasks = write_tasks(tmp_path / "tasks", ("mood", "tone", "pick"))
             task = {"data_dir": str(tasks), "tasks": ["mood", "tone", "pick"], "sizes": {"validation": 3}}
         return read_config(
-            model=str(model_folder),
+            model={"name": str(model_folder), "dtype": dtype_of(case)},
             task=task,
-            method=METHOD[case],
+            method=method or METHOD[case],
             training={"steps": STEPS, "eval_every": 4, **training},
             run=str(tmp_path / name),
         )
@@ -69,15 +85,16 @@ def configured(model_folder, data_dir, tmp_path):
 
 
 class Stopping(io.StringIO):
-    """A console that asks the process to stop when it is told of a step."""
+    """A console that asks the process to stop, so many times, when it is told of a step."""
 
-    def __init__(self, step, number=signal.SIGTERM):
+    def __init__(self, step, number=signal.SIGTERM, times=1):
         super().__init__()
-        self.step, self.number = step, number
+        self.step, self.number, self.times = step, number, times
 
     def write(self, text):
         if f"step {self.step}/" in text:
-            signal.raise_signal(self.number)
+            for _ in range(self.times):
+                signal.raise_signal(self.number)
         return super().write(text)
 
 
@@ -127,15 +144,15 @@ def check(configured, case, stops):
 
 @pytest.mark.promise(6)
 @pytest.mark.parametrize(("case", "stops"), QUICK, ids=[case for case, _ in QUICK])
-def test_a_run_that_was_stopped_ends_with_the_same_bits(configured, case, stops):
-    check(configured, case, stops)
+def test_a_run_that_was_stopped_ends_with_the_same_bits(configured, case, stops, tries):
+    check(configured, case, tries(stops))
 
 
 @pytest.mark.promise(6)
 @pytest.mark.soak
 @pytest.mark.parametrize(("case", "stops"), WHOLE, ids=[case for case, _ in WHOLE])
-def test_a_run_may_be_stopped_after_any_step(configured, case, stops):
-    check(configured, case, stops)
+def test_a_run_may_be_stopped_after_any_step(configured, case, stops, tries):
+    check(configured, case, tries(stops))
 
 
 @pytest.mark.promise(6)
@@ -146,10 +163,10 @@ def test_every_method_that_makes_steps_goes_on():
 
 @pytest.mark.promise(6)
 @pytest.mark.parametrize("case", ["mezo", "svrg"])
-def test_a_run_may_be_stopped_again_and_again(configured, case):
+def test_a_run_may_be_stopped_again_and_again(configured, case, tries):
     whole = contents(train(configured(case, "whole")).path)
     config = configured(case)
-    for step in (2, 3, 7, 11):
+    for step in tries((2, 3, 7, 11)):
         stopped_at(config, step)
     assert contents(train(config).path) == whole
 
@@ -167,9 +184,105 @@ def test_the_weights_come_from_the_trajectory_or_from_the_checkpoint(configured,
     assert contents(train(config).path) == whole
 
 
+@pytest.mark.promise(6)
+@pytest.mark.parametrize("case", ["mezo", "mezo, in place", "first-order"])
+def test_a_run_stopped_in_its_last_step_goes_on_with_what_follows(configured, case):
+    """A signal in the last step does not wait for the evaluation after it, and is not swallowed."""
+    check(configured, case, [STEPS])
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal; a job in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.promise(10)
-def test_ctrl_c_leaves_with_130(configured):
+def test_ctrl_c_leaves_with_130(configured, ctrl_c):
     assert stopped_at(configured("mezo"), 2, signal.SIGINT).exit_code == 130
+
+
+@pytest.mark.promise(10)
+def test_a_second_ctrl_c_writes_nothing_more(configured, ctrl_c):
+    config = configured("mezo, lora", checkpoint_every=2)
+    with pytest.raises(KeyboardInterrupt) as left:
+        train(config, Console(file=Stopping(3, signal.SIGINT, times=2)))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not isinstance(left.value, Stopped)
+    assert Checkpoints(config.run / "checkpoints").latest().step == 2
+    assert not (config.run / "summary.json").exists()
+    assert not (config.run / "adapter").exists()
+
+
+# signals that come elsewhere than in a step
+
+
+@pytest.fixture
+def asked_in(monkeypatch):
+    """Asks the process to stop inside a call of a method of a class, the first one by default."""
+
+    def ask(owner, name, call=1):
+        inner, calls = getattr(owner, name), []
+
+        def asking(self, *arguments):
+            calls.append(name)
+            if len(calls) == call:
+                signal.raise_signal(signal.SIGTERM)
+            return inner(self, *arguments)
+
+        monkeypatch.setattr(owner, name, asking)
+
+    return ask
+
+
+def scored_in(run):
+    return [line["steps"] for line in lines_of(RunFolder(run), "evaluation")]
+
+
+@pytest.mark.promise(10)
+@pytest.mark.parametrize(("call", "steps"), [(1, 4), (3, STEPS)])
+def test_a_signal_in_an_evaluation_lets_it_finish(configured, asked_in, call, steps):
+    """Also in the last one, where the test split is still to be scored."""
+    whole = contents(train(configured("mezo", "whole", test=True)).path)
+    config = configured("mezo", test=True)
+    asked_in(Scorer, "evaluate", call)
+    with pytest.raises(Stopped) as stopped:
+        train(config)
+    assert (stopped.value.exit_code, stopped.value.steps) == (143, steps)
+    assert scored_in(config.run)[-1] == steps
+    assert RunFolder(config.run).summary["stopped"] == stopped.value.message
+    assert contents(train(config).path) == whole
+
+
+@pytest.mark.promise(10)
+@pytest.mark.parametrize("test", [False, True])
+def test_a_signal_with_which_nothing_is_left_to_do_is_said(configured, asked_in, test):
+    whole = contents(train(configured("mezo", "whole", test=test)).path)
+    asked_in(Scorer, "evaluate", 4 if test else 3)  # of 3 on validation and one on test
+    shown = io.StringIO()
+    run = train(configured("mezo", test=test), Console(file=shown))
+    assert "SIGTERM came when nothing was left to do: the run has ended" in shown.getvalue()
+    assert run.ended
+    assert contents(run.path) == whole
+
+
+@pytest.mark.promise(10)
+@pytest.mark.parametrize("method", ["zero-shot", "linear-probe"])
+def test_methods_that_only_read_stop_and_begin_again(configured, asked_in, method):
+    whole = contents(train(configured("", "whole", {"name": method}, test=True)).path)
+    config = configured("", "run", {"name": method}, test=True)
+    asked_in(*((METHODS[method], "step") if method == "linear-probe" else (Scorer, "evaluate")))
+    with pytest.raises(Stopped, match="nothing is saved") as stopped:
+        train(config)
+    assert stopped.value.exit_code == 143
+    assert "to begin again: zofo train" in stopped.value.hint
+    assert not (config.run / "checkpoints").exists()
+    assert contents(train(config).path) == whole
+
+
+# what a run goes on with
 
 
 def test_a_run_that_goes_on_must_be_the_same(configured, tmp_path):
@@ -196,6 +309,113 @@ def test_a_run_whose_base_model_has_changed_does_not_go_on(configured, model_fol
     build_model("llama", len(build_tokenizer()), seed=1).save_pretrained(moved)
     with pytest.raises(RunError, match="is not the one that .* began with"):
         train(config)
+
+
+def rewrite_rows(data_dir, split, change):
+    path = data_dir / f"{split}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(change(lines)), encoding="utf-8")
+    return lambda: path.write_text("".join(lines), encoding="utf-8")
+
+
+@pytest.mark.promise(6)
+@pytest.mark.parametrize(
+    ("split", "change"),
+    [
+        pytest.param("train", lambda lines: [lines[1], lines[0], *lines[2:]], id="another order"),
+        pytest.param("train", lambda lines: [lines[0].replace("film", "movie"), *lines[1:]], id="another word"),
+        pytest.param("validation", lambda lines: lines[:-1], id="one less"),
+        pytest.param("test", lambda lines: [*lines, lines[0]], id="one more"),
+    ],
+)
+def test_a_run_whose_rows_have_changed_does_not_go_on(configured, data_dir, split, change):
+    config = configured("mezo", test=True)
+    stopped_at(config, 3)
+    before, back = contents(config.run), rewrite_rows(data_dir, split, change)
+    with pytest.raises(RunError, match=f"the {split} rows of the task .* are not those that .* began with") as refused:
+        train(config)
+    assert "run=" in refused.value.hint
+    assert contents(config.run) == before
+    back()
+    train(config)
+
+
+@pytest.mark.promise(6)
+def test_a_run_whose_task_file_has_changed_does_not_go_on(configured, tmp_path):
+    file = tmp_path / "mine.yaml"
+    content = packaged_text("movie-reviews")
+    file.write_text(content, encoding="utf-8")
+    config = configured("mezo")
+    config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(file)})})
+    stopped_at(config, 3)
+    changed = yaml.safe_load(content) | {"metric": "macro-f1"}
+    file.write_text(yaml.safe_dump(changed), encoding="utf-8")
+    with pytest.raises(RunError, match=r"began with: metric was 'accuracy', and is 'macro-f1'") as refused:
+        train(config)
+    assert "task.yaml" in refused.value.hint
+    file.write_text(content, encoding="utf-8")
+    train(config)
+
+
+def rewarded(example, answer):
+    return float(answer == example.gold)
+
+
+def rewarded_otherwise(example, answer):
+    return float(answer != example.gold)
+
+
+@pytest.mark.promise(6)
+def test_a_run_does_not_go_on_with_another_reward(configured):
+    config = configured("mezo")
+    with pytest.raises(Stopped) as stopped:
+        train(config, Console(file=Stopping(3)), reward=rewarded)
+    assert "the same reward" in stopped.value.hint
+    for other, name in ((rewarded_otherwise, f"{__name__}.rewarded_otherwise"), (None, "classification")):
+        with pytest.raises(RunError, match=f"the objective is '{name}', and .* began with '{__name__}.rewarded'"):
+            train(config, reward=other)
+    train(config, reward=rewarded)
+
+
+def test_a_run_of_a_version_that_wrote_less_down_goes_on(configured):
+    config = configured("mezo")
+    stopped_at(config, 3)
+    path, shown = config.run / "environment.json", io.StringIO()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("rows", "objective", "device", "threads"):
+        del content[key]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    train(config, Console(file=shown))
+    assert "warning" not in shown.getvalue()
+
+
+@pytest.mark.promise(6)
+def test_another_version_or_device_is_said_once(configured):
+    config = configured("mezo")
+    stopped_at(config, 3)
+    path, shown = config.run / "environment.json", io.StringIO()
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | {"torch": "2.0.0", "device": "cuda, a card"}), encoding="utf-8")
+    train(config, Console(file=shown))
+    (line,) = [line for line in shown.getvalue().splitlines() if "warning" in line]
+    assert f"torch was 2.0.0 and is {content['torch']}, device was cuda, a card and is cpu" in line
+    assert "may not end with the bits of one that was never stopped" in line
+
+
+@pytest.mark.promise(8)
+def test_a_log_that_was_edited_is_named(configured):
+    whole = contents(train(configured("mezo", "whole")).path)
+    config = configured("mezo")
+    stopped_at(config, 7)
+    path = RunFolder(config.run).metrics
+    data = path.read_bytes()
+    place = data.index(b'"loss": ') + len(b'"loss": ')
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    with pytest.raises(CheckpointError, match="are not those that it had") as refused:
+        train(config)
+    assert str(path) in refused.value.message
+    path.write_bytes(data)
+    assert contents(train(config).path) == whole
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(configured):
@@ -419,10 +639,10 @@ def test_a_process_that_was_stopped_goes_on(tmp_path, model_folder, number, code
 @pytest.mark.promise(10)
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["term", "kill"])
-def test_a_process_may_be_stopped_at_any_time(tmp_path, model_folder, number, code):
+def test_a_process_may_be_stopped_at_any_time(tmp_path, model_folder, number, code, tries):
     train(read_config(start(tmp_path, model_folder, "whole")))
     whole = contents(tmp_path / "whole")
-    for lines in random.Random(0).sample(range(1, 100), 20):
+    for lines in tries(random.Random(0).sample(range(1, 100), 20)):
         assert check_signal(tmp_path, model_folder, f"stopped-{lines}", lines, number, code) == whole
 
 

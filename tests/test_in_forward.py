@@ -407,15 +407,17 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, t
 
 @pytest.mark.promise(2)
 @every_dtype
-def test_50_probes_change_0_bits(dtype):
+def test_50_probes_change_0_bits(dtype, tries):
     probe(dtype, 50)
+    tries(50)
 
 
 @pytest.mark.promise(2)
 @pytest.mark.soak
 @every_dtype
-def test_1000_probes_change_0_bits(dtype):
+def test_1000_probes_change_0_bits(dtype, tries):
     probe(dtype, 1000)
+    tries(1000)
 
 
 def test_frozen_and_trainable_parameters_give_the_same_bits_and_no_graph_is_kept():

@@ -168,9 +168,10 @@ def drift_of_1000_probes(noise, epsilon):
 
 @pytest.mark.promise(2)
 @every_noise
-def test_weights_drift_less_than_1e_minus_5_in_1000_probes(noise):
+def test_weights_drift_less_than_1e_minus_5_in_1000_probes(noise, tries):
     epsilon = 2**-10 if isinstance(noise, Rademacher) else 1e-3  # why: the test below
     assert drift_of_1000_probes(noise, epsilon) < 1e-5
+    tries(1000)
 
 
 def test_moves_of_one_size_round_one_way_unless_epsilon_is_a_power_of_two():
@@ -182,13 +183,14 @@ def test_moves_of_one_size_round_one_way_unless_epsilon_is_a_power_of_two():
 @pytest.mark.promise(2)
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_weights_of_a_model_drift_less_than_1e_minus_5_in_1000_probes(kind):
+def test_weights_of_a_model_drift_less_than_1e_minus_5_in_1000_probes(kind, tries):
     module = build_model(kind)
     before = weights(module)
     evaluator, estimator, ids = build(module), TwoSided(1e-3), token_ids()
     for step in range(1000):
         evaluator.losses(token_loss, ids, estimator.ask([Key(0, step)]))
     assert drift(module, before) < 1e-5
+    tries(1000)
 
 
 class Fuse(nn.Module):
@@ -224,7 +226,7 @@ def test_weights_go_home_when_the_forward_raises(sign):
 
 
 @pytest.mark.promise(2)
-def test_weights_drift_less_than_1e_minus_5_in_1000_probes_whose_forward_raises():
+def test_weights_drift_less_than_1e_minus_5_in_1000_probes_whose_forward_raises(tries):
     module = make_mlp()
     before = weights(module)
     evaluator, wrong = build(module), (seeded(7, 6), seeded(7, 2))
@@ -232,6 +234,7 @@ def test_weights_drift_less_than_1e_minus_5_in_1000_probes_whose_forward_raises(
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             evaluator.losses(square_loss, wrong, [Displacement({Key(0, step): 1e-3})])
     assert drift(module, before) < 1e-5
+    tries(1000)
 
 
 def test_weights_go_home_when_the_body_of_a_visit_raises():

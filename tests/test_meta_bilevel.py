@@ -22,7 +22,7 @@ from zofo.methods.bilevel import split
 from zofo.methods.pair import Pair
 from zofo.objectives import token_loss
 from zofo.tasks import Example, collate, encode
-from zofo.training import RunFolder, evaluate_run, going_on, load_material, read_config, train
+from zofo.training import RunFolder, evaluate_run, load_material, progress, read_config, train
 
 TOKENIZER = build_tokenizer()
 NAMES = ("mood", "tone", "pick")
@@ -233,18 +233,18 @@ def test_memory_grows_by_the_idle_adapters_alone_or_not_at_all(adapters, warm):
 def saved(meta, folder):
     """A checkpoint's folder with what a method remembers, and what a save of it takes at its most."""
     counted = [live_bytes()]
-    save = going_on.save_file
+    save = progress.save_file
 
     def counting(*arguments):
         counted.append(live_bytes())
         save(*arguments)
 
     nothing = SimpleNamespace(remember=lambda *_: {})
-    progress = going_on.Progress(meta, nothing, nothing, weights=False)
+    kept = progress.Progress(meta, nothing, nothing, weights=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(going_on, "save_file", counting)
+        patch.setattr(progress, "save_file", counting)
         folder.mkdir()
-        progress.save(3, folder, SimpleNamespace(size=1), None, 1.0)
+        kept.save(3, folder, SimpleNamespace(size=1, sha256=""), None, 1.0)
     return max(counted) - counted[0]
 
 

@@ -41,18 +41,31 @@ def test_every_promise_has_a_test():
 
 
 @pytest.mark.parametrize(
-    ("left_out", "failing", "code", "shown"),
-    [(None, False, 0, "tried    1  held    1"), (9, False, 1, "none"), (None, True, 1, "tried    2  held    1")],
+    ("left_out", "more", "code", "shown"),
+    [
+        (None, None, 0, "tried      1  held      1"),
+        (9, None, 1, "none"),
+        (None, "def test_it(): assert False", 1, "tried      2  held      1"),
+        (
+            None,
+            "def test_it(tries): assert [i for i in tries(range(4))] and tries(3) is None",
+            0,
+            "tried      8  held      8",
+        ),
+        (None, "def test_it(tries):\n for i in tries(range(9)): assert i < 7", 1, "tried      9  held      8"),
+        (None, "def test_it(tries, broken): tries(5)", 1, "tried      6  held      5"),
+    ],
 )
-def test_the_table(tmp_path, left_out, failing, code, shown):
+def test_the_table(tmp_path, left_out, more, code, shown):
     (tmp_path / "conftest.py").write_text((TESTS / "promises.py").read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    promise(row): holds it\n", encoding="utf-8")
     kept = [row for row in ROWS if row != left_out]
     lines = ["import pytest", *(f"@pytest.mark.promise({row})\ndef test_{row}(): pass" for row in kept)]
     if left_out:
         lines.append(f"@pytest.mark.promise({left_out})\ndef test_skipped(): pytest.skip('no disk')")
-    if failing:
-        lines.append("@pytest.mark.promise(9)\ndef test_failing(): assert False")
+    if more:
+        lines.append("@pytest.fixture\ndef broken():\n yield\n assert False")
+        lines.append(f"@pytest.mark.promise(9)\n{more}")
     (tmp_path / "test_some.py").write_text("\n".join(lines), encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--promises", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

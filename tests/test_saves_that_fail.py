@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 
 from conftest import review_rows, write_rows
 from dying import REMOVALS, Dying
@@ -18,6 +21,7 @@ from test_going_on import contents
 from zofo.errors import RunError
 from zofo.training import RunFolder, read_config, train
 from zofo.training.checkpoints import Checkpoints, damage_of
+from zofo.training.disk import writing
 from zofo.training.material import load_material
 
 STEPS = 5
@@ -127,9 +131,9 @@ def test_a_killed_save_leaves_a_whole_checkpoint(dying, config, whole, points, t
 @pytest.mark.promise(7)
 @pytest.mark.soak
 @pytest.mark.parametrize("save", [1, 3, 4])
-def test_a_save_may_be_killed_at_every_point(dying, config, whole, points, tmp_path, save):
+def test_a_save_may_be_killed_at_every_point(dying, config, whole, points, tmp_path, save, tries):
     names = dying(config, f"run={tmp_path / 'counted'}", save=save)["points"]
-    for point in range(len(names)):
+    for point in tries(range(len(names))):
         check_kill(dying, config, whole, tmp_path / f"run-{point}", save, point)
     print(f"save {save}: killed at {len(names)} points")
 
@@ -183,8 +187,74 @@ def test_a_second_signal_leaves_at_once(dying, config, whole, tmp_path, number):
     else:
         assert "KeyboardInterrupt" in said["message"]
     assert not (run / "checkpoints").exists()
+    assert not (run / "summary.json").exists()
+    assert not (run / "adapter").exists()
     again(dying, config, run, seldom)
     assert contents(run) == whole
+
+
+# the end of a run
+
+
+def check_kill_at_the_end(dying, config, whole, run, point):
+    """Kill the last writes of a run: what says that it has ended is there only with all that it names."""
+    assert dying(config, f"run={run}", save="end", point=point)["status"] == -signal.SIGKILL
+    folder = RunFolder(run)
+    if folder.ended:
+        folder.verify()
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    else:
+        assert Checkpoints(folder.checkpoints).latest().step == STEPS - 1
+        again(dying, config, run)
+    assert contents(run) == whole
+    return folder
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize(
+    "at", ["halfway write_text .summary.json", later("before os.replace"), "after os.replace", later("before os.rmdir")]
+)
+def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(dying, config, whole, tmp_path, at):
+    names = dying(config, f"run={tmp_path / 'counted'}", save="end")["points"]
+    point = next(number for number, name in enumerate(names) if name.startswith(at))
+    check_kill_at_the_end(dying, config, whole, tmp_path / "run", point)
+
+
+@pytest.mark.promise(7)
+@pytest.mark.soak
+def test_a_run_may_be_killed_at_every_point_of_its_end(dying, config, whole, tmp_path, tries):
+    names = dying(config, f"run={tmp_path / 'counted'}", save="end")["points"]
+    for point in tries(range(len(names))):
+        check_kill_at_the_end(dying, config, whole, tmp_path / f"run-{point}", point)
+    print(f"killed at {len(names)} points")
+
+
+@pytest.mark.promise(7)
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the file of a descriptor cannot be looked up here")
+def test_what_a_run_left_is_on_the_disk_before_it_says_that_it_has_ended(config, tmp_path, monkeypatch):
+    run, happened = RunFolder(tmp_path / "run"), []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        happened.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def replaced(source, target):
+        happened.append(("replace", Path(target), run.checkpoints.is_dir()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    train(read_config(config, [f"run={run.path}"]))
+    saved = max(i for i, event in enumerate(happened) if event[1].name == "complete" and event[0] == "replace")
+    last = [event for event in happened[saved + 1 :] if run.checkpoints not in event[1].parents]
+    ended = last.index(("replace", run.path / "summary.json", True))  # while the checkpoints were still there
+    before = {path for _, path in last[:ended]}
+    parts = {run.path / name for name in run.summary["parts"]}
+    assert len(parts) >= 5
+    assert before >= {*parts, *(path.parent for path in parts), run.metrics, run.path / ".summary.json"}
+    assert ("sync", run.path) in last[ended:]
+    assert not run.checkpoints.exists()
 
 
 # damaged
@@ -211,17 +281,17 @@ def check_damage(stopped, path, data):
 
 
 @pytest.mark.promise(8)
-def test_every_flip_and_every_cut_is_detected(stopped):
+def test_every_flip_and_every_cut_is_detected(stopped, tries):
     draw = random.Random(0)
     newest = stopped.checkpoints / "step-00000003"
     files, tried = files_of(newest), 0
-    for number in range(200):
+    for number in tries(range(200)):
         path = files[number % len(files)]
         data = bytearray(path.read_bytes())
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         check_damage(stopped, path, bytes(data))
         tried += 1
-    for number in range(50):
+    for number in tries(range(50)):
         path = files[number % len(files)]
         data = path.read_bytes()
         check_damage(stopped, path, data[: draw.randrange(len(data))])
@@ -333,14 +403,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(dying, config, whole, points, 
 @pytest.mark.soak
 @pytest.mark.parametrize("how", ["ENOSPC", "EROFS"])
 @pytest.mark.parametrize("save", [1, 3])
-def test_a_disk_may_be_full_at_every_write(dying, config, whole, tmp_path, save, how):
+def test_a_disk_may_be_full_at_every_write(dying, config, whole, tmp_path, save, how, tries):
     names = dying(config, f"run={tmp_path / 'counted'}", save=save)["points"]
     writes = [
         number
         for number, name in enumerate(names)
         if name.startswith("before") and not any(removal in name for removal in REMOVALS)
     ]
-    failed = [check_no_room(dying, config, whole, tmp_path / f"run-{n}", save, n, how) for n in writes]
+    failed = [check_no_room(dying, config, whole, tmp_path / f"run-{n}", save, n, how) for n in tries(writes)]
     assert sum(failed) == len(writes) >= 20
     print(f"save {save}: {how} at {len(writes)} writes")
 
@@ -362,6 +432,57 @@ def test_it_does_not_where_it_was_asked_to_stop(dying, config, tmp_path):
     how = {"signal": signal.SIGTERM, "times": 1, "step": 3, "save": 1, "point": 0, "how": "EROFS"}
     said = dying(config, f"run={tmp_path / 'run'}", *skip, **how)
     assert (said["error"], said["status"]) == ("CheckpointError", 2)
+
+
+def number_of(error):
+    return getattr(error, "errno", None) or errno.ENOSPC
+
+
+def system_error(kind, number, *name):
+    return kind(number, os.strerror(number), *name)
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize(
+    ("error", "names_the_disk"),
+    [
+        (lambda _: system_error(OSError, errno.ENOSPC), True),
+        (lambda _: system_error(OSError, errno.EROFS, "/elsewhere/a"), True),
+        (lambda _: system_error(OSError, errno.EIO), True),
+        (lambda _: shutil.Error([("a", "b", f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}: 'b'")]), True),
+        (lambda _: SafetensorError(f"I/O error: No space left on device (os error {errno.ENOSPC})"), True),
+        (lambda run: system_error(PermissionError, errno.EACCES, str(run / "metrics.jsonl")), True),
+        (lambda run: system_error(FileNotFoundError, errno.ENOENT, str(run / "best" / "a")), True),
+        (lambda run: system_error(OSError, errno.EIO, str(run.parent / "task.yaml")), False),
+        (lambda run: system_error(FileNotFoundError, errno.ENOENT, str(run.parent / "task.yaml")), False),
+        (lambda run: system_error(PermissionError, errno.EACCES, f"{run}-2/metrics.jsonl"), False),
+        (lambda _: system_error(ConnectionResetError, errno.ECONNRESET), False),
+        (lambda _: TimeoutError("the Hub does not answer"), False),
+        (lambda _: SafetensorError("Error while deserializing header: HeaderTooLarge"), False),
+    ],
+)
+def test_only_errors_of_writing_are_called_so(tmp_path, error, names_the_disk):
+    run = tmp_path / "run"
+    given = error(run)
+    with pytest.raises(RunError if names_the_disk else type(given)) as raised, writing("the run", run, "make room"):
+        raise given
+    if names_the_disk:
+        assert raised.value.message.startswith(f"cannot write the run {str(run)!r}: {os.strerror(number_of(given))} (")
+    else:
+        assert raised.value is given
+
+
+@pytest.mark.promise(15)
+def test_a_file_that_a_reward_does_not_find_is_no_full_disk(config, tmp_path):
+    run = RunFolder(tmp_path / "run")
+
+    def reward(_example, _answer):
+        return float((tmp_path / "rewards.json").read_text(encoding="utf-8")) if run.metrics.is_file() else 1.0
+
+    content = yaml.safe_load(config.read_text(encoding="utf-8")) | {"method": {"name": "mezo", "batch_size": 2}}
+    with pytest.raises(FileNotFoundError, match="rewards.json"):
+        train(read_config(**content, run=str(run.path)), reward=reward)
+    assert "rewards.json" in run.summary["stopped"]
 
 
 SELDOM = "training.checkpoint_every=5"
@@ -406,10 +527,10 @@ def small_disk(tmp_path):
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
-def test_a_real_disk_may_be_full_at_any_size(dying, config, whole, small_disk):
+def test_a_real_disk_may_be_full_at_any_size(dying, config, whole, small_disk, tries):
     path, mount = small_disk
     failed = 0
-    for kilobytes in range(4, 1200, 60):
+    for kilobytes in tries(range(4, 1200, 60)):
         mount("-o", f"remount,size={kilobytes}k")
         said = dying(config, f"run={path / 'run'}")
         if said["status"]:
@@ -426,12 +547,12 @@ def test_a_real_disk_may_be_full_at_any_size(dying, config, whole, small_disk):
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
-def test_a_real_disk_may_be_read_only(dying, config, whole, small_disk):
+def test_a_real_disk_may_be_read_only(dying, config, whole, small_disk, tries):
     path, mount = small_disk
     mount("-o", "remount,size=20m")
     dying(config, f"run={path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
     mount("-o", "remount,ro")
-    for run in ("run", "new"):
+    for run in tries(("run", "new")):
         said = dying(config, f"run={path / run}")
         assert (said["error"], said["status"]) == ("RunError", 2)
         assert "Read-only file system" in said["message"]

@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import yaml
@@ -33,6 +35,7 @@ from zofo.recipes import recipe_names, recipe_text
 from zofo.studies import read_study
 from zofo.tasks import load_task
 from zofo.training import RunFolder, predict, read_config, train
+from zofo.training.beginning import new_folder
 from zofo.training.checkpoints import Checkpoints, damage_of
 
 SOURCE = Path(zofo.__file__).parent
@@ -239,6 +242,26 @@ def test_a_pickle_beside_an_adapter_is_not_looked_at(copied, model_folder, canar
     (run.path / "adapter" / "adapter_model.safetensors").unlink()
     with refused(RunError, "has no adapter_model.safetensors"):
         load_adapter(load_model(str(model_folder)).model, run.path / "adapter")
+
+
+def test_an_adapter_with_options_of_a_newer_peft_is_one_message(copied, model_folder):
+    folder = copied("adapter").path / "adapter"
+    file = folder / "adapter_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for changed, text in (
+        ({"new_trick": 7}, f"sets 'new_trick' to 7, which is no option in peft {peft.__version__}"),
+        ({"\x1b[2J" + "x" * 999: 7}, r"sets '\x1b[2Jxxx"),
+        ({"peft_type": "NEWER"}, f"is of the kind 'NEWER', which peft {peft.__version__} does not know"),
+        ({"peft_type": None}, "is of the kind None"),
+        ({"target_modules": 5}, "not an adapter of this model"),
+    ):
+        file.write_text(json.dumps({**content, **changed}), encoding="utf-8")
+        with pytest.raises(RunError, match=re.escape(str(folder))) as error:
+            load_adapter(load_model(str(model_folder)).model, folder)
+        assert text in error.value.message
+        assert error.value.message.isprintable()
+    file.write_text(json.dumps({**content, "new_trick": None, "another": []}), encoding="utf-8")
+    load_adapter(load_model(str(model_folder)).model, folder)
 
 
 @pytest.mark.promise(12)
@@ -453,7 +476,7 @@ def test_a_task_is_a_packaged_one_or_a_file(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a\0b", "CON", "nul.txt", "x\ny", "con/a/AUX", "a\x1b[2J", "x" * 300])
 def test_a_run_folder_has_a_name_that_every_system_has(made, tmp_path, name):
     with refused(RunError):
-        RunFolder.create(read_config(made / "adapter" / "config.yaml").model_copy(update={"run": tmp_path / name}))
+        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"run": tmp_path / name}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -469,7 +492,7 @@ def test_a_run_folder_is_a_new_one(made, tmp_path, kind):
     elif kind == "file":
         path.write_text("precious", encoding="utf-8")
     with refused(RunError):
-        RunFolder.create(read_config(made / "adapter" / "config.yaml").model_copy(update={"run": path}))
+        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"run": path}))
     assert not (tmp_path / "nothing").exists()
 
 

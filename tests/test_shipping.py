@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +17,15 @@ import transformers
 
 from conftest import ARCHITECTURES, MORE_ARCHITECTURES, build_model
 from shipped_runs import IDS, MERGED, STEPS, contents, loaded, logits, maker, with_adapter
+from test_going_on import stopped_at
 from zofo.adapters import AdapterConfig, merge_adapter
 from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
-from zofo.shipping import apply_patch, compare_runs, export_run, push, replay_run
-from zofo.training import Trajectory, TrajectoryWriter
+from zofo.shipping import Patch, apply_patch, compare_runs, export_run, push, replay_run
+from zofo.shipping.folders import new_folder
+from zofo.shipping.scores import metrics_of
+from zofo.training import RunFolder, Trajectory, TrajectoryWriter, train
 from zofo.training.trajectory import Stepped
 
 
@@ -31,6 +37,7 @@ def made(model_folder, tmp_path_factory):
 # replay
 
 
+@pytest.mark.promise(17)
 @pytest.mark.parametrize("case", ["mezo", "bilevel", "in place", "weight decay", "two-stage"])
 def test_a_replay_has_the_bits_of_training_and_leaves_the_run_as_it_is(made, case):
     run = made(case)
@@ -41,6 +48,7 @@ def test_a_replay_has_the_bits_of_training_and_leaves_the_run_as_it_is(made, cas
     assert contents(run.path) == before
 
 
+@pytest.mark.promise(17)
 def test_a_replay_of_some_steps_is_the_run_that_had_so_many(made, tmp_path):
     short = made("mezo", "short", steps=3)
     found = replay_run(made("mezo").path, 3, tmp_path / "out")
@@ -57,11 +65,12 @@ def test_a_replay_to_step_zero_is_the_base_model(made, model_folder, tmp_path):
 
 def test_a_folded_replay_agrees_up_to_rounding(made, tmp_path):
     run = made("in place")
-    found = replay_run(run.path, out=tmp_path / "out", fold=True)
-    assert (found.exact, found.verdict) == (False, "same loss")
+    found = replay_run(run.path, out=tmp_path / "out", folded=True)
+    assert (found.folded, found.verdict) == (True, "same loss")
     torch.testing.assert_close(logits(loaded(tmp_path / "out")), logits(run.load().model), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.promise(8)
 def test_a_run_whose_weights_were_changed_is_found_out(made, tmp_path, model_folder):
     folder = shutil.copytree(made("mezo").path, tmp_path / "copy")
     summary = json.loads((folder / "summary.json").read_text())
@@ -71,6 +80,7 @@ def test_a_run_whose_weights_were_changed_is_found_out(made, tmp_path, model_fol
     assert replay_run(folder).failed
 
 
+@pytest.mark.promise(17)
 def test_a_trajectory_that_was_cut_is_replayed_to_its_last_whole_step(made, tmp_path):
     folder = shutil.copytree(made("mezo").path, tmp_path / "copy")
     data = (folder / "trajectory.bin").read_bytes()
@@ -88,7 +98,7 @@ def test_a_trajectory_that_was_cut_is_replayed_to_its_last_whole_step(made, tmp_
         ("mezo", {"step": -1}, "has 5 steps, not -1"),
         ("first-order", {}, "its backbone did not move"),
         ("adapter", {}, "moves an adapter"),
-        ("weight decay", {"fold": True}, "weight decay shrinks the weights"),
+        ("weight decay", {"folded": True}, "weight decay shrinks the weights"),
     ],
 )
 def test_what_cannot_be_replayed_is_said(made, case, options, text):
@@ -97,6 +107,7 @@ def test_what_cannot_be_replayed_is_said(made, case, options, text):
     assert refused.value.hint
 
 
+@pytest.mark.promise(14)
 def test_an_output_folder_is_not_taken_from_others(made, model_folder, tmp_path):
     run = made("mezo")
     (tmp_path / "full").mkdir()
@@ -111,6 +122,144 @@ def test_an_output_folder_is_not_taken_from_others(made, model_folder, tmp_path)
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
     assert torch.equal(logits(loaded(tmp_path / "full")), logits(run.load().model))
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """A folder that another model and something of the user's lie in."""
+    folder = tmp_path / "full"
+    (folder / "notes").mkdir(parents=True)
+    (folder / "notes" / "mine.txt").write_text("mine")
+    (folder / "notes" / "link").symlink_to("nowhere")
+    (folder / "config.json").write_text("old")
+    (folder / "old.safetensors").write_text("old weights")
+    folder.chmod(0o700)
+    return folder
+
+
+def left_of(folder):
+    return contents(folder), sorted(path.name for path in folder.parent.iterdir()), folder.stat().st_mode
+
+
+def test_a_folder_is_replaced_with_what_nothing_took_the_place_of(taken):
+    mode = taken.stat().st_mode
+    with new_folder(taken, force=True) as folder:
+        (folder / "config.json").write_text("new")
+        (folder / "model.safetensors").write_text("new weights")
+        assert (taken / "config.json").read_text() == "old"  # until the new one is complete
+    texts = {str(p.relative_to(taken)): p.read_text() for p in taken.rglob("*") if p.is_file()}
+    assert texts == {"config.json": "new", "model.safetensors": "new weights", "notes/mine.txt": "mine"}
+    assert (taken / "notes" / "link").is_symlink()
+    assert [path.name for path in taken.parent.iterdir()] == ["full"]
+    assert taken.stat().st_mode == mode
+
+
+class Full:
+    """What fails in its place, as on a full disk, in one of its calls."""
+
+    def __init__(self, real, fails_at, error):
+        self.real, self.left, self.error = real, fails_at, error
+
+    def __call__(self, *given, **options):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+        return self.real(*given, **options)
+
+
+FAILURES = [
+    ("os.rename", 1),
+    ("os.rename", 2),
+    ("shutil.copymode", 1),
+    ("shutil.copytree", 1),
+    ("pathlib.Path.mkdir", 1),
+    ("pathlib.Path.write_text", 1),
+    ("pathlib.Path.write_text", 2),
+]
+
+
+@pytest.mark.promise(15)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(("what", "at"), FAILURES)
+def test_a_folder_stays_as_it_is_where_its_replacement_cannot_be_written(taken, monkeypatch, what, at, error):
+    before = left_of(taken)
+    place, _, name = what.rpartition(".")
+    failing = Full(getattr(pkgutil.resolve_name(place), name), at, error)
+
+    def write():
+        with new_folder(taken, force=True) as folder:
+            Path.write_text(folder / "config.json", "new")
+            Path.write_text(folder / "model.safetensors", "new weights")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(what, failing)
+        with pytest.raises(RunError if isinstance(error, OSError) else KeyboardInterrupt):
+            write()
+    assert failing.left <= 0
+    assert left_of(taken) == before
+    write()
+    assert (taken / "model.safetensors").is_file()
+
+
+@pytest.mark.promise(15)
+def test_a_process_killed_while_two_folders_change_places_costs_neither(taken):
+    before = left_of(taken)
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom zofo.shipping.folders import new_folder\n"
+        "rename, calls = os.rename, []\n"
+        "def dying(*given):\n"
+        "    calls.append(given)\n"
+        "    if len(calls) == 2: os._exit(9)\n"
+        "    rename(*given)\n"
+        "os.rename = dying\n"
+        "with new_folder(Path(sys.argv[1]), True) as folder: (folder / 'config.json').write_text('new')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(taken)], check=False)
+    assert done.returncode == 9
+    assert not taken.exists()  # the one moment at which neither is there
+    with pytest.raises(RunError, match="is not empty"), new_folder(taken, force=False):
+        pass
+    assert left_of(taken) == before
+
+
+# scores
+
+
+def test_a_run_that_was_stopped_is_shipped_without_the_scores_of_another_step(made, model_folder, tmp_path):
+    config = made("bilevel").config.model_copy(update={"run": tmp_path / "run"})
+    stopped_at(config, 4)
+    summary = RunFolder(tmp_path / "run").summary
+    assert (summary["steps"], summary["evaluated_after"]) == (4, 3)
+    card = export_run(tmp_path / "run", "patch", tmp_path / "p.zofo").card
+    metrics = Patch.read(tmp_path / "p.zofo").header.metrics
+    assert metrics == {"metric": "accuracy", "steps": 4, "queries": summary["queries"], "evaluated_after": 3}
+    said = "not evaluated as it is here, after 4 steps: the last evaluation was after 3"
+    assert said in card
+    assert "\n| accuracy |" not in card
+    assert said in "\n".join(apply_patch(tmp_path / "p.zofo", str(model_folder), tmp_path / "out").lines())
+    train(config)
+    card = export_run(tmp_path / "run", "patch", tmp_path / "p.zofo", force=True).card
+    assert Patch.read(tmp_path / "p.zofo").header.metrics["accuracy"] == RunFolder(tmp_path / "run").summary["accuracy"]
+    assert "not evaluated" not in card
+
+
+def test_the_best_model_is_shipped_with_its_own_scores(made, tmp_path):
+    run = made("bilevel")
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    for variant in ("adapter", "lower_adapter"):
+        scores = {
+            (line["steps"], line["variant"]): (line["accuracy"], line["loss"])
+            for line in lines
+            if line["event"] == "evaluation"
+        }
+        metrics = metrics_of(run, variant, best=True)
+        step = run.summary["best"]["step"]
+        assert metrics["steps"] == step
+        assert (metrics["accuracy"], metrics["loss"]) == scores[step, variant]
+    copy = RunFolder(shutil.copytree(run.path, tmp_path / "copy"))
+    copy.metrics.unlink()
+    assert metrics_of(copy, "adapter", best=True)["accuracy"] == run.summary["best"]["score"]
+    assert "accuracy" not in metrics_of(copy, "lower_adapter", best=True)
 
 
 # export

@@ -67,19 +67,21 @@ class PatchError(RunError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop, by Ctrl-C or SIGTERM, and did after its step was saved.
+    """Work that was asked to stop, by Ctrl-C or SIGTERM, and did; a run after its step or evaluation was saved.
 
     Args:
         signal: its name.
         exit_code: 128 and the signal's number.
-        steps: how many had been made.
+        steps: how many had been made, and are saved; None where there was nothing to save.
     """
 
-    def __init__(self, signal: str, exit_code: int, steps: int) -> None:
-        super().__init__(f"stopped by {signal} after {steps} steps, which are saved")
+    def __init__(self, signal: str, exit_code: int, steps: int | None) -> None:
+        saved = "before its end; nothing is saved" if steps is None else f"after {steps} steps, which are saved"
+        super().__init__(f"stopped by {signal} {saved}")
         self.message = str(self)
-        self.hint = "to go on, type the same command again"
+        self.hint = f"to {'begin again' if steps is None else 'go on'}, type the same command again"
         self.exit_code = exit_code
+        self.steps = steps
 
 
 class EvaluatorError(ZofoError):

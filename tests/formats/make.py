@@ -32,7 +32,7 @@ from zofo.tasks import Example, collate, encode  # noqa: E402
 from zofo.training import TrajectoryWriter, read_config, train  # noqa: E402
 from zofo.training.callbacks import Best, Evaluating, MetricsLog  # noqa: E402
 from zofo.training.checkpoints import Checkpoints  # noqa: E402
-from zofo.training.going_on import Progress, needs_weights  # noqa: E402
+from zofo.training.progress import Progress, needs_weights  # noqa: E402
 
 TRAJECTORY, PATCH, CHECKPOINT = HERE / "trajectory-2.bin", HERE / "patch-1.zofo", HERE / "checkpoint-1"
 NUMBERS = HERE / "numbers.json"

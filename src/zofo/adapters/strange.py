@@ -7,6 +7,7 @@ adapters set may differ from its default, and every size must be that of a tenso
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from zofo.adapters.base import quiet_peft
-from zofo.adapters.loading import load_adapter
+from zofo.adapters.loading import load_adapter, printable, refuse_unknown_options, shown
 from zofo.adapters.merging import adapter_content, merge_attached
 from zofo.errors import RunError
 
@@ -44,6 +45,9 @@ def _size(value: Any) -> bool:
 def _scale(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
+
+_TENSOR = re.compile(r"\w+(\.\w+)*")
+_LONGEST = 200  # characters of a tensor's name
 
 _ALWAYS: dict[str, Callable[[Any], bool]] = {
     "peft_type": _text,
@@ -88,7 +92,7 @@ def load_strange_adapter(model: Any, folder: Path, merge: bool = False) -> None:
         own = peft.get_peft_model_state_dict(loaded, save_embedding_layers=False)
     for name in sorted(set(own) ^ set(tensors)):
         lacks = "the model has no place for" if name in tensors else "it lacks"
-        raise RunError(f"the adapter does not fit the model: {lacks} the tensor {name[:200]!r}")
+        raise RunError(f"the adapter does not fit the model: {lacks} the tensor {shown(name)}")
     if merge:
         merge_attached(model, loaded)
 
@@ -104,7 +108,7 @@ def refuse_strange(folder: Path) -> Mapping[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise RunError(f"the adapter's tensors cannot be read: {error}") from error
+        raise RunError(f"the adapter's tensors cannot be read: {printable(str(error))}") from error
     _refuse_tensors(content, tensors)
     return tensors
 
@@ -114,7 +118,8 @@ def _refuse_options(content: Mapping[str, Any]) -> None:
 
     kind = content.get("peft_type")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise RunError(f"the adapter is of the kind {str(kind)[:40]!r}, which zofo does not make")
+        raise RunError(f"the adapter is of the kind {shown(kind)}, which zofo does not make")
+    refuse_unknown_options(content)
     checks = {**_ALWAYS, **_KINDS[kind]}
     usual = {
         "LORA": peft.LoraConfig,
@@ -123,20 +128,31 @@ def _refuse_options(content: Mapping[str, Any]) -> None:
         "PROMPT_TUNING": peft.PromptTuningConfig,
     }[kind]().to_dict()
     for name, value in content.items():
-        right = checks[name](value) if name in checks else name not in usual or value == usual[name] or not value
+        right = checks[name](value) if name in checks else not value or (name in usual and value == usual[name])
         if not right:
-            raise RunError(f"the adapter sets {name[:40]!r} to {str(value)[:40]!r}, which zofo's adapters never do")
+            raise RunError(f"the adapter sets {shown(name)} to {shown(value)}, which zofo's adapters never do")
 
 
 def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """Sizes in the configuration are allocated before a tensor is read, so each must be that of a tensor."""
+    if not tensors:
+        raise RunError("the adapter holds no tensors")
     for name, tensor in tensors.items():
+        if len(name) > _LONGEST or not _TENSOR.fullmatch(name):
+            raise RunError(f"{shown(name)} cannot be the name of an adapter's tensor")
+        if not tensor.dim() or not tensor.numel():
+            raise RunError(f"the adapter's tensor {shown(name)} has the shape {shown(tuple(tensor.shape))}")
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise RunError(f"the adapter's tensor {name[:200]!r} holds numbers that are not finite")
+            raise RunError(f"the adapter's tensor {shown(name)} holds numbers that are not finite")
     if content["peft_type"] == "LORA":
         ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.dim()}
         if ranks != {content.get("r")}:
-            raise RunError(f"the adapter's rank is {content.get('r')}, but its tensors have {sorted(ranks)}")
+            raise RunError(f"the adapter's rank is {content.get('r')}, but its tensors have {shown(sorted(ranks))}")
+        for name, tensor in tensors.items():
+            partner = name.replace(".lora_A.", ".lora_B.")
+            width = len(tensor) if partner != name else None
+            if width is not None and tuple(tensors.get(partner, tensor.new_empty(0)).shape)[1:] != (width,):
+                raise RunError(f"the adapter does not fit itself: it lacks the tensor {shown(partner)} of rank {width}")
     if content["peft_type"] in ("PREFIX_TUNING", "PROMPT_TUNING"):
         found = tensors.get("prompt_embeddings", torch.empty(0))
         width = content.get("token_dim") or 0
@@ -144,4 +160,5 @@ def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tens
             width *= 2 * (content.get("num_layers") or 0)
         rows = (content.get("num_virtual_tokens") or 0) * (content.get("num_transformer_submodules") or 1)
         if tuple(found.shape) != (rows, width):
-            raise RunError(f"the adapter's sizes are {rows} x {width}, but its tensor is {list(found.shape)}")
+            found_shape = shown(list(found.shape))
+            raise RunError(f"the adapter's sizes are {rows} x {width}, but its tensor is {found_shape}")

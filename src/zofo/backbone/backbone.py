@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 
 _LARGEST = 3e38  # of a coefficient, in float32
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 18, 1 << 24  # entries: fits a core's cache; few launches
+_DIRECT = (torch.float32, torch.float64)  # number types that are added to as they stand
+_GATHERED = 64  # keys of updates that are written in one sweep
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Update:
     shrink: float = 0.0
     elementwise: Elementwise | None = None
     lr: float | None = None
+
+    @property
+    def newest(self) -> Key | None:
+        """The newest of its keys, which names the bits of stochastic rounding."""
+        return max(self.displacement, default=None)
 
     def refuse_non_finite(self) -> None:
         """Raises NonFiniteError for a coefficient that is not finite in float32."""
@@ -79,6 +87,7 @@ class Backbone:
     ) -> None:
         self.sweeps = 0
         self._block = block
+        self._gathered: list[tuple[Update, Key | None]] | None = None
         self.torn = False
         self._parameters = selected(module, select)
         for name, tensor in self.tensors.items():
@@ -155,32 +164,85 @@ class Backbone:
         if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
             return
         divisible = leaving is None and update.elementwise is None
-        for part in _parts(update, self.noise.keys_at_once) if divisible else [update]:
+        parts = _parts(update, self.noise.keys_at_once) if divisible else [update]
+        writes = [(part, part.newest if stochastic else None) for part in parts]
+        if self._gathered is not None:
+            if divisible and directions is None:
+                self._gather(writes)
+                return
+            self._write_gathered()  # in their order
+        for part, rounding in writes:
             keys = dict.fromkeys([*home, *part.displacement])
-            drawn = self.directions(keys) if directions is None else directions
-            self.torn = True  # until all is written: an interrupt in between cannot be undone exactly
-            self._sweep(part, home, drawn, max(part.displacement, default=None) if stochastic else None)
+            self._sweep([(part, rounding)], home, self.directions(keys) if directions is None else directions)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """While it is open, updates wait for one another, for a caller that does not look at the weights meanwhile.
+
+        They are written one after the other as ever, with the same bits, but tensor by tensor: each is fetched from
+        memory once for many updates.
+        """
+        self._gathered = []
+        try:
+            yield
+            self._write_gathered()
+        finally:
+            self._gathered = None
+
+    def _gather(self, writes: Iterable[tuple[Update, Key | None]]) -> None:
+        assert self._gathered is not None
+        for write in writes:
+            waiting = sum(len(update.displacement) for update, _ in self._gathered)
+            if waiting + len(write[0].displacement) > (self.noise.keys_at_once or _GATHERED):
+                self._write_gathered()
+            self._gathered.append(write)
+
+    def _write_gathered(self) -> None:
+        if self._gathered:
+            keys = dict.fromkeys(key for update, _ in self._gathered for key in update.displacement)
+            writes, self._gathered = self._gathered, []
+            self._sweep(writes, Displacement(), self.directions(keys))
+
+    def _sweep(self, writes: Sequence[tuple[Update, Key | None]], home: Displacement, directions: Directions) -> None:
+        """Write `home` and updates, one after the other, into every tensor; each with the key that rounds it."""
+        self.torn = True  # until all is written: an interrupt in between cannot be undone exactly
+        for name, tensor in self.tensors.items():
+            if len(writes) > 1 and tensor.dtype in _DIRECT and not any(update.shrink for update, _ in writes):
+                terms = [update.displacement.items() for update, _ in writes]
+                sums = [[(key, value) for key, value in each if self.moves(key, name)] for each in terms]
+                for block, piece in self._pieces(name, tensor, directions.whole, None):
+                    directions.add_in_turn(piece, sums, name, block)
+            else:
+                for update, rounding in writes:
+                    self._write(name, tensor, update, rounding, home, directions)
+        self.sweeps += 1
         self.torn = False
 
-    def _sweep(self, update: Update, home: Displacement, directions: Directions, rounding: Key | None) -> None:
-        """Write `home` and an update into every tensor."""
-        for name, tensor in self.tensors.items():
-            keep = 1.0 - update.shrink if name in self.decays else 1.0
-            # one term for each key: a direction that is both left and updated along is drawn once
-            add = home * keep + update.displacement if update.elementwise is None else home * keep
-            terms = [(key, coefficient) for key, coefficient in add.items() if self.moves(key, name)]
-            if not terms and keep == 1.0 and update.elementwise is None:
-                continue
-            at_once = directions.whole and update.elementwise is None
-            for block, piece in self._pieces(name, tensor, at_once, rounding):
-                if keep != 1.0:
-                    piece.sub_(piece, alpha=update.shrink)  # 1 - shrink has few digits of a small shrink in float32
-                directions.add_to(piece, terms, name, block)
-                if update.elementwise is not None:
-                    gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
-                    directions.add_to(gradient, update.displacement.items(), name, block)
-                    piece.add_(update.elementwise(name, tensor.numel(), block, gradient).to(piece.dtype))
-        self.sweeps += 1
+    def _write(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        update: Update,
+        rounding: Key | None,
+        home: Displacement,
+        directions: Directions,
+    ) -> None:
+        """Write `home` and an update into one tensor."""
+        keep = 1.0 - update.shrink if name in self.decays else 1.0
+        # one term for each key: a direction that is both left and updated along is drawn once
+        add = home * keep + update.displacement if update.elementwise is None else home * keep
+        terms = [(key, coefficient) for key, coefficient in add.items() if self.moves(key, name)]
+        if not terms and keep == 1.0 and update.elementwise is None:
+            return
+        at_once = directions.whole and update.elementwise is None
+        for block, piece in self._pieces(name, tensor, at_once, rounding):
+            if keep != 1.0:
+                piece.sub_(piece, alpha=update.shrink)  # 1 - shrink has few digits of a small shrink in float32
+            directions.add_to(piece, terms, name, block)
+            if update.elementwise is not None:
+                gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
+                directions.add_to(gradient, update.displacement.items(), name, block)
+                piece.add_(update.elementwise(name, tensor.numel(), block, gradient).to(piece.dtype))
 
     def directions(self, keys: Iterable[Key]) -> Directions:
         """The directions of some keys for the selected tensors, in the form that `fold` adds."""
@@ -195,7 +257,7 @@ class Backbone:
         """
         size = self._block or (_CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK)
         flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
-        direct = tensor.dtype in (torch.float32, torch.float64)
+        direct = tensor.dtype in _DIRECT
         if self._block is None and tensor.dim() > 1 and tensor.numel():
             columns = tensor.numel() // tensor.shape[0]
             size = tensor.numel() if at_once and direct else max(1, size // columns) * columns

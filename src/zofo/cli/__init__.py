@@ -14,7 +14,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from rich.text import Text
 
-    from zofo.cli.app import app, err
+    from zofo.cli.app import app
+    from zofo.cli.shared import err
     from zofo.errors import ZofoError
 
     try:

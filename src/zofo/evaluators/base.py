@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zofo.backbone import Update
+from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement
 from zofo.evaluators.counts import Counts
 from zofo.evaluators.journal import Journal
@@ -46,11 +46,13 @@ class Evaluator(ABC):
 
     Attributes:
         per_example: whether it can visit a point of its own for each example of a batch.
+        backbone: what it moves.
         counts: forwards and queries made so far by this evaluator.
         journal: is told of everything that is written.
     """
 
     per_example = False
+    backbone: Backbone
     counts: Counts
     journal = Journal()
 

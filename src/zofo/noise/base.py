@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -95,6 +95,13 @@ class Directions:
             total.add_(z.to(target.dtype), alpha=coefficient)
         if total is not target:
             target.add_(total)
+
+    def add_in_turn(
+        self, target: torch.Tensor, sums: Sequence[Sequence[tuple[Key, float]]], name: str, block: Block
+    ) -> None:
+        """Each of some sums of terms as `add_to` adds it, one after the other, to the same bits."""
+        for terms in sums:
+            self.add_to(target, terms, name, block)
 
 
 NOISES: Registry[type[Noise]] = Registry("noise")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -208,22 +209,36 @@ class Factors(Directions):
         That product is summed onto the target as it is made, in float32: nothing as large as the matrix is held, at the
         price of about one rounding a key instead of one in all.
         """
-        terms = list(terms)
+        self.add_in_turn(target, [list(terms)], name, block)
+
+    def add_in_turn(
+        self, target: torch.Tensor, sums: Sequence[Sequence[tuple[Key, float]]], name: str, block: Block
+    ) -> None:
+        """See `Directions.add_in_turn`: the factors of all terms are made ready together."""
+        terms = [term for terms in sums for term in terms]
         if not terms:
             return
         rows = [self._row[key] for key, _ in terms]
-        numbers = self._numbers if rows == [*range(len(self._numbers))] else self._numbers[rows]
+        chosen = (
+            slice(rows[0], rows[-1] + 1) if rows == [*range(rows[0], rows[-1] + 1)] else rows
+        )  # a view, if it can be
         coefficients = torch.tensor([c for _, c in terms], dtype=target.dtype, device=target.device)
+        ends = [*itertools.accumulate(map(len, sums))]
+        parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False) if end > start]
         shape = self.shapes[name]
         if len(shape) < 2:
-            target += coefficients @ self._layout.vector(numbers, name)[:, slice(*block)].to(target.dtype)
+            z = self._layout.vector(self._numbers, name)[chosen, slice(*block)].to(target.dtype)
+            for part in parts:
+                target += coefficients[part] @ z[part]
             return
         columns = math.prod(shape[1:])
         first, last = block[0] // columns, -(-block[1] // columns)
-        left, right = (factor.to(target.dtype) for factor in self._layout.matrix(numbers, name))
+        left, right = (factor[chosen].to(target.dtype) for factor in self._layout.matrix(self._numbers, name))
         scaled = left[:, first:last] * (coefficients * self._layout.noise.scale).view(-1, 1, 1)
-        thin = scaled.transpose(0, 1).flatten(1), right.transpose(0, 1).flatten(1).T  # their inner axis: keys * rank
-        if (first * columns, last * columns) == tuple(block):
-            target.view(-1, columns).addmm_(*thin)
-        else:
-            target += (thin[0] @ thin[1]).view(-1)[block[0] - first * columns : block[1] - first * columns]
+        whole_rows = (first * columns, last * columns) == tuple(block)
+        for part in parts:  # the inner axis of the product: keys * rank
+            thin = scaled[part].transpose(0, 1).flatten(1), right[part].transpose(0, 1).flatten(1).T
+            if whole_rows:
+                target.view(-1, columns).addmm_(*thin)
+            else:
+                target += (thin[0] @ thin[1]).view(-1)[block[0] - first * columns : block[1] - first * columns]

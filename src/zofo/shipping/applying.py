@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from zofo.adapters import can_merge, load_strange_adapter
 from zofo.backbone import LoadedModel, load_model
 from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError
 from zofo.shipping.folders import new_folder, refuse_taken
+from zofo.shipping.inspecting import inspect_parts, write_adapter
 from zofo.shipping.models import refuse_non_finite, save_model
-from zofo.shipping.patch import Patch
+from zofo.shipping.patch import Base, Patch, mistakes_of_patch
+from zofo.shipping.scores import EVALUATED, unscored
 from zofo.training import model_hash, replay
-from zofo.training.run import load_weights
+from zofo.training.restoring import load_weights
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,15 @@ class Applied:
         """What a reader is told."""
         header = self.patch.header
         numbers = {name: value for name, value in header.metrics.items() if isinstance(value, float | int)}
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != EVALUATED)
+        note = unscored(header.metrics)
         bits = {
             True: "the backbone has the bits that training left",
             False: "the backbone has other bits than training left, as on another device: equal up to rounding",
         }
         return [
             f"{header.method} on {header.task}: {scores}",
+            *([note] if note is not None else []),
             *([bits[self.same_bits]] if self.same_bits is not None else []),
             f"wrote {self.path}"
             if self.merged
@@ -53,7 +58,13 @@ class Applied:
 
 
 def apply_patch(
-    file: Path, base: str, out: Path, force: bool = False, fold: bool = False, remote_code: bool = False
+    file: Path,
+    base: str,
+    out: Path,
+    force: bool = False,
+    folded: bool = False,
+    remote_code: bool = False,
+    revision: str | None = None,
 ) -> Applied:
     """Write the trained model that a patch makes of its base model.
 
@@ -65,8 +76,11 @@ def apply_patch(
         base: its base model: an embedded name, a folder or a Hub id.
         out: the new folder.
         force: write into a folder that holds something.
-        fold: add up the updates of a trajectory that holds each of them: faster, and equal up to rounding.
+        folded: write the sum of the updates at once, also of a trajectory that holds each of them: faster, and equal up
+            to rounding.
         remote_code: allow the base model's repository to run its own code.
+        revision: branch, tag or commit of the base model, for a Hub id; by default the one in the patch, where `base`
+            is the name in the patch.
 
     Raises:
         PatchError: the patch is damaged, newer, hostile, or of another base model.
@@ -74,38 +88,52 @@ def apply_patch(
     patch = Patch.read(file)
     read = [folder for folder in [Path(base)] if folder.is_dir()]
     refuse_taken(out, force, read)
-    wanted = patch.header.base
-    loaded = load_model(wanted.config(base), remote_code, wanted.labels)
-    found = model_hash(loaded)
-    if found != wanted.sha256:
-        raise PatchError(
-            f"{str(file)!r} belongs to {wanted.name!r} with the weights {wanted.sha256}, but {base!r} has {found}",
-            f"give that model with --base {wanted.name}",
-        )
     with tempfile.TemporaryDirectory(prefix="zofo-patch-") as temporary:
         adapter = Path(temporary) / "adapter"
+        with mistakes_of_patch(file):
+            inspect_parts(patch, adapter)
+        loaded = _base(file, patch.header.base, base, revision, remote_code)
         try:
-            same = _replay(loaded, patch, fold, Path(temporary))
-            merged = not patch.adapter or _attached(loaded, patch, adapter)
+            same = _replay(loaded, patch, folded, Path(temporary))
+            merged = not patch.adapter or _attached(loaded, adapter)
             refuse_non_finite(loaded.model)
         except (ConfigError, ModelError, NonFiniteError) as error:
             raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
     with new_folder(out, force, read) as folder:
         save_model(loaded, folder if merged else folder / "model")
         if not merged:
-            _write(patch, folder / "adapter")
+            write_adapter(patch, folder / "adapter")
     return Applied(patch, out, merged, same)
 
 
-def _replay(loaded: LoadedModel, patch: Patch, fold: bool, folder: Path) -> bool | None:
+def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code: bool) -> LoadedModel:
+    """The base model, if it is the patch's."""
+    config = wanted.config(base, revision)
+    loaded = load_model(config, remote_code, wanted.labels)
+    found = model_hash(loaded)
+    if found != wanted.sha256:
+        at = f" --revision {shlex.quote(wanted.revision)}" if wanted.revision else ""
+        raise PatchError(
+            f"{str(file)!r} belongs to {_named(wanted.name, wanted.revision)} with the weights {wanted.sha256}, but "
+            f"{_named(base, config.revision)} has {found}",
+            f"give that model with --base {shlex.quote(wanted.name)}{at}",
+        )
+    return loaded
+
+
+def _named(name: str, revision: str | None) -> str:
+    return repr(name) if revision is None else f"{name!r} at the revision {revision!r}"
+
+
+def _replay(loaded: LoadedModel, patch: Patch, folded: bool, folder: Path) -> bool | None:
     """Bring the base model to the end of every stage; whether the bits are those that training left."""
     same = None
     for stage in patch.stages:
         last = stage is patch.stages[-1]
         if stage.trajectory is not None:
-            exact = stage.header.exact and not (fold and last)
-            backbone = replay(loaded.model, stage.trajectory, exact=exact)
-            if last and exact and patch.header.backbone is not None:
+            by_record = stage.header.exact and not (folded and last)
+            backbone = replay(loaded.model, stage.trajectory, folded=not by_record)
+            if last and by_record and patch.header.backbone is not None:
                 same = backbone.fingerprint() == patch.header.backbone
         if stage.weights is not None:
             file = folder / "weights.safetensors"
@@ -114,15 +142,8 @@ def _replay(loaded: LoadedModel, patch: Patch, fold: bool, folder: Path) -> bool
     return same
 
 
-def _attached(loaded: LoadedModel, patch: Patch, folder: Path) -> bool:
+def _attached(loaded: LoadedModel, folder: Path) -> bool:
     """Whether the adapter could be merged; one that cannot be is only checked."""
-    _write(patch, folder)
     merge = can_merge(folder)
     load_strange_adapter(loaded.model if merge else copy.deepcopy(loaded.model), folder, merge)
     return merge
-
-
-def _write(patch: Patch, folder: Path) -> None:
-    folder.mkdir(parents=True)
-    for name, content in patch.adapter.items():
-        (folder / name).write_bytes(content)

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from zofo.shipping.models import portable_name
-from zofo.shipping.packing import metrics_of
+from zofo.shipping.scores import EVALUATED, metrics_of, unscored
 from zofo.training import RunFolder, environment
 
 _LOAD = {
@@ -26,7 +26,7 @@ def model_card(run: RunFolder, kind: str, variant: str | None = None, best: bool
     """A model card in the Hub's form: what it is, how it was trained, its scores, and how to load it.
 
     Args:
-        run: that has ended.
+        run: that has ended, or was stopped.
         kind: merged, adapter or patch.
         variant: which model of the run.
         best: as of the best evaluation.
@@ -37,7 +37,9 @@ def model_card(run: RunFolder, kind: str, variant: str | None = None, best: bool
         head["library_name"] = "peft" if kind == "adapter" else "transformers"
     if "/" in base:
         head["base_model"] = base
-    rows = [f"| {name} | {_shown(value)} |" for name, value in metrics_of(run, variant, best).items()]
+    metrics = metrics_of(run, variant, best)
+    note, revision = unscored(metrics), run.config.model.revision
+    rows = [f"| {name} | {_shown(value)} |" for name, value in metrics.items() if name != EVALUATED]
     load = _LOAD[kind].format(repo="REPO", base=base)
     load = load.replace(_AUTO["causal-lm"], _AUTO.get(str(run.config.model.head), _AUTO["causal-lm"]))
     what = {
@@ -54,9 +56,10 @@ def model_card(run: RunFolder, kind: str, variant: str | None = None, best: bool
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {base}, fine-tuned on {summary['task']}\n\n{what} Made by zofo {environment()['zofo']} with the method "
         f"`{summary['method']}`{', as of its best evaluation' if best else ''}.\n\n"
-        f"Base model: `{base}`, weights {run.base_hash}.\n\n"
+        f"Base model: `{base}`{f', revision `{revision}`' if revision else ''}, weights {run.base_hash}.\n\n"
         f"| on {summary['split']} | |\n|---|---|\n"
         + "\n".join(rows)
+        + (f"\n\n{note.capitalize()}." if note else "")
         + f"\n\n```{'' if kind == 'patch' else 'python'}\n"
         f"{load}\n```\n"
     )

@@ -14,7 +14,7 @@ from zofo.config import read_yaml
 from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.training import RunFolder, Trajectory
-from zofo.training.run import differences
+from zofo.training.beginning import differences
 from zofo.training.trajectory import Moved, Record, Settled, Stepped
 
 _BY_CLOCK = ("seconds",)

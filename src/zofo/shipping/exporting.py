@@ -67,7 +67,7 @@ def export_run(
     variant: str | None = None,
     best: bool = False,
     force: bool = False,
-    fold: bool = False,
+    folded: bool = False,
     model: str | None = None,
     remote_code: bool = False,
 ) -> Exported:
@@ -84,7 +84,7 @@ def export_run(
         variant: which model of the run; by default the one reported first.
         best: as of the best evaluation instead of the last step.
         force: write over what is there.
-        fold: for a patch: the sum of the updates in place of each of them.
+        folded: for a patch: hold the sum of the updates, and not record by record what was written.
         model: where the base model is now, if it has moved.
         remote_code: allow the model's repository to run its own code.
 
@@ -101,7 +101,7 @@ def export_run(
         _refuse_probe(run)
     if kind == "patch":
         refuse_taken_file(out, force, read)
-        write_file(out, patch_of(run, variant, best, fold))
+        write_file(out, patch_of(run, variant, best, folded))
         return Exported(kind, out, (), card)
     refuse_taken(out, force, read)  # before the model is loaded
     if kind == "adapter":
@@ -111,7 +111,7 @@ def export_run(
                 "write the whole model with --merged DIR",
             )
         with new_folder(out, force, read) as folder:
-            save_adapter(adapter, run.config.model.name, folder)
+            save_adapter(adapter, run.config.model, folder)
             _write_card(folder, card)
             files = _names(folder)
         return Exported(kind, out, files, card)

@@ -17,7 +17,10 @@ _OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "ad
 
 @contextmanager
 def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iterator[Path]:
-    """A folder to write into while it is open; what was written stands at `path` afterwards, or nothing does.
+    """A folder to write into while it is open; what was written stands at `path` afterwards, or what was there before.
+
+    A folder that holds something is replaced by one that holds what was written, and what nothing of that took the
+    place of. It stays where it is until the new one is complete, beside it; then they change places.
 
     Args:
         path: where it will be.
@@ -25,31 +28,75 @@ def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iter
         apart_from: folders that it may not be, nor lie in, nor hold.
 
     Raises:
-        RunError: there is something and `force` is not set, or it cannot be written.
+        RunError: there is something and `force` is not set, or it cannot be written; then all is as it was.
     """
     refuse_taken(path, force, apart_from)
-    path = path.resolve()
+    given, path = path, path.resolve()
     part = path.with_name(f".{path.name}.part")
     try:
+        _put_back(path)
+        refuse_taken(given, force, apart_from)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        if not path.exists():
+        if path.exists():
+            _keep(path, part)
+            _exchange(path, part)
+        else:
             os.rename(part, path)
-            return
-        for pattern in _OF_MODELS:
-            for old in path.glob(pattern):
-                old.unlink()
-        for new in sorted(part.iterdir()):
-            place = path / new.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            os.replace(new, place)
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {str(path)!r}: {reason}", "make room, or choose another folder") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _keep(path: Path, part: Path) -> None:
+    """Put into the new folder what the old one holds and nothing takes the place of; large files are only linked."""
+    gone = {old.name for pattern in _OF_MODELS for old in path.glob(pattern)}
+    for old in path.iterdir():
+        new = part / old.name
+        if old.name in gone or new.exists():
+            continue
+        if old.is_dir() and not old.is_symlink():
+            shutil.copytree(old, new, symlinks=True, copy_function=_linked)
+        else:
+            _linked(old, new)
+    shutil.copymode(path, part)
+
+
+def _linked(old: str | Path, new: str | Path) -> None:
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(old, new, follow_symlinks=False)
+
+
+def _exchange(path: Path, part: Path) -> None:
+    """Let the new folder take the place of the old one, which comes back if it cannot."""
+    old = _old(path)
+    os.rename(path, old)
+    try:
+        os.rename(part, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(path: Path) -> None:
+    """Undo what a process left that was killed while the old folder and the new one changed places."""
+    old = _old(path)
+    if not old.is_dir() or old.is_symlink():
+        return
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(old, path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.zofo-old")
 
 
 def refuse_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zofo.backbone import LoadedModel
+from zofo.backbone import LoadedModel, ModelConfig
 from zofo.backbone.loading import quiet_transformers
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import RunError
@@ -48,12 +48,12 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
         model.config.use_cache, model.config._name_or_path = cached, was
 
 
-def save_adapter(source: Path, model: str, folder: Path) -> None:
+def save_adapter(source: Path, model: ModelConfig, folder: Path) -> None:
     """Copy an adapter's folder, with the portable name of its base model in place of a path.
 
     Args:
         source: the adapter's folder.
-        model: its base model, as it was loaded.
+        model: its base model, as it was configured.
         folder: where to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,10 +61,10 @@ def save_adapter(source: Path, model: str, folder: Path) -> None:
     (folder / "adapter_config.json").write_bytes(portable_config(source, model))
 
 
-def portable_config(source: Path, model: str) -> bytes:
-    """The configuration of an adapter, with the portable name of its base model."""
+def portable_config(source: Path, model: ModelConfig) -> bytes:
+    """The configuration of an adapter, with the portable name of its base model, and its revision."""
     content: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    content["base_model_name_or_path"] = portable_name(model)
+    content |= {"base_model_name_or_path": portable_name(model.name), "revision": model.revision}
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 

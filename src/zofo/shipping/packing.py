@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from typing import Any
 
 from zofo.adapters import refuse_strange
@@ -13,20 +12,21 @@ from zofo.noise import STREAM_VERSION
 from zofo.shipping.container import packed
 from zofo.shipping.models import portable_config, portable_name
 from zofo.shipping.patch import ADAPTER, refuse_unlikely
+from zofo.shipping.scores import metrics_of
 from zofo.tasks import load_task
 from zofo.training import RunFolder, Trajectory, TrajectoryWriter, environment
-from zofo.training.replay import folded
+from zofo.training.replay import sum_of_updates
 from zofo.training.trajectory import Moved, Record, Settled, Stepped
 
 
-def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fold: bool = False) -> bytes:
+def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, folded: bool = False) -> bytes:
     """The content of a run's patch.
 
     Args:
         run: that has ended.
         variant: which of its models; by default the one reported first.
         best: as of the best evaluation.
-        fold: add up the updates, 16 bytes for each direction, in place of every record of training.
+        folded: hold the sum of the updates, 16 bytes for each direction, in place of every record of training.
 
     Raises:
         RunError: the run is damaged, nothing was trained, or it holds what a patch cannot.
@@ -45,11 +45,11 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
                 f"the run started from {str(one.path)!r}, whose adapter a patch has no place for",
                 "write the whole model with --merged DIR",
             )
-        stages.append(_stage_of(one, number, parts, best and one is run, fold if one is run else None))
+        stages.append(_stage_of(one, number, parts, best and one is run, folded if one is run else None))
     if adapter is not None:
         refuse_strange(adapter)
         tensors = (adapter / ADAPTER[1]).read_bytes()
-        parts |= {ADAPTER[0]: portable_config(adapter, run.config.model.name), ADAPTER[1]: tensors}
+        parts |= {ADAPTER[0]: portable_config(adapter, run.config.model), ADAPTER[1]: tensors}
     if not parts:
         raise RunError(f"{str(run.path)!r} left nothing that a patch could hold: its model is the base model")
     header = {
@@ -69,19 +69,19 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
     return packed(header, parts)
 
 
-def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, fold: bool | None) -> dict[str, Any]:
-    """The header of a run's stage; its parts are added. `fold` is None for the way in which a run is restored."""
+def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, folded: bool | None) -> dict[str, Any]:
+    """The header of a run's stage; its parts are added. `folded` is None for the way in which a run is restored."""
     (folder, steps), half = run.kept(best), run.config.model.dtype != "float32"
     trajectory = Trajectory.read(run.trajectory) if run.trajectory.is_file() else None
     if trajectory is not None and not trajectory.of_adapter:
-        if fold and half:
+        if folded and half:
             raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
-        exact = trajectory.cheap or half if fold is None else not fold
+        folded = not (trajectory.cheap or half) if folded is None else folded
         refuse_unlikely(trajectory)
         name = f"trajectory_{number}.bin"
-        parts[name] = _bytes_of(trajectory, steps, exact)
+        parts[name] = _bytes_of(trajectory, steps, folded)
         steps = trajectory.steps if steps is None else steps
-        return {"steps": steps, "exact": exact, "trajectory": name, "weights": None}
+        return {"steps": steps, "exact": not folded, "trajectory": name, "weights": None}
     weights = folder / "weights.safetensors"
     name = f"weights_{number}.safetensors"
     if weights.is_file():
@@ -90,15 +90,15 @@ def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, 
     return {"steps": steps, "exact": True, "trajectory": None, "weights": name if name in parts else None}
 
 
-def _bytes_of(trajectory: Trajectory, steps: int | None, exact: bool) -> bytes:
-    """A trajectory file of the first so many steps, record by record or as one update."""
+def _bytes_of(trajectory: Trajectory, steps: int | None, folded: bool) -> bytes:
+    """A trajectory file of the first so many steps, record by record or folded."""
     file = io.BytesIO()
     header = {name: value for name, value in trajectory.header.items() if name != "seed"}
     writer = TrajectoryWriter(file, trajectory.header["seed"], header)
     records = trajectory.records if steps is None else trajectory.first(steps)
-    if not exact:
+    if folded:
         ended = [record for record in records if isinstance(record, Stepped)]
-        records = (Update(folded(trajectory, steps)), *ended[-1:])
+        records = (Update(sum_of_updates(trajectory, steps)), *ended[-1:])
     for record in records:
         _write(writer, record)
     return file.getvalue()
@@ -133,15 +133,3 @@ def _base(run: RunFolder) -> dict[str, Any]:
         "labels": len(load_task(str(run.task_file)).label_names) or None,
         "sha256": run.base_hash,
     }
-
-
-def metrics_of(run: RunFolder, variant: str | None = None, best: bool = False) -> dict[str, Any]:
-    """What is known of a run's model: its scores on validation, steps and queries."""
-    summary = run.summary
-    metric = summary["metric"]
-    if best:
-        return {"metric": metric, metric: summary["best"]["score"], "steps": summary["best"]["step"]}
-    scores = summary["variants"][variant or next(iter(summary["variants"]))]
-    numbers = {name: value for name, value in scores.items() if isinstance(value, float | int)}
-    known = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-    return {"metric": metric, **known, "steps": summary["steps"], "queries": summary["queries"]}

@@ -21,6 +21,8 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _LONGEST = 400  # characters of a text in the header
 _MOST_RANK = 64  # of noise: a hostile one would draw more numbers than fit into memory
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_PART = r"[^\s./:\\~^?*\[][^\s/:\\~^?*\[]*"
+_REVISION = re.compile(rf"{_PART}(/{_PART})*")  # a name in git; it becomes a part of a path in the Hub's cache
 
 
 class Base(Config):
@@ -41,10 +43,17 @@ class Base(Config):
     sha256: str
     """Of all weights."""
 
-    def config(self, name: str) -> ModelConfig:
-        """How the model is loaded, from where it is now."""
-        given = {"name": name, "dtype": self.dtype, "head": self.head, "head_seed": self.head_seed}
-        return validated(ModelConfig, given, "base")
+    def config(self, name: str, revision: str | None = None) -> ModelConfig:
+        """How the model is loaded.
+
+        Args:
+            name: where it is now.
+            revision: which one, for a Hub id; by default its own, if it is loaded by its own name.
+        """
+        if revision is None and name == self.name:
+            revision = self.revision
+        given = {"name": name, "revision": revision, "dtype": self.dtype, "head": self.head}
+        return validated(ModelConfig, {**given, "head_seed": self.head_seed}, "base")
 
 
 class StageHeader(Config):
@@ -53,7 +62,7 @@ class StageHeader(Config):
     steps: int = Field(ge=0, lt=1 << 32)
     """That were made."""
     exact: bool
-    """Whether the trajectory is the run's own, record by record, or the sum of its updates."""
+    """Whether the trajectory is the run's own, record by record; else it is folded: the sum of its updates."""
     trajectory: str | None = None
     """The part that holds it; None where the backbone does not move."""
     weights: str | None = None
@@ -120,7 +129,7 @@ class Patch:
             PatchError: it is damaged, newer than this zofo, or holds what no run can have written.
         """
         content, parts = unpacked(path)
-        with _of(path):
+        with mistakes_of_patch(path):
             try:
                 header = validated(Header, content)
             except ConfigError as error:
@@ -134,8 +143,8 @@ class Patch:
         return cls(header, stages, adapter)
 
 
-class _of:
-    """What is wrong while it is open is said of the patch."""
+class mistakes_of_patch:
+    """While it is open, the name of the patch's file is put before what is wrong."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -160,6 +169,9 @@ def _check(header: Header) -> None:
     for digest in (header.base.sha256, header.backbone):
         if digest is not None and not _HASH.fullmatch(digest):
             raise PatchError(f"{digest[:80]!r} is no SHA-256")
+    revision = header.base.revision
+    if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
+        raise PatchError(f"{revision[:80]!r} cannot be the revision of a model")
 
 
 def _texts(content: Any) -> Iterator[str]:

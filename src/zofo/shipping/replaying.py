@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +14,10 @@ from zofo.errors import RunError, ZofoError
 from zofo.evaluators import Counts
 from zofo.shipping.folders import new_folder, refuse_taken
 from zofo.shipping.models import save_model
+from zofo.shipping.scores import evaluations
 from zofo.tasks import load_examples, load_task
 from zofo.training import RunFolder, Trajectory, replay, scorer_of
-from zofo.training.replay import folded
+from zofo.training.replay import sum_of_updates
 
 Verdict = Literal["same bits", "other bits", "same loss", "other loss", "nothing to compare with"]
 _LOSS = 1e-4  # how far a loss may be off that is the same up to rounding, as a share of it
@@ -32,7 +31,7 @@ class Replayed:
         steps: after how many the weights are those.
         of: how many the run has.
         seconds: that the replay took, without loading the model.
-        exact: whether each record was done again, or the updates were added up.
+        folded: whether the sum of the updates was written at once, and not record by record.
         fingerprint: SHA-256 of the tensors that the run moves.
         verdict: what a comparison with what the run has left came to.
         detail: with what it was compared.
@@ -44,7 +43,7 @@ class Replayed:
     steps: int
     of: int
     seconds: float
-    exact: bool
+    folded: bool
     fingerprint: str
     verdict: Verdict
     detail: str
@@ -59,7 +58,7 @@ class Replayed:
 
     def lines(self) -> list[str]:
         """What a reader is told."""
-        how = "record by record" if self.exact else "added up"
+        how = "folded" if self.folded else "record by record"
         lines = [f"replayed {self.steps} of {self.of} steps in {self.seconds:.2f} s, {how}: {self.fingerprint}"]
         lines.append(f"{self.verdict} ({self.detail})")
         if self.cut:
@@ -81,15 +80,16 @@ def replay_run(
     step: int | None = None,
     out: Path | None = None,
     *,
-    fold: bool = False,
+    folded: bool = False,
     force: bool = False,
     model: str | None = None,
     remote_code: bool = False,
 ) -> Replayed:
     """Rebuild the backbone as it was after some steps, and compare it with what the run has left. The run is only read.
 
-    By default everything that training wrote is written again: the same bits on the same device. With `fold` the
-    updates are added up and written at once: faster, above all for runs in place, and equal up to rounding.
+    By default record by record: everything that training wrote is written again, to the same bits on the same device.
+    With `folded` the sum of the updates is written at once: faster, above all for runs in place, and equal up to
+    rounding.
 
     After the last step the weights are compared with their hash in `summary.json` (or with `weights.safetensors`);
     after any step whose loss on validation the run has logged, with that loss, where the model has no adapter.
@@ -98,7 +98,7 @@ def replay_run(
         path: of the run.
         step: after how many steps; all by default, 0 for the base model.
         out: the new transformers folder of the backbone; by default nothing is written.
-        fold: add up the updates.
+        folded: write the sum of the updates at once.
         force: write into a folder that holds something.
         model: where the base model is now, if it has moved.
         remote_code: allow the model's repository to run its own code.
@@ -116,24 +116,24 @@ def replay_run(
     read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
     if out is not None:
         refuse_taken(out, force, read)
-    if fold:
-        folded(trajectory, steps)  # refuses
+    if folded:
+        sum_of_updates(trajectory, steps)  # refuses
         if run.config.model.dtype != "float32":
             raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
     loaded = run.load_base(model, remote_code)
     run.begin(loaded)
     start = time.perf_counter()
     whole = steps == trajectory.steps
-    backbone = replay(loaded.model, trajectory, None if whole else steps, exact=not fold)
+    backbone = replay(loaded.model, trajectory, None if whole else steps, folded=folded)
     seconds = time.perf_counter() - start
     fingerprint = backbone.fingerprint()
     adapters = any((run.path / variant).is_dir() for variant in _summary(run).get("variants", {}))
-    verdict, detail = _compared(run, loaded, backbone, fingerprint, steps, whole, fold, adapters)
+    verdict, detail = _compared(run, loaded, backbone, fingerprint, steps, whole, folded, adapters)
     if out is not None:
         with new_folder(out, force, read) as folder:
             save_model(loaded, folder)
     return Replayed(
-        steps, trajectory.steps, seconds, not fold, fingerprint, verdict, detail, out, adapters, not trajectory.whole
+        steps, trajectory.steps, seconds, folded, fingerprint, verdict, detail, out, adapters, not trajectory.whole
     )
 
 
@@ -167,19 +167,19 @@ def _compared(
     fingerprint: str,
     steps: int,
     whole: bool,
-    fold: bool,
+    folded: bool,
     adapters: bool,
 ) -> tuple[Verdict, str]:
     """What the weights are compared with, and what comes of it."""
     hashed, weights = _summary(run).get("backbone"), run.path / "weights.safetensors"
-    if whole and not fold and hashed is not None:
+    if whole and not folded and hashed is not None:
         return ("same bits" if fingerprint == hashed else "other bits"), "the hash of training's weights"
-    if whole and not fold and weights.is_file():
+    if whole and not folded and weights.is_file():
         saved = load_file(weights)
         own = {name: tensor.cpu() for name, tensor in backbone.tensors.items()}
         same = set(saved) == set(own) and all(saved[name].equal(tensor) for name, tensor in own.items())
         return ("same bits" if same else "other bits"), weights.name
-    logged = None if adapters else next((found for at, found in _losses(run) if at == steps), None)
+    logged = None if adapters else next((line["loss"] for line in evaluations(run) if line["steps"] == steps), None)
     if logged is None:
         return "nothing to compare with", "the run logged no loss of these weights alone"
     try:
@@ -196,16 +196,3 @@ def _loss(run: RunFolder, loaded: LoadedModel) -> float:
     examples = load_examples(task, run.config.task, ("validation",), head_of(run.config.model) == "classification")
     scorer = run.scorer(scorer_of(run.config, task, loaded))
     return scorer.evaluate(loaded.model, scorer.encode(examples["validation"]), Counts()).loss
-
-
-def _losses(run: RunFolder) -> Iterator[tuple[int, float]]:
-    """Steps and loss of each evaluation that the run has logged of its only variant."""
-    if not run.metrics.is_file():
-        return
-    for text in run.metrics.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if line.get("event") == "evaluation":
-            yield line["steps"], line["loss"]

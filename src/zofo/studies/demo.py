@@ -16,6 +16,7 @@ from rich.table import Table
 from zofo.errors import RunError
 from zofo.evaluators import Counts
 from zofo.training import Evaluation, RunFolder, as_percent, load_material, read_config
+from zofo.training.signals import leaving_at_once
 
 QUERIES = 960
 """Forward passes of one example that each method may spend."""
@@ -65,7 +66,13 @@ def run_demo(
 
     Raises:
         RunError: the folder exists and was not written by the demo, or a method failed.
+        Stopped: the process was asked to stop, by SIGTERM or Ctrl-C; the run that it was at is stopped with it.
     """
+    with leaving_at_once():
+        return _run_demo(folder, console, queries, model, task)
+
+
+def _run_demo(folder: Path, console: Console, queries: int, model: str, task: Any) -> DemoResult:
     _make_room(folder)
     console.print(f"Loading {model} and its task (what is missing is fetched once, about 95 MB) ...", soft_wrap=True)
     zero_shot, counts = _zero_shot(console, model, task)
@@ -125,8 +132,10 @@ def _train(folder: Path, configuration: str) -> RunFolder:
     """Train in a child process, so that its memory is its own."""
     file = folder.with_suffix(".yaml")
     file.write_text(configuration, encoding="utf-8")
-    done = subprocess.run([sys.executable, "-m", "zofo", "train", str(file)], check=False)
-    file.unlink()
+    try:  # where this process is asked to stop, `run` ends the other one
+        done = subprocess.run([sys.executable, "-m", "zofo", "train", str(file)], check=False)
+    finally:
+        file.unlink()
     if done.returncode:
         raise RunError(f"training {folder.name!r} failed, as said above", "run the demo again")
     return RunFolder.open(folder)

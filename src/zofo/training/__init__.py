@@ -7,7 +7,8 @@ from zofo.training.material import Material, load_material, scorer_of, setting_o
 from zofo.training.memory import PeakMemory
 from zofo.training.preview import Preview, preview
 from zofo.training.replay import replay
-from zofo.training.run import RunFolder, model_hash
+from zofo.training.restoring import model_hash
+from zofo.training.run import RunFolder
 from zofo.training.train import train
 from zofo.training.trajectory import Trajectory, TrajectoryWriter
 from zofo.training.tuning import Trial, Tuning, tune_lr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -31,6 +32,9 @@ class Callback:
     def after_skip(self, number: int, error: NonFiniteError) -> None:
         """A step was skipped, since a loss was not finite; nothing was updated."""
 
+    def before_evaluation(self, steps: int) -> None:
+        """`steps` steps are made, and the model will be evaluated."""
+
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """The model was evaluated after `steps` steps; a score for each of its variants."""
 
@@ -53,16 +57,22 @@ class MetricsLog(Callback):
 
     def __init__(self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0) -> None:
         self._file = path.open("xb" if keep is None else "r+b")
+        self._digest, self._size = hashlib.sha256(), keep or 0
         if keep is not None:
             self._file.truncate(keep)
-            self._file.seek(keep)
+            self._digest.update(self._file.read())
         self._method = method
         self._start = time.perf_counter() - seconds
 
     @property
     def size(self) -> int:
         """Bytes of the file so far."""
-        return self._file.tell()
+        return self._size
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file so far."""
+        return f"sha256:{self._digest.hexdigest()}"
 
     def after_step(self, number: int, log: StepLog) -> None:
         """See `Callback`."""
@@ -86,8 +96,11 @@ class MetricsLog(Callback):
 
     def _write(self, line: Mapping[str, Any]) -> None:
         stamped = {**line, "seconds": round(time.perf_counter() - self._start, 3)}
-        self._file.write((json.dumps(stamped) + "\n").encode())
+        written = (json.dumps(stamped) + "\n").encode()
+        self._file.write(written)
         self._file.flush()
+        self._digest.update(written)
+        self._size += len(written)
 
 
 class TrajectoryLog(Callback):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import CheckpointError
-from zofo.training.disk import sha256_of, sync, sync_tree, writing
+from zofo.training.disk import sha256_of, sync, sync_tree, write_whole, writing
 
 _MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1
 _PREFIX, _SAVING = "step-", ".saving-"
@@ -78,7 +78,7 @@ class Checkpoints:
         """
         final, part = self._folder / f"{_PREFIX}{step:08d}", self._folder / f"{_SAVING}{step:08d}"
         try:
-            with writing("the checkpoint", final, _MAKE_ROOM, CheckpointError):
+            with writing("the checkpoint", final, _MAKE_ROOM, CheckpointError, within=self._folder):
                 if damage_of(final) is None:  # the same step of the same run
                     return final
                 _remove(final)
@@ -89,7 +89,7 @@ class Checkpoints:
                 sync_tree(part)
                 os.rename(part, final)
                 sync(self._folder)
-                _mark(final)
+                write_whole(final / _MARKER, sha256_of(final / _MANIFEST) + "\n")
         except CheckpointError:
             self.sweep()
             raise
@@ -186,15 +186,6 @@ def _write_manifest(folder: Path, step: int) -> None:
     files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
     content = {"version": _VERSION, "step": step, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _mark(folder: Path) -> None:
-    """Write the marker: it is there with all that it holds, or not there."""
-    part, marker = folder / f".{_MARKER}", folder / _MARKER
-    part.write_text(sha256_of(folder / _MANIFEST) + "\n", encoding="utf-8")
-    sync(part)
-    os.replace(part, marker)
-    sync(folder)
 
 
 def _remove(path: Path) -> None:

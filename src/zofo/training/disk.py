@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -15,25 +16,48 @@ from safetensors import SafetensorError
 from zofo.errors import RunError
 
 _NUMBER = re.compile(r"(?:os error |Errno )(\d+)")
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # which nothing but a write ends with
+_OF_OPEN_FILES = {errno.EIO, errno.ESTALE}  # where a write or a sync names no file
 
 
 @contextmanager
-def writing(what: str, path: Path, hint: str, kind: type[RunError] = RunError) -> Iterator[None]:
+def writing(
+    what: str, path: Path, hint: str, kind: type[RunError] = RunError, within: Path | None = None
+) -> Iterator[None]:
     """While it is open, a failed write is said to be one, with the path and the free bytes of its disk.
+
+    Other errors of the system, such as a file of somebody else that is missing, stay what they are.
 
     Args:
         what: is written, for messages: "the checkpoint".
         path: of it.
         hint: what to type next.
         kind: of error that is raised.
+        within: the folder in which every error is one of writing; by default `path`.
 
     Raises:
-        RunError: of that kind, for every OSError, and for the errors of safetensors, which are none.
+        RunError: of that kind, for an OSError of writing, and for such errors of safetensors, which are none.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if not _of_writing(error, within or path):
+            raise
         raise kind(f"cannot write {what} {str(path)!r}: {_reason(error)} ({_free(path)} bytes free)", hint) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is there with all that it holds, on the disk, or as it was before."""
+    part = part_of(path)
+    part.write_text(text, encoding="utf-8")
+    sync(part)
+    os.replace(part, path)
+    sync(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Where `write_whole` writes a file before it takes its name; a killed process may leave it."""
+    return path.with_name(f".{path.name}")
 
 
 def sync(path: Path) -> None:
@@ -54,12 +78,39 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
-def _reason(error: Exception) -> str:
-    """What the system said; safetensors and shutil have it inside a text."""
+def _of_writing(error: OSError | SafetensorError, folder: Path) -> bool:
+    """Whether an error is that of a write, as far as its number and its file tell.
+
+    Args:
+        error: to tell.
+        folder: that is written.
+    """
+    number = _number(error)
+    if number is None or number in _OF_WRITING:
+        return number is not None
+    if isinstance(error, SafetensorError | shutil.Error):
+        return True
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    inside = Path(os.path.abspath(folder))
+    return any(Path(os.path.abspath(name)).is_relative_to(inside) for name in names) or (
+        not names and number in _OF_OPEN_FILES
+    )
+
+
+def _number(error: OSError | SafetensorError) -> int | None:
+    """The number that the system gave; safetensors and shutil have it inside a text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _NUMBER.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """What the system said."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    found = _NUMBER.search(str(error))
-    return os.strerror(int(found[1])) if found else str(error)
+    number = _number(error)
+    return str(error) if number is None else os.strerror(number)
 
 
 def _free(path: Path) -> str:

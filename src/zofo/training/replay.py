@@ -18,19 +18,19 @@ from zofo.rules import Rule
 from zofo.training.trajectory import Moved, Record, Settled, Trajectory
 
 
-def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: bool = True) -> Backbone:
+def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded: bool = False) -> Backbone:
     """Apply a trajectory to its base model.
 
-    Exactly, everything that training wrote is written again, in the same order and by the same operations, so that the
-    weights have the same bits on the same device; updates that training wrote together are one product a tensor.
-    Otherwise the updates are added up and written at once, where they are displacements, and the weights agree up to
-    rounding.
+    Record by record, everything that training wrote is written again, in the same order and by the same operations, so
+    that the weights have the same bits on the same device; updates that training wrote together are one product a
+    tensor. Folded, the updates are added up and written at once, where they are displacements, and the weights agree
+    up to rounding.
 
     Args:
         model: the base model.
         trajectory: from the run.
         steps: how many steps; all by default.
-        exact: whether for the same bits.
+        folded: whether to add them up; updates that are no displacements are written record by record all the same.
 
     Returns:
         The tensors that the trajectory moves, as they are now.
@@ -54,7 +54,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: 
         )
     rule: Rule = _built(RuleConfig, header, "rule")
     records = trajectory.records if steps is None else trajectory.first(steps)
-    if not exact and rule.linear and not any(isinstance(record, Update) and record.shrink for record in records):
+    if folded and rule.linear and not any(isinstance(record, Update) and record.shrink for record in records):
         backbone.fold(_total(records))
         return backbone
     evaluator: Evaluator = _built(EvaluatorConfig, header, "evaluator", model, backbone)
@@ -63,7 +63,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, exact: 
     return backbone
 
 
-def folded(trajectory: Trajectory, steps: int | None = None) -> Displacement:
+def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displacement:
     """All updates of a trajectory as one displacement.
 
     Args:
@@ -85,16 +85,17 @@ def folded(trajectory: Trajectory, steps: int | None = None) -> Displacement:
 def redo(records: tuple[Record, ...], rule: Rule, evaluator: Evaluator) -> None:
     """Write again what the records tell of; updates may be pending when it returns."""
     state = rule.init()
-    for record in records:
-        if isinstance(record, Moved):
-            evaluator.move(record.point)
-        elif isinstance(record, Settled):
-            evaluator.settle()
-        elif isinstance(record, Update):
-            update = record
-            if not rule.linear:
-                update, state = rule.update(Estimate.of(record.displacement), state, record.lr)
-            evaluator.take(update)
+    with evaluator.backbone.gathering():  # nobody looks at the weights until all is written
+        for record in records:
+            if isinstance(record, Moved):
+                evaluator.move(record.point)
+            elif isinstance(record, Settled):
+                evaluator.settle()
+            elif isinstance(record, Update):
+                update = record
+                if not rule.linear:
+                    update, state = rule.update(Estimate.of(record.displacement), state, record.lr)
+                evaluator.take(update)
 
 
 def _total(records: tuple[Record, ...]) -> Displacement:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zofo.adapters import load_adapter
-from zofo.backbone import Backbone, LoadedModel, load_model, load_tensors, selected
-from zofo.config import is_device, is_name, mistakes_of, read_json_object, read_yaml, validated
+from zofo.backbone import LoadedModel, load_model
+from zofo.config import is_name, mistakes_of, read_json_object, read_yaml, validated
 from zofo.errors import RunError
 from zofo.methods.linear_probe import PROBE, load_probe
-from zofo.noise import Gaussian
 from zofo.tasks import Task, load_task
 from zofo.training.config import RunConfig
-from zofo.training.disk import sha256_of
+from zofo.training.disk import part_of, sha256_of, sync_tree, write_whole
 from zofo.training.evaluation import Scorer
-from zofo.training.inventory import environment
 from zofo.training.lock import locked
 from zofo.training.replay import replay
+from zofo.training.restoring import load_weights, model_hash
 from zofo.training.trajectory import Trajectory
 
-_LOCK, _CONFIG, _CONFIG_PART = "run.lock", "config.yaml", ".config.yaml"
-_BEGUN = {_LOCK, _CONFIG_PART, "task.yaml", "environment.json"}  # all that a process killed at its start leaves
+LOCK, CONFIG, ENVIRONMENT, SUMMARY = "run.lock", "config.yaml", "environment.json", "summary.json"
+_RECORD = {LOCK, CONFIG, ENVIRONMENT, SUMMARY, "task.yaml", "metrics.jsonl"}  # files that hold no part of the model
 
 
 class RunFolder:
@@ -48,69 +43,13 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @classmethod
-    def create(cls, config: RunConfig) -> RunFolder:
-        """A new folder for a run: the configured one, or a new one under `runs`.
-
-        Raises:
-            RunError: it exists, or cannot be written.
-        """
-        stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-        path = config.run or _unused(Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}")
-        for part in path.parts[1:] if path.is_absolute() else path.parts:
-            if is_device(part) or not part.isprintable():
-                raise RunError(
-                    f"cannot make the run folder {str(path)!r}: not every system has the name {part!r}",
-                    "choose another with run=",
-                )
-        try:
-            path.mkdir(parents=True, exist_ok=path.is_dir() and {each.name for each in path.iterdir()} <= _BEGUN)
-        except FileExistsError as error:
-            raise RunError(
-                f"the run folder {str(path)!r} exists, and a run never overwrites another",
-                f"choose another with run={path}-2, or remove it",
-            ) from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
-        return cls(path)
-
-    @classmethod
-    def unfinished(cls, config: RunConfig) -> RunFolder | None:
-        """The run that this configuration began and did not finish; None where its folder does not exist.
-
-        Raises:
-            RunError: the folder holds something else: a run that has ended, or that was configured otherwise.
-        """
-        path = config.run
-        if path is None or not path.exists():
-            return None
-        run = cls(path)
-        if not (path / _CONFIG).is_file() or run.ended:
-            cls.create(config)  # refuses what has ended, or is no run
-            return None  # its process was killed before anything had begun
-        given, saved = (c.model_dump(mode="json") for c in (config.anchored(), run.config))
-        for key, (new, old) in differences(given, saved):
-            raise RunError(
-                f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
-                f"choose another folder with run={path}-2, or set {key} back",
-            )
-        return run
-
     def locked(self) -> AbstractContextManager[None]:
         """While it is open, no other process may train in the folder.
 
         Raises:
             RunError: another one does.
         """
-        return locked(self.path / _LOCK, "training in")
-
-    def refuse_other_base(self, name: str, base_hash: str) -> None:
-        """Raises RunError for a base model other than the one that the run began with."""
-        if read_json_object(self.path / "environment.json").get("model_hash") != base_hash:
-            raise RunError(
-                f"the model {name!r} is not the one that {str(self.path)!r} began with",
-                f"give it back its model, or choose another folder with run={self.path}-2",
-            )
+        return locked(self.path / LOCK, "training in")
 
     def refuse_ended(self) -> None:
         """Raises RunError if another process ended the run before this one had the lock."""
@@ -124,7 +63,8 @@ class RunFolder:
 
     def forget_outcome(self) -> None:
         """Remove the outcome of a run that goes on: it is of an earlier stop."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for path in (self.path / SUMMARY, part_of(self.path / SUMMARY)):
+            path.unlink(missing_ok=True)
 
     @property
     def ended(self) -> bool:
@@ -196,11 +136,10 @@ class RunFolder:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
-        record = {"config.yaml", "task.yaml", "environment.json", "metrics.jsonl", "summary.json", _LOCK}
         return {
             path.relative_to(self.path).as_posix(): sha256_of(path)
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path.name not in record and self.checkpoints not in path.parents
+            if path.is_file() and path.name not in _RECORD and self.checkpoints not in path.parents
         }
 
     def verify(self) -> None:
@@ -223,18 +162,19 @@ class RunFolder:
         """The task as it was when the run was made."""
         return self.path / "task.yaml"
 
-    def write_start(self, config: RunConfig, task: Task, model_hash: str) -> None:
-        """Write what is known before the first step."""
-        content = task.model_dump(by_alias=True, exclude_none=True)
-        self.task_file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        self.write_json("environment.json", {**environment(), "model_hash": model_hash})
-        part = self.path / _CONFIG_PART
-        part.write_text(config.to_yaml(), encoding="utf-8")
-        os.replace(part, self.path / _CONFIG)  # last and whole: without it nothing has begun
+    @property
+    def task(self) -> Task:
+        """The same, read."""
+        return load_task(str(self.task_file))
 
-    def write_json(self, name: str, content: Any) -> None:
-        """Write one JSON file of the folder."""
-        (self.path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    def write_outcome(self, outcome: dict[str, Any]) -> None:
+        """Write `summary.json`, which says that the run has ended: whole, and after all that it names is on the disk.
+
+        Args:
+            outcome: its content but for `parts`.
+        """
+        sync_tree(self.path)
+        write_whole(self.path / SUMMARY, json.dumps({**outcome, "parts": self.digests()}, indent=2) + "\n")
 
     def load(
         self,
@@ -269,7 +209,7 @@ class RunFolder:
             remote_code: allow the model's repository to run its own code.
         """
         wanted = self.config.model
-        labels = len(load_task(str(self.task_file)).label_names) or None
+        labels = len(self.task.label_names) or None
         wanted = wanted if model is None else wanted.model_copy(update={"name": model})
         return load_model(wanted, remote_code, labels)
 
@@ -306,7 +246,7 @@ class RunFolder:
         if self.trajectory.is_file():
             trajectory = Trajectory.read(self.trajectory)
             if not trajectory.of_adapter:  # or it moved that adapter's tensors, which are saved as they were
-                replay(loaded.model, trajectory, last, exact=trajectory.cheap)
+                replay(loaded.model, trajectory, last, folded=not trajectory.cheap)
         if (folder / "weights.safetensors").is_file():
             load_weights(loaded.model, folder / "weights.safetensors")
         if adapter is not None:
@@ -330,8 +270,8 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions of what the run was made with, and the hash of the weights that it began with."""
-        return read_json_object(self.path / "environment.json")
+        """Versions of what the run was made with, and hashes of the weights and the rows that it began with."""
+        return read_json_object(self.path / ENVIRONMENT)
 
     def kept(self, best: bool = False) -> tuple[Path, int | None]:
         """Where adapters and weights lie, and after how many steps they are so; None for all.
@@ -364,38 +304,3 @@ class RunFolder:
     def scorer(self, scorer: Scorer) -> Scorer:
         """How this run scores candidates, where its method brings its own way."""
         return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
-
-
-def differences(given: Any, saved: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """The dotted keys under which two configurations differ, with both values."""
-    if isinstance(given, dict) and isinstance(saved, dict):
-        for key in dict.fromkeys([*given, *saved]):
-            yield from differences(given.get(key), saved.get(key), f"{at}.{key}" if at else str(key))
-    elif given != saved:
-        yield at, (given, saved)
-
-
-def _unused(path: Path) -> Path:
-    """The path, with a number after it where runs of the same second have taken it."""
-    number, free = 2, path
-    while free.exists():
-        number, free = number + 1, path.with_name(f"{path.name}-{number}")
-    return free
-
-
-def model_hash(loaded: LoadedModel) -> str:
-    """SHA-256 of all weights of a freshly loaded model."""
-    return Backbone(loaded.model, Gaussian()).fingerprint()
-
-
-def load_weights(model: Any, path: Path) -> None:
-    """Write the tensors of a safetensors file into a model.
-
-    Raises:
-        RunError: it cannot be read, or holds a tensor that the model lacks, of another shape, or not finite.
-    """
-    own = selected(model)
-    for name, tensor in load_tensors(path).items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise RunError(f"{path}: {name!r} does not fit the model")
-        own[name].data.copy_(tensor)

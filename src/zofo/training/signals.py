@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is finished and saved; a second one leaves at once."""
+"""SIGTERM and Ctrl-C: a run finishes what it is at and saves; a second one leaves at once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,45 @@ class Signals:
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def check(self, steps: int) -> None:
-        """Raises Stopped if the process was asked to stop; `steps` have been made."""
+    @property
+    def name(self) -> str | None:
+        """Of the signal, once there was one."""
+        return None if self.received is None else signal.Signals(self.received).name
+
+    def repeated(self, error: BaseException) -> bool:
+        """Whether an error is that of a second signal, after which nothing is written any more."""
+        again = isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped)
+        return again and self.received is not None
+
+    def check(self, steps: int | None) -> None:
+        """Raises Stopped if the process was asked to stop.
+
+        Args:
+            steps: that have been made and are saved; None where there is nothing to save.
+        """
         if self.received is not None:
             raise Stopped(signal.Signals(self.received).name, 128 + self.received, steps)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """While it is open, SIGTERM and Ctrl-C raise Stopped where they come, since there is nothing to save.
+
+    Outside the main thread signals do what they always do.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _CAUGHT}
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name, 128 + number, None)
+
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -17,15 +17,20 @@ from zofo.methods import METHODS, Method, Setting
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
+from zofo.training.beginning import new_folder, refuse_other_start, start_of, unfinished, write_start
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.checkpoints import Checkpoints
 from zofo.training.config import RunConfig, TrainingConfig
-from zofo.training.disk import sync, sync_tree, writing
+from zofo.training.disk import sync, writing
 from zofo.training.evaluation import Evaluation, majority_of
-from zofo.training.going_on import Checkpointing, Done, Progress, needs_weights
+from zofo.training.going_on import Checkpointing
 from zofo.training.material import Material, load_material, setting_of
 from zofo.training.memory import PeakMemory
-from zofo.training.run import RunFolder, model_hash
+from zofo.training.outcome import outcome_of
+from zofo.training.progress import Progress, needs_weights
+from zofo.training.progress_checks import Done
+from zofo.training.restoring import model_hash
+from zofo.training.run import RunFolder
 from zofo.training.signals import Signals
 from zofo.training.trainer import Skips, run_loop
 from zofo.training.trajectory import TrajectoryWriter
@@ -37,7 +42,7 @@ def train(
     """Train what `config` describes and write its run folder; go on with it where it was stopped.
 
     A run that has not ended goes on from its newest whole checkpoint, to the bits that it would have had without a
-    stop. SIGTERM and Ctrl-C let it finish its step and save; a second one leaves at once.
+    stop. SIGTERM and Ctrl-C let it finish its step or evaluation and save; a second one leaves at once.
 
     Args:
         config: the whole configuration.
@@ -51,30 +56,35 @@ def train(
 
     Raises:
         ZofoError: a mistake in the configuration, data or model, found before the run folder is made.
-        RunError: the disk is full or cannot be written; the checkpoints are as they were.
+        RunError: the disk is full or cannot be written, and the checkpoints are as they were; or the run would go on
+            with another model, task, rows or objective than it began with.
         NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
         Stopped: the process was asked to stop, and what it had made is saved.
     """
     console = console or Console(quiet=True)
-    begun = RunFolder.unfinished(config)  # refuses, before anything is loaded
+    begun = unfinished(config)  # refuses, before anything is loaded
     scored: tuple[Split, ...] = ("validation", "test") if config.training.test else ("validation",)
     material = load_material(config, remote_code, ("train", *scored))
     base_hash = model_hash(material.loaded)
     setting = setting_of(config, material, reward)
     method = METHODS[config.method.name](config.method, setting)
     steps = _checked_steps(config, method, material, scored)
-    folder = begun or RunFolder.create(config)
+    start = start_of(material, base_hash, setting.objective_name, reward)
+    folder = begun or new_folder(config)
     with folder.locked(), writing("the run", folder.path, _MAKE_ROOM):
         folder.refuse_ended()
         if begun is None:
             config = config.model_copy(update={"run": folder.path})
-            folder.write_start(config.anchored(), material.task, base_hash)
+            write_start(folder, config.anchored(), material.task, start)
         else:
-            begun.refuse_other_base(material.loaded.name, base_hash)
+            refuse_other_start(begun, material, start, functools.partial(_warn, console))
         try:
             _train_in(folder, config, Trained(material, setting, method, steps, base_hash), console)
         except Stopped as stop:
-            stop.hint = f"to go on: zofo train {folder.path / 'config.yaml'}"
+            again = "begin again" if stop.steps is None else "go on"
+            stop.hint = f"to {again}: zofo train {folder.path / 'config.yaml'}"
+            if reward is not None:
+                stop.hint = f"to {again}: train with run={folder.path}, the same configuration and the same reward"
             raise
     return folder
 
@@ -114,9 +124,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     progress = Progress(method, best, evaluating, needs_weights(method, config.training.checkpoint_weights), skips)
     checkpoints.sweep()
 
-    def warn(text: str) -> None:
-        console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
-
+    warn = functools.partial(_warn, console)
     seed = config.training.seed
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **method.replay_header()}
     saved = checkpoints.latest(warn)
@@ -143,29 +151,38 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
                 sync(log)  # of which the checkpoint keeps the length
         progress.save(made, into, metrics, writer, time.perf_counter() - start)
 
-    skipped = warn if config.training.checkpoint_failure == "skip" else None
-    callbacks.append(Checkpointing(checkpoints, write, signals, config.training.checkpoint_every, skipped))
-    stopped: str | None = None
-    try:
-        with memory.watching(), signals.caught():
-            evaluated = config.training.evaluated_after(steps)
-            run_loop(method, steps, callbacks, evaluating, evaluated, done.steps, skips)
-            if config.training.test:
-                testing()
-    except BaseException as error:
-        stopped = str(error) or type(error).__name__
-        raise
-    finally:
+    def finish(stopped: str | None) -> None:
         method.save(folder.path)
-        outcome = _summary(config, material, method, evaluating, testing, best)
+        outcome = outcome_of(config, material, method, evaluating, testing, best)
         seconds = round(time.perf_counter() - start - evaluating.seconds - testing.seconds, 3)
         outcome |= {"objective": trained.setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
-        if method.backbone is not None and not method.backbone.torn:
-            outcome["backbone"] = method.backbone.fingerprint()  # which a replay is compared with
-        folder.write_json("summary.json", {**outcome, "stopped": stopped, "parts": folder.digests()})
-    if folder.checkpoints.is_dir():
-        sync_tree(folder.path)  # what came of the run, before that which it could be made from
+        folder.write_outcome({**outcome, "stopped": stopped})
+
+    skipped = warn if config.training.checkpoint_failure == "skip" else None
+    kept = None if method.fixed_steps is not None else checkpoints
+    checkpointing = Checkpointing(kept, write, signals, config.training.checkpoint_every, skipped)
+    callbacks.append(checkpointing)
+    scored = evaluating.steps_evaluated if evaluating.last else None
+    with signals.caught():
+        try:
+            with memory.watching():
+                evaluated = config.training.evaluated_after(steps)
+                run_loop(method, steps, callbacks, evaluating, evaluated, done.steps, skips, scored)
+                if config.training.test:
+                    checkpointing.stop_if_asked(steps)
+                    testing()
+        except BaseException as error:
+            if not signals.repeated(error):
+                finish(str(error) or type(error).__name__)
+            raise
+        finish(None)  # only then are the checkpoints, which all of it could be made from, no longer needed
         checkpoints.clear()
+    if signals.received is not None:
+        console.print(f"{signals.name} came when nothing was left to do: the run has ended", highlight=False)
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _checked_steps(config: RunConfig, method: Method, material: Material, scored: Sequence[Split]) -> int:
@@ -229,28 +246,3 @@ def _notes(config: RunConfig, material: Material, method: Method) -> list[str]:
 
 
 _SHOWN = 4  # names of tensors; all are in summary.json
-
-
-def _summary(
-    config: RunConfig, material: Material, method: Method, evaluating: Evaluating, testing: Evaluating, best: Best
-) -> dict[str, Any]:
-    scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
-    tested = {variant: score.as_dict() for variant, score in testing.last.items()}
-    counts, seconds = evaluating.counts + testing.counts, evaluating.seconds + testing.seconds
-    return {
-        "method": config.method.name,
-        "task": material.task.name,
-        "task_version": material.task.version,
-        "model": config.model.name,
-        "split": "validation",
-        "metric": material.task.metric,
-        **next(iter(scores.values()), {}),
-        "steps": evaluating.steps_made,
-        "evaluated_after": evaluating.steps_evaluated,
-        "variants": {variant: scores.get(variant, {}) for variant in method.variants},
-        **({"test": tested} if tested else {}),
-        "trained": list(method.trained_names),
-        "best": {"step": best.step, "score": best.score},
-        **method.counts.as_dict(),
-        "evaluation": {**counts.as_dict(), "seconds": round(seconds, 3)},
-    }

@@ -33,6 +33,7 @@ def run_loop(
     evaluated_after: Container[int] = (),
     first: int = 0,
     skips: Skips | None = None,
+    scored: int | None = None,
 ) -> None:
     """Step the method, evaluate when it is due and at the end, and tell the callbacks.
 
@@ -44,12 +45,17 @@ def run_loop(
         evaluated_after: numbers of steps after which it is evaluated; after the last one it always is.
         first: how many steps have been made already.
         skips: of steps without a finite loss, counted on; by default none may be left out.
+        scored: after how many steps the last evaluation was, where the run has been stopped; None for none.
 
     Raises:
         NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
     """
 
     def look(steps_made: int) -> None:
+        if steps_made not in evaluated_after and steps_made != steps:
+            return
+        for callback in callbacks:
+            callback.before_evaluation(steps_made)
         scores = evaluate()
         for callback in callbacks:
             callback.after_evaluation(steps_made, scores)
@@ -57,8 +63,8 @@ def run_loop(
     skips = skips or Skips()
     error: BaseException | None = None
     try:
-        if steps == 0:
-            look(0)
+        if scored != first and (first or not steps):  # stopped before it, or a method that only reads
+            look(first)
         for number in range(first, steps):
             try:
                 log = method.step(number)
@@ -73,8 +79,7 @@ def run_loop(
                 skips.in_a_row = 0
                 for callback in callbacks:
                     callback.after_step(number, log)
-            if number + 1 == steps or number + 1 in evaluated_after:
-                look(number + 1)
+            look(number + 1)
             if number + 1 < steps:
                 for callback in callbacks:
                     callback.between_steps(number + 1)

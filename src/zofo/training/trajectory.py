@@ -74,7 +74,7 @@ class TrajectoryWriter(Journal):
     """
 
     def __init__(self, path: Path | IO[bytes], seed: int, header: Mapping[str, Any], keep: int | None = None) -> None:
-        self._seed = seed
+        self._seed, self._size = seed, 0
         self._file: IO[bytes] = path.open("xb" if keep is None else "r+b") if isinstance(path, Path) else path
         if keep is not None:
             self._file.truncate(keep)
@@ -86,8 +86,8 @@ class TrajectoryWriter(Journal):
 
     @property
     def size(self) -> int:
-        """Bytes of the file so far."""
-        return self._file.tell()
+        """Bytes of the file so far, also once it is closed."""
+        return self._size if self._file.closed else self._file.tell()
 
     def updated(self, update: Update) -> None:
         """See `Journal.updated`. For a rule that is not linear, the displacement is the gradient the rule was given."""
@@ -119,6 +119,7 @@ class TrajectoryWriter(Journal):
 
     def close(self) -> None:
         """Close the file; a closed trajectory takes no more records."""
+        self._size = self.size
         self._file.close()
 
 

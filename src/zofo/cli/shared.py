@@ -1,0 +1,63 @@
+"""What the verbs share: their options, and how they read and show things."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+_SHOWN = 400  # characters of a prompt
+out = Console()
+err = Console(stderr=True)
+
+
+def verbs(about: str | None = None) -> typer.Typer:
+    """Verbs that belong together."""
+    return typer.Typer(
+        help=about,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, for example training.steps=20", show_default=False)
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="A folder with the task's rows, a file for each split.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Rows of your own: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
+
+
+def configured(arguments: list[str] | None, data_dir: Path | None = None, data: str | None = None) -> Any:
+    """A configuration from arguments: a YAML file or a recipe first, if any, then key=value."""
+    from zofo.training import read_config
+
+    given = list(arguments or [])
+    file = given.pop(0) if given and "=" not in given[0] else None
+    if data_dir is not None:
+        given.append(f"task.data_dir={json.dumps(str(data_dir))}")
+    if data is not None:
+        given.append(f"task.data={json.dumps(data)}")
+    return read_config(file, given)
+
+
+def one_line(text: str) -> str:
+    """A text with its line breaks written out, and the middle of a long one left out."""
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]} [...] {text[-_SHOWN // 2 :]}"
+    return text.replace("\n", "\\n")

@@ -1,0 +1,95 @@
+"""Verbs that measure and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from zofo.cli.shared import RemoteCode, err, out, verbs
+
+commands = verbs()
+bench = verbs("Measure what work costs on this machine.")
+
+
+@bench.command(name="step")
+def bench_step(
+    model: Annotated[str, typer.Option(help="An embedded model, a folder or a Hub id.")] = "smollm2-135m",
+    rows: Annotated[int, typer.Option(help="Examples in the batch.")] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens of each example's prompt.")] = 64,
+    rank: Annotated[int, typer.Option(help="Rank of the low-rank noise.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Rounds in which every way is timed.")] = 5,
+    dtype: Annotated[str, typer.Option(help="Number type: float32, bfloat16 or float16.")] = "float32",
+    file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="Measure peaks, each in its own process.")
+    ] = True,
+) -> None:
+    """Time and memory of one training step in every way, beside inference on the same batch."""
+    from zofo.studies import StepOptions
+    from zofo.studies import bench_step as measure
+
+    options = StepOptions(model, rows, tokens, rank, repeats, dtype)
+    report = measure(options, memory, file, lambda text: err.print(Text(text, style="dim"), soft_wrap=True))
+    out.print(report.table())
+
+
+@commands.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or a study of `zofo list studies`.")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where the runs and report.md go; by default runs/NAME.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the runs and the time they would take, and stop.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write the results of what is done, and stop.")] = False,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.", min=1)] = 1,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder that holds a folder for each task.", show_default=False)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value over a key of the file.", show_default=False)
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out tasks whose folder is not there.")
+    ] = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Compare methods, as a file says; stopped at any time and typed again, it goes on: zofo study FILE."""
+    from zofo.errors import ConfigError
+    from zofo.studies import plan_study, read_study, report_study, run_study
+
+    if plan and report:
+        raise ConfigError("--plan shows runs and --report writes results: a command does one of them", "leave one out")
+    asked = read_study(name, settings or [], data, skip_missing)
+    folder = folder or Path("runs") / asked.name
+    if plan:
+        for note in asked.notes:
+            err.print(Text(note), soft_wrap=True)
+        tell = lambda text: err.print(Text(text, style="dim"), soft_wrap=True)  # noqa: E731
+        planned = plan_study(asked, folder, jobs, trust_remote_code, tell)
+        out.print(planned.table())
+        for line in planned.lines():
+            out.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
+    found = report_study(asked, folder) if report else run_study(asked, folder, err, jobs, trust_remote_code)
+    failed = f", {found.failed} of them failed" if found.failed else ""
+    missing = f"; {found.missing} are not done" if found.missing else ""
+    out.print(f"{found.done} runs are done{failed}{missing}", highlight=False, soft_wrap=True)
+    out.print(f"report: {found.folder / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+@commands.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where the runs and summary.json go.")] = Path("runs/demo"),
+) -> None:
+    """SmolLM2-135M learns to judge movie reviews: Bilevel-ZOFO, MeZO and FO-LoRA at equal queries."""
+    from zofo.errors import Stopped
+    from zofo.studies import run_demo
+
+    try:
+        run_demo(folder, out)
+    except Stopped as stop:
+        err.print(f"{stop.message}\nhint: {stop.hint}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from stop

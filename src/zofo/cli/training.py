@@ -1,0 +1,118 @@
+"""Verbs that train, and that ask what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from zofo.cli.shared import AsJson, Data, DataDir, Overrides, RemoteCode, configured, err, out, verbs
+
+commands = verbs()
+tune = verbs("Find a good value of an option by short trials.")
+
+
+@commands.command()
+def train(
+    arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, trust_remote_code: RemoteCode = False
+) -> None:
+    """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
+    from zofo.errors import Stopped
+    from zofo.training import as_percent
+    from zofo.training import train as run_training
+
+    try:
+        run = run_training(configured(arguments, data_dir, data), err, trust_remote_code)
+    except Stopped as stop:
+        err.print(f"{stop.message}\nhint: {stop.hint}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from stop
+    summary = run.summary
+    score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
+    after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"
+    out.print(f"{score} {after}", highlight=False, markup=False, soft_wrap=True)
+    for variant, scored in list(summary["variants"].items())[1:]:
+        other = f"{variant}: {summary['metric']} {as_percent(scored[summary['metric']])}"
+        out.print(other, highlight=False, markup=False, soft_wrap=True)
+    out.print(f"run: {run.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+@commands.command(name="eval")
+def evaluate(
+    arguments: Annotated[list[str], typer.Argument(help="A run folder, or key=value for a zero-shot score.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    variant: Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    data_dir: DataDir = None,
+    data: Data = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Score a run, or an untrained model: zofo eval RUN, or zofo eval model=... task=...."""
+    from zofo.training import as_percent, evaluate_run, evaluate_zero_shot
+
+    if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
+        run, overrides = Path(arguments[0]), arguments[1:]
+        score = evaluate_run(run, overrides, split, variant, best, data_dir, trust_remote_code, data)
+    else:
+        score = evaluate_zero_shot(configured(arguments, data_dir, data), split, trust_remote_code)
+    if as_json:
+        typer.echo(json.dumps({"split": split, **score.as_dict()}))
+        return
+    text = f"{score.metric} {as_percent(score.score)} on {split} (majority {as_percent(score.majority)})"
+    also = "".join(f", {name} {as_percent(value)}" for name, value in score.also.items())
+    out.print(f"{text}{also}, loss {score.loss:.4f}", highlight=False, soft_wrap=True)
+
+
+@commands.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts; or rows as JSON objects, for tasks with several columns.")],
+    variant: Annotated[str | None, typer.Option(help="Which model of the run.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    model: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Answer rows with a trained run: zofo predict RUN 'A joy from start to finish.'."""
+    from zofo.training import as_percent
+    from zofo.training import predict as label_texts
+
+    for prediction in label_texts(run, texts, variant, best, model, trust_remote_code):
+        if as_json:
+            typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
+            continue
+        chosen = str(prediction.label)
+        if prediction.probability is not None:
+            chosen += f"  ({prediction.answer.strip()}, {as_percent(prediction.probability)})"
+        out.print(Text(f"{chosen}  {prediction.text}"))
+
+
+@tune.command(name="lr")
+def tune_lr(
+    arguments: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps of each trial.", min=1)] = 12,
+    data_dir: DataDir = None,
+    data: Data = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """The largest stable learning rate of method=mezo: zofo tune lr [CONFIG.yaml] [key=value ...]."""
+    from zofo.training import Trial
+    from zofo.training import tune_lr as search
+
+    def show(trial: Trial) -> None:
+        verdict = "stable" if trial.stable else "unstable"
+        err.print(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}", highlight=False)
+
+    found = search(configured(arguments, data_dir, data), steps, show, trust_remote_code)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+        return
+    work = f"{len(found.trials)} trials of {steps} steps, {found.counts.queries} queries"
+    out.print(
+        f"largest stable learning rate {found.largest:.1e} (loss before: {found.loss:.3f}; {work})", highlight=False
+    )
+    out.print(f"train with a quarter of it: method.rule.lr={found.lr:.1e}", highlight=False)

@@ -1,0 +1,58 @@
+"""What a patch brings, looked at before its base model is loaded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from zofo.adapters import refuse_strange
+from zofo.adapters.loading import shown
+from zofo.errors import PatchError
+from zofo.shipping.patch import Patch
+
+_TENSOR = re.compile(r"\w+(\.\w+)*")
+_LONGEST = 200  # characters of a tensor's name
+
+
+def inspect_parts(patch: Patch, folder: Path) -> None:
+    """Check what can be checked of adapter and weights without the model: options, names, sizes, numbers.
+
+    Args:
+        patch: whose header and trajectories are checked.
+        folder: a new one, where its adapter is written.
+
+    Raises:
+        RunError: what zofo cannot have written.
+    """
+    for stage in patch.stages:
+        if stage.weights is not None:
+            _refuse_weights(str(stage.header.weights), stage.weights)
+    if patch.adapter:
+        write_adapter(patch, folder)
+        refuse_strange(folder)
+
+
+def write_adapter(patch: Patch, folder: Path) -> None:
+    """Write the adapter of a patch as a peft folder."""
+    folder.mkdir(parents=True)
+    for name, content in patch.adapter.items():
+        (folder / name).write_bytes(content)
+
+
+def _refuse_weights(part: str, content: bytes) -> None:
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise PatchError(f"the part {part!r} holds no tensors: {shown(str(error))}") from error
+    if not tensors:
+        raise PatchError(f"the part {part!r} holds no tensors: it is empty")
+    for name, tensor in tensors.items():
+        if len(name) > _LONGEST or not _TENSOR.fullmatch(name):
+            raise PatchError(f"the part {part!r}: {shown(name)} cannot be the name of a tensor")
+        if not tensor.is_floating_point() or not tensor.numel():
+            raise PatchError(f"the part {part!r}: {shown(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights")
+        if not tensor.isfinite().all():
+            raise PatchError(f"the part {part!r}: {shown(name)} holds numbers that are not finite")

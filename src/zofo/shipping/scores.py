@@ -1,0 +1,67 @@
+"""The scores of what is shipped: of the very step that it holds, or none."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zofo.training import RunFolder
+
+EVALUATED = "evaluated_after"
+"""After how many steps a model was last evaluated that is shipped as of another step."""
+
+
+def metrics_of(run: RunFolder, variant: str | None = None, best: bool = False) -> dict[str, Any]:
+    """What is known of a run's model: its scores on validation as it is shipped, steps and queries.
+
+    A run that was stopped may have made steps after its last evaluation. Then there are no scores, and `EVALUATED`
+    says of which step the last ones were.
+
+    Args:
+        run: that has ended, or was stopped.
+        variant: which of its models; by default the one reported first.
+        best: as of the best evaluation.
+    """
+    summary = run.summary
+    metric, first = summary["metric"], next(iter(summary["variants"]))
+    variant = variant or first
+    if best:
+        steps = summary["best"]["step"]
+        logged = next((line for line in evaluations(run) if (line["steps"], line["variant"]) == (steps, variant)), {})
+        scores = logged or ({metric: summary["best"]["score"]} if variant == first else {})
+        scores = {name: value for name, value in scores.items() if name not in ("steps", "seconds")}
+        return {"metric": metric, **_finite(scores), "steps": steps}
+    steps, evaluated = summary["steps"], summary.get(EVALUATED, summary["steps"])
+    made = {"steps": steps, "queries": summary["queries"]}
+    if evaluated != steps:
+        return {"metric": metric, **made, EVALUATED: evaluated}
+    return {"metric": metric, **_finite(summary["variants"][variant]), **made}
+
+
+def unscored(metrics: Mapping[str, Any]) -> str | None:
+    """What a reader is told of a model without scores; None for one that has them."""
+    if metrics.get(str(metrics.get("metric"))) is not None:
+        return None
+    last = f": the last evaluation was after {metrics[EVALUATED]}" if metrics.get(EVALUATED) else ""
+    return f"it was not evaluated as it is here, after {metrics.get('steps')} steps{last}"
+
+
+def evaluations(run: RunFolder) -> Iterator[dict[str, Any]]:
+    """The lines of each evaluation that a run has logged: steps, variant and scores; lines that are damaged are not."""
+    if not run.metrics.is_file():
+        return
+    for text in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and line.get("event") == "evaluation" and {"steps", "variant"} <= line.keys():
+            yield line
+
+
+def _finite(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are numbers; None for one that is not finite."""
+    numbers = {name: value for name, value in scores.items() if isinstance(value, float | int)}
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
