@@ -13,6 +13,7 @@ import pytest
 
 import zofo
 from conftest import review_rows, write_rows
+from zofo.errors import Stopped
 from zofo.methods import METHODS
 from zofo.noise import MASKS, NOISES
 from zofo.objectives import OBJECTIVES
@@ -384,3 +385,16 @@ def test_ctrl_c_on_a_real_process(run_zofo, given, tmp_path):
     assert code == 0
     assert json.loads(out)["loss"] > 0
     assert run_zofo("predict", run, "a joy")[0] == 0
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_study_that_is_asked_to_stop_leaves_with_the_code_of_the_signal(run_zofo, tmp_path, monkeypatch, name, code):
+    def stopped(*_):
+        raise Stopped(name, code, 3)
+
+    monkeypatch.setattr("zofo.studies.run_study", stopped)
+    found, _, said = run_zofo("study", "least-squares", "--out", tmp_path / "out")
+    assert found == code
+    assert f"stopped by {name}" in said
+    assert "type the same command again" in said
+    assert "zofo train" not in said

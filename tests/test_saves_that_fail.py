@@ -20,6 +20,8 @@ from dying import REMOVALS, Dying
 from test_going_on import contents
 from zofo.errors import RunError
 from zofo.training import RunFolder, read_config, train
+from zofo.training.beginning import new_folder
+from zofo.training.callbacks import Best
 from zofo.training.checkpoints import Checkpoints, damage_of
 from zofo.training.disk import writing
 from zofo.training.material import load_material
@@ -559,3 +561,33 @@ def test_a_real_disk_may_be_read_only(dying, config, whole, small_disk, tries):
     mount("-o", "remount,rw")
     again(dying, config, path / "run")
     assert contents(path / "run") == whole
+
+
+def test_a_disk_that_is_full_when_the_best_model_is_taken_back_costs_neither_of_the_two(tmp_path, monkeypatch):
+    kept, saved = tmp_path / "best", tmp_path / "checkpoint" / "best"
+    for folder, text in ((kept, "of the stop"), (saved, "of the checkpoint")):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text(text)
+    best = Best(kept, lambda _: None)
+
+    def full(_, to):
+        Path(to).mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", full)
+        with pytest.raises(OSError, match="No space"):
+            best.recall({"score": 1.0, "step": 2}, saved.parent)
+    assert (kept / "weights").read_text() == "of the stop"
+    best.recall({"score": 1.0, "step": 2}, saved.parent)
+    assert (kept / "weights").read_text() == "of the checkpoint"
+    assert [each.name for each in tmp_path.iterdir() if each.name not in ("best", "checkpoint")] == []
+
+
+def test_a_folder_with_a_task_file_of_a_user_is_not_taken_for_a_run_that_had_begun(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "task.yaml").write_text("# mine\n", encoding="utf-8")
+    with pytest.raises(RunError, match="exists"):
+        new_folder(read_config(config, [f"run={tmp_path / 'run'}"]))
+    (tmp_path / "run" / "run.lock").touch()
+    assert new_folder(read_config(config, [f"run={tmp_path / 'run'}"])).path == tmp_path / "run"

@@ -222,6 +222,22 @@ def test_a_process_killed_while_two_folders_change_places_costs_neither(taken):
     assert left_of(taken) == before
 
 
+def test_an_old_folder_whose_place_was_taken_meanwhile_is_named_and_kept(taken):
+    before = left_of(taken)[0]
+    old = taken.with_name(f".{taken.name}.zofo-old")
+    taken.rename(old)
+    taken.mkdir()
+    (taken / "another.txt").touch()
+    with pytest.raises(RunError, match="when a process was killed") as error, new_folder(taken, force=True):
+        pass
+    assert repr(str(old)) in error.value.message
+    assert left_of(old)[0] == before
+    (taken / "another.txt").unlink()  # empty: nobody's
+    with new_folder(taken, force=True):
+        pass
+    assert not old.exists()
+
+
 # scores
 
 

@@ -47,6 +47,7 @@ def _scale(value: Any) -> bool:
 
 
 _TENSOR = re.compile(r"\w+(\.\w+)*")
+WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # number types that zofo writes
 _LONGEST = 200  # characters of a tensor's name
 
 _ALWAYS: dict[str, Callable[[Any], bool]] = {
@@ -142,8 +143,8 @@ def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tens
             raise RunError(f"{shown(name)} cannot be the name of an adapter's tensor")
         if not tensor.dim() or not tensor.numel():
             raise RunError(f"the adapter's tensor {shown(name)} has the shape {shown(tuple(tensor.shape))}")
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise RunError(f"the adapter's tensor {shown(name)} holds numbers that are not finite")
+        if tensor.dtype not in WEIGHTS or not tensor.isfinite().all():
+            raise RunError(f"the adapter's tensor {shown(name)} holds numbers that are not finite, or no weights")
     if content["peft_type"] == "LORA":
         ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.dim()}
         if ranks != {content.get("r")}:

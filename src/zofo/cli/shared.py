@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +56,22 @@ def configured(arguments: list[str] | None, data_dir: Path | None = None, data: 
     if data is not None:
         given.append(f"task.data={json.dumps(data)}")
     return read_config(file, given)
+
+
+@contextmanager
+def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
+    """Leave with 143 or 130 when the process was asked to stop, and say how it goes on.
+
+    Args:
+        hint: what is said in place of what the run that was stopped says.
+    """
+    from zofo.errors import Stopped
+
+    try:
+        yield
+    except Stopped as stop:
+        err.print(f"{stop.message}\nhint: {hint or stop.hint}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(stop.exit_code) from stop
 
 
 def one_line(text: str) -> str:

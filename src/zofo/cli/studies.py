@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from zofo.cli.shared import RemoteCode, err, out, verbs
+from zofo.cli.shared import RemoteCode, err, leaving_when_stopped, out, verbs
 
 commands = verbs()
 bench = verbs("Measure what work costs on this machine.")
@@ -73,7 +73,8 @@ def study(
         for line in planned.lines():
             out.print(line, highlight=False, markup=False, soft_wrap=True)
         return
-    found = report_study(asked, folder) if report else run_study(asked, folder, err, jobs, trust_remote_code)
+    with leaving_when_stopped("type the same command again"):
+        found = report_study(asked, folder) if report else run_study(asked, folder, err, jobs, trust_remote_code)
     failed = f", {found.failed} of them failed" if found.failed else ""
     missing = f"; {found.missing} are not done" if found.missing else ""
     out.print(f"{found.done} runs are done{failed}{missing}", highlight=False, soft_wrap=True)
@@ -85,11 +86,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where the runs and summary.json go.")] = Path("runs/demo"),
 ) -> None:
     """SmolLM2-135M learns to judge movie reviews: Bilevel-ZOFO, MeZO and FO-LoRA at equal queries."""
-    from zofo.errors import Stopped
     from zofo.studies import run_demo
 
-    try:
+    with leaving_when_stopped():
         run_demo(folder, out)
-    except Stopped as stop:
-        err.print(f"{stop.message}\nhint: {stop.hint}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(stop.exit_code) from stop

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from zofo.cli.shared import AsJson, Data, DataDir, Overrides, RemoteCode, configured, err, out, verbs
+from zofo.cli.shared import (
+    AsJson,
+    Data,
+    DataDir,
+    Overrides,
+    RemoteCode,
+    configured,
+    err,
+    leaving_when_stopped,
+    out,
+    verbs,
+)
 
 commands = verbs()
 tune = verbs("Find a good value of an option by short trials.")
@@ -20,15 +31,11 @@ def train(
     arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, trust_remote_code: RemoteCode = False
 ) -> None:
     """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
-    from zofo.errors import Stopped
     from zofo.training import as_percent
     from zofo.training import train as run_training
 
-    try:
+    with leaving_when_stopped():
         run = run_training(configured(arguments, data_dir, data), err, trust_remote_code)
-    except Stopped as stop:
-        err.print(f"{stop.message}\nhint: {stop.hint}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(stop.exit_code) from stop
     summary = run.summary
     score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
     after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"

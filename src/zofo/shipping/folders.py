@@ -81,22 +81,33 @@ def _exchange(path: Path, part: Path) -> None:
     except BaseException:
         os.rename(old, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    os.rename(old, _gone(path))  # a name that says that nobody needs it, in case this process is killed now
+    shutil.rmtree(_gone(path), ignore_errors=True)
 
 
 def _put_back(path: Path) -> None:
     """Undo what a process left that was killed while the old folder and the new one changed places."""
     old = _old(path)
+    if not _gone(path).is_symlink():
+        shutil.rmtree(_gone(path), ignore_errors=True)
     if not old.is_dir() or old.is_symlink():
         return
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise RunError(
+            f"{str(old)!r} holds what {str(path)!r} held when a process was killed that wrote there",
+            "look at it, and remove it, or give it another name",
+        )
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(old, path)
+        path.rmdir()
+    os.rename(old, path)
 
 
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.zofo-old")
+
+
+def _gone(path: Path) -> Path:
+    return path.with_name(f".{path.name}.zofo-gone")
 
 
 def refuse_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load
 
 from zofo.adapters import refuse_strange
 from zofo.adapters.loading import shown
+from zofo.adapters.strange import WEIGHTS
 from zofo.errors import PatchError
 from zofo.shipping.patch import Patch
 
@@ -52,7 +53,7 @@ def _refuse_weights(part: str, content: bytes) -> None:
     for name, tensor in tensors.items():
         if len(name) > _LONGEST or not _TENSOR.fullmatch(name):
             raise PatchError(f"the part {part!r}: {shown(name)} cannot be the name of a tensor")
-        if not tensor.is_floating_point() or not tensor.numel():
+        if tensor.dtype not in WEIGHTS or not tensor.numel():
             raise PatchError(f"the part {part!r}: {shown(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights")
         if not tensor.isfinite().all():
             raise PatchError(f"the part {part!r}: {shown(name)} holds numbers that are not finite")

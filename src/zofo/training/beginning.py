@@ -43,7 +43,7 @@ def new_folder(config: RunConfig) -> RunFolder:
                 "choose another with run=",
             )
     try:
-        path.mkdir(parents=True, exist_ok=path.is_dir() and {each.name for each in path.iterdir()} <= _BEGUN)
+        path.mkdir(parents=True, exist_ok=path.is_dir() and _is_free(path))
     except FileExistsError as error:
         raise RunError(
             f"the run folder {str(path)!r} exists, and a run never overwrites another",
@@ -188,6 +188,12 @@ def _name_of(function: Reward) -> str:
     """Module and name of a function, or of the class of another thing that can be called."""
     named: Any = function if isinstance(getattr(function, "__qualname__", None), str) else type(function)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, or what a process left that was killed at its start: the lock is the first of it."""
+    names = {each.name for each in folder.iterdir()}
+    return not names or (LOCK in names and names <= _BEGUN)
 
 
 def _unused(path: Path) -> Path:

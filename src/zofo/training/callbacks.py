@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts, Evaluator, Journal
 from zofo.methods import Method, StepLog
+from zofo.training.disk import part_of
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.memory import PeakMemory
 from zofo.training.trajectory import TrajectoryWriter
@@ -153,9 +154,13 @@ class Best(Callback):
     def recall(self, values: Mapping[str, Any], folder: Path) -> None:
         """Take back what `remember` gave."""
         self.score, self.step = values["score"], values["step"]
-        shutil.rmtree(self._folder, ignore_errors=True)
+        part = part_of(self._folder)
+        shutil.rmtree(part, ignore_errors=True)
         if (folder / self._folder.name).is_dir():
-            shutil.copytree(folder / self._folder.name, self._folder)
+            shutil.copytree(folder / self._folder.name, part)  # a disk may be full: the old one stays until it is whole
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if part.is_dir():
+            part.rename(self._folder)
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         """See `Callback`."""

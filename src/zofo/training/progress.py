@@ -138,15 +138,15 @@ class Progress:
                 scores,
             ):
                 raise ValueError("something is missing")
-            self._best.recall(progress["best"], checkpoint.path)
             self._skips.in_a_row = progress.get("skipped", 0)
-            return done
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise CheckpointError(
                 f"the checkpoint {str(checkpoint.path)!r} does not fit this run: {reason}",
                 "it may be of another version of zofo; start again with another run=",
             ) from error
+        self._best.recall(progress["best"], checkpoint.path)  # writes: a full disk is not the checkpoint's fault
+        return done
 
 
 def _part(number: int | str) -> str:

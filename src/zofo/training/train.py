@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ def train(
             _train_in(folder, config, Trained(material, setting, method, steps, base_hash), console)
         except Stopped as stop:
             again = "begin again" if stop.steps is None else "go on"
-            stop.hint = f"to {again}: zofo train {folder.path / 'config.yaml'}"
+            trusting = " --trust-remote-code" if remote_code else ""
+            stop.hint = f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{trusting}"
             if reward is not None:
                 stop.hint = f"to {again}: train with run={folder.path}, the same configuration and the same reward"
             raise
