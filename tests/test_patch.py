@@ -373,9 +373,13 @@ HOSTILE |= {
     "adapter's tensor without numbers": (adapter_tensors(lambda t: {**t, "a": torch.ones(0, 9)}), "has the shape"),
     "adapter of whole numbers": (adapter_tensors(lambda t: {**t, "a": torch.ones(2).int()}), "not finite"),
     "adapter without tensors": (adapter_tensors(lambda t: {}), "holds no tensors"),
-    "adapter has fewer tensors": (
-        adapter_tensors(lambda t: {n: t[n] for n in list(t)[:-1]}),
-        "it lacks the tensor",
+    "adapter lacks an A": (
+        adapter_tensors(lambda t: {n: t[n] for n in t if n != min(m for m in t if ".lora_A." in m)}),
+        "it lacks the tensor '.*lora_A",
+    ),
+    "adapter lacks a B": (
+        adapter_tensors(lambda t: {n: t[n] for n in t if n != min(m for m in t if ".lora_B." in m)}),
+        "it lacks the tensor '.*lora_B",
     ),
     "adapter of another shape": (
         adapter_tensors(lambda t: {n: (x if ".lora_A." in n else torch.ones(3, 8)) for n, x in t.items()}),

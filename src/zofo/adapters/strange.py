@@ -114,6 +114,11 @@ def refuse_strange(folder: Path) -> Mapping[str, torch.Tensor]:
     return tensors
 
 
+def can_name_a_tensor(name: str) -> bool:
+    """Whether a model can have a tensor of that name, which is not too long for a message."""
+    return len(name) <= _LONGEST and _TENSOR.fullmatch(name) is not None
+
+
 def _refuse_options(content: Mapping[str, Any]) -> None:
     import peft
 
@@ -139,7 +144,7 @@ def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tens
     if not tensors:
         raise RunError("the adapter holds no tensors")
     for name, tensor in tensors.items():
-        if len(name) > _LONGEST or not _TENSOR.fullmatch(name):
+        if not can_name_a_tensor(name):
             raise RunError(f"{shown(name)} cannot be the name of an adapter's tensor")
         if not tensor.dim() or not tensor.numel():
             raise RunError(f"the adapter's tensor {shown(name)} has the shape {shown(tuple(tensor.shape))}")
@@ -150,6 +155,9 @@ def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tens
         if ranks != {content.get("r")}:
             raise RunError(f"the adapter's rank is {content.get('r')}, but its tensors have {shown(sorted(ranks))}")
         for name, tensor in tensors.items():
+            left = name.replace(".lora_B.", ".lora_A.")
+            if left not in tensors:
+                raise RunError(f"the adapter does not fit itself: it lacks the tensor {shown(left)}")
             partner = name.replace(".lora_A.", ".lora_B.")
             width = len(tensor) if partner != name else None
             if width is not None and tuple(tensors.get(partner, tensor.new_empty(0)).shape)[1:] != (width,):

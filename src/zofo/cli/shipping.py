@@ -11,6 +11,17 @@ import typer
 from zofo.cli.shared import AsJson, BaseModel, Force, RemoteCode, out, verbs
 
 commands = verbs()
+Folded = Annotated[
+    bool,
+    typer.Option(
+        "--folded", help="Write the sum of the updates at once, not record by record: faster, equal up to rounding."
+    ),
+]
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @commands.command()
@@ -20,12 +31,7 @@ def replay(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Write the backbone there, as a transformers folder.")
     ] = None,
-    folded: Annotated[
-        bool,
-        typer.Option(
-            "--folded", help="Write the sum of the updates at once, not record by record: faster, equal up to rounding."
-        ),
-    ] = False,
+    folded: Folded = False,
     force: Force = False,
     model: BaseModel = None,
     as_json: AsJson = False,
@@ -38,8 +44,7 @@ def replay(
     if as_json:
         typer.echo(json.dumps(found.as_dict()))
     else:
-        for line in found.lines():
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(*found.lines())
     if found.failed:
         raise typer.Exit(1)
 
@@ -57,8 +62,7 @@ def diff(
     if as_json:
         typer.echo(json.dumps(found.as_dict()))
     else:
-        for line in found.lines():
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
+        _say(*found.lines())
     if not found.equal:
         raise typer.Exit(1)
 
@@ -104,10 +108,10 @@ def export(
         model=model,
         remote_code=trust_remote_code,
     )
-    out.print(f"wrote {found.path} ({found.size:,} bytes)", highlight=False, markup=False, soft_wrap=True)
+    _say(f"wrote {found.path} ({found.size:,} bytes)")
     if repo is not None:
         address = push(found, repo, private=not public)
-        out.print(f"uploaded to {address}", highlight=False, markup=False, soft_wrap=True)
+        _say(f"uploaded to {address}")
 
 
 @commands.command()
@@ -119,12 +123,7 @@ def apply(
         str | None,
         typer.Option(help="Branch, tag or commit of the base model on the Hub; by default the one in the patch."),
     ] = None,
-    folded: Annotated[
-        bool,
-        typer.Option(
-            "--folded", help="Write the sum of the updates at once, not record by record: faster, equal up to rounding."
-        ),
-    ] = False,
+    folded: Folded = False,
     force: Force = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -132,5 +131,4 @@ def apply(
     from zofo.shipping import apply_patch
 
     found = apply_patch(file, base, folder, force, folded, trust_remote_code, revision)
-    for line in found.lines():
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    _say(*found.lines())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,12 +9,9 @@ from safetensors.torch import load
 
 from zofo.adapters import refuse_strange
 from zofo.adapters.loading import shown
-from zofo.adapters.strange import WEIGHTS
+from zofo.adapters.strange import WEIGHTS, can_name_a_tensor
 from zofo.errors import PatchError
 from zofo.shipping.patch import Patch
-
-_TENSOR = re.compile(r"\w+(\.\w+)*")
-_LONGEST = 200  # characters of a tensor's name
 
 
 def inspect_parts(patch: Patch, folder: Path) -> None:
@@ -51,7 +47,7 @@ def _refuse_weights(part: str, content: bytes) -> None:
     if not tensors:
         raise PatchError(f"the part {part!r} holds no tensors: it is empty")
     for name, tensor in tensors.items():
-        if len(name) > _LONGEST or not _TENSOR.fullmatch(name):
+        if not can_name_a_tensor(name):
             raise PatchError(f"the part {part!r}: {shown(name)} cannot be the name of a tensor")
         if tensor.dtype not in WEIGHTS or not tensor.numel():
             raise PatchError(f"the part {part!r}: {shown(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights")

@@ -21,9 +21,9 @@ from zofo.training.config import RunConfig
 from zofo.training.disk import part_of, sync, write_whole
 from zofo.training.inventory import environment
 from zofo.training.material import Material
-from zofo.training.run import CONFIG, ENVIRONMENT, LOCK, RunFolder
+from zofo.training.run import CONFIG, ENVIRONMENT, LOCK, TASK, RunFolder
 
-_BEGUN = {LOCK, part_of(Path(CONFIG)).name, "task.yaml", ENVIRONMENT}  # all that a process killed at its start leaves
+_BEGUN = {LOCK, part_of(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
 _NOT_COMPARED = ("where",)  # of an example: its place is for messages
 

@@ -24,8 +24,9 @@ from zofo.training.replay import replay
 from zofo.training.restoring import load_weights, model_hash
 from zofo.training.trajectory import Trajectory
 
-LOCK, CONFIG, ENVIRONMENT, SUMMARY = "run.lock", "config.yaml", "environment.json", "summary.json"
-_RECORD = {LOCK, CONFIG, ENVIRONMENT, SUMMARY, "task.yaml", "metrics.jsonl"}  # files that hold no part of the model
+LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
+ENVIRONMENT, SUMMARY = "environment.json", "summary.json"
+_RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, "metrics.jsonl"}  # files that hold no part of the model
 
 
 class RunFolder:
@@ -82,7 +83,7 @@ class RunFolder:
             RunError: no run there.
         """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
+        if not (path / CONFIG).is_file():
             raise RunError(
                 f"{str(path)!r} is not a run folder (it has no config.yaml)", "runs are written by `zofo train`"
             )
@@ -111,7 +112,7 @@ class RunFolder:
     @cached_property
     def config(self) -> RunConfig:
         """The configuration the run was made with."""
-        file = self.path / "config.yaml"
+        file = self.path / CONFIG
         content = read_yaml(file)
         if not content:
             raise RunError(f"{str(file)!r} is empty: the run is damaged")
@@ -125,7 +126,7 @@ class RunFolder:
         Raises:
             RunError: the run has not ended.
         """
-        path = self.path / "summary.json"
+        path = self.path / SUMMARY
         if not path.is_file():
             raise RunError(f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped")
         content = read_json_object(path)
@@ -160,7 +161,7 @@ class RunFolder:
     @property
     def task_file(self) -> Path:
         """The task as it was when the run was made."""
-        return self.path / "task.yaml"
+        return self.path / TASK
 
     @property
     def task(self) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -29,24 +29,13 @@ class Signals:
 
         Outside the main thread, where no handler can be set, signals do what they always do.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in _CAUGHT}
 
-        def remember(number: int, _frame: FrameType | None) -> None:
+        def remember(number: int, restore: Callable[[], None]) -> None:
             self.received = number
-            for each, handler in before.items():
-                signal.signal(each, handler if handler is not None else signal.SIG_DFL)
+            restore()
 
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, remember)
-        try:
+        with _handling(remember):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     @property
     def name(self) -> str | None:
@@ -74,19 +63,33 @@ def leaving_at_once() -> Iterator[None]:
 
     Outside the main thread signals do what they always do.
     """
+
+    def leave(number: int, _restore: Callable[[], None]) -> None:
+        raise Stopped(signal.Signals(number).name, 128 + number, None)
+
+    with _handling(leave):
+        yield
+
+
+@contextmanager
+def _handling(act: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
+    """While it is open, a signal that is not ignored calls `act`, with its number and what puts the handlers back."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in _CAUGHT}
 
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(signal.Signals(number).name, 128 + number, None)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def received(number: int, _frame: FrameType | None) -> None:
+        act(number, restore)
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, leave)
+            signal.signal(number, received)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        restore()
