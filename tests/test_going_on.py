@@ -274,7 +274,7 @@ def test_methods_that_only_read_stop_and_begin_again(configured, asked_in, metho
     whole = contents(train(configured("", "whole", {"name": method}, test=True)).path)
     config = configured("", "run", {"name": method}, test=True)
     asked_in(*((METHODS[method], "step") if method == "linear-probe" else (Scorer, "evaluate")))
-    with pytest.raises(Stopped, match="nothing is saved") as stopped:
+    with pytest.raises(Stopped, match="what it was at is not saved") as stopped:
         train(config)
     assert stopped.value.exit_code == 143
     assert "to begin again: zofo train" in stopped.value.hint

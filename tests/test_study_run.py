@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pandas as pd
 import psutil
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from zofo.errors import DataError, RunError, ZofoError
+from zofo.errors import DataError, RunError, Stopped, ZofoError
 from zofo.methods import METHODS
 from zofo.studies import plan_study, read_study, report_study, run_study, workers
 from zofo.studies.design import COLUMNS
@@ -25,6 +26,7 @@ from zofo.studies.overlay import laid_over
 from zofo.studies.problems import PROBLEMS, LeastSquares
 from zofo.studies.store import Store
 from zofo.training import RunFolder, evaluate_run, read_config, train
+from zofo.training.signals import Signals
 
 SGD = {"name": "first-order", "parameters": "all", "optimizer": "sgd", "batch_size": 8}
 MEZO = {"name": "mezo", "noise": "gaussian", "batch_size": 8}
@@ -240,6 +242,30 @@ def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made,
     shown.file.close()
     result = run_study(study(), tmp_path / "out")
     assert (result.done, result.missing) == (RUNS, 0)
+    assert len(made) == len(set(made)) == RUNS  # each was made once
+    pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
+    study, tmp_path, made, monkeypatch, uninterrupted, number, inside
+):
+    perform, handlers = workers.perform, [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+
+    def asked(*given):
+        perform(*given)
+        if len(made) == 3:
+            with Signals().caught() if inside else nullcontext():  # as a run does until it has written its outcome
+                signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "perform", asked)
+        with pytest.raises(Stopped) as stopped:
+            run_study(study(), tmp_path / "out")
+    assert stopped.value.exit_code == 128 + number
+    assert handlers == [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+    run_study(study(), tmp_path / "out")
     assert len(made) == len(set(made)) == RUNS  # each was made once
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
 

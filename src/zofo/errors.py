@@ -76,8 +76,10 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, signal: str, exit_code: int, steps: int | None) -> None:
-        saved = "before its end; nothing is saved" if steps is None else f"after {steps} steps, which are saved"
-        super().__init__(f"stopped by {signal} {saved}")
+        kept = (
+            "before its end; what it was at is not saved" if steps is None else f"after {steps} steps, which are saved"
+        )
+        super().__init__(f"stopped by {signal} {kept}")
         self.message = str(self)
         self.hint = f"to {'begin again' if steps is None else 'go on'}, type the same command again"
         self.exit_code = exit_code

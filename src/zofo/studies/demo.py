@@ -16,7 +16,7 @@ from rich.table import Table
 from zofo.errors import RunError
 from zofo.evaluators import Counts
 from zofo.training import Evaluation, RunFolder, as_percent, load_material, read_config
-from zofo.training.signals import leaving_at_once
+from zofo.training.signals import Signals
 
 QUERIES = 960
 """Forward passes of one example that each method may spend."""
@@ -68,7 +68,7 @@ def run_demo(
         RunError: the folder exists and was not written by the demo, or a method failed.
         Stopped: the process was asked to stop, by SIGTERM or Ctrl-C; the run that it was at is stopped with it.
     """
-    with leaving_at_once():
+    with Signals().leaving():
         return _run_demo(folder, console, queries, model, task)
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from zofo.errors import NonFiniteError, RunError, ZofoError
 from zofo.studies.grid import Run, execution_of
 from zofo.studies.outcome import Outcome
 from zofo.studies.store import Store
+from zofo.training.signals import Signals
 
 
 def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
@@ -48,7 +50,8 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
 class Workers:
     """Makes runs, one after the other in this process, or several at a time in processes that end when this one does.
 
-    It is a context: when it is left by an error or an interrupt, runs that are being made are given up.
+    It is a context: when it is left by an error or an interrupt, runs that are being made are given up. While it is
+    open, SIGTERM and Ctrl-C raise Stopped; a run that is at its end is kept first.
 
     Args:
         jobs: how many runs at a time.
@@ -59,11 +62,14 @@ class Workers:
         self._jobs, self._remote_code = jobs, remote_code
         self._before = set(multiprocessing.active_children())
         self._pool: ProcessPoolExecutor | None = None
+        self._signals, self._opened = Signals(), ExitStack()
 
     def __enter__(self) -> Workers:
+        self._opened.enter_context(self._signals.leaving())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._opened.close()
         if self._pool is None:
             return
         if kind is not None:
@@ -80,12 +86,14 @@ class Workers:
 
         Raises:
             RunError: a process died.
+            Stopped: the process was asked to stop.
         """
         given = [(run.tree, str(store.room_for(run)), self._remote_code) for run in runs]
         if self._jobs == 1:
             for run, what in zip(runs, given, strict=True):
                 perform(*what)
                 yield run
+                self._signals.check(None)
             return
         if self._pool is None:
             threads = max(1, (os.cpu_count() or 1) // self._jobs)

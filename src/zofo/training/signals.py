@@ -11,10 +11,11 @@ from types import FrameType
 from zofo.errors import Stopped
 
 _CAUGHT = (signal.SIGTERM, signal.SIGINT)
+_open: list[Signals] = []  # whose handlers are or were set, the innermost last
 
 
 class Signals:
-    """Remembers that the process was asked to stop.
+    """Remembers that the process was asked to stop, also by a signal that came to those of a part of its work.
 
     Attributes:
         received: the signal, once there was one.
@@ -31,11 +32,35 @@ class Signals:
         """
 
         def remember(number: int, restore: Callable[[], None]) -> None:
-            self.received = number
+            for one in _open:
+                one.received = number
             restore()
 
-        with _handling(remember):
+        with self._handling(remember):
             yield
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """While it is open, SIGTERM and Ctrl-C raise Stopped where they come, since there is nothing to save.
+
+        A part of the work may open others inside, which catch them; then `received` says what came.
+        Outside the main thread signals do what they always do.
+        """
+
+        def leave(number: int, _restore: Callable[[], None]) -> None:
+            raise Stopped(signal.Signals(number).name, 128 + number, None)
+
+        with self._handling(leave):
+            yield
+
+    @contextmanager
+    def _handling(self, act: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
+        with _handling(act):
+            _open.append(self)
+            try:
+                yield
+            finally:
+                _open.remove(self)
 
     @property
     def name(self) -> str | None:
@@ -55,20 +80,6 @@ class Signals:
         """
         if self.received is not None:
             raise Stopped(signal.Signals(self.received).name, 128 + self.received, steps)
-
-
-@contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """While it is open, SIGTERM and Ctrl-C raise Stopped where they come, since there is nothing to save.
-
-    Outside the main thread signals do what they always do.
-    """
-
-    def leave(number: int, _restore: Callable[[], None]) -> None:
-        raise Stopped(signal.Signals(number).name, 128 + number, None)
-
-    with _handling(leave):
-        yield
 
 
 @contextmanager
