@@ -17,6 +17,7 @@ ROWS = {
     2: "probing leaves the weights as they were",
     3: "estimators are right",
     4: "rules match their reference",
+    5: "bilevel solves what it claims",
     6: "a run that was stopped goes on to the same bits",
     7: "a crash while saving costs no more than one interval",
     8: "damage is detected",

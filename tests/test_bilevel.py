@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
+from torch import nn
 
 from bilevel_problems import IN_PLACE, LATENT, RHO, D, Quadratic, Vectors, language_setting, quadratic_setting
 from conftest import build_model, build_tokenizer
+from test_anchor import Live
 from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, InPlace, Key, Setting, TwoSided
+from zofo.methods.backbone_step import BackboneStep
 
 MOMENTUM = {"name": "momentum", "lr": 0.0012, "beta": 0.9}
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize(
     ("penalty", "directions", "rule", "bias", "steps"),
     [
@@ -65,6 +71,7 @@ def mean_step(model, penalty, directions):
     return before - model.theta
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize(
     ("penalty", "directions"), [(0.5, 1024), (100.0, 1024), pytest.param(100.0, 4096, marks=pytest.mark.soak)]
 )
@@ -83,6 +90,61 @@ def test_mean_step_is_the_gradient_of_the_penalised_problem_and_the_hypergradien
     assert abs(moved.norm() / gradient.norm() - 1) < 0.15
     if penalty > 10:
         assert torch.cosine_similarity(moved, hypergradient, dim=0) > 0.95
+
+
+WIDE = 512
+
+
+class Deep(nn.Module):
+    """Matrices of one size one after the other, and a p and an s that are added to what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.layers = nn.Sequential(*(nn.Linear(WIDE, WIDE, bias=False) for _ in range(3)))
+        for parameter in self.parameters():
+            parameter.requires_grad_(False).copy_(torch.randn(WIDE, WIDE, generator=draw) / WIDE**0.5)
+        self.w = {name: nn.Parameter(torch.zeros(WIDE)) for name in Vectors.names}
+        self.active = "adapter"
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return (self.layers(rows) + self.w[self.active]).square().mean(-1)
+
+
+@pytest.mark.promise(5)
+@pytest.mark.parametrize(
+    "parts",
+    [IN_PLACE, {"evaluator": "in-place"}, {}, {"directions": "per-example"}],
+    ids=["in place", "in place, low rank", "in the forward", "per-example"],
+)
+def test_the_step_on_theta_takes_no_more_memory_than_the_largest_tensor(monkeypatch, parts):
+    """Of tensors, activations among them. Blocks of a sweep are as much smaller than a tensor as in large models."""
+    for block in ("_CPU_BLOCK", "_DEVICE_BLOCK"):
+        monkeypatch.setattr(f"zofo.backbone.backbone.{block}", 1 << 13)
+    model = Deep()
+    rows = list(torch.randn(12, WIDE, generator=torch.Generator().manual_seed(1)))
+    setting = Setting(model, lambda m, batch: m(batch), rows, torch.stack)
+    method = Bilevel(BilevelConfig(batch_size=4, inner_steps=1, rule={"lr": 1e-5}, **parts), setting, Vectors(model))
+    method.step(0)  # tables that are made once in a process
+    taken = []
+
+    def watched(work):
+        def watching(*given):
+            before = live.peak = live.now
+            done = work(*given)
+            taken.append(live.peak - before)
+            return done
+
+        return watching
+
+    for part in ("step", "settle"):  # what is pending is written by the latter
+        monkeypatch.setattr(BackboneStep, part, watched(getattr(BackboneStep, part)))
+    gc.collect()  # what earlier tests left would be taken for what is let go here
+    with Live([*model.parameters(), *model.w.values(), *rows]) as live:
+        for number in range(1, 4):
+            method.step(number)
+    assert len(taken) == 2 * 3
+    assert 0 < max(taken) <= WIDE * WIDE * 4
 
 
 def test_one_z_serves_all_three_terms_and_the_log_holds_each():

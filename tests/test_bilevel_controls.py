@@ -16,9 +16,12 @@ from conftest import build_model, build_tokenizer
 from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, Key, LowRank, OneSided, Setting, TwoSided
 from zofo.backbone import Update
 from zofo.errors import ConfigError
+from zofo.estimators import Estimate
 from zofo.methods.moved import Moved
-from zofo.methods.penalty import PenaltySchedule, penalty_at, rate_note, rounding_note
+from zofo.methods.optimizers import build_optimizer
+from zofo.methods.penalty import LARGEST, PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order import LR_OF_ONE
+from zofo.rules import DenseAdam
 from zofo.training import RunFolder, Trajectory, read_config, train
 
 T, BATCH = 2, 4
@@ -81,7 +84,7 @@ def test_the_lower_adapter_of_a_frozen_run_is_first_order_training_on_d_p():
     reference = torch.optim.Adam(s, lr=0.01)
     for number in range(3 * T):
         with other.using("lower_adapter"):
-            losses = other._pair._objective(other.model, other._inner[number])
+            losses = other._pair._objective(other.model, other._batches_inner[number])
             reference.zero_grad()
             losses.mean().backward(inputs=s)
         reference.step()
@@ -151,7 +154,7 @@ def test_with_a_penalty_of_0_only_d_f_counts(how):
         p = other._adapters.parameters("adapter")
         reference = torch.optim.Adam(p, lr=1e-3)
         for number in range(3):
-            losses = other._pair._objective(other.model, other._upper[number])
+            losses = other._pair._objective(other.model, other._batches_f[number])
             reference.zero_grad()
             losses.mean().backward(inputs=p)
             reference.step()
@@ -220,7 +223,7 @@ def test_a_penalty_is_stored_as_it_was_written(tmp_path):
         (".inf", "method.penalty is inf", ""),
         ("high", "method.penalty is 'high'", ""),
         ("[1, 2]", "method.penalty is [1, 2]", ""),
-        ("1.0e+20", "the square of a gradient that it multiplies overflows float32", "method.penalty=1e4"),
+        ("1.0e+13", "above 1e+12 the square of a gradient that it multiplies may overflow", "method.penalty=1e4"),
         ("{start: 1, end: 1.0e+20, steps: 3}", "method.penalty is 1e+20", "1e4"),
         ("{strat: 1, end: 2, steps: 3}", "method.penalty.strat: unknown key", "did you mean 'start'"),
         ("{start: 1, steps: 3}", "method.penalty.end: Field required", ""),
@@ -241,12 +244,13 @@ def test_penalties_that_cannot_be(written, message, hint):
 @pytest.mark.parametrize(
     ("penalty", "estimator", "dtypes", "slope"),
     [
-        (1e4, TwoSided(1e-3), [], None),  # 1e4 * 2^-23 / 2e-3 = 0.6
-        (1e5, TwoSided(1e-3), [torch.float32], 1e5 * 2**-23 / 2e-3),
-        (1e5, TwoSided(1e-1), [], None),
-        (1e4, OneSided(1e-3), [], 1e4 * 2**-23 / 1e-3),
-        (1.0, TwoSided(3e-3), [torch.bfloat16], 2**-7 / 6e-3),
-        (1.0, TwoSided(3e-3), [torch.float16, torch.float32], None),
+        (1.6e5, TwoSided(1e-3), [], None),  # 1.6e5 * 2^-23 / 2e-3 = 9.5
+        (1.7e5, TwoSided(1e-3), [torch.float32], 1.7e5 * 2**-23 / 2e-3),
+        (1.7e5, TwoSided(1e-1), [], None),
+        (1e5, OneSided(1e-3), [], 1e5 * 2**-23 / 1e-3),
+        (1.0, TwoSided(3e-3), [torch.bfloat16], None),  # the default: 2^-7 / 6e-3 = 1.3
+        (10.0, TwoSided(3e-3), [torch.bfloat16], 10 * 2**-7 / 6e-3),
+        (10.0, TwoSided(3e-3), [torch.float16, torch.float32], None),
         (PenaltySchedule(start=1e6, end=1, steps=9), TwoSided(1e-3), [], 1e6 * 2**-23 / 2e-3),
     ],
 )
@@ -254,7 +258,26 @@ def test_a_penalty_that_multiplies_rounding_is_named_with_its_number(penalty, es
     note = rounding_note(penalty, estimator, dtypes)
     assert (note is None) == (slope is None)
     if slope is not None:
-        assert f"is a slope of {slope:.2g}," in note
+        assert f"is a slope of {slope:.2g}, and an ordinary slope is about 20;" in note
+
+
+@pytest.mark.parametrize("penalty", [1.0, LARGEST])
+def test_adam_goes_on_below_a_penalty_that_is_the_largest(penalty):
+    """With ordinary slopes and with very steep ones: p, by torch's Adam, and theta, by dense-adam."""
+    for slope in (20.0, 1e6):
+        p = torch.nn.Parameter(torch.zeros(3))
+        optimizer = build_optimizer("adam", [p], 1e-3)
+        for number in range(1, 4):
+            p.grad = torch.full((3,), penalty * slope)
+            optimizer.step()
+            torch.testing.assert_close(p.detach(), torch.full((3,), -1e-3 * number))
+        backbone = Backbone(torch.nn.Linear(4, 4, bias=False), Gaussian())
+        start, z = backbone.tensors["weight"].clone(), backbone.noise.whole(Key(0, 0), "weight", (4, 4))
+        gradient = Displacement({Key(0, 0): penalty * slope})
+        update, _ = DenseAdam(lr=1e-3).update(Estimate.of(gradient), DenseAdam().init())
+        backbone.fold(update)
+        moved = backbone.tensors["weight"] - start
+        torch.testing.assert_close(moved, -1e-3 * z.sign(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +302,38 @@ def test_a_large_penalty_does_not_go_through_the_backward_pass_of_half_precision
     method = method_of(setting, penalty=1e6, estimator={"epsilon": 3e-3}, rule={"lr": 0.0})
     log = method.step(0)
     assert all(math.isfinite(value) for value in log.coefficients.values())
+
+
+def test_the_gradient_of_p_is_that_of_its_last_batches_alone():
+    """Whatever was there before, as an outer step that differentiates twice shows."""
+    method, fresh = method_of(), method_of()
+    pair, p = method._pair, method._adapters.parameters("adapter")
+    b_f, b_p = method._batches_f[0], method._batches_p[0]
+    pair.differentiate(b_f, b_p, 3.0)
+    pair.differentiate(b_f, b_p, 3.0)
+    fresh._pair.differentiate(b_f, b_p, 3.0)
+    assert any(tensor.grad.abs().max() > 0 for tensor in p)
+    for tensor, expected in zip(p, fresh._adapters.parameters("adapter"), strict=True):
+        torch.testing.assert_close(tensor.grad, expected.grad, rtol=1e-5, atol=1e-6)
+
+
+# updates that wait
+
+
+def test_every_update_is_written_before_the_next_outer_step_and_a_note_says_so():
+    ends = []
+    for fold_every in (1, 8, 4):
+        method = method_of(evaluator={"name": "in-forward", "fold_every": fold_every})
+        notes = [note for note in method.notes() if "fold_every" in note]
+        assert len(notes) == (fold_every == 4)
+        for number in range(3):
+            assert method.backbone.sweeps == (number if fold_every == 1 else max(0, number - 1))
+            method.step(number)
+        ends.append(theta_of(method))
+    assert "method.evaluator.fold_every=4 changes nothing" in notes[0]
+    assert all(torch.equal(end[name], tensor) for end in ends[1:] for name, tensor in ends[0].items())
+    assert not any("fold_every" in note for note in method_of(evaluator="in-place").notes())
+    assert not method_of(backbone_step="frozen", evaluator={"fold_every": 4}).notes()
 
 
 # how far the backbone moved

@@ -6,13 +6,16 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from conftest import build_model, build_tokenizer, write_rows
 from metaicl_rows import choosing, labelled, write_tasks
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.objectives import candidate_scores
-from zofo.tasks import TaskConfig, collate, encode, encode_channel, load_examples, resolve_task
-from zofo.tasks.mixture import twin_key
+from zofo.tasks import TaskConfig, collate, encode, encode_channel, load_examples, packaged_text, resolve_task
+from zofo.tasks.overlap import twin_key
+from zofo.training import RunConfig, evaluate_run, load_material, read_config
+from zofo.training.validation import validate
 
 
 @pytest.fixture
@@ -78,6 +81,7 @@ def test_shots_are_so_many_of_each_label_by_split_seed(root):
         draws.append([one.where for one in examples["train"]])
     assert draws[0] == draws[1] != draws[2]
     assert len(loaded(["train"], data=str(root / "pick"), shots=4)[1]["train"]) == 4
+    assert len(loaded(["test"], data=str(root / "tone"), shots=4)[1]["test"]) == 6  # as it is scored after the run
     with pytest.raises(DataError, match="task.shots is 90, but train of 'tone' has .* rows with the label 'good'"):
         loaded(["train"], data=str(root / "tone"), shots=90)
 
@@ -93,9 +97,35 @@ def test_several_tasks_keep_their_own_rows_options_and_demonstrations(root):
         assert one.task in before
         assert one.task in asked
     assert {len(one.candidates) for one in examples["train"] if one.task == "tone"} == {3}
-    _, fewer = loaded(["train"], data=str(root), tasks=names, max_rows=5)
-    assert len(fewer["train"]) == 15
+    _, fewer = loaded(data=str(root), tasks=names, max_rows=5)
+    assert [len(fewer[split]) for split in ("train", "validation", "test")] == [15, 48, 18]  # 16 and 6 are not cut
     assert TaskConfig(data=str(root), tasks=names).max_rows == 768
+
+
+@pytest.mark.parametrize("setting", [False, True])
+def test_rows_of_each_task_do_not_follow_a_run_whose_tasks_are_taken_back(root, tmp_path, setting):
+    given = {"data": str(root), "tasks": ["mood", "pick"]}
+    if setting:
+        (tmp_path / "set.json").write_text(json.dumps({"train": ["mood", "pick"], "test": []}))
+        given = {"data": str(root), "setting": str(tmp_path / "set.json")}
+    file = tmp_path / "config.yaml"
+    file.write_text(RunConfig(task=given).to_yaml())
+    assert yaml.safe_load(file.read_text())["task"]["max_rows"] == 768  # as every run before has written it
+    assert read_config(file).task.max_rows == 768
+    back = ["task.tasks=[]", "task.setting=null", f"task.data={root / 'judge'}"]
+    assert read_config(file, back).task.max_rows is None
+    assert read_config(file, [*back, "task.max_rows=7"]).task.max_rows == 7
+    assert read_config(file, ["task.max_rows=7", *back]).task.max_rows == 7
+    file.write_text(RunConfig(task={"data": str(root / "mood"), "max_rows": 9}).to_yaml())
+    assert read_config(file, back).task.max_rows == 9  # of one task it stays
+
+
+def test_several_tasks_are_validated_with_those_of_zofo_among_them(root, data_dir):
+    (root / "sst2").symlink_to(data_dir)
+    report = validate(RunConfig(task={"data": str(root), "tasks": ["sst2", "pick"]}))
+    assert report.splits["train"].rows == 60 - 16 + 30 - 16
+    assert [prompt for prompt, _, _ in report.example] == ["default"]
+    assert report.example[0][1].endswith(" It was")
 
 
 def test_a_setting_file_names_the_tasks_and_those_of_zofo_can_be_among_them(root, tmp_path, data_dir):
@@ -142,6 +172,119 @@ def test_twins_are_found_by_name_and_by_their_rows_and_can_be_allowed(root):
     assert loaded(["train"], **options, allow_overlap=True)
 
 
+@pytest.mark.parametrize("demonstrations", [0, 2])
+def test_each_of_training_rows_that_are_there_twice_is_found_among_the_test_rows_of_another_task(root, demonstrations):
+    rows = labelled("mood", 30)
+    write_rows(root / "mood" / "train.jsonl", [*rows, rows[4]])
+    write_rows(root / "judge" / "test.jsonl", [*labelled("judge", 3, 30), rows[4]])
+    options = {"data": str(root), "tasks": ["pick", "mood"], "unseen": ["judge"], "demonstrations": demonstrations}
+    found = set()
+    for seed in range(12):  # either place, both or neither may be drawn for validation
+        draw = {**options, "sizes": {"validation": 15}, "split_seed": seed}
+        _, examples = loaded(["train"], **draw, allow_overlap=True)
+        places = {one.where.rpartition(":")[2] for one in examples["train"] if one.task == "mood"}
+        count = len(drawn := {"5", "31"} & places)
+        found.add(frozenset(drawn))
+        if count:
+            with pytest.raises(ConfigError, match=f"{count} training rows of 'mood' are test rows of 'judge'"):
+                loaded(["train"], **draw)
+        else:
+            assert loaded(["train"], **draw)
+    assert len(found) == 4
+
+
+def saved_run(folder, task, **more):
+    """A run's folder as far as it says what the run was trained on."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(RunConfig(task=task, **more).anchored().to_yaml())
+    return folder
+
+
+def begun(start, **task):
+    """What is loaded for a run that starts from another; its model is none."""
+    return load_material(RunConfig(model="no/such-model", task=task, start=start))
+
+
+def test_a_run_on_several_tasks_is_not_tested_on_one_of_them(root, tmp_path):
+    trained = {"data": str(root), "tasks": ["unifiedqa:mood", "pick"], "unseen": ["judge"]}
+    (root / "mood").rename(root / "unifiedqa:mood")
+    run = saved_run(tmp_path / "meta", trained)
+    message = r"the run '.*meta' was trained on tasks that it shall be tested on: {}\n.*task\.allow_overlap=true"
+    back = ["task.tasks=[]", "task.setting=null"]
+    mood = message.format("'unifiedqa:mood'")
+    with pytest.raises(ConfigError, match=mood):
+        begun(run, data=str(root / "unifiedqa:mood"))
+    for split in ("validation", "test"):
+        with pytest.raises(ConfigError, match=mood):
+            evaluate_run(run, [*back, f"task.data={json.dumps(str(root / 'unifiedqa:mood'))}"], split)
+    # by another name, as one file, and as one of several
+    write_rows(tmp_path / "Mood.jsonl", labelled("other", 30, 90))
+    twin = message.format(r"'unifiedqa:mood' \(tested as 'Mood'\)")
+    with pytest.raises(ConfigError, match=twin):
+        begun(run, data=str(tmp_path / "Mood.jsonl"))
+    for file in ("train", "test"):
+        with pytest.raises(ConfigError, match=message.format("'pick'")):
+            begun(run, data=str(root / "pick" / f"{file}.jsonl"))
+    with pytest.raises(ConfigError, match=message.format("'pick'")):
+        evaluate_run(run, ["task.tasks=[judge,pick]", "task.unseen=[]"])
+    with pytest.raises(ConfigError, match=message.format("'pick'")):
+        begun(run, data=str(root), tasks=["which", "tone"], unseen=["pick"])
+    # what a run that it started from was trained on, and a setting file
+    second = saved_run(tmp_path / "second", {"data": str(root / "judge")}, start=run)
+    with pytest.raises(ConfigError, match=message.format("'pick'")):
+        begun(second, data=str(root / "pick"))
+    setting = tmp_path / "set.json"
+    setting.write_text(json.dumps({"train": ["pick"], "test": []}))
+    third = saved_run(tmp_path / "third", {"data": str(root), "setting": str(setting)})
+    with pytest.raises(ConfigError, match=r"the run '.*third' was .*: 'pick'\n"):
+        begun(third, data=str(root / "pick"))
+    setting.unlink()
+    with pytest.raises(ConfigError, match=r"not known which tasks the run '.*third' was trained on: cannot read '"):
+        begun(third, data=str(root / "judge"))
+    # an unseen task, more training on the same tasks, and what is allowed get as far as the model
+    for task in (
+        {"data": str(root / "judge")},
+        trained,
+        {"data": str(root / "pick"), "allow_overlap": True},
+    ):
+        with pytest.raises(ZofoError, match="no/such-model"):
+            begun(run, **task)
+    model = ["model=no/such-model"]
+    for given in (
+        [],
+        [*back, f"task.data={root / 'judge'}"],
+        [*back, f"task.data={root / 'pick'}", "task.allow_overlap=true"],
+    ):
+        with pytest.raises(ZofoError, match="no/such-model"):
+            evaluate_run(run, [*model, *given])
+
+
+def test_a_packaged_task_that_a_run_was_trained_on_is_known_by_the_name_in_a_task_file(root, tmp_path, data_dir):
+    (root / "sst2").symlink_to(data_dir)
+    run = saved_run(tmp_path / "meta", {"data": str(root), "tasks": ["sst2", "pick"]})
+    file = tmp_path / "mine.yaml"
+    file.write_text(packaged_text("sst2"))
+    for name in ("sst2", str(file)):
+        with pytest.raises(ConfigError, match=r"that it shall be tested on: 'sst2'\n"):
+            begun(run, name=name, data_dir=data_dir)
+
+
+@pytest.mark.parametrize("demonstrations", [0, 2])
+def test_rows_that_a_run_was_trained_on_are_not_tested_under_another_name(root, tmp_path, demonstrations):
+    write_rows(root / "other" / "train.jsonl", labelled("other", 12))
+    write_rows(root / "other" / "test.jsonl", [*labelled("mood", 3, 10), *labelled("other", 3, 40)])
+    trained = {"data": str(root), "tasks": ["pick", "mood"], "demonstrations": demonstrations}
+    run = saved_run(tmp_path / "meta", {**trained, "sizes": {"validation": 1}})  # one of the three rows
+    message = r"2 training rows of 'mood' in the run '.*meta' are test rows of 'other'.*\n.*task\.allow_overlap=true"
+    with pytest.raises(ConfigError, match=message):
+        begun(run, data=str(root / "other"))
+    with pytest.raises(ConfigError, match=message):
+        evaluate_run(run, ["task.tasks=[]", f"task.data={root / 'other'}", "task.demonstrations=0"], "test")
+    few = saved_run(tmp_path / "few", {**trained, "max_rows": 3})  # which are others
+    with pytest.raises(ZofoError, match="no/such-model"):
+        begun(few, data=str(root / "other"))
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -175,6 +318,14 @@ def test_a_task_of_one_label_wrong_json_and_a_row_of_both_splits_are_named(root)
     write_rows(path, [*rows, labelled("mood", 1, start=31)[0]])
     with pytest.raises(DataError, match=r"test\.jsonl:2: the same input and options as .*train\.jsonl:31"):
         loaded(data=str(root / "mood"))
+    for splits in (["train"], ["test"], ["train", "validation"]):  # as `train` and then `eval` read them
+        with pytest.raises(DataError, match=r"test\.jsonl:2: the same input and options as .*train\.jsonl:31"):
+            loaded(splits, data=str(root / "mood"))
+        assert loaded(splits, data=str(root / "mood"), allow_overlap=True)
+    several = {"data": str(root), "tasks": ["mood", "pick"], "sizes": {"validation": 1}}
+    assert loaded(["train", "validation"], **several)  # whose own test nobody asks for
+    with pytest.raises(DataError, match=r"test\.jsonl:2: the same input and options as .*train\.jsonl:31"):
+        loaded(["test"], **several)
     assert loaded(data=str(root / "mood"), allow_overlap=True)
     (root / "set.json").write_text('{"train": ["mood"],\n "test" []}')
     with pytest.raises(DataError, match=r"set\.json:2: not JSON"):
@@ -182,6 +333,24 @@ def test_a_task_of_one_label_wrong_json_and_a_row_of_both_splits_are_named(root)
     (root / "set.json").write_text('{"train": "mood", "test": []}')
     with pytest.raises(DataError, match=r"set\.json: 'train' is no list of tasks"):
         resolve_task(TaskConfig(data=str(root), setting=root / "set.json"))
+
+
+def test_a_choice_among_the_same_options_with_one_answer_is_refused_and_other_choices_are_not(root):
+    (root / "tasks.json").write_text(json.dumps({"mood": {"type": "qa"}}))
+    same = [row for row in labelled("mood", 30) if row["output"] == "great"]
+    turned = [{**row, "options": row["options"][::-1] if i % 2 else row["options"]} for i, row in enumerate(same)]
+    for options in ({"data": str(root / "mood")}, {"data": str(root), "tasks": ["pick", "mood"]}):
+        write_rows(root / "mood" / "train.jsonl", turned)
+        with pytest.raises(
+            DataError, match=r"train\.jsonl:1: column 'output' is 'great' in all 15 rows.*\n.*two labels"
+        ):
+            loaded(["train"], **options, sizes={"validation": 1})
+        write_rows(root / "mood" / "train.jsonl", [*turned, {**same[0], "input": "x", "output": "terrible"}])
+        assert loaded(["train"], **options, max_rows=2, sizes={"validation": 1})  # a few may be of one label by chance
+    always = [{**row, "output": row["options"][0]} for row in choosing("pick", 12)]
+    write_rows(root / "pick" / "train.jsonl", always)
+    for most in (None, 1):
+        assert loaded(["train"], data=str(root / "pick"), max_rows=most, sizes={"validation": 1})
 
 
 # as MetaICL names and writes them

@@ -135,6 +135,17 @@ def test_the_control_of_as_many_steps_has_as_many(name):
     assert frozen.tree["method"] == {**method, "backbone_step": "frozen"}
 
 
+@pytest.mark.parametrize("name", ["bilevel", "bilevel-adapters"])
+def test_no_control_is_offered_adapter_rates_beyond_those_of_bilevel(name):
+    """Else a control could win by its rate alone."""
+    methods = read_study(name).config.methods
+    rates = {one: [trial["method"]["lr_adapter"] for trial in methods[one].trials] for one in ("bilevel", "frozen")}
+    assert (min(rates["bilevel"]), max(rates["bilevel"])) == (min(rates["frozen"]), max(rates["frozen"]))
+    assert set(rates["bilevel"]) < set(rates["frozen"])
+    for control in ("random backbone", "penalty 0"):
+        assert methods[control].trials == methods["bilevel"].trials
+
+
 def test_the_ablations_change_one_thing_at_a_time_and_have_figure_2s_values():
     grid = read_study("bilevel-ablations", ["seeds=[0]"]).grid
     found = {run.cell.axes[0]: run.tree["method"] for run in grid.final_runs if run.method == "bilevel"}

@@ -513,13 +513,13 @@ def test_a_damaged_probe_is_named(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "error", "message", "hint"),
     [
-        (["dull"] * 6, "needs rows of two labels or more in train"),
-        (["dull"] * 6 + ["warm"], "only one row of train has the label number 1"),
+        (["dull"] * 6, DataError, "'label' is 'dull' in all 6 rows", "give rows of two labels or more"),
+        (["dull"] * 6 + ["warm"], ConfigError, "only one row of train has the label number 1", "give more rows"),
     ],
 )
-def test_a_probe_of_too_few_labels_is_refused(folder, tmp_path, labels, message):
+def test_a_probe_of_too_few_labels_is_refused(folder, tmp_path, labels, error, message, hint):
     rows = three_labels(folder, f"few-{len(labels)}", labels, validation=["dull", "warm"], test=["dull", "warm"])
     task = folder / "words.yaml"
     task.write_text(
@@ -536,9 +536,9 @@ splits: {train: {from: train}, validation: {from: validation}, test: {from: test
         encoding="utf-8",
     )
     options = [f"model={folder / 'causal'}", f"task={task}", f"task.data_dir={rows}", "method=linear-probe"]
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(error, match=message) as caught:
         train(read_config(None, [*options, f"run={tmp_path / 'run'}"]))
-    assert "give more rows" in caught.value.hint
+    assert hint in caught.value.hint
     assert not (tmp_path / "run").exists()
 
 

@@ -65,7 +65,7 @@ def folders(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Made-up rows of each task that the recipes need: reviews, COPA, and two tasks of MetaICL's format."""
+    """Made-up rows of each task that the recipes need: reviews, COPA, and three tasks of MetaICL's format."""
     folder = tmp_path_factory.mktemp("rows")
     for split, count, start in (("train", 24, 0), ("validation", 4, 24), ("test", 4, 30)):
         write_rows(folder / "reviews" / f"{split}.jsonl", review_rows(count, start))
@@ -73,7 +73,7 @@ def rows(tmp_path_factory):
         choices = {"choice1": "It drags.", "choice2": "It was a joy."}
         copa = [{"premise": f"Film {i}.", **choices, "question": "cause", "label": i % 2} for i in range(count)]
         write_rows(folder / "copa" / f"{split}.jsonl", copa)
-    for task in ("one", "two"):
+    for task in ("one", "two", "unseen"):
         for split, count, start in (("train", 24, 0), ("test", 4, 30)):
             kept = [
                 {
@@ -110,7 +110,7 @@ def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
         given += ["task.setting=null", "task.tasks=[one, two]", f"task.data={rows / 'metaicl'}"]
         given += ["task.sizes={validation: 4}"]
     elif RECIPES[name].needs:
-        given += [f"task.data={rows / 'metaicl' / 'one'}", "task.sizes={validation: 4}"]
+        given += [f"task.data={rows / 'metaicl' / 'unseen'}", "task.sizes={validation: 4}"]
     elif config.task.sizes:
         given += ["task.sizes={train: 24, validation: 4, test: 4}"]
     if config.task.shots:

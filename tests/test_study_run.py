@@ -251,7 +251,7 @@ def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made,
 def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
     study, tmp_path, made, monkeypatch, uninterrupted, number, inside
 ):
-    perform, handlers = workers.perform, [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
+    perform = workers.perform
 
     def asked(*given):
         perform(*given)
@@ -259,12 +259,19 @@ def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
             with Signals().caught() if inside else nullcontext():  # as a run does until it has written its outcome
                 signal.raise_signal(number)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(workers, "perform", asked)
-        with pytest.raises(Stopped) as stopped:
-            run_study(study(), tmp_path / "out")
+    def handler(*_):
+        raise AssertionError
+
+    before = signal.signal(number, handler)  # a shell in the background ignores SIGINT
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(workers, "perform", asked)
+            with pytest.raises(Stopped) as stopped:
+                run_study(study(), tmp_path / "out")
+        assert signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, before)
     assert stopped.value.exit_code == 128 + number
-    assert handlers == [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
     run_study(study(), tmp_path / "out")
     assert len(made) == len(set(made)) == RUNS  # each was made once
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)

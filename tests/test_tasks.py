@@ -321,6 +321,95 @@ def _three_files(folder):
     return folder
 
 
+@pytest.mark.parametrize("head", [False, True])
+def test_train_rows_of_one_label_are_refused_and_a_few_that_are_drawn_may_be_of_one(tmp_path, head):
+    for split in SPLITS:
+        write_rows(tmp_path / f"{split}.jsonl", [{**row, "label": 1} for row in review_rows(60)])
+    for name in ("sst2", "movie-reviews"):
+        task, config = load_task(name), TaskConfig(name=name, data_dir=tmp_path)
+        message = r"train\.jsonl:1: column 'label' is 1 in all 60 rows, which leaves nothing to learn\n.*two labels"
+        with pytest.raises(DataError, match=message):
+            load_examples(task, config, head=head)
+        with pytest.raises(DataError, match=message):
+            load_examples(task, TaskConfig(name=name, data_dir=tmp_path, max_rows=5), ["train"], head)
+        assert load_examples(task, config, ["test"], head)  # which may be of one
+        assert load_examples(task, config, head=head, right=False)
+    write_rows(tmp_path / "train.jsonl", [{**row, "label": int(i > 40)} for i, row in enumerate(review_rows(60))])
+    drawn = load_examples(mine(texts=["{{ sentence }}"]), TaskConfig(data_dir=tmp_path, max_rows=5), ["train"], head)
+    assert {one.gold for one in drawn["train"]} == {0}
+
+
+def test_one_right_choice_or_answer_in_all_rows_is_refused_only_among_the_same_choices(tmp_path):
+    rows = [{"premise": f"{i}", "one": f"a {i}", "two": f"b {i}", "label": 0} for i in range(6)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    shape = {"kind": "multiple-choice", "verbalizers": None, "template": "{{ premise }}"}
+    own = mine(**shape, choices=[" {{ one }}", " {{ two }}"])
+    assert load_examples(own, TaskConfig(data_dir=tmp_path), ["train"])
+    with pytest.raises(DataError, match=r"train\.jsonl:1: column 'label' is 0 in all 6 rows"):
+        load_examples(mine(**shape, choices=[" yes", " no"]), TaskConfig(data_dir=tmp_path), ["train"])
+    free = {"kind": "generation", "metric": "exact-match", "verbalizers": None, "label": None}
+    same = mine(**free, answers="'yes' if label == 0 else 'no'", template="{{ premise }}")
+    assert load_examples(same, TaskConfig(data_dir=tmp_path), ["train"])
+
+
+DISJOINT = {
+    "classification": {"texts": ["{{ sentence }}"]},
+    "generation": {
+        "kind": "generation",
+        "metric": "exact-match",
+        "verbalizers": None,
+        "label": None,
+        "answers": "'great' if label else 'terrible'",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DISJOINT)
+def test_a_row_of_test_in_train_is_refused_whichever_of_both_is_read(tmp_path, kind):
+    task, config = mine(**DISJOINT[kind], disjoint=True), TaskConfig(data_dir=tmp_path)
+    heads = (False, True) if kind == "classification" else (False,)
+    for split, start in (("train", 0), ("validation", 40), ("test", 80)):
+        write_rows(tmp_path / f"{split}.jsonl", review_rows(12, start))
+    for head in heads:
+        for split in SPLITS:
+            assert load_examples(task, config, [split], head).keys() == {split}
+    write_rows(tmp_path / "test.jsonl", [*review_rows(3, 80), *review_rows(1, 5)])
+    options = " and options" if kind == "classification" else ""
+    message = rf"test\.jsonl:4: the same input{options} as .*train\.jsonl:6, .*; 1 such rows in 'mine'"
+    for head in heads:
+        for splits in (["train"], ["test"], ["train", "validation"], SPLITS):
+            with pytest.raises(DataError, match=message):
+                load_examples(task, config, splits, head)
+            assert load_examples(mine(**DISJOINT[kind]), config, splits, head)
+        assert load_examples(task, config, ["validation"], head)
+
+
+def test_a_test_that_is_only_compared_may_be_missing_or_without_its_labels(tmp_path):
+    task, config = mine(disjoint=True), TaskConfig(data_dir=tmp_path)
+    write_rows(tmp_path / "train.jsonl", review_rows(12))
+    assert load_examples(task, config, ["train"])
+    write_rows(tmp_path / "test.jsonl", [{"sentence": "not known"}])
+    assert load_examples(task, config, ["train"])
+    write_rows(tmp_path / "test.jsonl", [{"sentence": review_rows(1)[0]["sentence"]}])
+    with pytest.raises(DataError, match=r"test\.jsonl:1: the same input and options as .*train\.jsonl:1,"):
+        load_examples(task, config, ["train"])
+
+
+def test_a_disjoint_chat_is_known_by_what_is_asked(tmp_path):
+    chat = {"kind": "generation", "metric": "exact-match", "verbalizers": None, "label": None, "messages": "messages"}
+    task = parse_task({k: v for k, v in {**MINE, **chat}.items() if k != "template"} | {"disjoint": True}, "chat.yaml")
+    for split in SPLITS:
+        rows = [
+            [{"role": "user", "content": f"{split} {i}"}, {"role": "assistant", "content": "yes"}] for i in range(4)
+        ]
+        write_rows(tmp_path / f"{split}.jsonl", [{"messages": turns} for turns in rows])
+    assert load_examples(task, TaskConfig(data_dir=tmp_path))
+    asked = [{"role": "user", "content": "train 2"}, {"role": "assistant", "content": "no"}]
+    write_rows(tmp_path / "test.jsonl", [{"messages": asked}])
+    with pytest.raises(DataError, match=r"test\.jsonl:1: the same input as .*train\.jsonl:3"):
+        load_examples(task, TaskConfig(data_dir=tmp_path), ["train"])
+
+
 # batches
 
 

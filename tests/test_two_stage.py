@@ -105,6 +105,19 @@ def test_a_budget_pays_for_both_stages(setting):
         assert sum(method.step(number).counts.queries for number in range(steps)) <= budget
 
 
+@pytest.mark.parametrize("estimator", ["two-sided", "one-sided"])
+def test_steps_that_end_in_the_first_stage_are_refused_with_what_to_type(setting, estimator):
+    config = TwoStageConfig(**SHORT, num_directions=3, estimator=estimator)
+    method = TwoStage(config, setting())
+    method.check_steps(FIRST + 1)
+    with pytest.raises(ConfigError, match=f"takes {FIRST} steps on its adapter, .* none of {FIRST} ") as refused:
+        method.check_steps(FIRST)
+    assert f"training.steps={2 * FIRST}, or training.queries=" in refused.value.hint
+    enough = int(refused.value.hint.split("training.queries=")[1].split()[0])
+    assert method.steps_within(enough) == 2 * FIRST
+    assert method.steps_within(enough - 1) == 2 * FIRST - 1
+
+
 # whole runs
 
 
@@ -154,6 +167,17 @@ def test_a_budget_of_queries_that_pays_for_no_step_is_refused(configured):
     assert len(lines_of(run, "step")) == FIRST + 2
     with pytest.raises(ConfigError, match=f"one step of 'two-stage' takes {SIZE}"):
         train(configured("none", queries=SIZE - 1))
+
+
+def test_a_run_that_would_not_get_to_its_second_stage_is_refused(configured, tmp_path):
+    for queries, steps in ((FIRST * SIZE, FIRST), (FIRST * SIZE + 2 * SIZE - 1, FIRST), (SIZE, 1)):
+        with pytest.raises(
+            ConfigError, match=f"method=two-stage takes {FIRST} steps on its adapter, .*none of {steps} "
+        ):
+            train(configured("short", queries=queries))
+        assert not (tmp_path / "short").exists()
+    with pytest.raises(ConfigError, match=f"none of {FIRST} for the backbone"):  # before a model is loaded
+        configured("short", steps=FIRST)
 
 
 def test_the_saved_parts_give_the_trained_model(setting, tmp_path):

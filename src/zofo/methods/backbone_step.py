@@ -16,7 +16,7 @@ from zofo.evaluators import Ask, Counts, Evaluator
 from zofo.methods.base import Setting
 from zofo.methods.moved import Moved
 from zofo.methods.penalty import PenaltySchedule, penalty_at, rate_note, rounding_note
-from zofo.methods.zeroth_order import LR_OF_ONE, ZerothOrder, ZerothOrderConfig
+from zofo.methods.zeroth_order import LR_OF_ONE, EvaluatorConfig, ZerothOrder, ZerothOrderConfig
 from zofo.noise import words
 from zofo.remembered import Remembered
 from zofo.rules import Rule
@@ -25,8 +25,8 @@ BackboneMove = Literal["zeroth-order", "frozen", "random"]
 """The method, and two controls: theta as it is, or moved elsewhere as far."""
 
 
-class Upper:
-    """theta in a bilevel problem, of one task or of several: its zeroth-order step, or a control in its place.
+class BackboneStep:
+    """The step on theta in a bilevel problem, of one task or of several: zeroth-order, or a control in its place.
 
     theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, by whatever rule. With several tasks
     each F is the mean over them, each with its own p and s: one z for all, or one for each example.
@@ -128,7 +128,9 @@ class Upper:
             self._zo.evaluator.check(asks)
 
     def notes(self) -> list[str]:
-        """See `Method.notes`: of a penalty that multiplies rounding, or the rate, too far; and of a copy of theta."""
+        """See `Method.notes`: of a penalty that multiplies rounding, or the rate, too far; of a `fold_every` without
+        effect; and of a copy of theta.
+        """
         zo, rule = self._zo, self._config.rule
         if zo is None:
             return []
@@ -136,10 +138,22 @@ class Upper:
         notes = [
             rounding_note(self._penalty, zo.estimator, zo.backbone.dtypes),
             rate_note(self._penalty, rate, LR_OF_ONE),
+            self._folding_note(),
         ]
         if copied := self._moved.copied:
             notes.append(f"backbone_moved is measured from a copy of the backbone: {copied / 2**30:.2f} GiB")
         return [note for note in notes if note]
+
+    def _folding_note(self) -> str | None:
+        """What to say of a `fold_every` that was asked for; else None."""
+        evaluator = self._config.evaluator
+        usual = EvaluatorConfig.model_validate(evaluator.name).options.get("fold_every")
+        if (asked := evaluator.options.get("fold_every")) in (usual, 1):
+            return None
+        return (
+            f"method.evaluator.fold_every={asked} changes nothing: the first-order steps of an outer step look at the "
+            "weights, so that each update is written before the next one"
+        )
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""

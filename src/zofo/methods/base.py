@@ -81,6 +81,13 @@ class MethodConfig(Config):
     batch_size: int = Field(16, ge=1)
     """Examples a batch."""
 
+    def check_steps(self, steps: int) -> None:
+        """Find out, before a model is loaded, whether so many steps can do what is configured.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+
 
 class Method(ABC):
     """A way to train: built from its configuration and a setting, then stepped.

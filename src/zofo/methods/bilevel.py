@@ -19,7 +19,7 @@ from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
-from zofo.methods.backbone_step import BackboneMove, Upper
+from zofo.methods.backbone_step import BackboneMove, BackboneStep
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName
 from zofo.methods.pair import VARIANTS, Pair
@@ -97,14 +97,14 @@ class Bilevel(Method):
         self._config = config
         self.model = setting.model
         size = config.batch_size
-        upper, lower = split(setting, size)
-        self._upper = setting.batches(size, "D_f", upper)
-        self._lower = setting.batches(size, "D_p", lower)
-        self._inner = setting.batches(size, "D_p, inner", lower)
+        d_f, d_p = split(setting, size)
+        self._batches_f = setting.batches(size, "D_f", d_f)
+        self._batches_p = setting.batches(size, "D_p", d_p)
+        self._batches_inner = setting.batches(size, "D_p, inner", d_p)
         self._two = setting.make(setting.examples[:2])
 
         move, penalty = config.backbone_step, config.penalty
-        theta = self._theta = Upper(config, setting, config.name, move, penalty, size)  # before peft: see there
+        theta = self._theta = BackboneStep(config, setting, config.name, move, penalty, size)  # before peft: see there
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self._adapters: Adapters = adapters or config.adapter.build(setting.model, self.variants, setting.seed)
@@ -123,9 +123,9 @@ class Bilevel(Method):
         before = self.counts.copy()
         self._theta.settle()  # first-order steps look at the weights
 
-        inner = [pair.inner_step(self._inner[number * inner_steps + t]) for t in range(inner_steps)]
+        inner = [pair.inner_step(self._batches_inner[number * inner_steps + t]) for t in range(inner_steps)]
 
-        b_f, b_p = self._upper[number], self._lower[number]
+        b_f, b_p = self._batches_f[number], self._batches_p[number]
         f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
         coefficients = {"penalty": penalty, "loss_upper": f_upper, "loss_lower": f_lower}
         if inner:
@@ -140,7 +140,7 @@ class Bilevel(Method):
         self._theta.check([(self._pair.objective(variant), self._two) for variant in self.variants])
 
     def notes(self) -> list[str]:
-        """See `Upper.notes`."""
+        """See `BackboneStep.notes`."""
         return self._theta.notes()
 
     @contextmanager
@@ -186,5 +186,5 @@ def split(setting: Setting, batch_size: int) -> tuple[list[Any], list[Any]]:
             f"{lower}give at least {3 * batch_size} training examples, with task.sizes.train or more rows",
         )
     order = permutation(Key(setting.seed, 0), "bilevel/split", count)
-    upper, lower_part = ([setting.examples[i] for i in part] for part in (order[:third], order[third:]))
-    return upper, lower_part
+    d_f, d_p = ([setting.examples[i] for i in part] for part in (order[:third], order[third:]))
+    return d_f, d_p

@@ -22,7 +22,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Ask, Gradient, Objective
 from zofo.methods.adapter_store import AdapterStore, Where
-from zofo.methods.backbone_step import Upper
+from zofo.methods.backbone_step import BackboneStep
 from zofo.methods.base import METHODS, Method, Setting, StepLog
 from zofo.methods.bilevel import BilevelConfig, split
 from zofo.methods.pair import VARIANTS, Pair
@@ -56,9 +56,9 @@ class _Task:
     """The batches of one task."""
 
     name: str
-    upper: Batches[Any, Any]
-    lower: Batches[Any, Any]
-    inner: Batches[Any, Any]
+    batches_f: Batches[Any, Any]
+    batches_p: Batches[Any, Any]
+    batches_inner: Batches[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class MetaBilevel(Method):
         self._two = setting.make(setting.examples[:2])
         self._number = min(config.tasks_per_step, len(self._tasks))
 
-        theta = self._theta = Upper(
+        theta = self._theta = BackboneStep(
             config, setting, config.name, config.backbone_step, config.penalty, config.batch_size
         )  # before peft: see there
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
@@ -156,9 +156,9 @@ class MetaBilevel(Method):
         """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
         pair, inner_steps = self._pair, self._config.inner_steps
         self._load(task.name)
-        b_f, b_p = task.upper[number], task.lower[number]
+        b_f, b_p = task.batches_f[number], task.batches_p[number]
         with pair.one_step():
-            inner = [pair.inner_step(task.inner[number * inner_steps + t]) for t in range(inner_steps)]
+            inner = [pair.inner_step(task.batches_inner[number * inner_steps + t]) for t in range(inner_steps)]
             f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
             old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
             pair.step_adapter()
@@ -168,7 +168,7 @@ class MetaBilevel(Method):
         return _Tuned(old, b_f, b_p, _copied(pair.remember())), found
 
     def _asks(self, tuned: list[_Tuned]) -> list[Ask]:
-        """What `Upper` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
+        """What `BackboneStep` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
         p, s = VARIANTS
         asks: list[Ask] = [(self._with(one, p), one.b_f) for one in tuned]
         asks += [(self._with(one, p), one.b_p) for one in tuned]
@@ -201,7 +201,7 @@ class MetaBilevel(Method):
         self._theta.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
 
     def notes(self) -> list[str]:
-        """See `Upper.notes`."""
+        """See `BackboneStep.notes`."""
         return self._theta.notes()
 
     @contextmanager
@@ -270,10 +270,10 @@ def _tasks(setting: Setting, batch_size: int) -> list[_Task]:
     for name, examples in each.items():
         own = replace(setting, examples=examples)
         try:
-            upper, lower = split(own, batch_size)
+            d_f, d_p = split(own, batch_size)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error.message}", error.hint) from error
-        parts = (("D_f", upper), ("D_p", lower), ("D_p, inner", lower))
+        parts = (("D_f", d_f), ("D_p", d_p), ("D_p, inner", d_p))
         tasks.append(_Task(name, *(own.batches(batch_size, f"{name}, {part}", some) for part, some in parts)))
     return tasks
 

@@ -65,6 +65,7 @@ class Pair:
         Returns:
             F(theta, p; b_f) and F(theta, p; b_p).
         """
+        self._optimizer_p.zero_grad()
         with self.adapters.using(VARIANTS[0]):
             lower = self._gradient.accumulate(self._p, self._objective, b_p).mean().item()
             for parameter in self._p:

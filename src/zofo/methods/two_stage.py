@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 
 from zofo.adapters import AdapterConfig, Adapters
 from zofo.config import NonNegative
+from zofo.displacement import Key
+from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName, build_optimizer
@@ -40,6 +42,18 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig):
     @classmethod
     def _suited_to_the_adapter(cls, given: Any) -> Any:
         return beside_adapter(given, ("lr_adapter",))
+
+    def check_steps(self, steps: int) -> None:
+        """See `MethodConfig.check_steps`: the second stage has a step."""
+        first = self.adapter_steps
+        if steps > first:
+            return
+        points = len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
+        raise ConfigError(
+            f"method=two-stage takes {first} steps on its adapter, which leaves none of {steps} for the backbone",
+            f"set training.steps={2 * first}, or training.queries={first * (1 + points) * self.batch_size} for as "
+            "many, or a smaller method.adapter_steps",
+        )
 
 
 @METHODS.register("two-stage")
@@ -92,6 +106,10 @@ class TwoStage(Method):
         first = min(queries // self.queries_per_step, self._config.adapter_steps)
         left = queries - first * self.queries_per_step
         return first + left // (self._zo.points * self._config.batch_size)
+
+    def check_steps(self, steps: int) -> None:
+        """See `Method.check_steps`: the second stage has a step."""
+        self._config.check_steps(steps)
 
     def check(self) -> None:
         """See `Method.check`."""

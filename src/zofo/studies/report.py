@@ -202,7 +202,10 @@ def _started(starts: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:
         counts = [f"{outcome.counts[name]:,}" for name in ("queries", "backwards")]
         rows.append([*what, f"{outcome.metric} {score}", *counts, as_time(outcome.seconds)])
     yield markdown(["start", "where", "on validation rows of its tasks", "queries", "backwards", "seconds"], rows, 3)
-    yield "What a start took is not in the queries and seconds of the methods that start from it."
+    yield (
+        "What a start took is not in the queries and seconds of the methods that start from it. Each was made once: "
+        "the intervals of these methods leave out how much another seed of the start would change."
+    )
 
 
 def _failures(runs: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:

@@ -15,6 +15,7 @@ from zofo.tasks.own import load_examples, resolve_task
 from zofo.tasks.rendering import render
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
 from zofo.tasks.text_batch import TextBatch, collate_texts
+from zofo.tasks.unseen import refuse_trained_on
 
 __all__ = [
     "METRICS",
@@ -45,6 +46,7 @@ __all__ = [
     "load_examples",
     "load_task",
     "packaged_text",
+    "refuse_trained_on",
     "render",
     "resolve_task",
     "task_names",

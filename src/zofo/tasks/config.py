@@ -13,8 +13,9 @@ from zofo.tasks.templates import check_template
 
 DEFAULT_TASK = "movie-reviews"
 ROWS_OF_EACH = 768
-"""Rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
-_OF_ONE = ("name", "prompt", "template", "label", "verbalizers", "metric")  # have no meaning for several tasks
+"""Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
+OF_ONE = ("name", "prompt", "template", "label", "verbalizers", "metric")
+"""Options that have no meaning for several tasks."""
 
 
 class TaskConfig(Config):
@@ -50,7 +51,7 @@ class TaskConfig(Config):
     sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
     """Rows that are drawn for a split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
     max_rows: int | None = Field(None, ge=1)
-    """Keep only the first rows of each split, after the draw; of several tasks, by default 768 each."""
+    """Keep only the first rows of each split, after the draw; of several tasks, of train alone, and 768 by default."""
     shots: int | None = Field(None, ge=1)
     """Train on so few rows, drawn by `split_seed`: of each label of a classification, or in all of another task."""
     tasks: list[str] = []
@@ -61,7 +62,7 @@ class TaskConfig(Config):
     unseen: list[str] = []
     """Tasks that are kept for the test, so that none of `tasks` may be one of them by another name, or share rows."""
     allow_overlap: bool = False
-    """Train on such a task nevertheless."""
+    """Train on such a task, or test on one that `start` was trained on, or on rows of train, nevertheless."""
     max_length: int | None = Field(None, ge=8)
     """Longest text in tokens; by default, what the model can take."""
     truncate: Literal["never", "left"] = "never"
@@ -103,7 +104,7 @@ class TaskConfig(Config):
             return self
         if self.tasks and self.setting is not None:
             raise ValueError("give task.tasks or task.setting, not both; task.setting=null takes one back")
-        wrong = next((key for key in _OF_ONE if getattr(self, key) is not None), None)
+        wrong = next((key for key in OF_ONE if getattr(self, key) is not None), None)
         if wrong:
             raise ValueError(f"task.{wrong} has no meaning for several tasks; task.{wrong}=null takes it back")
         return self

@@ -12,31 +12,81 @@ from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.example import Example
-from zofo.tasks.mixture import refuse_known_test_rows
-from zofo.tasks.reading import Row, beside_good_row, folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.overlap import refuse_known_test_rows
+from zofo.tasks.reading import (
+    Row,
+    beside_good_row,
+    file_of,
+    folder_origins,
+    hub_origins,
+    one_label,
+    read_file,
+    read_folder,
+    read_hub,
+)
 from zofo.tasks.rendering import render
 from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
 
 
 def load_examples(
-    task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS, head: bool = False, right: bool = True
+    task: Task,
+    config: TaskConfig,
+    splits: Sequence[Split] = SPLITS,
+    head: bool = False,
+    right: bool = True,
+    of_several: bool = False,
 ) -> dict[Split, list[Example]]:
     """Read, check, split and render all rows of a task.
 
     Args:
         task: how rows are asked about.
         config: which rows, and with which prompt.
-        splits: those that are needed; the rows of others are not read.
+        splits: those that are needed; the rows of others are read only where the task forbids rows of test in them.
         head: for a classification head instead of a language model.
         right: whether rows must hold what is right.
+        of_several: whether it is one of several tasks, which are trained on more often than tested: `max_rows` counts
+            rows of train alone, and rows that train and test share matter only where test is among the splits.
 
     Returns:
         The examples of each split. Splits drawn from the same origin share no row; when the origin is too small, train
         keeps two thirds of it.
 
     Raises:
-        DataError: a missing file or column, a label outside the verbalizers, an empty text, too few rows; with file,
-            line and column.
+        DataError: a missing file or column, a label outside the verbalizers, an empty text, too few rows, one label in
+            all rows of train, a row of test in train where the task forbids it; with file, line and column.
+    """
+    prompt = _known_prompt(task, config, head)
+    needed: list[Split] = list(splits)
+    if config.demonstrations and "train" not in needed:
+        needed.append("train")
+    examples: dict[Split, list[Example]] = {}
+    compared = _compared(task, config, needed, of_several)
+    for origin in dict.fromkeys(task.splits[split].origin for split in (*needed, *compared)):
+        rows = _read(task, config, origin)
+        for split, chosen in _divide(task, origin, rows, config).items():
+            if split not in needed and split not in compared:
+                continue
+            answered = right and (split in needed or task.kind == "generation")
+            kept = chosen[: config.max_rows if split == "train" or not of_several else None]
+            examples[split] = _rendered(task, kept, prompt, head, answered)
+            if split == "train" and answered:
+                _refuse_one_label(task, rows, examples[split], prompt, head)
+    if not config.allow_overlap:
+        refuse_known_test_rows(task, examples)
+    if config.shots is not None and "train" in needed:
+        examples["train"] = _few(task, examples["train"], config.shots, config.split_seed)
+    if config.demonstrations:
+        pool = examples["train"]
+        examples = {split: with_demonstrations(examples[split], pool, config, task.separator) for split in splits}
+    return {split: examples[split] for split in splits}
+
+
+def _known_prompt(task: Task, config: TaskConfig, head: bool) -> str | None:
+    """The name of the prompt that rows are rendered with; None for the task's first, or a head's own.
+
+    Raises:
+        ConfigError: a head for a task or demonstrations that it cannot take.
+        UnknownNameError: the task has no such prompt.
     """
     if head and task.kind != "classification":
         raise ConfigError(
@@ -45,28 +95,44 @@ def load_examples(
         )
     if head and config.demonstrations:
         raise ConfigError("a classification head takes no demonstrations", "set task.demonstrations=0")
-    prompt = config.prompt
-    if prompt is not None:
-        task.prompt(prompt)  # refuses an unknown name
-    if head and prompt == NO_PROMPT:
-        prompt = None
-    needed: list[Split] = list(splits)
-    if config.demonstrations and "train" not in needed:
-        needed.append("train")
-    examples: dict[Split, list[Example]] = {}
-    for origin in dict.fromkeys(task.splits[split].origin for split in needed):
-        rows = _read(task, config, origin)
-        for split, chosen in _divide(task, origin, rows, config).items():
-            if split in needed:
-                examples[split] = _rendered(task, chosen[: config.max_rows], prompt, head, right)
-    if not config.allow_overlap:
-        refuse_known_test_rows(task, examples)
-    if config.shots is not None and "train" in examples:
-        examples["train"] = _few(task, examples["train"], config.shots, config.split_seed)
-    if config.demonstrations:
-        pool = examples["train"]
-        examples = {split: with_demonstrations(examples[split], pool, config, task.separator) for split in splits}
-    return {split: examples[split] for split in splits}
+    if config.prompt is not None:
+        task.prompt(config.prompt)  # refuses an unknown name
+    return None if head and config.prompt == NO_PROMPT else config.prompt
+
+
+def _compared(task: Task, config: TaskConfig, needed: Sequence[Split], of_several: bool) -> list[Split]:
+    """The splits that are read beside those that are needed, to see that no row of test is in another one."""
+    alone = "test" not in needed and (of_several or "train" not in needed)
+    if not task.disjoint or config.allow_overlap or alone:
+        return []
+    folder = config.data_dir  # of which a file may be missing, if its split is not needed
+    return [
+        split
+        for split in SPLITS
+        if split not in needed and (folder is None or file_of(folder, task.splits[split].origin) is not None)
+    ]
+
+
+def _refuse_one_label(
+    task: Task, rows: Sequence[Row], examples: Sequence[Example], prompt: str | None, head: bool
+) -> None:
+    """Raises DataError for rows of train that all have the same candidates and the same right ones among them.
+
+    Rows that are not among the examples may have others: a few that were drawn may be of one label by chance.
+    """
+    if task.kind == "generation" or task.kind == "multiple-choice" and len(examples) < 2:
+        return
+    first = _choice(examples[0])
+    if any(_choice(one) != first for one in examples):
+        return
+    if all(_choice(render(task, row.fields, row.where, prompt, head)) == first for row in rows):
+        assert task.label is not None
+        raise one_label(task.label, rows)
+
+
+def _choice(example: Example) -> tuple[frozenset[str], frozenset[str]]:
+    """What may be chosen, and what of it is right."""
+    return frozenset(example.candidates), frozenset(example.candidates[gold] for gold in example.golds)
 
 
 def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list[Example]:

@@ -5,7 +5,6 @@ Setting files are those of MetaICL (Min et al. 2022): `{"train": ["glue-mrpc", .
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +12,14 @@ from typing import Any
 
 from zofo.config import is_name
 from zofo.errors import ConfigError, DataError, UnknownNameError
-from zofo.tasks.config import TaskConfig
+from zofo.tasks.config import OF_ONE, TaskConfig
 from zofo.tasks.example import Example
 from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
-from zofo.tasks.reading import file_of, read_file
+from zofo.tasks.overlap import inputs_in, refuse_shared_rows, refuse_twins
 from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_names
 
 VALIDATION_ROWS = 16
 """Rows of each task that are drawn for validation, unless `sizes` says otherwise."""
-
-_SHOWN = 3  # pairs of tasks in a message
-_COLLECTIONS = re.compile(r"^(glue|super_?glue|kilt|unifiedqa)[-_:]")
 
 
 def mixture_task(config: TaskConfig) -> Task:
@@ -87,6 +83,15 @@ def _folder(config: TaskConfig, name: str) -> Path | None:
     return exact if exact.is_dir() else Path(root) / file_name(name)
 
 
+def inputs_of(config: TaskConfig, name: str, split: Split) -> dict[str, str]:
+    """The inputs of a task's rows by their places; none where its rows are not MetaICL's, or not there.
+
+    Those of an unseen task may be anywhere, or on the Hub; what is not beside the training tasks is not looked for.
+    """
+    folder = _folder(config, name)
+    return {} if folder is None else inputs_in(folder, split)
+
+
 def component(config: TaskConfig, name: str) -> TaskConfig:
     """The configuration of one of several tasks.
 
@@ -94,7 +99,8 @@ def component(config: TaskConfig, name: str) -> TaskConfig:
         DataError: it has no folder in the data folder.
         UnknownNameError: without data, it is no packaged task.
     """
-    own: dict[str, Any] = {"tasks": [], "setting": None, "unseen": [], "name": None, "data": None, "data_dir": None}
+    own: dict[str, Any] = {"tasks": [], "setting": None, "unseen": [], "data": None, "data_dir": None}
+    own |= dict.fromkeys(OF_ONE)  # which may have been set after it was checked, as `zofo validate` does it
     own["sizes"] = config.sizes or {"validation": VALIDATION_ROWS}
     folder = _folder(config, name)
     if folder is not None and folder.is_dir():
@@ -135,7 +141,7 @@ def mixed_examples(
     names, unseen = members_of(config)
     mixed: dict[Split, list[Example]] = {split: [] for split in splits}
     _refuse_free_words(config, unseen)
-    held = {} if config.allow_overlap else {name: rows for name in unseen if (rows := _inputs(config, name, "test"))}
+    held = {} if config.allow_overlap else {name: rows for name in unseen if (rows := inputs_of(config, name, "test"))}
     for name in names:
         own = component(config, name)
         task = resolve(own)
@@ -145,13 +151,13 @@ def mixed_examples(
                 f"{name!r} asks for a free text, but of several tasks each must have candidates",
                 "leave it out of task.tasks",
             )
-        for split, examples in load(task, own, [one for one in splits if one == "train" or not free]).items():
+        found = load(task, own, [one for one in splits if one == "train" or not free])
+        for split, examples in found.items():
             mixed[split] += [_only_trained_on(one, name) if free else replace(one, task=name) for one in examples]
-            if split == "train" and held:
-                bare = {where: text for text, where in _inputs(config, name, "train").items()}  # no demonstrations
-                _refuse_shared_rows(
-                    name, {one.where: bare.get(one.where, one.prompt.strip()) for one in examples}, held
-                )
+        if "train" in found and held:
+            bare = own.model_copy(update={"demonstrations": 0})
+            plain = load(task, bare, ["train"])["train"] if own.demonstrations else found["train"]
+            refuse_shared_rows(name, {one.where: one.prompt.strip() for one in plain}, held)
     for split in splits:
         if not mixed[split]:
             raise ConfigError(
@@ -176,62 +182,3 @@ def _refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
                 "scored by likelihood",
                 "take it out of task.unseen, or out of the setting file's test",
             )
-
-
-def twin_key(name: str) -> str:
-    """What tasks have in common that are the same by other names: `glue-sst2`, `SST-2` and `sst2`."""
-    return re.sub(r"[^a-z0-9]", "", _COLLECTIONS.sub("", name.lower()))
-
-
-def refuse_twins(trained: Sequence[str], unseen: Sequence[str]) -> None:
-    """Raises ConfigError for tasks that are trained on and kept for the test, also under another name."""
-    known = {twin_key(name): name for name in trained}
-    pairs = [(known[twin_key(name)], name) for name in unseen if twin_key(name) in known]
-    if not pairs:
-        return
-    texts = [repr(one) if one == other else f"{one!r} (tested as {other!r})" for one, other in pairs[:_SHOWN]]
-    more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
-    raise ConfigError(
-        f"tasks that are kept for the test are trained on: {', '.join(texts)}{more}",
-        "take them out of one of the lists, or allow it with task.allow_overlap=true",
-    )
-
-
-def _inputs(config: TaskConfig, name: str, split: str) -> dict[str, str]:
-    """The inputs of a task's rows, with their places; none where its rows are not MetaICL's, or not there.
-
-    Those of an unseen task may be anywhere, or on the Hub; what is not beside the training tasks is not looked for.
-    """
-    folder = _folder(config, name)
-    path = None if folder is None or not has_metaicl_rows(folder) else file_of(folder, split)
-    if path is None:
-        return {}
-    return {str(row.fields.get("input", "")).strip(): row.where for row in read_file(path)}
-
-
-def _refuse_shared_rows(name: str, inputs: Mapping[str, str], held: Mapping[str, Mapping[str, str]]) -> None:
-    """Raises ConfigError for inputs, by their places, that are those of test rows of an unseen task."""
-    for other, rows in held.items():
-        shared = [(where, rows[text]) for where, text in inputs.items() if text in rows]
-        if shared:
-            where, held_where = shared[0]
-            raise ConfigError(
-                f"{len(shared)} training rows of {name!r} are test rows of {other!r}, which is kept for the test: "
-                f"{where} is {held_where}",
-                "take one of the tasks out, or allow it with task.allow_overlap=true",
-            )
-
-
-def refuse_known_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
-    """Raises DataError for a row of test that is in train or validation, where the task forbids it."""
-    if not task.disjoint or "test" not in examples:
-        return
-    seen = {(one.prompt, one.candidates): one for split in SPLITS[:2] for one in examples.get(split, ())}
-    same = [(one, seen[key]) for one in examples["test"] if (key := (one.prompt, one.candidates)) in seen]
-    if same:
-        row, known = same[0]
-        raise DataError(
-            f"{row.where}: the same input and options as {known.where}, so that the test is known from training; "
-            f"{len(same)} such rows in {task.name!r}",
-            "remove them from one of the files, or allow them with task.allow_overlap=true",
-        )

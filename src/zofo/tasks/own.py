@@ -71,7 +71,7 @@ def load_examples(
         config,
         splits,
         lambda own: resolve_task(own, free_words=True),
-        lambda one, own, some: load_of_one(one, own, some, False, right),
+        lambda one, own, some: load_of_one(one, own, some, False, right, of_several=True),
     )
 
 

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from zofo.backbone import ModelConfig
 from zofo.config import Config, mistakes_of, named, read_yaml, validated
 from zofo.errors import ConfigError
-from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, TwoStageConfig, ZerothOrderConfig
+from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, ZerothOrderConfig
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.tasks import TaskConfig
 
@@ -155,14 +155,9 @@ class RunConfig(Config):
         return given
 
     @model_validator(mode="after")
-    def _both_stages(self) -> RunConfig:
-        method, steps = self.method, self.training.steps
-        if isinstance(method, TwoStageConfig) and self.training.queries is None and steps <= method.adapter_steps:
-            raise ConfigError(
-                f"method=two-stage takes {method.adapter_steps} steps on its adapter, so that training.steps={steps} "
-                "leaves none for the backbone",
-                f"set training.steps={2 * method.adapter_steps}, or a smaller method.adapter_steps",
-            )
+    def _enough_steps(self) -> RunConfig:
+        if self.training.queries is None:  # for a budget, how many steps there are is known once the method is built
+            self.method.check_steps(self.training.steps)
         return self
 
     @model_validator(mode="after")
@@ -203,6 +198,8 @@ class RunConfig(Config):
 def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), **groups: Any) -> RunConfig:
     """Build a configuration from a YAML file or a recipe, then `groups`, then `key=value` overrides; the last one wins.
 
+    Where overrides take back the several tasks of the file, its `task.max_rows` goes with them: it is of each of those.
+
     Args:
         file: a YAML file with any part of the tree, or with a recipe; or the name of a packaged recipe.
         overrides: `path.to.key=value`, the value read as YAML; a name in place of a group sets its name. Of a recipe,
@@ -215,16 +212,30 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
     """
     given = [parted(override) for override in overrides]
     preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
-    tree, recipe = _content(file, preset)
-    for group, value in groups.items():
-        set_key(tree, [group], value)
-    for path, value in given:
-        if path != _PRESET:
-            set_key(tree, path, value)
+    content, recipe = _content(file, preset)
+    changes = [*(([group], value) for group, value in groups.items()), *(one for one in given if one[0] != _PRESET)]
+    tree = _changed(content, changes)
+    if _of_several(content) and not _of_several(tree):  # whose training rows `max_rows` counted
+        set_key(content, ["task", "max_rows"], None)
+        tree = _changed(content, changes)
     with mistakes_of(str(file)) if file is not None else nullcontext():
         if recipe is not None:
             recipe.refuse_missing(tree)
         return validated(RunConfig, tree)
+
+
+def _changed(tree: dict[str, Any], changes: Sequence[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+    """A copy of a tree with some keys set, one after the other."""
+    made = dict(tree)
+    for path, value in changes:
+        set_key(made, path, value)
+    return made
+
+
+def _of_several(tree: Mapping[str, Any]) -> bool:
+    """Whether a tree is of a run on several tasks."""
+    task = tree.get("task")
+    return isinstance(task, Mapping) and bool(task.get("tasks") or task.get("setting"))
 
 
 _PRESET = ["preset"]  # of a recipe, as an override names it

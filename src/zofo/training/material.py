@@ -79,6 +79,8 @@ def load_material(
         ZofoError: whatever is wrong with task, data or model.
     """
     task = resolve_task(config.task)
+    if config.start is not None:
+        RunFolder.open(config.start).refuse_trained_on(config.task)
     try:
         head = head_of(config.model) == "classification"
     except ZofoError:

@@ -15,7 +15,7 @@ from zofo.backbone import LoadedModel, load_model
 from zofo.config import is_name, mistakes_of, read_json_object, read_yaml, validated
 from zofo.errors import RunError
 from zofo.methods.linear_probe import PROBE, load_probe
-from zofo.tasks import Task, load_task
+from zofo.tasks import Task, TaskConfig, load_task, refuse_trained_on
 from zofo.training.config import RunConfig
 from zofo.training.disk import part_of, sha256_of, sync_tree, write_whole
 from zofo.training.evaluation import Scorer
@@ -263,6 +263,25 @@ class RunFolder:
             RunFolder.open(self.config.start).restore(loaded)
         if model_hash(loaded) != self.base_hash:
             raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
+
+    def refuse_trained_on(self, asked: TaskConfig, scored: bool = False) -> None:
+        """Refuse to test on what this run, or one that it started from, was trained on as one of several tasks.
+
+        Args:
+            asked: the task of a run that starts from it, or that it is scored with.
+            scored: whether several tasks are all scored, and not trained on again.
+
+        Raises:
+            ConfigError: see `zofo.tasks.refuse_trained_on`.
+            RunError: a run that this one started from is gone.
+        """
+        run: RunFolder | None = self
+        seen: set[Path] = set()
+        while run is not None and run.path not in seen:
+            refuse_trained_on(run.config.task, asked, str(run.path), scored)
+            seen.add(run.path)
+            start = run.config.start
+            run = None if start is None else RunFolder.open(start)
 
     @property
     def base_hash(self) -> str:

@@ -64,6 +64,7 @@ def evaluate_run(
 
     Raises:
         RunError: no run there, or the base model is not the one it was trained from.
+        ConfigError: a task that the run was trained on as one of several; or one that cannot work.
     """
     run = RunFolder.open(path)
     given = list(overrides)
@@ -77,6 +78,8 @@ def evaluate_run(
     if not asked.several and not own.several and (asked.name, asked.overrides) == (own.name, own.overrides):
         # the task as it was then, whatever has become of its file
         config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
+    if not asked.several or (asked.tasks, asked.setting) != (own.tasks, own.setting):
+        run.refuse_trained_on(config.task, scored=True)
     chosen = known_split(split)
     material = load_material(config, remote_code, (chosen,))
     run.restore(material.loaded, variant, best)

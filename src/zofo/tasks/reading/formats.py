@@ -241,15 +241,25 @@ def check_labels(column: str, rows: Sequence[Row]) -> None:
                 1,
                 earlier,
             )
-    where = rows[0].where
     if len(first) == 1:
-        raise DataError(
-            f"{where}: column {column!r} is {shown_value(rows[0].fields[column])} in all {len(rows)} rows, "
-            "which leaves nothing to learn",
-            "give rows of two labels or more",
-        )
+        raise one_label(column, rows)
     if len(first) > MOST_LABELS:
         raise DataError(
-            f"{where}: column {column!r} has {len(first)} different values in {len(rows)} rows, too many for labels",
+            f"{rows[0].where}: column {column!r} has {len(first)} different values in {len(rows)} rows, too many for "
+            "labels",
             "numbers and free texts are no labels: call the columns prompt and completion, or give a task file",
         )
+
+
+def one_label(column: str, rows: Sequence[Row]) -> DataError:
+    """What is said of rows that all have the same label.
+
+    Args:
+        column: that holds it.
+        rows: at least one.
+    """
+    return DataError(
+        f"{rows[0].where}: column {column!r} is {shown_value(rows[0].fields[column])} in all {len(rows)} rows, "
+        "which leaves nothing to learn",
+        "give rows of two labels or more",
+    )
