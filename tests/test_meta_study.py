@@ -95,6 +95,7 @@ def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(
     report = (out / "report.md").read_text()
     assert "judge (macro-f1)" in report
     assert "average" in report
+    assert "not done" not in report  # of methods with fewer seeds than the study has
     assert "## What methods start from" in report
     start = next(
         run

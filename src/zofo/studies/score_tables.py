@@ -138,7 +138,7 @@ class Scores:
     def state(self, method: str, cell: Cell) -> State:
         """What became of the runs of one method in one cell."""
         found, choice = self.outcomes(method, cell).values(), self._choices.get((method, cell))
-        runs = len(self._config.seeds if method == ZERO_SHOT else self._grid.seeds(method))
+        runs = len(self._grid.seeds(method) if method in self._config.methods else self._config.seeds)
         return State(
             runs=runs,
             scored=len(self.of(method, cell)),
