@@ -284,7 +284,13 @@ def test_a_task_whose_folder_is_missing_is_left_out_only_when_that_is_allowed(tm
 
 METHODS = TOY["methods"]
 ONE_MORE = {**METHODS["sgd"], "trials": [*METHODS["sgd"]["trials"], {"method.lr": 1.0}]}
+LRS = [trial["method.rule.lr"] for trial in METHODS["mezo"]["trials"]]
 WRONG_KEY = {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method.rule.lrr": 1}]}
+
+
+def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
+    """The study with a control of one of its methods."""
+    return toy(methods={**METHODS, "control": {"method": method, "setting_of": of, **keys}})
 
 
 @pytest.mark.parametrize(
@@ -345,6 +351,21 @@ WRONG_KEY = {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method.rule.
         (toy(axes={"size": {"a": {"methods": {"mezo": None}}}}), "methods.mezo is left out of every cell", ""),
         (toy(methods={**METHODS, "majority": METHODS["sgd"]}), "methods.majority: a row of that name", ""),
         (toy(figure={"xx": 1}), "figure.xx: unknown key", ""),
+        (control(of="meso"), "unknown method of methods.control.setting_of 'meso'. Did you mean 'mezo'", ""),
+        (control(of="control"), "methods.control.setting_of: control has no trials", "a method that has trials"),
+        (control(trials=[{"method.rule.lr": 1.0}] * 2), "methods.control has trials of its own, and setting_of", ""),
+        (control(setting_off="mezo"), "methods.control.setting_off: unknown key", "did you mean 'setting_of'"),
+        (control(of=3), "methods.control.setting_of", ""),
+        (
+            {**control(), "axes": {"size": {"a": {}, "b": {"methods": {"mezo": None}}}}},
+            "methods.control.setting_of: mezo is left out of least-squares b, so that no setting",
+            "leave control out of it, too",
+        ),
+        (
+            control(method={"name": "first-order", "parameters": "all", "batch_size": 8}),
+            "methods.control, trial 1 of mezo, least-squares: method.rule",
+            "",
+        ),
         (toy(evaluations=0), "evaluations", ""),
         ("seeds: [0\n", "not YAML", ""),
         ("just a text", "a study is a mapping", ""),
@@ -384,6 +405,17 @@ def test_final_runs_of_every_setting_are_configured_at_once(read):
     }
     with pytest.raises(ConfigError, match="methods.two, trial 2, tiny sst2: method=two-stage takes 50 steps"):
         read(content)
+
+
+def test_a_control_has_the_setting_that_was_chosen_for_another_method(read):
+    """Its own keys stay, those of the trial are laid over them, and it has no trials."""
+    grid = read(control(method={"name": "mezo", "noise": "rademacher", "batch_size": 4})).grid
+    (cell,) = grid.cells
+    assert [run.method for run in grid.trials] == ["mezo", "mezo", "sgd", "sgd"]
+    methods = [run.tree["method"] for number in (0, 1) for run in grid.finals("control", cell, number)]
+    assert [one["rule"]["lr"] for one in methods] == [LRS[0], LRS[0], LRS[1], LRS[1]]
+    assert {one["noise"]["name"] for one in methods} == {"rademacher"}
+    assert grid.where(grid.finals("control", cell, 0)[0], "method.rule.lr") == "methods.mezo.trials.1.method.rule.lr"
 
 
 def test_a_start_that_no_method_uses_is_checked_too(read, tmp_path):

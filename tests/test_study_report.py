@@ -123,6 +123,8 @@ SCORES = {  # by method and task, of seeds 0, 1, 2
     ("mezo", "rte"): [0.60, 0.61, 0.65],
     ("lora", "sst2"): [0.90, 0.91, 0.95],
     ("lora", "rte"): [0.58, 0.70, 0.71],
+    ("control", "sst2"): [0.90, 0.92, 0.96],
+    ("control", "rte"): [0.58, 0.70, 0.71],
 }
 FAILED = {"error": "NonFiniteError", "message": "the loss was not finite"}
 
@@ -366,6 +368,22 @@ def test_every_trial_is_listed_with_the_one_that_was_chosen(report):
     text = " ".join(lines)
     assert "Each method tried 2 settings in each cell, 32 queries each, with seed 0." in text
     assert "No trial read the test split." in text
+
+
+def test_a_control_has_the_chosen_setting_of_its_method_in_the_report_and_the_results(report, tmp_path):
+    """In each task that which was chosen there; where every trial diverged, the control has no final run either."""
+    methods = {**STUDY["methods"], "control": {"method": {"name": "mezo", "batch_size": 4}, "setting_of": "mezo"}}
+    content = {**STUDY, "methods": methods}
+    lines = report(content, failed=[("mezo", "rte")])
+    assert "With the setting chosen for mezo in the same cell, and no search: control." in lines
+    assert row(lines, "control", "92.7 ± 7.6")[2] == "every trial diverged"
+    assert not any(line.startswith("One setting only") for line in lines)
+    frame = pd.read_csv(tmp_path / "results.csv").set_index("method")
+    (control,) = {(row.setting, row.chosen, row.trial) for row in frame.loc["control"].itertuples()}
+    assert control == ("method.rule.lr=0.0001", True, False)
+    assert frame.loc["control"].seed.tolist() == [0, 1, 2]
+    lines = report(content, accidents=[("mezo", "sst2")])
+    assert row(lines, "control", "-")[2].startswith("66.3")
 
 
 def test_a_budget_of_its_own_is_marked(report):

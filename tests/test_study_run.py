@@ -393,6 +393,24 @@ def test_a_method_of_which_every_trial_failed_has_no_final_run(study, tmp_path):
     assert any(line.startswith("| mezo ") and "| every trial diverged |" in line for line in text.splitlines())
 
 
+def test_a_control_is_made_with_the_setting_that_is_chosen_for_its_method(study, tmp_path, made):
+    """Once it is known, and it is not searched for anew. A control that differs in nothing is made of the same runs."""
+    batches = {"method": {**MEZO, "batch_size": 4}, "setting_of": "mezo"}
+    methods = {**TOY["methods"], "smaller": batches, "equal": {"method": MEZO, "setting_of": "mezo"}}
+    content = {**TOY, "methods": methods}
+    result = run_study(study(content), tmp_path / "out")
+    assert (result.done, result.failed, result.missing) == (RUNS + 2, 0, 0)
+    final = results(result.folder).query("not trial").set_index("method")
+    assert set(final.loc["smaller"].setting) == set(final.loc["mezo"].setting)
+    assert final.loc["equal"].run.tolist() == final.loc["mezo"].run.tolist()
+    assert final.loc["smaller"].steps.tolist() == [20, 20]
+    assert run_study(study(content), tmp_path / "out").done == RUNS + 2
+    assert len(made) == RUNS + 2
+    shutil.rmtree(next((tmp_path / "out" / "runs").glob("mezo*trial*")))
+    waiting = report_study(study(content), tmp_path / "out")
+    assert (waiting.done, waiting.missing) == (RUNS - 2 - 1, 1 + 3 * 2)
+
+
 def test_runs_that_blow_up_are_counted_alike_whether_a_number_overflows_or_not(study, tmp_path):
     """On least squares the loss grows by a factor a step: few steps of it are finite, many are not."""
     wild = {**MEZO, "rule": {"lr": 10.0}}

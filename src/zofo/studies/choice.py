@@ -84,7 +84,7 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> dict[tuple[str, Cell], Choice]
         runs.setdefault((run.method, run.cell), {}).setdefault(run.trial or 0, []).append(run)
     found = {}
     for (name, cell), numbered in runs.items():
-        settings = settings_of(grid.config.methods[name])
+        settings = settings_of(grid.config, name)
         trials = tuple(_result(settings[number], these, outcomes, by) for number, these in numbered.items())
         keys = [trial.key for trial in trials]
         best = min((key for key in keys if key is not None), default=None)
@@ -113,7 +113,7 @@ def final_runs(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> list[R
     """The final runs whose setting is known: chosen, or the only one; the untrained model's first."""
     found = list(grid.zero_shots)
     for name, cell in grid.entries:
-        choice = choices.get((name, cell))
+        choice = choices.get((grid.config.searched(name), cell))
         if choice is None:
             found += grid.finals(name, cell, 0)
         elif choice.chosen is not None:

@@ -93,6 +93,8 @@ class Contender(Config):
     """What is laid over the tree: its configuration."""
     trials: list[Tree] = []
     """Settings that are tried; empty for one that has only its own."""
+    setting_of: str | None = None
+    """The method whose chosen setting this one has, in each cell, in place of trials: for a control of that method."""
     budget: Budget | None = None
     """Of its final runs, in place of the study's; the report marks it."""
     start: str | None = None
@@ -138,6 +140,11 @@ class StudyConfig(Config):
     """The split that the tables are about."""
     figure: Tree | None = None
     """Options of a figure of the curves, see `zofo.studies.figures`; `true` for their defaults."""
+
+    def searched(self, name: str) -> str:
+        """The method whose trials choose the setting of a row of the tables: itself, or that of its `setting_of`."""
+        contender = self.methods.get(name)  # the untrained model is none
+        return name if contender is None else contender.setting_of or name
 
     @model_validator(mode="before")
     @classmethod
@@ -233,7 +240,22 @@ def _check_names(config: StudyConfig) -> None:
 
 
 def _check_trials(config: StudyConfig) -> None:
-    """Every method that is searched has as many trials as every other."""
+    """Every method that is searched has as many trials as every other, and a setting is only that of a search."""
+    for name, contender in config.methods.items():
+        other = contender.setting_of
+        if other is None:
+            continue
+        if other not in config.methods:
+            raise UnknownNameError(f"method of methods.{name}.setting_of", other, config.methods)
+        if contender.trials:
+            raise ConfigError(
+                f"methods.{name} has trials of its own, and setting_of: {other}", "leave one of the two out"
+            )
+        if not config.methods[other].trials:
+            raise ConfigError(
+                f"methods.{name}.setting_of: {other} has no trials, so that no setting of it is chosen",
+                "name a method that has trials",
+            )
     counts = {name: len(contender.trials) for name, contender in config.methods.items() if contender.trials}
     if len(set(counts.values())) > 1:
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
@@ -296,9 +318,12 @@ def _levels(value: Any, where: str) -> Tree:
     return made
 
 
+_OF_CONTENDER = ("budget", "start", "seeds", "setting_of")
+
+
 def _contender(value: Any, where: str) -> Tree:
     content = as_mapping(value, where)
-    made: Tree = {key: content.pop(key) for key in ("budget", "start", "seeds") if key in content}
+    made: Tree = {key: content.pop(key) for key in _OF_CONTENDER if key in content}
     if "seeds" in made:
         _distinct(made["seeds"], f"{where}.seeds")
     trials = content.pop("trials", None)
@@ -307,7 +332,7 @@ def _contender(value: Any, where: str) -> Tree:
         hint = "write for example trials: [{method.rule.lr: 1e-3}, {method.rule.lr: 1e-4}]"
         raise ConfigError(f"{where}.trials: expected a list of settings, got {trials!r}", hint)
     made["trials"] = [_tree(trial, f"{where}.trials") for trial in trials]
-    return {**made, "tree": _tree(content, where, ("trials", "budget", "start", "seeds"))}
+    return {**made, "tree": _tree(content, where, ("trials", *_OF_CONTENDER))}
 
 
 def _start(value: Any, where: str) -> Tree:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from zofo.config import Config
 from zofo.errors import ConfigError
-from zofo.studies.design import SEEDED, ZERO_SHOT, Budget, Contender, Level, StudyConfig, Tree
+from zofo.studies.design import SEEDED, ZERO_SHOT, Budget, Level, StudyConfig, Tree
 from zofo.studies.execution import Execution
 from zofo.studies.overlay import laid_over, value_at
 from zofo.studies.problem_runs import ProblemRuns
@@ -123,6 +123,13 @@ class Grid:
         for name in config.methods:
             if not any(name == entry for entry, _ in self.entries):
                 raise ConfigError(f"methods.{name} is left out of every cell", "take it out of the study")
+        for name, cell in self.entries:
+            if not self._takes_part(searched := config.searched(name), cell):
+                raise ConfigError(
+                    f"methods.{name}.setting_of: {searched} is left out of {cell}, so that no setting of it is chosen "
+                    "there",
+                    f"leave {name} out of it, too",
+                )
         self.trials: list[Run] = [
             self._run(name, cell, seed, number)
             for name, cell in self.entries
@@ -136,7 +143,7 @@ class Grid:
         self._others = [
             self._run(name, cell, self.seeds(name)[0], None, number)
             for name, cell in self.entries
-            for number in range(1, len(config.methods[name].trials))
+            for number in range(1, len(self._trials(name)))
         ]
 
     @property
@@ -153,6 +160,10 @@ class Grid:
         zero_shots = [run for run in self.zero_shots if run.seed == config.seeds[0]]
         return [*self.starts, *trials, *finals, *self._others, *zero_shots]
 
+    def _trials(self, name: str) -> list[Tree]:
+        """The settings that a final run of a method may have; none where it has only its own."""
+        return self.config.methods[self.config.searched(name)].trials
+
     def seeds(self, name: str) -> list[int]:
         """Of the final runs of a method."""
         return self.config.methods[name].seeds or self.config.seeds
@@ -168,7 +179,8 @@ class Grid:
         Args:
             name: of the method.
             cell: one of `cells`.
-            chosen: the trial whose setting they have; without meaning for a method that has none.
+            chosen: the trial whose setting they have, of the method or of its `setting_of`; without meaning where there
+                is none.
         """
         return [self._run(name, cell, seed, None, chosen) for seed in self.seeds(name)]
 
@@ -243,7 +255,8 @@ class Grid:
     def _run(self, name: str, cell: Cell, seed: int, trial: int | None, chosen: int = 0) -> Run:
         contender, config = self.config.methods[name], self.config
         number = chosen if trial is None else trial
-        where = f"methods.{name}" + (f", trial {number + 1}" if contender.trials else "")
+        searched = "" if contender.setting_of is None else f" of {contender.setting_of}"
+        where = f"methods.{name}" + (f", trial {number + 1}{searched}" if self._trials(name) else "")
         if trial is None:
             budget, last = contender.budget or config.budget, self._scored(config.evaluations)
         else:
@@ -267,10 +280,17 @@ class Grid:
             own.append((f"{place}.methods.{name}", alone))
         if name not in self.config.methods:  # the untrained model
             return [("base", self.config.base), *common]
-        contender = self.config.methods[name]
+        methods, searched, tried = self.config.methods, self.config.searched(name), self._trials(name)
         axes = itertools.chain.from_iterable(zip(common[2:], own[2:], strict=True))
-        trials = [(f"methods.{name}.trials.{number + 1}", contender.trials[number])] if contender.trials else []
-        return [("base", self.config.base), *common[:2], (f"methods.{name}", contender.tree), *own[:2], *axes, *trials]
+        trials = [(f"methods.{searched}.trials.{number + 1}", tried[number])] if tried else []
+        return [
+            ("base", self.config.base),
+            *common[:2],
+            (f"methods.{name}", methods[name].tree),
+            *own[:2],
+            *axes,
+            *trials,
+        ]
 
     def where(self, run: Run, key: str) -> str:
         """What in the study's file says something about a run: the path of a dotted key, or else what the run is.
@@ -358,9 +378,10 @@ def _complete(execution: Execution, tree: Mapping[str, Any], where: str) -> Conf
         raise
 
 
-def settings_of(contender: Contender) -> list[str]:
-    """The trials of a method, each as one line of `key=value`."""
-    return [" ".join(f"{key}={value}" for key, value in flat(trial)) for trial in contender.trials]
+def settings_of(config: StudyConfig, name: str) -> list[str]:
+    """The trials that choose the setting of a method, each as one line of `key=value`."""
+    trials = config.methods[config.searched(name)].trials
+    return [" ".join(f"{key}={value}" for key, value in flat(trial)) for trial in trials]
 
 
 def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -149,9 +149,12 @@ def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> Iterato
         f"with the {by} on validation after the last step was chosen (of several seeds, the mean). A setting with a "
         "trial whose loss was not finite is the worst. No trial read the test split."
     )
-    single = [name for name, contender in config.methods.items() if not contender.trials]
+    single = [name for name in config.methods if not config.methods[config.searched(name)].trials]
     if single:
         yield f"One setting only, and no search: {', '.join(single)}."
+    for searched in config.methods:
+        if names := [name for name, contender in config.methods.items() if contender.setting_of == searched]:
+            yield f"With the setting chosen for {searched} in the same cell, and no search: {', '.join(names)}."
     rows, waiting = [], []
     for choice in choices.values():
         rows += [_trial_row(choice, number) for number in range(len(choice.trials))]

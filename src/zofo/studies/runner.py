@@ -102,7 +102,8 @@ def report_study(study: Study, folder: Path) -> StudyResult:
     write_results(study, [*grid.trials, *finals], outcomes, choices, folder)
     everything = {run.digest for run in [*grid.starts, *grid.trials, *finals]}
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
-    unknown = sum(len(grid.seeds(choice.method)) for choice in choices.values() if not choice.done)
+    waiting = {place for place, choice in choices.items() if not choice.done}
+    unknown = sum(len(grid.seeds(name)) for name, cell in grid.entries if (grid.config.searched(name), cell) in waiting)
     failed = sum(outcome.failed is not None for outcome in outcomes.values())
     return StudyResult(folder, len(outcomes), failed, len(everything) - len(outcomes) + unknown)
 

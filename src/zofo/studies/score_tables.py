@@ -137,7 +137,8 @@ class Scores:
 
     def state(self, method: str, cell: Cell) -> State:
         """What became of the runs of one method in one cell."""
-        found, choice = self.outcomes(method, cell).values(), self._choices.get((method, cell))
+        found = self.outcomes(method, cell).values()
+        choice = self._choices.get((self._config.searched(method), cell))
         runs = len(self._grid.seeds(method) if method in self._config.methods else self._config.seeds)
         return State(
             runs=runs,

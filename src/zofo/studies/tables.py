@@ -36,9 +36,9 @@ def result_frame(
     for run in runs:
         if run.digest not in outcomes:
             continue
-        outcome, choice = outcomes[run.digest], choices.get((run.method, run.cell))
+        outcome, choice = outcomes[run.digest], choices.get((config.searched(run.method), run.cell))
         number = run.trial if run.trial is not None or choice is None else choice.chosen
-        setting = settings_of(config.methods[run.method])[number] if choice and number is not None else ""
+        setting = settings_of(config, run.method)[number] if choice and number is not None else ""
         row = {**_place(config, run), "setting": setting}
         row["chosen"] = choice is None or number == choice.chosen
         rows.append({**row, **_numbers(config, outcome), "run": outcome.folder})
