@@ -32,6 +32,7 @@ from zofo.backbone import load_model
 from zofo.config import is_name
 from zofo.errors import CheckpointError, ConfigError, DataError, ModelError, RunError, ZofoError
 from zofo.recipes import recipe_names, recipe_text
+from zofo.shipping import export_run
 from zofo.studies import read_study
 from zofo.tasks import load_task
 from zofo.training import RunFolder, predict, read_config, train
@@ -242,6 +243,27 @@ def test_a_pickle_beside_an_adapter_is_not_looked_at(copied, model_folder, canar
     (run.path / "adapter" / "adapter_model.safetensors").unlink()
     with refused(RunError, "has no adapter_model.safetensors"):
         load_adapter(load_model(str(model_folder)).model, run.path / "adapter")
+
+
+@pytest.mark.promise(12)
+@pytest.mark.parametrize("use", ["load", "start", "merge"])
+def test_the_adapter_of_a_run_cannot_name_a_module_to_import(copied, tmp_path, monkeypatch, canary, use):
+    """Some versions of peft import what `megatron_core` says; the file comes with the run folder that someone hands on."""
+    run = copied("adapter")
+    (tmp_path / "strange_core.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = run.path / "adapter" / "adapter_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**content, "megatron_config": {"a": 1}, "megatron_core": "strange_core"}))
+    hashed_anew(run)
+    ways = {
+        "load": lambda: run.load(),
+        "start": lambda: train(run.config.model_copy(update={"start": run.path, "run": tmp_path / "next"})),
+        "merge": lambda: export_run(run.path, "merged", tmp_path / "out"),
+    }
+    with refused(RunError, "the adapter in '.*adapter' sets 'megatron_config' to .*, which zofo's adapters never do"):
+        ways[use]()
+    assert not canary.exists()
 
 
 def test_an_adapter_with_options_of_a_newer_peft_is_one_message(copied, model_folder):

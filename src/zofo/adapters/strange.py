@@ -105,7 +105,7 @@ def refuse_strange(folder: Path) -> Mapping[str, torch.Tensor]:
         RunError: as `load_strange_adapter`, but for what depends on the model.
     """
     content = adapter_content(folder)
-    _refuse_options(content)
+    refuse_strange_options(content)
     try:
         tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -119,13 +119,22 @@ def can_name_a_tensor(name: str) -> bool:
     return len(name) <= _LONGEST and _TENSOR.fullmatch(name) is not None
 
 
-def _refuse_options(content: Mapping[str, Any]) -> None:
+def refuse_strange_options(content: Mapping[str, Any], adapter: str = "the adapter") -> None:
+    """Refuse the configuration of an adapter that zofo could not have written.
+
+    Args:
+        content: of `adapter_config.json`.
+        adapter: what it is called in messages.
+
+    Raises:
+        RunError: names the kind, or the option.
+    """
     import peft
 
     kind = content.get("peft_type")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise RunError(f"the adapter is of the kind {shown(kind)}, which zofo does not make")
-    refuse_unknown_options(content)
+        raise RunError(f"{adapter} is of the kind {shown(kind)}, which zofo does not make")
+    refuse_unknown_options(content, adapter)
     checks = {**_ALWAYS, **_KINDS[kind]}
     usual = {
         "LORA": peft.LoraConfig,
@@ -136,7 +145,7 @@ def _refuse_options(content: Mapping[str, Any]) -> None:
     for name, value in content.items():
         right = checks[name](value) if name in checks else not value or (name in usual and value == usual[name])
         if not right:
-            raise RunError(f"the adapter sets {shown(name)} to {shown(value)}, which zofo's adapters never do")
+            raise RunError(f"{adapter} sets {shown(name)} to {shown(value)}, which zofo's adapters never do")
 
 
 def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

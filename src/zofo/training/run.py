@@ -21,7 +21,7 @@ from zofo.training.disk import part_of, sha256_of, sync_tree, write_whole
 from zofo.training.evaluation import Scorer
 from zofo.training.lock import locked
 from zofo.training.replay import replay
-from zofo.training.restoring import load_weights, model_hash
+from zofo.training.restoring import load_weights, model_hash, refuse_strange_adapter
 from zofo.training.trajectory import Trajectory
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
@@ -251,6 +251,7 @@ class RunFolder:
         if (folder / "weights.safetensors").is_file():
             load_weights(loaded.model, folder / "weights.safetensors")
         if adapter is not None:
+            refuse_strange_adapter(adapter, getattr(self.config.method, "adapter", None))
             attach(loaded.model, adapter)
 
     def begin(self, loaded: LoadedModel) -> None:
