@@ -248,7 +248,7 @@ def test_a_pickle_beside_an_adapter_is_not_looked_at(copied, model_folder, canar
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("use", ["load", "start", "merge"])
 def test_the_adapter_of_a_run_cannot_name_a_module_to_import(copied, tmp_path, monkeypatch, canary, use):
-    """Some versions of peft import what `megatron_core` says; the file comes with the run folder that someone hands on."""
+    """Some versions of peft import what `megatron_core` says, in a file of a run folder that someone hands on."""
     run = copied("adapter")
     (tmp_path / "strange_core.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)

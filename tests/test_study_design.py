@@ -225,6 +225,14 @@ def test_the_example_of_the_documentation_can_be_read(tmp_path, monkeypatch):
     assert len(study.grid.trials) == 2 * (3 + 2) * 2
 
 
+def test_the_example_of_a_control_can_be_read(read):
+    text = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    example = yaml.safe_load(text.split("### Controls of a method")[1].split("```yaml\n")[1].split("```")[0])
+    base = {"base": {"model": "somewhere/tiny", "task": "movie-reviews"}, "seeds": [0], "budget": {"queries": 160}}
+    grid = read({**base, **example, "search": {"budget": {"queries": 80}}}).grid
+    assert [run.method for run in grid.trials] == ["bilevel", "bilevel", "frozen", "frozen"]
+
+
 def test_overrides_reach_every_part_of_the_file(tmp_path, read):
     content = toy(tasks=None, axes={"size": {"a": {"method.batch_size": 4}}})
     study = read(content, "seeds=[7]", "axes.size.a.method.batch_size=5", "methods.mezo.method.rule.weight_decay=0.5")
@@ -357,6 +365,11 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
         (control(setting_off="mezo"), "methods.control.setting_off: unknown key", "did you mean 'setting_of'"),
         (control(of=3), "methods.control.setting_of", ""),
         (
+            control(method={"name": "mezo", "rule.lr": 5}),
+            "methods.control.method.rule.lr: trial 1 of mezo sets this, so that it would have no effect",
+            "leave it out, or give control trials",
+        ),
+        (
             {**control(), "axes": {"size": {"a": {}, "b": {"methods": {"mezo": None}}}}},
             "methods.control.setting_of: mezo is left out of least-squares b, so that no setting",
             "leave control out of it, too",
@@ -415,7 +428,16 @@ def test_a_control_has_the_setting_that_was_chosen_for_another_method(read):
     methods = [run.tree["method"] for number in (0, 1) for run in grid.finals("control", cell, number)]
     assert [one["rule"]["lr"] for one in methods] == [LRS[0], LRS[0], LRS[1], LRS[1]]
     assert {one["noise"]["name"] for one in methods} == {"rademacher"}
-    assert grid.where(grid.finals("control", cell, 0)[0], "method.rule.lr") == "methods.mezo.trials.1.method.rule.lr"
+    for number in (0, 1):
+        run = grid.finals("control", cell, number)[0]
+        assert grid.where(run, "method.rule.lr") == f"methods.mezo.trials.{number + 1}.method.rule.lr"
+        assert grid.where(run, "") == f"methods.control, trial {number + 1} of mezo, least-squares"
+
+
+def test_a_control_is_left_out_with_its_method(read):
+    nowhere = {"methods": {"mezo": None, "control": None}}
+    grid = read({**control(), "axes": {"size": {"a": {}, "b": nowhere}}}).grid
+    assert {run.cell.axes for run in grid.final_runs if run.method == "control"} == {("a",)}
 
 
 def test_a_start_that_no_method_uses_is_checked_too(read, tmp_path):

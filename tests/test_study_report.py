@@ -132,12 +132,19 @@ FAILED = {"error": "NonFiniteError", "message": "the loss was not finite"}
 ACCIDENT = {"error": "MemoryError", "message": "MemoryError: no room"}
 
 
-def outcome(run, failed=(), blown=(), accidents=()):
-    """`failed`, `blown` and `accidents` are final runs by (method, task, seed), or trials by (method, task)."""
+def outcome(run, failed=(), blown=(), accidents=(), first=()):
+    """`failed`, `blown` and `accidents` are final runs by (method, task, seed), or trials by (method, task), as are
+    `first` those of which the first is the best, and not the last."""
     place = (run.method, run.cell.task, run.seed)[: 3 if run.trial is None else 2]
     if place in failed or place in accidents:
         return Outcome(config=run.tree, failed=FAILED if place in failed else ACCIDENT)
-    splits = {"validation": {"score": 0.5, "loss": 0.7 - 0.1 * (run.trial or 0), "majority": 0.5}}
+    splits = {
+        "validation": {
+            "score": 0.5,
+            "loss": 0.7 + (0.1 if place in first else -0.1) * (run.trial or 0),
+            "majority": 0.5,
+        }
+    }
     if place in blown:
         splits["validation"]["loss"] = 7.1
     if run.trial is None:
@@ -366,7 +373,7 @@ def test_every_trial_is_listed_with_the_one_that_was_chosen(report):
     second = row(lines, "mezo", "tiny sst2", "method.rule.lr=0.0001")
     assert (first[3:], second[3:]) == (["0.7", "50.0", ""], ["0.6", "50.0", "chosen"])
     text = " ".join(lines)
-    assert "Each method tried 2 settings in each cell, 32 queries each, with seed 0." in text
+    assert "Each method that is searched tried 2 settings in each cell, 32 queries each, with seed 0." in text
     assert "No trial read the test split." in text
 
 
@@ -374,8 +381,14 @@ def test_a_control_has_the_chosen_setting_of_its_method_in_the_report_and_the_re
     """In each task that which was chosen there; where every trial diverged, the control has no final run either."""
     methods = {**STUDY["methods"], "control": {"method": {"name": "mezo", "batch_size": 4}, "setting_of": "mezo"}}
     content = {**STUDY, "methods": methods}
+    lines = report(content, first=[("mezo", "rte")])
+    assert "With the setting chosen for `mezo` in the same cell, and no search: `control`." in lines
+    assert any("method.name=mezo method.batch_size=4, with the setting of mezo" in line for line in lines)
+    frame = pd.read_csv(tmp_path / "results.csv").query("not trial").set_index(["method", "task"])
+    for task, rate in (("sst2", 0.0001), ("rte", 0.001)):
+        for method in ("mezo", "control"):
+            assert set(frame.loc[method, task].setting) == {f"method.rule.lr={rate}"}, (method, task)
     lines = report(content, failed=[("mezo", "rte")])
-    assert "With the setting chosen for mezo in the same cell, and no search: control." in lines
     assert row(lines, "control", "92.7 ± 7.6")[2] == "every trial diverged"
     assert not any(line.startswith("One setting only") for line in lines)
     frame = pd.read_csv(tmp_path / "results.csv").set_index("method")
@@ -384,6 +397,7 @@ def test_a_control_has_the_chosen_setting_of_its_method_in_the_report_and_the_re
     assert frame.loc["control"].seed.tolist() == [0, 1, 2]
     lines = report(content, accidents=[("mezo", "sst2")])
     assert row(lines, "control", "-")[2].startswith("66.3")
+    assert "- **mezo, control tiny sst2: no final runs yet.** A trial failed: MemoryError: no room" in lines
 
 
 def test_a_budget_of_its_own_is_marked(report):
@@ -395,5 +409,8 @@ def test_a_search_says_the_budget_of_each_method(report):
     """A trial is no longer than a final run of its method."""
     methods = {**STUDY["methods"], "lora": {**STUDY["methods"]["lora"], "budget": {"queries": 16}}}
     text = " ".join(report({**STUDY, "methods": methods}))
-    assert "Each method tried 2 settings in each cell, 32 queries each (lora 16 queries), with seed 0." in text
+    assert (
+        "Each method that is searched tried 2 settings in each cell, 32 queries each (lora 16 queries), with seed 0."
+        in text
+    )
     assert "Every final run has the same budget" not in text

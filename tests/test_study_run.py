@@ -607,6 +607,17 @@ def test_a_plan_that_has_no_time_for_a_place_takes_that_of_another(study, tmp_pa
     assert timed["mezo", "least-squares 16"][1] == timed["mezo", "least-squares 8"][1]
 
 
+def test_a_plan_counts_a_control_and_names_the_trial_that_does_not_suit_it(study, tmp_path):
+    control = {"method": {**MEZO, "batch_size": 4}, "setting_of": "mezo", "seeds": [0]}
+    plan = plan_study(study({**TOY, "methods": {**TOY["methods"], "control": control}}), tmp_path / "out")
+    assert [(row.trials, row.finals) for row in plan.rows if row.method == "control"] == [(0, 1)]
+    trials = [{"method.batch_size": 8}, {"method.batch_size": 40}]
+    methods = {**TOY["methods"], "mezo": {"method": MEZO, "trials": trials}}
+    small = {"method": {"name": "mezo", "noise": "gaussian"}, "setting_of": "mezo", "budget": {"queries": 40}}
+    with pytest.raises(ZofoError, match="methods.control, trial 2 of mezo, least-squares: training.queries is 40"):
+        plan_study(study({**TOY, "methods": {**methods, "control": small}}), tmp_path / "out")
+
+
 def test_a_plan_says_what_cannot_run_before_it_times_anything(study, tmp_path):
     told = []
     with pytest.raises(ZofoError, match="methods.mezo, least-squares: .*one step of 'mezo' takes 16"):

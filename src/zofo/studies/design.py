@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError, nearest
-from zofo.studies.overlay import as_mapping, laid_over, value_at
+from zofo.studies.overlay import as_mapping, flat, laid_over, value_at
 
 GROUPS = ("method", "model", "problem", "task", "training")
 """What a run's tree can hold: a task with a model, or a problem."""
@@ -94,7 +94,7 @@ class Contender(Config):
     trials: list[Tree] = []
     """Settings that are tried; empty for one that has only its own."""
     setting_of: str | None = None
-    """The method whose chosen setting this one has, in each cell, in place of trials: for a control of that method."""
+    """The method whose chosen trial is laid over this one in each cell, in place of trials: for a control of it."""
     budget: Budget | None = None
     """Of its final runs, in place of the study's; the report marks it."""
     start: str | None = None
@@ -145,6 +145,10 @@ class StudyConfig(Config):
         """The method whose trials choose the setting of a row of the tables: itself, or that of its `setting_of`."""
         contender = self.methods.get(name)  # the untrained model is none
         return name if contender is None else contender.setting_of or name
+
+    def controls(self, name: str) -> list[str]:
+        """The methods that have the setting of this one."""
+        return [control for control, contender in self.methods.items() if contender.setting_of == name]
 
     @model_validator(mode="before")
     @classmethod
@@ -242,20 +246,8 @@ def _check_names(config: StudyConfig) -> None:
 def _check_trials(config: StudyConfig) -> None:
     """Every method that is searched has as many trials as every other, and a setting is only that of a search."""
     for name, contender in config.methods.items():
-        other = contender.setting_of
-        if other is None:
-            continue
-        if other not in config.methods:
-            raise UnknownNameError(f"method of methods.{name}.setting_of", other, config.methods)
-        if contender.trials:
-            raise ConfigError(
-                f"methods.{name} has trials of its own, and setting_of: {other}", "leave one of the two out"
-            )
-        if not config.methods[other].trials:
-            raise ConfigError(
-                f"methods.{name}.setting_of: {other} has no trials, so that no setting of it is chosen",
-                "name a method that has trials",
-            )
+        if contender.setting_of is not None:
+            _check_setting_of(config, name, contender.setting_of)
     counts = {name: len(contender.trials) for name, contender in config.methods.items() if contender.trials}
     if len(set(counts.values())) > 1:
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
@@ -269,6 +261,27 @@ def _check_trials(config: StudyConfig) -> None:
             f"methods.{next(iter(counts))} has trials, but the study says not how they are judged",
             "add for example search: {budget: {queries: 5120}, seeds: [0], by: loss}",
         )
+
+
+def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
+    """A control has the setting of a method that is searched, over which it says nothing else itself."""
+    control, where = config.methods[name], f"methods.{name}.setting_of"
+    if other not in config.methods:
+        hint = f"known: {', '.join(config.methods)}; of a part of a study, keep {other}, too"
+        raise UnknownNameError(f"method of {where}", other, config.methods, hint)
+    if control.trials:
+        raise ConfigError(f"methods.{name} has trials of its own, and setting_of: {other}", "leave one of the two out")
+    if not config.methods[other].trials:
+        message = f"{where}: {other} has no trials, so that no setting of it is chosen"
+        raise ConfigError(message, "name a method that has trials")
+    for number, trial in enumerate(config.methods[other].trials, 1):
+        for key, _ in flat(trial):
+            own = value_at(control.tree, key)
+            if own is not None and own != value_at(config.methods[other].tree, key):
+                raise ConfigError(
+                    f"methods.{name}.{key}: trial {number} of {other} sets this, so that it would have no effect",
+                    f"leave it out, or give {name} trials of its own in place of setting_of",
+                )
 
 
 def _distinct(seeds: Any, where: str) -> Any:

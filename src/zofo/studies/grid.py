@@ -16,7 +16,7 @@ from zofo.config import Config
 from zofo.errors import ConfigError
 from zofo.studies.design import SEEDED, ZERO_SHOT, Budget, Level, StudyConfig, Tree
 from zofo.studies.execution import Execution
-from zofo.studies.overlay import laid_over, value_at
+from zofo.studies.overlay import flat, laid_over, value_at
 from zofo.studies.problem_runs import ProblemRuns
 from zofo.studies.task_runs import TaskRuns
 
@@ -56,6 +56,7 @@ class Run:
         trial: which setting is tried, from 0; None for a final run.
         config: its whole configuration.
         execution: how it is made.
+        setting: which trial's setting it has, from 0; without meaning where nothing was tried.
     """
 
     method: str
@@ -64,6 +65,7 @@ class Run:
     trial: int | None
     config: Config
     execution: Execution
+    setting: int = 0
 
     @cached_property
     def tree(self) -> Tree:
@@ -161,7 +163,7 @@ class Grid:
         return [*self.starts, *trials, *finals, *self._others, *zero_shots]
 
     def _trials(self, name: str) -> list[Tree]:
-        """The settings that a final run of a method may have; none where it has only its own."""
+        """The settings that a final run of a method may have; none where it has one of its own only."""
         return self.config.methods[self.config.searched(name)].trials
 
     def seeds(self, name: str) -> list[int]:
@@ -255,8 +257,7 @@ class Grid:
     def _run(self, name: str, cell: Cell, seed: int, trial: int | None, chosen: int = 0) -> Run:
         contender, config = self.config.methods[name], self.config
         number = chosen if trial is None else trial
-        searched = "" if contender.setting_of is None else f" of {contender.setting_of}"
-        where = f"methods.{name}" + (f", trial {number + 1}{searched}" if self._trials(name) else "")
+        where = self._named(name, number)
         if trial is None:
             budget, last = contender.budget or config.budget, self._scored(config.evaluations)
         else:
@@ -267,7 +268,13 @@ class Grid:
         tree = laid_over(written, self._seeds(written, seed), {"training": {**_length(budget), **last}})
         if contender.start is not None:
             tree["start"] = self._start(contender.start, cell).id
-        return self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}")
+        return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
+
+    def _named(self, name: str, number: int) -> str:
+        """A method with one of its settings, in messages."""
+        other = self.config.methods[name].setting_of
+        trial = f", trial {number + 1}" + (f" of {other}" if other is not None else "")
+        return f"methods.{name}" + (trial if self._trials(name) else "")
 
     def _layers(self, name: str, cell: Cell, number: int) -> list[tuple[str, Tree]]:
         """What a run of a method is made of, the last one winning, each with the keys that lead to it in the file."""
@@ -301,12 +308,13 @@ class Grid:
         """
         if run in self.starts:
             return f"starts.{run.method.removeprefix('start ')}.{key}".rstrip(".")
-        layers = self._layers(run.method, run.cell, run.trial or 0) if key else []
+        layers = self._layers(run.method, run.cell, run.setting) if key else []
         place = next((place for place, tree in reversed(layers) if value_at(tree, key) is not None), None)
         if place is not None:
             return f"{place}.{key}"
-        trial = f", trial {run.trial + 1}" if run.trial is not None else ""
-        return f"{run.method if run.method == ZERO_SHOT else f'methods.{run.method}'}{trial}, {run.cell}"
+        own = run.trial is None and self.config.searched(run.method) == run.method
+        name = run.method if run.method == ZERO_SHOT else f"methods.{run.method}"
+        return f"{name if own else self._named(run.method, run.setting)}, {run.cell}"
 
     def _zero_shot(self, cell: Cell, seed: int) -> Run:
         """The untrained model: what is said about methods does not concern it, nor does the budget."""
@@ -382,12 +390,3 @@ def settings_of(config: StudyConfig, name: str) -> list[str]:
     """The trials that choose the setting of a method, each as one line of `key=value`."""
     trials = config.methods[config.searched(name)].trials
     return [" ".join(f"{key}={value}" for key, value in flat(trial)) for trial in trials]
-
-
-def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of a tree, dotted, with its value."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from zofo.errors import ConfigError
@@ -46,6 +46,15 @@ def value_at(tree: Mapping[str, Any], key: str) -> Any:
             found = {"name": found}
         found = found.get(part) if isinstance(found, Mapping) else None
     return found
+
+
+def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a tree, dotted, with its value."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def as_mapping(value: Any, where: str) -> dict[str, Any]:

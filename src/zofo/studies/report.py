@@ -7,9 +7,10 @@ from pathlib import Path
 
 from zofo.errors import RunError
 from zofo.studies.choice import Choice, Outcomes
-from zofo.studies.design import StudyConfig, Tree
-from zofo.studies.grid import Cell, Grid, Run, flat
+from zofo.studies.design import Contender, StudyConfig, Tree
+from zofo.studies.grid import Cell, Grid, Run
 from zofo.studies.outcome import BLOWN_UP
+from zofo.studies.overlay import flat
 from zofo.studies.reading import Study
 from zofo.studies.score_tables import Scores, contrast_table, difference_table, score_table
 from zofo.studies.tables import as_score, as_time, curve_frame, markdown, result_frame, write_frames
@@ -84,9 +85,13 @@ def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterab
     lines += [f"- {note}" for note in study.notes]
     lines += ["- Scores are those after the last step of a run, not the best along it."]
     yield "\n".join(lines)
-    rows = [[name, _written(contender.tree)] for name, contender in config.methods.items()]
+    rows = [[name, _written(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
     rows += [["(all)", _written(config.base)]] if config.base else []
     yield markdown(["method", "what it is"], rows, texts=2)
+
+
+def _whose_setting(contender: Contender) -> str:
+    return "" if contender.setting_of is None else f", with the setting of {contender.setting_of}"
 
 
 def _written(tree: Tree) -> str:
@@ -145,28 +150,34 @@ def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> Iterato
     seeds = ", ".join(map(str, config.search.seeds))
     count = len(next(iter(choices.values())).trials) if choices else 0
     yield (
-        f"Each method tried {count} settings in each cell, {_budgets(grid)}, with seed {seeds}. The one "
-        f"with the {by} on validation after the last step was chosen (of several seeds, the mean). A setting with a "
-        "trial whose loss was not finite is the worst. No trial read the test split."
+        f"Each method that is searched tried {count} settings in each cell, {_budgets(grid)}, with seed {seeds}. The "
+        f"one with the {by} on validation after the last step was chosen (of several seeds, the mean). A setting with "
+        "a trial whose loss was not finite is the worst. No trial read the test split."
     )
     single = [name for name in config.methods if not config.methods[config.searched(name)].trials]
     if single:
-        yield f"One setting only, and no search: {', '.join(single)}."
+        yield f"One setting only, and no search: {_listed(single)}."
     for searched in config.methods:
-        if names := [name for name, contender in config.methods.items() if contender.setting_of == searched]:
-            yield f"With the setting chosen for {searched} in the same cell, and no search: {', '.join(names)}."
+        if controls := config.controls(searched):
+            yield f"With the setting chosen for `{searched}` in the same cell, and no search: {_listed(controls)}."
     rows, waiting = [], []
     for choice in choices.values():
         rows += [_trial_row(choice, number) for number in range(len(choice.trials))]
         if choice.done and choice.chosen is None:
             rows.append([choice.method, str(choice.cell), "every trial diverged: no final run", "", "", ""])
         if choice.accident is not None:
-            waiting.append(f"- **{choice.method} {choice.cell}: no final runs yet.** A trial failed: {choice.accident}")
+            names = ", ".join([choice.method, *config.controls(choice.method)])
+            waiting.append(f"- **{names} {choice.cell}: no final runs yet.** A trial failed: {choice.accident}")
     if rows:
         yield markdown(["method", "where", "setting", "validation loss", "validation score", ""], rows, texts=3)
     if waiting:
         yield "Trials that failed by accident are made again the next time, and only then is a setting chosen:"
         yield "\n".join(waiting)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of methods, which may hold commas themselves."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _budgets(grid: Grid) -> str:

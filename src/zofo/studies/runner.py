@@ -71,7 +71,7 @@ def run_study(
                 progress.make(grid.starts, workers)
                 progress.make(grid.trials, workers)
                 choices = choices_of(grid, progress.outcomes)
-                progress.waiting(choices.values())
+                progress.waiting(study, choices.values())
                 progress.make(final_runs(grid, choices), workers)
         except KeyboardInterrupt:
             progress.interrupted()
@@ -154,12 +154,13 @@ class _Progress:
             self._seconds, last = self._seconds + now - last, now
             self._over(run)
 
-    def waiting(self, choices: Iterable[Choice]) -> None:
+    def waiting(self, study: Study, choices: Iterable[Choice]) -> None:
         """Say which final runs are not made yet, and why."""
         for choice in choices:
             if choice.accident is not None:
+                controls = "".join(f" and those of {name}" for name in study.config.controls(choice.method))
                 self._say(
-                    f"{choice.method} {choice.cell}: its final runs wait for a trial that failed by accident "
+                    f"{choice.method} {choice.cell}: its final runs{controls} wait for a trial that failed by accident "
                     f"({choice.accident}); type the same again to make it again"
                 )
 
