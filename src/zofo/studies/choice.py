@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zofo.studies.grid import Cell, Grid, Run, settings_of
+from zofo.studies.grid import Grid
 from zofo.studies.outcome import Outcome
+from zofo.studies.run import Cell, Run
 
 Outcomes = Mapping[str, Outcome]
 """What came of the runs that are done, by their digest."""
@@ -84,7 +85,7 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> dict[tuple[str, Cell], Choice]
         runs.setdefault((run.method, run.cell), {}).setdefault(run.trial or 0, []).append(run)
     found = {}
     for (name, cell), numbered in runs.items():
-        settings = settings_of(grid.config, name)
+        settings = grid.config.settings(name)
         trials = tuple(_result(settings[number], these, outcomes, by) for number, these in numbered.items())
         keys = [trial.key for trial in trials]
         best = min((key for key in keys if key is not None), default=None)

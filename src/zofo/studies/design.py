@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from zofo.config import Config
-from zofo.errors import ConfigError, UnknownNameError, nearest
-from zofo.studies.overlay import as_mapping, flat, laid_over, value_at
-
-GROUPS = ("method", "model", "problem", "task", "training")
-"""What a run's tree can hold: a task with a model, or a problem."""
+from zofo.errors import ConfigError, UnknownNameError
+from zofo.studies.overlay import Tree, flat, value_at
+from zofo.studies.written import as_written, distinct
 
 _OF_RUNS = "method model task seed trial setting chosen metric score majority steps seconds failed run split loss"
 _SCORED, _COUNTED = ("validation", "test"), ("forwards", "backwards", "queries")
@@ -28,7 +25,6 @@ MAJORITY = "majority"
 _SET_BY_BUDGET = ("steps", "queries", "evaluations", "eval_every", "test")
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
-Tree = dict[str, Any]
 
 SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
 """Keys that a seed sets unless the study says otherwise; of a problem, only the first."""
@@ -65,7 +61,7 @@ class Search(Config):
     @field_validator("seeds", mode="before")
     @classmethod
     def _once(cls, seeds: Any) -> Any:
-        return _distinct(seeds, "search.seeds")
+        return distinct(seeds, "search.seeds")
 
 
 class Level(Config):
@@ -146,6 +142,14 @@ class StudyConfig(Config):
         contender = self.methods.get(name)  # the untrained model is none
         return name if contender is None else contender.setting_of or name
 
+    def tried(self, name: str) -> list[Tree]:
+        """The settings that a final run of a method may have; none where it has one of its own only."""
+        return self.methods[self.searched(name)].trials
+
+    def settings(self, name: str) -> list[str]:
+        """The same, each as one line of `key=value`."""
+        return [" ".join(f"{key}={value}" for key, value in flat(trial)) for trial in self.tried(name)]
+
     def controls(self, name: str) -> list[str]:
         """The methods that have the setting of this one."""
         return [control for control, contender in self.methods.items() if contender.setting_of == name]
@@ -153,32 +157,12 @@ class StudyConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _as_written(cls, given: Any) -> Any:
-        """The short forms of a file: `sst2:` for the task of that name, and trees beside `trials` and `methods`."""
-        if not isinstance(given, Mapping):
-            return given
-        made = dict(given)
-        if "base" in made:
-            made["base"] = _tree(made["base"], "base")
-        for section, group in SHORT_FORMS.items():
-            if section in made:
-                made[section] = _levels(spelled_out(as_mapping(made[section], section), group), section)
-        if "axes" in made:
-            axes = as_mapping(made["axes"], "axes")
-            made["axes"] = {name: _levels(values, f"axes.{name}") for name, values in axes.items()}
-        if "starts" in made:
-            starts = as_mapping(made["starts"], "starts")
-            made["starts"] = {name: _start(value, f"starts.{name}") for name, value in starts.items()}
-        if "methods" in made:
-            methods = as_mapping(made["methods"], "methods")
-            made["methods"] = {name: _contender(value, f"methods.{name}") for name, value in methods.items()}
-        if isinstance(made.get("figure"), bool):
-            made["figure"] = {} if made["figure"] else None
-        return made
+        return as_written(given)
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _once(cls, seeds: Any) -> Any:
-        return _distinct(seeds, "seeds")
+        return distinct(seeds, "seeds")
 
     @model_validator(mode="after")
     def _fits(self) -> StudyConfig:
@@ -282,73 +266,3 @@ def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
                     f"methods.{name}.{key}: trial {number} of {other} sets this, so that it would have no effect",
                     f"leave it out, or give {name} trials of its own in place of setting_of",
                 )
-
-
-def _distinct(seeds: Any, where: str) -> Any:
-    """Seeds as a file gives them, of which each must be a whole number, and another one: `true` would count as 1."""
-    given = seeds if isinstance(seeds, list) else []
-    for seed in given:
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise ConfigError(f"{where}: {seed!r} is no whole number", "write for example seeds: [0, 1, 2]")
-        if given.count(seed) > 1:
-            raise ConfigError(
-                f"{where}: {seed} is given twice, which would count one run as two", "give each seed once"
-            )
-    return seeds
-
-
-def _tree(value: Any, where: str, own: tuple[str, ...] = ()) -> Tree:
-    """A tree of a run with its dotted keys nested; a group that no run has is refused."""
-    tree = laid_over(as_mapping(value, where))
-    for key in tree:
-        if key not in GROUPS:
-            near = nearest(key, [*GROUPS, *own])
-            hint = f"did you mean {near!r}?" if near else f"known: {', '.join([*GROUPS, *own])}"
-            raise ConfigError(f"{where}.{key}: unknown key", hint)
-    return tree
-
-
-SHORT_FORMS = {"models": "model", "tasks": "task"}
-"""Sections in which a name alone stands for the model or the task of that name."""
-
-
-def spelled_out(section: Mapping[Any, Any], group: str) -> Tree:
-    """The section with the tree that a name alone stands for."""
-    return {str(name): {group: {"name": str(name)}} if tree is None else tree for name, tree in section.items()}
-
-
-def _levels(value: Any, where: str) -> Tree:
-    """The values of an axis."""
-    made: Tree = {}
-    for name, content in as_mapping(value, where).items():
-        at = f"{where}.{name}"
-        content = as_mapping(content, at)
-        methods = as_mapping(content.pop("methods", None), f"{at}.methods")
-        made[name] = {
-            "tree": _tree(content, at, ("methods",)),
-            "methods": {one: None if t is None else _tree(t, f"{at}.methods.{one}") for one, t in methods.items()},
-        }
-    return made
-
-
-_OF_CONTENDER = ("budget", "start", "seeds", "setting_of")
-
-
-def _contender(value: Any, where: str) -> Tree:
-    content = as_mapping(value, where)
-    made: Tree = {key: content.pop(key) for key in _OF_CONTENDER if key in content}
-    if "seeds" in made:
-        _distinct(made["seeds"], f"{where}.seeds")
-    trials = content.pop("trials", None)
-    trials = [] if trials is None else trials
-    if not isinstance(trials, list):
-        hint = "write for example trials: [{method.rule.lr: 1e-3}, {method.rule.lr: 1e-4}]"
-        raise ConfigError(f"{where}.trials: expected a list of settings, got {trials!r}", hint)
-    made["trials"] = [_tree(trial, f"{where}.trials") for trial in trials]
-    return {**made, "tree": _tree(content, where, ("trials", *_OF_CONTENDER))}
-
-
-def _start(value: Any, where: str) -> Tree:
-    content = as_mapping(value, where)
-    made: Tree = {key: content.pop(key) for key in ("budget",) if key in content}
-    return {**made, "tree": _tree(content, where, ("budget",))}

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from zofo.config import Config
 from zofo.errors import ConfigError
-from zofo.studies.design import SEEDED, ZERO_SHOT, Budget, Level, StudyConfig, Tree
+from zofo.studies.design import SEEDED, ZERO_SHOT, Budget, Level, StudyConfig
 from zofo.studies.execution import Execution
-from zofo.studies.overlay import flat, laid_over, value_at
+from zofo.studies.overlay import Tree, laid_over, value_at
 from zofo.studies.problem_runs import ProblemRuns
+from zofo.studies.run import Cell, Run
 from zofo.studies.task_runs import TaskRuns
 
 _EXECUTIONS: dict[str, Execution] = {"task": TaskRuns(), "problem": ProblemRuns()}
@@ -26,84 +24,6 @@ _EXECUTIONS: dict[str, Execution] = {"task": TaskRuns(), "problem": ProblemRuns(
 def execution_of(tree: Mapping[str, Any]) -> Execution:
     """How the runs of a tree are made: on a problem where it names one, else on a task."""
     return _EXECUTIONS["problem" if "problem" in tree else "task"]
-
-
-class Cell(NamedTuple):
-    """Where methods are compared: one model, one task, one value of each further axis.
-
-    Args:
-        model: its name in the tables; empty for a problem.
-        task: its name in the tables.
-        axes: the value of each axis, in the order of the file.
-    """
-
-    model: str
-    task: str
-    axes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return " ".join(part for part in (self.model, self.task, *self.axes) if part)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run, complete before it is made.
-
-    Args:
-        method: its name in the tables.
-        cell: where it stands.
-        seed: of the run.
-        trial: which setting is tried, from 0; None for a final run.
-        config: its whole configuration.
-        execution: how it is made.
-        setting: which trial's setting it has, from 0; without meaning where nothing was tried.
-    """
-
-    method: str
-    cell: Cell
-    seed: int
-    trial: int | None
-    config: Config
-    execution: Execution
-    setting: int = 0
-
-    @cached_property
-    def tree(self) -> Tree:
-        """The whole configuration as plain data, as JSON gives it back."""
-        made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"run"})))
-        return made
-
-    @cached_property
-    def _chosen(self) -> Tree:
-        """The configuration without what is at its default; the name of the method is always there."""
-        made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"run"}, exclude_defaults=True)))
-        made.setdefault("method", {})["name"] = self.tree["method"]["name"]
-        return made
-
-    @cached_property
-    def digest(self) -> str:
-        """Twelve characters that no other configuration has; an option that is new and at its default changes none."""
-        return hashlib.sha256(json.dumps(self._chosen, sort_keys=True).encode()).hexdigest()[:12]
-
-    def was_made_with(self, tree: Tree) -> bool:
-        """Whether a whole configuration, perhaps of an older version, is this run's: options that it lacks must be at
-        their default here."""
-        return _same(tree, self.tree, self._chosen)
-
-    @property
-    def id(self) -> str:
-        """Readable, and different for every configuration."""
-        parts = [self.method, self.cell.model, self.cell.task, *self.cell.axes]
-        parts += [f"trial{self.trial + 1}"] if self.trial is not None else []
-        name = "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-.") for part in parts if part)
-        return f"{name[:_NAME]}-seed{self.seed}-{self.digest}"
-
-    def __str__(self) -> str:
-        trial = f" trial {self.trial + 1}" if self.trial is not None else ""
-        return f"{self.method} {self.cell}{trial} seed {self.seed}"
-
-
-_NAME = 100  # characters of a run's name; file systems have a limit
 
 
 class Grid:
@@ -145,7 +65,7 @@ class Grid:
         self._others = [
             self._run(name, cell, self.seeds(name)[0], None, number)
             for name, cell in self.entries
-            for number in range(1, len(self._trials(name)))
+            for number in range(1, len(self.config.tried(name)))
         ]
 
     @property
@@ -161,10 +81,6 @@ class Grid:
         finals = [run for run in self._first if run.seed == self.seeds(run.method)[0]]
         zero_shots = [run for run in self.zero_shots if run.seed == config.seeds[0]]
         return [*self.starts, *trials, *finals, *self._others, *zero_shots]
-
-    def _trials(self, name: str) -> list[Tree]:
-        """The settings that a final run of a method may have; none where it has one of its own only."""
-        return self.config.methods[self.config.searched(name)].trials
 
     def seeds(self, name: str) -> list[int]:
         """Of the final runs of a method."""
@@ -274,7 +190,7 @@ class Grid:
         """A method with one of its settings, in messages."""
         other = self.config.methods[name].setting_of
         trial = f", trial {number + 1}" + (f" of {other}" if other is not None else "")
-        return f"methods.{name}" + (trial if self._trials(name) else "")
+        return f"methods.{name}" + (trial if self.config.tried(name) else "")
 
     def _layers(self, name: str, cell: Cell, number: int) -> list[tuple[str, Tree]]:
         """What a run of a method is made of, the last one winning, each with the keys that lead to it in the file."""
@@ -287,7 +203,7 @@ class Grid:
             own.append((f"{place}.methods.{name}", alone))
         if name not in self.config.methods:  # the untrained model
             return [("base", self.config.base), *common]
-        methods, searched, tried = self.config.methods, self.config.searched(name), self._trials(name)
+        methods, searched, tried = self.config.methods, self.config.searched(name), self.config.tried(name)
         axes = itertools.chain.from_iterable(zip(common[2:], own[2:], strict=True))
         trials = [(f"methods.{searched}.trials.{number + 1}", tried[number])] if tried else []
         return [
@@ -340,15 +256,6 @@ class Grid:
         return laid_over(dict.fromkeys(keys, seed))
 
 
-def _same(old: Any, new: Any, chosen: Any) -> bool:
-    """Whether two trees are equal but for keys that only the new one has, none of which is in `chosen`."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return bool(old == new)
-    chosen = chosen if isinstance(chosen, dict) else {}
-    added = any(key in chosen for key in new if key not in old)
-    return not added and all(key in new and _same(value, new[key], chosen.get(key)) for key, value in old.items())
-
-
 def _known_as(task: str, level: Level) -> str:
     """What a task of the study is called where it comes from."""
     named = value_at(level.tree, "task.data") or value_at(level.tree, "task.name") or task
@@ -384,9 +291,3 @@ def _complete(execution: Execution, tree: Mapping[str, Any], where: str) -> Conf
     except ConfigError as error:
         error.message = f"{where}: {error.message}"
         raise
-
-
-def settings_of(config: StudyConfig, name: str) -> list[str]:
-    """The trials that choose the setting of a method, each as one line of `key=value`."""
-    trials = config.methods[config.searched(name)].trials
-    return [" ".join(f"{key}={value}" for key, value in flat(trial)) for trial in trials]

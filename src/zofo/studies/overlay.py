@@ -8,6 +8,9 @@ from typing import Any
 from zofo.errors import ConfigError
 from zofo.training.config import set_key
 
+Tree = dict[str, Any]
+"""What a run is configured by, or a part of it, as YAML gives it."""
+
 
 def laid_over(*trees: Mapping[str, Any]) -> dict[str, Any]:
     """One tree from several, the last one winning key by key.

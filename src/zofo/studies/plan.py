@@ -14,8 +14,8 @@ from rich.table import Table
 from zofo.errors import ZofoError
 from zofo.studies.checking import check_runs
 from zofo.studies.execution import Cost
-from zofo.studies.grid import Run
 from zofo.studies.reading import Study
+from zofo.studies.run import Run
 from zofo.studies.runner import known_runs
 from zofo.studies.store import Store
 from zofo.studies.tables import as_time

@@ -14,11 +14,12 @@ import yaml
 from zofo.config import mistakes_of, read_yaml, validated
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
-from zofo.studies.design import GROUPS, SHORT_FORMS, Start, StudyConfig, Tree, spelled_out
+from zofo.studies.design import Start, StudyConfig
 from zofo.studies.figures import FigureConfig
 from zofo.studies.grid import Grid
-from zofo.studies.overlay import laid_over, value_at
+from zofo.studies.overlay import Tree, laid_over, value_at
 from zofo.studies.repeated import refuse_repeated_keys
+from zofo.studies.written import GROUPS, SHORT_FORMS, spelled_out
 from zofo.tasks import has_metaicl_rows, load_task
 from zofo.training.config import parted, set_key
 

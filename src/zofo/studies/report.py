@@ -7,11 +7,12 @@ from pathlib import Path
 
 from zofo.errors import RunError
 from zofo.studies.choice import Choice, Outcomes
-from zofo.studies.design import Contender, StudyConfig, Tree
-from zofo.studies.grid import Cell, Grid, Run
+from zofo.studies.design import Contender, StudyConfig
+from zofo.studies.grid import Grid
 from zofo.studies.outcome import BLOWN_UP
-from zofo.studies.overlay import flat
+from zofo.studies.overlay import Tree, flat
 from zofo.studies.reading import Study
+from zofo.studies.run import Cell, Run
 from zofo.studies.score_tables import Scores, contrast_table, difference_table, score_table
 from zofo.studies.tables import as_score, as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.studies.whole import write_whole
@@ -154,7 +155,7 @@ def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> Iterato
         f"one with the {by} on validation after the last step was chosen (of several seeds, the mean). A setting with "
         "a trial whose loss was not finite is the worst. No trial read the test split."
     )
-    single = [name for name in config.methods if not config.methods[config.searched(name)].trials]
+    single = [name for name in config.methods if not config.tried(name)]
     if single:
         yield f"One setting only, and no search: {_listed(single)}."
     for searched in config.methods:

@@ -12,10 +12,11 @@ from rich.console import Console
 from zofo.errors import RunError
 from zofo.studies.checking import check_runs
 from zofo.studies.choice import Choice, choices_of, final_runs
-from zofo.studies.grid import Grid, Run
+from zofo.studies.grid import Grid
 from zofo.studies.outcome import Outcome
 from zofo.studies.reading import Study
 from zofo.studies.report import write_results
+from zofo.studies.run import Run
 from zofo.studies.store import Store
 from zofo.studies.tables import as_score, as_time
 from zofo.studies.workers import Workers

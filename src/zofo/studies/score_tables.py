@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from zofo.studies.choice import Choice, Outcomes
 from zofo.studies.design import MAJORITY, ZERO_SHOT, StudyConfig
-from zofo.studies.grid import Cell, Grid, Run
+from zofo.studies.grid import Grid
 from zofo.studies.outcome import Outcome
+from zofo.studies.run import Cell, Run
 from zofo.studies.statistics import Interval, interval, paired
 from zofo.studies.tables import as_p, as_score, as_time, is_share, markdown, row_name
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import RunError
-from zofo.studies.grid import Run
 from zofo.studies.outcome import Outcome
+from zofo.studies.run import Run
 from zofo.studies.whole import write_whole
 from zofo.training.lock import locked
 

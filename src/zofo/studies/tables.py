@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from zofo.errors import RunError
 from zofo.studies.choice import Choice, Outcomes
 from zofo.studies.design import StudyConfig
-from zofo.studies.grid import Cell, Run, settings_of
 from zofo.studies.outcome import Outcome
+from zofo.studies.run import Cell, Run
 
 if TYPE_CHECKING:
     import pandas
@@ -38,7 +38,7 @@ def result_frame(
             continue
         outcome, choice = outcomes[run.digest], choices.get((config.searched(run.method), run.cell))
         number = run.trial if run.trial is not None or choice is None else choice.chosen
-        setting = settings_of(config, run.method)[number] if choice and number is not None else ""
+        setting = config.settings(run.method)[number] if choice and number is not None else ""
         row = {**_place(config, run), "setting": setting}
         row["chosen"] = choice is None or number == choice.chosen
         rows.append({**row, **_numbers(config, outcome), "run": outcome.folder})

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from zofo.errors import NonFiniteError, RunError, ZofoError
-from zofo.studies.grid import Run, execution_of
+from zofo.studies.grid import execution_of
 from zofo.studies.outcome import Outcome
+from zofo.studies.run import Run
 from zofo.studies.store import Store
 from zofo.training.signals import Signals
 
