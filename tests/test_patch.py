@@ -398,11 +398,24 @@ def test_a_hostile_patch_is_refused(patches, model_folder, tmp_path, case):
     assert len(message) < 1000
 
 
+OF_THE_HEADER = {
+    "rank",
+    "rank of no number",
+    "unknown noise",
+    "noise of no kind",
+    "unknown rule",
+    "rule option",
+    "no evaluator",
+    "stream in the trajectory",
+}
 OF_THE_MODEL = {"adapter overflows", "adapter of other layers", "adapter has more tensors", "adapter of another shape"}
 
 
-@pytest.mark.parametrize("case", sorted({case for case in HOSTILE if case.startswith("adapter")} - OF_THE_MODEL))
-def test_an_adapter_is_looked_at_before_its_base_is_loaded(patches, tmp_path, monkeypatch, case):
+OF_THE_ADAPTER = {case for case in HOSTILE if case.startswith("adapter")} - OF_THE_MODEL
+
+
+@pytest.mark.parametrize("case", sorted(OF_THE_ADAPTER | OF_THE_HEADER))
+def test_adapter_and_header_are_looked_at_before_their_base_is_loaded(patches, tmp_path, monkeypatch, case):
     monkeypatch.setattr("zofo.shipping.applying.load_model", pytest.fail)
     file = rewritten(patches, tmp_path, HOSTILE[case][0])
     assert repr(str(file)) in refused(file, tmp_path / "no-model", tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -10,12 +12,13 @@ from safetensors.torch import load
 from zofo.adapters import refuse_strange
 from zofo.adapters.loading import shown
 from zofo.adapters.strange import WEIGHTS, can_name_a_tensor
-from zofo.errors import PatchError
+from zofo.errors import ConfigError, PatchError
 from zofo.shipping.patch import Patch
+from zofo.training.replay import refuse_unusable
 
 
 def inspect_parts(patch: Patch, folder: Path) -> None:
-    """Check what can be checked of adapter and weights without the model: options, names, sizes, numbers.
+    """Check what can be checked of trajectories, weights and adapter without the model: options, names, sizes, numbers.
 
     Args:
         patch: whose header and trajectories are checked.
@@ -25,11 +28,20 @@ def inspect_parts(patch: Patch, folder: Path) -> None:
         RunError: what zofo cannot have written.
     """
     for stage in patch.stages:
+        if stage.trajectory is not None:
+            _refuse_header(stage.trajectory.header)
         if stage.weights is not None:
             _refuse_weights(str(stage.header.weights), stage.weights)
     if patch.adapter:
         write_adapter(patch, folder)
         refuse_strange(folder)
+
+
+def _refuse_header(header: Mapping[str, Any]) -> None:
+    try:
+        refuse_unusable(header)
+    except ConfigError as error:  # an unknown noise, rule, mask or evaluator, or an option that it does not have
+        raise PatchError(f"the header of the trajectory: {error.message}", error.hint) from error
 
 
 def write_adapter(patch: Patch, folder: Path) -> None:

@@ -39,11 +39,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
         RunError: a trajectory of another noise stream, without what a replay needs, or with fewer steps.
     """
     header = trajectory.header
-    if header.get("stream") != STREAM_VERSION:
-        raise RunError("the trajectory was written with another noise stream, which this version cannot draw")
-    missing = [part for part in ("noise", "rule", "select", "evaluator") if part not in header]
-    if missing:
-        raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
+    refuse_unusable(header)
     mask, select = header.get("mask"), header["select"]
     with _naming("select"):
         backbone = Backbone(
@@ -61,6 +57,26 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
     redo(records, rule, evaluator)
     evaluator.settle()
     return backbone
+
+
+def refuse_unusable(header: Mapping[str, Any]) -> None:
+    """Refuse the header of a trajectory that cannot be replayed, as far as that can be told without the model.
+
+    Raises:
+        RunError: another noise stream, or a part that is missing or wrong; names it.
+        ConfigError: an unknown part, or an option that it does not have.
+    """
+    if header.get("stream") != STREAM_VERSION:
+        raise RunError("the trajectory was written with another noise stream, which this version cannot draw")
+    missing = [part for part in ("noise", "rule", "select", "evaluator") if part not in header]
+    if missing:
+        raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
+    _built(NoiseConfig, header, "noise")
+    _built(RuleConfig, header, "rule")
+    if header.get("mask") is not None:
+        _built(MaskConfig, header, "mask")
+    with _naming("evaluator"):
+        EvaluatorConfig.model_validate(header["evaluator"])
 
 
 def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displacement:
