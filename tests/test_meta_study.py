@@ -16,6 +16,7 @@ from zofo.errors import ConfigError, UnknownNameError, ZofoError
 from zofo.studies import plan_study, read_study, report_study, run_study, workers
 from zofo.studies.outcome import Outcome
 from zofo.training import RunFolder
+from zofo.training import run as run_module
 
 TRAINED = {"tasks": ["mood", "tone", "pick"], "sizes": {"validation": 3}, "max_rows": 12}
 META = {"name": "meta-bilevel", "batch_size": 2, "inner_steps": 1, "tasks_per_step": 2, "penalty": 1}
@@ -60,6 +61,8 @@ def study(tmp_path, tokenizer):
 
 def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(study, tmp_path, monkeypatch):
     made, perform = [], workers.perform
+    replays, replay = [], run_module.replay
+    monkeypatch.setattr(run_module, "replay", lambda *given, **how: (replays.append(1), replay(*given, **how))[1])
 
     def performed(tree, folder, remote_code):
         made.append(folder.rsplit("/", 1)[1])
@@ -76,6 +79,7 @@ def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(
     assert (result.done, result.failed, result.missing) == (18, 0, 0)
     assert [name.split("-")[:2] for name in made[:2]] == [["start", "meta"], ["start", "metaicl"]]
     assert len(made) == 19  # the one that was interrupted twice
+    assert len(replays) == 1  # six runs start from where the one trajectory leads, which is kept there
     assert run_study(asked, out).done == 18
     assert len(made) == 19
 

@@ -1,6 +1,6 @@
 """The tensors that move, and the models they belong to."""
 
-from zofo.backbone.backbone import Backbone, Elementwise, Update, selected
+from zofo.backbone.backbone import Backbone, Elementwise, Update, fingerprint, selected
 from zofo.backbone.heads import Head
 from zofo.backbone.loading import (
     LoadedModel,
@@ -21,6 +21,7 @@ __all__ = [
     "ModelConfig",
     "Update",
     "at_least_float32",
+    "fingerprint",
     "head_of",
     "load_model",
     "load_tensors",

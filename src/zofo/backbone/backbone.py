@@ -302,12 +302,8 @@ class Backbone:
         self.torn = False
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names, types, shapes and bits of the selected tensors, as `sha256:...`."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return f"sha256:{digest.hexdigest()}"
+        """See the function `fingerprint`, of the selected tensors."""
+        return fingerprint(self.tensors)
 
     def values(self, displacement: Displacement) -> Mapping[str, torch.Tensor]:
         """The displacement written out, a float32 tensor for each name: for tests and small problems only."""
@@ -326,6 +322,15 @@ def _parts(update: Update, keys: int | None) -> list[Update]:
         return [update]
     pieces = [Displacement(dict(terms[start : start + keys])) for start in range(0, len(terms), keys)]
     return [Update(piece, 0.0 if number else update.shrink) for number, piece in enumerate(pieces)]
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over the names, types, shapes and bits of tensors, as `sha256:...`."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def selected(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:

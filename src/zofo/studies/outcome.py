@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from zofo.errors import NonFiniteError, RunError
-from zofo.studies.whole import write_whole
+from zofo.training.disk import write_whole
 
 FILE = "outcome.json"
 

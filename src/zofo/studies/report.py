@@ -15,8 +15,8 @@ from zofo.studies.reading import Study
 from zofo.studies.run import Cell, Run
 from zofo.studies.score_tables import Scores, contrast_table, difference_table, score_table
 from zofo.studies.tables import as_score, as_time, curve_frame, markdown, result_frame, write_frames
-from zofo.studies.whole import write_whole
 from zofo.training import environment
+from zofo.training.disk import write_whole
 
 
 def write_results(

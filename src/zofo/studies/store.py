@@ -11,7 +11,7 @@ from typing import Any
 from zofo.errors import RunError
 from zofo.studies.outcome import Outcome
 from zofo.studies.run import Run
-from zofo.studies.whole import write_whole
+from zofo.training.disk import write_whole
 from zofo.training.lock import locked
 
 _STUDY, _LOCK = "study.json", "study.lock"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from statistics import mean
@@ -19,7 +20,7 @@ from zofo.objectives import OBJECTIVES
 from zofo.studies.execution import Cost, Execution, Fault, queries_of, steps_of
 from zofo.studies.outcome import INNER, Outcome
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
-from zofo.training import RunConfig, load_material, setting_of, train
+from zofo.training import RunConfig, RunFolder, load_material, setting_of, train
 
 _LONG = 3.0  # seconds of a first step after which no other one is timed
 _TIMED = 2  # steps that are timed, after the first
@@ -148,6 +149,9 @@ def _resolved(written: str) -> Task:
 def _start_beside(folder: Path, start: Path | None) -> Path | None:
     """The run that a run starts from: one of the same study, by the name of its folder, or any other by its path.
 
+    What one of the same study ended with is kept beside it by the first run that starts there: a replay may take longer
+    than such a run does.
+
     Raises:
         RunError: it failed, so that what is in its folder is not what was asked for.
         NonFiniteError: it diverged, as it would again.
@@ -161,6 +165,8 @@ def _start_beside(folder: Path, start: Path | None) -> Path | None:
         if outcome is not None and outcome.ended_by_loss:
             raise NonFiniteError(f"start: {message}", consequence="this one cannot be made")
         raise RunError(message, "see what failed in report.md")
+    with suppress(OSError):  # then each of the runs that start there replays it for itself
+        RunFolder(folder.parent / start).keep_replays()
     return folder.parent / start
 
 

@@ -19,13 +19,15 @@ from zofo.tasks import Task, TaskConfig, load_task, refuse_trained_on
 from zofo.training.config import RunConfig
 from zofo.training.disk import part_of, sha256_of, sync_tree, write_whole
 from zofo.training.evaluation import Scorer
+from zofo.training.inventory import environment
+from zofo.training.kept_replay import KeptReplay
 from zofo.training.lock import locked
 from zofo.training.replay import replay
 from zofo.training.restoring import load_weights, model_hash, refuse_strange_adapter
 from zofo.training.trajectory import Trajectory
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
-ENVIRONMENT, SUMMARY = "environment.json", "summary.json"
+ENVIRONMENT, SUMMARY, REPLAYED = "environment.json", "summary.json", "replayed"
 _RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, "metrics.jsonl"}  # files that hold no part of the model
 
 
@@ -35,7 +37,8 @@ class RunFolder:
     `config.yaml` is the resolved configuration, `task.yaml` the task, `environment.json` versions and hashes,
     `metrics.jsonl` a line a step and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft
     adapter (`lower_adapter/` the second one of `bilevel`), `weights.safetensors` weights trained by first-order steps,
-    `best/` the same as of the best evaluation, `summary.json` the outcome.
+    `best/` the same as of the best evaluation, `summary.json` the outcome, `replayed/` what replays led to, see
+    `keep_replays`.
 
     Args:
         path: the folder.
@@ -137,10 +140,11 @@ class RunFolder:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
+        left_out = {self.checkpoints, self.path / REPLAYED}
         return {
             path.relative_to(self.path).as_posix(): sha256_of(path)
             for path in sorted(self.path.rglob("*"))
-            if path.is_file() and path.name not in _RECORD and self.checkpoints not in path.parents
+            if path.is_file() and path.name not in _RECORD and left_out.isdisjoint(path.parents)
         }
 
     def verify(self) -> None:
@@ -247,12 +251,28 @@ class RunFolder:
         if self.trajectory.is_file():
             trajectory = Trajectory.read(self.trajectory)
             if not trajectory.of_adapter:  # or it moved that adapter's tensors, which are saved as they were
-                replay(loaded.model, trajectory, last, folded=not trajectory.cheap)
+                self._replay(loaded, trajectory, last)
         if (folder / "weights.safetensors").is_file():
             load_weights(loaded.model, folder / "weights.safetensors")
         if adapter is not None:
             refuse_strange_adapter(adapter, getattr(self.config.method, "adapter", None))
             attach(loaded.model, adapter)
+
+    def _replay(self, loaded: LoadedModel, trajectory: Trajectory, steps: int | None) -> None:
+        """Bring the base model to the end of a trajectory, or take what an earlier replay has kept."""
+        hashes = {"base": self.base_hash, "trajectory": sha256_of(self.trajectory)}
+        origin = {**environment(), "device": loaded.model.device.type, **hashes}
+        kept = KeptReplay(self.path / REPLAYED, steps, origin)
+        if not kept.take(loaded.model):
+            kept.keep(replay(loaded.model, trajectory, steps, folded=not trajectory.cheap))
+
+    def keep_replays(self) -> None:
+        """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        (self.path / REPLAYED).mkdir(exist_ok=True)
 
     def begin(self, loaded: LoadedModel) -> None:
         """Bring the freshly loaded base model to where the run began: to the end of the run it started from, if any.

@@ -1,0 +1,148 @@
+"""Weights that a replay led to and that are kept beside the run: the same bits, or replayed again."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from conftest import review_rows, write_rows
+from test_going_on import METHOD
+from zofo.backbone import Backbone, fingerprint
+from zofo.errors import RunError
+from zofo.noise import Gaussian
+from zofo.training import RunFolder, kept_replay, read_config, train
+from zofo.training import run as run_module
+
+
+@pytest.fixture(scope="module")
+def made(model_folder, tmp_path_factory):
+    """A run of zeroth-order steps, with the best of its evaluations before the last step or after it."""
+    folder = tmp_path_factory.mktemp("made")
+    write_rows(folder / "data" / "train.jsonl", review_rows(40))
+    write_rows(folder / "data" / "validation.jsonl", review_rows(8, 40))
+    task = {"data_dir": str(folder / "data")}
+    training = {"steps": 4, "eval_every": 2}
+    model, where = str(model_folder), str(folder / "run")
+    return train(read_config(model=model, task=task, method=METHOD["mezo"], training=training, run=where)).path
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    return RunFolder.open(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """How many steps each replay was asked for; None for all."""
+    found, replay = [], run_module.replay
+
+    def watched(model, trajectory, steps=None, folded=False):
+        found.append(steps)
+        return replay(model, trajectory, steps, folded)
+
+    monkeypatch.setattr(run_module, "replay", watched)
+    return found
+
+
+def bits(run, **how):
+    return Backbone(run.load(**how).model, Gaussian()).fingerprint()
+
+
+def test_nothing_is_kept_unless_it_is_asked_for(run, replays):
+    assert bits(run) == bits(run)
+    assert replays == [None, None]
+    assert not (run.path / "replayed").exists()
+
+
+def test_a_replay_is_made_once_for_each_number_of_steps_and_has_the_same_bits(run, replays):
+    usual, best, base = bits(run), bits(run, best=True), Backbone(run.load_base().model, Gaussian()).fingerprint()
+    assert usual != base
+    step = run.summary["best"]["step"]
+    replays.clear()
+    run.keep_replays()
+    run.keep_replays()  # twice is once
+    assert [bits(run), bits(run), bits(run, best=True), bits(run, best=True)] == [usual, usual, best, best]
+    assert replays == [None, step]
+    names = {"weights.safetensors", f"weights-{step}.safetensors"}
+    assert {file.name for file in (run.path / "replayed").iterdir()} == names
+    assert run.digests() == run.summary["parts"]  # it is no part of the run
+
+
+def damaged(change):
+    def damage(file):
+        with safe_open(file, framework="pt") as opened:
+            told = opened.metadata()
+        tensors = load_file(file)
+        change(tensors, told)
+        save_file(tensors, file, metadata=told)
+
+    return damage
+
+
+def first(tensors):
+    return next(iter(tensors))
+
+
+DAMAGE = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-9]),
+    "empty": lambda file: file.write_bytes(b""),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "another bit": damaged(lambda tensors, told: tensors[first(tensors)].view(-1)[:1].mul_(-1)),
+    "another trajectory": damaged(lambda tensors, told: told.update(trajectory="sha256:0")),
+    "another version": damaged(lambda tensors, told: told.update(torch="1.0")),
+    "another device": damaged(lambda tensors, told: told.update(device="cuda")),
+    "no word of its origin": damaged(lambda tensors, told: told.clear()),
+    "a tensor that the model lacks": damaged(lambda tensors, told: tensors.update(more=tensors[first(tensors)].clone())),
+    "a tensor less": damaged(lambda tensors, told: tensors.pop(first(tensors))),
+    "another number type": damaged(
+        lambda tensors, told: tensors.update({first(tensors): tensors[first(tensors)].double()})
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_file_that_does_not_fit_is_replaced(run, replays, how):
+    run.keep_replays()
+    usual, file = bits(run), run.path / "replayed" / "weights.safetensors"
+    DAMAGE[how](file)
+    assert bits(run) == usual
+    assert replays == [None, None]
+    assert bits(run) == usual
+    assert len(replays) == (3 if how == "a folder" else 2)  # which is in the way of the file
+
+
+def test_a_damaged_trajectory_is_refused_though_its_replay_is_kept(run):
+    run.keep_replays()
+    bits(run)
+    data = bytearray(run.trajectory.read_bytes())
+    data[-1] ^= 1
+    run.trajectory.write_bytes(bytes(data))
+    with pytest.raises(RunError, match="is damaged"):
+        run.load()
+
+
+def test_a_full_disk_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
+    usual = bits(run)
+    run.keep_replays()
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kept_replay, "save_file", full)
+    assert bits(run) == usual
+    assert bits(run) == usual
+    assert list((run.path / "replayed").iterdir()) == []
+
+
+def test_what_is_written_says_what_it_is_the_bits_of(run):
+    run.keep_replays()
+    run.load()
+    with safe_open(run.path / "replayed" / "weights.safetensors", framework="pt") as file:
+        told = file.metadata()
+    assert told["sha256"] == fingerprint(load_file(run.path / "replayed" / "weights.safetensors"))
+    assert told["base"] == run.base_hash
