@@ -96,7 +96,7 @@ DAMAGE = {
     "another version": damaged(lambda tensors, told: told.update(torch="1.0")),
     "another device": damaged(lambda tensors, told: told.update(device="cuda")),
     "no word of its origin": damaged(lambda tensors, told: told.clear()),
-    "a tensor that the model lacks": damaged(lambda tensors, told: tensors.update(more=tensors[first(tensors)].clone())),
+    "a tensor too many": damaged(lambda tensors, told: tensors.update(more=tensors[first(tensors)].clone())),
     "a tensor less": damaged(lambda tensors, told: tensors.pop(first(tensors))),
     "another number type": damaged(
         lambda tensors, told: tensors.update({first(tensors): tensors[first(tensors)].double()})

@@ -327,7 +327,8 @@ def _parts(update: Update, keys: int | None) -> list[Update]:
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over the names, types, shapes and bits of tensors, as `sha256:...`."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
+    for name in sorted(tensors):  # one at a time: a mapping may read them from a file
+        tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zofo.backbone import Backbone, fingerprint, selected
+from zofo.errors import RunError
 from zofo.training.disk import part_of
 
 
@@ -36,23 +38,27 @@ class KeptReplay:
 
         Returns:
             Whether they are there, whole, and of the same origin; if not, the model is as it was.
+
+        Raises:
+            RunError: they were, but could not be read a second time.
         """
         own = selected(model)
-        try:
-            with safe_open(self._file, framework="pt") as file:
-                told = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError, RuntimeError):
+        if not self._is_whole(own):
             return False
-        shapes = {name: (own[name].shape, own[name].dtype) for name in tensors if name in own}
-        if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != shapes:
-            return False
-        if told != {**self._origin, "sha256": fingerprint(tensors)}:
-            return False
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+        with _opened(self._file) as file, torch.no_grad():
+            tensors = _Read(file)
+            for name in tensors:
+                own[name].copy_(tensors[name])
         return True
+
+    def _is_whole(self, own: Mapping[str, torch.Tensor]) -> bool:
+        try:
+            with _opened(self._file) as file:
+                tensors = _Read(file)
+                fits = all(name in own and _fits(own[name], tensors[name]) for name in tensors)
+                return fits and file.metadata() == {**self._origin, "sha256": fingerprint(tensors)}
+        except RunError:
+            return False
 
     def keep(self, backbone: Backbone) -> None:
         """Write the file, whole or not at all, if its folder exists and the disk has room.
@@ -69,3 +75,33 @@ class KeptReplay:
             os.replace(part, self._file)
         except (OSError, SafetensorError):  # the next run replays again
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
+
+
+class _Read(Mapping[str, torch.Tensor]):
+    """The tensors of an open file, read when they are asked for: never more than one beside those of the model."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._names = file, list(file.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        found: torch.Tensor = self._file.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _fits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.shape, one.dtype) == (other.shape, other.dtype)
