@@ -349,6 +349,8 @@ MOVES = {
     "rows of a mask": {"mask": {"name": "magnitude", "share": 0.5}},
     "entries of a mask": {"noise": "gaussian", "mask": {"name": "magnitude", "share": 0.25}},
     "entries drawn anew": {"noise": "gaussian", "mask": {"name": "random", "share": 0.25}},
+    "weight decay": {"rule": {"name": "sgd", "lr": 1e-4, "weight_decay": 200.0}},
+    "nothing but weight decay": {"rule": {"name": "sgd", "lr": 1e-12, "weight_decay": 1e10}},
     "tensors in turn": {"noise": "rademacher", "mask": {"name": "rotation", "blocks": 3}},
 }
 
@@ -380,9 +382,23 @@ def test_the_distance_after_one_key_in_two_updates(noise, exact):
     assert moved.relative == pytest.approx(0.15 * math.sqrt(2 * backbone.size) / length, rel=0.2)
 
 
-@pytest.mark.parametrize("rule", [{"name": "sgd", "weight_decay": 0.1}, {"name": "sign"}], ids=lambda r: r["name"])
-def test_rules_whose_updates_are_no_displacements_log_no_distance(rule):
-    _, logs = stepped(2, rule={"lr": 1e-4, **rule})
+def test_the_distance_with_weight_decay_and_keys_that_come_back():
+    """Each coefficient shrinks with theta at every update after its own."""
+    backbone = Backbone(build_model("llama"), LowRank(2))
+    moved, start = Moved(backbone), {name: tensor.clone() for name, tensor in backbone.tensors.items()}
+    length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
+    for keys, shrink in (([0], 0.0), ([0, 1], 0.2), ([1], 0.1), ([], 0.3), ([2], 0.0)):
+        update = Update(Displacement({Key(0, key): 0.01 for key in keys}), shrink)
+        backbone.fold(update)
+        moved.add(update)
+        assert moved.relative == pytest.approx(distance(backbone.tensors, start) / length, rel=0.02)
+    again = Moved(Backbone(build_model("llama"), LowRank(2)))
+    again.recall(moved.remember())
+    assert again.relative == moved.relative
+
+
+def test_a_rule_whose_updates_are_no_displacements_logs_no_distance():
+    _, logs = stepped(2, rule={"name": "sign", "lr": 1e-4})
     assert all("backbone_moved" not in log.coefficients for log in logs)
 
 

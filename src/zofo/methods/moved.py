@@ -21,7 +21,11 @@ class Moved:
     number d of entries. |z|^2 is that of `Noise.squared_length`: exact for low-rank noise, else a mean. In half
     precision it is the distance before rounding.
 
-    Unknown (None) once an update was no displacement: weight decay, or a rule that is not linear.
+    With weight decay, theta is s theta_0 + sum of c z: s, and each c after it was added, are multiplied by 1 - shrink
+    at every update. So ((1 - s) |theta_0|)^2 of the tensors that decay is added. Left out are the products of theta_0
+    with a direction, and that directions do not decay on biases and norms, a small share of their entries.
+
+    Unknown (None) once an update was no displacement: a rule that is not linear.
 
     With `copy`, for rules that keep buffers of theta's size in any case, it is the distance itself, entry by entry,
     whatever the updates were, and after rounding.
@@ -36,12 +40,14 @@ class Moved:
 
     def __init__(self, backbone: Backbone, copy: bool = False) -> None:
         self._backbone = backbone
-        norms = [
-            torch.linalg.vector_norm(tensor, dtype=_sum_type(tensor)).item()
-            for tensor in backbone.tensors.values()
+        norms = {
+            name: torch.linalg.vector_norm(tensor, dtype=_sum_type(tensor)).item()
+            for name, tensor in backbone.tensors.items()
             if tensor.numel()
-        ]
-        self._start = math.hypot(*norms)
+        }
+        self._start = math.hypot(*norms.values())
+        self._decaying = math.hypot(*(norm for name, norm in norms.items() if name in backbone.decays))
+        self._left = 1.0  # what weight decay has left of theta_0
         self._settled = 0.0  # sum of c^2 |z|^2 over keys that no later update holds
         self._live: dict[Key, tuple[float, float]] = {}  # c and |z|^2 of those of the last one, as of a momentum
         self._known = self._start > 0
@@ -57,10 +63,14 @@ class Moved:
 
     def add(self, update: Update) -> None:
         """An update was made. A key that one update leaves out must not come back in a later one."""
-        if update.elementwise is not None or update.shrink:
+        if update.elementwise is not None:
             self._known = False
         if not self._known or self._copy:
             return
+        if update.shrink:
+            keep = 1.0 - update.shrink
+            self._left, self._settled = self._left * keep, self._settled * keep**2
+            self._live = {key: (c * keep, length) for key, (c, length) in self._live.items()}
         noise, shapes, device = self._backbone.noise, self._backbone.shapes, self._backbone.device
         live = {}
         for key, coefficient in update.displacement.items():
@@ -81,7 +91,8 @@ class Moved:
             return self._measured() / self._start
         if not self._known:
             return None
-        return math.sqrt(self._settled + math.fsum(c**2 * length for c, length in self._live.values())) / self._start
+        live = math.fsum(c**2 * length for c, length in self._live.values())
+        return math.hypot(math.sqrt(self._settled + live), (1 - self._left) * self._decaying) / self._start
 
     @torch.no_grad()
     def _measured(self) -> float:
@@ -97,12 +108,12 @@ class Moved:
     def remember(self) -> Remembered:
         """What it knows, for a run that goes on later."""
         live = [[*key, c, length] for key, (c, length) in self._live.items()]
-        return Remembered({"settled": self._settled, "live": live, "known": self._known})
+        return Remembered({"settled": self._settled, "live": live, "left": self._left, "known": self._known})
 
     def recall(self, remembered: Remembered) -> None:
         """Take back what `remember` gave."""
         values = remembered.values
-        self._settled, self._known = values["settled"], values["known"]
+        self._settled, self._left, self._known = values["settled"], values["left"], values["known"]
         self._live = {
             Key(int(seed), int(step), int(index)): (float(c), float(length))
             for seed, step, index, c, length in values["live"]
