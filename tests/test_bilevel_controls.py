@@ -382,17 +382,20 @@ def test_the_distance_after_one_key_in_two_updates(noise, exact):
     assert moved.relative == pytest.approx(0.15 * math.sqrt(2 * backbone.size) / length, rel=0.2)
 
 
-def test_the_distance_with_weight_decay_and_keys_that_come_back():
-    """Each coefficient shrinks with theta at every update after its own."""
-    backbone = Backbone(build_model("llama"), LowRank(2))
-    moved, start = Moved(backbone), {name: tensor.clone() for name, tensor in backbone.tensors.items()}
+@pytest.mark.parametrize("noise", [LowRank(2), Gaussian()], ids=["low-rank", "gaussian"])
+@pytest.mark.parametrize("select", [None, ["*norm*", "*layers.0.mlp*"], ["*norm*"]], ids=["all", "some", "no decay"])
+def test_the_distance_with_weight_decay(select, noise):
+    """Each coefficient shrinks with theta at every update after its own, in the tensors that decay and in no other."""
+    backbone = Backbone(build_model("llama"), noise, select)
+    moved, start = Moved(backbone, decays=True), {name: tensor.clone() for name, tensor in backbone.tensors.items()}
     length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
-    for keys, shrink in (([0], 0.0), ([0, 1], 0.2), ([1], 0.1), ([], 0.3), ([2], 0.0)):
+    close = 0.3 if backbone.size < 1000 else 0.05  # with few entries, directions have products and other lengths
+    for keys, shrink in (([0], 0.0), ([0, 1], 0.5), ([1], 0.4), ([], 0.6), ([2], 0.0)):
         update = Update(Displacement({Key(0, key): 0.01 for key in keys}), shrink)
         backbone.fold(update)
         moved.add(update)
-        assert moved.relative == pytest.approx(distance(backbone.tensors, start) / length, rel=0.02)
-    again = Moved(Backbone(build_model("llama"), LowRank(2)))
+        assert moved.relative == pytest.approx(distance(backbone.tensors, start) / length, rel=close)
+    again = Moved(Backbone(build_model("llama"), noise, select), decays=True)
     again.recall(moved.remember())
     assert again.relative == moved.relative
 

@@ -77,7 +77,8 @@ class BackboneStep:
             zo = self._zo = ZerothOrder(config, setting.model, setting.seed, batch_size)
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
             self.counts, self.points = zo.evaluator.counts, zo.points
-            self._moved = Moved(zo.backbone, copy=zo.rule.dense_buffers > 0)
+            decays = config.rule.options.get("weight_decay", 0.0) > 0
+            self._moved = Moved(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
 
     def step(self, number: int, asks: Sequence[Ask], examples: int) -> tuple[dict[str, float], Update | None]:
         """Make step `number`.

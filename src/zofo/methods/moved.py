@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from zofo.backbone import Backbone, Update
-from zofo.displacement import Key
+from zofo.displacement import Displacement, Key
+from zofo.noise import Noise, Shape
 from zofo.remembered import Remembered
 
 _BLOCK = 1 << 20  # entries compared at a time
@@ -21,9 +24,10 @@ class Moved:
     number d of entries. |z|^2 is that of `Noise.squared_length`: exact for low-rank noise, else a mean. In half
     precision it is the distance before rounding.
 
-    With weight decay, theta is s theta_0 + sum of c z: s, and each c after it was added, are multiplied by 1 - shrink
-    at every update. So ((1 - s) |theta_0|)^2 of the tensors that decay is added. Left out are the products of theta_0
-    with a direction, and that directions do not decay on biases and norms, a small share of their entries.
+    With weight decay, the tensors that decay are s theta_0 + sum of c z: s, and each c once it was added, are
+    multiplied by 1 - shrink at every update. So it is the length of (1 - s) theta_0 and these directions there, and of
+    the directions as usual elsewhere; left out are the products of theta_0 with a direction, too, as a share about
+    sqrt(number of keys / d).
 
     Unknown (None) once an update was no displacement: a rule that is not linear.
 
@@ -33,24 +37,22 @@ class Moved:
     Args:
         backbone: as it is before the first update, with none pending.
         copy: keep theta_0, beside theta and in its number type.
+        decays: whether updates may shrink theta.
 
     Attributes:
         copied: bytes of theta_0 that are kept.
     """
 
-    def __init__(self, backbone: Backbone, copy: bool = False) -> None:
+    def __init__(self, backbone: Backbone, copy: bool = False, decays: bool = False) -> None:
         self._backbone = backbone
-        norms = {
-            name: torch.linalg.vector_norm(tensor, dtype=_sum_type(tensor)).item()
-            for name, tensor in backbone.tensors.items()
-            if tensor.numel()
-        }
-        self._start = math.hypot(*norms.values())
-        self._decaying = math.hypot(*(norm for name, norm in norms.items() if name in backbone.decays))
-        self._left = 1.0  # what weight decay has left of theta_0
-        self._settled = 0.0  # sum of c^2 |z|^2 over keys that no later update holds
-        self._live: dict[Key, tuple[float, float]] = {}  # c and |z|^2 of those of the last one, as of a momentum
-        self._known = self._start > 0
+        decaying = backbone.decays if decays else frozenset()
+        self._start = _length(backbone.tensors)
+        self._theta = _length({name: tensor for name, tensor in backbone.tensors.items() if name in decaying})
+        self._left = 1.0  # the share that weight decay has left of theta_0, where it decays
+        everything, noise, device = backbone.shapes, backbone.noise, backbone.device
+        self._still = _Travelled(noise, {n: shape for n, shape in everything.items() if n not in decaying}, device)
+        self._decaying = _Travelled(noise, {n: shape for n, shape in everything.items() if n in decaying}, device)
+        self._decays, self._known = decays, self._start > 0
         self._copy = (
             {
                 name: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -67,19 +69,10 @@ class Moved:
             self._known = False
         if not self._known or self._copy:
             return
-        if update.shrink:
-            keep = 1.0 - update.shrink
-            self._left, self._settled = self._left * keep, self._settled * keep**2
-            self._live = {key: (c * keep, length) for key, (c, length) in self._live.items()}
-        noise, shapes, device = self._backbone.noise, self._backbone.shapes, self._backbone.device
-        live = {}
-        for key, coefficient in update.displacement.items():
-            total, length = self._live.pop(key, (0.0, math.nan))
-            if math.isnan(length):
-                length = noise.squared_length(key, shapes, device)
-            live[key] = (total + coefficient, length)
-        self._settled += math.fsum(total**2 * length for total, length in self._live.values())
-        self._live = live
+        self._still.add(update.displacement, 1.0)
+        if self._decays:
+            self._left *= 1.0 - update.shrink
+            self._decaying.add(update.displacement, 1.0 - update.shrink)
 
     @property
     def relative(self) -> float | None:
@@ -91,8 +84,8 @@ class Moved:
             return self._measured() / self._start
         if not self._known:
             return None
-        live = math.fsum(c**2 * length for c, length in self._live.values())
-        return math.hypot(math.sqrt(self._settled + live), (1 - self._left) * self._decaying) / self._start
+        lost = (1.0 - self._left) * self._theta
+        return math.sqrt(lost**2 + self._decaying.squared + self._still.squared) / self._start
 
     @torch.no_grad()
     def _measured(self) -> float:
@@ -107,17 +100,71 @@ class Moved:
 
     def remember(self) -> Remembered:
         """What it knows, for a run that goes on later."""
-        live = [[*key, c, length] for key, (c, length) in self._live.items()]
-        return Remembered({"settled": self._settled, "live": live, "left": self._left, "known": self._known})
+        decaying = {"left": self._left, "decaying": self._decaying.remember()} if self._decays else {}
+        return Remembered({**self._still.remember(), "known": self._known, **decaying})
 
     def recall(self, remembered: Remembered) -> None:
         """Take back what `remember` gave."""
         values = remembered.values
-        self._settled, self._left, self._known = values["settled"], values["left"], values["known"]
+        self._known = values["known"]
+        self._still.recall(values)
+        if self._decays:
+            self._left = values["left"]
+            self._decaying.recall(values["decaying"])
+
+
+class _Travelled:
+    """|sum of c z(key)|^2 over some tensors, without the products of different directions.
+
+    Args:
+        noise: that gives a key its direction.
+        shapes: of the tensors, by name.
+        device: where they are.
+    """
+
+    def __init__(self, noise: Noise, shapes: Mapping[str, Shape], device: torch.device) -> None:
+        self._noise, self._shapes, self._device = noise, shapes, device
+        self._settled = 0.0  # sum of c^2 |z|^2 over keys that no later update holds
+        self._live: dict[Key, tuple[float, float]] = {}  # c and |z|^2 of those of the last one, as of a momentum
+
+    def add(self, displacement: Displacement, keep: float) -> None:
+        """Multiply all that there is by `keep`, and add a displacement."""
+        if not self._shapes:
+            return
+        before, live = {key: (keep * c, length) for key, (c, length) in self._live.items()}, {}
+        for key, coefficient in displacement.items():
+            total, length = before.pop(key, (0.0, math.nan))
+            if math.isnan(length):
+                length = self._noise.squared_length(key, self._shapes, self._device)
+            live[key] = (total + coefficient, length)
+        self._settled = keep**2 * self._settled + _squared(before)
+        self._live = live
+
+    @property
+    def squared(self) -> float:
+        """What it has come to."""
+        return self._settled + _squared(self._live)
+
+    def remember(self) -> dict[str, Any]:
+        """What it knows, as JSON holds it."""
+        return {"settled": self._settled, "live": [[*key, c, length] for key, (c, length) in self._live.items()]}
+
+    def recall(self, values: Mapping[str, Any]) -> None:
+        """Take back what `remember` gave."""
+        self._settled = values["settled"]
         self._live = {
             Key(int(seed), int(step), int(index)): (float(c), float(length))
             for seed, step, index, c, length in values["live"]
         }
+
+
+def _squared(terms: Mapping[Key, tuple[float, float]]) -> float:
+    return math.fsum(c**2 * length for c, length in terms.values())
+
+
+def _length(tensors: Mapping[str, torch.Tensor]) -> float:
+    norms = (torch.linalg.vector_norm(t, dtype=_sum_type(t)).item() for t in tensors.values() if t.numel())
+    return math.hypot(*norms)
 
 
 def _sum_type(tensor: torch.Tensor) -> torch.dtype:

@@ -24,6 +24,8 @@ from zofo.noise.low_rank import FactorLayout, Factors, LowRank
 from zofo.noise.stream import permutation, places, words, words_at
 from zofo.registry import Registry
 
+_LAYOUTS = 4  # kept at a time: a backbone asks for one, and for two more where theta decays
+
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Counts = Mapping[str, int]
@@ -146,7 +148,8 @@ class MaskedLowRank(Noise):
         """See `LowRank.layout`."""
         wanted = tuple(shapes.items()), device
         if wanted not in self._layouts:
-            self._layouts = {wanted: MaskedLayout(self.of, self.kept, shapes, device)}  # a backbone asks for one
+            kept = self._layouts if len(self._layouts) < _LAYOUTS else {}
+            self._layouts = {**kept, wanted: MaskedLayout(self.of, self.kept, shapes, device)}
         return self._layouts[wanted]
 
 
