@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from safetensors import safe_open
@@ -13,7 +14,7 @@ from conftest import review_rows, write_rows
 from test_going_on import METHOD
 from zofo.backbone import Backbone, fingerprint
 from zofo.errors import RunError
-from zofo.noise import Gaussian
+from zofo.noise import Gaussian, LowRank
 from zofo.training import RunFolder, kept_replay, read_config, train
 from zofo.training import run as run_module
 
@@ -68,7 +69,7 @@ def test_a_replay_is_made_once_for_each_number_of_steps_and_has_the_same_bits(ru
     assert [bits(run), bits(run), bits(run, best=True), bits(run, best=True)] == [usual, usual, best, best]
     assert replays == [None, step]
     names = {"weights.safetensors", f"weights-{step}.safetensors"}
-    assert {file.name for file in (run.path / "replayed").iterdir()} == names
+    assert {file.name for file in (run.path / "replayed").glob("[!.]*")} == names
     assert run.digests() == run.summary["parts"]  # it is no part of the run
 
 
@@ -136,7 +137,67 @@ def test_a_full_disk_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
     monkeypatch.setattr(kept_replay, "save_file", full)
     assert bits(run) == usual
     assert bits(run) == usual
-    assert list((run.path / "replayed").iterdir()) == []
+    assert not list((run.path / "replayed").glob("*.safetensors"))
+    monkeypatch.undo()
+    shutil.rmtree(run.path / "replayed")
+    (run.path / "replayed").touch()  # nor can anything be written where no folder is
+    assert bits(run) == usual
+
+
+def test_a_folder_that_can_only_be_read_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
+    """As on a disk that is mounted so, with what another machine has kept there."""
+    usual = bits(run)
+    run.keep_replays()
+    bits(run)
+    DAMAGE["another device"](run.path / "replayed" / "weights.safetensors")
+    before = {file.name: file.read_bytes() for file in (run.path / "replayed").iterdir()}
+
+    def refused(*given, **how):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(kept_replay, "save_file", refused)
+    monkeypatch.setattr(kept_replay, "FileLock", refused)
+    monkeypatch.setattr(type(run.path), "unlink", refused)
+    assert bits(run) == usual
+    assert {file.name: file.read_bytes() for file in (run.path / "replayed").iterdir()} == before
+
+
+def test_of_several_that_come_at_once_one_replays(run, replays):
+    run.keep_replays()
+    models = [run.load_base() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run.restore, models))
+    assert replays == [None]
+    assert len({Backbone(loaded.model, Gaussian()).fingerprint() for loaded in models}) == 1
+
+
+def test_the_checked_file_is_the_one_that_is_read(run, replays, monkeypatch):
+    """Another process may give its name to another file in between, or remove it."""
+    run.keep_replays()
+    usual, file = bits(run), run.path / "replayed" / "weights.safetensors"
+
+    def checked(tensors):
+        found = fingerprint(tensors)
+        file.unlink()
+        return found
+
+    monkeypatch.setattr(kept_replay, "fingerprint", checked)
+    assert bits(run) == usual
+    assert replays == [None]
+
+
+def test_what_depends_on_code_of_the_users_own_is_not_kept(run, replays, monkeypatch):
+    """Its version says nothing of it."""
+    run.keep_replays()
+    monkeypatch.setattr(LowRank, "__module__", "mine")
+    assert bits(run) == bits(run)
+    assert replays == [None, None]
+
+
+def test_a_run_without_a_trajectory_keeps_nothing(run):
+    run.trajectory.unlink()
+    run.keep_replays()
+    assert not (run.path / "replayed").exists()
 
 
 def test_what_is_written_says_what_it_is_the_bits_of(run):

@@ -27,10 +27,11 @@ from safetensors.torch import load_file, save_file
 import zofo
 from test_checkpoint_state import restore
 from test_going_on import METHOD, stopped_at
-from zofo.adapters import load_adapter
+from zofo.adapters import LoraAdapters, load_adapter
 from zofo.backbone import load_model
 from zofo.config import is_name
 from zofo.errors import CheckpointError, ConfigError, DataError, ModelError, RunError, ZofoError
+from zofo.methods import FirstOrder
 from zofo.recipes import recipe_names, recipe_text
 from zofo.shipping import export_run
 from zofo.studies import read_study
@@ -38,6 +39,7 @@ from zofo.tasks import load_task
 from zofo.training import RunFolder, predict, read_config, train
 from zofo.training.beginning import new_folder
 from zofo.training.checkpoints import Checkpoints, damage_of
+from zofo.training.restoring import refuse_strange_adapter
 
 SOURCE = Path(zofo.__file__).parent
 SECONDS = 1.0
@@ -252,18 +254,58 @@ def test_the_adapter_of_a_run_cannot_name_a_module_to_import(copied, tmp_path, m
     run = copied("adapter")
     (tmp_path / "strange_core.py").write_text(f"import os\nos.mkdir({str(canary)!r})\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    file = run.path / "adapter" / "adapter_config.json"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**content, "megatron_config": {"a": 1}, "megatron_core": "strange_core"}))
-    hashed_anew(run)
+    adapter_with(run, megatron_config={"a": 1}, megatron_core="strange_core")
     ways = {
         "load": lambda: run.load(),
         "start": lambda: train(run.config.model_copy(update={"start": run.path, "run": tmp_path / "next"})),
         "merge": lambda: export_run(run.path, "merged", tmp_path / "out"),
     }
-    with refused(RunError, "the adapter in '.*adapter' sets 'megatron_config' to .*, which zofo's adapters never do"):
+    with refused(RunError, "adapter': the adapter sets 'megatron_config' to .*, which zofo's adapters never do"):
         ways[use]()
     assert not canary.exists()
+
+
+def adapter_with(run, **changed):
+    """Set options of a run's adapter, and the hashes that go with them."""
+    file = run.path / "adapter" / "adapter_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**content, **changed}), encoding="utf-8")
+    hashed_anew(run)
+
+
+@pytest.mark.promise(12)
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"r": 1048575}, "the adapter's rank is 1048575, but its tensors have"),
+        ({"target_modules": "(a+)+$"}, "sets 'target_modules' to"),
+        ({"peft_type": "VERA"}, "'VERA', which zofo does not make"),
+    ],
+)
+def test_the_adapter_of_a_run_is_looked_at_like_that_of_a_patch(copied, changed, text):
+    run = copied("adapter")
+    adapter_with(run, **changed)
+    with refused(RunError, text):
+        run.load()
+
+
+def test_what_peft_itself_sets_for_some_models_is_no_strange_adapter(copied):
+    """A pattern in place of names, as for Gemma 4; and a base model in a folder deep down."""
+    by_model = peft.utils.constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    pattern = next((value for value in by_model.values() if isinstance(value, str)), None)
+    run = copied("adapter")
+    adapter_with(run, base_model_name_or_path="/deep" * 100, **({} if pattern is None else {"target_modules": pattern}))
+    refuse_strange_adapter(run.path / "adapter", run.config.method)
+
+
+@pytest.mark.parametrize("whose", [FirstOrder, LoraAdapters])
+def test_an_adapter_of_the_users_own_code_is_not_looked_at(copied, monkeypatch, whose):
+    run = copied("adapter")
+    adapter_with(run, peft_type="VERA")
+    with pytest.raises(RunError, match="VERA"):
+        refuse_strange_adapter(run.path / "adapter", run.config.method)
+    monkeypatch.setattr(whose, "__module__", "mine")
+    refuse_strange_adapter(run.path / "adapter", run.config.method)
 
 
 def test_an_adapter_with_options_of_a_newer_peft_is_one_message(copied, model_folder):

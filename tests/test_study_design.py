@@ -370,6 +370,11 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
             "leave it out, or give control trials",
         ),
         (
+            {**control(), "axes": {"size": {"a": {}, "b": {"methods": {"control": {"method.rule.lr": 5}}}}}},
+            "axes.size.b.methods.control.method.rule.lr: trial 1 of mezo sets this",
+            "leave it out",
+        ),
+        (
             {**control(), "axes": {"size": {"a": {}, "b": {"methods": {"mezo": None}}}}},
             "methods.control.setting_of: mezo is left out of least-squares b, so that no setting",
             "leave control out of it, too",

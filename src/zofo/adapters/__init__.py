@@ -4,7 +4,7 @@ from zofo.adapters.base import ADAPTERS, AdapterConfig, Adapters, PeftAdapters, 
 from zofo.adapters.loading import load_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
 from zofo.adapters.merging import adapter_content, can_merge, merge_adapter
-from zofo.adapters.strange import load_strange_adapter, refuse_strange, refuse_strange_options
+from zofo.adapters.strange import load_strange_adapter, refuse_strange
 from zofo.adapters.virtual_tokens import PrefixAdapters, PromptAdapters
 
 __all__ = [
@@ -25,5 +25,4 @@ __all__ = [
     "load_strange_adapter",
     "merge_adapter",
     "refuse_strange",
-    "refuse_strange_options",
 ]

@@ -23,8 +23,12 @@ from zofo.adapters.merging import adapter_content, merge_attached
 from zofo.errors import RunError
 
 
-def _text(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and len(value) < 256)
+def _text(value: Any, longest: int = 255) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= longest)
+
+
+def _path(value: Any) -> bool:
+    return _text(value, 4096)
 
 
 def _names(value: Any) -> bool:
@@ -32,6 +36,14 @@ def _names(value: Any) -> bool:
         return isinstance(one, str) and all(part.isidentifier() or part.isdecimal() for part in one.split("."))
 
     return value is None or (isinstance(value, list) and all(map(name, value)))
+
+
+def _targets(value: Any) -> bool:
+    """Names of modules; or a pattern, but only one that peft itself has for a kind of model: others may never end."""
+    from peft.utils import constants
+
+    by_model = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    return _names(value) or (isinstance(value, str) and value in by_model.values())
 
 
 def _flag(value: Any) -> bool:
@@ -53,13 +65,13 @@ _LONGEST = 200  # characters of a tensor's name
 _ALWAYS: dict[str, Callable[[Any], bool]] = {
     "peft_type": _text,
     "task_type": lambda value: value in (None, "CAUSAL_LM", "SEQ_CLS"),
-    "base_model_name_or_path": _text,
+    "base_model_name_or_path": _path,
     "inference_mode": _flag,
     "peft_version": _text,
     "revision": _text,
     "modules_to_save": _names,
 }
-_TARGETS = {"target_modules": _names, "fan_in_fan_out": _flag}
+_TARGETS = {"target_modules": _targets, "fan_in_fan_out": _flag}
 _VIRTUAL = {
     f"num_{what}": _size for what in ("virtual_tokens", "transformer_submodules", "attention_heads", "layers")
 } | {"token_dim": _size, "encoder_hidden_size": _size}
@@ -105,7 +117,7 @@ def refuse_strange(folder: Path) -> Mapping[str, torch.Tensor]:
         RunError: as `load_strange_adapter`, but for what depends on the model.
     """
     content = adapter_content(folder)
-    refuse_strange_options(content)
+    _refuse_options(content)
     try:
         tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -119,22 +131,13 @@ def can_name_a_tensor(name: str) -> bool:
     return len(name) <= _LONGEST and _TENSOR.fullmatch(name) is not None
 
 
-def refuse_strange_options(content: Mapping[str, Any], adapter: str = "the adapter") -> None:
-    """Refuse the configuration of an adapter that zofo could not have written.
-
-    Args:
-        content: of `adapter_config.json`.
-        adapter: what it is called in messages.
-
-    Raises:
-        RunError: names the kind, or the option.
-    """
+def _refuse_options(content: Mapping[str, Any]) -> None:
     import peft
 
     kind = content.get("peft_type")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise RunError(f"{adapter} is of the kind {shown(kind)}, which zofo does not make")
-    refuse_unknown_options(content, adapter)
+        raise RunError(f"the adapter is of the kind {shown(kind)}, which zofo does not make")
+    refuse_unknown_options(content)
     checks = {**_ALWAYS, **_KINDS[kind]}
     usual = {
         "LORA": peft.LoraConfig,
@@ -145,7 +148,7 @@ def refuse_strange_options(content: Mapping[str, Any], adapter: str = "the adapt
     for name, value in content.items():
         right = checks[name](value) if name in checks else not value or (name in usual and value == usual[name])
         if not right:
-            raise RunError(f"{adapter} sets {shown(name)} to {shown(value)}, which zofo's adapters never do")
+            raise RunError(f"the adapter sets {shown(name)} to {shown(value)}, which zofo's adapters never do")
 
 
 def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

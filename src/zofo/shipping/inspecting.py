@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from zofo.adapters import refuse_strange
-from zofo.adapters.loading import shown
+from zofo.adapters.loading import printable, shown
 from zofo.adapters.strange import WEIGHTS, can_name_a_tensor
 from zofo.errors import ConfigError, PatchError
 from zofo.shipping.patch import Patch
@@ -41,7 +41,8 @@ def _refuse_header(header: Mapping[str, Any]) -> None:
     try:
         refuse_unusable(header)
     except ConfigError as error:  # an unknown noise, rule, mask or evaluator, or an option that it does not have
-        raise PatchError(f"the header of the trajectory: {error.message}", error.hint) from error
+        hint = None if error.hint is None else printable(error.hint)
+        raise PatchError(f"the header of the trajectory: {printable(error.message)}", hint) from error
 
 
 def write_adapter(patch: Patch, folder: Path) -> None:

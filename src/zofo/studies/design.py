@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -184,12 +185,18 @@ class StudyConfig(Config):
         return self
 
 
-def _trees(config: StudyConfig) -> list[tuple[str, Tree]]:
-    """Every tree that a run is made of, with the path of keys that leads to it."""
+def _levels(config: StudyConfig) -> list[tuple[str, Level]]:
+    """Every value of every axis, models and tasks among them, with the path of keys that leads to it."""
     levels = [(f"models.{name}", level) for name, level in config.models.items()]
     levels += [(f"tasks.{name}", level) for name, level in config.tasks.items()]
     for axis, values in config.axes.items():
         levels += [(f"axes.{axis}.{name}", level) for name, level in values.items()]
+    return levels
+
+
+def _trees(config: StudyConfig) -> list[tuple[str, Tree]]:
+    """Every tree that a run is made of, with the path of keys that leads to it."""
+    levels = _levels(config)
     found = [("base", config.base), *((where, level.tree) for where, level in levels)]
     found += [(f"starts.{name}", start.tree) for name, start in config.starts.items()]
     for where, level in levels:
@@ -258,11 +265,13 @@ def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
     if not config.methods[other].trials:
         message = f"{where}: {other} has no trials, so that no setting of it is chosen"
         raise ConfigError(message, "name a method that has trials")
+    said = [(f"methods.{name}", control.tree, config.methods[other].tree)]
+    for place, level in _levels(config):
+        said.append((f"{place}.methods.{name}", level.methods.get(name) or {}, level.methods.get(other) or {}))
     for number, trial in enumerate(config.methods[other].trials, 1):
-        for key, _ in flat(trial):
-            own = value_at(control.tree, key)
-            if own is not None and own != value_at(config.methods[other].tree, key):
+        for (place, own, others), (key, _) in itertools.product(said, flat(trial)):
+            if value_at(own, key) not in (None, value_at(others, key)):
                 raise ConfigError(
-                    f"methods.{name}.{key}: trial {number} of {other} sets this, so that it would have no effect",
+                    f"{place}.{key}: trial {number} of {other} sets this, so that it would have no effect",
                     f"leave it out, or give {name} trials of its own in place of setting_of",
                 )

@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from zofo.config import is_device
@@ -19,7 +18,7 @@ from zofo.objectives import Reward
 from zofo.tasks import Example, Task
 from zofo.training.config import RunConfig
 from zofo.training.disk import part_of, sync, write_whole
-from zofo.training.inventory import environment
+from zofo.training.inventory import surroundings
 from zofo.training.material import Material
 from zofo.training.run import CONFIG, ENVIRONMENT, LOCK, TASK, RunFolder
 
@@ -85,11 +84,8 @@ def start_of(material: Material, base_hash: str, objective: str, reward: Reward 
         objective: its name.
         reward: the function that takes its place, of which the module and the name are written down.
     """
-    device = material.loaded.device
-    on = {"device": f"{device.type}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type}
     return {
-        **environment(),
-        **(on if device.type == "cuda" else {**on, "threads": str(torch.get_num_threads())}),
+        **surroundings(material.loaded.device),
         "model_hash": base_hash,
         "rows": {split: _sha256_of(rows) for split, rows in material.examples.items()},
         "objective": objective if reward is None else _name_of(reward),

@@ -35,6 +35,17 @@ def environment() -> dict[str, str]:
     return found
 
 
+def surroundings(device: torch.device) -> dict[str, str]:
+    """The same, and what else the bits of a result depend on: the device, and on a CPU the number of threads.
+
+    Args:
+        device: where the model is.
+    """
+    if device.type == "cuda":
+        return {**environment(), "device": f"{device.type}, {torch.cuda.get_device_name(device)}"}
+    return {**environment(), "device": device.type, "threads": str(torch.get_num_threads())}
+
+
 def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Mapping[str, str]]:
     """Everything a configuration can name, by kind, with one line on each.
 

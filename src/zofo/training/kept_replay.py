@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zofo.backbone import Backbone, fingerprint, selected
-from zofo.errors import RunError
 from zofo.training.disk import part_of
 
 
 class KeptReplay:
     """The weights that a trajectory leads to, as a file that is there once it has been replayed.
 
-    It is only made where its folder exists, since it is as large as the weights that the trajectory moves, and it is
-    no part of the run: without it, or with one that does not fit, everything is replayed again.
+    It is as large as the weights that the trajectory moves, and no part of the run: without it, or with one that does
+    not fit, everything is replayed again.
 
     Args:
-        folder: of such files.
+        folder: of such files, which exists.
         steps: how many steps of the trajectory; None for all.
         origin: what the weights follow from, such as hashes of the base model and the trajectory.
     """
@@ -33,57 +33,51 @@ class KeptReplay:
         self._file = folder / ("weights.safetensors" if steps is None else f"weights-{steps}.safetensors")
         self._origin = dict(origin)
 
-    def take(self, model: Any) -> bool:
-        """Write the weights into the freshly loaded base model.
+    def bring(self, model: Any, replay: Callable[[], Backbone]) -> None:
+        """Bring the freshly loaded base model to where the trajectory leads.
 
-        Returns:
-            Whether they are there, whole, and of the same origin; if not, the model is as it was.
-
-        Raises:
-            RunError: they were, but could not be read a second time.
-        """
-        own = selected(model)
-        if not self._is_whole(own):
-            return False
-        with _opened(self._file) as file, torch.no_grad():
-            tensors = _Read(file)
-            for name in tensors:
-                own[name].copy_(tensors[name])
-        return True
-
-    def _is_whole(self, own: Mapping[str, torch.Tensor]) -> bool:
-        try:
-            with _opened(self._file) as file:
-                tensors = _Read(file)
-                fits = all(name in own and _fits(own[name], tensors[name]) for name in tensors)
-                return fits and file.metadata() == {**self._origin, "sha256": fingerprint(tensors)}
-        except RunError:
-            return False
-
-    def keep(self, backbone: Backbone) -> None:
-        """Write the file, whole or not at all, if its folder exists and the disk has room.
+        Of several processes that come at once, one replays, and the others wait for it.
 
         Args:
-            backbone: whose tensors the trajectory has moved.
+            model: the base model.
+            replay: does so where nothing is kept, and gives what it has moved.
         """
-        if not self._file.parent.is_dir():
+        if self._taken(model):
             return
-        part = part_of(self._file).with_suffix(f".{os.getpid()}")  # another process may replay the same
+        with ExitStack() as stack:
+            with suppress(OSError, NotImplementedError):  # a folder that is only read: nobody is waited for
+                stack.enter_context(FileLock(part_of(self._file).with_suffix(".lock")))
+            if not self._taken(model):
+                self._keep(replay())
+
+    def _taken(self, model: Any) -> bool:
+        """Write the weights into the model, if they are there, whole, and of the same origin; else it is as it was."""
+        own = selected(model)
+        with ExitStack() as stack:
+            try:
+                file: Any = stack.enter_context(safe_open(self._file, framework="pt"))
+                tensors = _Read(file)
+                if not all(name in own and _fits(own[name], tensors[name]) for name in tensors):
+                    return False
+                if file.metadata() != {**self._origin, "sha256": fingerprint(tensors)}:
+                    return False
+            except (OSError, SafetensorError, ValueError, RuntimeError):
+                return False
+            with torch.no_grad():  # of the same open file, whatever has taken its name since
+                for name in tensors:
+                    own[name].copy_(tensors[name])
+        return True
+
+    def _keep(self, backbone: Backbone) -> None:
+        """Write the file, whole or not at all, if the disk has room."""
+        part = part_of(self._file)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.tensors.items()}
         try:
             save_file(tensors, part, metadata={**self._origin, "sha256": fingerprint(tensors)})
             os.replace(part, self._file)
         except (OSError, SafetensorError):  # the next run replays again
-            part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 class _Read(Mapping[str, torch.Tensor]):

@@ -71,12 +71,28 @@ def refuse_unusable(header: Mapping[str, Any]) -> None:
     missing = [part for part in ("noise", "rule", "select", "evaluator") if part not in header]
     if missing:
         raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
+    select = header["select"]
+    if select is not None and not (isinstance(select, list) and all(isinstance(name, str) for name in select)):
+        raise RunError("the trajectory's header holds no 'select' that can be used: it is no list of names")
     _built(NoiseConfig, header, "noise")
     _built(RuleConfig, header, "rule")
     if header.get("mask") is not None:
         _built(MaskConfig, header, "mask")
     with _naming("evaluator"):
         EvaluatorConfig.model_validate(header["evaluator"])
+
+
+def is_of_zofo(header: Mapping[str, Any]) -> bool:
+    """Whether a replay is made of zofo's own parts alone, of which the version says what they do.
+
+    Raises:
+        RunError: it cannot be replayed, as `refuse_unusable`.
+    """
+    refuse_unusable(header)
+    kinds: list[tuple[type[PartConfig], str]] = [(NoiseConfig, "noise"), (RuleConfig, "rule"), (MaskConfig, "mask")]
+    parts = [kind.model_validate(header[name]) for kind, name in kinds if header.get(name) is not None]
+    parts.append(EvaluatorConfig.model_validate(header["evaluator"]))
+    return all(part.registry[part.name].__module__.partition(".")[0] == "zofo" for part in parts)
 
 
 def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displacement:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zofo.adapters import AdapterConfig, adapter_content, refuse_strange_options
+from zofo.adapters import AdapterConfig, refuse_strange
 from zofo.backbone import Backbone, LoadedModel, load_tensors, selected
 from zofo.errors import RunError
+from zofo.methods import METHODS
 from zofo.noise import Gaussian
 
 
@@ -29,16 +30,24 @@ def load_weights(model: Any, path: Path) -> None:
         own[name].data.copy_(tensor)
 
 
-def refuse_strange_adapter(folder: Path, asked: AdapterConfig | None) -> None:
+def refuse_strange_adapter(folder: Path, method: Any) -> None:
     """Refuse the adapter of a run that zofo could not have written: a run folder may come from anyone, and peft's
-    configurations can name modules to import and files to read.
+    configurations can name modules to import, files to read and sizes to allocate.
 
     Args:
         folder: of the adapter.
-        asked: what the run's configuration asks for; a kind that the user's own code has registered is not looked at.
+        method: the configuration of the run's method; what a method or an adapter makes that is registered by the
+            user's own code is not looked at.
 
     Raises:
-        RunError: names the option.
+        RunError: names the folder, and the option or the tensor.
     """
-    if asked is None or asked.kind.__module__.partition(".")[0] == "zofo":
-        refuse_strange_options(adapter_content(folder), f"the adapter in {str(folder)!r}")
+    asked = getattr(method, "adapter", None)
+    makers = [METHODS[method.name], *([asked.kind] if isinstance(asked, AdapterConfig) else [])]
+    if any(maker.__module__.partition(".")[0] != "zofo" for maker in makers):
+        return
+    try:
+        refuse_strange(folder)
+    except RunError as error:
+        error.message = f"{str(folder)!r}: {error.message}"
+        raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.adapters import load_adapter
-from zofo.backbone import LoadedModel, load_model
+from zofo.backbone import Backbone, LoadedModel, load_model
 from zofo.config import is_name, mistakes_of, read_json_object, read_yaml, validated
 from zofo.errors import RunError
 from zofo.methods.linear_probe import PROBE, load_probe
@@ -19,10 +19,10 @@ from zofo.tasks import Task, TaskConfig, load_task, refuse_trained_on
 from zofo.training.config import RunConfig
 from zofo.training.disk import part_of, sha256_of, sync_tree, write_whole
 from zofo.training.evaluation import Scorer
-from zofo.training.inventory import environment
+from zofo.training.inventory import surroundings
 from zofo.training.kept_replay import KeptReplay
 from zofo.training.lock import locked
-from zofo.training.replay import replay
+from zofo.training.replay import is_of_zofo, replay
 from zofo.training.restoring import load_weights, model_hash, refuse_strange_adapter
 from zofo.training.trajectory import Trajectory
 
@@ -248,6 +248,8 @@ class RunFolder:
         self.begin(loaded)
         folder, last = self.kept(best)
         adapter = self.adapter_of(variant, best)
+        if adapter is not None:
+            refuse_strange_adapter(adapter, self.config.method)
         if self.trajectory.is_file():
             trajectory = Trajectory.read(self.trajectory)
             if not trajectory.of_adapter:  # or it moved that adapter's tensors, which are saved as they were
@@ -255,24 +257,31 @@ class RunFolder:
         if (folder / "weights.safetensors").is_file():
             load_weights(loaded.model, folder / "weights.safetensors")
         if adapter is not None:
-            refuse_strange_adapter(adapter, getattr(self.config.method, "adapter", None))
             attach(loaded.model, adapter)
 
     def _replay(self, loaded: LoadedModel, trajectory: Trajectory, steps: int | None) -> None:
         """Bring the base model to the end of a trajectory, or take what an earlier replay has kept."""
+
+        def again() -> Backbone:
+            return replay(loaded.model, trajectory, steps, folded=not trajectory.cheap)
+
+        if not (self.path / REPLAYED).is_dir() or not is_of_zofo(trajectory.header):
+            again()
+            return
         hashes = {"base": self.base_hash, "trajectory": sha256_of(self.trajectory)}
-        origin = {**environment(), "device": loaded.model.device.type, **hashes}
-        kept = KeptReplay(self.path / REPLAYED, steps, origin)
-        if not kept.take(loaded.model):
-            kept.keep(replay(loaded.model, trajectory, steps, folded=not trajectory.cheap))
+        origin = {**surroundings(loaded.device), **hashes}
+        KeptReplay(self.path / REPLAYED, steps, origin).bring(loaded.model, again)
 
     def keep_replays(self) -> None:
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
 
+        A run without a trajectory has nothing to replay, and keeps nothing.
+
         Raises:
             OSError: the folder cannot be made.
         """
-        (self.path / REPLAYED).mkdir(exist_ok=True)
+        if self.trajectory.is_file():
+            (self.path / REPLAYED).mkdir(exist_ok=True)
 
     def begin(self, loaded: LoadedModel) -> None:
         """Bring the freshly loaded base model to where the run began: to the end of the run it started from, if any.
