@@ -1,4 +1,4 @@
-"""Weights that a replay led to and that are kept beside the run: the same bits, or replayed again."""
+"""When a trained model is not replayed: its weights are in the run, or what a replay led to is kept beside it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import review_rows, write_rows
 from test_going_on import METHOD
-from zofo.backbone import Backbone, fingerprint
+from zofo.backbone import Backbone, fingerprint, selected
 from zofo.errors import RunError
 from zofo.noise import Gaussian, LowRank
 from zofo.training import RunFolder, kept_replay, read_config, train
@@ -27,13 +28,23 @@ def made(model_folder, tmp_path_factory):
     write_rows(folder / "data" / "validation.jsonl", review_rows(8, 40))
     task = {"data_dir": str(folder / "data")}
     training = {"steps": 4, "eval_every": 2}
-    model, where = str(model_folder), str(folder / "run")
-    return train(read_config(model=model, task=task, method=METHOD["mezo"], training=training, run=where)).path
+
+    def make(dtype):
+        model, where = {"name": str(model_folder), "dtype": dtype}, str(folder / dtype)
+        return train(read_config(model=model, task=task, method=METHOD["mezo"], training=training, run=where)).path
+
+    return {dtype: make(dtype) for dtype in ("float32", "bfloat16")}
 
 
 @pytest.fixture
 def run(made, tmp_path):
-    return RunFolder.open(shutil.copytree(made, tmp_path / "run"))
+    return RunFolder.open(shutil.copytree(made["float32"], tmp_path / "run"))
+
+
+@pytest.fixture
+def half(made, tmp_path):
+    """The same in half precision, where the run holds the weights as they were rounded."""
+    return RunFolder.open(shutil.copytree(made["bfloat16"], tmp_path / "half"))
 
 
 @pytest.fixture
@@ -51,6 +62,27 @@ def replays(monkeypatch):
 
 def bits(run, **how):
     return Backbone(run.load(**how).model, Gaussian()).fingerprint()
+
+
+def test_weights_that_hold_all_that_was_moved_need_no_replay(half, replays):
+    assert bits(half) == half.summary["backbone"]
+    assert bits(half, best=True) == Backbone(half.load(best=True).model, Gaussian()).fingerprint()
+    assert replays == []
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_weights_that_lack_one_are_taken_after_a_replay(half, replays, best):
+    folder = half.path / "best" if best else half.path
+    tensors = load_file(folder / "weights.safetensors")
+    norm = next(name for name in tensors if "norm" in name)
+    del tensors[norm]
+    save_file(tensors, folder / "weights.safetensors")
+    half.write_outcome({key: value for key, value in half.summary.items() if key != "parts"})
+    found = half.load(best=best).model
+    assert replays == [half.summary["best"]["step"] if best else None]
+    usual = load_file(folder / "weights.safetensors")
+    assert all(torch.equal(selected(found)[name], tensor) for name, tensor in usual.items())
+    assert not torch.equal(selected(found)[norm], selected(half.load_base().model)[norm])
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(run, replays):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from zofo.adapters import AdapterConfig, refuse_strange
 from zofo.backbone import Backbone, LoadedModel, load_tensors, selected
 from zofo.errors import RunError
 from zofo.methods import METHODS
 from zofo.noise import Gaussian
+from zofo.training.replay import refuse_unusable
 
 
 def model_hash(loaded: LoadedModel) -> str:
@@ -28,6 +32,30 @@ def load_weights(model: Any, path: Path) -> None:
         if name not in own or own[name].shape != tensor.shape:
             raise RunError(f"{path}: {name!r} does not fit the model")
         own[name].data.copy_(tensor)
+
+
+def holds_moved(path: Path, model: Any, header: Mapping[str, Any]) -> bool:
+    """Whether a file of weights is there and holds every tensor that a trajectory moves, as runs in half precision save
+    them: then a replay would write nothing that the file does not.
+
+    Args:
+        path: of the safetensors file.
+        model: the base model.
+        header: of the trajectory.
+
+    Raises:
+        RunError: the file cannot be read, or the trajectory could not be replayed.
+        ConfigError: it selects what the model does not have.
+    """
+    if not path.is_file():
+        return False
+    refuse_unusable(header)
+    moved = selected(model, header["select"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(moved) <= set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
 
 
 def refuse_strange_adapter(folder: Path, method: Any) -> None:

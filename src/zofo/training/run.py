@@ -23,7 +23,7 @@ from zofo.training.inventory import surroundings
 from zofo.training.kept_replay import KeptReplay
 from zofo.training.lock import locked
 from zofo.training.replay import is_of_zofo, replay
-from zofo.training.restoring import load_weights, model_hash, refuse_strange_adapter
+from zofo.training.restoring import holds_moved, load_weights, model_hash, refuse_strange_adapter
 from zofo.training.trajectory import Trajectory
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
@@ -232,7 +232,8 @@ class RunFolder:
         best: bool = False,
         attach: Callable[[Any, Path], object] = load_adapter,
     ) -> None:
-        """Turn the freshly loaded base model into the trained one: replay, then attach adapters or weights.
+        """Turn the freshly loaded base model into the trained one: replay, or take the weights that say all that a
+        replay would; then attach adapters.
 
         Args:
             loaded: the run's base model, as loaded, without the run that this one may have started from.
@@ -250,12 +251,14 @@ class RunFolder:
         adapter = self.adapter_of(variant, best)
         if adapter is not None:
             refuse_strange_adapter(adapter, self.config.method)
+        weights = folder / "weights.safetensors"
         if self.trajectory.is_file():
             trajectory = Trajectory.read(self.trajectory)
-            if not trajectory.of_adapter:  # or it moved that adapter's tensors, which are saved as they were
+            # one of an adapter moved its tensors, which are saved as they were
+            if not trajectory.of_adapter and not holds_moved(weights, loaded.model, trajectory.header):
                 self._replay(loaded, trajectory, last)
-        if (folder / "weights.safetensors").is_file():
-            load_weights(loaded.model, folder / "weights.safetensors")
+        if weights.is_file():
+            load_weights(loaded.model, weights)
         if adapter is not None:
             attach(loaded.model, adapter)
 
