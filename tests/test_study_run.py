@@ -628,6 +628,30 @@ def test_a_plan_says_what_cannot_run_before_it_times_anything(study, tmp_path):
 # tasks
 
 
+@pytest.mark.parametrize("keeps", [False, True])
+def test_weights_go_when_they_are_scored_unless_they_are_to_stay(study, tmp_path, model_folder, data_dir, keeps):
+    """In half precision also those of zeroth-order steps; adapters, trajectories and logs stay in any case."""
+    whole = {"method": {"name": "first-order", "parameters": "all", "lr": 1e-3}}
+    methods = {"mezo": {"method": {"name": "mezo"}}, "all": whole, "lora": {"method": {"name": "first-order"}}}
+    model = {"name": str(model_folder), "dtype": "bfloat16"}
+    content = task_study(model_folder, data_dir, methods=methods, search=None, zero_shot=False, seeds=[0])
+    content["base"]["model"] = model
+    out = tmp_path / "out"
+    assert run_study(study({**content, "keep_weights": keeps}), out).failed == 0
+    run = {folder.name.split("-")[0]: RunFolder.open(folder) for folder in (out / "runs").iterdir()}
+    assert (run["mezo"].path / "trajectory.bin").is_file()
+    run["lora"].load(best=True)
+    for name in ("mezo", "all"):
+        assert (run[name].path / "weights.safetensors").is_file() == keeps
+        assert (run[name].path / "best" / "weights.safetensors").is_file() == keeps
+        if keeps:
+            run[name].load()
+        else:
+            with pytest.raises(RunError, match="weights.safetensors', a part of the trained model, is missing") as said:
+                run[name].load()
+            assert "--set keep_weights=true" in said.value.hint
+
+
 def task_study(model_folder, data_dir, **changes):
     content = {
         "base": {

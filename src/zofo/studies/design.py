@@ -127,6 +127,9 @@ class StudyConfig(Config):
     """The methods by the name they have in the tables."""
     search: Search | None = None
     """How the setting of each method is chosen; without it, every method has one."""
+    keep_weights: bool = False
+    """Whether `weights.safetensors` of a run, as large as what it trained, stays when it has been scored. Adapters and
+    trajectories always stay, and all of a run that others start from."""
     zero_shot: bool = False
     """Whether the untrained model is a row of the tables."""
     reference: str | None = None

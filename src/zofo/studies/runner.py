@@ -128,6 +128,8 @@ class _Progress:
 
     def __init__(self, console: Console, store: Store, grid: Grid) -> None:
         self._console, self._store = console, store
+        self._whole = {run.digest for run in grid.starts}  # which others need
+        self._keeps = grid.config.keep_weights
         self.outcomes = found_outcomes(store, [*grid.starts, *grid.trials])
         self.outcomes |= found_outcomes(store, final_runs(grid, choices_of(grid, self.outcomes)))
         runs = {run.digest: run for run in known_runs(grid, store)}
@@ -166,10 +168,12 @@ class _Progress:
                 )
 
     def _over(self, run: Run) -> None:
-        """Read what came of a run, and say it."""
+        """Read what came of a run, say it, and remove the weights that nobody needs."""
         outcome = self._store.outcome(run)
         assert outcome is not None
         self.outcomes[run.digest] = outcome
+        if not self._keeps and run.digest not in self._whole:
+            self._store.drop_weights(run)
         self._left, self._done = self._left - _work(run), self._done + 1
         if outcome.counts.get("queries"):  # those that only read say nothing of how long training takes
             self._made += _work(run)

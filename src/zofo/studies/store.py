@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from zofo.studies.outcome import Outcome
 from zofo.studies.run import Run
 from zofo.training.disk import write_whole
 from zofo.training.lock import locked
+from zofo.training.run import WEIGHTS
 
 _STUDY, _LOCK = "study.json", "study.lock"
 
@@ -88,6 +89,13 @@ class Store:
         except OSError as error:
             raise RunError(f"cannot write into {str(self.runs)!r}: {error}") from error
         return self.runs / run.id
+
+    def drop_weights(self, run: Run) -> None:
+        """Remove the trained weights of a run, of its last step and of its best; what they scored is known."""
+        for folder in self.runs.glob(f"*-{run.digest}"):
+            for place in (folder, folder / "best"):
+                with suppress(OSError):  # they take room, and nothing else
+                    (place / WEIGHTS).unlink(missing_ok=True)
 
     def refuse_others(self, name: str) -> None:
         """Raises RunError for a folder that holds no study, or another."""

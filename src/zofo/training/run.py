@@ -28,6 +28,7 @@ from zofo.training.trajectory import Trajectory
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
 ENVIRONMENT, SUMMARY, REPLAYED = "environment.json", "summary.json", "replayed"
+WEIGHTS = "weights.safetensors"
 _RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, "metrics.jsonl"}  # files that hold no part of the model
 
 
@@ -158,7 +159,13 @@ class RunFolder:
             if not path.is_relative_to(self.path) or ".." in path.parts or "\0" in name:
                 raise RunError(f"{name!r} is no part of a run: it lies elsewhere")
             if not path.is_file():
-                raise RunError(f"{str(path)!r}, a part of the trained model, is missing")
+                dropped = path.name == WEIGHTS and (self.path / "outcome.json").is_file()
+                raise RunError(
+                    f"{str(path)!r}, a part of the trained model, is missing",
+                    "a study removes weights once they are scored; to keep them, run it with --set keep_weights=true"
+                    if dropped
+                    else None,
+                )
             if sha256_of(path) != digest:
                 raise RunError(f"{str(path)!r} is damaged: its SHA-256 is not the one that the run wrote down")
 
@@ -251,7 +258,7 @@ class RunFolder:
         adapter = self.adapter_of(variant, best)
         if adapter is not None:
             refuse_strange_adapter(adapter, self.config.method)
-        weights = folder / "weights.safetensors"
+        weights = folder / WEIGHTS
         if self.trajectory.is_file():
             trajectory = Trajectory.read(self.trajectory)
             # one of an adapter moved its tensors, which are saved as they were
