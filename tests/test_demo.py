@@ -70,7 +70,13 @@ main(["demo", "--out", out])
 
 
 @pytest.mark.promise(10)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["term", "ctrl-c"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak, id="term"),
+        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+    ],
+)
 def test_a_demo_that_is_asked_to_stop_leaves_with_the_run_that_it_was_at(
     model_folder, data_dir, tmp_path, number, code
 ):

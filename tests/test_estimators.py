@@ -261,8 +261,13 @@ def check_steps(name, group, n, steps=None):
 
 every_step = pytest.mark.parametrize(
     ("group", "n"),
-    [(SHARED, 4), (PER_EXAMPLE, 1), (PER_EXAMPLE, 2), (PER_PAIR, 1), (PER_PAIR, 2)],
-    ids=["shared x 4", "per-example", "per-example x 2", "per-group(2)", "per-group(2) x 2"],
+    [
+        pytest.param(SHARED, 4, id="shared x 4"),
+        pytest.param(PER_EXAMPLE, 1, id="per-example", marks=pytest.mark.soak),
+        pytest.param(PER_EXAMPLE, 2, id="per-example x 2"),
+        pytest.param(PER_PAIR, 1, id="per-group(2)", marks=pytest.mark.soak),
+        pytest.param(PER_PAIR, 2, id="per-group(2) x 2"),
+    ],
 )
 
 

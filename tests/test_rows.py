@@ -90,6 +90,7 @@ def test_many_keys_are_folded_some_at_a_time(model):
     assert all(torch.allclose(tensor, expected[name], atol=1e-5) for name, tensor in backbone.tensors.items())
 
 
+@pytest.mark.soak
 def test_as_many_keys_as_a_long_run_has_can_be_folded():
     small = nn.Linear(2, 2)
     Backbone(small, LowRank()).fold(Displacement({Key(0, step): 1e-6 for step in range(80_000)}))

@@ -859,6 +859,7 @@ def test_several_runs_at_a_time_end_with_the_process_and_the_study_goes_on(study
     assert asked.name == short.name
 
 
+@pytest.mark.soak  # that several runs at a time can be made is in the test above
 def test_runs_at_a_time_give_the_same_results(study, tmp_path, uninterrupted):
     run_study(study(), tmp_path / "out", jobs=2)
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)

@@ -257,6 +257,7 @@ def test_splits_are_drawn_by_seed_and_share_no_row(tmp_path):
     assert first["train"] != sorted(first["train"])  # drawn, not cut from the top
 
 
+@pytest.mark.soak
 def test_a_larger_set_leaves_no_part_unseen(tmp_path):
     """Over ten seeds nearly every row is drawn at some time, wherever it stands in the file."""
     drawn = set()
