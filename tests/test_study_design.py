@@ -360,6 +360,11 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
         (toy(methods={**METHODS, "majority": METHODS["sgd"]}), "methods.majority: a row of that name", ""),
         (toy(figure={"xx": 1}), "figure.xx: unknown key", ""),
         (control(of="meso"), "unknown method of methods.control.setting_of 'meso'. Did you mean 'mezo'", ""),
+        (
+            toy(methods={"control": {"method": {"name": "mezo"}, "setting_of": "mezo"}}),
+            "unknown method of methods.control.setting_of 'mezo'",
+            "of a part of a study, keep 'mezo', too",
+        ),
         (control(of="control"), "methods.control.setting_of: control has no trials", "a method that has trials"),
         (control(trials=[{"method.rule.lr": 1.0}] * 2), "methods.control has trials of its own, and setting_of", ""),
         (control(setting_off="mezo"), "methods.control.setting_off: unknown key", "did you mean 'setting_of'"),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from zofo.config import Config
-from zofo.errors import ConfigError, UnknownNameError
+from zofo.errors import ConfigError, UnknownNameError, nearest
 from zofo.studies.overlay import Tree, flat, value_at
 from zofo.studies.written import as_written, distinct
 
@@ -261,7 +261,7 @@ def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
     """A control has the setting of a method that is searched, over which it says nothing else itself."""
     control, where = config.methods[name], f"methods.{name}.setting_of"
     if other not in config.methods:
-        hint = f"known: {', '.join(config.methods)}; of a part of a study, keep {other}, too"
+        hint = None if nearest(other, config.methods) else f"of a part of a study, keep {other!r}, too"
         raise UnknownNameError(f"method of {where}", other, config.methods, hint)
     if control.trials:
         raise ConfigError(f"methods.{name} has trials of its own, and setting_of: {other}", "leave one of the two out")
