@@ -400,6 +400,15 @@ def test_the_distance_with_weight_decay(select, noise):
     assert again.relative == moved.relative
 
 
+def test_the_distance_is_unknown_where_theta_shrinks_unannounced():
+    """As a rule of the user's own may do."""
+    moved = Moved(Backbone(build_model("llama"), LowRank(1)))
+    moved.add(Update(Displacement({Key(0, 0): 0.01})))
+    assert moved.relative > 0
+    moved.add(Update(Displacement({Key(0, 1): 0.01}), 0.1))
+    assert moved.relative is None
+
+
 def test_a_rule_whose_updates_are_no_displacements_logs_no_distance():
     _, logs = stepped(2, rule={"name": "sign", "lr": 1e-4})
     assert all("backbone_moved" not in log.coefficients for log in logs)

@@ -29,7 +29,7 @@ class Moved:
     the directions as usual elsewhere; left out are the products of theta_0 with a direction, too, as a share about
     sqrt(number of keys / d).
 
-    Unknown (None) once an update was no displacement: a rule that is not linear.
+    Unknown (None) once an update was no displacement: a rule that is not linear, or weight decay without `decays`.
 
     With `copy`, for rules that keep buffers of theta's size in any case, it is the distance itself, entry by entry,
     whatever the updates were, and after rounding.
@@ -65,7 +65,7 @@ class Moved:
 
     def add(self, update: Update) -> None:
         """An update was made. A key that one update leaves out must not come back in a later one."""
-        if update.elementwise is not None:
+        if update.elementwise is not None or (update.shrink and not self._decays):
             self._known = False
         if not self._known or self._copy:
             return
