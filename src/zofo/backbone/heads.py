@@ -87,11 +87,16 @@ def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int 
     return {"num_labels": labels or own, "problem_type": "single_label_classification"}
 
 
+def auto_class_name(head: Head) -> str:
+    """The name of the class of transformers that loads models with this head."""
+    return _CLASSES[head][0]
+
+
 def head_class(head: Head) -> Any:
     """The class of transformers that loads models with this head."""
     import transformers
 
-    return getattr(transformers, _CLASSES[head][0])
+    return getattr(transformers, auto_class_name(head))
 
 
 def complete_head(model: Any, missing: Iterable[str], head: Head, name: str, seed: int) -> None:

@@ -62,7 +62,7 @@ def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[s
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
-    settings = _settings(model, how)
+    settings = generation_settings(model, how)
     with _quietly(), _without_own_settings(model), torch.no_grad():
         found = model.generate(
             input_ids=ids,
@@ -106,8 +106,8 @@ class _Drawn:
         return scores / self._how.temperature - (-uniform.log()).log().to(scores.dtype)
 
 
-def _settings(model: Any, how: Generation) -> Any:
-    """The settings: of the model's own, only the tokens that end a text."""
+def generation_settings(model: Any, how: Generation) -> Any:
+    """transformers' settings for these texts: of the model's own, only the tokens that end a text."""
     import transformers
 
     return transformers.GenerationConfig(

@@ -100,7 +100,7 @@ def apply_patch(
         except (ConfigError, ModelError, NonFiniteError) as error:
             raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
     with new_folder(out, force, read) as folder:
-        save_model(loaded, folder if merged else folder / "model")
+        save_model(loaded, folder if merged else folder / "model", patch.header.base.label_names)
         if not merged:
             write_adapter(patch, folder / "adapter")
     return Applied(patch, out, merged, same)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from zofo.adapters import merge_adapter
+from zofo.adapters.merging import adapter_content
+from zofo.backbone import LoadedModel, ModelConfig, head_of
+from zofo.backbone.heads import Head
 from zofo.errors import ConfigError, RunError
 from zofo.methods.linear_probe import PROBE
+from zofo.objectives.generation import generation_settings
 from zofo.shipping.card import model_card
 from zofo.shipping.folders import new_folder, refuse_taken, refuse_taken_file, write_file
-from zofo.shipping.models import save_adapter, save_model
+from zofo.shipping.models import label_texts, refuse_incomplete, save_adapter, save_model
 from zofo.shipping.packing import patch_of
+from zofo.tasks import Task
 from zofo.training import RunFolder
+from zofo.training.material import scorer_of
 
 Kind = Literal["merged", "adapter", "patch"]
 
@@ -96,13 +102,12 @@ def export_run(
     run.verify()
     adapter = run.adapter_of(variant, best)
     read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
-    card = model_card(run, kind, variant, best)
     if kind != "adapter":
         _refuse_probe(run)
     if kind == "patch":
         refuse_taken_file(out, force, read)
         write_file(out, patch_of(run, variant, best, folded))
-        return Exported(kind, out, (), card)
+        return Exported(kind, out, (), model_card(run, kind, variant, best))
     refuse_taken(out, force, read)  # before the model is loaded
     if kind == "adapter":
         if adapter is None:
@@ -110,6 +115,10 @@ def export_run(
                 f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
                 "write the whole model with --merged DIR",
             )
+        head = _head_of(run, adapter, model)
+        if head == "classification":
+            refuse_incomplete(adapter, _base(run, model), len(run.task.label_names) or None, remote_code)
+        card = model_card(run, kind, variant, best, head)
         with new_folder(out, force, read) as folder:
             save_adapter(adapter, run.config.model, folder)
             _write_card(folder, card)
@@ -117,11 +126,35 @@ def export_run(
         return Exported(kind, out, files, card)
     _refuse_adapter_below(run)
     loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
+    card = model_card(run, kind, variant, best, loaded.head)
     with new_folder(out, force, read) as folder:
-        save_model(loaded, folder)
+        save_model(loaded, folder, label_texts(_task_of(run)), _generation_of(run, loaded))
         _write_card(folder, card)
         files = _names(folder)
     return Exported(kind, out, files, card)
+
+
+def _task_of(run: RunFolder) -> Task | None:
+    return None if run.config.task.several else run.task
+
+
+def _generation_of(run: RunFolder, loaded: LoadedModel) -> Any:
+    """The settings that the run's free answers were generated with; None for a run that generates nothing."""
+    task = _task_of(run)
+    if task is None or task.kind != "generation":
+        return None
+    return generation_settings(loaded.model, scorer_of(run.config, task, loaded).generation)
+
+
+def _base(run: RunFolder, model: str | None) -> ModelConfig:
+    return run.config.model if model is None else run.config.model.model_copy(update={"name": model})
+
+
+def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
+    """The head that an adapter was trained below; the base model need not be there where the adapter says it."""
+    kinds: dict[str, Head] = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
+    said = kinds.get(str(adapter_content(adapter).get("task_type")))
+    return run.config.model.head or said or head_of(_base(run, model))
 
 
 def _refuse_probe(run: RunFolder) -> None:

@@ -10,8 +10,8 @@ from zofo.backbone import Update
 from zofo.errors import RunError
 from zofo.noise import STREAM_VERSION
 from zofo.shipping.container import packed
-from zofo.shipping.models import portable_config, portable_name
-from zofo.shipping.patch import ADAPTER, refuse_unlikely
+from zofo.shipping.models import label_texts, portable_config, portable_name
+from zofo.shipping.patch import ADAPTER, LONGEST, refuse_unlikely
 from zofo.shipping.scores import metrics_of
 from zofo.tasks import load_task
 from zofo.training import RunFolder, Trajectory, TrajectoryWriter, environment
@@ -123,13 +123,15 @@ def _noise(run: RunFolder) -> dict[str, Any] | None:
 
 
 def _base(run: RunFolder) -> dict[str, Any]:
-    model = run.config.model
+    model, names = run.config.model, label_texts(load_task(str(run.task_file)))
+    shown = all(name.isprintable() and len(name) <= LONGEST for name in names)
     return {
         "name": portable_name(model.name),
         "revision": model.revision,
         "dtype": model.dtype,
         "head": model.head,
         "head_seed": model.head_seed,
-        "labels": len(load_task(str(run.task_file)).label_names) or None,
+        "labels": len(names) or None,
+        "label_names": names if shown else [],
         "sha256": run.base_hash,
     }

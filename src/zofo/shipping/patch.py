@@ -18,7 +18,7 @@ from zofo.shipping.container import unpacked
 from zofo.training import Trajectory
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_LONGEST = 400  # characters of a text in the header
+LONGEST = 400  # characters of a text in the header
 _MOST_RANK = 64  # of noise: a hostile one would draw more numbers than fit into memory
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _PART = r"[^\s./:\\~^?*\[][^\s/:\\~^?*\[]*"
@@ -40,6 +40,8 @@ class Base(Config):
     """Seed of a head that the checkpoint does not bring."""
     labels: int | None = Field(None, ge=1, le=1 << 16)
     """Of a classification task."""
+    label_names: list[str] = Field([], max_length=1 << 16)
+    """What they are called."""
     sha256: str
     """Of all weights."""
 
@@ -159,7 +161,7 @@ class mistakes_of_patch:
 
 def _check(header: Header) -> None:
     for text in _texts(header.model_dump()):
-        if len(text) > _LONGEST or not text.isprintable():  # a terminal would obey some of what it is shown
+        if len(text) > LONGEST or not text.isprintable():  # a terminal would obey some of what it is shown
             raise PatchError(f"its header holds a text that cannot be shown: {text[:40]!r}")
     if header.stream != STREAM_VERSION:
         raise PatchError(
@@ -169,6 +171,9 @@ def _check(header: Header) -> None:
     for digest in (header.base.sha256, header.backbone):
         if digest is not None and not _HASH.fullmatch(digest):
             raise PatchError(f"{digest[:80]!r} is no SHA-256")
+    names = header.base.label_names
+    if names and (len(names) != header.base.labels or len(set(names)) < len(names)):
+        raise PatchError(f"its {len(names)} names of labels are not those of {header.base.labels} labels")
     revision = header.base.revision
     if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
         raise PatchError(f"{revision[:80]!r} cannot be the revision of a model")

@@ -13,7 +13,7 @@ from zofo.backbone import Backbone, LoadedModel, head_of
 from zofo.errors import RunError, ZofoError
 from zofo.evaluators import Counts
 from zofo.shipping.folders import new_folder, refuse_taken
-from zofo.shipping.models import save_model
+from zofo.shipping.models import label_texts, save_model
 from zofo.shipping.scores import evaluations
 from zofo.tasks import load_examples, load_task
 from zofo.training import RunFolder, Trajectory, replay, scorer_of
@@ -131,7 +131,7 @@ def replay_run(
     verdict, detail = _compared(run, loaded, backbone, fingerprint, steps, whole, folded, adapters)
     if out is not None:
         with new_folder(out, force, read) as folder:
-            save_model(loaded, folder)
+            save_model(loaded, folder, [] if run.config.task.several else label_texts(run.task))
     return Replayed(
         steps, trajectory.steps, seconds, folded, fingerprint, verdict, detail, out, adapters, not trajectory.whole
     )
