@@ -6,12 +6,14 @@ import json
 import random
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from conftest import build_model, build_tokenizer
+from zofo.adapters.base import quiet_peft
 from zofo.backbone import Head, ModelConfig, head_of, load_model
 from zofo.backbone.heads import complete_head, default_head, is_encoder
 from zofo.backbone.probing import refuse_unfit_for_scoring
@@ -468,3 +470,156 @@ def test_settings_of_the_head_are_checked():
         validated(ModelConfig, {"head": "regression"})
     with pytest.raises(ConfigError, match="head_seed"):
         validated(ModelConfig, {"head_seed": -1})
+
+
+# what a checkpoint holds beside the model
+
+
+def copy_of(folder, target):
+    return rewritten(Path(folder), target, lambda config, tensors: None)
+
+
+@pytest.fixture
+def adapter_folder(saved, tmp_path):
+    """A LoRA adapter of a tiny model, as peft saves it, with the model's tokenizer."""
+    base = saved("llama", "causal-lm")
+    shape = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    with quiet_peft(), torch.random.fork_rng():
+        peft.get_peft_model(CLASSES["causal-lm"].from_pretrained(base), shape).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_folder_is_no_model(saved, refused, adapter_folder):
+    message, hint = refused(adapter_folder)
+    base = saved("llama", "causal-lm")
+    assert message == f"{str(adapter_folder)!r} is no model but a LORA adapter of {base!r}"
+    assert "merge_and_unload" in hint
+    with pytest.raises(ModelError, match="is no model but a LORA adapter"):
+        head_of(str(adapter_folder))
+
+
+def test_an_adapter_beside_a_model_is_never_attached(saved, refused, adapter_folder, tmp_path):
+    """Which transformers would do without a word, in all that loads a model."""
+    both = copy_of(saved("llama", "causal-lm"), tmp_path / "both")
+    for path in adapter_folder.iterdir():
+        (both / path.name).write_bytes(path.read_bytes())
+    message, hint = refused(both)
+    assert "holds a LORA adapter of" in message
+    assert "the model alone may be meant, or the model with its adapter" in message
+    assert "move adapter_config.json out of it" in hint
+    (both / "adapter_config.json").unlink()
+    plain, loaded = (load_model(str(folder)).model.state_dict() for folder in (saved("llama", "causal-lm"), both))
+    assert plain.keys() == loaded.keys()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+def test_an_adapter_in_the_cache_of_the_hub_is_no_model(
+    saved, refused, adapter_folder, tmp_path, monkeypatch, with_model
+):
+    snapshot = tmp_path / "models--some--adapter" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    for folder in [adapter_folder, *([Path(saved("llama", "causal-lm"))] if with_model else [])]:
+        for path in folder.iterdir():
+            (snapshot / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = refused("some/adapter")[0]
+    assert ("beside the model" if with_model else "is no model but a LORA adapter") in message
+
+
+def test_every_command_that_loads_a_model_refuses_an_adapter(run_zofo, adapter_folder, data_dir, tmp_path):
+    for command in (["eval"], ["train", f"run={tmp_path / 'run'}"], ["preview"]):
+        code, _, err = run_zofo(*command, f"model={adapter_folder}", f"task.data={data_dir}")
+        assert code == 2, err
+        assert "is no model but a LORA adapter" in err, command
+
+
+def other_layers(count):
+    def change(config, tensors):
+        config["num_hidden_layers"] = count
+
+    return change
+
+
+def other_type(kind, made):
+    def change(config, tensors):
+        config |= {"model_type": kind, "architectures": [made]}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "text"),
+    [
+        ("llama", other_layers(1), "holds 9 tensors that the model has no place for, such as 'model.layers.1."),
+        ("llama", other_layers(3), "lacks 9 of the model's tensors, such as 'model.layers.2."),
+        ("bert", other_layers(1), "holds 16 tensors that the model has no place for, such as 'bert.encoder.layer.1."),
+        (
+            "qwen3",
+            other_type("llama", "LlamaForCausalLM"),
+            "has no place for, such as 'model.layers.0.self_attn.k_norm",
+        ),
+        (
+            "qwen2",
+            other_type("llama", "LlamaForCausalLM"),
+            "has no place for, such as 'model.layers.0.self_attn.k_proj",
+        ),
+        ("llama", other_type("qwen2", "Qwen2ForCausalLM"), "lacks 6 of the model's tensors"),
+        (
+            "llama",
+            lambda config, tensors: config.update(intermediate_size=20),
+            "'model.layers.0.mlp.down_proj.weight' as 16 x 24, but its config.json means 16 x 20",
+        ),
+        (
+            "llama",
+            lambda config, tensors: config.update(vocab_size=200),
+            "'model.embed_tokens.weight' as 390 x 16, but its config.json means 200 x 16",
+        ),
+    ],
+)
+def test_weights_of_another_model_than_the_configuration_are_refused(saved, refused, tmp_path, kind, change, text):
+    folder = rewritten(Path(saved(kind, "masked-lm" if kind == "bert" else "causal-lm")), tmp_path / "mixed", change)
+    message, hint = refused(folder)
+    assert text in message
+    assert "another model" in hint
+
+
+def test_a_part_that_the_architecture_leaves_out_is_not_missed(saved, tmp_path):
+    """The vision tower of a multimodal checkpoint, another head, or a mask that older versions saved."""
+
+    def change(config, tensors):
+        tensors["vision_tower.layers.0.mlp.weight"] = torch.ones(2, 2)
+        tensors["score.weight"] = torch.ones(2, 16)
+        tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+        tensors["transformer.h.1.attn.masked_bias"] = torch.ones(())
+
+    assert load_model(str(rewritten(Path(saved("gpt2", "causal-lm")), tmp_path / "more", change))).head == "causal-lm"
+
+
+def test_two_sets_of_weights_are_refused(saved, refused, tmp_path):
+    folder = copy_of(saved("llama", "causal-lm"), tmp_path / "both")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    message, hint = refused(folder)
+    assert "holds two sets of weights: model.safetensors, and the files that model.safetensors.index.json" in message
+    assert "remove the one that is not meant" in hint
+
+
+def test_a_shard_that_is_not_there_is_named(saved, refused, tmp_path):
+    model = CLASSES["causal-lm"].from_pretrained(saved("llama", "causal-lm"))
+    model.save_pretrained(tmp_path / "shards", max_shard_size="5KB")
+    build_tokenizer().save_pretrained(tmp_path / "shards")
+    gone = sorted((tmp_path / "shards").glob("model-*.safetensors"))[1]
+    gone.unlink()
+    assert gone.name in refused(tmp_path / "shards")[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_settings_of_generation_that_cannot_be_read_are_refused(saved, refused, tmp_path, text):
+    """transformers would leave them out, and with them the tokens that end a text."""
+    folder = copy_of(saved("llama", "causal-lm"), tmp_path / "broken")
+    (folder / "generation_config.json").write_text(text)
+    message, hint = refused(folder)
+    assert "generation_config.json" in message
+    assert "end a generated text" in hint

@@ -13,6 +13,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from zofo.backbone.checkpoint import refuse_adapter, refuse_other_tensors, refuse_unclear_folder
 from zofo.backbone.heads import Head, complete_head, default_head, head_class, head_options, pool_last
 from zofo.backbone.probing import refuse_unfit_for_scoring
 from zofo.config import Config
@@ -73,7 +74,7 @@ def head_of(config: ModelConfig | str) -> Head:
     if config.head is not None:
         return config.head
     with quiet_transformers(), _reading(config.name):
-        return default_head(_content(_source(config.name), config.revision))
+        return default_head(_content(_source(config), config.revision))
 
 
 def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int | None = None) -> LoadedModel:
@@ -90,7 +91,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
         ModelError: nothing loadable there, the Hub cannot be reached and its cache does not hold it, or a model that
-            cannot do what its head is for.
+            cannot do what its head is for; or a checkpoint that holds an adapter, or another model's tensors.
     """
     config = ModelConfig(name=config) if isinstance(config, str) else config
     import transformers  # takes seconds, so mistakes found before a model is loaded do not wait for it
@@ -98,15 +99,20 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
 
     options = {"revision": config.revision, "trust_remote_code": remote_code}
     with quiet_transformers(), _reading(config.name):
-        source = _source(config.name)
+        source = _source(config)
         content = _content(source, config.revision)
         head = config.head or default_head(content)
         tokenizer = _with_padding(transformers.AutoTokenizer.from_pretrained(source, **options), config.name)
         options |= head_options(head, content, config.name, labels)
         with torch.random.fork_rng(devices=[]):  # transformers draws new heads, which are overwritten below
             model, found = head_class(head).from_pretrained(
-                source, dtype=getattr(torch, config.dtype), output_loading_info=True, **options
+                source,
+                dtype=getattr(torch, config.dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which are refused below, by name
+                **options,
             )
+        refuse_other_tensors(model, found, config.name)
         complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
     model.config.use_cache = False
     if head == "classification":
@@ -148,11 +154,12 @@ def refuse_unknown_model(name: str) -> None:
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
-        ModelError: a folder without a model.
+        ModelError: a folder without a model, or one that can be read in two ways.
     """
     if name in EMBEDDED_MODELS:
         return
     if Path(name).is_dir():
+        refuse_unclear_folder(Path(name), name)
         if not (Path(name) / "config.json").is_file():
             raise ModelError(f"the folder {name!r} holds no config.json", "name a folder written by save_pretrained")
     elif "/" not in name or name.startswith(("/", ".", "~")):
@@ -164,9 +171,19 @@ def refuse_unknown_model(name: str) -> None:
         )
 
 
-def _source(name: str) -> str:
-    refuse_unknown_model(name)
-    return str(EMBEDDED_MODELS[name]()) if name in EMBEDDED_MODELS else name
+def _source(config: ModelConfig) -> str:
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    refuse_unknown_model(config.name)
+    if config.name in EMBEDDED_MODELS:
+        return str(EMBEDDED_MODELS[config.name]())
+    found = None if Path(config.name).is_dir() else find_adapter_config_file(config.name, revision=config.revision)
+    if found is not None:
+        own = cached_file(
+            config.name, "config.json", revision=config.revision, _raise_exceptions_for_missing_entries=False
+        )
+        refuse_adapter(Path(found), config.name, alone=own is None)
+    return config.name
 
 
 def _content(source: str, revision: str | None) -> dict[str, Any]:

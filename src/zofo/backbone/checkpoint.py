@@ -1,0 +1,121 @@
+"""What a checkpoint holds beside the model that is loaded: an adapter, other weights, tensors without a place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from zofo.config import read_json_object
+from zofo.errors import ModelError, ZofoError
+
+ADAPTER, WHOLE, SHARDS = "adapter_config.json", "model.safetensors", "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
+
+
+def refuse_unclear_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that is read in another way than its owner may expect; only the names of its files are looked at.
+
+    Args:
+        folder: with a model.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: an adapter, which transformers would attach without a word; two sets of weights, of which it would
+            read one; or a `generation_config.json` that cannot be read, which it would leave out.
+    """
+    if (folder / ADAPTER).is_file():
+        refuse_adapter(folder / ADAPTER, name, alone=not (folder / "config.json").is_file())
+    if (folder / WHOLE).is_file() and (folder / SHARDS).is_file():
+        raise ModelError(
+            f"{name!r} holds two sets of weights: {WHOLE}, and the files that {SHARDS} names",
+            f"remove the one that is not meant: {WHOLE}, or {SHARDS} and its files",
+        )
+    if (folder / _GENERATION).is_file():
+        try:
+            read_json_object(folder / _GENERATION)
+        except ZofoError as error:
+            raise ModelError(error.message, "mend or remove it: it says which tokens end a generated text") from error
+
+
+def refuse_adapter(file: Path, name: str, alone: bool) -> None:
+    """Refuse an adapter beside a model or in its place.
+
+    Args:
+        file: the `adapter_config.json` that was found.
+        name: of the model, for messages.
+        alone: whether there is no model beside it.
+
+    Raises:
+        ModelError: always; names the base model that the adapter was trained on.
+    """
+    try:
+        content = read_json_object(file)
+    except ZofoError:
+        content = {}
+    adapter = f"a {content.get('peft_type', 'peft')} adapter of {content.get('base_model_name_or_path')!r}"
+    merge = (
+        "merge it into its model first, with peft: "
+        f"AutoPeftModelForCausalLM.from_pretrained({name!r}).merge_and_unload().save_pretrained('merged')"
+    )
+    if alone:
+        raise ModelError(f"{name!r} is no model but {adapter}", merge)
+    raise ModelError(
+        f"{name!r} holds {adapter} beside the model: the model alone may be meant, or the model with its adapter",
+        f"for the model alone, move {ADAPTER} out of it; for both, {merge}",
+    )
+
+
+def refuse_other_tensors(model: nn.Module, found: Mapping[str, Iterable[Any]], name: str) -> None:
+    """Refuse a checkpoint whose tensors are those of another model than its config.json describes.
+
+    Tensors of another head, or of a part that the model does not have at all, are left out. One of a layer that the
+    model has, or of one more such layer, would be missing in silence.
+
+    Args:
+        model: as transformers loaded it.
+        found: what transformers says of the keys: `mismatched_keys` and `unexpected_keys`.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: names a tensor.
+    """
+    hint = "config.json describes another model than the weights: take both from one checkpoint"
+    for key, *shapes in sorted(found["mismatched_keys"]):
+        there, here = (" x ".join(map(str, shape)) for shape in shapes)
+        raise ModelError(f"the checkpoint of {name!r} holds {key!r} as {there}, but its config.json means {here}", hint)
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    repeated = {_any_layer(part): part for part, _ in model.named_modules() if _NUMBER.search(part)}
+    repeated |= {name.removeprefix(prefix): part for name, part in repeated.items()}
+    without = [key for key in sorted(found["unexpected_keys"]) if _is_missed(key, repeated, model)]
+    if without:
+        raise ModelError(
+            f"the checkpoint of {name!r} holds {len(without)} tensors that the model has no place for, such as "
+            f"{without[0]!r}",
+            hint,
+        )
+
+
+_NUMBER = re.compile(r"\b\d+\b")
+
+
+def _any_layer(name: str) -> str:
+    """A name without the numbers of layers."""
+    return _NUMBER.sub("*", name)
+
+
+def _is_missed(key: str, repeated: Mapping[str, str], model: nn.Module) -> bool:
+    """Whether a tensor belongs to one of the layers that a model repeats, and is no mask that older versions saved."""
+    above, last = _any_layer(key).rpartition(".")[::2]
+    if last in _MASKS or (
+        last == "bias" and above in repeated and any(model.get_submodule(repeated[above]).children())
+    ):
+        return False
+    parts = above.split(".")
+    return any(".".join(parts[:end]) in repeated for end in range(1, len(parts) + 1))
+
+
+_MASKS = ("masked_bias", "causal_mask", "position_ids", "inv_freq")
