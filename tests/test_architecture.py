@@ -24,7 +24,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["noise", "displacement"],
     ["config"],
     ["registry"],
-    ["errors"],
+    ["errors", "filesystem", "interpreters"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 BESIDE = {("rules", "estimators"), ("noise", "displacement")}

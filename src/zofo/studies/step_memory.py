@@ -15,6 +15,7 @@ from zofo.backbone import LoadedModel, ModelConfig, load_model
 from zofo.config import validated
 from zofo.errors import ModelError, ZofoError
 from zofo.evaluators import out_of_memory
+from zofo.interpreters import python_command
 from zofo.studies.step_ways import WAYS, StepOptions
 from zofo.training import PeakMemory
 
@@ -39,7 +40,7 @@ def measure_peak(name: str, options: StepOptions) -> int:
     Raises:
         ModelError: the steps could not be made, or the process was ended, most likely for its memory.
     """
-    command = [sys.executable, "-c", _CHILD, json.dumps([name, asdict(options)])]
+    command = python_command(_CHILD, json.dumps([name, asdict(options)]))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from zofo.errors import NonFiniteError, RunError, ZofoError
+from zofo.interpreters import safe_path
 from zofo.studies.grid import execution_of
 from zofo.studies.outcome import Outcome
 from zofo.studies.run import Run
@@ -97,6 +98,7 @@ class Workers:
                 self._signals.check(None)
             return
         if self._pool is None:
+            self._opened.enter_context(safe_path())
             threads = max(1, (os.cpu_count() or 1) // self._jobs)
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=(threads,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -14,6 +13,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from zofo.errors import RunError
+from zofo.filesystem import sha256_of as sha256_of
+from zofo.filesystem import sync as sync
+from zofo.filesystem import sync_tree as sync_tree
 
 _NUMBER = re.compile(r"(?:os error |Errno )(\d+)")
 _OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # which nothing but a write ends with
@@ -60,24 +62,6 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}")
 
 
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():  # where folders cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Bring every file in a folder, and all names, to the disk."""
-    inside = sorted(folder.rglob("*"))
-    for path in [*(p for p in inside if p.is_file()), *(p for p in inside if p.is_dir()), folder]:
-        sync(path)
-
-
 def _of_writing(error: OSError | SafetensorError, folder: Path) -> bool:
     """Whether an error is that of a write, as far as its number and its file tell.
 
@@ -117,12 +101,3 @@ def _free(path: Path) -> str:
     while not path.exists() and path != path.parent:
         path = path.parent
     return f"{shutil.disk_usage(path).free:,}"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read piece by piece, as `sha256:` and its digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return f"sha256:{digest.hexdigest()}"

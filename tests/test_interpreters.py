@@ -1,0 +1,72 @@
+"""No interpreter that zofo starts takes a module from the folder that it is called in."""
+
+from __future__ import annotations
+
+import ast
+import multiprocessing
+import os
+import subprocess
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import zofo
+from zofo import interpreters
+from zofo.interpreters import python_command, safe_path
+
+SOURCE = Path(zofo.__file__).parent
+MODULES = ("json", "random", "tempfile", "logging", "torch", "pip", "colorsys", "zofo", "transformers", "queue")
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """The current folder holds modules that leave a trace when they are imported."""
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    for name in MODULES:
+        (folder / f"{name}.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'trace')!r} + {name!r})\n")
+    monkeypatch.chdir(folder)
+    yield folder
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("trace")] == []
+
+
+@pytest.mark.promise(12)
+@pytest.mark.parametrize("option", [True, False])
+def test_a_command_imports_nothing_from_its_folder(hostile, monkeypatch, option):
+    """With -P, and as Python 3.10 has to do without it."""
+    monkeypatch.setattr(interpreters, "_HAS_SAFE_PATH", option and interpreters._HAS_SAFE_PATH)
+    command = python_command("import json, colorsys, sys; print(json.__file__, sys.argv[1])", "given")
+    assert ("-P" in command) == (option and interpreters._HAS_SAFE_PATH)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert str(hostile) not in done.stdout
+    assert done.stdout.split()[1] == "given"
+
+
+def test_python_path_is_left_to_the_user(hostile, monkeypatch, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine_alone.py").write_text("value = 7\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "own"), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(python_command("import mine_alone; print(mine_alone.value)"), capture_output=True, text=True)
+    assert done.stdout == "7\n"
+
+
+@pytest.mark.promise(12)
+@pytest.mark.skipif(not interpreters._HAS_SAFE_PATH, reason="Python 3.10 has no PYTHONSAFEPATH")
+def test_a_pool_of_processes_imports_nothing_from_its_folder(hostile, monkeypatch):
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with safe_path(), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(os.getpid).result() != os.getpid()
+    assert "PYTHONSAFEPATH" not in os.environ
+
+
+@pytest.mark.promise(12)
+def test_every_interpreter_is_started_so():
+    starters = {"subprocess.run", "subprocess.Popen", "ProcessPoolExecutor", "multiprocessing.Process"}
+    for path in SOURCE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}
+        if calls & starters:
+            assert {"python_command", "safe_path"} & calls, path
+        if path.name not in ("interpreters.py", "demo.py"):  # which shows the path of the command zofo
+            assert "sys.executable" not in text, path
