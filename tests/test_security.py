@@ -20,7 +20,6 @@ from pathlib import Path
 
 import peft
 import pytest
-import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -634,8 +633,16 @@ def test_no_recipe_gives_it():
 
 @pytest.mark.promise(12, 13)
 def test_the_floors_of_what_reads_files():
-    """Before these versions, a configuration could bypass the flag, and torch.load could run code."""
+    """Before these versions files could run code, leave a sandbox or their folder, or be written through a link."""
     text = (SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
-    assert '"transformers>=5.3"' in text
-    assert '"torch>=2.6"' in text
-    assert torch.__version__ >= "2.6"
+    floors = {
+        "transformers": "5.3",  # CVE-2026-4372: a configuration could bypass the flag
+        "torch": "2.10",  # CVE-2026-24747: of torch.load, also where it reads weights only
+        "peft": "0.20",  # an adapter's megatron_core named any module to import
+        "jinja2": "3.1.6",  # CVE-2025-27516: out of the sandbox by a filter
+        "filelock": "3.20.3",  # CVE-2025-68146 and CVE-2026-22701: locks that follow links
+        "pyarrow": "23.0.1",  # CVE-2026-25087: memory that was freed, in files of arrow
+        "pip": "26.1",  # CVE-2025-8869, CVE-2026-1703 and CVE-2026-3219: archives that leave their folder
+    }
+    for name, floor in floors.items():
+        assert f'"{name}>={floor}"' in text

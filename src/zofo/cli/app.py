@@ -5,7 +5,7 @@ from __future__ import annotations
 from zofo.cli import looking, shipping, studies, training
 from zofo.cli.shared import verbs
 
-app = verbs("Fine-tune language models in the memory of inference.")
+app = verbs("Fine-tune language models by forward passes, by adapters, or by both.")
 for part in (training, shipping, looking, studies):  # in the order of the help
     app.add_typer(part.commands)
 app.add_typer(training.tune, name="tune")
