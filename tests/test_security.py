@@ -349,6 +349,13 @@ YAMLS = {
     "itself": "{key}: &a [*a]\n",
     "itself as keys": "{key}: &a {{b: *a}}\n",
     "nested deeply": "{key}: " + "[" * 50_000 + "\n",
+    "nested deeply, beside values": "{key}: " + "[a, " * 20_000 + "\n",
+    "nested deeply, line by line": "{key}:\n" + " - " * 5_000 + "a\n",
+    "merges of merges": "a0: &a0 {{x: 1}}\n"
+    + "".join(f"a{n}: &a{n} {{{{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}}}\n" for n in range(1, 12))
+    + "{key}: *a11\n",
+    "a long number": "{key}: 0x" + "f" * 100_000 + "\n",
+    "a long number of parts": "{key}: 1" + ":1" * 100_000 + "\n",
     "a bomb of merges": "a0: &a0 {{x: 1}}\n"
     + "".join(f"a{n}: &a{n} {{{{b: *a{n - 1}, c: *a{n - 1}, d: *a{n - 1}, e: *a{n - 1}}}}}\n" for n in range(1, 30))
     + "{key}: *a29\n",
@@ -371,6 +378,19 @@ def test_hostile_yaml_is_refused_by_every_reader(tmp_path, canary, kind, reader)
     path.write_text(YAMLS[kind].format(key=key, canary=canary), encoding="utf-8")
     with refused():
         read(path)
+
+
+@pytest.mark.promise(12)
+def test_yaml_is_read_in_one_way():
+    for path in SOURCE.rglob("*.py"):
+        assert "safe_load" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.promise(12)
+@pytest.mark.parametrize("kind", YAMLS)
+def test_hostile_yaml_is_refused_on_the_command_line(canary, kind):
+    with refused():
+        read_config(None, ["method.lr=" + YAMLS[kind].format(key="k", canary=canary)])
 
 
 def test_anchors_that_save_typing_are_read(tmp_path):
@@ -636,7 +656,7 @@ def test_the_floors_of_what_reads_files():
     """Before these versions files could run code, leave a sandbox or their folder, or be written through a link."""
     text = (SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     floors = {
-        "transformers": "5.3",  # CVE-2026-4372: a configuration could bypass the flag
+        "transformers": "5.6",  # CVE-2026-4372, below 5.3: a configuration could bypass the flag; 5.3 generates other texts
         "torch": "2.10",  # CVE-2026-24747: of torch.load, also where it reads weights only
         "peft": "0.20",  # an adapter's megatron_core named any module to import
         "jinja2": "3.1.6",  # CVE-2025-27516: out of the sandbox by a filter

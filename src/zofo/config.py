@@ -143,33 +143,70 @@ def read_yaml(path: Path) -> Any:
         ConfigError: it cannot be read, or is not YAML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        if _DEEP.search(text):  # for which the parser takes seconds
-            raise ValueError("its values are nested too deeply")
-        content = yaml.safe_load(text)
-        _refuse_bomb(content, {})
-        return content
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
 
 
-_DEEP = re.compile(r"(?:[\[{]\s*){64}")
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text: of plain values alone, nested 64 deep and with 1,000,000 values at most.
+
+    Both are counted before a value is made of it. What stands in several places counts in each, so that references to
+    references do not outgrow the memory.
+
+    Raises:
+        YAMLError: it is not YAML.
+        ValueError: it is larger or deeper, or holds a number of more than 400 characters.
+    """
+    loader = _Bounded(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _refuse_bomb(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+_DEEPEST, _LONGEST_NUMBER = 64, 400
 _MOST = 1_000_000  # values in one file, those that stand in several places counted in each
 
 
-def _refuse_bomb(content: Any, known: dict[int, int]) -> int:
+class _Bounded(yaml.SafeLoader):
+    """PyYAML's safe loader, which stops where values are nested too deeply, or a number is too long."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node and all below it."""
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise ValueError("its values are nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            raise ValueError(f"it holds a number of {len(node.value)} characters")
+        return node
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def _refuse_bomb(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values there are; ValueError for too many, as references to references make them, or without end."""
-    if not isinstance(content, dict | list):
+    if not isinstance(node, yaml.CollectionNode):
         return 1
-    if id(content) not in known:
-        known[id(content)] = _MOST  # until it is known: what holds itself has no end
-        parts = [*content, *content.values()] if isinstance(content, dict) else content
-        known[id(content)] = 1 + sum(_refuse_bomb(part, known) for part in parts)
-    if known[id(content)] >= _MOST:
+    if id(node) not in known:
+        known[id(node)] = _MOST  # until it is known: what holds itself has no end
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_refuse_bomb(part, known) for part in parts)
+    if known[id(node)] >= _MOST:
         raise ValueError("its references make it larger than any configuration")
-    return known[id(content)]
+    return known[id(node)]
 
 
 @contextmanager

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from pydantic import Field
 
-from zofo.config import Config, validated
+from zofo.config import Config, parse_yaml, validated
 from zofo.errors import ConfigError, UnknownNameError
 
 Keys = dict[str, Any]
@@ -141,7 +140,7 @@ def load_recipe(name: str) -> Recipe:
     Raises:
         UnknownNameError: there is none of that name.
     """
-    return parse_recipe(yaml.safe_load(recipe_text(name)))
+    return parse_recipe(parse_yaml(recipe_text(name)))
 
 
 def _packaged() -> Iterator[tuple[str, Any]]:

@@ -9,9 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from zofo.config import mistakes_of, read_yaml, validated
+from zofo.config import mistakes_of, parse_yaml, read_yaml, validated
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
 from zofo.studies.design import Start, StudyConfig
@@ -56,7 +54,7 @@ def study_names() -> dict[str, str]:
     found = {}
     for file in sorted(files(__package__).joinpath("files").iterdir(), key=lambda file: file.name):
         if file.name.endswith(_YAML):
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            content = parse_yaml(file.read_text(encoding="utf-8"))
             found[file.name.rpartition(".")[0]] = str(content.get("about", ""))
     return found
 
@@ -103,7 +101,7 @@ def _content(name: str) -> tuple[Any, Path, str]:
     if name not in study_names():
         raise UnknownNameError("study", name, study_names())
     text = (files(__package__) / "files" / f"{name}.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text), Path.cwd(), name
+    return parse_yaml(text), Path.cwd(), name
 
 
 def _with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> Tree:

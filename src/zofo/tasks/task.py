@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from zofo.config import Config, mistakes_of, read_yaml, validated
+from zofo.config import Config, mistakes_of, parse_yaml, read_yaml, validated
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.tasks.metrics import METRICS, check_metric
 from zofo.tasks.templates import check_template, columns_of
@@ -336,7 +335,7 @@ def task_content(name: str) -> Any:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        return yaml.safe_load(packaged_text(name))
+        return parse_yaml(packaged_text(name))
     if not path.is_file():
         raise ConfigError(f"there is no task file {name!r}", f"packaged tasks: {', '.join(task_names())}")
     return read_yaml(path)

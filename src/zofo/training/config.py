@@ -11,7 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from zofo.backbone import ModelConfig
-from zofo.config import Config, mistakes_of, named, read_yaml, validated
+from zofo.config import Config, mistakes_of, named, parse_yaml, read_yaml, validated
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, ZerothOrderConfig
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
@@ -246,7 +246,7 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
     """The tree that a configuration file holds, or a preset of a recipe, and that recipe."""
     content: Any = {}
     if isinstance(file, str) and _is_bare(file):
-        content = yaml.safe_load(recipe_text(file))
+        content = parse_yaml(recipe_text(file))
     elif file is not None:
         content = read_yaml(Path(file))
     if is_recipe(content):
@@ -289,7 +289,7 @@ def parted(override: str, example: str = _EXAMPLE) -> tuple[list[str], Any]:
     if template and not text.startswith(("'", '"')):
         return keys, None if text in ("", "null") else text
     try:
-        return keys, yaml.safe_load(text)
+        return keys, parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if template:  # one that begins with a quotation
             return keys, text
