@@ -656,7 +656,7 @@ def test_the_floors_of_what_reads_files():
     """Before these versions files could run code, leave a sandbox or their folder, or be written through a link."""
     text = (SOURCE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     floors = {
-        "transformers": "5.6",  # CVE-2026-4372, below 5.3: a configuration could bypass the flag; 5.3 generates other texts
+        "transformers": "5.6",  # CVE-2026-4372, below 5.3: a configuration could bypass the flag
         "torch": "2.10",  # CVE-2026-24747: of torch.load, also where it reads weights only
         "peft": "0.20",  # an adapter's megatron_core named any module to import
         "jinja2": "3.1.6",  # CVE-2025-27516: out of the sandbox by a filter
