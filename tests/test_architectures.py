@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections import Counter
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 
 from tiny_architectures import TYPES, NotBuilt, build_tiny
 from zofo import MeZO, MeZOConfig, Setting
+from zofo.adapters import LoraAdapters
 from zofo.backbone import Backbone
 from zofo.backbone.loading import quiet_transformers
 from zofo.displacement import Displacement, Key
@@ -144,3 +146,33 @@ def test_most_architectures_can_be_built():
     print(f"\n{len(built)} built, of {len(set(built))} types; not built:")
     print("\n".join(f"  {head} {kind}: {reason}" for (head, kind), reason in why_not.items()))
     assert len(set(built)) >= FEWEST_BUILT
+
+
+TARGETS = {
+    "qwen3_moe": {"q_proj", "v_proj"},
+    "granite": {"q_proj", "v_proj"},
+    "phi3": {"qkv_proj"},
+    "olmo2": {"q_proj", "v_proj"},
+    "smollm3": {"q_proj", "v_proj"},
+    "llama": {"q_proj", "v_proj"},
+}
+ENCODER_TARGETS = {
+    "distilbert": {"q_lin", "v_lin"},
+    "albert": {"query", "value"},
+    "modernbert": {"Wqkv"},
+    "mpnet": {"q", "v"},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("head", "kind", "targets"),
+    [("causal", *item) for item in TARGETS.items()] + [("masked", *item) for item in ENCODER_TARGETS.items()],
+)
+def test_lora_finds_query_and_value(tmp_path, head, kind, targets):
+    """Where peft knows none for the architecture, too; what was found is written into adapter_config.json."""
+    with quiet_transformers():
+        model = build_tiny(head, kind)
+    LoraAdapters(model, ["adapter"], 0, rank=2).save("adapter", tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert set(written["target_modules"]) == targets

@@ -17,7 +17,10 @@ from zofo.noise import words
 
 _SHOWN = 12  # names in a hint
 
-_MORE_TARGETS = {"distilbert": ["q_lin", "v_lin"], "phi3": ["qkv_proj"]}  # of architectures that peft knows none for
+_QUERY_AND_VALUE = (  # what architectures call them, apart and in one layer with the keys; the first that a model has
+    *(["q_proj", "v_proj"], ["query", "value"], ["q_lin", "v_lin"], ["query_proj", "value_proj"], ["q", "v"]),
+    *(["qkv_proj"], ["query_key_value"], ["Wqkv"], ["c_attn"], ["qkv"], ["qkv_linear"], ["att_proj"], ["in_proj"]),
+)
 
 Rank = Annotated[int, Field(ge=1)]
 
@@ -127,18 +130,33 @@ def _low_rank_shape(model: Any, rank: int, alpha: float, targets: list[str] | No
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=targets or _MORE_TARGETS.get(model.config.model_type),
+        target_modules=targets or _found_targets(model),
         task_type=task_type(model),
         use_dora=dora,
     )
 
 
+def _found_targets(model: Any) -> list[str] | None:
+    """The query and value projections of an architecture that peft knows none for, by the names of its layers."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    if model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        return None
+    own = set(_matrices(model))
+    return next((names for names in _QUERY_AND_VALUE if own.issuperset(names)), None)
+
+
+def _matrices(model: nn.Module) -> list[str]:
+    """What the model calls its linear layers, each name once."""
+    named = ((name.rpartition(".")[2], type(part).__name__) for name, part in model.named_modules())
+    return list(dict.fromkeys(name for name, kind in named if kind in ("Linear", "Conv1D")))
+
+
 def _targets_hint(model: nn.Module) -> str:
-    matrices = dict.fromkeys(
-        name.rpartition(".")[2] for name, part in model.named_modules() if type(part).__name__ in ("Linear", "Conv1D")
-    )
-    known = f" among {', '.join(list(matrices)[:_SHOWN])}" if matrices else ""
-    return f"name the linear layers{known}, for example method.adapter.target_modules=[q_proj,v_proj]"
+    own = [name for name in _matrices(model) if not name.isdigit()]
+    known = f" among {', '.join(own[:_SHOWN])}" if own else ""
+    example = ",".join(own[:2]) or "NAME"
+    return f"name the linear layers{known}, for example method.adapter.target_modules=[{example}]"
 
 
 @torch.no_grad()
