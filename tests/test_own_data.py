@@ -378,6 +378,134 @@ def test_labels_of_every_kind(run_zofo, models, tmp_path, values):
     assert run_zofo("eval", tmp_path / "run")[0] == 0
 
 
+def colours(answers: list[object], choices: object = ("red", "green", "blue", "grey")) -> list[dict[str, object]]:
+    return [{"question": f"Pick {i} ?", "choices": choices, "answer": answer} for i, answer in enumerate(answers)]
+
+
+NUMBERS = ["2", "3", "4", "5"]
+KEYED = {"text": ["red", "green"], "label": ["2", "1"]}
+SAID = {  # name -> rows, how the answer is said to be read, the text of the right choice of each answer
+    "from 1": (colours([1, 2, 3] * 4), "task.labels=[1, 2, 3, 4]", {1: "red", 2: "green", 3: "blue"}),
+    "from 0": (colours([1, 2, 3] * 4), "task.labels=[0, 1, 2, 3]", {1: "green", 2: "blue", 3: "grey"}),
+    "floats": (colours([1.0, 2.0, 4.0] * 4), "task.labels=[1, 2, 3, 4]", {1.0: "red", 2.0: "green", 4.0: "grey"}),
+    "texts": (colours([2, 3] * 6, NUMBERS), "task.labels=choices", {2: "2", 3: "3"}),
+    "numbers": (colours([2, 3] * 6, NUMBERS), "task.labels=[0, 1, 2, 3]", {2: "4", 3: "5"}),
+    "letters": (colours(["A", "B"] * 6, ["B", "A"]), "task.labels=[A, B]", {"A": "B", "B": "A"}),
+    "keys": (colours(["1", "2"] * 6, KEYED), "task.prompt=default", {"1": "green", "2": "red"}),
+    "expression": (colours(["x", "y"] * 6), "task.label='3 if answer == \"x\" else 0'", {"x": "grey", "y": "red"}),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_stands_for_each_choice_is_said(run_zofo, models, tmp_path, name):
+    rows, said, right = SAID[name]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    given = [f"model={models / 'plain'}", "--data", tmp_path / "rows.jsonl", said]
+    code, out, err = run_zofo("preview", *given, "--rows", "12", "--json")
+    assert code == 0, err
+    for example in cells(out)["examples"]:
+        row = rows[int(example["where"].rpartition(":")[2]) - 1]
+        assert [text for text, _, is_right in example["candidates"] if is_right] == [f" {right[row['answer']]}"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("[1, 5]", "but must be one of 1, 5"),
+        ("keys", "the column 'keys', which the task 'rows' needs, is missing"),
+        ("choices[:3]", "labels: 'choices[:3]' is 3 labels, but there are 4 choices"),
+        ("question", "but there are 4 choices"),
+        ("[1, '1', 2]", "the label '1' stands for two choices"),
+    ],
+)
+def test_what_cannot_stand_for_choices_is_refused(run_zofo, tmp_path, labels, message):
+    write_rows(tmp_path / "rows.jsonl", colours([3, 2] * 6))
+    code, _, err = run_zofo("validate", "--data", tmp_path / "rows.jsonl", f"task.labels={labels}", "task.max_rows=1")
+    assert code == 2
+    assert message in err
+
+
+def test_a_choice_of_keyed_rows_that_is_not_among_them_is_named(run_zofo, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [*colours(["1", "2"] * 6, KEYED), *colours(["3"], KEYED)])
+    code, _, err = run_zofo("validate", "--data", tmp_path / "rows.jsonl")
+    assert code == 2
+    assert "rows.jsonl:13: column 'answer' is '3', which is none of the labels in 'choices'" in err
+    write_rows(tmp_path / "rows.jsonl", [*colours([0, 1] * 6), *colours(["1", "2"], KEYED)])
+    code, _, err = run_zofo("validate", "--data", tmp_path / "rows.jsonl")
+    assert code == 2
+    assert "not a list of choices" in err
+
+
+def test_a_label_may_be_an_expression_of_columns(run_zofo, tmp_path):
+    rows = [{"text": f"film {i}", "stars": i % 5, "the kind": "ab"[i % 2]} for i in range(20)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    given = ["validate", "--data", tmp_path / "rows.jsonl", "task.template={{ text }} is", "--json"]
+    for label, right in (
+        ("'good' if stars > 2 else 'bad'", {"bad": 12, "good": 8}),
+        ("row['the kind'] | upper", {"A": 10, "B": 10}),
+        ("the kind", {"a": 10, "b": 10}),
+    ):
+        code, out, err = run_zofo(*given, f'task.label="{label}"')
+        assert code == 0, err
+        found = [one["right"] for one in cells(out)["splits"].values()]
+        assert {name: sum(one.get(name, 0) for one in found) for name in right} == right
+    code, _, err = run_zofo(*given, "task.label=stars + points")
+    assert code == 2
+    assert "the column 'points', which the task" in err
+    code, _, err = run_zofo(*given, "task.label=text.nothing")
+    assert code == 2
+    assert "'text.nothing' has no value in this row" in err
+
+
+def test_minus_one_is_a_label_where_the_user_says_so(run_zofo, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"text": f"film {i}", "label": i % 3 - 1} for i in range(12)])
+    code, _, err = run_zofo("validate", "--data", tmp_path / "rows.jsonl")
+    assert code == 2
+    assert "column 'label' is -1, which is a label, or says that the row has none" in err
+    said = "task.verbalizers={-1: ' bad', 0: ' fair', 1: ' good'}"
+    code, out, err = run_zofo("validate", "--data", tmp_path / "rows.jsonl", said, "--json")
+    assert code == 0, err
+    assert cells(out)["splits"]["train"]["right"].keys() == {"-1", "0", "1"}
+
+
+def test_labels_that_look_like_a_mistake_are_pointed_out(run_zofo, models, tmp_path):
+    rows = [*labelled(60), {"text": "a slip", "label": "goood"}]
+    file = write_csv(tmp_path / "rows.csv", rows)
+    note = "note: label 'goood' (1 row) looks like a typing mistake of 'good' (30 rows)"
+    code, out, err = run_zofo("validate", "--data", file)
+    assert code == 0, err
+    assert note in out
+    _, out, _ = run_zofo("validate", "--data", file, "--json")
+    assert cells(out)["notes"] == [note.removeprefix("note: ")]
+    train = ["train", f"model={models / 'plain'}", "--data", file, "method=zero-shot", f"run={tmp_path / 'run'}"]
+    sizes = "task.sizes={train: 59, validation: 1, test: 1}"
+    code, _, err = run_zofo(*train, sizes)
+    assert code == 0, err
+    assert "looks like a typing mistake of 'good'" in err
+
+
+def test_a_first_choice_that_is_never_right_is_pointed_out(run_zofo, tmp_path):
+    """As where the numbers in a task file's label column count from 1."""
+    write_rows(tmp_path / "rows.jsonl", colours([1, 2, 3] * 12))
+    task = tmp_path / "mine.yaml"
+    task.write_text(
+        """
+name: mine
+version: 1
+kind: multiple-choice
+metric: accuracy
+template: "{{ question }}"
+choices: {each: choices}
+label: answer
+splits: {train: {from: train}, validation: {from: train, size: 5}, test: {from: train, size: 5}}
+""",
+        encoding="utf-8",
+    )
+    code, out, err = run_zofo("validate", "--data", tmp_path / "rows.jsonl", f"task={task}")
+    assert code == 0, err
+    assert "note: the first choice is right in none of 36 rows; if its numbers count from 1" in out
+
+
 # flags
 
 

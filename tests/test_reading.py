@@ -14,7 +14,9 @@ import pytest
 
 from zofo.errors import DataError
 from zofo.tasks.reading import Row, folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.reading.choices import gold_readings
 from zofo.tasks.reading.formats import detect
+from zofo.tasks.reading.look_alikes import label_notes
 from zofo.tasks.reading.rows import shown_row
 
 GOOD = [{"text": f"film {i} is a joy", "label": i % 2} for i in range(5)]
@@ -272,7 +274,7 @@ def test_a_quote_that_is_never_closed_is_named_where_it_opens(tmp_path):
     ],
 )
 def test_a_bad_header_is_named(tmp_path, header, says, hint):
-    mistake = refused(write(tmp_path / "rows.csv", [header, header]))
+    mistake = refused(write(tmp_path / "rows.csv", [header, b"b,0"]))
     assert mistake.message.startswith(f"{tmp_path}/rows.csv:{2 if 'fit' in says else 1}: ")
     assert says in mistake.message
     assert hint in mistake.hint
@@ -469,7 +471,7 @@ def test_unknown_columns_get_the_nearest_and_the_four_formats(columns, hint):
 
 BAD_CHOICES = {
     "text": ("yes, no", 0, "column 'choices' is 'yes, no', not a list of choices", "write a list of texts"),
-    "dict": ({"text": ["a", "b"]}, 0, "not a list of choices", "choices {each: choices.text}"),
+    "dict": ({"text": ["a", "b"]}, 0, "not a list of choices", "choices: {each: choices.text}"),
     "one": (["yes"], 0, "column 'choices' has 1 choices, but two or more", "mend"),
     "none": ([], 0, "column 'choices' has 0 choices, but two or more", "mend"),
     "twice": (["yes", "no", "yes "], 0, "column 'choices' holds the choice 'yes' twice", "mend"),
@@ -481,7 +483,18 @@ BAD_CHOICES = {
         "column 'answer' is 2, which is none of the 2 choices",
         "from 0 to 1, a letter from A to B",
     ),
-    "below": (["yes", "no"], -1, "column 'answer' is -1, which is none", "from 0 to 1"),
+    "hidden": (["yes", "no"], -1, "column 'answer' is -1, which is none", "take a split that has its labels"),
+    "below": (["yes", "no"], -2, "column 'answer' is -2, which is none", "from 0 to 1"),
+    "keys twice": (
+        {"text": ["a", "b"], "label": ["A", "A"]},
+        "A",
+        "column 'choices' holds the label 'A' twice",
+        "mend",
+    ),
+    "keys": ({"text": ["a", "b"], "label": ["A"]}, "A", "column 'choices' holds 2 texts and 1 labels", "mend"),
+    "no key": ({"text": ["a", "b"], "label": ["A", "B"]}, "C", "none of the labels in 'choices'", "one of 'A', 'B'"),
+    "pairs": ([{"label": "A", "text": "a"}] * 2, 0, "choice 0 is {'label': 'A', 'text': 'a'}", "map(attribute='text')"),
+    "by key": ({"A": "a", "B": "b"}, "A", "not a list of choices", "labels: choices.keys() | list"),
     "fraction": (["yes", "no"], 0.5, "column 'answer' is 0.5, which is none", "from 0 to 1"),
     "truth": (["yes", "no"], True, "column 'answer' is True, which is none", "from 0 to 1"),
     "letter": (["yes", "no"], "C", "column 'answer' is 'C', which is none", "from A to B"),
@@ -549,6 +562,99 @@ def test_bad_turns_are_named(tmp_path, name):
     assert f"a good row: line {2 if place == 1 else 1}: " in mistake.hint
 
 
+TWO_READINGS = {  # name -> choices, answer, what the message says, what the hint says
+    "number": (
+        ["2", "3", "4", "5"],
+        3,
+        "3, which may be the text of choice 1 or the number of choice 3",
+        "=choices for",
+    ),
+    "digits": (
+        ["2", "3", "4", "5"],
+        "3",
+        "'3', which may be the text of choice 1 or the number",
+        "[0, 1, 2, 3] for numbers",
+    ),
+    "float": (["2", "3", "4", "5"], 2.0, "may be the text of choice 0 or the number of choice 2", "=choices for texts"),
+    "decimals": (["1.0", "0.5", "2"], 1, "may be the text of choice 0 or the number of choice 1", "=choices for texts"),
+    "letter": (
+        ["C", "A", "B"],
+        "A",
+        "'A', which may be the text of choice 1 or the letter of choice 0",
+        "[A, B, C] for",
+    ),
+    "own letter": (
+        ["B. red", "A. blue"],
+        "A",
+        "the key that choice 1 begins with or the letter of choice 0",
+        "[A, B] for",
+    ),
+    "own number": (
+        ["1) red", "2) blue"],
+        1,
+        "the key that choice 0 begins with or the number of choice 1",
+        "[0, 1] for",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(TWO_READINGS))
+def test_an_answer_with_two_readings_is_refused_and_both_are_named(tmp_path, name):
+    choices, answer, says, hint = TWO_READINGS[name]
+    lines = lines_of([*SHAPES["choices-answer"], {"question": "q?", "choices": choices, "answer": answer}])
+    mistake = refused(write(tmp_path / "rows.jsonl", lines))
+    assert mistake.message.startswith(f"{tmp_path}/rows.jsonl:6: column 'answer' is {answer!r}, which may be ")
+    assert says in mistake.message
+    assert hint in mistake.hint
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "place"),
+    [
+        (["0", "1", "2"], 1, 1),  # the number and the text of the same choice
+        (["A", "B"], "B", 1),
+        (["A. red", "B. blue"], "B", 1),
+        (["10", "12", "14"], 12, 1),
+        (["10", "12", "14"], 2, 2),
+        (["1.5", "2.5"], 2.5, 1),
+        (["red", "blue"], "1", 1),
+        (["(b) red", "(a) blue"], "a", 1),
+    ],
+)
+def test_an_answer_with_one_reading_is_that_choice(choices, answer, place):
+    assert set(gold_readings(choices, answer).values()) == {place}
+    rows = rows_of(["question", "choices", "answer"], ["q?", ["red", "blue"], 0], ["q?", choices, answer])
+    assert detect(rows).name == "choices-answer"
+
+
+@pytest.mark.parametrize(
+    ("answers", "says", "hint"),
+    [
+        (
+            [1, 4, 2],
+            "f.jsonl:2: column 'answer' is 4 for 4 choices, and no row has 0",
+            "say so: task.labels=[1, 2, 3, 4]",
+        ),
+        (["1", "4"], "f.jsonl:2: column 'answer' is '4' for 4 choices", "task.labels=[1, 2, 3, 4]"),
+        ([1, 3, 2], "f.jsonl:1: no row has 0 in column 'answer'", "[1, 2, 3, 4] or task.labels=[0, 1, 2, 3]"),
+        ([2.0, 3.0], "f.jsonl:1: no row has 0 in column 'answer'", "[1, 2, 3, 4] or task.labels=[0, 1, 2, 3]"),
+    ],
+)
+def test_numbers_of_choices_that_may_count_from_1_are_refused(answers, says, hint):
+    rows = rows_of(["question", "choices", "answer"], *[["q?", ["red", "green", "blue", "grey"], a] for a in answers])
+    with pytest.raises(DataError) as found:
+        detect(rows)
+    assert found.value.message.startswith(says)
+    assert hint in found.value.hint
+    assert detect(rows, answers=False).name == "choices-answer"
+
+
+@pytest.mark.parametrize("answers", [[0, 1], [1, "D"], [1, "red"], ["A", "C"]])
+def test_numbers_of_choices_count_from_0_where_a_row_says_so(answers):
+    rows = rows_of(["question", "choices", "answer"], *[["q?", ["red", "green", "blue", "grey"], a] for a in answers])
+    assert detect(rows).name == "choices-answer"
+
+
 def test_prompts_and_completions_are_texts(tmp_path):
     lines = [*lines_of(SHAPES["prompt-completion"]), b'{"prompt": "2 and 2?", "completion": 4}']
     mistake = refused(write(tmp_path / "rows.jsonl", lines))
@@ -575,6 +681,124 @@ def test_labels_that_cannot_be_labels_are_refused(labels, says, hint):
         detect(rows_of(["text", "label"], *[["a", label] for label in labels]))
     assert found.value.message.startswith(says)
     assert hint in found.value.hint
+
+
+LOOK_ALIKES = {
+    "forms": ("caf\u00e9", "cafe\u0301"),
+    "byte order mark": ("good", "\ufeffgood"),
+    "zero width": ("good", "go\u200bod"),
+    "soft hyphen": ("goodness", "good\u00adness"),
+    "full width": ("good", "\uff47ood"),
+    "ligature": ("file", "\ufb01le"),
+    "variation": ("\u2764", "\u2764\ufe0f"),
+    "Cyrillic": ("good", "g\u043eod"),
+    "Greek": ("A", "\u0391"),
+    "minus": ("-1", "\u22121"),
+    "apostrophe": ("don't know", "don\u2019t know"),
+    "no-break space": ("not good", "not\u00a0good"),
+    "two spaces": ("not good", "not  good"),
+    "case": ("good", "Good"),
+    "sharp s": ("Strasse", "stra\u00dfe"),
+    "space": ("good", " good"),
+    "decimal": ("1", "1.0"),
+    "exponent": ("1", "1e0"),
+    "leading zero": ("1", "01"),
+    "plus": ("1", "+1"),
+    "number and text": (1, "1"),
+    "truth and text": (True, "true"),
+    "truth and number": (True, 1),
+    "truth in words": ("True", "1"),
+}
+
+
+@pytest.mark.parametrize("name", list(LOOK_ALIKES))
+def test_labels_that_look_alike_are_refused_and_told_apart(name):
+    one, other = LOOK_ALIKES[name]
+    with pytest.raises(DataError) as found:
+        detect(rows_of(["text", "label"], ["a", "other"], ["b", one], ["c", other]))
+    assert found.value.message.startswith("f.jsonl:3: column 'label' is ")
+    before, _, after = found.value.message.partition(", and ")
+    assert before.rpartition(" is ")[2] != after.partition(" in other rows")[0]
+    assert found.value.message.isascii()
+    assert "the same way in all rows" in found.value.hint
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["0,5", "1,5"], "is '0,5': a number with a comma in it, or two labels"),
+        (["1,000", "2,000"], "is '1,000': a number with a comma in it, or two labels"),
+        (["1e-3", "2e-3"], "is 1e-3, not a label"),
+        ([2.0**53, 2.0**53 + 2], "a float too large to tell it from its neighbours"),
+        (["\ufeff", "a"], "column 'label' is empty"),
+    ],
+)
+def test_values_that_are_no_labels(labels, says):
+    with pytest.raises(DataError) as found:
+        detect(rows_of(["text", "label"], *[["a", label] for label in labels]))
+    assert says in found.value.message
+
+
+def test_whole_numbers_of_any_size_are_labels():
+    rows = rows_of(["text", "label"], ["a", 2**53], ["b", 2**53 + 1], ["c", 10**30])
+    assert detect(rows).name == "text-label"
+
+
+def test_minus_one_beside_labels_that_need_no_other_is_refused():
+    """It is a label of three, or says that the row has none."""
+    for labels in ([0, 1, -1], ["0", "1", "-1"], ["good", "bad", "-1"], [0.0, 1.0, -1.0]):
+        rows = rows_of(["text", "label"], *[["a", label] for label in labels])
+        with pytest.raises(DataError) as found:
+            detect(rows)
+        assert found.value.message == (
+            "f.jsonl:3: column 'label' is -1, which is a label, or says that the row has none"
+        )
+        assert "task.verbalizers={-1: ' ...'" in found.value.hint
+        assert detect(rows, named=[-1, 0, 1]).name == "text-label"
+    for labels in ([-1, 1], [-2, -1, 0, 1], [-1, 0]):
+        assert detect(rows_of(["text", "label"], *[["a", label] for label in labels])).name == "text-label"
+
+
+def test_what_is_pointed_out_of_labels():
+    assert label_notes({"positive": 60, "postive": 2, "negative": 50}) == [
+        "label 'postive' (2 rows) looks like a typing mistake of 'positive' (60 rows)"
+    ]
+    assert "'psoitive' (1 row) looks like" in label_notes({"positive": 60, "psoitive": 1})[0]
+    assert "'not entailed' (9 rows) looks like" in label_notes({"not_entailed": 10, "not entailed": 9})[0]
+    assert label_notes({"none": 4, "favor": 4}) == ["label 'none' (4 rows) is read as a label, not as a missing one"]
+    for fine in (
+        {"positive": 60, "postive": 10},
+        {"level 1": 100, "level 2": 1},
+        {"cat": 100, "car": 1},
+        {"entailment": 100, "contradiction": 1},
+        {0: 100, 1: 1},
+    ):
+        assert label_notes(fine) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("rows.csv", [b"text,label", b"a,0", b"text,label", b"b,1"]),
+        ("rows.csv", [b"text,label", b"a,0", b"\xef\xbb\xbfText, Label", b"b,1"]),
+        ("rows.csv", [b"text,label", b"a,0", b"label,text", b"1,b"]),
+        ("rows.tsv", [b"text\tlabel", b"a\t0", b"text\tlabel", b"b\t1"]),
+        ("rows.jsonl", [b'{"text": "a", "label": "0"}', *[b""], b'{"text": "text", "label": "label"}']),
+    ],
+)
+def test_a_header_among_the_rows_is_refused(tmp_path, name, lines):
+    mistake = refused(write(tmp_path / name, lines))
+    assert mistake.message == f"{tmp_path}/{name}:3: the row holds the names of the columns"
+    assert "remove the line" in mistake.hint
+
+
+def test_columns_of_any_row_are_used_or_named():
+    rows = rows_of(["text", "label"], ["a", 0], ["b", 1])
+    rows.append(Row("f.jsonl:3", {"text": "c", "label": 0, "reason": "d"}))
+    assert "not used: 'reason'" in detect(rows).about
+    rows = rows_of(["instruction", "output"], ["greet", "hi"], ["leave", "bye"])
+    rows.append(Row("f.jsonl:3", {"instruction": "add", "input": "2 3", "output": "5"}))
+    assert detect(rows).columns["input"] == "input"
 
 
 def test_a_hundred_labels_are_labels():

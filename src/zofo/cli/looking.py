@@ -64,6 +64,8 @@ def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data =
         right = ", ".join(f"{name}: {count}" for name, count in found.right.items())
         line = f"{split}: {found.rows} rows; majority {as_percent(found.majority)}" + (f" ({right})" if right else "")
         out.print(line, highlight=False, soft_wrap=True)
+    for note in report.notes:
+        out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
     out.print("every row can be used", highlight=False)
 
 

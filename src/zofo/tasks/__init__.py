@@ -11,6 +11,7 @@ from zofo.tasks.example import Example
 from zofo.tasks.metaicl import has_metaicl_rows
 from zofo.tasks.metrics import METRICS, Metric
 from zofo.tasks.mixture import file_name
+from zofo.tasks.notes import row_notes
 from zofo.tasks.own import load_examples, resolve_task
 from zofo.tasks.rendering import render
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
@@ -49,6 +50,7 @@ __all__ = [
     "refuse_trained_on",
     "render",
     "resolve_task",
+    "row_notes",
     "task_names",
     "with_demonstrations",
 ]

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from zofo.config import Config
-from zofo.tasks.task import Split, Verbalizers
+from zofo.tasks.task import ChoiceLabels, Split, Verbalizers
 from zofo.tasks.templates import check_template
 
 DEFAULT_TASK = "movie-reviews"
 ROWS_OF_EACH = 768
 """Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
-OF_ONE = ("name", "prompt", "template", "label", "verbalizers", "metric")
+OF_ONE = ("name", "prompt", "template", "label", "labels", "verbalizers", "metric")
 """Options that have no meaning for several tasks."""
 
 
@@ -32,7 +32,10 @@ class TaskConfig(Config):
     template: str | None = None
     """A prompt in place of the task's, in Jinja, for example `"{{ text }} It was"`."""
     label: str | None = None
-    """The label column, in place of the task's."""
+    """The label column, or an expression of columns, in place of the task's."""
+    labels: ChoiceLabels | None = None
+    """Of a multiple choice: what the label holds for each choice, `[1, 2, 3, 4]` for numbers that count from 1, or an
+    expression of the row that gives such a list; in place of the task's."""
     verbalizers: Verbalizers | None = None
     """Verbalizers in place of the task's."""
     metric: str | None = None
@@ -124,6 +127,6 @@ class TaskConfig(Config):
     @property
     def overrides(self) -> dict[str, Any]:
         """What is given here in place of keys of the task file."""
-        names = ("label", "verbalizers", "metric", "max_new_tokens")
+        names = ("label", "labels", "verbalizers", "metric", "max_new_tokens")
         given = {name: getattr(self, name) for name in names}
         return {key: value for key, value in given.items() if value is not None}

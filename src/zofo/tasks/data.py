@@ -25,6 +25,7 @@ from zofo.tasks.reading import (
     read_hub,
 )
 from zofo.tasks.rendering import render
+from zofo.tasks.right import label_of
 from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
 
 
@@ -127,7 +128,7 @@ def _refuse_one_label(
         return
     if all(_choice(render(task, row.fields, row.where, prompt, head)) == first for row in rows):
         assert task.label is not None
-        raise one_label(task.label, rows)
+        raise one_label(task.label, label_of(task.label, rows[0].fields, rows[0].where, task.name), rows)
 
 
 def _choice(example: Example) -> tuple[frozenset[str], frozenset[str]]:

@@ -27,8 +27,10 @@ _ASKED: dict[str, Any] = {"prompts": {"default": "{{ input }}\n"}, "separator": 
 
 def choice_content() -> dict[str, Any]:
     """What rows with options of their own ask for."""
-    choices = {"each": "options | unique(case_sensitive=true) | list", "text": "{{ choice }}"}
-    return {"kind": "multiple-choice", "metric": "accuracy", "label": "output", "choices": choices, **_ASKED}
+    options = "options | unique(case_sensitive=true) | list"
+    choices = {"each": options, "text": "{{ choice }}"}
+    answer = {"label": "output", "labels": options}  # an output is the text of an option, also where it is a number
+    return {"kind": "multiple-choice", "metric": "accuracy", "choices": choices, **answer, **_ASKED}
 
 
 def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = False) -> dict[str, Any]:

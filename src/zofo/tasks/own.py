@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import ConfigError, DataError
+from zofo.errors import ConfigError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.data import load_examples as load_of_one
 from zofo.tasks.data import origins_of, read_data
@@ -14,6 +14,8 @@ from zofo.tasks.example import Example
 from zofo.tasks.metaicl import metaicl_content, type_of
 from zofo.tasks.mixture import mixed_examples, mixture_task
 from zofo.tasks.reading import Format, Row, check_labels, detect
+from zofo.tasks.reading.choices import is_keyed
+from zofo.tasks.right import label_of
 from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_content
 
 _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train
@@ -103,11 +105,14 @@ def _content(config: TaskConfig, data: str, free_words: bool) -> dict[str, Any]:
     """A task file's content for rows whose format is recognised, or said by a template and a label column."""
     splits = _splits(data)
     rows = read_data(data, splits["train"]["from"])
+    named = config.verbalizers or ()
     if config.template is not None and config.label is not None:
         found = Format("text-label", {"label": config.label}, f"label from {config.label!r}")
-        shape = _labelled(config.label, rows, config.template)
+        held = [Row(row.where, {config.label: label_of(config.label, row.fields, row.where, data)}) for row in rows]
+        check_labels(config.label, held, named)
+        shape = _labelled(config.label, held, config.template)
     else:
-        found = detect(rows)
+        found = detect(rows, named, answers=config.label is None and config.labels is None)
         if found.name == "metaicl":
             shape = metaicl_content(rows, type_of(Path(data)), free_words)
             if shape["kind"] == "generation":  # only trained on: no row of train is kept for another split
@@ -130,10 +135,6 @@ def _text_label(found: Format, rows: list[Row]) -> dict[str, Any]:
 
 def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
     """A classification by a label column, whose labels stand for themselves."""
-    missing = next((row for row in rows if label not in row.fields), None)
-    if missing is not None:
-        raise DataError(f"{missing.where}: the column {label!r} is missing", "name the label column with task.label")
-    check_labels(label, rows)
     labels = sorted({row.fields[label] for row in rows}, key=str)
     return {
         "kind": "classification",
@@ -184,11 +185,15 @@ def _choices_answer(found: Format, rows: list[Row]) -> dict[str, Any]:
             f"{rows[0].where}: choices, but no column that asks for them",
             "call the question's column prompt",
         )
+    each, keys = _column(found.columns["choices"]).strip("{} "), {}
+    if is_keyed(rows[0].fields[found.columns["choices"]]):
+        each, keys = f"{each}.text", {"labels": f"{each}.label"}
     return {
         "kind": "multiple-choice",
         "metric": "accuracy",
         "label": found.columns["answer"],
-        "choices": {"each": _column(found.columns["choices"]).strip("{} "), "text": " {{ choice }}"},
+        **keys,
+        "choices": {"each": each, "text": " {{ choice }}"},
         "prompts": {"default": f"{_column(prompt)}\nAnswer:"},
     }
 

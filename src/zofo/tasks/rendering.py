@@ -7,8 +7,9 @@ from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.example import Example, Message
-from zofo.tasks.reading.format_checks import answer_problem, gold_choice, turns_problem
-from zofo.tasks.task import Choices, Each, Prompt, Task, shown
+from zofo.tasks.reading.format_checks import answer_problem, turns_problem
+from zofo.tasks.right import gold_choices, label_index, label_of, missing_column
+from zofo.tasks.task import Choices, Each, Prompt, Task
 from zofo.tasks.templates import CHOICE, checked_fields, columns_of, fill
 
 NOTHING = "N/A"
@@ -47,23 +48,18 @@ def render(
     if not plain_head:
         common |= {"ending": fill(asked.ending, known, where), "content_free": _content_free(task, asked, known, where)}
     if task.kind == "classification":
-        gold = (_label_index(task, _label(task, fields, where), where),) if right else ()
+        gold = (label_index(task, label_of(task.label or "", fields, where, task.name), where),) if right else ()
         return Example(text, tuple(task.verbalizers_of(prompt).values()), gold, **common)
-    candidates, values = _choices(task.choices_of(prompt), known, where)
-    golds = _gold_choices(task, _label(task, fields, where), values, where) if right else ()
+    choices = task.choices_of(prompt)
+    candidates, values = _choices(choices, known, where)
+    golds = gold_choices(task, fields, values, choices if isinstance(choices, Each) else None, where) if right else ()
     return Example(text, candidates, golds, **common)
 
 
-def _missing(task: Task, column: str, fields: Mapping[str, Any], where: str) -> DataError:
-    has = ", ".join(map(repr, fields)) or "nothing"
-    return DataError(
-        f"{where}: the column {column!r}, which the task {task.name!r} needs, is missing; the row has {has}",
-        "rename the column in the file, or name yours in a copy of the task file",
-    )
-
-
 def _fields(task: Task, fields: Mapping[str, Any], columns: Sequence[str], where: str) -> dict[str, Any]:
-    return checked_fields(fields, columns, task.optional, lambda column: _missing(task, column, fields, where), where)
+    return checked_fields(
+        fields, columns, task.optional, lambda column: missing_column(task.name, column, fields, where), where
+    )
 
 
 def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any], where: str) -> str:
@@ -81,34 +77,15 @@ def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any], where: 
 def _group(task: Task, fields: Mapping[str, Any], where: str) -> str:
     for column in task.group:
         if column not in fields:
-            raise _missing(task, column, fields, where)
+            raise missing_column(task.name, column, fields, where)
     return "\x1f".join(str(fields[column]) for column in task.group)
-
-
-def _label(task: Task, fields: Mapping[str, Any], where: str) -> Any:
-    assert task.label is not None
-    if task.label not in fields:
-        raise _missing(task, task.label, fields, where)
-    return fields[task.label]
-
-
-def _label_index(task: Task, label: Any, where: str) -> int:
-    """Position of a row's label among the verbalizers; false and true are 0 and 1, as on the Hub."""
-    for index, known in enumerate(task.label_names):
-        if label == known or (isinstance(label, str) and label.strip() == str(known)):
-            return index
-    hint = f"the verbalizers have the labels {shown(task.label_names)}; mend the row, or add the label to the task file"
-    if label == -1:
-        hint = "-1 stands for a label that the data set's authors keep to themselves: take a split that has its labels"
-    problem = f"{label!r}, which no verbalizer of {task.name!r} stands for"
-    raise DataError(f"{where}: column {task.label!r} is {problem}", hint)
 
 
 def _choices(choices: Choices, fields: Mapping[str, Any], where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The texts of the choices, and what they are made of."""
     if isinstance(choices, Each):
         values = fill(choices.each, fields, where, expression=True)
-        if isinstance(values, str) or not isinstance(values, Sequence) and not hasattr(values, "__iter__"):
+        if isinstance(values, str | Mapping) or not hasattr(values, "__iter__"):
             raise DataError(f"{where}: {choices.each!r} is {values!r}, not a list of choices", "mend the row")
         entries = list(values)
         bad = next((one for one in entries if not isinstance(one, str) or not one.strip()), None)
@@ -126,36 +103,13 @@ def _choices(choices: Choices, fields: Mapping[str, Any], where: str) -> tuple[t
     return texts, tuple(entry.strip() for entry in entries)
 
 
-def _gold_choices(task: Task, label: Any, values: Sequence[str], where: str) -> tuple[int, ...]:
-    """The right choices by their numbers, from a label that is a number, a text, a letter, or a list of right texts."""
-    if isinstance(label, list | tuple):
-        found = [number for number, value in enumerate(values) if value in {str(one).strip() for one in label}]
-        if found:
-            return tuple(found)
-        raise DataError(
-            f"{where}: none of the right answers in column {task.label!r} ({shown(label)}) is among the choices",
-            "mend or remove the row",
-        )
-    if task.labels is not None:
-        place = next(
-            (n for n, known in enumerate(task.labels[: len(values)]) if str(label).strip() == str(known)), None
-        )
-    else:
-        place = gold_choice(values, label)
-    if place is None:
-        named = shown(task.labels) if task.labels else ""
-        wanted = named or f"a number from 0 to {len(values) - 1}, a choice's text or its letter"
-        raise DataError(f"{where}: column {task.label!r} is {label!r}, but must be {wanted}", "mend the row")
-    return (place,)
-
-
 def _answers(task: Task, fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The accepted answers of a generation, each once, in order."""
     assert task.answers is not None
     columns = columns_of(task.answers, expression=True)
     for column in columns:
         if column not in fields:
-            raise _missing(task, column, fields, where)
+            raise missing_column(task.name, column, fields, where)
     found = fill(task.answers, {column: fields[column] for column in columns}, where, expression=True)
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -175,7 +129,7 @@ def _continuation(prompt: str, answer: str, stop: Sequence[str]) -> str:
 def _chat(task: Task, column: str, fields: Mapping[str, Any], where: str, right: bool) -> Example:
     """A chat: all turns up to the last one of the assistant are asked, and that one is the answer."""
     if column not in fields:
-        raise _missing(task, column, fields, where)
+        raise missing_column(task.name, column, fields, where)
     turns = fields[column]
     problem = turns_problem(column, turns) or (answer_problem(column, turns) if right else None)
     if problem is not None:

@@ -105,6 +105,18 @@ Verbalizers = Annotated[dict[Label, str], BeforeValidator(_verbalizers), pydanti
 Choices = list[str] | Each
 
 
+def _once(labels: list[Label] | str) -> list[Label] | str:
+    texts = [str(label).strip() for label in labels]
+    twice = next((text for number, text in enumerate(texts) if text in texts[:number]), None)
+    if isinstance(labels, list) and twice is not None:
+        raise ValueError(f"the label {twice!r} stands for two choices")
+    return labels
+
+
+ChoiceLabels = Annotated[list[Label] | Expression, pydantic.AfterValidator(_once)]
+"""What stands for each choice in the label of a row: a list, or an expression of the row that gives one."""
+
+
 class Prompt(Config):
     """One way to ask: a template, and what it needs of its own."""
 
@@ -158,14 +170,14 @@ class Task(Config):
     prompts: dict[str, Prompt]
     """The ways to ask, by name; the first is the default. `template` at the top stands for a single one, `default`."""
     label: str | None = None
-    """The column that holds the right label or choice."""
+    """The column that holds the right label or choice, or an expression of columns that gives it."""
     verbalizers: Verbalizers | None = None
     """Of a classification: for each label, the text that stands for it; begins with a space where a word would."""
     choices: Choices | None = None
     """Of a multiple choice: templates of the choices, or the list in the row that they are made of."""
-    labels: list[Label] | None = None
-    """Of a multiple choice: what the label column holds for each choice; by default the choice's number from 0, its
-    text, its letter, or a list of right texts."""
+    labels: ChoiceLabels | None = None
+    """Of a multiple choice: what the label holds for each choice, in their order, or an expression of the row that
+    gives such a list; by default the choice's number from 0, its text, its letter, or a list of right texts."""
     answers: Expression | None = None
     """Of a generation: the accepted answer, or the list of them, of which the first is trained on."""
     messages: str | None = None

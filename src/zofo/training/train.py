@@ -17,7 +17,7 @@ from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method, Setting
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
-from zofo.tasks import Split
+from zofo.tasks import Split, row_notes
 from zofo.training.beginning import new_folder, refuse_other_start, start_of, unfinished, write_start
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.checkpoints import Checkpoints
@@ -235,6 +235,7 @@ def number_of_steps(training: TrainingConfig, method: Method, name: str) -> int:
 def _notes(config: RunConfig, material: Material, method: Method) -> list[str]:
     """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
     notes = [f"{material.task.kind}, {material.task.about}"] if config.task.name is None else []
+    notes += [f"note: {note}" for note in row_notes(material.task, material.examples)]
     if method.trained_names:
         shown = ", ".join(method.trained_names[:_SHOWN])
         more = f" and {len(method.trained_names) - _SHOWN} more" if len(method.trained_names) > _SHOWN else ""

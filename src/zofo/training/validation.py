@@ -10,7 +10,7 @@ from typing import Any
 
 from zofo.errors import ConfigError
 from zofo.recipes import recipe_text
-from zofo.tasks import SPLITS, Example, Split, Task, load_examples, packaged_text, resolve_task
+from zofo.tasks import SPLITS, Example, Split, Task, load_examples, packaged_text, resolve_task, row_notes
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import majority_of
 
@@ -38,11 +38,13 @@ class TaskReport:
         task: its name, kind, scores, and prompts by name.
         splits: what each holds.
         example: the first row of train, in every prompt: (prompt's name, text, right answer).
+        notes: what to look at in the rows, one line each.
     """
 
     task: dict[str, Any]
     splits: dict[Split, SplitReport]
     example: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -59,6 +61,7 @@ def validate(config: RunConfig) -> TaskReport:
     task = resolve_task(config.task)
     shown = []
     splits: dict[Split, SplitReport] = {}
+    notes: list[str] = []
     for number, prompt in enumerate(task.prompt_names if config.task.prompt is None else [config.task.prompt]):
         asked = config.task.model_copy(update={"prompt": prompt})
         examples = load_examples(task, asked)
@@ -66,10 +69,11 @@ def validate(config: RunConfig) -> TaskReport:
         shown.append((prompt, _text(first), first.candidates[first.gold]))
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
+            notes = row_notes(task, examples)
     if task.texts is not None:  # what a classification head sees
         load_examples(task, config.task.model_copy(update={"prompt": None, "demonstrations": 0}), head=True)
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}
-    return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown))
+    return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(notes))
 
 
 def _text(example: Example) -> str:

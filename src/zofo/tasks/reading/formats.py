@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from zofo.errors import DataError
-from zofo.tasks.reading.format_checks import (
-    Problem,
-    choices_problem,
-    label_problem,
-    label_text,
-    messages_problem,
-    metaicl_problem,
-    text_problem,
-)
+from zofo.tasks.reading.choices import choices_problem, metaicl_problem, refuse_unknown_start, right_choice_problem
+from zofo.tasks.reading.format_checks import Problem, label_problem, messages_problem, text_problem
+from zofo.tasks.reading.look_alikes import look_alike_key, told_apart
 from zofo.tasks.reading.rows import Row, beside_good_row, shown_value
 
+Label = int | str
 MOST_LABELS = 100
 """More distinct labels than these are taken for numbers or free texts."""
 
+_SHOWN = 3  # labels in a hint
 _TEXT = ("text", "sentence", "input")
 _LABEL = ("label", "labels", "class")
 _PROMPT = ("prompt", "instruction", "question")
@@ -62,11 +60,13 @@ class Format:
     about: str
 
 
-def detect(rows: Sequence[Row]) -> Format:
+def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = True) -> Format:
     """The format of rows, all of which are checked.
 
     Args:
         rows: at least one.
+        named: labels that the user gives a verbalizer each.
+        answers: whether the right choices are looked at; not where the user says what stands for each.
 
     Returns:
         The format of most of the rows, which turned out to be that of all.
@@ -82,11 +82,12 @@ def detect(rows: Sequence[Row]) -> Format:
     counted = Counter(keys for keys in (tuple(row.fields) for row in rows) if known[keys] is not None)
     if not counted:
         raise _no_format(rows[0])
-    found = known[counted.most_common(1)[0][0]]
-    assert found is not None
-    _check(found, rows, known)
+    found = _of_all(known, counted.most_common(1)[0][0])
+    if found.name == "choices-answer" and answers:
+        refuse_unknown_start(found.columns["choices"], found.columns["answer"], rows)
+    _check(found, rows, known, answers)
     if found.name == "text-label":
-        check_labels(found.columns["label"], rows)
+        check_labels(found.columns["label"], rows, named)
     return found
 
 
@@ -96,13 +97,28 @@ def detect(rows: Sequence[Row]) -> Format:
 def _fit(names: Sequence[str]) -> Format | None:
     """The first format whose columns are all among the names."""
     for shape, roles in _SHAPES.items():
-        columns = {role: _column(names, known) for role, known in roles.items()}
-        if all(columns.values()):
-            columns |= {role: _column(names, known) for role, known in _OPTIONAL.get(shape, {}).items()}
-            taken = {columns[role] for role in roles}  # `input` may be the prompt itself
-            given = {role: c for role, c in columns.items() if c is not None and (role in roles or c not in taken)}
-            return Format(shape, given, _about(shape, given, names))
+        columns = {role: column for role, known in roles.items() if (column := _column(names, known)) is not None}
+        if len(columns) == len(roles):
+            return _with_optional(shape, columns, names)
     return None
+
+
+def _of_all(known: Mapping[tuple[str, ...], Format | None], most: tuple[str, ...]) -> Format:
+    """The format of most rows, with the columns that it may have, or does not use, of any row."""
+    found = known[most]
+    assert found is not None
+    required = {role: found.columns[role] for role in _SHAPES[found.name]}
+    return _with_optional(found.name, required, list(dict.fromkeys(name for keys in (most, *known) for name in keys)))
+
+
+def _with_optional(shape: str, required: Mapping[str, str], names: Sequence[str]) -> Format:
+    """A format with the columns that it may have beside those that it must."""
+    columns = dict(required)
+    for role, known in _OPTIONAL.get(shape, {}).items():
+        column = _column(names, known)
+        if column is not None and column not in required.values():  # `input` may be the prompt itself
+            columns[role] = column
+    return Format(shape, columns, _about(shape, columns, names))
 
 
 def _column(names: Sequence[str], known: Sequence[str]) -> str | None:
@@ -147,12 +163,12 @@ def _advice(names: Sequence[str]) -> str:
 # checking
 
 
-def _check(format: Format, rows: Sequence[Row], known: Mapping[tuple[str, ...], Format | None]) -> None:
+def _check(format: Format, rows: Sequence[Row], known: Mapping[tuple[str, ...], Format | None], answers: bool) -> None:
     """Refuse the first wrong row, with the number of rows that are wrong in the same way."""
     first: tuple[Row, Problem] | None = None
     alike, good = 0, None
     for row in rows:
-        problem = _problem(format, row, known)
+        problem = _problem(format, row, known, answers)
         if problem is None:
             good = good or row
         elif first is None:
@@ -164,7 +180,7 @@ def _check(format: Format, rows: Sequence[Row], known: Mapping[tuple[str, ...], 
         raise beside_good_row(DataError(f"{row.where}: {problem.message}", problem.hint), alike, good)
 
 
-def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | None]) -> Problem | None:
+def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | None], answers: bool) -> Problem | None:
     for role, column in format.columns.items():
         if column not in row.fields and role != _MAY_BE_MISSING:
             other = known.get(tuple(row.fields))
@@ -178,7 +194,11 @@ def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | 
             return Problem(
                 f"missing {column}", f"the column {column!r} is missing; the row has {has}", "add it, or remove the row"
             )
-    return _CHECKS[format.name](format.columns, row)
+    problem = _CHECKS[format.name](format.columns, row)
+    if problem is None and format.name == "choices-answer" and answers:
+        choices, answer = format.columns["choices"], format.columns["answer"]
+        problem = right_choice_problem(choices, row.fields[choices], answer, row.fields[answer])
+    return problem
 
 
 def _texts_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
@@ -191,10 +211,10 @@ def _text_label_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
     return text_problem(text, row.fields[text]) or label_problem(label, row.fields[label])
 
 
-def _choices_answer_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    prompt, choices, answer = columns.get("prompt"), columns["choices"], columns["answer"]
+def _choices_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
+    prompt, choices = columns.get("prompt"), columns["choices"]
     problem = text_problem(prompt, row.fields[prompt]) if prompt is not None else None
-    return problem or choices_problem(choices, row.fields[choices], answer, row.fields[answer])
+    return problem or choices_problem(choices, row.fields[choices])
 
 
 def _metaicl_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
@@ -208,18 +228,19 @@ def _messages_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
 _CHECKS: dict[str, Callable[[Mapping[str, str], Row], Problem | None]] = {
     "messages": _messages_problem,
     "metaicl": _metaicl_problem,
-    "choices-answer": _choices_answer_problem,
+    "choices-answer": _choices_problem,
     "prompt-completion": _texts_problem,
     "text-label": _text_label_problem,
 }
 
 
-def check_labels(column: str, rows: Sequence[Row]) -> None:
-    """Refuse labels that are none, all one, too many, or the same but for their writing.
+def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()) -> None:
+    """Refuse labels that are none, all one, too many, or look the same; and -1 where it may stand for no label.
 
     Args:
         column: which every row has.
         rows: at least one.
+        named: labels that the user gives a verbalizer each, so that they are what they say.
 
     Raises:
         DataError: names the first row that is wrong.
@@ -230,19 +251,22 @@ def check_labels(column: str, rows: Sequence[Row]) -> None:
         problem = label_problem(column, value)
         if problem is not None:
             raise DataError(f"{row.where}: {problem.message}", problem.hint)
-        earlier = first.setdefault(label_text(value).casefold(), row)
-        if earlier.fields[column] != value:
-            other = shown_value(earlier.fields[column])
+        earlier = first.setdefault(look_alike_key(value), row)
+        known = earlier.fields[column]
+        if known != value or isinstance(known, bool) != isinstance(value, bool):
+            shown, other = told_apart(value, known)
             raise beside_good_row(
                 DataError(
-                    f"{row.where}: column {column!r} is {shown_value(value)}, and {other} in other rows",
+                    f"{row.where}: column {column!r} is {shown}, and {other} in other rows",
                     "write a label the same way in all rows",
                 ),
                 1,
                 earlier,
             )
+    if "-1" in first and not any(str(label) == "-1" for label in named):
+        _refuse_no_label(column, first)
     if len(first) == 1:
-        raise one_label(column, rows)
+        raise one_label(column, rows[0].fields[column], rows)
     if len(first) > MOST_LABELS:
         raise DataError(
             f"{rows[0].where}: column {column!r} has {len(first)} different values in {len(rows)} rows, too many for "
@@ -251,15 +275,29 @@ def check_labels(column: str, rows: Sequence[Row]) -> None:
         )
 
 
-def one_label(column: str, rows: Sequence[Row]) -> DataError:
+def _refuse_no_label(column: str, first: Mapping[str, Row]) -> None:
+    """Raises DataError for -1 among labels that could do without it: it is their -1, or says that there is none."""
+    others = [key for key in first if key != "-1"]
+    if len(others) < 2 or any(re.fullmatch(r"-\d+", key) for key in others):
+        return
+    row = first["-1"]
+    shown = ", ".join(f"{label}: ' ...'" for label in ("-1", *sorted(others)[:_SHOWN]))
+    raise DataError(
+        f"{row.where}: column {column!r} is -1, which is a label, or says that the row has none",
+        f"remove the rows without a label; or say that -1 is one, with task.verbalizers={{{shown}}}",
+    )
+
+
+def one_label(column: str, value: Any, rows: Sequence[Row]) -> DataError:
     """What is said of rows that all have the same label.
 
     Args:
-        column: that holds it.
+        column: that holds it, or an expression of columns.
+        value: the label.
         rows: at least one.
     """
     return DataError(
-        f"{rows[0].where}: column {column!r} is {shown_value(rows[0].fields[column])} in all {len(rows)} rows, "
+        f"{rows[0].where}: column {column!r} is {shown_value(value)} in all {len(rows)} rows, "
         "which leaves nothing to learn",
         "give rows of two labels or more",
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.reading.csv_files import read_table
 from zofo.tasks.reading.json_files import ONE_A_LINE, read_json_array, read_json_lines
+from zofo.tasks.reading.look_alikes import look_alike_key
 from zofo.tasks.reading.rows import Row
 
 __all__ = ["SUFFIXES", "Row", "file_of", "folder_origins", "hub_origins", "read_file", "read_folder", "read_hub"]
@@ -19,6 +20,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 _ALIASES = {"validation": ("validation", "val", "dev")}
 _METAICL = re.compile(r"(?P<task>.+)_(?P<rows>\d+)_(?P<seed>\d+)_(?P<split>train|dev|test)")
+_LONGEST_NAME = 100  # of a column
 _ITS_SEED = 100  # of the training rows that MetaICL meta-trains on
 _FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
@@ -56,7 +58,18 @@ def read_file(path: Path) -> list[Row]:
     if not rows:
         expected = "a line of column names and one row a line are" if suffix in (".csv", ".tsv") else f"{ONE_A_LINE} is"
         raise DataError(f"{path}: no rows", f"{expected} expected")
+    header = next((row for row in rows if _is_header(row.fields)), None)
+    if header is not None:
+        hint = "remove the line, as of a file that was put behind another; check that the columns have the same order"
+        raise DataError(f"{header.where}: the row holds the names of the columns", hint)
     return rows
+
+
+def _is_header(fields: Mapping[str, Any]) -> bool:
+    """Whether the values of a row are the names of its columns, in any order."""
+    if not fields or not all(isinstance(value, str) and len(value) < _LONGEST_NAME for value in fields.values()):
+        return False
+    return sorted(map(look_alike_key, fields)) == sorted(map(look_alike_key, fields.values()))
 
 
 def _listed(names: Sequence[str]) -> str:
