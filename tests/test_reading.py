@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import random
@@ -96,6 +97,72 @@ def test_tables_hold_text_with_newlines_quotes_and_signs(tmp_path):
     ]
     path = write(tmp_path / "rows.tsv", [b"text\tlabel", "schön, ja\t1".encode()])
     assert read_file(path) == [Row(f"{path}:2", {"text": "schön, ja", "label": "1"})]
+
+
+GLUE = [b"text\tlabel", b'"one of the best\tgood', b"plain and dull\tbad", b'a screen of 12"\tbad', b"fine\tgood"]
+
+
+def test_quotes_in_tsv_are_characters_where_every_line_is_a_row(tmp_path):
+    path = write(tmp_path / "rows.tsv", GLUE)
+    assert [row.where for row in read_file(path)] == [f"{path}:{n}" for n in range(2, 6)]
+    assert [row.fields["text"] for row in read_file(path)][::2] == ['"one of the best', 'a screen of 12"']
+    for odd in (
+        b'"Wow" he said\tgood',
+        b'"never closed\tgood',
+        b'""Wow""\tgood',
+    ):
+        path = write(tmp_path / "rows.tsv", [b"text\tlabel", b'"all of it"\tbad', b"b\tbad", odd])
+        assert [row.fields["text"] for row in read_file(path)] == ['"all of it"', "b", odd.split(b"\t")[0].decode()]
+
+
+def test_quotes_in_tsv_stand_around_values_where_a_program_wrote_them(tmp_path):
+    lines = [b"text\tlabel", b'"a\ttab\tand', b'a line"\tgood', b'"""Wow"""\tbad']
+    assert [row.fields["text"] for row in read_file(write(tmp_path / "rows.tsv", lines))] == [
+        "a\ttab\tand\na line",
+        '"Wow"',
+    ]
+    lines = [b'"text"\t"label"', b'"a"\t"good"', b'"b"\t"bad"']
+    assert [row.fields for row in read_file(write(tmp_path / "rows.tsv", lines))][1] == {"text": "b", "label": "bad"}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "line", "says"),
+    [
+        ("rows.tsv", [b"text\tlabel", b"a\tgood", b'"Wow"\tbad'], 3, "is '\"Wow\"' with its quotes, or 'Wow' if"),
+        ("rows.tsv", [*GLUE, b'"""Wow"""\tbad'], 2, "closes in line 4: one row with the text"),
+        ("rows.tsv", [*GLUE, b'"a\ttab"\tbad'], 2, "or 3 rows with quotes as characters"),
+        ("rows.csv", [one.replace(b"\t", b",") for one in [*GLUE, b"slow\tbad"]], 2, "closes in line 4: one row with"),
+        ("rows.csv", [b"text,label", b"a,good", b"b,bad", b"c,bad", b'"one,good', b'two",bad'], 5, "or 2 rows with"),
+        ("rows.csv", [b"label,text", b"1,a", b"0,b", b"1,c", b'1,"d', b"0,e", b'1,f"'], 5, "or 3 rows with"),
+        ("rows.csv", [b"prompt,completion", b"a,b", b'"why,because', b"how,so", b'where",there'], 3, "or 3 rows with"),
+        ("rows.csv", [b"label,text", b"0,a", b'1, "b"'], 3, "a quote after a space: the value is ' \"b\"', or"),
+        ("rows.csv", [b"label,text,more", b"0,a,b", b'1, "b, c"'], 3, "a quote after a space"),
+        ("rows.csv", [b"text,label", b"a,1", b'he said \\"no\\",0'], 3, "a quote after a backslash, which is a char"),
+        ("rows.csv", [b"text,more,label", b"a,b,1", b'"he said \\", no",0'], 3, "a quote after a backslash"),
+    ],
+)
+def test_quotes_with_two_readings_are_refused(tmp_path, name, lines, line, says):
+    mistake = refused(write(tmp_path / name, lines))
+    assert mistake.message.startswith(f"{tmp_path}/{name}:{line}: ")
+    assert says in mistake.message
+    assert "quote" in mistake.hint
+
+
+def test_texts_over_several_lines_stay_readable(tmp_path):
+    texts = [
+        "Dear Sir, I loved it\nBob",
+        "one,\ntwo",
+        "a\n\nb, c\n\nd",
+        'he said "no,\nno", then\nleft',
+        "x\n1",
+        '\\"o',
+    ]
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("text", "label"), *((text, n % 2) for n, text in enumerate(["a", "b", "c", *texts]))]
+        )
+    assert [row.fields["text"] for row in read_file(path)][3:] == texts
 
 
 def test_line_separators_of_unicode_end_no_row(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError
+from zofo.tasks.reading.quotes import plain_records, quotes_are_characters, refuse_two_readings
 from zofo.tasks.reading.rows import Row, all_rows, decoded_file, shown_value
 
 
@@ -22,14 +23,22 @@ def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:
         delimiter: the sign between two columns.
 
     Raises:
-        DataError: a header or a row that is not one; names the line in the file and the column.
+        DataError: a header or a row that is not one, or quotes that can be read in two ways; names the line in the file
+            and the column.
     """
-    records = _records(path, decoded_file(path, data), delimiter)
+    text = decoded_file(path, data)
+    lines = io.StringIO(text, newline="").readlines()
+    characters = '"' in text and delimiter == "\t" and quotes_are_characters(path, lines)
+    plain = ((f"{path}:{one.start}", one.values) for one in plain_records(lines, delimiter))
+    records = plain if characters else _records(path, text, delimiter)
     where, header = next(records, ("", []))
     names = [name.strip() for name in header]
     if names:
         _check_header(where, names, delimiter)
-    return all_rows(records, lambda where, values: _fields(where, names, values))
+    rows = all_rows(records, lambda where, values: _fields(where, names, values))
+    if '"' in text and not characters:
+        refuse_two_readings(path, lines, delimiter)
+    return rows
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
