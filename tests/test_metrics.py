@@ -21,6 +21,8 @@ KINDS = {
     "em": {"classification"},
     "exact-match": {"generation"},
     "token-f1": {"generation"},
+    "text-match": {"generation"},
+    "number-match": {"generation"},
 }
 
 
@@ -100,7 +102,7 @@ def test_labels_score_as_in_scikit_learn(labels):
         ("Carolina", ["Denver"], 0),
         ("", ["Denver"], 0),
         ("the", ["Denver"], 0),
-        ("", ["The"], 1),  # both have no token
+        ("", ["The"], 0),  # nothing is left of the answer, so it is compared as it is
         ("naïve café", ["café"], 2 / 3),
         ("東京", ["東京"], 1),
         ("👍", ["👎"], 0),
@@ -117,6 +119,59 @@ def test_texts_score_as_the_mean_over_examples():
     found = ["Denver", "In 1976.", "yes"]
     assert score("token-f1", examples, found) == pytest.approx((2 / 3 + 1 + 0) / 3)
     assert score("exact-match", examples, found) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "squad", "text", "number"),
+    [
+        ("", "A", 0, 0, 0),  # of which SQuAD's normalisation leaves nothing
+        ("the", "A", 0, 0, 0),
+        ("A.", "A", 1, 0, 0),
+        ("", "-", 0, 0, 0),
+        ("-", "-", 1, 1, 1),
+        ("-5", "5", 0, 0, 0),
+        ("1.5", "15", 0, 0, 0),
+        ("12.0", "12", 1, 0, 1),
+        ("12.", "12", 1, 0, 1),
+        (".5", "0.50", 1, 0, 1),
+        ("1e3", "1000", 1, 0, 1),
+        ("\u22125", "-5", 1, 0, 1),  # the minus sign of typesetting
+        ("caf\u00e9", "cafe\u0301", 1, 1, 1),
+        (" Paris\n", "Paris", 1, 1, 1),
+        ("paris", "Paris", 1, 0, 0),
+        ("1,000", "1000", 1, 0, 1),
+        ("1\u202f000", "1000", 1, 0, 1),
+        ("1,00", "100", 1, 0, 0),  # no thousands: two texts
+        ("1/2", "12", 1, 0, 0),
+        ("$5", "5", 1, 0, 1),
+        ("-$5", "-5", 1, 0, 1),
+        ("$5", "\u20ac5", 0, 0, 0),
+        ("5 %", "5%", 1, 0, 1),
+        ("5%", "0.05", 0, 0, 0),
+        ("it is 5", "5", 0, 0, 0),
+    ],
+)
+def test_free_answers_by_hand(prediction, answer, squad, text, number):
+    examples = asked((answer,))
+    assert score("exact-match", examples, [prediction]) == squad
+    assert score("text-match", examples, [prediction]) == text
+    assert score("number-match", examples, [prediction]) == number
+    if not squad:
+        assert token_f1(prediction, [answer]) < 1
+    assert {score(name, asked(("no", answer)), [answer]) for name in KINDS if "generation" in KINDS[name]} == {1}
+
+
+def test_squads_scores_are_those_of_its_script_for_texts_that_are_no_numbers():
+    from torchmetrics.functional.text.squad import squad
+
+    dice, words = random.Random(0), ["the", "Denver", "Broncos,", "in", "1976", "a", "joy", "\u6771\u4eac"]
+    for _ in range(200):
+        said, right = (" ".join(["x", *dice.choices(words, k=dice.randrange(4))]) for _ in range(2))
+        known = squad(
+            [{"prediction_text": said, "id": "0"}], [{"answers": {"answer_start": [0], "text": [right]}, "id": "0"}]
+        )
+        assert 100 * score("exact-match", asked((right,)), [said]) == pytest.approx(float(known["exact_match"]))
+        assert 100 * score("token-f1", asked((right,)), [said]) == pytest.approx(float(known["f1"]))
 
 
 @pytest.mark.parametrize("name", [name for name, kinds in KINDS.items() if "classification" in kinds])
@@ -136,7 +191,7 @@ def test_a_metric_of_the_wrong_kind_lists_those_that_fit():
     with pytest.raises(ConfigError) as refused:
         check_metric("f1", "generation")
     assert refused.value.message == "the metric 'f1' has no meaning for a generation task"
-    assert refused.value.hint == "these have: exact-match, token-f1"
+    assert refused.value.hint == "these have: exact-match, number-match, text-match, token-f1"
     with pytest.raises(ConfigError, match="multiple-choice"):
         check_metric("token-f1", "multiple-choice")
     with pytest.raises(UnknownNameError, match="Did you mean 'matthews'"):

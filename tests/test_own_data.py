@@ -98,9 +98,9 @@ FORMATS = {  # file -> kind, scores, the first row's right answer as it is score
     "labels.csv": ("classification", ["accuracy", "macro-f1"], "plain"),
     "labels.tsv": ("classification", ["accuracy", "macro-f1"], "plain"),
     "array.json": ("classification", ["accuracy", "macro-f1"], "plain"),
-    "questions.jsonl": ("generation", ["token-f1", "exact-match"], "plain"),
+    "questions.jsonl": ("generation", ["token-f1", "exact-match", "text-match"], "plain"),
     "choices.jsonl": ("multiple-choice", ["accuracy"], "plain"),
-    "chats.jsonl": ("generation", ["token-f1", "exact-match"], "chat"),
+    "chats.jsonl": ("generation", ["token-f1", "exact-match", "text-match"], "chat"),
 }
 COUNTS = {
     "labels": (20, 5, 5),
@@ -183,6 +183,17 @@ def test_each_format_goes_through_all_verbs(run_zofo, models, data, tmp_path, fi
     code, out, _ = run_zofo("predict", tmp_path / "run", asked)
     assert code == 0
     assert out.rstrip("\n").endswith(asked)
+
+
+def test_answers_that_are_all_numbers_are_scored_as_numbers(run_zofo, tmp_path):
+    rows = [{"prompt": f"{n} - 9 is", "completion": str(n - 9)} for n in range(12)]
+    write_rows(tmp_path / "sums.jsonl", rows)
+    code, out, err = run_zofo("validate", "--data", tmp_path / "sums.jsonl")
+    assert code == 0, err
+    assert out.startswith("sums: generation, scored by number-match, exact-match, token-f1\n")
+    assert "answers that are numbers" in out
+    write_rows(tmp_path / "sums.jsonl", [*rows, {"prompt": "0 - 9 is", "completion": "less"}])
+    assert "scored by token-f1, exact-match, text-match" in run_zofo("validate", "--data", tmp_path / "sums.jsonl")[1]
 
 
 def test_what_is_asked_of_each_format(run_zofo, models, data):

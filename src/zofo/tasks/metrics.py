@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from zofo.errors import ConfigError, DataError
 from zofo.registry import Registry
+from zofo.tasks.free_answers import has_squad_tokens, number_or_text_match, plain, same_number, same_without_tokens
 
 if TYPE_CHECKING:
     from zofo.tasks.example import Example
@@ -64,7 +65,8 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
     """F1 of the tokens of one generated text, for the best of the accepted answers.
 
     2 * shared / (tokens of the prediction + tokens of the answer), after SQuAD's normalisation: lower case, without
-    punctuation and the articles a, an, the; tokens are what white space divides. Two texts without a token agree.
+    punctuation and the articles a, an, the; tokens are what white space divides. Unlike SQuAD's script, it compares two
+    numbers by their values, so that "-5" is not "5", and an answer of which nothing is left, such as "A", as it is.
 
     Args:
         prediction: the generated text.
@@ -82,13 +84,24 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 
 
 def _squad(predictions: Sequence[str], answers: Sequence[Sequence[str]], which: str) -> float:
+    """The mean of `f1` or `exact_match` over texts, each for the best of its accepted answers."""
+    values = [
+        max(_squad_pair(prediction, answer, which) for answer in accepted)
+        for prediction, accepted in zip(predictions, answers, strict=True)
+    ]
+    return sum(values) / len(values)
+
+
+def _squad_pair(prediction: str, answer: str, which: str) -> float:
     from torchmetrics.functional.text.squad import squad
 
-    found = [{"prediction_text": text, "id": str(number)} for number, text in enumerate(predictions)]
-    right = [
-        {"answers": {"answer_start": [0] * len(texts), "text": list(texts)}, "id": str(number)}
-        for number, texts in enumerate(answers)
-    ]
+    same = same_number(prediction, answer)
+    if same is None and not has_squad_tokens(answer):
+        same = same_without_tokens(prediction, answer)
+    if same is not None:
+        return float(same)
+    found = [{"prediction_text": plain(prediction), "id": "0"}]
+    right = [{"answers": {"answer_start": [0], "text": [plain(answer)]}, "id": "0"}]
     return float(squad(found, right)[which]) / 100
 
 
@@ -146,6 +159,21 @@ def _exact_match(examples: Sequence[Example], answers: Sequence[Answer]) -> floa
 @_metric("token-f1", ("generation",), "mean F1 of the tokens of a text and its best accepted answer, as in SQuAD")
 def _token_f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
     return _squad(*_texts(examples, answers), "f1")
+
+
+@_metric("text-match", ("generation",), "share of texts that equal an accepted answer, but for white space around them")
+def _text_match(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return _matches(examples, answers, lambda one, other: plain(one) == plain(other))
+
+
+@_metric("number-match", ("generation",), "share of texts that are the number of an accepted answer: 12.0 is 12")
+def _number_match(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return _matches(examples, answers, number_or_text_match)
+
+
+def _matches(examples: Sequence[Example], answers: Sequence[Answer], same: Callable[[str, str], bool]) -> float:
+    found, right = _texts(examples, answers)
+    return _share([any(same(text, one) for one in accepted) for text, accepted in zip(found, right, strict=True)])
 
 
 def _unknown(where: str, what: str) -> DataError:

@@ -12,6 +12,7 @@ from zofo.tasks.data import load_examples as load_of_one
 from zofo.tasks.data import origins_of, read_data
 from zofo.tasks.example import Example
 from zofo.tasks.metaicl import metaicl_content, type_of
+from zofo.tasks.free_answers import free_answer_scores, last_content
 from zofo.tasks.mixture import mixed_examples, mixture_task
 from zofo.tasks.reading import Format, Row, check_labels, detect
 from zofo.tasks.reading.choices import is_keyed
@@ -119,7 +120,8 @@ def _content(config: TaskConfig, data: str, free_words: bool) -> dict[str, Any]:
                 splits = {split: {"from": split} for split in SPLITS}
         else:
             shape = _SHAPES[found.name](found, rows)
-    about = f"rows of {Path(data).name}: {found.about}"
+    numbers = ", answers that are numbers" if shape["metric"] == "number-match" else ""
+    about = f"rows of {Path(data).name}: {found.about}{numbers}"
     return {"name": Path(data).stem, "version": 1, "about": about, "splits": splits, **shape}
 
 
@@ -160,8 +162,7 @@ def _prompt_completion(found: Format, rows: list[Row]) -> dict[str, Any]:
     completion = found.columns["completion"]
     return {
         "kind": "generation",
-        "metric": "token-f1",
-        "also": ["exact-match"],
+        **free_answer_scores([row.fields.get(completion) for row in rows]),
         "answers": _column(completion).strip("{} "),
         "prompts": {"default": _column(found.columns["prompt"]) + _more(found)},
         "optional": [found.columns["input"]] if "input" in found.columns else [],
@@ -201,8 +202,7 @@ def _choices_answer(found: Format, rows: list[Row]) -> dict[str, Any]:
 def _messages(found: Format, rows: list[Row]) -> dict[str, Any]:
     return {
         "kind": "generation",
-        "metric": "token-f1",
-        "also": ["exact-match"],
+        **free_answer_scores([last_content(row.fields[found.columns["messages"]]) for row in rows]),
         "messages": found.columns["messages"],
         "stop": [],
         "max_new_tokens": 100,
