@@ -161,7 +161,7 @@ def test_each_format_goes_through_all_verbs(run_zofo, models, data, tmp_path, fi
     code, out, err = run_zofo("eval", tmp_path / "run", "--json")
     assert code == 0, err
     found = cells(out)
-    assert set(found) == {"split", *scores, "loss", "majority"}
+    assert set(found) == {"split", "rows", *scores, "loss", "majority"}
     assert {key: found[key] for key in scores} == {key: summary[key] for key in scores}
     assert found["loss"] == pytest.approx(summary["loss"], abs=1e-5)
     asked = {
@@ -681,6 +681,18 @@ def test_a_run_is_used_from_another_folder_and_on_other_rows(run_zofo, models, d
     assert code == 0, err
     assert cells(changed)["loss"] != cells(out)["loss"]
     assert changed == run_zofo("eval", run, "--json", f"task.data={other}")[1]
+    assert (cells(changed)["split"], cells(changed)["rows"]) == ("all 9 rows of other.csv", 9)
+    code, text, err = run_zofo("eval", run, "--data", other, "--split", "test")
+    assert code == 0, err
+    assert " on all 9 rows of other.csv (majority " in text
+    assert text.endswith(", 9 rows\n")
+    _, own, _ = run_zofo("eval", run, "--json", "--data", data / "labels.csv")
+    assert cells(own)["split"] == "all 30 rows of labels.csv, among them those that it was trained on"
+    write_rows(tmp_path / "halves" / "train.jsonl", [{"text": "a joy", "label": "good"}])
+    code, _, err = run_zofo("eval", run, "--data", tmp_path / "halves")
+    assert code == 2
+    assert "has no rows called validation; it has train" in err
+    assert "--split train" in err
     assert run_zofo("eval", run, "--json")[1] == out
 
 
@@ -692,16 +704,18 @@ def test_a_run_on_a_folder_of_a_tasks_rows_is_scored_on_a_file(run_zofo, models,
     write_rows(tmp_path / "other.jsonl", review_rows(12, 100))
     code, out, err = run_zofo("eval", run, "--json", "--data", tmp_path / "other.jsonl", "--split", "train")
     assert code == 0, err
-    alone = run_zofo(
-        "eval", given[0], "--data", tmp_path / "other.jsonl", "task=movie-reviews", "--split", "train", "--json"
-    )
+    alone = run_zofo("eval", given[0], "--data", tmp_path / "other.jsonl", "task=movie-reviews", "--json")
+    assert cells(out)["rows"] == 12
     assert cells(out) == cells(alone[1])
 
 
 def test_an_untrained_model_is_scored_on_own_data(run_zofo, models, data):
     code, out, err = run_zofo("eval", f"model={models / 'plain'}", "--data", data / "choices.jsonl", "--json")
     assert code == 0, err
-    assert set(cells(out)) == {"split", "accuracy", "loss", "majority"}
+    assert set(cells(out)) == {"split", "rows", "accuracy", "loss", "majority"}
+    assert (cells(out)["split"], cells(out)["rows"]) == ("all 24 rows of choices.jsonl", 24)
+    drawn = run_zofo("eval", f"model={models / 'plain'}", "--data", data / "choices.jsonl", "--split", "test", "--json")
+    assert (cells(drawn[1])["split"], cells(drawn[1])["rows"]) == ("test", 4)
 
 
 def test_a_head_is_trained_on_own_data(run_zofo, models, data, tmp_path):

@@ -49,7 +49,7 @@ def train(
 @commands.command(name="eval")
 def evaluate(
     arguments: Annotated[list[str], typer.Argument(help="A run folder, or key=value for a zero-shot score.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    split: Annotated[str | None, typer.Option(help="train, validation (the default) or test.")] = None,
     variant: Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")] = None,
     best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
     data_dir: DataDir = None,
@@ -57,7 +57,10 @@ def evaluate(
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
-    """Score a run, or an untrained model: zofo eval RUN, or zofo eval model=... task=...."""
+    """Score a run, or an untrained model: zofo eval RUN, or zofo eval model=... task=....
+
+    Of a file given with --data, every row is scored.
+    """
     from zofo.training import as_percent, evaluate_run, evaluate_zero_shot
 
     if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
@@ -66,11 +69,12 @@ def evaluate(
     else:
         score = evaluate_zero_shot(configured(arguments, data_dir, data), split, trust_remote_code)
     if as_json:
-        typer.echo(json.dumps({"split": split, **score.as_dict()}))
+        typer.echo(json.dumps({"split": score.on, "rows": len(score.predictions), **score.as_dict()}))
         return
-    text = f"{score.metric} {as_percent(score.score)} on {split} (majority {as_percent(score.majority)})"
+    text = f"{score.metric} {as_percent(score.score)} on {score.on} (majority {as_percent(score.majority)})"
     also = "".join(f", {name} {as_percent(value)}" for name, value in score.also.items())
-    out.print(f"{text}{also}, loss {score.loss:.4f}", highlight=False, soft_wrap=True)
+    rows = f"{len(score.predictions)} rows"
+    out.print(f"{text}{also}, loss {score.loss:.4f}, {rows}", highlight=False, markup=False, soft_wrap=True)
 
 
 @commands.command()

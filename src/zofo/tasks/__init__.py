@@ -4,6 +4,7 @@ from zofo.tasks.batch import Batch, collate, collate_masked
 from zofo.tasks.batches import Batches
 from zofo.tasks.channel import encode_channel
 from zofo.tasks.config import TaskConfig
+from zofo.tasks.data import origins_of
 from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.encoding import Encoded, encode
 from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText, encode_masked, encode_texts
@@ -11,9 +12,9 @@ from zofo.tasks.example import Example
 from zofo.tasks.metaicl import has_metaicl_rows
 from zofo.tasks.metrics import METRICS, Metric
 from zofo.tasks.mixture import file_name
-from zofo.tasks.notes import row_notes
 from zofo.tasks.own import load_examples, resolve_task
 from zofo.tasks.rendering import render
+from zofo.tasks.row_notes import readable_splits, row_notes
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
 from zofo.tasks.text_batch import TextBatch, collate_texts
 from zofo.tasks.unseen import refuse_trained_on
@@ -46,7 +47,9 @@ __all__ = [
     "known_split",
     "load_examples",
     "load_task",
+    "origins_of",
     "packaged_text",
+    "readable_splits",
     "refuse_trained_on",
     "render",
     "resolve_task",

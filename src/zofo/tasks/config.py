@@ -18,6 +18,11 @@ OF_ONE = ("name", "prompt", "template", "label", "labels", "verbalizers", "metri
 """Options that have no meaning for several tasks."""
 
 
+def _has_own_rows(given: dict[str, Any]) -> bool:
+    """Whether a task's rows are a user's own, and not those of a packaged task as their authors published them."""
+    return given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml"))
+
+
 class TaskConfig(Config):
     """Which task, which of its rows, and how they are asked about."""
 
@@ -51,6 +56,10 @@ class TaskConfig(Config):
     """Whether each example has demonstrations of its own, or all have the same."""
     split_seed: int = Field(0, ge=0)
     """Which rows are drawn for each split, where a task draws them, and which demonstrations."""
+    draw: Literal["plain", "stratified"] = "plain"
+    """How: `stratified` gives each split each label in its share and keeps rows that ask the same in one split; `plain`
+    draws every row by itself. By default, rows of `data` and of a task file are stratified, packaged tasks are as in
+    the papers."""
     sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
     """Rows that are drawn for a split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
     max_rows: int | None = Field(None, ge=1)
@@ -77,6 +86,8 @@ class TaskConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _default_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "draw" not in given and _has_own_rows(given):
+            given = {**given, "draw": "stratified"}
         if isinstance(given, dict) and (given.get("tasks") or given.get("setting")):
             return {"max_rows": ROWS_OF_EACH, **given}
         if isinstance(given, dict) and given.get("name") is None and given.get("data") is None:

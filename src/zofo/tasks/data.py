@@ -11,6 +11,7 @@ from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.demonstrations import with_demonstrations
+from zofo.tasks.drawing import divide
 from zofo.tasks.example import Example
 from zofo.tasks.overlap import refuse_known_test_rows
 from zofo.tasks.reading import (
@@ -64,7 +65,7 @@ def load_examples(
     compared = _compared(task, config, needed, of_several)
     for origin in dict.fromkeys(task.splits[split].origin for split in (*needed, *compared)):
         rows = _read(task, config, origin)
-        for split, chosen in _divide(task, origin, rows, config).items():
+        for split, chosen in divide(task, origin, rows, config).items():
             if split not in needed and split not in compared:
                 continue
             answered = right and (split in needed or task.kind == "generation")
@@ -204,47 +205,3 @@ def origins_of(data: str) -> set[str] | None:
 def _is_file(data: str) -> bool:
     path = Path(data)
     return path.is_file() or bool(path.suffix) or "/" not in data or data.startswith(("/", ".", "~"))
-
-
-def _divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> dict[Split, Sequence[Row]]:
-    """The rows of every split that comes from `origin`, in the order train, validation, test; no row twice."""
-    wanted = [split for split in SPLITS if task.splits[split].origin == origin]
-    given = {split: config.sizes[split] for split in wanted if split in config.sizes}
-    if given and sum(given.values()) > len(rows) - (len(wanted) - len(given)):  # a row at least for each of the others
-        raise ConfigError(
-            f"task.sizes asks for {' + '.join(f'{size} of {split}' for split, size in given.items())}, but {origin!r} "
-            f"has {len(rows)} rows" + (f" for {', '.join(wanted)}" if len(wanted) > len(given) else ""),
-            "lower task.sizes, or give more rows",
-        )
-    if len(wanted) == 1 and not given and task.splits[wanted[0]].size is None:
-        return {wanted[0]: rows}
-    units = _units(task, rows)
-    order = permutation(Key(config.split_seed, 0), f"splits/{origin}", len(units))
-    sizes = {split: given.get(split) or task.splits[split].size or len(rows) for split in wanted}
-    others, room = [split for split in wanted if split not in given], len(rows) - sum(given.values())
-    if sum(sizes[split] for split in others) > room:
-        for split in others[1:]:
-            sizes[split] = min(sizes[split], room // 3 // (len(others) - 1))
-        sizes[others[0]] = min(sizes[others[0]], room - sum(sizes[split] for split in others[1:]))
-    left = iter([units[i] for i in order])
-    divided: dict[Split, Sequence[Row]] = {}
-    for split in wanted:
-        drawn: list[Row] = []
-        while len(drawn) < sizes[split] and (unit := next(left, None)):
-            drawn.extend(unit)
-        divided[split] = drawn
-    if not all(divided.values()):
-        raise DataError(
-            f"{rows[0].where}: {len(rows)} rows in all, too few to draw {' and '.join(wanted)} from", "give more rows"
-        )
-    return divided
-
-
-def _units(task: Task, rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that are drawn together: those with the same value in the first column of `group`, or each by itself."""
-    if not task.group:
-        return [[row] for row in rows]
-    units: dict[str, list[Row]] = {}
-    for row in rows:
-        units.setdefault(str(row.fields.get(task.group[0])), []).append(row)
-    return list(units.values())

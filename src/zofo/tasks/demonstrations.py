@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise import permutation
 from zofo.tasks.channel import in_channel
 from zofo.tasks.config import TaskConfig
+from zofo.tasks.duplicates import question_of
 from zofo.tasks.example import Example
 from zofo.tasks.task import SEPARATOR
 
@@ -22,7 +24,8 @@ def with_demonstrations(
 ) -> list[Example]:
     """Examples whose prompts begin with solved ones of the pool, the same or others for each by `demonstration_sets`.
 
-    An example is never among its own demonstrations. Which are drawn depends on `split_seed` and the example's place.
+    No demonstration asks what its example asks, in whichever row or form it stands, see `question_of`. Which are drawn
+    depends on `split_seed` and the example's number.
 
     Args:
         examples: what is asked.
@@ -31,7 +34,7 @@ def with_demonstrations(
         separator: what stands between them.
 
     Raises:
-        ConfigError: the pool is too small, or holds chats.
+        ConfigError: the pool is too small, or has too few rows that ask something else; or it holds chats.
     """
     wanted, seed = config.demonstrations, config.split_seed
     if len(pool) <= wanted:
@@ -40,11 +43,20 @@ def with_demonstrations(
         )
     if any(example.messages for example in pool):
         raise ConfigError("a chat takes no demonstrations", "put solved turns into its messages")
+    with_candidates = not any(one.answers for one in pool)  # of a generation, they are its answer
+    asked = [question_of(one, with_candidates) for one in pool]
     shared = permutation(Key(seed, 0), "demonstrations", len(pool)) if config.demonstration_sets == "fixed" else None
     solved = []
     for number, example in enumerate(examples):
         order = permutation(Key(seed, number), "demonstrations of one", len(pool)) if shared is None else shared
-        chosen = [pool[i] for i in order[: wanted + 1] if pool[i].where != example.where][:wanted]
+        own = question_of(example, with_candidates)
+        chosen = [pool[i] for i in islice((i for i in order if asked[i] != own), wanted)]
+        if len(chosen) < wanted:
+            raise ConfigError(
+                f"task.demonstrations is {wanted}, but only {len(chosen)} rows of train ask something else than "
+                f"{example.where}",
+                "ask for fewer, or give more rows",
+            )
         if config.scoring == "channel":
             solved.append(replace(example, before="".join(in_channel(one) + separator for one in chosen)))
             continue

@@ -12,7 +12,7 @@ from zofo.tasks.task import Split, Task
 _ENOUGH = 20  # rows in which the first choice is not missing by chance
 
 
-def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
+def likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
     """What looks like a mistake in the labels of rows, but may be meant; one line each.
 
     Args:

@@ -11,8 +11,8 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.data import load_examples as load_of_one
 from zofo.tasks.data import origins_of, read_data
 from zofo.tasks.example import Example
-from zofo.tasks.metaicl import metaicl_content, type_of
 from zofo.tasks.free_answers import free_answer_scores, last_content
+from zofo.tasks.metaicl import metaicl_content, type_of
 from zofo.tasks.mixture import mixed_examples, mixture_task
 from zofo.tasks.reading import Format, Row, check_labels, detect
 from zofo.tasks.reading.choices import is_keyed
@@ -22,7 +22,7 @@ from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_content
 _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train
 
 
-def resolve_task(config: TaskConfig, free_words: bool = False) -> Task:
+def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = False) -> Task:
     """The task that a configuration means.
 
     A task file keeps its splits, unless its rows come from one file: then all three are drawn from that.
@@ -30,6 +30,7 @@ def resolve_task(config: TaskConfig, free_words: bool = False) -> Task:
     Args:
         config: which task.
         free_words: whether it is one of several to train on, of which MetaICL's rows may have no options.
+        whole: whether every split is all rows of the file of that name, or of the only one, with none drawn.
 
     Raises:
         ConfigError: the task file, or what is given in place of its keys, cannot work.
@@ -40,10 +41,10 @@ def resolve_task(config: TaskConfig, free_words: bool = False) -> Task:
     if config.name is not None:
         content, where = task_content(config.name), config.name
         if config.data is not None and isinstance(content, dict):
-            content = {**content, "splits": _splits(config.data)}
+            content = {**content, "splits": _splits(config.data, whole)}
     else:
         assert config.data is not None
-        content, where = _content(config, config.data, free_words), config.data
+        content, where = _content(config, config.data, free_words, whole), config.data
     if isinstance(content, dict):
         content = {**content, **config.overrides}
         if config.verbalizers is not None:
@@ -87,8 +88,10 @@ def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "prompts": bare}
 
 
-def _splits(data: str) -> dict[str, dict[str, Any]]:
+def _splits(data: str, whole: bool = False) -> dict[str, dict[str, Any]]:
     """Which rows make up the splits: those of files or Hub splits of these names, or drawn from train where missing."""
+    if whole:
+        return {split: {"from": split} for split in SPLITS}
     origins = origins_of(data)
     if origins is None:
         return {"train": {"from": "data"}, **{split: {"from": "data", "size": n} for split, n in _SIZES.items()}}
@@ -102,9 +105,9 @@ def _splits(data: str) -> dict[str, dict[str, Any]]:
     return {"train": {"from": "train"}, **drawn, **present}
 
 
-def _content(config: TaskConfig, data: str, free_words: bool) -> dict[str, Any]:
+def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> dict[str, Any]:
     """A task file's content for rows whose format is recognised, or said by a template and a label column."""
-    splits = _splits(data)
+    splits = _splits(data, whole)
     rows = read_data(data, splits["train"]["from"])
     named = config.verbalizers or ()
     if config.template is not None and config.label is not None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
 import jinja2.meta
 import jinja2.nodes
-import jinja2.sandbox
 
 from zofo.errors import DataError
+from zofo.tasks.template_limits import PromptEnvironment, counted, limited, refuse_address
 
 CHOICE = "choice"
 """The name under which a template of choices sees the choice."""
@@ -29,18 +29,9 @@ def _upper_first(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _written(value: Any) -> Any:
-    """What a template writes; a method that was not called would be written as its place in memory."""
-    if callable(value):
-        raise TypeError(f"{getattr(value, '__name__', value)!r} is a function: call it, as in column.strip()")
-    return value
-
-
 @functools.cache
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_written
-    )
+def _environment() -> PromptEnvironment:
+    environment = PromptEnvironment()
     environment.filters |= {"lower_first": _lower_first, "upper_first": _upper_first}
     return environment
 
@@ -58,6 +49,8 @@ def columns_of(template: str, expression: bool = False) -> list[str]:
         _compiled(template, expression)
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"{template!r} is not a template: {error.message}") from error
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"{template[:40]!r} ... is not a template: it is nested too deeply") from error
     return sorted((names - {CHOICE, ROW}) | _looked_up(tree), key=lambda name: (template.find(name), name))
 
 
@@ -124,7 +117,11 @@ def fill(template: str, fields: Mapping[str, Any], where: str, expression: bool 
         if isinstance(fields.get(column), list | dict):
             raise DataError(f"{where}: column {column!r} is {fields[column]!r}, not a text", "mend or remove the row")
     try:
-        value = _compiled(template, expression)(**{ROW: fields, **fields})
+        with limited():
+            value = _compiled(template, expression)(**{ROW: fields, **fields})
+            value = list(counted(value)) if isinstance(value, Iterator) else value
+        if isinstance(value, str):
+            refuse_address(value, fields)
     except (jinja2.TemplateError, *_FAILURES) as error:
         raise DataError(
             f"{where}: the template {template!r} cannot be filled: {error}",

@@ -16,11 +16,11 @@ from zofo.config import is_device
 from zofo.errors import RunError
 from zofo.objectives import Reward
 from zofo.tasks import Example, Task
-from zofo.training.config import RunConfig
+from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.disk import part_of, sync, write_whole
 from zofo.training.inventory import surroundings
 from zofo.training.material import Material
-from zofo.training.run import CONFIG, ENVIRONMENT, LOCK, TASK, RunFolder
+from zofo.training.run import CONFIG, LOCK, TASK, RunFolder
 
 _BEGUN = {LOCK, part_of(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order

@@ -238,6 +238,8 @@ def _of_several(tree: Mapping[str, Any]) -> bool:
     return isinstance(task, Mapping) and bool(task.get("tasks") or task.get("setting"))
 
 
+ENVIRONMENT = "environment.json"
+"""The file of a run folder that says what the run was made with; no other folder of a configuration has it."""
 _PRESET = ["preset"]  # of a recipe, as an override names it
 _EXAMPLE = "write for example training.steps=20; a file or a recipe stands first, and there is only one"
 
@@ -249,6 +251,8 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
         content = parse_yaml(recipe_text(file))
     elif file is not None:
         content = read_yaml(Path(file))
+        if (Path(file).parent / ENVIRONMENT).is_file():
+            content = as_recorded(content)
     if is_recipe(content):
         tree: dict[str, Any] = {}
         with mistakes_of(str(file)):
@@ -264,6 +268,12 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
     if not isinstance(content, dict | None):
         raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
     return content or {}, None
+
+
+def as_recorded(content: Any) -> Any:
+    """The tree that a run folder holds, with what was so before it was written down: every draw was plain."""
+    task = content.get("task") if isinstance(content, dict) else None
+    return {**content, "task": {"draw": "plain", **task}} if isinstance(task, dict) else content
 
 
 def _is_bare(file: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Evaluation:
         majority: the same score for always giving the most frequent answer.
         predictions: for each example, in the order given, the index of the predicted candidate or the generated text.
         also: further scores of the task by name.
+        on: what was scored, in words: a split, or all rows of a file; "" where that is known.
     """
 
     metric: str
@@ -37,6 +38,7 @@ class Evaluation:
     majority: float
     predictions: tuple[Answer, ...]
     also: Mapping[str, float] = field(default_factory=dict)
+    on: str = ""
 
     def as_dict(self) -> dict[str, float]:
         """The numbers by name, the score under the name of its metric."""
@@ -111,18 +113,30 @@ class Scorer:
         by = "mean" if self.scoring in ("mean", "channel") else "sum"
         table = self._by_batch(model, examples, counts, lambda batch: self.score(model, batch, by))
         if self.scoring == "calibrated":
-            free = [_content_free(one.example) for one in examples]
-            asked = [(one.prompt, one.candidates, one.ending) for one in free]
-            distinct = dict(zip(asked, free, strict=True))  # one of those that differ in nothing but their place
-            encoded = self.encode(list(distinct.values()))
+            asked, encoded = self.encode_content_free([one.example for one in examples])
             offsets = self._by_batch(model, encoded, counts, lambda batch: self.score(model, batch, by))
-            places = {one: place for place, one in enumerate(distinct)}
+            places = {one: place for place, one in enumerate(dict.fromkeys(asked))}
             rows = torch.tensor([places[one] for one in asked])
             table = table - offsets[rows].masked_fill(offsets[rows].isneginf(), 0.0)
         unusable = int((table.isnan() | table.isposinf()).any(dim=1).sum())
         if unusable:
             raise NonFiniteError(f"scores of {unusable} of {len(examples)} examples", consequence="they were not used")
         return table
+
+    def encode_content_free(self, examples: Sequence[Example]) -> tuple[list[Hashable], list[Any]]:
+        """Prompts without their content, as calibrated scores need them.
+
+        Returns:
+            What each example asks without its content, and in tokens each of them once, in their order.
+
+        Raises:
+            ConfigError: an example whose prompt without its content cannot be made.
+            DataError: one that is too long.
+        """
+        free = [_content_free(one) for one in examples]
+        asked: list[Hashable] = [(one.prompt, one.candidates, one.ending) for one in free]
+        distinct = dict(zip(asked, free, strict=True))  # one of those that differ in nothing but their place
+        return asked, self.encode(list(distinct.values()))
 
     def generated(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> list[str]:
         """A text for each example."""

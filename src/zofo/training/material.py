@@ -9,7 +9,7 @@ from typing import Any
 
 from zofo.adapters import AdapterConfig
 from zofo.backbone import LoadedModel, head_of, load_model
-from zofo.errors import ConfigError, ZofoError
+from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, Setting
 from zofo.objectives import (
     Generation,
@@ -33,7 +33,9 @@ from zofo.tasks import (
     encode_masked,
     encode_texts,
     load_examples,
+    readable_splits,
     resolve_task,
+    row_notes,
 )
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Scorer
@@ -65,7 +67,11 @@ class Material:
 
 
 def load_material(
-    config: RunConfig, remote_code: bool = False, splits: Sequence[Split] = SPLITS, right: bool = True
+    config: RunConfig,
+    remote_code: bool = False,
+    splits: Sequence[Split] = SPLITS,
+    right: bool = True,
+    task: Task | None = None,
 ) -> Material:
     """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
 
@@ -74,11 +80,12 @@ def load_material(
         remote_code: allow the model's repository to run its own code.
         splits: those that are needed; the rows of others are not read.
         right: whether rows must hold what is right.
+        task: in place of the one that the configuration names.
 
     Raises:
         ZofoError: whatever is wrong with task, data or model.
     """
-    task = resolve_task(config.task)
+    task = resolve_task(config.task) if task is None else task
     if config.start is not None:
         RunFolder.open(config.start).refuse_trained_on(config.task)
     try:
@@ -93,6 +100,35 @@ def load_material(
     scorer = scorer_of(config, task, loaded)
     encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
     return Material(loaded, task, examples, encoded, scorer)
+
+
+def check_every_split(config: RunConfig, material: Material) -> list[str]:
+    """Tokenise the splits that are at hand and were not loaded, so that no row is found too long after training.
+
+    Returns:
+        What a user should know of the rows, a line each.
+
+    Raises:
+        DataError: a row that is too long, or cannot be rendered.
+        ConfigError: calibrated scores, and a row whose prompt without its content cannot be made.
+    """
+    task, head = material.task, material.loaded.head == "classification"
+    bare = config.task.model_copy(update={"demonstrations": 0})
+    examples: dict[Split, list[Example]] = {}
+    notes = []
+    for split in readable_splits(task, config.task):
+        rows = material.examples.get(split)
+        if rows is None:
+            try:
+                rows = load_examples(task, config.task, [split], head)[split]
+            except DataError as error:  # such as labels that are not there; they may be predicted nevertheless
+                rows = load_examples(task, config.task, [split], head, right=False)[split]
+                notes.append(f"{split} cannot be scored: {error.message}")
+            material.scorer.encode(rows)
+        examples[split] = load_examples(task, bare, [split], head)[split] if config.task.demonstrations else rows
+        if config.task.scoring == "calibrated":
+            material.scorer.encode_content_free(rows)
+    return [*notes, *row_notes(task, examples)]
 
 
 def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> Scorer:

@@ -16,7 +16,7 @@ from zofo.config import is_name, mistakes_of, read_json_object, read_yaml, valid
 from zofo.errors import RunError
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.tasks import Task, TaskConfig, load_task, refuse_trained_on
-from zofo.training.config import RunConfig
+from zofo.training.config import ENVIRONMENT, RunConfig, as_recorded
 from zofo.training.disk import part_of, sha256_of, sync_tree, write_whole
 from zofo.training.evaluation import Scorer
 from zofo.training.inventory import surroundings
@@ -27,7 +27,7 @@ from zofo.training.restoring import holds_moved, load_weights, model_hash, refus
 from zofo.training.trajectory import Trajectory
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
-ENVIRONMENT, SUMMARY, REPLAYED = "environment.json", "summary.json", "replayed"
+SUMMARY, REPLAYED = "summary.json", "replayed"
 WEIGHTS = "weights.safetensors"
 _RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, "metrics.jsonl"}  # files that hold no part of the model
 
@@ -121,7 +121,7 @@ class RunFolder:
         if not content:
             raise RunError(f"{str(file)!r} is empty: the run is damaged")
         with mistakes_of(str(file)):
-            return validated(RunConfig, content)
+            return validated(RunConfig, as_recorded(content))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -187,6 +187,13 @@ class RunFolder:
         """
         sync_tree(self.path)
         write_whole(self.path / SUMMARY, json.dumps({**outcome, "parts": self.digests()}, indent=2) + "\n")
+
+    def on_own_task(self, config: RunConfig) -> RunConfig:
+        """A configuration of this run with the task as it was then: rows of a user's own are not recognised again."""
+        task = config.task
+        if task.name is not None or task.several or not self.task_file.is_file():
+            return config
+        return config.model_copy(update={"task": task.model_copy(update={"name": str(self.task_file)})})
 
     def load(
         self,

@@ -17,7 +17,7 @@ from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method, Setting
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
-from zofo.tasks import Split, row_notes
+from zofo.tasks import Split
 from zofo.training.beginning import new_folder, refuse_other_start, start_of, unfinished, write_start
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.checkpoints import Checkpoints
@@ -25,7 +25,7 @@ from zofo.training.config import RunConfig, TrainingConfig
 from zofo.training.disk import sync, writing
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.going_on import Checkpointing
-from zofo.training.material import Material, load_material, setting_of
+from zofo.training.material import Material, check_every_split, load_material, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.outcome import outcome_of
 from zofo.training.progress import Progress, needs_weights
@@ -65,11 +65,12 @@ def train(
     console = console or Console(quiet=True)
     begun = unfinished(config)  # refuses, before anything is loaded
     scored: tuple[Split, ...] = ("validation", "test") if config.training.test else ("validation",)
-    material = load_material(config, remote_code, ("train", *scored))
+    material = load_material(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
     base_hash = model_hash(material.loaded)
     setting = setting_of(config, material, reward)
     method = METHODS[config.method.name](config.method, setting)
     steps = _checked_steps(config, method, material, scored)
+    notes = check_every_split(config, material)
     start = start_of(material, base_hash, setting.objective_name, reward)
     folder = begun or new_folder(config)
     with folder.locked(), writing("the run", folder.path, _MAKE_ROOM):
@@ -80,7 +81,7 @@ def train(
         else:
             refuse_other_start(begun, material, start, functools.partial(_warn, console))
         try:
-            _train_in(folder, config, Trained(material, setting, method, steps, base_hash), console)
+            _train_in(folder, config, Trained(material, setting, method, steps, base_hash, notes), console)
         except Stopped as stop:
             again = "begin again" if stop.steps is None else "go on"
             trusting = " --trust-remote-code" if remote_code else ""
@@ -104,6 +105,7 @@ class Trained:
         method: what makes the steps.
         steps: how many.
         base_hash: of the base weights.
+        notes: what a user should know of the rows.
     """
 
     material: Material
@@ -111,12 +113,13 @@ class Trained:
     method: Method
     steps: int
     base_hash: str
+    notes: Sequence[str]
 
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     material, method, steps = trained.material, trained.method, trained.steps
-    for note in _notes(config, material, method):
+    for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
     memory, signals = PeakMemory(material.loaded.device), Signals()
@@ -235,7 +238,6 @@ def number_of_steps(training: TrainingConfig, method: Method, name: str) -> int:
 def _notes(config: RunConfig, material: Material, method: Method) -> list[str]:
     """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
     notes = [f"{material.task.kind}, {material.task.about}"] if config.task.name is None else []
-    notes += [f"note: {note}" for note in row_notes(material.task, material.examples)]
     if method.trained_names:
         shown = ", ".join(method.trained_names[:_SHOWN])
         more = f" and {len(method.trained_names) - _SHOWN} more" if len(method.trained_names) > _SHOWN else ""

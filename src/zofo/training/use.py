@@ -9,9 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from zofo.backbone import head_of
-from zofo.errors import DataError
+from zofo.errors import ConfigError, DataError
 from zofo.evaluators import Counts
-from zofo.tasks import NO_PROMPT, Split, known_split, load_examples, load_task, render, with_demonstrations
+from zofo.tasks import (
+    NO_PROMPT,
+    SPLITS,
+    Example,
+    Split,
+    known_split,
+    load_examples,
+    load_task,
+    origins_of,
+    render,
+    resolve_task,
+    with_demonstrations,
+)
 from zofo.training.config import RunConfig, read_config
 from zofo.training.evaluation import Evaluation
 from zofo.training.material import Material, load_material, scorer_of
@@ -43,19 +55,21 @@ class Prediction:
 def evaluate_run(
     path: Path | str,
     overrides: Sequence[str] = (),
-    split: str = "validation",
+    split: str | None = None,
     variant: str | None = None,
     best: bool = False,
     data_dir: Path | None = None,
     remote_code: bool = False,
     data: str | None = None,
 ) -> Evaluation:
-    """Score a trained run on a split of its task, or of another task given by overrides.
+    """Score a trained run on a split of its task, or of another task given by overrides; or on all rows of other data.
+
+    Of a file that is given here every row is scored, of a folder or Hub id every row of its split: none is drawn.
 
     Args:
         path: of the run.
         overrides: `key=value`, in place of what the run was made with.
-        split: train, validation or test.
+        split: train, validation or test; by default validation.
         variant: which model of the run.
         best: as of the best evaluation.
         data_dir: a folder with other rows of the task.
@@ -80,20 +94,84 @@ def evaluate_run(
         config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
     if not asked.several or (asked.tasks, asked.setting) != (own.tasks, own.setting):
         run.refuse_trained_on(config.task, scored=True)
-    chosen = known_split(split)
-    material = load_material(config, remote_code, (chosen,))
+    chosen = known_split(split or "validation")
+    if data is None and not any(override.startswith("task.data=") for override in overrides):
+        material, on = load_material(config, remote_code, (chosen,)), str(chosen)
+    else:
+        material, on = _on_all_rows(run, config, overrides, chosen, remote_code)
     run.restore(material.loaded, variant, best)
-    return _evaluate(replace(material, scorer=run.scorer(material.scorer)), chosen)
+    return _evaluate(replace(material, scorer=run.scorer(material.scorer)), chosen, on)
 
 
-def evaluate_zero_shot(config: RunConfig, split: str = "validation", remote_code: bool = False) -> Evaluation:
-    """Score the model of a configuration as it is."""
-    chosen = known_split(split)
-    return _evaluate(load_material(config, remote_code, (chosen,)), chosen)
+def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code: bool = False) -> Evaluation:
+    """Score the model of a configuration as it is.
+
+    Args:
+        config: which model, and which task.
+        split: train, validation or test; by default validation, or every row where all rows are in one file.
+        remote_code: allow the model's repository to run its own code.
+    """
+    data = config.task.data
+    if split is None and data is not None and not config.task.several and origins_of(data) is None:
+        material, on = _load_whole(config, data, "validation", remote_code)
+        return _evaluate(material, "validation", on)
+    chosen = known_split(split or "validation")
+    return _evaluate(load_material(config, remote_code, (chosen,)), chosen, chosen)
 
 
-def _evaluate(material: Material, split: Split) -> Evaluation:
-    return material.scorer.evaluate(material.loaded.model, material.encoded[split], Counts())
+def _on_all_rows(
+    run: RunFolder, config: RunConfig, overrides: Sequence[str], split: Split, remote_code: bool
+) -> tuple[Material, str]:
+    """What a run is scored with on other data, and what that is called: all rows that they have for a split.
+
+    Raises:
+        ConfigError: a folder or Hub id without that split.
+    """
+    task, data = config.task, config.task.data
+    if data is None or task.several:
+        return load_material(config, remote_code, (split,)), split
+    limits = {"sizes": {}} if any(one.startswith("task.max_rows=") for one in overrides) else _UNLIMITED
+    config = config.model_copy(update={"task": task.model_copy(update=limits)})
+    origins = origins_of(data)
+    if origins is not None:
+        if split not in origins:
+            raise ConfigError(
+                f"{data!r} has no rows called {split}; it has {', '.join(sorted(origins)) or 'none'}",
+                f"choose with --split {next(iter(sorted(origins & set(SPLITS))), 'test')}, or name one file of it",
+            )
+        whole = resolve_task(config.task, whole=True)
+        return load_material(config, remote_code, (split,), task=whole), split
+    bare = config.model_copy(update={"task": config.task.model_copy(update={"demonstrations": 0})})
+    material, on = _load_whole(bare, data, split, remote_code)
+    if task.demonstrations:  # of the run's own rows, as `predict` has them
+        solved = with_demonstrations(material.examples[split], _pool(run), task, material.task.separator)
+        scorer = scorer_of(config, material.task, material.loaded)
+        material = replace(material, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
+    own = run.config.task.data
+    trained = own is not None and Path(own).absolute() == Path(data).absolute()
+    return material, f"{on}, among them those that it was trained on" if trained else on
+
+
+_UNLIMITED: dict[str, Any] = {"sizes": {}, "max_rows": None}
+
+
+def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -> tuple[Material, str]:
+    """A model with all rows of a file as a split, and what these are called."""
+    task = resolve_task(config.task, whole=True)
+    one = config.task.model_copy(update={"allow_overlap": True})  # every split is that file
+    material = load_material(config.model_copy(update={"task": one}), remote_code, (split,), task=task)
+    return material, f"all {len(material.examples[split])} rows of {Path(data).name}"
+
+
+def _pool(run: RunFolder) -> list[Example]:
+    """The rows of train that a run draws demonstrations from."""
+    own = run.config.task.model_copy(update={"demonstrations": 0})
+    return load_examples(run.task, own, ["train"])["train"]
+
+
+def _evaluate(material: Material, split: Split, on: str) -> Evaluation:
+    scored = material.scorer.evaluate(material.loaded.model, material.encoded[split], Counts())
+    return replace(scored, on=on)
 
 
 def predict(
@@ -131,8 +209,7 @@ def predict(
     ]
     examples = [render(task, row, f"text {n}", prompt, head, right=False) for n, row in enumerate(rows, start=1)]
     if wanted.demonstrations:
-        pool = load_examples(task, wanted.model_copy(update={"demonstrations": 0}), ["train"])["train"]
-        examples = with_demonstrations(examples, pool, wanted)
+        examples = with_demonstrations(examples, _pool(run), wanted, task.separator)
     loaded = run.load(variant, best, model, remote_code)
     scorer = run.scorer(scorer_of(run.config, task, loaded))
     encoded = scorer.encode(examples)

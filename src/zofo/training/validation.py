@@ -69,7 +69,8 @@ def validate(config: RunConfig) -> TaskReport:
         shown.append((prompt, _text(first), first.candidates[first.gold]))
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
-            notes = row_notes(task, examples)
+            bare = asked.model_copy(update={"demonstrations": 0})
+            notes = row_notes(task, load_examples(task, bare) if asked.demonstrations else examples)
     if task.texts is not None:  # what a classification head sees
         load_examples(task, config.task.model_copy(update={"prompt": None, "demonstrations": 0}), head=True)
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}

@@ -1,0 +1,157 @@
+"""Which rows of one origin each split gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+from zofo.displacement import Key
+from zofo.errors import ConfigError, DataError
+from zofo.noise import permutation
+from zofo.tasks.config import TaskConfig
+from zofo.tasks.duplicates import normalized
+from zofo.tasks.reading import Row
+from zofo.tasks.task import SPLITS, Split, Task
+
+Unit = list[Row]
+"""Rows that are drawn together."""
+
+
+def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> dict[Split, Sequence[Row]]:
+    """The rows of every split that comes from `origin`, in the order train, validation, test; no row twice.
+
+    Raises:
+        ConfigError: `task.sizes` asks for more rows than there are.
+        DataError: a split would have no row.
+    """
+    wanted = [split for split in SPLITS if task.splits[split].origin == origin]
+    given = {split: config.sizes[split] for split in wanted if split in config.sizes}
+    if given and sum(given.values()) > len(rows) - (len(wanted) - len(given)):  # a row at least for each of the others
+        raise ConfigError(
+            f"task.sizes asks for {' + '.join(f'{size} of {split}' for split, size in given.items())}, but {origin!r} "
+            f"has {len(rows)} rows" + (f" for {', '.join(wanted)}" if len(wanted) > len(given) else ""),
+            "lower task.sizes, or give more rows",
+        )
+    if len(wanted) == 1 and not given and task.splits[wanted[0]].size is None:
+        return {wanted[0]: rows}
+    units = _units(task, rows, config)
+    order = permutation(Key(config.split_seed, 0), f"splits/{origin}", len(units))
+    drawn = [units[i] for i in order]
+    if config.draw == "stratified":
+        drawn = _interleaved(drawn, task.label)
+    labels = len({_labels(unit, task.label) for unit in units}) if config.draw == "stratified" else 0
+    divided = _filled(drawn, _sizes(task, wanted, given, len(rows), labels), config.draw == "stratified")
+    if not all(divided.values()):
+        alike = f" that ask only {len(units)} different things" if len(units) < len(rows) else ""
+        allowed = ", or let splits share them with task.allow_overlap=true" if alike and not task.group else ""
+        raise DataError(
+            f"{rows[0].where}: {len(rows)} rows in all{alike}, too few to draw {' and '.join(wanted)} from",
+            f"give more rows{allowed}",
+        )
+    return divided
+
+
+def _sizes(task: Task, wanted: Sequence[Split], given: dict[Split, int], rows: int, labels: int) -> dict[Split, int]:
+    """How many rows each split shall have.
+
+    Where there are too few for all, the first keeps two thirds; or half, where others could not have every label else.
+    """
+    sizes = {split: given.get(split) or task.splits[split].size or rows for split in wanted}
+    others, room = [split for split in wanted if split not in given], rows - sum(given.values())
+    if sum(sizes[split] for split in others) > room:
+        for split in others[1:]:
+            few = room // 3 // (len(others) - 1)
+            sizes[split] = min(sizes[split], max(few, min(labels, room // 2 // (len(others) - 1))))
+        sizes[others[0]] = min(sizes[others[0]], room - sum(sizes[split] for split in others[1:]))
+    return sizes
+
+
+def _filled(units: Sequence[Unit], sizes: dict[Split, int], each: bool) -> dict[Split, Sequence[Row]]:
+    """Units in their order, as many for each split as it takes to have its size.
+
+    Args:
+        units: in the order in which they are drawn.
+        sizes: rows of each split.
+        each: whether a split leaves one unit at least for each that follows.
+    """
+    left: Iterator[Unit] = iter(units)
+    divided: dict[Split, Sequence[Row]] = {}
+    taken = 0
+    for number, (split, size) in enumerate(sizes.items(), start=1):
+        drawn: list[Row] = []
+        last = len(units) - (len(sizes) - number if each else 0)
+        while len(drawn) < max(size, 1 if each else 0) and taken < last and (unit := next(left, None)):
+            drawn.extend(unit)
+            taken += 1
+        divided[split] = drawn
+    return divided
+
+
+def _interleaved(units: Sequence[Unit], label: str | None) -> list[Unit]:
+    """Units so that every stretch of them has each label in its share of all, as far as whole units can.
+
+    The n units of a label stand at (1/2, 3/2, ..., n - 1/2) / n of the way, in the order in which they are given.
+    """
+    strata: dict[Hashable, list[int]] = {}
+    for number, unit in enumerate(units):
+        strata.setdefault(_labels(unit, label), []).append(number)
+    places = {number: (rank + 0.5) / len(stratum) for stratum in strata.values() for rank, number in enumerate(stratum)}
+    return [units[number] for number in sorted(places, key=lambda number: (places[number], number))]
+
+
+def _labels(unit: Unit, label: str | None) -> Hashable:
+    """The labels of the rows of a unit, which may be of several."""
+    return frozenset(_written(row.fields.get(label)) for row in unit) if label is not None else frozenset()
+
+
+def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
+    """Rows that are drawn together: of the same group, or that ask the same, directly or by way of others.
+
+    Rows ask the same where the columns that any prompt names are the same, normalised.
+    """
+    keys: list[Callable[[Row], Hashable]] = []
+    if task.group:
+        keys.append(lambda row: ("group", str(row.fields.get(task.group[0]))))
+    if config.draw == "stratified" and not config.allow_overlap:
+        columns = _columns(task)
+        keys.append(lambda row: ("asks", tuple(_written(row.fields.get(column)) for column in columns)))
+    units: list[Unit] = []
+    place: dict[Hashable, int] = {}  # of each key, its unit
+    joined: list[int] = []  # of each unit, one that it is joined with, or itself
+
+    def root(number: int) -> int:
+        while joined[number] != number:
+            number = joined[number]
+        return number
+
+    for row in rows:
+        own = [key(row) for key in keys]
+        known = sorted({root(place[key]) for key in own if key in place})
+        if not known:
+            known = [len(units)]
+            units.append([])
+            joined.append(known[0])
+        first = known[0]
+        for other in known[1:]:
+            joined[other] = first
+            units[first] += units[other]
+            units[other] = []
+        units[first].append(row)
+        place.update(dict.fromkeys(own, first))
+    return [unit for unit in units if unit]
+
+
+def _columns(task: Task) -> list[str]:
+    """The columns that a prompt of the task names, its label or answer apart."""
+    named = [column for prompt in task.prompt_names for column in task.columns(prompt)]
+    if task.texts is not None:
+        named += task.columns(None, head=True)
+    return [column for column in dict.fromkeys(named) if column != task.label]
+
+
+def _written(value: Any) -> str:
+    """A value as two that read alike have it in common; of a chat, without the answer that ends it."""
+    if isinstance(value, list) and value and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
+        value = value[:-1]
+    return normalized(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))

@@ -1,0 +1,54 @@
+"""What a user should know of the rows of a task before anything is trained on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from zofo.tasks.config import TaskConfig
+from zofo.tasks.duplicates import repeats_of
+from zofo.tasks.example import Example
+from zofo.tasks.notes import likely_mistakes
+from zofo.tasks.reading import file_of
+from zofo.tasks.task import SPLITS, Split, Task
+
+_FEW = 2  # rows of a label
+
+
+def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
+    """Labels that look like mistakes, rows that are there again, and labels that a split lacks or train has few of.
+
+    Args:
+        task: whose rows.
+        examples: of each split, without demonstrations.
+    """
+    repeats = repeats_of(examples, task.kind == "generation")
+    notes = likely_mistakes(task, examples)
+    notes += [note for split, found in repeats.items() for note in found.notes(split, len(examples[split]))]
+    if task.kind != "classification":
+        return notes
+    names = [str(label) for label in task.label_names]
+    for split, rows in examples.items():
+        counts = Counter(gold for one in rows for gold in one.golds)
+        if split == "train" and counts:
+            lacks = [repr(name) for gold, name in enumerate(names) if gold not in counts]
+            few = [f"{name!r} ({counts[gold]})" for gold, name in enumerate(names) if 0 < counts[gold] <= _FEW]
+            notes += [f"no row of train has the label {', '.join(lacks)}"] * bool(lacks)
+            notes += [f"train has few rows of the label {', '.join(few)}"] * bool(few and len(rows) > _FEW * len(names))
+        elif len(counts) == 1:
+            label = names[next(iter(counts))]
+            notes.append(f"all {len(rows)} rows of {split} have the label {label!r}: saying it always scores 100 %")
+    return notes
+
+
+def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
+    """The splits whose rows are at hand once those of train and validation are read; of several tasks, no other."""
+    if config.several:
+        return list(SPLITS[:2])
+    known = {task.splits[split].origin for split in SPLITS[:2]}
+    if config.data_dir is not None:
+        folder = config.data_dir
+        return [split for split in SPLITS if file_of(folder, task.splits[split].origin) is not None]
+    local = Path(config.data).exists() if config.data is not None else bool(task.source and task.source.embedded)
+    return [split for split in SPLITS if local or task.splits[split].origin in known]
