@@ -74,7 +74,7 @@ def test_eval_of_a_run(run_zofo, trained):
     assert f"accuracy {100 * summary['accuracy']:.1f} % on validation" in out
     code, out, _ = run_zofo("eval", trained, "--json")
     found = json.loads(out)
-    assert set(found) == {"split", "accuracy", "loss", "majority"}
+    assert set(found) == {"split", "rows", "accuracy", "loss", "majority"}
     assert found["loss"] == pytest.approx(summary["loss"], abs=1e-5)
     _, out, _ = run_zofo("eval", trained, "--json", "--variant", "lower_adapter")
     assert json.loads(out)["loss"] == pytest.approx(summary["variants"]["lower_adapter"]["loss"], abs=1e-5)

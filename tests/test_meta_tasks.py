@@ -257,7 +257,7 @@ def test_a_run_on_several_tasks_is_not_tested_on_one_of_them(root, tmp_path):
         [*back, f"task.data={root / 'pick'}", "task.allow_overlap=true"],
     ):
         with pytest.raises(ZofoError, match="no/such-model"):
-            evaluate_run(run, [*model, *given])
+            evaluate_run(run, [*model, *given], "test")
 
 
 def test_a_packaged_task_that_a_run_was_trained_on_is_known_by_the_name_in_a_task_file(root, tmp_path, data_dir):

@@ -139,8 +139,9 @@ def _on_all_rows(
                 f"{data!r} has no rows called {split}; it has {', '.join(sorted(origins)) or 'none'}",
                 f"choose with --split {next(iter(sorted(origins & set(SPLITS))), 'test')}, or name one file of it",
             )
-        whole = resolve_task(config.task, whole=True)
-        return load_material(config, remote_code, (split,), task=whole), split
+        if split == "train":  # of which rows might be drawn for others
+            return _load_whole(config, data, split, remote_code)
+        return load_material(config, remote_code, (split,)), split
     bare = config.model_copy(update={"task": config.task.model_copy(update={"demonstrations": 0})})
     material, on = _load_whole(bare, data, split, remote_code)
     if task.demonstrations:  # of the run's own rows, as `predict` has them
