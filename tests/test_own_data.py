@@ -487,7 +487,7 @@ def test_labels_that_look_like_a_mistake_are_pointed_out(run_zofo, models, tmp_p
     assert code == 0, err
     assert note in out
     _, out, _ = run_zofo("validate", "--data", file, "--json")
-    assert cells(out)["notes"] == [note.removeprefix("note: ")]
+    assert cells(out)["notes"] == [note.removeprefix("note: "), "train has few rows of the label 'goood' (1)"]
     train = ["train", f"model={models / 'plain'}", "--data", file, "method=zero-shot", f"run={tmp_path / 'run'}"]
     sizes = "task.sizes={train: 59, validation: 1, test: 1}"
     code, _, err = run_zofo(*train, sizes)
