@@ -11,10 +11,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from conftest import build_model, build_tokenizer
 from zofo.adapters.base import quiet_peft
-from zofo.backbone import Head, ModelConfig, head_of, load_model
+from zofo.backbone import Head, ModelConfig, head_of, load_model, load_tokenizer
 from zofo.backbone.heads import complete_head, default_head, is_encoder
 from zofo.backbone.probing import refuse_unfit_for_scoring
 from zofo.displacement import Key
@@ -623,3 +624,49 @@ def test_settings_of_generation_that_cannot_be_read_are_refused(saved, refused, 
     message, hint = refused(folder)
     assert "generation_config.json" in message
     assert "end a generated text" in hint
+
+
+# tokenizers
+
+
+SPLITTING = {  # keeps two line breaks together before a word
+    "type": "Sequence",
+    "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": r"\n+| ?\w+|."}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["GPT2Tokenizer", "GPT2TokenizerFast", "LlamaTokenizer", "PreTrainedTokenizerFast", None]
+)
+def test_the_tokens_are_those_of_tokenizer_json_whatever_class_is_named(tmp_path, name):
+    build_tokenizer().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    content["pre_tokenizer"] = SPLITTING
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config.pop("tokenizer_class", None)
+    config |= {"tokenizer_class": name} if name else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    build_model("llama", 390).save_pretrained(tmp_path)
+    own = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(ModelConfig(name=str(tmp_path)))
+    for text in ("first\n\nsecond", "it's 12345", "  a b\r\n c"):
+        assert loaded(text)["input_ids"] == own.encode(text).ids
+    assert (loaded.pad_token, loaded.eos_token) == ("<pad>", "</s>")
+    loaded.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert again["pre_tokenizer"] == content["pre_tokenizer"]
+
+
+def test_a_padding_token_that_the_model_does_not_have_gives_way_to_one_that_it_has(tmp_path):
+    own = build_tokenizer()
+    size = len(own)
+    own.add_special_tokens({"pad_token": "[PAD]"})
+    build_model("llama", size).save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    assert own.pad_token_id == size
+    assert load_model(str(tmp_path)).tokenizer.pad_token == "</s>"
+    assert load_tokenizer(ModelConfig(name=str(tmp_path))).pad_token == "</s>"

@@ -8,10 +8,12 @@ from zofo.backbone.loading import (
     head_of,
     load_model,
     load_tensors,
+    load_tokenizer,
     refuse_unknown_model,
     save_tensors,
 )
 from zofo.backbone.rounding import at_least_float32
+from zofo.backbone.tokenizer_loading import embeddings_of
 
 __all__ = [
     "Backbone",
@@ -21,10 +23,12 @@ __all__ = [
     "ModelConfig",
     "Update",
     "at_least_float32",
+    "embeddings_of",
     "fingerprint",
     "head_of",
     "load_model",
     "load_tensors",
+    "load_tokenizer",
     "refuse_unknown_model",
     "save_tensors",
     "selected",

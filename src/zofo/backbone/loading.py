@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from zofo.backbone.checkpoint import refuse_adapter, refuse_other_tensors, refuse_unclear_folder
 from zofo.backbone.heads import Head, complete_head, default_head, head_class, head_options, pool_last
 from zofo.backbone.probing import refuse_unfit_for_scoring
+from zofo.backbone.tokenizer_loading import complete_padding, embeddings_of, read_tokenizer
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError
@@ -94,15 +95,14 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
             cannot do what its head is for; or a checkpoint that holds an adapter, or another model's tensors.
     """
     config = ModelConfig(name=config) if isinstance(config, str) else config
-    import transformers  # takes seconds, so mistakes found before a model is loaded do not wait for it
-    from accelerate import PartialState
+    from accelerate import PartialState  # takes seconds, so mistakes found before a model is loaded do not wait for it
 
     options = {"revision": config.revision, "trust_remote_code": remote_code}
     with quiet_transformers(), _reading(config.name):
         source = _source(config)
         content = _content(source, config.revision)
         head = config.head or default_head(content)
-        tokenizer = _with_padding(transformers.AutoTokenizer.from_pretrained(source, **options), config.name)
+        tokenizer = read_tokenizer(source, config.name, **options)
         options |= head_options(head, content, config.name, labels)
         with torch.random.fork_rng(devices=[]):  # transformers draws new heads, which are overwritten below
             model, found = head_class(head).from_pretrained(
@@ -114,6 +114,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
             )
         refuse_other_tensors(model, found, config.name)
         complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
+        complete_padding(tokenizer, embeddings_of(model), config.name)
     model.config.use_cache = False
     if head == "classification":
         pool_last(model, tokenizer.pad_token_id)
@@ -126,6 +127,23 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
         with quiet_transformers():
             refuse_unfit_for_scoring(model, tokenizer.pad_token_id, config.name)
     return LoadedModel(model, tokenizer, config.name, head)
+
+
+def load_tokenizer(config: ModelConfig, remote_code: bool = False) -> Any:
+    """The tokenizer of a model that is not loaded; of the model, only the size of the vocabulary is read.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: nothing loadable there.
+    """
+    options = {"revision": config.revision, "trust_remote_code": remote_code}
+    with quiet_transformers(), _reading(config.name):
+        source = _source(config)
+        content = _content(source, config.revision)
+        tokenizer = read_tokenizer(source, config.name, **options)
+        size = content.get("vocab_size") or content.get("text_config", {}).get("vocab_size") or len(tokenizer)
+        complete_padding(tokenizer, size, config.name)
+    return tokenizer
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -192,22 +210,6 @@ def _content(source: str, revision: str | None) -> dict[str, Any]:
 
     content: dict[str, Any] = transformers.PretrainedConfig.get_config_dict(source, revision=revision)[0]
     return content
-
-
-def _with_padding(tokenizer: Any, name: str) -> Any:
-    """The tokenizer, with a token to pad with; which one does not matter, since padding is masked."""
-    if not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer of {name!r} gives no character offsets", "choose a model with a fast tokenizer"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {name!r} has no token to pad with: no pad_token, eos_token or unk_token",
-            "name one as pad_token in its tokenizer_config.json",
-        )
-    return tokenizer
 
 
 @contextmanager
