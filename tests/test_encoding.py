@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import normalizers, processors
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from conftest import build_tokenizer
-from zofo.errors import DataError
-from zofo.tasks import Example, encode, encode_masked, encode_texts
+from zofo.errors import DataError, ModelError
+from zofo.tasks import Example, encode, encode_masked, encode_texts, refuse_unknown_tokens
+from zofo.training.preview import token_notes
 
 REVIEW = "the film is a joy from start to finish ."
 
@@ -51,13 +53,14 @@ def test_a_token_merged_across_the_boundary_belongs_to_the_candidate(tokenizer):
     assert shares_a_prompt(encoded)
 
 
-def test_one_sequence_is_not_enough_when_candidates_cut_the_prompt_differently(tokenizer):
+def test_candidates_that_cut_the_prompt_differently_are_scored_from_the_same_place(tokenizer):
     """Both candidates are one token long, but only one of them swallows the end of the prompt."""
     encoded = encode_one(tokenizer, "a joy from st", ("art", " bad"))
-    assert encoded.scored == (1, 1)
-    assert encoded.rows[0][:-1] != encoded.rows[1][:-1]
+    assert encoded.scored == (1, 2)
+    assert not encoded.joined
     assert not shares_a_prompt(encoded)
-    assert pieces(tokenizer, encoded) == [("a joy from", " start"), ("a joy from st", " bad")]
+    assert pieces(tokenizer, encoded) == [("a joy from", " start"), ("a joy from", " st bad")]
+    assert encode_one(tokenizer, "a joy from st", (" bad", "art")).prompt == encoded.prompt  # whichever is right
 
 
 def test_one_sequence_is_not_enough_for_longer_candidates(tokenizer):
@@ -159,6 +162,143 @@ def test_a_candidate_without_a_token_is_refused():
     stripping.backend_tokenizer.normalizer = normalizers.Replace("*", "")
     with pytest.raises(DataError, match=r"train.jsonl:7: the candidate '\*' has no token of its own"):
         encode_one(stripping, "It was", (" bad", "*"))
+
+
+# the prompt does not know the answer
+
+
+def merging() -> transformers.PreTrainedTokenizerFast:
+    """`: C` and two line breaks are one token each, as some tokenizers have them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", "C"), (":", "ĠC"), ("Ġ", "A"), ("Ċ", "Ċ")]
+    vocabulary = {token: number for number, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\n+(?!\S)|\n|[^\n]+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(["<s>", "</s>"])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("prompt", ["Which? Answer:", "Which?\n\n", "Which?\n", "Which? "])
+@pytest.mark.parametrize("answer", [" C", " A", "C", "A", "\nC", "\n\nA", ": C"])
+def test_a_prompt_is_the_same_whatever_its_answer_is(prompt, answer):
+    own = merging()
+    alone = tuple(own(prompt)["input_ids"])
+    encoded = encode_one(own, prompt, (answer,))
+    assert encoded.prompt == alone == encode_one(own, prompt, ("",)).prompt
+    assert own.decode(encoded.rows[0]) == prompt + answer
+    assert encoded.joined == (list(encoded.rows[0]) == own(prompt + answer)["input_ids"])
+
+
+def test_a_prompt_with_candidates_is_the_same_whichever_is_right():
+    own = merging()
+    examples = [Example("Which? Answer:", (" A", " C"), (gold,)) for gold in (0, 1)]
+    first, second = encode(own, examples)
+    assert first.prompt == second.prompt == tuple(own("Which? Answer")["input_ids"])
+    assert [own.decode(row[-n:]) for row, n in zip(first.rows, first.scored, strict=True)] == [": A", ": C"]
+
+
+def metaspace() -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer that puts a space before every text, with bytes for what it does not know, as Llama 2 has it."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghijklmnopqrstuvwxyz:.?"]
+    merges = [("▁", "a"), ("▁", "g"), ("o", "n"), ("▁", "▁")]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, *("".join(pair) for pair in merges)])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("is it:", " good"), ("is it: ", "good"), ("o", "n"), ("is\n\n", "good"), ("é ", " é")]
+)
+def test_a_space_that_a_tokenizer_puts_before_a_text_is_not_put_before_an_answer(prompt, answer):
+    own = metaspace()
+    encoded = encode_one(own, prompt, (answer,))
+    assert list(encoded.prompt) == own(prompt)["input_ids"]
+    assert own.decode(encoded.rows[0], skip_special_tokens=True) == " " + prompt + answer
+
+
+def test_rows_whose_prompt_would_be_cut_by_the_answer_are_counted(tokenizer):
+    examples = [Example("It was ", ("great",), (0,), where=f"rows.jsonl:{n}") for n in (3, 4)]
+    examples.append(Example("It was", (" great",), (0,), where="rows.jsonl:5"))
+    (note,) = token_notes(tokenizer, encode(tokenizer, examples))
+    assert note.startswith("2 of 3 rows have a prompt whose last tokens would be others if the answer stood behind it")
+    assert "ends with a word or a colon" in note
+    assert note.endswith("the first is rows.jsonl:3")
+
+
+# control tokens that a row spells
+
+
+def test_control_tokens_of_a_template_are_tokens_and_those_of_a_row_are_text(with_bos):
+    own = ("is </s> a word ?", "it is <s> here")
+    ordinary = Example("<s>is it a word ?</s>\n", (" yes",), (0,))
+    spelt = Example(f"<s>{own[0]}</s>\n", (f" {own[1]}",), (0,), own=own, ends=True)
+    (plain,), (one,) = encode(with_bos, [ordinary]), encode(with_bos, [spelt])
+    for token in (1, 2):
+        assert one.prompt.count(token) == plain.prompt.count(token)
+    assert with_bos.decode(one.rows[0]) == f"<s><s>{own[0]}</s>\n {own[1]}</s>"
+    assert one.rows[0][-1] == 2
+    assert one.rows[0].count(2) == 2
+
+
+def test_a_row_that_spells_nothing_else_than_a_token_of_the_template_is_refused(tokenizer):
+    both = Example("</s> ends </s>", (" yes",), (0,), where="train.jsonl:7", own=("</s>",))
+    with pytest.raises(DataError, match=r"train.jsonl:7: a column holds '</s>' and nothing else, which cannot be told"):
+        encode(tokenizer, [both])
+    (one,) = encode(tokenizer, [Example("what ends </s>", (" yes",), (0,), own=("</s>",))])
+    assert 2 not in one.rows[0]
+
+
+def test_a_tokenizer_that_makes_control_tokens_of_text_is_refused():
+    core = Tokenizer(models.WordLevel({"a": 0, "[END]": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens(["[END]"])
+    own = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="[END]", unk_token="[UNK]")
+    with pytest.raises(DataError, match=r"train.jsonl:7: the text holds '\[END\]', of which the tokenizer makes"):
+        encode(own, [Example("a [END]", (" a",), (0,), where="train.jsonl:7", own=("a [END]",))])
+
+
+def test_a_mask_or_a_separator_that_a_row_spells_is_text():
+    masked = with_mask()
+    (one,) = encode_masked(masked, [Example("what is [MASK] ?", (" bad", " good"), (0,), own=("what is [MASK] ?",))])
+    assert one.tokens.count(masked.mask_token_id) == 1
+    assert one.tokens[one.place] == masked.mask_token_id
+    (head,) = encode_texts(masked, [Example("", ("a", "b"), texts=("</s> ends", "<s>"), own=("</s> ends", "<s>"))])
+    assert head.tokens.count(2) == 0
+    assert head.tokens.count(1) == 1  # which begins the text
+
+
+def test_a_token_that_the_model_has_no_embedding_for_is_named(tokenizer):
+    own = build_tokenizer()
+    size = len(own)
+    own.add_tokens(["<sep>"])
+    examples = [Example("a joy", (" yes",), (0,)), Example("a <sep> joy", (" yes",), (0,), where="train.jsonl:7")]
+    encoded = encode(own, examples)
+    refuse_unknown_tokens(encoded, own, size + 1)
+    with pytest.raises(DataError, match=rf"train.jsonl:7: the text holds the token '<sep>' \({size}\)") as caught:
+        refuse_unknown_tokens(encoded, own, size)
+    assert f"the model has {size} embeddings; 1 of 2 rows" in caught.value.message
+    head = encode_texts(own, [Example("", ("a", "b"), texts=("a <sep>",), where="train.jsonl:7")])
+    with pytest.raises(DataError, match=r"train.jsonl:7"):
+        refuse_unknown_tokens(head, own, size)
+
+
+def test_an_end_that_the_tokenizer_does_not_have_is_refused():
+    own = build_tokenizer()
+    own.eos_token = None
+    with pytest.raises(ModelError, match=r"train.jsonl:7: .* its tokenizer has no eos_token"):
+        encode(own, [Example("a", (" yes",), (0,), ends=True, where="train.jsonl:7")])
 
 
 def test_no_examples_are_no_error(tokenizer):

@@ -222,7 +222,7 @@ def test_what_is_asked_of_each_format(run_zofo, models, data):
     one = shown("chats.jsonl")
     system, user, answer = chats(24)[int(one["where"].rpartition(":")[2]) - 1]["messages"]
     assert one["prompt"] == f"<|system|>{system['content']}\n<|user|>{user['content']}\n<|assistant|>"
-    assert one["candidates"][0][0].rstrip() == answer["content"]
+    assert one["candidates"][0][0] == answer["content"] + "</s>"  # this template ends no answer: the model does
 
 
 def test_a_chat_is_asked_by_a_text_by_turns_or_by_a_row(run_zofo, models, data, tmp_path):
@@ -230,8 +230,10 @@ def test_a_chat_is_asked_by_a_text_by_turns_or_by_a_row(run_zofo, models, data, 
     options = ["method=zero-shot", f"run={run}"]
     assert run_zofo("train", f"model={models / 'chat'}", "--data", data / "chats.jsonl", *options)[0] == 0
     turns = [{"role": "user", "content": "was it good ?"}]
-    asked = ["was it good ?", json.dumps(turns), json.dumps({"messages": turns})]
-    _, out, _ = run_zofo("predict", run, *asked, "--json")
+    system = {"role": "system", "content": "an honest picture"}  # which a text gets: all chats of the run begin with it
+    asked = ["was it good ?", json.dumps([system, *turns]), json.dumps({"messages": [system, *turns]})]
+    _, out, err = run_zofo("predict", run, *asked, "--json")
+    assert "warning" not in err
     answers = [cells(line)["answer"] for line in out.splitlines()]
     assert len(answers) == 3
     assert len(set(answers)) == 1
@@ -266,6 +268,28 @@ def test_turns_that_the_models_template_refuses_are_named(run_zofo, models, data
     assert "chats.jsonl:" in err
     assert "the model's chat template refuses the turns: no system turns here" in err
     assert "hint: mend the row" in err
+
+
+def test_the_white_space_of_a_completion_is_kept(run_zofo, models, tmp_path):
+    rows = [{"prompt": f"def f{i}():", "completion": f"\n    a = {i}\n    return a\n"} for i in range(12)]
+    write_rows(tmp_path / "code.jsonl", rows)
+    seen = cells(run_zofo("preview", f"model={models / 'plain'}", "--data", tmp_path / "code.jsonl", "--json")[1])
+    number = int(seen["examples"][0]["where"].rpartition(":")[2]) - 1
+    assert seen["examples"][0]["candidates"][0][0] == rows[number]["completion"] + "</s>"
+    assert seen["notes"] == []
+
+
+def test_what_is_unusual_about_tokens_is_counted_and_said(run_zofo, models, tmp_path):
+    rows = [
+        {"prompt": f"what ends text {i} ?", "completion": "it is </s> , I think" if i % 2 else "it"} for i in range(12)
+    ]
+    write_rows(tmp_path / "spelt.jsonl", rows)
+    model = f"model={models / 'plain'}"
+    for command in ("preview", "validate"):
+        code, out, err = run_zofo(command, model, "--data", tmp_path / "spelt.jsonl")
+        assert code == 0, err
+        assert "rows spell control tokens of the model, which are read as text; the first is " in out
+    assert "control tokens" not in run_zofo("validate", "--data", tmp_path / "spelt.jsonl")[1]  # of no model
 
 
 # splits

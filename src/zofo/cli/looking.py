@@ -41,11 +41,13 @@ def preview(
     sequences = "one sequence" if seen.sequences == 1 else f"{seen.sequences} sequences"
     text = f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example"
     out.print(text, highlight=False, soft_wrap=True)
+    for note in seen.notes:
+        out.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 @commands.command()
 def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, as_json: AsJson = False) -> None:
-    """Check a task and all its rows, without a model: zofo validate task=my.yaml."""
+    """Check a task and all its rows, and with model=NAME their tokens: zofo validate task=my.yaml."""
     from zofo.training import as_percent
     from zofo.training import validate as check
 

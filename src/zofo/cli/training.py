@@ -91,7 +91,10 @@ def predict(
     from zofo.training import as_percent
     from zofo.training import predict as label_texts
 
-    for prediction in label_texts(run, texts, variant, best, model, trust_remote_code):
+    def warn(text: str) -> None:
+        err.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    for prediction in label_texts(run, texts, variant, best, model, trust_remote_code, warn):
         if as_json:
             typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
             continue

@@ -6,7 +6,7 @@ import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[s
         how: stop rules and temperature.
 
     Returns:
-        One text for each example, without the prompt and what ended it, stripped.
+        One text for each example, without the prompt, what ended it, and white space around it: only the indentation
+        of its first line is kept, where that is more than the space that a word begins with.
 
     Raises:
         ModelError: the model cannot generate.
@@ -58,6 +59,8 @@ def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[s
             f"{type(model).__name__} cannot generate text", "choose a causal language model, with model.head=causal-lm"
         )
     prompts = [list(example.prompt) for example in examples]
+    how = _with_stops_of(examples, how)
+    texts = _stop_texts(how)
     longest, pad = max(map(len, prompts)), how.tokenizer.pad_token_id
     device = next(model.parameters()).device
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=device)
@@ -68,23 +71,40 @@ def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[s
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
-            stopping_criteria=[_Stops(how, longest)] if how.stop else [],
+            stopping_criteria=[_Stops(how.tokenizer, texts, longest)] if texts else [],
             logits_processor=[_Drawn(how, prompts, longest)] if how.temperature > 0 else [],
         )
     ends = set(settings.eos_token_id)
     rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in found[:, longest:].tolist()]
-    return [_cut(text, how.stop) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    return [_cut(text, texts) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def _with_stops_of(examples: Sequence[Encoded], how: Generation) -> Generation:
+    """The same with what ends the answers of a chat template, beside the stops of the task."""
+    return replace(how, stop=tuple(dict.fromkeys([*how.stop, *(stop for one in examples for stop in one.stops)])))
+
+
+def _stop_texts(how: Generation) -> tuple[str, ...]:
+    """The stops that are no special tokens: those end a text as tokens, and may be spelt in it."""
+    special = _special_tokens(how.tokenizer)
+    return tuple(stop for stop in how.stop if stop not in special)
+
+
+def _special_tokens(tokenizer: Any) -> frozenset[str]:
+    """The tokens that a decoded text does not show, named by the tokenizer or not."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return frozenset([*tokenizer.all_special_tokens, *added])
 
 
 class _Stops:
     """Ends a text when it holds a stop; white space before its first word is none, or many would end before it."""
 
-    def __init__(self, how: Generation, start: int) -> None:
-        self._how, self._start = how, start
+    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
+        self._tokenizer, self._stop, self._start = tokenizer, stop, start
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        texts = self._how.tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
-        ended = [any(stop in text.lstrip() for stop in self._how.stop) for text in texts]
+        texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
+        ended = [any(stop in text.lstrip() for stop in self._stop) for text in texts]
         return torch.tensor(ended, device=input_ids.device)
 
 
@@ -123,16 +143,18 @@ def _ends(model: Any, how: Generation) -> list[int]:
     """The tokens that end a text, by the model's own account and the tokenizer's; and stops that are no text."""
     tokenizer = how.tokenizer
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    special = [tokenizer.convert_tokens_to_ids(stop) for stop in how.stop if stop in tokenizer.all_special_tokens]
+    special = [tokenizer.convert_tokens_to_ids(stop) for stop in how.stop if stop in _special_tokens(tokenizer)]
     ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, *special]
     return sorted({end for end in ends if end is not None})
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """A text up to its first stop, wherever it began with white space."""
-    text = text.lstrip()
-    ends = [place for place in (text.find(one) for one in stop) if place >= 0]
-    return text[: min(ends, default=len(text))].strip()
+    """A text up to its first stop, wherever it began with white space; of that, the indentation of a line is kept."""
+    said = text.lstrip()
+    before = text[: len(text) - len(said)].rpartition("\n")[2]
+    ends = [place for place in (said.find(one) for one in stop) if place >= 0]
+    said = said[: min(ends, default=len(said))].rstrip()
+    return said if before in ("", " ") or not said else before + said
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from zofo.tasks.batch import Batch, collate, collate_masked
 from zofo.tasks.batches import Batches
 from zofo.tasks.channel import encode_channel
 from zofo.tasks.config import TaskConfig
+from zofo.tasks.control_tokens import Speller
 from zofo.tasks.data import origins_of
 from zofo.tasks.demonstrations import with_demonstrations
 from zofo.tasks.encoding import Encoded, encode
@@ -18,6 +19,7 @@ from zofo.tasks.row_notes import readable_splits, row_notes
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
 from zofo.tasks.text_batch import TextBatch, collate_texts
 from zofo.tasks.unseen import refuse_trained_on
+from zofo.tasks.vocabulary import refuse_unknown_tokens
 
 __all__ = [
     "METRICS",
@@ -31,6 +33,7 @@ __all__ = [
     "EncodedText",
     "Example",
     "Metric",
+    "Speller",
     "Split",
     "Task",
     "TaskConfig",
@@ -51,6 +54,7 @@ __all__ = [
     "packaged_text",
     "readable_splits",
     "refuse_trained_on",
+    "refuse_unknown_tokens",
     "render",
     "resolve_task",
     "row_notes",

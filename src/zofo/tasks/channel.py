@@ -53,7 +53,7 @@ def encode_channel(
             )
         prompt = example.prompt.strip()
         flat += [
-            Example(example.before + _candidate(example, number), (prompt,), (0,), where=example.where)
+            Example(example.before + _candidate(example, number), (prompt,), (0,), where=example.where, own=example.own)
             for number in range(len(example.candidates))
         ]
     heads = iter(_lengths(tokenizer, [one.before for one in examples]))

@@ -49,20 +49,21 @@ def with_demonstrations(
     solved = []
     for number, example in enumerate(examples):
         order = permutation(Key(seed, number), "demonstrations of one", len(pool)) if shared is None else shared
-        own = question_of(example, with_candidates)
-        chosen = [pool[i] for i in islice((i for i in order if asked[i] != own), wanted)]
+        asks = question_of(example, with_candidates)
+        chosen = [pool[i] for i in islice((i for i in order if asked[i] != asks), wanted)]
         if len(chosen) < wanted:
             raise ConfigError(
                 f"task.demonstrations is {wanted}, but only {len(chosen)} rows of train ask something else than "
                 f"{example.where}",
                 "ask for fewer, or give more rows",
             )
+        own = tuple(text for one in (*chosen, example) for text in one.own)
         if config.scoring == "channel":
-            solved.append(replace(example, before="".join(in_channel(one) + separator for one in chosen)))
+            solved.append(replace(example, before="".join(in_channel(one) + separator for one in chosen), own=own))
             continue
         before = separator.join(_solved(one) for one in chosen) + separator
         free = before + example.content_free if example.content_free else ""
-        solved.append(replace(example, prompt=before + example.prompt, content_free=free))
+        solved.append(replace(example, prompt=before + example.prompt, content_free=free, own=own))
     return solved
 
 

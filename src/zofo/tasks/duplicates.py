@@ -22,7 +22,7 @@ def question_of(example: Example, with_candidates: bool) -> Hashable:
         example: without demonstrations.
         with_candidates: whether candidates are a part of what is asked; those of a generation hold its answer.
     """
-    turns = tuple((role, normalized(content)) for role, content in example.messages)
+    turns = tuple((role, normalized(content), *others) for role, content, *others in example.messages)
     texts = tuple(normalized(text) for text in example.texts)
     candidates = tuple(sorted(normalized(text) for text in example.candidates)) if with_candidates else ()
     return normalized(example.prompt), turns, texts, candidates

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import jinja2
+from typing import Any, NamedTuple
 
 from zofo.errors import DataError, ModelError
+from zofo.tasks.chats import as_example, write_chat
+from zofo.tasks.control_tokens import Coded, Speller, Spelt
 from zofo.tasks.example import Example
 
 
@@ -21,12 +22,16 @@ class Encoded:
         scored: for each candidate, how many tokens at the end of its row belong to it.
         gold: index of the candidate that is trained on.
         example: as text.
+        stops: texts and tokens that end its answer, beside those of the task.
+        joined: whether prompt and candidates have the tokens that they have as one text, and begin where all do.
     """
 
     rows: tuple[tuple[int, ...], ...]
     scored: tuple[int, ...]
     gold: int
     example: Example | None = None
+    stops: tuple[str, ...] = ()
+    joined: bool = True
 
     @property
     def length(self) -> int:
@@ -49,15 +54,39 @@ class Encoded:
         return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0)
 
 
+class _Asked(NamedTuple):
+    """An example in the words that are tokenised.
+
+    Args:
+        example: as people read it, its candidates with what ends them.
+        prompt, candidates: the same, with marks if `marked`.
+        marked: whether control tokens of a template are marked, as `Speller.marked` does it.
+        stops: texts and tokens that end an answer, beside those of the task.
+        block: of a chat, what its template writes before an answer by itself.
+    """
+
+    example: Example
+    prompt: str
+    candidates: tuple[str, ...]
+    marked: bool
+    stops: tuple[str, ...] = ()
+    block: str = ""
+
+    def spelt(self, text: str) -> Spelt:
+        """A text of this example, to be tokenised."""
+        return Spelt(text, None, self.marked, self.example.where)
+
+
 def encode(
     tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
 ) -> list[Encoded]:
     """Tokenise examples for a causal language model.
 
-    The text of prompt and candidate is tokenised together. Its candidate tokens are those from the first whose span
-    ends after the prompt, found by character offsets: a token merged across the boundary belongs to the candidate, and
-    lengths are never subtracted. A candidate with nothing before it is predicted from the token that begins a text, or
-    from the one that ends texts where a model has no other.
+    The prompt does not depend on what is right. With one candidate, the answer of a generation, its tokens are those
+    of the prompt alone, and the answer's follow. With several, each row is tokenised as one text, and all are scored
+    from the same place: the last before the first token of any candidate, found by character offsets, up to which
+    they have the same tokens. Lengths are never subtracted. A candidate with nothing before it is predicted from the
+    token that begins a text, or from the one that ends texts where a model has no other.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -67,93 +96,132 @@ def encode(
 
     Raises:
         DataError: a text longer than `limit`, candidates of one example that have the same tokens, or a candidate that
-            has no token, or none before it to be predicted from; turns that the chat template refuses.
-        ModelError: a chat, and a tokenizer without a chat template.
+            has no token, or none before it to be predicted from; turns that the chat template refuses or changes.
+        ModelError: a chat, and a tokenizer without a chat template or with one that cannot be trained with.
     """
     if not examples:
         return []
-    chat = bool(examples[0].messages)
-    examples = [_as_text(tokenizer, example) for example in examples]
-    texts = [example.prompt + candidate for example in examples for candidate in example.candidates]
-    coded = tokenizer(
-        texts, return_offsets_mapping=True, return_attention_mask=False, add_special_tokens=not chat, verbose=False
-    )
-    special = set(tokenizer.all_special_ids)
-    pairs = iter(zip(coded["input_ids"], coded["offset_mapping"], strict=True))
+    speller = Speller(tokenizer)
+    asked = [_asked(speller, example) for example in examples]
+    _refuse_mixed(asked)
+    add = {"add_special_tokens": not examples[0].messages}
+    wholes = iter(speller.code([one.spelt(one.prompt + text) for one in asked for text in one.candidates], **add))
+    alone = iter(speller.code([one.spelt(one.prompt) for one in asked if len(one.candidates) == 1], **add))
+    end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     encoded = []
-    for example in examples:
-        rows: list[tuple[int, ...]] = []
-        starts: list[int] = []
-        for candidate in example.candidates:
-            ids, spans = next(pairs)
-            if not chat:
-                ids, spans = _without_closing(ids, spans, special)
-            start = next((i for i, span in enumerate(spans) if span[1] > len(example.prompt)), len(spans))
-            if not candidate:  # nothing to score: the end of a text holds its place
-                ids, start = [*ids, _end_of_text(tokenizer)], len(ids)
-            rows.append(tuple(ids))
-            starts.append(start)
-        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        if min(starts) == 0 and first is not None:
-            rows, starts = [(first, *row) for row in rows], [start + 1 for start in starts]
-        for number, (row, start) in enumerate(zip(rows, starts, strict=True)):
-            _refuse_unscorable(example, number, start, len(row))
-        scored = [len(row) - start for row, start in zip(rows, starts, strict=True)]
-        rows = _fitted(rows, min(starts), limit, truncate, special, example)
-        _refuse_clash(example, rows)
-        encoded.append(Encoded(tuple(rows), tuple(scored), example.gold, example))
+    for one in asked:
+        coded = [_without_closing(speller, next(wholes), add) for _ in one.candidates]
+        if len(coded) == 1:
+            rows, start, joined = _answered(
+                speller, one, _without_closing(speller, next(alone), add).ids, coded[0], end
+            )
+        else:
+            rows, start, joined = _from_one_place(coded, len(one.prompt))
+        if start == 0 and first is not None:
+            rows, start = [(first, *row) for row in rows], 1
+        for candidate, row in enumerate(rows):
+            _refuse_unscorable(one.example, candidate, start, len(row))
+        scored = tuple(len(row) - start for row in rows)
+        rows = _fitted(rows, start, limit, truncate, speller.special, one.example)
+        _refuse_clash(one.example, rows)
+        encoded.append(Encoded(tuple(rows), scored, one.example.gold, one.example, one.stops, joined))
     return encoded
 
 
-def _as_text(tokenizer: Any, example: Example) -> Example:
+def _asked(speller: Speller, example: Example) -> _Asked:
     """A chat in the words of the model's template, and candidates with the model's own end of text if it follows."""
-    if not example.messages:
-        if not example.ends:
-            return example
-        return replace(example, candidates=tuple(text + (tokenizer.eos_token or "") for text in example.candidates))
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ModelError(
-            f"{example.where}: a chat, but the model's tokenizer has no chat template",
-            "choose a model that was made for chats, or give columns prompt and completion",
-        )
-    turns = [{"role": role, "content": content} for role, content in example.messages]
-    prompt = _in_template(tokenizer, turns, example.where, add_generation_prompt=True)
-    candidates = []
-    for answer in example.candidates:
-        answered = [*turns, {"role": "assistant", "content": answer}]
-        whole = _in_template(tokenizer, answered, example.where, add_generation_prompt=False)
-        follows = whole[len(prompt) :].rstrip() if whole.startswith(prompt) else answer + (tokenizer.eos_token or "")
-        candidates.append(follows if answer else "")
-    return replace(example, prompt=prompt, candidates=tuple(candidates))
+    if example.messages:
+        chat, marked = write_chat(speller, example)
+        return _Asked(as_example(example, chat), chat.prompt, (chat.answer,), marked, chat.stops, chat.block)
+    marked = speller.spells(example.own)
+    prompt, candidates = example.prompt, example.candidates
+    if marked:
+        prompt = speller.marked(prompt, example.own, example.where)
+        candidates = tuple(speller.marked(text, example.own, example.where) for text in candidates)
+    if example.ends:
+        ending = speller.tokenizer.eos_token
+        if ending is None:
+            raise ModelError(
+                f"{example.where}: the model's end of text is to follow the answer, but its tokenizer has no eos_token",
+                "name one in its tokenizer_config.json, or give the task a text that ends answers with stop",
+            )
+        example = replace(example, candidates=tuple(text + ending if text else "" for text in example.candidates))
+        ending = speller.marked(ending, (), example.where) if marked else ending
+        candidates = tuple(text + ending if text else "" for text in candidates)
+    return _Asked(example, prompt, candidates, marked)
 
 
-def _in_template(tokenizer: Any, turns: list[dict[str, str]], where: str, add_generation_prompt: bool) -> str:
-    """A chat as the model's own template writes it; templates refuse turns that their models do not know."""
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except jinja2.TemplateError as error:
+def _refuse_mixed(asked: Sequence[_Asked]) -> None:
+    """Raises DataError for chats with and without thoughts, if the template asks for them with different prompts."""
+    with_block = [one.example for one in asked if one.block]
+    first = {example.thinks: example for example in reversed(with_block)}
+    if len(first) > 1:
         raise DataError(
-            f"{where}: the model's chat template refuses the turns: {error}", "mend the row, or choose another model"
-        ) from error
-    return str(text)
+            f"{first[True].where}: the answer holds what was thought before it, and that of {first[False].where} does "
+            "not; the model's chat template asks for them in different words, so that the prompt would tell",
+            "give all answers their reasoning_content, or none",
+        )
 
 
-def _end_of_text(tokenizer: Any) -> int:
-    return int(tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
+def _answered(
+    speller: Speller, asked: _Asked, prompt: list[int], whole: Coded, end: int
+) -> tuple[list[tuple[int, ...]], int, bool]:
+    """The row of a prompt with its only candidate, where that begins, and whether both are tokenised as one text.
+
+    Where one text would have other tokens than the prompt, the candidate's are those after a text that it does not
+    merge with.
+
+    Raises:
+        DataError: it merges with every one.
+    """
+    candidate = asked.candidates[0]
+    if not candidate:  # nothing to score: the end of a text holds its place
+        return [(*prompt, end)], len(prompt), True
+    if whole.ids[: len(prompt)] == prompt:
+        return [tuple(whole.ids)], len(prompt), True
+    befores = ("\n", ":", ".", "x")
+    texts = [asked.spelt(before + text) for before in befores for text in ("", candidate)]
+    found = [one.ids for one in speller.code(texts, add_special_tokens=False)]
+    for head, both in zip(found[::2], found[1::2], strict=True):
+        if both[: len(head)] == head:
+            return [(*prompt, *both[len(head) :])], len(prompt), False
+    raise DataError(
+        f"{asked.example.where or repr(asked.example.prompt[:40])}: the candidate "
+        f"{asked.example.candidates[0][:80]!r} has no tokens of its own after the prompt",
+        "let the template end with a word or a colon, and the answer begin with a word",
+    )
 
 
-def _without_closing(
-    ids: list[int], spans: list[tuple[int, int]], special: set[int]
-) -> tuple[list[int], list[tuple[int, int]]]:
+def _from_one_place(coded: Sequence[Coded], prompt: int) -> tuple[list[tuple[int, ...]], int, bool]:
+    """The rows of several candidates, the place that all are scored from, and whether each begins there.
+
+    Args:
+        coded: prompt and candidate as one text, for each candidate.
+        prompt: characters of the prompt.
+    """
+    starts = [next((i for i, span in enumerate(one.spans) if span[1] > prompt), len(one.ids)) for one in coded]
+    columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*(one.ids for one in coded), strict=False))
+    start = min(*starts, sum(1 for _ in columns))
+    return [tuple(one.ids) for one in coded], start, set(starts) == {start}
+
+
+def _without_closing(speller: Speller, coded: Coded, add: Mapping[str, bool]) -> Coded:
     """Without the special tokens that some tokenizers append."""
-    end = len(ids)
-    while end > 1 and ids[end - 1] in special and spans[end - 1][0] == spans[end - 1][1]:
+    end = len(coded.ids) if add["add_special_tokens"] else 0
+    last = end
+    while end > 1 and coded.ids[end - 1] in speller.special and coded.spans[end - 1][0] == coded.spans[end - 1][1]:
         end -= 1
-    return ids[:end], spans[:end]
+    return coded if end == last else Coded(coded.ids[:end], coded.spans[:end], coded.types[:end])
 
 
 def _fitted(
-    rows: list[tuple[int, ...]], prompt: int, limit: int | None, truncate: bool, special: set[int], example: Example
+    rows: list[tuple[int, ...]],
+    prompt: int,
+    limit: int | None,
+    truncate: bool,
+    special: Collection[int],
+    example: Example,
 ) -> list[tuple[int, ...]]:
     """Rows within the limit; the same tokens are dropped for every candidate, so that all follow the same prompt."""
     longest = max(map(len, rows))

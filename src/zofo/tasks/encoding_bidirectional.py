@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from zofo.errors import DataError
+from zofo.tasks.control_tokens import Speller, Spelt
 from zofo.tasks.encoding import too_long
 from zofo.tasks.example import Example
 
@@ -58,6 +59,26 @@ class EncodedText:
         return len(self.tokens)
 
 
+class _Parts(NamedTuple):
+    """The parts of an example that are tokenised as one text, with marks if `marked`."""
+
+    prompt: str
+    texts: tuple[str, ...]
+    ending: str
+    marked: bool
+    where: str
+
+
+def _in_parts(speller: Speller, example: Example) -> _Parts:
+    if not speller.spells(example.own):
+        return _Parts(example.prompt, example.candidates, example.ending, False, example.where)
+    prompt, ending, *texts = (
+        speller.marked(text, example.own, example.where)
+        for text in (example.prompt, example.ending, *example.candidates)
+    )
+    return _Parts(prompt, tuple(texts), ending, True, example.where)
+
+
 def encode_masked(
     tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
 ) -> list[EncodedMask]:
@@ -76,19 +97,18 @@ def encode_masked(
 
     Source: the label words of LM-BFF (Gao, Fisch, Chen 2021), as in MeZO's RoBERTa experiments.
     """
-    texts = [one.prompt + candidate + one.ending for one in examples for candidate in one.candidates]
-    if not texts:
-        return []
-    coded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False)
-    pairs = iter(zip(coded["input_ids"], coded["offset_mapping"], strict=True))
+    speller = Speller(tokenizer)
+    asked = [_in_parts(speller, example) for example in examples]
+    texts = [Spelt(one.prompt + text + one.ending, None, one.marked, one.where) for one in asked for text in one.texts]
+    pairs = iter(speller.code(texts))
     encoded = []
-    for example in examples:
+    for example, own in zip(examples, asked, strict=True):
         around: tuple[int, ...] = ()
         place = 0
         targets: list[int] = []
-        for candidate in example.candidates:
-            ids, spans = next(pairs)
-            start, end = len(example.prompt), len(example.prompt) + len(candidate)
+        for candidate, text in zip(example.candidates, own.texts, strict=True):
+            ids, spans, _ = next(pairs)
+            start, end = len(own.prompt), len(own.prompt) + len(text)
             inside = [i for i, span in enumerate(spans) if span[1] > start and span[0] < end and span[0] < span[1]]
             frame = tuple(ids[: inside[0]] + ids[inside[-1] + 1 :]) if inside else ()
             if len(inside) != 1 or (targets and frame != around):
@@ -132,24 +152,30 @@ def encode_texts(
     texts = [example.texts for example in examples]
     if tokenizer.sep_token_id is None:
         texts = [("\n".join(pair),) for pair in texts]
-    seconds = [pair[1] for pair in texts] if len(texts[0]) == 2 else None
+    speller = Speller(tokenizer)
+    spelt = [_pair(speller, example, pair) for example, pair in zip(examples, texts, strict=True)]
     with _cutting_on_the_left(tokenizer):
-        coded = tokenizer(
-            [pair[0] for pair in texts],
-            seconds,
+        coded = speller.code(
+            spelt,
             truncation="longest_first" if truncate and limit else False,
             max_length=limit if truncate else None,
-            verbose=False,
         )
-    types = coded.get("token_type_ids") or [()] * len(examples)
     encoded = []
-    for example, ids, kinds in zip(examples, coded["input_ids"], types, strict=True):
+    for example, (ids, _, kinds) in zip(examples, coded, strict=True):
         if limit and len(ids) > limit:
             raise too_long(example, len(ids), limit)
         if not ids:
             raise DataError(f"{example.where}: the text has no token", "mend or remove the row")
         encoded.append(EncodedText(tuple(ids), tuple(kinds), example.gold, example))
     return encoded
+
+
+def _pair(speller: Speller, example: Example, texts: Sequence[str]) -> Spelt:
+    """The one or two texts of an example, to be tokenised."""
+    marked = speller.spells(example.own)
+    if marked:
+        texts = [speller.marked(text, example.own, example.where) for text in texts]
+    return Spelt(texts[0], texts[1] if len(texts) == 2 else None, marked, example.where)
 
 
 @contextmanager

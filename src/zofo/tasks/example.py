@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-Message = tuple[str, str]
-"""A turn of a chat: role and content."""
+Message = tuple[str, str] | tuple[str, str, str]
+"""A turn of a chat: role and content, and as JSON what else it has, if anything."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Example:
         messages: of a chat, the turns before the answer; they take the place of `prompt`.
         before: where prompts are scored after candidates, the demonstrations, which stand before the candidate.
         task: of several tasks at once, the name of its own; "" for a task by itself.
+        reply: of a chat, what else the answer has, such as tool calls, as JSON; "" for nothing.
+        thinks: of a chat, whether the answer holds what was thought before it, so that it begins with that.
+        tools: of a chat, what may be called, as JSON; "" for nothing.
+        own: texts of the row as they were written into prompt, candidates and texts, in that order: control tokens
+            that are spelt in them stay text.
     """
 
     prompt: str
@@ -41,6 +46,10 @@ class Example:
     messages: tuple[Message, ...] = ()
     before: str = ""
     task: str = ""
+    reply: str = ""
+    thinks: bool = False
+    tools: str = ""
+    own: tuple[str, ...] = ()
 
     @property
     def gold(self) -> int:

@@ -21,6 +21,8 @@ MOST_CHARACTERS = 10_000_000
 """That one template may make for one row, all of its parts together; entries, of a list."""
 _MOST_WIDTH = 10_000  # numbers that say how long a result shall be, such as the width of `center`
 _MOST_BITS = 4096  # of a whole number
+WRITTEN = "texts written by this template"
+"""The name of a list in a template's context, of the texts that it writes; no template can name it."""
 _CHANCE = {"lipsum": "text by chance", "cycler": "an iterator with a state", "joiner": "an iterator with a state"}
 _GROWING = frozenset(  # filters and methods whose result may be longer than what they are given
     [
@@ -153,12 +155,15 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     return limited_function
 
 
-def _written(value: Any) -> Any:
+@jinja2.pass_context
+def _written(context: jinja2.runtime.Context, value: Any) -> Any:
     """What a template writes: no function, iterator or other thing that has no text of its own."""
     if callable(value) and not isinstance(value, jinja2.Undefined):
         raise TypeError(f"{getattr(value, '__name__', value)!r} is a function: call it, as in column.strip()")
     if isinstance(value, Iterator):
         raise TypeError("an iterator has no text: end with | list or | join")
+    if isinstance(value, str) and value.strip():
+        context[WRITTEN].append(value)
     return _measured(value)
 
 

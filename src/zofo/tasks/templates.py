@@ -11,7 +11,7 @@ import jinja2.meta
 import jinja2.nodes
 
 from zofo.errors import DataError
-from zofo.tasks.template_limits import PromptEnvironment, counted, limited, refuse_address
+from zofo.tasks.template_limits import WRITTEN, PromptEnvironment, counted, limited, refuse_address
 
 CHOICE = "choice"
 """The name under which a template of choices sees the choice."""
@@ -107,8 +107,24 @@ def plain_columns(template: str) -> frozenset[str]:
 _FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
 
 
-def fill(template: str, fields: Mapping[str, Any], where: str, expression: bool = False) -> Any:
+@functools.lru_cache(maxsize=256)
+def _constants(template: str) -> frozenset[str]:
+    """The texts that a template holds in its expressions, such as 'because' in {{ 'because' if cause else 'so' }}."""
+    found = _environment().parse(template).find_all(jinja2.nodes.Const)
+    return frozenset(node.value for node in found if isinstance(node.value, str))
+
+
+def fill(
+    template: str, fields: Mapping[str, Any], where: str, expression: bool = False, own: list[str] | None = None
+) -> Any:
     """A template with the columns of one row in place: a text; of an expression, its value.
+
+    Args:
+        template: or an expression.
+        fields: the columns of the row.
+        where: file and line, for messages.
+        expression: whether it is one.
+        own: a list to which the texts are added that the row wrote, in their order.
 
     Raises:
         DataError: it cannot be filled with this row.
@@ -117,8 +133,9 @@ def fill(template: str, fields: Mapping[str, Any], where: str, expression: bool 
         if isinstance(fields.get(column), list | dict):
             raise DataError(f"{where}: column {column!r} is {fields[column]!r}, not a text", "mend or remove the row")
     try:
+        written: list[str] = []
         with limited():
-            value = _compiled(template, expression)(**{ROW: fields, **fields})
+            value = _compiled(template, expression)(**{ROW: fields, **fields, WRITTEN: written})
             value = list(counted(value)) if isinstance(value, Iterator) else value
         if isinstance(value, str):
             refuse_address(value, fields)
@@ -129,6 +146,8 @@ def fill(template: str, fields: Mapping[str, Any], where: str, expression: bool 
         ) from error
     if isinstance(value, jinja2.Undefined):
         raise DataError(f"{where}: {template!r} has no value in this row", "mend the row, or the task file")
+    if own is not None and not expression:
+        own += [text for text in written if text not in _constants(template)]
     return value
 
 

@@ -16,6 +16,7 @@ from zofo.config import is_device
 from zofo.errors import RunError
 from zofo.objectives import Reward
 from zofo.tasks import Example, Task
+from zofo.training.chat_form import chat_form
 from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.disk import part_of, sync, write_whole
 from zofo.training.inventory import surroundings
@@ -24,7 +25,7 @@ from zofo.training.run import CONFIG, LOCK, TASK, RunFolder
 
 _BEGUN = {LOCK, part_of(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
-_NOT_COMPARED = ("where",)  # of an example: its place is for messages
+_NOT_COMPARED = ("where", "own")  # of an example: its place is for messages, and its own texts are in the others
 
 
 def new_folder(config: RunConfig) -> RunFolder:
@@ -89,6 +90,7 @@ def start_of(material: Material, base_hash: str, objective: str, reward: Reward 
         "model_hash": base_hash,
         "rows": {split: _sha256_of(rows) for split, rows in material.examples.items()},
         "objective": objective if reward is None else _name_of(reward),
+        **chat_form(material.examples["train"]),
     }
 
 

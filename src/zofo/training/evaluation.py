@@ -181,7 +181,8 @@ def _content_free(example: Example) -> Example:
             f"{example.where}: task.scoring=calibrated needs the prompt without its content, which cannot be made here",
             "give the prompt a content_free text in a copy of the task file, or set task.scoring=mean",
         )
-    return Example(example.content_free, example.candidates, ending=example.ending, where=example.where)
+    free, candidates = example.content_free, example.candidates
+    return Example(free, candidates, ending=example.ending, where=example.where, own=example.own)
 
 
 def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:

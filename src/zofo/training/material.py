@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.adapters import AdapterConfig
-from zofo.backbone import LoadedModel, head_of, load_model
+from zofo.backbone import LoadedModel, embeddings_of, head_of, load_model
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, Setting
 from zofo.objectives import (
@@ -34,6 +34,7 @@ from zofo.tasks import (
     encode_texts,
     load_examples,
     readable_splits,
+    refuse_unknown_tokens,
     resolve_task,
     row_notes,
 )
@@ -231,7 +232,9 @@ def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequen
     ways: dict[str, Callable[..., list[Any]]] = {"classification": encode_texts, "masked-lm": encode_masked}
     causal = encode_channel if config.task.scoring == "channel" else encode
     way: Callable[..., list[Any]] = ways.get(loaded.head, causal)
-    return way(loaded.tokenizer, examples, limit, truncate)
+    encoded = way(loaded.tokenizer, examples, limit, truncate)
+    refuse_unknown_tokens(encoded, loaded.tokenizer, embeddings_of(loaded.model))
+    return encoded
 
 
 _NO_LIMIT = 1 << 30

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zofo.tasks import EncodedMask, EncodedText, Example, known_split
+from zofo.tasks import EncodedMask, EncodedText, Example, Speller, known_split
 from zofo.training.config import RunConfig
 from zofo.training.material import load_material
 
@@ -34,6 +35,7 @@ class Preview:
         count: of all examples.
         shortest, mean, longest: lengths in tokens, prompt and candidate together.
         sequences: sequences that one example takes.
+        notes: what is unusual about tokens of the rows, each with the number of such rows and the first.
     """
 
     examples: tuple[PreviewedExample, ...]
@@ -42,6 +44,7 @@ class Preview:
     mean: float
     longest: int
     sequences: int
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -57,7 +60,32 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
     shown = [_shown(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
     lengths = [encoded.length for _, encoded in pairs]
     sequences = max(len(material.make([encoded]).row_examples) for _, encoded in pairs)
-    return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences)
+    notes = token_notes(tokenizer, material.encoded[chosen])
+    return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences, notes)
+
+
+def token_notes(tokenizer: Any, encoded: Sequence[Any]) -> tuple[str, ...]:
+    """What is unusual about the tokens of rows, with the number of such rows and the first of them.
+
+    Args:
+        tokenizer: of the model.
+        encoded: the rows in tokens.
+    """
+    speller = Speller(tokenizer)
+    kinds = {
+        "spell control tokens of the model, which are read as text": [
+            one for one in encoded if speller.spells(one.example.own)
+        ],
+        "have a prompt whose last tokens would be others if the answer stood behind it; the prompt's own are taken, "
+        "whatever the answer is (a template that ends with a word or a colon avoids this)": [
+            one for one in encoded if not getattr(one, "joined", True)
+        ],
+    }
+    return tuple(
+        f"{len(rows)} of {len(encoded)} rows {what}; the first is {rows[0].example.where}"
+        for what, rows in kinds.items()
+        if rows
+    )
 
 
 def _shown(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:

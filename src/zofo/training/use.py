@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from zofo.tasks import (
     SPLITS,
     Example,
     Split,
+    Task,
     known_split,
     load_examples,
     load_task,
@@ -24,6 +25,7 @@ from zofo.tasks import (
     resolve_task,
     with_demonstrations,
 )
+from zofo.training.chat_form import in_trained_form
 from zofo.training.config import RunConfig, read_config
 from zofo.training.evaluation import Evaluation
 from zofo.training.material import Material, load_material, scorer_of
@@ -182,6 +184,7 @@ def predict(
     best: bool = False,
     model: str | None = None,
     remote_code: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Prediction]:
     """Answer rows with a trained run.
 
@@ -193,6 +196,7 @@ def predict(
         best: as of the best evaluation.
         model: where the base model is now, if it has moved; its hash must be the run's.
         remote_code: allow the model's repository to run its own code.
+        warn: told where a text is asked in another form than the run was trained with.
 
     Raises:
         DataError: a text that the task's template cannot take.
@@ -205,10 +209,14 @@ def predict(
     prompt = None if head and wanted.prompt == NO_PROMPT else wanted.prompt
     columns = [column for column in task.columns(prompt, head and prompt is None) if column not in task.optional]
     rows = [
-        _row(text, columns, number) if task.messages is None else _chat_row(text, task.messages)
+        _row(text, columns, number) if task.messages is None else _chat_row(text, task.messages) or _said(text, task)
         for number, text in enumerate(texts, start=1)
     ]
     examples = [render(task, row, f"text {n}", prompt, head, right=False) for n, row in enumerate(rows, start=1)]
+    if task.messages is not None:
+        plain = [_chat_row(text, task.messages) is None for text in texts]
+        pairs = zip(examples, plain, strict=True)
+        examples = [in_trained_form(example, alone, run.environment, warn) for example, alone in pairs]
     if wanted.demonstrations:
         examples = with_demonstrations(examples, _pool(run), wanted, task.separator)
     loaded = run.load(variant, best, model, remote_code)
@@ -227,15 +235,20 @@ def predict(
     ]
 
 
-def _chat_row(text: str, column: str) -> Mapping[str, Any]:
-    """Turns written as JSON, by themselves or in their row; any other text is the user's only turn."""
+def _chat_row(text: str, column: str) -> Mapping[str, Any] | None:
+    """Turns written as JSON, by themselves or in their row; None for any other text."""
     try:
         given = json.loads(text)
     except (ValueError, RecursionError):
-        given = None
+        return None
     if isinstance(given, dict) and column in given:
         return given
-    return {column: given if isinstance(given, list) else [{"role": "user", "content": text}]}
+    return {column: given} if isinstance(given, list) else None
+
+
+def _said(text: str, task: Task) -> Mapping[str, Any]:
+    """A plain text as the user's only turn."""
+    return {str(task.messages): [{"role": "user", "content": text}]}
 
 
 def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import ConfigError
+from zofo.backbone import head_of, load_tokenizer
+from zofo.errors import ConfigError, ModelError, UnknownNameError
 from zofo.recipes import recipe_text
-from zofo.tasks import SPLITS, Example, Split, Task, load_examples, packaged_text, resolve_task, row_notes
+from zofo.tasks import (
+    SPLITS,
+    Example,
+    Split,
+    Task,
+    encode,
+    encode_channel,
+    encode_masked,
+    load_examples,
+    packaged_text,
+    resolve_task,
+    row_notes,
+)
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import majority_of
+from zofo.training.preview import token_notes
 
 
 @dataclass(frozen=True)
@@ -52,34 +66,56 @@ class TaskReport:
 
 
 def validate(config: RunConfig) -> TaskReport:
-    """Read every row of every split, and render it with every prompt; no model is loaded.
+    """Read every row of every split, and render it with every prompt.
+
+    No model is loaded. Where one is named, its tokenizer is, and every row is tokenised.
 
     Raises:
         ConfigError: the task cannot work.
         DataError: the first row that cannot be used, with file, line and column.
+        ModelError: the chat template of the tokenizer cannot be trained with.
     """
     task = resolve_task(config.task)
     shown = []
     splits: dict[Split, SplitReport] = {}
     notes: list[str] = []
+    tokenizer = None
+    if "model" in config.model_fields_set:
+        try:
+            tokenizer = load_tokenizer(config.model)
+        except (ModelError, UnknownNameError) as error:
+            notes.append(f"tokens are not checked: {error.message}")
     for number, prompt in enumerate(task.prompt_names if config.task.prompt is None else [config.task.prompt]):
         asked = config.task.model_copy(update={"prompt": prompt})
         examples = load_examples(task, asked)
         first = examples["train"][0]
         shown.append((prompt, _text(first), first.candidates[first.gold]))
+        if tokenizer is not None:
+            notes += _token_notes(tokenizer, config, examples)
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
             bare = asked.model_copy(update={"demonstrations": 0})
-            notes = row_notes(task, load_examples(task, bare) if asked.demonstrations else examples)
+            notes += row_notes(task, load_examples(task, bare) if asked.demonstrations else examples)
     if task.texts is not None:  # what a classification head sees
         load_examples(task, config.task.model_copy(update={"prompt": None, "demonstrations": 0}), head=True)
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}
-    return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(notes))
+    return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
+
+
+def _token_notes(tokenizer: Any, config: RunConfig, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
+    """Tokenise the rows of each split for the head of the model, and say what is unusual about them."""
+    head = head_of(config.model)
+    if head == "classification":
+        return []
+    causal = encode_channel if config.task.scoring == "channel" else encode
+    way = encode_masked if head == "masked-lm" else causal
+    encoded: list[Any] = [one for rows in examples.values() for one in way(tokenizer, rows)]
+    return list(token_notes(tokenizer, encoded))
 
 
 def _text(example: Example) -> str:
     if example.messages:
-        return "\n".join(f"{role}: {content}" for role, content in example.messages)
+        return "\n".join(f"{role}: {content}" for role, content, *_ in example.messages)
     return example.prompt
 
 

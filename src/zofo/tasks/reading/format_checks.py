@@ -99,6 +99,8 @@ def answer_problem(column: str, turns: Any) -> Problem | None:
 def _turn_problem(place: str, number: int, turn: Any) -> Problem | None:
     if not isinstance(turn, Mapping):
         return Problem("turn", f"{place} is {shown_value(turn)}, without role and content", _TURNS)
+    if turn.get("role") == "assistant" and turn.get("tool_calls") and turn.get("content") in (None, ""):
+        return None  # it calls a tool and says nothing
     missing = [key for key in ("role", "content") if key not in turn]
     if missing:
         has = ", ".join(map(repr, turn)) or "nothing"

@@ -38,8 +38,9 @@ _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # in the order in which they
 _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "choices-answer": {"prompt": _PROMPT},
     "prompt-completion": {"input": ("input",)},
+    "messages": {"tools": ("tools",)},
 }
-_MAY_BE_MISSING = "input"  # what an instruction is about
+_MAY_BE_MISSING = ("input", "tools")  # what an instruction is about, and what may be called in a chat
 _KNOWN = tuple(dict.fromkeys(name for shape in _SHAPES.values() for names in shape.values() for name in names))
 _EXPECTED = "rows are read with columns prompt and completion, text and label, choices and answer, or messages"
 
@@ -182,7 +183,7 @@ def _check(format: Format, rows: Sequence[Row], known: Mapping[tuple[str, ...], 
 
 def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | None], answers: bool) -> Problem | None:
     for role, column in format.columns.items():
-        if column not in row.fields and role != _MAY_BE_MISSING:
+        if column not in row.fields and role not in _MAY_BE_MISSING:
             other = known.get(tuple(row.fields))
             if other is not None and other.name != format.name:
                 return Problem(
@@ -202,7 +203,9 @@ def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | 
 
 
 def _texts_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    found = (text_problem(column, row.fields[column]) for role, column in columns.items() if role != _MAY_BE_MISSING)
+    found = (
+        text_problem(column, row.fields[column]) for role, column in columns.items() if role not in _MAY_BE_MISSING
+    )
     return next((problem for problem in found if problem is not None), None)
 
 

@@ -1,0 +1,249 @@
+"""Chats in the words of a model's chat template, with what holds for every tokenizer checked.
+
+The prompt is what the template asks with, and begins the finished chat; what follows begins with the answer, and ends
+with a token that ends texts, at which generation stops. The prompt is found with an answer of ours, and so does not
+depend on the row's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jinja2
+
+from zofo.errors import DataError, ModelError
+from zofo.tasks.control_tokens import Speller, without_marks
+from zofo.tasks.example import Example
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a turn that hold what its speaker thought before the content."""
+_NAMES = ("name", "id", "tool_call_id")  # keys of a turn that only name it or the call it answers
+_PROBE = "Probe-4711"
+_WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
+_FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
+_EDIT = "edit chat_template in the model's folder, or choose another model"
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat as the model's template writes it.
+
+    Args:
+        prompt: what is asked.
+        answer: what is to follow, with what ends it; "" where no answer is known.
+        block: what the template writes by itself before the answer, such as an empty block of thoughts.
+        stops: texts and control tokens of the template that end an answer.
+        said: the answer as it is generated, without its end.
+    """
+
+    prompt: str
+    answer: str
+    block: str
+    stops: tuple[str, ...]
+    said: str
+
+
+class _Form(NamedTuple):
+    """How a template writes an answer: after `asked` and a `block` of its own, and before `tail`."""
+
+    asked: str
+    block: str
+    tail: str
+    way: dict[str, Any]
+
+
+def turns_of(example: Example, answered: bool) -> list[dict[str, Any]]:
+    """The turns of a chat, with all of their keys that hold something."""
+    turns = [_turn(*message) for message in example.messages]
+    if answered:
+        turns.append(_turn("assistant", example.candidates[0], example.reply))
+    return turns
+
+
+def _turn(role: str, content: str, more: str = "") -> dict[str, Any]:
+    return {"role": role, "content": content, **(json.loads(more) if more else {})}
+
+
+def texts_of(value: Any) -> list[str]:
+    """All texts in what a row gives to a chat template."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in texts_of(part)]
+
+
+def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
+    """A chat in the words of the model's template; and whether it holds marks, as `Speller.marked_chat` makes them.
+
+    Args:
+        speller: of the model's tokenizer.
+        example: with `messages`; its first candidate is the answer, "" where that is not known.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or one that cannot be trained with; says why.
+        DataError: turns that the template refuses, or of which it leaves something out or changes the answer.
+    """
+    if getattr(speller.tokenizer, "chat_template", None) is None:
+        raise ModelError(
+            f"{example.where}: a chat, but the model's tokenizer has no chat template",
+            "choose a model that was made for chats, or give columns prompt and completion",
+        )
+    tools = json.loads(example.tools) if example.tools else None
+    answer = example.candidates[0]
+    turns = turns_of(example, answered=True)
+    marked = speller.spells([text for turn in turns for text in texts_of(turn)] + texts_of(tools))
+    writer = _Writer(speller, tools, marked, example.where)
+    form = writer.form(turns[:-1])
+    lead = "" if form.block.strip() else form.block
+    prompt = form.asked + ("" if example.thinks else form.block.removeprefix(lead))
+    end, stops = _end(speller, form.tail)
+    if not answer and not example.reply:
+        return Chat(prompt, "", form.block.strip(), stops, ""), marked
+    whole = writer.write(turns, False, form.way)
+    _refuse_unwritten(writer, turns, whole, form.way)
+    said = _said(whole, prompt, form.tail)
+    expected = [lead + one for one in (answer, answer.strip())]
+    if said is None or (not example.reply and said not in expected) or answer.strip() not in said:
+        shown = without_marks(whole[len(prompt) :] if whole.startswith(prompt) else whole[-200:])
+        raise DataError(
+            f"{example.where}: the model's chat template does not write the answer {answer[:80]!r} as it is, but as "
+            f"{shown[:200]!r}",
+            "mend the row, or choose another model",
+        )
+    spoken = speller.without_tokens(said, marked).strip() if example.reply else example.answers[0]
+    return Chat(prompt, said + end, form.block.strip(), stops, spoken), marked
+
+
+def _said(whole: str, prompt: str, tail: str) -> str | None:
+    """What stands between the prompt and the tail of a finished chat; None where it does not begin and end so."""
+    if not whole.startswith(prompt) or not whole.endswith(tail):
+        return None
+    return whole[len(prompt) : len(whole) - len(tail)]
+
+
+def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
+    """What ends an answer, and what generation stops at: a token of the template's own, or else the end of text.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    tokenizer = speller.tokenizer
+    plain = without_marks(tail)
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    found = min(((plain.find(token), -len(token), token) for token in tokens if token in plain), default=None)
+    if found is None and tokenizer.eos_token is None:
+        raise ModelError(
+            "the model's chat template ends an answer with no token, and the tokenizer has no eos_token",
+            "name one as eos_token in its tokenizer_config.json",
+        )
+    before = (plain if found is None else plain[: found[0]]).strip()
+    if found is not None:
+        return tail.rstrip(), tuple(stop for stop in (before, found[2]) if stop)
+    return tail.rstrip() + tokenizer.eos_token, tuple(stop for stop in (before, tokenizer.eos_token) if stop)
+
+
+class _Writer:
+    """Writes turns with a chat template.
+
+    Args:
+        speller: of the model's tokenizer.
+        tools: what the model may call; None for nothing.
+        marked: whether to mark control tokens.
+        where: file and line, for messages.
+    """
+
+    def __init__(self, speller: Speller, tools: Any, marked: bool, where: str) -> None:
+        self._speller, self.tools, self._marked, self.where = speller, tools, marked, where
+
+    def write(self, turns: Sequence[Mapping[str, Any]], asking: bool, way: Mapping[str, Any]) -> str:
+        """Turns as the template writes them; templates refuse turns that their models do not know.
+
+        Raises:
+            DataError: it fails; says with which words.
+        """
+        given, tools = list(turns), self.tools
+        if self._marked:
+            given, tools = self._speller.marked_value(given), self._speller.marked_value(tools)
+        try:
+            text = self._speller.tokenizer.apply_chat_template(
+                given, tools=tools, tokenize=False, add_generation_prompt=asking, **way
+            )
+        except (jinja2.TemplateError, *_FAILURES) as error:
+            raise DataError(
+                f"{self.where}: the model's chat template refuses the turns: {_first_line(error)}",
+                "mend the row, or choose another model",
+            ) from error
+        return self._speller.marked_chat(str(text)) if self._marked else str(text)
+
+    def form(self, turns: Sequence[Mapping[str, Any]]) -> _Form:
+        """How the template asks for an answer to these turns, and what it writes around it.
+
+        Raises:
+            ModelError: it writes no answer, or asks with something that a finished chat does not have.
+        """
+        first = form = self._form(turns, _WAYS[0])
+        for way in _WAYS[1:]:
+            form = self._form(turns, way) if isinstance(form, str) else form
+        if isinstance(form, str):
+            raise ModelError(f"{self.where}: the model's chat template {first}", _EDIT)
+        return form
+
+    def _form(self, turns: Sequence[Mapping[str, Any]], way: dict[str, Any]) -> _Form | str:
+        """The form with some options of the template, or what is wrong with it."""
+        asked = self.write(turns, True, way)
+        whole = self.write([*turns, {"role": "assistant", "content": _PROBE}], False, way)
+        place = whole.rfind(_PROBE)
+        if place < 0:
+            return "leaves out the last answer, so that there is nothing to train on"
+        before, tail = whole[:place], whole[place + len(_PROBE) :]
+        if not before.startswith(asked):
+            same = next((i for i, (a, b) in enumerate(zip(asked, before, strict=False)) if a != b), len(before))
+            return (
+                f"asks for an answer with {without_marks(asked[same:])!r}, where a finished chat has "
+                f"{without_marks(before[same:])!r}: an answer would be trained after another text than it is asked with"
+            )
+        return _Form(asked, before[len(asked) :], tail, way)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def _refuse_unwritten(writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: Mapping[str, Any]) -> None:
+    """Raises DataError for a key of the turns, or tools, that the template does not write."""
+    keys = dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content", *_NAMES))
+    for key in keys:
+        number = next(number for number, turn in enumerate(turns, start=1) if key in turn)
+        without = [{name: value for name, value in turn.items() if name != key} for turn in turns]
+        if _same(writer, without, whole, way):
+            raise DataError(
+                f"{writer.where}: turn {number} has {key!r}, which the model's chat template does not write",
+                f"remove {key!r} from the turns, or choose a model whose chat template writes it",
+            )
+    if writer.tools is not None:
+        bare = _Writer(writer._speller, None, writer._marked, writer.where)
+        if _same(bare, turns, whole, way):
+            raise DataError(
+                f"{writer.where}: the row has 'tools', which the model's chat template does not write",
+                "remove that column, or choose a model whose chat template writes it",
+            )
+
+
+def _same(writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: Mapping[str, Any]) -> bool:
+    """Whether a template writes turns as it wrote others; no, where it refuses them."""
+    try:
+        return writer.write(turns, False, way) == whole
+    except DataError:
+        return False
+
+
+def as_example(example: Example, chat: Chat) -> Example:
+    """A chat as an example with a prompt and what follows it, as people read them."""
+    answers = (chat.said,) if example.answers else ()
+    return replace(
+        example, prompt=without_marks(chat.prompt), candidates=(without_marks(chat.answer),), answers=answers
+    )

@@ -1,0 +1,41 @@
+"""Tokens that a model has no embedding for, as where a tokenizer was given more and the model was not resized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from zofo.errors import DataError
+from zofo.tasks.encoding import Encoded
+from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText
+
+
+def refuse_unknown_tokens(
+    examples: Sequence[Encoded | EncodedMask | EncodedText], tokenizer: Any, embeddings: int
+) -> None:
+    """Find out whether a model has embeddings for all tokens of its rows.
+
+    Args:
+        examples: in tokens.
+        tokenizer: that made them.
+        embeddings: how many tokens the model has embeddings for.
+
+    Raises:
+        DataError: it has none for a token; names the row, the token and the number of such rows.
+    """
+    beyond = [(one, max(ids)) for one in examples if max(ids := list(_ids(one)), default=0) >= embeddings]
+    if not beyond:
+        return
+    first, token = beyond[0]
+    assert first.example is not None
+    raise DataError(
+        f"{first.example.where}: the text holds the token {tokenizer.convert_ids_to_tokens(token)!r} ({token}), and "
+        f"the model has {embeddings} embeddings; {len(beyond)} of {len(examples)} rows hold such tokens",
+        "resize the model with resize_token_embeddings and save it, or remove the token from rows or tokenizer",
+    )
+
+
+def _ids(example: Encoded | EncodedMask | EncodedText) -> Iterable[int]:
+    if isinstance(example, Encoded):
+        return (token for row in example.rows for token in row)
+    return (*example.tokens, *example.targets) if isinstance(example, EncodedMask) else example.tokens
