@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import transformers
 
@@ -316,6 +317,56 @@ def test_a_folder_with_train_and_dev_files(run_zofo, models, data, tmp_path):
     assert RunFolder.open(tmp_path / "r").summary["evaluation"]["queries"] == 6
     for split in ("train", "validation", "test"):
         assert run_zofo("eval", tmp_path / "r", "--split", split)[0] == 0
+
+
+def saved_reviews(names=("bad", "good")) -> datasets.Dataset:
+    rows = review_rows(24)
+    columns = {"text": [row["sentence"] for row in rows], "label": [row["label"] for row in rows]}
+    features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(names))}
+    return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+
+@pytest.mark.parametrize("kind", ["saved", "shards", "parquet"])
+def test_classes_are_called_by_their_names(run_zofo, tmp_path, kind):
+    if kind == "saved":
+        saved_reviews().save_to_disk(tmp_path / "rows")
+    elif kind == "shards":
+        (tmp_path / "rows" / "data").mkdir(parents=True)
+        for n in range(2):
+            saved_reviews().shard(2, n).to_parquet(tmp_path / "rows" / "data" / f"train-{n:05d}-of-00002.parquet")
+    else:
+        saved_reviews().to_parquet(tmp_path / "rows.parquet")
+    path = tmp_path / ("rows.parquet" if kind == "parquet" else "rows")
+    code, out, err = run_zofo("validate", "--data", path, NOWHERE, "--json")
+    assert code == 0, err
+    found = cells(out)
+    assert "classes: 0 is 'bad', 1 is 'good'" in found["task"]["about"]
+    assert set(found["splits"]["train"]["right"]) == {"bad", "good"}
+    assert sum(split["rows"] for split in found["splits"].values()) == 24
+    assert found["example"][0][2].strip() in ("bad", "good")
+    for verbalizers in ("{0: ' awful', 1: ' great'}", "{bad: ' awful', good: ' great'}"):
+        code, out, err = run_zofo("validate", "--data", path, NOWHERE, f"task.verbalizers={verbalizers}", "--json")
+        assert code == 0, err
+        assert cells(out)["example"][0][2].strip() in ("awful", "great")
+
+
+def test_classes_of_another_order_keep_their_names(run_zofo, tmp_path):
+    saved_reviews().to_parquet(tmp_path / "train.parquet")
+    saved_reviews(("good", "bad")).select(range(3)).to_parquet(tmp_path / "test.parquet")
+    code, out, err = run_zofo("validate", "--data", tmp_path, NOWHERE, "task.allow_overlap=true", "--json")
+    assert code == 0, err
+    labels = [("good", "bad")[row["label"]] for row in review_rows(3)]
+    right = cells(out)["splits"]["test"]["right"]
+    assert right == {label: labels.count(label) for label in sorted(set(labels))}
+
+
+def test_a_class_by_its_name_and_another_by_its_number_are_two_readings(run_zofo, tmp_path):
+    saved_reviews(("1", "0")).to_parquet(tmp_path / "rows.parquet")
+    code, _, err = run_zofo(
+        "validate", "--data", tmp_path / "rows.parquet", NOWHERE, "task.verbalizers={0: ' bad', 1: ' good'}"
+    )
+    assert code == 2
+    assert "so that both of 0, 1 fit" in err
 
 
 def test_a_folder_without_train_is_refused(run_zofo, tmp_path):

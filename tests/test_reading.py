@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import gzip
 import json
 import random
@@ -14,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from zofo.errors import DataError
-from zofo.tasks.reading import Row, folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.reading import Row, folder_origins, has_split, hub_origins, read_file, read_folder, read_hub
 from zofo.tasks.reading.choices import gold_readings
 from zofo.tasks.reading.formats import detect
 from zofo.tasks.reading.look_alikes import label_notes
@@ -436,6 +438,144 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
     assert [len(read_folder(tmp_path, split)) for split in ("train", "validation", "test")] == [1, 5, 2]
 
 
+def shards(folder, *names):
+    """Parquet files of two rows each, which count on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        rows = [{"text": f"film {2 * number + i}", "label": i} for i in range(2)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("folder", ["", "data"])
+def test_shards_are_one_split_in_their_order(tmp_path, folder):
+    names = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003", "test-00000-of-00001"]
+    shards(tmp_path / folder, *(f"{name}.parquet" for name in names))
+    assert folder_origins(tmp_path) == {"train", "test"}
+    assert [row.fields["text"] for row in read_folder(tmp_path, "train")] == [f"film {n}" for n in range(6)]
+    assert has_split(tmp_path, "train")
+    assert not has_split(tmp_path, "validation")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-00000-of-00002.parquet"], "train-00001-of-00002.parquet is missing"),
+        (["train-00001-of-00003.parquet", "train-00002-of-00003.parquet"], "train-00000-of-00003.parquet is missing"),
+        (["train-00000-of-00001.parquet", "train.parquet"], "2 files for the split 'train'"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00002.parquet"], "2 files for the split 'train'"),
+        (["train-00000-of-00001.parquet", "train-00000-of-00001.PARQUET"], "2 files for the split 'train'"),
+        (["train-00000-of-00001.parquet", "train-00001-of-00001.parquet"], "there are 2 shards of 1"),
+    ],
+)
+def test_shards_that_are_missing_or_too_many_are_named(tmp_path, names, message):
+    shards(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
+        read_folder(tmp_path, "train")
+    assert has_split(tmp_path, "train")
+
+
+def test_a_compressed_split_is_not_taken_for_one_that_is_missing(tmp_path):
+    write(tmp_path / "train.jsonl", lines_of(GOOD))
+    write(tmp_path / "test.jsonl.gz", [b""])
+    with pytest.raises(DataError, match=r"test\.jsonl\.gz: the file is compressed") as found:
+        folder_origins(tmp_path)
+    assert found.value.hint == "unpack it first: gunzip test.jsonl.gz"
+
+
+CLASSES = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+
+
+def saved_rows(labels=(0, 1, 1)):
+    return datasets.Dataset.from_dict({"text": [f"film {n}" for n in range(len(labels))], "label": labels}, CLASSES)
+
+
+def test_what_save_to_disk_writes_is_read(tmp_path):
+    saved_rows().select([2, 0]).save_to_disk(tmp_path / "one")
+    assert folder_origins(tmp_path / "one") is None
+    rows = read_folder(tmp_path / "one", "data")
+    assert [row.fields["text"] for row in rows] == ["film 2", "film 0"]
+    assert [row.fields["label"].name for row in rows] == ["pos", "neg"]
+    with pytest.raises(DataError, match="has no split 'train'; it has one Dataset, in no splits"):
+        read_folder(tmp_path / "one", "train")
+    datasets.DatasetDict({"train": saved_rows(), "val": saved_rows([0])}).save_to_disk(tmp_path / "several")
+    assert folder_origins(tmp_path / "several") == {"train", "validation"}
+    assert [len(read_folder(tmp_path / "several", split)) for split in ("train", "validation")] == [3, 1]
+    assert has_split(tmp_path / "several", "validation")
+    assert not has_split(tmp_path / "several", "test")
+    next((tmp_path / "several" / "train").glob("*.arrow")).unlink()
+    with pytest.raises(DataError, match="cannot load the data set that was saved in"):
+        read_folder(tmp_path / "several", "train")
+
+
+def test_names_of_classes_are_read_with_parquet(tmp_path):
+    path = tmp_path / "rows.parquet"
+    saved_rows().to_parquet(path)
+    rows = read_file(path)
+    assert [(row.fields["label"], row.fields["label"].name) for row in rows] == [(0, "neg"), (1, "pos"), (1, "pos")]
+    saved_rows([0, 1, -1]).to_parquet(path)
+    assert (
+        refused(path).message
+        == f"{path} row 2: column 'label' is -1, which is none of its classes: the row has no label"
+    )
+    table = pyarrow.parquet.read_table(path)
+    pyarrow.parquet.write_table(
+        table.set_column(1, "label", [[0, 1, 2]]).replace_schema_metadata(table.schema.metadata), path
+    )
+    assert "row 2: column 'label' is 2, but its classes are neg, pos" in refused(path).message
+
+
+# columns of parquet
+
+
+def test_values_of_parquet_keep_what_they_are(tmp_path):
+    values = {"none": None, "words": ["a", None], "turn": {"role": "user", "content": " a\n"}, "many": 2**53 + 1}
+    table = pyarrow.Table.from_pylist([values]).append_column("kind", pyarrow.array(["a"]).dictionary_encode())
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert read_file(tmp_path / "rows.parquet")[0].fields == {**values, "kind": "a"}
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (pyarrow.array([decimal.Decimal("1.50")] * 2), "column 'label' is Decimal('1.50'), not a label"),
+        (pyarrow.array([datetime.datetime(2020, 1, 1)] * 2), "column 'label' is datetime.datetime(2020, 1, 1"),
+        (pyarrow.array([b"good", b"bad"]), "column 'label' is b'good', not a label"),
+        (pyarrow.array([1, 2], pyarrow.time64("ns")), "would lose data"),
+    ],
+)
+def test_columns_that_are_no_labels_are_named(tmp_path, column, says):
+    table = pyarrow.table({"text": ["a", "b"], "label": column})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    assert says in refused(tmp_path / "rows.parquet").message
+
+
+def test_two_columns_of_one_name_are_refused_at_any_depth(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table([["a"], [1], ["b"]], ["text", "label", "text"]), path)
+    assert refused(path).message == f"{path}: there are two columns 'text'"
+    twice = pyarrow.StructArray.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["role", "role"])
+    pyarrow.parquet.write_table(pyarrow.table({"messages": pyarrow.ListArray.from_arrays([0, 1], twice)}), path)
+    assert refused(path).message == f"{path}: column 'messages': there are two columns 'role'"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet"])
+def test_white_space_of_completions_survives_reading(tmp_path, name):
+    rows = [
+        {"prompt": "def f():\n", "completion": "    if x:\n\t\treturn  1\n"},
+        {"prompt": "g\t", "completion": "\n\n  y \n"},
+    ]
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif name.endswith(".csv"):
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
+    else:
+        write(path, lines_of(rows) if name.endswith("l") else [json.dumps(rows).encode()])
+    assert [row.fields for row in read_file(path)] == rows
+
+
 def test_two_files_for_a_split_are_refused(tmp_path):
     write(tmp_path / "val.csv", [b"text,label", b"a,1"])
     write(tmp_path / "validation.jsonl", lines_of(GOOD))
@@ -460,7 +600,7 @@ def test_the_hub_is_asked_for_one_split(monkeypatch):
 
     def load(*given, **named):
         asked.append((given, named))
-        return [{"text": "a"}, {"text": "b"}]
+        return datasets.Dataset.from_list([{"text": "a"}, {"text": "b"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub: ["train", "test"])

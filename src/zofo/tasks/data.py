@@ -17,8 +17,8 @@ from zofo.tasks.overlap import refuse_known_test_rows
 from zofo.tasks.reading import (
     Row,
     beside_good_row,
-    file_of,
     folder_origins,
+    has_split,
     hub_origins,
     one_label,
     read_file,
@@ -111,7 +111,7 @@ def _compared(task: Task, config: TaskConfig, needed: Sequence[Split], of_severa
     return [
         split
         for split in SPLITS
-        if split not in needed and (folder is None or file_of(folder, task.splits[split].origin) is not None)
+        if split not in needed and (folder is None or has_split(folder, task.splits[split].origin))
     ]
 
 
@@ -195,7 +195,7 @@ def read_data(data: str, origin: str) -> list[Row]:
 
 
 def origins_of(data: str) -> set[str] | None:
-    """The splits of a user's own folder or Hub data set by name; None for a single file."""
+    """The splits of a user's own folder or Hub data set by name; None for a single file, or one saved Dataset."""
     path = Path(data)
     if path.is_dir():
         return folder_origins(path)

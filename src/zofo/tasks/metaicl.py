@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zofo.errors import DataError
-from zofo.tasks.reading import Row, check_labels, file_of
+from zofo.tasks.reading import Row, check_labels, files_of
 
 COLUMNS = ("task", "input", "output", "options")
 """Of a row."""
@@ -116,7 +116,7 @@ def in_free_words(folder: Path) -> bool:
 
 def _first_row(folder: Path) -> dict[str, Any] | None:
     """The first row of a folder's train.jsonl; None where it is not MetaICL's."""
-    path = file_of(folder, "train")
+    path = next(iter(files_of(folder, "train")), None)
     if path is None or path.suffix != ".jsonl":
         return None
     with path.open(encoding="utf-8", errors="replace") as file:

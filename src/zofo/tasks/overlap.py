@@ -9,7 +9,7 @@ from pathlib import Path
 from zofo.errors import ConfigError, DataError
 from zofo.tasks.example import Example
 from zofo.tasks.metaicl import has_metaicl_rows
-from zofo.tasks.reading import file_of, read_file
+from zofo.tasks.reading import has_split, read_folder
 from zofo.tasks.task import SPLITS, Split, Task
 
 _SHOWN = 3  # pairs of tasks in a message
@@ -40,8 +40,7 @@ def refuse_twins(trained: Sequence[str], unseen: Sequence[str]) -> None:
 
 def inputs_in(folder: Path, split: Split) -> dict[str, str]:
     """The inputs of MetaICL's rows in a folder by their places; none where it has no such rows."""
-    path = file_of(folder, split) if has_metaicl_rows(folder) else None
-    rows = [] if path is None else read_file(path)
+    rows = read_folder(folder, split) if has_metaicl_rows(folder) and has_split(folder, split) else []
     return {row.where: str(row.fields.get("input", "")).strip() for row in rows}
 
 

@@ -16,6 +16,7 @@ from zofo.tasks.metaicl import metaicl_content, type_of
 from zofo.tasks.mixture import mixed_examples, mixture_task
 from zofo.tasks.reading import Format, Row, check_labels, detect
 from zofo.tasks.reading.choices import is_keyed
+from zofo.tasks.reading.rows import NamedLabel
 from zofo.tasks.right import label_of
 from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_content
 
@@ -123,9 +124,17 @@ def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> di
                 splits = {split: {"from": split} for split in SPLITS}
         else:
             shape = _SHAPES[found.name](found, rows)
-    numbers = ", answers that are numbers" if shape["metric"] == "number-match" else ""
-    about = f"rows of {Path(data).name}: {found.about}{numbers}"
+    more = ", answers that are numbers" if shape["metric"] == "number-match" else ""
+    more += _named_classes(rows, found.columns.get("label"))
+    about = f"rows of {Path(data).name}: {found.about}{more}"
     return {"name": Path(data).stem, "version": 1, "about": about, "splits": splits, **shape}
+
+
+def _named_classes(rows: list[Row], label: str | None) -> str:
+    """Which class has which name, where the data say so."""
+    values = {row.fields.get(label) for row in rows} if label is not None else ()
+    named = sorted(value for value in values if isinstance(value, NamedLabel))
+    return f"; classes: {', '.join(f'{int(value)} is {value.name!r}' for value in named)}" if named else ""
 
 
 def _column(name: str) -> str:
@@ -152,12 +161,16 @@ def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
 
 
 def _written(value: Any) -> Any:
-    """A label as it is written: 1 for 1.0."""
+    """A label as it is written: 1 for 1.0, and the name of its class."""
+    if isinstance(value, NamedLabel):
+        return value.name
     return int(value) if isinstance(value, float) else value
 
 
 def _plain(value: Any) -> Any:
-    """A label as a task file can hold it."""
+    """A label as a task file can hold it: the name of its class, if it has one."""
+    if isinstance(value, NamedLabel):
+        return value.name
     return int(value) if isinstance(value, bool | float) else value
 
 

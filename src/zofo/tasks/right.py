@@ -8,6 +8,7 @@ from typing import Any
 from zofo.errors import DataError
 from zofo.tasks.reading.choices import gold_choice, hidden_hint, same_key
 from zofo.tasks.reading.look_alikes import look_alike_key, told_apart
+from zofo.tasks.reading.rows import NamedLabel
 from zofo.tasks.task import Each, Task, shown
 from zofo.tasks.templates import columns_of, fill
 
@@ -51,12 +52,25 @@ def _plain(value: Any) -> Any:
 def label_index(task: Task, label: Any, where: str) -> int:
     """Position of a row's label among the verbalizers; false and true are 0 and 1, as on the Hub.
 
+    A class that has a name is known by its number or by its name.
+
     Raises:
-        DataError: it has none.
+        DataError: it has none, or two.
     """
-    for index, known in enumerate(task.label_names):
-        if label == known or (isinstance(label, str) and label.strip() == str(known)):
-            return index
+    text = label.name if isinstance(label, NamedLabel) else label
+    places = [
+        index
+        for index, known in enumerate(task.label_names)
+        if label == known or (isinstance(text, str) and text.strip() == str(known))
+    ]
+    if len(places) > 1 and isinstance(label, NamedLabel):
+        names = shown([task.label_names[place] for place in places])
+        raise DataError(
+            f"{where}: column {task.label!r} is class {int(label)} with the name {text!r}, so that both of {names} fit",
+            "give the verbalizers by the names of the classes, or by other numbers than these names",
+        )
+    if places:
+        return places[0]
     hint = f"the verbalizers have the labels {shown(task.label_names)}; mend the row, or add the label to the task file"
     hint = hidden_hint(label) or hint
     text = repr(label)

@@ -10,7 +10,7 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.duplicates import repeats_of
 from zofo.tasks.example import Example
 from zofo.tasks.notes import likely_mistakes
-from zofo.tasks.reading import file_of
+from zofo.tasks.reading import has_split
 from zofo.tasks.task import SPLITS, Split, Task
 
 _FEW = 2  # rows of a label
@@ -49,6 +49,6 @@ def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
     known = {task.splits[split].origin for split in SPLITS[:2]}
     if config.data_dir is not None:
         folder = config.data_dir
-        return [split for split in SPLITS if file_of(folder, task.splits[split].origin) is not None]
+        return [split for split in SPLITS if has_split(folder, task.splits[split].origin)]
     local = Path(config.data).exists() if config.data is not None else bool(task.source and task.source.embedded)
     return [split for split in SPLITS if local or task.splits[split].origin in known]

@@ -1,8 +1,9 @@
 """Rows of files and of the Hub, and what format they have; every mistake in them is named by file, line and column."""
 
+from zofo.tasks.reading.folders import files_of, folder_origins, has_split
 from zofo.tasks.reading.formats import Format, check_labels, detect, one_label
 from zofo.tasks.reading.rows import Row, beside_good_row
-from zofo.tasks.reading.sources import file_of, folder_origins, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.reading.sources import hub_origins, read_file, read_folder, read_hub
 
 __all__ = [
     "Format",
@@ -10,8 +11,9 @@ __all__ = [
     "beside_good_row",
     "check_labels",
     "detect",
-    "file_of",
+    "files_of",
     "folder_origins",
+    "has_split",
     "hub_origins",
     "one_label",
     "read_file",

@@ -13,7 +13,7 @@ from zofo.errors import DataError
 from zofo.tasks.reading.choices import choices_problem, metaicl_problem, refuse_unknown_start, right_choice_problem
 from zofo.tasks.reading.format_checks import Problem, label_problem, messages_problem, text_problem
 from zofo.tasks.reading.look_alikes import look_alike_key, told_apart
-from zofo.tasks.reading.rows import Row, beside_good_row, shown_value
+from zofo.tasks.reading.rows import NamedLabel, Row, beside_good_row, shown_value
 
 Label = int | str
 MOST_LABELS = 100
@@ -281,6 +281,9 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
 def _refuse_no_label(column: str, first: Mapping[str, Row]) -> None:
     """Raises DataError for -1 among labels that could do without it: it is their -1, or says that there is none."""
     others = [key for key in first if key != "-1"]
+    if any(isinstance(row.fields[column], NamedLabel) for row in first.values()):
+        where, hint = first["-1"].where, "remove the rows without a label, or take a split that has its labels"
+        raise DataError(f"{where}: column {column!r} is -1, which is none of its classes: the row has no label", hint)
     if len(others) < 2 or any(re.fullmatch(r"-\d+", key) for key in others):
         return
     row = first["-1"]

@@ -27,6 +27,23 @@ class Row:
     fields: Mapping[str, Any]
 
 
+class NamedLabel(int):
+    """A label that is the number of a class, and whose class has a name, as in `datasets.ClassLabel`.
+
+    Args:
+        number: of the class.
+        name: of the class.
+    """
+
+    name: str
+
+    def __new__(cls, number: int, name: str) -> NamedLabel:
+        """The number, with a name."""
+        label = super().__new__(cls, number)
+        label.name = name
+        return label
+
+
 def shown_row(row: Row) -> str:
     """A row as a message shows it: its line, and its values, shortened."""
     place = re.search(r"( row |:)(\d+)(:\d+)?$", row.where)

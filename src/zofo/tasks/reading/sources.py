@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError
+from zofo.tasks.reading.arrow_tables import read_arrow_file
 from zofo.tasks.reading.csv_files import read_table
+from zofo.tasks.reading.folders import (
+    PACKED,
+    SUFFIXES,
+    dataset_rows,
+    files_of,
+    is_saved,
+    names_of,
+    read_saved,
+    unpacking,
+)
 from zofo.tasks.reading.json_files import ONE_A_LINE, read_json_array, read_json_lines
 from zofo.tasks.reading.look_alikes import look_alike_key
 from zofo.tasks.reading.rows import Row
 
-__all__ = ["SUFFIXES", "Row", "file_of", "folder_origins", "hub_origins", "read_file", "read_folder", "read_hub"]
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-"""Ends of the names of files that hold rows."""
-
-_ALIASES = {"validation": ("validation", "val", "dev")}
-_METAICL = re.compile(r"(?P<task>.+)_(?P<rows>\d+)_(?P<seed>\d+)_(?P<split>train|dev|test)")
+_PLAIN = SUFFIXES[:-1]  # those that a user may write; .arrow is what programs keep for themselves
 _LONGEST_NAME = 100  # of a column
-_ITS_SEED = 100  # of the training rows that MetaICL meta-trains on
 _FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
@@ -47,14 +50,14 @@ def read_file(path: Path) -> list[Row]:
     if not path.is_file():
         raise DataError(
             f"{str(path)!r} is a folder" if path.is_dir() else f"there is no file {str(path)!r}",
-            f"give a file that ends in {_listed(SUFFIXES)}",
+            f"give a file that ends in {_listed(_PLAIN)}",
         )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         what = f"files that end in {suffix} are not read" if suffix else "its name does not end in what it holds"
-        hint = "unpack it first: gunzip FILE.gz" if suffix == ".gz" else f"rows are read from {_listed(SUFFIXES)}"
+        hint = f"unpack it first: {unpacking(path)}" if suffix in PACKED else f"rows are read from {_listed(_PLAIN)}"
         raise DataError(f"{path}: {what}", hint)
-    rows = _read_parquet(path) if suffix == ".parquet" else _read_text(path, suffix)
+    rows = read_arrow_file(path) if suffix in (".parquet", ".arrow") else _read_text(path, suffix)
     if not rows:
         expected = "a line of column names and one row a line are" if suffix in (".csv", ".tsv") else f"{ONE_A_LINE} is"
         raise DataError(f"{path}: no rows", f"{expected} expected")
@@ -95,94 +98,32 @@ def _read_text(path: Path, suffix: str) -> list[Row]:
     return read_json_lines(path, data)
 
 
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{path}: not a parquet file: {reason}", "name the file by what it holds, or write it again"
-        ) from error
-    return [Row(f"{path} row {number}", fields) for number, fields in enumerate(table.to_pylist())]
-
-
-def folder_origins(folder: Path) -> set[str]:
-    """The splits that a folder has a file of; `val` and `dev` are validation."""
-    files = _files(folder)
-    known = {alias: origin for origin, aliases in _ALIASES.items() for alias in aliases}
-    metaicl = {path.stem: split for split in ("train", "validation", "test") for path in _by_metaicl(files, split)}
-    return {metaicl.get(path.stem) or known.get(path.stem, path.stem) for path in files}
-
-
-def file_of(folder: Path, origin: str) -> Path | None:
-    """The file that `read_folder` reads for a split; None where there is none, or more than one."""
-    fitting = _fitting(_files(folder), origin) if folder.is_dir() else []
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
-
-
-def _fitting(files: Sequence[Path], origin: str) -> list[Path]:
-    """The files of a split."""
-    fitting = [path for path in files if path.stem in _ALIASES.get(origin, (origin,))]
-    if not fitting and origin.startswith("validation_"):  # MNLI's validation_matched, where there is only one
-        fitting = [path for path in files if path.stem in _ALIASES["validation"]]
-    return fitting or _by_metaicl(files, origin)[:1]
-
-
-def _by_metaicl(files: Sequence[Path], origin: str) -> list[Path]:
-    """Those that are named as MetaICL's scripts do it, FOLDER_ROWS_SEED_SPLIT.jsonl: most rows first, then its seed."""
-    found = []
-    for path in files:
-        parts = _METAICL.fullmatch(path.stem)
-        if parts is None or path.suffix != ".jsonl" or _plain(parts["task"]) != _plain(path.parent.name):
-            continue
-        if parts["split"] in _ALIASES.get(origin, (origin,)):
-            rows, seed = int(parts["rows"]), int(parts["seed"])
-            found.append(((-rows, seed != _ITS_SEED, seed), path))
-    return [path for _, path in sorted(found)]
-
-
-def _plain(name: str) -> str:
-    """A task's name as any file system takes it."""
-    return name.replace(":", "_")
-
-
 def read_folder(folder: Path, origin: str) -> list[Row]:
-    """All rows of the file of a folder that is named for a split.
+    """All rows of the file of a folder that is named for a split, or of its shards.
 
     Args:
-        folder: holds, for example, train.jsonl, validation.csv and test.parquet.
+        folder: holds, for example, train.jsonl, validation.csv and test.parquet, or shards of these as the Hub names
+            them, train-00000-of-00002.parquet; or was written by `save_to_disk`. Its folder `data` may hold them, too.
         origin: name of the split, and of the file; validation may be named val or dev as well, and stands for
             validation_matched where there is no such file. Where there is no such name, FOLDER_ROWS_SEED_train.jsonl
             is train, as MetaICL's scripts write it, with dev and test alike: of several the one of most rows, and of
             seed 100.
 
     Raises:
-        DataError: there is no such file, or more than one, or it cannot be read.
+        DataError: there is no such file, or more than one, or a shard is missing, or it cannot be read.
     """
     if not folder.is_dir():
         raise DataError(f"the data folder {str(folder)!r} does not exist", "give an existing folder to --data-dir")
-    files = _files(folder)
-    fitting = _fitting(files, origin)
-    if not fitting:
-        found = ", ".join(path.name for path in files) or f"no .jsonl file, and none of {_listed(SUFFIXES[1:])}"
+    if is_saved(folder):
+        return read_saved(folder, origin)
+    files = files_of(folder, origin)
+    if not files:
+        found = names_of(folder) or f"no .jsonl file, and none of {_listed(_PLAIN[1:])}"
         raise DataError(
             f"the data folder {str(folder)!r} has no {origin}.jsonl; it holds {found}",
             f"put the rows of the split {origin!r} there, one JSON object a line, or as .csv, .tsv or .parquet",
         )
-    if len(fitting) > 1:
-        raise DataError(
-            f"the data folder {str(folder)!r} has {len(fitting)} files for the split {origin!r}: "
-            + ", ".join(path.name for path in fitting),
-            "keep one of them there",
-        )
-    return read_file(fitting[0])
+    return [row for path in files for row in read_file(path)]
 
 
 def read_hub(hub: str, config: str | None, revision: str | None, origin: str, name: str) -> list[Row]:
@@ -201,7 +142,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, origin: str, na
     import datasets
 
     table = _from_hub(hub, name, lambda: datasets.load_dataset(hub, config, revision=revision, split=origin))
-    return [Row(f"{hub}/{origin} row {number}", row) for number, row in enumerate(table)]
+    return dataset_rows(table, f"{hub}/{origin}")
 
 
 def hub_origins(hub: str) -> set[str]:
