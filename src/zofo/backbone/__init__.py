@@ -12,6 +12,7 @@ from zofo.backbone.loading import (
     refuse_unknown_model,
     save_tensors,
 )
+from zofo.backbone.probing import refuse_mixed_lengths
 from zofo.backbone.rounding import at_least_float32
 from zofo.backbone.tokenizer_loading import embeddings_of
 
@@ -29,6 +30,7 @@ __all__ = [
     "load_model",
     "load_tensors",
     "load_tokenizer",
+    "refuse_mixed_lengths",
     "refuse_unknown_model",
     "save_tensors",
     "selected",

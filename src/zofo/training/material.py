@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.adapters import AdapterConfig
-from zofo.backbone import LoadedModel, embeddings_of, head_of, load_model
+from zofo.backbone import LoadedModel, embeddings_of, head_of, load_model, refuse_mixed_lengths
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, Setting
 from zofo.objectives import (
@@ -234,7 +234,20 @@ def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequen
     way: Callable[..., list[Any]] = ways.get(loaded.head, causal)
     encoded = way(loaded.tokenizer, examples, limit, truncate)
     refuse_unknown_tokens(encoded, loaded.tokenizer, embeddings_of(loaded.model))
+    _refuse_mixed_lengths(config, task, loaded, encoded)
     return encoded
+
+
+def _refuse_mixed_lengths(config: RunConfig, task: Task, loaded: LoadedModel, encoded: Sequence[Any]) -> None:
+    """Refuse rows that do not score the same beside each other as alone."""
+    rows = [row for one in encoded for row in getattr(one, "rows", None) or (one.tokens,)]
+    longest = max(map(len, rows), default=0)
+    if task.kind == "generation":
+        prompts = [one.prompt for one in encoded if one.prompt]
+        rows += prompts
+        longest = max(longest, max(map(len, prompts), default=0) + task.max_new_tokens)
+    longest += _virtual_tokens(config)
+    refuse_mixed_lengths(loaded.model, loaded.tokenizer.pad_token_id, loaded.name, loaded.head, rows, longest)
 
 
 _NO_LIMIT = 1 << 30
@@ -248,14 +261,19 @@ def _positions(model: Any) -> int | None:
     return own if own is None or padding is None else own - padding - 1
 
 
+def _virtual_tokens(config: RunConfig) -> int:
+    """How many tokens an adapter puts before every row."""
+    adapter = getattr(config.method, "adapter", None)
+    return int(adapter.options.get("tokens", 0)) if isinstance(adapter, AdapterConfig) else 0
+
+
 def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
     """The longest text in tokens; of a generation, what its new tokens leave."""
     given = config.task.max_length, _positions(loaded.model), loaded.tokenizer.model_max_length  # often a huge number
     limits = [limit for limit in given if limit and limit < _NO_LIMIT]
     if not limits:
         return None
-    adapter = getattr(config.method, "adapter", None)
-    virtual = adapter.options.get("tokens", 0) if isinstance(adapter, AdapterConfig) else 0
+    virtual = _virtual_tokens(config)
     limit = min(limits) - virtual - (task.max_new_tokens if task.kind == "generation" else 0)
     if limit < 2:
         takers, remedies = [], []
