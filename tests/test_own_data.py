@@ -375,6 +375,10 @@ def test_a_folder_without_train_is_refused(run_zofo, tmp_path):
     assert code == 2
     assert "has no rows called train; it has validation" in err
     assert "train.csv" in err
+    write_csv(tmp_path / "snapshot" / "plain_text" / "train.csv", labelled(6))  # a configuration of a Hub repository
+    code, _, err = run_zofo("validate", "--data", tmp_path / "snapshot", NOWHERE)
+    assert code == 2
+    assert f"give one of its folders: {tmp_path}/snapshot/plain_text" in err.replace("\n", "")
 
 
 def test_one_file_gives_three_splits_that_share_no_row(run_zofo, models, data):

@@ -14,7 +14,7 @@ from zofo.tasks.example import Example
 from zofo.tasks.free_answers import free_answer_scores, last_content
 from zofo.tasks.metaicl import metaicl_content, type_of
 from zofo.tasks.mixture import mixed_examples, mixture_task
-from zofo.tasks.reading import Format, Row, check_labels, detect
+from zofo.tasks.reading import Format, Row, check_labels, detect, folders_with_rows
 from zofo.tasks.reading.choices import is_keyed
 from zofo.tasks.reading.rows import NamedLabel
 from zofo.tasks.right import label_of
@@ -97,9 +97,12 @@ def _splits(data: str, whole: bool = False) -> dict[str, dict[str, Any]]:
     if origins is None:
         return {"train": {"from": "data"}, **{split: {"from": "data", "size": n} for split, n in _SIZES.items()}}
     if "train" not in origins:
+        inner = folders_with_rows(Path(data)) if Path(data).is_dir() else []
         raise ConfigError(
             f"{data!r} has no rows called train; it has {', '.join(sorted(origins)) or 'none'}",
-            "name a file train.jsonl, train.csv or train.parquet",
+            f"give one of its folders: {', '.join(inner)}"
+            if inner
+            else "name a file train.jsonl, train.csv or train.parquet",
         )
     drawn: dict[str, dict[str, Any]] = {split: {"from": "train", "size": n} for split, n in _SIZES.items()}
     present: dict[str, dict[str, Any]] = {split: {"from": split} for split in SPLITS if split in origins}

@@ -132,6 +132,12 @@ def names_of(folder: Path) -> str:
     return ", ".join(path.name for path in _files(folder))
 
 
+def folders_with_rows(folder: Path) -> list[str]:
+    """The folders in a folder that hold files with rows, as a repository of the Hub has one for each configuration."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [str(path) for path in inner if any(one.suffix.lower() in SUFFIXES for one in path.iterdir())]
+
+
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` of `datasets` wrote a folder."""
     one = all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
