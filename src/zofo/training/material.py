@@ -40,7 +40,7 @@ from zofo.tasks import (
 )
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Scorer
-from zofo.training.run import RunFolder
+from zofo.training.run import opened_start
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ def load_material(
         ZofoError: whatever is wrong with task, data or model.
     """
     task = resolve_task(config.task) if task is None else task
-    if config.start is not None:
-        RunFolder.open(config.start).refuse_trained_on(config.task)
+    start = opened_start(config)
+    if start is not None:
+        start.refuse_trained_on(config.task)
     try:
         head = head_of(config.model) == "classification"
     except ZofoError:
@@ -96,8 +97,8 @@ def load_material(
         raise
     examples = load_examples(task, config.task, splits, head, right)
     loaded = load_model(config.model, remote_code, len(task.label_names) or None)
-    if config.start is not None:
-        RunFolder.open(config.start).restore(loaded)
+    if start is not None:
+        start.restore(loaded)
     scorer = scorer_of(config, task, loaded)
     encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
     return Material(loaded, task, examples, encoded, scorer)
