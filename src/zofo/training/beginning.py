@@ -93,17 +93,23 @@ def identity_of(config: RunConfig, material: Material, objective: str | None = N
         objective: its name, as `objective_name` gives it; None where it is not known.
     """
     start = opened_start(config)
-    of_splits = split_identity(material.examples, material.encoded)
     return replace(
-        model_identity(material.loaded, material.task.kind == "generation"),
-        task=task_hash(material.task),
-        rows=of_splits.rows,
-        tokens=of_splits.tokens,
+        material_identity(material, model_identity(material.loaded, material.task.kind == "generation")),
         objective=objective,
-        stream=STREAM_VERSION,
         start=None if start is None else start.trained_hash,
         configuration=config.anchored().model_dump(mode="json", exclude={"run"}),
     )
+
+
+def material_identity(material: Material, model: Identity) -> Identity:
+    """The identity of what a configuration names.
+
+    Args:
+        material: what it names.
+        model: identity of its model.
+    """
+    splits = split_identity(material.examples, material.encoded)
+    return replace(model, task=task_hash(material.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
 
 
 def objective_name(objective: str, reward: Reward | None) -> str:

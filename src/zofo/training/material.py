@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.adapters import AdapterConfig
-from zofo.backbone import LoadedModel, embeddings_of, head_of, load_model
+from zofo.backbone import LoadedModel, ModelConfig, embeddings_of, head_of, load_model
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, Setting
 from zofo.objectives import (
@@ -73,6 +73,7 @@ def load_material(
     splits: Sequence[Split] = SPLITS,
     right: bool = True,
     task: Task | None = None,
+    load: Callable[[ModelConfig, bool, int | None], LoadedModel] = load_model,
 ) -> Material:
     """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
 
@@ -82,6 +83,7 @@ def load_material(
         splits: those that are needed; the rows of others are not read.
         right: whether rows must hold what is right.
         task: in place of the one that the configuration names.
+        load: loads a model, as `load_model` does.
 
     Raises:
         ZofoError: whatever is wrong with task, data or model.
@@ -96,7 +98,7 @@ def load_material(
         load_examples(task, config.task, splits, right=right)
         raise
     examples = load_examples(task, config.task, splits, head, right)
-    loaded = load_model(config.model, remote_code, len(task.label_names) or None)
+    loaded = load(config.model, remote_code, len(task.label_names) or None)
     if start is not None:
         start.restore(loaded)
     scorer = scorer_of(config, task, loaded)

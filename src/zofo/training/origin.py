@@ -14,11 +14,13 @@ from zofo.training.identity import Identity, differences, model_identity, refuse
 
 
 def read_identity(file: Path) -> Identity:
-    """What environment.json says of what a run was made from.
+    """What environment.json says of what a run was made from; without the file, nothing is known.
 
     Raises:
         RunError: it is damaged.
     """
+    if not file.is_file():
+        return Identity()
     try:
         return Identity.read(read_json_object(file))
     except RunError as error:

@@ -122,11 +122,7 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration the run was made with.
-
-        Raises:
-            RunError: the file was changed since; names the first key.
-        """
+        """The configuration the run was made with; one that was changed since is refused."""
         return config_as_begun(self.path / CONFIG, self.identity)
 
     @property
@@ -182,11 +178,7 @@ class RunFolder:
 
     @property
     def task(self) -> Task:
-        """The same, read.
-
-        Raises:
-            RunError: the file was changed since.
-        """
+        """The same, read; one that was changed since is refused."""
         return task_as_begun(self.task_file, self.identity)
 
     def write_outcome(self, outcome: dict[str, Any]) -> None:
