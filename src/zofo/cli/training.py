@@ -66,6 +66,7 @@ def evaluate(
     if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
         run, overrides = Path(arguments[0]), arguments[1:]
         score = evaluate_run(run, overrides, split, variant, best, data_dir, trust_remote_code, data)
+        note_of(run)
     else:
         score = evaluate_zero_shot(configured(arguments, data_dir, data), split, trust_remote_code)
     if as_json:
@@ -94,6 +95,7 @@ def predict(
     def warn(text: str) -> None:
         err.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
 
+    note_of(run)
     for prediction in label_texts(run, texts, variant, best, model, trust_remote_code, warn):
         if as_json:
             typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
@@ -102,6 +104,14 @@ def predict(
         if prediction.probability is not None:
             chosen += f"  ({prediction.answer.strip()}, {as_percent(prediction.probability)})"
         out.print(Text(f"{chosen}  {prediction.text}"))
+
+
+def note_of(run: Path) -> None:
+    """Say what of a run could not be compared."""
+    from zofo.training import RunFolder
+
+    if note := RunFolder.open(run).identity.note:
+        err.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
 @tune.command(name="lr")

@@ -16,7 +16,8 @@ from zofo.shipping.inspecting import inspect_parts, write_adapter
 from zofo.shipping.models import refuse_non_finite, save_model
 from zofo.shipping.patch import Base, Patch, mistakes_of_patch
 from zofo.shipping.scores import EVALUATED, unscored
-from zofo.training import model_hash, replay
+from zofo.training import replay
+from zofo.training.identity import model_identity, refuse_changes
 from zofo.training.restoring import load_weights
 
 
@@ -50,11 +51,18 @@ class Applied:
         return [
             f"{header.method} on {header.task}: {scores}",
             *([note] if note is not None else []),
+            *([] if header.base.identity else [_OLDER]),
             *([bits[self.same_bits]] if self.same_bits is not None else []),
             f"wrote {self.path}"
             if self.merged
             else f"wrote {self.path / 'model'} and {self.path / 'adapter'}, an adapter that cannot be merged",
         ]
+
+
+_OLDER = (
+    "a patch of an older version, which knows its base model by the weights alone: config.json and tokenizer were not "
+    "compared"
+)
 
 
 def apply_patch(
@@ -110,14 +118,15 @@ def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code
     """The base model, if it is the patch's."""
     config = wanted.config(base, revision)
     loaded = load_model(config, remote_code, wanted.labels)
-    found = model_hash(loaded)
-    if found != wanted.sha256:
-        at = f" --revision {shlex.quote(wanted.revision)}" if wanted.revision else ""
+    found, at = model_identity(loaded), f" --revision {shlex.quote(wanted.revision)}" if wanted.revision else ""
+    hint = f"give that model with --base {shlex.quote(wanted.name)}{at}"
+    if found.model_hash != wanted.sha256:
         raise PatchError(
             f"{str(file)!r} belongs to {_named(wanted.name, wanted.revision)} with the weights {wanted.sha256}, but "
-            f"{_named(base, config.revision)} has {found}",
-            f"give that model with --base {shlex.quote(wanted.name)}{at}",
+            f"{_named(base, config.revision)} has {found.model_hash}",
+            hint,
         )
+    refuse_changes(wanted.known, found, repr(str(file)), {"": hint}, model=base, verb="belongs to", error=PatchError)
     return loaded
 
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from zofo.backbone import Update
-from zofo.config import read_yaml
 from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.training import RunFolder, Trajectory
-from zofo.training.beginning import differences
+from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
 from zofo.training.trajectory import Moved, Record, Settled, Stepped
 
 _BY_CLOCK = ("seconds",)
@@ -98,7 +97,7 @@ def compare_runs(first: Path | str, second: Path | str) -> Comparison:
         RunError: no run there, or a trajectory or log that is damaged.
     """
     runs = RunFolder.open(first), RunFolder.open(second)
-    asked = [*_asked(*runs), *_base(*runs)]
+    asked = [*_asked(*runs), *_content(*runs)]
     steps_of = [_steps(run) for run in runs]
     step, at_step = _first(*steps_of)
     counts = (len([n for n in steps_of[0] if n >= 0]), len([n for n in steps_of[1] if n >= 0]))
@@ -106,7 +105,7 @@ def compare_runs(first: Path | str, second: Path | str) -> Comparison:
 
 
 def _asked(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
-    tasks = [read_yaml(run.task_file) if run.task_file.is_file() else None for run in (first, second)]
+    tasks = [task_content_of(run.task) if run.task_file.is_file() else None for run in (first, second)]
     configs = [run.config.model_dump(mode="json", exclude={"run"}) for run in (first, second)]
     for key, values in differences(configs[0], configs[1]):
         yield Difference(key, *values)
@@ -114,14 +113,23 @@ def _asked(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
         yield Difference(f"task.yaml: {key}", *values)
 
 
-def _base(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
-    if first.base_hash != second.base_hash:
-        yield Difference("weights of the base model", first.base_hash, second.base_hash)
+def _content(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
+    """What the runs were made from, by content, as far as both have written it down."""
+    one, other = first.identity.as_dict(), second.identity.as_dict()
+    for part in changes(first.identity, second.identity):
+        name, _, split = part.partition(".")
+        if name in ("model_config", "generation_config"):
+            for key, values in differences(one[name], other[name]):
+                yield Difference(f"{title_of(name)}: {key}", *values)
+        elif name not in ("task", "configuration"):  # of which each key was compared
+            both = (one[name][split], other[name][split]) if split else (one[name], other[name])
+            yield Difference(title_of(part), *both)
 
 
 def _versions(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
+    parts = {field.name for field in fields(Identity)}
     for key, values in differences(first.environment, second.environment):
-        if key != "model_hash":
+        if key.partition(".")[0] not in parts:
             yield Difference(key, *values)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from zofo.errors import PatchError
 
-MAGIC, VERSION = b"ZOFOPTCH", 1
+MAGIC, VERSION = b"ZOFOPTCH", 2
 _FRAME = struct.Struct("<8sII32s")
 _MAX_HEADER, _MAX_PARTS = 1 << 20, 64
 _NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)?")

@@ -166,9 +166,10 @@ def _refuse_probe(run: RunFolder) -> None:
 
 
 def _refuse_adapter_below(run: RunFolder) -> None:
-    if run.config.start is not None and RunFolder.open(run.config.start).adapter_of() is not None:
+    start = run.start
+    if start is not None and start.adapter_of() is not None:
         raise RunError(
-            f"the run started from {str(run.config.start)!r} and its adapter, which this version cannot merge",
+            f"the run started from {str(start.path)!r} and its adapter, which this version cannot merge",
             "export that run with --merged DIR, and train again with model=DIR",
         )
 

@@ -13,7 +13,6 @@ from zofo.shipping.container import packed
 from zofo.shipping.models import label_texts, portable_config, portable_name
 from zofo.shipping.patch import ADAPTER, LONGEST, refuse_unlikely
 from zofo.shipping.scores import metrics_of
-from zofo.tasks import load_task
 from zofo.training import RunFolder, Trajectory, TrajectoryWriter, environment
 from zofo.training.replay import sum_of_updates
 from zofo.training.trajectory import Moved, Record, Settled, Stepped
@@ -32,8 +31,8 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
         RunError: the run is damaged, nothing was trained, or it holds what a patch cannot.
     """
     runs = [run]
-    while runs[0].config.start is not None:
-        runs.insert(0, RunFolder.open(runs[0].config.start))
+    while (start := runs[0].start) is not None:
+        runs.insert(0, start)
     for one in runs:
         one.verify()
     summary, adapter = run.summary, run.adapter_of(variant, best)
@@ -123,7 +122,8 @@ def _noise(run: RunFolder) -> dict[str, Any] | None:
 
 
 def _base(run: RunFolder) -> dict[str, Any]:
-    model, names = run.config.model, label_texts(load_task(str(run.task_file)))
+    model, names = run.config.model, label_texts(run.task)
+    known = run.identity.of_model.as_dict()
     shown = all(name.isprintable() and len(name) <= LONGEST for name in names)
     return {
         "name": portable_name(model.name),
@@ -134,4 +134,5 @@ def _base(run: RunFolder) -> dict[str, Any]:
         "labels": len(names) or None,
         "label_names": names if shown else [],
         "sha256": run.base_hash,
+        "identity": {name: value for name, value in known.items() if name != "model_hash"},
     }

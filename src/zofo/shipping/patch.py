@@ -16,6 +16,7 @@ from zofo.errors import ConfigError, PatchError, RunError
 from zofo.noise import STREAM_VERSION
 from zofo.shipping.container import unpacked
 from zofo.training import Trajectory
+from zofo.training.identity import Identity
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 LONGEST = 400  # characters of a text in the header
@@ -44,6 +45,17 @@ class Base(Config):
     """What they are called."""
     sha256: str
     """Of all weights."""
+    identity: dict[str, Any] = {}
+    """What else decides its outputs, as `Identity` has it; empty in patches of version 1."""
+
+    @property
+    def known(self) -> Identity:
+        """All that is known of the model, by content.
+
+        Raises:
+            RunError: it holds what no identity can.
+        """
+        return Identity.read({**self.identity, "model_hash": self.sha256}).of_model
 
     def config(self, name: str, revision: str | None = None) -> ModelConfig:
         """How the model is loaded.
@@ -174,6 +186,7 @@ def _check(header: Header) -> None:
     names = header.base.label_names
     if names and (len(names) != header.base.labels or len(set(names)) < len(names)):
         raise PatchError(f"its {len(names)} names of labels are not those of {header.base.labels} labels")
+    _ = header.base.known  # refuses
     revision = header.base.revision
     if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
         raise PatchError(f"{revision[:80]!r} cannot be the revision of a model")

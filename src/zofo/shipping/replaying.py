@@ -15,9 +15,11 @@ from zofo.evaluators import Counts
 from zofo.shipping.folders import new_folder, refuse_taken
 from zofo.shipping.models import label_texts, save_model
 from zofo.shipping.scores import evaluations
-from zofo.tasks import load_examples, load_task
+from zofo.tasks import load_examples
 from zofo.training import RunFolder, Trajectory, replay, scorer_of
+from zofo.training.identity import split_identity
 from zofo.training.replay import sum_of_updates
+from zofo.training.use import refuse_other_rows
 
 Verdict = Literal["same bits", "other bits", "same loss", "other loss", "nothing to compare with"]
 _LOSS = 1e-4  # how far a loss may be off that is the same up to rounding, as a share of it
@@ -192,7 +194,8 @@ def _compared(
 
 def _loss(run: RunFolder, loaded: LoadedModel) -> float:
     """The model's loss on the validation rows of a run, as training took it."""
-    task = load_task(str(run.task_file))
+    task = run.task
     examples = load_examples(task, run.config.task, ("validation",), head_of(run.config.model) == "classification")
+    refuse_other_rows(run, split_identity(examples))
     scorer = run.scorer(scorer_of(run.config, task, loaded))
     return scorer.evaluate(loaded.model, scorer.encode(examples["validation"]), Counts()).loss

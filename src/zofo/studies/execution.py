@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zofo.backbone import LoadedModel, ModelConfig
 from zofo.config import Config
 from zofo.errors import ZofoError
 from zofo.methods import Method
 from zofo.studies.outcome import Outcome
+from zofo.training.identity import Identity
 from zofo.training.train import number_of_steps
+
+Loading = Callable[[ModelConfig, bool, int | None], tuple[LoadedModel, Identity]]
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,20 @@ class Execution(ABC):
 
         Raises:
             ZofoError: the run failed.
+        """
+
+    @abstractmethod
+    def identity(self, config: Any, remote_code: bool, test: bool, load: Loading) -> Identity:
+        """What the run would be made from now, by content.
+
+        Args:
+            config: of the run.
+            remote_code: allow the model's repository to run its own code.
+            test: whether the rows of test are part of it.
+            load: loads a model, and says what it is known by.
+
+        Raises:
+            ZofoError: rows or model cannot be read.
         """
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from pydantic import TypeAdapter
 
 from zofo.errors import NonFiniteError, RunError
 from zofo.training.disk import write_whole
+from zofo.training.identity import Identity
+from zofo.training.origin import read_identity
+from zofo.training.run import ENVIRONMENT
 
 FILE = "outcome.json"
 
@@ -41,6 +44,8 @@ class Outcome:
         variants: of each further model that the run leaves, such as the lower adapter of a bilevel run, what `scores`
             has of the first one; empty in outcomes of older versions, too.
         folder: name of the folder that it was read from.
+        identity: what the run was made from, by content, as `Identity` has it; of an older version, what
+            environment.json holds of it; empty of a problem.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +60,12 @@ class Outcome:
     failed: dict[str, str] | None = None
     variants: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     folder: str = ""
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def made_from(self) -> Identity:
+        """What the run was made from, by content, as far as it was written down."""
+        return replace(Identity.read(self.identity), configuration=None)
 
     @property
     def ended_by_loss(self) -> bool:
@@ -107,7 +118,9 @@ class Outcome:
             return None
         try:
             content = {**json.loads(path.read_text(encoding="utf-8")), "folder": folder.name}
+            content.setdefault("identity", made_from(folder))
             found = TypeAdapter(cls).validate_python(content)
+            _ = found.made_from
             if not found.config or (found.failed is None and not found.scores):
                 raise ValueError("it lacks the configuration or the scores")
             others = (part for scores in found.variants.values() for part in scores.values())
@@ -119,3 +132,13 @@ class Outcome:
             raise RunError(
                 f"{str(path)!r} is damaged: {error}", f"remove the folder {str(folder)!r}: its run is then made again"
             ) from error
+
+
+def made_from(folder: Path) -> dict[str, Any]:
+    """What the run in a folder was made from, by content, without its configuration; empty where it has no record.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    file = folder / ENVIRONMENT
+    return replace(read_identity(file), configuration=None).as_dict() if file.is_file() else {}

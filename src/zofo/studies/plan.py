@@ -16,7 +16,7 @@ from zofo.studies.checking import check_runs
 from zofo.studies.execution import Cost
 from zofo.studies.reading import Study
 from zofo.studies.run import Run
-from zofo.studies.runner import known_runs
+from zofo.studies.runner import content_of, known_runs
 from zofo.studies.store import Store
 from zofo.studies.tables import as_time
 
@@ -149,7 +149,7 @@ def plan_study(
     check_runs(study.grid)
     groups: dict[Place, list[Run]] = {}
     seen: set[str] = set()
-    store, deadline = Store(folder), time.perf_counter() + limit
+    store, deadline = Store(folder, content_of(study, folder, remote_code)), time.perf_counter() + limit
     for run in known_runs(study.grid, store):
         if run.digest not in seen:  # the same run may stand in several places
             seen.add(run.digest)

@@ -16,12 +16,13 @@ from zofo.config import Config, named, validated
 from zofo.errors import ConfigError, NonFiniteError, ZofoError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods import METHODS, Method, MethodConfig
-from zofo.studies.execution import Cost, Execution, Fault, queries_of, steps_of
+from zofo.studies.execution import Cost, Execution, Fault, Loading, queries_of, steps_of
 from zofo.studies.outcome import Outcome
 from zofo.studies.problems import Problem, ProblemConfig
 from zofo.studies.task_runs import seconds_per_query
 from zofo.training import TrainingConfig
 from zofo.training.config import method_config
+from zofo.training.identity import Identity
 
 _USED = {"seed", "steps", "queries", "evaluations", "eval_every", "test"}
 _CURVE = ("train", "validation")  # the data are small, and a paper's curves are of the training loss
@@ -90,6 +91,10 @@ class ProblemRuns(Execution):
             seconds=round(seconds, 3),
             curve=scoring.curve,
         )
+
+    def identity(self, config: ProblemRun, remote_code: bool, test: bool, load: Loading) -> Identity:
+        """See `Execution.identity`: a problem is made of its configuration alone."""
+        return Identity()
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
         """See `Execution.curve`."""

@@ -25,6 +25,7 @@ def write_results(
     outcomes: Outcomes,
     choices: Mapping[tuple[str, Cell], Choice],
     folder: Path,
+    outdated: Mapping[str, str] | None = None,
 ) -> None:
     """Write the tables, the figures that the study asks for, and the report.
 
@@ -34,6 +35,7 @@ def write_results(
         outcomes: of those runs that are done.
         choices: the setting of each method in each cell.
         folder: of the study.
+        outdated: results that were made again, by folder: what has changed; None for none.
 
     Raises:
         RunError: the folder cannot be written.
@@ -54,6 +56,7 @@ def write_results(
         *_choosing(study.grid, choices),
         *_started(study.grid.starts, outcomes),
         *_failures([*study.grid.starts, *runs], outcomes),
+        *_made_again(outdated or {}),
         *_versions(),
     ]
     try:
@@ -81,6 +84,8 @@ def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterab
     for name, contender in config.methods.items():
         if contender.budget is not None:
             lines.append(f"- **{name} has a budget of its own: {contender.budget}.**")
+    older = {outcome.made_from.note: outcome for outcome in done if outcome.config.get("model")}
+    lines += [f"- Some of the runs are of an older version; {note}." for note in older if note]
     if missing or any(not choice.done for choice in choices):
         lines.append("- **Not all runs are done: the tables below are of those that are.**")
     lines += [f"- {note}" for note in study.notes]
@@ -230,6 +235,13 @@ def _failures(runs: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:
     yield "## What failed"
     rows = [[str(run), outcome.failed["error"], outcome.failed["message"]] for run, outcome in failed if outcome.failed]
     yield markdown(["run", "error", "message"], rows, texts=3)
+
+
+def _made_again(outdated: Mapping[str, str]) -> Iterator[str]:
+    if outdated:
+        yield "## What was made again"
+        yield "Results of other content than there is now are in no table. They are in `outdated/`."
+        yield markdown(["run", "what has changed"], [[name, what] for name, what in outdated.items()], texts=2)
 
 
 def _versions() -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from zofo.errors import RunError
 from zofo.studies.checking import check_runs
 from zofo.studies.choice import Choice, choices_of, final_runs
+from zofo.studies.content import Content, refuse_mixed
 from zofo.studies.grid import Grid
 from zofo.studies.outcome import Outcome
 from zofo.studies.reading import Study
@@ -61,12 +63,14 @@ def run_study(
     Raises:
         ZofoError: a mistake in the study, found before anything runs; the folder is not to be had; or every run failed.
     """
-    grid, store = study.grid, Store(folder)
+    grid = study.grid
+    content = content_of(study, folder, remote_code)
+    store = Store(folder, content)
     check_runs(grid)
     with store.locked():
         changed = store.claim(study.name, study.config.model_dump(mode="json"))
         progress = _Progress(console or Console(quiet=True), store, grid)
-        progress.begin(study, changed)
+        progress.begin(study, changed, content)
         try:
             with Workers(jobs, remote_code) as workers:
                 progress.make(grid.starts, workers)
@@ -96,11 +100,12 @@ def report_study(study: Study, folder: Path) -> StudyResult:
     """
     store, grid = Store(folder), study.grid
     store.refuse_others(study.name)
-    outcomes = found_outcomes(store, grid.trials)
+    outcomes = store.outcomes(grid.trials)
     choices = choices_of(grid, outcomes)
     finals = final_runs(grid, choices)
-    outcomes |= found_outcomes(store, [*grid.starts, *finals])
-    write_results(study, [*grid.trials, *finals], outcomes, choices, folder)
+    outcomes |= store.outcomes([*grid.starts, *finals])
+    refuse_mixed([*grid.starts, *grid.trials, *finals], outcomes)
+    write_results(study, [*grid.trials, *finals], outcomes, choices, folder, store.outdated())
     everything = {run.digest for run in [*grid.starts, *grid.trials, *finals]}
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
     waiting = {place for place, choice in choices.items() if not choice.done}
@@ -109,15 +114,20 @@ def report_study(study: Study, folder: Path) -> StudyResult:
     return StudyResult(folder, len(outcomes), failed, len(everything) - len(outcomes) + unknown)
 
 
-def found_outcomes(store: Store, runs: Sequence[Run]) -> dict[str, Outcome]:
-    """The outcomes of those runs that are done, by digest."""
-    found = {run.digest: store.outcome(run) for run in runs}
-    return {digest: outcome for digest, outcome in found.items() if outcome is not None}
+def content_of(study: Study, folder: Path, remote_code: bool) -> Content:
+    """What the runs of a study would be made from now.
+
+    Args:
+        study: as it was read.
+        folder: of the study.
+        remote_code: allow the model's repository to run its own code.
+    """
+    return Content(folder / "runs", remote_code, study.config.measure == "test")
 
 
 def known_runs(grid: Grid, store: Store) -> list[Run]:
     """Starts, trials, and final runs; of methods whose setting is not chosen yet, those of the first."""
-    chosen = final_runs(grid, choices_of(grid, found_outcomes(store, grid.trials)))
+    chosen = final_runs(grid, choices_of(grid, store.outcomes(grid.trials)))
     known = {(run.method, run.cell) for run in chosen}
     unknown = [run for run in grid.final_runs if (run.method, run.cell) not in known]
     return [*grid.starts, *grid.trials, *chosen, *unknown]
@@ -130,15 +140,15 @@ class _Progress:
         self._console, self._store = console, store
         self._whole = {run.digest for run in grid.starts}  # which others need
         self._keeps = grid.config.keep_weights
-        self.outcomes = found_outcomes(store, [*grid.starts, *grid.trials])
-        self.outcomes |= found_outcomes(store, final_runs(grid, choices_of(grid, self.outcomes)))
+        self.outcomes = store.outcomes([*grid.starts, *grid.trials])
+        self.outcomes |= store.outcomes(final_runs(grid, choices_of(grid, self.outcomes)))
         runs = {run.digest: run for run in known_runs(grid, store)}
         self._total, self._done = len(runs), sum(outcome.final for outcome in self.outcomes.values())
         self._left = sum(_work(run) for run in runs.values() if not self._is_done(run))
         self._seconds, self._made = 0.0, 0
 
-    def begin(self, study: Study, changed: bool) -> None:
-        """Say what there is to do."""
+    def begin(self, study: Study, changed: bool, content: Content) -> None:
+        """Say what there is to do, and what of the kept runs is no longer so or is not known."""
         for note in study.notes:
             self._say(note)
         if changed:
@@ -147,9 +157,17 @@ class _Progress:
         elif self._done:
             self._say(f"{self._done} of {self._total} runs are done already")
 
+        again = Counter(self._store.changed.values())
+        for what, count in again.items():
+            self._say(f"{count} runs are made again: {what}")
+        for name, why in content.unread.items():
+            self._say(f"{name} and others like it are kept, but not compared with what there is now: {why}")
+
     def make(self, runs: Sequence[Run], workers: Workers) -> None:
         """Make those runs that are not done."""
-        self.outcomes |= found_outcomes(self._store, runs)
+        for run in runs:
+            self.outcomes.pop(run.digest, None)  # what a run starts from may have been made again
+        self.outcomes |= self._store.outcomes(runs)
         todo = [run for run in {run.digest: run for run in runs}.values() if not self._is_done(run)]
         last = time.perf_counter()
         for run in workers.make(todo, self._store):
@@ -169,7 +187,7 @@ class _Progress:
 
     def _over(self, run: Run) -> None:
         """Read what came of a run, say it, and remove the weights that nobody needs."""
-        outcome = self._store.outcome(run)
+        outcome = self._store.outcome(run, compared=False)
         assert outcome is not None
         self.outcomes[run.digest] = outcome
         if not self._keeps and run.digest not in self._whole:

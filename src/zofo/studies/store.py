@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import RunError
+from zofo.studies.content import Content
 from zofo.studies.outcome import Outcome
 from zofo.studies.run import Run
 from zofo.training.disk import write_whole
 from zofo.training.lock import locked
 from zofo.training.run import WEIGHTS
 
-_STUDY, _LOCK = "study.json", "study.lock"
+_STUDY, _LOCK, _WHY = "study.json", "study.lock", "what-changed.txt"
 
 
 class Store:
@@ -23,11 +25,14 @@ class Store:
 
     Args:
         folder: made by `claim` where it does not exist.
+        content: what runs would be made from now; a result of something else is none. None takes all as they are.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.runs = folder / "runs"
+    def __init__(self, folder: Path, content: Content | None = None) -> None:
+        self.folder, self._content = folder, content
+        self.runs, self._outdated = folder / "runs", folder / "outdated"
+        self.changed: dict[str, str] = {}
+        """By digest, what kept results were made from that is no longer so."""
 
     def claim(self, name: str, config: Any) -> bool:
         """Take the folder for a study.
@@ -69,26 +74,63 @@ class Store:
         if any(entry.name != _LOCK for entry in self.folder.iterdir()):
             raise RunError(f"{str(self.folder)!r} exists and holds no study", "choose another folder with --out")
 
-    def outcome(self, run: Run) -> Outcome | None:
-        """What came of a run; None where it has not been made.
+    def outcome(self, run: Run, compared: bool = True) -> Outcome | None:
+        """What came of a run; None where it has not been made, or was made from something else than there is now.
 
-        A run is known by its whole configuration, whatever the study calls it now.
+        A run is known by its whole configuration, whatever the study calls it now, and by the content of what it names.
+
+        Args:
+            run: which one.
+            compared: whether its content is looked at; not of one that was made just now.
         """
         for folder in sorted(self.runs.glob(f"*-{run.digest}")):
             found = Outcome.read(folder)
-            if found is not None and run.was_made_with(found.config):
+            if found is None or not run.was_made_with(found.config):
+                continue
+            looked_at = self._content if compared and found.final else None
+            what = "" if looked_at is None else looked_at.changed(run, found)
+            if not what:
                 return found
+            self.changed[run.digest] = what
         return None
 
+    def outcomes(self, runs: Sequence[Run]) -> dict[str, Outcome]:
+        """The outcomes of those runs that are done, by digest."""
+        found = {run.digest: self.outcome(run) for run in runs}
+        if self._content is not None:
+            self._content.release()
+        return {digest: outcome for digest, outcome in found.items() if outcome is not None}
+
     def room_for(self, run: Run) -> Path:
-        """A folder for a run that does not exist; what was left of an earlier attempt is removed."""
+        """A folder for a run that does not exist; what was left of an earlier attempt is removed.
+
+        A result of something else than there is now is not: it is put into `outdated/`, with what has changed.
+        """
         try:
             for folder in self.runs.glob(f"*-{run.digest}"):
-                shutil.rmtree(folder)
+                if run.digest in self.changed:
+                    self._put_aside(folder, self.changed[run.digest])
+                else:
+                    shutil.rmtree(folder)
             self.runs.mkdir(exist_ok=True)
         except OSError as error:
             raise RunError(f"cannot write into {str(self.runs)!r}: {error}") from error
         return self.runs / run.id
+
+    def _put_aside(self, folder: Path, what: str) -> None:
+        self._outdated.mkdir(exist_ok=True)
+        number, place = 2, self._outdated / folder.name
+        while place.exists():
+            number, place = number + 1, self._outdated / f"{folder.name}-{number}"
+        folder.rename(place)
+        write_whole(place / _WHY, what + "\n")
+
+    def outdated(self) -> dict[str, str]:
+        """Results that were made again, since what they were made from has changed: by folder, what has."""
+        return {
+            file.parent.name: file.read_text(encoding="utf-8").strip()
+            for file in sorted(self._outdated.glob(f"*/{_WHY}"))
+        }
 
     def drop_weights(self, run: Run) -> None:
         """Remove the trained weights of a run, of its last step and of its best; what they scored is known."""

@@ -11,16 +11,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from zofo.backbone import refuse_unknown_model
+from zofo.backbone import LoadedModel, refuse_unknown_model
 from zofo.config import validated
 from zofo.errors import DataError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
 from zofo.objectives import OBJECTIVES
-from zofo.studies.execution import Cost, Execution, Fault, queries_of, steps_of
+from zofo.studies.execution import Cost, Execution, Fault, Loading, queries_of, steps_of
 from zofo.studies.outcome import INNER, Outcome
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
 from zofo.training import RunConfig, RunFolder, load_material, setting_of, train
+from zofo.training.beginning import material_identity
+from zofo.training.identity import Identity
 
 _LONG = 3.0  # seconds of a first step after which no other one is timed
 _TIMED = 2  # steps that are timed, after the first
@@ -64,6 +66,19 @@ class TaskRuns(Execution):
             curve=_curve(run.metrics, first, metric),
             variants={variant: _scores(summary, variant) for variant in others},
         )
+
+    def identity(self, config: RunConfig, remote_code: bool, test: bool, load: Loading) -> Identity:
+        """See `Execution.identity`: of a run that starts from another, without that."""
+        model = Identity()
+
+        def loaded(*asked: Any) -> LoadedModel:
+            nonlocal model
+            found, model = load(*asked)
+            return found
+
+        splits: tuple[Split, ...] = ("train", "validation", "test") if test else ("train", "validation")
+        alone = config.model_copy(update={"start": None})
+        return material_identity(load_material(alone, remote_code, splits, load=loaded), model)
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
         """See `Execution.curve`."""

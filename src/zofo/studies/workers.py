@@ -19,7 +19,7 @@ import torch
 from zofo.errors import NonFiniteError, RunError, ZofoError
 from zofo.interpreters import safe_path
 from zofo.studies.grid import execution_of
-from zofo.studies.outcome import Outcome
+from zofo.studies.outcome import Outcome, made_from
 from zofo.studies.run import Run
 from zofo.studies.store import Store
 from zofo.training.signals import Signals
@@ -35,10 +35,13 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
     """
     path, execution = Path(folder), execution_of(tree)
     try:
-        outcome = replace(execution.execute(execution.config(tree), path, remote_code), config=tree)
+        outcome = replace(
+            execution.execute(execution.config(tree), path, remote_code), config=tree, identity=made_from(path)
+        )
     except ZofoError as error:
         curve = execution.curve(path) if isinstance(error, NonFiniteError) else []
-        outcome = Outcome(config=tree, curve=curve, failed={"error": type(error).__name__, "message": error.message})
+        failed = {"error": type(error).__name__, "message": error.message}
+        outcome = Outcome(config=tree, curve=curve, failed=failed, identity=made_from(path))
     except Exception as error:  # noqa: BLE001  # such as memory that ran out: the other runs go on, and the report says so
         message = f"{type(error).__name__}: {error}"
         outcome = Outcome(config=tree, failed={"error": type(error).__name__, "message": message})

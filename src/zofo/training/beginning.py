@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,26 @@ import yaml
 
 from zofo.config import is_device
 from zofo.errors import RunError
+from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
-from zofo.tasks import Example, Task
 from zofo.training.chat_form import chat_form
 from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.disk import part_of, sync, write_whole
+from zofo.training.identity import (
+    Identity,
+    differences,
+    model_identity,
+    refuse_changes,
+    split_identity,
+    task_content_of,
+    task_hash,
+)
 from zofo.training.inventory import surroundings
 from zofo.training.material import Material
-from zofo.training.run import CONFIG, LOCK, TASK, RunFolder
+from zofo.training.run import CONFIG, LOCK, TASK, RunFolder, opened_start
 
 _BEGUN = {LOCK, part_of(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
-_NOT_COMPARED = ("where", "own")  # of an example: its place is for messages, and its own texts are in the others
 
 
 def new_folder(config: RunConfig) -> RunFolder:
@@ -67,8 +73,10 @@ def unfinished(config: RunConfig) -> RunFolder | None:
     if not (path / CONFIG).is_file() or run.ended:
         new_folder(config)  # refuses what has ended, or is no run
         return None  # its process was killed before anything had begun
-    given, saved = (c.model_dump(mode="json") for c in (config.anchored(), run.config))
+    given, saved = (c.model_dump(mode="json", exclude={"run"}) for c in (config.anchored(), run.config))
     for key, (new, old) in differences(given, saved):
+        if _are_places(new, old):
+            continue  # what lies there is known by its content
         raise RunError(
             f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
             f"choose another folder with run={path}-2, or set {key} back",
@@ -76,116 +84,107 @@ def unfinished(config: RunConfig) -> RunFolder | None:
     return run
 
 
-def start_of(material: Material, base_hash: str, objective: str, reward: Reward | None) -> dict[str, Any]:
-    """What a run writes down of what it is made from, beside its configuration and task; as JSON.
+def identity_of(config: RunConfig, material: Material, objective: str | None = None) -> Identity:
+    """What decides the result of a run, by content.
 
     Args:
-        material: what the configuration names.
-        base_hash: SHA-256 of the base weights.
-        objective: its name.
-        reward: the function that takes its place, of which the module and the name are written down.
+        config: the whole configuration.
+        material: what it names, as loaded.
+        objective: its name, as `objective_name` gives it; None where it is not known.
     """
-    return {
-        **surroundings(material.loaded.device),
-        "model_hash": base_hash,
-        "rows": {split: _sha256_of(rows) for split, rows in material.examples.items()},
-        "objective": objective if reward is None else _name_of(reward),
-        **chat_form(material.examples["train"]),
-    }
+    start = opened_start(config)
+    return replace(
+        material_identity(material, model_identity(material.loaded, material.task.kind == "generation")),
+        objective=objective,
+        start=None if start is None else start.trained_hash,
+        configuration=config.anchored().model_dump(mode="json", exclude={"run"}),
+    )
 
 
-def write_start(run: RunFolder, config: RunConfig, task: Task, start: Mapping[str, Any]) -> None:
+def material_identity(material: Material, model: Identity) -> Identity:
+    """The identity of what a configuration names.
+
+    Args:
+        material: what it names.
+        model: identity of its model.
+    """
+    splits = split_identity(material.examples, material.encoded)
+    return replace(model, task=task_hash(material.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
+
+
+def objective_name(objective: str, reward: Reward | None) -> str:
+    """What a run writes down of its objective: its name, or module and name of the function that takes its place."""
+    if reward is None:
+        return objective
+    named: Any = reward if isinstance(getattr(reward, "__qualname__", None), str) else type(reward)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def write_start(run: RunFolder, config: RunConfig, material: Material, identity: Identity) -> None:
     """Write what is known before the first step.
 
     Args:
         run: its folder.
         config: the whole configuration.
-        task: as it was read.
-        start: as `start_of` gives it.
+        material: what it names.
+        identity: of what the run is made from.
     """
-    content = task.model_dump(by_alias=True, exclude_none=True)
-    run.task_file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    (run.path / ENVIRONMENT).write_text(json.dumps(start, indent=2) + "\n", encoding="utf-8")
+    run.task_file.write_text(
+        yaml.safe_dump(task_content_of(material.task), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    device, rows = material.loaded.device, material.examples["train"]
+    begun = {**surroundings(device), **identity.as_dict(), **chat_form(rows)}
+    (run.path / ENVIRONMENT).write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
     for path in (run.task_file, run.path / ENVIRONMENT):
         sync(path)
     write_whole(run.path / CONFIG, config.to_yaml())  # last and whole: without it nothing has begun
     sync(run.path.parent)
 
 
-def refuse_other_start(
-    run: RunFolder, material: Material, start: Mapping[str, Any], warn: Callable[[str], None]
-) -> None:
+def refuse_other_start(run: RunFolder, material: Material, now: Identity) -> list[str]:
     """Refuse to go on with a run that began with something else than what there is now.
-
-    What an older version did not write down is not compared.
 
     Args:
         run: that was begun.
         material: what its configuration names now.
-        start: as `start_of` gives it now.
-        warn: told where the bits may differ: of other versions, or another device.
+        now: its identity.
+
+    Returns:
+        What its user is told: what an older version did not write down, and where the bits may differ, with other
+        versions or on another device.
 
     Raises:
-        RunError: another base model, task, objective, or other rows; says which.
+        RunError: another base model, task, objective, start, or other rows; names each that differs, with its keys.
     """
-    began, where = run.environment, f"choose another folder with run={run.path}-2"
-    if began.get("model_hash") != start["model_hash"]:
-        raise RunError(
-            f"the model {material.loaded.name!r} is not the one that {str(run.path)!r} began with",
-            f"give it back its model, or {where}",
-        )
-    task = material.task.name
+    where = f"choose another folder with run={run.path}-2"
+    task, began = material.task.name, run.identity
     for key, (new, old) in differences(material.task.model_dump(mode="json"), run.task.model_dump(mode="json")):
         raise RunError(
             f"the task {task!r} is not the one that {str(run.path)!r} began with: {key} was {old!r}, and is {new!r}",
             f"set it back as {str(run.task_file)!r} has it, or {where}",
         )
-    rows = began.get("rows", start["rows"])
-    for split, digest in start["rows"].items():
-        if not isinstance(rows, dict) or rows.get(split) != digest:
-            raise RunError(
-                f"the {split} rows of the task {task!r} are not those that {str(run.path)!r} began with",
-                f"put back the rows as they were, in their order, or {where}",
-            )
-    objective = began.get("objective", start["objective"])
-    if objective != start["objective"]:
-        raise RunError(
-            f"the objective is {start['objective']!r}, and {str(run.path)!r} began with {objective!r}",
-            f"give train(reward=...) and training.objective as they were, or {where}",
-        )
+    began = replace(began, task=None, configuration=None)  # compared key by key, here and before
+    hints = {
+        "model": f"give it back its model, or {where}",
+        "rows": f"put back the rows as they were, in their order, or {where}",
+        "objective": f"give train(reward=...) and training.objective as they were, or {where}",
+        "": f"put back what it began with, or {where}",
+    }
+    refuse_changes(began, now, repr(str(run.path)), hints, model=material.loaded.name, task=task)
+    notes = [run.identity.note] if run.identity.note else []
     others = [
-        f"{key} was {began[key]} and is {start[key]}"
-        for key in _OF_BITS
-        if key in began and key in start and began[key] != start[key]
+        f"{key} was {was} and is {is_now}"
+        for key, is_now in surroundings(material.loaded.device).items()
+        if key in _OF_BITS and (was := run.environment.get(key, is_now)) != is_now
     ]
     if others:
-        warn(f"since the run began, {', '.join(others)}: it may not end with the bits of one that was never stopped")
+        bits = "it may not end with the bits of one that was never stopped"
+        notes.append(f"warning: since the run began, {', '.join(others)}: {bits}")
+    return notes
 
 
-def differences(given: Any, saved: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """The dotted keys under which two configurations differ, with both values."""
-    if isinstance(given, dict) and isinstance(saved, dict):
-        for key in dict.fromkeys([*given, *saved]):
-            yield from differences(given.get(key), saved.get(key), f"{at}.{key}" if at else str(key))
-    elif given != saved:
-        yield at, (given, saved)
-
-
-def _sha256_of(rows: Sequence[Example]) -> str:
-    """SHA-256 of the content of rows and of their order; what a later version adds to a row does not change it."""
-    digest = hashlib.sha256()
-    known = [(field.name, field.default) for field in fields(Example) if field.name not in _NOT_COMPARED]
-    for row in rows:
-        values = ((name, getattr(row, name), default) for name, default in known)
-        content = {name: value for name, value, default in values if value != default}
-        digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
-    return f"sha256:{digest.hexdigest()}"
-
-
-def _name_of(function: Reward) -> str:
-    """Module and name of a function, or of the class of another thing that can be called."""
-    named: Any = function if isinstance(getattr(function, "__qualname__", None), str) else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+def _are_places(*values: Any) -> bool:
+    return all(isinstance(value, str) and Path(value).is_absolute() for value in values)
 
 
 def _is_free(folder: Path) -> bool:

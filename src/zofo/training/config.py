@@ -201,7 +201,8 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
     Where overrides take back the several tasks of the file, its `task.max_rows` goes with them: it is of each of those.
 
     Args:
-        file: a YAML file with any part of the tree, or with a recipe; or the name of a packaged recipe.
+        file: a YAML file with any part of the tree, or with a recipe; or the name of a packaged recipe. The config.yaml
+            of a run means that run: the folder that holds it, wherever it lies now.
         overrides: `path.to.key=value`, the value read as YAML; a name in place of a group sets its name. Of a recipe,
             `preset=NAME` takes another than its first.
         groups: top-level groups, as plain data.
@@ -211,6 +212,8 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         UnknownNameError: no recipe of that name, or no such preset.
     """
     given = [parted(override) for override in overrides]
+    if file is not None and (run := _run_of(Path(file))) is not None:  # wherever it has been moved to
+        given.insert(0, (["run"], str(run)))
     preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
     content, recipe = _content(file, preset)
     changes = [*(([group], value) for group, value in groups.items()), *(one for one in given if one[0] != _PRESET)]
@@ -222,6 +225,12 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         if recipe is not None:
             recipe.refuse_missing(tree)
         return validated(RunConfig, tree)
+
+
+def _run_of(file: Path) -> Path | None:
+    """The folder of the run whose configuration a file is; None for any other file."""
+    own = file.name == "config.yaml" and all((file.parent / name).is_file() for name in ("task.yaml", ENVIRONMENT))
+    return (file.parent if file.parent.name else file.parent.absolute()) if own else None
 
 
 def _changed(tree: dict[str, Any], changes: Sequence[tuple[Sequence[str], Any]]) -> dict[str, Any]:

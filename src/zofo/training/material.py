@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.adapters import AdapterConfig
-from zofo.backbone import LoadedModel, embeddings_of, head_of, load_model, refuse_mixed_lengths
+from zofo.backbone import LoadedModel, ModelConfig, embeddings_of, head_of, load_model, refuse_mixed_lengths
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, Setting
 from zofo.objectives import (
@@ -40,7 +40,7 @@ from zofo.tasks import (
 )
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Scorer
-from zofo.training.run import RunFolder
+from zofo.training.run import opened_start
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def load_material(
     splits: Sequence[Split] = SPLITS,
     right: bool = True,
     task: Task | None = None,
+    load: Callable[[ModelConfig, bool, int | None], LoadedModel] = load_model,
 ) -> Material:
     """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
 
@@ -82,22 +83,24 @@ def load_material(
         splits: those that are needed; the rows of others are not read.
         right: whether rows must hold what is right.
         task: in place of the one that the configuration names.
+        load: loads a model, as `load_model` does.
 
     Raises:
         ZofoError: whatever is wrong with task, data or model.
     """
     task = resolve_task(config.task) if task is None else task
-    if config.start is not None:
-        RunFolder.open(config.start).refuse_trained_on(config.task)
+    start = opened_start(config)
+    if start is not None:
+        start.refuse_trained_on(config.task)
     try:
         head = head_of(config.model) == "classification"
     except ZofoError:
         load_examples(task, config.task, splits, right=right)
         raise
     examples = load_examples(task, config.task, splits, head, right)
-    loaded = load_model(config.model, remote_code, len(task.label_names) or None)
-    if config.start is not None:
-        RunFolder.open(config.start).restore(loaded)
+    loaded = load(config.model, remote_code, len(task.label_names) or None)
+    if start is not None:
+        start.restore(loaded)
     scorer = scorer_of(config, task, loaded)
     encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
     return Material(loaded, task, examples, encoded, scorer)

@@ -12,18 +12,25 @@ from typing import Any
 
 from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, LoadedModel, load_model
-from zofo.config import is_name, mistakes_of, read_json_object, read_yaml, validated
+from zofo.config import is_name, read_json_object
 from zofo.errors import RunError
 from zofo.methods.linear_probe import PROBE, load_probe
-from zofo.tasks import Task, TaskConfig, load_task, refuse_trained_on
-from zofo.training.config import ENVIRONMENT, RunConfig, as_recorded
+from zofo.tasks import Task, TaskConfig, refuse_trained_on
+from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.disk import part_of, sha256_of, sync_tree, write_whole
 from zofo.training.evaluation import Scorer
+from zofo.training.identity import Identity, content_hash, refuse_changes
 from zofo.training.inventory import surroundings
 from zofo.training.kept_replay import KeptReplay
 from zofo.training.lock import locked
+from zofo.training.origin import (
+    config_as_begun,
+    read_identity,
+    refuse_other_model,
+    task_as_begun,
+)
 from zofo.training.replay import is_of_zofo, replay
-from zofo.training.restoring import holds_moved, load_weights, model_hash, refuse_strange_adapter
+from zofo.training.restoring import holds_moved, load_weights, refuse_strange_adapter
 from zofo.training.trajectory import Trajectory
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
@@ -115,13 +122,8 @@ class RunFolder:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration the run was made with."""
-        file = self.path / CONFIG
-        content = read_yaml(file)
-        if not content:
-            raise RunError(f"{str(file)!r} is empty: the run is damaged")
-        with mistakes_of(str(file)):
-            return validated(RunConfig, as_recorded(content))
+        """The configuration the run was made with; one that was changed since is refused."""
+        return config_as_begun(self.path / CONFIG, self.identity)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -176,8 +178,8 @@ class RunFolder:
 
     @property
     def task(self) -> Task:
-        """The same, read."""
-        return load_task(str(self.task_file))
+        """The same, read; one that was changed since is refused."""
+        return task_as_begun(self.task_file, self.identity)
 
     def write_outcome(self, outcome: dict[str, Any]) -> None:
         """Write `summary.json`, which says that the run has ended: whole, and after all that it names is on the disk.
@@ -306,10 +308,12 @@ class RunFolder:
         Raises:
             RunError: the base model is not the run's.
         """
-        if self.config.start is not None:
-            RunFolder.open(self.config.start).restore(loaded)
-        if model_hash(loaded) != self.base_hash:
-            raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
+        start = self.start
+        if start is not None:
+            start.restore(loaded)
+            now = Identity(start=start.trained_hash)
+            refuse_changes(self.identity, now, repr(str(self.path)), {"": f"put back {str(start.path)!r} as it was"})
+        refuse_other_model(self.identity, loaded, self.path)
 
     def refuse_trained_on(self, asked: TaskConfig, scored: bool = False) -> None:
         """Refuse to test on what this run, or one that it started from, was trained on as one of several tasks.
@@ -327,13 +331,27 @@ class RunFolder:
         while run is not None and run.path not in seen:
             refuse_trained_on(run.config.task, asked, str(run.path), scored)
             seen.add(run.path)
-            start = run.config.start
-            run = None if start is None else RunFolder.open(start)
+            run = run.start
 
     @property
     def base_hash(self) -> str:
         """SHA-256 of all weights that the run began with."""
-        return str(self.environment.get("model_hash"))
+        return str(self.identity.model_hash)
+
+    @property
+    def trained_hash(self) -> str:
+        """SHA-256 of the trained model: of every part of it."""
+        return content_hash(self.summary["parts"])
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run was made from, by content; parts that an older version did not write down are None."""
+        return read_identity(self.path / ENVIRONMENT)
+
+    @property
+    def start(self) -> RunFolder | None:
+        """The run that this one started from, if any; see `opened_start`."""
+        return opened_start(self.config.model_copy(update={"run": self.path}))
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -371,3 +389,17 @@ class RunFolder:
     def scorer(self, scorer: Scorer) -> Scorer:
         """How this run scores candidates, where its method brings its own way."""
         return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
+
+
+def opened_start(config: RunConfig) -> RunFolder | None:
+    """The run that a run starts from, if any: where it was, or beside the run where both were moved.
+
+    Raises:
+        RunError: it is at neither place.
+    """
+    start = config.start
+    if start is None:
+        return None
+    beside = None if config.run is None else config.run.absolute().parent / start.name
+    moved = not (start / CONFIG).is_file() and beside is not None and (beside / CONFIG).is_file()
+    return RunFolder.open(beside if moved and beside is not None else start)

@@ -18,7 +18,14 @@ from zofo.methods import METHODS, Method, Setting
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
-from zofo.training.beginning import new_folder, refuse_other_start, start_of, unfinished, write_start
+from zofo.training.beginning import (
+    identity_of,
+    new_folder,
+    objective_name,
+    refuse_other_start,
+    unfinished,
+    write_start,
+)
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.checkpoints import Checkpoints
 from zofo.training.config import RunConfig, TrainingConfig
@@ -30,7 +37,6 @@ from zofo.training.memory import PeakMemory
 from zofo.training.outcome import outcome_of
 from zofo.training.progress import Progress, needs_weights
 from zofo.training.progress_checks import Done
-from zofo.training.restoring import model_hash
 from zofo.training.run import RunFolder
 from zofo.training.signals import Signals
 from zofo.training.trainer import Skips, run_loop
@@ -66,21 +72,23 @@ def train(
     begun = unfinished(config)  # refuses, before anything is loaded
     scored: tuple[Split, ...] = ("validation", "test") if config.training.test else ("validation",)
     material = load_material(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
-    base_hash = model_hash(material.loaded)
     setting = setting_of(config, material, reward)
+    # before a method attaches adapters to the model
+    identity = identity_of(config, material, objective_name(setting.objective_name, reward))
     method = METHODS[config.method.name](config.method, setting)
     steps = _checked_steps(config, method, material, scored)
     notes = check_every_split(config, material)
-    start = start_of(material, base_hash, setting.objective_name, reward)
     folder = begun or new_folder(config)
     with folder.locked(), writing("the run", folder.path, _MAKE_ROOM):
         folder.refuse_ended()
         if begun is None:
             config = config.model_copy(update={"run": folder.path})
-            write_start(folder, config.anchored(), material.task, start)
+            write_start(folder, config.anchored(), material, identity)
         else:
-            refuse_other_start(begun, material, start, functools.partial(_warn, console))
+            for note in refuse_other_start(begun, material, identity):
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
         try:
+            base_hash = str(identity.model_hash)
             _train_in(folder, config, Trained(material, setting, method, steps, base_hash, notes), console)
         except Stopped as stop:
             again = "begin again" if stop.steps is None else "go on"

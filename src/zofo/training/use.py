@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,6 @@ from zofo.tasks import (
     Task,
     known_split,
     load_examples,
-    load_task,
     origins_of,
     render,
     resolve_task,
@@ -28,6 +28,7 @@ from zofo.tasks import (
 from zofo.training.chat_form import in_trained_form
 from zofo.training.config import RunConfig, read_config
 from zofo.training.evaluation import Evaluation
+from zofo.training.identity import Identity, refuse_changes, split_identity
 from zofo.training.material import Material, load_material, scorer_of
 from zofo.training.run import RunFolder
 
@@ -91,18 +92,37 @@ def evaluate_run(
     config = read_config(run.path / "config.yaml", given)
     config = config.model_copy(update={"start": None})  # which the run restores by itself
     own, asked = run.config.task, config.task
+    named = data is not None or any(override.startswith("task.data=") for override in overrides)
+    by_intent = named or data_dir is not None or asked != own  # then its rows need not be the run's
     if not asked.several and not own.several and (asked.name, asked.overrides) == (own.name, own.overrides):
+        _ = run.task  # refuses one that was edited
         # the task as it was then, whatever has become of its file
         config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
     if not asked.several or (asked.tasks, asked.setting) != (own.tasks, own.setting):
         run.refuse_trained_on(config.task, scored=True)
     chosen = known_split(split or "validation")
-    if data is None and not any(override.startswith("task.data=") for override in overrides):
+    if not named:
         material, on = load_material(config, remote_code, (chosen,)), str(chosen)
     else:
         material, on = _on_all_rows(run, config, overrides, chosen, remote_code)
     run.restore(material.loaded, variant, best)
+    if not by_intent:
+        refuse_other_rows(run, split_identity(material.examples, material.encoded))
     return _evaluate(replace(material, scorer=run.scorer(material.scorer)), chosen, on)
+
+
+def refuse_other_rows(run: RunFolder, rows: Identity) -> None:
+    """Refuse rows of a split, or their tokens, that are not those that a run began with.
+
+    Args:
+        run: which one.
+        rows: as `split_identity` gives them; a split that the run did not read is not compared.
+
+    Raises:
+        RunError: names the split.
+    """
+    hint = f"put them back, or name the rows that are meant: zofo eval {shlex.quote(str(run.path))} --data FILE"
+    refuse_changes(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
 
 
 def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code: bool = False) -> Evaluation:
@@ -167,7 +187,8 @@ def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -
 
 
 def _pool(run: RunFolder) -> list[Example]:
-    """The rows of train that a run draws demonstrations from."""
+    """The rows of train that a run draws demonstrations from; others than it began with are refused."""
+    refuse_other_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
     own = run.config.task.model_copy(update={"demonstrations": 0})
     return load_examples(run.task, own, ["train"])["train"]
 
@@ -204,7 +225,7 @@ def predict(
     if isinstance(texts, str):
         raise DataError("predict takes a list of texts, not one text", f"predict(path, [{texts[:20]!r}])")
     run = RunFolder.open(path)
-    task, wanted = load_task(str(run.task_file)), run.config.task
+    task, wanted = run.task, run.config.task
     head = head_of(run.config.model) == "classification"
     prompt = None if head and wanted.prompt == NO_PROMPT else wanted.prompt
     columns = [column for column in task.columns(prompt, head and prompt is None) if column not in task.optional]

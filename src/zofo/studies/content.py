@@ -1,0 +1,110 @@
+"""Whether a kept result is of what its run would be made from now: weights, rows, tokenizer, task, all by content."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from zofo.backbone import LoadedModel, ModelConfig, load_model
+from zofo.errors import RunError, ZofoError
+from zofo.studies.outcome import Outcome
+from zofo.studies.run import Run
+from zofo.training import RunFolder
+from zofo.training.identity import Identity, changes, model_identity, said
+
+
+class Content:
+    """What the runs of a study would be made from now: each model and the rows of each task are read once.
+
+    Args:
+        runs: the folder of all runs.
+        remote_code: allow the model's repository to run its own code.
+        test: whether rows of test are scored by any run.
+    """
+
+    def __init__(self, runs: Path, remote_code: bool, test: bool) -> None:
+        self._runs, self._remote_code, self._test = runs, remote_code, test
+        self._known: dict[str, Identity] = {}
+        self._model: tuple[str, LoadedModel, Identity] | None = None
+        self.unread: dict[str, str] = {}
+        """Runs of which it could not be found out what they would be made from, and why."""
+
+    def changed(self, run: Run, outcome: Outcome) -> str:
+        """What a kept result was made from that is no longer so, in a sentence; empty for nothing."""
+        now = self._now(run)
+        found = changes(outcome.made_from, now)
+        return said(found, "it", str(run.tree.get("model", {}).get("name")), run.cell.task, "was made with")
+
+    def release(self) -> None:
+        """Let go of the model that was read last."""
+        self._model = None
+        gc.collect()
+
+    def _now(self, run: Run) -> Identity:
+        tree = run.tree
+        key = json.dumps([tree.get("model"), tree.get("task"), tree["method"].get("adapter")])
+        if key not in self._known:
+            try:
+                self._known[key] = run.execution.identity(run.config, self._remote_code, self._test, self._load)
+            except ZofoError as error:
+                self._known[key] = Identity()
+                self.unread[str(run)] = error.message
+        start = tree.get("start")
+        if start is None:
+            return self._known[key]
+        path = Path(start)
+        return replace(  # the weights that it began with are those that the start ended with
+            self._known[key],
+            model_hash=None,
+            buffers=None,
+            start=_trained(path if path.is_absolute() else self._runs / path),
+        )
+
+    def _load(self, model: ModelConfig, remote_code: bool, labels: int | None) -> tuple[LoadedModel, Identity]:
+        key = json.dumps([model.model_dump(mode="json"), labels])
+        if self._model is None or self._model[0] != key:
+            self.release()
+            loaded = load_model(model, remote_code, labels)
+            self._model = key, loaded, model_identity(loaded)
+        return self._model[1:]
+
+
+def _trained(start: Path) -> str | None:
+    """The trained model of a run, by content; None where it is not there, and is made before it is needed."""
+    try:
+        return RunFolder.open(start).trained_hash
+    except RunError:
+        return None
+
+
+def refuse_mixed(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
+    """Refuse to put results side by side that call by one name what had other content.
+
+    Args:
+        runs: of the study.
+        outcomes: of those that are done, by digest.
+
+    Raises:
+        RunError: names two runs, and what differs.
+    """
+    first: dict[str, tuple[Run, Identity]] = {}
+    for run in runs:
+        outcome = outcomes.get(run.digest)
+        if outcome is None or not outcome.final or "model" not in run.tree:
+            continue
+        model, task, made = run.tree["model"], run.tree["task"], outcome.made_from
+        of_model = (
+            made.of_model if run.tree.get("start") is None else replace(made.of_model, model_hash=None, buffers=None)
+        )
+        rows = Identity(rows=made.rows, task=made.task, stream=made.stream)
+        for key, part in ((json.dumps(model), of_model), (json.dumps([task, model["head"]]), rows)):
+            other, known = first.setdefault(key, (run, part))
+            if found := changes(known, part):
+                raise RunError(
+                    f"the runs {str(other)!r} and {str(run)!r} cannot be compared: "
+                    + said(found, f"{str(other)!r}", str(model["name"]), run.cell.task, "was made with"),
+                    "type the study's command again, without --report: what no longer matches is made again",
+                )

@@ -1,0 +1,361 @@
+"""What decides a result, as one record: written when a run begins, and compared whenever it is used again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from zofo.backbone import LoadedModel, fingerprint
+from zofo.errors import RunError, ZofoError
+from zofo.tasks import Example, Split, Task
+from zofo.training.restoring import model_hash
+
+_NOT_OF_THE_MODEL = (  # keys of config.json that say where a model lies, who wrote it, or how it is run here
+    "_name_or_path",
+    "_model_name_or_path",
+    "name_or_path",
+    "_commit_hash",
+    "_from_model_config",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "id2label",
+    "label2id",
+)
+_VERSION = "transformers_version"
+_LONGEST = 200  # characters of a text that a message can show
+_NOT_COMPARED = ("where", "own")  # of an example: its place is for messages, and its own texts are in the others
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a result, by content: hashes are SHA-256, and None is what was not written down.
+
+    Args:
+        model_hash: of the weights that the run began with.
+        buffers: of the tensors that the checkpoint brings beside them.
+        model_config: what config.json says of the model, without places, versions and number types.
+        generation_config: what generation_config.json says, of a task that generates texts.
+        tokenizer: of tokenizer.json, the special tokens, and what else decides how texts become tokens and back.
+        chat_template: of the template of chats.
+        task: of the content of task.yaml.
+        rows: of each split, as rendered.
+        tokens: of each split, as the model sees them.
+        objective: name of what is minimised.
+        stream: version of the noise stream.
+        start: of the trained model that the run starts from.
+        configuration: of the run, without its folder.
+    """
+
+    model_hash: str | None = None
+    buffers: str | None = None
+    model_config: Mapping[str, Any] | None = None
+    generation_config: Mapping[str, Any] | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    task: str | None = None
+    rows: Mapping[str, str] | None = None
+    tokens: Mapping[str, str] | None = None
+    objective: str | None = None
+    stream: int | None = None
+    start: str | None = None
+    configuration: Mapping[str, Any] | None = None
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Identity:
+        """What a file holds of an identity; parts that an older version did not write down are None.
+
+        Args:
+            content: JSON, in which there may be more.
+
+        Raises:
+            RunError: a part that is no hash and no group of keys.
+        """
+        kinds: dict[str, type] = dict.fromkeys((field.name for field in fields(cls)), str)
+        kinds |= {**dict.fromkeys((*_KEYED, "rows", "tokens"), dict), "stream": int}
+        found = {name: content[name] for name in kinds if content.get(name) is not None}
+        for name, value in found.items():
+            if not isinstance(value, kinds[name]):
+                raise RunError(f"its {name!r} cannot be {str(value)[:40]!r}: the record of the run is damaged")
+        return cls(**found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The parts that are known, as JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def of_model(self) -> Identity:
+        """The parts that are the base model's."""
+        return Identity(**{name: getattr(self, name) for name in MODEL})
+
+    @property
+    def note(self) -> str:
+        """What is said of parts that were not written down, by an older version; empty where there are none."""
+        unknown = [_TITLES[name] for name in _ALWAYS if getattr(self, name) is None]
+        return f"not compared, since an older version did not write it down: {', '.join(unknown)}" if unknown else ""
+
+
+MODEL = ("model_hash", "buffers", "model_config", "generation_config", "tokenizer", "chat_template")
+_KEYED = ("model_config", "generation_config", "configuration")
+_ALWAYS = ("model_hash", "buffers", "model_config", "tokenizer", "task", "rows", "tokens", "configuration")
+_TITLES = {
+    "model_hash": "weights",
+    "buffers": "buffers",
+    "model_config": "config.json",
+    "generation_config": "generation_config.json",
+    "tokenizer": "tokenizer (tokenizer.json and special tokens)",
+    "chat_template": "chat template",
+    "task": "task.yaml",
+    "rows": "rows",
+    "tokens": "tokens",
+    "objective": "objective",
+    "stream": "version of the noise stream",
+    "start": "run that it starts from",
+    "configuration": "configuration",
+}
+
+
+def title_of(part: str) -> str:
+    """What a part is called in messages."""
+    name, _, split = part.partition(".")
+    base = "of the base model" if name == "model_hash" else ""
+    return " ".join(filter(None, (split, _TITLES[name], base)))
+
+
+def model_identity(loaded: LoadedModel, generates: bool = True) -> Identity:
+    """The identity of a freshly loaded model, before anything is attached to it.
+
+    Args:
+        loaded: model and tokenizer.
+        generates: whether texts are generated with it.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    parameters = {id(parameter) for parameter in model.parameters()}
+    state = model.state_dict(keep_vars=True).items()
+    settings = getattr(model, "generation_config", None)
+    return Identity(
+        model_hash=model_hash(loaded),
+        buffers=fingerprint({name: tensor for name, tensor in state if id(tensor) not in parameters}),
+        model_config=_model_keys(model.config.to_dict()),
+        generation_config=_model_keys(settings.to_diff_dict()) if generates and settings is not None else None,
+        tokenizer=content_hash(_tokenizer_content(tokenizer)),
+        chat_template=content_hash(tokenizer.chat_template),
+    )
+
+
+def _model_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration of transformers says of a model, as JSON, with the version that has read it."""
+    import transformers
+
+    kept: dict[str, Any] = _without(json.loads(json.dumps(content, default=str)))
+    return {**kept, _VERSION: transformers.__version__}
+
+
+def _without(content: Any) -> Any:
+    if isinstance(content, str) and (len(content) > _LONGEST or not content.isprintable()):
+        return content_hash(content)
+    if not isinstance(content, dict):
+        return content
+    return {key: _without(value) for key, value in content.items() if key not in (*_NOT_OF_THE_MODEL, _VERSION)}
+
+
+def _tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """What decides how texts become tokens and back; padding and truncation are chosen for each call."""
+    core = json.loads(tokenizer.backend_tokenizer.to_str(), object_hook=_said)
+    core = {key: value for key, value in core.items() if key not in ("padding", "truncation")}
+    longest = tokenizer.model_max_length
+    return {
+        "core": core,
+        "special": {key: str(value) for key, value in sorted(tokenizer.special_tokens_map.items())},
+        "longest": None if longest is None or longest > 1 << 30 else int(longest),
+        "tidies": bool(getattr(tokenizer, "clean_up_tokenization_spaces", None)),
+    }
+
+
+def _said(content: dict[str, Any]) -> dict[str, Any]:
+    """Without what is off, which another version may not write."""
+    return {key: value for key, value in content.items() if value is not None and value is not False}
+
+
+def split_identity(
+    examples: Mapping[Split, Sequence[Example]], encoded: Mapping[Split, Sequence[Any]] | None = None
+) -> Identity:
+    """The identity of some splits.
+
+    Args:
+        examples: of each, as text.
+        encoded: of each, in tokens; None where they are not known.
+    """
+    return Identity(
+        rows={split: rows_hash(rows) for split, rows in examples.items()},
+        tokens=None if encoded is None else {split: tokens_hash(rows) for split, rows in encoded.items()},
+    )
+
+
+def rows_hash(rows: Sequence[Example]) -> str:
+    """SHA-256 of the content of rows and of their order; what a later version adds to a row does not change it."""
+    digest = hashlib.sha256()
+    known = [(field.name, field.default) for field in fields(Example) if field.name not in _NOT_COMPARED]
+    for row in rows:
+        values = ((name, getattr(row, name), default) for name, default in known)
+        content = {name: value for name, value, default in values if value != default}
+        digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def tokens_hash(encoded: Sequence[Any]) -> str:
+    """SHA-256 of examples in tokens, with what of them is scored, and of their order."""
+    digest = hashlib.sha256()
+    for one in encoded:
+        for field in fields(one):
+            if field.name != "example":
+                _add(digest, getattr(one, field.name))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Add whole numbers, alone or in tuples of tuples, so that no two shapes look alike."""
+    if not isinstance(value, tuple):
+        digest.update(b"n" + array("q", (int(value),)).tobytes())
+    elif value and isinstance(value[0], tuple):
+        digest.update(b"t" + array("q", (len(value),)).tobytes())
+        for part in value:
+            _add(digest, part)
+    else:
+        digest.update(b"r" + array("q", (len(value), *value)).tobytes())
+
+
+def content_hash(content: Any) -> str:
+    """SHA-256 of plain data, in their order."""
+    return f"sha256:{hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()}"
+
+
+def task_content_of(task: Task) -> dict[str, Any]:
+    """A task as its file holds it."""
+    return task.model_dump(by_alias=True, exclude_none=True)
+
+
+def task_hash(task: Task) -> str:
+    """SHA-256 of a task; an option that is new and at its default does not change it."""
+    return content_hash(task.model_dump(mode="json", exclude_defaults=True))
+
+
+def changes(began: Identity, now: Identity) -> dict[str, str]:
+    """What differs between two identities, by part: `model_hash`, `rows.train`; with the keys of a group, if any.
+
+    Parts that one of them does not know are not compared, nor are tokens that other rows or another tokenizer explain.
+
+    Args:
+        began: with which something was made.
+        now: what there is now.
+    """
+    found: dict[str, str] = {}
+    for name in (field.name for field in fields(Identity)):
+        was, new = getattr(began, name), getattr(now, name)
+        if was is None or new is None:
+            continue
+        if name in ("rows", "tokens"):
+            found |= {f"{name}.{split}": "" for split in new if split in was and was[split] != new[split]}
+        elif name in _KEYED:
+            found |= {name: keys} if (keys := _changed_keys(was, new)) else {}
+        elif was != new:
+            found[name] = "" if str(was).startswith("sha256:") else f"is {new!r}, and %s {was!r}"  # for whose it was
+    explained = [part for part in found if "tokenizer" in found or part.replace("tokens", "rows") in found]
+    return {part: keys for part, keys in found.items() if not part.startswith("tokens.") or part not in explained}
+
+
+def _changed_keys(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first keys with other values, and both values; empty where there are none.
+
+    A key that one of the two lacks is not compared where they were read by different versions of transformers.
+    """
+    same = was.get(_VERSION) == now.get(_VERSION)
+    found = [
+        f"{key} was {_shown(old)}, and is {_shown(new)}"
+        for key, (new, old) in differences(now, was)
+        if key != _VERSION and (same or (old is not None and new is not None))
+    ]
+    more = f", and {len(found) - _MOST} more" if len(found) > _MOST else ""
+    return f"{'; '.join(found[:_MOST])}{more}"
+
+
+_MOST = 4  # keys of one message
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def said(found: Mapping[str, str], run: str, model: str = "", task: str = "", verb: str = "began with") -> str:
+    """What differs, in sentences.
+
+    Args:
+        found: as `changes` gives it.
+        run: what was made with the first identity.
+        model: name of the model that there is now.
+        task: name of the task that there is now.
+        verb: what the run did with its parts.
+    """
+    sentences = []
+    if of_model := [part for part in MODEL if part in found]:
+        what = ", ".join(f"its {_TITLES[part]}" + (f" ({found[part]})" if found[part] else "") for part in of_model)
+        sentences.append(f"the model {model!r} is not the one that {run} {verb}: {what}")
+    for name, title in (("rows", "rows"), ("tokens", "tokens of the rows")):
+        splits = [part.partition(".")[2] for part in found if part.startswith(f"{name}.")]
+        if splits:
+            sentences.append(f"the {' and '.join(splits)} {title} of the task {task!r} are not those that {run} {verb}")
+    for part in ("task", "objective", "stream", "start"):
+        if part in found:
+            values = found[part].replace("%s", f"{run} {verb}")
+            sentences.append(f"the {_TITLES[part]} " + (values or f"is not the one that {run} {verb}"))
+    return "; ".join(sentences)
+
+
+def refuse_changes(
+    began: Identity,
+    now: Identity,
+    run: str,
+    hints: Mapping[str, str],
+    *,
+    model: str = "",
+    task: str = "",
+    verb: str = "began with",
+    error: type[ZofoError] = RunError,
+) -> None:
+    """Refuse what differs between two identities, all of it in one message.
+
+    Args:
+        began: with which something was made.
+        now: what there is now.
+        run: what was made with the first, for messages.
+        hints: what to type next, by what differs first: `model`, `rows`, `objective`; "" for any other.
+        model: name of the model that there is now.
+        task: name of the task that there is now.
+        verb: what the run did with its parts.
+        error: that is raised.
+
+    Raises:
+        ZofoError: of that kind; names each part.
+    """
+    found = changes(began, now)
+    if not found:
+        return
+    first = next(iter(found))
+    kind = "model" if first in MODEL else first.partition(".")[0]
+    raise error(said(found, run, model, task, verb), hints.get(kind, hints[""]))
+
+
+def differences(given: Any, saved: Any, at: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The dotted keys under which two configurations differ, with both values."""
+    if isinstance(given, dict) and isinstance(saved, dict):
+        for key in dict.fromkeys([*given, *saved]):
+            yield from differences(given.get(key), saved.get(key), f"{at}.{key}" if at else str(key))
+    elif given != saved:
+        yield at, (given, saved)
