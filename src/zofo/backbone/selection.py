@@ -141,6 +141,7 @@ def refuse_overlap(tensors: dict[str, nn.Parameter]) -> None:
             first, second, last = tensors[name], tensors[other], max(end, other_end)
             if first.dtype == second.dtype and not (_taken(first, start, last) & _taken(second, start, last)).any():
                 continue
+            name, other = sorted((name, other), key=list(tensors).index)
             raise ModelError(
                 f"{name!r} and {other!r} share memory under another shape, stride or slice, so that they cannot move "
                 "each along a direction of its own",

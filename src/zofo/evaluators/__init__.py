@@ -7,6 +7,7 @@ from zofo.evaluators.gradient import Gradient
 from zofo.evaluators.in_forward import InForward
 from zofo.evaluators.in_place import InPlace
 from zofo.evaluators.journal import Journal
+from zofo.evaluators.watching import unused_by
 
 __all__ = [
     "EVALUATORS",
@@ -22,4 +23,5 @@ __all__ = [
     "Visit",
     "counting_forwards",
     "out_of_memory",
+    "unused_by",
 ]

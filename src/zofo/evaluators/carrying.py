@@ -7,9 +7,7 @@ forward, the selected parameters are of a class whose operations torch hands to 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -265,14 +263,6 @@ class Carrying:
         if x.shape[-1:] != values.shape[1:] and values.shape[1] != 1:
             raise unanswered(vector, f"a tensor of shape {list(x.shape)}")
         return combine(x.reshape(len(values), -1, values.shape[1]), values.unsqueeze(1)).view(x.shape).to(dtype)
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """While it is open, compiled models run as they were written: what was compiled has no place for the terms."""
-    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 def _autocast(tensor: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ def explaining(what: str) -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """What an error says, in one line: its last one where its text is a traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    traced = any(line.startswith("Traceback") for line in lines)
+    traced = any(line.startswith("Traceback") for line in lines) and not lines[-1].endswith(":")
     said = (lines[-1] if traced else lines[0])[:200] if lines else ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 

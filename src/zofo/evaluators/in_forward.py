@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -16,12 +16,12 @@ from zofo.errors import EvaluatorError
 from zofo.evaluators import rows
 from zofo.evaluators.bank import FactorBank
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
-from zofo.evaluators.carrying import Carrying, unanswered, uncompiled
+from zofo.evaluators.carrying import Carrying, unanswered
 from zofo.evaluators.checking import IN_PLACE, check_by_itself, explaining, out_of_memory
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.layout import Layout, NotSeen, Use
 from zofo.evaluators.terms import NARROW, Siblings, Terms
-from zofo.evaluators.watching import Watching, without_trace
+from zofo.evaluators.watching import Watching, uncompiled, without_trace
 from zofo.noise import LowRank, MaskedLowRank
 from zofo.remembered import Remembered, of_displacement, of_numbers, to_displacement, to_numbers
 
@@ -33,6 +33,7 @@ _NEAR, _FAR = _CHECK_SIZE / 50, 1.0
 _AGREES = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the mean loss; seen: 4e-7
 _AGREES_TF32 = 1e-2
 _AGREES_HALF = 0.1  # SmolLM2's bfloat16 losses are 0.04 apart there
+_APART = 0.3  # of what a row holds in a layer, relative to its length, at most; SmolLM2: 4e-5, and 0.07 in bfloat16
 _LEAST = 0.1  # of mean losses: a smaller one is a difference of larger numbers, and has their rounding
 
 Count = Annotated[int, Field(ge=1)]
@@ -48,6 +49,9 @@ class InForward(Evaluator):
     Updates that are displacements wait as terms that every row carries, and are written together after `fold_every` of
     them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `settle` writes what
     is pending. In half precision they are rounded stochastically when they are written.
+
+    Call `check` first: it finds out whether the model can be asked in this way. What a later batch shows that no check
+    has seen is checked on that batch, before its losses are given.
 
     Args:
         model: run by the objective; in evaluation mode if dropout is to be off.
@@ -138,10 +142,10 @@ class InForward(Evaluator):
     def _losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         try:
             return self._carried(objective, batch, points)
-        except NotSeen:  # rows of another form than a check has seen, or no check has been made
-            if self._checking:
-                raise
+        except NotSeen:  # rows of another form than a check has seen
+            counted = self.counts.copy()
         self.check([(objective, batch)])
+        self.counts.forwards = counted.forwards
         return self._carried(objective, batch, points)
 
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
@@ -265,7 +269,7 @@ class InForward(Evaluator):
         kept = self.counts, self._drawn, self.pending
         self.counts, self._drawn, self._checking = Counts(), None, True
         try:
-            with torch.no_grad(), Watching([(name, p) for p, name in self._parameters], self._refuse_past):
+            with torch.no_grad():
                 self._compare(objective, batch, _CHECK_SIZE_HALF if half else _CHECK_SIZE)
                 self._compare(objective, batch, _FAR)
         finally:
@@ -289,19 +293,22 @@ class InForward(Evaluator):
         examples = rows.row_examples(batch)
         keys = [[Key(_CHECK_SEED, i, e) for e in range(rows.size(batch))] for i in range(2)]
         points = [[Displacement({key: size}) for key in each] for each in keys]
-        with explaining("run with carried terms"):
+        watching = Watching([(name, p) for p, name in self._parameters], self._refuse_past)
+        with explaining("run with carried terms"), nullcontext() if size == _FAR else watching:
             together, seen = self._logged(objective, batch, points)
         if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow number type may overflow
             self._compare(objective, batch, _NEAR)
             return
         for i, point in enumerate(points):
             for example, displacement in enumerate(point):
+                if size == _FAR and i != example:  # rows of other points are copies
+                    continue
                 part = rows.part(batch, example, example + 1)
                 with explaining("be asked for one example at a time"):
                     alone, few = self._logged(objective, part, [[displacement]])
                 own = [i * len(examples) + int(row) for row in (examples == example).nonzero()]
                 rounding = _rounding([*seen, *few], self.backbone.dtypes)
-                self._layout.compare(seen, few, own, float("inf") if size == _FAR else rounding * 10)
+                self._layout.compare(seen, few, own, float("inf") if size == _FAR else min(rounding * 100, _APART))
                 apart = (together[i, example] - alone[0, 0]).abs()  # nan where not finite, which the first step names
                 if size != _FAR and apart > rounding * max(float(together.abs().mean()), _LEAST):
                     raise EvaluatorError(

@@ -82,13 +82,13 @@ class Terms:
         return self._widened(self._ahead.pop(matrix), name, 1 if transposed else 0)
 
     def _refuse_changed(self, x: torch.Tensor, name: str, again: bool) -> None:
-        if again and self._copy is not None and not torch.equal(self._copy, x):
+        if again and self._copy is not None and not torch.equal(self._copy, x.nan_to_num()):
             raise EvaluatorError(
                 f"the model changes what {self._run[-1][0]!r} was multiplied by before {name!r} is multiplied by it, "
                 "in a way that torch does not count, such as x.data.mul_()",
                 "write x.mul_() in the model, or set method.evaluator=in-place",
             )
-        self._copy = x.detach().clone()
+        self._copy = x.detach().nan_to_num()
 
     def looked_up(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy
@@ -85,6 +86,14 @@ def _written(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return found
 
 
+def uncompiled() -> AbstractContextManager[Any]:
+    """While it is open, compiled models run as they were written: what was compiled has no place for the terms."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
 @contextmanager
 def without_trace(model: nn.Module) -> Iterator[None]:
     """When it closes, buffers, attributes and modes of a model's modules, and generators, are as they were."""
@@ -150,7 +159,7 @@ def look(
         times: how often.
     """
     looks = []
-    with without_trace(model), torch.no_grad():
+    with without_trace(model), torch.no_grad(), uncompiled():
         for _ in range(times):
             looked = Looked()
             with Watching(parameters, looked.tell) as watching:
@@ -160,8 +169,22 @@ def look(
     return looks
 
 
+def unused_by(model: nn.Module, run: Callable[[], Any]) -> frozenset[str]:
+    """The names of parameters that no forward uses, as far as one of them tells; none where it fails.
+
+    Args:
+        model: whose parameters they are.
+        run: runs it, on a few examples.
+    """
+    try:
+        (looked,) = look(model, run, list(model.named_parameters(remove_duplicate=False)))
+    except Exception:  # noqa: BLE001  # it fails in as many ways as there are models, and a check says how
+        return frozenset()
+    return unused(model, looked)
+
+
 def unused(model: nn.Module, looked: Looked) -> frozenset[str]:
-    """The names of parameters that no forward uses, as far as one of them tells.
+    """The names of parameters that no forward uses, by what one of them did.
 
     Among modules that are made alike and stand side by side, such as experts or layers, those that a forward left out
     are used by others: where they stand in a list or a dictionary, or where numbers decide what the model does.

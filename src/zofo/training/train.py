@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +19,15 @@ from zofo.methods import METHODS, Method, Setting
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
-from zofo.training.beginning import new_folder, refuse_other_start, start_of, unfinished, write_start
+from zofo.training.beginning import (
+    as_begun,
+    begun_header,
+    new_folder,
+    refuse_other_start,
+    start_of,
+    unfinished,
+    write_start,
+)
 from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
 from zofo.training.checkpoints import Checkpoints
 from zofo.training.config import RunConfig, TrainingConfig
@@ -68,7 +77,8 @@ def train(
     material = load_material(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
     base_hash = model_hash(material.loaded)
     setting = setting_of(config, material, reward)
-    method = METHODS[config.method.name](config.method, setting)
+    header = begun_header(begun)
+    method = METHODS[config.method.name](as_begun(config.method, header, material.loaded.model), setting)
     steps = _checked_steps(config, method, material, scored)
     notes = check_every_split(config, material)
     start = start_of(material, base_hash, setting.objective_name, reward)
@@ -81,7 +91,8 @@ def train(
         else:
             refuse_other_start(begun, material, start, functools.partial(_warn, console))
         try:
-            _train_in(folder, config, Trained(material, setting, method, steps, base_hash, notes), console)
+            trained = Trained(material, setting, method, steps, base_hash, notes, header)
+            _train_in(folder, config, trained, console)
         except Stopped as stop:
             again = "begin again" if stop.steps is None else "go on"
             trusting = " --trust-remote-code" if remote_code else ""
@@ -106,6 +117,7 @@ class Trained:
         steps: how many.
         base_hash: of the base weights.
         notes: what a user should know of the rows.
+        begun: the header of the trajectory, of a run that goes on; else None.
     """
 
     material: Material
@@ -114,6 +126,7 @@ class Trained:
     steps: int
     base_hash: str
     notes: Sequence[str]
+    begun: Mapping[str, Any] | None
 
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: Console) -> None:
@@ -132,6 +145,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     warn = functools.partial(_warn, console)
     seed = config.training.seed
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **method.replay_header()}
+    if trained.begun is not None and "select" in trained.begun:
+        header["select"] = trained.begun["select"]  # the same tensors: see `as_begun`
     saved = checkpoints.latest(warn)
     done = Done()
     if saved is not None:
