@@ -475,7 +475,7 @@ class Spoiler:
     """A scale of the loss that does something else on one call, counted from 0."""
 
     def __init__(self, call, instead=lambda: math.nan):
-        self.call, self.made, self.instead = call, -1, instead
+        self.call, self.made, self.instead = call, -2, instead  # the method asks once when it is built
 
     def __call__(self):
         self.made += 1

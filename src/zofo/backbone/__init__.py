@@ -1,6 +1,6 @@
 """The tensors that move, and the models they belong to."""
 
-from zofo.backbone.backbone import Backbone, Elementwise, Update, fingerprint, selected
+from zofo.backbone.backbone import Backbone, Elementwise, Update, fingerprint
 from zofo.backbone.heads import Head
 from zofo.backbone.loading import (
     LoadedModel,
@@ -14,6 +14,7 @@ from zofo.backbone.loading import (
 )
 from zofo.backbone.probing import refuse_mixed_lengths
 from zofo.backbone.rounding import at_least_float32
+from zofo.backbone.selection import leaving_out, matching, memory_of, movable, named_by, selected
 from zofo.backbone.tokenizer_loading import embeddings_of
 
 __all__ = [
@@ -27,9 +28,14 @@ __all__ = [
     "embeddings_of",
     "fingerprint",
     "head_of",
+    "leaving_out",
     "load_model",
     "load_tensors",
     "load_tokenizer",
+    "matching",
+    "memory_of",
+    "movable",
+    "named_by",
     "refuse_mixed_lengths",
     "refuse_unknown_model",
     "save_tensors",

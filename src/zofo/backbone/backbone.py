@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ import torch
 from torch import nn
 
 from zofo.backbone.rounding import rounding_bits, stochastically_rounded
+from zofo.backbone.selection import movable
 from zofo.displacement import Displacement, Key
-from zofo.errors import ConfigError, ModelError, NonFiniteError
+from zofo.errors import ModelError, NonFiniteError
 from zofo.noise import Block, Directions, Mask, Masked, MaskedLowRank, Noise, Shape, masked
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
@@ -62,19 +62,24 @@ class Backbone:
     Args:
         module: any torch module.
         noise: the distribution that gives a key its direction.
-        select: glob patterns of parameter names, for example `["*.layers.29.*"]`; None selects every parameter.
+        select: glob patterns of parameter names, for example `["*.layers.29.*"]`, and `!pattern` for what is left out;
+            None selects every parameter. One with `requires_grad=False` moves only where a pattern other than `*` names
+            it, or where none of the module's requires a gradient.
         block: entries drawn at a time; the bits do not depend on it.
         mask: the part of every direction that is kept, decided on the tensors as they are now; None keeps all of it.
 
     Attributes:
+        parameters: that move, by name.
         noise: as given, masked.
+        frozen: the names of those that stay because they do not require a gradient.
         decays: the names that weight decay applies to (no biases, no norms; by the type of their module).
         sweeps: how many times the whole selection has been written since the object was built.
         torn: whether a sweep was interrupted, so that some tensors have moved and others have not.
 
     Raises:
         ConfigError: a pattern that matches nothing, or a tensor that `noise` cannot be drawn for.
-        ModelError: a selected tensor that is not floating point, such as a quantised weight.
+        ModelError: a selected tensor that is not floating point, such as a quantised weight; that has no numbers; or
+            that shares memory with another under another shape.
     """
 
     def __init__(
@@ -89,31 +94,27 @@ class Backbone:
         self._block = block
         self._gathered: list[tuple[Update, Key | None]] | None = None
         self.torn = False
-        self._parameters = selected(module, select)
+        self.parameters, frozen = movable(module, select)
+        self.frozen = tuple(frozen)
         for name, tensor in self.tensors.items():
-            if not tensor.is_floating_point():
-                raise ModelError(
-                    f"{name!r} holds {tensor.dtype} numbers, which a direction cannot be added to",
-                    "load the model without quantisation, or select other tensors",
-                )
             noise.draw(Key(0, 0), name, tuple(tensor.shape), (0, 0), tensor.device)  # refuses before anything moves
         self.noise: Noise = noise if mask is None else masked(noise, mask, self.tensors)
-        self.decays = frozenset(self._parameters) - _names_without_decay(module)
+        self.decays = frozenset(self.parameters) - _names_without_decay(module)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The selected tensors by name, as they are now: a parameter may have been moved to another device."""
-        return {name: parameter.data for name, parameter in self._parameters.items()}
+        return {name: parameter.data for name, parameter in self.parameters.items()}
 
     @property
     def shapes(self) -> dict[str, Shape]:
         """The shapes of the selected tensors by name."""
-        return {name: tuple(parameter.shape) for name, parameter in self._parameters.items()}
+        return {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
 
     @property
     def device(self) -> torch.device:
         """Where the first selected tensor is."""
-        return next(iter(self._parameters.values())).device
+        return next(iter(self.parameters.values())).device
 
     @property
     def size(self) -> int:
@@ -123,7 +124,7 @@ class Backbone:
     @property
     def dtypes(self) -> frozenset[torch.dtype]:
         """The number types among the selected tensors."""
-        return frozenset(parameter.dtype for parameter in self._parameters.values())
+        return frozenset(parameter.dtype for parameter in self.parameters.values())
 
     def moves(self, key: Key, name: str) -> bool:
         """Whether z(key) may be other than zero in a tensor; the same for all keys of a step."""
@@ -332,41 +333,6 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
-
-
-def selected(module: nn.Module, patterns: Sequence[str] | None = None) -> dict[str, nn.Parameter]:
-    """Parameters of a module by name, tied ones once, under the name where the module shows them first.
-
-    Args:
-        module: any torch module.
-        patterns: globs of names; None takes all.
-
-    Raises:
-        ConfigError: a pattern that matches nothing, or a module without parameters.
-    """
-    named = dict(_unique_parameters(module))
-    if not named:
-        raise ConfigError("the model has no parameters to move")
-    if patterns is None:
-        return named
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
-            shown = ", ".join(list(named)[:3])
-            raise ConfigError(
-                f"the pattern {pattern!r} matches none of the model's {len(named)} parameters",
-                f"patterns are globs over names such as {shown}",
-            )
-    return {n: p for n, p in named.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
-
-
-def _unique_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Named parameters, tied ones once: by object and by storage."""
-    seen: set[tuple[object, ...]] = set()
-    for name, parameter in module.named_parameters():
-        place = (parameter.data_ptr(), tuple(parameter.shape), parameter.stride()) if parameter.numel() else (name,)
-        if place not in seen:
-            seen.add(place)
-            yield name, parameter
 
 
 def _names_without_decay(module: nn.Module) -> frozenset[str]:

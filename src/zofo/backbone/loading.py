@@ -118,8 +118,10 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     model.config.use_cache = False
     if head == "classification":
         pool_last(model, tokenizer.pad_token_id)
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        model.requires_grad_(False)  # else it says which tensors are to stay, such as a table of positions
     try:
-        model.eval().requires_grad_(False).to(config.device or PartialState().device)
+        model.eval().to(config.device or PartialState().device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"cannot put the model on {config.device!r}: {reason}", "set model.device=cpu") from error

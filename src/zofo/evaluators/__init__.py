@@ -1,11 +1,13 @@
 """Asking a model for losses at points, and for first-order gradients; work is counted where it happens."""
 
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
+from zofo.evaluators.checking import out_of_memory
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.gradient import Gradient
-from zofo.evaluators.in_forward import InForward, out_of_memory
+from zofo.evaluators.in_forward import InForward
 from zofo.evaluators.in_place import InPlace
 from zofo.evaluators.journal import Journal
+from zofo.evaluators.watching import unused_by
 
 __all__ = [
     "EVALUATORS",
@@ -21,4 +23,5 @@ __all__ = [
     "Visit",
     "counting_forwards",
     "out_of_memory",
+    "unused_by",
 ]

@@ -7,18 +7,16 @@ forward, the selected parameters are of a class whose operations torch hands to 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from zofo.backbone import leaving_out
 from zofo.errors import EvaluatorError
+from zofo.evaluators.layout import Layout
 from zofo.evaluators.terms import Terms
 
 _BINARY = {"mul", "add", "sub", "div", "true_divide", "multiply"}
@@ -26,7 +24,6 @@ _SAME_SHAPE = {"float", "double", "half", "bfloat16", "to", "type", "type_as", "
 _QUESTIONS = {"size", "dim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "element_size"}
 _QUESTIONS |= {"is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_same_size", "is_inference"}
 _QUESTIONS |= {"get_device", "result_type", "can_cast", "hash", "repr", "requires_grad"}  # same answer at every point
-HINT = "leave it out of method.select, or set method.evaluator=in-place"
 
 
 class _Carried(nn.Parameter):
@@ -72,14 +69,20 @@ class Carrying:
     Args:
         parameters: the selected parameters, each with the name of its tensor.
         terms: what the rows carry.
+        layout: where the rows stand.
+
+    Attributes:
+        answering: whether an operation of a selected tensor is being carried out.
 
     Raises:
         EvaluatorError: (from the forward) an operation it has no answer for, naming the tensor.
     """
 
-    def __init__(self, parameters: Iterable[tuple[nn.Parameter, str]], terms: Terms) -> None:
+    def __init__(self, parameters: Iterable[tuple[nn.Parameter, str]], terms: Terms, layout: Layout) -> None:
         self._parameters = parameters
         self._terms = terms
+        self._layout = layout
+        self.answering = False
         self._vectors: dict[str, torch.Tensor] = {}  # values of those with one axis or none
         self._answers: dict[str, Callable[..., Any]] = {
             "linear": self._linear,
@@ -111,6 +114,15 @@ class Carrying:
         self, func: Callable[..., Any], touched: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """The result of an operation in which `touched`, a selected tensor, takes part."""
+        outer, self.answering = self.answering, True
+        try:
+            return self._answered(func, touched, args, kwargs)
+        finally:
+            self.answering = outer
+
+    def _answered(
+        self, func: Callable[..., Any], touched: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
         operation = getattr(func, "__name__", str(func))
         reads = operation == "__get__"
         if reads or operation == "__set__":  # an attribute
@@ -120,11 +132,11 @@ class Carrying:
             result = func(*args, **kwargs)
             if result is touched or not _holds_tensors(result):
                 return result
-            raise _unanswered(touched, operation)
+            raise unanswered(touched, operation)
         answer = self._answers.get(plain)
         result = answer(*args, **kwargs) if answer else self._elementwise(func, operation, args, kwargs)
         if result is NotImplemented:
-            raise _unanswered(touched, operation)
+            raise unanswered(touched, operation)
         return result
 
     # operations on matrices
@@ -147,11 +159,11 @@ class Carrying:
     ) -> torch.Tensor:
         for factor in (x, weight):
             if _is_vector(factor) or (factor is x and _is_matrix(factor)):
-                raise _unanswered(factor, "a product")
+                raise unanswered(factor, "a product")
         if not _is_matrix(weight):
             return self._plus(multiply(x, weight, None), bias)
         name = weight.carried_name
-        x, weight = _autocast(self._with_rows(x, name)), _autocast(weight)
+        x, weight = _autocast(self._layout.with_rows(x, name, self._terms.rows)), _autocast(weight)
         # the carried product first: adding the model's own onto it costs nothing, adding it afterwards one more pass
         out = self._terms.product(x, name, transposed)
         out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
@@ -163,7 +175,7 @@ class Carrying:
         if _is_vector(bias):
             return self._rowwise(torch.add, out, bias, out.dtype)
         if _is_matrix(bias):
-            raise _unanswered(bias, "a sum")
+            raise unanswered(bias, "a sum")
         return out.add_(bias)
 
     def _embedding(
@@ -178,7 +190,7 @@ class Carrying:
         if max_norm is not None or not _is_matrix(weight):
             return NotImplemented
         name = weight.carried_name
-        ids = self._with_rows(input, name)
+        ids = self._layout.with_rows(input, name, self._terms.rows)
         out = self._terms.looked_up(ids.reshape(-1), name, weight.dtype).view(*ids.shape, -1)
         return out.add_(F.embedding(ids, weight))
 
@@ -247,54 +259,10 @@ class Carrying:
         self, combine: Callable[..., torch.Tensor], x: torch.Tensor, vector: Any, dtype: torch.dtype
     ) -> torch.Tensor:
         values = self._values(vector)
-        x = self._with_rows(x, vector.carried_name)
+        x = self._layout.with_rows(x, vector.carried_name, self._terms.rows)
         if x.shape[-1:] != values.shape[1:] and values.shape[1] != 1:
-            raise _unanswered(vector, f"a tensor of shape {list(x.shape)}")
+            raise unanswered(vector, f"a tensor of shape {list(x.shape)}")
         return combine(x.reshape(len(values), -1, values.shape[1]), values.unsqueeze(1)).view(x.shape).to(dtype)
-
-    def _with_rows(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """`x` with the rows of the batch along its first axis; what all rows share, such as positions, is expanded."""
-        rows = self._terms.rows
-        if x.dim() > 1 and x.shape[0] == 1 and rows > 1:
-            return x.expand(rows, *x.shape[1:])
-        if rows > 1 and (x.dim() < 2 or not x.shape[0] or x.shape[0] % rows):
-            raise EvaluatorError(
-                f"{name!r} meets a tensor of shape {list(x.shape)}, whose first axis does not hold the {rows} rows of "
-                "the batch, so that a direction cannot be added for each",
-                HINT,
-            )
-        return x
-
-
-class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is open, a selected tensor that the model reads past `Carrying` is an error: a view or a copy that it
-    holds, scripted code, a function that torch does not hand on. It costs time with every operation.
-
-    Args:
-        parameters: the selected parameters, each with the name of its tensor.
-    """
-
-    def __init__(self, parameters: Iterable[tuple[nn.Parameter, str]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = [(p, p.data_ptr(), name) for p, name in parameters if p.numel()]
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if torch._C._is_torch_function_enabled():  # which it is not in an answer
-            for value in tree_leaves((args, kwargs)):
-                for parameter, start, name in self._parameters if isinstance(value, torch.Tensor) else ():
-                    if 0 <= value.data_ptr() - start < parameter.numel() * parameter.element_size():
-                        raise _unanswered(parameter, str(func), name)
-        return func(*args, **(kwargs or {}))
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """While it is open, compiled models run as they were written: what was compiled has no place for the terms."""
-    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
 
 def _autocast(tensor: torch.Tensor) -> torch.Tensor:
@@ -312,11 +280,12 @@ def _is_vector(value: object) -> bool:
     return isinstance(value, _CarriedVector) or (isinstance(value, _Carried) and value.dim() < 2)
 
 
-def _unanswered(tensor: Any, operation: str, name: str | None = None) -> EvaluatorError:
+def unanswered(tensor: Any, operation: str, name: str | None = None) -> EvaluatorError:
+    """What to say of a use of a selected tensor that has no answer."""
     name, shape = name or tensor.carried_name, " x ".join(map(str, tensor.shape))
     return EvaluatorError(
         f"the model uses {name!r} ({shape}) through {operation!r}, which cannot carry a direction in the forward",
-        HINT,
+        f"{leaving_out(name)}, or set method.evaluator=in-place",
     )
 
 

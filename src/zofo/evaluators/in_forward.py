@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.backbone import Backbone, Update, at_least_float32
+from zofo.backbone import Backbone, Update, at_least_float32, leaving_out
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError
 from zofo.evaluators import rows
 from zofo.evaluators.bank import FactorBank
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
-from zofo.evaluators.carrying import HINT, Carrying, Watching, uncompiled
+from zofo.evaluators.carrying import Carrying, unanswered
+from zofo.evaluators.checking import IN_PLACE, check_by_itself, explaining, out_of_memory
 from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.evaluators.layout import Layout, NotSeen, Use
 from zofo.evaluators.terms import NARROW, Siblings, Terms
+from zofo.evaluators.watching import Watching, uncompiled, without_trace
 from zofo.noise import LowRank, MaskedLowRank
 from zofo.remembered import Remembered, of_displacement, of_numbers, to_displacement, to_numbers
 
@@ -26,8 +29,12 @@ _MOST_PENDING = 8  # columns of the pending factors; with more, carrying them co
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
 _CHECK_SIZE = 0.05  # coefficient of these
 _CHECK_SIZE_HALF = 0.02  # further away, a half precision forward of another number of rows gives quite other losses
-_AGREES = {torch.float32: 1e-3, torch.float64: 1e-6}  # relative to the mean loss
+_NEAR, _FAR = _CHECK_SIZE / 50, 1.0
+_AGREES = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the mean loss; seen: 4e-7
+_AGREES_TF32 = 1e-2
 _AGREES_HALF = 0.1  # SmolLM2's bfloat16 losses are 0.04 apart there
+_APART = 0.3  # of what a row holds in a layer, relative to its length, at most; SmolLM2: 4e-5, and 0.07 in bfloat16
+_LEAST = 0.1  # of mean losses: a smaller one is a difference of larger numbers, and has their rounding
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -42,6 +49,9 @@ class InForward(Evaluator):
     Updates that are displacements wait as terms that every row carries, and are written together after `fold_every` of
     them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `settle` writes what
     is pending. In half precision they are rounded stochastically when they are written.
+
+    Call `check` first: it finds out whether the model can be asked in this way. What a later batch shows that no check
+    has seen is checked on that batch, before its losses are given.
 
     Args:
         model: run by the objective; in evaluation mode if dropout is to be off.
@@ -80,6 +90,7 @@ class InForward(Evaluator):
         self._noise = backbone.noise
         self._parameters = _selected_parameters(model, backbone)
         self._checking = False
+        self._layout = Layout()
         self._siblings: Siblings = {}
         self._drawn: FactorBank | None = None
 
@@ -129,8 +140,18 @@ class InForward(Evaluator):
         raise self._too_large(objective, batch, points, whole)  # outside, so that the failed forward is let go
 
     def _losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        terms = Terms(self._bank, self._coefficients(points, rows.row_examples(batch)), self._siblings)
-        with uncompiled(), Carrying(self._moved(), terms):
+        try:
+            return self._carried(objective, batch, points)
+        except NotSeen:  # rows of another form than a check has seen
+            counted = self.counts.copy()
+        self.check([(objective, batch)])
+        self.counts.forwards = counted.forwards
+        return self._carried(objective, batch, points)
+
+    def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+        coefficients = self._coefficients(points, rows.row_examples(batch))
+        terms = Terms(self._bank, coefficients, self._siblings, wary=self._checking)
+        with uncompiled(), self._each_call(), Carrying(self._moved(), terms, self._layout):
             losses = at_least_float32(objective(self.model, rows.repeated(batch, len(points))))
         if losses.shape != (len(points) * rows.size(batch),):
             raise EvaluatorError(
@@ -139,6 +160,16 @@ class InForward(Evaluator):
                 "let it return one loss for each example of the batch it is given, in their order",
             )
         return losses.view(len(points), -1)
+
+    @contextmanager
+    def _each_call(self) -> Iterator[None]:
+        """While it is open, the layout is told of each call of the model."""
+        self._layout.new_call()
+        handle = self.model.register_forward_pre_hook(self._layout.new_call)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
         """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
@@ -228,45 +259,79 @@ class InForward(Evaluator):
         Raises:
             EvaluatorError: a selected tensor is used in a way that cannot carry a term, or the losses differ.
         """
-        tolerance = max(_AGREES.get(dtype, _AGREES_HALF) for dtype in self.backbone.dtypes)
-        far = _CHECK_SIZE_HALF if tolerance == _AGREES_HALF else _CHECK_SIZE
-        counts, self.counts, self._checking = self.counts, Counts(), True
+        for objective, batch in asks:
+            self._check(objective, rows.part(batch, 0, min(2, rows.size(batch))))
+
+    def _check(self, objective: Objective, batch: Any) -> None:
+        """The check of one or two examples; it leaves no trace."""
+        check_by_itself(self.model, objective, batch, [(name, parameter) for parameter, name in self._parameters])
+        half = bool(self.backbone.dtypes & {torch.float16, torch.bfloat16})
+        kept = self.counts, self._drawn, self.pending
+        self.counts, self._drawn, self._checking = Counts(), None, True
         try:
-            for objective, batch in asks:
-                together, alone = self._both_ways(objective, batch, far)
-                if not together.isfinite().all():  # so far from theta a narrow number type may overflow
-                    together, alone = self._both_ways(objective, batch, far / 50)
-                apart = (together - alone).abs().mean()  # nan where a loss is not finite, which the first step names
-                if apart > tolerance * alone.abs().mean():
+            with torch.no_grad():
+                self._compare(objective, batch, _CHECK_SIZE_HALF if half else _CHECK_SIZE)
+                self._compare(objective, batch, _FAR)
+        finally:
+            self.counts, self._drawn, self.pending = kept
+            self._checking, self._layout.uses = False, None
+
+    def _refuse_past(self, name: str, operation: str, written: bool) -> None:
+        """A selected tensor that the model reads past `Carrying` is an error: a view or a copy that it holds, scripted
+        code, a function that torch does not hand on.
+        """
+        parameter: Any = next(parameter for parameter, own in self._parameters if own == name)
+        carrier = vars(parameter).get("carrier")
+        if carrier is not None and not carrier.answering:
+            raise unanswered(parameter, operation, name)
+
+    def _compare(self, objective: Objective, batch: Any, size: float) -> None:
+        """Each example at points of its own, so far from theta, must be as alone.
+
+        Where `size` is `_FAR`, only where its rows stand: another router's choice would show, and rounding grows.
+        """
+        examples = rows.row_examples(batch)
+        keys = [[Key(_CHECK_SEED, i, e) for e in range(rows.size(batch))] for i in range(2)]
+        points = [[Displacement({key: size}) for key in each] for each in keys]
+        watching = Watching([(name, p) for p, name in self._parameters], self._refuse_past)
+        with explaining("run with carried terms"), nullcontext() if size == _FAR else watching:
+            together, seen = self._logged(objective, batch, points)
+        if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow number type may overflow
+            self._compare(objective, batch, _NEAR)
+            return
+        for i, point in enumerate(points):
+            for example, displacement in enumerate(point):
+                if size == _FAR and i != example:  # rows of other points are copies
+                    continue
+                part = rows.part(batch, example, example + 1)
+                with explaining("be asked for one example at a time"):
+                    alone, few = self._logged(objective, part, [[displacement]])
+                own = [i * len(examples) + int(row) for row in (examples == example).nonzero()]
+                rounding = _rounding([*seen, *few], self.backbone.dtypes)
+                self._layout.compare(seen, few, own, float("inf") if size == _FAR else min(rounding * 100, _APART))
+                apart = (together[i, example] - alone[0, 0]).abs()  # nan where not finite, which the first step names
+                if size != _FAR and apart > rounding * max(float(together.abs().mean()), _LEAST):
                     raise EvaluatorError(
                         "the model's losses depend on which rows share a batch, so points cannot share a forward",
-                        "set method.evaluator=in-place",
+                        IN_PLACE,
                     )
-        finally:
-            self.counts, self._checking = counts, False
+        self._layout.learn(seen)
 
-    def _both_ways(self, objective: Objective, batch: Any, size: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses of up to two examples at two points of their own, so far from theta: together, and one by one."""
-        keys = [[Key(_CHECK_SEED, i, e) for e in range(min(2, rows.size(batch)))] for i in range(2)]
-        points = [[Displacement({key: size}) for key in each] for each in keys]
-        with Watching(self._parameters):
-            together = self._ask([(objective, rows.part(batch, 0, 2))], points)
-            return together, self._one_by_one(objective, batch, points).view(together.shape)
+    def _logged(self, objective: Objective, batch: Any, points: Sequence[Point]) -> tuple[torch.Tensor, list[Use]]:
+        """Losses at some points, and what the selected tensors met."""
+        uses: list[Use] = []
+        self._layout.uses = uses
+        with without_trace(self.model):
+            return self._ask([(objective, batch)], points), uses
 
-    def _one_by_one(self, objective: Objective, batch: Any, points: Sequence[Sequence[Displacement]]) -> torch.Tensor:
-        """Losses of each example at its own displacement of each point, in forwards of their own."""
-        try:
-            return torch.cat(
-                [
-                    self._ask([(objective, rows.part(batch, example, example + 1))], [[displacement]])
-                    for point in points
-                    for example, displacement in enumerate(point)
-                ]
-            )
-        except ValueError as error:  # what batch normalisation says in training
-            raise EvaluatorError(
-                f"the model cannot be asked for one example at a time: {error}", "set method.evaluator=in-place"
-            ) from error
+
+def _rounding(uses: Sequence[Use], dtypes: frozenset[torch.dtype]) -> float:
+    """How far losses may be apart that are the same up to rounding, relative to their mean."""
+    if any(use.coarse for use in uses) or dtypes & {torch.float16, torch.bfloat16}:
+        return _AGREES_HALF
+    if torch.get_float32_matmul_precision() != "highest":
+        return _AGREES_TF32
+    return max(_AGREES.get(dtype, _AGREES_HALF) for dtype in dtypes)
 
 
 class _InForwardVisit(Visit):
@@ -304,15 +369,12 @@ def _selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.
         if type(parameter) is not nn.Parameter:
             raise EvaluatorError(
                 f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction",
-                HINT,
+                f"{leaving_out(name)}, or {IN_PLACE}",
             )
     scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
     for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
-        raise EvaluatorError(f"{names[place(tensor)]!r} belongs to a scripted module, which carries no direction", HINT)
+        name = names[place(tensor)]
+        raise EvaluatorError(
+            f"{name!r} belongs to a scripted module, which carries no direction", f"{leaving_out(name)}, or {IN_PLACE}"
+        )
     return list(found.values())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be had. CUDA has an error class for it; other devices and libraries only texts."""
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

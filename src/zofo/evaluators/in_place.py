@@ -12,6 +12,7 @@ from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Point, Visit
+from zofo.evaluators.checking import check_by_itself
 from zofo.evaluators.counts import Counts, counting_forwards
 
 
@@ -67,6 +68,15 @@ class InPlace(Evaluator):
         finally:
             if not self.backbone.torn:  # an interrupt inside a sweep: there is no way home, and the next sweep says so
                 self.move(Displacement())
+
+    def check(self, asks: Sequence[Ask]) -> None:
+        """Run the model on each first batch, as it is.
+
+        Raises:
+            EvaluatorError: it cannot be run, writes into a selected tensor, or keeps what it made of one.
+        """
+        for objective, batch in asks:
+            check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
 
     def move(self, point: Displacement) -> None:
         """See `Evaluator.move`."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from zofo.errors import EvaluatorError
 from zofo.evaluators.bank import FactorBank
 
 Siblings = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]
@@ -26,9 +27,10 @@ class Terms:
         coefficients: of these keys for each row, float32 or float64, [P, R, K]; the P R rows of the batch are those of
             one point after another.
         siblings: which matrices the model multiplies by one and the same x; found out during the first forward.
+        wary: keep a copy of x, to find out whether the model changes it in a way that torch does not count.
     """
 
-    def __init__(self, bank: FactorBank, coefficients: torch.Tensor, siblings: Siblings) -> None:
+    def __init__(self, bank: FactorBank, coefficients: torch.Tensor, siblings: Siblings, wary: bool = False) -> None:
         points, rows, _ = coefficients.shape
         self.rows = points * rows
         self._bank, self._siblings = bank, siblings
@@ -51,6 +53,8 @@ class Terms:
         columns = relative.repeat_interleave(bank.layout.noise.rank, -1)
         self._relative = columns.reshape(self.rows, 1, -1).to(device)
         self._x: tuple[torch.Tensor, int | None] | None = None  # what was multiplied last, and its version
+        self._wary = wary
+        self._copy: torch.Tensor | None = None  # of x
         self._run: list[tuple[str, bool]] = []  # by what
         self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x that will be asked for next
 
@@ -67,6 +71,8 @@ class Terms:
         matrix = name, transposed
         version = None if x.is_inference() else x._version  # an inference tensor does not tell whether it was changed
         again = self._x is not None and self._x[0] is x and self._x[1] == version is not None
+        if self._wary:
+            self._refuse_changed(x, name, again)
         if not again or matrix not in self._ahead:
             self._run = [*self._run, matrix] if again else [matrix]
             if self._run[0] not in self._siblings or len(self._run) > len(self._siblings[self._run[0]]):
@@ -74,6 +80,15 @@ class Terms:
             together = (matrix,) if again or version is None else self._siblings[matrix]
             self._x, self._ahead = (x, version), self._thin(x.reshape(-1, x.shape[-1]), together)
         return self._widened(self._ahead.pop(matrix), name, 1 if transposed else 0)
+
+    def _refuse_changed(self, x: torch.Tensor, name: str, again: bool) -> None:
+        if again and self._copy is not None and not torch.equal(self._copy, x.nan_to_num()):
+            raise EvaluatorError(
+                f"the model changes what {self._run[-1][0]!r} was multiplied by before {name!r} is multiplied by it, "
+                "in a way that torch does not count, such as x.data.mul_()",
+                "write x.mul_() in the model, or set method.evaluator=in-place",
+            )
+        self._copy = x.detach().nan_to_num()
 
     def looked_up(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""

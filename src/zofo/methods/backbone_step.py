@@ -74,7 +74,8 @@ class BackboneStep:
         self.evaluator: Evaluator | None = None
         self.counts, self.points = Counts(), 0
         if move != "frozen":
-            zo = self._zo = ZerothOrder(config, setting.model, setting.seed, batch_size)
+            unused = setting.unused_by(setting.make(setting.examples[:2]))
+            zo = self._zo = ZerothOrder(config, setting.model, setting.seed, batch_size, unused=unused)
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
             self.counts, self.points = zo.evaluator.counts, zo.points
             decays = config.rule.options.get("weight_decay", 0.0) > 0
@@ -137,6 +138,7 @@ class BackboneStep:
             return []
         rate = rule.options.get("lr", 0.0) if rule.name == "sgd" else 0.0
         notes = [
+            *zo.notes,
             rounding_note(self._penalty, zo.estimator, zo.backbone.dtypes),
             rate_note(self._penalty, rate, LR_OF_ONE),
             self._folding_note(),
@@ -158,7 +160,8 @@ class BackboneStep:
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
-        return self._config.replay_header()
+        header = self._config.replay_header()
+        return header if self._zo is None else self._zo.replay_header(header)
 
     def remember_in(self, whole: Remembered, weights: bool) -> Remembered:
         """Put what a checkpoint holds of it into what it holds of the method; see `Method.remember`."""

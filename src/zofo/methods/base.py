@@ -15,7 +15,7 @@ from torch import nn
 
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
-from zofo.evaluators import Counts, Evaluator, Objective
+from zofo.evaluators import Counts, Evaluator, Objective, unused_by
 from zofo.objectives import scores
 from zofo.registry import Registry
 from zofo.remembered import Remembered
@@ -54,6 +54,10 @@ class Setting:
         """A seeded sequence of batches of `examples`, by default of all."""
         chosen = self.examples if examples is None else examples
         return Batches(chosen, size, self.make, self.seed, name, self.length)
+
+    def unused_by(self, batch: Any) -> frozenset[str]:
+        """The names of the model's parameters that no forward uses, as far as this batch tells."""
+        return unused_by(self.model, lambda: self.objective(self.model, batch))
 
 
 @dataclass(frozen=True)

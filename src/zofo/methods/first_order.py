@@ -5,8 +5,6 @@ The baseline that zeroth-order methods stand beside.
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +12,10 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zofo.adapters import AdapterConfig, Adapters, kind_of
-from zofo.backbone import save_tensors, selected
+from zofo.backbone import movable, save_tensors, selected
 from zofo.backbone.heads import is_classifier
 from zofo.config import NonNegative
-from zofo.errors import ConfigError, nearest
+from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
 from zofo.methods.optimizers import OptimizerName, build_optimizer
@@ -35,7 +33,7 @@ class FirstOrderConfig(MethodConfig):
     parameters: Literal["adapter", "all", "partial", "head"] = "adapter"
     """What is trained: an adapter, all weights, those that `layers` names, or the head."""
     layers: list[str] | None = None
-    """For `partial`: glob patterns of parameter names, for example `["*.layers.29.*"]`."""
+    """For `partial`: glob patterns of parameter names, for example `["*.layers.29.*"]`; `!pattern` leaves out."""
     optimizer: OptimizerName = "adam"
     """Adam or SGD."""
     lr: NonNegative = 1e-3
@@ -137,11 +135,9 @@ class FirstOrder(Method):
 
 def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
     """The weights that are trained, by name, tied ones once."""
+    if config.parameters in ("all", "partial"):
+        return movable(model, config.layers, "method.layers")[0]
     named = selected(model)
-    if config.parameters == "all":
-        return named
-    if config.parameters == "partial":
-        return _matching(named, config.layers or [])
     if is_classifier(model):
         body = f"{model.base_model_prefix}."
         head = {name: parameter for name, parameter in named.items() if not name.startswith(body)}
@@ -155,33 +151,3 @@ def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
             "name its layers with method.parameters=partial and method.layers",
         )
     return head
-
-
-def _matching(named: dict[str, nn.Parameter], patterns: Sequence[str]) -> dict[str, nn.Parameter]:
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in named):
-            raise ConfigError(
-                f"the pattern {pattern!r} of method.layers matches none of the model's {len(named)} parameters",
-                _near_pattern(pattern, list(named)),
-            )
-    matches = {n: p for n, p in named.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)}
-    if not matches:
-        raise ConfigError("method.layers is empty, so that nothing would be trained", _names_such_as(list(named)))
-    return matches
-
-
-def _near_pattern(pattern: str, names: Sequence[str]) -> str:
-    """What may have been meant: the pattern with its literal part replaced by the nearest part of a name."""
-    literal = pattern.strip("*.")
-    length = literal.count(".") + 1
-    parts = [name.split(".") for name in names]
-    pieces = dict.fromkeys(
-        ".".join(part[start : start + length]) for part in parts for start in range(len(part) - length + 1)
-    )
-    near = nearest(literal, pieces) if literal else None
-    guess = f"did you mean {pattern.replace(literal, near)!r}? " if near else ""
-    return guess + _names_such_as(names)
-
-
-def _names_such_as(names: Sequence[str]) -> str:
-    return f"patterns are globs over names such as {', '.join([*names[:2], *names[-1:]])}"

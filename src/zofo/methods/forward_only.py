@@ -69,7 +69,8 @@ class ForwardOnly(Method):
             self.variants = ("adapter",)
             self._adapters = config.adapter.build(setting.model, self.variants, setting.seed)
             among = self._adapters.parameters(self.variants[0])
-        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, among)
+        unused = setting.unused_by(self._two)
+        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, among, unused)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self.trained_names = tuple(self.backbone.tensors)
         self.counts = self._zo.evaluator.counts
@@ -87,6 +88,10 @@ class ForwardOnly(Method):
         """See `Method.check`."""
         self._zo.evaluator.check([(self._objective, self._two)])
 
+    def notes(self) -> list[str]:
+        """See `Method.notes`: which tensors stay."""
+        return list(self._zo.notes)
+
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` is at theta."""
@@ -95,7 +100,7 @@ class ForwardOnly(Method):
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`; an adapter is named, since its trajectory does not move the base model."""
-        header, adapter = self._config.replay_header(), self._config.adapter
+        header, adapter = self._zo.replay_header(self._config.replay_header()), self._config.adapter
         return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
 
     def remember(self, weights: bool) -> Remembered:

@@ -80,7 +80,8 @@ class TwoStage(Method):
         self._batches = setting.batches(config.batch_size, "train")
         self._two = setting.make(setting.examples[:2])
         # before peft, so that names stay the model's
-        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size)
+        unused = setting.unused_by(self._two)
+        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, unused=unused)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self._adapters: Adapters = config.adapter.build(setting.model, self.variants, setting.seed)
         self._p = self._adapters.parameters(self.variants[0])
@@ -115,6 +116,10 @@ class TwoStage(Method):
         """See `Method.check`."""
         self._zo.evaluator.check([(self._objective, self._two)])
 
+    def notes(self) -> list[str]:
+        """See `Method.notes`: which tensors stay."""
+        return list(self._zo.notes)
+
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` is at theta, with the adapter."""
@@ -123,7 +128,7 @@ class TwoStage(Method):
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
-        return self._config.replay_header()
+        return self._zo.replay_header(self._config.replay_header())
 
     def remember(self, weights: bool) -> Remembered:
         """See `Method.remember`."""

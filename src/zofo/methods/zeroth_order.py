@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
 from zofo.adapters import carries_adapters, kind_of
-from zofo.backbone import Backbone, Update, save_tensors, selected
+from zofo.backbone import Backbone, Update, matching, movable, named_by, save_tensors, selected
 from zofo.config import Config, PartConfig, named
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
@@ -30,6 +29,7 @@ A quarter of the largest stable one of SmolLM2-135M on two tasks; see docs/metho
 your own.
 """
 
+_SHOWN = 3  # names of tensors that stay
 _EACH = 1 << 16  # keys of one step: index = number of the direction * _EACH + number of the group
 
 
@@ -104,7 +104,8 @@ class ZerothOrderConfig(Config):
     evaluator: EvaluatorConfig = _part(EvaluatorConfig)
     """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
     select: list[str] | None = None
-    """Glob patterns of the parameters that move, of an adapter where one moves; by default all."""
+    """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
+    that a forward uses and that require a gradient."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,6 +169,10 @@ class ZerothOrder:
         seed: of the run.
         batch_size: examples a batch.
         among: the parameters that may move, such as an adapter's; by default all.
+        unused: the names of those that no forward uses; they stay, unless they are named.
+
+    Attributes:
+        notes: which tensors stay that a user may expect to move.
     """
 
     def __init__(
@@ -177,6 +182,7 @@ class ZerothOrder:
         seed: int,
         batch_size: int,
         among: Sequence[nn.Parameter] | None = None,
+        unused: frozenset[str] = frozenset(),
     ) -> None:
         noise: Noise = config.noise.build()
         if among is None and config.select is None and carries_adapters(model):
@@ -184,9 +190,10 @@ class ZerothOrder:
                 "the model carries adapters, so that its parameters have other names and other directions",
                 "load it again for another method, or name what moves with method.select",
             )
-        names = config.select if among is None else _names_among(model, among, config.select)
+        names, self.notes = _moving(config, model, among, unused)
+        self._select = config.select if names is None or among is not None else names
         mask: Mask | None = None if config.mask is None else config.mask.build()
-        self.backbone = Backbone(model, noise, names, mask=mask)
+        self.backbone = Backbone(model, noise, config.select if names is None else names, mask=mask)
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
@@ -203,6 +210,11 @@ class ZerothOrder:
                 "set method.batch_size=2 or more, or method.loss_spread=false",
             )
         self.points = len(self.estimator.ask(self.directions(0)))
+
+    def replay_header(self, header: Mapping[str, Any]) -> dict[str, Any]:
+        """What the configuration puts into the header of a trajectory, with the tensors by name where it does not say
+        which they are: a replay runs no forward."""
+        return {**header, "select": self._select}
 
     def directions(
         self, step: int, first: int = 0, after: int = 0, examples: int | None = None, sharing: Directions | None = None
@@ -288,17 +300,39 @@ class ZerothOrder:
             save_tensors(self.backbone.tensors, folder / "weights.safetensors")
 
 
-def _names_among(model: nn.Module, among: Sequence[nn.Parameter], patterns: Sequence[str] | None) -> list[str]:
-    """Names of those of some parameters that match any pattern; every pattern must match one."""
-    own = {id(parameter) for parameter in among}
-    names = [name for name, parameter in selected(model).items() if id(parameter) in own]
-    for pattern in patterns or ():
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise ConfigError(
-                f"the pattern {pattern!r} of method.select matches none of the adapter's {len(names)} tensors",
-                f"patterns are globs over names such as {', '.join(names[:3])}",
-            )
-    return [name for name in names if patterns is None or any(fnmatch.fnmatchcase(name, one) for one in patterns)]
+def _moving(
+    config: ZerothOrderConfig, model: nn.Module, among: Sequence[nn.Parameter] | None, unused: frozenset[str]
+) -> tuple[list[str] | None, list[str]]:
+    """The names of what moves, None for all that the configuration takes to the letter; and a note for what stays."""
+    named = selected(model)
+    option = "method.select"
+    if among is None:
+        moving, frozen = movable(model, config.select, option)
+        chosen, letter = list(moving), list(selected(model, config.select))
+    else:
+        own = {id(parameter) for parameter in among}
+        letter = [name for name, parameter in named.items() if id(parameter) in own]
+        if config.select is not None:
+            letter = matching(letter, config.select, option, "the adapter's", "tensors")
+        chosen, frozen = letter, []
+    asked = named_by(letter, config.select)
+    idle = [name for name in chosen if name in unused and name not in asked]
+    if len(idle) == len(chosen):  # a forward that uses none of them tells nothing
+        idle = []
+    kinds = (("that no forward uses", idle), ("with requires_grad=False", frozen))
+    notes = [_note_of_staying(kind, names, named) for kind, names in kinds if names]
+    left = set(idle)
+    moves = [name for name in chosen if name not in left]
+    return (None if moves == letter and among is None else moves), notes
+
+
+def _note_of_staying(kind: str, names: Sequence[str], named: Mapping[str, nn.Parameter]) -> str:
+    size = sum(named[name].numel() for name in names)
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return (
+        f"{len(names)} tensors {kind} ({size:,} numbers) stay as they are: {shown}; to move them, name them in "
+        "method.select by more than '*'"
+    )
 
 
 def _group_size(directions: str) -> int:

@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from zofo.errors import NonFiniteError, RunError
+from zofo.training.config import ENVIRONMENT
 from zofo.training.disk import write_whole
 from zofo.training.identity import Identity
 from zofo.training.origin import read_identity
-from zofo.training.run import ENVIRONMENT
 
 FILE = "outcome.json"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 import yaml
 
+from zofo.backbone import selected
 from zofo.config import is_device
-from zofo.errors import RunError
+from zofo.errors import RunError, ZofoError
+from zofo.methods import MethodConfig
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.training.chat_form import chat_form
@@ -29,6 +32,7 @@ from zofo.training.identity import (
 from zofo.training.inventory import surroundings
 from zofo.training.material import Material
 from zofo.training.run import CONFIG, LOCK, TASK, RunFolder, opened_start
+from zofo.training.trajectory import Trajectory
 
 _BEGUN = {LOCK, part_of(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
@@ -185,6 +189,34 @@ def refuse_other_start(run: RunFolder, material: Material, now: Identity) -> lis
 
 def _are_places(*values: Any) -> bool:
     return all(isinstance(value, str) and Path(value).is_absolute() for value in values)
+
+
+def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
+    """The header of the trajectory of a run that goes on, where there is one that says which weights it moves."""
+    if run is None or not run.trajectory.is_file():
+        return None
+    try:
+        trajectory = Trajectory.read(run.trajectory)
+    except RunError:  # what reads it to go on says what is wrong
+        return None
+    return None if trajectory.of_adapter else trajectory.header
+
+
+def as_begun(method: MethodConfig, header: Mapping[str, Any] | None, model: Any) -> MethodConfig:
+    """The configuration of a method that moves the tensors that its run began with, whatever another version of zofo
+    finds out about which are used.
+
+    Args:
+        method: as configured.
+        header: as `begun_header` gives it.
+        model: the base model.
+    """
+    if header is None or "select" not in header:
+        return method
+    try:
+        return method.model_copy(update={"select": list(selected(model, header["select"]))})
+    except ZofoError:  # another model, or a strange header: what compares them says so
+        return method
 
 
 def _is_free(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from zofo.backbone import Backbone, Update
+from zofo.backbone import Backbone, Update, selected
 from zofo.config import PartConfig
 from zofo.displacement import Displacement
 from zofo.errors import RunError
@@ -40,12 +40,12 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
     """
     header = trajectory.header
     refuse_unusable(header)
-    mask, select = header.get("mask"), header["select"]
+    mask = header.get("mask")
     with _naming("select"):
         backbone = Backbone(
             model,
             _built(NoiseConfig, header, "noise"),
-            select if select is None else [str(pattern) for pattern in select],
+            list(selected(model, header["select"])),  # to the letter, whatever requires a gradient
             mask=None if mask is None else _built(MaskConfig, header, "mask"),
         )
     rule: Rule = _built(RuleConfig, header, "rule")

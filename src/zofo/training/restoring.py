@@ -18,7 +18,7 @@ from zofo.training.replay import refuse_unusable
 
 def model_hash(loaded: LoadedModel) -> str:
     """SHA-256 of all weights of a freshly loaded model."""
-    return Backbone(loaded.model, Gaussian()).fingerprint()
+    return Backbone(loaded.model, Gaussian(), list(selected(loaded.model))).fingerprint()
 
 
 def load_weights(model: Any, path: Path) -> None:

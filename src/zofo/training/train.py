@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -19,6 +20,8 @@ from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
 from zofo.training.beginning import (
+    as_begun,
+    begun_header,
     identity_of,
     new_folder,
     objective_name,
@@ -75,7 +78,8 @@ def train(
     setting = setting_of(config, material, reward)
     # before a method attaches adapters to the model
     identity = identity_of(config, material, objective_name(setting.objective_name, reward))
-    method = METHODS[config.method.name](config.method, setting)
+    header = begun_header(begun)
+    method = METHODS[config.method.name](as_begun(config.method, header, material.loaded.model), setting)
     steps = _checked_steps(config, method, material, scored)
     notes = check_every_split(config, material)
     folder = begun or new_folder(config)
@@ -89,7 +93,8 @@ def train(
                 console.print(note, highlight=False, markup=False, soft_wrap=True)
         try:
             base_hash = str(identity.model_hash)
-            _train_in(folder, config, Trained(material, setting, method, steps, base_hash, notes), console)
+            trained = Trained(material, setting, method, steps, base_hash, notes, header)
+            _train_in(folder, config, trained, console)
         except Stopped as stop:
             again = "begin again" if stop.steps is None else "go on"
             trusting = " --trust-remote-code" if remote_code else ""
@@ -114,6 +119,7 @@ class Trained:
         steps: how many.
         base_hash: of the base weights.
         notes: what a user should know of the rows.
+        begun: the header of the trajectory, of a run that goes on; else None.
     """
 
     material: Material
@@ -122,6 +128,7 @@ class Trained:
     steps: int
     base_hash: str
     notes: Sequence[str]
+    begun: Mapping[str, Any] | None
 
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: Console) -> None:
@@ -140,6 +147,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     warn = functools.partial(_warn, console)
     seed = config.training.seed
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **method.replay_header()}
+    if trained.begun is not None and "select" in trained.begun:
+        header["select"] = trained.begun["select"]  # the same tensors: see `as_begun`
     saved = checkpoints.latest(warn)
     done = Done()
     if saved is not None:

@@ -1,0 +1,195 @@
+"""Which tensors of a module move: named by globs, tied ones once, and never two that share memory."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from zofo.errors import ConfigError, ModelError, nearest
+
+EVERYTHING = "*"
+"""The pattern that names no tensor in particular: it takes those that move where nothing is selected."""
+
+
+def matching(
+    names: Sequence[str], patterns: Sequence[str], option: str = "", of: str = "the model's", what: str = "parameters"
+) -> list[str]:
+    """Those of some names that match a pattern, and none that begins with `!`, in their order.
+
+    Args:
+        names: of tensors.
+        patterns: globs, or whole names; `!glob` leaves out what it matches. With nothing but these, all else is taken.
+        option: that holds the patterns, for messages.
+        of: whose names they are, for messages.
+        what: they name, for messages.
+
+    Raises:
+        ConfigError: a pattern that matches nothing, or patterns that leave nothing.
+    """
+    where = f" of {option}" if option else ""
+    known, found = frozenset(names), {}
+    for pattern in patterns:
+        glob = pattern.removeprefix("!")
+        found[pattern] = {glob} if glob in known else {name for name in names if fnmatch.fnmatchcase(name, glob)}
+        if not found[pattern]:
+            raise ConfigError(
+                f"the pattern {pattern!r}{where} matches none of {of} {len(names)} {what}", _near_pattern(glob, names)
+            )
+    leaving = [pattern for pattern in patterns if pattern.startswith("!")]
+    taking = [pattern for pattern in patterns if not pattern.startswith("!")]
+    taken = set().union(*(found[pattern] for pattern in taking)) if taking or not leaving else set(names)
+    taken -= set().union(*(found[pattern] for pattern in leaving))
+    if not taken:
+        empty = "leave none of" if patterns else "are empty, so that nothing would be trained of"
+        raise ConfigError(f"the patterns{where} {empty} {of} {len(names)} {what}", _names_such_as(names))
+    return [name for name in names if name in taken]
+
+
+def leaving_out(name: str) -> str:
+    """What a user types to leave a tensor, and its like in other layers, out of the selection."""
+    pattern = "!" + re.sub(r"(?<![^.])\d+(?=\.)", "*", name)
+    return f"leave it out with 'method.select={json.dumps([EVERYTHING, pattern])}', or add {pattern!r} to your own"
+
+
+def selected(module: nn.Module, patterns: Sequence[str] | None = None, option: str = "") -> dict[str, nn.Parameter]:
+    """Parameters of a module by name, tied ones once, under the name where the module shows them first.
+
+    Args:
+        module: any torch module.
+        patterns: as `matching` takes them; None takes all.
+        option: that holds them, for messages.
+
+    Raises:
+        ConfigError: a pattern that matches nothing, or a module without parameters.
+        ModelError: a parameter that has no shape until the model has run.
+    """
+    named = dict(_unique_parameters(module))
+    if not named:
+        raise ConfigError("the model has no parameters to move")
+    return named if patterns is None else {name: named[name] for name in matching(list(named), patterns, option)}
+
+
+def movable(
+    module: nn.Module, patterns: Sequence[str] | None = None, option: str = ""
+) -> tuple[dict[str, nn.Parameter], list[str]]:
+    """Those of `selected` that may move, and the names of those that stay because they do not require a gradient.
+
+    What a pattern other than `*` names moves in any case. In a module whose parameters all require none, that chooses
+    nothing, and all may move.
+
+    Raises:
+        ConfigError: as `selected`.
+        ModelError: as `selected`, or one that holds no numbers that can be moved by themselves; names it.
+    """
+    chosen = selected(module, patterns, option)
+    named = named_by(list(selected(module)), patterns)
+    frozen: list[str] = []
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        frozen = [name for name, p in chosen.items() if not p.requires_grad and name not in named]
+    moving = {name: parameter for name, parameter in chosen.items() if name not in set(frozen)}
+    if not moving:
+        raise ConfigError(
+            "all selected tensors have requires_grad=False, so that nothing would move",
+            f"name them, for example 'method.select={json.dumps(frozen[:1])}', or set requires_grad",
+        )
+    for name, parameter in moving.items():
+        if not parameter.is_floating_point():
+            raise ModelError(
+                f"{name!r} holds {parameter.dtype} numbers, which a direction cannot be added to",
+                f"load the model without quantisation, or {leaving_out(name)}",
+            )
+    refuse_overlap(moving)
+    return moving, frozen
+
+
+def named_by(names: Sequence[str], patterns: Sequence[str] | None) -> frozenset[str]:
+    """The names that a selection asks for by more than `*`."""
+    asking = [pattern for pattern in patterns or () if pattern != EVERYTHING and not pattern.startswith("!")]
+    return frozenset(matching(names, asking) if asking else ())
+
+
+def refuse_overlap(tensors: dict[str, nn.Parameter]) -> None:
+    """Refuse tensors that cannot be moved each by itself.
+
+    Raises:
+        ModelError: one without numbers, one that holds a number several times, or two that share memory under other
+            shapes, strides or slices; names them.
+    """
+    spans = []
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise ModelError(f"{name!r} is on the meta device, where it has no numbers", "load the model's weights")
+        if not tensor.numel():
+            continue
+        if not tensor.is_contiguous() and int(_taken(tensor, *memory_of(tensor)).sum()) < tensor.numel():
+            raise ModelError(
+                f"{name!r} holds the same numbers several times (shape {list(tensor.shape)}, stride "
+                f"{list(tensor.stride())}), so that they cannot be moved one by one",
+                "make it a tensor of its own: parameter.data = parameter.data.clone()",
+            )
+        spans.append((str(tensor.device), *memory_of(tensor), name))
+    spans.sort()
+    for place, (device, start, end, name) in enumerate(spans):
+        for other_device, other_start, other_end, other in spans[place + 1 :]:
+            if other_device != device or other_start >= end:
+                break
+            first, second, last = tensors[name], tensors[other], max(end, other_end)
+            if first.dtype == second.dtype and not (_taken(first, start, last) & _taken(second, start, last)).any():
+                continue
+            name, other = sorted((name, other), key=list(tensors).index)
+            raise ModelError(
+                f"{name!r} and {other!r} share memory under another shape, stride or slice, so that they cannot move "
+                "each along a direction of its own",
+                f"tie them as one parameter, give {other!r} a copy of its own, or {leaving_out(other)}",
+            )
+
+
+def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """The first byte of a tensor that is not empty, and the one after its last."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _taken(tensor: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    """Which numbers between two bytes a tensor holds."""
+    size = tensor.element_size()
+    taken = torch.zeros((end - start) // size, dtype=torch.bool)
+    taken.as_strided(tensor.shape, tensor.stride(), (tensor.data_ptr() - start) // size).fill_(True)
+    return taken
+
+
+def _unique_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Named parameters, tied ones once: by object and by storage."""
+    seen: set[tuple[object, ...]] = set()
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ModelError(
+                f"{name!r} has no shape until the model has run", "run the model once on a batch before it is trained"
+            )
+        held = parameter.numel() and not parameter.is_meta
+        place = (parameter.data_ptr(), tuple(parameter.shape), parameter.stride()) if held else (name,)
+        if place not in seen:
+            seen.add(place)
+            yield name, parameter
+
+
+def _near_pattern(pattern: str, names: Sequence[str]) -> str:
+    """What may have been meant: the pattern with its literal part replaced by the nearest part of a name."""
+    literal = pattern.strip("*.")
+    length = literal.count(".") + 1
+    parts = [name.split(".") for name in names]
+    pieces = dict.fromkeys(
+        ".".join(part[start : start + length]) for part in parts for start in range(len(part) - length + 1)
+    )
+    near = nearest(literal, pieces) if literal else None
+    guess = f"did you mean {pattern.replace(literal, near)!r}? " if near else ""
+    return guess + _names_such_as(names)
+
+
+def _names_such_as(names: Sequence[str]) -> str:
+    return f"patterns are globs over names such as {', '.join([*names[:2], *names[-1:]])}"

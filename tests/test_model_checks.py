@@ -1,0 +1,495 @@
+"""What is found out about a model before its first step, and asserted at every later one: both evaluators."""
+
+import copy
+import json
+from contextlib import nullcontext
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import zofo
+from zofo.backbone import Backbone, leaving_out, matching
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError, EvaluatorError, ModelError
+from zofo.evaluators import InForward, InPlace
+from zofo.methods.first_order import FirstOrder, FirstOrderConfig
+from zofo.noise import LowRank
+from zofo.training.beginning import as_begun
+
+EVALUATORS = {"in-forward": InForward, "in-place": InPlace}
+both = pytest.mark.parametrize("evaluator", EVALUATORS)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loss(model, x):
+    return (model(x).flatten(1) - 0.3).square().mean(1)
+
+
+class Module(nn.Module):
+    """A module that is a function of its parts and its input."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def seeded(make):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return make().eval()
+
+
+def build(name, module, select=None):
+    return EVALUATORS[name](module, Backbone(module, LowRank(), select))
+
+
+def method_of(module, evaluator="in-forward", batch=None, objective=loss, **options):
+    batch = randn(8, 6) if batch is None else batch
+    config = zofo.MeZOConfig(batch_size=4, evaluator={"name": evaluator}, rule={"name": "sgd", "lr": 1e-2}, **options)
+    examples = list(range(len(batch)))
+    return zofo.MeZO(config, zofo.Setting(module, objective, examples, make=lambda i: batch[torch.tensor(i)]))
+
+
+def agrees(evaluator, batch):
+    points = [Displacement({Key(11, 3): 1e-2}), Displacement({Key(11, 3): -1e-2})]
+    own = [[Displacement({Key(11, 4, i): size}) for i in range(len(batch))] for size in (1e-2, -1e-2)]
+    in_place = InPlace(*copy.deepcopy((evaluator.model, evaluator.backbone)))
+    expected = in_place.losses(loss, batch, points)
+    each = [[in_place.losses(loss, batch[i : i + 1], [at])[0] for i, at in enumerate(point)] for point in own]
+    torch.testing.assert_close(evaluator.losses(loss, batch, points), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        evaluator.losses(loss, batch, own), torch.stack([torch.cat(row) for row in each]), rtol=1e-5, atol=1e-6
+    )
+
+
+# rows that stand elsewhere: exact, or named
+
+
+def biased(m, x):
+    i = torch.arange(x.shape[1])
+    bias = m.table((i[None] - i[:, None] + 16).clamp(0, 31))[..., 0]
+    return (m.q(x) @ x.mT + bias).softmax(-1) @ x
+
+
+def routed(m, x):
+    tokens, out = x.reshape(-1, 6), torch.zeros(x.shape[0] * x.shape[1], 6)
+    chosen = (tokens.sum(1) > 0).long()
+    for number, expert in enumerate(m.experts):
+        place = (chosen == number).nonzero().flatten()
+        if len(place):
+            out[place] = expert(tokens[place])
+    return out.view(x.shape)
+
+
+def time_first(m, x):
+    return m.l(x.transpose(0, 1).reshape(-1, 6)).view(x.shape[1], x.shape[0], -1).transpose(0, 1)
+
+
+def small(m, x):
+    return time_first(m, x) * 1e-6 + 1
+
+
+def grouped(m, x):
+    order = torch.arange(len(x)).view(-1, 1) if len(x) % 2 else torch.arange(len(x)).view(2, -1).T
+    back = order.reshape(-1).argsort()
+    return m.l(x[order.reshape(-1)])[back]
+
+
+def linear():
+    return {"l": nn.Linear(6, 6)}
+
+
+ELSEWHERE = {
+    "relative bias": (biased, lambda: {"q": nn.Linear(6, 6), "table": nn.Embedding(32, 1)}),
+    "experts": (routed, lambda: {"experts": nn.ModuleList(nn.Linear(6, 6) for _ in range(2))}),
+    "time first, flat": (time_first, linear),
+    "time first, of little effect": (small, linear),
+    "time first": (lambda m, x: m.l(x.transpose(0, 1)).transpose(0, 1), linear),
+    "rows in another order": (grouped, linear),
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+@pytest.mark.parametrize("length", [3, 4, 8, 12])
+def test_rows_that_stand_elsewhere_are_named_before_the_first_step_whatever_the_length(kind, length):
+    function, parts = ELSEWHERE[kind]
+    module, batch = seeded(lambda: Module(function, **parts())), randn(4, length, 6)
+    with pytest.raises(EvaluatorError) as caught:
+        build("in-forward", module).check([(loss, batch)])
+    assert "method.evaluator=in-place" in caught.value.hint
+
+
+class Switched(nn.Module):
+    """Asks its table in another way when the batch is of another length than the one that was checked."""
+
+    def __init__(self, later):
+        super().__init__()
+        self.l, self.later = nn.Linear(6, 6), later
+
+    def forward(self, x):
+        return self.later(self, x) if x.shape[1] != 3 else self.l(x)
+
+
+@pytest.mark.parametrize("rows", [4, 8])
+def test_a_form_that_only_a_later_batch_has_is_checked_on_that_batch(rows):
+    def flat(m, x):
+        return m.l(x.reshape(-1, 6)).view(x.shape)
+
+    for later, right in ((flat, True), (time_first, False)):
+        module = seeded(lambda later=later: Switched(later))
+        evaluator = build("in-forward", module)
+        evaluator.check([(loss, randn(4, 3, 6))])
+        before = evaluator.counts.forwards
+        if right:
+            agrees(evaluator, randn(rows, 8, 6))
+            assert evaluator.counts.forwards - before == 2
+        else:
+            with pytest.raises(EvaluatorError, match="share a batch|does not hold the"):
+                evaluator.losses(loss, randn(rows, 8, 6), [Displacement(), Displacement({Key(0, 0): 0.1})])
+
+
+def test_a_table_of_one_position_in_the_check_is_not_taken_for_one_that_is_shared():
+    """[L, L] is [1, 1] for an example of one token, and [8, 8] at a later step of eight rows."""
+    module = seeded(lambda: Module(biased, q=nn.Linear(6, 6), table=nn.Embedding(32, 1)))
+    evaluator = build("in-forward", module, ["table.*"])
+    evaluator.check([(loss, randn(4, 1, 6))])
+    with pytest.raises(EvaluatorError, match=r"'table.weight' meets a tensor of shape \[8, 8\]"):
+        evaluator.losses(loss, randn(4, 8, 6), [Displacement(), Displacement({Key(0, 0): 0.1})])
+
+
+def test_tokens_that_are_sorted_out_at_a_later_batch_are_refused():
+    """Two experts take as many tokens as there are rows, and others than one of each row."""
+    module = seeded(lambda: Module(routed, experts=nn.ModuleList(nn.Linear(6, 6) for _ in range(2))))
+    evaluator = build("in-forward", module)
+    evaluator.check([(loss, randn(4, 2, 6).abs())])  # one expert takes all of them, in their order
+    agrees(evaluator, randn(6, 2, 6).abs())
+    mixed = torch.cat([randn(2, 2, 6).abs(), -randn(2, 2, 6).abs()])
+    with pytest.raises(EvaluatorError):
+        evaluator.losses(loss, mixed, [Displacement(), Displacement({Key(0, 0): 0.1})])
+
+
+@pytest.mark.parametrize("length", [1, 2, 4, 8])
+@pytest.mark.parametrize("rows", [1, 2, 4, 7])
+def test_rows_that_stand_first_agree_at_every_length_and_number(rows, length):
+    def forward(m, x):
+        positions = m.p(torch.arange(x.shape[1])[None])
+        return m.n(m.l((x + positions).reshape(-1, 6))).view(x.shape)
+
+    module = seeded(lambda: Module(forward, l=nn.Linear(6, 6), n=nn.LayerNorm(6), p=nn.Embedding(8, 6)))
+    evaluator = build("in-forward", module)
+    evaluator.check([(loss, randn(4, 3, 6))])
+    agrees(evaluator, randn(rows, length, 6))
+
+
+# memory that is shared
+
+
+def tied(make):
+    def build():
+        module = Module(lambda m, x: m.b(m.a(x).tanh()), a=nn.Linear(6, 6, bias=False), b=nn.Linear(6, 6, bias=False))
+        module.b.weight = nn.Parameter(make(module.a.weight.data))
+        return module
+
+    return build
+
+
+SHARED = {
+    "transposed": tied(lambda w: w.t()),
+    "rows": tied(lambda w: w[2:]),
+    "columns": tied(lambda w: w[:, :3]),
+    "another shape": tied(lambda w: w.view(4, 9)),
+    "another stride": tied(lambda w: w[::2]),
+    "as_strided": tied(lambda w: w.as_strided((5, 5), (6, 1), 7)),
+    "another number type": tied(lambda w: w.view(torch.float16)),
+}
+
+
+@both
+@pytest.mark.parametrize("kind", SHARED)
+def test_tensors_that_share_memory_under_another_form_are_refused_by_name(kind, evaluator):
+    with pytest.raises(ModelError, match=r"'a\.weight' and 'b\.weight' share memory") as caught:
+        method_of(seeded(SHARED[kind]), evaluator)
+    assert '["*", "!b.weight"]' in caught.value.hint
+
+
+def test_first_order_steps_refuse_shared_memory_too():
+    config = FirstOrderConfig(name="first-order", parameters="all", batch_size=4)
+    setting = zofo.Setting(seeded(SHARED["rows"]), loss, list(range(8)), make=lambda i: randn(8, 6)[torch.tensor(i)])
+    with pytest.raises(ModelError, match="share memory"):
+        FirstOrder(config, setting)
+
+
+def test_a_tensor_that_holds_a_number_several_times_is_refused():
+    module = nn.Linear(6, 4)
+    module.weight = nn.Parameter(torch.randn(1, 6).expand(4, 6))
+    with pytest.raises(ModelError, match="'weight' holds the same numbers several times"):
+        Backbone(module, LowRank())
+
+
+def test_slices_of_one_storage_that_do_not_meet_move_each_by_itself():
+    module = nn.ParameterDict()
+    whole = randn(6, 6)
+    module["left"], module["right"] = nn.Parameter(whole[:, :3]), nn.Parameter(whole[:, 3:])
+    module["same"] = nn.Parameter(whole[:, :3])  # tied
+    assert list(Backbone(module, LowRank()).tensors) == ["left", "right"]
+
+
+@both
+def test_a_model_without_numbers_is_named_as_that(evaluator):
+    with torch.device("meta"):
+        meta = nn.Linear(6, 4)
+    with pytest.raises(ModelError, match="on the meta device"):
+        method_of(meta, evaluator)
+    with pytest.raises(ModelError, match="has no shape until the model has run"):
+        method_of(nn.LazyLinear(4), evaluator)
+
+
+# tensors that stay
+
+
+def movement(method, steps=3):
+    before = {name: value.clone() for name, value in method.model.state_dict().items()}
+    method.check()
+    for step in range(steps):
+        method.step(step)
+    with method.using("model"):
+        after = method.model.state_dict()
+        return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def towers():
+    return Module(lambda m, x: m.text(x), text=nn.Linear(6, 4), vision=nn.Sequential(nn.Linear(9, 9), nn.LayerNorm(9)))
+
+
+@both
+def test_what_no_forward_uses_stays_and_is_counted(evaluator):
+    method = method_of(seeded(towers), evaluator)
+    (note,) = method.notes()
+    assert "4 tensors that no forward uses (108 numbers)" in note
+    assert method.replay_header()["select"] == ["text.weight", "text.bias"]
+    assert movement(method) == {"text.weight", "text.bias"}
+    named = method_of(seeded(towers), evaluator, select=["text.*", "vision.0.*"])
+    assert not named.notes()
+    assert named.replay_header()["select"] == ["text.*", "vision.0.*"]
+    assert movement(named) == {"text.weight", "text.bias", "vision.0.weight", "vision.0.bias"}
+
+
+@both
+def test_what_requires_no_gradient_stays_unless_it_is_named(evaluator):
+    def half():
+        module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
+        module[0].requires_grad_(False)
+        return module
+
+    for select in (None, ["*"]):
+        method = method_of(seeded(half), evaluator, select=select)
+        assert "2 tensors with requires_grad=False (42 numbers)" in method.notes()[0]
+        assert method.replay_header()["select"] == ["1.weight", "1.bias"]
+        assert movement(method) == {"1.weight", "1.bias"}
+    assert len(movement(method_of(seeded(half), evaluator, select=["0.*", "1.weight"]))) == 3
+    assert list(Backbone(half(), LowRank()).tensors) == ["1.weight", "1.bias"]
+    assert len(Backbone(half().requires_grad_(False), LowRank()).tensors) == 4  # where the flag chooses nothing
+
+
+@both
+def test_experts_that_the_first_examples_do_not_reach_move_all_the_same(evaluator):
+    parts = {"experts": nn.ModuleList(nn.Linear(6, 6) for _ in range(4))}
+    method = method_of(seeded(lambda: Module(routed, **parts)), evaluator, batch=randn(8, 3, 6).abs())
+    assert not method.notes()
+    assert len(method.backbone.tensors) == 8
+
+
+def test_branches_that_numbers_decide_between_are_used():
+    def branch(m, x):
+        return m.a(x) if x.sum() > 0 else m.b(x)
+
+    module = seeded(lambda: Module(branch, a=nn.Linear(6, 6), b=nn.Linear(6, 6), vision=nn.Linear(9, 9)))
+    method = method_of(module)
+    assert set(method.backbone.tensors) == {"a.weight", "a.bias", "b.weight", "b.bias"}
+
+
+def test_a_model_whose_parts_are_all_used_keeps_its_header():
+    assert method_of(seeded(lambda: nn.Linear(6, 4))).replay_header()["select"] is None
+
+
+def test_a_run_goes_on_with_the_tensors_that_it_began_with():
+    """One that an older version began moves all, used or not."""
+    config = method_of(seeded(towers))._config
+    for stored, moves in ((None, 6), (["text.*"], 2)):
+        method = method_of(seeded(towers), select=as_begun(config, {"select": stored}, towers()).select)
+        assert len(method.backbone.tensors) == moves
+        assert not method.notes()
+    assert as_begun(config, {"select": ["gone.*"]}, towers()) is config
+    assert as_begun(config, None, towers()) is config
+
+
+# selections
+
+
+def test_a_selection_can_leave_out():
+    names = ["a.0.weight", "a.0.bias", "a.1.weight", "head"]
+    assert matching(names, ["*", "!*.bias"]) == ["a.0.weight", "a.1.weight", "head"]
+    assert matching(names, ["!a.*"]) == ["head"]
+    assert matching(names, ["!a.0.*", "a.*"]) == ["a.1.weight"]
+    for wrong in (["*", "!b.*"], ["b.*"], ["*", "!*"], []):
+        with pytest.raises(ConfigError, match="matches none of|leave none of|nothing would be trained"):
+            matching(names, wrong)
+    assert list(Backbone(nn.Linear(6, 4), LowRank(), ["*", "!bias"]).tensors) == ["weight"]
+
+
+def test_what_is_proposed_to_leave_a_tensor_out_does_so():
+    said = leaving_out("model.layers.3.mlp.weight")
+    assert json.loads(said.split("method.select=")[1].split("'")[0]) == ["*", "!model.layers.*.mlp.weight"]
+    module = Module(
+        lambda m, x: m.l(x) + torch.einsum("oi,ri->ro", m.w, x), l=nn.Linear(6, 4), w=nn.Parameter(randn(4, 6))
+    )
+    with pytest.raises(EvaluatorError, match="'w'") as caught:
+        method_of(module).check()
+    proposed = json.loads(caught.value.hint.split("method.select=")[1].split("'")[0])
+    method_of(module, select=proposed).check()
+
+
+# what a model does to its own weights, and whatever it raises
+
+
+@both
+def test_a_model_that_writes_its_own_weights_is_refused_and_they_are_as_before(evaluator):
+    module, ids = seeded(lambda: nn.Embedding(9, 4, max_norm=0.5)), torch.arange(8).view(8, 1)
+    before = module.weight.clone()
+    with pytest.raises(EvaluatorError, match=r"the model itself writes into 'weight' .*max_norm"):
+        build(evaluator, module).check([(loss, ids)])
+    assert torch.equal(module.weight, before)
+
+
+@both
+def test_a_model_that_keeps_what_it_made_of_a_weight_is_refused(evaluator):
+    def fused(m, x):
+        if not hasattr(m, "kept"):
+            m.kept = m.l.weight.data.clone()
+        return F.linear(m.n(x), m.kept)
+
+    module = seeded(lambda: Module(fused, l=nn.Linear(6, 4, bias=False), n=nn.LayerNorm(6)))
+    with pytest.raises(EvaluatorError, match=r"keeps what its first forward made of 'l\.weight'"):
+        build(evaluator, module).check([(loss, randn(8, 6))])
+    assert not hasattr(module, "kept")
+
+
+def changed(m, x):
+    y = x * 1
+    first = m.a(y)
+    y.data.mul_(1.01)
+    return first + m.b(y)
+
+
+def through_numpy(m, x):
+    y = x * 1
+    first = m.a(y)
+    y.numpy()[:] *= 1.01
+    return first + m.b(y)
+
+
+@pytest.mark.parametrize("function", [changed, through_numpy])
+def test_a_change_that_torch_does_not_count_is_refused(function):
+    module = seeded(lambda: Module(function, a=nn.Linear(6, 4), b=nn.Linear(6, 4)))
+    with pytest.raises(EvaluatorError, match=r"changes what 'a\.weight' was multiplied by before 'b\.weight'"):
+        build("in-forward", module).check([(loss, randn(8, 6))])
+
+
+def scripted(m, x):
+    return SCRIPT(x, m.l.weight)
+
+
+def raising(m, x):
+    if isinstance(m.l.weight, nn.Parameter) and type(m.l.weight) is not nn.Parameter:
+        raise KeyError("no such\nweight")
+    return m.l(x)
+
+
+def gradient(m, x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        return torch.autograd.grad(m.l(x).tanh().sum(), x)[0]
+
+
+def disabled(m, x):
+    with torch._C.DisableTorchFunctionSubclass():
+        return F.linear(x, m.l.weight)
+
+
+def _script():
+    import warnings
+
+    def product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, w)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(product)
+
+
+SCRIPT = _script()
+
+
+@pytest.mark.parametrize("function", [scripted, raising, gradient, disabled])
+def test_whatever_a_model_raises_under_carried_terms_is_one_message(function):
+    module = seeded(lambda: Module(function, l=nn.Linear(6, 4)))
+    with pytest.raises(EvaluatorError) as caught:
+        build("in-forward", module).check([(loss, randn(8, 6))])
+    assert "\n" not in caught.value.message
+    assert "method.evaluator=in-place" in caught.value.hint
+    build("in-place", module).check([(loss, randn(8, 6))])
+
+
+@both
+def test_a_model_that_runs_in_no_way_is_said_to(evaluator):
+    with pytest.raises(
+        EvaluatorError, match="cannot be run on the first examples, with or without directions"
+    ) as caught:
+        build(evaluator, nn.Linear(5, 4)).check([(loss, randn(8, 6))])
+    assert "in-place" not in caught.value.hint
+
+
+# no trace
+
+
+class Stateful(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l, self.norm, self.calls = nn.Linear(6, 4), nn.BatchNorm1d(4, affine=False), 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += 1
+        self.last = x
+        torch.rand(1)
+        numpy.random.rand()  # noqa: NPY002
+        return self.norm(self.l(x))
+
+
+@both
+@pytest.mark.parametrize("training", [True, False], ids=["refused in the forward", "passed"])
+def test_a_check_leaves_no_trace(training, evaluator):
+    module = seeded(Stateful).train(training)
+    evaluator = build(evaluator, module)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    random, numbers = torch.get_rng_state(), numpy.random.get_state()[1].copy()  # noqa: NPY002
+    refused = training and isinstance(evaluator, InForward)  # batch normalisation takes no example alone
+    with pytest.raises(EvaluatorError, match="one example at a time") if refused else nullcontext():
+        evaluator.check([(loss, randn(8, 6))])
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert (module.calls, module.training, hasattr(module, "last")) == (0, training, False)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert (numpy.random.get_state()[1] == numbers).all()  # noqa: NPY002
+    assert evaluator.counts.forwards == 0
