@@ -3,7 +3,7 @@
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.gradient import Gradient
-from zofo.evaluators.in_forward import InForward, out_of_memory
+from zofo.evaluators.in_forward import InForward
 from zofo.evaluators.in_place import InPlace
 from zofo.evaluators.journal import Journal
 
@@ -20,5 +20,4 @@ __all__ = [
     "Point",
     "Visit",
     "counting_forwards",
-    "out_of_memory",
 ]

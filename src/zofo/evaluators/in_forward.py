@@ -12,7 +12,7 @@ from torch import nn
 
 from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Displacement, Key
-from zofo.errors import EvaluatorError
+from zofo.errors import EvaluatorError, out_of_memory
 from zofo.evaluators import rows
 from zofo.evaluators.bank import FactorBank
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
@@ -310,9 +310,3 @@ def _selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.
     for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
         raise EvaluatorError(f"{names[place(tensor)]!r} belongs to a scripted module, which carries no direction", HINT)
     return list(found.values())
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be had. CUDA has an error class for it; other devices and libraries only texts."""
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

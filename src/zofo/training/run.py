@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -73,11 +74,21 @@ class RunFolder:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has made all of its steps."""
-        try:
-            return bool(self.summary.get("stopped", "") is None)
-        except RunError:
-            return False
+        """Whether the run has made all of its steps.
+
+        Raises:
+            RunError: its summary cannot be read; a run that has ended would begin again.
+        """
+        return (self.path / SUMMARY).exists() and self.summary.get("stopped", "") is None
+
+    def clear_leftovers(self) -> None:
+        """Remove the checkpoints of a run that has ended, where its process was killed before it could."""
+        if not self.checkpoints.is_dir():
+            return
+        with suppress(RunError):  # another process is at it, or the run is only to be read
+            if self.ended:
+                with self.locked():
+                    shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -91,7 +102,9 @@ class RunFolder:
             raise RunError(
                 f"{str(path)!r} is not a run folder (it has no config.yaml)", "runs are written by `zofo train`"
             )
-        return cls(path)
+        run = cls(path)
+        run.clear_leftovers()
+        return run
 
     @property
     def trajectory(self) -> Path:
@@ -306,8 +319,9 @@ class RunFolder:
         Raises:
             RunError: the base model is not the run's.
         """
-        if self.config.start is not None:
-            RunFolder.open(self.config.start).restore(loaded)
+        *before, _ = self.chain()
+        if before:
+            before[-1].restore(loaded)
         if model_hash(loaded) != self.base_hash:
             raise RunError(f"the model {loaded.name!r} is not the one that {str(self.path)!r} was trained from")
 
@@ -322,13 +336,25 @@ class RunFolder:
             ConfigError: see `zofo.tasks.refuse_trained_on`.
             RunError: a run that this one started from is gone.
         """
-        run: RunFolder | None = self
-        seen: set[Path] = set()
-        while run is not None and run.path not in seen:
+        for run in reversed(self.chain()):
             refuse_trained_on(run.config.task, asked, str(run.path), scored)
-            seen.add(run.path)
-            start = run.config.start
-            run = None if start is None else RunFolder.open(start)
+
+    def chain(self) -> list[RunFolder]:
+        """The runs that led to this one, each started from the one before it; this one is the last.
+
+        Raises:
+            RunError: one of them is gone, or they start from each other without end.
+        """
+        runs, seen = [self], {self.path.resolve()}
+        while (start := runs[0].config.start) is not None:
+            runs.insert(0, RunFolder.open(start))
+            if runs[0].path.resolve() in seen:
+                raise RunError(
+                    f"{str(self.path / CONFIG)!r}: start: leads back to {str(start)!r}: no run can start from itself",
+                    "the configuration was edited: put back a copy of the run",
+                )
+            seen.add(runs[0].path.resolve())
+        return runs
 
     @property
     def base_hash(self) -> str:
