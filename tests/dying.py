@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -177,6 +178,9 @@ def serve():
                 out.write(json.dumps(said))
             os._exit(said.get("code", 0))
         os.close(writing)
+        if "kill_after" in request:  # seconds
+            time.sleep(request["kill_after"])
+            os.kill(child, signal.SIGKILL)
         with os.fdopen(reading) as answer:
             text = answer.read()
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -380,10 +380,8 @@ def check_no_room(dying, config, whole, run, save, point, how):
         return False
     assert (said["error"], said["status"]) == ("CheckpointError", 2), said
     reason = {"ENOSPC": "No space left on device", "EROFS": "Read-only file system"}[how]
-    assert (
-        f"cannot write the checkpoint {str(run / 'checkpoints' / f'step-{save:08d}')!r}: {reason} (" in said["message"]
-    )
-    assert "bytes free)" in said["message"]
+    assert f"cannot write the checkpoint {str(run / 'checkpoints' / f'step-{save:08d}')!r}: {reason}" in said["message"]
+    assert ("bytes free)" in said["message"]) == (how == "ENOSPC")
     assert "type the same command again" in said["hint"]
     left = steps_of(run / "checkpoints") if (run / "checkpoints").exists() else []
     before = [step for step in (save - 2, save - 1) if step > 0]
@@ -466,10 +464,12 @@ def system_error(kind, number, *name):
 def test_only_errors_of_writing_are_called_so(tmp_path, error, names_the_disk):
     run = tmp_path / "run"
     given = error(run)
-    with pytest.raises(RunError if names_the_disk else type(given)) as raised, writing("the run", run, "make room"):
+    with pytest.raises(RunError if names_the_disk else type(given)) as raised, writing("the run", run, "type it again"):
         raise given
     if names_the_disk:
-        assert raised.value.message.startswith(f"cannot write the run {str(run)!r}: {os.strerror(number_of(given))} (")
+        assert raised.value.message.startswith(f"cannot write the run {str(run)!r}: {os.strerror(number_of(given))}")
+        assert ("bytes free" in raised.value.message) == (number_of(given) == errno.ENOSPC)
+        assert raised.value.hint.endswith("type it again")
     else:
         assert raised.value is given
 

@@ -6,6 +6,7 @@ The command line prints `message` and `hint` and leaves with `exit_code`; a trac
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -114,6 +115,79 @@ class NonFiniteError(ZofoError):
         )
         self.what = what
         self.step = step
+
+
+class OutOfMemoryError(ZofoError):
+    """Memory, of the processor or of the accelerator, that could not be had."""
+
+    exit_code = 1
+
+
+_OF_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "not enough memory",
+    "alloc_failed",
+    "storage size calculation overflowed",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had. CUDA has an error class for it; other devices and libraries only texts."""
+    if isinstance(error, MemoryError | OutOfMemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error).lower() for text in _OF_MEMORY)
+
+
+def refuse_out_of_memory(error: BaseException) -> None:
+    """Raises OutOfMemoryError for an error that means it: then nothing is known of what was being read or run."""
+    if out_of_memory(error):
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OutOfMemoryError(
+            f"memory ran out: {first}",
+            "lower method.batch_size or training.eval_batch_size, shorten the examples with task.max_length, "
+            "or set model.dtype=bfloat16",
+        ) from error
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room on that disk, or choose another folder",
+    errno.EDQUOT: "make room in your quota, or choose another folder",
+    errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file: choose another folder or raise it",
+    errno.EROFS: "the disk is read-only: choose another folder",
+    errno.EACCES: "see who may read and write it (ls -ld), or choose another folder",
+    errno.EPERM: "see who may read and write it (ls -ld), or choose another folder",
+    errno.EMFILE: "this process has too many open files: raise the limit (ulimit -n 4096)",
+    errno.ENFILE: "the whole system has too many open files: close some, or wait",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or the network behind it may be failing: see the system's log (dmesg)",
+    errno.ESTALE: "the network disk has gone or has changed: see whether it is mounted",
+    errno.ELOOP: "its links lead in a circle: see where they go (ls -l)",
+    errno.ENOTDIR: "a part of the path is a file: see where it leads (ls -l)",
+    errno.EISDIR: "it is a folder: name a file",
+    errno.ENOENT: "see whether it is still there, and the folder that this was typed in (pwd)",
+    errno.EEXIST: "choose another name",
+}
+
+
+def advice(number: int | None) -> str | None:
+    """What to do about an error of the system, by its number (`errno`); None where nothing is known."""
+    return None if number is None else _ADVICE.get(number)
+
+
+def of_system(error: BaseException) -> ZofoError | None:
+    """An error of the system, or memory that ran out, as a message; None for any other error."""
+    try:
+        refuse_out_of_memory(error)
+    except OutOfMemoryError as found:
+        return found
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    names = " -> ".join(repr(name) for name in (error.filename, error.filename2) if name is not None)
+    return ZofoError(
+        f"{names}: {error.strerror}" if names else f"the system said: {error.strerror}", advice(error.errno)
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ from zofo.adapters.base import carries_adapters, quiet_peft
 from zofo.adapters.injection import inject
 from zofo.backbone import load_tensors
 from zofo.config import read_json_object
-from zofo.errors import RunError
+from zofo.errors import RunError, refuse_out_of_memory
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -44,6 +44,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             warnings.filterwarnings("ignore", "Unexpected keyword arguments", UserWarning)  # those that are empty
             loaded: Any = peft.PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        refuse_out_of_memory(error)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(f"{folder}: not an adapter of this model: {printable(first)}") from error
     if loaded.active_peft_config.is_prompt_learning:

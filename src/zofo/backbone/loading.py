@@ -19,7 +19,7 @@ from zofo.backbone.probing import refuse_unfit_for_scoring
 from zofo.backbone.tokenizer_loading import complete_padding, embeddings_of, read_tokenizer
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
-from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError
+from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, refuse_out_of_memory
 
 
 class ModelConfig(Config):
@@ -123,6 +123,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     try:
         model.eval().to(config.device or PartialState().device)
     except (RuntimeError, AssertionError) as error:
+        refuse_out_of_memory(error)
         reason = str(error).splitlines()[0]
         raise ModelError(f"cannot put the model on {config.device!r}: {reason}", "set model.device=cpu") from error
     if head == "causal-lm":
@@ -157,6 +158,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        refuse_out_of_memory(error)
         raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -222,6 +224,7 @@ def _reading(name: str) -> Iterator[None]:
     except ZofoError:
         raise
     except Exception as error:  # a damaged folder fails in as many ways as it has readers
+        refuse_out_of_memory(error)
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"cannot load the model {name!r}: {first}",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from zofo.backbone.heads import Head, takes
-from zofo.errors import ModelError
+from zofo.errors import ModelError, refuse_out_of_memory
 
 _LENGTH, _MORE, _ATTEMPTS = 5, 3, 3
 _TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 3e-2}  # of the relative difference; for other types:
@@ -47,6 +47,7 @@ def refuse_unfit_for_scoring(model: Any, pad: int, name: str) -> None:
                 return
             ahead = not _agrees(model, pad, padding=0)
     except Exception as error:  # a forward fails in as many ways as there are models
+        refuse_out_of_memory(error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{shown}, which cannot score a padded row: {reason}", _HINT) from error
     if ahead:

@@ -12,20 +12,75 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; a mistake of the user is one message and an exit code, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from rich.text import Text
+    from zofo.cli.terminal import guarded_streams
 
-    from zofo.cli.app import app
-    from zofo.cli.shared import err
+    with guarded_streams():
+        code = _run(arguments)
+        code = _flushed(code)
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run a verb, and say what went wrong; gives the exit code."""
+    from zofo.errors import ZofoError, of_system
+
+    try:
+        _refuse_lost_folder()
+        from zofo.cli.app import app  # takes seconds, in which there may be Ctrl-C or no memory
+
+        app(arguments)
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        return 1
+    except (ZofoError, OSError, MemoryError, RuntimeError) as problem:
+        error = problem if isinstance(problem, ZofoError) else of_system(problem)
+        if error is None:
+            raise
+        _say("error: ", "bold red", error.message)
+        if error.hint:
+            _say("hint: ", "bold", error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _interrupted()
+    except SystemExit as end:
+        return _interrupted() if end.code == _INTERRUPTED else int(end.code or 0)
+    return 0
+
+
+def _refuse_lost_folder() -> None:
+    """Raises ZofoError where the working folder has been removed: libraries below fail in it, some without a word."""
     from zofo.errors import ZofoError
 
     try:
-        app(arguments)
-    except ZofoError as error:
-        err.print(Text.assemble(("error: ", "bold red"), error.message), soft_wrap=True)
-        if error.hint:
-            err.print(Text.assemble(("hint: ", "bold"), error.hint), soft_wrap=True)
-        sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:  # typer's answer to Ctrl-C
-            err.print("interrupted; a run that had begun keeps what it learned in its folder")
-        raise
+        os.getcwd()
+    except OSError as error:
+        raise ZofoError("the folder that this was typed in is gone", "go into another one: cd") from error
+
+
+def _say(kind: str, style: str, text: str) -> None:
+    from zofo.cli.shared import err
+
+    first, *more = text.split("\n")
+    err.say((kind, style), first)
+    for line in more:  # of a library, or of a file that would pass for another message
+        err.say("  ", line)
+
+
+def _interrupted() -> int:
+    from zofo.cli.shared import err
+
+    err.say("interrupted; a run that had begun keeps what it learned in its folder")
+    return _INTERRUPTED
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all that was said has been written; 1 where it could not be."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:  # or the interpreter would try again at its end, and say so
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+            code = code or 1
+    return code

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
-from zofo.cli.shared import AsJson, Data, DataDir, Overrides, RemoteCode, configured, one_line, out, verbs
+from zofo.cli.shared import AsJson, Data, DataDir, Overrides, RemoteCode, configured, out, shortened, verbs
 
 commands = verbs()
 
@@ -30,19 +28,19 @@ def preview(
 
     seen = look(configured(arguments, data_dir, data), split, rows, trust_remote_code)
     if as_json:
-        typer.echo(json.dumps(seen.as_dict(), ensure_ascii=False))
+        out.say_json(seen.as_dict())
         return
     for example in seen.examples:
-        out.print(Text(example.where, style="dim"))
+        out.say((example.where, "dim"))
         for candidate, tokens, gold in example.candidates:
-            scored = Text(candidate, style="bold green" if gold else "bold")
-            out.print(Text.assemble("  ", (repr(example.prompt)[1:-1], ""), scored, (f"  scored: {tokens}", "dim")))
+            scored = (candidate, "bold green" if gold else "bold")
+            out.say("  ", repr(example.prompt)[1:-1], scored, (f"  scored: {tokens}", "dim"))
     lengths = f"shortest {seen.shortest}, mean {seen.mean:.1f}, longest {seen.longest}"
     sequences = "one sequence" if seen.sequences == 1 else f"{seen.sequences} sequences"
     text = f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example"
-    out.print(text, highlight=False, soft_wrap=True)
+    out.say(text)
     for note in seen.notes:
-        out.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        out.say(f"note: {note}")
 
 
 @commands.command()
@@ -53,22 +51,21 @@ def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data =
 
     report = check(configured(arguments, data_dir, data))
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), ensure_ascii=False))
+        out.say_json(report.as_dict())
         return
     about = report.task
-    out.print(Text(f"{about['name']}: {about['kind']}, scored by {', '.join(about['scores'])}", style="bold"))
+    out.say((f"{about['name']}: {about['kind']}, scored by {', '.join(about['scores'])}", "bold"))
     if about["about"]:
-        out.print(Text(about["about"], style="dim"), soft_wrap=True)
+        out.say((" ".join(about["about"].split()), "dim"))
     for prompt, text, right in report.example:
-        shown = Text.assemble((f"{prompt}: ", "bold"), one_line(text), (one_line(right), "bold green"))
-        out.print(shown, soft_wrap=True)
+        out.say((f"{prompt}: ", "bold"), shortened(text), (shortened(right), "bold green"))
     for split, found in report.splits.items():
         right = ", ".join(f"{name}: {count}" for name, count in found.right.items())
         line = f"{split}: {found.rows} rows; majority {as_percent(found.majority)}" + (f" ({right})" if right else "")
-        out.print(line, highlight=False, soft_wrap=True)
+        out.say(line)
     for note in report.notes:
-        out.print(Text(f"note: {note}", style="yellow"), soft_wrap=True)
-    out.print("every row can be used", highlight=False)
+        out.say((f"note: {note}", "yellow"))
+    out.say("every row can be used")
 
 
 @commands.command()
@@ -83,7 +80,7 @@ def copy(
     is_recipe = name in recipe_names()
     (copy_recipe if is_recipe else copy_task)(name, file)
     use = f"zofo train {file}" if is_recipe else f"zofo validate task={file}"
-    out.print(f"wrote {file}; edit it, then: {use}", highlight=False, soft_wrap=True)
+    out.say(f"wrote {file}; edit it, then: {use}")
 
 
 @commands.command(name="list")
@@ -97,13 +94,13 @@ def list_names(
 
     found = names(kind, {"studies": study_names()})
     if as_json:
-        typer.echo(json.dumps(found))
+        out.say_json(found)
         return
     table = Table("kind", "name", "what it is", box=None, pad_edge=False)
     for group, entries in found.items():
         for number, (name, about) in enumerate(entries.items()):
-            table.add_row(group if number == 0 else "", name, Text(about))
-    out.print(table)
+            table.add_row(group if number == 0 else "", name, about)
+    out.print(table, soft_wrap=False)
 
 
 @commands.command()
@@ -113,7 +110,7 @@ def env(as_json: AsJson = False) -> None:
 
     found = describe_environment()
     if as_json:
-        typer.echo(json.dumps(found))
+        out.say_json(found)
         return
     for name, value in found.items():
-        out.print(f"{name:14} {value}", highlight=False, soft_wrap=True)
+        out.say(f"{name:14} {value}")

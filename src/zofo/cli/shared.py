@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from zofo.cli.terminal import Terminal
 
 _SHOWN = 400  # characters of a prompt
-out = Console()
-err = Console(stderr=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 
 def verbs(about: str | None = None) -> typer.Typer:
@@ -70,12 +71,13 @@ def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
     try:
         yield
     except Stopped as stop:
-        err.print(f"{stop.message}\nhint: {hint or stop.hint}", highlight=False, markup=False, soft_wrap=True)
+        err.say(stop.message)
+        err.say(f"hint: {hint or stop.hint}")
         raise typer.Exit(stop.exit_code) from stop
 
 
-def one_line(text: str) -> str:
-    """A text with its line breaks written out, and the middle of a long one left out."""
+def shortened(text: str) -> str:
+    """A text with the middle left out, if it is long."""
     if len(text) > _SHOWN:
         text = f"{text[: _SHOWN // 2]} [...] {text[-_SHOWN // 2 :]}"
-    return text.replace("\n", "\\n")
+    return text

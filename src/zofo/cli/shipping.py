@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,7 @@ Folded = Annotated[
 
 def _say(*lines: str) -> None:
     for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.say(line)
 
 
 @commands.command()
@@ -42,7 +41,7 @@ def replay(
 
     found = replay_run(run, step, folder, folded=folded, force=force, model=model, remote_code=trust_remote_code)
     if as_json:
-        typer.echo(json.dumps(found.as_dict()))
+        out.say_json(found.as_dict())
     else:
         _say(*found.lines())
     if found.failed:
@@ -60,7 +59,7 @@ def diff(
 
     found = compare_runs(first, second)
     if as_json:
-        typer.echo(json.dumps(found.as_dict()))
+        out.say_json(found.as_dict())
     else:
         _say(*found.lines())
     if not found.equal:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from zofo.cli.shared import RemoteCode, err, leaving_when_stopped, out, verbs
 
@@ -32,8 +31,8 @@ def bench_step(
     from zofo.studies import bench_step as measure
 
     options = StepOptions(model, rows, tokens, rank, repeats, dtype)
-    report = measure(options, memory, file, lambda text: err.print(Text(text, style="dim"), soft_wrap=True))
-    out.print(report.table())
+    report = measure(options, memory, file, lambda text: err.say((text, "dim")))
+    out.print(report.table(), soft_wrap=False)
 
 
 @commands.command()
@@ -66,19 +65,18 @@ def study(
     folder = folder or Path("runs") / asked.name
     if plan:
         for note in asked.notes:
-            err.print(Text(note), soft_wrap=True)
-        tell = lambda text: err.print(Text(text, style="dim"), soft_wrap=True)  # noqa: E731
-        planned = plan_study(asked, folder, jobs, trust_remote_code, tell)
-        out.print(planned.table())
+            err.say(note)
+        planned = plan_study(asked, folder, jobs, trust_remote_code, lambda text: err.say((text, "dim")))
+        out.print(planned.table(), soft_wrap=False)
         for line in planned.lines():
-            out.print(line, highlight=False, markup=False, soft_wrap=True)
+            out.say(line)
         return
     with leaving_when_stopped("type the same command again"):
         found = report_study(asked, folder) if report else run_study(asked, folder, err, jobs, trust_remote_code)
     failed = f", {found.failed} of them failed" if found.failed else ""
     missing = f"; {found.missing} are not done" if found.missing else ""
-    out.print(f"{found.done} runs are done{failed}{missing}", highlight=False, soft_wrap=True)
-    out.print(f"report: {found.folder / 'report.md'}", highlight=False, soft_wrap=True)
+    out.say(f"{found.done} runs are done{failed}{missing}")
+    out.say(f"report: {found.folder / 'report.md'}")
 
 
 @commands.command()

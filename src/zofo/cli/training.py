@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from zofo.cli.shared import (
     AsJson,
@@ -39,11 +37,11 @@ def train(
     summary = run.summary
     score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
     after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"
-    out.print(f"{score} {after}", highlight=False, markup=False, soft_wrap=True)
+    out.say(f"{score} {after}")
     for variant, scored in list(summary["variants"].items())[1:]:
         other = f"{variant}: {summary['metric']} {as_percent(scored[summary['metric']])}"
-        out.print(other, highlight=False, markup=False, soft_wrap=True)
-    out.print(f"run: {run.path}", highlight=False, markup=False, soft_wrap=True)
+        out.say(other)
+    out.say(f"run: {run.path}")
 
 
 @commands.command(name="eval")
@@ -70,12 +68,11 @@ def evaluate(
     else:
         score = evaluate_zero_shot(configured(arguments, data_dir, data), split, trust_remote_code)
     if as_json:
-        typer.echo(json.dumps({"split": score.on, "rows": len(score.predictions), **score.as_dict()}))
+        out.say_json({"split": score.on, "rows": len(score.predictions), **score.as_dict()})
         return
     text = f"{score.metric} {as_percent(score.score)} on {score.on} (majority {as_percent(score.majority)})"
     also = "".join(f", {name} {as_percent(value)}" for name, value in score.also.items())
-    rows = f"{len(score.predictions)} rows"
-    out.print(f"{text}{also}, loss {score.loss:.4f}, {rows}", highlight=False, markup=False, soft_wrap=True)
+    out.say(f"{text}{also}, loss {score.loss:.4f}, {len(score.predictions)} rows")
 
 
 @commands.command()
@@ -98,12 +95,12 @@ def predict(
     note_of(run)
     for prediction in label_texts(run, texts, variant, best, model, trust_remote_code, warn):
         if as_json:
-            typer.echo(json.dumps(prediction.as_dict(), ensure_ascii=False))
+            out.say_json(prediction.as_dict())
             continue
         chosen = str(prediction.label)
         if prediction.probability is not None:
             chosen += f"  ({prediction.answer.strip()}, {as_percent(prediction.probability)})"
-        out.print(Text(f"{chosen}  {prediction.text}"))
+        out.say(f"{chosen}  {prediction.text}")
 
 
 def note_of(run: Path) -> None:
@@ -129,14 +126,12 @@ def tune_lr(
 
     def show(trial: Trial) -> None:
         verdict = "stable" if trial.stable else "unstable"
-        err.print(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}", highlight=False)
+        err.say(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}")
 
     found = search(configured(arguments, data_dir, data), steps, show, trust_remote_code)
     if as_json:
-        typer.echo(json.dumps(found.as_dict()))
+        out.say_json(found.as_dict())
         return
     work = f"{len(found.trials)} trials of {steps} steps, {found.counts.queries} queries"
-    out.print(
-        f"largest stable learning rate {found.largest:.1e} (loss before: {found.loss:.3f}; {work})", highlight=False
-    )
-    out.print(f"train with a quarter of it: method.rule.lr={found.lr:.1e}", highlight=False)
+    out.say(f"largest stable learning rate {found.largest:.1e} (loss before: {found.loss:.3f}; {work})")
+    out.say(f"train with a quarter of it: method.rule.lr={found.lr:.1e}")

@@ -46,11 +46,20 @@ class Package:
 
 
 def cache_dir() -> Path:
-    """Where zofo keeps what it fetched: $ZOFO_CACHE, else $XDG_CACHE_HOME/zofo, else ~/.cache/zofo."""
+    """Where zofo keeps what it fetched: $ZOFO_CACHE, else $XDG_CACHE_HOME/zofo, else ~/.cache/zofo.
+
+    Raises:
+        DownloadError: there is no home folder.
+    """
     if chosen := os.environ.get("ZOFO_CACHE"):
         return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "zofo"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():  # a relative one is to be ignored, as its specification says
+        return base / "zofo"
+    try:
+        return Path.home() / ".cache" / "zofo"
+    except RuntimeError as error:
+        raise DownloadError("this user has no home folder to keep a cache in", "set ZOFO_CACHE to a folder") from error
 
 
 def cached(relative: str, make: Callable[[Path], None], known: Mapping[str, str] = MappingProxyType({})) -> Path:

@@ -1,7 +1,6 @@
 """Asking a model for losses at points, and for first-order gradients; work is counted where it happens."""
 
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
-from zofo.evaluators.checking import out_of_memory
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.gradient import Gradient
 from zofo.evaluators.in_forward import InForward
@@ -22,6 +21,5 @@ __all__ = [
     "Point",
     "Visit",
     "counting_forwards",
-    "out_of_memory",
     "unused_by",
 ]

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 
-from zofo.errors import EvaluatorError, ZofoError
+from zofo.errors import EvaluatorError, ZofoError, out_of_memory
 from zofo.evaluators import rows
 from zofo.evaluators.base import Objective
 from zofo.evaluators.watching import look, refuse_changing
@@ -69,9 +68,3 @@ def reason(error: BaseException) -> str:
 def first_two(batch: Any) -> Any:
     """The first two examples of a batch, or of what can be told of it."""
     return rows.part(batch, 0, 2) if rows.size(batch) > 2 else batch
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be had. CUDA has an error class for it; other devices and libraries only texts."""
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)

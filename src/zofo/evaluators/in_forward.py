@@ -12,12 +12,12 @@ from torch import nn
 
 from zofo.backbone import Backbone, Update, at_least_float32, leaving_out
 from zofo.displacement import Displacement, Key
-from zofo.errors import EvaluatorError
+from zofo.errors import EvaluatorError, out_of_memory
 from zofo.evaluators import rows
 from zofo.evaluators.bank import FactorBank
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
 from zofo.evaluators.carrying import Carrying, unanswered
-from zofo.evaluators.checking import IN_PLACE, check_by_itself, explaining, out_of_memory
+from zofo.evaluators.checking import IN_PLACE, check_by_itself, explaining
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.layout import Layout, NotSeen, Use
 from zofo.evaluators.terms import NARROW, Siblings, Terms

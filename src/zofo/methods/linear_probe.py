@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from zofo.backbone import load_tensors, save_tensors
-from zofo.errors import ConfigError, ModelError, NonFiniteError, RunError
+from zofo.errors import ConfigError, ModelError, NonFiniteError, RunError, refuse_out_of_memory
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, Setting, StepLog
 from zofo.objectives import scores
@@ -175,4 +175,5 @@ def load_probe(folder: Path) -> ScoreFunction:
     try:
         return probe_scores(tensors["weight"], tensors["bias"])
     except (KeyError, ValueError, RuntimeError) as error:
+        refuse_out_of_memory(error)
         raise RunError(f"cannot read {str(folder / PROBE)!r}: {error}") from error

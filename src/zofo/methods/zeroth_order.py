@@ -103,7 +103,7 @@ class ZerothOrderConfig(Config):
     """How an estimate becomes an update; holds the learning rate."""
     evaluator: EvaluatorConfig = _part(EvaluatorConfig)
     """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
-    select: list[str] | None = None
+    select: list[str] | None = Field(None, min_length=1)
     """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
     that a forward uses and that require a gradient."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 from zofo.backbone import Update
 from zofo.displacement import Displacement
-from zofo.errors import RunError
 from zofo.training import RunFolder, Trajectory
 from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
+from zofo.training.metrics_file import metrics_lines
 from zofo.training.trajectory import Moved, Record, Settled, Stepped
 
 _BY_CLOCK = ("seconds",)
@@ -157,10 +156,10 @@ def _steps(run: RunFolder) -> dict[int, Facts]:
         steps[-1] = {f"trajectory: {name}": value for name, value in trajectory.header.items() if name != "model_hash"}
         for number, records in _by_step(trajectory):
             steps.setdefault(number, {}).update(_written(records))
-    for line in _lines(run):
+    for line in metrics_lines(run.metrics) if run.metrics.is_file() else ():
         number = line["step"] if "step" in line else line.get("steps", 0) - 1
-        kind = line.pop("event", "line")
-        prefix = f"{kind} {line['variant']}: " if kind == "evaluation" else "" if kind == "step" else f"{kind}: "
+        kind = line.pop("event")
+        prefix = f"{kind} {line.get('variant')}: " if kind == "evaluation" else "" if kind == "step" else f"{kind}: "
         named = {f"{prefix}{k}": v for k, v in line.items() if k not in (*_BY_CLOCK, "step", "steps", "variant")}
         if kind != "stopped":
             steps.setdefault(number, {}).update(named)
@@ -199,16 +198,6 @@ def _written(records: list[Record]) -> Facts:
 def _terms(displacement: Displacement) -> Iterator[tuple[str, float]]:
     for key, coefficient in displacement.items():
         yield f"({key.seed}, {key.step}, {key.index})", coefficient
-
-
-def _lines(run: RunFolder) -> Iterator[dict[str, Any]]:
-    if not run.metrics.is_file():
-        return
-    for number, text in enumerate(run.metrics.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            yield dict(json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{str(run.metrics)!r}, line {number}, is no JSON object: the run is damaged") from error
 
 
 def _first(first: Mapping[int, Facts], second: Mapping[int, Facts]) -> tuple[int | None, list[Difference]]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from zofo.errors import RunError
 from zofo.filesystem import sync, sync_tree
+from zofo.training.disk import cannot_write
 
 _OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json", "adapter_model*")
 
@@ -48,8 +49,7 @@ def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iter
             os.rename(part, path)
         sync(path.parent)
     except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot write {str(path)!r}: {reason}", "make room, or choose another folder") from error
+        raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -157,4 +157,4 @@ def write_file(path: Path, data: bytes) -> None:
         sync(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise RunError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error

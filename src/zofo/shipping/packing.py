@@ -30,9 +30,7 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
     Raises:
         RunError: the run is damaged, nothing was trained, or it holds what a patch cannot.
     """
-    runs = [run]
-    while (start := runs[0].start) is not None:
-        runs.insert(0, start)
+    runs = run.chain()
     for one in runs:
         one.verify()
     summary, adapter = run.summary, run.adapter_of(variant, best)

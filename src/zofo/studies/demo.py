@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from zofo.errors import RunError
 from zofo.evaluators import Counts
@@ -79,7 +80,7 @@ def _run_demo(folder: Path, console: Console, queries: int, model: str, task: An
     zero_shot, counts = _zero_shot(console, model, task)
     rows = []
     for name, method in CONTENDERS.items():
-        console.print(f"\n[bold]{name}[/bold]: {queries} queries")
+        console.print(Text.assemble("\n", (name, "bold"), f": {queries} queries"))
         tree = {"model": model, "task": task, "method": method, "training": {"queries": queries}}
         rows.append(_row(name, _train(folder / name, read_config(run=folder / name, **tree).to_yaml())))
     summary = {
@@ -121,11 +122,9 @@ def _zero_shot(console: Console, model: str, task: Any) -> tuple[Evaluation, Cou
     shown = f"An example: {example.prompt!r} followed by {candidates}"
     console.print(shown, highlight=False, markup=False, soft_wrap=True)
     score = material.scorer.evaluate(material.loaded.model, examples, counts)
-    console.print(
-        f"Zero-shot {score.metric} on {len(examples)} validation sentences: [bold]{as_percent(score.score)}[/bold] "
-        f"(always the more frequent label: {as_percent(score.majority)})",
-        soft_wrap=True,
-    )
+    about = f"Zero-shot {score.metric} on {len(examples)} validation sentences: "
+    majority = f" (always the more frequent label: {as_percent(score.majority)})"
+    console.print(Text.assemble(about, (as_percent(score.score), "bold"), majority), soft_wrap=True)
     return score, counts
 
 

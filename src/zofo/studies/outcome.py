@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from zofo.errors import NonFiniteError, RunError
+from zofo.errors import NonFiniteError, RunError, advice
 from zofo.training.config import ENVIRONMENT
 from zofo.training.disk import write_whole
 from zofo.training.identity import Identity
@@ -128,7 +128,9 @@ class Outcome:
                 _ = part["loss"], part.get("score")
             _ = found.failed is None or (found.failed["error"], found.failed["message"])
             return found
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except OSError as error:  # nothing is known of what it holds
+            raise RunError(f"cannot read {str(path)!r}: {error.strerror}", advice(error.errno)) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RunError(
                 f"{str(path)!r} is damaged: {error}", f"remove the folder {str(folder)!r}: its run is then made again"
             ) from error

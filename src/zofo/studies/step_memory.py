@@ -13,8 +13,7 @@ import torch
 
 from zofo.backbone import LoadedModel, ModelConfig, load_model
 from zofo.config import validated
-from zofo.errors import ModelError, ZofoError
-from zofo.evaluators import out_of_memory
+from zofo.errors import ModelError, ZofoError, out_of_memory
 from zofo.interpreters import python_command
 from zofo.studies.step_ways import WAYS, StepOptions
 from zofo.training import PeakMemory

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import RunError
+from zofo.errors import RunError, advice
 from zofo.studies.content import Content
 from zofo.studies.outcome import Outcome
 from zofo.studies.run import Run
@@ -63,7 +63,7 @@ class Store:
                         "choose another folder with --out",
                     )
             write_whole(path, json.dumps(content, indent=1) + "\n")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"cannot use {str(self.folder)!r} for a study: {error}") from error
         return bool(before != content)
 
@@ -146,7 +146,11 @@ class Store:
             found = content["study"]
         except FileNotFoundError:
             raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise RunError(
+                f"cannot read {str(self.folder / _STUDY)!r}: {error.strerror}", advice(error.errno)
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{str(self.folder / _STUDY)!r} is damaged: {error}") from error
         if found != name:
             raise RunError(f"{str(self.folder)!r} holds the study {found!r}, not {name!r}", "say where with --out")

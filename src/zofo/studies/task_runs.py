@@ -23,6 +23,7 @@ from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
 from zofo.training import RunConfig, RunFolder, load_material, setting_of, train
 from zofo.training.beginning import material_identity
 from zofo.training.identity import Identity
+from zofo.training.metrics_file import metrics_lines
 
 _LONG = 3.0  # seconds of a first step after which no other one is timed
 _TIMED = 2  # steps that are timed, after the first
@@ -85,7 +86,7 @@ class TaskRuns(Execution):
         path = folder / "metrics.jsonl"
         if not path.is_file():
             return []
-        lines = [line for line in _lines(path) if line["event"] == "evaluation"]
+        lines = [line for line in metrics_lines(path) if line["event"] == "evaluation"]
         if not lines:
             return []
         first = lines[0]
@@ -196,20 +197,9 @@ def seconds_per_query(method: Method) -> float:
     return (time.perf_counter() - start) / max(1, (method.counts - before).queries)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; one that a kill cut short is not there."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
-
-
 def _curve(path: Path, variant: str, metric: str) -> list[dict[str, Any]]:
     points, inner, queries = [], [], 0
-    for line in _lines(path):
+    for line in metrics_lines(path):
         if line["event"] == "step":
             queries = line["queries"]
             if "loss_inner" in line:

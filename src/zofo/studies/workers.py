@@ -9,14 +9,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from zofo.errors import NonFiniteError, RunError, ZofoError
+from zofo.errors import NonFiniteError, RunError, ZofoError, of_system
 from zofo.interpreters import safe_path
 from zofo.studies.grid import execution_of
 from zofo.studies.outcome import Outcome, made_from
@@ -43,7 +43,8 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
         failed = {"error": type(error).__name__, "message": error.message}
         outcome = Outcome(config=tree, curve=curve, failed=failed, identity=made_from(path))
     except Exception as error:  # noqa: BLE001  # such as memory that ran out: the other runs go on, and the report says so
-        message = f"{type(error).__name__}: {error}"
+        known = of_system(error)
+        message = f"{type(error).__name__}: {error}" if known is None else known.message
         outcome = Outcome(config=tree, failed={"error": type(error).__name__, "message": message})
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -104,8 +105,10 @@ class Workers:
             self._opened.enter_context(safe_path())
             threads = max(1, (os.cpu_count() or 1) // self._jobs)
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=(threads,))
-        waiting = {self._pool.submit(perform, *what): run for run, what in zip(runs, given, strict=True)}
+            with _starting():
+                self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=(threads,))
+        with _starting():
+            waiting = {self._pool.submit(perform, *what): run for run, what in zip(runs, given, strict=True)}
         for done in as_completed(waiting):
             try:
                 done.result()
@@ -115,6 +118,18 @@ class Workers:
                     "type the same again to go on, with a smaller --jobs",
                 ) from error
             yield waiting[done]
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """What keeps the system from starting processes is said; their locks are in shared memory, which may be missing."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        raise RunError(
+            f"cannot start processes for several runs at a time: {error} (see also whether /dev/shm can be written)",
+            "leave out --jobs: runs are then made one after the other, in this process",
+        ) from error
 
 
 def _begin(threads: int) -> None:

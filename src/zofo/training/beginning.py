@@ -55,9 +55,12 @@ def new_folder(config: RunConfig) -> RunFolder:
     try:
         path.mkdir(parents=True, exist_ok=path.is_dir() and _is_free(path))
     except FileExistsError as error:
+        if (path / LOCK).is_file():
+            with RunFolder(path).locked():  # says so where another process is training there
+                pass
         raise RunError(
             f"the run folder {str(path)!r} exists, and a run never overwrites another",
-            f"choose another with run={path}-2, or remove it",
+            f"choose another with run={path}-2",
         ) from error
     except (OSError, ValueError) as error:
         raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
@@ -74,6 +77,7 @@ def unfinished(config: RunConfig) -> RunFolder | None:
     if path is None or not path.exists():
         return None
     run = RunFolder(path)
+    run.clear_leftovers()
     if not (path / CONFIG).is_file() or run.ended:
         new_folder(config)  # refuses what has ended, or is no run
         return None  # its process was killed before anything had begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import CheckpointError
+from zofo.errors import CheckpointError, advice
 from zofo.training.disk import sha256_of, sync, sync_tree, write_whole, writing
 
 _MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1
 _PREFIX, _SAVING = "step-", ".saving-"
-_MAKE_ROOM = (
-    "make room or choose another folder, and type the same command again: the run goes on from the checkpoint before"
-)
+_NOT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}  # which may be whole
+_GOES_ON = "type the same command again: the run goes on from the checkpoint before"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Checkpoints:
         """
         final, part = self._folder / f"{_PREFIX}{step:08d}", self._folder / f"{_SAVING}{step:08d}"
         try:
-            with writing("the checkpoint", final, _MAKE_ROOM, CheckpointError, within=self._folder):
+            with writing("the checkpoint", final, _GOES_ON, CheckpointError, within=self._folder):
                 if damage_of(final) is None:  # the same step of the same run
                     return final
                 _remove(final)
@@ -166,6 +166,8 @@ def damage_of(path: Path) -> str | None:
             return f"{str(manifest)!r} is of step {content['step']}"
         return _differing(path, content["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in _NOT_OF_FILES:
+            raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror}", advice(error.errno)) from error
         return f"{str(manifest)!r} cannot be read ({error!r})"
 
 

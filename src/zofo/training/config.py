@@ -23,7 +23,7 @@ class TrainingConfig(Config):
 
     seed: int = Field(0, ge=0, lt=1 << 64)
     """Of the run: directions, data order and adapters depend on it alone."""
-    steps: int = Field(100, ge=1)
+    steps: int = Field(100, ge=1, lt=1 << 32)
     """Steps to train; for `bilevel`, outer steps."""
     queries: int | None = Field(None, ge=1)
     """A budget of queries in place of `steps`: as many whole steps as it pays for."""

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from zofo.errors import RunError
+from zofo.errors import RunError, advice
 from zofo.filesystem import sha256_of as sha256_of
 from zofo.filesystem import sync as sync
 from zofo.filesystem import sync_tree as sync_tree
 
 _NUMBER = re.compile(r"(?:os error |Errno )(\d+)")
-_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}  # which nothing but a write ends with
+_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_WRITING = {*_OF_ROOM, errno.EROFS}  # which nothing but a write ends with
 _OF_OPEN_FILES = {errno.EIO, errno.ESTALE}  # where a write or a sync names no file
 
 
@@ -26,14 +27,14 @@ _OF_OPEN_FILES = {errno.EIO, errno.ESTALE}  # where a write or a sync names no f
 def writing(
     what: str, path: Path, hint: str, kind: type[RunError] = RunError, within: Path | None = None
 ) -> Iterator[None]:
-    """While it is open, a failed write is said to be one, with the path and the free bytes of its disk.
+    """While it is open, a failed write is said to be one, with the path, the system's reason and what to do about it.
 
     Other errors of the system, such as a file of somebody else that is missing, stay what they are.
 
     Args:
         what: is written, for messages: "the checkpoint".
         path: of it.
-        hint: what to type next.
+        hint: what to type once that is done.
         kind: of error that is raised.
         within: the folder in which every error is one of writing; by default `path`.
 
@@ -45,7 +46,25 @@ def writing(
     except (OSError, SafetensorError) as error:
         if not _of_writing(error, within or path):
             raise
-        raise kind(f"cannot write {what} {str(path)!r}: {_reason(error)} ({_free(path)} bytes free)", hint) from error
+        raise cannot_write(path, error, what, hint, kind) from error
+
+
+def cannot_write(
+    path: Path, error: OSError | SafetensorError, what: str = "", then: str = "", kind: type[RunError] = RunError
+) -> RunError:
+    """A failed write as a message: the path, what the system said, for a full disk its free bytes, and what to do.
+
+    Args:
+        path: of what was written.
+        error: how it failed.
+        what: was written, for messages.
+        then: what to type next, once the reason is mended.
+        kind: of the message.
+    """
+    number = _number(error)
+    free = f" ({_free(path)} bytes free)" if number in _OF_ROOM else ""
+    hint = "; then ".join(part for part in (advice(number), then) if part)
+    return kind(f"cannot write {f'{what} ' if what else ''}{str(path)!r}: {_reason(error)}{free}", hint or None)
 
 
 def write_whole(path: Path, text: str) -> None:

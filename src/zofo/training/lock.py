@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from zofo.errors import RunError
+from zofo.training.disk import cannot_write
 
 
 @contextmanager
@@ -27,9 +28,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise RunError(f"another process is {what} {str(path.parent)!r}", "wait for it or stop it") from None
+        raise RunError(
+            f"another process is {what} {str(path.parent)!r}", "wait for it or stop it, or choose another folder"
+        ) from None
     except OSError as error:
-        raise RunError(f"cannot use {str(path.parent)!r}: {error}") from error
+        raise cannot_write(path, error) from error
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from zofo.errors import CheckpointError
+from zofo.errors import CheckpointError, refuse_out_of_memory
 from zofo.evaluators import InForward
 from zofo.methods import Method
 from zofo.remembered import Remembered
@@ -140,6 +140,7 @@ class Progress:
                 raise ValueError("something is missing")
             self._skips.in_a_row = progress.get("skipped", 0)
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+            refuse_out_of_memory(error)
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise CheckpointError(
                 f"the checkpoint {str(checkpoint.path)!r} does not fit this run: {reason}",

@@ -72,7 +72,7 @@ def refuse_unusable(header: Mapping[str, Any]) -> None:
     if missing:
         raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
     select = header["select"]
-    if select is not None and not (isinstance(select, list) and all(isinstance(name, str) for name in select)):
+    if select is not None and not (isinstance(select, list) and select and all(isinstance(n, str) for n in select)):
         raise RunError("the trajectory's header holds no 'select' that can be used: it is no list of names")
     _built(NoiseConfig, header, "noise")
     _built(RuleConfig, header, "rule")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +81,21 @@ class RunFolder:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has made all of its steps."""
-        try:
-            return bool(self.summary.get("stopped", "") is None)
-        except RunError:
-            return False
+        """Whether the run has made all of its steps.
+
+        Raises:
+            RunError: its summary cannot be read; a run that has ended would begin again.
+        """
+        return (self.path / SUMMARY).exists() and self.summary.get("stopped", "") is None
+
+    def clear_leftovers(self) -> None:
+        """Remove the checkpoints of a run that has ended, where its process was killed before it could."""
+        if not self.checkpoints.is_dir():
+            return
+        with suppress(RunError):  # another process is at it, or the run is only to be read
+            if self.ended:
+                with self.locked():
+                    shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -98,7 +109,9 @@ class RunFolder:
             raise RunError(
                 f"{str(path)!r} is not a run folder (it has no config.yaml)", "runs are written by `zofo train`"
             )
-        return cls(path)
+        run = cls(path)
+        run.clear_leftovers()
+        return run
 
     @property
     def trajectory(self) -> Path:
@@ -308,8 +321,9 @@ class RunFolder:
         Raises:
             RunError: the base model is not the run's.
         """
-        start = self.start
-        if start is not None:
+        *before, _ = self.chain()
+        if before:
+            start = before[-1]
             start.restore(loaded)
             now = Identity(start=start.trained_hash)
             refuse_changes(self.identity, now, repr(str(self.path)), {"": f"put back {str(start.path)!r} as it was"})
@@ -326,12 +340,26 @@ class RunFolder:
             ConfigError: see `zofo.tasks.refuse_trained_on`.
             RunError: a run that this one started from is gone.
         """
-        run: RunFolder | None = self
-        seen: set[Path] = set()
-        while run is not None and run.path not in seen:
+        for run in reversed(self.chain()):
             refuse_trained_on(run.config.task, asked, str(run.path), scored)
-            seen.add(run.path)
-            run = run.start
+
+    def chain(self) -> list[RunFolder]:
+        """The runs that led to this one, each started from the one before it; this one is the last.
+
+        Raises:
+            RunError: one of them is gone, or they start from each other without end.
+        """
+        runs, seen = [self], {self.path.resolve()}
+        while (start := runs[0].start) is not None:
+            runs.insert(0, start)
+            if start.path.resolve() in seen:
+                raise RunError(
+                    f"{str(self.path / CONFIG)!r}: start: leads back to {str(start.path)!r}: "
+                    "no run can start from itself",
+                    "the configuration was edited: put back a copy of the run",
+                )
+            seen.add(runs[0].path.resolve())
+        return runs
 
     @property
     def base_hash(self) -> str:

@@ -83,7 +83,7 @@ def train(
     steps = _checked_steps(config, method, material, scored)
     notes = check_every_split(config, material)
     folder = begun or new_folder(config)
-    with folder.locked(), writing("the run", folder.path, _MAKE_ROOM):
+    with folder.locked(), writing("the run", folder.path, _GOES_ON):
         folder.refuse_ended()
         if begun is None:
             config = config.model_copy(update={"run": folder.path})
@@ -105,7 +105,7 @@ def train(
     return folder
 
 
-_MAKE_ROOM = "make room, and type the same command again: the run goes on from its newest checkpoint"
+_GOES_ON = "type the same command again: the run goes on from its newest checkpoint"
 
 
 @dataclass(frozen=True)
@@ -249,6 +249,8 @@ def number_of_steps(training: TrainingConfig, method: Method, name: str) -> int:
             f"training.queries is {budget}, but one step of {name!r} takes {method.queries_per_step}",
             f"give at least training.queries={method.queries_per_step}",
         )
+    if steps >= 1 << 32:
+        raise ConfigError(f"training.queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32")
     return steps
 
 

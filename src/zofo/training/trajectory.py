@@ -214,9 +214,11 @@ class Trajectory:
             if length > _MAX_HEADER or len(text) < length or zlib.crc32(text) != checksum:
                 raise ValueError("cut, or a wrong checksum")
             header = json.loads(text)
-            seed = int(header["seed"])
+            seed = header["seed"]
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise RunError(f"{path}: the header of the trajectory is damaged") from error
+        if type(seed) is not int or not 0 <= seed < 1 << 64:
+            raise RunError(f"{path}: the header of the trajectory is damaged: it has no seed that a run can have")
         records = _Records(path, data, start + length, seed)
         found = tuple(records)
         return cls(header, found, records.whole)
@@ -229,6 +231,7 @@ def _checksum(kind: int, number: int, payload: bytes) -> int:
 class _Records:
     def __init__(self, path: Path | str, data: bytes, start: int, seed: int) -> None:
         self._path, self._data, self._at, self._seed = path, data, start, seed
+        self._next = 0  # the first step that can end
         self.whole = True
 
     def __iter__(self) -> Iterator[Record]:
@@ -255,6 +258,9 @@ class _Records:
         if kind == _SETTLE:
             return Settled()
         if kind == _STEP:
+            if number < self._next:  # a sum of updates ends with the last step alone
+                raise RunError(f"{self._path}: the record at byte {self._at} ends step {number}, which has ended")
+            self._next = number + 1
             return Stepped(number)
         given = {flag: _NUMBER.unpack_from(payload, _NUMBER.size * i)[0] for i, flag in enumerate(numbers)}
         terms = _TERM.iter_unpack(payload[_NUMBER.size * len(numbers) :])

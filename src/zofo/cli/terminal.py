@@ -1,0 +1,121 @@
+"""What reaches a terminal: texts of files, names and models with what it would obey, or hide, written out.
+
+All that the command line shows goes through here; what is written into files is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+# control characters but tab and new line, marks that turn the order of a line around or hide in it, lone surrogates
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+
+def escaped(text: str) -> str:
+    """A text with what a terminal would obey, or would not show, as Python writes it: an escape is `\\x1b`."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def as_line(text: str) -> str:
+    """The same, for a text that must stay on one line."""
+    return escaped(text.replace("\n", "\\n"))
+
+
+class Terminal(Console):
+    """A console that shows texts as they are: no markup, no names of emoji, nothing that a terminal would obey.
+
+    A line is not broken where the terminal ends.
+
+    Args:
+        stderr: whether it is standard error, and not standard output.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """Show texts on one line, each of them as it is or with its style."""
+        pairs = [(part, "") if isinstance(part, str) else part for part in parts]
+        self.print(Text.assemble(*((as_line(text), style) for text, style in pairs)))
+
+    def say_json(self, value: Any) -> None:
+        """Show a value as a line of JSON; what it holds is the same in all terminals and pipes."""
+        text = json.dumps(value, ensure_ascii=(getattr(self.file, "encoding", None) or "utf-8").lower() != "utf-8")
+        self.print(_OBEYED.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _units(found[0])), text))
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `Console`: before rich drops some control characters without a word."""
+        return super().render_str(escaped(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See `Console`: of whatever is shown, in tables as well; codes of rich itself stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=escaped(segment.text))
+
+
+class _Escaping(io.TextIOBase):
+    """A standard stream as others see it: libraries that warn, click and its messages on wrong arguments.
+
+    Args:
+        stream: where it goes.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream  # to which a console writes, whose codes are its own
+
+    def write(self, text: str) -> int:
+        """Write a text, escaped."""
+        self.rich_proxied_file.write(escaped(text))
+        return len(text)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the stream."""
+        return self.rich_proxied_file.encoding
+
+    def flush(self) -> None:
+        """See `io`."""
+        self.rich_proxied_file.flush()
+
+    def isatty(self) -> bool:
+        """See `io`."""
+        return self.rich_proxied_file.isatty()
+
+    def fileno(self) -> int:
+        """See `io`."""
+        return self.rich_proxied_file.fileno()
+
+
+@contextlib.contextmanager
+def guarded_streams() -> Iterator[None]:
+    """While it is open, no text that goes to a standard stream is obeyed, or fails for a letter that it lacks."""
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # None where the process was started without one
+    sys.stdout, sys.stderr = (stream and _Escaping(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _units(character: str) -> tuple[int, ...]:
+    """The numbers by which JSON writes a character: one, or two for those beyond 16 bits."""
+    data = character.encode("utf-16-be", "surrogatepass")
+    return struct.unpack(f">{len(data) // 2}H", data)
