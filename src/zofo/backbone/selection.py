@@ -90,7 +90,9 @@ def movable(
     named = named_by(list(selected(module)), patterns)
     frozen: list[str] = []
     if any(parameter.requires_grad for parameter in module.parameters()):
-        frozen = [name for name, p in chosen.items() if not p.requires_grad and name not in named]
+        # numbers that are not floating point never require one, so that their flag chooses nothing
+        floating = {name: p for name, p in chosen.items() if p.is_floating_point()}
+        frozen = [name for name, p in floating.items() if not p.requires_grad and name not in named]
     moving = {name: parameter for name, parameter in chosen.items() if name not in set(frozen)}
     if not moving:
         raise ConfigError(

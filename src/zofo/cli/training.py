@@ -90,7 +90,7 @@ def predict(
     from zofo.training import predict as label_texts
 
     def warn(text: str) -> None:
-        err.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+        err.say(f"warning: {text}")
 
     note_of(run)
     for prediction in label_texts(run, texts, variant, best, model, trust_remote_code, warn):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from zofo.errors import NonFiniteError, RunError, ZofoError, of_system
+from zofo.errors import NonFiniteError, RunError, ZofoError
 from zofo.interpreters import safe_path
 from zofo.studies.grid import execution_of
 from zofo.studies.outcome import Outcome, made_from
@@ -43,8 +43,7 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
         failed = {"error": type(error).__name__, "message": error.message}
         outcome = Outcome(config=tree, curve=curve, failed=failed, identity=made_from(path))
     except Exception as error:  # noqa: BLE001  # such as memory that ran out: the other runs go on, and the report says so
-        known = of_system(error)
-        message = f"{type(error).__name__}: {error}" if known is None else known.message
+        message = f"{type(error).__name__}: {error}"
         outcome = Outcome(config=tree, failed={"error": type(error).__name__, "message": message})
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from zofo.errors import RunError
-from zofo.training.disk import cannot_write
+from zofo.errors import RunError, advice
 
 
 @contextmanager
@@ -32,7 +31,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
             f"another process is {what} {str(path.parent)!r}", "wait for it or stop it, or choose another folder"
         ) from None
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise RunError(f"cannot use {str(path.parent)!r}: {error}", advice(error.errno)) from error
     try:
         yield
     finally:
