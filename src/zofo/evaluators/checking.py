@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
-from zofo.evaluators import rows
 from zofo.evaluators.base import Objective
 from zofo.evaluators.watching import look, refuse_changing
 
@@ -63,8 +62,3 @@ def reason(error: BaseException) -> str:
     traced = any(line.startswith("Traceback") for line in lines) and not lines[-1].endswith(":")
     said = (lines[-1] if traced else lines[0])[:200] if lines else ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def first_two(batch: Any) -> Any:
-    """The first two examples of a batch, or of what can be told of it."""
-    return rows.part(batch, 0, 2) if rows.size(batch) > 2 else batch
