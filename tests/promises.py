@@ -30,6 +30,7 @@ ROWS = {
     15: "a full disk or a read-only one harms no checkpoint",
     17: "the trajectory is the run",
     20: "errors help",
+    22: "a result is known by content",
 }
 
 
