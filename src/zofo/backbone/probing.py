@@ -112,6 +112,7 @@ def _refuse_beside_longer(
         with torch.random.fork_rng(devices=[]):
             usable = probe.longest_usable(shortest, near, lengths)
     except Exception as error:  # a forward fails in as many ways as there are models
+        refuse_out_of_memory(error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{shown}, which cannot score a padded row: {reason}", hint) from error
     if usable is None:
