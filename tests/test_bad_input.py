@@ -349,7 +349,7 @@ def test_bad_use_of_a_run(refused, run, tokenizer, tmp_path):
         (["method=mezo", "training.queries=7"], "training.queries is 7, but one step of 'mezo' takes 8", "=8"),
         (["method=first-order", "method.parameters=partial"], "method.layers is None", "partial"),
         (["method=first-order", "method.layers=['*.1.*']"], "method.parameters is 'adapter'", "partial"),
-        (["method=mezo", "method.select=['*.7.*']"], "the pattern '*.7.*' matches none", "model."),
+        (["method=mezo", "method.select=['*.7.*']"], "the pattern '*.7.*' of method.select matches none", "model."),
         (["method.adapter.target_modules=[nothing]"], "LoRA cannot be attached", "adapter.target_modules"),
         (
             ["method=mezo", "model.dtype=bfloat16", "method.noise=gaussian"],

@@ -50,9 +50,13 @@ def run(made, tmp_path):
 
 
 def edit(run, **changes):
-    path = run.path / "config.yaml"
+    """Change a run's configuration as nobody can see: also where environment.json holds it."""
+    path, known = run.path / "config.yaml", run.path / "environment.json"
     content = yaml.safe_load(path.read_text(encoding="utf-8")) | changes
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    environment = json.loads(known.read_text(encoding="utf-8"))
+    environment["configuration"] |= changes
+    known.write_text(json.dumps(environment), encoding="utf-8")
     return RunFolder.open(run.path)
 
 

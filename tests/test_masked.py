@@ -469,9 +469,9 @@ def test_in_the_forward_tensors_of_other_blocks_run_as_they_are(monkeypatch):
     carried = []
 
     class Recording(in_forward.Carrying):
-        def __init__(self, parameters, terms):
+        def __init__(self, parameters, *rest):
             carried.append({name for _, name in parameters})
-            super().__init__(parameters, terms)
+            super().__init__(parameters, *rest)
 
     monkeypatch.setattr(in_forward, "Carrying", Recording)
     model = build_model("llama")

@@ -60,6 +60,7 @@ class ForwardOnly(Method):
         self._config = config
         self.model = setting.model
         self._objective = setting.objective
+        self._check_objective = setting.check_objective or setting.objective
         self._log_ties = setting.log_ties
         self._batches = setting.batches(config.batch_size, "train")
         self._two = setting.make(setting.examples[:2])
@@ -86,7 +87,7 @@ class ForwardOnly(Method):
 
     def check(self) -> None:
         """See `Method.check`."""
-        self._zo.evaluator.check([(self._objective, self._two)])
+        self._zo.evaluator.check([(self._check_objective, self._two)])
 
     def notes(self) -> list[str]:
         """See `Method.notes`: which tensors stay."""

@@ -34,12 +34,16 @@ class TrainingObjective:
         losses: (model, batch) -> float32, shape [E].
         prepare: what it needs of an example in tokens.
         differentiable: whether it has a gradient for first-order steps.
+        check_losses: a loss of the same batch by which a model is checked before the first step; None for `losses`.
+            An objective without a gradient names one: a check would not see a small difference in a reward, and must
+            not ask a user's function.
     """
 
     name: str
     losses: Callable[[nn.Module, Any], torch.Tensor]
     prepare: Callable[[Any], Any] = lambda example: example
     differentiable: bool = True
+    check_losses: Callable[[nn.Module, Any], torch.Tensor] | None = None
 
 
 Maker = Callable[[Task, Generation], TrainingObjective]
@@ -95,7 +99,8 @@ def reward_objective(reward: Reward, task: Task, how: Generation, name: str = "r
         answers: list[Answer] = scores(model, batch).argmax(dim=1).tolist()
         return answers
 
-    return TrainingObjective(name, losses, differentiable=False)
+    check_losses = token_loss if task.kind == "generation" else classification_loss
+    return TrainingObjective(name, losses, differentiable=False, check_losses=check_losses)
 
 
 def _number(given: Any, example: Example) -> float:

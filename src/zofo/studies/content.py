@@ -40,8 +40,9 @@ class Content:
 
     def release(self) -> None:
         """Let go of the model that was read last."""
-        self._model = None
-        gc.collect()
+        if self._model is not None:
+            self._model = None
+            gc.collect()
 
     def _now(self, run: Run) -> Identity:
         tree = run.tree

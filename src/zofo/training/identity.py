@@ -220,10 +220,12 @@ def tokens_hash(encoded: Sequence[Any]) -> str:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Add whole numbers, alone or in tuples of tuples, so that no two shapes look alike."""
-    if not isinstance(value, tuple):
+    """Add whole numbers and texts, alone or in tuples of tuples, so that no two shapes look alike."""
+    if isinstance(value, str):
+        digest.update(b"s" + array("q", (len(value.encode()),)).tobytes() + value.encode())
+    elif not isinstance(value, tuple):
         digest.update(b"n" + array("q", (int(value),)).tobytes())
-    elif value and isinstance(value[0], tuple):
+    elif value and isinstance(value[0], tuple | str):
         digest.update(b"t" + array("q", (len(value),)).tobytes())
         for part in value:
             _add(digest, part)

@@ -202,6 +202,7 @@ def setting_of(config: RunConfig, material: Material, reward: Reward | None = No
         length=(lambda example: example.length) if config.training.group_by_length else None,
         log_ties=not objective.differentiable,
         objective_name=objective.name,
+        check_objective=objective.check_losses,
     )
 
 

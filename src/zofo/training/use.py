@@ -150,7 +150,8 @@ def _on_all_rows(
         ConfigError: a folder or Hub id without that split.
     """
     task, data = config.task, config.task.data
-    if data is None or task.several:
+    drawn = any(one.startswith("task.sizes") for one in overrides)  # the user says how the splits are drawn
+    if data is None or task.several or drawn:
         return load_material(config, remote_code, (split,)), split
     limits = {"sizes": {}} if any(one.startswith("task.max_rows=") for one in overrides) else _UNLIMITED
     config = config.model_copy(update={"task": task.model_copy(update=limits)})
