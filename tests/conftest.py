@@ -36,6 +36,13 @@ MORE_ARCHITECTURES = ("llama-untied", "qwen3", "mistral", "gemma2", "gemma3", "p
 ENCODERS = ("bert", "roberta", "distilbert")
 
 
+def with_soak(values, quick):
+    """Parameters of a test, of which `make test` runs those in `quick`, and `make soak` the others."""
+    return [
+        pytest.param(*v if isinstance(v, tuple) else (v,), marks=[] if v in quick else pytest.mark.soak) for v in values
+    ]
+
+
 def tiny_config(kind: str, vocabulary: int, positions: int = 64) -> transformers.PretrainedConfig:
     common = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     llama_like = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from conftest import build_model, build_tokenizer
+from conftest import build_model, build_tokenizer, with_soak
 from zofo import (
     Bilevel,
     BilevelConfig,
@@ -294,7 +294,7 @@ def trained(bases, words, method, name, kind, seed=3, steps=3):
 
 
 @pytest.mark.parametrize("method", CONFIGS)
-@pytest.mark.parametrize(("name", "kind"), EVERY)
+@pytest.mark.parametrize(("name", "kind"), with_soak(EVERY, EVERY[::3]))
 def test_three_steps_move_the_adapter_and_only_what_the_method_moves(bases, words, tmp_path, name, kind, method):
     model, start = bases(kind), ADAPTERS[name](copy.deepcopy(bases(kind)), ("adapter",), 3)
     built, logs, setting = trained(bases, words, method, name, kind)

@@ -21,7 +21,7 @@ from zofo.errors import EvaluatorError
 from zofo.evaluators import InPlace
 from zofo.noise import LowRank
 
-QUICK = {("causal", "qwen3"), ("masked", "distilbert")}
+QUICK = {("causal", "qwen3"), ("masked", "distilbert"), ("masked", "mpnet")}
 FEWEST_BUILT = 160
 TOLERANCE = 1e-5  # of float32 losses, relative
 # examples and tokens; at two points each, there are as many rows as tokens, a divisor of the tokens, or more of them

@@ -74,7 +74,7 @@ main(["demo", "--out", out])
     ("number", "code"),
     [
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak, id="term"),
-        pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.soak, id="ctrl-c"),
     ],
 )
 def test_a_demo_that_is_asked_to_stop_leaves_with_the_run_that_it_was_at(

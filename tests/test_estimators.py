@@ -266,7 +266,7 @@ every_step = pytest.mark.parametrize(
         pytest.param(PER_EXAMPLE, 1, id="per-example", marks=pytest.mark.soak),
         pytest.param(PER_EXAMPLE, 2, id="per-example x 2"),
         pytest.param(PER_PAIR, 1, id="per-group(2)", marks=pytest.mark.soak),
-        pytest.param(PER_PAIR, 2, id="per-group(2) x 2"),
+        pytest.param(PER_PAIR, 2, id="per-group(2) x 2", marks=pytest.mark.soak),
     ],
 )
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from conftest import review_rows
+from conftest import review_rows, with_soak
 from metaicl_rows import write_tasks
 from zofo.errors import CheckpointError, NonFiniteError, RunError, Stopped
 from zofo.methods import METHODS
@@ -57,7 +57,15 @@ METHOD = {
     "meta-bilevel": META,
     "meta-bilevel, on disk": META | {"adapters": "disk", "evaluator": "in-place", "noise": "gaussian"},
 }
-QUICK = [(case, (1, 8)) for case in METHOD]
+QUICK = {
+    "mezo, bfloat16",
+    "mezo, in place, magnitude",
+    "svrg",
+    "bilevel",
+    "first-order",
+    "two-stage",
+    "meta-bilevel, on disk",
+}  # every method and evaluator, every kind of number that waits; the others in `make soak`
 WHOLE = [(case, range(1, STEPS + 1)) for case in METHOD]
 
 
@@ -143,9 +151,9 @@ def check(configured, case, stops):
 
 
 @pytest.mark.promise(6)
-@pytest.mark.parametrize(("case", "stops"), QUICK, ids=[case for case, _ in QUICK])
-def test_a_run_that_was_stopped_ends_with_the_same_bits(configured, case, stops, tries):
-    check(configured, case, tries(stops))
+@pytest.mark.parametrize("case", with_soak(METHOD, QUICK))
+def test_a_run_that_was_stopped_ends_with_the_same_bits(configured, case, tries):
+    check(configured, case, tries((1, 8)))
 
 
 @pytest.mark.promise(6)
@@ -162,7 +170,7 @@ def test_every_method_that_makes_steps_goes_on():
 
 
 @pytest.mark.promise(6)
-@pytest.mark.parametrize("case", ["mezo", "svrg"])
+@pytest.mark.parametrize("case", with_soak(["mezo", "svrg"], {"mezo"}))
 def test_a_run_may_be_stopped_again_and_again(configured, case, tries):
     whole = contents(train(configured(case, "whole")).path)
     config = configured(case)
@@ -173,7 +181,7 @@ def test_a_run_may_be_stopped_again_and_again(configured, case, tries):
 
 @pytest.mark.promise(6)
 @pytest.mark.parametrize("weights", [True, False])
-@pytest.mark.parametrize("case", ["mezo", "mezo, in place", "svrg", "bilevel"])
+@pytest.mark.parametrize("case", with_soak(["mezo", "mezo, in place", "svrg", "bilevel"], {"mezo", "bilevel"}))
 def test_the_weights_come_from_the_trajectory_or_from_the_checkpoint(configured, case, weights):
     """In both ways to the same bits, updates that wait in the forward among them."""
     whole = contents(train(configured(case, "whole", checkpoint_weights=weights)).path)

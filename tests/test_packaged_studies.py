@@ -11,7 +11,7 @@ import pytest
 import transformers
 import yaml
 
-from conftest import build_model, build_tokenizer, review_rows, tiny_config, write_rows
+from conftest import build_model, build_tokenizer, review_rows, tiny_config, with_soak, write_rows
 from zofo import studies
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.studies import plan_study, read_study, run_study, study_names
@@ -96,7 +96,10 @@ def test_every_packaged_study_can_be_read_and_says_what_it_asks(name):
     assert len(trials) <= 1
 
 
-@pytest.mark.parametrize("name", [n for n in study_names() if n not in (*ON_PROBLEMS, *OF_METAICL)])
+OF_TASKS = [n for n in study_names() if n not in (*ON_PROBLEMS, *OF_METAICL)]
+
+
+@pytest.mark.parametrize("name", with_soak(OF_TASKS, {"bilevel", "svrg-minilm"}))
 def test_every_study_of_tasks_can_be_planned_and_its_runs_can_be_made(name, folders, data, tmp_path):
     content = tiny(name, folders)
     if content.get("tasks"):  # the last one, and the last values of each axis: enough of everything that differs
@@ -325,7 +328,12 @@ def test_a_long_inner_curve_is_thinned_to_means_of_blocks(tmp_path):
     ("name", "methods", "axes"),
     [
         ("bilevel", ["mezo", "bilevel", "frozen", "frozen, same steps", "random backbone", "penalty 0"], None),
-        ("bilevel-stages", ["stage 1", "two-stage", "bilevel"], ("backbone lr", ["1e-3", "1e-6"])),
+        pytest.param(
+            "bilevel-stages",
+            ["stage 1", "two-stage", "bilevel"],
+            ("backbone lr", ["1e-3", "1e-6"]),
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_the_studies_of_bilevel_run(name, methods, axes, folders, data, tmp_path):

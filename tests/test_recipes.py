@@ -9,7 +9,7 @@ import pytest
 import transformers
 import yaml
 
-from conftest import build_model, review_rows, tiny_config, write_rows
+from conftest import build_model, review_rows, tiny_config, with_soak, write_rows
 from zofo.config import read_yaml
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.methods import METHODS
@@ -179,7 +179,7 @@ def test_the_papers_preset_lies_on_the_papers_grid(name, key):
     assert tree in RECIPES[name].grid[key]
 
 
-@pytest.mark.parametrize(("name", "preset"), PRESETS)
+@pytest.mark.parametrize(("name", "preset"), with_soak(PRESETS, PRESETS[::4]))
 def test_every_preset_takes_two_steps(name, preset, folders, rows, tmp_path, request):
     given = two_steps(name, preset, folders, rows, tmp_path / "run")
     if "start=runs/meta" in needed(name):

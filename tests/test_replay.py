@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from conftest import build_model, build_tokenizer
+from conftest import build_model, build_tokenizer, with_soak
 from zofo import Setting
 from zofo.methods import METHODS
 from zofo.noise import STREAM_VERSION
@@ -76,7 +76,7 @@ def tensors(model):
 
 @pytest.mark.promise(17)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("case", METHOD)
+@pytest.mark.parametrize("case", with_soak(METHOD, list(METHOD)[::2]))
 def test_a_replay_has_the_bits_of_training(setting, tmp_path, case, dtype):
     options = dict(METHOD[case])
     if dtype == torch.bfloat16 and (options.get("evaluator") == "in-place"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import with_soak
 from least_squares import (
     BATCH,
     IN_FORWARD,
@@ -240,7 +241,7 @@ LAW = {
 }
 
 
-@pytest.mark.parametrize("case", LAW)
+@pytest.mark.parametrize("case", with_soak(LAW, list(LAW)[::2]))
 def test_the_mean_estimate_is_unbiased_within_4_standard_errors(case):
     """Lemma 5.1: given theta, the anchor and g, the mean of v is grad F(theta) - grad F(anchor) + g, entry by entry.
 
@@ -508,7 +509,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("case", RUNS)
+@pytest.mark.parametrize("case", with_soak(RUNS, list(RUNS)[::3]))
 def test_a_run_replays_to_the_weights_of_training(configured, monkeypatch, case):
     methods, module = [], importlib.import_module("zofo.training.train")
     loop = module.run_loop

@@ -17,7 +17,7 @@ import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
-from conftest import build_model, build_tokenizer, review_rows, write_rows
+from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from zofo.errors import ConfigError, DataError, NonFiniteError, RunError
 from zofo.methods import METHODS, Bilevel, BilevelConfig, FirstOrder, FirstOrderConfig, MeZO, MeZOConfig, Setting
 from zofo.training import RunFolder, Trajectory, read_config, train
@@ -191,7 +191,7 @@ def test_a_step_over_the_spread_is_the_same_step_over_one_number(configured):
 # the trained model comes back
 
 
-@pytest.mark.parametrize("case", RESTORED)
+@pytest.mark.parametrize("case", with_soak(RESTORED, list(RESTORED)[::3]))
 def test_restoring_gives_the_model_of_the_end_of_training(configured, case):
     config = configured(RESTORED[case])
     run = train(config)
@@ -285,7 +285,7 @@ def test_a_run_of_another_base_model_is_refused(configured, model_folder, tokeni
     assert evaluate_run(run.path) == before
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", with_soak(SHORT, {"mezo", "bilevel", "linear-probe"}))
 def test_a_missing_or_damaged_part_is_named(configured, name):
     run = train(configured(SHORT[name]))
     for relative in run.summary["parts"]:
@@ -325,7 +325,7 @@ def test_an_unknown_variant_is_refused(configured):
 # determinism
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", with_soak(TRAINING, {"mezo", "svrg", "bilevel"}))
 def test_a_seed_decides_everything(configured, name):
     def everything(run):
         lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
@@ -461,7 +461,7 @@ def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, 
 
 
 @pytest.mark.promise(9)
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", with_soak(TRAINING, {"mezo", "first-order"}))
 def test_a_failed_step_updates_nothing(configured, poisoned, name):
     """What is left is, bit for bit, what a run that ends before the failing step leaves."""
     run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
@@ -506,7 +506,7 @@ class Interrupting(io.StringIO):
         return super().write(text)
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", with_soak(TRAINING, {"mezo", "bilevel"}))
 def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
     config = configured(SHORT[name], steps=10)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
@@ -645,7 +645,7 @@ def comes_back(config, run):
         assert 0.5 <= answer.probability <= 1
 
 
-@pytest.mark.parametrize("case", ON_HEADS)
+@pytest.mark.parametrize("case", with_soak(ON_HEADS, {"mezo, per-example", "the head", "bilevel"}))
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_classification_head_is_trained_and_comes_back(configured, headed, kind, case):
     config = configured(ON_HEADS[case], model=headed(kind))

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import model_validator
 
+import torch
+
 from zofo.adapters import AdapterConfig, Adapters, kind_of
 from zofo.backbone import Backbone
 from zofo.config import named
@@ -88,6 +90,9 @@ class ForwardOnly(Method):
     def check(self) -> None:
         """See `Method.check`."""
         self._zo.evaluator.check([(self._check_objective, self._two)])
+        if self._check_objective is not self._objective:  # a user's function that fails costs no step
+            with torch.no_grad():
+                self._objective(self.model, self._two)
 
     def notes(self) -> list[str]:
         """See `Method.notes`: which tensors stay."""
