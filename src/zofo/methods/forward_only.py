@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 import torch
+from pydantic import model_validator
 
 from zofo.adapters import AdapterConfig, Adapters, kind_of
 from zofo.backbone import Backbone
