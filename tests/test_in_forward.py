@@ -533,6 +533,11 @@ RIGHT = {
     "minus and over": (lambda m, x: (x - m.w) + (m.w - x) * 2 + x / m.w + (m.w / (x.square() + 1)), LONG, {"w": (6,)}),
     "in place on x": (lambda m, x: into(x, m.w) + iadd(x, m.b), LONG, {"w": (6,), "b": (6,)}),
     "a number": (lambda m, x: x * m.w + m.b, LONG, {"w": (), "b": (1,)}),
+    "a vector that the model rounds": (
+        lambda m, x: x * m.w.half() + m.b.bfloat16().float(),
+        LONG,
+        {"w": (6,), "b": (6,)},
+    ),
     "a vector taken out of the graph": (lambda m, x: x * m.w.detach().clone(), LONG, {"w": (6,)}),
     "autograd function": (lambda m, x: Function.apply(x, m.w), FLAT, {"w": (4, 6)}),
     "checkpoint": (
@@ -569,6 +574,11 @@ def held(m, name, make):
 def assigned(x, w):
     y = x * 1
     y[:, 0] = w
+    return y
+
+
+def addmm_(y, x, w):
+    y.addmm_(x, w)
     return y
 
 
@@ -632,6 +642,7 @@ REFUSED = {
     "a sum with a matrix": (lambda m, x: x + m.w, LONG, {"w": (3, 6)}),
     "addmm onto it": (lambda m, x: torch.addmm(m.w, x[0].T, PLAIN[:3]).expand(len(x), 6, 6), LONG, SQUARE),
     "addmm with scales": (lambda m, x: torch.addmm(m.b, x, m.w, beta=2), FLAT, {"w": (6, 4), "b": (4,)}),
+    "addmm onto y": (lambda m, x: addmm_(torch.ones(len(x), 4), x, m.w), FLAT, {"w": (6, 4)}),
     "add with a scale": (lambda m, x: torch.add(x, m.w, alpha=2), FLAT, VECTOR),
     "broadcast the other way": (lambda m, x: x[..., :1].expand(-1, -1, 1) * m.w, LONG.repeat(1, 2, 1), VECTOR),
     "a gate": (lambda m, x: x * m.w.sigmoid(), FLAT, VECTOR),
@@ -646,6 +657,7 @@ REFUSED = {
     "copied into": (lambda m, x: x + torch.zeros(6).copy_(m.w), FLAT, VECTOR),
     "changed by the model": (lambda m, x: x * m.w.mul_(1.0), FLAT, VECTOR),
     "clamped by the model": (lambda m, x: F.linear(x, m.w.clamp_(min=-9)), FLAT, W),
+    "whole numbers": (lambda m, x: x * m.w.to(torch.int64), FLAT, VECTOR),
     "item": (lambda m, x: x * m.w.item(), FLAT, {"w": ()}),
     "float": (lambda m, x: x * float(m.w), FLAT, {"w": ()}),
     "a condition": (lambda m, x: x * (1 if m.w else 2), FLAT, {"w": ()}),
@@ -658,6 +670,7 @@ REFUSED = {
     "Tensor": (lambda m, x: F.linear(x, torch.Tensor(m.w)), FLAT, W),
     "subclass": (lambda m, x: F.linear(x, m.w.as_subclass(torch.Tensor)), FLAT, W),
     "vmap": (lambda m, x: torch.vmap(torch.mv, in_dims=(None, 0))(m.w, x), FLAT, W),
+    "vmap over positions": (lambda m, x: torch.vmap(lambda y: y * m.w, in_dims=1, out_dims=1)(x), LONG, VECTOR),
     "a view that the module holds": (lambda m, x: F.linear(x, held(m, "view", lambda: m.w.data.T).T), FLAT, W),
 }
 

@@ -372,6 +372,30 @@ def test_a_model_that_writes_its_own_weights_is_refused_and_they_are_as_before(e
     assert torch.equal(module.weight, before)
 
 
+def normed(m, x):
+    m.l.weight.data = F.normalize(m.l.weight.data)
+    return m.l(x)
+
+
+@both
+def test_a_model_that_gives_a_weight_other_memory_is_refused_and_it_is_as_before(evaluator):
+    module = seeded(lambda: Module(normed, l=nn.Linear(6, 4)))
+    before, place = module.l.weight.clone(), module.l.weight.data_ptr()
+    with pytest.raises(EvaluatorError, match=r"the model itself writes into 'l\.weight'"):
+        build(evaluator, module).check([(loss, randn(8, 6))])
+    assert torch.equal(module.l.weight, before)
+    assert module.l.weight.data_ptr() == place
+
+
+@both
+@pytest.mark.parametrize("function", [lambda m, x: F.dropout(m.l(x), 0.1), lambda m, x: m.l(x + torch.rand(6))])
+def test_a_model_whose_losses_differ_from_one_run_to_the_next_is_refused(function, evaluator):
+    module = seeded(lambda: Module(function, l=nn.Linear(6, 4)))
+    with pytest.raises(EvaluatorError, match="differ from one run to the next, as with dropout") as caught:
+        build(evaluator, module).check([(loss, randn(8, 6))])
+    assert "model.eval()" in caught.value.hint
+
+
 @both
 def test_a_model_that_keeps_what_it_made_of_a_weight_is_refused(evaluator):
     def fused(m, x):
@@ -427,6 +451,12 @@ def disabled(m, x):
         return F.linear(x, m.l.weight)
 
 
+def disabled_later(m, x):
+    scale = 1 + m.l.bias
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.sum(1, keepdim=True) * scale
+
+
 def _script():
     import warnings
 
@@ -441,7 +471,7 @@ def _script():
 SCRIPT = _script()
 
 
-@pytest.mark.parametrize("function", [scripted, raising, gradient, disabled])
+@pytest.mark.parametrize("function", [scripted, raising, gradient, disabled, disabled_later])
 def test_whatever_a_model_raises_under_carried_terms_is_one_message(function):
     module = seeded(lambda: Module(function, l=nn.Linear(6, 4)))
     with pytest.raises(EvaluatorError) as caught:
@@ -458,6 +488,21 @@ def test_a_model_that_runs_in_no_way_is_said_to(evaluator):
     ) as caught:
         build(evaluator, nn.Linear(5, 4)).check([(loss, randn(8, 6))])
     assert "in-place" not in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_runs_in_place():
+    module = torch.jit.script(seeded(lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh())))
+    build("in-place", module).check([(loss, randn(8, 6))])
+
+
+# how far losses may be apart
+
+
+def test_rows_that_influence_one_another_a_little_are_refused():
+    module = seeded(lambda: Module(lambda m, x: m.l(x) + 1e-4 * m.l(x).mean(0), l=nn.Linear(6, 4)))
+    with pytest.raises(EvaluatorError, match="depend on which rows share a batch"):
+        build("in-forward", module).check([(loss, randn(8, 6))])
 
 
 # no trace

@@ -128,12 +128,13 @@ class Carrying:
         if reads or operation == "__set__":  # an attribute
             operation = getattr(getattr(func, "__self__", None), "__name__", operation)
         plain = operation.strip("_")
+        in_place = operation.endswith("_") and not operation.endswith("__")
         if reads or plain in _QUESTIONS or (plain in _SAME_SHAPE and _is_matrix(touched)):
             result = func(*args, **kwargs)
             if result is touched or not _holds_tensors(result):
                 return result
             raise unanswered(touched, operation)
-        answer = self._answers.get(plain)
+        answer = None if in_place else self._answers.get(plain)  # y.addmm_(x, w) is to change y
         result = answer(*args, **kwargs) if answer else self._elementwise(func, operation, args, kwargs)
         if result is NotImplemented:
             raise unanswered(touched, operation)
@@ -237,12 +238,15 @@ class Carrying:
             return x.copy_(out) if in_place else out
         if tensors == 1 and not in_place and (plain in _BINARY or operation in _SAME_SHAPE):
             made = func(*args, **kwargs)
-            if not isinstance(made, torch.Tensor):  # float(w)
+            if not isinstance(made, torch.Tensor) or not made.is_floating_point():  # float(w), w.long()
                 return NotImplemented
-            made = made.as_subclass(_CarriedVector)
             values = self._values(vector)
             if plain in _BINARY or operation == "neg":
                 values = func(*[values if i == place else value for i, value in enumerate(args)], **kwargs)
+            elif torch.finfo(made.dtype).eps > torch.finfo(vector.dtype).eps:  # the model rounds it
+                values = values.to(made.dtype)
+            # without numbers, so that code that looks past these functions fails instead of taking those of theta
+            made = torch.empty_like(made, device="meta").as_subclass(_CarriedVector)
             made.carrier, made.carried_name, made.values_of_rows = self, vector.carried_name, values
             return made
         return NotImplemented

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
@@ -13,6 +14,7 @@ from zofo.evaluators.base import Objective
 from zofo.evaluators.watching import look, refuse_changing
 
 IN_PLACE = "set method.evaluator=in-place"
+_SAME, _SAME_HALF = 1e-4, 1e-2  # relative to the mean loss; kernels that add in any order differ by rounding
 
 
 def check_by_itself(
@@ -27,10 +29,12 @@ def check_by_itself(
         parameters: the selected ones, each with the name of its tensor.
 
     Raises:
-        EvaluatorError: it cannot be run, writes into a selected tensor, or keeps what it made of one.
+        EvaluatorError: it cannot be run, writes into a selected tensor, keeps what it made of one, or gives other
+            losses each time.
     """
+    losses: list[torch.Tensor] = []
     try:
-        looks = look(model, lambda: objective(model, batch), parameters, times=2)
+        looks = look(model, lambda: losses.append(objective(model, batch).float()), parameters, times=2)
     except (ZofoError, MemoryError):
         raise
     except Exception as error:  # a forward fails in as many ways as there are models
@@ -41,6 +45,14 @@ def check_by_itself(
             "run objective(model, batch) by itself, and mend what it says",
         ) from error
     refuse_changing(looks[0], looks[1], dict.fromkeys(name for name, _ in parameters))
+    first, second = losses
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for _, parameter in parameters)
+    if ((first - second).abs() > (_SAME_HALF if half else _SAME) * first.abs().mean()).any():
+        raise EvaluatorError(
+            "the model's losses of the same rows differ from one run to the next, as with dropout, so that two points "
+            "cannot be compared",
+            "call model.eval(), or make the model repeat itself",
+        )
 
 
 @contextmanager

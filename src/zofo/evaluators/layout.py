@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -69,6 +70,8 @@ class Layout:
             EvaluatorError: the first axis does not hold the rows.
             NotSeen: nor does any check know that it does.
         """
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):  # of vmap, jvp, grad: has no rows of its own
+            raise _no_rows(name, x.shape, rows)
         if self.uses is not None:
             self.uses.append(_use(x, name, rows))
         if rows == 1:  # whatever stands where, all of it is of this row
@@ -148,12 +151,18 @@ class Layout:
 def _use(x: torch.Tensor, name: str, rows: int) -> Use:
     numbers = None
     if x.dim() and x.shape[0] and not x.shape[0] % rows:
-        flat = x.detach().reshape(rows, -1).to("cpu", torch.float64)
-        weights = torch.arange(flat.shape[1], dtype=torch.float64).mul_(2.399963).add_(1).cos_()
-        numbers = torch.stack([flat @ weights, flat.norm(dim=1)], 1)
+        flat = x.detach().reshape(rows, -1)
+        flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float64)
+        weights = _weights(flat.shape[1], flat.dtype, flat.device)
+        numbers = torch.stack([flat @ weights, flat.norm(dim=1)], 1).to("cpu", torch.float64)
     autocast = torch.is_autocast_enabled(x.device.type)
     coarse = x.dtype in _COARSE or (autocast and torch.get_autocast_dtype(x.device.type) in _COARSE)
     return Use(name, rows, tuple(x.shape), numbers, coarse)
+
+
+@lru_cache(maxsize=4)
+def _weights(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.arange(size, dtype=torch.float64, device=device).mul_(2.399963).add_(1).cos_().to(dtype)
 
 
 def _grows(many: Use, few: Use) -> bool:

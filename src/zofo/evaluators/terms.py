@@ -82,13 +82,13 @@ class Terms:
         return self._widened(self._ahead.pop(matrix), name, 1 if transposed else 0)
 
     def _refuse_changed(self, x: torch.Tensor, name: str, again: bool) -> None:
-        if again and self._copy is not None and not torch.equal(self._copy, x.nan_to_num()):
+        if again and self._copy is not None and not _same(self._copy, x):
             raise EvaluatorError(
                 f"the model changes what {self._run[-1][0]!r} was multiplied by before {name!r} is multiplied by it, "
                 "in a way that torch does not count, such as x.data.mul_()",
                 "write x.mul_() in the model, or set method.evaluator=in-place",
             )
-        self._copy = x.detach().nan_to_num()
+        self._copy = self._copy if again else x.detach().clone()
 
     def looked_up(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""
@@ -146,6 +146,11 @@ class Terms:
         factor = self._bank.matrix(name)[side]
         chosen = factor.index_select(0, self._index.flatten()).to(dtype)
         return chosen.view(*self._index.shape, *factor.shape[1:]).transpose(1, 2).flatten(2)
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether tensors hold the same numbers; what is no number equals itself."""
+    return torch.equal(first, second) or torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 def _rows_of_a_block(held: torch.Tensor, rank: int) -> int:

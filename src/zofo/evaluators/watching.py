@@ -105,7 +105,7 @@ def without_trace(model: nn.Module) -> Iterator[None]:
         for tensor in (*buffers.values(), *own.values())
         if isinstance(tensor, torch.Tensor) and not tensor.is_meta
     ]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
     own, numbers = random.getstate(), numpy.random.get_state()  # noqa: NPY002  # of models that draw from them
     try:
         with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}):
@@ -114,6 +114,8 @@ def without_trace(model: nn.Module) -> Iterator[None]:
         random.setstate(own)
         numpy.random.set_state(numbers)  # noqa: NPY002
         for part, before, buffers in attributes:
+            if isinstance(part, torch.jit.ScriptModule):  # whose attributes are its own affair
+                continue
             vars(part).clear()
             vars(part).update(before)
             part._buffers.clear()
@@ -122,7 +124,9 @@ def without_trace(model: nn.Module) -> Iterator[None]:
             for tensor, values in tensors:
                 if not torch.equal(tensor, values):
                     tensor.data.copy_(values)
-        for parameter, flag in flags:
+        for parameter, data, flag in flags:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
             parameter.requires_grad_(flag)
 
 
@@ -162,8 +166,12 @@ def look(
     with without_trace(model), torch.no_grad(), uncompiled():
         for _ in range(times):
             looked = Looked()
+            held = [(name, parameter, parameter.data_ptr()) for name, parameter in parameters]
             with Watching(parameters, looked.tell) as watching:
                 run()
+            for name, parameter, place in held:
+                if parameter.data_ptr() != place:
+                    looked.tell(name, "parameter.data = ...", True)
             looked.chooses = watching.chooses
             looks.append(looked)
     return looks
