@@ -89,6 +89,7 @@ def place(tmp_path_factory):
         write_rows(folder / "data" / f"{split}.jsonl", rows)
     (folder / "task.yaml").write_text(packaged_text("movie-reviews"), encoding="utf-8")
     train(configured(folder, "ended"))
+    train(configured(folder, "adapted", method={"name": "first-order", "batch_size": 4}))
     stopped_at(configured(folder, "stopped"), 2)
     export_run(folder / "ended", "patch", folder / "patch.zofo")
     return folder
@@ -113,11 +114,16 @@ USES = {
     "start": lambda place, out: train(configured(place, str(out / "next"), start=str(place / "ended"))),
     "apply": lambda place, out: apply_patch(place / "patch.zofo", str(place / "model"), out / "applied"),
     "export": lambda place, out: export_run(place / "ended", "merged", out / "merged"),
+    "export of an adapter": lambda place, out: export_run(place / "adapted", "adapter", out / "adapter"),
     "replay": lambda place, out: replay_run(place / "ended", out=out / "replayed"),
 }
 
 
-QUICK = {*zip(CHANGES, USES, strict=True), *((change, "eval") for change in CHANGES), *(("theta", use) for use in USES)}
+QUICK = {
+    *zip(CHANGES, USES, strict=False),
+    *((change, "eval") for change in CHANGES),
+    *(("theta", use) for use in USES),
+}
 EVERY = [
     pytest.param(change, use, id=f"{change}-{use}", marks=[] if (change, use) in QUICK else [pytest.mark.soak])
     for change in CHANGES
@@ -380,3 +386,33 @@ def test_two_runs_of_other_content_are_told_apart(place, tmp_path):
     found = {str(one.where) for one in compare_runs(place / "ended", tmp_path / "other").asked}
     assert found == {"config.json: rms_norm_eps", "validation rows"}
     assert RunFolder(tmp_path / "other").identity.rows["train"] == RunFolder(place / "ended").identity.rows["train"]
+
+
+@pytest.mark.promise(22)
+@pytest.mark.parametrize("kind", ["adapter", "patch"])
+def test_a_base_model_that_is_named_for_an_export_is_compared(place, tmp_path, kind):
+    other = shutil.copytree(place / "model", tmp_path / "other")
+    export_run(place / "adapted", kind, tmp_path / "same", model=str(other))
+    in_config(rms_norm_eps=1e-3)(other)
+    with pytest.raises(RunError, match="is not the one that .*rms_norm_eps"):
+        export_run(place / "adapted", kind, tmp_path / "out", model=str(other))
+
+
+@pytest.mark.promise(22)
+@pytest.mark.parametrize("lost", ["task.yaml", "environment.json"])
+def test_a_run_that_lost_a_file_never_means_another(place, tmp_path, lost):
+    stopped = shutil.copytree(place / "stopped", tmp_path / "stopped")
+    (stopped / lost).unlink()
+    before = bytes_of(place)
+    with pytest.raises(ZofoError, match=lost) as refused:
+        train(read_config(stopped / "config.yaml"))
+    assert str(stopped) in str(refused.value)
+    assert bytes_of(place) == before
+
+
+def test_a_run_that_does_not_know_its_weights_is_not_shipped(place, tmp_path):
+    run = shutil.copytree(place / "ended", tmp_path / "run")
+    (run / "environment.json").unlink()
+    with pytest.raises(RunError, match="environment.json"):
+        export_run(run, "patch", tmp_path / "patch.zofo")
+    assert not (tmp_path / "patch.zofo").exists()

@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from zofo.errors import ConfigError, RunError, nearest
+from zofo.filesystem import refuse_special
 from zofo.registry import Registry
 
 C = TypeVar("C", bound=BaseModel)
@@ -128,6 +129,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         RunError: it cannot be read, or holds something else.
     """
     try:
+        refuse_special(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {str(path)!r}: {error}") from error
@@ -143,6 +145,7 @@ def read_yaml(path: Path) -> Any:
         ConfigError: it cannot be read, or is not YAML.
     """
     try:
+        refuse_special(path)
         return parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
+
+
+def refuse_special(path: Path) -> None:
+    """Raises OSError for a pipe, a socket or a device, which may never begin or never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
+
+
+def real(path: Path) -> Path:
+    """A path without links; unlike `Path.resolve`, also of links that lead in a circle, which stay as they are."""
+    return Path(os.path.realpath(path))
 
 
 def sync(path: Path) -> None:

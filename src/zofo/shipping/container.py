@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from zofo.errors import PatchError
+from zofo.filesystem import refuse_special
 
 MAGIC, VERSION = b"ZOFOPTCH", 2
 _FRAME = struct.Struct("<8sII32s")
@@ -44,6 +45,7 @@ def unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         PatchError: not a patch, of a newer version, cut short, changed, or with names or sizes that no patch has.
     """
     try:
+        refuse_special(path)
         with path.open("rb") as file:
             frame = file.read(_FRAME.size)
             if not frame.startswith(MAGIC[: len(frame)]) or len(frame) < len(MAGIC):

@@ -80,8 +80,9 @@ def export_run(
     """Write the trained model of a run in a form that others load. The run is only read.
 
     * `merged`: a transformers folder, the backbone replayed and the adapter merged into it: `from_pretrained` loads it.
-    * `adapter`: the peft folder alone, for the backbone as it is in the run.
-    * `patch`: one file, which `apply_patch` turns into the model again where the base model is.
+    * `adapter`: the peft folder alone, for the backbone as it is in the run. The base model is compared with the run's
+      where it is a folder that is here, or `model` says where it is; it need not be here.
+    * `patch`: one file, which `apply_patch` turns into the model again where the base model is, and compares then.
 
     Args:
         path: of the run.
@@ -106,6 +107,8 @@ def export_run(
         _refuse_probe(run)
     if kind == "patch":
         refuse_taken_file(out, force, read)
+        if model is not None:  # else it is compared where the patch is applied
+            run.begin(run.load_base(model, remote_code))
         write_file(out, patch_of(run, variant, best, folded))
         return Exported(kind, out, (), model_card(run, kind, variant, best))
     refuse_taken(out, force, read)  # before the model is loaded
@@ -115,6 +118,8 @@ def export_run(
                 f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
                 "write the whole model with --merged DIR",
             )
+        if model is not None or Path(run.config.model.name).is_dir():
+            run.begin(run.load_base(model, remote_code))
         head = _head_of(run, adapter, model)
         if head == "classification":
             refuse_incomplete(adapter, _base(run, model), len(run.task.label_names) or None, remote_code)

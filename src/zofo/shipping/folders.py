@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from zofo.errors import RunError
-from zofo.filesystem import sync, sync_tree
+from zofo.errors import RunError, advice
+from zofo.filesystem import real, sync, sync_tree
 from zofo.training.disk import cannot_write
 
 _OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json", "adapter_model*")
@@ -33,7 +34,7 @@ def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iter
         RunError: there is something and `force` is not set, or it cannot be written; then all is as it was.
     """
     refuse_taken(path, force, apart_from)
-    given, path = path, path.resolve()
+    given, path = path, real(path)
     part = path.with_name(f".{path.name}.part")
     try:
         _put_back(path)
@@ -115,9 +116,13 @@ def _gone(path: Path) -> Path:
 
 def refuse_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
     """Raises RunError for a place that may not be written; see `new_folder`."""
-    own = path.resolve()
+    own = real(path)
+    if own.is_symlink():
+        raise RunError(f"the links of {str(path)!r} lead in a circle", advice(errno.ELOOP))
+    if str(own) != os.fsencode(own).decode("utf-8", "replace"):  # where tokenizers cannot write
+        raise RunError(f"{str(path)!r} has a name that is no text in UTF-8", "choose another name")
     for other in apart_from:
-        if own == other.resolve() or other.resolve() in own.parents or own in other.resolve().parents:
+        if own == real(other) or real(other) in own.parents or own in real(other).parents:
             raise RunError(
                 f"{str(path)!r} is, holds or lies in {str(other)!r}, which is only read", "choose another folder"
             )
@@ -136,9 +141,11 @@ def refuse_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> No
 def refuse_taken_file(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
     """The same for a file that will be written."""
     for other in apart_from:
-        if other.resolve() in path.resolve().parents:
+        if real(other) in real(path).parents:
             raise RunError(f"{str(path)!r} lies in {str(other)!r}, which is only read", "choose another place")
-    if path.is_dir() or (path.exists() and not force):
+    if path.exists() and not path.is_file():
+        raise RunError(f"{str(path)!r} is a folder, a pipe or a device, and no file", "choose another name")
+    if path.exists() and not force:
         raise RunError(f"{str(path)!r} exists", "choose another name, or write over it with --force")
 
 

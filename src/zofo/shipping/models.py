@@ -18,6 +18,7 @@ from zofo.backbone.heads import head_class
 from zofo.backbone.loading import quiet_transformers
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import RunError
+from zofo.filesystem import real
 from zofo.tasks import Task
 
 
@@ -26,7 +27,7 @@ def portable_name(model: str) -> str:
     if model in EMBEDDED_MODELS:
         return model
     path = Path(model)
-    return path.resolve().name if path.is_dir() or path.is_absolute() or model.startswith((".", "~")) else model
+    return real(path).name if path.is_dir() or path.is_absolute() or model.startswith((".", "~")) else model
 
 
 def label_texts(task: Task | None) -> list[str]:

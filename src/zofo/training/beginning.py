@@ -45,7 +45,7 @@ def new_folder(config: RunConfig) -> RunFolder:
         RunError: it exists, or cannot be written.
     """
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    path = config.run or _unused(Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}")
+    path = config.run or Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}"
     for part in path.parts[1:] if path.is_absolute() else path.parts:
         if is_device(part) or not part.isprintable():
             raise RunError(
@@ -53,6 +53,8 @@ def new_folder(config: RunConfig) -> RunFolder:
                 "choose another with run=",
             )
     try:
+        if config.run is None:
+            return RunFolder(_numbered(path))
         path.mkdir(parents=True, exist_ok=path.is_dir() and _is_free(path))
     except FileExistsError as error:
         if (path / LOCK).is_file():
@@ -229,9 +231,12 @@ def _is_free(folder: Path) -> bool:
     return not names or (LOCK in names and names <= _BEGUN)
 
 
-def _unused(path: Path) -> Path:
-    """The path, with a number after it where runs of the same second have taken it."""
+def _numbered(path: Path) -> Path:
+    """Make a new folder there, with a number after its name where runs of the same second have taken it."""
     number, free = 2, path
-    while free.exists():
-        number, free = number + 1, path.with_name(f"{path.name}-{number}")
-    return free
+    while True:
+        try:
+            free.mkdir(parents=True)
+            return free
+        except FileExistsError:  # of two processes, one makes it
+            number, free = number + 1, path.with_name(f"{path.name}-{number}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -229,7 +230,7 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
 
 def _run_of(file: Path) -> Path | None:
     """The folder of the run whose configuration a file is; None for any other file."""
-    own = file.name == "config.yaml" and all((file.parent / name).is_file() for name in ("task.yaml", ENVIRONMENT))
+    own = file.name == "config.yaml" and any(os.path.lexists(file.parent / name) for name in OF_RUNS)
     return (file.parent if file.parent.name else file.parent.absolute()) if own else None
 
 
@@ -248,7 +249,9 @@ def _of_several(tree: Mapping[str, Any]) -> bool:
 
 
 ENVIRONMENT = "environment.json"
-"""The file of a run folder that says what the run was made with; no other folder of a configuration has it."""
+"""The file of a run folder that says what the run was made with."""
+OF_RUNS = (ENVIRONMENT, "run.lock", "trajectory.bin")
+"""What only a run folder holds beside a configuration: each alone tells that it is one, which may lack the others."""
 _PRESET = ["preset"]  # of a recipe, as an override names it
 _EXAMPLE = "write for example training.steps=20; a file or a recipe stands first, and there is only one"
 
@@ -260,7 +263,7 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
         content = parse_yaml(recipe_text(file))
     elif file is not None:
         content = read_yaml(Path(file))
-        if (Path(file).parent / ENVIRONMENT).is_file():
+        if _run_of(Path(file)) is not None:
             content = as_recorded(content)
     if is_recipe(content):
         tree: dict[str, Any] = {}

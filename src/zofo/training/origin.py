@@ -14,15 +14,16 @@ from zofo.training.identity import Identity, differences, model_identity, refuse
 
 
 def read_identity(file: Path) -> Identity:
-    """What environment.json says of what a run was made from; without the file, nothing is known.
+    """What environment.json says of what a run was made from.
 
     Raises:
-        RunError: it is damaged.
+        RunError: it is damaged or missing, or does not know the weights, which every version has written down.
     """
-    if not file.is_file():
-        return Identity()
     try:
-        return Identity.read(read_json_object(file))
+        found = Identity.read(read_json_object(file))
+        if found.model_hash is None:
+            raise RunError("it lacks 'model_hash': the run is damaged")
+        return found
     except RunError as error:
         if repr(str(file)) not in error.message:
             error.message = f"{str(file)!r}: {error.message}"
@@ -86,8 +87,6 @@ def refuse_other_model(identity: Identity, loaded: LoadedModel, run: Path) -> No
     Raises:
         RunError: names each part that differs, and its keys.
     """
-    if identity.model_hash is None:
-        raise RunError(f"environment.json of {str(run)!r} lacks 'model_hash': the run is damaged")
     hint = "put its files back as they were, or say where that model is now: --model DIR, of zofo eval model.name=DIR"
     name = loaded.name
     refuse_changes(identity, model_identity(loaded), repr(str(run)), {"": hint}, model=name, verb="was trained from")

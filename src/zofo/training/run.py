@@ -15,6 +15,7 @@ from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, LoadedModel, load_model
 from zofo.config import is_name, read_json_object
 from zofo.errors import RunError
+from zofo.filesystem import real
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.tasks import Task, TaskConfig, refuse_trained_on
 from zofo.training.config import ENVIRONMENT, RunConfig
@@ -349,16 +350,16 @@ class RunFolder:
         Raises:
             RunError: one of them is gone, or they start from each other without end.
         """
-        runs, seen = [self], {self.path.resolve()}
+        runs, seen = [self], {real(self.path)}
         while (start := runs[0].start) is not None:
             runs.insert(0, start)
-            if start.path.resolve() in seen:
+            if real(start.path) in seen:
                 raise RunError(
                     f"{str(self.path / CONFIG)!r}: start: leads back to {str(start.path)!r}: "
                     "no run can start from itself",
                     "the configuration was edited: put back a copy of the run",
                 )
-            seen.add(runs[0].path.resolve())
+            seen.add(real(runs[0].path))
         return runs
 
     @property

@@ -30,6 +30,7 @@ from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.evaluators import Journal
+from zofo.filesystem import refuse_special
 
 MAGIC = b"ZOFOTRJ2"
 _ANY_MAGIC = b"ZOFOTRJ"
@@ -184,6 +185,7 @@ class Trajectory:
             RunError: not a trajectory, a header or record whose checksum is wrong, or a number that is not finite.
         """
         try:
+            refuse_special(path)
             data = path.read_bytes()[:size]
         except OSError as error:
             raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error
