@@ -296,6 +296,24 @@ def test_values_that_are_not_plain_yaml_are_refused(value):
         read_config(overrides=[f"method.select={value}"])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.rule.lr=true", r"^method\.rule\.lr: .*truth value True"),
+        ("method.rule.lr=1e-400", r"^method\.rule\.lr: .*read as 0"),
+        ("method.rule.lr=1.0e-400", "1.0e-400 is too small a number"),
+        ("task.max_rows=yes", r"^task\.max_rows: .*truth value True"),
+        ("task.sizes.train=true", r"^task\.sizes: .*truth value True"),
+        ("task.temperature=1e-400", r"^task\.temperature: .*read as 0"),
+        ("task.max_rows=010", "010 is a number in base 8"),
+        ("training.steps=1:30", "1:30 is a number in base 60"),
+    ],
+)
+def test_what_would_become_another_number_is_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config(None, ["method=mezo", "task=movie-reviews", override])
+
+
 def test_keys_below_a_value_are_refused():
     with pytest.raises(ConfigError, match="'steps' is 3 and has no keys below it"):
         read_config(overrides=["training.steps=3", "training.steps.more=1"])

@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 from zofo.errors import ConfigError, RunError, nearest
 from zofo.filesystem import refuse_special
@@ -36,6 +36,14 @@ class Config(BaseModel):
     """A frozen piece of the configuration tree; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        problem = _number_problem(value, cls.model_fields[str(info.field_name)].annotation)
+        if problem:
+            raise ValueError(problem)
+        return value
 
 
 class PartConfig(BaseModel):
@@ -71,6 +79,9 @@ class PartConfig(BaseModel):
                     f"{cls.inside}{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, ["name", *options])
                 )
         complete = {"name": name}
+        for key, (annotation, _) in options.items():
+            if key in given and (problem := _number_problem(given[key], annotation)):
+                raise ConfigError(f"{cls.inside}{kind}.{key}: {problem}")
         for key, (annotation, default) in options.items():
             try:
                 complete[key] = TypeAdapter(annotation).validate_python(given.get(key, default))
@@ -99,6 +110,35 @@ def _options(part: Any) -> dict[str, tuple[Any, Any]]:
     hints = typing.get_type_hints(part.__init__, include_extras=True)
     parameters = inspect.signature(part).parameters.values()
     return {p.name: (hints[p.name], p.default) for p in parameters if p.default is not p.empty}
+
+
+def _number_problem(value: Any, annotation: Any) -> str | None:
+    """What is wrong with a value where a number is wanted, that pydantic would take: a truth value, or one that
+    becomes 0."""
+    if isinstance(value, dict):
+        return next((found for one in value.values() if (found := _number_problem(one, annotation))), None)
+    kinds = _kinds(annotation)
+    if not kinds & {int, float} or kinds & {bool, Any}:
+        return None
+    if isinstance(value, bool):
+        return f"Input should be a number, got the truth value {value}"
+    if isinstance(value, str) and is_lost(value):
+        return f"Input is too small a number, which would be read as 0, got {_short(value)}"
+    return None
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation allows, at any depth."""
+    return {annotation}.union(*(_kinds(inner) for inner in typing.get_args(annotation)))
+
+
+def is_lost(text: str) -> bool:
+    """Whether a text is a number that is not 0, and that a float can only hold as 0."""
+    found = re.fullmatch(r"\s*[-+]?([\d_.]+)(e[-+]?\d+)?\s*", text, re.IGNORECASE)
+    try:
+        return found is not None and bool(re.search("[1-9]", found[1])) and float(text) == 0
+    except ValueError:
+        return False
 
 
 def named(value: Any) -> Any:
@@ -192,7 +232,18 @@ class _Bounded(yaml.SafeLoader):
         self._depth -= 1
         if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
             raise ValueError(f"it holds a number of {len(node.value)} characters")
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+            _refuse_second_reading(node.value)
         return node
+
+
+def _refuse_second_reading(number: str) -> None:
+    """ValueError for a number that YAML 1.1 reads otherwise than people do: in base 60 or 8, or as 0."""
+    base = "base 60" if ":" in number else "base 8" if re.fullmatch(r"[-+]?0[0-7_]+", number) else None
+    if base:
+        raise ValueError(f"{number} is a number in {base} to YAML: write it in quotes, or another way")
+    if is_lost(number):
+        raise ValueError(f"{number} is too small a number, which would be read as 0")
 
 
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")

@@ -315,8 +315,9 @@ def parted(override: str, example: str = _EXAMPLE) -> tuple[list[str], Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if template:  # one that begins with a quotation
             return keys, text
+        reason = f" that can be read: {error}" if type(error) is ValueError else ""
         raise ConfigError(
-            f"{override!r}: the value is not YAML", "quote it, for example \"method.layers=['*.29.*']\""
+            f"{override!r}: the value is not YAML{reason}", "quote it, for example \"method.layers=['*.29.*']\""
         ) from error
 
 
