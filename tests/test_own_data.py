@@ -11,7 +11,9 @@ import pytest
 import transformers
 
 from conftest import build_model, build_tokenizer, review_rows, write_rows
-from zofo.training import RunFolder
+from zofo.errors import ModelError
+from zofo.training import RunConfig, RunFolder
+from zofo.training.material import load_material
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -929,3 +931,36 @@ def test_files_that_cannot_be_read(run_zofo, tmp_path, name, message):
     assert code == 2
     assert message in err
     assert name in err
+
+
+@pytest.mark.parametrize(
+    ("outputs", "verbalizers", "message"),
+    [
+        (("LABEL_0", "LABEL_1"), None, None),
+        (("0", "1"), None, None),
+        (("Bad", "GOOD"), None, None),
+        (("good", "bad"), None, r"good, bad, and the labels.* other labels may be meant"),
+        (("good", "bad"), {"good": "good", "bad": "bad"}, None),
+        (("POSITIVE", "NEGATIVE"), None, "POSITIVE, NEGATIVE"),
+        (("POSITIVE", "NEGATIVE"), {"good": "positive", "bad": "negative"}, None),
+        (("1", "0"), None, "other labels may be meant"),
+    ],
+)
+def test_a_head_that_names_its_outputs_otherwise_is_refused(models, tmp_path, outputs, verbalizers, message):
+    """With two labels, a head in the other order would have been scored upside down."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in (models / "head").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = json.loads((folder / "config.json").read_text())
+    content |= {"id2label": dict(enumerate(outputs)), "label2id": {text: n for n, text in enumerate(outputs)}}
+    (folder / "config.json").write_text(json.dumps(content))
+    data = write_csv(tmp_path / "rows.csv", labelled(12))
+    task = {"data": str(data)} | ({} if verbalizers is None else {"verbalizers": verbalizers})
+    config = RunConfig(model={"name": str(folder)}, task=task)
+    if message is None:
+        load_material(config)
+        return
+    with pytest.raises(ModelError, match=message) as caught:
+        load_material(config)
+    assert "task.verbalizers=" in caught.value.hint

@@ -1,7 +1,7 @@
 """The tensors that move, and the models they belong to."""
 
 from zofo.backbone.backbone import Backbone, Elementwise, Update, fingerprint
-from zofo.backbone.heads import Head
+from zofo.backbone.heads import Head, refuse_other_labels
 from zofo.backbone.loading import (
     LoadedModel,
     ModelConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "movable",
     "named_by",
     "refuse_mixed_lengths",
+    "refuse_other_labels",
     "refuse_unknown_model",
     "save_tensors",
     "selected",

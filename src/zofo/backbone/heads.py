@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,7 +34,7 @@ def default_head(content: Mapping[str, Any]) -> Head:
     made = _architecture(content)
     if made.endswith("ForMaskedLM"):
         return "masked-lm"
-    if made.endswith(_CLASSIFIER):
+    if has_own_classifier(content):
         return "classification"
     writes = made.endswith(("ForCausalLM", "LMHeadModel"))
     return "classification" if made and not writes and is_encoder(content) else "causal-lm"
@@ -71,7 +71,7 @@ def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int 
     if head != "classification":
         return {}
     own = None
-    if _architecture(content).endswith(_CLASSIFIER):
+    if has_own_classifier(content):
         own = int(content.get("num_labels") or len(content.get("id2label") or (0, 1)))
     if labels is None and own is None:
         raise ModelError(
@@ -85,6 +85,57 @@ def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int 
         )
     # the type only chooses the loss that transformers would compute: logits are plain either way
     return {"num_labels": labels or own, "problem_type": "single_label_classification"}
+
+
+def refuse_other_labels(named: Sequence[str], name: str, labels: Sequence[tuple[str, ...]]) -> None:
+    """Refuse a checkpoint's own classification head whose outputs are named, and not as the labels in their place.
+
+    Args:
+        named: the outputs, in their order; names such as `LABEL_0` and numbers in their order say nothing.
+        name: of the model, for messages.
+        labels: of the task, in the order of the outputs: all that each is called.
+
+    Raises:
+        ModelError: an output has another name, or that of another label; says how to name or order them.
+    """
+    plain = [text.casefold().removeprefix("label_") for text in named]
+    if plain == [str(number) for number in range(len(plain))]:
+        return
+    known = [{text.strip().casefold() for text in texts} for texts in labels]
+    if all(one in texts for one, texts in zip(plain, known, strict=True)):
+        return
+    order = [next((place for place, texts in enumerate(known) if one in texts), None) for one in plain]
+    others = [f"{texts[0]} ({', '.join(texts[1:])})" if texts[1:] else texts[0] for texts in labels]
+    hint = "name each label as the head does, in the head's order, with task.verbalizers={LABEL: NAME, ...}"
+    if None not in order and len(set(order)) == len(order):
+        wanted = ", ".join(f"{labels[place or 0][0]}: {text}" for place, text in zip(order, named, strict=True))
+        hint = f"give the labels in the head's order: task.verbalizers={{{wanted}}}"
+    raise ModelError(
+        f"the outputs of the classification head of {name!r} are called {', '.join(named)}, and the labels of the task "
+        f"in their place {', '.join(others)}: other labels may be meant",
+        hint,
+    )
+
+
+def output_names(model: Any, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a checkpoint calls the outputs of its own classification head; empty where it has none.
+
+    Args:
+        model: as it was loaded, with a classification head.
+        content: of its config.json.
+    """
+    if not has_own_classifier(content):
+        return ()
+    return tuple(str(model.config.id2label.get(n, f"LABEL_{n}")).strip() for n in range(model.config.num_labels))
+
+
+def has_own_classifier(content: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint brings a classification head.
+
+    Args:
+        content: of its config.json.
+    """
+    return _architecture(content).endswith(_CLASSIFIER)
 
 
 def auto_class_name(head: Head) -> str:

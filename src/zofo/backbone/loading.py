@@ -14,7 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from zofo.backbone.checkpoint import refuse_adapter, refuse_other_tensors, refuse_unclear_folder
-from zofo.backbone.heads import Head, complete_head, default_head, head_class, head_options, pool_last
+from zofo.backbone.heads import (
+    Head,
+    complete_head,
+    default_head,
+    head_class,
+    head_options,
+    output_names,
+    pool_last,
+)
 from zofo.backbone.probing import refuse_unfit_for_scoring
 from zofo.backbone.tokenizer_loading import complete_padding, embeddings_of, read_tokenizer
 from zofo.config import Config
@@ -48,12 +56,14 @@ class LoadedModel:
         tokenizer: its fast tokenizer, with a padding token.
         name: as it was asked for.
         head: what the model's outputs are.
+        outputs: what the checkpoint calls the outputs of its own classification head; empty where it has none.
     """
 
     model: Any
     tokenizer: Any
     name: str
     head: Head = "causal-lm"
+    outputs: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +139,8 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     if head == "causal-lm":
         with quiet_transformers():
             refuse_unfit_for_scoring(model, tokenizer.pad_token_id, config.name)
-    return LoadedModel(model, tokenizer, config.name, head)
+    outputs = output_names(model, content) if head == "classification" else ()
+    return LoadedModel(model, tokenizer, config.name, head, outputs)
 
 
 def load_tokenizer(config: ModelConfig, remote_code: bool = False) -> Any:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.adapters import AdapterConfig
-from zofo.backbone import LoadedModel, ModelConfig, embeddings_of, head_of, load_model, refuse_mixed_lengths
+from zofo.backbone import (
+    LoadedModel,
+    ModelConfig,
+    embeddings_of,
+    head_of,
+    load_model,
+    refuse_mixed_lengths,
+    refuse_other_labels,
+)
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, Setting
 from zofo.objectives import (
@@ -99,6 +107,9 @@ def load_material(
         raise
     examples = load_examples(task, config.task, splits, head, right)
     loaded = load(config.model, remote_code, len(task.label_names) or None)
+    if loaded.outputs and task.label_names:
+        words = zip(task.label_names, task.verbalizers_of(config.task.prompt).values(), strict=True)
+        refuse_other_labels(loaded.outputs, loaded.name, [(str(label), word.strip()) for label, word in words])
     if start is not None:
         start.restore(loaded)
     scorer = scorer_of(config, task, loaded)
