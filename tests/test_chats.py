@@ -13,7 +13,7 @@ from conftest import build_model, build_tokenizer, write_rows
 from test_generation import Scripted
 from zofo.errors import DataError, ModelError, ZofoError
 from zofo.objectives import Generation, generate
-from zofo.tasks import Example, TaskConfig, encode, load_examples, resolve_task
+from zofo.tasks import Example, TaskConfig, encode, load_examples, resolve_task, unwritten_notes
 from zofo.training.chat_form import chat_form, in_trained_form
 
 SYSTEM = {"role": "system", "content": "be kind"}
@@ -82,6 +82,7 @@ TEXT_AROUND = (
     "{% if add_generation_prompt %}### assistant\n{% endif %}"
 )
 NO_HEADER = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"  # asks with nothing
+ASKS_ALWAYS = LLAMA_3.replace("{% if add_generation_prompt %}", "").replace("\n\n{% endif %}", "\n\n{{ '' }}")
 THINKS_FIRST = QWEN_3.replace("assistant\n{% if enable", "assistant\n<think>\n{% if enable")  # as of 2507
 
 # template -> the end of the prompt, what is scored, what stops
@@ -91,12 +92,18 @@ MENDED = {
     "llama-3": (LLAMA_3, "<|start_header_id|>assistant<|end_header_id|>\n\n", "a joy<|eot_id|>", ("<|eot_id|>",)),
     "mistral": (MISTRAL, "[INST] was it good ? [/INST]", "a joy</s>", ("</s>",)),
     "gemma": (GEMMA, "<start_of_turn>model\n", "a joy<end_of_turn>", ("<end_of_turn>",)),
-    "phi-3": (PHI_3, "<|assistant|>\n", "a joy<|end|>\n</s>", ("<|end|>",)),
+    "phi-3": (PHI_3, "<|assistant|>\n", "a joy<|end|>", ("<|end|>",)),
     "zephyr": (ZEPHYR, "<|assistant|>\n", "a joy</s>", ("</s>",)),
     "qwen-3": (QWEN_3, "assistant\n<think>\n\n</think>\n\n", "a joy<|im_end|>", ("<|im_end|>",)),
     "thinks first": (THINKS_FIRST, "assistant\n<think>\n\n</think>\n\n", "a joy<|im_end|>", ("<|im_end|>",)),
     "no end": (NO_END, "user: was it good ?\nassistant:", " a joy</s>", ("</s>",)),
     "text around": (TEXT_AROUND, "### assistant\n<answer>", "a joy</answer><|im_end|>", ("</answer>", "<|im_end|>")),
+    "asks always": (
+        ASKS_ALWAYS,
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "a joy<|eot_id|>",
+        ("<|eot_id|>",),
+    ),
     "no header": (NO_HEADER, "<|assistant|>\n", "a joy</s>", ("</s>",)),
 }
 REFUSED = {
@@ -286,6 +293,75 @@ def test_keys_that_hold_nothing_or_only_name_a_turn_are_fine(asking):
     with_names = encode(own, [chat(ASKED, tool, {**ANSWER, **bare})])
     without = encode(own, [chat(ASKED, {"role": "tool", "content": "12 degrees"}, ANSWER)])
     assert with_names[0].rows == without[0].rows
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "what"),
+    [
+        (
+            MISTRAL.split("{% else %}")[0] + "{% endif %}{% endfor %}",
+            [SYSTEM, ASKED],
+            "leaves out .* turn 1.*'be kind'",
+        ),
+        (CHATML, [SYSTEM, ASKED], None),
+        (LLAMA_2, [SYSTEM, ASKED], None),
+        (
+            CHATML.replace("m.content", "m.content[:6] if m.role == 'user' else m.content"),
+            [{**ASKED, "content": "was it really good ?"}],
+            "changes .* turn 1",
+        ),
+        (
+            CHATML.replace("{{ m.content }}", "{{ m.content if loop.last or m.role == 'user' }}"),
+            [ASKED, {**ANSWER, "content": "it was"}, {**ASKED, "content": "and ?"}],
+            "leaves out .* turn 2.*'it was'",
+        ),
+        (
+            CHATML.replace("m.content", "m.content.split('</think>')[-1]"),
+            [ASKED, {**ANSWER, "content": "hm</think>it was"}, {**ASKED, "content": "and ?"}],
+            None,
+        ),
+    ],
+)
+def test_a_turn_that_the_template_leaves_out_or_changes_is_refused(asking, template, turns, what):
+    """A system turn that was not written was dropped from prompts without a word."""
+    own = asking(template)
+    for rows in ([chat(*turns, ANSWER)], [chat(*turns, right=False)]):
+        if what is None:
+            assert encode(own, rows)[0].unwritten == ()
+            continue
+        with pytest.raises(DataError, match=f"rows.jsonl:7: the model's chat template {what}"):
+            encode(own, rows)
+
+
+def test_names_and_white_space_that_the_template_does_not_write_are_said(asking):
+    rows = [chat({**ASKED, "name": "Ann"}, {**ANSWER, "content": "  a joy"}), chat(ASKED, ANSWER)]
+    notes = unwritten_notes(encode(asking(LLAMA_3), rows))
+    assert [note.partition(": ")[2] for note in notes] == [
+        f"{lost}; the first is rows.jsonl:7" for lost in ("'name' in a turn", "white space around the answer")
+    ]
+    assert all(note.startswith("1 of 2 rows have what the chat template does not write") for note in notes)
+    assert unwritten_notes(encode(asking(CHATML), rows[1:])) == []
+
+
+def test_a_template_with_the_clock_writes_one_day_and_says_so(asking):
+    """A run that was trained yesterday had other prompts today."""
+    own = asking("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
+    (encoded,) = encode(own, [chat(ASKED, ANSWER)])
+    assert texts_of(own, encoded)[0].startswith("26 Jul 2024\n<|im_start|>user\nwas it")
+    assert "26 July 2024" in unwritten_notes([encoded])[0]
+    assert encode(own, [chat(ASKED, right=False)])[0].prompt == encoded.prompt
+    for draws in ("{{ strftime_now(messages[0].content) }}", "{{ [1, 2] | random }}", "{{ lipsum() }}"):
+        with pytest.raises(ModelError, match="a prompt is a function of its row"):
+            encode(asking(draws + CHATML), [chat(ASKED, ANSWER)])
+
+
+def test_white_space_that_is_one_token_is_no_end(asking):
+    """Gemma's tokenizer has line breaks among its added tokens."""
+    own = asking(NO_END)
+    own.add_tokens(["\n"])
+    (encoded,) = encode(own, [chat(ASKED, ANSWER)])
+    assert texts_of(own, encoded)[1] == " a joy</s>"
+    assert encoded.stops == ("</s>",)
 
 
 def test_what_the_template_writes_is_trained_and_compared(asking):

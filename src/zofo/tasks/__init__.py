@@ -15,7 +15,7 @@ from zofo.tasks.metrics import METRICS, Metric
 from zofo.tasks.mixture import file_name
 from zofo.tasks.own import load_examples, resolve_task
 from zofo.tasks.rendering import render
-from zofo.tasks.row_notes import readable_splits, row_notes
+from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
 from zofo.tasks.text_batch import TextBatch, collate_texts
 from zofo.tasks.unseen import refuse_trained_on
@@ -59,5 +59,6 @@ __all__ = [
     "resolve_task",
     "row_notes",
     "task_names",
+    "unwritten_notes",
     "with_demonstrations",
 ]

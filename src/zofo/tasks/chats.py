@@ -7,7 +7,9 @@ depend on the row's.
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,13 +17,14 @@ from typing import Any, NamedTuple
 import jinja2
 
 from zofo.errors import DataError, ModelError
-from zofo.tasks.control_tokens import Speller, without_marks
+from zofo.tasks.control_tokens import Speller, with_marks, without_marks
 from zofo.tasks.example import Example
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a turn that hold what its speaker thought before the content."""
 _NAMES = ("name", "id", "tool_call_id")  # keys of a turn that only name it or the call it answers
 _PROBE = "Probe-4711"
+_DAY = datetime.date(2024, 7, 26)  # which templates such as that of Llama 3 take themselves where they know no date
 _WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
 _FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
 _EDIT = "edit chat_template in the model's folder, or choose another model"
@@ -37,6 +40,7 @@ class Chat:
         block: what the template writes by itself before the answer, such as an empty block of thoughts.
         stops: texts and control tokens of the template that end an answer.
         said: the answer as it is generated, without its end.
+        unwritten: what the row has and the template does not write, or writes in another way.
     """
 
     prompt: str
@@ -44,6 +48,7 @@ class Chat:
     block: str
     stops: tuple[str, ...]
     said: str
+    unwritten: tuple[str, ...] = ()
 
 
 class _Form(NamedTuple):
@@ -101,9 +106,10 @@ def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
     prompt = form.asked + ("" if example.thinks else form.block.removeprefix(lead))
     end, stops = _end(speller, form.tail)
     if not answer and not example.reply:
-        return Chat(prompt, "", form.block.strip(), stops, ""), marked
+        turns = [*turns[:-1], {"role": "assistant", "content": _PROBE}]
+        return Chat(prompt, "", form.block.strip(), stops, "", _unwritten(writer, turns, form.way)), marked
     whole = writer.write(turns, False, form.way)
-    _refuse_unwritten(writer, turns, whole, form.way)
+    unwritten = _unwritten(writer, turns, form.way)
     said = _said(whole, prompt, form.tail)
     expected = [lead + one for one in (answer, answer.strip())]
     if said is None or (not example.reply and said not in expected) or answer.strip() not in said:
@@ -111,10 +117,13 @@ def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
         raise DataError(
             f"{example.where}: the model's chat template does not write the answer {answer[:80]!r} as it is, but as "
             f"{shown[:200]!r}",
-            "mend the row, or choose another model",
+            "mend the row, or choose another model"
+            + ("; what was thought before the answer is given as reasoning_content" if "</think>" in answer else ""),
         )
+    if not example.reply and said != lead + answer:
+        unwritten += ("white space around the answer",)
     spoken = speller.without_tokens(said, marked).strip() if example.reply else example.answers[0]
-    return Chat(prompt, said + end, form.block.strip(), stops, spoken), marked
+    return Chat(prompt, said + end, form.block.strip(), stops, spoken, unwritten), marked
 
 
 def _said(whole: str, prompt: str, tail: str) -> str | None:
@@ -132,7 +141,7 @@ def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
     """
     tokenizer = speller.tokenizer
     plain = without_marks(tail)
-    tokens = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
     found = min(((plain.find(token), -len(token), token) for token in tokens if token in plain), default=None)
     if found is None and tokenizer.eos_token is None:
         raise ModelError(
@@ -140,9 +149,10 @@ def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
             "name one as eos_token in its tokenizer_config.json",
         )
     before = (plain if found is None else plain[: found[0]]).strip()
-    if found is not None:
-        return tail.rstrip(), tuple(stop for stop in (before, found[2]) if stop)
-    return tail.rstrip() + tokenizer.eos_token, tuple(stop for stop in (before, tokenizer.eos_token) if stop)
+    if found is None:
+        return tail.rstrip() + tokenizer.eos_token, tuple(stop for stop in (before, tokenizer.eos_token) if stop)
+    end = with_marks(tail, tail.index(found[2]) + len(found[2]))
+    return end, tuple(stop for stop in (before, found[2]) if stop)
 
 
 class _Writer:
@@ -157,6 +167,12 @@ class _Writer:
 
     def __init__(self, speller: Speller, tools: Any, marked: bool, where: str) -> None:
         self._speller, self.tools, self._marked, self.where = speller, tools, marked, where
+        text = str(speller.tokenizer.chat_template)
+        _refuse_chance(text)
+        self.dated = "strftime_now" in text
+        self._given = (
+            {"chat_template": _undated(speller.tokenizer.get_chat_template(None, tools))} if self.dated else {}
+        )
 
     def write(self, turns: Sequence[Mapping[str, Any]], asking: bool, way: Mapping[str, Any]) -> str:
         """Turns as the template writes them; templates refuse turns that their models do not know.
@@ -169,7 +185,7 @@ class _Writer:
             given, tools = self._speller.marked_value(given), self._speller.marked_value(tools)
         try:
             text = self._speller.tokenizer.apply_chat_template(
-                given, tools=tools, tokenize=False, add_generation_prompt=asking, **way
+                given, tools=tools, tokenize=False, add_generation_prompt=asking, **self._given, **way
             )
         except (jinja2.TemplateError, *_FAILURES) as error:
             raise DataError(
@@ -213,23 +229,81 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0][:300] if text else type(error).__name__
 
 
-def _refuse_unwritten(writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: Mapping[str, Any]) -> None:
-    """Raises DataError for a key of the turns, or tools, that the template does not write."""
-    keys = dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content", *_NAMES))
-    for key in keys:
-        number = next(number for number, turn in enumerate(turns, start=1) if key in turn)
+def _refuse_chance(template: str) -> None:
+    """Raises ModelError for a template that draws by chance."""
+    found = re.search(r"\|\s*random\b|\blipsum\s*\(", template)
+    if found is not None:
+        what = f"draws by chance ({found[0].strip('| (')!r})"
+        raise ModelError(f"the model's chat template {what}, and a prompt is a function of its row", _EDIT)
+
+
+def _undated(template: str) -> str:
+    """A template whose clock says a day that never changes, so that a prompt is the same tomorrow.
+
+    Raises:
+        ModelError: it asks the clock for something that is not written in the template.
+    """
+    forms = re.findall(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", template)
+    if len(forms) < len(re.findall(r"strftime_now\s*\(", template)):
+        raise ModelError("the model's chat template reads the clock, and a prompt is a function of its row", _EDIT)
+    days = json.dumps({form: _DAY.strftime(form) for _, form in forms})
+    return f"{{% macro strftime_now(form) %}}{{{{ {days}[form] }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+
+
+def _unwritten(writer: _Writer, turns: Sequence[Mapping[str, Any]], way: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the template does not write of names, and the date that it writes, for a note.
+
+    Raises:
+        DataError: it does not write the content of a turn, another key, or the tools.
+    """
+    whole = writer.write(turns, False, way)
+    _refuse_lost_content(writer, turns, whole, way)
+    unwritten = []
+    for key in dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content")):
         without = [{name: value for name, value in turn.items() if name != key} for turn in turns]
-        if _same(writer, without, whole, way):
-            raise DataError(
-                f"{writer.where}: turn {number} has {key!r}, which the model's chat template does not write",
-                f"remove {key!r} from the turns, or choose a model whose chat template writes it",
-            )
+        if not _same(writer, without, whole, way):
+            continue
+        if key in _NAMES:
+            unwritten.append(f"{key!r} in a turn")
+            continue
+        number = next(number for number, turn in enumerate(turns, start=1) if key in turn)
+        raise DataError(
+            f"{writer.where}: turn {number} has {key!r}, which the model's chat template does not write",
+            f"remove {key!r} from the turns, or choose a model whose chat template writes it",
+        )
     if writer.tools is not None:
         bare = _Writer(writer._speller, None, writer._marked, writer.where)
         if _same(bare, turns, whole, way):
             raise DataError(
                 f"{writer.where}: the row has 'tools', which the model's chat template does not write",
                 "remove that column, or choose a model whose chat template writes it",
+            )
+    dated = [f"the date of today, in place of which every prompt has {_DAY:%d %B %Y}"] if writer.dated else []
+    return (*unwritten, *dated)
+
+
+def _refuse_lost_content(
+    writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: Mapping[str, Any]
+) -> None:
+    """Raises DataError for a turn before the answer whose content the template leaves out or changes.
+
+    Of an earlier answer its thoughts may be left out; what a tool says may be written in another form.
+    """
+    written = " ".join(without_marks(whole).split())
+    for number, turn in enumerate(turns[:-1]):
+        role, content = turn["role"], str(turn["content"])
+        expected = " ".join(without_marks(content.split("</think>")[-1] if role == "assistant" else content).split())
+        there = expected in written
+        if not expected or there and role != "system":
+            continue
+        others = [{**one, "content": _PROBE} if place == number else one for place, one in enumerate(turns)]
+        left_out = _same(writer, others, whole, way)
+        if left_out or not there and role != "tool":
+            what = "leaves out" if left_out else "changes"
+            raise DataError(
+                f"{writer.where}: the model's chat template {what} the content of turn {number + 1}, which is of the "
+                f"role {role!r}: {content[:80]!r}",
+                "remove the turn or put its text into another one, or choose another model",
             )
 
 

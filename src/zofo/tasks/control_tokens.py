@@ -52,6 +52,11 @@ def without_marks(text: str) -> str:
     return text.translate(_NO_MARKS)
 
 
+def with_marks(text: str, end: int) -> str:
+    """The text up to a place, with the mark that closes a control token there."""
+    return text[: end + 1] if text[end : end + 1] == _END_TOKEN else text[:end]
+
+
 class Speller:
     """Tokenises texts, with the control tokens that rows spell left as text.
 

@@ -24,6 +24,7 @@ class Encoded:
         example: as text.
         stops: texts and tokens that end its answer, beside those of the task.
         joined: whether prompt and candidates have the tokens that they have as one text, and begin where all do.
+        unwritten: of a chat, what the model's template does not write, or writes in another way.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -32,6 +33,7 @@ class Encoded:
     example: Example | None = None
     stops: tuple[str, ...] = ()
     joined: bool = True
+    unwritten: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -63,6 +65,7 @@ class _Asked(NamedTuple):
         marked: whether control tokens of a template are marked, as `Speller.marked` does it.
         stops: texts and tokens that end an answer, beside those of the task.
         block: of a chat, what its template writes before an answer by itself.
+        unwritten: of a chat, what its template does not write, or writes in another way.
     """
 
     example: Example
@@ -71,6 +74,7 @@ class _Asked(NamedTuple):
     marked: bool
     stops: tuple[str, ...] = ()
     block: str = ""
+    unwritten: tuple[str, ...] = ()
 
     def spelt(self, text: str) -> Spelt:
         """A text of this example, to be tokenised."""
@@ -125,7 +129,8 @@ def encode(
         scored = tuple(len(row) - start for row in rows)
         rows = _fitted(rows, start, limit, truncate, speller.special, one.example)
         _refuse_clash(one.example, rows)
-        encoded.append(Encoded(tuple(rows), scored, one.example.gold, one.example, one.stops, joined))
+        gold = one.example.gold
+        encoded.append(Encoded(tuple(rows), scored, gold, one.example, one.stops, joined, one.unwritten))
     return encoded
 
 
@@ -133,7 +138,9 @@ def _asked(speller: Speller, example: Example) -> _Asked:
     """A chat in the words of the model's template, and candidates with the model's own end of text if it follows."""
     if example.messages:
         chat, marked = write_chat(speller, example)
-        return _Asked(as_example(example, chat), chat.prompt, (chat.answer,), marked, chat.stops, chat.block)
+        return _Asked(
+            as_example(example, chat), chat.prompt, (chat.answer,), marked, chat.stops, chat.block, chat.unwritten
+        )
     marked = speller.spells(example.own)
     prompt, candidates = example.prompt, example.candidates
     if marked:

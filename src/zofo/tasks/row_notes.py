@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.duplicates import repeats_of
@@ -40,6 +41,23 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
             label = names[next(iter(counts))]
             notes.append(f"all {len(rows)} rows of {split} have the label {label!r}: saying it always scores 100 %")
     return notes
+
+
+def unwritten_notes(encoded: Sequence[Any]) -> list[str]:
+    """What the rows of chats have and the model's chat template does not write, a line each, with the first such row.
+
+    Args:
+        encoded: the rows in tokens.
+    """
+    rows: dict[str, list[str]] = {}
+    for one in encoded:
+        for lost in getattr(one, "unwritten", ()):
+            rows.setdefault(lost, []).append(one.example.where)
+    return [
+        f"{len(places)} of {len(encoded)} rows have what the chat template does not write: {lost}; "
+        f"the first is {places[0]}"
+        for lost, places in rows.items()
+    ]
 
 
 def readable_splits(task: Task, config: TaskConfig) -> list[Split]:

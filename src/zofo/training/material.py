@@ -45,6 +45,7 @@ from zofo.tasks import (
     refuse_unknown_tokens,
     resolve_task,
     row_notes,
+    unwritten_notes,
 )
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import Scorer
@@ -143,7 +144,8 @@ def check_every_split(config: RunConfig, material: Material) -> list[str]:
         examples[split] = load_examples(task, bare, [split], head)[split] if config.task.demonstrations else rows
         if config.task.scoring == "calibrated":
             material.scorer.encode_content_free(rows)
-    return [*notes, *row_notes(task, examples)]
+    lost = unwritten_notes([one for rows in material.encoded.values() for one in rows])
+    return [*notes, *row_notes(task, examples), *lost]
 
 
 def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> Scorer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zofo.tasks import EncodedMask, EncodedText, Example, Speller, known_split
+from zofo.tasks import EncodedMask, EncodedText, Example, Speller, known_split, unwritten_notes
 from zofo.training.config import RunConfig
 from zofo.training.material import load_material
 
@@ -81,11 +81,12 @@ def token_notes(tokenizer: Any, encoded: Sequence[Any]) -> tuple[str, ...]:
             one for one in encoded if not getattr(one, "joined", True)
         ],
     }
-    return tuple(
+    unusual = (
         f"{len(rows)} of {len(encoded)} rows {what}; the first is {rows[0].example.where}"
         for what, rows in kinds.items()
         if rows
     )
+    return (*unusual, *unwritten_notes(encoded))
 
 
 def _shown(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:
