@@ -12,7 +12,7 @@ import transformers
 from formats.make import (
     CHECKPOINT,
     NUMBERS,
-    PATCH,
+    PATCHES,
     STEPS,
     TRAJECTORY,
     base_model,
@@ -24,6 +24,7 @@ from formats.make import (
 )
 from zofo.displacement import Key
 from zofo.shipping import Patch, apply_patch
+from zofo.shipping.container import MAGIC, VERSION
 from zofo.training import Trajectory, replay
 from zofo.training.checkpoints import Checkpoints
 
@@ -56,12 +57,18 @@ def test_a_trajectory_of_format_2(tmp_path):
 
 
 @pytest.mark.promise(17)
-def test_a_patch_of_version_1(tmp_path):
-    patch = Patch.read(PATCH)
+@pytest.mark.parametrize("path", PATCHES, ids=lambda path: path.stem)
+def test_a_patch_of_each_version(tmp_path, path):
+    patch = Patch.read(path)
+    assert path.read_bytes()[len(MAGIC)] == int(path.stem.removeprefix("patch-"))
     assert (patch.header.method, patch.header.base.name, patch.stages[0].header.steps) == ("bilevel", "tiny", STEPS)
     save_base(tmp_path / "base")
-    apply_patch(PATCH, str(tmp_path / "base"), tmp_path / "out")
-    agree(numbers_of(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()), PATCH.name)
+    apply_patch(path, str(tmp_path / "base"), tmp_path / "out")
+    agree(numbers_of(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()), path.name)
+
+
+def test_there_is_a_file_of_the_format_that_is_written_today():
+    assert PATCHES[-1].name == f"patch-{VERSION}.zofo"
 
 
 @pytest.mark.promise(6)

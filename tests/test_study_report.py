@@ -374,7 +374,7 @@ def test_every_trial_is_listed_with_the_one_that_was_chosen(report):
     assert (first[3:], second[3:]) == (["0.7", "50.0", ""], ["0.6", "50.0", "chosen"])
     text = " ".join(lines)
     assert "Each method that is searched tried 2 settings in each cell, 32 queries each, with seed 0." in text
-    assert "No trial read the test split." in text
+    assert "No trial was scored on the test split." in text
 
 
 def test_a_control_has_the_chosen_setting_of_its_method_in_the_report_and_the_results(report, tmp_path):

@@ -530,8 +530,9 @@ def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
 def test_a_run_never_overwrites_another(configured):
     run = train(configured(FIRST_ORDER, steps=1))
     before = contents(run.path, "")
-    with pytest.raises(RunError, match="exists, and a run never overwrites another"):
+    with pytest.raises(RunError, match="exists, and a run never overwrites another") as refused:
         train(configured(MEZO))
+    assert refused.value.hint.startswith(f"its run has ended, and answers to zofo eval {run.path}; choose another")
     assert contents(run.path, "") == before
 
 

@@ -1,4 +1,4 @@
-"""zofo: fine-tune language models in the memory of inference, at close to the speed of inference.
+"""zofo: fine-tune language models by forward passes, in the memory of inference; by small adapters; or by both.
 
 The idea: a point in weight space is the base weights plus a `Displacement`, a short list of (`Key`, coefficient).
 Everything else is built on it: a `Noise` gives a key its direction, an `Evaluator` asks a model for losses at points,

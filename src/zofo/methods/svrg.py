@@ -1,4 +1,4 @@
-"""MeZO-SVRG: variance-reduced zeroth-order steps between full-batch ones, in the memory of inference.
+"""MeZO-SVRG: variance-reduced zeroth-order steps between full-batch ones, by default without a copy of the weights.
 
 Gautam, Park, Zhou, Raman, Ha (2024), "Variance-reduced Zeroth-Order Methods for Fine-Tuning Language Models",
 algorithms 1 and 4.

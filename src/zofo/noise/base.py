@@ -19,8 +19,9 @@ Block = tuple[int, int]
 class Noise(ABC):
     """A distribution of directions z with mean 0 and identity covariance.
 
-    A draw is a pure function of (key, tensor name, position): the same bits for any order of the tensors, any blocks,
-    any process and any device, whatever the global generators hold. Instances are immutable and hold no state.
+    A draw is a pure function of (key, tensor name, position): the same bits for any order of the tensors, any blocks
+    and any process, whatever the global generators hold. It is made of integers and look-ups, so that a device has no
+    say in it; that is tested on CPUs alone. Instances are immutable and hold no state.
 
     Attributes:
         keys_at_once: of how many keys `directions` should be asked for at a time, since it holds something for each;

@@ -248,7 +248,7 @@ class Grid:
         return Run(name, cell, seed, trial, _complete(execution, tree, where), execution)
 
     def _scored(self, evaluations: int) -> Tree:
-        """How a final run is scored. The test split is read only by runs that nothing is chosen from."""
+        """How a final run is scored. The test split is scored only by runs that nothing is chosen from."""
         return {"evaluations": evaluations, **({"test": True} if self.config.measure == "test" else {})}
 
     def _seeds(self, tree: Mapping[str, Any], seed: int) -> Tree:

@@ -158,7 +158,7 @@ def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> Iterato
     yield (
         f"Each method that is searched tried {count} settings in each cell, {_budgets(grid)}, with seed {seeds}. The "
         f"one with the {by} on validation after the last step was chosen (of several seeds, the mean). A setting with "
-        "a trial whose loss was not finite is the worst. No trial read the test split."
+        "a trial whose loss was not finite is the worst. No trial was scored on the test split."
     )
     single = [name for name in config.methods if not config.tried(name)]
     if single:

@@ -60,9 +60,11 @@ def new_folder(config: RunConfig) -> RunFolder:
         if (path / LOCK).is_file():
             with RunFolder(path).locked():  # says so where another process is training there
                 pass
+        has_ended = (path / CONFIG).is_file() and RunFolder(path).ended
+        ended = f"its run has ended, and answers to zofo eval {path}; " if has_ended else ""
         raise RunError(
             f"the run folder {str(path)!r} exists, and a run never overwrites another",
-            f"choose another with run={path}-2",
+            f"{ended}choose another with run={path}-2",
         ) from error
     except (OSError, ValueError) as error:
         raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
