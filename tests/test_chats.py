@@ -335,12 +335,12 @@ def test_a_turn_that_the_template_leaves_out_or_changes_is_refused(asking, templ
 
 def test_names_and_white_space_that_the_template_does_not_write_are_said(asking):
     rows = [chat({**ASKED, "name": "Ann"}, {**ANSWER, "content": "  a joy"}), chat(ASKED, ANSWER)]
-    notes = unwritten_notes(encode(asking(LLAMA_3), rows))
+    notes = unwritten_notes(own := asking(LLAMA_3), encode(own, rows))
     assert [note.partition(": ")[2] for note in notes] == [
         f"{lost}; the first is rows.jsonl:7" for lost in ("'name' in a turn", "white space around the answer")
     ]
     assert all(note.startswith("1 of 2 rows have what the chat template does not write") for note in notes)
-    assert unwritten_notes(encode(asking(CHATML), rows[1:])) == []
+    assert unwritten_notes(own := asking(CHATML), encode(own, rows[1:])) == []
 
 
 def test_a_template_with_the_clock_writes_one_day_and_says_so(asking):
@@ -348,7 +348,7 @@ def test_a_template_with_the_clock_writes_one_day_and_says_so(asking):
     own = asking("{{ strftime_now('%d %b %Y') }}\n" + CHATML)
     (encoded,) = encode(own, [chat(ASKED, ANSWER)])
     assert texts_of(own, encoded)[0].startswith("26 Jul 2024\n<|im_start|>user\nwas it")
-    assert "26 July 2024" in unwritten_notes([encoded])[0]
+    assert "26 July 2024" in unwritten_notes(own, [encoded])[0]
     assert encode(own, [chat(ASKED, right=False)])[0].prompt == encoded.prompt
     for draws in ("{{ strftime_now(messages[0].content) }}", "{{ [1, 2] | random }}", "{{ lipsum() }}"):
         with pytest.raises(ModelError, match="a prompt is a function of its row"):

@@ -11,9 +11,10 @@ import pytest
 import transformers
 
 from conftest import build_model, build_tokenizer, review_rows, write_rows
-from zofo.errors import ModelError
+from zofo.errors import DataError, ModelError
+from zofo.tasks import resolve_task
 from zofo.training import RunConfig, RunFolder
-from zofo.training.material import load_material
+from zofo.training.material import check_every_split, load_material
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -964,3 +965,43 @@ def test_a_head_that_names_its_outputs_otherwise_is_refused(models, tmp_path, ou
     with pytest.raises(ModelError, match=message) as caught:
         load_material(config)
     assert "task.verbalizers=" in caught.value.hint
+
+
+def test_a_test_split_of_the_hub_is_looked_through_before_the_first_step(models, tmp_path, monkeypatch):
+    """A row of test that was too long was found after training, when it was scored."""
+    splits = {name: labelled(12, start=12 * n) for n, name in enumerate(("train", "validation", "test"))}
+    splits["test"][3] = {**splits["test"][3], "text": "good film " * 300}
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub: list(splits))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda hub, config, revision, split: datasets.Dataset.from_list(splits[split])
+    )
+    config = RunConfig(model={"name": str(models / "plain")}, task={"data": "some/hub"})
+    material = load_material(config, splits=("train", "validation"))
+    with pytest.raises(DataError, match="some/hub/test row 3: the text has .* tokens"):
+        check_every_split(config, material)
+    del splits["test"]
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub: ["train", "validation", "test"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub, config, revision, split: _found(splits, split))
+    assert any(note.startswith("test cannot be scored: cannot load") for note in check_every_split(config, material))
+
+
+def _found(splits, split):
+    if split not in splits:
+        raise ValueError(f"no split {split}")
+    return datasets.Dataset.from_list(splits[split])
+
+
+def test_answers_that_no_generation_can_give_are_said(models, tmp_path):
+    """A perfect model would have had no exact match."""
+    rows = questions(12)
+    rows[2]["completion"] = "a good film " * 60
+    rows[3]["completion"] = "one line\nand another"
+    write_rows(tmp_path / "rows.jsonl", rows)
+    config = RunConfig(
+        model={"name": str(models / "plain")}, task={"data": str(tmp_path / "rows.jsonl"), "max_new_tokens": 40}
+    )
+    task = resolve_task(config.task).model_copy(update={"stop": ("\n",)})
+    material = load_material(config, task=task)
+    notes = "\n".join(check_every_split(config, material))
+    assert "1 of 12 rows have an answer of more tokens than task.max_new_tokens=40; the first is " in notes
+    assert "whose 'one line\\nand another' is read back as 'one line'" in notes

@@ -1,6 +1,6 @@
 """What is minimised, and scored: one number for each example."""
 
-from zofo.objectives.generation import Generation, generate
+from zofo.objectives.generation import Generation, answer_notes, generate
 from zofo.objectives.losses import classification_loss, token_loss
 from zofo.objectives.registry import (
     OBJECTIVES,
@@ -15,8 +15,9 @@ from zofo.objectives.scores import candidate_scores, head_scores, packing_limit,
 __all__ = [
     "OBJECTIVES",
     "Generation",
-    "TrainingObjective",
     "Reward",
+    "TrainingObjective",
+    "answer_notes",
     "build_objective",
     "candidate_scores",
     "classification_loss",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +78,31 @@ def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[s
     ends = set(settings.eos_token_id)
     rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in found[:, longest:].tolist()]
     return [_cut(text, texts) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
+    """Answers that no generation can give, so that even a perfect model would be scored as wrong; a line for each kind.
+
+    Args:
+        encoded: rows in tokens; those whose answer is not known are passed over.
+        how: stop rules and number of tokens.
+    """
+    long, other = [], []
+    for one in encoded:
+        if one.example is None or not one.example.answers:
+            continue
+        row, own = one.rows[one.gold], _with_stops_of([one], how)
+        ends = _ends(None, own)
+        ids = list(itertools.takewhile(lambda token, ends=ends: token not in ends, row[-one.scored[one.gold] :]))
+        read = _cut(how.tokenizer.decode(ids, skip_special_tokens=True), _stop_texts(own))
+        if unicodedata.normalize("NFC", read).strip() != unicodedata.normalize("NFC", one.example.answers[0]).strip():
+            other.append(f"{one.example.where}, whose {one.example.answers[0][:80]!r} is read back as {read[:80]!r}")
+        elif len(ids) > how.max_new_tokens:
+            long.append(f"{one.example.where}, with {len(ids)}")
+    count = sum(1 for one in encoded if one.example is not None and one.example.answers)
+    most = f"an answer of more tokens than task.max_new_tokens={how.max_new_tokens}"
+    kinds = {most: long, "an answer that stops or tokenizer do not let through": other}
+    return [f"{len(rows)} of {count} rows have {kind}; the first is {rows[0]}" for kind, rows in kinds.items() if rows]
 
 
 def _with_stops_of(examples: Sequence[Encoded], how: Generation) -> Generation:

@@ -43,21 +43,26 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
     return notes
 
 
-def unwritten_notes(encoded: Sequence[Any]) -> list[str]:
-    """What the rows of chats have and the model's chat template does not write, a line each, with the first such row.
+def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
+    """What rows hold and a model does not see: its chat template does not write it, or its tokenizer does not know it.
 
     Args:
+        tokenizer: of the model.
         encoded: the rows in tokens.
+
+    Returns:
+        A line each, with the first such row.
     """
     rows: dict[str, list[str]] = {}
+    others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
     for one in encoded:
-        for lost in getattr(one, "unwritten", ()):
-            rows.setdefault(lost, []).append(one.example.where)
-    return [
-        f"{len(places)} of {len(encoded)} rows have what the chat template does not write: {lost}; "
-        f"the first is {places[0]}"
-        for lost, places in rows.items()
-    ]
+        lost = [f"have what the chat template does not write: {what}" for what in getattr(one, "unwritten", ())]
+        if unknown is not None and any(unknown in row for row in getattr(one, "rows", None) or (one.tokens,)):
+            lost.append(f"hold characters that the tokenizer does not know, and reads as {tokenizer.unk_token}")
+        for what in lost:
+            rows.setdefault(what, []).append(one.example.where if one.example is not None else "")
+    return [f"{len(places)} of {len(encoded)} rows {what}; the first is {places[0]}" for what, places in rows.items()]
 
 
 def readable_splits(task: Task, config: TaskConfig) -> list[Split]:

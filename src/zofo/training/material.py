@@ -23,6 +23,7 @@ from zofo.objectives import (
     Generation,
     Reward,
     TrainingObjective,
+    answer_notes,
     build_objective,
     default_objective,
     packing_limit,
@@ -132,20 +133,45 @@ def check_every_split(config: RunConfig, material: Material) -> list[str]:
     bare = config.task.model_copy(update={"demonstrations": 0})
     examples: dict[Split, list[Example]] = {}
     notes = []
-    for split in readable_splits(task, config.task):
+    at_hand = readable_splits(task, config.task)
+    of_hub = not config.task.several and config.task.data_dir is None  # whose other splits are only looked through
+    for split in SPLITS if of_hub else at_hand:
         rows = material.examples.get(split)
         if rows is None:
-            try:
-                rows = load_examples(task, config.task, [split], head)[split]
-            except DataError as error:  # such as labels that are not there; they may be predicted nevertheless
-                rows = load_examples(task, config.task, [split], head, right=False)[split]
-                notes.append(f"{split} cannot be scored: {error.message}")
-            material.scorer.encode(rows)
+            rows, note = _unscored(config, task, split, head, refuse=split in at_hand)
+            notes += [note] if note else []
+            if rows:
+                material.scorer.encode(rows)
+            if split not in at_hand:
+                continue
         examples[split] = load_examples(task, bare, [split], head)[split] if config.task.demonstrations else rows
         if config.task.scoring == "calibrated":
             material.scorer.encode_content_free(rows)
-    lost = unwritten_notes([one for rows in material.encoded.values() for one in rows])
+    encoded = [one for rows in material.encoded.values() for one in rows]
+    lost = unwritten_notes(material.loaded.tokenizer, encoded)
+    if task.kind == "generation":
+        lost += answer_notes(encoded, material.scorer.generation)
     return [*notes, *row_notes(task, examples), *lost]
+
+
+def _unscored(
+    config: RunConfig, task: Task, split: Split, head: bool, refuse: bool
+) -> tuple[Sequence[Example], str | None]:
+    """The rows of a split that a run does not score, and what is wrong with them that does not hinder it.
+
+    Raises:
+        DataError: they cannot be read or rendered, and are to be refused then.
+    """
+    try:
+        return load_examples(task, config.task, [split], head)[split], None
+    except DataError as error:  # such as labels that are not there; they may be predicted nevertheless
+        note = f"{split} cannot be scored: {error.message}"
+    try:
+        return load_examples(task, config.task, [split], head, right=False)[split], note
+    except DataError:
+        if refuse:
+            raise
+        return [], note
 
 
 def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> Scorer:

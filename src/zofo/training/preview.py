@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zofo.objectives import answer_notes
 from zofo.tasks import EncodedMask, EncodedText, Example, Speller, known_split, unwritten_notes
 from zofo.training.config import RunConfig
 from zofo.training.material import load_material
@@ -61,6 +62,8 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
     lengths = [encoded.length for _, encoded in pairs]
     sequences = max(len(material.make([encoded]).row_examples) for _, encoded in pairs)
     notes = token_notes(tokenizer, material.encoded[chosen])
+    if material.task.kind == "generation":
+        notes += tuple(answer_notes(material.encoded[chosen], material.scorer.generation))
     return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences, notes)
 
 
@@ -86,7 +89,7 @@ def token_notes(tokenizer: Any, encoded: Sequence[Any]) -> tuple[str, ...]:
         for what, rows in kinds.items()
         if rows
     )
-    return (*unusual, *unwritten_notes(encoded))
+    return (*unusual, *unwritten_notes(tokenizer, encoded))
 
 
 def _shown(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:

@@ -10,6 +10,7 @@ from typing import Any
 
 from zofo.backbone import head_of, load_tokenizer
 from zofo.errors import ConfigError, ModelError, UnknownNameError
+from zofo.objectives import Generation, answer_notes
 from zofo.recipes import recipe_text
 from zofo.tasks import (
     SPLITS,
@@ -91,7 +92,7 @@ def validate(config: RunConfig) -> TaskReport:
         first = examples["train"][0]
         shown.append((prompt, _text(first), first.candidates[first.gold]))
         if tokenizer is not None:
-            notes += _token_notes(tokenizer, config, examples)
+            notes += _token_notes(tokenizer, config, task, examples)
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
             bare = asked.model_copy(update={"demonstrations": 0})
@@ -102,7 +103,9 @@ def validate(config: RunConfig) -> TaskReport:
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
 
 
-def _token_notes(tokenizer: Any, config: RunConfig, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
+def _token_notes(
+    tokenizer: Any, config: RunConfig, task: Task, examples: Mapping[Split, Sequence[Example]]
+) -> list[str]:
     """Tokenise the rows of each split for the head of the model, and say what is unusual about them."""
     head = head_of(config.model)
     if head == "classification":
@@ -110,7 +113,10 @@ def _token_notes(tokenizer: Any, config: RunConfig, examples: Mapping[Split, Seq
     causal = encode_channel if config.task.scoring == "channel" else encode
     way = encode_masked if head == "masked-lm" else causal
     encoded: list[Any] = [one for rows in examples.values() for one in way(tokenizer, rows)]
-    return list(token_notes(tokenizer, encoded))
+    notes = list(token_notes(tokenizer, encoded))
+    if task.kind == "generation" and head == "causal-lm":
+        notes += answer_notes(encoded, Generation(tokenizer, tuple(task.stop), task.max_new_tokens))
+    return notes
 
 
 def _text(example: Example) -> str:
