@@ -844,6 +844,9 @@ def test_an_answer_with_one_reading_is_that_choice(choices, answer, place):
         ),
         (["1", "4"], "f.jsonl:2: column 'answer' is '4' for 4 choices", "task.labels=[1, 2, 3, 4]"),
         ([1, 3, 2], "f.jsonl:1: no row has 0 in column 'answer'", "[1, 2, 3, 4] or task.labels=[0, 1, 2, 3]"),
+        (["A", "3", "B"], "f.jsonl:2: no row has 0 in column 'answer'", "[1, 2, 3, 4] or task.labels=[0, 1, 2, 3]"),
+        (["red", 1], "f.jsonl:2: no row has 0 in column 'answer'", "[1, 2, 3, 4] or task.labels=[0, 1, 2, 3]"),
+        ([1, "D"], "f.jsonl:1: no row has 0 in column 'answer'", "[1, 2, 3, 4] or task.labels=[0, 1, 2, 3]"),
         ([2.0, 3.0], "f.jsonl:1: no row has 0 in column 'answer'", "[1, 2, 3, 4] or task.labels=[0, 1, 2, 3]"),
     ],
 )
@@ -856,7 +859,7 @@ def test_numbers_of_choices_that_may_count_from_1_are_refused(answers, says, hin
     assert detect(rows, answers=False).name == "choices-answer"
 
 
-@pytest.mark.parametrize("answers", [[0, 1], [1, "D"], [1, "red"], ["A", "C"]])
+@pytest.mark.parametrize("answers", [[0, 1], [1, "D", 0], [0, "red"], ["A", "C"]])
 def test_numbers_of_choices_count_from_0_where_a_row_says_so(answers):
     rows = rows_of(["question", "choices", "answer"], *[["q?", ["red", "green", "blue", "grey"], a] for a in answers])
     assert detect(rows).name == "choices-answer"
@@ -888,6 +891,22 @@ def test_labels_that_cannot_be_labels_are_refused(labels, says, hint):
         detect(rows_of(["text", "label"], *[["a", label] for label in labels]))
     assert found.value.message.startswith(says)
     assert hint in found.value.hint
+
+
+def test_an_answer_that_looks_like_a_choice_is_told_apart():
+    rows = rows_of(["question", "choices", "answer"], ["q?", ["caf\u00e9", "tea"], "cafe\u0301"])
+    with pytest.raises(DataError, match=r"'cafe\\u0301', which is not the choice 'caf\\xe9', though it looks like it"):
+        detect(rows)
+
+
+def test_a_label_that_is_the_name_of_its_column_or_says_that_there_is_none_is_refused():
+    """A header with an empty column behind the rows was a class of its own, and so was the -100 of PyTorch."""
+    rows = [["a", "good", "1"], ["b", "bad", "2"], ["text", "Label", ""]]
+    with pytest.raises(DataError, match="f.jsonl:3: column 'label' is 'Label', the column's own name: is it a header"):
+        detect(rows_of(["text", "label", "id"], *rows))
+    with pytest.raises(DataError, match="f.jsonl:3: column 'label' is -100, which is a label, or says that"):
+        detect(rows_of(["text", "label"], ["a", 0], ["b", 1], ["c", -100]))
+    assert detect(rows_of(["text", "label"], ["a", 0], ["b", 1], ["c", -100]), named=[0, 1, -100])
 
 
 LOOK_ALIKES = {

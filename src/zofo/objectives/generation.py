@@ -75,9 +75,13 @@ def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[s
             stopping_criteria=[_Stops(how.tokenizer, texts, longest)] if texts else [],
             logits_processor=[_Drawn(how, prompts, longest)] if how.temperature > 0 else [],
         )
-    ends = set(settings.eos_token_id)
-    rows = [list(itertools.takewhile(lambda token: token not in ends, row)) for row in found[:, longest:].tolist()]
+    rows = [_until(settings.eos_token_id, row) for row in found[:, longest:].tolist()]
     return [_cut(text, texts) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def _until(ends: Sequence[int], row: Sequence[int]) -> list[int]:
+    """The tokens before the first that ends a text."""
+    return list(itertools.takewhile(lambda token: token not in ends, row))
 
 
 def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
@@ -92,8 +96,7 @@ def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
         if one.example is None or not one.example.answers:
             continue
         row, own = one.rows[one.gold], _with_stops_of([one], how)
-        ends = _ends(None, own)
-        ids = list(itertools.takewhile(lambda token, ends=ends: token not in ends, row[-one.scored[one.gold] :]))
+        ids = _until(_ends(None, own), row[-one.scored[one.gold] :])
         read = _cut(how.tokenizer.decode(ids, skip_special_tokens=True), _stop_texts(own))
         if unicodedata.normalize("NFC", read).strip() != unicodedata.normalize("NFC", one.example.answers[0]).strip():
             other.append(f"{one.example.where}, whose {one.example.answers[0][:80]!r} is read back as {read[:80]!r}")

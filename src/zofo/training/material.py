@@ -131,12 +131,12 @@ def check_every_split(config: RunConfig, material: Material) -> list[str]:
     """
     task, head = material.task, material.loaded.head == "classification"
     bare = config.task.model_copy(update={"demonstrations": 0})
-    examples: dict[Split, list[Example]] = {}
+    examples: dict[Split, Sequence[Example]] = {}
     notes = []
     at_hand = readable_splits(task, config.task)
     of_hub = not config.task.several and config.task.data_dir is None  # whose other splits are only looked through
     for split in SPLITS if of_hub else at_hand:
-        rows = material.examples.get(split)
+        rows: Sequence[Example] | None = material.examples.get(split)
         if rows is None:
             rows, note = _unscored(config, task, split, head, refuse=split in at_hand)
             notes += [note] if note else []

@@ -9,7 +9,7 @@ from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.reading.format_checks import MEND, Problem, text_problem
-from zofo.tasks.reading.look_alikes import number_key
+from zofo.tasks.reading.look_alikes import look_alike_key, number_key, told_apart
 from zofo.tasks.reading.rows import Row, shown_value
 
 _KEY = re.compile(r"\(?([A-Za-z]|\d{1,2})[.):]\s")  # before a choice, as in "B) red"
@@ -77,6 +77,10 @@ def gold_problem(column: str, choices: Sequence[str], answer: Any, texts: str | 
     letters = ", ".join(string.ascii_uppercase[: len(choices)])
     if not found:
         message = f"column {column!r} is {shown_value(answer)}, which is none of the {len(choices)} choices"
+        like = next((one for one in choices if look_alike_key(one) == look_alike_key(str(answer))), None)
+        if like is not None and isinstance(answer, str):
+            shown, other = told_apart(answer, like)
+            message = f"column {column!r} is {shown}, which is not the choice {other}, though it looks like it"
         known = f"a letter from A to {letters[-1:]}, or the text of a choice"
         return Problem(
             "answer", message, hidden_hint(answer) or f"write a number from 0 to {len(choices) - 1}, {known}"
@@ -158,26 +162,29 @@ def right_choice_problem(column: str, choices: Any, answer_column: str, answer: 
 
 
 def refuse_unknown_start(choices_column: str, column: str, rows: Sequence[Row]) -> None:
-    """Refuse numbers of choices that may count from 0 or from 1: no row has 0.
+    """Refuse numbers of choices that may count from 0 or from 1: no row has 0, whatever letters and texts others have.
 
     Raises:
         DataError: says how to say which.
     """
+    first: Row | None = None
     last: Row | None = None
     size = 0
     for row in rows:
         choices, answer = row.fields.get(choices_column), row.fields.get(column)
-        if not isinstance(choices, list) or isinstance(answer, bool) or (number := number_key(answer)) is None:
+        if not isinstance(choices, list) or isinstance(answer, bool):
             return
+        number = number_key(answer)
         known = [choice.strip() for choice in choices if isinstance(choice, str)]
-        if (
-            not number.isdecimal()
-            or not 1 <= int(number) <= len(known)
-            or set(gold_readings(known, answer)) - {"number"}
-        ):
+        ways = gold_readings(known, answer)
+        if number is None or ways and "number" not in ways:
+            continue  # a letter or a text, which does not say how numbers count
+        if not number.isdecimal() or set(ways) - {"number"} or not 1 <= int(number) <= len(known):
             return
-        size = max(size, len(known))
+        first, size = first or row, max(size, len(known))
         last = last or (row if int(number) == len(known) else None)
+    if first is None:
+        return
     counts = [f"task.labels=[{', '.join(str(n + start) for n in range(size))}]" for start in (1, 0)]
     if last is not None:
         answer, count = last.fields[column], len(last.fields[choices_column])
@@ -186,7 +193,7 @@ def refuse_unknown_start(choices_column: str, column: str, rows: Sequence[Row]) 
             f"say so: {counts[0]}",
         )
     raise DataError(
-        f"{rows[0].where}: no row has 0 in column {column!r}: its numbers may count the choices from 1, or from 0",
+        f"{first.where}: no row has 0 in column {column!r}: its numbers may count the choices from 1, or from 0",
         f"say which: {counts[0]} or {counts[1]}",
     )
 

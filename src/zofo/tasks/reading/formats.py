@@ -88,6 +88,7 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
         refuse_unknown_start(found.columns["choices"], found.columns["answer"], rows)
     _check(found, rows, known, answers)
     if found.name == "text-label":
+        _refuse_header(found.columns["label"], rows)
         check_labels(found.columns["label"], rows, named)
     return found
 
@@ -266,8 +267,9 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
                 1,
                 earlier,
             )
-    if "-1" in first and not any(str(label) == "-1" for label in named):
-        _refuse_no_label(column, first)
+    for none in ("-1", "-100"):  # -100 is what PyTorch passes over
+        if none in first and not any(str(label) == none for label in named):
+            _refuse_no_label(column, first, none)
     if len(first) == 1:
         raise one_label(column, rows[0].fields[column], rows)
     if len(first) > MOST_LABELS:
@@ -278,19 +280,31 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
         )
 
 
-def _refuse_no_label(column: str, first: Mapping[str, Row]) -> None:
-    """Raises DataError for -1 among labels that could do without it: it is their -1, or says that there is none."""
-    others = [key for key in first if key != "-1"]
+def _refuse_header(column: str, rows: Sequence[Row]) -> None:
+    """Raises DataError for a label that is the name of its column, as in the header of a file that was put behind."""
+    row = next((row for row in rows if look_alike_key(row.fields[column]) == column.strip().casefold()), None)
+    if row is not None:
+        raise DataError(
+            f"{row.where}: column {column!r} is {row.fields[column]!r}, the column's own name: is it a header?",
+            "remove the line, as of a file that was put behind another; or rename the column, if it is a label",
+        )
+
+
+def _refuse_no_label(column: str, first: Mapping[str, Row], none: str) -> None:
+    """Raises DataError for -1 or -100 among labels that could do without it: it is one, or says that there is none."""
+    others = [key for key in first if key != none]
     if any(isinstance(row.fields[column], NamedLabel) for row in first.values()):
-        where, hint = first["-1"].where, "remove the rows without a label, or take a split that has its labels"
-        raise DataError(f"{where}: column {column!r} is -1, which is none of its classes: the row has no label", hint)
+        where, hint = first[none].where, "remove the rows without a label, or take a split that has its labels"
+        raise DataError(
+            f"{where}: column {column!r} is {none}, which is none of its classes: the row has no label", hint
+        )
     if len(others) < 2 or any(re.fullmatch(r"-\d+", key) for key in others):
         return
-    row = first["-1"]
-    shown = ", ".join(f"{label}: ' ...'" for label in ("-1", *sorted(others)[:_SHOWN]))
+    row = first[none]
+    shown = ", ".join(f"{label}: ' ...'" for label in (none, *sorted(others)[:_SHOWN]))
     raise DataError(
-        f"{row.where}: column {column!r} is -1, which is a label, or says that the row has none",
-        f"remove the rows without a label; or say that -1 is one, with task.verbalizers={{{shown}}}",
+        f"{row.where}: column {column!r} is {none}, which is a label, or says that the row has none",
+        f"remove the rows without a label; or say that {none} is one, with task.verbalizers={{{shown}}}",
     )
 
 

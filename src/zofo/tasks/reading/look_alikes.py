@@ -87,9 +87,9 @@ def _rows(count: int) -> str:
 
 
 def _typo(rare: str, frequent: str, few: int, many: int) -> bool:
-    """Whether a label differs from another in separators, or is rare and differs from it in one place."""
-    plain = [re.sub(r"[-_\s]+", "", label.casefold()) for label in (rare, frequent)]
-    if plain[0] == plain[1] and re.search(r"\w", plain[0]):
+    """Whether a label differs from another in punctuation, or is rare and differs from it in one place."""
+    plain = [re.sub(r"[-_\s.,:;!?\"'()\[\]]+", "", label.casefold()) for label in (rare, frequent)]
+    if plain[0] == plain[1] and re.search(r"[^\W\d]", plain[0]):
         return True
     if many < _RARE * few or max(map(len, plain)) < _SHORT or _letters(plain[0]) == _letters(plain[1]):
         return False
