@@ -482,8 +482,17 @@ def test_layers_that_are_unknown_are_refused(bases):
         ADAPTERS["lora"](copy.deepcopy(bases("phi3")), ("adapter",), 0, target_modules=["q_proj"])
     assert "method.adapter.target_modules" in refused.value.hint
     assert "qkv_proj" in refused.value.hint
-    with pytest.raises(ConfigError, match="IA3 cannot be attached"):
+    with pytest.raises(ConfigError, match="peft does not know which layers of a"):
         ADAPTERS["ia3"](copy.deepcopy(bases("phi3")), ("adapter",), 0)
+
+
+@pytest.mark.parametrize("name", VIRTUAL)
+def test_whatever_a_model_or_peft_raises_while_virtual_tokens_are_attached_is_one_message(name):
+    config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(ConfigError, match=f"{name} tuning cannot be attached") as refused:
+        ADAPTERS[name](transformers.T5EncoderModel(config).eval(), ("adapter",), 0)
+    assert "\n" not in refused.value.message
+    assert "method.adapter=lora" in refused.value.hint
 
 
 def test_a_model_whose_keys_and_values_peft_does_not_know_is_refused():

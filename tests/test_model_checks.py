@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import numpy
@@ -488,6 +489,21 @@ def test_a_model_that_runs_in_no_way_is_said_to(evaluator):
     ) as caught:
         build(evaluator, nn.Linear(5, 4)).check([(loss, randn(8, 6))])
     assert "in-place" not in caught.value.hint
+
+
+def elsewhere(m, x):
+    """Reads a tensor past all that looks on."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(F.linear, x, m.held[0]).result() + m.l.bias
+
+
+def test_terms_that_do_not_do_what_moving_does_are_refused_and_the_weights_are_as_before():
+    module = seeded(lambda: Module(elsewhere, l=nn.Linear(6, 4)))
+    module.held, before = [module.l.weight.data], module.l.weight.clone()
+    with pytest.raises(EvaluatorError, match="others than those with moved weights") as caught:
+        build("in-forward", module).check([(loss, randn(8, 6))])
+    assert "method.evaluator=in-place" in caught.value.hint
+    assert torch.equal(module.l.weight, before)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

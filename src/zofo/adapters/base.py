@@ -21,7 +21,7 @@ from torch import nn
 from zofo.backbone import save_tensors
 from zofo.backbone.heads import is_classifier
 from zofo.config import PartConfig, named
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, ZofoError, refuse_out_of_memory
 from zofo.registry import Registry
 
 
@@ -105,10 +105,9 @@ class PeftAdapters(Adapters):
                 self._peft = peft.get_peft_model(model, copy.deepcopy(shape), adapter_name=names[0])
                 for name in names[1:]:
                     self._peft.add_adapter(name, copy.deepcopy(shape))
-            except (ValueError, AttributeError, KeyError) as error:
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            except Exception as error:  # peft fails in as many ways as there are models
                 kind = str(getattr(shape.peft_type, "value", shape.peft_type)).replace("_", " ")
-                raise ConfigError(f"{_SHORT.get(kind, kind.lower())} cannot be attached: {first}", hint) from error
+                raise cannot_be_attached(_SHORT.get(kind, kind.lower()), error, hint) from error
         if shape.is_prompt_learning:  # after all were added: peft freezes every module that it finds in the model
             model.prompt_encoder = self._peft.prompt_encoder
         self.model, self.names, self._active = model, tuple(names), ""
@@ -168,6 +167,16 @@ class AdapterConfig(PartConfig):
     def kind(self) -> type[PeftAdapters]:
         """The class of the adapter, which knows its defaults."""
         return ADAPTERS[self.name]
+
+
+def cannot_be_attached(adapter: str, error: Exception, hint: str) -> Exception:
+    """What to say of an adapter that peft, or the model, has no place for; memory that ran out is said to be that."""
+    refuse_out_of_memory(error)
+    if isinstance(error, ZofoError):
+        return error
+    first = (str(error).strip() or "nothing more").splitlines()[0][:200]
+    shown = first if isinstance(error, ValueError) else f"{type(error).__name__}: {first}"
+    return ConfigError(f"{adapter} cannot be attached: {shown}", hint)
 
 
 def carries_adapters(model: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from zofo.adapters.base import ADAPTERS, PeftAdapters, task_type
 from zofo.config import Positive
 from zofo.displacement import Key
+from zofo.errors import ConfigError
 from zofo.noise import words
 
 _SHOWN = 12  # names in a hint
@@ -119,7 +120,13 @@ class Ia3Adapters(PeftAdapters):
 
     def __init__(self, model: Any, names: Sequence[str], seed: int) -> None:
         import peft
+        from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
+        if model.config.model_type not in KNOWN:
+            raise ConfigError(
+                f"peft does not know which layers of a {model.config.model_type!r} model IA3 scales",
+                "choose method.adapter=lora",
+            )
         self._attach(model, names, peft.IA3Config(task_type=task_type(model)), "choose method.adapter=lora")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from zofo.adapters.base import ADAPTERS, PeftAdapters, task_type
+from zofo.adapters.base import ADAPTERS, PeftAdapters, cannot_be_attached, task_type
 from zofo.adapters.injection import inject
 from zofo.backbone.heads import is_encoder
 from zofo.displacement import Key
@@ -123,7 +123,10 @@ def _random_words(model: Any, count: int, seed: int) -> torch.Tensor:
 @torch.no_grad()
 def _activations(model: Any, count: int, seed: int) -> torch.Tensor:
     """Keys and values of each layer for random words, as peft lays them out: float32, [count, everything else]."""
-    cache = model(input_ids=_random_words(model, count, seed), use_cache=True).past_key_values
+    try:
+        cache = model(input_ids=_random_words(model, count, seed), use_cache=True).past_key_values
+    except Exception as error:  # a forward fails in as many ways as there are models
+        raise cannot_be_attached("prefix tuning", error, "choose method.adapter=lora") from error
     layers = getattr(cache, "layers", None)
     if not layers or any(getattr(layer, "keys", None) is None for layer in layers):
         raise ConfigError(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from zofo.backbone import Backbone, leaving_out
+from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
 from zofo.evaluators.base import Objective
 from zofo.evaluators.watching import look, refuse_changing
 
+_LARGE = 1 << 26  # entries
 IN_PLACE = "set method.evaluator=in-place"
 _SAME, _SAME_HALF = 1e-4, 1e-2  # relative to the mean loss; kernels that add in any order differ by rounding
 
@@ -74,3 +78,52 @@ def reason(error: BaseException) -> str:
     traced = any(line.startswith("Traceback") for line in lines) and not lines[-1].endswith(":")
     said = (lines[-1] if traced else lines[0])[:200] if lines else ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.Parameter, str]]:
+    """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name."""
+
+    def place(tensor: torch.Tensor) -> tuple[object, ...]:
+        return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device)
+
+    names = {place(tensor): name for name, tensor in backbone.tensors.items()}
+    found = {id(p): (p, names[place(p)]) for p in model.parameters() if place(p) in names}
+    for parameter, name in found.values():
+        if type(parameter) is not nn.Parameter:
+            raise EvaluatorError(
+                f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction",
+                f"{leaving_out(name)}, or {IN_PLACE}",
+            )
+    scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
+    for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
+        name = names[place(tensor)]
+        raise EvaluatorError(
+            f"{name!r} belongs to a scripted module, which carries no direction", f"{leaving_out(name)}, or {IN_PLACE}"
+        )
+    return list(found.values())
+
+
+def one_of_each_kind(backbone: Backbone) -> frozenset[str]:
+    """The names of selected tensors, one of those whose names differ in numbers only; none that is very large."""
+    kinds: dict[str, str] = {}
+    for name, tensor in backbone.tensors.items():
+        if tensor.numel() <= _LARGE:
+            kinds.setdefault(re.sub(r"\d+", "*", name), name)
+    return frozenset(kinds.values())
+
+
+@contextmanager
+def moved(backbone: Backbone, names: Collection[str], point: Displacement) -> Iterator[None]:
+    """While it is open, some tensors of theta stand at a point; they get back their bits, of which a copy is held."""
+    directions, tensors = backbone.directions(point), backbone.tensors
+    kept = {name: tensors[name].clone() for name in names}
+    try:
+        for name, before in kept.items():
+            flat = before.reshape(-1).clone()
+            terms = [(key, coefficient) for key, coefficient in point.items() if backbone.moves(key, name)]
+            directions.add_to(flat, terms, name, (0, flat.numel()))
+            tensors[name].copy_(flat.view(before.shape))
+        yield
+    finally:
+        for name, before in kept.items():
+            tensors[name].copy_(before)

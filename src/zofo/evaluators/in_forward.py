@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.backbone import Backbone, Update, at_least_float32, leaving_out
+from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError, out_of_memory
 from zofo.evaluators import rows
 from zofo.evaluators.bank import FactorBank
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
 from zofo.evaluators.carrying import Carrying, unanswered
-from zofo.evaluators.checking import IN_PLACE, check_by_itself, explaining
+from zofo.evaluators.checking import IN_PLACE, check_by_itself, explaining, moved, one_of_each_kind, selected_parameters
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.layout import Layout, NotSeen, Use
 from zofo.evaluators.terms import NARROW, Siblings, Terms
@@ -89,8 +89,9 @@ class InForward(Evaluator):
         self._micro_batch = micro_batch
         self._updates = 0  # pending
         self._noise = backbone.noise
-        self._parameters = _selected_parameters(model, backbone)
+        self._parameters = selected_parameters(model, backbone)
         self._checking = False
+        self._only: frozenset[str] | None = None  # the tensors that carry terms, if not all
         self._layout = Layout()
         self._siblings: Siblings = {}
         self._drawn: FactorBank | None = None
@@ -175,7 +176,8 @@ class InForward(Evaluator):
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
         """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
         steps, moves = {key._replace(index=0) for key in self._bank}, self.backbone.moves
-        return [(p, name) for p, name in self._parameters if self._checking or any(moves(key, name) for key in steps)]
+        chosen = [each for each in self._parameters if self._only is None or each[1] in self._only]
+        return [(p, name) for p, name in chosen if self._checking or any(moves(key, name) for key in steps)]
 
     def _coefficients(self, points: Sequence[Point], row_examples: torch.Tensor) -> torch.Tensor:
         """The coefficient of each key of the bank for each row at each point: [points, rows, keys], float32, or float64
@@ -273,9 +275,10 @@ class InForward(Evaluator):
             with torch.no_grad():
                 self._compare(objective, batch, _CHECK_SIZE_HALF if half else _CHECK_SIZE)
                 self._compare(objective, batch, _FAR)
+                self._compare_moved(objective, rows.part(batch, 0, 1))
         finally:
             self.counts, self._drawn, self.pending = kept
-            self._checking, self._layout.uses = False, None
+            self._checking, self._layout.uses, self._only = False, None, None
 
     def _refuse_past(self, name: str, operation: str, written: bool) -> None:
         """A selected tensor that the model reads past `Carrying` is an error: a view or a copy that it holds, scripted
@@ -319,13 +322,33 @@ class InForward(Evaluator):
                     )
         self._layout.learn(seen)
 
+    def _compare_moved(self, objective: Objective, batch: Any) -> None:
+        """What terms do must be what moving does, for one tensor of each kind, whatever the model does with it.
+
+        Half precision loses most of so small a move, so that it tells nothing there.
+        """
+        point = Displacement({Key(_CHECK_SEED, 2): _CHECK_SIZE})
+        self._only = one_of_each_kind(self.backbone)
+        carried, uses = self._logged(objective, batch, [point])
+        rounding = _rounding(uses, self.backbone.dtypes)
+        if rounding >= _AGREES_TF32:
+            return
+        with without_trace(self.model), uncompiled(), moved(self.backbone, self._only, point):
+            apart = float((carried[0] - at_least_float32(objective(self.model, batch))).abs().max())
+        if not self._only_rounding(apart, rounding, objective, batch, [point], carried):
+            raise EvaluatorError(
+                "the model's losses with carried terms are others than those with moved weights: it uses selected "
+                "tensors in a way that cannot be seen",
+                IN_PLACE,
+            )
+
     def _only_rounding(
         self,
         apart: float,
         rounding: float,
         objective: Objective,
         batch: Any,
-        points: Sequence[Sequence[Displacement]],
+        points: Sequence[Point],
         losses: torch.Tensor,
     ) -> bool:
         """Whether losses so far apart are the same. Where a model rounds much, a nudge of its points shows how much."""
@@ -333,7 +356,8 @@ class InForward(Evaluator):
         if apart > least * _MOST or not apart > least:
             return not apart > least
         nudge = 1 + 100 * torch.finfo(losses.dtype).eps
-        again, _ = self._logged(objective, batch, [[at * nudge for at in point] for point in points])
+        nudged = [at * nudge if isinstance(at, Displacement) else [each * nudge for each in at] for at in points]
+        again, _ = self._logged(objective, batch, nudged)
         return apart <= _ROUNDINGS * float((again - losses).abs().max())
 
     def _logged(self, objective: Objective, batch: Any, points: Sequence[Point]) -> tuple[torch.Tensor, list[Use]]:
@@ -374,26 +398,3 @@ def _displacements(point: Point) -> Sequence[Displacement]:
 def _points_of_part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
     """The same points for examples `start` to `stop`."""
     return [point if isinstance(point, Displacement) else point[start:stop] for point in points]
-
-
-def _selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.Parameter, str]]:
-    """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name."""
-
-    def place(tensor: torch.Tensor) -> tuple[object, ...]:
-        return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device)
-
-    names = {place(tensor): name for name, tensor in backbone.tensors.items()}
-    found = {id(p): (p, names[place(p)]) for p in model.parameters() if place(p) in names}
-    for parameter, name in found.values():
-        if type(parameter) is not nn.Parameter:
-            raise EvaluatorError(
-                f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction",
-                f"{leaving_out(name)}, or {IN_PLACE}",
-            )
-    scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
-    for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
-        name = names[place(tensor)]
-        raise EvaluatorError(
-            f"{name!r} belongs to a scripted module, which carries no direction", f"{leaving_out(name)}, or {IN_PLACE}"
-        )
-    return list(found.values())
