@@ -64,6 +64,7 @@ def test_chance_is_refused_when_a_template_is_read(template, says):
     ("template", "says"),
     [
         ("{{ words[:] | map('upper') }}", "an iterator has no text: end with | list or | join"),
+        ("{{ fields.items() }}", "an iterator has no text"),
         ("{{ words[:] | map('upper') | string }}", "it writes an object, not a text (generator object"),
         ("{{ text.upper ~ '' }}", "it writes an object, not a text (at 0x"),
         ("{{ (fields.keys() - ['x']) | join }}", "a set has no order"),

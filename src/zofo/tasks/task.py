@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from zofo.config import Config, mistakes_of, parse_yaml, read_yaml, validated
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.tasks.metrics import METRICS, check_metric
-from zofo.tasks.templates import check_template, columns_of
+from zofo.tasks.templates import check_template, columns_of, refuse_telling
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -241,13 +241,11 @@ class Task(Config):
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> Task:
+        free = "answers" if self.messages is None else "messages"
         asked = {
             "classification": ("verbalizers", ("choices", "labels", "answers", "messages")),
             "multiple-choice": ("choices", ("verbalizers", "answers", "messages", "texts")),
-            "generation": (
-                "answers" if self.messages is None else "messages",
-                ("verbalizers", "choices", "labels", "texts"),
-            ),
+            "generation": (free, ("verbalizers", "choices", "labels", "texts")),
         }
         needed, foreign = asked[self.kind]
         everywhere = getattr(self, needed) is not None
@@ -262,6 +260,9 @@ class Task(Config):
             own = [set(self.verbalizers_of(name)) for name in self.prompts]
             if any(labels != own[0] for labels in own):
                 raise ValueError("all prompts must have verbalizers for the same labels")
+        if self.messages is None:
+            templates = [text for one in self.prompts.values() for text in (one.template, one.ending)]
+            refuse_telling([*templates, *(self.texts or [])], str(self.answers or self.label))
         return self
 
     @property

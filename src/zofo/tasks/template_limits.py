@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -160,7 +160,7 @@ def _written(context: jinja2.runtime.Context, value: Any) -> Any:
     """What a template writes: no function, iterator or other thing that has no text of its own."""
     if callable(value) and not isinstance(value, jinja2.Undefined):
         raise TypeError(f"{getattr(value, '__name__', value)!r} is a function: call it, as in column.strip()")
-    if isinstance(value, Iterator):
+    if isinstance(value, Iterator | KeysView | ValuesView | ItemsView):
         raise TypeError("an iterator has no text: end with | list or | join")
     if isinstance(value, str) and value.strip():
         context[WRITTEN].append(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,19 @@ def check_template(template: str) -> list[str]:
         why = "columns stand in double braces" if single else "the template names no column"
         raise ValueError(f"{why}; write for example '{{{{ sentence }}}} It was'")
     return columns
+
+
+def refuse_telling(templates: Sequence[str], right: str) -> None:
+    """Raises ValueError for a template that names the column of what is right.
+
+    Args:
+        templates: of prompts.
+        right: that column, or an expression: of one, only a part of a column such as answers.text is looked at.
+    """
+    column = right.partition(".")[0] if re.fullmatch(r"\w+(\.\w+)*", right) else right
+    telling = next((text for text in templates if column in columns_of(text)), None)
+    if telling is not None:
+        raise ValueError(f"the template {telling!r} names {column!r}, which holds what is right: the prompt would tell")
 
 
 @functools.lru_cache(maxsize=256)
