@@ -15,6 +15,7 @@ _NUMBER = re.compile(
     r"\s?(?P<after>[%$€£¥₹]?)\.?"
 )
 _MINUS = str.maketrans({"−": "-", "﹣": "-", "－": "-", "\u00a0": " ", "\u2009": " ", "\u202f": " "})
+_BETWEEN = {".": "point", ",": "comma", ":": "colon", "/": "slash", "-": "dash"}
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -68,6 +69,17 @@ def same_without_tokens(one: str, other: str) -> bool:
     """Whether texts are the same of which SQuAD's normalisation leaves nothing: articles stay, then punctuation."""
     first, second = _bare(one), _bare(other)
     return first == second if first or second else plain(one) == plain(other)
+
+
+def with_whole_numbers(text: str) -> str:
+    """A text whose numbers SQuAD's normalisation does not change: it would make 15 of 1.5 and of -15, and 10 of 1:0.
+
+    Signs, and points and the like between digits, become words; commas that group digits by three go.
+    """
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", plain(text).translate(_MINUS))
+    text = re.sub(r"(?<![\w.,])-(?=\.?\d)", "minus", text)
+    text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)
+    return re.sub(r"(?<=\d)[.,:/-](?=\d)", lambda sign: _BETWEEN[sign[0]], text)
 
 
 def _bare(text: str) -> str:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from zofo.errors import ConfigError, DataError
 from zofo.registry import Registry
-from zofo.tasks.free_answers import has_squad_tokens, number_or_text_match, plain, same_number, same_without_tokens
+from zofo.tasks.free_answers import (
+    has_squad_tokens,
+    number_or_text_match,
+    plain,
+    same_number,
+    same_without_tokens,
+    with_whole_numbers,
+)
 
 if TYPE_CHECKING:
     from zofo.tasks.example import Example
@@ -66,7 +73,8 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 
     2 * shared / (tokens of the prediction + tokens of the answer), after SQuAD's normalisation: lower case, without
     punctuation and the articles a, an, the; tokens are what white space divides. Unlike SQuAD's script, it compares two
-    numbers by their values, so that "-5" is not "5", and an answer of which nothing is left, such as "A", as it is.
+    numbers by their values, keeps signs and points of numbers in texts, so that "-5 C" is not "5 C", and compares an
+    answer of which nothing is left, such as "A", as it is.
 
     Args:
         prediction: the generated text.
@@ -100,8 +108,8 @@ def _squad_pair(prediction: str, answer: str, which: str) -> float:
         same = same_without_tokens(prediction, answer)
     if same is not None:
         return float(same)
-    found = [{"prediction_text": plain(prediction), "id": "0"}]
-    right = [{"answers": {"answer_start": [0], "text": [plain(answer)]}, "id": "0"}]
+    found = [{"prediction_text": with_whole_numbers(prediction), "id": "0"}]
+    right = [{"answers": {"answer_start": [0], "text": [with_whole_numbers(answer)]}, "id": "0"}]
     return float(squad(found, right)[which]) / 100
 
 
