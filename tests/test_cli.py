@@ -58,6 +58,18 @@ def test_train_from_a_file_and_overrides(run_zofo, given, tmp_path):
     assert "\x1b" not in out + err
 
 
+def test_train_says_what_the_test_split_was_scored(run_zofo, given, tmp_path):
+    run, steps = tmp_path / "run", ("training.steps=1", "method.batch_size=4", "training.test=true")
+    code, out, _ = run_zofo("train", *given, "method=bilevel", *steps, f"run={run}")
+    assert code == 0
+    summary = RunFolder.open(run).summary
+    upper, lower = (f"accuracy {100 * scored['accuracy']:.1f} % on test" for scored in summary["test"].values())
+    assert out.splitlines()[2:4] == [
+        f"{upper} (majority 50.0 %) after {summary['queries']} queries",
+        f"lower_adapter: {lower}",
+    ]
+
+
 def test_a_run_without_a_name_gets_one(run_zofo, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run_zofo("train", *given, "method=first-order", "method.batch_size=4", "training.steps=1")
@@ -119,6 +131,13 @@ def test_predict(run_zofo, trained):
     for row in rows:
         assert (row["label"], row["answer"]) in ((0, " terrible"), (1, " great"))
         assert 0.5 <= row["probability"] <= 1
+    code, _, err = run_zofo("predict", trained, "a joy", '{"sentense": "dull"}')
+    assert code == 2
+    assert "text 2 is a JSON object with 'sentense', and the task needs the column 'sentence'" in err
+    as_text = (
+        run_zofo("predict", trained, text, "--json")[1] for text in ('{"film": 1}', r'{"sentence": "{\"film\": 1}"}')
+    )
+    assert len({json.loads(line)["probability"] for line in as_text}) == 1
     _, alone, _ = run_zofo("predict", trained, "a joy", "--json", "--variant", "adapter")
     assert json.loads(alone)["probability"] == pytest.approx(rows[0]["probability"], abs=1e-5)
     _, lower, _ = run_zofo("predict", trained, "a joy", "--json", "--variant", "lower_adapter")

@@ -158,6 +158,12 @@ def test_tasks_that_cannot_be_are_named(root, options, message):
         loaded(["train"], data=str(root), **options)
 
 
+def test_a_data_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ZofoError, match=f"there is no data folder '{tmp_path / 'nowhere'}'") as refused:
+        loaded(["train"], data=str(tmp_path / "nowhere"), tasks=["mood", "pick"])
+    assert "task.data=DIR" in refused.value.hint
+
+
 def test_twins_are_found_by_name_and_by_their_rows_and_can_be_allowed(root):
     same = {twin_key(name) for name in ("glue-sst2", "SST-2", "sst2", "glue_sst_2")}
     assert same == {"sst2"}

@@ -68,7 +68,7 @@ def _say(kind: str, style: str, text: str) -> None:
 def _interrupted() -> int:
     from zofo.cli.shared import err
 
-    err.say("interrupted; a run that had begun keeps what it learned in its folder")
+    err.say("interrupted")
     return _INTERRUPTED
 
 

@@ -35,12 +35,14 @@ def train(
     with leaving_when_stopped():
         run = run_training(configured(arguments, data_dir, data), err, trust_remote_code)
     summary = run.summary
-    score = f"{summary['metric']} {as_percent(summary[summary['metric']])} on {summary['split']}"
-    after = f"(majority {as_percent(summary['majority'])}) after {summary['queries']} queries"
-    out.say(f"{score} {after}")
-    for variant, scored in list(summary["variants"].items())[1:]:
-        other = f"{variant}: {summary['metric']} {as_percent(scored[summary['metric']])}"
-        out.say(other)
+    metric, after = summary["metric"], f" after {summary['queries']} queries"
+    for split, variants in ((summary["split"], summary["variants"]), ("test", summary.get("test", {}))):
+        for number, (variant, scored) in enumerate(variants.items()):
+            score = f"{metric} {as_percent(scored[metric])} on {split}"
+            if number:
+                out.say(f"{variant}: {score}")
+            else:
+                out.say(f"{score} (majority {as_percent(scored['majority'])}){after}")
     out.say(f"run: {run.path}")
 
 

@@ -107,7 +107,11 @@ def component(config: TaskConfig, name: str) -> TaskConfig:
         packaged = name in task_names() and not has_metaicl_rows(folder)
         own |= {"name": name, "data_dir": folder} if packaged else {"data": str(folder)}
     elif folder is not None:
-        have = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else []
+        if not folder.parent.is_dir():
+            raise DataError(
+                f"there is no data folder {str(folder.parent)!r}", "give one with a folder for each task: task.data=DIR"
+            )
+        have = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) or ["no folders"]
         error = UnknownNameError("task", name, have)
         raise DataError(f"the data folder {str(folder.parent)!r} has no folder {name!r}", error.hint)
     elif name in task_names():

@@ -87,6 +87,6 @@ def refuse_other_model(identity: Identity, loaded: LoadedModel, run: Path) -> No
     Raises:
         RunError: names each part that differs, and its keys.
     """
-    hint = "put its files back as they were, or say where that model is now: --model DIR, of zofo eval model.name=DIR"
+    hint = "name that model, with its files as they were: by --model DIR, of zofo train and zofo eval by model.name=DIR"
     name = loaded.name
     refuse_changes(identity, model_identity(loaded), repr(str(run)), {"": hint}, model=name, verb="was trained from")

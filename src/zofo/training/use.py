@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.backbone import head_of
-from zofo.errors import ConfigError, DataError
+from zofo.errors import ConfigError, DataError, nearest
 from zofo.evaluators import Counts
 from zofo.tasks import (
     NO_PROMPT,
@@ -278,8 +278,14 @@ def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
         row = json.loads(text)
     except (ValueError, RecursionError):
         row = None
-    if len(fields) == 1:
-        return row if isinstance(row, dict) and fields[0] in row else {fields[0]: text}
+    if len(fields) == 1 and not (isinstance(row, dict) and fields[0] in row):
+        if isinstance(row, dict) and (near := nearest(fields[0], row)):
+            raise DataError(
+                f"text {number} is a JSON object with {near!r}, and the task needs the column {fields[0]!r}",
+                f"call it {fields[0]!r}; a text that looks so is the value of that column: "
+                + json.dumps({fields[0]: "..."}),
+            )
+        return {fields[0]: text}
     if not isinstance(row, dict):
         raise DataError(
             f"text {number}: the task needs the columns {', '.join(fields)}", "give each row as a JSON object"
