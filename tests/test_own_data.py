@@ -577,6 +577,16 @@ def test_labels_that_look_like_a_mistake_are_pointed_out(run_zofo, models, tmp_p
     assert "looks like a typing mistake of 'good'" in err
 
 
+def test_a_first_choice_that_is_never_right_in_one_split_is_pointed_out(run_zofo, tmp_path):
+    """A validation file that counts from 1 beside a train file that counts from 0 was read from 0, shifted by one."""
+    write_rows(tmp_path / "train.jsonl", colours([0, 1, 2] * 12))
+    write_rows(
+        tmp_path / "validation.jsonl", [{**row, "question": f"? {row['question']}"} for row in colours([1, 2] * 12)]
+    )
+    _, out, _ = run_zofo("validate", "--data", str(tmp_path))
+    assert "the first choice is right in none of 24 rows of validation" in " ".join(out.split())
+
+
 def test_a_first_choice_that_is_never_right_is_pointed_out(run_zofo, tmp_path):
     """As where the numbers in a task file's label column count from 1."""
     write_rows(tmp_path / "rows.jsonl", colours([1, 2, 3] * 12))

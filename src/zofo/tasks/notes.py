@@ -23,7 +23,12 @@ def likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> 
     counts = Counter(gold for one in rows for gold in one.golds)
     if task.kind == "classification":
         return label_notes({label: counts[place] for place, label in enumerate(task.label_names) if counts[place]})
-    if task.kind == "multiple-choice" and task.labels is None and len(rows) >= _ENOUGH and counts and not counts[0]:
-        start = "if its numbers count from 1, say so: labels: [1, 2, ...]"
-        return [f"the first choice is right in none of {len(rows)} rows; {start}"]
-    return []
+    if task.kind != "multiple-choice" or task.labels is not None:
+        return []
+    notes = []
+    for name, some in {"": rows, **{f" of {split}": ones for split, ones in examples.items()}}.items():
+        known = [gold for one in some for gold in one.golds]
+        if len(some) >= _ENOUGH and known and 0 not in known and not notes:
+            start = "if its numbers count from 1, say so: labels: [1, 2, ...]"
+            notes.append(f"the first choice is right in none of {len(some)} rows{name}; {start}")
+    return notes
