@@ -142,6 +142,9 @@ def test_predict(run_zofo, trained):
     assert json.loads(alone)["probability"] == pytest.approx(rows[0]["probability"], abs=1e-5)
     _, lower, _ = run_zofo("predict", trained, "a joy", "--json", "--variant", "lower_adapter")
     assert json.loads(lower)["probability"] != pytest.approx(rows[0]["probability"], abs=1e-5)
+    code, _, err = run_zofo("predict", trained, '{"text": "a joy"}')  # a row of another shape was asked as a text
+    assert code == 2
+    assert "text 1 is a JSON object with 'text', and the task needs the column 'sentence'" in " ".join(err.split())
 
 
 def test_preview(run_zofo, given):

@@ -1015,3 +1015,10 @@ def test_answers_that_no_generation_can_give_are_said(models, tmp_path):
     notes = "\n".join(check_every_split(config, material))
     assert "1 of 12 rows have an answer of more tokens than task.max_new_tokens=40; the first is " in notes
     assert "whose 'one line\\nand another' is read back as 'one line'" in notes
+
+
+def test_rows_that_max_rows_leaves_out_are_said(models, tmp_path):
+    data = write_csv(tmp_path / "rows.csv", labelled(24))
+    config = RunConfig(model={"name": str(models / "plain")}, task={"data": str(data), "max_rows": 3})
+    notes = check_every_split(config, load_material(config))
+    assert "task.max_rows=3 leaves 3 rows of train, validation, test: scores are of these rows alone" in notes

@@ -25,7 +25,7 @@ def likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> 
         return label_notes({label: counts[place] for place, label in enumerate(task.label_names) if counts[place]})
     if task.kind != "multiple-choice" or task.labels is not None:
         return []
-    notes = []
+    notes: list[str] = []
     for name, some in {"": rows, **{f" of {split}": ones for split, ones in examples.items()}}.items():
         known = [gold for one in some for gold in one.golds]
         if len(some) >= _ENOUGH and known and 0 not in known and not notes:

@@ -151,6 +151,10 @@ def check_every_split(config: RunConfig, material: Material) -> list[str]:
     lost = unwritten_notes(material.loaded.tokenizer, encoded)
     if task.kind == "generation":
         lost += answer_notes(encoded, material.scorer.generation)
+    most = config.task.max_rows
+    cut = [split for split, rows in material.examples.items() if len(rows) == most]
+    if cut:
+        notes.append(f"task.max_rows={most} leaves {most} rows of {', '.join(cut)}: scores are of these rows alone")
     return [*notes, *row_notes(task, examples), *lost]
 
 

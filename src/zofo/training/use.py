@@ -279,9 +279,11 @@ def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         row = None
     if len(fields) == 1 and not (isinstance(row, dict) and fields[0] in row):
-        if isinstance(row, dict) and (near := nearest(fields[0], row)):
+        if isinstance(row, dict) and row:
+            has = nearest(fields[0], row)
             raise DataError(
-                f"text {number} is a JSON object with {near!r}, and the task needs the column {fields[0]!r}",
+                f"text {number} is a JSON object with {repr(has) if has else ', '.join(map(repr, row))}, and the task "
+                f"needs the column {fields[0]!r}",
                 f"call it {fields[0]!r}; a text that looks so is the value of that column: "
                 + json.dumps({fields[0]: "..."}),
             )
