@@ -273,17 +273,19 @@ def _said(text: str, task: Task) -> Mapping[str, Any]:
     return {str(task.messages): [{"role": "user", "content": text}]}
 
 
+_USUAL = ("text", "sentence", "input", "prompt", "question")  # columns that a row is likely to have for a text
+
+
 def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
         row = None
     if len(fields) == 1 and not (isinstance(row, dict) and fields[0] in row):
-        if isinstance(row, dict) and row:
-            has = nearest(fields[0], row)
+        usual = next((name for name in row if name.lower() in _USUAL), None) if isinstance(row, dict) else None
+        if isinstance(row, dict) and (near := nearest(fields[0], row) or usual):
             raise DataError(
-                f"text {number} is a JSON object with {repr(has) if has else ', '.join(map(repr, row))}, and the task "
-                f"needs the column {fields[0]!r}",
+                f"text {number} is a JSON object with {near!r}, and the task needs the column {fields[0]!r}",
                 f"call it {fields[0]!r}; a text that looks so is the value of that column: "
                 + json.dumps({fields[0]: "..."}),
             )
