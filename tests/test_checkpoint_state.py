@@ -17,6 +17,7 @@ from zofo.methods import METHODS
 from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import Best, Evaluating
 from zofo.training.checkpoints import Checkpoints
+from zofo.training.identity import content_hash
 from zofo.training.material import load_material, setting_of
 from zofo.training.progress import Progress, needs_weights
 
@@ -54,9 +55,9 @@ def restore(config, run, checkpoint):
     """Take a checkpoint back in a method that was built anew."""
     material = load_material(config, False, ("train", "validation"))
     method = METHODS[config.method.name](config.method, setting_of(config, material, None))
-    progress = Progress(
-        method, Best(run.best, method.save), Evaluating(method, lambda _: None), needs_weights(method, None)
-    )
+    best, evaluating = Best(run.best, method.save), Evaluating(method, lambda _: None)
+    began = content_hash(run.identity.as_dict())
+    progress = Progress(method, best, evaluating, needs_weights(method, None), began=began)
     return progress.restore(checkpoint, run.metrics, run.trajectory)
 
 
@@ -73,7 +74,7 @@ def changes(content):
     for at, value in places(content):
         if at[-2:-1] == ("predictions",):  # labels, or texts
             continue
-        if not isinstance(at[-1], int):
+        if not isinstance(at[-1], int) and at != ("began",):  # which older versions did not write down
             yield at, GONE
         if not isinstance(value, str):
             yield at, WORD

@@ -305,3 +305,22 @@ def test_a_checkpoint_that_cannot_be_read_is_not_removed(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError):
             checkpoints.latest()
     assert checkpoints.latest().step == 1
+
+
+def test_a_pipe_among_the_checkpoints_is_not_waited_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "c" / "step-00000009")
+    checkpoints.sweep()
+    checkpoints.save(1, lambda folder: (folder / "a").write_text("x"))
+    assert checkpoints.latest().step == 1
+    assert [each.name for each in (tmp_path / "c").iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_no_run_has_is_damage(tmp_path, score):
+    Outcome({"a": 1}, "accuracy", scores={"validation": {"loss": 1.0, "score": 0.5}}).write(tmp_path)
+    assert Outcome.read(tmp_path) is not None
+    Outcome({"a": 1}, "accuracy", scores={"validation": {"loss": 1.0, "score": score}}).write(tmp_path)
+    with pytest.raises(RunError, match="is damaged: a score cannot be"):
+        Outcome.read(tmp_path)

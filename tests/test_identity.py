@@ -416,3 +416,19 @@ def test_a_run_that_does_not_know_its_weights_is_not_shipped(place, tmp_path):
     with pytest.raises(RunError, match="environment.json"):
         export_run(run, "patch", tmp_path / "patch.zofo")
     assert not (tmp_path / "patch.zofo").exists()
+
+
+@pytest.mark.promise(22)
+@pytest.mark.parametrize("key", ["configuration", "tokens", "model_config"])
+def test_what_a_run_began_with_is_hashed_in_its_checkpoint(place, tmp_path, key):
+    """So that a key that is edited in both files, or taken out of the record, is no other run."""
+    run = shutil.copytree(place / "stopped", tmp_path / "stopped")
+    path, config = run / "environment.json", run / "config.yaml"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content[key]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    if key == "configuration":
+        text = config.read_text(encoding="utf-8")
+        config.write_text(text.replace("steps: 4", "steps: 8"), encoding="utf-8")
+    with pytest.raises(RunError, match="environment.json' was changed since the checkpoint was written"):
+        train(read_config(config))

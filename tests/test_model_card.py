@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 import transformers
@@ -279,3 +280,18 @@ def test_generation_settings_are_those_that_the_run_used(made, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.chat_template == TEMPLATE
     assert tokenizer.pad_token_id == 0
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "a\x00b", "\u202eabc", "a" * 1000])
+def test_a_patch_keeps_the_names_of_labels_that_no_terminal_shows(made, tmp_path, name):
+    run = made(*CASES["encoder head, pairs"])
+    copied = shutil.copytree(run.path, tmp_path / "run")
+    content = (copied / "task.yaml").read_text(encoding="utf-8")
+    (copied / "task.yaml").write_text(content.replace("entailed", json.dumps(name)), encoding="utf-8")
+    known = json.loads((copied / "environment.json").read_text(encoding="utf-8"))
+    del known["task"]
+    (copied / "environment.json").write_text(json.dumps(known), encoding="utf-8")
+    export_run(copied, "patch", tmp_path / "p.zofo")
+    apply_patch(tmp_path / "p.zofo", str(made.folder / "roberta"), tmp_path / "applied")
+    found = json.loads((tmp_path / "applied" / "config.json").read_text(encoding="utf-8"))
+    assert found["id2label"]["0"] == name

@@ -508,3 +508,8 @@ def test_a_patch_changes_neither_the_run_nor_its_base(made, patches, model_folde
     with pytest.raises(RunError, match="only read"):
         export_run(made("bilevel").path, "patch", made("bilevel").path / "p.zofo")
     assert (contents(made("bilevel").path), contents(model_folder)) == before
+
+
+def test_no_patch_is_written_that_could_not_be_read():
+    with pytest.raises(PatchError, match="a header of at most 1,048,576 bytes"):
+        packed({"label_names": ["a" * 1000] * 1100}, {})

@@ -31,9 +31,17 @@ def packed(header: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
     Args:
         header: anything JSON, of finite numbers.
         parts: the blobs by name.
+
+    Raises:
+        PatchError: the header is longer than what `unpacked` reads.
     """
     listed = [{"name": n, "bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in parts.items()]
     text = json.dumps({**header, "parts": listed}, sort_keys=True, allow_nan=False).encode()
+    if len(text) > _MAX_HEADER:
+        raise PatchError(
+            f"a patch has a header of at most {_MAX_HEADER:,} bytes, and this one would have {len(text):,}",
+            "write the whole model with --merged DIR, or give the task fewer or shorter labels",
+        )
     frame = _FRAME.pack(MAGIC, VERSION, len(text), hashlib.sha256(text).digest())
     return b"".join([frame, text, *parts.values()])
 

@@ -11,7 +11,7 @@ from zofo.errors import RunError
 from zofo.noise import STREAM_VERSION
 from zofo.shipping.container import packed
 from zofo.shipping.models import label_texts, portable_config, portable_name
-from zofo.shipping.patch import ADAPTER, LONGEST, refuse_unlikely
+from zofo.shipping.patch import ADAPTER, refuse_unlikely
 from zofo.shipping.scores import metrics_of
 from zofo.training import RunFolder, Trajectory, TrajectoryWriter, environment
 from zofo.training.replay import sum_of_updates
@@ -122,7 +122,6 @@ def _noise(run: RunFolder) -> dict[str, Any] | None:
 def _base(run: RunFolder) -> dict[str, Any]:
     model, names = run.config.model, label_texts(run.task)
     known = run.identity.of_model.as_dict()
-    shown = all(name.isprintable() and len(name) <= LONGEST for name in names)
     return {
         "name": portable_name(model.name),
         "revision": model.revision,
@@ -130,7 +129,7 @@ def _base(run: RunFolder) -> dict[str, Any]:
         "head": model.head,
         "head_seed": model.head_seed,
         "labels": len(names) or None,
-        "label_names": names if shown else [],
+        "label_names": names,
         "sha256": run.base_hash,
         "identity": {name: value for name, value in known.items() if name != "model_hash"},
     }

@@ -125,7 +125,9 @@ class Outcome:
                 raise ValueError("it lacks the configuration or the scores")
             others = (part for scores in found.variants.values() for part in scores.values())
             for part in (*found.scores.values(), *others, *found.curve):
-                _ = part["loss"], part.get("score")
+                loss, score = part["loss"], part.get("score")
+                if score is not None and math.isfinite(loss) and not math.isfinite(score):
+                    raise ValueError(f"a score cannot be {score} where the loss is {loss}")
             _ = found.failed is None or (found.failed["error"], found.failed["message"])
             return found
         except OSError as error:  # nothing is known of what it holds

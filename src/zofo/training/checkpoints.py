@@ -192,8 +192,8 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint, its marker first: a process that is killed meanwhile leaves what `sweep` knows."""
-    if path.is_symlink():
-        path.unlink()
+    if path.is_symlink() or not path.is_dir():  # a pipe would be waited for
+        path.unlink(missing_ok=True)
         return
     with contextlib.suppress(OSError):
         (path / _MARKER).unlink(missing_ok=True)

@@ -17,11 +17,13 @@ from zofo.methods import Method
 from zofo.remembered import Remembered
 from zofo.training.callbacks import Best, Evaluating, MetricsLog
 from zofo.training.checkpoints import Checkpoint
+from zofo.training.config import ENVIRONMENT
 from zofo.training.progress_checks import (
     Done,
     done_of,
     refuse_other_header,
     refuse_other_log,
+    refuse_other_record,
     refuse_unlike,
     shapes_of,
     written,
@@ -55,13 +57,20 @@ class Progress:
         evaluating: the scores so far.
         weights: whether theta itself is saved.
         skips: steps without a finite loss, as counted so far.
+        began: SHA-256 of what the run began with, which a checkpoint keeps; None for what is not known.
     """
 
     def __init__(
-        self, method: Method, best: Best, evaluating: Evaluating, weights: bool, skips: Skips | None = None
+        self,
+        method: Method,
+        best: Best,
+        evaluating: Evaluating,
+        weights: bool,
+        skips: Skips | None = None,
+        began: str | None = None,
     ) -> None:
         self._method, self._best, self._evaluating, self._weights = method, best, evaluating, weights
-        self._skips = skips or Skips()
+        self._skips, self._began = skips or Skips(), began
 
     def save(
         self, steps: int, folder: Path, metrics: MetricsLog, trajectory: TrajectoryWriter | None, seconds: float
@@ -87,6 +96,8 @@ class Progress:
             "evaluating": self._evaluating.remember(),
             "tensors": shapes_of(remembered.tensors),
         }
+        if self._began is not None:
+            content["began"] = self._began
         if remembered.files:
             content["files"] = list(remembered.files)
         (folder / _PROGRESS).write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -108,10 +119,12 @@ class Progress:
             header: of the trajectory, as this version would begin it; by default any will do.
 
         Raises:
-            CheckpointError: the checkpoint lacks something or does not fit, or a log is not what it was then.
+            CheckpointError: the checkpoint lacks something or does not fit, or a log or the record of what the run
+                began with is not what it was then.
             RunError: the trajectory is damaged, or was begun with another header.
         """
         progress, method = checkpoint.json(_PROGRESS), self._method
+        refuse_other_record(metrics.parent / ENVIRONMENT, progress, self._began)
         try:
             done = done_of(progress, checkpoint, method.evaluator is not None, self._weights)
             refuse_other_log(metrics, done.metrics, done.metrics_sha256)

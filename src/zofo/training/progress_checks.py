@@ -138,4 +138,16 @@ def refuse_other_log(path: Path, size: int | None, sha256: str | None = None) ->
             )
 
 
+def refuse_other_record(path: Path, progress: Mapping[str, Any], began: str | None) -> None:
+    """Raises CheckpointError for a record of what the run began with that is not the one of the checkpoint.
+
+    Args:
+        path: of the record.
+        progress: of the checkpoint; an older version did not keep the hash.
+        began: hash of the record as it is now; None where it is not known.
+    """
+    if began is not None and progress.get("began", began) != began:
+        raise CheckpointError(f"{str(path)!r} was changed since the checkpoint was written", _COPY_OR_AGAIN)
+
+
 _COPY_OR_AGAIN = "put back a copy of it, or start again with another run="

@@ -35,6 +35,7 @@ from zofo.training.config import RunConfig, TrainingConfig
 from zofo.training.disk import sync, writing
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.going_on import Checkpointing
+from zofo.training.identity import content_hash
 from zofo.training.material import Material, check_every_split, load_material, setting_of
 from zofo.training.memory import PeakMemory
 from zofo.training.outcome import outcome_of
@@ -141,7 +142,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     best = Best(folder.best, method.save)
     checkpoints = Checkpoints(folder.checkpoints, config.training.checkpoint_keep)
     skips = Skips(config.training.most_skips if config.training.non_finite == "skip" else 0)
-    progress = Progress(method, best, evaluating, needs_weights(method, config.training.checkpoint_weights), skips)
+    weights, began = needs_weights(method, config.training.checkpoint_weights), content_hash(folder.identity.as_dict())
+    progress = Progress(method, best, evaluating, weights, skips, began)
     checkpoints.sweep()
 
     warn = functools.partial(_warn, console)
