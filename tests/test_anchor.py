@@ -30,7 +30,7 @@ from least_squares import (
 from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import ModelError, NonFiniteError
-from zofo.evaluators import InForward
+from zofo.evaluators import in_forward
 from zofo.methods import METHODS, SVRG, Setting, SVRGConfig
 from zofo.noise import Gaussian
 
@@ -218,9 +218,9 @@ def weights_of(method):
 def test_in_bfloat16_it_is_exact_while_the_updates_since_wait_beside_the_weights(monkeypatch):
     """Eight updates wait. Until they are written the weights are the anchor's, and what the anchor's rows carry is the
     probe alone; after that the updates since are taken off weights to which they were added with rounding."""
-    carried, of_rows = [], InForward._coefficients
+    carried, of_rows = [], in_forward.coefficients_of
     monkeypatch.setattr(
-        InForward, "_coefficients", lambda *given: carried.append(of_rows(*given)) or carried[-1].clone()
+        in_forward, "coefficients_of", lambda *given: carried.append(of_rows(*given)) or carried[-1].clone()
     )
     method, _ = trained(dtype=torch.bfloat16, steps=1, anchor_interval=20)
     anchor = method.backbone.fingerprint()

@@ -521,6 +521,60 @@ def test_rows_that_influence_one_another_a_little_are_refused():
         build("in-forward", module).check([(loss, randn(8, 6))])
 
 
+def in_large_batches(m, x):
+    y = m.l(x)
+    return y - y.mean(0) if len(y) > 8 else y
+
+
+def of_limited_room(m, x):
+    """Experts that take six tokens of a batch, first come, first served."""
+    room = torch.zeros(len(x), 1)
+    for expert in (True, False):
+        room[((x.sum(1) > 0) == expert).nonzero().flatten()[:6]] = 1
+    return x + room * m.l(x)
+
+
+@pytest.mark.parametrize("function", [in_large_batches, of_limited_room])
+def test_rows_that_influence_one_another_only_where_there_are_many_are_refused_at_the_first_step(function):
+    module = seeded(lambda: Module(function, l=nn.Linear(6, 6)))
+    before, method = module.l.weight.clone(), method_of(module, batch=randn(16, 6))
+    method.check()
+    asked = method.evaluator.losses(loss, randn(2, 6), [Displacement({Key(1, 1): size}) for size in (1e-3, -1e-3)])
+    assert asked.shape == (2, 2)
+    with pytest.raises(EvaluatorError, match="depend on which rows share a batch: among 32, one is another"):
+        method.evaluator.losses(loss, randn(16, 6), [Displacement({Key(1, 1): size}) for size in (1e-3, -1e-3)])
+    assert torch.equal(module.l.weight, before)
+
+
+@pytest.mark.parametrize(("share", "refused"), [(1.0, True), (0.0, False)])
+def test_rounding_is_told_from_influence_by_a_nudge_of_the_points(share, refused):
+    """Losses 5e-5 apart are refused in a model that rounds little, and pass in one that a nudge moves as much."""
+    calls = iter(range(100))
+
+    def apart(m, x):
+        shift = share * len(x) if share else (next(calls) * 7919 % 11) / 5 * type(m.l.weight).__name__.startswith("_")
+        return m.l(x) * (1 + 1e-5 * shift)
+
+    module = seeded(lambda: Module(apart, l=nn.Linear(6, 4)))
+    with pytest.raises(EvaluatorError, match="rows share a batch") if refused else nullcontext():
+        build("in-forward", module).check([(loss, randn(8, 6))])
+
+
+def test_trying_a_row_of_a_large_batch_alone_is_not_counted():
+    evaluator = build("in-forward", seeded(lambda: nn.Linear(6, 6)))
+    evaluator.check([(loss, randn(8, 6))])
+    evaluator.losses(loss, randn(16, 6), [Displacement({Key(1, 1): size}) for size in (1e-3, -1e-3)])
+    assert (evaluator.counts.forwards, evaluator.counts.queries) == (1, 32)
+
+
+@both
+def test_numbers_too_narrow_to_move_are_refused(evaluator):
+    module = nn.Linear(6, 4)
+    module.scale = nn.Parameter(torch.ones(4).to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ModelError, match=r"'scale' holds torch\.float8_e4m3fn numbers"):
+        build(evaluator, module, ["weight", "scale"])
+
+
 # no trace
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from zofo.errors import ConfigError, ModelError, nearest
 
+_MOVABLE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 EVERYTHING = "*"
 """The pattern that names no tensor in particular: it takes those that move where nothing is selected."""
 
@@ -100,7 +101,7 @@ def movable(
             f"name them, for example 'method.select={json.dumps(frozen[:1])}', or set requires_grad",
         )
     for name, parameter in moving.items():
-        if not parameter.is_floating_point():
+        if parameter.dtype not in _MOVABLE:
             raise ModelError(
                 f"{name!r} holds {parameter.dtype} numbers, which a direction cannot be added to",
                 f"load the model without quantisation, or {leaving_out(name)}",

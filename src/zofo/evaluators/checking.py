@@ -14,10 +14,14 @@ from zofo.backbone import Backbone, leaving_out
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
 from zofo.evaluators.base import Objective
+from zofo.evaluators.layout import Use
 from zofo.evaluators.watching import look, refuse_changing
 
 _LARGE = 1 << 26  # entries
 IN_PLACE = "set method.evaluator=in-place"
+_AGREES = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the mean loss
+AGREES_TF32 = 1e-2
+_AGREES_HALF = 0.1  # SmolLM2's bfloat16 losses are 0.04 apart there
 _SAME, _SAME_HALF = 1e-4, 1e-2  # relative to the mean loss; kernels that add in any order differ by rounding
 
 
@@ -127,3 +131,12 @@ def moved(backbone: Backbone, names: Collection[str], point: Displacement) -> It
     finally:
         for name, before in kept.items():
             tensors[name].copy_(before)
+
+
+def agreement(uses: Sequence[Use], dtypes: frozenset[torch.dtype]) -> float:
+    """How far losses may be apart that are the same up to rounding, relative to their mean."""
+    if any(use.coarse for use in uses) or dtypes & {torch.float16, torch.bfloat16}:
+        return _AGREES_HALF
+    if torch.get_float32_matmul_precision() != "highest":
+        return AGREES_TF32
+    return max(_AGREES.get(dtype, _AGREES_HALF) for dtype in dtypes)

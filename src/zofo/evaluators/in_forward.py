@@ -17,10 +17,19 @@ from zofo.evaluators import rows
 from zofo.evaluators.bank import FactorBank
 from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
 from zofo.evaluators.carrying import Carrying, unanswered
-from zofo.evaluators.checking import IN_PLACE, check_by_itself, explaining, moved, one_of_each_kind, selected_parameters
+from zofo.evaluators.checking import (
+    AGREES_TF32,
+    IN_PLACE,
+    agreement,
+    check_by_itself,
+    explaining,
+    moved,
+    one_of_each_kind,
+    selected_parameters,
+)
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.layout import Layout, NotSeen, Use
-from zofo.evaluators.terms import NARROW, Siblings, Terms
+from zofo.evaluators.terms import NARROW, Siblings, Terms, coefficients_of
 from zofo.evaluators.watching import Watching, uncompiled, without_trace
 from zofo.noise import LowRank, MaskedLowRank
 from zofo.remembered import Remembered, of_displacement, of_numbers, to_displacement, to_numbers
@@ -30,10 +39,7 @@ _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
 _CHECK_SIZE = 3e-3  # coefficient of these; SmolLM2's losses have 5e-6 of rounding there, and 6e-5 at 0.05
 _CHECK_SIZE_HALF = 0.02  # further away, a half precision forward of another number of rows gives quite other losses
 _NEAR, _FAR = 1e-3, 1.0
-_AGREES = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the mean loss
 _ROUNDINGS, _MOST = 8, 10  # more is rounding up to so many times what a nudge does, and so many times that tolerance
-_AGREES_TF32 = 1e-2
-_AGREES_HALF = 0.1  # SmolLM2's bfloat16 losses are 0.04 apart there
 _APART = 0.3  # of what a row holds in a layer, relative to its length, at most; SmolLM2: 4e-5, and 0.07 in bfloat16
 _LEAST = 0.1  # of mean losses: a smaller one is a difference of larger numbers, and has their rounding
 
@@ -92,6 +98,7 @@ class InForward(Evaluator):
         self._parameters = selected_parameters(model, backbone)
         self._checking = False
         self._only: frozenset[str] | None = None  # the tensors that carry terms, if not all
+        self._tried: int | None = None  # the most rows that were compared with some alone; None before a check
         self._layout = Layout()
         self._siblings: Siblings = {}
         self._drawn: FactorBank | None = None
@@ -115,7 +122,7 @@ class InForward(Evaluator):
 
     @torch.no_grad()
     def _ask(self, asks: Sequence[Ask], points: Sequence[Point]) -> torch.Tensor:
-        asked = dict.fromkeys(key for point in points for at in _displacements(point) for key in at)
+        asked = dict.fromkeys(key for point in points for at in rows.displacements(point) for key in at)
         if len(self.pending) and len({*asked, *self.pending}) * self._noise.rank > NARROW:
             self.settle()  # what all rows carry would stand in the factors of every block of rows
         self._bank.hold([*self.pending, *asked])
@@ -127,7 +134,7 @@ class InForward(Evaluator):
                 last = min(first + chunk, size)
                 part = rows.part(batch, first, last) if chunk < size else batch
                 columns.append(
-                    self._forward(objective, part, _points_of_part(points, start + first, start + last), size)
+                    self._forward(objective, part, rows.points_of_part(points, start + first, start + last), size)
                 )
             start += size
         return torch.cat(columns, dim=1)
@@ -142,16 +149,40 @@ class InForward(Evaluator):
         raise self._too_large(objective, batch, points, whole)  # outside, so that the failed forward is let go
 
     def _losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+        forwards = self.counts.forwards
         try:
-            return self._carried(objective, batch, points)
+            losses = self._carried(objective, batch, points)
         except NotSeen:  # rows of another form than a check has seen
-            counted = self.counts.copy()
-        self.check([(objective, batch)])
-        self.counts.forwards = counted.forwards
-        return self._carried(objective, batch, points)
+            self.check([(objective, batch)])
+            self.counts.forwards = forwards
+            losses = self._carried(objective, batch, points)
+        if not self._checking and self._tried is not None and losses.numel() > self._tried:
+            forwards, self._tried = self.counts.forwards, losses.numel()
+            self._try_alone(objective, batch, points, losses)
+            self.counts.forwards = forwards
+        return losses
+
+    def _try_alone(self, objective: Objective, batch: Any, points: Sequence[Point], losses: torch.Tensor) -> None:
+        """The first and the last of more rows than were tried before must be as alone: room for rows may end.
+
+        Raises:
+            EvaluatorError: they are not.
+        """
+        for place, example in ((0, 0), (len(points) - 1, rows.size(batch) - 1)):
+            point = rows.points_of_part([points[place]], example, example + 1)
+            with without_trace(self.model):
+                alone = self._carried(objective, rows.part(batch, example, example + 1), point)
+            apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), self.backbone.dtypes)
+            if not self._only_rounding(apart, limit, objective, batch, points, losses):
+                raise EvaluatorError(
+                    f"the model's losses depend on which rows share a batch: among {losses.numel()}, one is another "
+                    "than alone, so points cannot share a forward",
+                    IN_PLACE,
+                )
 
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        coefficients = self._coefficients(points, rows.row_examples(batch))
+        dtype = torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32
+        coefficients = coefficients_of(points, rows.row_examples(batch), self._bank, self.pending, dtype)
         terms = Terms(self._bank, coefficients, self._siblings, wary=self._checking)
         with uncompiled(), self._each_call(), Carrying(self._moved(), terms, self._layout):
             losses = at_least_float32(objective(self.model, rows.repeated(batch, len(points))))
@@ -179,28 +210,13 @@ class InForward(Evaluator):
         chosen = [each for each in self._parameters if self._only is None or each[1] in self._only]
         return [(p, name) for p, name in chosen if self._checking or any(moves(key, name) for key in steps)]
 
-    def _coefficients(self, points: Sequence[Point], row_examples: torch.Tensor) -> torch.Tensor:
-        """The coefficient of each key of the bank for each row at each point: [points, rows, keys], float32, or float64
-        for a float64 model."""
-        examples = int(row_examples.max()) + 1
-        table = torch.zeros(len(points), examples, len(self._bank.numbers), dtype=torch.float64)
-        for place, point in enumerate(points):
-            for displacement, where in zip(
-                _displacements(point), table[place] if _own(point) else [table[place]], strict=True
-            ):
-                for key, coefficient in displacement.items():
-                    where[..., self._bank.slot(key)] += coefficient
-        for key, coefficient in self.pending.items():
-            table[..., self._bank.slot(key)] += coefficient
-        return table[:, row_examples].to(torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32)
-
     def _too_large(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> EvaluatorError:
         """What to say of a batch that did not fit, after trying how much of it does."""
         size = rows.size(batch)
         fits = size // 2
         while fits:
             try:
-                self._losses(objective, rows.part(batch, 0, fits), _points_of_part(points, 0, fits))
+                self._losses(objective, rows.part(batch, 0, fits), rows.points_of_part(points, 0, fits))
                 break
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -279,6 +295,7 @@ class InForward(Evaluator):
         finally:
             self.counts, self._drawn, self.pending = kept
             self._checking, self._layout.uses, self._only = False, None, None
+        self._tried = self._tried or 0
 
     def _refuse_past(self, name: str, operation: str, written: bool) -> None:
         """A selected tensor that the model reads past `Carrying` is an error: a view or a copy that it holds, scripted
@@ -312,7 +329,7 @@ class InForward(Evaluator):
                 with explaining("be asked for one example at a time"):
                     alone, few = self._logged(objective, part, [[displacement]])
                 own = [i * len(examples) + int(row) for row in (examples == example).nonzero()]
-                rounding = _rounding([*seen, *few], self.backbone.dtypes)
+                rounding = agreement([*seen, *few], self.backbone.dtypes)
                 self._layout.compare(seen, few, own, float("inf") if far else min(rounding * 100, _APART))
                 apart = float((together[i, example] - alone[0, 0]).abs())  # nan where not finite, which a step names
                 if not far and not self._only_rounding(apart, rounding, objective, batch, points, together):
@@ -330,10 +347,10 @@ class InForward(Evaluator):
         point = Displacement({Key(_CHECK_SEED, 2): _CHECK_SIZE})
         self._only = one_of_each_kind(self.backbone)
         carried, uses = self._logged(objective, batch, [point])
-        rounding = _rounding(uses, self.backbone.dtypes)
-        if rounding >= _AGREES_TF32:
+        rounding = agreement(uses, self.backbone.dtypes)
+        if rounding >= AGREES_TF32:
             return
-        with without_trace(self.model), uncompiled(), moved(self.backbone, self._only, point):
+        with without_trace(self.model), uncompiled(), moved(self.backbone, self._only, point + self.pending):
             apart = float((carried[0] - at_least_float32(objective(self.model, batch))).abs().max())
         if not self._only_rounding(apart, rounding, objective, batch, [point], carried):
             raise EvaluatorError(
@@ -357,7 +374,9 @@ class InForward(Evaluator):
             return not apart > least
         nudge = 1 + 100 * torch.finfo(losses.dtype).eps
         nudged = [at * nudge if isinstance(at, Displacement) else [each * nudge for each in at] for at in points]
-        again, _ = self._logged(objective, batch, nudged)
+        self._bank.hold([*self._bank, *(key for at in points for each in rows.displacements(at) for key in each)])
+        with without_trace(self.model):
+            again = self._carried(objective, batch, nudged)
         return apart <= _ROUNDINGS * float((again - losses).abs().max())
 
     def _logged(self, objective: Objective, batch: Any, points: Sequence[Point]) -> tuple[torch.Tensor, list[Use]]:
@@ -368,33 +387,9 @@ class InForward(Evaluator):
             return self._ask([(objective, batch)], points), uses
 
 
-def _rounding(uses: Sequence[Use], dtypes: frozenset[torch.dtype]) -> float:
-    """How far losses may be apart that are the same up to rounding, relative to their mean."""
-    if any(use.coarse for use in uses) or dtypes & {torch.float16, torch.bfloat16}:
-        return _AGREES_HALF
-    if torch.get_float32_matmul_precision() != "highest":
-        return _AGREES_TF32
-    return max(_AGREES.get(dtype, _AGREES_HALF) for dtype in dtypes)
-
-
 class _InForwardVisit(Visit):
     def __init__(self, evaluator: InForward) -> None:
         self._evaluator = evaluator
 
     def update(self, update: Update) -> None:
         self._evaluator.take(update)
-
-
-def _own(point: Point) -> bool:
-    """Whether each example has a displacement of its own."""
-    return not isinstance(point, Displacement)
-
-
-def _displacements(point: Point) -> Sequence[Displacement]:
-    """The displacement of all examples, alone, or those of each."""
-    return [point] if isinstance(point, Displacement) else point
-
-
-def _points_of_part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
-    """The same points for examples `start` to `stop`."""
-    return [point if isinstance(point, Displacement) else point[start:stop] for point in points]

@@ -1,4 +1,4 @@
-"""What an evaluator asks of a batch: its examples, its rows, parts of it, and copies for several points.
+"""What an evaluator asks of a batch: its examples, its rows, parts of it, and copies for several points; and of points.
 
 A batch class answers by itself, with `len(batch)`, `batch.row_examples`, `batch.part(start, stop)` and
 `batch.repeated(times)`, as `zofo.tasks.Batch` does. Tensors whose first axis is the examples, and tuples, lists and
@@ -7,13 +7,15 @@ dicts of such tensors, are answered for here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
+from zofo.evaluators.base import Point
 
 
 @runtime_checkable
@@ -71,6 +73,21 @@ def repeated(batch: Any, times: int) -> Any:
     if isinstance(batch, Repeatable):
         return batch.repeated(times)
     return _each(batch, lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+
+
+def own_points(point: Point) -> bool:
+    """Whether each example has a displacement of its own."""
+    return not isinstance(point, Displacement)
+
+
+def displacements(point: Point) -> Sequence[Displacement]:
+    """The displacement of all examples, alone, or those of each."""
+    return [point] if isinstance(point, Displacement) else point
+
+
+def points_of_part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
+    """The same points for examples `start` to `stop`."""
+    return [point if isinstance(point, Displacement) else point[start:stop] for point in points]
 
 
 def _each(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -6,14 +6,40 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
 from zofo.evaluators.bank import FactorBank
+from zofo.evaluators.base import Point
+from zofo.evaluators.rows import displacements, own_points
 
 Siblings = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]
 """(name, transposed) of a matrix -> those that the same x is multiplied by, itself first."""
 
 NARROW = 32
 """Columns of factors up to which one product for all rows is cheaper than one for each block of rows."""
+
+
+def coefficients_of(
+    points: Sequence[Point], row_examples: torch.Tensor, bank: FactorBank, everywhere: Displacement, dtype: torch.dtype
+) -> torch.Tensor:
+    """The coefficient of each key of a bank for each row at each point: [points, rows, keys].
+
+    Args:
+        points: each for all examples, or with a displacement for each.
+        row_examples: the example of each row.
+        bank: which holds the keys.
+        everywhere: what all rows carry beside their point.
+        dtype: of the coefficients.
+    """
+    table = torch.zeros(len(points), int(row_examples.max()) + 1, len(bank.numbers), dtype=torch.float64)
+    for place, point in enumerate(points):
+        places = table[place] if own_points(point) else [table[place]]
+        for displacement, where in zip(displacements(point), places, strict=True):
+            for key, coefficient in displacement.items():
+                where[..., bank.slot(key)] += coefficient
+    for key, coefficient in everywhere.items():
+        table[..., bank.slot(key)] += coefficient
+    return table[:, row_examples].to(dtype)
 
 
 class Terms:
