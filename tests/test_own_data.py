@@ -1022,3 +1022,10 @@ def test_rows_that_max_rows_leaves_out_are_said(models, tmp_path):
     config = RunConfig(model={"name": str(models / "plain")}, task={"data": str(data), "max_rows": 3})
     notes = check_every_split(config, load_material(config))
     assert "task.max_rows=3 leaves 3 rows of train, validation, test: scores are of these rows alone" in notes
+
+
+def test_letters_that_were_lost_before_the_file_was_written_are_pointed_out(run_zofo, tmp_path):
+    rows = labelled(24)
+    rows[5]["text"] += " caf\ufffd"
+    _, out, _ = run_zofo("validate", "--data", write_csv(tmp_path / "rows.csv", rows))
+    assert "U+FFFD stands in 1 rows in place of letters that were lost; the first is" in " ".join(out.split())

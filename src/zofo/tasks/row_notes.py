@@ -27,6 +27,9 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
     repeats = repeats_of(examples, task.kind == "generation")
     notes = likely_mistakes(task, examples)
     notes += [note for split, found in repeats.items() for note in found.notes(split, len(examples[split]))]
+    lost = [one.where for rows in examples.values() for one in rows if any("\ufffd" in text for text in one.own)]
+    if lost:
+        notes.append(f"U+FFFD stands in {len(lost)} rows in place of letters that were lost; the first is {lost[0]}")
     if task.kind != "classification":
         return notes
     names = [str(label) for label in task.label_names]
