@@ -247,7 +247,7 @@ def test_a_pickle_beside_an_adapter_is_not_looked_at(copied, model_folder, canar
 
 
 @pytest.mark.promise(12)
-@pytest.mark.parametrize("use", ["load", "start", "merge"])
+@pytest.mark.parametrize("use", ["load", "start", "merge", "adapter"])
 def test_the_adapter_of_a_run_cannot_name_a_module_to_import(copied, tmp_path, monkeypatch, canary, use):
     """Some versions of peft import what `megatron_core` says, in a file of a run folder that someone hands on."""
     run = copied("adapter")
@@ -255,6 +255,7 @@ def test_the_adapter_of_a_run_cannot_name_a_module_to_import(copied, tmp_path, m
     monkeypatch.syspath_prepend(tmp_path)
     adapter_with(run, megatron_config={"a": 1}, megatron_core="strange_core")
     ways = {
+        "adapter": lambda: export_run(run.path, "adapter", tmp_path / "out"),
         "load": lambda: run.load(),
         "start": lambda: train(run.config.model_copy(update={"start": run.path, "run": tmp_path / "next"})),
         "merge": lambda: export_run(run.path, "merged", tmp_path / "out"),
@@ -325,6 +326,26 @@ def test_an_adapter_with_options_of_a_newer_peft_is_one_message(copied, model_fo
         assert error.value.message.isprintable()
     file.write_text(json.dumps({**content, "new_trick": None, "another": []}), encoding="utf-8")
     load_adapter(load_model(str(model_folder)).model, folder)
+
+
+@pytest.mark.promise(12)
+def test_an_adapter_that_lacks_tensors_is_no_other_adapter(copied):
+    """peft warns, and takes those that it has drawn."""
+    run = copied("adapter")
+    adapter_with(run, use_dora=True)
+    with pytest.raises(RunError, match="missing adapter keys"):
+        run.load()
+
+
+@pytest.mark.promise(12)
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", 5])
+def test_a_model_has_no_shards_outside_its_folder(model_folder, tmp_path, name):
+    shutil.copytree(model_folder, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": name}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ModelError, match="lies in another folder"):
+        load_model(str(tmp_path / "model"))
 
 
 @pytest.mark.promise(12)

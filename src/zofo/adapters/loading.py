@@ -42,8 +42,9 @@ def load_adapter(model: Any, folder: Path) -> Any:
     try:
         with quiet_peft(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unexpected keyword arguments", UserWarning)  # those that are empty
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # which stay as they are drawn
             loaded: Any = peft.PeftModel.from_pretrained(model, str(folder))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
         refuse_out_of_memory(error)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(f"{folder}: not an adapter of this model: {printable(first)}") from error

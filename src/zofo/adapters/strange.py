@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,9 +97,7 @@ def load_strange_adapter(model: Any, folder: Path, merge: bool = False) -> None:
     import peft
 
     tensors = refuse_strange(folder)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # which are refused below
-        loaded = load_adapter(model, folder)
+    loaded = load_adapter(model, folder)
     with quiet_peft():
         own = peft.get_peft_model_state_dict(loaded, save_embedding_layers=False)
     for name in sorted(set(own) ^ set(tensors)):

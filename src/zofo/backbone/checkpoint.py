@@ -34,6 +34,14 @@ def refuse_unclear_folder(folder: Path, name: str) -> None:
             f"{name!r} holds two sets of weights: {WHOLE}, and the files that {SHARDS} names",
             f"remove the one that is not meant: {WHOLE}, or {SHARDS} and its files",
         )
+    if (folder / SHARDS).is_file():
+        shards = read_json_object(folder / SHARDS).get("weight_map")
+        for shard in set(shards.values()) if isinstance(shards, dict) else ():
+            if Path(str(shard)).name != shard:
+                raise ModelError(
+                    f"{SHARDS} of {name!r} names {str(shard)[:80]!r}, which lies in another folder",
+                    "fetch the model again, from a source that you trust",
+                )
     if (folder / _GENERATION).is_file():
         try:
             read_json_object(folder / _GENERATION)

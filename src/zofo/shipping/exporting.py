@@ -20,6 +20,7 @@ from zofo.shipping.packing import patch_of
 from zofo.tasks import Task
 from zofo.training import RunFolder
 from zofo.training.material import scorer_of
+from zofo.training.restoring import refuse_strange_adapter
 
 Kind = Literal["merged", "adapter", "patch"]
 
@@ -118,6 +119,7 @@ def export_run(
                 f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
                 "write the whole model with --merged DIR",
             )
+        refuse_strange_adapter(adapter, run.config.method)
         if model is not None or Path(run.config.model.name).is_dir():
             run.begin(run.load_base(model, remote_code))
         head = _head_of(run, adapter, model)
