@@ -236,6 +236,13 @@ def test_a_list_keeps_some_tasks_methods_and_values_of_an_axis():
         read_study("bilevel", ["methods=[mezo]"])
 
 
+def test_some_methods_of_a_study_can_be_kept_where_an_axis_speaks_of_the_others():
+    kept = read_study("least-squares", ["methods=[mezo,svrg]", "seeds=[0]"])
+    assert {run.method for run in kept.grid.final_runs} == {"mezo", "svrg"}
+    with pytest.raises(UnknownNameError, match="'none-such'"):
+        read_study("least-squares", ["axes.eta2.1e-4.methods={none-such: null}", "methods=[mezo,svrg]"])
+
+
 # what the reports of them say
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -136,6 +136,24 @@ def _keep(tree: Tree, path: Sequence[str], names: Sequence[Any]) -> None:
         if str(name) not in there:
             raise UnknownNameError(f"name in {'.'.join(path)}", str(name), there)
     where[path[-1]] = {str(name): there[str(name)] for name in names}
+    if list(path) == ["methods"]:
+        gone = there.keys() - tree["methods"].keys()
+        for section in {"models", "tasks"} & tree.keys():
+            tree[section] = _without_methods(tree[section], gone)
+        if isinstance(tree.get("axes"), Mapping):
+            tree["axes"] = {axis: _without_methods(values, gone) for axis, values in tree["axes"].items()}
+
+
+def _without_methods(levels: Any, gone: Set[str]) -> Any:
+    """Models, tasks or values of an axis, without what they say of methods that are left out."""
+    if not isinstance(levels, Mapping):
+        return levels
+    made = dict(levels)
+    for name, level in levels.items():
+        if isinstance(level, Mapping) and isinstance(level.get("methods"), Mapping):
+            own = {method: change for method, change in level["methods"].items() if str(method) not in gone}
+            made[name] = {**level, "methods": own}
+    return made
 
 
 def _nested(tree: Mapping[str, Any], path: Sequence[str]) -> Tree:
