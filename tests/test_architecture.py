@@ -23,7 +23,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["remembered"],
     ["noise", "displacement"],
     ["config"],
-    ["registry"],
+    ["registry", "repeated"],
     ["errors", "filesystem", "interpreters"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -89,3 +89,11 @@ def test_runs_without_a_name_that_begin_at_once_have_a_folder_each(tmp_path, mon
     for thread in threads:
         thread.join()
     assert len(set(found)) == 8
+
+
+@pytest.mark.parametrize("words", [("train", "{}"), ("validate", "task={}")])
+def test_a_key_that_is_given_twice_is_refused_in_every_file(run_zofo, tmp_path, words):
+    (tmp_path / "a.yaml").write_text("training:\n  steps: 2\n  steps: 9\n", encoding="utf-8")
+    code, _, err = run_zofo(*(word.format(tmp_path / "a.yaml") for word in words))
+    assert code == 2
+    assert "training.steps: given twice, in lines 2 and 3" in err

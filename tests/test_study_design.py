@@ -10,9 +10,9 @@ import yaml
 
 from zofo import studies
 from zofo.errors import ConfigError, DataError, UnknownNameError
+from zofo.repeated import refuse_repeated_keys
 from zofo.studies import read_study, study_names
 from zofo.studies.overlay import laid_over, value_at
-from zofo.studies.repeated import refuse_repeated_keys
 from zofo.training import TrainingConfig
 
 TOY = {

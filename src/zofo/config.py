@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, 
 from zofo.errors import ConfigError, RunError, nearest
 from zofo.filesystem import refuse_special
 from zofo.registry import Registry
+from zofo.repeated import refuse_repeated_keys
 
 C = TypeVar("C", bound=BaseModel)
 P = TypeVar("P", bound="PartConfig")
@@ -182,15 +183,19 @@ def read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, or is not YAML.
+        ConfigError: it cannot be read, is not YAML, or gives a key twice.
     """
     try:
         refuse_special(path)
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = parse_yaml(text)
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    with mistakes_of(str(path)):
+        refuse_repeated_keys(text)
+    return content
 
 
 def parse_yaml(text: str) -> Any:

@@ -16,7 +16,6 @@ from zofo.studies.design import Start, StudyConfig
 from zofo.studies.figures import FigureConfig
 from zofo.studies.grid import Grid
 from zofo.studies.overlay import Tree, laid_over, value_at
-from zofo.studies.repeated import refuse_repeated_keys
 from zofo.studies.written import GROUPS, SHORT_FORMS, spelled_out
 from zofo.tasks import has_metaicl_rows, load_task
 from zofo.training.config import parted, set_key
@@ -94,10 +93,7 @@ def _content(name: str) -> tuple[Any, Path, str]:
     if path.suffix in _YAML:
         if not path.is_file():
             raise ConfigError(f"there is no study file {name!r}", f"packaged studies: {', '.join(study_names())}")
-        content = read_yaml(path)
-        with mistakes_of(name):
-            refuse_repeated_keys(path.read_text(encoding="utf-8"))
-        return content, path.absolute().parent, path.stem
+        return read_yaml(path), path.absolute().parent, path.stem
     if name not in study_names():
         raise UnknownNameError("study", name, study_names())
     text = (files(__package__) / "files" / f"{name}.yaml").read_text(encoding="utf-8")
