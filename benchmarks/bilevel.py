@@ -33,12 +33,12 @@ from typing import Any
 import torch
 
 from zofo.adapters import AdapterConfig
+from zofo.bench.step_memory import load_own, peak_of
+from zofo.bench.step_variants import StepOptions, random_examples, timed
 from zofo.evaluators import Counts, Gradient
-from zofo.methods import METHODS, Method, Setting
-from zofo.methods.pair import VARIANTS, Pair
+from zofo.methods import METHODS, Method, TrainingContext
+from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.objectives import classification_loss
-from zofo.studies.step_memory import load_own, peak_of
-from zofo.studies.step_ways import StepOptions, random_examples, timed
 from zofo.tasks import collate
 
 KINDS = ("lora", "prefix", "prompt")
@@ -47,12 +47,14 @@ LR = 1e-9  # so small that losses stay as they are
 _ONE_BY_ONE = 1 << 18  # bytes from which a tensor is one that the kernel gives, and takes back when it is let go
 
 
-def setting_for(loaded: Any, options: StepOptions) -> Setting:
+def setting_for(loaded: Any, options: StepOptions) -> TrainingContext:
     examples = random_examples(loaded.model.config.vocab_size, options) * 6
-    return Setting(loaded.model, classification_loss, examples, lambda chosen: collate(chosen, 0, loaded.device))
+    return TrainingContext(
+        loaded.model, classification_loss, examples, lambda chosen: collate(chosen, 0, loaded.device)
+    )
 
 
-def built(method: dict[str, Any], setting: Setting) -> Method:
+def built(method: dict[str, Any], setting: TrainingContext) -> Method:
     kind = METHODS[str(method["name"])]
     return kind(kind.Config.model_validate(method), setting)
 
@@ -115,11 +117,11 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
 class Parts:
     """The parts of an outer step by themselves, on a model that carries p and s."""
 
-    def __init__(self, setting: Setting, kind: str, rows: int, inner_steps: int) -> None:
+    def __init__(self, setting: TrainingContext, kind: str, rows: int, inner_steps: int) -> None:
         self._model, self._inner_steps = setting.model, inner_steps
         adapters = AdapterConfig(name=kind).build(setting.model, VARIANTS, 0)
         gradient = Gradient(setting.model, Counts())
-        self.pair = Pair(adapters, setting.objective, gradient, "adam", LR, LR)
+        self.pair = AdapterPair(adapters, setting.objective, gradient, "adam", LR, LR)
         self._batches = setting.batches(rows, "train")
 
     def inner(self) -> None:

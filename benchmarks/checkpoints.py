@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from zofo.training import RunFolder, read_config, train
-from zofo.training.checkpoints import Checkpoints
+from zofo.training.checkpoint import Checkpoints
 
 FEW, EVERY = 9, 4
 IN_PLACE = {"noise": "gaussian", "evaluator": "in-place"}

@@ -34,7 +34,7 @@ from zofo.evaluators import Counts
 from zofo.methods import METHODS
 from zofo.objectives import classification_loss
 from zofo.training import RunConfig, load_material, read_config, tune_lr
-from zofo.training.material import Material, setting_of
+from zofo.training.data_module import PreparedRun, setting_of
 
 LOW_RANK, RADEMACHER = {"name": "low-rank"}, {"name": "low-rank", "factors": "rademacher"}
 EACH = {"directions": "per-example"}
@@ -66,7 +66,7 @@ class Bench:
 
     def __init__(self, out: Path, sst2: Path | None) -> None:
         self.out, self._sst2 = out, sst2
-        self._materials: dict[str, Material] = {}
+        self._materials: dict[str, PreparedRun] = {}
 
     def done(self) -> list[dict[str, Any]]:
         """The lines of the file."""
@@ -77,7 +77,7 @@ class Bench:
         with self.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def material(self, config: RunConfig) -> Material:
+    def material(self, config: RunConfig) -> PreparedRun:
         """Model and task, loaded once."""
         name = config.task.name
         if name not in self._materials:

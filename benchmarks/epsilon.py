@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from zofo import Backbone, Displacement, InForward, InPlace, Key, TwoSided
-from zofo.backbone import LoadedModel, ModelConfig, load_model, selected
+from zofo.backbone import selected
+from zofo.models import LoadedModel, ModelConfig, load_model
 from zofo.noise import Gaussian, LowRank, Noise
 from zofo.objectives import classification_loss
 from zofo.tasks import Batch

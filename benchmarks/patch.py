@@ -21,8 +21,8 @@ import torch
 from rich.console import Console
 
 from zofo import RunFolder, load_model, read_config, train
-from zofo.shipping import Patch, apply_patch, export_run
-from zofo.training import Trajectory, replay
+from zofo.export import Patch, apply_patch, export_run
+from zofo.trajectory import Trajectory, replay
 
 ROWS, TOKENS = 4, 32  # of the random rows whose logits are compared
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from zofo.bench import StepOptions, StepReport, bench_step
+from zofo.bench.step import check_writable
 from zofo.errors import ZofoError
-from zofo.studies import StepOptions, StepReport, bench_step
-from zofo.studies.step_bench import check_writable
 
 SIZES = ((16, 64), (8, 64), (16, 32), (1, 32))
 

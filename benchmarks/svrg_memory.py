@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zofo.methods import METHODS, Setting
+from zofo.bench.step_memory import load_own, peak_of
+from zofo.bench.step_variants import StepOptions, random_examples
+from zofo.methods import METHODS, TrainingContext
 from zofo.objectives import classification_loss
-from zofo.studies.step_memory import load_own, peak_of
-from zofo.studies.step_ways import StepOptions, random_examples
 from zofo.tasks import collate
 
 EVALUATORS = {"in-forward": {"noise": "low-rank"}, "in-place": {"noise": "gaussian"}}
@@ -28,7 +28,9 @@ ANCHORS = ("displacement", "copy", "offload")
 def measured(method: dict[str, object], options: StepOptions, steps: int) -> int:
     loaded = load_own(options)
     examples = random_examples(loaded.model.config.vocab_size, options) * 8
-    setting = Setting(loaded.model, classification_loss, examples, lambda chosen: collate(chosen, 0, loaded.device))
+    setting = TrainingContext(
+        loaded.model, classification_loss, examples, lambda chosen: collate(chosen, 0, loaded.device)
+    )
 
     def work() -> None:
         kind = METHODS[str(method["name"])]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from conftest import build_model, build_tokenizer
-from zofo import Key, Setting
+from zofo import Key, TrainingContext
 from zofo.adapters import Adapters
 from zofo.noise import permutation
 from zofo.objectives import classification_loss
@@ -83,14 +83,14 @@ class Vectors(Adapters):
         raise NotImplementedError
 
 
-def quadratic_setting(model: Quadratic, seed: int = 0) -> Setting:
+def quadratic_setting(model: Quadratic, seed: int = 0) -> TrainingContext:
     """Examples are roles, placed so that the method's own split gives D_f the upper and D_p the lower losses."""
     upper = set(permutation(Key(seed, 0), "bilevel/split", N)[: N // 3])
     roles = ["f" if i in upper else "p" for i in range(N)]
-    return Setting(model, lambda m, batch: m(batch).to(torch.float64), roles, list, seed)
+    return TrainingContext(model, lambda m, batch: m(batch).to(torch.float64), roles, list, seed)
 
 
-def language_setting(count: int = 24, seed: int = 3) -> Setting:
+def language_setting(count: int = 24, seed: int = 3) -> TrainingContext:
     """A tiny Llama and sentences with two candidates each."""
     tokenizer = build_tokenizer()
     examples = [Example(f"a joy film number {i} . It was", (" terrible", " great"), (i % 2,)) for i in range(count)]
@@ -99,4 +99,4 @@ def language_setting(count: int = 24, seed: int = 3) -> Setting:
         return collate(chosen, 0, torch.device("cpu"))
 
     model = build_model("llama", len(tokenizer))
-    return Setting(model, classification_loss, encode(tokenizer, examples), make, seed=seed)
+    return TrainingContext(model, classification_loss, encode(tokenizer, examples), make, seed=seed)

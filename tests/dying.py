@@ -41,8 +41,8 @@ class Points:
 
 def watch(points):
     """Let every call that changes a disk say so."""
-    from zofo.training import RunFolder, progress
-    from zofo.training.checkpoints import Checkpoints
+    from zofo.training import RunFolder, run_state
+    from zofo.training.checkpoint import Checkpoints
 
     save, write_outcome = Checkpoints.save, RunFolder.write_outcome
 
@@ -92,7 +92,7 @@ def watch(points):
         setattr(owner, name, wrapped)
 
     in_halves(pathlib.Path, "write_text", 0)
-    in_halves(progress, "save_file", 1)
+    in_halves(run_state, "save_file", 1)
     in_halves(shutil, "copyfile", 1)
 
 
@@ -133,7 +133,7 @@ def run(request):
     """Train; gives what the fork has to say about it."""
     from rich.console import Console
 
-    from zofo.errors import Stopped, ZofoError
+    from zofo.errors import Interrupted, ZofoError
     from zofo.training import read_config, train
 
     how = request.get("how", "kill")
@@ -150,7 +150,7 @@ def run(request):
         if "largest_file" in request:  # in bytes; the next byte is refused by the system, as on a full disk
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"], resource.RLIM_INFINITY))
         train(read_config(request["config"], request.get("overrides", [])), Console(file=shown))
-    except (ZofoError, Stopped) as error:
+    except (ZofoError, Interrupted) as error:
         said = {"error": type(error).__name__, "message": error.message, "hint": error.hint, "code": error.exit_code}
     except BaseException:  # noqa: BLE001  # a traceback is what no test expects
         said = {"error": "traceback", "message": traceback.format_exc()}

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zofo.methods import SVRG, Setting
+from zofo.methods import SVRG, TrainingContext
 
 N, BATCH, IN, OUT, SEED = 12, 4, 5, 3, 1
 LR, LR_FULL = 0.004, 0.006
@@ -50,7 +50,7 @@ class LeastSquares(nn.Module):
 def setting_of(model, scale=lambda: 1.0, **options):
     """Examples are row numbers; the loss can be scaled, or spoilt, while training goes on."""
     examples = list(range(len(model.x)))
-    return Setting(model, lambda m, ids: m(ids) * scale(), examples, torch.tensor, SEED, **options)
+    return TrainingContext(model, lambda m, ids: m(ids) * scale(), examples, torch.tensor, SEED, **options)
 
 
 def build(model, scale=lambda: 1.0, kind=SVRG, length=None, **options):

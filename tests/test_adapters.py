@@ -19,7 +19,7 @@ from zofo import (
     MeZO,
     MeZOConfig,
     RunFolder,
-    Setting,
+    TrainingContext,
     evaluate_run,
     read_config,
     train,
@@ -30,9 +30,9 @@ from zofo.errors import ConfigError, EvaluatorError, RunError
 from zofo.objectives import candidate_scores, classification_loss, scores
 from zofo.objectives.generation import Generation, generate
 from zofo.tasks import Example, collate, encode
-from zofo.tasks.encoding_bidirectional import EncodedText
 from zofo.tasks.text_batch import collate_texts
-from zofo.training.trajectory import Trajectory
+from zofo.tasks.tokenization_encoder import TokenizedText
+from zofo.trajectory.format import Trajectory
 
 CPU = torch.device("cpu")
 VIRTUAL = ("prefix", "prompt")
@@ -97,7 +97,7 @@ def setting_of(model, tokenizer, seed=3):
     def make(chosen):
         return collate(chosen, 0, CPU, pack_limit=64)
 
-    return Setting(model, classification_loss, examples_of(tokenizer), make, seed)
+    return TrainingContext(model, classification_loss, examples_of(tokenizer), make, seed)
 
 
 # what the model computes
@@ -149,7 +149,7 @@ def test_scores_do_not_depend_on_padding_or_packing(attached, words, name, kind,
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "qwen2", "mistral", "gemma3"])
 def test_a_prefix_from_activations_is_the_words_that_they_are_of(bases, attached, kind):
-    from zofo.adapters.virtual_tokens import _random_words
+    from zofo.adapters.prompt_learning import _random_words
 
     model, _ = attached("prefix", kind, tokens=4)
     before = _random_words(bases(kind), 4, 0)
@@ -161,7 +161,7 @@ def test_a_prefix_from_activations_is_the_words_that_they_are_of(bases, attached
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma3"])
 def test_a_prompt_starts_as_words_of_the_vocabulary(bases, attached, kind):
-    from zofo.adapters.virtual_tokens import _random_words
+    from zofo.adapters.prompt_learning import _random_words
 
     model, _ = attached("prompt", kind, tokens=4)
     ids = torch.cat([_random_words(bases(kind), 4, 0), torch.tensor([ROW])], dim=1)
@@ -197,7 +197,7 @@ def test_classification_heads_are_trained_and_saved_too(bases, tmp_path, name, k
     adapters = ADAPTERS[name](model, ("adapter", "lower_adapter"), 0)
     assert any(parameter.shape == (2, 16) for parameter in adapters.parameters("adapter"))
     shift(adapters)
-    texts = [EncodedText(tuple(ROW[:length]), (), 0, Example("", ("a", "b"), (0,))) for length in (7, 3, 5)]
+    texts = [TokenizedText(tuple(ROW[:length]), (), 0, Example("", ("a", "b"), (0,))) for length in (7, 3, 5)]
     found = scores(model, collate_texts(texts, 0, CPU))
     adapters.save("adapter", tmp_path)
     theirs = loaded_by_peft(base, tmp_path)

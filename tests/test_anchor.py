@@ -31,7 +31,7 @@ from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import ModelError, NonFiniteError
 from zofo.evaluators import in_forward
-from zofo.methods import METHODS, SVRG, Setting, SVRGConfig
+from zofo.methods import METHODS, SVRG, SVRGConfig, TrainingContext
 from zofo.noise import Gaussian
 
 VOCABULARY, LENGTH = 40, 6
@@ -68,7 +68,9 @@ def language_model(kind, dtype, nudge=None):
 def trained(kind=ONE_LAYER, dtype=torch.float32, steps=10, nudge=None, **options):
     """A method after some steps on a language model, with what it logged."""
     given = {"batch_size": BATCH, "rule": {"lr": 1e-3}, "lr_full": 1e-3, **options}
-    setting = Setting(language_model(kind, dtype, nudge), token_losses, list(sequences(N, 0)), torch.stack, SEED)
+    setting = TrainingContext(
+        language_model(kind, dtype, nudge), token_losses, list(sequences(N, 0)), torch.stack, SEED
+    )
     method = SVRG(SVRGConfig.model_validate(given), setting)
     return method, [method.step(step) for step in range(steps)]
 
@@ -336,7 +338,7 @@ def live_bytes(name, steps=4, **options):
     for parameter in model.parameters():
         parameter.requires_grad_(False).copy_(torch.randn(WIDE, WIDE, generator=draw) / WIDE**0.5)
     rows = list(torch.randn(N, WIDE, generator=draw))
-    setting = Setting(model, lambda m, x: m(x).square().mean(-1), rows, torch.stack, SEED)
+    setting = TrainingContext(model, lambda m, x: m(x).square().mean(-1), rows, torch.stack, SEED)
     kind = METHODS[name]
     method = kind(kind.Config.model_validate({"batch_size": BATCH, "rule": {"lr": 1e-5}, **options}), setting)
     gc.collect()  # what earlier tests left would be taken for what is let go here
@@ -434,7 +436,7 @@ def anchor_samples(seed=SEED, steps=6, **options):
         return torch.tensor(ids)
 
     config = SVRGConfig(batch_size=BATCH, rule={"lr": LR}, **IN_PLACE, **options)
-    method = SVRG(config, Setting(LeastSquares(), lambda m, ids: m(ids), list(range(N)), make, seed))
+    method = SVRG(config, TrainingContext(LeastSquares(), lambda m, ids: m(ids), list(range(N)), make, seed))
     drawn.clear()
     for step in range(steps):
         drawn.append([])
@@ -575,7 +577,7 @@ def test_an_interrupt_at_the_anchor_brings_theta_back(parts, anchor):
     before = theta_of(method)
     with pytest.raises(KeyboardInterrupt):
         method.step(2)
-    assert not method.backbone.torn
+    assert not method.backbone.is_corrupt
     assert_close(theta_of(method), before)
 
 
@@ -613,13 +615,13 @@ def test_an_exchange_swaps_and_a_second_one_undoes_it_bit_for_bit(dtype):
     stored["plain"][0, :4] = odd
     places = {name: tensor.data_ptr() for name, tensor in backbone.tensors.items()}
     here, there = bits(backbone.tensors), bits(stored)
-    backbone.exchange(stored)
+    backbone.swap_(stored)
     assert (bits(backbone.tensors), bits(stored)) == (there, here)
     assert model.tied is model.plain is model.sames.weight
-    backbone.exchange(stored)
+    backbone.swap_(stored)
     assert (bits(backbone.tensors), bits(stored)) == (here, there)
     assert {name: tensor.data_ptr() for name, tensor in backbone.tensors.items()} == places
-    assert not backbone.torn
+    assert not backbone.is_corrupt
     assert backbone.sweeps == 0
 
 
@@ -632,7 +634,7 @@ def test_an_exchange_moves_no_tensor_that_was_not_selected():
     model = Odd(torch.float32)
     backbone = Backbone(model, Gaussian(), ["transposed"])
     before = model.plain.detach().clone()
-    backbone.exchange({"transposed": torch.zeros(3, 4)})
+    backbone.swap_({"transposed": torch.zeros(3, 4)})
     assert torch.equal(model.plain, before)
     assert not model.transposed.any()
 
@@ -647,9 +649,9 @@ def test_an_interrupted_exchange_is_never_silent():
     backbone = Backbone(Odd(torch.float32), Gaussian())
     stored = {name: torch.zeros(tensor.shape) for name, tensor in backbone.tensors.items()}
     with pytest.raises(KeyboardInterrupt):
-        backbone.exchange(Interrupting(stored))
-    assert backbone.torn
-    for use in (lambda: backbone.exchange(stored), lambda: backbone.fold(Displacement({Key(0, 0): 1.0}))):
+        backbone.swap_(Interrupting(stored))
+    assert backbone.is_corrupt
+    for use in (lambda: backbone.swap_(stored), lambda: backbone.apply_(Displacement({Key(0, 0): 1.0}))):
         with pytest.raises(ModelError, match="in the middle of a sweep") as refused:
             use()
         assert refused.value.hint == "load the model again"

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from tiny_architectures import TYPES, NotBuilt, build_tiny
-from zofo import MeZO, MeZOConfig, Setting
+from zofo import MeZO, MeZOConfig, TrainingContext
 from zofo.adapters import LoraAdapters
 from zofo.backbone import Backbone
-from zofo.backbone.loading import quiet_transformers
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError
 from zofo.evaluators import InPlace
+from zofo.models.loading import quiet_transformers
 from zofo.noise import LowRank
 
 QUICK = {("causal", "qwen3"), ("masked", "distilbert"), ("masked", "mpnet")}
@@ -54,7 +54,7 @@ def method_of(model, select, batch):
     rows = range(len(batch["input_ids"]))
     config = MeZOConfig(batch_size=len(rows), evaluator={"name": "in-forward"}, select=select)
     made = {"make": lambda chosen: {name: tensor[list(chosen)] for name, tensor in batch.items()}}
-    method = MeZO(config, Setting(model, token_loss, list(rows), **made))
+    method = MeZO(config, TrainingContext(model, token_loss, list(rows), **made))
     method.check()
     return method
 

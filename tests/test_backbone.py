@@ -69,7 +69,7 @@ def test_tensors_that_share_storage_without_being_one_parameter_move_once():
     module.second = nn.Parameter(module.first.data)
     backbone = Backbone(module, Gaussian())
     assert list(backbone.tensors) == ["first"]
-    backbone.fold(Displacement({ONE: 1.0}))
+    backbone.apply_(Displacement({ONE: 1.0}))
     assert torch.equal(module.second, Gaussian().whole(ONE, "first", (3, 4)))
 
 
@@ -117,7 +117,7 @@ def test_a_rank_that_does_not_fit_is_refused_before_any_weight_moves():
     module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
     before = all_bits(module)
     with pytest.raises(ConfigError, match=r"'1.weight' is 2 x 8"):
-        Backbone(module, LowRank(rank=4)).fold(Displacement({ONE: 1.0}))
+        Backbone(module, LowRank(rank=4)).apply_(Displacement({ONE: 1.0}))
     assert same(all_bits(module), before)
 
 
@@ -159,9 +159,9 @@ def test_fold_equals_the_arithmetic_written_out(name):
     module, noise = Mixed(), NOISES[name]()
     start = {tensor: value.clone() for tensor, value in module.state_dict().items()}
     backbone = Backbone(module, noise)
-    update = Update(Displacement({ONE: 0.5, TWO: -0.25}), shrink=0.125)
+    update = Update(Displacement({ONE: 0.5, TWO: -0.25}), decay_factor=0.125)
     leaving = Displacement({ONE: 2.0, THREE: 1.0})
-    backbone.fold(update, leaving=leaving)
+    backbone.apply_(update, leaving=leaving)
     for tensor, value in module.state_dict().items():
         shape = tuple(value.shape)
         z = {key: noise.whole(key, tensor, shape).double() for key in (ONE, TWO, THREE)}
@@ -188,8 +188,8 @@ def test_any_block_size_gives_the_same_bits(name, dtype):
     results = []
     for block in (None, 1, 7, 8, 64, 100, 10_000):
         module = Mixed().to(dtype)
-        update = Update(Displacement({ONE: 0.3, TWO: -0.7}), shrink=0.1)
-        Backbone(module, NOISES[name](), block=block).fold(update, leaving=Displacement({ONE: 0.9}))
+        update = Update(Displacement({ONE: 0.3, TWO: -0.7}), decay_factor=0.1)
+        Backbone(module, NOISES[name](), block=block).apply_(update, leaving=Displacement({ONE: 0.9}))
         results.append(all_bits(module))
     assert all(agree(name, result, results[0], dtype) for result in results[1:])
 
@@ -199,8 +199,8 @@ def test_any_block_size_hands_an_elementwise_rule_the_same_gradient(name):
     results = []
     for block in (None, 5, 64):
         module = Mixed()
-        update = Update(Displacement({ONE: 0.3, TWO: -0.7}), elementwise=lambda _n, _s, _b, g: g.square().neg_())
-        Backbone(module, NOISES[name](), block=block).fold(update, leaving=Displacement({THREE: 0.1}))
+        update = Update(Displacement({ONE: 0.3, TWO: -0.7}), dense_update_fn=lambda _n, _s, _b, g: g.square().neg_())
+        Backbone(module, NOISES[name](), block=block).apply_(update, leaving=Displacement({THREE: 0.1}))
         results.append(all_bits(module))
     assert all(agree(name, result, results[0], torch.float32) for result in results[1:])
 
@@ -212,7 +212,7 @@ def test_a_tensor_in_another_memory_order_moves_as_its_contiguous_twin(name):
     straight.w = nn.Parameter(turned.w.detach().contiguous())
     assert not turned.w.is_contiguous()
     for module in (turned, straight):
-        Backbone(module, NOISES[name](), block=7).fold(Displacement({ONE: 0.5}), leaving=Displacement({TWO: 1.5}))
+        Backbone(module, NOISES[name](), block=7).apply_(Displacement({ONE: 0.5}), leaving=Displacement({TWO: 1.5}))
     assert torch.equal(turned.w, straight.w)
     assert turned.w.stride() == (1, 15, 3)
     assert not torch.equal(turned.w, torch.arange(60.0).view(4, 5, 3).permute(2, 0, 1))
@@ -222,7 +222,7 @@ def test_a_tensor_in_another_memory_order_moves_as_its_contiguous_twin(name):
 def test_half_precision_tensors_are_rounded_once_from_float32_arithmetic(dtype):
     module = nn.Linear(64, 64, bias=False).to(dtype)
     start = module.weight.detach().clone()
-    Backbone(module, Gaussian()).fold(Displacement({ONE: 1e-3, TWO: 1e-3, THREE: 1e-3}))
+    Backbone(module, Gaussian()).apply_(Displacement({ONE: 1e-3, TWO: 1e-3, THREE: 1e-3}))
     total, each_time = torch.zeros(64, 64), start.clone()
     for key in (ONE, TWO, THREE):
         z = Gaussian().whole(key, "weight", (64, 64))
@@ -234,21 +234,21 @@ def test_half_precision_tensors_are_rounded_once_from_float32_arithmetic(dtype):
 
 
 @pytest.mark.parametrize("shrink", [1e-7, 1e-6, 1e-4])
-def test_a_shrink_near_the_last_place_of_float32_takes_off_its_share(shrink):
+def test_a_shrink_near_the_last_place_of_float32_takes_off_its_share(decay_factor):
     module = nn.Linear(1000, 100, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.linspace(1, 2, 100_001)[:-1].view(100, 1000))
     before = module.weight.detach().double()
-    Backbone(module, Gaussian()).fold(Update(Displacement(), shrink=shrink))
+    Backbone(module, Gaussian()).apply_(Update(Displacement(), decay_factor=decay_factor))
     taken = (before - module.weight.detach().double()).sum() / before.sum()
-    assert taken.item() == pytest.approx(shrink, rel=0.05)  # rounding 1 - 1e-7 to float32 would take 1.19e-7
+    assert taken.item() == pytest.approx(decay_factor, rel=0.05)  # rounding 1 - 1e-7 to float32 would take 1.19e-7
 
 
 def test_tensors_outside_the_selection_keep_every_bit():
     model = build_model("llama")
     before = all_bits(model)
     backbone = Backbone(model, Gaussian(), ["*.layers.1.*"])
-    backbone.fold(Update(Displacement({ONE: 1.0}), shrink=0.5))
+    backbone.apply_(Update(Displacement({ONE: 1.0}), decay_factor=0.5))
     after = all_bits(model)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == set(backbone.tensors)
@@ -259,14 +259,14 @@ def test_tensors_outside_the_selection_keep_every_bit():
 
 def test_going_home_and_updating_is_one_sweep_and_nothing_to_do_is_none():
     backbone = Backbone(Mixed(), Gaussian())
-    backbone.fold(Displacement({ONE: 1.0}))
+    backbone.apply_(Displacement({ONE: 1.0}))
     assert backbone.sweeps == 1
-    backbone.fold(Update(Displacement({ONE: -0.5, TWO: 0.5}), shrink=0.1), leaving=Displacement({ONE: 1.0}))
+    backbone.apply_(Update(Displacement({ONE: -0.5, TWO: 0.5}), decay_factor=0.1), leaving=Displacement({ONE: 1.0}))
     assert backbone.sweeps == 2
-    backbone.fold(Displacement())
-    backbone.fold(Update(Displacement()), leaving=Displacement())
+    backbone.apply_(Displacement())
+    backbone.apply_(Update(Displacement()), leaving=Displacement())
     assert backbone.sweeps == 2
-    backbone.fold(Update(Displacement(), shrink=0.1))
+    backbone.apply_(Update(Displacement(), decay_factor=0.1))
     assert backbone.sweeps == 3
 
 
@@ -279,18 +279,18 @@ def test_gathered_updates_have_the_bits_of_one_after_the_other_in_fewer_sweeps(n
     """More keys than are gathered, updates of several keys, of none, some that shrink, and one that cannot wait."""
     updates = [Update(Displacement({Key(1, step): 0.3 / (step + 1)})) for step in range(90)]
     updates += [Update(Displacement({Key(2, 0, index): 0.1 * index for index in range(1, 5)})), Update(Displacement())]
-    updates += [Update(Displacement({ONE: -0.5}), shrink=0.01), Update(Displacement({TWO: 0.25}))]
+    updates += [Update(Displacement({ONE: -0.5}), decay_factor=0.01), Update(Displacement({TWO: 0.25}))]
 
     def written(gathered):
         module = Mixed().to(dtype)
         masks = isinstance(noise, Magnitude)
         backbone = Backbone(module, LowRank() if masks else noise, mask=noise if masks else None)
-        with backbone.gathering() if gathered else nullcontext():
+        with backbone.deferred_writes() if gathered else nullcontext():
             for update in updates:
-                backbone.fold(update)
-            backbone.fold(Displacement({THREE: 1.0}), leaving=Displacement({TWO: 0.5}))
-            backbone.fold(updates[0])
-            backbone.fold(updates[1])
+                backbone.apply_(update)
+            backbone.apply_(Displacement({THREE: 1.0}), leaving=Displacement({TWO: 0.5}))
+            backbone.apply_(updates[0])
+            backbone.apply_(updates[1])
         return all_bits(module), backbone
 
     alone, backbone = written(False)
@@ -298,7 +298,7 @@ def test_gathered_updates_have_the_bits_of_one_after_the_other_in_fewer_sweeps(n
     assert same(alone, together)
     assert backbone.sweeps == 96
     assert gathering.sweeps == 4
-    assert not gathering.torn
+    assert not gathering.is_corrupt
 
 
 def test_what_was_gathered_is_not_written_after_an_error():
@@ -306,14 +306,14 @@ def test_what_was_gathered_is_not_written_after_an_error():
     before, backbone = all_bits(module), Backbone(module, Gaussian())
 
     def interrupted():
-        with backbone.gathering():
-            backbone.fold(Update(Displacement({ONE: 1.0})))
+        with backbone.deferred_writes():
+            backbone.apply_(Update(Displacement({ONE: 1.0})))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert same(before, all_bits(module))
-    backbone.fold(Update(Displacement({ONE: 1.0})))  # at once again
+    backbone.apply_(Update(Displacement({ONE: 1.0})))  # at once again
     assert not same(before, all_bits(module))
 
 
@@ -321,14 +321,14 @@ def test_an_elementwise_update_is_applied_also_when_the_gradient_is_zero():
     module = nn.Linear(3, 2)
     before = module.weight.detach().clone()
     backbone = Backbone(module, Gaussian())
-    backbone.fold(Update(Displacement(), elementwise=lambda _n, _s, _b, gradient: gradient + 0.5))
+    backbone.apply_(Update(Displacement(), dense_update_fn=lambda _n, _s, _b, gradient: gradient + 0.5))
     assert torch.equal(module.weight, before + 0.5)
     assert backbone.sweeps == 1
 
 
 def test_folding_records_no_graph_and_leaves_gradients_alone():
     module = Mixed()
-    Backbone(module, Gaussian()).fold(Displacement({ONE: 1.0}))
+    Backbone(module, Gaussian()).apply_(Displacement({ONE: 1.0}))
     assert all(p.requires_grad and p.grad is None and p.grad_fn is None for p in module.parameters())
 
 
@@ -374,5 +374,5 @@ def test_a_parameter_that_was_replaced_is_still_the_one_that_moves():
     backbone = Backbone(model, Gaussian())
     model.weight.data = model.weight.data.clone()
     before = model.weight.detach().clone()
-    backbone.fold(Displacement({Key(0, 0): 1.0}))
+    backbone.apply_(Displacement({Key(0, 0): 1.0}))
     assert not torch.equal(model.weight, before)

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from zofo.backbone import load_model
+from zofo.bench import StepOptions, bench_step, step, step_variants
+from zofo.bench.step import over_the_same_tensors
+from zofo.bench.step_memory import failure, measure_peak
+from zofo.bench.step_variants import WAYS, AmortizedSteps, random_examples, usual_loss, usual_step
 from zofo.cli import main
 from zofo.errors import ConfigError, EvaluatorError, ModelError, RunError, UnknownNameError
 from zofo.evaluators import InForward
+from zofo.models import load_model
 from zofo.objectives import classification_loss
-from zofo.studies import StepOptions, bench_step, step_bench, step_ways
-from zofo.studies.step_bench import over_the_same_tensors
-from zofo.studies.step_memory import failure, measure_peak
-from zofo.studies.step_ways import WAYS, FoldedSteps, random_examples, usual_loss, usual_step
 from zofo.tasks import collate
 
 NAMES = [
@@ -103,7 +103,7 @@ def test_the_file_has_every_way_with_its_time(run_step, options, tmp_path):
 
 
 def test_peaks_are_those_of_processes_of_their_own(options, monkeypatch, tmp_path):
-    monkeypatch.setattr(step_bench, "WAYS", {name: WAYS[name] for name in ("inference", "fo-full")})
+    monkeypatch.setattr(step, "WAYS", {name: WAYS[name] for name in ("inference", "fo-full")})
     report = bench_step(options, file=tmp_path / "step.json")
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["inference", "fo-full"]
@@ -156,13 +156,13 @@ def test_the_usual_step_moves_the_weights_by_minus_lr_times_the_slope_along_its_
 
 
 def test_no_way_disturbs_another(options, batch, monkeypatch):
-    monkeypatch.setattr(step_ways, "LR", 1e-12)  # so that only what must not happen moves the weights
+    monkeypatch.setattr(step_variants, "LR", 1e-12)  # so that only what must not happen moves the weights
     model = load_model(options.model).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pointers = [parameter.data_ptr() for parameter in model.parameters()]
     with torch.no_grad():
         loss = classification_loss(model, batch)
-    models = step_bench._Models(model)
+    models = step._Models(model)
     ways = {name: build(models.of(name), options) for name, build in WAYS.items()}
     for way in ways.values():
         way.prepare()
@@ -201,16 +201,16 @@ def test_a_step_in_the_forward_is_timed_in_the_middle_of_its_cycle(
     model, model_folder, directions, examples, rank, cycle
 ):
     way = WAYS[f"in-forward-{directions}"](model, StepOptions(str(model_folder), examples, 4, rank))
-    assert isinstance(way, FoldedSteps)
+    assert isinstance(way, AmortizedSteps)
     evaluator = way._evaluator
     assert isinstance(evaluator, InForward)
-    met, asked, keys = [], evaluator.visit, examples if directions == "per-example" else 1
+    met, asked, keys = [], evaluator.probe, examples if directions == "per-example" else 1
 
-    def visit(*arguments):
+    def probe(*arguments):
         met.append(len(evaluator.pending) / keys)
         return asked(*arguments)
 
-    evaluator.visit = visit
+    evaluator.probe = probe
     way.prepare()
     assert way.cycle == cycle
     assert met == list(range(cycle))
@@ -241,7 +241,7 @@ def test_a_step_in_the_forward_is_timed_in_the_middle_of_its_cycle(
     ],
 )
 def test_a_mistake_is_said_before_anything_is_measured(run_step, options, monkeypatch, flag, value, message):
-    monkeypatch.setattr(step_bench, "_rounds", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(step, "_rounds", lambda *_: pytest.fail("measured"))
     code, out, err = run_step(options, flag, value)
     assert code == 2
     assert message in err
@@ -273,7 +273,7 @@ def test_a_file_that_exists_is_kept_until_it_is_replaced(options, tmp_path):
 
 
 def test_a_way_without_memory_is_noted_and_the_others_are_measured(options, monkeypatch, tmp_path):
-    class Fails(step_ways.Way):
+    class Fails(step_variants.StepVariant):
         def prepare(self):
             pass
 
@@ -284,7 +284,7 @@ def test_a_way_without_memory_is_noted_and_the_others_are_measured(options, monk
         raise EvaluatorError("16 examples at 2 points do not fit into memory in one forward")
 
     some = {"inference": WAYS["inference"], "mezo-usual": lambda model, options: Fails(), "in-place": refuses}
-    monkeypatch.setattr(step_bench, "WAYS", some)
+    monkeypatch.setattr(step, "WAYS", some)
     report = bench_step(options, memory=False, file=tmp_path / "step.json")
     floor, late, early = json.loads((tmp_path / "step.json").read_text())["rows"]
     assert floor["median_s"] > 0

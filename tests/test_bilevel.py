@@ -11,8 +11,8 @@ from torch import nn
 from bilevel_problems import IN_PLACE, LATENT, RHO, D, Quadratic, Vectors, language_setting, quadratic_setting
 from conftest import build_model, build_tokenizer
 from test_anchor import Live
-from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, InPlace, Key, Setting, TwoSided
-from zofo.methods.backbone_step import BackboneStep
+from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, InPlace, Key, TrainingContext, TwoSided
+from zofo.methods.bilevel.backbone_step import BackboneStep
 
 MOMENTUM = {"name": "momentum", "lr": 0.0012, "beta": 0.9}
 
@@ -123,7 +123,7 @@ def test_the_step_on_theta_takes_no_more_memory_than_the_largest_tensor(monkeypa
         monkeypatch.setattr(f"zofo.backbone.backbone.{block}", 1 << 13)
     model = Deep()
     rows = list(torch.randn(12, WIDE, generator=torch.Generator().manual_seed(1)))
-    setting = Setting(model, lambda m, batch: m(batch), rows, torch.stack)
+    setting = TrainingContext(model, lambda m, batch: m(batch), rows, torch.stack)
     method = Bilevel(BilevelConfig(batch_size=4, inner_steps=1, rule={"lr": 1e-5}, **parts), setting, Vectors(model))
     method.step(0)  # tables that are made once in a process
     taken = []
@@ -251,7 +251,8 @@ def test_names_and_directions_do_not_depend_on_the_adapters():
     plain = build_model("gpt2", len(tokenizer))
     names = list(Backbone(plain, Gaussian()).tensors)
     method = Bilevel(
-        BilevelConfig(batch_size=2), Setting(build_model("gpt2", len(tokenizer)), None, list(range(12)), list, 0)
+        BilevelConfig(batch_size=2),
+        TrainingContext(build_model("gpt2", len(tokenizer)), None, list(range(12)), list, 0),
     )
     assert list(method.backbone.tensors) == names
 

@@ -13,16 +13,28 @@ from rich.console import Console
 
 from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_setting, quadratic_setting
 from conftest import build_model, build_tokenizer
-from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, Key, LowRank, OneSided, Setting, TwoSided
+from zofo import (
+    Backbone,
+    Bilevel,
+    BilevelConfig,
+    Displacement,
+    Gaussian,
+    Key,
+    LowRank,
+    OneSided,
+    TrainingContext,
+    TwoSided,
+)
 from zofo.backbone import Update
 from zofo.errors import ConfigError
 from zofo.estimators import Estimate
-from zofo.methods.moved import Moved
+from zofo.methods.bilevel.backbone_distance import Moved
+from zofo.methods.bilevel.penalty_schedule import LARGEST, PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.optimizers import build_optimizer
-from zofo.methods.penalty import LARGEST, PenaltySchedule, penalty_at, rate_note, rounding_note
-from zofo.methods.zeroth_order import LR_OF_ONE
+from zofo.methods.zeroth_order_step import LR_OF_ONE
 from zofo.rules import DenseAdam
-from zofo.training import RunFolder, Trajectory, read_config, train
+from zofo.training import RunFolder, read_config, train
+from zofo.trajectory import Trajectory
 
 T, BATCH = 2, 4
 
@@ -275,7 +287,7 @@ def test_adam_goes_on_below_a_penalty_that_is_the_largest(penalty):
         start, z = backbone.tensors["weight"].clone(), backbone.noise.whole(Key(0, 0), "weight", (4, 4))
         gradient = Displacement({Key(0, 0): penalty * slope})
         update, _ = DenseAdam(lr=1e-3).update(Estimate.of(gradient), DenseAdam().init())
-        backbone.fold(update)
+        backbone.apply_(update)
         moved = backbone.tensors["weight"] - start
         torch.testing.assert_close(moved, -1e-3 * z.sign(), rtol=1e-3, atol=1e-6)
 
@@ -375,7 +387,7 @@ def test_the_distance_after_one_key_in_two_updates(noise, exact):
     start = {name: tensor.clone() for name, tensor in backbone.tensors.items()}
     length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
     for update in (Displacement({Key(0, 0): 0.1}), Displacement({Key(0, 0): 0.05})):
-        backbone.fold(Update(update))
+        backbone.apply_(Update(update))
         moved.add(Update(update))
     assert moved.relative == pytest.approx(distance(backbone.tensors, start) / length, rel=exact)
     moved.add(Update(Displacement({Key(0, 1): 0.15})))
@@ -390,13 +402,13 @@ def test_the_distance_with_weight_decay(select, noise):
     moved, start = Moved(backbone, decays=True), {name: tensor.clone() for name, tensor in backbone.tensors.items()}
     length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
     close = 0.3 if backbone.size < 1000 else 0.05  # with few entries, directions have products and other lengths
-    for keys, shrink in (([0], 0.0), ([0, 1], 0.5), ([1], 0.4), ([], 0.6), ([2], 0.0)):
-        update = Update(Displacement({Key(0, key): 0.01 for key in keys}), shrink)
-        backbone.fold(update)
+    for keys, decay_factor in (([0], 0.0), ([0, 1], 0.5), ([1], 0.4), ([], 0.6), ([2], 0.0)):
+        update = Update(Displacement({Key(0, key): 0.01 for key in keys}), decay_factor)
+        backbone.apply_(update)
         moved.add(update)
         assert moved.relative == pytest.approx(distance(backbone.tensors, start) / length, rel=close)
     again = Moved(Backbone(build_model("llama"), noise, select), decays=True)
-    again.recall(moved.remember())
+    again.load_state_dict(moved.state_dict())
     assert again.relative == moved.relative
 
 
@@ -429,7 +441,7 @@ def test_rules_with_buffers_of_theta_log_the_distance_itself(rule, evaluator):
     first, second = (method_of(rule={"name": rule, "lr": 1e-3}, evaluator=evaluator) for _ in range(2))
     for number in range(2):
         first.step(number)
-    second.recall(first.remember(weights=True))  # in a model that stands at the base weights
+    second.load_state_dict(first.state_dict(weights=True))  # in a model that stands at the base weights
     found = second.step(2).coefficients["backbone_moved"]
     assert found == pytest.approx(logs[-1].coefficients["backbone_moved"], rel=1e-5)
 
@@ -532,7 +544,7 @@ def test_too_few_examples_for_a_batch(count, batch, message, hint):
 )
 def test_adapters_that_the_model_cannot_take(kind, adapter, message, how):
     head = transformers.AutoModelForSequenceClassification if kind == "bert" else transformers.AutoModelForCausalLM
-    setting = Setting(build_model(kind, 300, head=head), None, list(range(24)), list, 0)
+    setting = TrainingContext(build_model(kind, 300, head=head), None, list(range(24)), list, 0)
     with pytest.raises(ConfigError, match=message):
         method_of(setting, adapter=adapter, backbone_step=how)
 

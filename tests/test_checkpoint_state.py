@@ -15,11 +15,11 @@ from test_going_on import METHOD, stopped_at
 from zofo.errors import CheckpointError
 from zofo.methods import METHODS
 from zofo.training import RunFolder, read_config, train
-from zofo.training.callbacks import Best, Evaluating
-from zofo.training.checkpoints import Checkpoints
+from zofo.training.callbacks import BestCheckpoint, EvaluationCallback
+from zofo.training.checkpoint import Checkpoints
+from zofo.training.data_module import load_material, setting_of
 from zofo.training.identity import content_hash
-from zofo.training.material import load_material, setting_of
-from zofo.training.progress import Progress, needs_weights
+from zofo.training.run_state import Progress, should_checkpoint_weights
 
 DISK = "meta-bilevel, on disk"
 CASES = ["mezo, momentum", "mezo, dense adam", "svrg", "svrg, copy", "first-order", "bilevel", "two-stage", DISK]
@@ -55,9 +55,9 @@ def restore(config, run, checkpoint):
     """Take a checkpoint back in a method that was built anew."""
     material = load_material(config, False, ("train", "validation"))
     method = METHODS[config.method.name](config.method, setting_of(config, material, None))
-    best, evaluating = Best(run.best, method.save), Evaluating(method, lambda _: None)
+    best, evaluating = BestCheckpoint(run.best, method.save), EvaluationCallback(method, lambda _: None)
     began = content_hash(run.identity.as_dict())
-    progress = Progress(method, best, evaluating, needs_weights(method, None), began=began)
+    progress = Progress(method, best, evaluating, should_checkpoint_weights(method, None), began=began)
     return progress.restore(checkpoint, run.metrics, run.trajectory)
 
 

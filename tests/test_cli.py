@@ -13,13 +13,14 @@ import pytest
 
 import zofo
 from conftest import review_rows, write_rows
-from zofo.errors import Stopped
+from zofo.errors import Interrupted
 from zofo.methods import METHODS
 from zofo.noise import MASKS, NOISES
 from zofo.objectives import OBJECTIVES
 from zofo.rules import RULES
 from zofo.tasks import METRICS, load_task, task_names
-from zofo.training import RunFolder, Trajectory
+from zofo.training import RunFolder
+from zofo.trajectory import Trajectory
 
 
 @pytest.fixture
@@ -412,7 +413,7 @@ def test_ctrl_c_on_a_real_process(run_zofo, given, tmp_path):
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_study_that_is_asked_to_stop_leaves_with_the_code_of_the_signal(run_zofo, tmp_path, monkeypatch, name, code):
     def stopped(*_):
-        raise Stopped(name, code, 3)
+        raise Interrupted(name, code, 3)
 
     monkeypatch.setattr("zofo.studies.run_study", stopped)
     found, _, said = run_zofo("study", "least-squares", "--out", tmp_path / "out")

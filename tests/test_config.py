@@ -9,10 +9,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from zofo.backbone import ModelConfig
 from zofo.config import PartConfig
 from zofo.errors import ConfigError, UnknownNameError, ZofoError
 from zofo.methods import METHODS, BilevelConfig, FirstOrderConfig, MeZOConfig
+from zofo.models import ModelConfig
 from zofo.tasks import TaskConfig, load_task, task_names
 from zofo.tasks.task import parse_task
 from zofo.training import RunConfig, TrainingConfig, read_config

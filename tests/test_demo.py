@@ -12,8 +12,8 @@ import time
 import pytest
 from rich.console import Console
 
+from zofo.bench import run_demo
 from zofo.errors import RunError
-from zofo.studies import run_demo
 from zofo.training import RunFolder
 
 

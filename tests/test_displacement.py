@@ -54,7 +54,7 @@ def test_arithmetic_leaves_its_operands_and_their_source_as_they_were():
     source = {Key(0, 1): 1.0}
     u = Displacement(source)
     source[Key(0, 1)] = 5.0
-    _ = u + u, u * 3, u - Displacement({Key(0, 1): 1.0}), -u, u.without_small(2.0)
+    _ = u + u, u * 3, u - Displacement({Key(0, 1): 1.0}), -u, u.pruned(2.0)
     assert list(u.items()) == [(Key(0, 1), 1.0)]
 
 
@@ -74,7 +74,7 @@ def test_adding_anything_but_a_displacement_is_a_type_error():
 
 def test_without_small_drops_what_is_below_the_tolerance_and_keeps_what_is_at_it():
     u = Displacement({Key(0, i): c for i, c in enumerate((0.5, -0.25, 0.2499, -2.0))})
-    assert list(u.without_small(0.25).items()) == [(Key(0, 0), 0.5), (Key(0, 1), -0.25), (Key(0, 3), -2.0)]
+    assert list(u.pruned(0.25).items()) == [(Key(0, 0), 0.5), (Key(0, 1), -0.25), (Key(0, 3), -2.0)]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -380,7 +380,7 @@ def package_of_a_tiny_encoder(index, monkeypatch, tmp_path, leave_out=""):
 
 
 def test_minilm_is_a_plain_folder_made_once(index, cache, tmp_path, monkeypatch):
-    from zofo.backbone import load_model
+    from zofo.models import load_model
 
     source = package_of_a_tiny_encoder(index, monkeypatch, tmp_path)
     folder = EMBEDDED_MODELS["minilm"]()
@@ -452,7 +452,7 @@ def test_the_real_minilm(cache):
     import torch
     import transformers
 
-    from zofo.backbone import load_model
+    from zofo.models import load_model
 
     folder = EMBEDDED_MODELS["minilm"]()
     encoder = transformers.AutoModel.from_pretrained(folder).eval()

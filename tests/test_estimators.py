@@ -463,7 +463,7 @@ def test_the_spread_is_the_standard_deviation_of_the_slopes_of_each_example_alon
     mean = slopes.sum() / len(slopes)
     spread = ((slopes - mean).square().sum() / (len(slopes) - 1)).sqrt().item()
     assert estimate.spread == pytest.approx(spread, rel=1e-9)
-    steps = estimate.over_spread()
+    steps = estimate.normalized_by_std()
     assert list(steps.gradient) == keys
     for key in keys:
         assert steps.gradient[key] == pytest.approx(estimate.gradient[key] / spread, rel=1e-9)
@@ -481,7 +481,7 @@ def test_a_step_over_the_spread_does_not_depend_on_the_scale_of_the_losses_or_on
     for epsilon, scale, offset in ((0.1, 1.0, 0.0), (0.1, 1000.0, 7.0), (0.4, 1e-4, 0.0)):
         estimator = ESTIMATORS[name](epsilon=epsilon)
         losses = scale * losses_at(linear, estimator.ask(asked), z, keys) + offset
-        steps.append(estimator.tell(asked, losses).over_spread().gradient)
+        steps.append(estimator.tell(asked, losses).normalized_by_std().gradient)
     for key in keys:
         assert [step[key] for step in steps] == pytest.approx([steps[0][key]] * 3, rel=1e-9)
 
@@ -494,7 +494,7 @@ def test_slopes_that_are_all_equal_give_no_step_over_their_spread(name, asked, h
     points = [high, low] if name == "two-sided" else [low, high]
     estimate = ESTIMATORS[name](epsilon=0.3).tell(asked, torch.tensor(points).unsqueeze(1).repeat(1, 33))
     assert (len(estimate.gradient) > 0) == (high > low)
-    assert estimate.over_spread().gradient == Displacement()
+    assert estimate.normalized_by_std().gradient == Displacement()
     assert estimate.spread == 0
 
 
@@ -503,4 +503,4 @@ def test_one_slope_has_no_spread_and_gives_no_step_over_it(name):
     estimate = ESTIMATORS[name](epsilon=0.5).tell([Key(0, 0)], torch.tensor([[3.0], [1.0]]))
     assert math.isnan(estimate.spread)
     assert len(estimate.gradient) == 1
-    assert estimate.over_spread().gradient == Displacement()
+    assert estimate.normalized_by_std().gradient == Displacement()

@@ -16,14 +16,15 @@ import yaml
 from conftest import review_rows, write_rows
 from zofo.embedded import cache_dir
 from zofo.errors import CheckpointError, DownloadError, OutOfMemoryError, RunError
-from zofo.shipping import compare_runs
-from zofo.studies.outcome import Outcome
+from zofo.export import compare_runs
+from zofo.studies.process_pool import Workers
+from zofo.studies.result import Outcome
 from zofo.studies.store import Store
-from zofo.studies.workers import Workers
-from zofo.training import RunFolder, Trajectory, read_config, train
-from zofo.training.checkpoints import Checkpoints
+from zofo.training import RunFolder, read_config, train
+from zofo.training.checkpoint import Checkpoints
 from zofo.training.metrics_file import metrics_lines
-from zofo.training.trajectory import MAGIC
+from zofo.trajectory import Trajectory
+from zofo.trajectory.format import MAGIC
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +254,7 @@ def test_processes_that_cannot_be_started_are_said(tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/dev/shm")
 
-    monkeypatch.setattr("zofo.studies.workers.ProcessPoolExecutor", refuse)
+    monkeypatch.setattr("zofo.studies.process_pool.ProcessPoolExecutor", refuse)
     with Workers(2, False) as workers, pytest.raises(RunError, match="/dev/shm") as raised:
         list(workers.make([], Store(tmp_path)))
     assert "leave out --jobs" in raised.value.hint
@@ -299,9 +300,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_removed(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(1, lambda folder: (folder / "a").write_text("x"))
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "zofo.training.checkpoints.sha256_of", lambda _: (_ for _ in ()).throw(OSError(errno.EMFILE, "x"))
-        )
+        patch.setattr("zofo.training.checkpoint.sha256_of", lambda _: (_ for _ in ()).throw(OSError(errno.EMFILE, "x")))
         with pytest.raises(CheckpointError):
             checkpoints.latest()
     assert checkpoints.latest().step == 1

@@ -23,10 +23,10 @@ from formats.make import (
     save_base,
 )
 from zofo.displacement import Key
-from zofo.shipping import Patch, apply_patch
-from zofo.shipping.container import MAGIC, VERSION
-from zofo.training import Trajectory, replay
-from zofo.training.checkpoints import Checkpoints
+from zofo.export import Patch, apply_patch
+from zofo.export.container import MAGIC, VERSION
+from zofo.training.checkpoint import Checkpoints
+from zofo.trajectory import Trajectory, replay
 
 
 def agree(found, name, apart_from="base"):
@@ -48,7 +48,7 @@ def test_a_trajectory_of_format_2(tmp_path):
     assert kinds == ["Moved", "Update", "Stepped", "Settled", "Update", "Stepped", "Update", "Stepped"]
     assert trajectory.whole
     assert trajectory.updates[0].displacement[Key(7, 0, 1)] == 0.125
-    assert (trajectory.updates[1].shrink, trajectory.updates[2].lr) == (0.001, 0.02)
+    assert (trajectory.updates[1].decay_factor, trajectory.updates[2].lr) == (0.001, 0.02)
     model = base_model()
     replay(model, trajectory)
     agree(numbers_of(model), TRAJECTORY.name)

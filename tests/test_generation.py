@@ -15,7 +15,7 @@ from torch import nn
 from conftest import ARCHITECTURES, LINES, build_model, build_tokenizer, write_rows
 from zofo.errors import ConfigError, ModelError
 from zofo.objectives import Generation, generate
-from zofo.tasks import Encoded, Example, encode
+from zofo.tasks import Example, TokenizedChoices, encode
 from zofo.training import evaluate_zero_shot, read_config
 
 TEXTS = ("the film is", "a dull and lifeless story that never finds its", "it drags on and", "an")
@@ -32,7 +32,7 @@ def llama(tokenizer):
     return build_model("llama", len(tokenizer), seed=3)
 
 
-def prompts(tokenizer, *texts: str) -> list[Encoded]:
+def prompts(tokenizer, *texts: str) -> list[TokenizedChoices]:
     return encode(tokenizer, [Example(text, (" x",), (0,)) for text in texts])
 
 

@@ -18,11 +18,11 @@ from rich.console import Console
 
 from conftest import review_rows, with_soak
 from metaicl_rows import write_tasks
-from zofo.errors import CheckpointError, NonFiniteError, RunError, Stopped
+from zofo.errors import CheckpointError, Interrupted, NonFiniteError, RunError
 from zofo.methods import METHODS
 from zofo.tasks import packaged_text
-from zofo.training import RunFolder, Scorer, read_config, train
-from zofo.training.checkpoints import Checkpoints, damage_of
+from zofo.training import RunFolder, TaskEvaluator, read_config, train
+from zofo.training.checkpoint import Checkpoints, damage_of
 
 STEPS = 12
 LR = {"rule": {"lr": 1e-3}}
@@ -127,7 +127,7 @@ def contents(run, without=("config.yaml", "environment.json")):
 
 def stopped_at(config, step, number=signal.SIGTERM):
     before = signal.getsignal(number)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         train(config, Console(file=Stopping(step, number)))
     assert signal.getsignal(number) is before
     return stopped.value
@@ -218,7 +218,7 @@ def test_a_second_ctrl_c_writes_nothing_more(configured, ctrl_c):
     with pytest.raises(KeyboardInterrupt) as left:
         train(config, Console(file=Stopping(3, signal.SIGINT, times=2)))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert not isinstance(left.value, Stopped)
+    assert not isinstance(left.value, Interrupted)
     assert Checkpoints(config.run / "checkpoints").latest().step == 2
     assert not (config.run / "summary.json").exists()
     assert not (config.run / "adapter").exists()
@@ -255,8 +255,8 @@ def test_a_signal_in_an_evaluation_lets_it_finish(configured, asked_in, call, st
     """Also in the last one, where the test split is still to be scored."""
     whole = contents(train(configured("mezo", "whole", test=True)).path)
     config = configured("mezo", test=True)
-    asked_in(Scorer, "evaluate", call)
-    with pytest.raises(Stopped) as stopped:
+    asked_in(TaskEvaluator, "evaluate", call)
+    with pytest.raises(Interrupted) as stopped:
         train(config)
     assert (stopped.value.exit_code, stopped.value.steps) == (143, steps)
     assert scored_in(config.run)[-1] == steps
@@ -268,7 +268,7 @@ def test_a_signal_in_an_evaluation_lets_it_finish(configured, asked_in, call, st
 @pytest.mark.parametrize("test", [False, True])
 def test_a_signal_with_which_nothing_is_left_to_do_is_said(configured, asked_in, test):
     whole = contents(train(configured("mezo", "whole", test=test)).path)
-    asked_in(Scorer, "evaluate", 4 if test else 3)  # of 3 on validation and one on test
+    asked_in(TaskEvaluator, "evaluate", 4 if test else 3)  # of 3 on validation and one on test
     shown = io.StringIO()
     run = train(configured("mezo", test=test), Console(file=shown))
     assert "SIGTERM came when nothing was left to do: the run has ended" in shown.getvalue()
@@ -281,8 +281,8 @@ def test_a_signal_with_which_nothing_is_left_to_do_is_said(configured, asked_in,
 def test_methods_that_only_read_stop_and_begin_again(configured, asked_in, method):
     whole = contents(train(configured("", "whole", {"name": method}, test=True)).path)
     config = configured("", "run", {"name": method}, test=True)
-    asked_in(*((METHODS[method], "step") if method == "linear-probe" else (Scorer, "evaluate")))
-    with pytest.raises(Stopped, match="what it was at is not saved") as stopped:
+    asked_in(*((METHODS[method], "step") if method == "linear-probe" else (TaskEvaluator, "evaluate")))
+    with pytest.raises(Interrupted, match="what it was at is not saved") as stopped:
         train(config)
     assert stopped.value.exit_code == 143
     assert "to begin again: zofo train" in stopped.value.hint
@@ -376,7 +376,7 @@ def rewarded_otherwise(example, answer):
 @pytest.mark.promise(6)
 def test_a_run_does_not_go_on_with_another_reward(configured):
     config = configured("mezo")
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         train(config, Console(file=Stopping(3)), reward=rewarded)
     assert "the same reward" in stopped.value.hint
     for other, name in ((rewarded_otherwise, f"{__name__}.rewarded_otherwise"), (None, "classification")):

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from conftest import build_model, build_tokenizer, review_rows, write_rows
 from test_going_on import stopped_at
-from zofo.backbone import load_model
 from zofo.errors import RunError, ZofoError
-from zofo.shipping import apply_patch, compare_runs, export_run, replay_run
-from zofo.shipping.models import save_model
+from zofo.export import apply_patch, compare_runs, export_run, replay_run
+from zofo.export.save_pretrained import save_model
+from zofo.models import load_model
 from zofo.tasks import Example, encode, packaged_text
 from zofo.training import RunFolder, evaluate_run, predict, read_config, train
 from zofo.training.identity import Identity, changes, model_identity, rows_hash, tokens_hash
@@ -193,7 +193,7 @@ def test_a_prompt_that_has_changed_is_named_and_a_run_that_ended_keeps_its_own(p
 @pytest.mark.promise(22)
 def test_rows_that_are_drawn_otherwise_are_named_by_their_tokens(place, monkeypatch):
     """As by another version of the tokenizers library, which reads the same file and the same rows."""
-    import zofo.training.material as material
+    import zofo.training.data_module as material
 
     def encoded(*given):
         first, *others = encode(*given)

@@ -18,10 +18,10 @@ from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, EvaluatorError
 from zofo.estimators import TwoSided
-from zofo.evaluators import EVALUATORS, InForward, InPlace, rows
+from zofo.evaluators import EVALUATORS, InForward, InPlace, batch_protocol
 from zofo.noise import Gaussian, LowRank
 from zofo.objectives import classification_loss
-from zofo.tasks import Encoded, collate
+from zofo.tasks import TokenizedChoices, collate
 
 A, B, C = Key(11, 3), Key(11, 3, 1), Key(11, 2)
 POINTS = [Displacement({A: 1e-2, B: 3e-3}), Displacement({A: -1e-2}), Displacement()]
@@ -92,7 +92,8 @@ def in_place_losses(evaluator, objective, batch, points):
         if isinstance(point, Displacement):
             losses.append(in_place.losses(objective, batch, [point + pending])[0])
             continue
-        each = [in_place.losses(objective, rows.part(batch, i, i + 1), [at + pending])[0] for i, at in enumerate(point)]
+        parts = [batch_protocol.part(batch, i, i + 1) for i in range(len(point))]
+        each = [in_place.losses(objective, part, [at + pending])[0] for part, at in zip(parts, point, strict=True)]
         losses.append(torch.cat(each))
     return torch.stack(losses)
 
@@ -101,7 +102,7 @@ def check_agreement(evaluator, objective, batch, *askings, rtol=1e-5):
     """Each asking, a list of points, in one call."""
     for points in askings:
         losses = evaluator.losses(objective, batch, points)
-        assert losses.shape == (len(points), rows.size(batch))
+        assert losses.shape == (len(points), batch_protocol.size(batch))
         assert losses.dtype == torch.float32
         expected = in_place_losses(evaluator, objective, batch, points)
         torch.testing.assert_close(losses, expected, rtol=rtol, atol=1e-6)
@@ -238,7 +239,7 @@ def encoded(examples, candidates, tokens, prompt):
         draw = torch.randint(3, 300, (200,), generator=generator(i)).tolist()
         start = draw[: prompt + i % 3]
         ends = [draw[100 + 9 * c : 100 + 9 * c + 1 + (i + c) % tokens] for c in range(candidates)]
-        made.append(Encoded(tuple((*start, *end) for end in ends), tuple(map(len, ends)), i % candidates))
+        made.append(TokenizedChoices(tuple((*start, *end) for end in ends), tuple(map(len, ends)), i % candidates))
     return made
 
 
@@ -272,11 +273,11 @@ def test_several_objectives_with_batches_of_their_own_stand_side_by_side():
 
     few, batch, evaluator = mlp_batch(2), mlp_batch(7), build(make_mlp())
     shared, each = POINTS[0], own_points(11)[0]
-    with evaluator.visit([(square_loss, batch), (absolute, few), (square_loss, few)], [shared, each]) as visit:
+    with evaluator.probe([(square_loss, batch), (absolute, few), (square_loss, few)], [shared, each]) as visit:
         losses = visit.losses
     assert losses.shape == (2, 11)
     for first, objective, own in ((0, square_loss, batch), (7, absolute, few), (9, square_loss, few)):
-        last = first + rows.size(own)
+        last = first + batch_protocol.size(own)
         expected = in_place_losses(evaluator, objective, own, [shared, each[first:last]])
         torch.testing.assert_close(losses[:, first:last], expected, rtol=1e-5, atol=1e-6)
 
@@ -384,7 +385,7 @@ def test_a_model_is_untouched_after_an_exception(error, place):
 def test_a_model_is_untouched_after_the_body_of_a_visit_raises():
     model = make_mlp()
     before = picture(model)
-    with pytest.raises(KeyError), build(model).visit([(square_loss, mlp_batch(3))], POINTS):
+    with pytest.raises(KeyError), build(model).probe([(square_loss, mlp_batch(3))], POINTS):
         raise KeyError
     assert_untouched(model, before)
 

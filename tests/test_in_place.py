@@ -127,7 +127,7 @@ def test_several_objectives_with_batches_of_their_own_stand_side_by_side_and_sha
 
     few, module = tuple(part[:2] for part in MLP_BATCH), make_mlp()
     evaluator = build(module)
-    with evaluator.visit([(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)], POINTS) as visit:
+    with evaluator.probe([(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)], POINTS) as visit:
         losses = visit.losses
     alone = [(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)]
     expected = [reference_losses(make_mlp(), *ask, POINTS, Gaussian()) for ask in alone]
@@ -240,7 +240,7 @@ def test_weights_drift_less_than_1e_minus_5_in_1000_probes_whose_forward_raises(
 def test_weights_go_home_when_the_body_of_a_visit_raises():
     module = make_mlp()
     before = weights(module)
-    with pytest.raises(KeyError), build(module).visit([(square_loss, MLP_BATCH)], POINTS):
+    with pytest.raises(KeyError), build(module).probe([(square_loss, MLP_BATCH)], POINTS):
         raise KeyError
     assert drift(module, before) < 2e-7
 
@@ -270,7 +270,7 @@ def test_one_half_precision_tensor_among_many_is_refused_unless_it_is_left_out()
 
 
 def step(evaluator, estimator, keys, objective=square_loss, batch=MLP_BATCH, lr=0.01):
-    with evaluator.visit([(objective, batch)], estimator.ask(keys)) as visit:
+    with evaluator.probe([(objective, batch)], estimator.ask(keys)) as visit:
         estimate = estimator.tell(keys, visit.losses)
         visit.update(SGD(lr).update(estimate, SGD(lr).init())[0])
     return estimate
@@ -437,6 +437,6 @@ def test_an_interrupt_inside_a_sweep_is_never_silent():
     with pytest.raises(KeyboardInterrupt):
         evaluator.losses(loss, torch.ones(2, 3), points)
     noise.armed = False
-    assert backbone.torn
+    assert backbone.is_corrupt
     with pytest.raises(ModelError, match="in the middle of a sweep"):
         evaluator.losses(loss, torch.ones(2, 3), points)

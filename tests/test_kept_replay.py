@@ -16,8 +16,8 @@ from test_going_on import METHOD
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.errors import RunError
 from zofo.noise import Gaussian, LowRank
-from zofo.training import RunFolder, kept_replay, read_config, train
-from zofo.training import run as run_module
+from zofo.training import RunFolder, read_config, replay_cache, train
+from zofo.training import run_folder as run_module
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_a_full_disk_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(kept_replay, "save_file", full)
+    monkeypatch.setattr(replay_cache, "save_file", full)
     assert bits(run) == usual
     assert bits(run) == usual
     assert not list((run.path / "replayed").glob("*.safetensors"))
@@ -187,8 +187,8 @@ def test_a_folder_that_can_only_be_read_costs_a_replay_and_nothing_else(run, rep
     def refused(*given, **how):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(kept_replay, "save_file", refused)
-    monkeypatch.setattr(kept_replay, "FileLock", refused)
+    monkeypatch.setattr(replay_cache, "save_file", refused)
+    monkeypatch.setattr(replay_cache, "FileLock", refused)
     monkeypatch.setattr(type(run.path), "unlink", refused)
     assert bits(run) == usual
     assert {file.name: file.read_bytes() for file in (run.path / "replayed").iterdir()} == before
@@ -213,7 +213,7 @@ def test_the_checked_file_is_the_one_that_is_read(run, replays, monkeypatch):
         file.unlink()
         return found
 
-    monkeypatch.setattr(kept_replay, "fingerprint", checked)
+    monkeypatch.setattr(replay_cache, "fingerprint", checked)
     assert bits(run) == usual
     assert replays == [None]
 

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 
 from conftest import build_model, build_tokenizer
 from zofo.adapters.base import quiet_peft
-from zofo.backbone import Head, ModelConfig, head_of, load_model, load_tokenizer
-from zofo.backbone.heads import complete_head, default_head, is_encoder
-from zofo.backbone.probing import refuse_unfit_for_scoring
 from zofo.displacement import Key
 from zofo.errors import ConfigError, ModelError
+from zofo.models import Head, ModelConfig, head_of, load_model, load_tokenizer
+from zofo.models.heads import complete_head, default_head, is_encoder
+from zofo.models.padding_check import refuse_unfit_for_scoring
 from zofo.noise import Gaussian
 
 CLASSES: dict[Head, type] = {
@@ -465,12 +465,12 @@ def test_a_revision_is_the_one_that_is_loaded(saved, tmp_path, monkeypatch):
 
 
 def test_settings_of_the_head_are_checked():
-    from zofo.config import validated
+    from zofo.config import parse_model
 
     with pytest.raises(ConfigError, match="head: Input should be 'causal-lm', 'masked-lm' or 'classification'"):
-        validated(ModelConfig, {"head": "regression"})
+        parse_model(ModelConfig, {"head": "regression"})
     with pytest.raises(ConfigError, match="head_seed"):
-        validated(ModelConfig, {"head_seed": -1})
+        parse_model(ModelConfig, {"head_seed": -1})
 
 
 # what a checkpoint holds beside the model

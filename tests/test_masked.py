@@ -12,7 +12,7 @@ from bilevel_problems import language_setting
 from conftest import build_model
 from least_squares import LeastSquares
 from zofo.backbone import Backbone, Update
-from zofo.config import validated
+from zofo.config import parse_model
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, EvaluatorError
 from zofo.estimators import TwoSided
@@ -22,17 +22,18 @@ from zofo.noise import (
     MASKS,
     NOISES,
     STREAM_VERSION,
+    BlockRotation,
     Gaussian,
     LowRank,
     Magnitude,
     RandomMask,
-    Rotation,
-    magnitude,
+    magnitude_mask,
     masked,
 )
-from zofo.noise.masked import unit_count
-from zofo.training import Trajectory, TrajectoryWriter, evaluate_run, read_config, replay, train
-from zofo.training.run import RunFolder
+from zofo.noise.masks import unit_count
+from zofo.training import evaluate_run, read_config, train
+from zofo.training.run_folder import RunFolder
+from zofo.trajectory import Trajectory, TrajectoryWriter, replay
 
 CPU = torch.device("cpu")
 SHAPES = {"embed.weight": (17, 6), "norm.weight": (33,), "conv.weight": (4, 3, 2), "scale": (), "head.weight": (9, 5)}
@@ -41,8 +42,8 @@ KINDS = {
     "magnitude, largest": Magnitude(share=0.4, keep="largest"),
     "random": RandomMask(share=0.4),
     "random, every 3": RandomMask(share=0.4, every=3),
-    "rotation": Rotation(blocks=3),
-    "rotation, cyclic": Rotation(blocks=3, order="cyclic"),
+    "rotation": BlockRotation(blocks=3),
+    "rotation, cyclic": BlockRotation(blocks=3, order="cyclic"),
 }
 CONFIGS = {
     "magnitude": {"name": "magnitude", "share": 0.4},
@@ -192,7 +193,7 @@ def test_masks_are_the_same_on_cpu_and_on_the_device(mask):
 
 def test_the_order_of_blocks_is_that_of_stream_version_1():
     tensors = {str(i): torch.zeros(1) for i in range(8)}
-    assert "".join(name for (name,) in turns(Rotation(8), range(16), tensors)) == "5206473162751340"
+    assert "".join(name for (name,) in turns(BlockRotation(8), range(16), tensors)) == "5206473162751340"
 
 
 # by magnitude
@@ -217,29 +218,29 @@ CASES = {
 @pytest.mark.parametrize("at_once", [16, 1 << 18])
 @pytest.mark.parametrize("case", CASES)
 def test_the_smallest_entries_are_those_that_a_stable_sort_puts_first(case, at_once, monkeypatch):
-    monkeypatch.setattr(magnitude, "_AT_ONCE", at_once)
+    monkeypatch.setattr(magnitude_mask, "_AT_ONCE", at_once)
     tensor = CASES[case]
     n, order = tensor.numel(), in_order(tensor)
     for count in sorted({0, 1, n // 3, n - 1, n} & set(range(n + 1))):
-        units = magnitude.smallest_entries(tensor, count).read((0, n), CPU)
+        units = magnitude_mask.smallest_entries(tensor, count).read((0, n), CPU)
         assert set(units.nonzero().flatten().tolist()) == set(order[:count].tolist())
 
 
 @pytest.mark.parametrize("at_once", [16, 1 << 18])
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case].dim() == 2])
 def test_the_smallest_rows_are_those_of_smallest_norm(case, at_once, monkeypatch):
-    monkeypatch.setattr(magnitude, "_AT_ONCE", at_once)
+    monkeypatch.setattr(magnitude_mask, "_AT_ONCE", at_once)
     tensor = CASES[case]
     order = in_order(tensor.double().square().sum(1))
     for count in (0, 1, len(tensor) // 3, len(tensor)):
-        units = magnitude.smallest_rows(tensor, count).read((0, len(tensor)), CPU)
+        units = magnitude_mask.smallest_rows(tensor, count).read((0, len(tensor)), CPU)
         assert set(units.nonzero().flatten().tolist()) == set(order[:count].tolist())
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_rows_are_ranked_at_any_scale_of_the_weights(scale):
     matrix = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    plain, scaled = (magnitude.smallest_rows(tensor, 20).packed for tensor in (matrix, matrix * scale))
+    plain, scaled = (magnitude_mask.smallest_rows(tensor, 20).packed for tensor in (matrix, matrix * scale))
     assert torch.equal(plain, scaled)
 
 
@@ -277,7 +278,7 @@ def test_the_mask_stays_what_it_was_when_the_weights_move():
     backbone = Backbone(module, NOISE["gaussian"], mask=Magnitude(0.25))
     before = backbone.values(Displacement({Key(0, 0): 1.0}))
     for step in range(3):
-        backbone.fold(Displacement({Key(0, step): 1.0}))
+        backbone.apply_(Displacement({Key(0, step): 1.0}))
     after = backbone.values(Displacement({Key(0, 0): 1.0}))
     assert all(torch.equal(before[name], after[name]) for name in before)
     anew = Backbone(module, NOISE["gaussian"], mask=Magnitude(0.25)).values(Displacement({Key(0, 0): 1.0}))
@@ -329,7 +330,7 @@ def turns(mask, steps, tensors=None, seed=4, index=0):
 @pytest.mark.parametrize("order", ["shuffled", "cyclic"])
 def test_each_round_visits_every_block_once_and_all_directions_of_a_step_share_it(order):
     tensors = {f"layers.{i}": torch.zeros(10) for i in range(24)}
-    mask = Rotation(blocks=6, order=order)
+    mask = BlockRotation(blocks=6, order=order)
     visited = turns(mask, range(60), tensors)
     names = list(tensors)
     blocks = [tuple(names[start : start + 4]) for start in range(0, 24, 4)]
@@ -349,7 +350,7 @@ def test_each_round_visits_every_block_once_and_all_directions_of_a_step_share_i
 )
 def test_blocks_are_contiguous_none_is_empty_and_none_could_be_much_smaller(blocks, sizes):
     tensors = {str(i): torch.zeros(size) for i, size in enumerate(sizes)}
-    visited = turns(Rotation(blocks, "cyclic"), range(blocks), tensors)
+    visited = turns(BlockRotation(blocks, "cyclic"), range(blocks), tensors)
     assert all(visited)
     assert [name for names in visited for name in names] == list(tensors)
     largest = max(sum(sizes[int(name)] for name in names) for names in visited)
@@ -362,8 +363,8 @@ def test_what_recurs_every_few_steps_meets_every_block_unless_the_order_is_cycli
     """The full-batch steps of SVRG are every second or fourth one; with cyclic blocks some would never have a g."""
     for q in (2, 4):
         full = range(0, 400, q)
-        assert len(set(turns(Rotation(4), full))) == 4
-        assert len(set(turns(Rotation(4, "cyclic"), full))) == 4 // q
+        assert len(set(turns(BlockRotation(4), full))) == 4
+        assert len(set(turns(BlockRotation(4, "cyclic"), full))) == 4 // q
 
 
 def test_in_place_only_tensors_of_the_block_are_drawn_for_and_written(monkeypatch):
@@ -374,7 +375,7 @@ def test_in_place_only_tensors_of_the_block_are_drawn_for_and_written(monkeypatc
             seen.add(name)
             return super().draw(key, name, shape, block, device)
 
-    backbone = Backbone(module, Seen(), mask=Rotation(blocks=4))
+    backbone = Backbone(module, Seen(), mask=BlockRotation(blocks=4))
     pieces, written = backbone._pieces, set()
     monkeypatch.setattr(backbone, "_pieces", lambda name, *others: written.add(name) or pieces(name, *others))
     evaluator = InPlace(module, backbone)
@@ -397,7 +398,7 @@ def test_estimates_are_unbiased_for_the_masked_gradient_within_4_standard_errors
     """The gradient of the mean loss of a quadratic is known, and a two-sided slope of it is exact."""
     model = LeastSquares()
     gradient = model.gradients(model.theta()).mean(0)
-    backbone = Backbone(model, noise, mask=Rotation(2) if label == "rotation" else KINDS[label])
+    backbone = Backbone(model, noise, mask=BlockRotation(2) if label == "rotation" else KINDS[label])
     evaluator, estimator, ids = InPlace(model, backbone), TwoSided(0.1), torch.arange(len(model.x))
     units = {n: backbone.noise.kept.units(Key(8, 1), n, (0, _units(backbone, n)), CPU) for n in backbone.tensors}
     kept = [u.repeat_interleave(backbone.tensors[n].numel() // len(u)) for n, u in units.items()]
@@ -424,7 +425,7 @@ def test_the_covariance_is_the_mask_on_the_diagonal_within_4_standard_errors(lab
     shapes = {"w": (4, 2), "b": (3,)}
     draw = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
-    part = masked(noise, Rotation(2) if label == "rotation" else KINDS[label], tensors)
+    part = masked(noise, BlockRotation(2) if label == "rotation" else KINDS[label], tensors)
     keys = [Key(9, 0, index) for index in range(600)]
     z = torch.stack([torch.cat([part.whole(k, n, s).flatten() for n, s in shapes.items()]) for k in keys]).double()
     # the share for masks of their own, else the mask itself
@@ -468,14 +469,14 @@ def test_losses_in_the_forward_equal_those_in_place(mask, rank, kind):
 def test_in_the_forward_tensors_of_other_blocks_run_as_they_are(monkeypatch):
     carried = []
 
-    class Recording(in_forward.Carrying):
+    class Recording(in_forward.PerturbedForward):
         def __init__(self, parameters, *rest):
             carried.append({name for _, name in parameters})
             super().__init__(parameters, *rest)
 
-    monkeypatch.setattr(in_forward, "Carrying", Recording)
+    monkeypatch.setattr(in_forward, "PerturbedForward", Recording)
     model = build_model("llama")
-    backbone = Backbone(model, LowRank(), mask=Rotation(blocks=4))
+    backbone = Backbone(model, LowRank(), mask=BlockRotation(blocks=4))
     evaluator = InForward(model, backbone)
     evaluator.check([(token_loss, IDS)])
     assert carried[0] == set(backbone.tensors)  # a check looks at every tensor
@@ -503,7 +504,7 @@ def test_a_check_still_finds_a_tensor_that_carries_no_direction_in_a_block_of_a_
             return x @ self.layers[-1].weight.cumsum(0)
 
     model = Twisted()
-    evaluator = InForward(model, Backbone(model, LowRank(), mask=Rotation(6, "cyclic")))
+    evaluator = InForward(model, Backbone(model, LowRank(), mask=BlockRotation(6, "cyclic")))
     with pytest.raises(EvaluatorError, match=r"'layers.5.weight' .* through 'cumsum'"):
         evaluator.check([(lambda m, x: m(x).sum(1), torch.ones(2, 4))])
 
@@ -536,7 +537,7 @@ def setting(dtype):
 @pytest.mark.parametrize("mask", CONFIGS)
 @pytest.mark.parametrize("case", METHOD)
 def test_every_method_moves_what_the_mask_keeps_only_and_a_replay_has_its_bits(tmp_path, case, mask):
-    options = validated(METHODS[METHOD[case]["name"]].Config, {**METHOD[case], "mask": CONFIGS[mask]}, "method")
+    options = parse_model(METHODS[METHOD[case]["name"]].Config, {**METHOD[case], "mask": CONFIGS[mask]}, "method")
     expected = "in-place" if "noise" in METHOD[case] or "in place" in case else "in-forward"
     assert options.evaluator.name == expected
     dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
@@ -550,7 +551,7 @@ def test_every_method_moves_what_the_mask_keeps_only_and_a_replay_has_its_bits(t
         update = method.step(number).update
         seen += [] if update is None else update.displacement
         writer.stepped(number)
-    method.evaluator.settle()
+    method.evaluator.flush()
     writer.close()
     theta = {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
     for name, tensor in theta.items():
@@ -613,7 +614,7 @@ def test_a_mask_changes_no_other_default():
 )
 def test_a_mask_that_cannot_be_meant_names_the_key(given, message):
     with pytest.raises(ConfigError, match=message):
-        validated(MeZOConfig, {"name": "mezo", "mask": given}, "method")
+        parse_model(MeZOConfig, {"name": "mezo", "mask": given}, "method")
 
 
 @pytest.mark.parametrize(
@@ -622,8 +623,8 @@ def test_a_mask_that_cannot_be_meant_names_the_key(given, message):
         (lambda: Magnitude(0.0), "method.mask.share is 0.0"),
         (lambda: RandomMask(1.01), "method.mask.share is 1.01"),
         (lambda: RandomMask(every=0), "method.mask.every is 0"),
-        (lambda: Rotation(0), "method.mask.blocks is 0"),
-        (lambda: Rotation(6).taken(base_weights(), False), "method.mask.blocks is 6, but only 5 tensors move"),
+        (lambda: BlockRotation(0), "method.mask.blocks is 0"),
+        (lambda: BlockRotation(6).taken(base_weights(), False), "method.mask.blocks is 6, but only 5 tensors move"),
     ],
     ids=["none", "too much", "never", "no block", "too many blocks"],
 )
@@ -637,7 +638,7 @@ def test_weight_decay_would_move_what_a_mask_keeps_still():
     decays = {"mask": "random", "rule": {"weight_decay": 0.1}}
     for kind, given in ((MeZOConfig, {"name": "mezo"}), (SVRGConfig, {"name": "svrg", "anchor": "copy"})):
         with pytest.raises(ConfigError, match="weight_decay shrinks all weights") as refused:
-            validated(kind, given | decays, "method")
+            parse_model(kind, given | decays, "method")
         assert "method.mask=null" in refused.value.hint
 
 

@@ -12,17 +12,17 @@ from torch import nn
 
 from conftest import build_model, build_tokenizer, write_rows
 from metaicl_rows import choosing, labelled, write_tasks
-from zofo import Gaussian, InPlace, Key, Setting, TwoSided
+from zofo import Gaussian, InPlace, Key, TrainingContext, TwoSided
 from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, selected
 from zofo.errors import CheckpointError, ConfigError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts, Gradient
 from zofo.methods import MetaBilevel, MetaBilevelConfig
-from zofo.methods.bilevel import split
-from zofo.methods.pair import Pair
+from zofo.methods.bilevel.adapter_pair import AdapterPair
+from zofo.methods.bilevel.bilevel import split
 from zofo.objectives import token_loss
 from zofo.tasks import Example, collate, encode
-from zofo.training import RunFolder, evaluate_run, load_material, progress, read_config, train
+from zofo.training import RunFolder, evaluate_run, load_material, read_config, run_state, train
 
 TOKENIZER = build_tokenizer()
 NAMES = ("mood", "tone", "pick")
@@ -39,8 +39,10 @@ def setting(names=NAMES, count=12, seed=3, objective=token_loss):
             Example(f"{row['input']}\n", tuple(row["options"]), (row["options"].index(row["output"]),), task=name)
             for row in rows
         ]
-    make = lambda chosen: collate([one.right_only() for one in chosen], 0, torch.device("cpu"))  # noqa: E731
-    return Setting(build_model("llama", len(TOKENIZER)), objective, encode(TOKENIZER, examples), make, seed=seed)
+    make = lambda chosen: collate([one.gold_only() for one in chosen], 0, torch.device("cpu"))  # noqa: E731
+    return TrainingContext(
+        build_model("llama", len(TOKENIZER)), objective, encode(TOKENIZER, examples), make, seed=seed
+    )
 
 
 def method(given=None, **options):
@@ -61,8 +63,8 @@ def alone(name, given):
     """The pair of one task on a model of its own, and its batches."""
     model = build_model("llama", len(TOKENIZER))
     adapters = MetaBilevelConfig(**SMALL).adapter.build(model, ("adapter", "lower_adapter"), given.seed)
-    pair = Pair(adapters, given.objective, Gradient(model, Counts()), "adam", 0.01, 0.02)
-    own = Setting(**{**vars(given), "examples": [one for one in given.examples if one.example.task == name]})
+    pair = AdapterPair(adapters, given.objective, Gradient(model, Counts()), "adam", 0.01, 0.02)
+    own = TrainingContext(**{**vars(given), "examples": [one for one in given.examples if one.example.task == name]})
     upper, lower = split(own, 2)
     named = (("D_f", upper), ("D_p", lower), ("D_p, inner", lower))
     return pair, [own.batches(2, f"{name}, {part}", some) for part, some in named]
@@ -79,7 +81,7 @@ def test_each_task_goes_as_if_it_were_alone(adapters):
         seen += drawn(log)
         for name in drawn(log):
             pair, (upper, lower, inner) = single[name]
-            with pair.one_step():
+            with pair.transaction():
                 losses = [pair.inner_step(inner[number * 2 + t]) for t in range(2)]
                 f_upper, f_lower = pair.differentiate(upper[number], lower[number], 3.0)
                 pair.step_adapter()
@@ -92,7 +94,7 @@ def test_each_task_goes_as_if_it_were_alone(adapters):
     assert len(seen) == 10
     for name in NAMES:
         meta._load(name)
-        here, there = meta._pair.remember(), single[name][0].remember()
+        here, there = meta._pair.state_dict(), single[name][0].state_dict()
         assert here.values == there.values
         assert here.tensors.keys() == there.tensors.keys()
         assert all(torch.equal(here.tensors[key], there.tensors[key]) for key in here.tensors)
@@ -116,7 +118,7 @@ def test_theta_moves_once_along_one_z_by_the_mean_over_the_tasks():
     expected = sum(slopes) / 3
     assert log.coefficients["projected_gradient_upper_0"] == pytest.approx(expected, rel=5e-3)
     assert log.update.displacement[key] == pytest.approx(-0.1 * expected, rel=5e-3)
-    meta.evaluator.settle()
+    meta.evaluator.flush()
     moved = theta_of(given.model)
     for (name, step), now in zip(meta.backbone.values(log.update.displacement).items(), moved.values(), strict=True):
         torch.testing.assert_close(now, before[name] + step, rtol=1e-5, atol=1e-6)
@@ -233,16 +235,16 @@ def test_memory_grows_by_the_idle_adapters_alone_or_not_at_all(adapters, warm):
 def saved(meta, folder):
     """A checkpoint's folder with what a method remembers, and what a save of it takes at its most."""
     counted = [live_bytes()]
-    save = progress.save_file
+    save = run_state.save_file
 
     def counting(*arguments):
         counted.append(live_bytes())
         save(*arguments)
 
     nothing = SimpleNamespace(remember=lambda *_: {})
-    kept = progress.Progress(meta, nothing, nothing, weights=False)
+    kept = run_state.Progress(meta, nothing, nothing, weights=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(progress, "save_file", counting)
+        patch.setattr(run_state, "save_file", counting)
         folder.mkdir()
         kept.save(3, folder, SimpleNamespace(size=1, sha256=""), None, 1.0)
     return max(counted) - counted[0]
@@ -257,7 +259,7 @@ def test_a_save_with_adapters_on_disk_takes_no_more_memory_for_more_tasks(tmp_pa
         files = sorted(path.name for path in (tmp_path / f"{tasks}").glob("state-*.safetensors"))
         assert files == [f"state-{number}.safetensors" for number in range(tasks)]
         most, put = [], meta._store.put
-        before, remembered = live_bytes(), meta.remember(weights=False)
+        before, remembered = live_bytes(), meta.state_dict(weights=False)
         assert live_bytes() - before < adapter / 4
 
         def counting(*arguments, most=most, put=put):
@@ -265,7 +267,7 @@ def test_a_save_with_adapters_on_disk_takes_no_more_memory_for_more_tasks(tmp_pa
             put(*arguments)
 
         meta._store.put = counting
-        meta.recall(remembered)
+        meta.load_state_dict(remembered)
         assert len(most) == tasks
         assert max(most) - before < 7 * adapter  # a pair with its optimisers at a time
     assert abs(taken[5] - taken[2]) < adapter / 4
@@ -278,13 +280,13 @@ def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
     for number in range(4):
         for one in (disk, cpu):
             one.step(number)
-    files, tensors = disk.remember(weights=True), cpu.remember(weights=True)
+    files, tensors = disk.state_dict(weights=True), cpu.state_dict(weights=True)
     assert json.dumps(files.values) == json.dumps(tensors.values)
     assert len(files.files) == len(disk._store.names)
     for remembered in (files, tensors):
         for where in ("disk", "cpu"):
             other = method(setting(names), adapters=where)
-            other.recall(
+            other.load_state_dict(
                 type(remembered)(json.loads(json.dumps(remembered.values)), remembered.tensors, remembered.files)
             )
             assert other._store.names == disk._store.names
@@ -295,7 +297,7 @@ def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
                 assert all(torch.equal(here.tensors[key], there.tensors[key]) for key in here.tensors)
     wider = method(setting(names), adapter={"name": "lora", "rank": 2})
     with pytest.raises(CheckpointError, match="is not of shape"):
-        wider.recall(files)
+        wider.load_state_dict(files)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_of_any_task():
@@ -305,24 +307,24 @@ def test_a_loss_that_is_not_finite_changes_nothing_of_any_task():
         losses = token_loss(model, batch)
         return losses * float("nan") if broken and batch.members[0].example.task == broken[0] else losses
 
-    given = Setting(**{**vars(given), "objective": objective})
+    given = TrainingContext(**{**vars(given), "objective": objective})
     meta, same = method(given), method(setting())
     for one in (meta, same):
         one.step(0)
     names = drawn(same.step(1))
-    meta.evaluator.settle()
-    theta, kept = theta_of(given.model), meta.remember(weights=False).tensors
+    meta.evaluator.flush()
+    theta, kept = theta_of(given.model), meta.state_dict(weights=False).tensors
     broken.append(names[1])
     with pytest.raises(NonFiniteError):
         meta.step(1)
-    after = meta.remember(weights=False).tensors
+    after = meta.state_dict(weights=False).tensors
     assert kept.keys() == after.keys()
     assert all(torch.equal(kept[key], after[key]) for key in kept)
     assert all(torch.equal(value, theta[name]) for name, value in theta_of(given.model).items())
     broken.clear()
     meta.step(1)  # as if nothing had been
-    meta.evaluator.settle()
-    same.evaluator.settle()
+    meta.evaluator.flush()
+    same.evaluator.flush()
     assert all(torch.equal(value, theta_of(same.model)[name]) for name, value in theta_of(given.model).items())
 
 
@@ -334,11 +336,11 @@ def test_it_goes_on_from_what_it_remembers_bit_by_bit(backbone_step):
     logs = [whole.step(number) for number in range(4)]
     for number in range(2):
         first.step(number)
-    remembered = first.remember(weights=True)
-    second.recall(json_roundtrip(remembered))
+    remembered = first.state_dict(weights=True)
+    second.load_state_dict(json_roundtrip(remembered))
     again = [second.step(number) for number in (2, 3)]
     assert [log.coefficients for log in again] == [log.coefficients for log in logs[2:]]
-    one, other = whole.remember(weights=True).tensors, second.remember(weights=True).tensors
+    one, other = whole.state_dict(weights=True).tensors, second.state_dict(weights=True).tensors
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert second.counts == whole.counts

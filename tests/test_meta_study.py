@@ -13,10 +13,10 @@ from conftest import build_model, write_rows
 from metaicl_rows import choosing, labelled, write_tasks
 from zofo import studies
 from zofo.errors import ConfigError, UnknownNameError, ZofoError
-from zofo.studies import plan_study, read_study, report_study, run_study, workers
-from zofo.studies.outcome import Outcome
+from zofo.studies import plan_study, process_pool, read_study, report_study, run_study
+from zofo.studies.result import Outcome
 from zofo.training import RunFolder
-from zofo.training import run as run_module
+from zofo.training import run_folder as run_module
 
 TRAINED = {"tasks": ["mood", "tone", "pick"], "sizes": {"validation": 3}, "max_rows": 12}
 META = {"name": "meta-bilevel", "batch_size": 2, "inner_steps": 1, "tasks_per_step": 2, "penalty": 1}
@@ -60,7 +60,7 @@ def study(tmp_path, tokenizer):
 
 
 def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(study, tmp_path, monkeypatch):
-    made, perform = [], workers.perform
+    made, perform = [], process_pool.perform
     replays, replay = [], run_module.replay
     monkeypatch.setattr(run_module, "replay", lambda *given, **how: (replays.append(1), replay(*given, **how))[1])
 
@@ -70,7 +70,7 @@ def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(
             raise KeyboardInterrupt
         perform(tree, folder, remote_code)
 
-    monkeypatch.setattr(workers, "perform", performed)
+    monkeypatch.setattr(process_pool, "perform", performed)
     asked, out = study(), tmp_path / "out"
     assert plan_study(asked, out).runs == 2 + 2 * (1 + 2 + 2 + 1 + 2)
     with pytest.raises(KeyboardInterrupt):

@@ -13,9 +13,9 @@ from metaicl_rows import choosing, labelled, write_tasks
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.objectives import candidate_scores
 from zofo.tasks import TaskConfig, collate, encode, encode_channel, load_examples, packaged_text, resolve_task
-from zofo.tasks.overlap import twin_key
+from zofo.tasks.contamination import canonical_task_name
 from zofo.training import RunConfig, evaluate_run, load_material, read_config
-from zofo.training.validation import validate
+from zofo.training.data_report import validate
 
 
 @pytest.fixture
@@ -165,9 +165,9 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_twins_are_found_by_name_and_by_their_rows_and_can_be_allowed(root):
-    same = {twin_key(name) for name in ("glue-sst2", "SST-2", "sst2", "glue_sst_2")}
+    same = {canonical_task_name(name) for name in ("glue-sst2", "SST-2", "sst2", "glue_sst_2")}
     assert same == {"sst2"}
-    assert twin_key("superglue-rte") == twin_key("glue-rte") != twin_key("anli")
+    assert canonical_task_name("superglue-rte") == canonical_task_name("glue-rte") != canonical_task_name("anli")
     write_rows(root / "other" / "train.jsonl", labelled("other", 6))
     write_rows(root / "other" / "test.jsonl", labelled("mood", 3, start=10))
     options = {"data": str(root), "tasks": ["mood", "pick"], "unseen": ["other"], "sizes": {"validation": 1}}
@@ -487,7 +487,7 @@ def test_a_row_in_free_words_is_trained_on_in_both_directions(root):
     options = {"data": str(root), "tasks": ["xsum", "mood"]}
     for scoring, code in (("mean", encode), ("channel", encode_channel)):
         _, examples = loaded(["train"], **options, scoring=scoring)
-        one = code(tokenizer, examples["train"][:1])[0].right_only()
+        one = code(tokenizer, examples["train"][:1])[0].gold_only()
         text = "in short 0" if scoring == "mean" else "xsum says 0"
         assert one.scored[0] == len(one.rows[0]) - one.rows[0].index(one.rows[0][-one.scored[0]])
         assert tokenizer.decode(one.rows[0][-one.scored[0] :]).strip() == text

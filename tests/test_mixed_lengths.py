@@ -7,9 +7,9 @@ import torch
 
 from conftest import build_tokenizer, review_rows, write_rows
 from tiny_architectures import build_tiny
-from zofo.backbone.loading import quiet_transformers
-from zofo.backbone.probing import refuse_mixed_lengths
 from zofo.errors import ModelError
+from zofo.models.loading import quiet_transformers
+from zofo.models.padding_check import refuse_mixed_lengths
 from zofo.training import load_material, read_config
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}

@@ -12,9 +12,9 @@ import yaml
 
 from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.adapters.base import quiet_peft
-from zofo.backbone import load_model
 from zofo.errors import RunError
-from zofo.shipping import apply_patch, export_run, replay_run
+from zofo.export import apply_patch, export_run, replay_run
+from zofo.models import load_model
 from zofo.training import predict, read_config, train
 
 ROW = "warm and funny film number 5"

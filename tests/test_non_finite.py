@@ -17,7 +17,8 @@ from zofo.displacement import Key
 from zofo.errors import NonFiniteError
 from zofo.estimators import Estimator
 from zofo.methods import METHODS
-from zofo.training import RunFolder, Trajectory, read_config, train
+from zofo.training import RunFolder, read_config, train
+from zofo.trajectory import Trajectory
 
 WAYS = [(value, where) for value in (math.nan, math.inf, -math.inf) for where in ("plus", "minus", "both")]
 ROWS = {"plus": slice(0, None, 2), "minus": slice(1, None, 2), "both": slice(None)}
@@ -65,8 +66,8 @@ def poison(monkeypatch):
 
 def everything(method):
     """Weights, adapters, optimisers and what the rule remembers."""
-    method.evaluator.settle()  # what waits to be written moves theta's bits, whenever it is written
-    kept = method.remember(weights=True)
+    method.evaluator.flush()  # what waits to be written moves theta's bits, whenever it is written
+    kept = method.state_dict(weights=True)
 
     def uncounted(values):
         if not isinstance(values, dict):

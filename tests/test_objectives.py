@@ -11,17 +11,18 @@ import transformers
 
 import zofo
 from conftest import ARCHITECTURES, build_model, build_tokenizer, review_rows, write_rows
-from zofo.backbone import Backbone, LoadedModel
+from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.evaluators import InForward, InPlace
+from zofo.models import LoadedModel
 from zofo.noise import LowRank
 from zofo.objectives import OBJECTIVES, Generation, build_objective, default_objective, generate, reward_objective
 from zofo.tasks import Example, encode, encode_masked, encode_texts
 from zofo.tasks.metrics import token_f1
 from zofo.tasks.task import parse_task
 from zofo.training import read_config, train
-from zofo.training.material import batch_maker
+from zofo.training.data_module import batch_maker
 
 SPLITS = {"train": {"from": "data"}, "validation": {"from": "data", "size": 8}, "test": {"from": "data", "size": 4}}
 COMMON = {"version": 1, "splits": SPLITS}

@@ -14,7 +14,7 @@ from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.errors import DataError, ModelError
 from zofo.tasks import resolve_task
 from zofo.training import RunConfig, RunFolder
-from zofo.training.material import check_every_split, load_material
+from zofo.training.data_module import check_every_split, load_material
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"

@@ -321,7 +321,7 @@ def test_the_loss_of_the_inner_problem_has_a_curve_and_a_figure(sensitivity):
 
 
 def test_a_long_inner_curve_is_thinned_to_means_of_blocks(tmp_path):
-    from zofo.studies.task_runs import _curve
+    from zofo.studies.task_executor import _curve
 
     steps = [{"event": "step", "step": i, "loss_inner": float(i), "queries": 10 * (i + 1)} for i in range(120)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps), encoding="utf-8")

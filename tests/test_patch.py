@@ -16,11 +16,11 @@ from safetensors.torch import load, save
 
 from conftest import build_model, build_tokenizer
 from shipped_runs import contents, loaded, logits, maker, with_adapter
-from zofo.backbone import load_model
 from zofo.errors import PatchError, RunError, ZofoError
-from zofo.shipping import Patch, apply_patch, export_run
-from zofo.shipping.container import MAGIC, VERSION, packed, unpacked
-from zofo.training import Trajectory
+from zofo.export import Patch, apply_patch, export_run
+from zofo.export.container import MAGIC, VERSION, packed, unpacked
+from zofo.models import load_model
+from zofo.trajectory import Trajectory
 
 CASES = ("mezo", "bilevel", "in place", "weight decay", "adapter", "first-order", "dora", "ia3", "head", "two-stage")
 
@@ -151,7 +151,7 @@ def asked_for(monkeypatch, model_folder):
         asked.append((config.name, config.revision))
         return load_model(config.model_copy(update={"name": str(model_folder)}), *others)
 
-    monkeypatch.setattr("zofo.shipping.applying.load_model", load)
+    monkeypatch.setattr("zofo.export.apply.load_model", load)
     return asked
 
 
@@ -427,7 +427,7 @@ OF_THE_ADAPTER = {case for case in HOSTILE if case.startswith("adapter")} - OF_T
 
 @pytest.mark.parametrize("case", sorted(OF_THE_ADAPTER | OF_THE_HEADER))
 def test_adapter_and_header_are_looked_at_before_their_base_is_loaded(patches, tmp_path, monkeypatch, case):
-    monkeypatch.setattr("zofo.shipping.applying.load_model", pytest.fail)
+    monkeypatch.setattr("zofo.export.apply.load_model", pytest.fail)
     file = rewritten(patches, tmp_path, HOSTILE[case][0])
     assert repr(str(file)) in refused(file, tmp_path / "no-model", tmp_path)
 
@@ -453,7 +453,7 @@ def test_options_that_this_peft_lacks_are_allowed_where_they_are_empty(patches, 
     ],
 )
 def test_weights_are_looked_at_before_their_base_is_loaded(patches, tmp_path, monkeypatch, tensors, text):
-    monkeypatch.setattr("zofo.shipping.applying.load_model", pytest.fail)
+    monkeypatch.setattr("zofo.export.apply.load_model", pytest.fail)
     content = b"\x1b" * 99 if tensors is None else save(tensors)
     file = rewritten(patches, tmp_path, lambda _, parts: parts.update({"weights_0.safetensors": content}), "head")
     message = refused(file, tmp_path / "no-model", tmp_path)

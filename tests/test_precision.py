@@ -6,7 +6,7 @@ from torch import nn
 
 from conftest import build_model
 from zofo.backbone import Backbone, Update
-from zofo.backbone.rounding import rounding_bits, stochastically_rounded
+from zofo.backbone.stochastic_rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
 from zofo.estimators import TwoSided
 from zofo.evaluators import InForward
@@ -128,7 +128,7 @@ def test_an_update_gives_the_same_bits_for_any_block(dtype, noise):
         module = entries(dtype, 5, 12)
         for step in range(3):
             update = Update(Displacement({Key(0, step): 1e-2, Key(0, step, 1): -2e-2}))
-            Backbone(module, noise, block=block).fold(update)
+            Backbone(module, noise, block=block).apply_(update)
         results.append(bits(module))
     assert all(torch.equal(results[0], other) for other in results[1:])
     assert (results[0] != bits(entries(dtype, 5, 12))).double().mean() > 0.5
@@ -139,7 +139,7 @@ def test_an_update_is_rounded_by_its_newest_key_alone(dtype):
     """So that a replay gives the same bits, and the next update others."""
     one, two, three = (entries(dtype) for _ in range(3))
     for module, newest in ((one, 4), (two, 4), (three, 5)):
-        Backbone(module, Gaussian()).fold(Update(Displacement({Key(0, 1): 3e-4, Key(0, newest): 1e-30})))
+        Backbone(module, Gaussian()).apply_(Update(Displacement({Key(0, 1): 3e-4, Key(0, newest): 1e-30})))
     assert torch.equal(bits(one), bits(two))
     assert not torch.equal(bits(one), bits(three))
 
@@ -150,9 +150,9 @@ def stand_still(dtype, steps):
         module.vector[:4] = torch.tensor([torch.inf, -torch.inf, 3e-7, -1e-5]).to(dtype)
     before, backbone = bits(module), Backbone(module, LowRank())
     for step in range(steps):
-        backbone.fold(Update(Displacement({Key(0, step): 0.0})))
-        backbone.fold(Update(Displacement()))
-        backbone.fold(Update(Displacement({Key(0, step): 1e-44})))  # less than any of the numbers can tell
+        backbone.apply_(Update(Displacement({Key(0, step): 0.0})))
+        backbone.apply_(Update(Displacement()))
+        backbone.apply_(Update(Displacement({Key(0, step): 1e-44})))  # less than any of the numbers can tell
     assert backbone.sweeps == steps
     assert torch.equal(bits(module), before)
     module = entries(dtype)
@@ -161,9 +161,9 @@ def stand_still(dtype, steps):
         evaluator = InForward(module, Backbone(module, LowRank()), fold_every=fold_every)
         for step in range(steps):
             keys = [Key(0, step)]
-            with evaluator.visit([(mean_square, x)], estimator.ask(keys)) as visit:
+            with evaluator.probe([(mean_square, x)], estimator.ask(keys)) as visit:
                 visit.update(rule.update(estimator.tell(keys, visit.losses), rule.init())[0])
-        evaluator.settle()
+        evaluator.flush()
     assert torch.equal(bits(module), before)
 
 
@@ -191,9 +191,9 @@ def arrived(dtype, rows, columns, steps, size, coefficient, through=None):
     evaluator = InForward(module, backbone, fold_every=through) if through else None
     for step in range(steps):
         update = Update(Displacement({Key(9, 0): coefficient, Key(9, 1 + step): coefficient * 1e-9}))
-        evaluator.take(update) if evaluator else backbone.fold(update)
+        evaluator.take(update) if evaluator else backbone.apply_(update)
     if evaluator:
-        evaluator.settle()
+        evaluator.flush()
     z = list(backbone.values(Displacement({Key(9, 0): 1.0})).values())
     moved = sum(((now.double() - was) * d).sum() for now, was, d in zip(module.parameters(), before, z, strict=True))
     return (moved / sum(d.double().square().sum() for d in z) / (steps * coefficient)).item()
@@ -224,7 +224,7 @@ def test_rounding_to_nearest_would_lose_these_updates(dtype):
     module = entries(dtype)
     before, backbone = bits(module), Backbone(module, Gaussian())
     for step in range(50):
-        backbone.fold(Displacement({Key(9, 0): 1e-5, Key(9, 1 + step): 1e-14}))
+        backbone.apply_(Displacement({Key(9, 0): 1e-5, Key(9, 1 + step): 1e-14}))
     assert torch.equal(bits(module), before)
 
 
@@ -239,7 +239,7 @@ def run_steps(dtype, fold_every, steps=12, kind=None):
     losses = []
     for step in range(steps):
         points = [Displacement({Key(1, step): 1e-2}), [Displacement({Key(2, step, i): 1e-2}) for i in range(5)]]
-        with evaluator.visit([(mean_square, x)], points) as visit:
+        with evaluator.probe([(mean_square, x)], points) as visit:
             losses.append(visit.losses)
             visit.update(Update(Displacement({Key(1, step): 2e-2})))
     return torch.stack(losses), evaluator
@@ -269,7 +269,7 @@ def test_settling_writes_what_is_pending_and_the_losses_stay(dtype):
     pending, before = evaluator.pending, [tensor.clone() for tensor in evaluator.backbone.tensors.values()]
     losses = evaluator.losses(mean_square, x, [Displacement()])
     moves = evaluator.backbone.values(pending)
-    evaluator.settle()
+    evaluator.flush()
     assert len(pending) == 7
     assert len(evaluator.pending) == 0
     assert evaluator.backbone.sweeps == 1
@@ -280,7 +280,7 @@ def test_settling_writes_what_is_pending_and_the_losses_stay(dtype):
     rtol = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}[dtype]
     torch.testing.assert_close(evaluator.losses(mean_square, x, [Displacement()]), losses, rtol=rtol, atol=0)
     torch.testing.assert_close(mean_square(evaluator.model, x), losses[0], rtol=rtol, atol=0)
-    evaluator.settle()
+    evaluator.flush()
     assert evaluator.backbone.sweeps == 1
 
 
@@ -289,7 +289,7 @@ def test_an_update_that_is_no_displacement_is_written_after_what_was_pending():
     evaluator = InForward(module, Backbone(module, LowRank()))
     start, (one, two) = {n: t.clone() for n, t in evaluator.backbone.tensors.items()}, (Key(1, 1), Key(1, 2))
     evaluator.take(Update(Displacement({one: 0.1})))
-    evaluator.take(Update(Displacement({two: 0.2}), shrink=0.25))
+    evaluator.take(Update(Displacement({two: 0.2}), decay_factor=0.25))
     first, second = (evaluator.backbone.values(Displacement({key: 1.0})) for key in (one, two))
     assert len(evaluator.pending) == 0
     assert evaluator.backbone.decays == {"matrix", "vector"}
@@ -303,7 +303,7 @@ def test_two_runs_in_half_precision_end_in_the_same_bits(dtype):
     ends = []
     for _ in range(2):
         _, evaluator = run_steps(dtype, 4, 10)
-        evaluator.settle()
+        evaluator.flush()
         ends.append(bits(evaluator.model))
     assert torch.equal(*ends)
     assert not torch.equal(ends[0], bits(entries(dtype, size=0.1)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from zofo.config import validated
+from zofo.config import parse_model
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.methods import METHODS
@@ -28,7 +28,7 @@ def squares():
 
 def method_of(tree, setting):
     kind = METHODS[tree["name"]]
-    return kind(validated(kind.Config, tree), setting)
+    return kind(parse_model(kind.Config, tree), setting)
 
 
 def trained(problem, tree, seed, steps):

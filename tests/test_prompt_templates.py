@@ -8,7 +8,7 @@ import time
 import pytest
 
 from zofo.errors import DataError
-from zofo.tasks.templates import columns_of, fill
+from zofo.tasks.prompt_templates import columns_of, fill
 
 ROW = {
     "text": "a joy",

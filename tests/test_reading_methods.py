@@ -16,16 +16,16 @@ import transformers
 
 import zofo
 from conftest import build_model, build_tokenizer, review_rows, write_rows
-from zofo.backbone import LoadedModel
 from zofo.errors import ConfigError, DataError, ModelError, NonFiniteError, RunError
 from zofo.evaluators import Counts
+from zofo.models import LoadedModel
 from zofo.objectives import Generation, generate
 from zofo.tasks import METRICS, Example, encode
 from zofo.tasks.metrics import token_f1
 from zofo.tasks.task import parse_task
-from zofo.training import Scorer, evaluate_run, predict, read_config, train
+from zofo.training import TaskEvaluator, evaluate_run, predict, read_config, train
+from zofo.training.data_module import batch_maker, load_material
 from zofo.training.evaluation import most_frequent
-from zofo.training.material import batch_maker, load_material
 
 COMMON = {
     "version": 1,
@@ -60,8 +60,8 @@ def llama(tokenizer) -> LoadedModel:
     return LoadedModel(build_model("llama", len(tokenizer), seed=2), tokenizer, "llama")
 
 
-def scorer_for(loaded: LoadedModel, task, **options) -> Scorer:
-    return Scorer(
+def scorer_for(loaded: LoadedModel, task, **options) -> TaskEvaluator:
+    return TaskEvaluator(
         task=task,
         encode=lambda examples: encode(loaded.tokenizer, examples),
         make=batch_maker(loaded),

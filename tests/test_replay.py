@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from conftest import build_model, build_tokenizer, with_soak
-from zofo import Setting
+from zofo import TrainingContext
 from zofo.methods import METHODS
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import classification_loss
 from zofo.tasks import Example, collate, encode
-from zofo.training import Trajectory, TrajectoryWriter, replay
+from zofo.trajectory import Trajectory, TrajectoryWriter, replay
 
 STEPS, LOOKED_AT = 11, 4  # updates wait in the forward, and are written early where somebody looks
 MEZO = {"name": "mezo", "batch_size": 4, "rule": {"lr": 1e-3}}
@@ -50,7 +50,9 @@ def setting():
 
     def make(dtype=torch.float32):
         model = copy.deepcopy(base).to(dtype)
-        return Setting(model, classification_loss, examples, lambda chosen: collate(chosen, 0, torch.device("cpu")))
+        return TrainingContext(
+            model, classification_loss, examples, lambda chosen: collate(chosen, 0, torch.device("cpu"))
+        )
 
     return make
 
@@ -64,8 +66,8 @@ def trained(setting, options, path, steps=STEPS, looked_at=LOOKED_AT):
         method.step(number)
         writer.stepped(number)
         if number + 1 == looked_at:
-            method.evaluator.settle()
-    method.evaluator.settle()
+            method.evaluator.flush()
+    method.evaluator.flush()
     writer.close()
     return {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
 

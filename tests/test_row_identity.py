@@ -11,7 +11,7 @@ from zofo.errors import DataError
 from zofo.tasks import SPLITS, TaskConfig, load_examples, resolve_task
 from zofo.tasks.duplicates import normalized, question_of
 from zofo.training import read_config
-from zofo.training.run import RunFolder
+from zofo.training.run_folder import RunFolder
 
 
 def loaded(path, **options):

@@ -9,11 +9,11 @@ from torch import nn
 from zofo import Backbone, Displacement, InForward, InPlace, Key
 from zofo.backbone import Update
 from zofo.errors import EvaluatorError, NonFiniteError
-from zofo.evaluators import rows
+from zofo.evaluators import batch_protocol
 from zofo.noise import LowRank
 
 
-class Pair(typing.NamedTuple):
+class AdapterPair(typing.NamedTuple):
     inputs: torch.Tensor
     weight: float
 
@@ -33,10 +33,10 @@ def batch():
 
 
 def test_what_is_no_tensor_stays_and_named_tuples_stay_named(batch):
-    assert rows.size(batch) == 4
-    twice = rows.repeated(batch, 2)
+    assert batch_protocol.size(batch) == 4
+    twice = batch_protocol.repeated(batch, 2)
     assert (twice["x"].shape, twice["labels"], twice["size"]) == ((8, 6), None, 3)
-    assert rows.part(Pair(batch["x"], 0.5), 1, 3) == (pytest.approx(batch["x"][1:3]), 0.5)
+    assert batch_protocol.part(AdapterPair(batch["x"], 0.5), 1, 3) == (pytest.approx(batch["x"][1:3]), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_no_tensor_stays_and_named_tuples_stay_named(batch):
 )
 def test_a_batch_whose_tensors_do_not_agree_on_the_examples_is_refused(bad):
     with pytest.raises(EvaluatorError, match="cannot be repeated") as caught:
-        rows.size(bad)
+        batch_protocol.size(bad)
     assert "method.evaluator=in-place" in caught.value.hint
 
 
@@ -73,7 +73,7 @@ def test_an_update_that_is_not_finite_is_refused_and_leaves_nothing_pending(mode
     with pytest.raises(NonFiniteError):
         evaluator.take(Update(Displacement({Key(0, 2): 1e39})))
     assert torch.equal(evaluator.losses(squares, batch, [Displacement()]), before)
-    evaluator.settle()
+    evaluator.flush()
     assert not len(evaluator.pending)
 
 
@@ -85,7 +85,7 @@ def test_many_keys_are_folded_some_at_a_time(model):
     directions = backbone.directions
     backbone.directions = lambda keys: asked.append(len(tuple(keys))) or directions(keys)
     expected = {name: before[name] + z for name, z in Backbone(model, LowRank()).values(displacement).items()}
-    backbone.fold(Update(displacement))
+    backbone.apply_(Update(displacement))
     assert max(asked) <= LowRank.keys_at_once
     assert all(torch.allclose(tensor, expected[name], atol=1e-5) for name, tensor in backbone.tensors.items())
 
@@ -93,5 +93,5 @@ def test_many_keys_are_folded_some_at_a_time(model):
 @pytest.mark.soak
 def test_as_many_keys_as_a_long_run_has_can_be_folded():
     small = nn.Linear(2, 2)
-    Backbone(small, LowRank()).fold(Displacement({Key(0, step): 1e-6 for step in range(80_000)}))
+    Backbone(small, LowRank()).apply_(Displacement({Key(0, step): 1e-6 for step in range(80_000)}))
     assert small.weight.isfinite().all()

@@ -39,7 +39,7 @@ def train(rule, noise, sequence, block=None):
     backbone, state = Backbone(module, noise, block=block), rule.init()
     for estimate in sequence:
         update, state = rule.update(estimate, state)
-        backbone.fold(update)
+        backbone.apply_(update)
     return values(module), state
 
 
@@ -123,7 +123,7 @@ def test_sign_moves_every_entry_by_exactly_lr_against_the_sign_of_the_estimate()
     backbone, rule = Backbone(module, Gaussian()), Sign(lr=0.125)
     for estimate in estimates(10, directions=3):
         before, gradient = values(module), backbone.values(estimate.gradient)
-        backbone.fold(rule.update(estimate, rule.init())[0])
+        backbone.apply_(rule.update(estimate, rule.init())[0])
         for name, value in values(module).items():
             assert torch.equal(value, before[name] - 0.125 * gradient[name].sign())
 
@@ -133,7 +133,7 @@ def test_sign_leaves_entries_where_the_estimate_is_zero():
     backbone = Backbone(module, LowRank(rank=2, factors="rademacher"))  # half of its entries are zero
     before, gradient = values(module), backbone.values(Displacement({key: 1.0}))
     update, _ = Sign(lr=0.5).update(Estimate.of(Displacement({key: 1.0})), State())
-    backbone.fold(update)
+    backbone.apply_(update)
     zero = gradient["0.weight"] == 0
     assert 0 < zero.sum() < zero.numel()
     assert torch.equal(module[0].weight[zero], before["0.weight"][zero])
@@ -179,9 +179,9 @@ def test_a_rule_says_whether_it_is_linear_and_what_it_keeps(name):
     assert (state.steps, len(state.momentum), state.buffers) == (0, 0, {})
     for number, estimate in enumerate(estimates(3), start=1):
         update, state = rule.update(estimate, state)
-        backbone.fold(update)
+        backbone.apply_(update)
         assert state.steps == number
-        assert (update.elementwise is None) == rule.linear
+        assert (update.dense_update_fn is None) == rule.linear
     sizes = {tensor: value.numel() for tensor, value in values(module).items()}
     assert len(state.buffers) == rule.dense_buffers
     for buffer in state.buffers.values():

@@ -20,11 +20,11 @@ from dying import REMOVALS, Dying
 from test_going_on import contents
 from zofo.errors import RunError
 from zofo.training import RunFolder, read_config, train
-from zofo.training.beginning import new_folder
-from zofo.training.callbacks import Best
-from zofo.training.checkpoints import Checkpoints, damage_of
+from zofo.training.callbacks import BestCheckpoint
+from zofo.training.checkpoint import Checkpoints, damage_of
+from zofo.training.data_module import load_material
 from zofo.training.disk import writing
-from zofo.training.material import load_material
+from zofo.training.resume import new_folder
 
 STEPS = 5
 BILEVEL = {"name": "bilevel", "batch_size": 2, "inner_steps": 1, "rule": {"lr": 1e-4}}
@@ -79,7 +79,7 @@ def points(dying, config, whole):
 def stopped(dying, config, whole, tmp_path):
     """A run that was asked to stop after three steps; it has two checkpoints."""
     said = dying(config, f"run={tmp_path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
-    assert (said["status"], said["error"]) == (143, "Stopped")
+    assert (said["status"], said["error"]) == (143, "Interrupted")
     return RunFolder(tmp_path / "run")
 
 
@@ -568,7 +568,7 @@ def test_a_disk_that_is_full_when_the_best_model_is_taken_back_costs_neither_of_
     for folder, text in ((kept, "of the stop"), (saved, "of the checkpoint")):
         folder.mkdir(parents=True)
         (folder / "weights").write_text(text)
-    best = Best(kept, lambda _: None)
+    best = BestCheckpoint(kept, lambda _: None)
 
     def full(_, to):
         Path(to).mkdir()
@@ -577,9 +577,9 @@ def test_a_disk_that_is_full_when_the_best_model_is_taken_back_costs_neither_of_
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", full)
         with pytest.raises(OSError, match="No space"):
-            best.recall({"score": 1.0, "step": 2}, saved.parent)
+            best.load_state_dict({"score": 1.0, "step": 2}, saved.parent)
     assert (kept / "weights").read_text() == "of the stop"
-    best.recall({"score": 1.0, "step": 2}, saved.parent)
+    best.load_state_dict({"score": 1.0, "step": 2}, saved.parent)
     assert (kept / "weights").read_text() == "of the checkpoint"
     assert [each.name for each in tmp_path.iterdir() if each.name not in ("best", "checkpoint")] == []
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from conftest import ARCHITECTURES, ENCODERS, build_model, build_tokenizer
 from zofo.adapters import LoraAdapters
-from zofo.backbone import LoadedModel, ModelConfig, load_model
+from zofo.models import LoadedModel, ModelConfig, load_model
 from zofo.objectives import candidate_scores, classification_loss, packing_limit, scores
-from zofo.tasks import Encoded, Example, collate, encode, encode_masked, encode_texts
-from zofo.training.material import batch_maker
+from zofo.tasks import Example, TokenizedChoices, collate, encode, encode_masked, encode_texts
+from zofo.training.data_module import batch_maker
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
@@ -223,7 +223,7 @@ def test_a_model_that_gives_all_logits_has_the_same_scores(models, tokenizers, c
 def made_up(prompt, *candidates):
     """An example of so many tokens in the prompt and in each candidate."""
     rows = tuple((*range(3, 3 + prompt), *range(100 * n, 100 * n + size)) for n, size in enumerate(candidates, 1))
-    return Encoded(rows, candidates, 0)
+    return TokenizedChoices(rows, candidates, 0)
 
 
 def test_candidates_are_packed_exactly_when_that_saves_a_fifth():

@@ -27,18 +27,18 @@ import zofo
 from test_checkpoint_state import restore
 from test_going_on import METHOD, stopped_at
 from zofo.adapters import LoraAdapters, load_adapter
-from zofo.backbone import load_model
 from zofo.config import is_name
 from zofo.errors import CheckpointError, ConfigError, DataError, ModelError, RunError, ZofoError
+from zofo.export import export_run
 from zofo.methods import FirstOrder
+from zofo.models import load_model
 from zofo.recipes import recipe_names, recipe_text
-from zofo.shipping import export_run
 from zofo.studies import read_study
 from zofo.tasks import load_task
 from zofo.training import RunFolder, predict, read_config, train
-from zofo.training.beginning import new_folder
-from zofo.training.checkpoints import Checkpoints, damage_of
-from zofo.training.restoring import refuse_strange_adapter
+from zofo.training.checkpoint import Checkpoints, damage_of
+from zofo.training.restore import refuse_strange_adapter
+from zofo.training.resume import new_folder
 
 SOURCE = Path(zofo.__file__).parent
 SECONDS = 1.0

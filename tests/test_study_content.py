@@ -13,7 +13,7 @@ from rich.console import Console
 from conftest import build_model, build_tokenizer, review_rows, write_rows
 from test_identity import another_prompt, another_row, another_template, another_weight, in_config
 from zofo.errors import RunError
-from zofo.studies import read_study, report_study, run_study, workers
+from zofo.studies import process_pool, read_study, report_study, run_study
 from zofo.tasks import packaged_text
 
 CHANGES = {  # what is changed, and how the results that no longer match are named
@@ -64,8 +64,8 @@ def made_by(place):
 @pytest.fixture
 def made(monkeypatch):
     """The folders of the runs that are made."""
-    found, perform = [], workers.perform
-    monkeypatch.setattr(workers, "perform", lambda *given: (found.append(given[1]), perform(*given)))
+    found, perform = [], process_pool.perform
+    monkeypatch.setattr(process_pool, "perform", lambda *given: (found.append(given[1]), perform(*given)))
     return found
 
 

@@ -10,9 +10,9 @@ import yaml
 
 from zofo import studies
 from zofo.errors import ConfigError, DataError, UnknownNameError
+from zofo.overrides import get_by_path, merge_trees
 from zofo.repeated import refuse_repeated_keys
 from zofo.studies import read_study, study_names
-from zofo.studies.overlay import laid_over, value_at
 from zofo.training import TrainingConfig
 
 TOY = {
@@ -67,7 +67,7 @@ def task_study(tmp_path, **changes):
 
 def test_trees_are_laid_over_one_another_key_by_key():
     one = {"method": {"name": "mezo", "rule": {"lr": 1.0}}, "training": {"seed": 3}}
-    assert laid_over(one, {"method.rule.lr": 2.0, "training": {"objective": "answer"}}) == {
+    assert merge_trees(one, {"method.rule.lr": 2.0, "training": {"objective": "answer"}}) == {
         "method": {"name": "mezo", "rule": {"lr": 2.0}},
         "training": {"seed": 3, "objective": "answer"},
     }
@@ -75,18 +75,18 @@ def test_trees_are_laid_over_one_another_key_by_key():
 
 
 def test_a_name_joins_a_group_without_one_and_replaces_a_group_with_another():
-    assert laid_over({"method": {"batch_size": 3}}, {"method": {"name": "mezo"}})["method"] == {
+    assert merge_trees({"method": {"batch_size": 3}}, {"method": {"name": "mezo"}})["method"] == {
         "batch_size": 3,
         "name": "mezo",
     }
-    assert laid_over({"method": {"name": "mezo", "batch_size": 3}}, {"method": {"lr": 1, "name": "first-order"}}) == {
+    assert merge_trees({"method": {"name": "mezo", "batch_size": 3}}, {"method": {"lr": 1, "name": "first-order"}}) == {
         "method": {"name": "first-order", "lr": 1}
     }
 
 
 def test_keys_that_are_no_text_are_values():
-    tree = laid_over({"task": {"name": "sst2", "verbalizers": {0: " bad", 1: " good"}}})
-    assert value_at(tree, "task.verbalizers") == {0: " bad", 1: " good"}
+    tree = merge_trees({"task": {"name": "sst2", "verbalizers": {0: " bad", 1: " good"}}})
+    assert get_by_path(tree, "task.verbalizers") == {0: " bad", 1: " good"}
 
 
 # runs
@@ -178,9 +178,9 @@ def test_a_name_alone_stands_for_the_task_of_that_name(tmp_path, read):
 def test_seeds_set_the_split_and_the_head_too_unless_told_otherwise(tmp_path, read):
     (run,) = read(task_study(tmp_path, seeds=[5])).grid.final_runs
     keys = ("training.seed", "task.split_seed", "model.head_seed")
-    assert [value_at(run.tree, key) for key in keys] == [5, 5, 5]
+    assert [get_by_path(run.tree, key) for key in keys] == [5, 5, 5]
     (run,) = read(task_study(tmp_path, seeds=[5], seeded=["training.seed"])).grid.final_runs
-    assert [value_at(run.tree, key) for key in keys] == [5, 0, 0]
+    assert [get_by_path(run.tree, key) for key in keys] == [5, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from scipy import stats
 
 from zofo.errors import RunError
 from zofo.studies import read_study
-from zofo.studies.choice import choices_of, final_runs
-from zofo.studies.outcome import Outcome
+from zofo.studies.frames import as_p, as_score, as_time, markdown
 from zofo.studies.report import write_results
+from zofo.studies.result import Outcome
+from zofo.studies.selection import choices_of, final_runs
 from zofo.studies.statistics import interval, paired
-from zofo.studies.tables import as_p, as_score, as_time, markdown
 
 # statistics
 

@@ -18,11 +18,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from zofo.errors import DataError, RunError, Stopped, ZofoError
+from zofo.errors import DataError, Interrupted, RunError, ZofoError
 from zofo.methods import METHODS
-from zofo.studies import plan_study, read_study, report_study, run_study, workers
-from zofo.studies.design import COLUMNS
-from zofo.studies.overlay import laid_over
+from zofo.overrides import merge_trees
+from zofo.studies import plan_study, process_pool, read_study, report_study, run_study
+from zofo.studies.config import COLUMNS
 from zofo.studies.problems import PROBLEMS, LeastSquares
 from zofo.studies.store import Store
 from zofo.training import RunFolder, evaluate_run, read_config, train
@@ -62,13 +62,13 @@ def study(tmp_path):
 @pytest.fixture
 def made(monkeypatch):
     """The runs that are made, by the names of their folders."""
-    found, perform = [], workers.perform
+    found, perform = [], process_pool.perform
 
     def watched(tree, folder, remote_code):
         perform(tree, folder, remote_code)
         found.append(os.path.basename(folder))
 
-    monkeypatch.setattr(workers, "perform", watched)
+    monkeypatch.setattr(process_pool, "perform", watched)
     return found
 
 
@@ -227,7 +227,8 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("boundary", range(RUNS))
 def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made, monkeypatch, uninterrupted, boundary):
-    perform, shown = workers.perform, Console(record=True, quiet=False, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    perform = process_pool.perform
+    shown = Console(record=True, quiet=False, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
     def stopped(*given):
         if len(made) == boundary:
@@ -235,7 +236,7 @@ def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made,
         perform(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "perform", stopped)
+        patch.setattr(process_pool, "perform", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_study(study(), tmp_path / "out", shown)
     assert f"{boundary} of {RUNS} runs are done and kept" in shown.export_text().replace("\n", " ")
@@ -251,7 +252,7 @@ def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made,
 def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
     study, tmp_path, made, monkeypatch, uninterrupted, number, inside
 ):
-    perform = workers.perform
+    perform = process_pool.perform
 
     def asked(*given):
         perform(*given)
@@ -265,8 +266,8 @@ def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
     before = signal.signal(number, handler)  # a shell in the background ignores SIGINT
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(workers, "perform", asked)
-            with pytest.raises(Stopped) as stopped:
+            patch.setattr(process_pool, "perform", asked)
+            with pytest.raises(Interrupted) as stopped:
                 run_study(study(), tmp_path / "out")
         assert signal.getsignal(number) is handler
     finally:
@@ -335,7 +336,7 @@ def test_an_edited_file_makes_again_what_changed_and_only_that(study, tmp_path, 
 
 
 def test_a_report_can_be_had_before_the_end(study, tmp_path, monkeypatch, made):
-    perform = workers.perform
+    perform = process_pool.perform
 
     def stopped(*given):
         if len(made) == 7:
@@ -343,7 +344,7 @@ def test_a_report_can_be_had_before_the_end(study, tmp_path, monkeypatch, made):
         perform(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "perform", stopped)
+        patch.setattr(process_pool, "perform", stopped)
         with pytest.raises(KeyboardInterrupt):
             run_study(study(), tmp_path / "out")
     result = report_study(study(), tmp_path / "out")
@@ -596,10 +597,12 @@ def test_a_plan_that_has_no_time_for_a_place_takes_that_of_another(study, tmp_pa
     assert "not known" in plan.lines()[-1]
     clock = iter([0.0, *[1.0] * 2, *[99.0] * 99])
     monkeypatch.setattr("zofo.studies.plan.time.perf_counter", lambda: next(clock))
-    from zofo.studies.execution import Cost
-    from zofo.studies.problem_runs import ProblemRuns
+    from zofo.studies.executor import CostEstimate
+    from zofo.studies.problem_executor import ProblemRuns
 
-    monkeypatch.setattr(ProblemRuns, "costs", lambda self, configs, remote_code: [Cost(160, 2.0), Cost(80, 1.0)])
+    monkeypatch.setattr(
+        ProblemRuns, "costs", lambda self, configs, remote_code: [CostEstimate(160, 2.0), CostEstimate(80, 1.0)]
+    )
     plan = plan_study(study({**TOY, "axes": axes}), tmp_path / "out", limit=50)
     timed = {(row.method, row.cell): (row.timed, row.seconds) for row in plan.rows}
     assert timed["mezo", "least-squares 8"][0]
@@ -719,7 +722,7 @@ def test_a_mistake_in_any_run_is_named_by_its_key_before_the_first_is_made(
 ):
     changes, message = MISTAKES[case]
     content = task_study(model_folder, data_dir, **{k: v for k, v in changes.items() if k not in ("base", "methods")})
-    content["base"] = laid_over(content["base"], changes.get("base", {}))
+    content["base"] = merge_trees(content["base"], changes.get("base", {}))
     for name, change in changes.get("methods", {}).items():
         content["methods"] = {**content["methods"], name: {**content["methods"][name], **change}}
     with pytest.raises(ZofoError, match=re.escape(message)):

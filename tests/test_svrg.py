@@ -30,16 +30,18 @@ from least_squares import (
     theta_of,
     written_out,
 )
-from zofo.backbone import Backbone, load_model
+from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, SVRG, ZOSVRG, SVRGConfig, ZOSVRGConfig
-from zofo.methods.svrg import Annealing
+from zofo.methods.svrg.svrg import Annealing
+from zofo.models import load_model
 from zofo.noise import STREAM_VERSION, Gaussian
 from zofo.studies.problems import LeastSquares as LeastSquaresProblem
-from zofo.training import Trajectory, TrajectoryWriter, read_config, train
-from zofo.training.replay import replay
-from zofo.training.use import evaluate_run, evaluate_zero_shot
+from zofo.training import read_config, train
+from zofo.training.inference import evaluate_run, evaluate_zero_shot
+from zofo.trajectory import Trajectory, TrajectoryWriter
+from zofo.trajectory.replay import replay
 
 EPSILON = 1e-3
 EACH = 1 << 16  # keys of one direction of a step
@@ -369,7 +371,7 @@ def test_annealing_is_algorithm_4(per_epoch, above, by):
     annealing, losses, factor, changes = Annealing(per_epoch, above, by), [], 1.0, 0
     for count in range(1, 200):
         losses.append(draw.uniform(0.5, 1.5))
-        annealing.saw(losses[-1])
+        annealing.observe(losses[-1])
         if count % per_epoch == 0 and count >= 2 * per_epoch:
             m1, m2 = statistics.fmean(losses[-per_epoch:]), statistics.fmean(losses[-2 * per_epoch : -per_epoch])
             if m1 / m2 > above:
@@ -418,7 +420,7 @@ def test_annealing_refuses_an_objective_that_is_minus_a_score():
     SVRG(config, setting_of(LeastSquares()))
     rising = Annealing(1, 1.05, 5.0)
     for loss in (-0.9, -0.2):
-        rising.saw(loss)
+        rising.observe(loss)
     assert rising.factor == 1.0  # and where it is asked all the same, such losses change no rate
 
 

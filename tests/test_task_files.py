@@ -31,7 +31,7 @@ from zofo.tasks import (
     render,
     task_names,
 )
-from zofo.tasks.demonstrations import SEPARATOR
+from zofo.tasks.few_shot import SEPARATOR
 from zofo.tasks.task import parse_task
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import yaml
 
 from conftest import review_rows, write_rows
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
-from zofo.tasks import SPLITS, Batches, TaskConfig, load_examples, load_task, render, task_names
+from zofo.tasks import SPLITS, EpochSampler, TaskConfig, load_examples, load_task, render, task_names
 from zofo.tasks.task import parse_task
 
 MINE = {
@@ -419,7 +419,7 @@ def test_a_disjoint_chat_is_known_by_what_is_asked(tmp_path):
 
 def test_batches_are_a_pure_function_of_seed_name_and_number():
     def batches(seed=0, name="train", size=4):
-        return Batches(range(18), size, list, seed, name)
+        return EpochSampler(range(18), size, list, seed, name)
 
     first = [batches()[i] for i in range(12)]
     again = batches()
@@ -437,7 +437,7 @@ def test_examples_of_similar_length_share_a_batch_in_a_random_order():
     lengths = [(7 * i) % 40 for i in range(160)]
 
     def batches(length):
-        drawn = Batches(range(160), 4, list, 0, "train", length)
+        drawn = EpochSampler(range(160), 4, list, 0, "train", length)
         return [drawn[i] for i in range(40)]
 
     grouped = batches(lambda i: lengths[i])
@@ -455,14 +455,14 @@ def test_examples_of_similar_length_share_a_batch_in_a_random_order():
 
 
 def test_no_example_is_left_out_forever():
-    batches = Batches(range(18), 4, list, 0, "train")
+    batches = EpochSampler(range(18), 4, list, 0, "train")
     assert {x for i in range(40) for x in batches[i]} == set(range(18))
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    assert sorted(Batches(range(4), 4, list, 0, "train")[3]) == [0, 1, 2, 3]
+    assert sorted(EpochSampler(range(4), 4, list, 0, "train")[3]) == [0, 1, 2, 3]
     with pytest.raises(ConfigError) as refused:
-        Batches(range(3), 4, list, 0, "train")
+        EpochSampler(range(3), 4, list, 0, "train")
     assert "a batch of 4 examples cannot be drawn from the 3 of 'train'" in refused.value.message
     assert "batch_size to 3" in refused.value.hint
 
@@ -472,7 +472,7 @@ def test_global_generators_are_left_alone(data_dir):
     before = torch.get_rng_state()
     load_examples(load_task("sst2"), TaskConfig(data_dir=data_dir))
     assert torch.equal(torch.get_rng_state(), before)
-    assert Batches(range(18), 4, list, 0, "train")[0]
+    assert EpochSampler(range(18), 4, list, 0, "train")[0]
     assert torch.equal(torch.get_rng_state(), before)
 
 

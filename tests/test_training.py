@@ -19,9 +19,19 @@ from safetensors.torch import load_file
 
 from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from zofo.errors import ConfigError, DataError, NonFiniteError, RunError
-from zofo.methods import METHODS, Bilevel, BilevelConfig, FirstOrder, FirstOrderConfig, MeZO, MeZOConfig, Setting
-from zofo.training import RunFolder, Trajectory, read_config, train
-from zofo.training.use import evaluate_run, evaluate_zero_shot, predict
+from zofo.methods import (
+    METHODS,
+    Bilevel,
+    BilevelConfig,
+    FirstOrder,
+    FirstOrderConfig,
+    MeZO,
+    MeZOConfig,
+    TrainingContext,
+)
+from zofo.training import RunFolder, read_config, train
+from zofo.training.inference import evaluate_run, evaluate_zero_shot, predict
+from zofo.trajectory import Trajectory
 
 BATCH, T = 4, 2
 SHORT = {
@@ -244,7 +254,7 @@ def test_adapters_load_with_peft_itself(configured, model_folder, name):
     ids = torch.tensor([[5, 6, 7, 8]])
     loaded = transformers.AutoTokenizer.from_pretrained(model_folder)
     if name == "first-order":  # no trajectory: base and adapter are the whole model
-        from zofo.backbone import LoadedModel
+        from zofo.models import LoadedModel
 
         run.restore(LoadedModel(ours, loaded, "tiny"))
         assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
@@ -591,7 +601,7 @@ def test_a_run_can_be_loaded_as_a_model_also_after_its_base_has_moved(configured
 
 def test_a_second_method_on_a_model_that_carries_adapters_is_refused(tokenizer):
     model = build_model("llama", len(tokenizer))
-    setting = Setting(model, None, list(range(30)), list)
+    setting = TrainingContext(model, None, list(range(30)), list)
     Bilevel(BilevelConfig(batch_size=2), setting)
     for build in (lambda: MeZO(MeZOConfig(), setting), lambda: FirstOrder(FirstOrderConfig(), setting)):
         with pytest.raises(ConfigError, match="carries"):

@@ -13,8 +13,8 @@ import pytest
 from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
-from zofo.training import Trajectory, TrajectoryWriter
-from zofo.training.trajectory import MAGIC, Moved, Settled, Stepped
+from zofo.trajectory import Trajectory, TrajectoryWriter
+from zofo.trajectory.format import MAGIC, Moved, Settled, Stepped
 
 SEED = 2**64 - 1
 HEADER = {"stream": 1, "noise": {"name": "gaussian"}, "select": None}

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from conftest import build_model, build_tokenizer
-from zofo import FirstOrder, FirstOrderConfig, RunFolder, Setting, evaluate_run, read_config, train
+from zofo import FirstOrder, FirstOrderConfig, RunFolder, TrainingContext, evaluate_run, read_config, train
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, TwoStage, TwoStageConfig
 from zofo.objectives import candidate_scores, classification_loss
 from zofo.tasks import Example, collate, encode
-from zofo.training.trajectory import Trajectory
+from zofo.trajectory.format import Trajectory
 
 FIRST, SIZE = 3, 4
 SHORT = {"batch_size": SIZE, "adapter_steps": FIRST}
@@ -32,7 +32,7 @@ def setting():
 
     def fresh():
         make = lambda chosen: collate(chosen, 0, torch.device("cpu"))  # noqa: E731
-        return Setting(copy.deepcopy(base), classification_loss, encoded, make, seed=3)
+        return TrainingContext(copy.deepcopy(base), classification_loss, encoded, make, seed=3)
 
     return fresh
 
@@ -84,9 +84,9 @@ def test_the_second_stage_descends_the_loss_with_the_adapter(setting):
     losses = []
     with torch.no_grad():
         for sign in (1, -1):
-            method.backbone.fold(point * sign)
+            method.backbone.apply_(point * sign)
             losses.append(classification_loss(one.model, batch).mean().item())
-            method.backbone.fold(point * -sign)
+            method.backbone.apply_(point * -sign)
     slope = (losses[0] - losses[1]) / 2e-2
     assert method.step(FIRST).coefficients["projected_gradient_0"] == pytest.approx(slope, rel=1e-3, abs=1e-4)
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zofo.backbone import Backbone, LoadedModel, ModelConfig, Update, load_model
+    from zofo.backbone import Backbone, Update
     from zofo.displacement import Displacement, Key
     from zofo.errors import NonFiniteError, ZofoError
     from zofo.estimators import Estimate, Estimator, OneSided, TwoSided
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
         Method,
         MeZO,
         MeZOConfig,
-        Setting,
         StepLog,
+        TrainingContext,
     )
+    from zofo.models import LoadedModel, ModelConfig, load_model
     from zofo.noise import Gaussian, LowRank, Noise, Rademacher
     from zofo.rules import SGD, Rule
     from zofo.training import RunConfig, RunFolder, evaluate_run, predict, read_config, train
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "backbone": ("Backbone", "LoadedModel", "ModelConfig", "Update", "load_model"),
+    "backbone": ("Backbone", "Update"),
     "displacement": ("Displacement", "Key"),
     "errors": ("NonFiniteError", "ZofoError"),
     "estimators": ("Estimate", "Estimator", "OneSided", "TwoSided"),
@@ -47,9 +48,10 @@ _HOMES = {
         "MeZO",
         "MeZOConfig",
         "Method",
-        "Setting",
         "StepLog",
+        "TrainingContext",
     ),
+    "models": ("LoadedModel", "ModelConfig", "load_model"),
     "noise": ("Gaussian", "LowRank", "Noise", "Rademacher"),
     "rules": ("SGD", "Rule"),
     "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "read_config", "train"),
@@ -85,8 +87,8 @@ __all__ = [
     "Rule",
     "RunConfig",
     "RunFolder",
-    "Setting",
     "StepLog",
+    "TrainingContext",
     "TwoSided",
     "Update",
     "ZofoError",

@@ -193,7 +193,7 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    with mistakes_of(str(path)):
+    with error_context(str(path)):
         refuse_repeated_keys(text)
     return content
 
@@ -269,7 +269,7 @@ def _refuse_bomb(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 @contextmanager
-def mistakes_of(file: str) -> Iterator[None]:
+def error_context(file: str) -> Iterator[None]:
     """While it is open, the name of the file is put before what is wrong with its content."""
     try:
         yield
@@ -278,7 +278,7 @@ def mistakes_of(file: str) -> Iterator[None]:
         raise
 
 
-def validated(model: type[C], content: Any, where: str = "") -> C:
+def parse_model(model: type[C], content: Any, where: str = "") -> C:
     """Build a piece of configuration, or say what is wrong in one line.
 
     Args:

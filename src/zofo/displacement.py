@@ -98,7 +98,7 @@ class Displacement:
                 terms[key] = terms.get(key, 0.0) + coefficient
         return cls(terms)
 
-    def without_small(self, tolerance: float) -> Displacement:
+    def pruned(self, tolerance: float) -> Displacement:
         """The same vector with every term of |coefficient| < `tolerance` dropped."""
         return Displacement({k: c for k, c in self._terms.items() if abs(c) >= tolerance})
 

@@ -67,7 +67,7 @@ class PatchError(RunError):
     """A patch that is damaged, of another base model or version, or that no run of zofo can have written."""
 
 
-class Stopped(KeyboardInterrupt):
+class Interrupted(KeyboardInterrupt):
     """Work that was asked to stop, by Ctrl-C or SIGTERM, and did; a run after its step or evaluation was saved.
 
     Args:

@@ -19,7 +19,7 @@ def real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Bring a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # where folders cannot be opened
         return
@@ -30,11 +30,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_tree(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
     """Bring every file in a folder, and all names, to the disk."""
     inside = sorted(folder.rglob("*"))
     for path in [*(p for p in inside if p.is_file()), *(p for p in inside if p.is_dir()), folder]:
-        sync(path)
+        fsync(path)
 
 
 def sha256_of(path: Path) -> str:

@@ -23,16 +23,17 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from conftest import build_tokenizer, review_rows, write_rows  # noqa: E402
-from zofo import Displacement, Key, Setting, Update  # noqa: E402
-from zofo.evaluators import Journal  # noqa: E402
+from zofo import Displacement, Key, TrainingContext, Update  # noqa: E402
+from zofo.backbone import UpdateLog  # noqa: E402
+from zofo.export import export_run  # noqa: E402
 from zofo.methods import METHODS, Method  # noqa: E402
 from zofo.objectives import classification_loss  # noqa: E402
-from zofo.shipping import export_run  # noqa: E402
 from zofo.tasks import Example, collate, encode  # noqa: E402
-from zofo.training import TrajectoryWriter, read_config, train  # noqa: E402
-from zofo.training.callbacks import Best, Evaluating, MetricsLog  # noqa: E402
-from zofo.training.checkpoints import Checkpoints  # noqa: E402
-from zofo.training.progress import Progress, needs_weights  # noqa: E402
+from zofo.training import read_config, train  # noqa: E402
+from zofo.training.callbacks import BestCheckpoint, EvaluationCallback, MetricsLogger  # noqa: E402
+from zofo.training.checkpoint import Checkpoints  # noqa: E402
+from zofo.training.run_state import Progress, should_checkpoint_weights  # noqa: E402
+from zofo.trajectory import TrajectoryWriter  # noqa: E402
 
 TRAJECTORY, CHECKPOINT = HERE / "trajectory-2.bin", HERE / "checkpoint-1"
 PATCHES = (HERE / "patch-1.zofo", HERE / "patch-2.zofo")  # the last is what is written today
@@ -95,7 +96,7 @@ def method_of(model: Any) -> Method:
     tokenizer = build_tokenizer()
     rows = [Example(f"film number {i} was", (" terrible", " great"), (i % 2,)) for i in range(12)]
     examples = encode(tokenizer, rows, 64, False)
-    setting = Setting(model, classification_loss, examples, lambda some: collate(some, 0, torch.device("cpu")))
+    setting = TrainingContext(model, classification_loss, examples, lambda some: collate(some, 0, torch.device("cpu")))
     return METHODS["bilevel"](METHODS["bilevel"].Config.model_validate(BILEVEL), setting)
 
 
@@ -105,7 +106,12 @@ def progress_of(method: Method, folder: Path) -> Progress:
     def score(counts: Any) -> Any:
         raise AssertionError("nothing is evaluated")
 
-    return Progress(method, Best(folder / "best", method.save), Evaluating(method, score), needs_weights(method, None))
+    return Progress(
+        method,
+        BestCheckpoint(folder / "best", method.save),
+        EvaluationCallback(method, score),
+        should_checkpoint_weights(method, None),
+    )
 
 
 def make_trajectory(path: Path) -> None:
@@ -115,7 +121,7 @@ def make_trajectory(path: Path) -> None:
     writer.updated(Update(Displacement({Key(7, 0, 0): -0.25, Key(7, 0, 1): 0.125})))
     writer.stepped(0)
     writer.settled()
-    writer.updated(Update(Displacement({Key(7, 1, 0): 0.5}), shrink=0.001))
+    writer.updated(Update(Displacement({Key(7, 1, 0): 0.5}), decay_factor=0.001))
     writer.stepped(1)
     writer.updated(Update(Displacement({Key(7, 2, 0): -0.0625}), lr=0.02))
     writer.stepped(2)
@@ -152,7 +158,7 @@ def make_checkpoint(folder: Path) -> list[list[float]]:
     method = method_of(base_model())
     progress = progress_of(method, folder)
     assert method.evaluator is not None
-    metrics = MetricsLog(folder / "metrics.jsonl", method)
+    metrics = MetricsLogger(folder / "metrics.jsonl", method)
     writer = TrajectoryWriter(folder / "trajectory.bin", 0, {"stream": 1, **method.replay_header()})
     method.evaluator.journal = writer
     for number in range(STEPS):
@@ -161,15 +167,15 @@ def make_checkpoint(folder: Path) -> list[list[float]]:
     Checkpoints(folder).save(STEPS, lambda into: progress.save(STEPS, into, metrics, writer, 1.0))
     metrics.after_run(None)
     writer.close()
-    method.evaluator.journal = Journal()
+    method.evaluator.journal = UpdateLog()
     with method.using("adapter"):
         return numbers_of(method.model)
 
 
 def main() -> None:
     """Make what is not there yet."""
-    from zofo.shipping import apply_patch
-    from zofo.training import Trajectory, replay
+    from zofo.export import apply_patch
+    from zofo.trajectory import Trajectory, replay
 
     numbers = json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
     if not TRAJECTORY.exists():

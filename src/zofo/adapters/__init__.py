@@ -1,11 +1,11 @@
 """Small adapters, through peft: LoRA, DoRA, IA3, prefix and prompt."""
 
 from zofo.adapters.base import ADAPTERS, AdapterConfig, Adapters, PeftAdapters, carries_adapters, kind_of
-from zofo.adapters.loading import load_adapter
+from zofo.adapters.checkpoint import load_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
 from zofo.adapters.merging import adapter_content, can_merge, merge_adapter
-from zofo.adapters.strange import load_strange_adapter, refuse_strange
-from zofo.adapters.virtual_tokens import PrefixAdapters, PromptAdapters
+from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
+from zofo.adapters.untrusted import check_untrusted_adapter, load_strange_adapter
 
 __all__ = [
     "ADAPTERS",
@@ -24,5 +24,5 @@ __all__ = [
     "load_adapter",
     "load_strange_adapter",
     "merge_adapter",
-    "refuse_strange",
+    "check_untrusted_adapter",
 ]

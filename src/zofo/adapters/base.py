@@ -1,7 +1,7 @@
 """The contract of adapters: named sets of small tensors on one model, of which one set is active at a time.
 
 Adapters come from peft. Those that sit in place of layers are peft's through and through; for those of virtual tokens,
-peft holds the tensors and the file format, and `zofo.adapters.injection` puts them into the model's forward.
+peft holds the tensors and the file format, and `zofo.adapters.virtual_token_hooks` puts them into the model's forward.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from zofo.backbone import save_tensors
-from zofo.backbone.heads import is_classifier
 from zofo.config import PartConfig, named
 from zofo.errors import ConfigError, ZofoError, refuse_out_of_memory
+from zofo.models import save_tensors
+from zofo.models.heads import is_classifier
 from zofo.registry import Registry
 
 

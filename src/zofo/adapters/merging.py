@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.adapters.base import quiet_peft
-from zofo.adapters.loading import load_adapter
+from zofo.adapters.checkpoint import load_adapter
 from zofo.config import read_json_object
 from zofo.errors import RunError
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from zofo.backbone.rounding import rounding_bits, stochastically_rounded
 from zofo.backbone.selection import movable
+from zofo.backbone.stochastic_rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
 from zofo.errors import ModelError, NonFiniteError
-from zofo.noise import Block, Directions, Mask, Masked, MaskedLowRank, Noise, Shape, masked
+from zofo.noise import Block, DirectionSampler, Mask, Masked, MaskedLowRank, Noise, Shape, masked
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 """(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
@@ -37,8 +37,8 @@ class Update:
     """
 
     displacement: Displacement
-    shrink: float = 0.0
-    elementwise: Elementwise | None = None
+    decay_factor: float = 0.0
+    dense_update_fn: Elementwise | None = None
     lr: float | None = None
 
     @property
@@ -93,7 +93,7 @@ class Backbone:
         self.sweeps = 0
         self._block = block
         self._gathered: list[tuple[Update, Key | None]] | None = None
-        self.torn = False
+        self.is_corrupt = False
         self.parameters, frozen = movable(module, select)
         self.frozen = tuple(frozen)
         for name, tensor in self.tensors.items():
@@ -131,11 +131,11 @@ class Backbone:
         return not isinstance(self.noise, Masked | MaskedLowRank) or self.noise.kept.moves(key, name)
 
     @torch.no_grad()
-    def fold(
+    def apply_(
         self,
         update: Update | Displacement,
         leaving: Displacement | None = None,
-        directions: Directions | None = None,
+        directions: DirectionSampler | None = None,
     ) -> None:
         """Apply an update in one sweep: `theta <- (1 - shrink) (theta - leaving) + displacement`.
 
@@ -155,16 +155,16 @@ class Backbone:
             NonFiniteError: a coefficient that is not finite in float32; nothing was written.
             ModelError: an earlier sweep was interrupted in the middle.
         """
-        if self.torn:
+        if self.is_corrupt:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
         stochastic = isinstance(update, Update)
         update = update if isinstance(update, Update) else Update(update)
         update.refuse_non_finite()
         home = -leaving if leaving is not None else Displacement()
-        nothing = not len(home) and not len(update.displacement) and not update.shrink
-        if nothing and update.elementwise is None:  # an elementwise rule moves by what it remembers, too
+        nothing = not len(home) and not len(update.displacement) and not update.decay_factor
+        if nothing and update.dense_update_fn is None:  # an elementwise rule moves by what it remembers, too
             return
-        divisible = leaving is None and update.elementwise is None
+        divisible = leaving is None and update.dense_update_fn is None
         parts = _parts(update, self.noise.keys_at_once) if divisible else [update]
         writes = [(part, part.newest if stochastic else None) for part in parts]
         if self._gathered is not None:
@@ -177,7 +177,7 @@ class Backbone:
             self._sweep([(part, rounding)], home, self.directions(keys) if directions is None else directions)
 
     @contextmanager
-    def gathering(self) -> Iterator[None]:
+    def deferred_writes(self) -> Iterator[None]:
         """While it is open, updates wait for one another, for a caller that does not look at the weights meanwhile.
 
         They are written one after the other as ever, with the same bits, but tensor by tensor: each is fetched from
@@ -204,20 +204,22 @@ class Backbone:
             writes, self._gathered = self._gathered, []
             self._sweep(writes, Displacement(), self.directions(keys))
 
-    def _sweep(self, writes: Sequence[tuple[Update, Key | None]], home: Displacement, directions: Directions) -> None:
+    def _sweep(
+        self, writes: Sequence[tuple[Update, Key | None]], home: Displacement, directions: DirectionSampler
+    ) -> None:
         """Write `home` and updates, one after the other, into every tensor; each with the key that rounds it."""
-        self.torn = True  # until all is written: an interrupt in between cannot be undone exactly
+        self.is_corrupt = True  # until all is written: an interrupt in between cannot be undone exactly
         for name, tensor in self.tensors.items():
-            if len(writes) > 1 and tensor.dtype in _DIRECT and not any(update.shrink for update, _ in writes):
+            if len(writes) > 1 and tensor.dtype in _DIRECT and not any(update.decay_factor for update, _ in writes):
                 terms = [update.displacement.items() for update, _ in writes]
                 sums = [[(key, value) for key, value in each if self.moves(key, name)] for each in terms]
                 for block, piece in self._pieces(name, tensor, directions.whole, None):
-                    directions.add_in_turn(piece, sums, name, block)
+                    directions.add_sequentially(piece, sums, name, block)
             else:
                 for update, rounding in writes:
                     self._write(name, tensor, update, rounding, home, directions)
         self.sweeps += 1
-        self.torn = False
+        self.is_corrupt = False
 
     def _write(
         self,
@@ -226,26 +228,26 @@ class Backbone:
         update: Update,
         rounding: Key | None,
         home: Displacement,
-        directions: Directions,
+        directions: DirectionSampler,
     ) -> None:
         """Write `home` and an update into one tensor."""
-        keep = 1.0 - update.shrink if name in self.decays else 1.0
+        keep = 1.0 - update.decay_factor if name in self.decays else 1.0
         # one term for each key: a direction that is both left and updated along is drawn once
-        add = home * keep + update.displacement if update.elementwise is None else home * keep
+        add = home * keep + update.displacement if update.dense_update_fn is None else home * keep
         terms = [(key, coefficient) for key, coefficient in add.items() if self.moves(key, name)]
-        if not terms and keep == 1.0 and update.elementwise is None:
+        if not terms and keep == 1.0 and update.dense_update_fn is None:
             return
-        at_once = directions.whole and update.elementwise is None
+        at_once = directions.whole and update.dense_update_fn is None
         for block, piece in self._pieces(name, tensor, at_once, rounding):
             if keep != 1.0:
-                piece.sub_(piece, alpha=update.shrink)  # 1 - shrink has few digits of a small shrink in float32
+                piece.sub_(piece, alpha=update.decay_factor)  # 1 - shrink has few digits of a small shrink in float32
             directions.add_to(piece, terms, name, block)
-            if update.elementwise is not None:
+            if update.dense_update_fn is not None:
                 gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
                 directions.add_to(gradient, update.displacement.items(), name, block)
-                piece.add_(update.elementwise(name, tensor.numel(), block, gradient).to(piece.dtype))
+                piece.add_(update.dense_update_fn(name, tensor.numel(), block, gradient).to(piece.dtype))
 
-    def directions(self, keys: Iterable[Key]) -> Directions:
+    def directions(self, keys: Iterable[Key]) -> DirectionSampler:
         """The directions of some keys for the selected tensors, in the form that `fold` adds."""
         return self.noise.directions(keys, self.shapes, self.device)
 
@@ -278,7 +280,7 @@ class Backbone:
             tensor.copy_(flat.view(tensor.shape))
 
     @torch.no_grad()
-    def exchange(self, stored: Mapping[str, torch.Tensor]) -> None:
+    def swap_(self, stored: Mapping[str, torch.Tensor]) -> None:
         """Swap the values of the selected tensors with those of a stored copy, block by block, wherever it is.
 
         Args:
@@ -287,9 +289,9 @@ class Backbone:
         Raises:
             ModelError: an earlier sweep was interrupted in the middle.
         """
-        if self.torn:
+        if self.is_corrupt:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
-        self.torn = True
+        self.is_corrupt = True
         for name, tensor in self.tensors.items():
             kept = stored[name].view(-1)
             flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
@@ -300,7 +302,7 @@ class Backbone:
                 there.copy_(before)
             if not tensor.is_contiguous():
                 tensor.copy_(flat.view(tensor.shape))
-        self.torn = False
+        self.is_corrupt = False
 
     def fingerprint(self) -> str:
         """See the function `fingerprint`, of the selected tensors."""
@@ -322,7 +324,7 @@ def _parts(update: Update, keys: int | None) -> list[Update]:
     if keys is None or len(terms) <= keys:
         return [update]
     pieces = [Displacement(dict(terms[start : start + keys])) for start in range(0, len(terms), keys)]
-    return [Update(piece, 0.0 if number else update.shrink) for number, piece in enumerate(pieces)]
+    return [Update(piece, 0.0 if number else update.decay_factor) for number, piece in enumerate(pieces)]
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -57,7 +57,7 @@ def _refuse_lost_folder() -> None:
 
 
 def _say(kind: str, style: str, text: str) -> None:
-    from zofo.cli.shared import err
+    from zofo.cli.options import err
 
     first, *more = text.split("\n")
     err.say((kind, style), first)
@@ -66,7 +66,7 @@ def _say(kind: str, style: str, text: str) -> None:
 
 
 def _interrupted() -> int:
-    from zofo.cli.shared import err
+    from zofo.cli.options import err
 
     err.say("interrupted")
     return _INTERRUPTED

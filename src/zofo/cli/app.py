@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from zofo.cli import looking, shipping, studies, training
-from zofo.cli.shared import verbs
+from zofo.cli import export, inspect, studies, training
+from zofo.cli.options import verbs
 
 app = verbs("Fine-tune language models by forward passes, by adapters, or by both.")
-for part in (training, shipping, looking, studies):  # in the order of the help
+for part in (training, export, inspect, studies):  # in the order of the help
     app.add_typer(part.commands)
 app.add_typer(training.tune, name="tune")
 app.add_typer(studies.bench, name="bench")

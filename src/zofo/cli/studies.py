@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zofo.cli.shared import RemoteCode, err, leaving_when_stopped, out, verbs
+from zofo.cli.options import RemoteCode, err, leaving_when_stopped, out, verbs
 
 commands = verbs()
 bench = verbs("Measure what work costs on this machine.")
@@ -27,8 +27,8 @@ def bench_step(
     ] = True,
 ) -> None:
     """Time and memory of one training step in every way, beside inference on the same batch."""
-    from zofo.studies import StepOptions
-    from zofo.studies import bench_step as measure
+    from zofo.bench import StepOptions
+    from zofo.bench import bench_step as measure
 
     options = StepOptions(model, rows, tokens, rank, repeats, dtype)
     report = measure(options, memory, file, lambda text: err.say((text, "dim")))
@@ -84,7 +84,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where the runs and summary.json go.")] = Path("runs/demo"),
 ) -> None:
     """SmolLM2-135M learns to judge movie reviews: Bilevel-ZOFO, MeZO and FO-LoRA at equal queries."""
-    from zofo.studies import run_demo
+    from zofo.bench import run_demo
 
     with leaving_when_stopped():
         run_demo(folder, out)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zofo.cli.shared import (
+from zofo.cli.options import (
     AsJson,
     Data,
     DataDir,

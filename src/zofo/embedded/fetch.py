@@ -26,7 +26,7 @@ from types import MappingProxyType
 import psutil
 
 from zofo.errors import DownloadError
-from zofo.filesystem import sha256_of, sync, sync_tree
+from zofo.filesystem import fsync, fsync_tree, sha256_of
 from zofo.interpreters import python_command
 
 
@@ -106,10 +106,10 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
         names = sorted(path.name for path in staging.iterdir())
         lines = [f"{_digest(staging / name)}  {name}\n" for name in names]
         (staging / _MANIFEST).write_text("".join(lines), encoding="utf-8")
-        sync_tree(staging)
+        fsync_tree(staging)
         try:
             staging.rename(target)
-            sync(target.parent)
+            fsync(target.parent)
         except OSError:
             if not target.is_dir():  # another process may have finished first; its folder is as good
                 raise

@@ -48,7 +48,7 @@ class Estimate:
         """The same estimate with another gradient, for sums of several losses."""
         return replace(self, gradient=gradient)
 
-    def over_spread(self) -> Estimate:
+    def normalized_by_std(self) -> Estimate:
         """The same estimate with gradient / spread: a step whose length does not depend on the scale of the losses.
 
         Where all slopes are equal, and nothing is known of their scale, the gradient is 0.

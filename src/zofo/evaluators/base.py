@@ -11,24 +11,24 @@ import torch
 from torch import nn
 
 from zofo.backbone import Backbone, Update
+from zofo.backbone.update_log import UpdateLog
 from zofo.displacement import Displacement
 from zofo.evaluators.counts import Counts
-from zofo.evaluators.journal import Journal
 from zofo.registry import Registry
-from zofo.remembered import Remembered
+from zofo.state_dict import StateDict
 
 Objective = Callable[[nn.Module, Any], torch.Tensor]
 """An objective: (model, batch) -> one loss for each example, float32, or float64 of a float64 model."""
 
-Ask = tuple[Objective, Any]
+LossRequest = tuple[Objective, Any]
 """What is asked for at each point: an objective, and the batch it is given."""
 
 Point = Displacement | Sequence[Displacement]
 """Where losses are asked for: one displacement for the whole batch, or one for each example."""
 
 
-class Visit(ABC):
-    """The inside of `Evaluator.visit`: the losses that were found, and one chance to update on the way home.
+class Probe(ABC):
+    """The inside of `Evaluator.probe`: the losses that were found, and one chance to update on the way home.
 
     Attributes:
         losses: float32, or float64 of a float64 model; shape [points, examples].
@@ -54,13 +54,13 @@ class Evaluator(ABC):
     per_example = False
     backbone: Backbone
     counts: Counts
-    journal = Journal()
+    journal = UpdateLog()
 
     @abstractmethod
-    def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> AbstractContextManager[Visit]:
+    def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> AbstractContextManager[Probe]:
         """Ask for the losses at `points`; the weights may be away from home only inside the `with` block.
 
-        When the block ends, by itself or by an exception, the weights are home: updated if `Visit.update` was called in
+        When the block ends, by itself or by an exception, the weights are home: updated if `Probe.update` was called in
         it, as before otherwise. Only an interrupt in the middle of a sweep cannot be undone; it marks the backbone as
         torn, and every later use of it is refused.
 
@@ -81,11 +81,11 @@ class Evaluator(ABC):
         """
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """Objective at `points`, as `Visit.losses`; the weights are as before when it returns."""
-        with self.visit([(objective, batch)], points) as visit:
+        """Objective at `points`, as `Probe.losses`; the weights are as before when it returns."""
+        with self.probe([(objective, batch)], points) as visit:
             return visit.losses
 
-    def check(self, asks: Sequence[Ask]) -> None:  # noqa: B027  # most evaluators can ask any model
+    def check(self, asks: Sequence[LossRequest]) -> None:  # noqa: B027  # most evaluators can ask any model
         """Find out, before anything is trained, whether the model can be asked at all; what it takes is not counted.
 
         Raises:
@@ -95,20 +95,20 @@ class Evaluator(ABC):
     def move(self, point: Displacement) -> None:  # noqa: B027  # most evaluators never leave home
         """Go to theta + `point`, for evaluators whose weights move."""
 
-    def settle(self) -> None:  # noqa: B027  # most evaluators owe nothing
+    def flush(self) -> None:  # noqa: B027  # most evaluators owe nothing
         """Write updates that are still pending, so that the weights are theta for whoever looks at them next."""
 
-    def remember(self) -> Remembered:
+    def state_dict(self) -> StateDict:
         """What it keeps beside the weights, between two steps."""
-        return Remembered()
+        return StateDict()
 
-    def recall(self, remembered: Remembered) -> None:  # noqa: B027  # most keep nothing
+    def load_state_dict(self, remembered: StateDict) -> None:  # noqa: B027  # most keep nothing
         """Take back what `remember` gave; the weights are as they were then."""
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
         """While it is open the weights are not theta, and nothing is told of them."""
-        journal, self.journal = self.journal, Journal()
+        journal, self.journal = self.journal, UpdateLog()
         try:
             yield
         finally:

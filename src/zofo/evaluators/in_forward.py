@@ -13,11 +13,13 @@ from torch import nn
 from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError, out_of_memory
-from zofo.evaluators import rows
-from zofo.evaluators.bank import FactorBank
-from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Objective, Point, Visit
-from zofo.evaluators.carrying import Carrying, unanswered
-from zofo.evaluators.checking import (
+from zofo.evaluators import batch_protocol
+from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Objective, Point, Probe
+from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.evaluators.factor_cache import FactorCache
+from zofo.evaluators.low_rank_forward import PerturbedForward, unanswered
+from zofo.evaluators.low_rank_terms import NARROW, LowRankTerms, SharedInputGroups, coefficients_of
+from zofo.evaluators.model_check import (
     AGREES_TF32,
     IN_PLACE,
     agreement,
@@ -27,12 +29,10 @@ from zofo.evaluators.checking import (
     one_of_each_kind,
     selected_parameters,
 )
-from zofo.evaluators.counts import Counts, counting_forwards
-from zofo.evaluators.layout import Layout, NotSeen, Use
-from zofo.evaluators.terms import NARROW, Siblings, Terms, coefficients_of
-from zofo.evaluators.watching import Watching, uncompiled, without_trace
+from zofo.evaluators.parameter_use import ParameterTracker, uncompiled, without_trace
+from zofo.evaluators.row_layout import Layout, NotSeen, Use
 from zofo.noise import LowRank, MaskedLowRank
-from zofo.remembered import Remembered, of_displacement, of_numbers, to_displacement, to_numbers
+from zofo.state_dict import StateDict, of_displacement, of_numbers, to_displacement, to_numbers
 
 _MOST_PENDING = 8  # columns of the pending factors; with more, carrying them costs more than folding them
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
@@ -100,20 +100,20 @@ class InForward(Evaluator):
         self._only: frozenset[str] | None = None  # the tensors that carry terms, if not all
         self._tried: int | None = None  # the most rows that were compared with some alone; None before a check
         self._layout = Layout()
-        self._siblings: Siblings = {}
-        self._drawn: FactorBank | None = None
+        self._siblings: SharedInputGroups = {}
+        self._drawn: FactorCache | None = None
 
     @property
-    def _bank(self) -> FactorBank:
+    def _bank(self) -> FactorCache:
         """The factors of this step's keys, and of those that are pending."""
         device = self.backbone.device  # a model may be moved between two steps
         if self._drawn is None or self._drawn.layout.device != device:
-            self._drawn = FactorBank(self._noise.layout(self.backbone.shapes, device))
+            self._drawn = FactorCache(self._noise.layout(self.backbone.shapes, device))
         return self._drawn
 
     @contextmanager
-    def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> Iterator[Visit]:
-        """See `Evaluator.visit`."""
+    def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
+        """See `Evaluator.probe`."""
         visit = _InForwardVisit(self)
         with counting_forwards(self.model, self.counts):
             visit.losses = self._ask(asks, points)
@@ -121,20 +121,22 @@ class InForward(Evaluator):
         yield visit
 
     @torch.no_grad()
-    def _ask(self, asks: Sequence[Ask], points: Sequence[Point]) -> torch.Tensor:
-        asked = dict.fromkeys(key for point in points for at in rows.displacements(point) for key in at)
+    def _ask(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
+        asked = dict.fromkeys(key for point in points for at in batch_protocol.displacements(point) for key in at)
         if len(self.pending) and len({*asked, *self.pending}) * self._noise.rank > NARROW:
-            self.settle()  # what all rows carry would stand in the factors of every block of rows
+            self.flush()  # what all rows carry would stand in the factors of every block of rows
         self._bank.hold([*self.pending, *asked])
         columns, start = [], 0
         for objective, batch in asks:
-            size = rows.size(batch)
+            size = batch_protocol.size(batch)
             chunk = min(self._micro_batch or size, size)
             for first in range(0, size, chunk):
                 last = min(first + chunk, size)
-                part = rows.part(batch, first, last) if chunk < size else batch
+                part = batch_protocol.part(batch, first, last) if chunk < size else batch
                 columns.append(
-                    self._forward(objective, part, rows.points_of_part(points, start + first, start + last), size)
+                    self._forward(
+                        objective, part, batch_protocol.points_of_part(points, start + first, start + last), size
+                    )
                 )
             start += size
         return torch.cat(columns, dim=1)
@@ -168,10 +170,10 @@ class InForward(Evaluator):
         Raises:
             EvaluatorError: they are not.
         """
-        for place, example in ((0, 0), (len(points) - 1, rows.size(batch) - 1)):
-            point = rows.points_of_part([points[place]], example, example + 1)
+        for place, example in ((0, 0), (len(points) - 1, batch_protocol.size(batch) - 1)):
+            point = batch_protocol.points_of_part([points[place]], example, example + 1)
             with without_trace(self.model):
-                alone = self._carried(objective, rows.part(batch, example, example + 1), point)
+                alone = self._carried(objective, batch_protocol.part(batch, example, example + 1), point)
             apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), self.backbone.dtypes)
             if not self._only_rounding(apart, limit, objective, batch, points, losses):
                 raise EvaluatorError(
@@ -182,14 +184,14 @@ class InForward(Evaluator):
 
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         dtype = torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32
-        coefficients = coefficients_of(points, rows.row_examples(batch), self._bank, self.pending, dtype)
-        terms = Terms(self._bank, coefficients, self._siblings, wary=self._checking)
-        with uncompiled(), self._each_call(), Carrying(self._moved(), terms, self._layout):
-            losses = at_least_float32(objective(self.model, rows.repeated(batch, len(points))))
-        if losses.shape != (len(points) * rows.size(batch),):
+        coefficients = coefficients_of(points, batch_protocol.row_examples(batch), self._bank, self.pending, dtype)
+        terms = LowRankTerms(self._bank, coefficients, self._siblings, wary=self._checking)
+        with uncompiled(), self._each_call(), PerturbedForward(self._moved(), terms, self._layout):
+            losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
+        if losses.shape != (len(points) * batch_protocol.size(batch),):
             raise EvaluatorError(
                 f"the objective gave losses of shape {list(losses.shape)} for {len(points)} points of "
-                f"{rows.size(batch)} examples, all in one batch",
+                f"{batch_protocol.size(batch)} examples, all in one batch",
                 "let it return one loss for each example of the batch it is given, in their order",
             )
         return losses.view(len(points), -1)
@@ -212,11 +214,13 @@ class InForward(Evaluator):
 
     def _too_large(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> EvaluatorError:
         """What to say of a batch that did not fit, after trying how much of it does."""
-        size = rows.size(batch)
+        size = batch_protocol.size(batch)
         fits = size // 2
         while fits:
             try:
-                self._losses(objective, rows.part(batch, 0, fits), rows.points_of_part(points, 0, fits))
+                self._losses(
+                    objective, batch_protocol.part(batch, 0, fits), batch_protocol.points_of_part(points, 0, fits)
+                )
                 break
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -234,7 +238,7 @@ class InForward(Evaluator):
         """See `Evaluator.take`: keep it pending, or write it with all that are."""
         update.refuse_non_finite()
         self.journal.updated(update)
-        waits = update.elementwise is None and not update.shrink
+        waits = update.dense_update_fn is None and not update.decay_factor
         if waits:
             self.pending = self.pending + update.displacement
             self._updates += 1
@@ -243,25 +247,25 @@ class InForward(Evaluator):
             update = Update(Displacement())
         self._write(update)
 
-    def settle(self) -> None:
-        """See `Evaluator.settle`."""
+    def flush(self) -> None:
+        """See `Evaluator.flush`."""
         if self._updates:
             self.journal.settled()
             self._write(Update(Displacement()))
 
-    def remember(self) -> Remembered:
-        """See `Evaluator.remember`: the updates that wait, and the order in which a forward sums its terms."""
+    def state_dict(self) -> StateDict:
+        """See `Evaluator.state_dict`: the updates that wait, and the order in which a forward sums its terms."""
         slots = of_numbers({key: float(slot) for key, slot in self._bank.slots.items()})
-        return Remembered({"pending": of_displacement(self.pending), "updates": self._updates, "slots": slots})
+        return StateDict({"pending": of_displacement(self.pending), "updates": self._updates, "slots": slots})
 
-    def recall(self, remembered: Remembered) -> None:
-        """See `Evaluator.recall`."""
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """See `Evaluator.load_state_dict`."""
         self.pending, self._updates = to_displacement(remembered.values["pending"]), remembered.values["updates"]
         self._bank.restore({key: int(slot) for key, slot in to_numbers(remembered.values["slots"]).items()})
 
     def _write(self, update: Update) -> None:
         """Write what is pending; together with `update`, where one sweep can do both."""
-        apart = update.elementwise is not None or update.shrink
+        apart = update.dense_update_fn is not None or update.decay_factor
         self._fold(Update(self.pending) if apart else Update(self.pending + update.displacement))
         self.pending, self._updates = Displacement(), 0
         if apart:
@@ -270,16 +274,16 @@ class InForward(Evaluator):
     def _fold(self, update: Update) -> None:
         keys = list(update.displacement)
         drawn = all(key in self._bank for key in keys)
-        self.backbone.fold(update, directions=self._bank.directions(keys) if drawn else None)
+        self.backbone.apply_(update, directions=self._bank.directions(keys) if drawn else None)
 
-    def check(self, asks: Sequence[Ask]) -> None:
+    def check(self, asks: Sequence[LossRequest]) -> None:
         """Ask two examples at points of their own, together and one by one: a model that mixes rows differs.
 
         Raises:
             EvaluatorError: a selected tensor is used in a way that cannot carry a term, or the losses differ.
         """
         for objective, batch in asks:
-            self._check(objective, rows.part(batch, 0, min(2, rows.size(batch))))
+            self._check(objective, batch_protocol.part(batch, 0, min(2, batch_protocol.size(batch))))
 
     def _check(self, objective: Objective, batch: Any) -> None:
         """The check of one or two examples; it leaves no trace."""
@@ -291,14 +295,14 @@ class InForward(Evaluator):
             with torch.no_grad():
                 self._compare(objective, batch, _CHECK_SIZE_HALF if half else _CHECK_SIZE)
                 self._compare(objective, batch, _FAR)
-                self._compare_moved(objective, rows.part(batch, 0, 1))
+                self._compare_moved(objective, batch_protocol.part(batch, 0, 1))
         finally:
             self.counts, self._drawn, self.pending = kept
             self._checking, self._layout.uses, self._only = False, None, None
         self._tried = self._tried or 0
 
     def _refuse_past(self, name: str, operation: str, written: bool) -> None:
-        """A selected tensor that the model reads past `Carrying` is an error: a view or a copy that it holds, scripted
+        """A selected tensor that the model reads past `PerturbedForward` is an error: a view or a copy that it holds, scripted
         code, a function that torch does not hand on.
         """
         parameter: Any = next(parameter for parameter, own in self._parameters if own == name)
@@ -312,10 +316,10 @@ class InForward(Evaluator):
         Where `size` is `_FAR`, only where its rows stand: another router's choice would show, and rounding grows.
         """
         far = size == _FAR
-        examples = rows.row_examples(batch)
-        keys = [[Key(_CHECK_SEED, i, e) for e in range(rows.size(batch))] for i in range(1 if far else 2)]
+        examples = batch_protocol.row_examples(batch)
+        keys = [[Key(_CHECK_SEED, i, e) for e in range(batch_protocol.size(batch))] for i in range(1 if far else 2)]
         points = [[Displacement({key: size}) for key in each] for each in keys]
-        watching = Watching([(name, p) for p, name in self._parameters], self._refuse_past)
+        watching = ParameterTracker([(name, p) for p, name in self._parameters], self._refuse_past)
         with explaining("run with carried terms"), nullcontext() if far else watching:
             together, seen = self._logged(objective, batch, points)
         if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow number type may overflow
@@ -325,7 +329,7 @@ class InForward(Evaluator):
             for example, displacement in enumerate(point):
                 if i == example and not far:  # rows in another order would show elsewhere
                     continue
-                part = rows.part(batch, example, example + 1)
+                part = batch_protocol.part(batch, example, example + 1)
                 with explaining("be asked for one example at a time"):
                     alone, few = self._logged(objective, part, [[displacement]])
                 own = [i * len(examples) + int(row) for row in (examples == example).nonzero()]
@@ -374,7 +378,9 @@ class InForward(Evaluator):
             return not apart > least
         nudge = 1 + 100 * torch.finfo(losses.dtype).eps
         nudged = [at * nudge if isinstance(at, Displacement) else [each * nudge for each in at] for at in points]
-        self._bank.hold([*self._bank, *(key for at in points for each in rows.displacements(at) for key in each)])
+        self._bank.hold(
+            [*self._bank, *(key for at in points for each in batch_protocol.displacements(at) for key in each)]
+        )
         with without_trace(self.model):
             again = self._carried(objective, batch, nudged)
         return apart <= _ROUNDINGS * float((again - losses).abs().max())
@@ -387,7 +393,7 @@ class InForward(Evaluator):
             return self._ask([(objective, batch)], points), uses
 
 
-class _InForwardVisit(Visit):
+class _InForwardVisit(Probe):
     def __init__(self, evaluator: InForward) -> None:
         self._evaluator = evaluator
 

@@ -11,9 +11,9 @@ from torch import nn
 from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
-from zofo.evaluators.base import EVALUATORS, Ask, Evaluator, Point, Visit
-from zofo.evaluators.checking import check_by_itself
+from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Point, Probe
 from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.evaluators.model_check import check_by_itself
 
 
 @EVALUATORS.register("in-place")
@@ -51,8 +51,8 @@ class InPlace(Evaluator):
         self._at = Displacement()  # where the weights are, seen from theta
 
     @contextmanager
-    def visit(self, asks: Sequence[Ask], points: Sequence[Point]) -> Iterator[Visit]:
-        """See `Evaluator.visit`."""
+    def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
+        """See `Evaluator.probe`."""
         visit = _InPlaceVisit(self)
         try:
             with torch.no_grad(), counting_forwards(self.model, self.counts):
@@ -66,10 +66,12 @@ class InPlace(Evaluator):
                 visit.losses = torch.stack(rows)
             yield visit
         finally:
-            if not self.backbone.torn:  # an interrupt inside a sweep: there is no way home, and the next sweep says so
+            if (
+                not self.backbone.is_corrupt
+            ):  # an interrupt inside a sweep: there is no way home, and the next sweep says so
                 self.move(Displacement())
 
-    def check(self, asks: Sequence[Ask]) -> None:
+    def check(self, asks: Sequence[LossRequest]) -> None:
         """Run the model on each first batch, as it is.
 
         Raises:
@@ -82,18 +84,18 @@ class InPlace(Evaluator):
         """See `Evaluator.move`."""
         if point != self._at:
             self.journal.moved(point)
-            self.backbone.fold(point - self._at)
+            self.backbone.apply_(point - self._at)
             self._at = point
 
     def take(self, update: Update) -> None:
         """See `Evaluator.take`; in the same sweep that goes home."""
         update.refuse_non_finite()
         self.journal.updated(update)
-        self.backbone.fold(update, leaving=self._at if len(self._at) else None)
+        self.backbone.apply_(update, leaving=self._at if len(self._at) else None)
         self._at = Displacement()
 
 
-class _InPlaceVisit(Visit):
+class _InPlaceVisit(Probe):
     def __init__(self, evaluator: InPlace) -> None:
         self._evaluator = evaluator
 

@@ -1,17 +1,17 @@
 """Training methods, each in a file that names its paper."""
 
-from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, Setting, StepLog
-from zofo.methods.bilevel import Bilevel, BilevelConfig
+from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, StepLog, TrainingContext
+from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig
+from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
 from zofo.methods.first_order import FirstOrder, FirstOrderConfig
-from zofo.methods.forward_only import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.linear_probe import LinearProbe, LinearProbeConfig, load_probe
-from zofo.methods.meta import MetaBilevel, MetaBilevelConfig
 from zofo.methods.mezo import MeZO, MeZOConfig
-from zofo.methods.svrg import SVRG, SVRGConfig
+from zofo.methods.svrg.svrg import SVRG, SVRGConfig
+from zofo.methods.svrg.zo_svrg import ZOSVRG, ZOSVRGConfig
 from zofo.methods.two_stage import TwoStage, TwoStageConfig
 from zofo.methods.zero_shot import InContext, InContextConfig, ZeroShot, ZeroShotConfig
-from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig
-from zofo.methods.zo_svrg import ZOSVRG, ZOSVRGConfig
+from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
+from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 
 __all__ = [
     "METHODS",
@@ -35,7 +35,7 @@ __all__ = [
     "MethodConfig",
     "SVRGConfig",
     "ScoreFunction",
-    "Setting",
+    "TrainingContext",
     "StepLog",
     "TwoStage",
     "TwoStageConfig",

@@ -18,16 +18,16 @@ from zofo.config import Config
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
 from zofo.objectives import scores
 from zofo.registry import Registry
-from zofo.remembered import Remembered
 from zofo.rules import Rule
-from zofo.tasks import Batches
+from zofo.state_dict import StateDict
+from zofo.tasks import EpochSampler
 
 ScoreFunction = Callable[[nn.Module, Any, str], torch.Tensor]
 """(model, batch, "mean" or "sum") -> a score for each candidate, [E, C]."""
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingContext:
     """What a method is given to train with.
 
     Args:
@@ -52,10 +52,10 @@ class Setting:
     objective_name: str = "given"
     check_objective: Objective | None = None
 
-    def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> Batches[Any, Any]:
+    def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> EpochSampler[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""
         chosen = self.examples if examples is None else examples
-        return Batches(chosen, size, self.make, self.seed, name, self.length)
+        return EpochSampler(chosen, size, self.make, self.seed, name, self.length)
 
     def unused_by(self, batch: Any) -> frozenset[str]:
         """The names of the model's parameters that no forward uses, as far as this batch tells."""
@@ -131,7 +131,7 @@ class Method(ABC):
     score: ScoreFunction = staticmethod(scores)
 
     @abstractmethod
-    def __init__(self, config: Any, setting: Setting) -> None: ...
+    def __init__(self, config: Any, context: TrainingContext) -> None: ...
 
     @abstractmethod
     def step(self, number: int) -> StepLog:
@@ -173,16 +173,16 @@ class Method(ABC):
         assert variant in self.variants
         yield
 
-    def remember(self, weights: bool) -> Remembered:
+    def state_dict(self, weights: bool) -> StateDict:
         """What the method keeps from step to step, for a run that goes on later.
 
         Args:
             weights: also theta itself, and what waits to be written into it; otherwise a replay of the trajectory gives
                 them back. Weights that first-order steps train are there in any case.
         """
-        return Remembered()
+        return StateDict()
 
-    def recall(self, remembered: Remembered) -> None:  # noqa: B027  # some methods keep nothing
+    def load_state_dict(self, remembered: StateDict) -> None:  # noqa: B027  # some methods keep nothing
         """Take back what `remember` gave, in a method built in the same way.
 
         Raises:

@@ -12,14 +12,15 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zofo.adapters import AdapterConfig, Adapters, kind_of
-from zofo.backbone import movable, save_tensors, selected
-from zofo.backbone.heads import is_classifier
+from zofo.backbone import movable, selected
 from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
-from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
+from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
 from zofo.methods.optimizers import OptimizerName, build_optimizer
-from zofo.remembered import Remembered, into_optimizer, into_tensors, of_optimizer, of_tensors
+from zofo.models import save_tensors
+from zofo.models.heads import is_classifier
+from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
 
 LR_OF_WEIGHTS, LR_OF_WEIGHTS_BY_SGD, LR_OF_HEAD = 1e-5, 1e-3, 1e-3
 """Default learning rates where no adapter is trained."""
@@ -77,29 +78,29 @@ class FirstOrder(Method):
     Config = FirstOrderConfig
     paper = "Hu et al. 2022, LoRA; the first-order rows of both papers' tables"
 
-    def __init__(self, config: FirstOrderConfig, setting: Setting) -> None:
+    def __init__(self, config: FirstOrderConfig, context: TrainingContext) -> None:
         if (config.parameters == "partial") != (config.layers is not None):
             raise ConfigError(
                 f"method.parameters is {config.parameters!r}, but method.layers is {config.layers!r}",
                 "partial fine-tuning needs both: method.parameters=partial \"method.layers=['*.layers.29.*']\"",
             )
-        self._objective = setting.objective
-        self._batches = setting.batches(config.batch_size, "train")
+        self._objective = context.objective
+        self._batches = context.batches(config.batch_size, "train")
         self._adapters: Adapters | None = None
         self._weights: dict[str, nn.Parameter] = {}
-        self.model = setting.model
+        self.model = context.model
         if config.parameters == "adapter":
             self.variants = ("adapter",)
-            self._adapters = config.adapter.build(setting.model, self.variants, setting.seed)
+            self._adapters = config.adapter.build(context.model, self.variants, context.seed)
             self.trained = self._adapters.parameters(self.variants[0])
         else:
-            self._weights = _chosen(setting.model, config)
+            self._weights = _chosen(context.model, config)
             self.trained = list(self._weights.values())
-            setting.model.requires_grad_(False)
+            context.model.requires_grad_(False)
             for weight in self.trained:
                 weight.requires_grad_(True)
         own = {id(parameter) for parameter in self.trained}
-        self.trained_names = tuple(name for name, p in setting.model.named_parameters() if id(p) in own)
+        self.trained_names = tuple(name for name, p in context.model.named_parameters() if id(p) in own)
         self.counts = Counts()
         self._gradient = Gradient(self.model, self.counts)
         self._optimizer = build_optimizer(config.optimizer, self.trained, config.lr)
@@ -113,16 +114,16 @@ class FirstOrder(Method):
         self._optimizer.zero_grad()
         return StepLog(losses.mean().item(), self.counts - before)
 
-    def remember(self, weights: bool) -> Remembered:
-        """See `Method.remember`."""
-        counts = Remembered(dict(self.counts.as_dict()))
-        whole = Remembered().put("counts", counts).put("trained", of_tensors(self.trained))
-        return whole.put("optimizer", of_optimizer(self._optimizer))
+    def state_dict(self, weights: bool) -> StateDict:
+        """See `Method.state_dict`."""
+        counts = StateDict(dict(self.counts.as_dict()))
+        whole = StateDict().put("counts", counts).put("trained", tensors_to_state(self.trained))
+        return whole.put("optimizer", optimizer_to_state(self._optimizer))
 
-    def recall(self, remembered: Remembered) -> None:
-        """See `Method.recall`."""
-        into_tensors(self.trained, remembered.part("trained"))
-        into_optimizer(self._optimizer, remembered.part("optimizer"))
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """See `Method.load_state_dict`."""
+        load_tensors_state(self.trained, remembered.part("trained"))
+        load_optimizer_state(self._optimizer, remembered.part("optimizer"))
         self.counts.include(Counts(**remembered.part("counts").values))
 
     def save(self, folder: Path) -> None:

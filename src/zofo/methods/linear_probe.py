@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.backbone import load_tensors, save_tensors
 from zofo.errors import ConfigError, ModelError, NonFiniteError, RunError, refuse_out_of_memory
 from zofo.evaluators import Counts, counting_forwards
-from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, Setting, StepLog
+from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, StepLog, TrainingContext
+from zofo.models import load_tensors, save_tensors
 from zofo.objectives import scores
 
 _UNSEEN = -1e4  # bias of a label that train has no row of: it is never chosen, and its loss is still a number
@@ -55,14 +55,14 @@ class LinearProbe(Method):
     needs_gradient = False
     fixed_steps = 1
 
-    def __init__(self, config: LinearProbeConfig, setting: Setting) -> None:
+    def __init__(self, config: LinearProbeConfig, context: TrainingContext) -> None:
         self._config = config
-        self._setting = setting
-        self.model = setting.model
+        self._setting = context
+        self.model = context.model
         self.counts = Counts()
-        self.queries_per_step = len(setting.examples)
-        labels = Counter(one.gold for one in setting.examples)
-        if len({one.example.candidates for one in setting.examples}) > 1:
+        self.queries_per_step = len(context.examples)
+        labels = Counter(one.gold for one in context.examples)
+        if len({one.example.candidates for one in context.examples}) > 1:
             raise ConfigError("method=linear-probe needs the same labels for every row", "choose a classification task")
         if len(labels) < 2:
             raise ConfigError("method=linear-probe needs rows of two labels or more in train", "give more rows")

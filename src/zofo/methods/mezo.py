@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from zofo.methods.base import METHODS, StepLog
-from zofo.methods.forward_only import ForwardOnly, ForwardOnlyConfig
+from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 
 
 class MeZOConfig(ForwardOnlyConfig):

@@ -18,10 +18,10 @@ from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
-from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
+from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
 from zofo.methods.optimizers import OptimizerName, build_optimizer
-from zofo.methods.zeroth_order import ZerothOrder, ZerothOrderConfig, beside_adapter
-from zofo.remembered import Remembered, into_optimizer, into_tensors, of_optimizer, of_tensors
+from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig, adapter_defaults
+from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
 
 
 class TwoStageConfig(MethodConfig, ZerothOrderConfig):
@@ -40,8 +40,8 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _suited_to_the_adapter(cls, given: Any) -> Any:
-        return beside_adapter(given, ("lr_adapter",))
+    def _with_adapter_defaults(cls, given: Any) -> Any:
+        return adapter_defaults(given, ("lr_adapter",))
 
     def check_steps(self, steps: int) -> None:
         """See `MethodConfig.check_steps`: the second stage has a step."""
@@ -73,17 +73,17 @@ class TwoStage(Method):
     paper = "Shirkavand et al. 2025, Bilevel ZOFO, appendix B.4"
     variants = ("adapter",)
 
-    def __init__(self, config: TwoStageConfig, setting: Setting) -> None:
+    def __init__(self, config: TwoStageConfig, context: TrainingContext) -> None:
         self._config = config
-        self.model = setting.model
-        self._objective = setting.objective
-        self._batches = setting.batches(config.batch_size, "train")
-        self._two = setting.make(setting.examples[:2])
+        self.model = context.model
+        self._objective = context.objective
+        self._batches = context.batches(config.batch_size, "train")
+        self._two = context.make(context.examples[:2])
         # before peft, so that names stay the model's
-        unused = setting.unused_by(self._two)
-        self._zo = ZerothOrder(config, setting.model, setting.seed, config.batch_size, unused=unused)
+        unused = context.unused_by(self._two)
+        self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, unused=unused)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
-        self._adapters: Adapters = config.adapter.build(setting.model, self.variants, setting.seed)
+        self._adapters: Adapters = config.adapter.build(context.model, self.variants, context.seed)
         self._p = self._adapters.parameters(self.variants[0])
         self._optimizer = build_optimizer(config.optimizer, self._p, config.lr_adapter)
         self.counts = self._zo.evaluator.counts
@@ -123,23 +123,23 @@ class TwoStage(Method):
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` is at theta, with the adapter."""
-        self._zo.evaluator.settle()
+        self._zo.evaluator.flush()
         yield
 
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
         return self._zo.replay_header(self._config.replay_header())
 
-    def remember(self, weights: bool) -> Remembered:
-        """See `Method.remember`."""
-        whole = Remembered().put("zo", self._zo.remember(weights)).put("adapter", of_tensors(self._p))
-        return whole.put("optimizer", of_optimizer(self._optimizer))
+    def state_dict(self, weights: bool) -> StateDict:
+        """See `Method.state_dict`."""
+        whole = StateDict().put("zo", self._zo.state_dict(weights)).put("adapter", tensors_to_state(self._p))
+        return whole.put("optimizer", optimizer_to_state(self._optimizer))
 
-    def recall(self, remembered: Remembered) -> None:
-        """See `Method.recall`."""
-        self._zo.recall(remembered.part("zo"))
-        into_tensors(self._p, remembered.part("adapter"))
-        into_optimizer(self._optimizer, remembered.part("optimizer"))
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """See `Method.load_state_dict`."""
+        self._zo.load_state_dict(remembered.part("zo"))
+        load_tensors_state(self._p, remembered.part("adapter"))
+        load_optimizer_state(self._optimizer, remembered.part("optimizer"))
 
     def save(self, folder: Path) -> None:
         """The adapter, as the peft folder `adapter`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from zofo.evaluators import Counts
-from zofo.methods.base import METHODS, Method, MethodConfig, Setting, StepLog
+from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
 
 
 class ZeroShotConfig(MethodConfig):
@@ -33,8 +33,8 @@ class ZeroShot(Method):
     needs_gradient = False
     fixed_steps = 0
 
-    def __init__(self, config: MethodConfig, setting: Setting) -> None:
-        self.model = setting.model
+    def __init__(self, config: MethodConfig, context: TrainingContext) -> None:
+        self.model = context.model
         self.counts = Counts()
         self.queries_per_step = 0
 

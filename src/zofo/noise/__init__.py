@@ -1,20 +1,20 @@
 """Distributions of directions, each a pure function of (key, tensor name, position)."""
 
-from zofo.noise.base import NOISES, Block, Directions, Noise, Shape
+from zofo.noise.base import NOISES, Block, DirectionSampler, Noise, Shape
+from zofo.noise.counter_rng import STREAM_VERSION, permutation, words
 from zofo.noise.dense import Gaussian, Rademacher
-from zofo.noise.low_rank import FactorLayout, Factors, LowRank
-from zofo.noise.magnitude import Magnitude
-from zofo.noise.masked import MASKS, Mask, Masked, MaskedLowRank, RandomMask, Rotation, masked
-from zofo.noise.stream import STREAM_VERSION, permutation, words
+from zofo.noise.low_rank import FactorBatch, FactorLayout, LowRank
+from zofo.noise.magnitude_mask import Magnitude
+from zofo.noise.masks import MASKS, BlockRotation, Mask, Masked, MaskedLowRank, RandomMask, masked
 
 __all__ = [
     "MASKS",
     "NOISES",
     "STREAM_VERSION",
     "Block",
-    "Directions",
+    "DirectionSampler",
     "FactorLayout",
-    "Factors",
+    "FactorBatch",
     "Gaussian",
     "LowRank",
     "Magnitude",
@@ -24,7 +24,7 @@ __all__ = [
     "Noise",
     "Rademacher",
     "RandomMask",
-    "Rotation",
+    "BlockRotation",
     "Shape",
     "masked",
     "permutation",

@@ -56,7 +56,7 @@ class Noise(ABC):
         """
         return float(sum(math.prod(shape) for shape in shapes.values()))
 
-    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> Directions:
+    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> DirectionSampler:
         """z(key) for each of `keys` and all of some tensors, ready to be added to them.
 
         Args:
@@ -64,10 +64,10 @@ class Noise(ABC):
             shapes: of the tensors, by name.
             device: where they are.
         """
-        return Directions(self, shapes)
+        return DirectionSampler(self, shapes)
 
 
-class Directions:
+class DirectionSampler:
     """Some directions of some tensors: the form in which a sweep adds them. This one draws every block when asked.
 
     Args:
@@ -97,7 +97,7 @@ class Directions:
         if total is not target:
             target.add_(total)
 
-    def add_in_turn(
+    def add_sequentially(
         self, target: torch.Tensor, sums: Sequence[Sequence[tuple[Key, float]]], name: str, block: Block
     ) -> None:
         """Each of some sums of terms as `add_to` adds it, one after the other, to the same bits."""

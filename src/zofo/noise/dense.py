@@ -11,7 +11,7 @@ import torch
 
 from zofo.displacement import Key
 from zofo.noise.base import NOISES, Block, Noise, Shape
-from zofo.noise.stream import words
+from zofo.noise.counter_rng import words
 
 
 class DenseNoise(Noise):

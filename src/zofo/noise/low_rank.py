@@ -11,9 +11,9 @@ import torch
 
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.noise.base import NOISES, Block, Directions, Noise, Shape
+from zofo.noise.base import NOISES, Block, DirectionSampler, Noise, Shape
+from zofo.noise.counter_rng import places, words_at
 from zofo.noise.dense import DenseNoise
-from zofo.noise.stream import places, words_at
 
 
 @NOISES.register("low-rank")
@@ -96,9 +96,9 @@ class LowRank(Noise):
         """See `Noise.squared_length`; exact, up to rounding."""
         return self.layout(shapes, device).squared_length(key)
 
-    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> Factors:
+    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> FactorBatch:
         """The factors of each key for all of some tensors; see `Noise.directions`."""
-        return Factors(self.layout(shapes, device), tuple(keys))
+        return FactorBatch(self.layout(shapes, device), tuple(keys))
 
     def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
         """How the factors of some tensors are drawn at once; made once for the same tensors."""
@@ -186,7 +186,7 @@ def _layout(noise: LowRank, shapes: tuple[tuple[str, Shape], ...], device: torch
     return FactorLayout(noise, dict(shapes), device)
 
 
-class Factors(Directions):
+class FactorBatch(DirectionSampler):
     """The factors of some keys, drawn: many keys are added to a matrix by one product.
 
     Args:
@@ -204,17 +204,17 @@ class Factors(Directions):
         self._numbers = layout.draw(keys) if numbers is None else numbers
 
     def add_to(self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, block: Block) -> None:
-        """See `Directions.add_to`. For whole rows of a matrix: target += (left * coefficients) @ right.T, at once.
+        """See `DirectionSampler.add_to`. For whole rows of a matrix: target += (left * coefficients) @ right.T, at once.
 
         That product is summed onto the target as it is made, in float32: nothing as large as the matrix is held, at the
         price of about one rounding a key instead of one in all.
         """
-        self.add_in_turn(target, [list(terms)], name, block)
+        self.add_sequentially(target, [list(terms)], name, block)
 
-    def add_in_turn(
+    def add_sequentially(
         self, target: torch.Tensor, sums: Sequence[Sequence[tuple[Key, float]]], name: str, block: Block
     ) -> None:
-        """See `Directions.add_in_turn`: the factors of all terms are made ready together."""
+        """See `DirectionSampler.add_sequentially`: the factors of all terms are made ready together."""
         terms = [term for terms in sums for term in terms]
         if not terms:
             return

@@ -2,7 +2,7 @@
 
 from zofo.objectives.generation import Generation, answer_notes, generate
 from zofo.objectives.losses import classification_loss, token_loss
-from zofo.objectives.registry import (
+from zofo.objectives.objectives import (
     OBJECTIVES,
     Reward,
     TrainingObjective,
@@ -10,7 +10,7 @@ from zofo.objectives.registry import (
     default_objective,
     reward_objective,
 )
-from zofo.objectives.scores import candidate_scores, head_scores, packing_limit, scores
+from zofo.objectives.scoring import candidate_scores, head_scores, packing_limit, scores
 
 __all__ = [
     "OBJECTIVES",

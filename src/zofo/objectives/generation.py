@@ -15,7 +15,7 @@ import torch
 from zofo.displacement import Key
 from zofo.errors import ModelError
 from zofo.noise import words
-from zofo.tasks import Encoded
+from zofo.tasks import TokenizedChoices
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Generation:
     seed: int = 0
 
 
-def generate(model: Any, examples: Sequence[Encoded], how: Generation) -> list[str]:
+def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) -> list[str]:
     """Continue the prompt of each example.
 
     Prompts are padded on the left, with a mask and explicit positions, so that a text does not depend on what shares
@@ -108,7 +108,7 @@ def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
     return [f"{len(rows)} of {count} rows have {kind}; the first is {rows[0]}" for kind, rows in kinds.items() if rows]
 
 
-def _with_stops_of(examples: Sequence[Encoded], how: Generation) -> Generation:
+def _with_stops_of(examples: Sequence[TokenizedChoices], how: Generation) -> Generation:
     """The same with what ends the answers of a chat template, beside the stops of the task."""
     return replace(how, stop=tuple(dict.fromkeys([*how.stop, *(stop for one in examples for stop in one.stops)])))
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zofo.objectives.scores import scores
+from zofo.objectives.scoring import scores
 
 
 def classification_loss(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -26,7 +26,7 @@ def classification_loss(model: nn.Module, batch: Any) -> torch.Tensor:
 def token_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     """Mean negative log-likelihood of the scored tokens of the gold candidate: -score[gold].
 
-    On examples as `Encoded.right_only` makes them, that is the language-model loss on the answer; as `Encoded.whole`
+    On examples as `TokenizedChoices.gold_only` makes them, that is the language-model loss on the answer; as `TokenizedChoices.whole`
     makes them, that on the whole text.
 
     Returns:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from zofo.config import Config, parse_yaml, validated
+from zofo.config import Config, parse_model, parse_yaml
 from zofo.errors import ConfigError, UnknownNameError
 
 Keys = dict[str, Any]
@@ -103,7 +103,7 @@ def parse_recipe(content: Any) -> Recipe:
     Raises:
         ConfigError: names the key that is wrong.
     """
-    return validated(Recipe, content)
+    return parse_model(Recipe, content)
 
 
 def recipe_names() -> list[str]:

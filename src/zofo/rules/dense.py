@@ -31,7 +31,7 @@ class Sign(Rule):
         def step(_name: str, _size: int, _block: Block, gradient: torch.Tensor) -> torch.Tensor:
             return gradient.sign_().mul_(-rate)
 
-        return Update(estimate.gradient, elementwise=step, lr=lr), State(state.steps + 1)
+        return Update(estimate.gradient, dense_update_fn=step, lr=lr), State(state.steps + 1)
 
 
 @RULES.register("dense-momentum")
@@ -58,7 +58,7 @@ class DenseMomentum(Rule):
             m = _buffer(buffers["m"], name, size, gradient)[slice(*block)]
             return m.mul_(self.beta).add_(gradient).mul(-rate)
 
-        return Update(estimate.gradient, elementwise=step, lr=lr), State(state.steps + 1, buffers=buffers)
+        return Update(estimate.gradient, dense_update_fn=step, lr=lr), State(state.steps + 1, buffers=buffers)
 
 
 @RULES.register("dense-adam")
@@ -89,7 +89,7 @@ class DenseAdam(Rule):
         buffers = state.buffers or {"m": {}, "v": {}}
         steps = state.steps + 1
         step = self._step(buffers, steps, self.lr if lr is None else lr)
-        return Update(estimate.gradient, elementwise=step, lr=lr), State(steps, buffers=buffers)
+        return Update(estimate.gradient, dense_update_fn=step, lr=lr), State(steps, buffers=buffers)
 
     def _step(self, buffers: dict[str, dict[str, torch.Tensor]], steps: int, lr: float) -> Elementwise:
         (b1, b2), eps = self.betas, self.eps

@@ -49,5 +49,5 @@ class Momentum(Rule):
         """See `Rule.update`."""
         momentum = self.beta * state.momentum + estimate.gradient
         largest = max((abs(c) for _, c in momentum.items()), default=0.0)
-        momentum = momentum.without_small(self.tolerance * largest)
+        momentum = momentum.pruned(self.tolerance * largest)
         return Update(-(self.lr if lr is None else lr) * momentum), State(state.steps + 1, momentum)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from zofo.backbone import LoadedModel, ModelConfig, load_model
 from zofo.errors import RunError, ZofoError
-from zofo.studies.outcome import Outcome
-from zofo.studies.run import Run
+from zofo.models import LoadedModel, ModelConfig, load_model
+from zofo.studies.result import Outcome
+from zofo.studies.trial import Run
 from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, model_identity, said
 

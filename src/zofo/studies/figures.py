@@ -10,15 +10,15 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
 
-from zofo.config import Config, validated
-from zofo.studies.outcome import INNER
+from zofo.config import Config, parse_model
+from zofo.studies.result import INNER
 from zofo.studies.statistics import interval
 
 if TYPE_CHECKING:  # both take long to import, and a study without a figure needs neither
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from zofo.studies.design import StudyConfig
+    from zofo.studies.config import StudyConfig
 
 # Okabe and Ito's colours, which can be told apart by everyone; yellow is left out, since it is too light for a line
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -85,7 +85,7 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folde
     Raises:
         ConfigError: an unknown option of the figure.
     """
-    options = validated(FigureConfig, dict(config.figure or {}), "figure")
+    options = parse_model(FigureConfig, dict(config.figure or {}), "figure")
     axes = list(config.axes)
     final = curves[~curves["trial"].astype(bool)].copy()
     for column in ("model", "task", *axes):

@@ -11,17 +11,17 @@ from typing import Any
 
 from zofo.config import Config
 from zofo.errors import ConfigError
-from zofo.studies.design import SEEDED, ZERO_SHOT, Budget, Level, StudyConfig
-from zofo.studies.execution import Execution
-from zofo.studies.overlay import Tree, laid_over, value_at
-from zofo.studies.problem_runs import ProblemRuns
-from zofo.studies.run import Cell, Run
-from zofo.studies.task_runs import TaskRuns
+from zofo.overrides import Tree, get_by_path, merge_trees
+from zofo.studies.config import SEEDED, ZERO_SHOT, AxisValue, Budget, StudyConfig
+from zofo.studies.executor import Executor
+from zofo.studies.problem_executor import ProblemRuns
+from zofo.studies.task_executor import TaskRuns
+from zofo.studies.trial import Cell, Run
 
-_EXECUTIONS: dict[str, Execution] = {"task": TaskRuns(), "problem": ProblemRuns()}
+_EXECUTIONS: dict[str, Executor] = {"task": TaskRuns(), "problem": ProblemRuns()}
 
 
-def execution_of(tree: Mapping[str, Any]) -> Execution:
+def execution_of(tree: Mapping[str, Any]) -> Executor:
     """How the runs of a tree are made: on a problem where it names one, else on a task."""
     return _EXECUTIONS["problem" if "problem" in tree else "task"]
 
@@ -38,7 +38,7 @@ class Grid:
 
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
-        self.cells: dict[Cell, list[Level]] = dict(self._cells())
+        self.cells: dict[Cell, list[AxisValue]] = dict(self._cells())
         if len(self.cells) < len(self._combinations()):
             raise ConfigError("two models or tasks of the study have the same name", "name each under models and tasks")
         self.entries = [(name, cell) for cell in self.cells for name in config.methods if self._takes_part(name, cell)]
@@ -124,21 +124,21 @@ class Grid:
     def _start(self, name: str, cell: Cell) -> Run:
         """The run that a method starts from with the model of a cell; all tasks of the study are unseen in it."""
         start, model = self.config.starts[name], self.cells[cell][0].tree
-        base = laid_over(self.config.base, model)
+        base = merge_trees(self.config.base, model)
         common = {key: value for key, value in base.items() if key in ("model", "training")}
         unseen = [_known_as(task, level) for task, level in self.config.tasks.items()]
-        tree = laid_over(common, {"task": {"unseen": unseen}}, start.tree)
-        if missing := [task for task in unseen if task not in value_at(tree, "task.unseen")]:
+        tree = merge_trees(common, {"task": {"unseen": unseen}}, start.tree)
+        if missing := [task for task in unseen if task not in get_by_path(tree, "task.unseen")]:
             raise ConfigError(
                 f"starts.{name}: {missing[0]!r}, a task of the study, is not among its task.unseen",
                 "add it there, or leave task.unseen out",
             )
-        if value_at(tree, "method.name") is None:
+        if get_by_path(tree, "method.name") is None:
             raise ConfigError(f"starts.{name}: no method is named", "write for example method: {name: meta-bilevel}")
-        if value_at(tree, "task.tasks") is None and value_at(tree, "task.setting") is None:
+        if get_by_path(tree, "task.tasks") is None and get_by_path(tree, "task.setting") is None:
             tree["task"].pop("unseen", None)
-        tree = laid_over(tree, {"training": {**_length(start.budget), "evaluations": 1}})
-        seed = int(value_at(tree, "training.seed") or 0)
+        tree = merge_trees(tree, {"training": {**_length(start.budget), "evaluations": 1}})
+        seed = int(get_by_path(tree, "training.seed") or 0)
         made = self._complete_run(f"start {name}", cell, seed, None, tree, f"starts.{name}")
         return replace(made, cell=Cell(cell.model, made.execution.label(made.config, "task")))
 
@@ -149,18 +149,18 @@ class Grid:
             return []
         return [self._zero_shot(cell, seed) for cell in self.cells for seed in self.config.seeds]
 
-    def _combinations(self) -> list[tuple[tuple[str, Level], ...]]:
+    def _combinations(self) -> list[tuple[tuple[str, AxisValue], ...]]:
         config = self.config
-        axes = [config.models or {"": Level()}, config.tasks or {"": Level()}, *config.axes.values()]
+        axes = [config.models or {"": AxisValue()}, config.tasks or {"": AxisValue()}, *config.axes.values()]
         return list(itertools.product(*(axis.items() for axis in axes)))
 
-    def _cells(self) -> Iterator[tuple[Cell, list[Level]]]:
+    def _cells(self) -> Iterator[tuple[Cell, list[AxisValue]]]:
         """Every cell, with what its model, its task and its axes change."""
         for chosen in self._combinations():
             (model, _), (task, _), *axes = chosen
             levels = [level for _, level in chosen]
             if not model or not task:
-                tree = laid_over(self.config.base, *(_without_method(level.tree) for level in levels))
+                tree = merge_trees(self.config.base, *(_without_method(level.tree) for level in levels))
                 tree["method"] = ZERO_SHOT
                 execution = execution_of(tree)
                 config = _complete(execution, tree, "base")
@@ -178,10 +178,10 @@ class Grid:
             budget, last = contender.budget or config.budget, self._scored(config.evaluations)
         else:
             budget, last = self.trial_budget(name), {"evaluations": 1}
-        written = laid_over(*(tree for _, tree in self._layers(name, cell, number)))
-        if value_at(written, "method.name") is None:
+        written = merge_trees(*(tree for _, tree in self._layers(name, cell, number)))
+        if get_by_path(written, "method.name") is None:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
-        tree = laid_over(written, self._seeds(written, seed), {"training": {**_length(budget), **last}})
+        tree = merge_trees(written, self._seeds(written, seed), {"training": {**_length(budget), **last}})
         if contender.start is not None:
             tree["start"] = self._start(contender.start, cell).id
         return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
@@ -225,7 +225,7 @@ class Grid:
         if run in self.starts:
             return f"starts.{run.method.removeprefix('start ')}.{key}".rstrip(".")
         layers = self._layers(run.method, run.cell, run.setting) if key else []
-        place = next((place for place, tree in reversed(layers) if value_at(tree, key) is not None), None)
+        place = next((place for place, tree in reversed(layers) if get_by_path(tree, key) is not None), None)
         if place is not None:
             return f"{place}.{key}"
         own = run.trial is None and self.config.searched(run.method) == run.method
@@ -235,12 +235,12 @@ class Grid:
     def _zero_shot(self, cell: Cell, seed: int) -> Run:
         """The untrained model: what is said about methods does not concern it, nor does the budget."""
         levels = (_without_method(level.tree) for level in self.cells[cell])
-        written = laid_over(_without_method(self.config.base), *levels)
+        written = merge_trees(_without_method(self.config.base), *levels)
         # of training, only how it is scored
-        kept = value_at(written, "training.eval_batch_size")
+        kept = get_by_path(written, "training.eval_batch_size")
         written["training"] = {} if kept is None else {"eval_batch_size": kept}
         last = {**self._scored(1), "steps": 1}
-        tree = laid_over({"method": ZERO_SHOT}, written, self._seeds(written, seed), {"training": last})
+        tree = merge_trees({"method": ZERO_SHOT}, written, self._seeds(written, seed), {"training": last})
         return self._complete_run(ZERO_SHOT, cell, seed, None, tree, f"zero_shot, {cell}")
 
     def _complete_run(self, name: str, cell: Cell, seed: int, trial: int | None, tree: Tree, where: str) -> Run:
@@ -253,16 +253,16 @@ class Grid:
 
     def _seeds(self, tree: Mapping[str, Any], seed: int) -> Tree:
         keys = self.config.seeded or (SEEDED[:1] if "problem" in tree else SEEDED)
-        return laid_over(dict.fromkeys(keys, seed))
+        return merge_trees(dict.fromkeys(keys, seed))
 
 
-def _known_as(task: str, level: Level) -> str:
+def _known_as(task: str, level: AxisValue) -> str:
     """What a task of the study is called where it comes from."""
-    named = value_at(level.tree, "task.data") or value_at(level.tree, "task.name") or task
+    named = get_by_path(level.tree, "task.data") or get_by_path(level.tree, "task.name") or task
     return Path(str(named)).stem
 
 
-def _of_method(level: Level, name: str) -> tuple[Tree, Tree]:
+def _of_method(level: AxisValue, name: str) -> tuple[Tree, Tree]:
     """What a level changes in the runs of a method, and what it changes for that method alone."""
     own = level.methods.get(name)
     return (level.tree, {}) if own is None else (_without_method(level.tree), own)
@@ -285,7 +285,7 @@ def _length(budget: Budget) -> Tree:
     return {key: value for key, value in budget.model_dump().items() if value is not None}
 
 
-def _complete(execution: Execution, tree: Mapping[str, Any], where: str) -> Config:
+def _complete(execution: Executor, tree: Mapping[str, Any], where: str) -> Config:
     try:
         return execution.config(tree)
     except ConfigError as error:

@@ -12,13 +12,13 @@ from statistics import mean
 from rich.table import Table
 
 from zofo.errors import ZofoError
-from zofo.studies.checking import check_runs
-from zofo.studies.execution import Cost
-from zofo.studies.reading import Study
-from zofo.studies.run import Run
+from zofo.studies.executor import CostEstimate
+from zofo.studies.frames import as_time
+from zofo.studies.load import Study
+from zofo.studies.preflight import check_runs
 from zofo.studies.runner import content_of, known_runs
 from zofo.studies.store import Store
-from zofo.studies.tables import as_time
+from zofo.studies.trial import Run
 
 Place = tuple[str, str, str]
 """Method, model and cell."""
@@ -183,7 +183,7 @@ class _Timing:
 
     def __init__(self, remote_code: bool, deadline: float, told: Callable[[str], None]) -> None:
         self._remote_code, self._deadline, self._told = remote_code, deadline, told
-        self.costs: dict[Place, dict[bool, Cost]] = {}
+        self.costs: dict[Place, dict[bool, CostEstimate]] = {}
         self.faults: dict[Place, str] = {}
 
     def time(self, place: Place, runs: list[Run]) -> None:
@@ -200,7 +200,7 @@ class _Timing:
         else:
             self.costs[place] = dict(zip(chosen, found, strict=True))
 
-    def cost(self, place: Place, trial: bool) -> Cost | None:
+    def cost(self, place: Place, trial: bool) -> CostEstimate | None:
         """That of the cell, or the mean over those of the same method, of the same model where there are such."""
         if trial in self.costs.get(place, {}):
             return self.costs[place][trial]
@@ -209,7 +209,7 @@ class _Timing:
         near = [self.costs[k][trial] for k in same if k[1] == model] or [self.costs[k][trial] for k in same]
         if not near:
             return None
-        return Cost(round(mean(cost.queries for cost in near)), mean(cost.seconds for cost in near))
+        return CostEstimate(round(mean(cost.queries for cost in near)), mean(cost.seconds for cost in near))
 
 
 def _row(place: Place, runs: list[Run], left: list[Run], timing: _Timing) -> PlanRow:
@@ -234,7 +234,7 @@ def _row(place: Place, runs: list[Run], left: list[Run], timing: _Timing) -> Pla
     )
 
 
-def _queries(runs: list[Run], trial: bool, cost: Cost | None) -> int | None:
+def _queries(runs: list[Run], trial: bool, cost: CostEstimate | None) -> int | None:
     """Queries of a run: counted, or else the budget, which whole steps may not use up."""
     if cost is not None:
         return cost.queries

@@ -6,24 +6,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from zofo.errors import RunError
-from zofo.studies.choice import Choice, Outcomes
-from zofo.studies.design import Contender, StudyConfig
+from zofo.overrides import Tree, flat
+from zofo.studies.config import MethodSpec, StudyConfig
+from zofo.studies.frames import as_score, as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.studies.grid import Grid
-from zofo.studies.outcome import BLOWN_UP
-from zofo.studies.overlay import Tree, flat
-from zofo.studies.reading import Study
-from zofo.studies.run import Cell, Run
-from zofo.studies.score_tables import Scores, contrast_table, difference_table, score_table
-from zofo.studies.tables import as_score, as_time, curve_frame, markdown, result_frame, write_frames
+from zofo.studies.load import Study
+from zofo.studies.report_tables import Scores, contrast_table, difference_table, score_table
+from zofo.studies.result import BLOWN_UP
+from zofo.studies.selection import Outcomes, Selection
+from zofo.studies.trial import Cell, Run
 from zofo.training import environment
-from zofo.training.disk import write_whole
+from zofo.training.disk import atomic_write_text
 
 
 def write_results(
     study: Study,
     runs: Sequence[Run],
     outcomes: Outcomes,
-    choices: Mapping[tuple[str, Cell], Choice],
+    choices: Mapping[tuple[str, Cell], Selection],
     folder: Path,
     outdated: Mapping[str, str] | None = None,
 ) -> None:
@@ -60,12 +60,12 @@ def write_results(
         *_versions(),
     ]
     try:
-        write_whole(folder / "report.md", "\n\n".join(parts) + "\n")
+        atomic_write_text(folder / "report.md", "\n\n".join(parts) + "\n")
     except OSError as error:
         raise RunError(f"cannot write the report into {str(folder)!r}: {error.strerror}") from error
 
 
-def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterable[Choice]) -> Iterator[str]:
+def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterable[Selection]) -> Iterator[str]:
     config = study.config
     yield f"# {study.name}"
     if config.about:
@@ -96,7 +96,7 @@ def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterab
     yield markdown(["method", "what it is"], rows, texts=2)
 
 
-def _whose_setting(contender: Contender) -> str:
+def _whose_setting(contender: MethodSpec) -> str:
     return "" if contender.setting_of is None else f", with the setting of {contender.setting_of}"
 
 
@@ -146,7 +146,7 @@ _DIVERGED = (
 )
 
 
-def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Choice]) -> Iterator[str]:
+def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Selection]) -> Iterator[str]:
     yield "## How the settings were chosen"
     config = grid.config
     if config.search is None:
@@ -195,7 +195,7 @@ def _budgets(grid: Grid) -> str:
     return f"{common} each" + (f" ({', '.join(own)})" if own else "")
 
 
-def _trial_row(choice: Choice, number: int) -> list[str]:
+def _trial_row(choice: Selection, number: int) -> list[str]:
     trial = choice.trials[number]
     states = {"failed": trial.accident is not None, "diverged": trial.diverged is not None, "not done": not trial.done}
     state = next((name for name, holds in states.items() if holds), "")

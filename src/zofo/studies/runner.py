@@ -11,17 +11,17 @@ from pathlib import Path
 from rich.console import Console
 
 from zofo.errors import RunError
-from zofo.studies.checking import check_runs
-from zofo.studies.choice import Choice, choices_of, final_runs
 from zofo.studies.content import Content, refuse_mixed
+from zofo.studies.frames import as_score, as_time
 from zofo.studies.grid import Grid
-from zofo.studies.outcome import Outcome
-from zofo.studies.reading import Study
+from zofo.studies.load import Study
+from zofo.studies.preflight import check_runs
+from zofo.studies.process_pool import Workers
 from zofo.studies.report import write_results
-from zofo.studies.run import Run
+from zofo.studies.result import Outcome
+from zofo.studies.selection import Selection, choices_of, final_runs
 from zofo.studies.store import Store
-from zofo.studies.tables import as_score, as_time
-from zofo.studies.workers import Workers
+from zofo.studies.trial import Run
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class _Progress:
             self._seconds, last = self._seconds + now - last, now
             self._over(run)
 
-    def waiting(self, study: Study, choices: Iterable[Choice]) -> None:
+    def waiting(self, study: Study, choices: Iterable[Selection]) -> None:
         """Say which final runs are not made yet, and why."""
         for choice in choices:
             if choice.accident is not None:

@@ -11,11 +11,11 @@ from typing import Any
 
 from zofo.errors import RunError, advice
 from zofo.studies.content import Content
-from zofo.studies.outcome import Outcome
-from zofo.studies.run import Run
-from zofo.training.disk import write_whole
+from zofo.studies.result import Outcome
+from zofo.studies.trial import Run
+from zofo.training.disk import atomic_write_text
 from zofo.training.lock import locked
-from zofo.training.run import WEIGHTS
+from zofo.training.run_folder import WEIGHTS
 
 _STUDY, _LOCK, _WHY = "study.json", "study.lock", "what-changed.txt"
 
@@ -62,7 +62,7 @@ class Store:
                         f"{str(self.folder)!r} holds the study {other!r}, not {name!r}",
                         "choose another folder with --out",
                     )
-            write_whole(path, json.dumps(content, indent=1) + "\n")
+            atomic_write_text(path, json.dumps(content, indent=1) + "\n")
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"cannot use {str(self.folder)!r} for a study: {error}") from error
         return bool(before != content)
@@ -123,7 +123,7 @@ class Store:
         while place.exists():
             number, place = number + 1, self._outdated / f"{folder.name}-{number}"
         folder.rename(place)
-        write_whole(place / _WHY, what + "\n")
+        atomic_write_text(place / _WHY, what + "\n")
 
     def outdated(self) -> dict[str, str]:
         """Results that were made again, since what they were made from has changed: by folder, what has."""

@@ -1,24 +1,24 @@
 """Tasks: versioned files that say where rows come from, how they become prompts, and what counts as right."""
 
-from zofo.tasks.batch import Batch, collate, collate_masked
-from zofo.tasks.batches import Batches
-from zofo.tasks.channel import encode_channel
+from zofo.tasks.auto_task import load_examples, resolve_task
+from zofo.tasks.collation import Batch, collate, collate_masked
 from zofo.tasks.config import TaskConfig
+from zofo.tasks.contamination_runs import refuse_trained_on
 from zofo.tasks.control_tokens import Speller
-from zofo.tasks.data import origins_of
-from zofo.tasks.demonstrations import with_demonstrations
-from zofo.tasks.encoding import Encoded, encode
-from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText, encode_masked, encode_texts
+from zofo.tasks.dataset import origins_of
 from zofo.tasks.example import Example
+from zofo.tasks.few_shot import with_demonstrations
 from zofo.tasks.metaicl import has_metaicl_rows
 from zofo.tasks.metrics import METRICS, Metric
-from zofo.tasks.mixture import file_name
-from zofo.tasks.own import load_examples, resolve_task
-from zofo.tasks.rendering import render
+from zofo.tasks.multi_task import file_name
+from zofo.tasks.prompt_rendering import render
 from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
+from zofo.tasks.sampler import EpochSampler
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split, load_task, packaged_text, task_names
 from zofo.tasks.text_batch import TextBatch, collate_texts
-from zofo.tasks.unseen import refuse_trained_on
+from zofo.tasks.tokenization import TokenizedChoices, encode
+from zofo.tasks.tokenization_channel import encode_channel
+from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText, encode_masked, encode_texts
 from zofo.tasks.vocabulary import refuse_unknown_tokens
 
 __all__ = [
@@ -27,10 +27,10 @@ __all__ = [
     "SEPARATOR",
     "SPLITS",
     "Batch",
-    "Batches",
-    "Encoded",
-    "EncodedMask",
-    "EncodedText",
+    "EpochSampler",
+    "TokenizedChoices",
+    "TokenizedCloze",
+    "TokenizedText",
     "Example",
     "Metric",
     "Speller",

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from zofo.config import Config
+from zofo.tasks.prompt_templates import check_template
 from zofo.tasks.task import ChoiceLabels, Split, Verbalizers
-from zofo.tasks.templates import check_template
 
 DEFAULT_TASK = "movie-reviews"
 ROWS_OF_EACH = 768

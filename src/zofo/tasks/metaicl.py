@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zofo.errors import DataError
-from zofo.tasks.reading import Row, check_labels, files_of
+from zofo.tasks.readers import Row, check_labels, files_of
 
 COLUMNS = ("task", "input", "output", "options")
 """Of a row."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from zofo.tasks.example import Example
-from zofo.tasks.reading.look_alikes import label_notes
+from zofo.tasks.readers.look_alikes import label_notes
 from zofo.tasks.task import Split, Task
 
 _ENOUGH = 20  # rows in which the first choice is not missing by chance

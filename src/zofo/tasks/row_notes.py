@@ -11,7 +11,7 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.duplicates import repeats_of
 from zofo.tasks.example import Example
 from zofo.tasks.notes import likely_mistakes
-from zofo.tasks.reading import has_split
+from zofo.tasks.readers import has_split
 from zofo.tasks.task import SPLITS, Split, Task
 
 _FEW = 2  # rows of a label

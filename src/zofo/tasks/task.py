@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from zofo.config import Config, mistakes_of, parse_yaml, read_yaml, validated
+from zofo.config import Config, error_context, parse_model, parse_yaml, read_yaml
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.tasks.metrics import METRICS, check_metric
-from zofo.tasks.templates import check_template, columns_of, refuse_telling
+from zofo.tasks.prompt_templates import check_template, columns_of, refuse_telling
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -65,7 +65,7 @@ Expression = Annotated[str, BeforeValidator(_expression)]
 """What stands between the braces of a template: a column, or a value made of columns, such as `answers.text`."""
 
 
-class Each(Config):
+class ChoicesFromColumn(Config):
     """Choices of a list that the row holds."""
 
     each: Expression
@@ -102,7 +102,7 @@ def _distinct(verbalizers: dict[Label, str]) -> dict[Label, str]:
 
 
 Verbalizers = Annotated[dict[Label, str], BeforeValidator(_verbalizers), pydantic.AfterValidator(_distinct)]
-Choices = list[str] | Each
+Choices = list[str] | ChoicesFromColumn
 
 
 def _once(labels: list[Label] | str) -> list[Label] | str:
@@ -314,7 +314,7 @@ class Task(Config):
 
 
 def _columns_of_choices(choices: Choices) -> list[str]:
-    if isinstance(choices, Each):
+    if isinstance(choices, ChoicesFromColumn):
         return columns_of(choices.each, expression=True) + columns_of(choices.text)
     return [name for text in choices for name in columns_of(text)]
 
@@ -370,8 +370,8 @@ def parse_task(content: Any, where: str) -> Task:
     Raises:
         ConfigError: names the file and the key.
     """
-    with mistakes_of(where):
-        task = validated(Task, content)
+    with error_context(where):
+        task = parse_model(Task, content)
         for metric in (task.metric, *task.also):
             METRICS[metric]  # refuses an unknown name
             check_metric(metric, task.kind)

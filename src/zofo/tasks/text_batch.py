@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from zofo.tasks.batch import padded
-from zofo.tasks.encoding_bidirectional import EncodedText
+from zofo.tasks.collation import padded
+from zofo.tasks.tokenization_encoder import TokenizedText
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class TextBatch:
         return [(name, tensor) for name in names if (tensor := getattr(self, name)) is not None]
 
 
-def collate_texts(examples: Sequence[EncodedText], pad: int, device: torch.device) -> TextBatch:
+def collate_texts(examples: Sequence[TokenizedText], pad: int, device: torch.device) -> TextBatch:
     """Put texts into one batch.
 
     Args:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from zofo.errors import DataError
-from zofo.tasks.encoding import Encoded
-from zofo.tasks.encoding_bidirectional import EncodedMask, EncodedText
+from zofo.tasks.tokenization import TokenizedChoices
+from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText
 
 
 def refuse_unknown_tokens(
-    examples: Sequence[Encoded | EncodedMask | EncodedText], tokenizer: Any, embeddings: int
+    examples: Sequence[TokenizedChoices | TokenizedCloze | TokenizedText], tokenizer: Any, embeddings: int
 ) -> None:
     """Find out whether a model has embeddings for all tokens of its rows.
 
@@ -35,7 +35,7 @@ def refuse_unknown_tokens(
     )
 
 
-def _ids(example: Encoded | EncodedMask | EncodedText) -> Iterable[int]:
-    if isinstance(example, Encoded):
+def _ids(example: TokenizedChoices | TokenizedCloze | TokenizedText) -> Iterable[int]:
+    if isinstance(example, TokenizedChoices):
         return (token for row in example.rows for token in row)
-    return (*example.tokens, *example.targets) if isinstance(example, EncodedMask) else example.tokens
+    return (*example.tokens, *example.targets) if isinstance(example, TokenizedCloze) else example.tokens

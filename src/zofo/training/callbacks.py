@@ -15,13 +15,14 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zofo.backbone import UpdateLog
 from zofo.errors import NonFiniteError
-from zofo.evaluators import Counts, Evaluator, Journal
+from zofo.evaluators import Counts, Evaluator
 from zofo.methods import Method, StepLog
-from zofo.training.disk import part_of
+from zofo.training.disk import temp_path
 from zofo.training.evaluation import Evaluation, as_percent
-from zofo.training.memory import PeakMemory
-from zofo.training.trajectory import TrajectoryWriter
+from zofo.training.peak_memory import PeakMemory
+from zofo.trajectory.format import TrajectoryWriter
 
 
 class Callback:
@@ -46,7 +47,7 @@ class Callback:
         """The loop ended, by itself or by `error`."""
 
 
-class MetricsLog(Callback):
+class MetricsLogger(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
     Args:
@@ -104,7 +105,7 @@ class MetricsLog(Callback):
         self._size += len(written)
 
 
-class TrajectoryLog(Callback):
+class TrajectoryLogger(Callback):
     """`trajectory.bin`: everything that is written into the backbone, and where each step ends.
 
     Args:
@@ -127,11 +128,11 @@ class TrajectoryLog(Callback):
 
     def after_run(self, error: BaseException | None) -> None:
         """See `Callback`."""
-        self._evaluator.journal = Journal()
+        self._evaluator.journal = UpdateLog()
         self._writer.close()
 
 
-class Best(Callback):
+class BestCheckpoint(Callback):
     """Keeps the adapters or weights of the best evaluation so far, and remembers which one it was.
 
     Args:
@@ -145,16 +146,16 @@ class Best(Callback):
         self.score: float | None = None  # nothing was evaluated yet
         self.step = 0
 
-    def remember(self, folder: Path) -> dict[str, Any]:
+    def state_dict(self, folder: Path) -> dict[str, Any]:
         """Which one it is, as JSON; what was kept of it goes into a folder."""
         if self._folder.is_dir():
             shutil.copytree(self._folder, folder / self._folder.name)
         return {"score": self.score, "step": self.step}
 
-    def recall(self, values: Mapping[str, Any], folder: Path) -> None:
+    def load_state_dict(self, values: Mapping[str, Any], folder: Path) -> None:
         """Take back what `remember` gave."""
         self.score, self.step = values["score"], values["step"]
-        part = part_of(self._folder)
+        part = temp_path(self._folder)
         shutil.rmtree(part, ignore_errors=True)
         if (folder / self._folder.name).is_dir():
             shutil.copytree(folder / self._folder.name, part)  # a disk may be full: the old one stays until it is whole
@@ -171,7 +172,7 @@ class Best(Callback):
             self._save(self._folder)
 
 
-class ProgressLine(Callback):
+class ProgressBar(Callback):
     """One line: step, loss, score, queries a second, time left, memory. Plain lines when there is no terminal.
 
     Args:
@@ -226,7 +227,7 @@ class ProgressLine(Callback):
             self._bar.stop()
 
 
-class Evaluating(Callback):
+class EvaluationCallback(Callback):
     """Scores every variant of the method on validation; its counts and seconds are kept apart from training's.
 
     Args:
@@ -254,13 +255,13 @@ class Evaluating(Callback):
         self.last = scores
         return scores
 
-    def remember(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Counts, seconds and the last scores, as JSON."""
         last = {variant: asdict(score) for variant, score in self.last.items()}
         steps = {"steps_made": self.steps_made, "steps_evaluated": self.steps_evaluated}
         return {"counts": self.counts.as_dict(), "seconds": self.seconds, "last": last, **steps}
 
-    def recall(self, values: Mapping[str, Any]) -> None:
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Take back what `remember` gave."""
         self.counts.include(Counts(**values["counts"]))
         self.seconds, self.last = values["seconds"], {v: _evaluation(score) for v, score in values["last"].items()}

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from zofo.backbone import ModelConfig
-from zofo.config import Config, mistakes_of, named, parse_yaml, read_yaml, validated
+from zofo.config import Config, error_context, named, parse_model, parse_yaml, read_yaml
 from zofo.errors import ConfigError
 from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, ZerothOrderConfig
+from zofo.models import ModelConfig
+from zofo.overrides import parse_override, set_by_path
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.tasks import TaskConfig
 
@@ -91,7 +92,7 @@ def method_config(value: Any, *, default: str = "bilevel") -> Any:
     value = named(value)
     if not isinstance(value, dict):
         return value
-    return validated(METHODS[value.get("name", default)].Config, value, "method")
+    return parse_model(METHODS[value.get("name", default)].Config, value, "method")
 
 
 EPSILON_OF_HALF = 3e-3
@@ -212,7 +213,7 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         ConfigError: names the file or the override, the key, and the nearest right one; or what a recipe needs.
         UnknownNameError: no recipe of that name, or no such preset.
     """
-    given = [parted(override) for override in overrides]
+    given = [parse_override(override) for override in overrides]
     if file is not None and (run := _run_of(Path(file))) is not None:  # wherever it has been moved to
         given.insert(0, (["run"], str(run)))
     preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
@@ -220,12 +221,12 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
     changes = [*(([group], value) for group, value in groups.items()), *(one for one in given if one[0] != _PRESET)]
     tree = _changed(content, changes)
     if _of_several(content) and not _of_several(tree):  # whose training rows `max_rows` counted
-        set_key(content, ["task", "max_rows"], None)
+        set_by_path(content, ["task", "max_rows"], None)
         tree = _changed(content, changes)
-    with mistakes_of(str(file)) if file is not None else nullcontext():
+    with error_context(str(file)) if file is not None else nullcontext():
         if recipe is not None:
             recipe.refuse_missing(tree)
-        return validated(RunConfig, tree)
+        return parse_model(RunConfig, tree)
 
 
 def _run_of(file: Path) -> Path | None:
@@ -238,7 +239,7 @@ def _changed(tree: dict[str, Any], changes: Sequence[tuple[Sequence[str], Any]])
     """A copy of a tree with some keys set, one after the other."""
     made = dict(tree)
     for path, value in changes:
-        set_key(made, path, value)
+        set_by_path(made, path, value)
     return made
 
 
@@ -253,7 +254,6 @@ ENVIRONMENT = "environment.json"
 OF_RUNS = (ENVIRONMENT, "run.lock", "trajectory.bin")
 """What only a run folder holds beside a configuration: each alone tells that it is one, which may lack the others."""
 _PRESET = ["preset"]  # of a recipe, as an override names it
-_EXAMPLE = "write for example training.steps=20; a file or a recipe stands first, and there is only one"
 
 
 def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any], Recipe | None]:
@@ -267,10 +267,10 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
             content = as_recorded(content)
     if is_recipe(content):
         tree: dict[str, Any] = {}
-        with mistakes_of(str(file)):
+        with error_context(str(file)):
             recipe = parse_recipe(content)
             for key, value in recipe.keys(preset).items():
-                set_key(tree, key.split("."), value)
+                set_by_path(tree, key.split("."), value)
         return tree, recipe
     if preset is not None:
         raise ConfigError(
@@ -291,59 +291,3 @@ def as_recorded(content: Any) -> Any:
 def _is_bare(file: str) -> bool:
     """Whether it can only be the name of a recipe: it is no path, does not end as a file does, and no such file is."""
     return Path(file).name == file and Path(file).suffix not in (".yaml", ".yml") and not Path(file).exists()
-
-
-def parted(override: str, example: str = _EXAMPLE) -> tuple[list[str], Any]:
-    """The keys that an override leads through, and its value, read as YAML.
-
-    Args:
-        override: `path.to.key=value`. A template, whose braces mean something else in YAML, may stand as it is.
-        example: what to write instead, for the hint.
-
-    Raises:
-        ConfigError: it has no key, or its value is not YAML.
-    """
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"{override!r} is not key=value", example)
-    keys = path.split(".")
-    template = keys[-2:] == ["task", "template"]
-    if template and not text.startswith(("'", '"')):
-        return keys, None if text in ("", "null") else text
-    try:
-        return keys, parse_yaml(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if template:  # one that begins with a quotation
-            return keys, text
-        reason = f" that can be read: {error}" if type(error) is ValueError else ""
-        raise ConfigError(
-            f"{override!r}: the value is not YAML{reason}", "quote it, for example \"method.layers=['*.29.*']\""
-        ) from error
-
-
-def set_key(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set one key. A name joins options that were given without one; another name replaces the group.
-
-    Args:
-        tree: changed in place; the groups on the way to the key are copied, so that others may share them.
-        path: the keys that lead to the one that is set.
-        value: of the key; a group is joined with the one that is there.
-
-    Raises:
-        ConfigError: a value stands where the path needs a group.
-    """
-    for part in path[:-1]:
-        below = tree.get(part, {})
-        if isinstance(below, str):
-            below = {"name": below}
-        if not isinstance(below, dict):
-            raise ConfigError(f"{'.'.join(path)}: {part!r} is {below!r} and has no keys below it")
-        tree[part] = below = dict(below)
-        tree = below
-    old = tree.get(path[-1])
-    if isinstance(old, Mapping) and isinstance(value, Mapping):
-        tree[path[-1]] = {**old, **value}
-    elif isinstance(old, Mapping) and isinstance(value, str) and old.get("name", value) == value:
-        tree[path[-1]] = {**old, "name": value}
-    else:
-        tree[path[-1]] = value

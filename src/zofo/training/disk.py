@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from zofo.errors import RunError, advice
+from zofo.filesystem import fsync as fsync
+from zofo.filesystem import fsync_tree as fsync_tree
 from zofo.filesystem import sha256_of as sha256_of
-from zofo.filesystem import sync as sync
-from zofo.filesystem import sync_tree as sync_tree
 
 _NUMBER = re.compile(r"(?:os error |Errno )(\d+)")
 _OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -67,17 +67,17 @@ def cannot_write(
     return kind(f"cannot write {f'{what} ' if what else ''}{str(path)!r}: {_reason(error)}{free}", hint or None)
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a file that is there with all that it holds, on the disk, or as it was before."""
-    part = part_of(path)
+    part = temp_path(path)
     part.write_text(text, encoding="utf-8")
-    sync(part)
+    fsync(part)
     os.replace(part, path)
-    sync(path.parent)
+    fsync(path.parent)
 
 
-def part_of(path: Path) -> Path:
-    """Where `write_whole` writes a file before it takes its name; a killed process may leave it."""
+def temp_path(path: Path) -> Path:
+    """Where `atomic_write_text` writes a file before it takes its name; a killed process may leave it."""
     return path.with_name(f".{path.name}")
 
 

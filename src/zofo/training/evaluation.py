@@ -46,7 +46,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Scorer:
+class TaskEvaluator:
     """How the examples of a task are scored with a model.
 
     Args:

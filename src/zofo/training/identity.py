@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from zofo.backbone import LoadedModel, fingerprint
+from zofo.backbone import fingerprint
 from zofo.errors import RunError, ZofoError
+from zofo.models import LoadedModel
 from zofo.tasks import Example, Split, Task
-from zofo.training.restoring import model_hash
+from zofo.training.restore import model_hash
 
 _NOT_OF_THE_MODEL = (  # keys of config.json that say where a model lies, who wrote it, or how it is run here
     "_name_or_path",

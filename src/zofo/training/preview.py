@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from zofo.objectives import answer_notes
-from zofo.tasks import EncodedMask, EncodedText, Example, Speller, known_split, unwritten_notes
+from zofo.tasks import Example, Speller, TokenizedCloze, TokenizedText, known_split, unwritten_notes
 from zofo.training.config import RunConfig
-from zofo.training.material import load_material
+from zofo.training.data_module import load_material
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def token_notes(tokenizer: Any, encoded: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _shown(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:
-    if isinstance(encoded, EncodedText):
+    if isinstance(encoded, TokenizedText):
         scored: list[list[int]] = [[] for _ in example.candidates]
         prompt = tokenizer.decode(encoded.tokens)
-    elif isinstance(encoded, EncodedMask):
+    elif isinstance(encoded, TokenizedCloze):
         scored, prompt = [[target] for target in encoded.targets], tokenizer.decode(encoded.tokens)
     else:
         scored = [list(row[-count:]) for row, count in zip(encoded.rows, encoded.scored, strict=True)]

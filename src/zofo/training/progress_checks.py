@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from zofo.errors import CheckpointError, RunError
-from zofo.training.checkpoints import Checkpoint
+from zofo.training.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
-class Done:
+class ResumePoint:
     """What a run had done when a checkpoint of it was written; by default nothing.
 
     Args:
@@ -34,7 +34,7 @@ class Done:
     metrics_sha256: str | None = None
 
 
-def done_of(progress: Mapping[str, Any], checkpoint: Checkpoint, moves: bool, weights: bool) -> Done:
+def done_of(progress: Mapping[str, Any], checkpoint: Checkpoint, moves: bool, weights: bool) -> ResumePoint:
     """What the run had done; ValueError for numbers that cannot be.
 
     Args:
@@ -62,7 +62,7 @@ def done_of(progress: Mapping[str, Any], checkpoint: Checkpoint, moves: bool, we
     ]
     if wrong:
         raise ValueError(f"{wrong[0]} cannot be {progress[wrong[0]]!r}")
-    return Done(steps, seconds, size, trajectory, sha256)
+    return ResumePoint(steps, seconds, size, trajectory, sha256)
 
 
 def refuse_other_header(path: Path, stored: Mapping[str, Any], header: Mapping[str, Any]) -> None:
@@ -96,7 +96,7 @@ def written(values: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(values))
 
 
-def refuse_unlike(found: Any, like: Any, at: str) -> None:
+def check_json_schema(found: Any, like: Any, at: str) -> None:
     """Raises ValueError for JSON values that lack a key of others, or hold something of another type there.
 
     Args:
@@ -112,7 +112,7 @@ def refuse_unlike(found: Any, like: Any, at: str) -> None:
     for key, value in like.items() if isinstance(like, dict) else ():
         if key not in found:
             raise ValueError(f"{at} lacks {key!r}")
-        refuse_unlike(found[key], value, f"{at}: {key}")
+        check_json_schema(found[key], value, f"{at}: {key}")
 
 
 def refuse_other_log(path: Path, size: int | None, sha256: str | None = None) -> None:

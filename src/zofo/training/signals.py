@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from zofo.errors import Stopped
+from zofo.errors import Interrupted
 
 _CAUGHT = (signal.SIGTERM, signal.SIGINT)
 _open: list[Signals] = []  # whose handlers are or were set, the innermost last
@@ -40,7 +40,7 @@ class Signals:
             yield
 
     @contextmanager
-    def leaving(self) -> Iterator[None]:
+    def raise_on_signal(self) -> Iterator[None]:
         """While it is open, SIGTERM and Ctrl-C raise Stopped where they come, since there is nothing to save.
 
         A part of the work may open others inside, which catch them; then `received` says what came.
@@ -48,7 +48,7 @@ class Signals:
         """
 
         def leave(number: int, _restore: Callable[[], None]) -> None:
-            raise Stopped(signal.Signals(number).name, 128 + number, None)
+            raise Interrupted(signal.Signals(number).name, 128 + number, None)
 
         with self._handling(leave):
             yield
@@ -69,7 +69,7 @@ class Signals:
 
     def repeated(self, error: BaseException) -> bool:
         """Whether an error is that of a second signal, after which nothing is written any more."""
-        again = isinstance(error, KeyboardInterrupt) and not isinstance(error, Stopped)
+        again = isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted)
         return again and self.received is not None
 
     def check(self, steps: int | None) -> None:
@@ -79,7 +79,7 @@ class Signals:
             steps: that have been made and are saved; None where there is nothing to save.
         """
         if self.received is not None:
-            raise Stopped(signal.Signals(self.received).name, 128 + self.received, steps)
+            raise Interrupted(signal.Signals(self.received).name, 128 + self.received, steps)
 
 
 @contextmanager

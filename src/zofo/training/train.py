@@ -13,38 +13,45 @@ from typing import Any
 
 from rich.console import Console
 
-from zofo.errors import ConfigError, Stopped
+from zofo.errors import ConfigError, Interrupted
 from zofo.evaluators import Counts
-from zofo.methods import METHODS, Method, Setting
+from zofo.methods import METHODS, Method, TrainingContext
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
-from zofo.training.beginning import (
+from zofo.training.callbacks import (
+    BestCheckpoint,
+    Callback,
+    EvaluationCallback,
+    MetricsLogger,
+    ProgressBar,
+    TrajectoryLogger,
+)
+from zofo.training.checkpoint import Checkpoints
+from zofo.training.checkpoint_callback import CheckpointCallback
+from zofo.training.config import RunConfig, TrainingConfig
+from zofo.training.data_module import PreparedRun, check_every_split, load_material, setting_of
+from zofo.training.disk import fsync, writing
+from zofo.training.evaluation import Evaluation, majority_of
+from zofo.training.identity import content_hash
+from zofo.training.loop import NonFiniteSkipCounter, run_loop
+from zofo.training.peak_memory import PeakMemory
+from zofo.training.progress_checks import ResumePoint
+from zofo.training.resume import (
     as_begun,
     begun_header,
+    check_provenance,
+    find_resumable_run,
     identity_of,
     new_folder,
     objective_name,
-    refuse_other_start,
-    unfinished,
-    write_start,
+    write_provenance,
 )
-from zofo.training.callbacks import Best, Callback, Evaluating, MetricsLog, ProgressLine, TrajectoryLog
-from zofo.training.checkpoints import Checkpoints
-from zofo.training.config import RunConfig, TrainingConfig
-from zofo.training.disk import sync, writing
-from zofo.training.evaluation import Evaluation, majority_of
-from zofo.training.going_on import Checkpointing
-from zofo.training.identity import content_hash
-from zofo.training.material import Material, check_every_split, load_material, setting_of
-from zofo.training.memory import PeakMemory
-from zofo.training.outcome import outcome_of
-from zofo.training.progress import Progress, needs_weights
-from zofo.training.progress_checks import Done
-from zofo.training.run import RunFolder
+from zofo.training.run_folder import RunFolder
+from zofo.training.run_state import Progress, should_checkpoint_weights
 from zofo.training.signals import Signals
-from zofo.training.trainer import Skips, run_loop
-from zofo.training.trajectory import TrajectoryWriter
+from zofo.training.summary import build_summary
+from zofo.trajectory.format import TrajectoryWriter
 
 
 def train(
@@ -73,7 +80,7 @@ def train(
         Stopped: the process was asked to stop, and what it had made is saved.
     """
     console = console or Console(quiet=True)
-    begun = unfinished(config)  # refuses, before anything is loaded
+    begun = find_resumable_run(config)  # refuses, before anything is loaded
     scored: tuple[Split, ...] = ("validation", "test") if config.training.test else ("validation",)
     material = load_material(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
     setting = setting_of(config, material, reward)
@@ -88,15 +95,15 @@ def train(
         folder.refuse_ended()
         if begun is None:
             config = config.model_copy(update={"run": folder.path})
-            write_start(folder, config.anchored(), material, identity)
+            write_provenance(folder, config.anchored(), material, identity)
         else:
-            for note in refuse_other_start(begun, material, identity):
+            for note in check_provenance(begun, material, identity):
                 console.print(note, highlight=False, markup=False, soft_wrap=True)
         try:
             base_hash = str(identity.model_hash)
-            trained = Trained(material, setting, method, steps, base_hash, notes, header)
+            trained = TrainingSession(material, setting, method, steps, base_hash, notes, header)
             _train_in(folder, config, trained, console)
-        except Stopped as stop:
+        except Interrupted as stop:
             again = "begin again" if stop.steps is None else "go on"
             trusting = " --trust-remote-code" if remote_code else ""
             stop.hint = f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{trusting}"
@@ -110,7 +117,7 @@ _GOES_ON = "type the same command again: the run goes on from its newest checkpo
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingSession:
     """What is trained, built and checked.
 
     Args:
@@ -123,8 +130,8 @@ class Trained:
         begun: the header of the trajectory, of a run that goes on; else None.
     """
 
-    material: Material
-    setting: Setting
+    material: PreparedRun
+    setting: TrainingContext
     method: Method
     steps: int
     base_hash: str
@@ -132,17 +139,20 @@ class Trained:
     begun: Mapping[str, Any] | None
 
 
-def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: Console) -> None:
+def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     material, method, steps = trained.material, trained.method, trained.steps
     for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
     memory, signals = PeakMemory(material.loaded.device), Signals()
-    best = Best(folder.best, method.save)
+    best = BestCheckpoint(folder.best, method.save)
     checkpoints = Checkpoints(folder.checkpoints, config.training.checkpoint_keep)
-    skips = Skips(config.training.most_skips if config.training.non_finite == "skip" else 0)
-    weights, began = needs_weights(method, config.training.checkpoint_weights), content_hash(folder.identity.as_dict())
+    skips = NonFiniteSkipCounter(config.training.most_skips if config.training.non_finite == "skip" else 0)
+    weights, began = (
+        should_checkpoint_weights(method, config.training.checkpoint_weights),
+        content_hash(folder.identity.as_dict()),
+    )
     progress = Progress(method, best, evaluating, weights, skips, began)
     checkpoints.sweep()
 
@@ -152,39 +162,39 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Trained, console: C
     if trained.begun is not None and "select" in trained.begun:
         header["select"] = trained.begun["select"]  # the same tensors: see `as_begun`
     saved = checkpoints.latest(warn)
-    done = Done()
+    done = ResumePoint()
     if saved is not None:
         done = progress.restore(saved, folder.metrics, folder.trajectory, {"seed": seed, **header})
         console.print(f"goes on after {done.steps} of {steps} steps", highlight=False)
     else:
         folder.clear_logs()
     folder.forget_outcome()  # of an earlier stop
-    metrics = MetricsLog(folder.metrics, method, done.metrics, done.seconds)
+    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, seed, header, done.trajectory)
-        callbacks.append(TrajectoryLog(writer, method.evaluator))
-    callbacks.append(ProgressLine(console, config.method.name, steps, method, memory, done.steps))
+        callbacks.append(TrajectoryLogger(writer, method.evaluator))
+    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
 
     start = time.perf_counter() - done.seconds
 
     def write(made: int, into: Path) -> None:
         for log in (folder.metrics, folder.trajectory):
             if log.is_file():
-                sync(log)  # of which the checkpoint keeps the length
+                fsync(log)  # of which the checkpoint keeps the length
         progress.save(made, into, metrics, writer, time.perf_counter() - start)
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
-        outcome = outcome_of(config, material, method, evaluating, testing, best)
+        outcome = build_summary(config, material, method, evaluating, testing, best)
         seconds = round(time.perf_counter() - start - evaluating.seconds - testing.seconds, 3)
         outcome |= {"objective": trained.setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
         folder.write_outcome({**outcome, "stopped": stopped})
 
     skipped = warn if config.training.checkpoint_failure == "skip" else None
     kept = None if method.fixed_steps is not None else checkpoints
-    checkpointing = Checkpointing(kept, write, signals, config.training.checkpoint_every, skipped)
+    checkpointing = CheckpointCallback(kept, write, signals, config.training.checkpoint_every, skipped)
     callbacks.append(checkpointing)
     scored = evaluating.steps_evaluated if evaluating.last else None
     with signals.caught():
@@ -209,7 +219,7 @@ def _warn(console: Console, text: str) -> None:
     console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _checked_steps(config: RunConfig, method: Method, material: Material, scored: Sequence[Split]) -> int:
+def _checked_steps(config: RunConfig, method: Method, material: PreparedRun, scored: Sequence[Split]) -> int:
     """How many steps are made; what cannot be made or scored is refused."""
     steps = number_of_steps(config.training, method, config.method.name)
     for split in scored:
@@ -219,14 +229,14 @@ def _checked_steps(config: RunConfig, method: Method, material: Material, scored
     return steps
 
 
-def _scoring(method: Method, material: Material, split: Split) -> Evaluating:
+def _scoring(method: Method, material: PreparedRun, split: Split) -> EvaluationCallback:
     """Scores the method as it stands on a split, which is looked up when it is asked for."""
 
     def score(counts: Counts) -> Evaluation:
         scorer = dataclasses.replace(material.scorer, score=method.score)
         return scorer.evaluate(method.model, material.encoded[split], counts)
 
-    return Evaluating(method, score)
+    return EvaluationCallback(method, score)
 
 
 def number_of_steps(training: TrainingConfig, method: Method, name: str) -> int:
@@ -256,7 +266,7 @@ def number_of_steps(training: TrainingConfig, method: Method, name: str) -> int:
     return steps
 
 
-def _notes(config: RunConfig, material: Material, method: Method) -> list[str]:
+def _notes(config: RunConfig, material: PreparedRun, method: Method) -> list[str]:
     """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
     notes = [f"{material.task.kind}, {material.task.about}"] if config.task.name is None else []
     if method.trained_names:

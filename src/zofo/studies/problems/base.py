@@ -12,7 +12,7 @@ from torch import nn
 
 from zofo.config import PartConfig
 from zofo.errors import UnknownNameError
-from zofo.methods import Setting
+from zofo.methods import TrainingContext
 from zofo.registry import Registry
 
 
@@ -61,7 +61,7 @@ class Problem(ABC):
             UnknownNameError: there is no such split.
         """
 
-    def setting(self, seed: int) -> Setting:
+    def setting(self, seed: int) -> TrainingContext:
         """What a method trains with: a fresh model, and the training split.
 
         Args:
@@ -73,7 +73,7 @@ class Problem(ABC):
             index = torch.tensor(list(chosen))
             return Rows(train.x[index], train.y[index])
 
-        return Setting(self.model(seed), self.losses, range(len(train.y)), make, seed)
+        return TrainingContext(self.model(seed), self.losses, range(len(train.y)), make, seed)
 
     def rows(self, split: str) -> Rows:
         """The examples of a split.

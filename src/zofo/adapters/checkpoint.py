@@ -1,0 +1,98 @@
+"""Saved adapters, attached to their model again."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zofo.adapters.base import carries_adapters, quiet_peft
+from zofo.adapters.virtual_token_hooks import inject
+from zofo.config import read_json_object
+from zofo.errors import RunError, refuse_out_of_memory
+from zofo.models import load_tensors
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """Attach a saved adapter to the model, in place.
+
+    Args:
+        model: the transformers model that it was trained with, without adapters.
+        folder: as `Adapters.save` or peft writes it, in safetensors.
+
+    Returns:
+        peft's model around it.
+
+    Raises:
+        RunError: the folder holds no adapter that fits the model, or the model carries one already.
+    """
+    import peft
+
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():  # or peft would look for it on the Hub
+            raise RunError(f"{str(folder)!r} is no adapter folder: it has no {name}")
+    if carries_adapters(model):
+        raise RunError("the model carries an adapter already", "load the model again")
+    refuse_unknown_options(read_json_object(folder / CONFIG), f"the adapter in {str(folder)!r}")
+    load_tensors(folder / TENSORS)  # refuses what peft would not say, or would take
+    try:
+        with quiet_peft(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unexpected keyword arguments", UserWarning)  # those that are empty
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # which stay as they are drawn
+            loaded: Any = peft.PeftModel.from_pretrained(model, str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
+        refuse_out_of_memory(error)
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(f"{folder}: not an adapter of this model: {printable(first)}") from error
+    if loaded.active_peft_config.is_prompt_learning:
+        model.prompt_encoder = loaded.prompt_encoder
+        inject(model, loaded)
+    model.eval()
+    return loaded
+
+
+def refuse_unknown_options(content: Mapping[str, Any], adapter: str = "the adapter") -> None:
+    """Refuse the configuration of an adapter that sets options which this version of peft does not have.
+
+    peft itself leaves them out, and loads another adapter than was saved. Those that are empty (null, false, 0) change
+    nothing, and are allowed.
+
+    Args:
+        content: of `adapter_config.json`.
+        adapter: what it is called in messages.
+
+    Raises:
+        RunError: names the option, or the kind of adapter, and the version of peft.
+    """
+    import peft
+
+    kind = content.get("peft_type")
+    known = peft.PEFT_TYPE_TO_CONFIG_MAPPING
+    if not isinstance(kind, str) or kind not in known:
+        raise RunError(f"{adapter} is of the kind {shown(kind)}, which peft {peft.__version__} does not know", _UPGRADE)
+    options = inspect.signature(known[kind]).parameters
+    for name, value in content.items():
+        if name not in options and value:
+            raise RunError(
+                f"{adapter} sets {shown(name)} to {shown(value)}, which is no option in peft {peft.__version__}",
+                _UPGRADE,
+            )
+
+
+_UPGRADE = "upgrade with: pip install --upgrade peft"
+_LONGEST = 80  # characters of what a file holds, in a message
+
+
+def shown(value: Any) -> str:
+    """A value from a file of unknown origin as a message can show it: in ASCII, on one line, not too long."""
+    text = ascii(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """A text that may quote such a file, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])

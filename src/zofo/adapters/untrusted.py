@@ -1,0 +1,182 @@
+"""Adapters whose origin is unknown: looked at before peft reads them.
+
+peft's configurations can name modules to import, files to read and sizes to allocate. Of those, only what zofo's own
+adapters set may differ from its default, and every size must be that of a tensor that is there.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from zofo.adapters.base import quiet_peft
+from zofo.adapters.checkpoint import load_adapter, printable, refuse_unknown_options, shown
+from zofo.adapters.merging import adapter_content, merge_attached
+from zofo.errors import RunError
+
+
+def _text(value: Any, longest: int = 255) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= longest)
+
+
+def _path(value: Any) -> bool:
+    return _text(value, 4096)
+
+
+def _names(value: Any) -> bool:
+    def name(one: Any) -> bool:
+        return isinstance(one, str) and all(part.isidentifier() or part.isdecimal() for part in one.split("."))
+
+    return value is None or (isinstance(value, list) and all(map(name, value)))
+
+
+def _targets(value: Any) -> bool:
+    """Names of modules; or a pattern, but only one that peft itself has for a kind of model: others may never end."""
+    from peft.utils import constants
+
+    by_model = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    return _names(value) or (isinstance(value, str) and value in by_model.values())
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _size(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 < value < 1 << 20)
+
+
+def _scale(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+_TENSOR = re.compile(r"\w+(\.\w+)*")
+WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # number types that zofo writes
+_LONGEST = 200  # characters of a tensor's name
+
+_ALWAYS: dict[str, Callable[[Any], bool]] = {
+    "peft_type": _text,
+    "task_type": lambda value: value in (None, "CAUSAL_LM", "SEQ_CLS"),
+    "base_model_name_or_path": _path,
+    "inference_mode": _flag,
+    "peft_version": _text,
+    "revision": _text,
+    "modules_to_save": _names,
+}
+_TARGETS = {"target_modules": _targets, "fan_in_fan_out": _flag}
+_VIRTUAL = {
+    f"num_{what}": _size for what in ("virtual_tokens", "transformer_submodules", "attention_heads", "layers")
+} | {"token_dim": _size, "encoder_hidden_size": _size}
+_KINDS = {
+    "LORA": {**_TARGETS, "r": _size, "lora_alpha": _scale, "use_dora": _flag},
+    "IA3": {**_TARGETS, "feedforward_modules": _names},
+    "PREFIX_TUNING": _VIRTUAL,
+    "PROMPT_TUNING": {**_VIRTUAL, "prompt_tuning_init": lambda value: value == "RANDOM"},
+}
+
+
+def load_strange_adapter(model: Any, folder: Path, merge: bool = False) -> None:
+    """Attach an adapter whose origin is unknown, or merge it; what zofo never writes into one is refused.
+
+    Args:
+        model: the transformers model, without adapters.
+        folder: of the adapter.
+        merge: write it into the weights.
+
+    Raises:
+        RunError: an option that zofo's adapters do not have, sizes that its tensors do not have, a number that is not
+            finite, or tensors that the model lacks.
+    """
+    import peft
+
+    tensors = check_untrusted_adapter(folder)
+    loaded = load_adapter(model, folder)
+    with quiet_peft():
+        own = peft.get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    for name in sorted(set(own) ^ set(tensors)):
+        lacks = "the model has no place for" if name in tensors else "it lacks"
+        raise RunError(f"the adapter does not fit the model: {lacks} the tensor {shown(name)}")
+    if merge:
+        merge_attached(model, loaded)
+
+
+def check_untrusted_adapter(folder: Path) -> Mapping[str, torch.Tensor]:
+    """Read an adapter's tensors, if zofo could have written it.
+
+    Raises:
+        RunError: as `load_strange_adapter`, but for what depends on the model.
+    """
+    content = adapter_content(folder)
+    _refuse_options(content)
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise RunError(f"the adapter's tensors cannot be read: {printable(str(error))}") from error
+    _refuse_tensors(content, tensors)
+    return tensors
+
+
+def can_name_a_tensor(name: str) -> bool:
+    """Whether a model can have a tensor of that name, which is not too long for a message."""
+    return len(name) <= _LONGEST and _TENSOR.fullmatch(name) is not None
+
+
+def _refuse_options(content: Mapping[str, Any]) -> None:
+    import peft
+
+    kind = content.get("peft_type")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise RunError(f"the adapter is of the kind {shown(kind)}, which zofo does not make")
+    refuse_unknown_options(content)
+    checks = {**_ALWAYS, **_KINDS[kind]}
+    usual = {
+        "LORA": peft.LoraConfig,
+        "IA3": peft.IA3Config,
+        "PREFIX_TUNING": peft.PrefixTuningConfig,
+        "PROMPT_TUNING": peft.PromptTuningConfig,
+    }[kind]().to_dict()
+    for name, value in content.items():
+        right = checks[name](value) if name in checks else not value or (name in usual and value == usual[name])
+        if not right:
+            raise RunError(f"the adapter sets {shown(name)} to {shown(value)}, which zofo's adapters never do")
+
+
+def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Sizes in the configuration are allocated before a tensor is read, so each must be that of a tensor."""
+    if not tensors:
+        raise RunError("the adapter holds no tensors")
+    for name, tensor in tensors.items():
+        if not can_name_a_tensor(name):
+            raise RunError(f"{shown(name)} cannot be the name of an adapter's tensor")
+        if not tensor.dim() or not tensor.numel():
+            raise RunError(f"the adapter's tensor {shown(name)} has the shape {shown(tuple(tensor.shape))}")
+        if tensor.dtype not in WEIGHTS or not tensor.isfinite().all():
+            raise RunError(f"the adapter's tensor {shown(name)} holds numbers that are not finite, or no weights")
+    if content["peft_type"] == "LORA":
+        ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.dim()}
+        if ranks != {content.get("r")}:
+            raise RunError(f"the adapter's rank is {content.get('r')}, but its tensors have {shown(sorted(ranks))}")
+        for name, tensor in tensors.items():
+            left = name.replace(".lora_B.", ".lora_A.")
+            if left not in tensors:
+                raise RunError(f"the adapter does not fit itself: it lacks the tensor {shown(left)}")
+            partner = name.replace(".lora_A.", ".lora_B.")
+            width = len(tensor) if partner != name else None
+            if width is not None and tuple(tensors.get(partner, tensor.new_empty(0)).shape)[1:] != (width,):
+                raise RunError(f"the adapter does not fit itself: it lacks the tensor {shown(partner)} of rank {width}")
+    if content["peft_type"] in ("PREFIX_TUNING", "PROMPT_TUNING"):
+        found = tensors.get("prompt_embeddings", torch.empty(0))
+        width = content.get("token_dim") or 0
+        if content["peft_type"] == "PREFIX_TUNING":
+            width *= 2 * (content.get("num_layers") or 0)
+        rows = (content.get("num_virtual_tokens") or 0) * (content.get("num_transformer_submodules") or 1)
+        if tuple(found.shape) != (rows, width):
+            found_shape = shown(list(found.shape))
+            raise RunError(f"the adapter's sizes are {rows} x {width}, but its tensor is {found_shape}")

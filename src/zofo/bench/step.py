@@ -1,0 +1,304 @@
+"""What one training step costs: seconds and peak memory of every way to make it, beside inference on the same batch."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from zofo.backbone import Backbone
+from zofo.bench.step_memory import failure, load_own, measure_peak
+from zofo.bench.step_variants import WAYS, StepOptions, StepVariant
+from zofo.errors import ConfigError, ModelError, RunError, UnknownNameError, ZofoError
+from zofo.noise import LowRank
+
+FLOOR, USUAL = "inference", "mezo-usual"
+_DTYPES = ("float32", "bfloat16", "float16")
+_FLAGS = {"examples": "--rows", "tokens": "--tokens", "rank": "--rank", "repeats": "--repeats"}
+_MAY_LACK = (ZofoError, RuntimeError, MemoryError)  # memory, or something that a way needs
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a step costs in one way; None where it was not measured.
+
+    Args:
+        name: of the way.
+        median_s: seconds a step, the median over the rounds.
+        over_inference: median over the rounds of its time over that of inference in the same round.
+        usual_over_this: the same of the usual step's time over its own.
+        fastest_s: seconds a step in its best round.
+        slowest_s: seconds a step in its worst round.
+        peak_bytes: the most memory in use, in a process of its own.
+        peak_over_inference: over that of inference.
+        error: why something was not measured; None if nothing went wrong.
+    """
+
+    name: str
+    median_s: float | None = None
+    over_inference: float | None = None
+    usual_over_this: float | None = None
+    fastest_s: float | None = None
+    slowest_s: float | None = None
+    peak_bytes: int | None = None
+    peak_over_inference: float | None = None
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name; `error` only if there was one."""
+        return {name: value for name, value in asdict(self).items() if name != "error" or value is not None}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The costs of all ways, and what they depend on.
+
+    Args:
+        options: what was measured.
+        device: where.
+        threads: of torch on the CPU.
+        parameters: of the model.
+        rows: one a way.
+    """
+
+    options: StepOptions
+    device: str
+    threads: int
+    parameters: int
+    rows: tuple[StepCost, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: the options, where they were measured, and `rows`."""
+        place = {"device": self.device, "threads": self.threads, "torch": torch.__version__}
+        rows = [row.as_dict() for row in self.rows]
+        return {**asdict(self.options), **place, "parameters": self.parameters, "rows": rows}
+
+    def table(self) -> Table:
+        """The rows, as a terminal shows them."""
+        shown = self.options
+        size = f"{shown.model}, {self.parameters:,} parameters, {shown.dtype}, {self.device}, {self.threads} threads"
+        title = f"one step on {shown.examples} x {shown.tokens} tokens, rank {shown.rank}\n{size}"
+        table = Table(title=Text(title), box=None, pad_edge=False)
+        table.add_column("\nway", no_wrap=True)
+        for heading in ("\nseconds", "time /\ninference", "usual /\nthis", "peak\nmemory", "peak /\ninference"):
+            table.add_column(heading, justify="right")
+        for row in self.rows:
+            table.add_row(*_cells(row))
+        errors = [f"{row.name}: {row.error}" for row in self.rows if row.error]
+        table.caption = Text("\n".join(errors)) if errors else None
+        return table
+
+
+def _cells(row: StepCost) -> list[str]:
+    def text(value: float | None, form: str) -> str:
+        return "" if value is None else form.format(value)
+
+    mebibytes = None if row.peak_bytes is None else row.peak_bytes / 2**20
+    return [
+        row.name,
+        text(row.median_s, "{:.3f}"),
+        text(row.over_inference, "{:.1%}").replace("%", " %"),
+        text(row.usual_over_this, "{:.2f}"),
+        text(mebibytes, "{:,.0f} MiB"),
+        text(row.peak_over_inference, "{:.1%}").replace("%", " %"),
+    ]
+
+
+def bench_step(
+    options: StepOptions,
+    memory: bool = True,
+    file: Path | None = None,
+    told: Callable[[str], None] = lambda text: None,
+) -> StepReport:
+    """Measure what a step costs in each of `WAYS`.
+
+    Time: all ways share one process and one batch of random tokens, and take turns. Each round times every way once and
+    begins with another one; before the first, each makes a step that is not counted. The ways that only read the
+    weights, or bring them home, share one model; LoRA has its own layers over the same tensors. The usual step, which
+    replaces the tensors, and the first-order step on them share a copy, so that no way disturbs another. Ratios are
+    medians of the ratios within a round. A step in the forward is timed in the middle of the cycle between two folds,
+    and its share of a fold, timed by itself, is added (see `AmortizedSteps`).
+
+    Memory: the peak of each way in a fresh process, one after the other, once the time is taken and the models are let
+    go.
+
+    Args:
+        options: what is measured.
+        memory: measure peaks, too.
+        file: where the report goes as JSON; also when ways failed for memory, which then have an `error`.
+        told: called with a line about what is being done.
+
+    Raises:
+        ConfigError: a number below 1, a rank that does not fit into the model, more tokens than it takes, an unknown
+            number type; before anything is measured.
+        RunError: the file cannot be written; before anything is measured.
+        ModelError: there is no such model.
+    """
+    _check(options)
+    if file is not None:
+        check_writable(file)
+    told(f"loading {options.model}")
+    errors: dict[str, str] = {}
+    place, seconds = _time_all(options, errors, told)
+    peaks = _peaks(options, errors, told) if memory else {}
+    rows = tuple(_cost(name, seconds, peaks, errors.get(name)) for name in WAYS)
+    report = StepReport(options, place.device, torch.get_num_threads(), place.parameters, rows)
+    if file is not None:
+        file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def check_writable(file: Path) -> None:
+    """Find out whether a file can be written, and leave it as it is.
+
+    Raises:
+        RunError: it cannot.
+    """
+    new = not file.exists()
+    try:
+        file.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise RunError(f"cannot write {str(file)!r}: {error.strerror}", "choose another file with --json") from error
+    if new:
+        file.unlink()
+
+
+def _check(options: StepOptions) -> None:
+    for name, flag in _FLAGS.items():
+        if getattr(options, name) < 1:
+            raise ConfigError(f"{flag} is {getattr(options, name)}, but must be 1 or more", f"set {flag}=1 or more")
+    if options.dtype not in _DTYPES:
+        raise UnknownNameError("number type", options.dtype, _DTYPES, f"set --dtype to one of {', '.join(_DTYPES)}")
+
+
+def _check_fits(options: StepOptions, model: Any) -> None:
+    """Whether the model takes the rank, and so many tokens (one candidate is read after the prompt)."""
+    try:
+        Backbone(model, LowRank(options.rank))
+    except ConfigError as error:
+        message = error.message.replace("method.noise.rank", "--rank")
+        raise ConfigError(message, "set --rank to the smaller of these two sides or less") from error
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and options.tokens >= limit:
+        raise ConfigError(
+            f"--tokens is {options.tokens}, but {options.model!r} reads {limit} tokens, one of them a candidate",
+            f"set --tokens={limit - 1} or less",
+        )
+
+
+@dataclass(frozen=True)
+class _Place:
+    device: str
+    parameters: int
+
+
+class _Models:
+    """The module that each way works on."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @cached_property
+    def _copy(self) -> Any:
+        return copy.deepcopy(self._model)
+
+    def of(self, name: str) -> Any:
+        """The module of one way; of those that write the tensors other than to come home, a copy."""
+        if name in (USUAL, "fo-full"):
+            return self._copy
+        return over_the_same_tensors(self._model) if name == "fo-lora" else self._model
+
+
+def over_the_same_tensors(model: Any) -> Any:
+    """A module of the same layers, whose parameters are others over the same tensors: it can carry adapters."""
+    known: dict[int, Any] = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, known)
+
+
+def _time_all(
+    options: StepOptions, errors: dict[str, str], told: Callable[[str], None]
+) -> tuple[_Place, dict[str, list[float]]]:
+    """Where it was measured, and the seconds of each way in each round; what fails is noted in `errors`."""
+    loaded = load_own(options)
+    _check_fits(options, loaded.model)
+    told("first steps, which are not counted")
+    models, ways = _Models(loaded.model), dict[str, StepVariant]()
+    for name, build in WAYS.items():
+        try:
+            way = build(models.of(name), options)
+            way.prepare()
+            ways[name] = way
+        except _MAY_LACK as error:
+            errors[name] = failure(error)
+    seconds = _rounds(ways, options.repeats, errors, told)
+    device = loaded.device
+    named = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    return _Place(named, sum(parameter.numel() for parameter in loaded.model.parameters())), seconds
+
+
+def _rounds(
+    ways: dict[str, StepVariant], repeats: int, errors: dict[str, str], told: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """The seconds of each way in each round; of a way that fails in one, none."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
+    for number in range(repeats):
+        told(f"round {number + 1} of {repeats}")
+        first = number % max(len(names), 1)
+        for name in names[first:] + names[:first]:
+            if name not in seconds:
+                continue
+            try:
+                seconds[name].append(ways[name].seconds())
+            except _MAY_LACK as error:
+                errors[name] = failure(error)
+                del seconds[name]
+    return seconds
+
+
+def _peaks(options: StepOptions, errors: dict[str, str], told: Callable[[str], None]) -> dict[str, int]:
+    """The peak of each way in bytes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    peaks = {}
+    for name in WAYS:
+        told(f"memory of {name}")
+        try:
+            peaks[name] = measure_peak(name, options)
+        except ModelError as error:
+            errors[name] = error.message
+    return peaks
+
+
+def _cost(name: str, seconds: dict[str, list[float]], peaks: dict[str, int], error: str | None) -> StepCost:
+    taken, peak = seconds.get(name), peaks.get(name)
+    return StepCost(
+        name,
+        median_s=round(statistics.median(taken), 6) if taken else None,
+        over_inference=_median_ratio(taken, seconds.get(FLOOR)),
+        usual_over_this=_median_ratio(seconds.get(USUAL), taken),
+        fastest_s=round(min(taken), 6) if taken else None,
+        slowest_s=round(max(taken), 6) if taken else None,
+        peak_bytes=peak,
+        peak_over_inference=round(peak / peaks[FLOOR], 4) if peak and FLOOR in peaks else None,
+        error=error,
+    )
+
+
+def _median_ratio(above: list[float] | None, below: list[float] | None) -> float | None:
+    """The median over the rounds of the ratio within a round."""
+    if not above or not below:
+        return None
+    return round(statistics.median(a / b for a, b in zip(above, below, strict=True)), 4)

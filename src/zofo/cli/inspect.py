@@ -1,0 +1,116 @@
+"""Verbs that show what can be configured and what the model would see, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from zofo.cli.options import AsJson, Data, DataDir, Overrides, RemoteCode, configured, out, shortened, verbs
+
+commands = verbs()
+
+
+@commands.command()
+def preview(
+    arguments: Overrides = None,
+    rows: Annotated[int, typer.Option(help="How many examples to show.", min=1)] = 3,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    data_dir: DataDir = None,
+    data: Data = None,
+    as_json: AsJson = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Show what the model sees: prompts, candidates, what is scored, lengths."""
+    from zofo.training import preview as look
+
+    seen = look(configured(arguments, data_dir, data), split, rows, trust_remote_code)
+    if as_json:
+        out.say_json(seen.as_dict())
+        return
+    for example in seen.examples:
+        out.say((example.where, "dim"))
+        for candidate, tokens, gold in example.candidates:
+            scored = (candidate, "bold green" if gold else "bold")
+            out.say("  ", repr(example.prompt)[1:-1], scored, (f"  scored: {tokens}", "dim"))
+    lengths = f"shortest {seen.shortest}, mean {seen.mean:.1f}, longest {seen.longest}"
+    sequences = "one sequence" if seen.sequences == 1 else f"{seen.sequences} sequences"
+    text = f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example"
+    out.say(text)
+    for note in seen.notes:
+        out.say(f"note: {note}")
+
+
+@commands.command()
+def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Check a task and all its rows, and with model=NAME their tokens: zofo validate task=my.yaml."""
+    from zofo.training import as_percent
+    from zofo.training import validate as check
+
+    report = check(configured(arguments, data_dir, data))
+    if as_json:
+        out.say_json(report.as_dict())
+        return
+    about = report.task
+    out.say((f"{about['name']}: {about['kind']}, scored by {', '.join(about['scores'])}", "bold"))
+    if about["about"]:
+        out.say((" ".join(about["about"].split()), "dim"))
+    for prompt, text, right in report.example:
+        out.say((f"{prompt}: ", "bold"), shortened(text), (shortened(right), "bold green"))
+    for split, found in report.splits.items():
+        right = ", ".join(f"{name}: {count}" for name, count in found.right.items())
+        line = f"{split}: {found.rows} rows; majority {as_percent(found.majority)}" + (f" ({right})" if right else "")
+        out.say(line)
+    for note in report.notes:
+        out.say((f"note: {note}", "yellow"))
+    out.say("every row can be used")
+
+
+@commands.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="A task of `zofo list tasks`, or a recipe of `zofo list recipes`.")],
+    file: Annotated[Path, typer.Argument(help="The new file, for example my.yaml.")],
+) -> None:
+    """Copy a packaged task or recipe to a file of your own, to edit: zofo copy sst2 my.yaml."""
+    from zofo.recipes import recipe_names
+    from zofo.training import copy_recipe, copy_task
+
+    is_recipe = name in recipe_names()
+    (copy_recipe if is_recipe else copy_task)(name, file)
+    use = f"zofo train {file}" if is_recipe else f"zofo validate task={file}"
+    out.say(f"wrote {file}; edit it, then: {use}")
+
+
+@commands.command(name="list")
+def list_names(
+    kind: Annotated[str | None, typer.Argument(help="models, tasks, methods, recipes, noises ...")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Names that a configuration can use."""
+    from zofo.studies import study_names
+    from zofo.training import names
+
+    found = names(kind, {"studies": study_names()})
+    if as_json:
+        out.say_json(found)
+        return
+    table = Table("kind", "name", "what it is", box=None, pad_edge=False)
+    for group, entries in found.items():
+        for number, (name, about) in enumerate(entries.items()):
+            table.add_row(group if number == 0 else "", name, about)
+    out.print(table, soft_wrap=False)
+
+
+@commands.command()
+def env(as_json: AsJson = False) -> None:
+    """Versions, device and folders, for a report."""
+    from zofo.training import describe_environment
+
+    found = describe_environment()
+    if as_json:
+        out.say_json(found)
+        return
+    for name, value in found.items():
+        out.say(f"{name:14} {value}")

@@ -1,0 +1,83 @@
+"""What the verbs share: their options, and how they read and show things."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zofo.cli.terminal import Terminal
+
+_SHOWN = 400  # characters of a prompt
+out = Terminal()
+err = Terminal(stderr=True)
+
+
+def verbs(about: str | None = None) -> typer.Typer:
+    """Verbs that belong together."""
+    return typer.Typer(
+        help=about,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, for example training.steps=20", show_default=False)
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="A folder with the task's rows, a file for each split.", show_default=False)
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="Rows of your own: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
+BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
+
+
+def configured(arguments: list[str] | None, data_dir: Path | None = None, data: str | None = None) -> Any:
+    """A configuration from arguments: a YAML file or a recipe first, if any, then key=value."""
+    from zofo.training import read_config
+
+    given = list(arguments or [])
+    file = given.pop(0) if given and "=" not in given[0] else None
+    if data_dir is not None:
+        given.append(f"task.data_dir={json.dumps(str(data_dir))}")
+    if data is not None:
+        given.append(f"task.data={json.dumps(data)}")
+    return read_config(file, given)
+
+
+@contextmanager
+def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
+    """Leave with 143 or 130 when the process was asked to stop, and say how it goes on.
+
+    Args:
+        hint: what is said in place of what the run that was stopped says.
+    """
+    from zofo.errors import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        err.say(stop.message)
+        err.say(f"hint: {hint or stop.hint}")
+        raise typer.Exit(stop.exit_code) from stop
+
+
+def shortened(text: str) -> str:
+    """A text with the middle left out, if it is long."""
+    if len(text) > _SHOWN:
+        text = f"{text[: _SHOWN // 2]} [...] {text[-_SHOWN // 2 :]}"
+    return text

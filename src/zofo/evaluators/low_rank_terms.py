@@ -1,0 +1,199 @@
+"""The low-rank terms of the rows of one forward pass, as thin products beside the model's large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from zofo.displacement import Displacement
+from zofo.errors import EvaluatorError
+from zofo.evaluators.base import Point
+from zofo.evaluators.batch_protocol import displacements, own_points
+from zofo.evaluators.factor_cache import FactorCache
+
+SharedInputGroups = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]
+"""(name, transposed) of a matrix -> those that the same x is multiplied by, itself first."""
+
+NARROW = 32
+"""Columns of factors up to which one product for all rows is cheaper than one for each block of rows."""
+
+
+def coefficients_of(
+    points: Sequence[Point], row_examples: torch.Tensor, bank: FactorCache, everywhere: Displacement, dtype: torch.dtype
+) -> torch.Tensor:
+    """The coefficient of each key of a bank for each row at each point: [points, rows, keys].
+
+    Args:
+        points: each for all examples, or with a displacement for each.
+        row_examples: the example of each row.
+        bank: which holds the keys.
+        everywhere: what all rows carry beside their point.
+        dtype: of the coefficients.
+    """
+    table = torch.zeros(len(points), int(row_examples.max()) + 1, len(bank.numbers), dtype=torch.float64)
+    for place, point in enumerate(points):
+        places = table[place] if own_points(point) else [table[place]]
+        for displacement, where in zip(displacements(point), places, strict=True):
+            for key, coefficient in displacement.items():
+                where[..., bank.slot(key)] += coefficient
+    for key, coefficient in everywhere.items():
+        table[..., bank.slot(key)] += coefficient
+    return table[:, row_examples].to(dtype)
+
+
+class LowRankTerms:
+    """What the rows of one forward pass carry.
+
+    Where the rows have many keys and each only a few of them, the rows of a point are cut into blocks, each of which is
+    multiplied by the factors of its own keys; otherwise all rows are one block.
+
+    Args:
+        bank: the factors of K keys.
+        coefficients: of these keys for each row, float32 or float64, [P, R, K]; the P R rows of the batch are those of
+            one point after another.
+        siblings: which matrices the model multiplies by one and the same x; found out during the first forward.
+        wary: keep a copy of x, to find out whether the model changes it in a way that torch does not count.
+    """
+
+    def __init__(
+        self, bank: FactorCache, coefficients: torch.Tensor, siblings: SharedInputGroups, wary: bool = False
+    ) -> None:
+        points, rows, _ = coefficients.shape
+        self.rows = points * rows
+        self._bank, self._siblings = bank, siblings
+        uniform = bool((coefficients == coefficients[:, :1]).all())  # a point's rows carry the same
+        device = bank.layout.device
+        self._of_vectors = (coefficients[:, 0] if uniform else coefficients.flatten(0, 1)).to(device)
+        # a coefficient may be too small for float16: they are taken relative to the largest, which multiplies last
+        self._largest = float(coefficients.abs().amax()) if coefficients.numel() else 0.0
+        relative = coefficients * (bank.layout.noise.scale / (self._largest or 1))
+        block = rows if uniform else _rows_of_a_block(coefficients != 0, bank.layout.noise.rank)
+        self._blocks = 1 if block == rows else self.rows // block
+        self._index: torch.Tensor | None = None  # which keys a block has, int64, [blocks, keys]
+        if self._blocks > 1:
+            relative = relative.view(self._blocks, block, -1)
+            held = (relative != 0).any(1)
+            order = held.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+            chosen = order[:, : int(held.sum(1).amax())]  # those that a block has come first
+            relative = relative.gather(2, chosen.unsqueeze(1).expand(-1, block, -1))
+            self._index = chosen.to(device)
+        columns = relative.repeat_interleave(bank.layout.noise.rank, -1)
+        self._relative = columns.reshape(self.rows, 1, -1).to(device)
+        self._x: tuple[torch.Tensor, int | None] | None = None  # what was multiplied last, and its version
+        self._wary = wary
+        self._copy: torch.Tensor | None = None  # of x
+        self._run: list[tuple[str, bool]] = []  # by what
+        self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x that will be asked for next
+
+    def product(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
+        """`x @ Delta.T`, or `x @ Delta` if `transposed`, with the Delta that each row carries: [T, outputs].
+
+        The thin products are made once for all matrices that the same x is multiplied by, while it is in the cache.
+
+        Args:
+            x: [..., inputs], the rows of the batch first; T positions in all.
+            name: of the matrix.
+            transposed: whether the model multiplies by W instead of W.T.
+        """
+        matrix = name, transposed
+        version = None if x.is_inference() else x._version  # an inference tensor does not tell whether it was changed
+        again = self._x is not None and self._x[0] is x and self._x[1] == version is not None
+        if self._wary:
+            self._refuse_changed(x, name, again)
+        if not again or matrix not in self._ahead:
+            self._run = [*self._run, matrix] if again else [matrix]
+            if self._run[0] not in self._siblings or len(self._run) > len(self._siblings[self._run[0]]):
+                self._siblings[self._run[0]] = tuple(self._run)
+            together = (matrix,) if again or version is None else self._siblings[matrix]
+            self._x, self._ahead = (x, version), self._thin(x.reshape(-1, x.shape[-1]), together)
+        return self._widened(self._ahead.pop(matrix), name, 1 if transposed else 0)
+
+    def _refuse_changed(self, x: torch.Tensor, name: str, again: bool) -> None:
+        if again and self._copy is not None and not _same(self._copy, x):
+            raise EvaluatorError(
+                f"the model changes what {self._run[-1][0]!r} was multiplied by before {name!r} is multiplied by it, "
+                "in a way that torch does not count, such as x.data.mul_()",
+                "write x.mul_() in the model, or set method.evaluator=in-place",
+            )
+        self._copy = self._copy if again else x.detach().clone()
+
+    def delta_embedding(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""
+        if self._index is None:
+            thin = self._bank.thin(name)[0][ids].to(dtype)
+        else:
+            left = self._bank.matrix(name)[0]
+            thin = left[self._index.unsqueeze(2), ids.view(self._blocks, 1, -1)].to(dtype)  # [blocks, keys, T, rank]
+            thin = thin.transpose(1, 2).flatten(2).flatten(0, 1)
+        return self._widened(self._weighted_(thin), name, 1)
+
+    def vectors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Each selected tensor with one axis or none, at each point: [P, entries], in the coefficients' number type; or
+        at each row.
+
+        Args:
+            tensors: these tensors by name.
+        """
+        numbers, places = self._bank.layout.vectors(self._bank.numbers)
+        numbers = numbers.to(self._of_vectors.dtype)
+        base = torch.zeros(numbers.shape[1], dtype=numbers.dtype, device=numbers.device)
+        for name, tensor in tensors.items():
+            base[places[name]] = tensor.flatten()
+        values = torch.addmm(base.unsqueeze(0), self._of_vectors, numbers)
+        return {name: values[:, places[name]] for name in tensors}
+
+    def _thin(self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], torch.Tensor]:
+        """x times the first factor of each matrix, and times its coefficients: [T, columns]; x [T, inputs]."""
+        into = _joined([self._factor(name, 0 if transposed else 1, x.dtype) for name, transposed in matrices])
+        thin = x @ into if self._index is None else (x.view(self._blocks, -1, x.shape[1]) @ into).flatten(0, 1)
+        parts = self._weighted_(thin, len(matrices)).chunk(len(matrices), 1)
+        return dict(zip(matrices, parts, strict=True))
+
+    def _weighted_(self, thin: torch.Tensor, times: int = 1) -> torch.Tensor:
+        """Each row's columns times its coefficients, in place; `times` over, side by side."""
+        relative = self._relative.repeat(1, 1, times) if times > 1 else self._relative
+        thin.view(self.rows, -1, thin.shape[1]).mul_(relative)
+        return thin
+
+    def _widened(self, thin: torch.Tensor, name: str, side: int) -> torch.Tensor:
+        """`thin` times the second factor: [T, outputs]."""
+        onto = self._factor(name, side, thin.dtype)
+        if self._index is None:
+            out = thin.new_empty(len(thin), len(onto))
+            return torch.addmm(out, thin, onto.T, beta=0, alpha=self._largest, out=out)
+        out = thin.new_empty(self._blocks, len(thin) // self._blocks, onto.shape[1])
+        thin = thin.view(self._blocks, -1, thin.shape[1])
+        torch.baddbmm(out, thin, onto.transpose(1, 2), beta=0, alpha=self._largest, out=out)
+        return out.flatten(0, 1)
+
+    def _factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
+        """left (side 0) or right (1) of a matrix, keys side by side: [rows, columns], or one such for each block."""
+        if self._index is None:
+            return self._bank.thin(name)[side].to(dtype)
+        factor = self._bank.matrix(name)[side]
+        chosen = factor.index_select(0, self._index.flatten()).to(dtype)
+        return chosen.view(*self._index.shape, *factor.shape[1:]).transpose(1, 2).flatten(2)
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether tensors hold the same numbers; what is no number equals itself."""
+    return torch.equal(first, second) or torch.equal(first.nan_to_num(), second.nan_to_num())
+
+
+def _rows_of_a_block(held: torch.Tensor, rank: int) -> int:
+    """How many rows are multiplied together.
+
+    Args:
+        held: which keys a row has, [P, R, K].
+        rank: columns a key.
+    """
+    rows = held.shape[1]
+    sizes = [size for size in range(rows, 0, -1) if rows % size == 0]
+    columns = [int(held.view(len(held), -1, size, held.shape[2]).any(2).sum(2).amax()) * rank for size in sizes]
+    enough = max(NARROW, min(columns))
+    return next(size for size, count in zip(sizes, columns, strict=True) if count <= enough)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)

@@ -1,0 +1,142 @@
+"""What is found out about a model before its first step: whether it runs, and what it does with selected tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.backbone import Backbone, leaving_out
+from zofo.displacement import Displacement
+from zofo.errors import EvaluatorError, ZofoError, out_of_memory
+from zofo.evaluators.base import Objective
+from zofo.evaluators.parameter_use import look, refuse_changing
+from zofo.evaluators.row_layout import Use
+
+_LARGE = 1 << 26  # entries
+IN_PLACE = "set method.evaluator=in-place"
+_AGREES = {torch.float32: 1e-5, torch.float64: 1e-12}  # relative to the mean loss
+AGREES_TF32 = 1e-2
+_AGREES_HALF = 0.1  # SmolLM2's bfloat16 losses are 0.04 apart there
+_SAME, _SAME_HALF = 1e-4, 1e-2  # relative to the mean loss; kernels that add in any order differ by rounding
+
+
+def check_by_itself(
+    model: nn.Module, objective: Objective, batch: Any, parameters: Sequence[tuple[str, nn.Parameter]]
+) -> None:
+    """Run a model twice as it is, without a trace.
+
+    Args:
+        model: run by the objective.
+        objective: what is asked.
+        batch: of what.
+        parameters: the selected ones, each with the name of its tensor.
+
+    Raises:
+        EvaluatorError: it cannot be run, writes into a selected tensor, keeps what it made of one, or gives other
+            losses each time.
+    """
+    losses: list[torch.Tensor] = []
+    try:
+        looks = look(model, lambda: losses.append(objective(model, batch).float()), parameters, times=2)
+    except (ZofoError, MemoryError):
+        raise
+    except Exception as error:  # a forward fails in as many ways as there are models
+        if out_of_memory(error):
+            raise
+        raise EvaluatorError(
+            f"{type(model).__name__} cannot be run on the first examples, with or without directions: {reason(error)}",
+            "run objective(model, batch) by itself, and mend what it says",
+        ) from error
+    refuse_changing(looks[0], looks[1], dict.fromkeys(name for name, _ in parameters))
+    first, second = losses
+    half = any(parameter.dtype in (torch.float16, torch.bfloat16) for _, parameter in parameters)
+    if ((first - second).abs() > (_SAME_HALF if half else _SAME) * first.abs().mean()).any():
+        raise EvaluatorError(
+            "the model's losses of the same rows differ from one run to the next, as with dropout, so that two points "
+            "cannot be compared",
+            "call model.eval(), or make the model repeat itself",
+        )
+
+
+@contextmanager
+def explaining(what: str) -> Iterator[None]:
+    """While it is open, whatever the model raises is said in one message, as `what` because of it."""
+    try:
+        yield
+    except (ZofoError, MemoryError):
+        raise
+    except Exception as error:  # a forward fails in as many ways as there are models
+        if out_of_memory(error):
+            raise
+        raise EvaluatorError(f"the model cannot {what} because {reason(error)}", IN_PLACE) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line: its last one where its text is a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    traced = any(line.startswith("Traceback") for line in lines) and not lines[-1].endswith(":")
+    said = (lines[-1] if traced else lines[0])[:200] if lines else ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.Parameter, str]]:
+    """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name."""
+
+    def place(tensor: torch.Tensor) -> tuple[object, ...]:
+        return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device)
+
+    names = {place(tensor): name for name, tensor in backbone.tensors.items()}
+    found = {id(p): (p, names[place(p)]) for p in model.parameters() if place(p) in names}
+    for parameter, name in found.values():
+        if type(parameter) is not nn.Parameter:
+            raise EvaluatorError(
+                f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction",
+                f"{leaving_out(name)}, or {IN_PLACE}",
+            )
+    scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
+    for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
+        name = names[place(tensor)]
+        raise EvaluatorError(
+            f"{name!r} belongs to a scripted module, which carries no direction", f"{leaving_out(name)}, or {IN_PLACE}"
+        )
+    return list(found.values())
+
+
+def one_of_each_kind(backbone: Backbone) -> frozenset[str]:
+    """The names of selected tensors, one of those whose names differ in numbers only; none that is very large."""
+    kinds: dict[str, str] = {}
+    for name, tensor in backbone.tensors.items():
+        if tensor.numel() <= _LARGE:
+            kinds.setdefault(re.sub(r"\d+", "*", name), name)
+    return frozenset(kinds.values())
+
+
+@contextmanager
+def moved(backbone: Backbone, names: Collection[str], point: Displacement) -> Iterator[None]:
+    """While it is open, some tensors of theta stand at a point; they get back their bits, of which a copy is held."""
+    directions, tensors = backbone.directions(point), backbone.tensors
+    kept = {name: tensors[name].clone() for name in names}
+    try:
+        for name, before in kept.items():
+            flat = before.reshape(-1).clone()
+            terms = [(key, coefficient) for key, coefficient in point.items() if backbone.moves(key, name)]
+            directions.add_to(flat, terms, name, (0, flat.numel()))
+            tensors[name].copy_(flat.view(before.shape))
+        yield
+    finally:
+        for name, before in kept.items():
+            tensors[name].copy_(before)
+
+
+def agreement(uses: Sequence[Use], dtypes: frozenset[torch.dtype]) -> float:
+    """How far losses may be apart that are the same up to rounding, relative to their mean."""
+    if any(use.coarse for use in uses) or dtypes & {torch.float16, torch.bfloat16}:
+        return _AGREES_HALF
+    if torch.get_float32_matmul_precision() != "highest":
+        return AGREES_TF32
+    return max(_AGREES.get(dtype, _AGREES_HALF) for dtype in dtypes)

@@ -1,0 +1,248 @@
+"""Looking on while a model runs: which tensors it reads and writes, and leaving no trace of having run it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from zofo.backbone import leaving_out, memory_of
+from zofo.errors import EvaluatorError
+
+_CHOOSING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}  # what follows is up to numbers
+
+Told = Callable[[str, str, bool], None]
+"""(name of a tensor, operation, whether it is written)"""
+
+
+class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is open, every operation on the memory of a module's parameters is told of, however it is reached.
+
+    What is written is given back its numbers at the end. It costs time with every operation.
+
+    Args:
+        parameters: each with the name it is told of by.
+        tell: called before the operation.
+
+    Attributes:
+        chooses: whether numbers decide which operations follow.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], tell: Told) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tell = tell
+        self._memory: dict[int, list[tuple[int, int, str, nn.Parameter]]] = {}
+        self._before: dict[str, tuple[nn.Parameter, torch.Tensor]] = {}
+        self.chooses = False
+        for name, parameter in parameters:
+            if parameter.numel() and not parameter.is_meta:
+                of_storage = self._memory.setdefault(parameter.untyped_storage().data_ptr(), [])
+                of_storage.append((*memory_of(parameter), name, parameter))
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        operation: Any = func
+        with torch._C.DisableTorchFunctionSubclass():
+            self.chooses |= operation._schema.name.partition("::")[2] in _CHOOSING
+            written = _written(operation, args, kwargs or {})
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.numel():
+                    self._look(value, str(func), any(value is each for each in written))
+        return func(*args, **(kwargs or {}))
+
+    def _look(self, value: torch.Tensor, operation: str, written: bool) -> None:
+        try:
+            held, (start, end) = self._memory.get(value.untyped_storage().data_ptr(), ()), memory_of(value)
+        except (RuntimeError, NotImplementedError):  # has no memory of its own
+            return
+        for first, last, name, parameter in held:
+            if start < last and first < end:
+                self._tell(name, operation, written)
+                if written and name not in self._before:
+                    self._before[name] = parameter, parameter.data.clone()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for parameter, before in self._before.values():
+            parameter.data.copy_(before)
+
+
+def _written(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The tensors that an operation writes into."""
+    found = []
+    for place, argument in enumerate(operation._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            found += tree_leaves(value)
+    return found
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """While it is open, compiled models run as they were written: what was compiled has no place for the terms."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextmanager
+def without_trace(model: nn.Module) -> Iterator[None]:
+    """When it closes, buffers, attributes and modes of a model's modules, and generators, are as they were."""
+    modules = list(model.modules())
+    attributes = [(part, dict(vars(part)), dict(part._buffers)) for part in modules]
+    tensors = [
+        (tensor, tensor.detach().clone())
+        for part, own, buffers in attributes
+        for tensor in (*buffers.values(), *own.values())
+        if isinstance(tensor, torch.Tensor) and not tensor.is_meta
+    ]
+    flags = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    own, numbers = random.getstate(), numpy.random.get_state()  # noqa: NPY002  # of models that draw from them
+    try:
+        with torch.random.fork_rng({p.device for p in model.parameters() if p.is_cuda}):
+            yield
+    finally:
+        random.setstate(own)
+        numpy.random.set_state(numbers)  # noqa: NPY002
+        for part, before, buffers in attributes:
+            if isinstance(part, torch.jit.ScriptModule):  # whose attributes are its own affair
+                continue
+            vars(part).clear()
+            vars(part).update(before)
+            part._buffers.clear()
+            part._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, values in tensors:
+                if not torch.equal(tensor, values):
+                    tensor.data.copy_(values)
+        for parameter, data, flag in flags:
+            if parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
+            parameter.requires_grad_(flag)
+
+
+class Looked:
+    """What a model did with its parameters, by name.
+
+    Attributes:
+        read: what an operation had to do with.
+        written: what it wrote into, each with the operation.
+        chooses: whether numbers decide which operations follow.
+    """
+
+    def __init__(self) -> None:
+        self.read: set[str] = set()
+        self.written: dict[str, str] = {}
+        self.chooses = False
+
+    def tell(self, name: str, operation: str, written: bool) -> None:
+        """As `ParameterTracker` tells."""
+        self.read.add(name)
+        if written:
+            self.written.setdefault(name, operation)
+
+
+def look(
+    model: nn.Module, run: Callable[[], Any], parameters: Sequence[tuple[str, nn.Parameter]], times: int = 1
+) -> list[Looked]:
+    """Run a model, without a trace, and see what it does with its parameters each time.
+
+    Args:
+        model: whose parameters they are.
+        run: runs it.
+        parameters: each with the name of its tensor.
+        times: how often.
+    """
+    looks = []
+    with without_trace(model), torch.no_grad(), uncompiled():
+        for _ in range(times):
+            looked = Looked()
+            held = [(name, parameter, parameter.data_ptr()) for name, parameter in parameters]
+            with ParameterTracker(parameters, looked.tell) as watching:
+                run()
+            for name, parameter, place in held:
+                if parameter.data_ptr() != place:
+                    looked.tell(name, "parameter.data = ...", True)
+            looked.chooses = watching.chooses
+            looks.append(looked)
+    return looks
+
+
+def unused_by(model: nn.Module, run: Callable[[], Any]) -> frozenset[str]:
+    """The names of parameters that no forward uses, as far as one of them tells; none where it fails.
+
+    Args:
+        model: whose parameters they are.
+        run: runs it, on a few examples.
+    """
+    try:
+        (looked,) = look(model, run, list(model.named_parameters(remove_duplicate=False)))
+    except Exception:  # noqa: BLE001  # it fails in as many ways as there are models, and a check says how
+        return frozenset()
+    return unused(model, looked)
+
+
+def unused(model: nn.Module, looked: Looked) -> frozenset[str]:
+    """The names of parameters that no forward uses, by what one of them did.
+
+    Among modules that are made alike and stand side by side, such as experts or layers, those that a forward left out
+    are used by others: where they stand in a list or a dictionary, or where numbers decide what the model does.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    spared: set[str] = set()
+    for prefix, parent in model.named_modules(remove_duplicate=False):
+        listed = isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.ParameterList | nn.ParameterDict)
+        if not listed and not looked.chooses:
+            continue
+        start = f"{prefix}." if prefix else ""
+        parts: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name, parameter in named.items():
+            if name.startswith(start):
+                child, _, rest = name.removeprefix(start).partition(".")
+                if rest or listed:
+                    parts.setdefault(child, {})[rest] = tuple(parameter.shape)
+        used = {child for child in parts if any(_joined(start, child, rest) in looked.read for rest in parts[child])}
+        alike = [parts[child] for child in used]
+        for child in parts.keys() - used:
+            if parts[child] in alike:
+                spared |= {_joined(start, child, rest) for rest in parts[child]}
+    return frozenset(named) - looked.read - spared if looked.read else frozenset()
+
+
+def _joined(start: str, child: str, rest: str) -> str:
+    return f"{start}{child}.{rest}" if rest else f"{start}{child}"
+
+
+def refuse_changing(looked: Looked, again: Looked, selected: Iterable[str]) -> None:
+    """Refuse a model that writes selected tensors itself, or keeps what it made of them.
+
+    Args:
+        looked: at its first forward.
+        again: at its second.
+        selected: the names.
+
+    Raises:
+        EvaluatorError: names the tensor.
+    """
+    for name in selected:
+        if name in looked.written:
+            raise EvaluatorError(
+                f"the model itself writes into {name!r} when it runs ({looked.written[name]}), as an embedding with "
+                "max_norm does, so that a point is not where it is asked",
+                leaving_out(name),
+            )
+        if name in looked.read and name not in again.read:
+            raise EvaluatorError(
+                f"the model keeps what its first forward made of {name!r}, and does not look at it again, so that "
+                "moving it changes nothing",
+                leaving_out(name),
+            )

@@ -1,0 +1,158 @@
+"""From a base model and a patch to the trained model, on any machine."""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from zofo.adapters import can_merge, load_strange_adapter
+from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError
+from zofo.export.folders import new_folder, refuse_taken
+from zofo.export.inspect import inspect_parts, write_adapter
+from zofo.export.patch import Base, Patch, patch_error_context
+from zofo.export.run_metrics import EVALUATED, unscored
+from zofo.export.save_pretrained import refuse_non_finite, save_model
+from zofo.models import LoadedModel, load_model
+from zofo.training.identity import model_identity, refuse_changes
+from zofo.training.restore import load_weights
+from zofo.trajectory import replay
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """A patch, applied.
+
+    Args:
+        patch: which one.
+        path: the folder that was written.
+        merged: whether it is one transformers folder, or `model` and `adapter` lie in it.
+        same_bits: whether the backbone has the bits that training left; None where the patch does not say, or holds a
+            sum.
+    """
+
+    patch: Patch
+    path: Path
+    merged: bool
+    same_bits: bool | None
+
+    def lines(self) -> list[str]:
+        """What a reader is told."""
+        header = self.patch.header
+        numbers = {name: value for name, value in header.metrics.items() if isinstance(value, float | int)}
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != EVALUATED)
+        note = unscored(header.metrics)
+        bits = {
+            True: "the backbone has the bits that training left",
+            False: "the backbone has other bits than training left, as on another device: equal up to rounding",
+        }
+        return [
+            f"{header.method} on {header.task}: {scores}",
+            *([note] if note is not None else []),
+            *([] if header.base.identity else [_OLDER]),
+            *([bits[self.same_bits]] if self.same_bits is not None else []),
+            f"wrote {self.path}"
+            if self.merged
+            else f"wrote {self.path / 'model'} and {self.path / 'adapter'}, an adapter that cannot be merged",
+        ]
+
+
+_OLDER = (
+    "a patch of an older version, which knows its base model by the weights alone: config.json and tokenizer were not "
+    "compared"
+)
+
+
+def apply_patch(
+    file: Path,
+    base: str,
+    out: Path,
+    force: bool = False,
+    folded: bool = False,
+    remote_code: bool = False,
+    revision: str | None = None,
+) -> PatchResult:
+    """Write the trained model that a patch makes of its base model.
+
+    A folder that `from_pretrained` loads; for an adapter that cannot be merged (prefix, prompt), `out/model` and
+    `out/adapter`.
+
+    Args:
+        file: the patch.
+        base: its base model: an embedded name, a folder or a Hub id.
+        out: the new folder.
+        force: write into a folder that holds something.
+        folded: write the sum of the updates at once, also of a trajectory that holds each of them: faster, and equal up
+            to rounding.
+        remote_code: allow the base model's repository to run its own code.
+        revision: branch, tag or commit of the base model, for a Hub id; by default the one in the patch, where `base`
+            is the name in the patch.
+
+    Raises:
+        PatchError: the patch is damaged, newer, hostile, or of another base model.
+    """
+    patch = Patch.read(file)
+    read = [folder for folder in [Path(base)] if folder.is_dir()]
+    refuse_taken(out, force, read)
+    with tempfile.TemporaryDirectory(prefix="zofo-patch-") as temporary:
+        adapter = Path(temporary) / "adapter"
+        with patch_error_context(file):
+            inspect_parts(patch, adapter)
+        loaded = _base(file, patch.header.base, base, revision, remote_code)
+        try:
+            same = _replay(loaded, patch, folded, Path(temporary))
+            merged = not patch.adapter or _attached(loaded, adapter)
+            refuse_non_finite(loaded.model)
+        except (ConfigError, ModelError, NonFiniteError) as error:
+            raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
+    with new_folder(out, force, read) as folder:
+        save_model(loaded, folder if merged else folder / "model", patch.header.base.label_names)
+        if not merged:
+            write_adapter(patch, folder / "adapter")
+    return PatchResult(patch, out, merged, same)
+
+
+def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code: bool) -> LoadedModel:
+    """The base model, if it is the patch's."""
+    config = wanted.config(base, revision)
+    loaded = load_model(config, remote_code, wanted.labels)
+    found, at = model_identity(loaded), f" --revision {shlex.quote(wanted.revision)}" if wanted.revision else ""
+    hint = f"give that model with --base {shlex.quote(wanted.name)}{at}"
+    if found.model_hash != wanted.sha256:
+        raise PatchError(
+            f"{str(file)!r} belongs to {_named(wanted.name, wanted.revision)} with the weights {wanted.sha256}, but "
+            f"{_named(base, config.revision)} has {found.model_hash}",
+            hint,
+        )
+    refuse_changes(wanted.known, found, repr(str(file)), {"": hint}, model=base, verb="belongs to", error=PatchError)
+    return loaded
+
+
+def _named(name: str, revision: str | None) -> str:
+    return repr(name) if revision is None else f"{name!r} at the revision {revision!r}"
+
+
+def _replay(loaded: LoadedModel, patch: Patch, folded: bool, folder: Path) -> bool | None:
+    """Bring the base model to the end of every stage; whether the bits are those that training left."""
+    same = None
+    for stage in patch.stages:
+        last = stage is patch.stages[-1]
+        if stage.trajectory is not None:
+            by_record = stage.header.exact and not (folded and last)
+            backbone = replay(loaded.model, stage.trajectory, folded=not by_record)
+            if last and by_record and patch.header.backbone is not None:
+                same = backbone.fingerprint() == patch.header.backbone
+        if stage.weights is not None:
+            file = folder / "weights.safetensors"
+            file.write_bytes(stage.weights)
+            load_weights(loaded.model, file)
+    return same
+
+
+def _attached(loaded: LoadedModel, folder: Path) -> bool:
+    """Whether the adapter could be merged; one that cannot be is only checked."""
+    merge = can_merge(folder)
+    load_strange_adapter(loaded.model if merge else copy.deepcopy(loaded.model), folder, merge)
+    return merge

@@ -1,0 +1,220 @@
+"""Where two runs part: what was asked, then step by step what was written and what was measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from zofo.backbone import Update
+from zofo.displacement import Displacement
+from zofo.training import RunFolder
+from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
+from zofo.training.metrics_file import metrics_lines
+from zofo.trajectory import Trajectory
+from zofo.trajectory.format import Moved, Record, Settled, Stepped
+
+_BY_CLOCK = ("seconds",)
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that two runs have different.
+
+    Args:
+        where: a key of the configuration, a file, or what of a step.
+        first: what the first run has; None for nothing.
+        second: what the other one has.
+    """
+
+    where: str
+    first: Any
+    second: Any
+
+    def __str__(self) -> str:
+        return f"{self.where}: {_short(self.first)} | {_short(self.second)}"
+
+
+@dataclass(frozen=True)
+class RunDiff:
+    """What two runs have different, in the order in which it came about.
+
+    Args:
+        asked: of configuration, task and base model.
+        versions: of the software; by themselves no difference between runs.
+        step: the first step, counted from 0, that differs; None for none.
+        at_step: what differs in it.
+        left: files that differ of what the runs left.
+        steps: how many steps each has.
+    """
+
+    asked: tuple[Difference, ...]
+    versions: tuple[Difference, ...]
+    step: int | None
+    at_step: tuple[Difference, ...]
+    left: tuple[Difference, ...]
+    steps: tuple[int, int]
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs but versions."""
+        return not self.asked and self.step is None and not self.left
+
+    def lines(self) -> list[str]:
+        """What a reader is told."""
+        lines = [str(difference) for difference in self.asked]
+        if self.step is None:
+            lines.append(f"no step differs ({self.steps[0]} and {self.steps[1]} steps)")
+        else:
+            lines.append(
+                f"the first step that differs: {self.step} (counted from 0; {self.steps[0]} and {self.steps[1]} steps)"
+            )
+            lines += [f"  {difference}" for difference in self.at_step[:_SHOWN]]
+            more = len(self.at_step) - _SHOWN
+            lines += [f"  and {more} more"] if more > 0 else []
+        lines += [f"left: {difference}" for difference in self.left]
+        lines += [f"versions: {difference}" for difference in self.versions]
+        return [*lines, "equal" if self.equal else "different"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {"equal": self.equal, **asdict(self)}
+
+
+def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
+    """Find what two runs have different: first of what was asked, then of the steps, then of what was left.
+
+    Times and the runs' own folders are not compared.
+
+    Args:
+        first: a run.
+        second: another one.
+
+    Raises:
+        RunError: no run there, or a trajectory or log that is damaged.
+    """
+    runs = RunFolder.open(first), RunFolder.open(second)
+    asked = [*_asked(*runs), *_content(*runs)]
+    steps_of = [_steps(run) for run in runs]
+    step, at_step = _first(*steps_of)
+    counts = (len([n for n in steps_of[0] if n >= 0]), len([n for n in steps_of[1] if n >= 0]))
+    return RunDiff(tuple(asked), tuple(_versions(*runs)), step, tuple(at_step), tuple(_left(*runs)), counts)
+
+
+def _asked(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
+    tasks = [task_content_of(run.task) if run.task_file.is_file() else None for run in (first, second)]
+    configs = [run.config.model_dump(mode="json", exclude={"run"}) for run in (first, second)]
+    for key, values in differences(configs[0], configs[1]):
+        yield Difference(key, *values)
+    for key, values in differences(tasks[0], tasks[1]):
+        yield Difference(f"task.yaml: {key}", *values)
+
+
+def _content(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
+    """What the runs were made from, by content, as far as both have written it down."""
+    one, other = first.identity.as_dict(), second.identity.as_dict()
+    for part in changes(first.identity, second.identity):
+        name, _, split = part.partition(".")
+        if name in ("model_config", "generation_config"):
+            for key, values in differences(one[name], other[name]):
+                yield Difference(f"{title_of(name)}: {key}", *values)
+        elif name not in ("task", "configuration"):  # of which each key was compared
+            both = (one[name][split], other[name][split]) if split else (one[name], other[name])
+            yield Difference(title_of(part), *both)
+
+
+def _versions(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
+    parts = {field.name for field in fields(Identity)}
+    for key, values in differences(first.environment, second.environment):
+        if key.partition(".")[0] not in parts:
+            yield Difference(key, *values)
+
+
+def _left(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
+    """Files of the trained model, but for the trajectory, which is compared step by step."""
+    files = [
+        {name: digest for name, digest in run.digests().items() if name != run.trajectory.name}
+        for run in (first, second)
+    ]
+    for name in dict.fromkeys([*files[0], *files[1]]):
+        digests = files[0].get(name), files[1].get(name)
+        if digests[0] != digests[1]:
+            yield Difference(name, *digests)
+
+
+Facts = dict[str, Any]
+"""What is known of a step, by what it is called."""
+
+
+def _steps(run: RunFolder) -> dict[int, Facts]:
+    """What each step wrote and measured; -1 stands for what was known before the first."""
+    steps: dict[int, Facts] = {}
+    if run.trajectory.is_file():
+        trajectory = Trajectory.read(run.trajectory)
+        steps[-1] = {f"trajectory: {name}": value for name, value in trajectory.header.items() if name != "model_hash"}
+        for number, records in _by_step(trajectory):
+            steps.setdefault(number, {}).update(_written(records))
+    for line in metrics_lines(run.metrics) if run.metrics.is_file() else ():
+        number = line["step"] if "step" in line else line.get("steps", 0) - 1
+        kind = line.pop("event")
+        prefix = f"{kind} {line.get('variant')}: " if kind == "evaluation" else "" if kind == "step" else f"{kind}: "
+        named = {f"{prefix}{k}": v for k, v in line.items() if k not in (*_BY_CLOCK, "step", "steps", "variant")}
+        if kind != "stopped":
+            steps.setdefault(number, {}).update(named)
+    return steps
+
+
+def _by_step(trajectory: Trajectory) -> Iterator[tuple[int, list[Record]]]:
+    """The records of each step; those after the last whole one belong to the next."""
+    records: list[Record] = []
+    number = 0
+    for record in trajectory.records:
+        if isinstance(record, Stepped):
+            yield record.number, records
+            records, number = [], record.number + 1
+        else:
+            records.append(record)
+    if any(not isinstance(record, Settled) for record in records):
+        yield number, records
+
+
+def _written(records: list[Record]) -> Facts:
+    facts: Facts = {}
+    updates = [record for record in records if isinstance(record, Update)]
+    for number, update in enumerate(updates):
+        name = "update" if len(updates) == 1 else f"update {number}"
+        facts |= {f"{name} along {key}": c for key, c in _terms(update.displacement)}
+        facts |= {f"{name}: shrink": update.decay_factor} if update.decay_factor else {}
+        facts |= {f"{name}: learning rate": update.lr} if update.lr is not None else {}
+    moves = [record for record in records if isinstance(record, Moved)]
+    for number, move in enumerate(moves):
+        facts |= {f"move {number} along {key}": c for key, c in _terms(move.point)}
+    facts["order of what was written"] = " ".join(type(record).__name__.lower() for record in records)
+    return facts
+
+
+def _terms(displacement: Displacement) -> Iterator[tuple[str, float]]:
+    for key, coefficient in displacement.items():
+        yield f"({key.seed}, {key.step}, {key.index})", coefficient
+
+
+def _first(first: Mapping[int, Facts], second: Mapping[int, Facts]) -> tuple[int | None, list[Difference]]:
+    """The first step that differs, and what of it does."""
+    for number in sorted({*first, *second}):
+        if number not in first or number not in second:
+            made = ["made" if number in steps else None for steps in (first, second)]
+            return max(number, 0), [Difference("the step itself", *made)]
+        one, other = first[number], second[number]
+        names = dict.fromkeys(itertools.chain(one, other))
+        different = [name for name in names if repr(one.get(name)) != repr(other.get(name))]  # nan is nan
+        if different:
+            return max(number, 0), [Difference(name, one.get(name), other.get(name)) for name in different]
+    return None, []
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else repr(value) if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:28]} ... {text[-28:]}"

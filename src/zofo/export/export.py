@@ -1,0 +1,189 @@
+"""What a run leaves, in the forms that others load: a transformers folder, a peft folder, or a patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from zofo.adapters import merge_adapter
+from zofo.adapters.merging import adapter_content
+from zofo.errors import ConfigError, RunError
+from zofo.export.folders import new_folder, refuse_taken, refuse_taken_file, write_file
+from zofo.export.model_card import model_card
+from zofo.export.pack import patch_of
+from zofo.export.save_pretrained import label_texts, refuse_incomplete, save_adapter, save_model
+from zofo.methods.linear_probe import PROBE
+from zofo.models import LoadedModel, ModelConfig, head_of
+from zofo.models.heads import Head
+from zofo.objectives.generation import generation_settings
+from zofo.tasks import Task
+from zofo.training import RunFolder
+from zofo.training.data_module import scorer_of
+from zofo.training.restore import refuse_strange_adapter
+
+Kind = Literal["merged", "adapter", "patch"]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Args:
+        kind: merged, adapter or patch.
+        path: the folder or file.
+        files: names of its files, in the folder; none of a patch.
+        card: the text of its model card.
+    """
+
+    kind: Kind
+    path: Path
+    files: tuple[str, ...]
+    card: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum((self.path / name).stat().st_size for name in self.files) or self.path.stat().st_size
+
+
+def parse_export_target(**places: Path | None) -> tuple[Kind, Path]:
+    """Which form was asked for, and where to.
+
+    Args:
+        places: by form; None for those that were not.
+
+    Raises:
+        ConfigError: none, or several.
+    """
+    given = [(kind, place) for kind, place in places.items() if place is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{len(given) or 'no'} forms were asked for, and one can be written at a time",
+            "give one of --merged DIR, --adapter DIR and --patch FILE",
+        )
+    kind, place = given[0]
+    return cast(Kind, kind), place
+
+
+def export_run(
+    path: Path | str,
+    kind: Kind,
+    out: Path,
+    *,
+    variant: str | None = None,
+    best: bool = False,
+    force: bool = False,
+    folded: bool = False,
+    model: str | None = None,
+    remote_code: bool = False,
+) -> ExportResult:
+    """Write the trained model of a run in a form that others load. The run is only read.
+
+    * `merged`: a transformers folder, the backbone replayed and the adapter merged into it: `from_pretrained` loads it.
+    * `adapter`: the peft folder alone, for the backbone as it is in the run. The base model is compared with the run's
+      where it is a folder that is here, or `model` says where it is; it need not be here.
+    * `patch`: one file, which `apply_patch` turns into the model again where the base model is, and compares then.
+
+    Args:
+        path: of the run.
+        kind: which form.
+        out: the new folder, or file for a patch.
+        variant: which model of the run; by default the one reported first.
+        best: as of the best evaluation instead of the last step.
+        force: write over what is there.
+        folded: for a patch: hold the sum of the updates, and not record by record what was written.
+        model: where the base model is now, if it has moved.
+        remote_code: allow the model's repository to run its own code.
+
+    Raises:
+        RunError: the run has not ended or is damaged, has no such model, or it cannot take this form; or the place is
+            taken.
+    """
+    run = RunFolder.open(path)
+    run.verify()
+    adapter = run.adapter_of(variant, best)
+    read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
+    if kind != "adapter":
+        _refuse_probe(run)
+    if kind == "patch":
+        refuse_taken_file(out, force, read)
+        if model is not None:  # else it is compared where the patch is applied
+            run.begin(run.load_base(model, remote_code))
+        write_file(out, patch_of(run, variant, best, folded))
+        return ExportResult(kind, out, (), model_card(run, kind, variant, best))
+    refuse_taken(out, force, read)  # before the model is loaded
+    if kind == "adapter":
+        if adapter is None:
+            raise RunError(
+                f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
+                "write the whole model with --merged DIR",
+            )
+        refuse_strange_adapter(adapter, run.config.method)
+        if model is not None or Path(run.config.model.name).is_dir():
+            run.begin(run.load_base(model, remote_code))
+        head = _head_of(run, adapter, model)
+        if head == "classification":
+            refuse_incomplete(adapter, _base(run, model), len(run.task.label_names) or None, remote_code)
+        card = model_card(run, kind, variant, best, head)
+        with new_folder(out, force, read) as folder:
+            save_adapter(adapter, run.config.model, folder)
+            _write_card(folder, card)
+            files = _names(folder)
+        return ExportResult(kind, out, files, card)
+    _refuse_adapter_below(run)
+    loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
+    card = model_card(run, kind, variant, best, loaded.head)
+    with new_folder(out, force, read) as folder:
+        save_model(loaded, folder, label_texts(_task_of(run)), _generation_of(run, loaded))
+        _write_card(folder, card)
+        files = _names(folder)
+    return ExportResult(kind, out, files, card)
+
+
+def _task_of(run: RunFolder) -> Task | None:
+    return None if run.config.task.several else run.task
+
+
+def _generation_of(run: RunFolder, loaded: LoadedModel) -> Any:
+    """The settings that the run's free answers were generated with; None for a run that generates nothing."""
+    task = _task_of(run)
+    if task is None or task.kind != "generation":
+        return None
+    return generation_settings(loaded.model, scorer_of(run.config, task, loaded).generation)
+
+
+def _base(run: RunFolder, model: str | None) -> ModelConfig:
+    return run.config.model if model is None else run.config.model.model_copy(update={"name": model})
+
+
+def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
+    """The head that an adapter was trained below; the base model need not be there where the adapter says it."""
+    kinds: dict[str, Head] = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
+    said = kinds.get(str(adapter_content(adapter).get("task_type")))
+    return run.config.model.head or said or head_of(_base(run, model))
+
+
+def _refuse_probe(run: RunFolder) -> None:
+    if (run.path / PROBE).is_file():
+        raise RunError(
+            f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
+            f"use the run itself: zofo predict {run.path} TEXT",
+        )
+
+
+def _refuse_adapter_below(run: RunFolder) -> None:
+    start = run.start
+    if start is not None and start.adapter_of() is not None:
+        raise RunError(
+            f"the run started from {str(start.path)!r} and its adapter, which this version cannot merge",
+            "export that run with --merged DIR, and train again with model=DIR",
+        )
+
+
+def _write_card(folder: Path, card: str) -> None:
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))

@@ -1,0 +1,51 @@
+"""To the Hub, only when asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import RunError
+from zofo.export.export import ExportResult
+
+
+def push(exported: ExportResult, repo: str, private: bool = True, api: Any = None) -> str:
+    """Upload what was exported, with its model card, as one commit.
+
+    Args:
+        exported: what `export_run` gave.
+        repo: id of the repository, `owner/name`; made if it does not exist.
+        private: whether a new repository is.
+        api: what is called; by default `huggingface_hub.HfApi()`, which uses the token of `hf auth login`.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        RunError: no such id, or the Hub refuses or cannot be reached; what was exported is still there.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    api = HfApi() if api is None else api
+    files: dict[str, Path | bytes] = {}
+    if exported.kind == "patch":
+        files["model.zofo"] = exported.path
+    else:
+        files |= {name: exported.path / name for name in exported.files}  # not what else lies in the folder
+    files["README.md"] = exported.card.replace("REPO", repo).encode()
+    try:
+        made = api.create_repo(repo, private=private, exist_ok=True)
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=_given(f)) for name, f in files.items()]
+        api.create_commit(made.repo_id, additions, commit_message=f"{exported.kind} by zofo")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RunError(
+            f"cannot upload to {repo!r}: {first}",
+            f"log in with: hf auth login; what was exported is in {str(exported.path)!r}",
+        ) from error
+    return str(made)
+
+
+def _given(file: Path | bytes) -> str | bytes:
+    return str(file) if isinstance(file, Path) else file

@@ -1,0 +1,136 @@
+"""From a run to the content of its patch."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from zofo.adapters import check_untrusted_adapter
+from zofo.backbone import Update
+from zofo.errors import RunError
+from zofo.export.container import packed
+from zofo.export.patch import ADAPTER, check_trajectory_limits
+from zofo.export.run_metrics import metrics_of
+from zofo.export.save_pretrained import label_texts, portable_config, portable_name
+from zofo.noise import STREAM_VERSION
+from zofo.training import RunFolder, environment
+from zofo.trajectory import Trajectory, TrajectoryWriter
+from zofo.trajectory.format import Moved, Record, Settled, Stepped
+from zofo.trajectory.replay import sum_of_updates
+
+
+def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, folded: bool = False) -> bytes:
+    """The content of a run's patch.
+
+    Args:
+        run: that has ended.
+        variant: which of its models; by default the one reported first.
+        best: as of the best evaluation.
+        folded: hold the sum of the updates, 16 bytes for each direction, in place of every record of training.
+
+    Raises:
+        RunError: the run is damaged, nothing was trained, or it holds what a patch cannot.
+    """
+    runs = run.chain()
+    for one in runs:
+        one.verify()
+    summary, adapter = run.summary, run.adapter_of(variant, best)
+    parts: dict[str, bytes] = {}
+    stages = []
+    for number, one in enumerate(runs):
+        if one is not run and one.adapter_of() is not None:
+            raise RunError(
+                f"the run started from {str(one.path)!r}, whose adapter a patch has no place for",
+                "write the whole model with --merged DIR",
+            )
+        stages.append(_stage_of(one, number, parts, best and one is run, folded if one is run else None))
+    if adapter is not None:
+        check_untrusted_adapter(adapter)
+        tensors = (adapter / ADAPTER[1]).read_bytes()
+        parts |= {ADAPTER[0]: portable_config(adapter, run.config.model), ADAPTER[1]: tensors}
+    if not parts:
+        raise RunError(f"{str(run.path)!r} left nothing that a patch could hold: its model is the base model")
+    header = {
+        "zofo": environment()["zofo"],
+        "stream": STREAM_VERSION,
+        "noise": _noise(run),
+        "base": _base(runs[0]),
+        "method": summary["method"],
+        "task": summary["task"],
+        "variant": variant or next(iter(summary["variants"])),
+        "best": best,
+        "metrics": metrics_of(run, variant, best),
+        "stages": stages,
+        "adapter": adapter is not None,
+        "backbone": summary.get("backbone") if stages[-1]["trajectory"] and stages[-1]["exact"] and not best else None,
+    }
+    return packed(header, parts)
+
+
+def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, folded: bool | None) -> dict[str, Any]:
+    """The header of a run's stage; its parts are added. `folded` is None for the way in which a run is restored."""
+    (folder, steps), half = run.kept(best), run.config.model.dtype != "float32"
+    trajectory = Trajectory.read(run.trajectory) if run.trajectory.is_file() else None
+    if trajectory is not None and not trajectory.of_adapter:
+        if folded and half:
+            raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
+        folded = not (trajectory.cheap or half) if folded is None else folded
+        check_trajectory_limits(trajectory)
+        name = f"trajectory_{number}.bin"
+        parts[name] = _bytes_of(trajectory, steps, folded)
+        steps = trajectory.steps if steps is None else steps
+        return {"steps": steps, "exact": not folded, "trajectory": name, "weights": None}
+    weights = folder / "weights.safetensors"
+    name = f"weights_{number}.safetensors"
+    if weights.is_file():
+        parts[name] = weights.read_bytes()
+    steps = int(run.summary["steps"]) if steps is None else steps
+    return {"steps": steps, "exact": True, "trajectory": None, "weights": name if name in parts else None}
+
+
+def _bytes_of(trajectory: Trajectory, steps: int | None, folded: bool) -> bytes:
+    """A trajectory file of the first so many steps, record by record or folded."""
+    file = io.BytesIO()
+    header = {name: value for name, value in trajectory.header.items() if name != "seed"}
+    writer = TrajectoryWriter(file, trajectory.header["seed"], header)
+    records = trajectory.records if steps is None else trajectory.first(steps)
+    if folded:
+        ended = [record for record in records if isinstance(record, Stepped)]
+        records = (Update(sum_of_updates(trajectory, steps)), *ended[-1:])
+    for record in records:
+        _write(writer, record)
+    return file.getvalue()
+
+
+def _write(writer: TrajectoryWriter, record: Record) -> None:
+    if isinstance(record, Moved):
+        writer.moved(record.point)
+    elif isinstance(record, Settled):
+        writer.settled()
+    elif isinstance(record, Stepped):
+        writer.stepped(record.number)
+    else:
+        writer.updated(record)
+
+
+def _noise(run: RunFolder) -> dict[str, Any] | None:
+    if not run.trajectory.is_file():
+        return None
+    noise = Trajectory.read(run.trajectory).header.get("noise")
+    return noise if isinstance(noise, dict) else None
+
+
+def _base(run: RunFolder) -> dict[str, Any]:
+    model, names = run.config.model, label_texts(run.task)
+    known = run.identity.of_model.as_dict()
+    return {
+        "name": portable_name(model.name),
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "head": model.head,
+        "head_seed": model.head_seed,
+        "labels": len(names) or None,
+        "label_names": names,
+        "sha256": run.base_hash,
+        "identity": {name: value for name, value in known.items() if name != "model_hash"},
+    }

@@ -1,0 +1,238 @@
+"""A patch: what a run adds to its base model, in one file of kilobytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from zofo.config import Config, parse_model
+from zofo.errors import ConfigError, PatchError, RunError
+from zofo.export.container import unpacked
+from zofo.models import ModelConfig
+from zofo.noise import STREAM_VERSION
+from zofo.training.identity import Identity
+from zofo.trajectory import Trajectory
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+LONGEST = 400  # characters of a text in the header
+_MOST_RANK = 64  # of noise: a hostile one would draw more numbers than fit into memory
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_PART = r"[^\s./:\\~^?*\[][^\s/:\\~^?*\[]*"
+_REVISION = re.compile(rf"{_PART}(/{_PART})*")  # a name in git; it becomes a part of a path in the Hub's cache
+
+
+class Base(Config):
+    """The model that a patch belongs to."""
+
+    name: str
+    """An embedded name, a Hub id, or the last part of a folder's path."""
+    revision: str | None = None
+    """Branch, tag or commit, for a Hub id."""
+    dtype: str
+    """Number type of the weights."""
+    head: str | None = None
+    """What the model's outputs are, where it was configured."""
+    head_seed: int = Field(0, ge=0, lt=1 << 64)
+    """Seed of a head that the checkpoint does not bring."""
+    labels: int | None = Field(None, ge=1, le=1 << 16)
+    """Of a classification task."""
+    label_names: list[str] = Field([], max_length=1 << 16)
+    """What they are called."""
+    sha256: str
+    """Of all weights."""
+    identity: dict[str, Any] = {}
+    """What else decides its outputs, as `Identity` has it; empty in patches of version 1."""
+
+    @property
+    def known(self) -> Identity:
+        """All that is known of the model, by content.
+
+        Raises:
+            RunError: it holds what no identity can.
+        """
+        return Identity.read({**self.identity, "model_hash": self.sha256}).of_model
+
+    def config(self, name: str, revision: str | None = None) -> ModelConfig:
+        """How the model is loaded.
+
+        Args:
+            name: where it is now.
+            revision: which one, for a Hub id; by default its own, if it is loaded by its own name.
+        """
+        if revision is None and name == self.name:
+            revision = self.revision
+        given = {"name": name, "revision": revision, "dtype": self.dtype, "head": self.head}
+        return parse_model(ModelConfig, {**given, "head_seed": self.head_seed}, "base")
+
+
+class StageHeader(Config):
+    """A run, of the chain of runs that each start from the one before."""
+
+    steps: int = Field(ge=0, lt=1 << 32)
+    """That were made."""
+    exact: bool
+    """Whether the trajectory is the run's own, record by record; else it is folded: the sum of its updates."""
+    trajectory: str | None = None
+    """The part that holds it; None where the backbone does not move."""
+    weights: str | None = None
+    """The part that holds weights trained by first-order steps."""
+
+
+class Header(Config):
+    """What a patch says of itself."""
+
+    zofo: str
+    """Version that wrote it."""
+    stream: int
+    """Version of the noise stream."""
+    noise: dict[str, Any] | None = None
+    """The distribution of directions, with its options."""
+    base: Base
+    """The model that it belongs to."""
+    method: str
+    """That trained it."""
+    task: str
+    """That it was trained on."""
+    variant: str
+    """Which model of the run."""
+    best: bool = False
+    """Whether it is as of the best evaluation, and not of the last step."""
+    metrics: dict[str, str | float | int | None]
+    """Scores on validation, steps and queries."""
+    stages: list[StageHeader] = Field(min_length=1, max_length=8)
+    """Run after run."""
+    adapter: bool = False
+    """Whether it brings an adapter."""
+    backbone: str | None = None
+    """SHA-256 of the tensors that the last trajectory moves, as training left them."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, read: its header, with the content of its parts."""
+
+    header: StageHeader
+    trajectory: Trajectory | None
+    weights: bytes | None
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch file, read and checked.
+
+    Args:
+        header: what it says of itself.
+        stages: run after run.
+        adapter: the files of its adapter by name; empty for none.
+    """
+
+    header: Header
+    stages: tuple[Stage, ...]
+    adapter: Mapping[str, bytes]
+
+    @classmethod
+    def read(cls, path: Path) -> Patch:
+        """Read a patch.
+
+        Raises:
+            PatchError: it is damaged, newer than this zofo, or holds what no run can have written.
+        """
+        content, parts = unpacked(path)
+        with patch_error_context(path):
+            try:
+                header = parse_model(Header, content)
+            except ConfigError as error:
+                raise PatchError(f"the header is not one of a patch: {error.message}") from error
+            _check(header)
+            left = dict(parts)
+            stages = tuple(_stage(stage, left) for stage in header.stages)
+            adapter = {name: _taken(left, name) for name in ADAPTER} if header.adapter else {}
+            if left:
+                raise PatchError(f"nothing says what the part {next(iter(left))!r} is for")
+        return cls(header, stages, adapter)
+
+
+class patch_error_context:
+    """While it is open, the name of the patch's file is put before what is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, RunError) and not error.message.startswith(repr(str(self._path))):
+            error.message = f"{str(self._path)!r}: {error.message}"
+
+
+def _check(header: Header) -> None:
+    for text in _texts(header.model_dump(exclude={"base": {"label_names"}})):  # names of labels are not shown
+        if len(text) > LONGEST or not text.isprintable():  # a terminal would obey some of what it is shown
+            raise PatchError(f"its header holds a text that cannot be shown: {text[:40]!r}")
+    if header.stream != STREAM_VERSION:
+        raise PatchError(
+            f"it was made with version {header.stream} of the noise stream, and this zofo draws {STREAM_VERSION}",
+            f"install zofo=={header.zofo[:20]}",
+        )
+    for digest in (header.base.sha256, header.backbone):
+        if digest is not None and not _HASH.fullmatch(digest):
+            raise PatchError(f"{digest[:80]!r} is no SHA-256")
+    names = header.base.label_names
+    if names and (len(names) != header.base.labels or len(set(names)) < len(names)):
+        raise PatchError(f"its {len(names)} names of labels are not those of {header.base.labels} labels")
+    _ = header.base.known  # refuses
+    revision = header.base.revision
+    if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
+        raise PatchError(f"{revision[:80]!r} cannot be the revision of a model")
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Every text in JSON values, keys too."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, dict):
+        yield from content
+        for value in content.values():
+            yield from _texts(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _texts(value)
+
+
+def _taken(parts: dict[str, bytes], name: str) -> bytes:
+    if name not in parts:
+        raise PatchError(f"the part {name[:80]!r} is missing")
+    return parts.pop(name)
+
+
+def _stage(header: StageHeader, parts: dict[str, bytes]) -> Stage:
+    trajectory = None
+    if header.trajectory is not None:
+        trajectory = Trajectory.parse(_taken(parts, header.trajectory), header.trajectory)
+        if not trajectory.whole:
+            raise PatchError(f"the part {header.trajectory!r} ends inside a record")
+        if trajectory.steps != header.steps:
+            raise PatchError(f"the trajectory has {trajectory.steps} steps, but the header says {header.steps}")
+        check_trajectory_limits(trajectory)
+    weights = None if header.weights is None else _taken(parts, header.weights)
+    return Stage(header, trajectory, weights)
+
+
+def check_trajectory_limits(trajectory: Trajectory) -> None:
+    """Raises PatchError for what a run cannot have written, or a patch may not ask for."""
+    header = trajectory.header
+    seed, noise = header["seed"], header.get("noise")
+    if type(seed) is not int or not 0 <= seed < 1 << 64:
+        raise PatchError(f"{str(seed)[:40]!r} cannot be the seed of a run")
+    rank = noise.get("rank", 1) if isinstance(noise, dict) else 1
+    if type(rank) is not int or not 1 <= rank <= _MOST_RANK:
+        raise PatchError(f"its noise has rank {str(rank)[:40]}, and a patch may have at most {_MOST_RANK}")
+    for update in trajectory.updates:
+        if not 0 <= update.decay_factor < 1:
+            raise PatchError(f"an update shrinks the weights by {update.decay_factor:g}, which is no share of them")

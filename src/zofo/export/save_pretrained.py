@@ -1,0 +1,130 @@
+"""A trained model as a plain transformers folder, and its adapter as a peft folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from zofo.embedded import EMBEDDED_MODELS
+from zofo.errors import RunError
+from zofo.filesystem import real
+from zofo.models import LoadedModel, ModelConfig
+from zofo.models.heads import head_class
+from zofo.models.loading import quiet_transformers
+from zofo.tasks import Task
+
+
+def portable_name(model: str) -> str:
+    """What a model is called elsewhere: an embedded name or a Hub id as it is, of a folder only its own name."""
+    if model in EMBEDDED_MODELS:
+        return model
+    path = Path(model)
+    return real(path).name if path.is_dir() or path.is_absolute() or model.startswith((".", "~")) else model
+
+
+def label_texts(task: Task | None) -> list[str]:
+    """The labels of a classification as texts, in the order of a head's outputs; empty for other tasks."""
+    return [] if task is None else [str(label) for label in task.label_names]
+
+
+def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), generation: Any = None) -> None:
+    """Write model and tokenizer as `from_pretrained` and `pipeline` read them, without a path of this machine.
+
+    Args:
+        loaded: model and tokenizer.
+        folder: where to.
+        labels: what the outputs of a classification head are called; empty for what the checkpoint called them.
+        generation: transformers' settings of generation that are kept in place of the model's own.
+
+    Raises:
+        RunError: a weight that is not finite; nothing was written.
+    """
+    refuse_non_finite(loaded.model)
+    model, name = loaded.model, portable_name(loaded.name)
+    if loaded.head == "classification" and labels:
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: number for number, label in enumerate(labels)}
+    if generation is not None:
+        model.generation_config = generation
+    cached, was = model.config.use_cache, getattr(model.config, "_name_or_path", "")
+    model.config.use_cache = True  # training turned it off, and generation is slow without it
+    model.config._name_or_path = name
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        mode = (folder / "config.json").stat().st_mode
+        for weights in folder.glob("*.safetensors"):  # which only their owner may read, as they are written
+            weights.chmod(mode)
+    finally:
+        model.config.use_cache, model.config._name_or_path = cached, was
+
+
+def save_adapter(source: Path, model: ModelConfig, folder: Path) -> None:
+    """Copy an adapter's folder, with the portable name of its base model in place of a path.
+
+    Args:
+        source: the adapter's folder.
+        model: its base model, as it was configured.
+        folder: where to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_bytes(portable_config(source, model))
+
+
+def refuse_incomplete(adapter: Path, model: ModelConfig, labels: int | None, remote_code: bool = False) -> None:
+    """Refuse an adapter of a classifier that cannot be loaded beside its base model: where the checkpoint lacks tensors
+    that the adapter does not hold either, such as BERT's pooler, zofo drew them from `model.head_seed`, but
+    transformers draws others, anew in every process.
+
+    Args:
+        adapter: its folder.
+        model: its base model.
+        labels: number of labels of the task; None for those of the checkpoint's own head.
+        remote_code: allow the model's repository to run its own code.
+
+    Raises:
+        RunError: names a tensor.
+    """
+    source = str(EMBEDDED_MODELS[model.name]()) if model.name in EMBEDDED_MODELS else model.name
+    options = {"num_labels": labels} if labels else {}
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        _, found = head_class("classification").from_pretrained(
+            source, revision=model.revision, trust_remote_code=remote_code, output_loading_info=True, **options
+        )
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        held = list(file.keys())
+    lost = sorted(name for name in found["missing_keys"] if not any(key.endswith(f".{name}") for key in held))
+    if lost:
+        raise RunError(
+            f"the checkpoint of {model.name!r} lacks {lost[0]!r}, which the run drew, and an adapter folder does not "
+            "hold",
+            "write the whole model with --merged DIR",
+        )
+
+
+def portable_config(source: Path, model: ModelConfig) -> bytes:
+    """The configuration of an adapter, with the portable name of its base model, and its revision."""
+    content: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    content |= {"base_model_name_or_path": portable_name(model.name), "revision": model.revision}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def refuse_non_finite(model: nn.Module) -> None:
+    """Raises RunError for a weight that is NaN or infinite; names its tensor."""
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise RunError(
+                f"the tensor {name!r} holds numbers that are not finite, so nothing was written",
+                "the run has diverged; export an earlier state with --best",
+            )

@@ -1,0 +1,203 @@
+"""The weights of any step of a run, rebuilt from its base model and its trajectory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors.torch import load_file
+
+from zofo.backbone import Backbone
+from zofo.errors import RunError, ZofoError
+from zofo.evaluators import Counts
+from zofo.export.folders import new_folder, refuse_taken
+from zofo.export.run_metrics import evaluations
+from zofo.export.save_pretrained import label_texts, save_model
+from zofo.models import LoadedModel, head_of
+from zofo.tasks import load_examples
+from zofo.training import RunFolder, scorer_of
+from zofo.training.identity import split_identity
+from zofo.training.inference import refuse_other_rows
+from zofo.trajectory import Trajectory, replay
+from zofo.trajectory.replay import sum_of_updates
+
+Verdict = Literal["same bits", "other bits", "same loss", "other loss", "nothing to compare with"]
+_LOSS = 1e-4  # how far a loss may be off that is the same up to rounding, as a share of it
+
+
+@dataclass(frozen=True)
+class ReplayReport:
+    """A replay.
+
+    Args:
+        steps: after how many the weights are those.
+        of: how many the run has.
+        seconds: that the replay took, without loading the model.
+        folded: whether the sum of the updates was written at once, and not record by record.
+        fingerprint: SHA-256 of the tensors that the run moves.
+        verdict: what a comparison with what the run has left came to.
+        detail: with what it was compared.
+        path: the folder that was written, if any.
+        adapters: whether the run also trained adapters, which the weights of the backbone are without.
+        cut: whether the trajectory ends inside a record, so that later steps are lost.
+    """
+
+    steps: int
+    of: int
+    seconds: float
+    folded: bool
+    fingerprint: str
+    verdict: Verdict
+    detail: str
+    path: Path | None
+    adapters: bool
+    cut: bool
+
+    @property
+    def failed(self) -> bool:
+        """Whether the comparison found a difference."""
+        return self.verdict in ("other bits", "other loss")
+
+    def lines(self) -> list[str]:
+        """What a reader is told."""
+        how = "folded" if self.folded else "record by record"
+        lines = [f"replayed {self.steps} of {self.of} steps in {self.seconds:.2f} s, {how}: {self.fingerprint}"]
+        lines.append(f"{self.verdict} ({self.detail})")
+        if self.cut:
+            lines.append(f"the trajectory ends inside a record: what it holds after step {self.of} is lost")
+        if self.adapters:
+            lines.append(
+                "these are the weights of the backbone; the run's adapters exist as of its last step and its best one: "
+                "zofo export RUN --merged DIR"
+            )
+        return [*lines, *([f"wrote {self.path}"] if self.path is not None else [])]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {**asdict(self), "path": None if self.path is None else str(self.path)}
+
+
+def replay_run(
+    path: Path | str,
+    step: int | None = None,
+    out: Path | None = None,
+    *,
+    folded: bool = False,
+    force: bool = False,
+    model: str | None = None,
+    remote_code: bool = False,
+) -> ReplayReport:
+    """Rebuild the backbone as it was after some steps, and compare it with what the run has left. The run is only read.
+
+    By default record by record: everything that training wrote is written again, to the same bits on the same device.
+    With `folded` the sum of the updates is written at once: faster, above all for runs in place, and equal up to
+    rounding.
+
+    After the last step the weights are compared with their hash in `summary.json` (or with `weights.safetensors`);
+    after any step whose loss on validation the run has logged, with that loss, where the model has no adapter.
+
+    Args:
+        path: of the run.
+        step: after how many steps; all by default, 0 for the base model.
+        out: the new transformers folder of the backbone; by default nothing is written.
+        folded: write the sum of the updates at once.
+        force: write into a folder that holds something.
+        model: where the base model is now, if it has moved.
+        remote_code: allow the model's repository to run its own code.
+
+    Raises:
+        RunError: a run whose backbone does not move, is damaged, or has fewer steps; or the place is taken.
+    """
+    run = RunFolder.open(path)
+    trajectory = _trajectory(run)
+    steps = trajectory.steps if step is None else step
+    if not 0 <= steps <= trajectory.steps:
+        raise RunError(
+            f"{str(run.path)!r} has {trajectory.steps} steps, not {steps}", f"ask for 0 to {trajectory.steps}"
+        )
+    read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
+    if out is not None:
+        refuse_taken(out, force, read)
+    if folded:
+        sum_of_updates(trajectory, steps)  # refuses
+        if run.config.model.dtype != "float32":
+            raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
+    loaded = run.load_base(model, remote_code)
+    run.begin(loaded)
+    start = time.perf_counter()
+    whole = steps == trajectory.steps
+    backbone = replay(loaded.model, trajectory, None if whole else steps, folded=folded)
+    seconds = time.perf_counter() - start
+    fingerprint = backbone.fingerprint()
+    adapters = any((run.path / variant).is_dir() for variant in _summary(run).get("variants", {}))
+    verdict, detail = _compared(run, loaded, backbone, fingerprint, steps, whole, folded, adapters)
+    if out is not None:
+        with new_folder(out, force, read) as folder:
+            save_model(loaded, folder, [] if run.config.task.several else label_texts(run.task))
+    return ReplayReport(
+        steps, trajectory.steps, seconds, folded, fingerprint, verdict, detail, out, adapters, not trajectory.whole
+    )
+
+
+def _trajectory(run: RunFolder) -> Trajectory:
+    if not run.trajectory.is_file():
+        raise RunError(
+            f"{str(run.path)!r} has no trajectory: its backbone did not move",
+            f"its adapter or weights are all there is: zofo export {run.path} --merged DIR",
+        )
+    trajectory = Trajectory.read(run.trajectory)
+    if trajectory.of_adapter:
+        raise RunError(
+            f"the trajectory of {str(run.path)!r} moves an adapter, which the run keeps as it was in the end",
+            f"take that: zofo export {run.path} --adapter DIR",
+        )
+    return trajectory
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    """The outcome; empty for a run that has not ended."""
+    try:
+        return run.summary
+    except RunError:
+        return {}
+
+
+def _compared(
+    run: RunFolder,
+    loaded: LoadedModel,
+    backbone: Backbone,
+    fingerprint: str,
+    steps: int,
+    whole: bool,
+    folded: bool,
+    adapters: bool,
+) -> tuple[Verdict, str]:
+    """What the weights are compared with, and what comes of it."""
+    hashed, weights = _summary(run).get("backbone"), run.path / "weights.safetensors"
+    if whole and not folded and hashed is not None:
+        return ("same bits" if fingerprint == hashed else "other bits"), "the hash of training's weights"
+    if whole and not folded and weights.is_file():
+        saved = load_file(weights)
+        own = {name: tensor.cpu() for name, tensor in backbone.tensors.items()}
+        same = set(saved) == set(own) and all(saved[name].equal(tensor) for name, tensor in own.items())
+        return ("same bits" if same else "other bits"), weights.name
+    logged = None if adapters else next((line["loss"] for line in evaluations(run) if line["steps"] == steps), None)
+    if logged is None:
+        return "nothing to compare with", "the run logged no loss of these weights alone"
+    try:
+        loss = _loss(run, loaded)
+    except ZofoError as error:
+        return "nothing to compare with", f"the validation rows cannot be read: {error.message}"
+    same = abs(loss - logged) <= _LOSS * max(1.0, abs(logged))
+    return ("same loss" if same else "other loss"), f"on validation {loss:.6f}, in the run {logged:.6f}"
+
+
+def _loss(run: RunFolder, loaded: LoadedModel) -> float:
+    """The model's loss on the validation rows of a run, as training took it."""
+    task = run.task
+    examples = load_examples(task, run.config.task, ("validation",), head_of(run.config.model) == "classification")
+    refuse_other_rows(run, split_identity(examples))
+    scorer = run.scorer(scorer_of(run.config, task, loaded))
+    return scorer.evaluate(loaded.model, scorer.encode(examples["validation"]), Counts()).loss

@@ -1,0 +1,171 @@
+"""How far updates have taken the backbone, without a copy of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from zofo.backbone import Backbone, Update
+from zofo.displacement import Displacement, Key
+from zofo.noise import Noise, Shape
+from zofo.state_dict import StateDict
+
+_BLOCK = 1 << 20  # entries compared at a time
+
+
+class Moved:
+    """|theta - theta_0| / |theta_0|, from the keys and coefficients of the updates alone.
+
+    sqrt(sum over keys of c^2 |z(key)|^2) / |theta_0|, with c the sum of all coefficients that a key has had. What that
+    leaves out are the products z(j) . z(k) of different directions: as a share, about the number of keys over the
+    number d of entries. |z|^2 is that of `Noise.squared_length`: exact for low-rank noise, else a mean. In half
+    precision it is the distance before rounding.
+
+    With weight decay, the tensors that decay are s theta_0 + sum of c z: s, and each c once it was added, are
+    multiplied by 1 - shrink at every update. So it is the length of (1 - s) theta_0 and these directions there, and of
+    the directions as usual elsewhere; left out are the products of theta_0 with a direction, too, as a share about
+    sqrt(number of keys / d).
+
+    Unknown (None) once an update was no displacement: a rule that is not linear, or weight decay without `decays`.
+
+    With `copy`, for rules that keep buffers of theta's size in any case, it is the distance itself, entry by entry,
+    whatever the updates were, and after rounding.
+
+    Args:
+        backbone: as it is before the first update, with none pending.
+        copy: keep theta_0, beside theta and in its number type.
+        decays: whether updates may shrink theta.
+
+    Attributes:
+        copied: bytes of theta_0 that are kept.
+    """
+
+    def __init__(self, backbone: Backbone, copy: bool = False, decays: bool = False) -> None:
+        self._backbone = backbone
+        decaying = backbone.decays if decays else frozenset()
+        self._start = _length(backbone.tensors)
+        self._theta = _length({name: tensor for name, tensor in backbone.tensors.items() if name in decaying})
+        self._left = 1.0  # the share that weight decay has left of theta_0, where it decays
+        everything, noise, device = backbone.shapes, backbone.noise, backbone.device
+        self._still = _Travelled(noise, {n: shape for n, shape in everything.items() if n not in decaying}, device)
+        self._decaying = _Travelled(noise, {n: shape for n, shape in everything.items() if n in decaying}, device)
+        self._decays, self._known = decays, self._start > 0
+        self._copy = (
+            {
+                name: tensor.detach().clone(memory_format=torch.contiguous_format)
+                for name, tensor in backbone.tensors.items()
+            }
+            if copy
+            else {}
+        )
+        self.copied = sum(tensor.nbytes for tensor in self._copy.values())
+
+    def add(self, update: Update) -> None:
+        """An update was made. A key that one update leaves out must not come back in a later one."""
+        if update.dense_update_fn is not None or (update.decay_factor and not self._decays):
+            self._known = False
+        if not self._known or self._copy:
+            return
+        self._still.add(update.displacement, 1.0)
+        if self._decays:
+            self._left *= 1.0 - update.decay_factor
+            self._decaying.add(update.displacement, 1.0 - update.decay_factor)
+
+    @property
+    def relative(self) -> float | None:
+        """The distance as a share of theta's length at the start; None where it is not known.
+
+        With a copy of theta_0, theta must be written: no update may be pending.
+        """
+        if self._copy and self._start:
+            return self._measured() / self._start
+        if not self._known:
+            return None
+        lost = (1.0 - self._left) * self._theta
+        return math.sqrt(lost**2 + self._decaying.squared + self._still.squared) / self._start
+
+    @torch.no_grad()
+    def _measured(self) -> float:
+        """|theta - theta_0|, some entries at a time."""
+        parts = []
+        for name, tensor in self._backbone.tensors.items():
+            here, start, wide = tensor.reshape(-1), self._copy[name].view(-1), _sum_type(tensor)
+            for first in range(0, len(here), _BLOCK):
+                some = slice(first, first + _BLOCK)
+                parts.append(torch.linalg.vector_norm(here[some].to(wide) - start[some].to(wide)))
+        return math.hypot(*torch.stack(parts).tolist()) if parts else 0.0
+
+    def state_dict(self) -> StateDict:
+        """What it knows, for a run that goes on later."""
+        decaying = {"left": self._left, "decaying": self._decaying.state_dict()} if self._decays else {}
+        return StateDict({**self._still.state_dict(), "known": self._known, **decaying})
+
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """Take back what `remember` gave."""
+        values = remembered.values
+        self._known = values["known"]
+        self._still.load_state_dict(values)
+        if self._decays:
+            self._left = values["left"]
+            self._decaying.load_state_dict(values["decaying"])
+
+
+class _Travelled:
+    """|sum of c z(key)|^2 over some tensors, without the products of different directions.
+
+    Args:
+        noise: that gives a key its direction.
+        shapes: of the tensors, by name.
+        device: where they are.
+    """
+
+    def __init__(self, noise: Noise, shapes: Mapping[str, Shape], device: torch.device) -> None:
+        self._noise, self._shapes, self._device = noise, shapes, device
+        self._settled = 0.0  # sum of c^2 |z|^2 over keys that no later update holds
+        self._live: dict[Key, tuple[float, float]] = {}  # c and |z|^2 of those of the last one, as of a momentum
+
+    def add(self, displacement: Displacement, keep: float) -> None:
+        """Multiply all that there is by `keep`, and add a displacement."""
+        if not self._shapes:
+            return
+        before, live = {key: (keep * c, length) for key, (c, length) in self._live.items()}, {}
+        for key, coefficient in displacement.items():
+            total, length = before.pop(key, (0.0, math.nan))
+            if math.isnan(length):
+                length = self._noise.squared_length(key, self._shapes, self._device)
+            live[key] = (total + coefficient, length)
+        self._settled = keep**2 * self._settled + _squared(before)
+        self._live = live
+
+    @property
+    def squared(self) -> float:
+        """What it has come to."""
+        return self._settled + _squared(self._live)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it knows, as JSON holds it."""
+        return {"settled": self._settled, "live": [[*key, c, length] for key, (c, length) in self._live.items()]}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Take back what `remember` gave."""
+        self._settled = values["settled"]
+        self._live = {
+            Key(int(seed), int(step), int(index)): (float(c), float(length))
+            for seed, step, index, c, length in values["live"]
+        }
+
+
+def _squared(terms: Mapping[Key, tuple[float, float]]) -> float:
+    return math.fsum(c**2 * length for c, length in terms.values())
+
+
+def _length(tensors: Mapping[str, torch.Tensor]) -> float:
+    norms = (torch.linalg.vector_norm(t, dtype=_sum_type(t)).item() for t in tensors.values() if t.numel())
+    return math.hypot(*norms)
+
+
+def _sum_type(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -1,0 +1,206 @@
+"""The zeroth-order step of a bilevel problem on theta, of one task or of several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from zofo.backbone import Backbone, Update
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError
+from zofo.estimators import Direction
+from zofo.evaluators import Counts, Evaluator, LossRequest
+from zofo.methods.base import TrainingContext
+from zofo.methods.bilevel.backbone_distance import Moved
+from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
+from zofo.methods.zeroth_order_step import LR_OF_ONE, EvaluatorConfig, ZerothOrder, ZerothOrderConfig
+from zofo.noise import words
+from zofo.rules import Rule
+from zofo.state_dict import StateDict
+
+BackboneStepKind = Literal["zeroth-order", "frozen", "random"]
+"""The method, and two controls: theta as it is, or moved elsewhere as far."""
+
+
+class BackboneStep:
+    """The step on theta in a bilevel problem, of one task or of several: zeroth-order, or a control in its place.
+
+    theta <- theta - lr [pg F(p; B_f) + penalty (pg F(p; B_p) - pg F(s; B_p))] z, by whatever rule. With several tasks
+    each F is the mean over them, each with its own p and s: one z for all, or one for each example.
+
+    Build it before peft attaches adapters, so that names stay the model's.
+
+    Args:
+        config: the parts of the step.
+        setting: whose model moves, and by which seed.
+        method: its name, for messages.
+        move: the method, or a control: `frozen` leaves theta as it is, without a forward; `random` moves it along other
+            directions, by as much.
+        penalty: of all steps.
+        batch_size: examples of a task in a batch.
+
+    Attributes:
+        backbone: what moves; None for `frozen`, as are the next two.
+        rule: how.
+        evaluator: what writes.
+        counts: of the work of the whole method.
+        points: at which each of the three losses is asked for; 0 for `frozen`.
+
+    Raises:
+        ConfigError: loss-spread steps.
+    """
+
+    def __init__(
+        self,
+        config: ZerothOrderConfig,
+        context: TrainingContext,
+        method: str,
+        move: BackboneStepKind,
+        penalty: float | PenaltySchedule,
+        batch_size: int,
+    ) -> None:
+        if config.loss_spread:
+            raise ConfigError(
+                f"method.loss_spread divides by the spread of one loss, but {method} adds three",
+                "set method.loss_spread=false",
+            )
+        self._config, self._penalty, self._random = config, penalty, move == "random"
+        self._zo: ZerothOrder | None = None
+        self.backbone: Backbone | None = None
+        self.rule: Rule | None = None
+        self.evaluator: Evaluator | None = None
+        self.counts, self.points = Counts(), 0
+        if move != "frozen":
+            unused = context.unused_by(context.make(context.examples[:2]))
+            zo = self._zo = ZerothOrder(config, context.model, context.seed, batch_size, unused=unused)
+            self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
+            self.counts, self.points = zo.evaluator.counts, zo.points
+            decays = config.rule.options.get("weight_decay", 0.0) > 0
+            self._moved = Moved(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
+
+    def step(self, number: int, asks: Sequence[LossRequest], examples: int) -> tuple[dict[str, float], Update | None]:
+        """Make step `number`.
+
+        Args:
+            number: of the outer step.
+            asks: F(theta, p; B_f) of every task, then all F(theta, p; B_p), then all F(theta, s; B_p).
+            examples: in all B_f together, and in all B_p together.
+
+        Returns:
+            What a log holds of it, and what happened to theta.
+        """
+        if self._zo is None:
+            return {"backbone_moved": 0.0}, None
+        zo, penalty = self._zo, penalty_at(self._penalty, number)
+        along_f = zo.directions(number, examples=examples)
+        along_p = zo.directions(number, first=examples, examples=examples)
+        with zo.evaluator.probe(asks, zo.estimator.ask(_side_by_side(along_f, along_p, along_p))) as visit:
+            parts = visit.losses.chunk(3, dim=1)
+            told = zip((along_f, along_p, along_p), parts, strict=True)
+            upper, lower_p, lower_s = (zo.estimator.tell(along, losses) for along, losses in told)
+            gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
+            if self._random:
+                other_f = zo.directions(number, after=1, examples=examples)
+                other_p = zo.directions(number, first=examples, after=1, examples=examples)
+                gradient = _elsewhere(gradient, dict(_pairs(along_f, other_f) + _pairs(along_p, other_p)))
+            update, state = zo.rule.update(upper.with_gradient(gradient), zo.state)
+            visit.update(update)
+        zo.state = state
+        self._moved.add(update)
+
+        coefficients = {"penalty_gap": lower_p.loss - lower_s.loss}
+        if (moved := self._moved.relative) is not None:
+            coefficients["backbone_moved"] = moved
+        for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
+            for key, projected_gradient in estimate.projected_gradients.items():
+                coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
+        return coefficients, update
+
+    def flush(self) -> None:
+        """Write what is pending, for whoever looks at the weights next."""
+        if self._zo is not None:
+            self._zo.evaluator.flush()
+
+    def check(self, asks: Sequence[LossRequest]) -> None:
+        """See `Method.check`."""
+        if self._zo is not None:
+            self._zo.evaluator.check(asks)
+
+    def notes(self) -> list[str]:
+        """See `Method.notes`: of a penalty that multiplies rounding, or the rate, too far; of a `fold_every` without
+        effect; and of a copy of theta.
+        """
+        zo, rule = self._zo, self._config.rule
+        if zo is None:
+            return []
+        rate = rule.options.get("lr", 0.0) if rule.name == "sgd" else 0.0
+        notes = [
+            *zo.notes,
+            rounding_note(self._penalty, zo.estimator, zo.backbone.dtypes),
+            rate_note(self._penalty, rate, LR_OF_ONE),
+            self._folding_note(),
+        ]
+        if copied := self._moved.copied:
+            notes.append(f"backbone_moved is measured from a copy of the backbone: {copied / 2**30:.2f} GiB")
+        return [note for note in notes if note]
+
+    def _folding_note(self) -> str | None:
+        """What to say of a `fold_every` that was asked for; else None."""
+        evaluator = self._config.evaluator
+        usual = EvaluatorConfig.model_validate(evaluator.name).options.get("fold_every")
+        if (asked := evaluator.options.get("fold_every")) in (usual, 1):
+            return None
+        return (
+            f"method.evaluator.fold_every={asked} changes nothing: the first-order steps of an outer step look at the "
+            "weights, so that each update is written before the next one"
+        )
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        header = self._config.replay_header()
+        return header if self._zo is None else self._zo.replay_header(header)
+
+    def remember_in(self, whole: StateDict, weights: bool) -> StateDict:
+        """Put what a checkpoint holds of it into what it holds of the method; see `Method.state_dict`."""
+        if self._zo is None:
+            return whole.put("counts", StateDict(dict(self.counts.as_dict())))
+        return whole.put("zo", self._zo.state_dict(weights)).put("moved", self._moved.state_dict())
+
+    def load_state_dict(self, whole: StateDict) -> None:
+        """Take back what `remember_in` put there."""
+        if self._zo is None:
+            self.counts.include(Counts(**whole.part("counts").values))
+        else:
+            self._zo.load_state_dict(whole.part("zo"))
+            self._moved.load_state_dict(whole.part("moved"))
+
+    def save(self, folder: Path) -> None:
+        """See `ZerothOrder.save`."""
+        if self._zo is not None:
+            self._zo.save(folder)
+
+
+def _side_by_side(*batches: Sequence[Direction]) -> list[Direction]:
+    """The directions of batches that are asked together: one that all share, or those of all their examples."""
+    return [
+        each[0] if isinstance(each[0], Key) else [key for direction in each for key in direction]
+        for each in zip(*batches, strict=True)
+    ]
+
+
+def _pairs(some: Sequence[Direction], others: Sequence[Direction]) -> list[tuple[Key, Key]]:
+    """The keys of some directions, each with the one that stands in its place in the others."""
+    flat = [[key for one in each for key in ([one] if isinstance(one, Key) else one)] for each in (some, others)]
+    return list(zip(*flat, strict=True))
+
+
+def _elsewhere(gradient: Displacement, others: Mapping[Key, Key]) -> Displacement:
+    """A sum of as many terms, with the same |coefficients|, along other keys, whose streams give the signs."""
+
+    def sign(key: Key) -> float:
+        return -1.0 if int(words(key, "bilevel/sign", 0, 1, torch.device("cpu"))) < 0 else 1.0
+
+    return Displacement({others[key]: abs(c) * sign(others[key]) for key, c in gradient.items()})

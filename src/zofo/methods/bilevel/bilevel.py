@@ -1,0 +1,190 @@
+"""Bilevel-ZOFO: a first-order adapter below, a zeroth-order backbone above.
+
+Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order Techniques for Efficient
+LLM Fine-Tuning and Meta-Training", algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from zofo.adapters import AdapterConfig, Adapters
+from zofo.config import NonNegative
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.evaluators import Gradient
+from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
+from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
+from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
+from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest, penalty_at
+from zofo.methods.optimizers import OptimizerName
+from zofo.methods.zeroth_order_step import ZerothOrderConfig, adapter_defaults
+from zofo.noise import permutation
+from zofo.state_dict import StateDict
+
+
+class BilevelConfig(MethodConfig, ZerothOrderConfig):
+    """Configuration of `bilevel`."""
+
+    name: Literal["bilevel"] = "bilevel"
+    """Which method."""
+    inner_steps: int = Field(10, ge=0)
+    """T: first-order steps on the lower adapter in each outer step; with 0 it stays as it starts."""
+    penalty: Penalty = 1.0
+    """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it. The default
+    `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
+    backbone_step: BackboneStepKind = "zeroth-order"
+    """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
+    optimizer: OptimizerName = "adam"
+    """Optimiser of both adapters."""
+    lr_lower: NonNegative = 1e-3
+    """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
+    lr_adapter: NonNegative = 1e-3
+    """Learning rate of the adapter p; by default 1e-3, and 1e-2 for a prefix or prompt."""
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
+    """The shape of both adapters."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_adapter_defaults(cls, given: Any) -> Any:
+        return adapter_defaults(given, ("lr_lower", "lr_adapter"))
+
+    @classmethod
+    def slope_factor(cls, given: Mapping[str, Any]) -> float:
+        """See `ZerothOrderConfig.slope_factor`: 1 + the largest penalty."""
+        return 1 + largest(as_penalty(given.get("penalty", 1.0)))
+
+
+@METHODS.register("bilevel")
+class Bilevel(Method):
+    """min over theta, p, max over s of  F(theta, p; D_f) + penalty (F(theta, p; D_p) - F(theta, s; D_p)).
+
+    The training examples are split D_f : D_p = 1 : 2 by seed; p and s start equal. One outer step:
+
+    1. `inner_steps` first-order steps on s for F(theta, s; D_p);
+    2. one batch B_f of D_f and one B_p of D_p;
+    3. a first-order step on p for F(theta, p; B_f) + penalty F(theta, p; B_p), by two backward passes one after the
+       other, so that one graph is alive at a time;
+    4. a zeroth-order step on theta for F(theta, p; B_f) + penalty (F(theta, p; B_p) - F(theta, s; B_p)), one z for all
+       three, or one for each example, which has the same z with p and with s.
+
+    3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything
+    is averaged or multiplied by the penalty.
+
+    Two controls differ in 4 alone: `frozen` leaves it out, with its forwards; `random` moves theta along other
+    directions, by as much.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples.
+        adapters: p and s, called `adapter` and `lower_adapter`; by default as configured, on the setting's model.
+
+    Raises:
+        ConfigError: loss-spread steps, or too few examples for a batch of D_f.
+    """
+
+    Config = BilevelConfig
+    paper = "Shirkavand et al. 2025, Bilevel ZOFO"
+    variants = VARIANTS
+
+    def __init__(self, config: BilevelConfig, context: TrainingContext, adapters: Adapters | None = None) -> None:
+        self._config = config
+        self.model = context.model
+        size = config.batch_size
+        d_f, d_p = split(context, size)
+        self._batches_f = context.batches(size, "D_f", d_f)
+        self._batches_p = context.batches(size, "D_p", d_p)
+        self._batches_inner = context.batches(size, "D_p, inner", d_p)
+        self._two = context.make(context.examples[:2])
+
+        move, penalty = config.backbone_step, config.penalty
+        theta = self._theta = BackboneStep(config, context, config.name, move, penalty, size)  # before peft: see there
+        self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
+        self.counts = theta.counts
+        self._adapters: Adapters = adapters or config.adapter.build(context.model, self.variants, context.seed)
+        gradient = Gradient(self.model, self.counts)
+        rates = config.lr_adapter, config.lr_lower
+        self._pair = AdapterPair(self._adapters, context.objective, gradient, config.optimizer, *rates)
+        self.queries_per_step = (config.inner_steps + 2 + 3 * theta.points) * size
+
+    def step(self, number: int) -> StepLog:
+        """See `Method.step`."""
+        with self._pair.transaction():
+            return self._step(number)
+
+    def _step(self, number: int) -> StepLog:
+        pair, penalty, inner_steps = self._pair, penalty_at(self._config.penalty, number), self._config.inner_steps
+        before = self.counts.copy()
+        self._theta.flush()  # first-order steps look at the weights
+
+        inner = [pair.inner_step(self._batches_inner[number * inner_steps + t]) for t in range(inner_steps)]
+
+        b_f, b_p = self._batches_f[number], self._batches_p[number]
+        f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
+        coefficients = {"penalty": penalty, "loss_upper": f_upper, "loss_lower": f_lower}
+        if inner:
+            coefficients["loss_inner"] = math.fsum(inner) / len(inner)
+
+        found, update = self._theta.step(number, pair.asks(b_f, b_p), self._config.batch_size)
+        pair.step_adapter()
+        return StepLog(f_upper, self.counts - before, coefficients | found, update)
+
+    def check(self) -> None:
+        """See `Method.check`."""
+        self._theta.check([(self._pair.objective(variant), self._two) for variant in self.variants])
+
+    def notes(self) -> list[str]:
+        """See `BackboneStep.notes`."""
+        return self._theta.notes()
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` carries the given adapter."""
+        self._theta.flush()
+        with self._adapters.using(variant):
+            yield
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self._theta.replay_header()
+
+    def state_dict(self, weights: bool) -> StateDict:
+        """See `Method.state_dict`."""
+        return self._theta.remember_in(StateDict().put("pair", self._pair.state_dict()), weights)
+
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """See `Method.load_state_dict`."""
+        self._pair.load_state_dict(remembered.part("pair"))
+        self._theta.load_state_dict(remembered)
+
+    def save(self, folder: Path) -> None:
+        """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
+        self._theta.save(folder)
+        for name in self.variants:
+            self._adapters.save(name, folder / name)
+
+
+def split(context: TrainingContext, batch_size: int) -> tuple[list[Any], list[Any]]:
+    """D_f and D_p: a third of the training examples, drawn by seed, and the rest.
+
+    Raises:
+        ConfigError: D_f, the smaller one, has fewer than a batch takes.
+    """
+    count = len(context.examples)
+    third = count // 3
+    if third < batch_size:
+        lower = f"set method.batch_size={third} or lower, or " if third else ""
+        raise ConfigError(
+            f"D_f is a third of the {count} training examples, {third}, and D_p the other {count - third}, but a batch "
+            f"takes {batch_size} of each",
+            f"{lower}give at least {3 * batch_size} training examples, with task.sizes.train or more rows",
+        )
+    order = permutation(Key(context.seed, 0), "bilevel/split", count)
+    d_f, d_p = ([context.examples[i] for i in part] for part in (order[:third], order[third:]))
+    return d_f, d_p

@@ -1,0 +1,284 @@
+"""Bilevel-ZOFO on many tasks at once: one backbone, an adapter pair for each task.
+
+Shirkavand, Yu, He, Huang (2025), "Bilevel ZOFO: Bridging Parameter-Efficient and Zeroth-Order Techniques for Efficient
+LLM Fine-Tuning and Meta-Training", section 4.2 and appendix B.5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zofo.adapters import Adapters
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.evaluators import Gradient, LossRequest, Objective
+from zofo.methods.base import METHODS, Method, StepLog, TrainingContext
+from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
+from zofo.methods.bilevel.adapter_store import AdapterStore, Where
+from zofo.methods.bilevel.backbone_step import BackboneStep
+from zofo.methods.bilevel.bilevel import BilevelConfig, split
+from zofo.methods.bilevel.penalty_schedule import penalty_at
+from zofo.noise import permutation
+from zofo.objectives import scores
+from zofo.state_dict import StateDict
+from zofo.tasks import EpochSampler, file_name
+
+BACKBONE = "backbone"
+"""The variant that is theta with the adapter that a new task would begin with: the model's own function."""
+
+_BEGIN_AS_NOTHING = ("lora", "dora", "ia3")
+
+
+class MetaBilevelConfig(BilevelConfig):
+    """Configuration of `meta-bilevel`."""
+
+    name: Literal["meta-bilevel"] = "meta-bilevel"  # type: ignore[assignment]  # a value of its own
+    """Which method."""
+    batch_size: int = Field(4, ge=1)
+    """Examples of a task in a batch."""
+    tasks_per_step: int = Field(5, ge=1)
+    """Tasks that are drawn for each outer step, by seed; all of them where there are fewer."""
+    adapters: Where = "cpu"
+    """Where the adapters of the tasks lie that a step does not look at, with their optimisers: `cpu` or `disk`."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The batches of one task."""
+
+    name: str
+    batches_f: EpochSampler[Any, Any]
+    batches_p: EpochSampler[Any, Any]
+    batches_inner: EpochSampler[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """A task of a step, after its first-order steps: what the zeroth-order step looks at, and what is kept afterwards.
+
+    Args:
+        pair: the old p and the new s, by variant.
+        b_f: of D_f.
+        b_p: of D_p.
+        after: the new p, the new s, and their optimisers.
+    """
+
+    pair: dict[str, list[torch.Tensor]]
+    b_f: Any
+    b_p: Any
+    after: StateDict
+
+
+@METHODS.register("meta-bilevel")
+class MetaBilevel(Method):
+    """min over theta, p_i, max over s_i of the mean over tasks i of
+    F_i(theta, p_i; D_f,i) + penalty (F_i(theta, p_i; D_p,i) - F_i(theta, s_i; D_p,i)).
+
+    Each task's examples are split D_f : D_p = 1 : 2 by seed; all p_i and s_i start equal. One outer step:
+
+    1. `tasks_per_step` = n of the tasks are drawn, a pure function of seed and step;
+    2. for each of them, steps 1 to 3 of `bilevel` on its own pair: `inner_steps` on s_i, and one on p_i;
+    3. one zeroth-order step on theta, with the old p_i and the new s_i, for the mean over the n tasks of
+       F_i(theta, p_i; B_f,i) + penalty (F_i(theta, p_i; B_p,i) - F_i(theta, s_i; B_p,i)). That is one function of
+       theta, and one z is used for all of its terms: two points for all tasks, each visited once. With
+       `directions: per-example` or `per-group(n)` tasks have directions of their own.
+
+    A step whose loss is not finite changes nothing, of no task.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples of several tasks.
+
+    Raises:
+        ConfigError: examples of one task, or too few of any for a batch; an adapter that is not the model at its start.
+    """
+
+    Config = MetaBilevelConfig
+    paper = "Shirkavand et al. 2025, Bilevel ZOFO, section 4.2"
+    variants = (BACKBONE, *VARIANTS)
+
+    def __init__(self, config: MetaBilevelConfig, context: TrainingContext) -> None:
+        _refuse(config)
+        self._config = config
+        self._seed = context.seed
+        self._objective = context.objective
+        self.model = context.model
+        self._tasks = _tasks(context, config.batch_size)
+        self._two = context.make(context.examples[:2])
+        self._number = min(config.tasks_per_step, len(self._tasks))
+
+        theta = self._theta = BackboneStep(
+            config, context, config.name, config.backbone_step, config.penalty, config.batch_size
+        )  # before peft: see there
+        self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
+        self.counts = theta.counts
+        self._adapters: Adapters = config.adapter.build(context.model, VARIANTS, context.seed)
+        gradient = Gradient(self.model, self.counts)
+        rates = config.lr_adapter, config.lr_lower
+        self._pair = AdapterPair(self._adapters, context.objective, gradient, config.optimizer, *rates)
+        self._store = AdapterStore(config.adapters)
+        self._fresh = _copied(self._pair.state_dict())
+        self._variant = BACKBONE
+        self.score = self._score
+        self.queries_per_step = self._number * (config.inner_steps + 2 + 3 * theta.points) * config.batch_size
+
+    def step(self, number: int) -> StepLog:
+        """See `Method.step`."""
+        config, before = self._config, self.counts.copy()
+        penalty = penalty_at(config.penalty, number)
+        self._theta.flush()  # first-order steps look at the weights
+        order = permutation(Key(self._seed, number), "meta/tasks", len(self._tasks))
+        coefficients: dict[str, float] = {"penalty": penalty}
+        tuned: dict[str, _Tuned] = {}
+        for task in (self._tasks[i] for i in order[: self._number]):
+            tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty)
+            coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
+
+        examples = len(tuned) * config.batch_size
+        found, update = self._theta.step(number, self._asks(list(tuned.values())), examples)
+        coefficients |= found
+        for name, one in tuned.items():
+            self._store.put(name, one.after)
+        for loss in found_of_each:  # their means over the tasks
+            coefficients[loss] = math.fsum(coefficients[f"{loss}/{name}"] for name in tuned) / len(tuned)
+        return StepLog(coefficients["loss_upper"], self.counts - before, coefficients, update)
+
+    def _first_order_steps(self, task: _Task, number: int, penalty: float) -> tuple[_Tuned, dict[str, float]]:
+        """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
+        pair, inner_steps = self._pair, self._config.inner_steps
+        self._load(task.name)
+        b_f, b_p = task.batches_f[number], task.batches_p[number]
+        with pair.transaction():
+            inner = [pair.inner_step(task.batches_inner[number * inner_steps + t]) for t in range(inner_steps)]
+            f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
+            old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
+            pair.step_adapter()
+        found = {"loss_upper": f_upper, "loss_lower": f_lower}
+        if inner:
+            found["loss_inner"] = math.fsum(inner) / len(inner)
+        return _Tuned(old, b_f, b_p, _copied(pair.state_dict())), found
+
+    def _asks(self, tuned: list[_Tuned]) -> list[LossRequest]:
+        """What `BackboneStep` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
+        p, s = VARIANTS
+        asks: list[LossRequest] = [(self._with(one, p), one.b_f) for one in tuned]
+        asks += [(self._with(one, p), one.b_p) for one in tuned]
+        return asks + [(self._with(one, s), one.b_p) for one in tuned]
+
+    def _with(self, tuned: _Tuned, variant: str) -> Objective:
+        """The objective of the model that carries p or s of a task."""
+        carried = self._pair.objective(variant)
+
+        def losses(model: nn.Module, batch: Any) -> torch.Tensor:
+            with torch.no_grad():
+                for parameter, value in zip(self._adapters.parameters(variant), tuned.pair[variant], strict=True):
+                    parameter.copy_(value)
+            return carried(model, batch)
+
+        return losses
+
+    def _load(self, task: str) -> None:
+        """Put a task's pair into the model, or a fresh one."""
+        self._pair.load_state_dict(self._store.get(task) or self._fresh)
+
+    def _score(self, model: nn.Module, batch: Any, by: str) -> torch.Tensor:
+        """Scores with the adapter of the task that the batch is of, which the variant in use names."""
+        if self._variant != BACKBONE:
+            self._load(batch.members[0].example.task)
+        return scores(model, batch, by)
+
+    def check(self) -> None:
+        """See `Method.check`."""
+        self._theta.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
+
+    def notes(self) -> list[str]:
+        """See `BackboneStep.notes`."""
+        return self._theta.notes()
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` is theta with a fresh adapter; or with a task's own, for who scores by `score`."""
+        self._theta.flush()
+        self._pair.load_state_dict(self._fresh)
+        before, self._variant = self._variant, variant
+        try:
+            with self._adapters.using(VARIANTS[0] if variant == BACKBONE else variant):
+                yield
+        finally:
+            self._variant = before
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self._theta.replay_header()
+
+    def state_dict(self, weights: bool) -> StateDict:
+        """See `Method.state_dict`: the pairs of all tasks that a step has looked at."""
+        whole = self._theta.remember_in(StateDict({"tasks": self._store.names}), weights)
+        for name in self._store.names:
+            self._store.remember_in(whole, f"task {name}", name)
+        return whole
+
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """See `Method.load_state_dict`."""
+        self._theta.load_state_dict(remembered)
+        for name in remembered.values["tasks"]:
+            self._pair.load_state_dict(remembered.part(f"task {name}"))  # refuses what is of another model
+            self._store.put(name, self._pair.state_dict())
+
+    def save(self, folder: Path) -> None:
+        """Of each task that a step has looked at, the peft folders `adapter/TASK` (p) and `lower_adapter/TASK` (s)."""
+        self._theta.save(folder)
+        for name in self._store.names:
+            self._load(name)
+            for variant in VARIANTS:
+                self._adapters.save(variant, folder / variant / file_name(name))
+
+
+def _refuse(config: MetaBilevelConfig) -> None:
+    if config.adapter.name not in _BEGIN_AS_NOTHING:
+        raise ConfigError(
+            f"method.adapter={config.adapter.name} changes what the model does before it is trained, so that a new "
+            "task would not begin with the model as it is",
+            f"choose one of {', '.join(_BEGIN_AS_NOTHING)}",
+        )
+
+
+def _tasks(context: TrainingContext, batch_size: int) -> list[_Task]:
+    """The batches of every task, in the order in which the tasks come.
+
+    Raises:
+        ConfigError: fewer than two tasks, or a task with too few examples for a batch.
+    """
+    each: dict[str, list[Any]] = {}
+    for one in context.examples:
+        each.setdefault(one.example.task, []).append(one)
+    if len(each) < 2:
+        raise ConfigError(
+            f"method=meta-bilevel trains on several tasks, but there is {'one' if each else 'none'}",
+            "name some with task.tasks=[sst2,rte] or task.setting=FILE, or choose method=bilevel",
+        )
+    tasks = []
+    for name, examples in each.items():
+        own = replace(context, examples=examples)
+        try:
+            d_f, d_p = split(own, batch_size)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.message}", error.hint) from error
+        parts = (("D_f", d_f), ("D_p", d_p), ("D_p, inner", d_p))
+        tasks.append(_Task(name, *(own.batches(batch_size, f"{name}, {part}", some) for part, some in parts)))
+    return tasks
+
+
+def _copied(remembered: StateDict) -> StateDict:
+    """The same with tensors of its own, on the CPU."""
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in remembered.tensors.items()}
+    return StateDict(remembered.values, tensors)

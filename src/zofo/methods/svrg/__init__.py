@@ -1,0 +1,1 @@
+"""MeZO-SVRG: zeroth-order steps with a control variate at an anchor."""

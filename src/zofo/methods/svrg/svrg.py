@@ -1,0 +1,362 @@
+"""MeZO-SVRG: variance-reduced zeroth-order steps between full-batch ones, by default without a copy of the weights.
+
+Gautam, Park, Zhou, Raman, Ha (2024), "Variance-reduced Zeroth-Order Methods for Fine-Tuning Language Models",
+algorithms 1 and 4.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from zofo.backbone import Update
+from zofo.config import NonNegative
+from zofo.displacement import Key
+from zofo.errors import ConfigError, NonFiniteError
+from zofo.estimators import Direction, Estimate
+from zofo.evaluators import LossRequest, Probe
+from zofo.methods.base import METHODS, StepLog, TrainingContext
+from zofo.methods.svrg.anchor import Anchor, CopiedAnchor, DisplacedAnchor
+from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
+from zofo.methods.zeroth_order_step import DirectionSampler
+from zofo.noise import permutation
+from zofo.rules import RULES
+from zofo.state_dict import StateDict, of_displacement, to_displacement
+
+LARGEST_FULL = 4096
+"""Examples up to which an anchor's gradient is over all of them without being asked to."""
+
+_MOST_LOGGED = 64  # slopes of a step in a line of the log; all are in the trajectory
+
+
+class SVRGConfig(ForwardOnlyConfig):
+    """Configuration of `svrg`. The rule holds the learning rate of minibatch steps."""
+
+    name: Literal["svrg"] = "svrg"
+    """Which method."""
+    anchor_interval: int = 2
+    """q: every q-th step is a full-batch step, after which the anchor is where that step began."""
+    lr_full: NonNegative | None = None
+    """Learning rate of full-batch steps; by default the rule's."""
+    anchor: Literal["displacement", "copy", "offload"] = "displacement"
+    """What the anchor is: the updates since (no memory), a copy beside the weights, or a copy on the CPU."""
+    anchor_batch_size: int | None = Field(None, ge=1)
+    """Examples of a full-batch step; by default all."""
+    anchor_sample: Literal["fixed", "fresh"] = "fixed"
+    """Whether a smaller anchor batch is the same for all anchors or drawn for each."""
+    anchor_chunk: int | None = Field(None, ge=1)
+    """Examples of an anchor batch in one forward, which changes no result; by default `batch_size`."""
+    anchor_directions: DirectionSampler | None = None
+    """Who shares a direction in a full-batch step; by default as `directions`."""
+    pair: Literal["same", "independent", "full-batch", "as-released", "none"] = "same"
+    """Which directions a minibatch's two estimates have; the first is the method, the others are for comparison."""
+    anneal: bool = False
+    """Divide both learning rates by `anneal_by` after an epoch whose mean loss is more than `anneal_above` times that
+    of the one before."""
+    anneal_above: float = Field(1.05, gt=0, allow_inf_nan=False)
+    """kappa of the annealing."""
+    anneal_by: float = Field(5.0, gt=1, allow_inf_nan=False)
+    """alpha of the annealing."""
+
+    @field_validator("anchor_interval")
+    @classmethod
+    def _at_least_one(cls, interval: int) -> int:
+        if interval < 1:
+            raise ConfigError(
+                f"method.anchor_interval is {interval}, but an anchor is set every 1 or more steps",
+                "set method.anchor_interval=2, as in the paper; 1 makes every step a full-batch step",
+            )
+        return interval
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> SVRGConfig:
+        if self.loss_spread:
+            raise ConfigError(
+                f"method.loss_spread divides by the spread of one loss, but {self.name} adds three estimates",
+                "set method.loss_spread=false",
+            )
+        own = [d for d in (self.directions, self.anchor_directions) if d not in (None, "shared")]
+        if self.pair == "full-batch" and own:
+            raise ConfigError(
+                f"method.pair=full-batch takes the one direction of the anchor's gradient, but there are {own[0]} ones",
+                "set method.directions=shared and method.anchor_directions=null, or method.pair=same",
+            )
+        if self.anneal and self.pair == "none":
+            raise ConfigError(
+                "method.anneal compares the losses of minibatch steps, which method.pair=none does not ask for",
+                "set method.anneal=false",
+            )
+        self._refuse_rule()
+        return self
+
+    def _refuse_rule(self) -> None:
+        """An anchor that is a sum of updates needs updates that are displacements, and so does a step of two."""
+        rule, decay = self.rule.name, self.rule.options.get("weight_decay", 0)
+        released, displaced = self.pair == "as-released", self.uses_anchor and self.anchor == "displacement"
+        if not (released or displaced) or (RULES[rule].linear and not decay):
+            return
+        what = f"weight decay ({decay}) also shrinks theta" if decay else f"updates by {rule!r} are no displacements"
+        needs = "method.pair=as-released adds two updates" if released else "method.anchor=displacement undoes updates"
+        other = "method.pair=same" if released else "method.anchor=copy, which takes the weights' memory again,"
+        instead = "method.rule.weight_decay=0" if decay else "method.rule=sgd"
+        raise ConfigError(f"{needs}, but {what}", f"set {instead}, or {other}".rstrip(","))
+
+    @property
+    def uses_anchor(self) -> bool:
+        """Whether any step asks for losses at the anchor."""
+        return self.anchor_interval > 1 and self.pair not in ("as-released", "none")
+
+
+class Annealing:
+    """Algorithm 4: after each epoch, smaller learning rates if the mean loss rose by more than a factor of kappa.
+
+    With L the losses of minibatch steps and w their number in an epoch: if mean(L[-w:]) > kappa mean(L[-2 w:-w]), both
+    learning rates are divided by alpha. Losses must be above 0.
+
+    Args:
+        per_epoch: w.
+        above: kappa.
+        by: alpha.
+
+    Attributes:
+        factor: of the learning rates, 1 at first.
+        losses: of the last epoch and of this one, oldest first.
+    """
+
+    def __init__(self, per_epoch: int, above: float, by: float) -> None:
+        self._per_epoch, self._above, self._by = per_epoch, above, by
+        self.factor = 1.0
+        self.losses: list[float] = []
+
+    def observe(self, loss: float) -> None:
+        """Take the loss of one minibatch step."""
+        self.losses.append(loss)
+        if len(self.losses) < 2 * self._per_epoch:
+            return
+        before, last = self.losses[: self._per_epoch], self.losses[self._per_epoch :]
+        if 0 < self._above * statistics.fmean(before) < statistics.fmean(last):
+            self.factor /= self._by
+        self.losses = last
+
+
+@METHODS.register("svrg")
+class SVRG(ForwardOnly):
+    """Every q-th step: g <- estimate over the full batch, anchor <- theta, theta <- theta - lr_full g.
+
+    Otherwise, on a minibatch I, with one direction z for both estimates:
+
+    theta <- theta - lr (pg_I(theta) z - pg_I(anchor) z + g).
+
+    Given z and g, the expectation over I of the first two terms is (z . (grad F(theta) - grad F(anchor))) z, and they
+    cancel exactly at the anchor: see docs/methods.md for what that is worth. g is one (key, coefficient) and the anchor
+    is the updates since, so nothing as large as the weights is kept. A full-batch step takes 2 N queries, a minibatch
+    step 4 b; minibatch steps alone draw batches.
+
+    `pair` names what stands beside it: `independent` (another z at the anchor), `full-batch` (g's z for both),
+    `as-released` (the paper's released code: no anchor, the second estimate after the move of the first, three
+    different z), and `none` (theta <- theta - lr g, which takes no queries). With q = 1 every step is full-batch MeZO.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples.
+
+    Raises:
+        ConfigError: an anchor batch larger than the data, or data too large for a full batch that nobody asked for.
+    """
+
+    Config = SVRGConfig
+    paper = "Gautam et al. 2024, Variance-reduced Zeroth-Order Methods for Fine-Tuning Language Models"
+
+    def __init__(self, config: SVRGConfig, context: TrainingContext) -> None:
+        super().__init__(config, context)
+        if config.anneal and context.log_ties:
+            raise ConfigError(
+                "method.anneal looks for a loss that grows by a factor, but that of "
+                f"{context.objective_name!r} is minus a score",
+                "set method.anneal=false, or another training.objective",
+            )
+        self._config: SVRGConfig = config
+        zo = self._zo
+        self._full_size = _anchor_size(config, len(context.examples), zo.points)
+        zo.refuse_sharing("anchor_directions", config.anchor_directions or config.directions, config.evaluator.name)
+        self._examples, self._make, self._length, self._seed = (
+            context.examples,
+            context.make,
+            context.length,
+            context.seed,
+        )
+        self._lr, self._lr_full = self._rates()
+        self._annealing = Annealing(self._batches.per_epoch, config.anneal_above, config.anneal_by)
+        self._anchor: Anchor = DisplacedAnchor(zo.evaluator)
+        if config.uses_anchor and config.anchor != "displacement":
+            device = torch.device("cpu") if config.anchor == "offload" else None
+            self._anchor = CopiedAnchor(zo.evaluator, self.backbone, device)
+        self._full: Estimate | None = None  # over the full batch, at the anchor
+        self._anchored = 0  # the step that set the anchor
+        self.queries_per_step = zo.points * self._full_size
+
+    def _rates(self) -> tuple[float, float]:
+        lr = float(self._config.rule.options["lr"])
+        return lr, lr if self._config.lr_full is None else self._config.lr_full
+
+    def step(self, number: int) -> StepLog:
+        """See `Method.step`. A full-batch step that found a loss that is not finite is made again by the next step."""
+        q, before = self._config.anchor_interval, self.counts.copy()
+        if number % q == 0 or self._full is None:
+            loss, coefficients, update = self._full_step(number)
+        else:
+            batch = self._batches[number - number // q - 1] if self._config.pair != "none" else None
+            loss, coefficients, update = self._mini_step(number, batch, self._full)
+            if self._config.anneal:
+                self._annealing.observe(loss)
+        self._anchor.on_update(update)
+        return StepLog(loss, self.counts - before, coefficients, update)
+
+    def _full_step(self, number: int) -> tuple[float, dict[str, float], Update]:
+        zo, config = self._zo, self._config
+        self._full = None  # until all of it is known
+        zo.evaluator.flush()  # the weights themselves are the anchor
+        self._anchor.place()
+        along = zo.directions(number, examples=self._full_size, sharing=config.anchor_directions)
+        with zo.evaluator.probe(self._full_batch(number), zo.estimator.ask(along)) as visit:
+            full = zo.estimator.tell(along, visit.losses)
+            update = self._update(full, self._lr_full, visit)
+        self._full, self._anchored = full, number
+        coefficients = {"lr": self._lr_full * self._annealing.factor}
+        if len(full.projected_gradients) <= _MOST_LOGGED:
+            coefficients |= self._coefficients(full, "_full")
+        return full.loss, coefficients, update
+
+    def _full_batch(self, number: int) -> list[LossRequest]:
+        """The anchor batch in chunks, those of similar length together."""
+        chosen: Sequence[int] = range(len(self._examples))
+        if self._full_size < len(self._examples):
+            drawn = number if self._config.anchor_sample == "fresh" else 0
+            chosen = permutation(Key(self._seed, drawn), "svrg/anchor", len(self._examples))[: self._full_size]
+        examples = [self._examples[i] for i in chosen]
+        if self._length is not None:
+            examples.sort(key=self._length)
+        chunk = self._config.anchor_chunk or self._config.batch_size
+        pieces = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
+        return [(self._objective, self._make(piece)) for piece in pieces]
+
+    def _mini_step(self, number: int, batch: Any, full: Estimate) -> tuple[float, dict[str, float], Update]:
+        """See the class for what each kind of pair does."""
+        if self._config.pair == "none":
+            return full.loss, {"lr": self._lr * self._annealing.factor}, self._update(full, self._lr)
+        if self._config.pair == "as-released":
+            here, there, update = self._as_released(number, batch, full)
+        else:
+            here, there, update = self._with_anchor(number, batch, full)
+        coefficients = {"lr": self._lr * self._annealing.factor, **self._coefficients(here)}
+        return here.loss, coefficients | self._coefficients(there, "_anchor"), update
+
+    def _with_anchor(self, number: int, batch: Any, full: Estimate) -> tuple[Estimate, Estimate, Update]:
+        zo, (along, along_anchor) = self._zo, self._along(number)
+        # apart from those at theta, which takes no more memory than a step of MeZO
+        losses = self._anchor.losses(self._objective, batch, zo.estimator.ask(along_anchor))
+        there = zo.estimator.tell(along_anchor, losses)
+        with zo.evaluator.probe([(self._objective, batch)], zo.estimator.ask(along)) as visit:
+            here = zo.estimator.tell(along, visit.losses)
+            gradient = here.gradient - there.gradient + full.gradient
+            update = self._update(here.with_gradient(gradient), self._lr, visit)
+        return here, there, update
+
+    def _along(self, number: int) -> tuple[list[Direction], list[Direction]]:
+        """The directions at theta, and at the anchor."""
+        zo, pair = self._zo, self._config.pair
+        if pair == "full-batch":
+            number = self._anchored
+        return zo.directions(number), zo.directions(number, after=1 if pair == "independent" else 0)
+
+    def _as_released(self, number: int, batch: Any, full: Estimate) -> tuple[Estimate, Estimate, Update]:
+        """theta <- theta - lr pg_I(theta) z1;  theta <- theta + lr pg_I(theta) z2, at the new theta;  - lr g."""
+        zo, asks = self._zo, [(self._objective, batch)]
+        first, second = zo.directions(number), zo.directions(number, after=1)
+        state = zo.state
+        with zo.evaluator.probe(asks, zo.estimator.ask(first)) as visit:
+            here = zo.estimator.tell(first, visit.losses)
+            forth = self._update(here, self._lr, visit)
+        try:
+            with zo.evaluator.probe(asks, zo.estimator.ask(second)) as visit:
+                there = zo.estimator.tell(second, visit.losses)
+                back = self._update(there.with_gradient(full.gradient - there.gradient), self._lr, visit)
+        except NonFiniteError:  # an abandoned step takes its first move back, and what the rule remembers of it
+            zo.evaluator.take(Update(-forth.displacement))
+            zo.state = state
+            raise
+        return here, there, Update(forth.displacement + back.displacement)
+
+    def _update(self, estimate: Estimate, lr: float, visit: Probe | None = None) -> Update:
+        """Move theta by what the rule makes of an estimate, on the way home from a visit if there is one."""
+        update, state = self._zo.rule.update(estimate, self._zo.state, lr * self._annealing.factor)
+        (visit.update if visit is not None else self._zo.evaluator.take)(update)
+        self._zo.state = state
+        return update
+
+    def state_dict(self, weights: bool) -> StateDict:
+        """See `Method.state_dict`: g, the anchor, and the annealing."""
+        annealing = StateDict({"factor": self._annealing.factor, "losses": self._annealing.losses})
+        whole = super().state_dict(weights).put("anchor", self._anchor.state_dict()).put("annealing", annealing)
+        if self._full is None:
+            whole.values["g"] = None
+            return whole
+        g = {"loss": self._full.loss, "gradient": of_displacement(self._full.gradient), "step": self._anchored}
+        return whole.put("g", StateDict(g))
+
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """See `Method.load_state_dict`."""
+        super().load_state_dict(remembered)
+        self._anchor.load_state_dict(remembered.part("anchor"))
+        annealing = remembered.part("annealing").values
+        self._annealing.factor, self._annealing.losses = annealing["factor"], list(map(float, annealing["losses"]))
+        if remembered.values["g"] is not None:
+            g = remembered.part("g").values
+            self._full = replace(Estimate.of(to_displacement(g["gradient"])), loss=float(g["loss"]))
+            self._anchored = int(g["step"])
+
+    def steps_within(self, queries: int) -> int:
+        """See `Method.steps_within`."""
+        full, rest = self.queries_per_step, self._config.anchor_interval - 1
+        mini = 0 if self._config.pair == "none" else 2 * self._zo.points * self._config.batch_size
+        rounds, left = divmod(queries, full + rest * mini)
+        if left < full:
+            return rounds * (rest + 1)
+        return rounds * (rest + 1) + 1 + (rest if not mini else min(rest, (left - full) // mini))
+
+    def check_steps(self, steps: int) -> None:
+        """See `Method.check_steps`: annealing compares two epochs."""
+        config, per_epoch = self._config, self._batches.per_epoch
+        minibatches = steps - -(-steps // config.anchor_interval)
+        if config.anneal and minibatches <= 2 * per_epoch:
+            raise ConfigError(
+                f"method.anneal compares the mean losses of two epochs, but {steps} steps make {minibatches} minibatch "
+                f"steps, and an epoch has {per_epoch}",
+                "train longer, or set method.anneal=false",
+            )
+
+
+def _anchor_size(config: SVRGConfig, examples: int, points: int) -> int:
+    """How many examples a full-batch step has.
+
+    Raises:
+        ConfigError: more than there are, or very many that nobody asked for.
+    """
+    size, q = config.anchor_batch_size, config.anchor_interval
+    if size is not None and size > examples:
+        raise ConfigError(
+            f"method.anchor_batch_size is {size}, but there are {examples} training examples",
+            "leave it out, for all of them, or lower it",
+        )
+    if size is None and examples > LARGEST_FULL:
+        often = "every step" if q == 1 else f"every {q} steps"
+        raise ConfigError(
+            f"an anchor over all {examples:,} training examples takes {points * examples:,} queries {often}",
+            f"set method.anchor_batch_size=512, or method.anchor_batch_size={examples} if that is meant",
+        )
+    return size or examples

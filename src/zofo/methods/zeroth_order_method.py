@@ -1,0 +1,125 @@
+"""What methods have in common that make zeroth-order steps only, on all weights or on an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import model_validator
+
+from zofo.adapters import AdapterConfig, Adapters, kind_of
+from zofo.backbone import Backbone
+from zofo.config import named
+from zofo.estimators import Estimate
+from zofo.methods.base import Method, MethodConfig, TrainingContext
+from zofo.methods.zeroth_order_step import RuleConfig, ZerothOrder, ZerothOrderConfig
+from zofo.state_dict import StateDict
+
+
+class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
+    """Configuration of a method that makes zeroth-order steps only."""
+
+    adapter: AdapterConfig | None = None
+    """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
+    evaluator."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_adapter_defaults(cls, given: Any) -> Any:
+        kind = kind_of(given.get("adapter")) if isinstance(given, dict) else None
+        if kind is None:
+            return given
+        filled = dict(given)
+        estimator, evaluator, rule = (named(given.get(part, {})) for part in ("estimator", "evaluator", "rule"))
+        if isinstance(estimator, dict):
+            filled["estimator"] = {"epsilon": kind.zo_epsilon, **estimator}
+        if isinstance(evaluator, dict) and not kind.zo_in_forward:
+            filled["evaluator"] = {"name": "in-place", **evaluator}
+        sgd = isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd"
+        if sgd and not given.get("loss_spread"):
+            filled["rule"] = {"lr": kind.zo_lr, **rule}
+        return filled
+
+
+class ForwardOnly(Method):
+    """A method whose every step moves theta by zeroth-order estimates; with an adapter, theta is its tensors.
+
+    What such methods do alike: they are built, checked, evaluated, replayed and saved. A method adds its step.
+
+    Args:
+        config: its parts and sizes.
+        setting: model, objective and examples.
+    """
+
+    needs_gradient = False
+    backbone: Backbone
+
+    def __init__(self, config: Any, context: TrainingContext) -> None:
+        self._config = config
+        self.model = context.model
+        self._objective = context.objective
+        self._check_objective = context.check_objective or context.objective
+        self._log_ties = context.log_ties
+        self._batches = context.batches(config.batch_size, "train")
+        self._two = context.make(context.examples[:2])
+        self._adapters: Adapters | None = None
+        among = None
+        if config.adapter is not None:
+            self.variants = ("adapter",)
+            self._adapters = config.adapter.build(context.model, self.variants, context.seed)
+            among = self._adapters.parameters(self.variants[0])
+        unused = context.unused_by(self._two)
+        self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, among, unused)
+        self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
+        self.trained_names = tuple(self.backbone.tensors)
+        self.counts = self._zo.evaluator.counts
+        self.queries_per_step = self._zo.points * config.batch_size
+
+    def _coefficients(self, estimate: Estimate, of: str = "") -> dict[str, float]:
+        """The slopes of an estimate as a log has them, and how many directions told nothing where that is likely."""
+        found = estimate.projected_gradients
+        coefficients = {f"projected_gradient{of}_{key.index}": slope for key, slope in found.items()}
+        if self._log_ties:
+            coefficients[f"ties{of}"] = sum(slope == 0 for slope in found.values()) / len(found)
+        return coefficients
+
+    def check(self) -> None:
+        """See `Method.check`."""
+        self._zo.evaluator.check([(self._check_objective, self._two)])
+        if self._check_objective is not self._objective:  # a user's function that fails costs no step
+            with torch.no_grad():
+                self._objective(self.model, self._two)
+
+    def notes(self) -> list[str]:
+        """See `Method.notes`: which tensors stay."""
+        return list(self._zo.notes)
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` is at theta."""
+        self._zo.evaluator.flush()
+        yield
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`; an adapter is named, since its trajectory does not move the base model."""
+        header, adapter = self._zo.replay_header(self._config.replay_header()), self._config.adapter
+        return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
+
+    def state_dict(self, weights: bool) -> StateDict:
+        """See `Method.state_dict`."""
+        return StateDict().put("zo", self._zo.state_dict(weights))
+
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """See `Method.load_state_dict`."""
+        self._zo.load_state_dict(remembered.part("zo"))
+
+    def save(self, folder: Path) -> None:
+        """The adapter as a peft folder `adapter`; else nothing in float32, where the trajectory is the model."""
+        if self._adapters is None:
+            self._zo.save(folder)
+        elif not self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+            self._zo.evaluator.flush()
+            self._adapters.save(self.variants[0], folder / self.variants[0])

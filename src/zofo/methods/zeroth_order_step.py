@@ -1,0 +1,350 @@
+"""The parts of a zeroth-order step, as methods configure and build them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from torch import nn
+
+from zofo.adapters import carries_adapters, kind_of
+from zofo.backbone import Backbone, Update, matching, movable, named_by, selected
+from zofo.config import Config, PartConfig, named
+from zofo.displacement import Key
+from zofo.errors import CheckpointError, ConfigError
+from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
+from zofo.evaluators import EVALUATORS, Counts, Evaluator, LossRequest
+from zofo.models import save_tensors
+from zofo.noise import MASKS, NOISES, Mask, Noise
+from zofo.rules import RULES, Rule, State
+from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
+
+LR_OF_ONE, LR_OF_SEVERAL, LR_OVER_SPREAD = 5e-5, 1e-4, 6e-3
+"""Default learning rates of `sgd`: one direction (or two) a step, several, and for loss-spread steps.
+
+A quarter of the largest stable one of SmolLM2-135M on two tasks; see docs/methods.md, and `zofo tune lr` for a model of
+your own.
+"""
+
+_SHOWN = 3  # names of tensors that stay
+_EACH = 1 << 16  # keys of one step: index = number of the direction * _EACH + number of the group
+
+
+class NoiseConfig(PartConfig):
+    """The distribution of directions."""
+
+    registry = NOISES
+    default = "low-rank"
+
+
+class MaskConfig(PartConfig):
+    """The part of every direction that is kept."""
+
+    registry = MASKS
+    default = "magnitude"
+
+
+class EstimatorConfig(PartConfig):
+    """How losses become a gradient estimate."""
+
+    registry = ESTIMATORS
+    default = "two-sided"
+
+
+class RuleConfig(PartConfig):
+    """How an estimate becomes an update."""
+
+    registry = RULES
+    default = "sgd"
+
+
+class EvaluatorConfig(PartConfig):
+    """How losses at points are found."""
+
+    registry = EVALUATORS
+    default = "in-forward"
+
+
+def _written(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"shared|per-example|per-group\([1-9]\d*\)", value):
+        raise ConfigError(
+            f"method.{info.field_name} is {value!r}, but must be shared, per-example or per-group(n)",
+            f"for groups of 4 examples, quote it: 'method.{info.field_name}=per-group(4)'",
+        )
+    return value
+
+
+DirectionSampler = Annotated[str, BeforeValidator(_written)]
+
+
+def _part(kind: type[PartConfig]) -> Any:
+    return Field(default_factory=lambda: kind.model_validate({}))
+
+
+class ZerothOrderConfig(Config):
+    """The zeroth-order step on the backbone."""
+
+    noise: NoiseConfig = _part(NoiseConfig)
+    """The distribution of directions."""
+    mask: MaskConfig | None = None
+    """The part of every direction that is kept; by default all of it."""
+    estimator: EstimatorConfig = _part(EstimatorConfig)
+    """How losses become a gradient estimate; holds epsilon."""
+    num_directions: int = Field(1, ge=1, lt=_EACH)
+    """Directions a step; their estimates are averaged."""
+    directions: DirectionSampler = "shared"
+    """Who shares a direction: the whole batch (`shared`), nobody (`per-example`), or n examples (`per-group(n)`)."""
+    loss_spread: bool = False
+    """Divide each estimate by the standard deviation of the examples' slopes."""
+    rule: RuleConfig = _part(RuleConfig)
+    """How an estimate becomes an update; holds the learning rate."""
+    evaluator: EvaluatorConfig = _part(EvaluatorConfig)
+    """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
+    select: list[str] | None = Field(None, min_length=1)
+    """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
+    that a forward uses and that require a gradient."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: Any) -> Any:
+        """The evaluator that suits the noise, and the learning rate that suits the directions."""
+        if not isinstance(given, dict):
+            return given
+        noise, evaluator, rule = (named(given.get(part, {})) for part in ("noise", "evaluator", "rule"))
+        filled = dict(given)
+        if isinstance(noise, dict) and isinstance(evaluator, dict) and "name" not in evaluator:
+            low_rank = noise.get("name", NoiseConfig.default) == "low-rank"
+            filled["evaluator"] = {"name": "in-forward" if low_rank else "in-place", **evaluator}
+        if isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd" and "lr" not in rule:
+            several = given.get("num_directions", 1) not in (1, 2) or given.get("directions", "shared") != "shared"
+            lr = LR_OVER_SPREAD if given.get("loss_spread") else LR_OF_SEVERAL if several else LR_OF_ONE
+            filled["rule"] = {"lr": lr / cls.slope_factor(given), **rule}
+        return filled
+
+    @classmethod
+    def slope_factor(cls, given: Mapping[str, Any]) -> float:
+        """How many slopes of one loss add up to the method's, by its options; its default rate is so much lower."""
+        return 1.0
+
+    @model_validator(mode="after")
+    def _mask_fits(self) -> ZerothOrderConfig:
+        if self.mask is not None and self.rule.options.get("weight_decay", 0):
+            raise ConfigError(
+                "method.rule.weight_decay shrinks all weights, those too that method.mask keeps where they are",
+                "set method.rule.weight_decay=0, or method.mask=null",
+            )
+        return self
+
+    def replay_header(self) -> dict[str, Any]:
+        """See `Method.replay_header`."""
+        return self.model_dump(mode="json", include={"noise", "mask", "rule", "estimator", "evaluator", "select"})
+
+
+def adapter_defaults(given: Any, rates: Sequence[str]) -> Any:
+    """Defaults of a method that moves theta beside an adapter that first-order steps train.
+
+    Args:
+        given: the method's configuration, as it is written.
+        rates: the keys of the adapter's learning rates.
+    """
+    kind = kind_of(given.get("adapter", {})) if isinstance(given, dict) else None
+    if kind is None:
+        return given
+    filled = {**dict.fromkeys(rates, kind.lr), **given}
+    evaluator = named(given.get("evaluator", {}))
+    if isinstance(evaluator, dict) and not kind.theta_in_forward:
+        filled["evaluator"] = {"name": "in-place", **evaluator}
+    return filled
+
+
+class ZerothOrder:
+    """Backbone, evaluator, estimator and rule, built to work together.
+
+    Args:
+        config: which parts.
+        model: whose weights move.
+        seed: of the run.
+        batch_size: examples a batch.
+        among: the parameters that may move, such as an adapter's; by default all.
+        unused: the names of those that no forward uses; they stay, unless they are named.
+
+    Attributes:
+        notes: which tensors stay that a user may expect to move.
+    """
+
+    def __init__(
+        self,
+        config: ZerothOrderConfig,
+        model: nn.Module,
+        seed: int,
+        batch_size: int,
+        among: Sequence[nn.Parameter] | None = None,
+        unused: frozenset[str] = frozenset(),
+    ) -> None:
+        noise: Noise = config.noise.build()
+        if among is None and config.select is None and carries_adapters(model):
+            raise ConfigError(
+                "the model carries adapters, so that its parameters have other names and other directions",
+                "load it again for another method, or name what moves with method.select",
+            )
+        names, self.notes = _moving(config, model, among, unused)
+        self._select = config.select if names is None or among is not None else names
+        mask: Mask | None = None if config.mask is None else config.mask.build()
+        self.backbone = Backbone(model, noise, config.select if names is None else names, mask=mask)
+        self.estimator: Estimator = config.estimator.build()
+        self.rule: Rule = config.rule.build()
+        self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
+        self.state: State = self.rule.init()
+        self._seed = seed
+        self._batch_size = batch_size
+        self._num_directions = config.num_directions
+        self._loss_spread = config.loss_spread
+        self._group = _group_size(config.directions)
+        self.refuse_sharing("directions", config.directions, config.evaluator.name)
+        if config.loss_spread and batch_size * config.num_directions < 2:
+            raise ConfigError(
+                "method.loss_spread divides by how much the examples' slopes differ, but a step has only one",
+                "set method.batch_size=2 or more, or method.loss_spread=false",
+            )
+        self.points = len(self.estimator.ask(self.directions(0)))
+
+    def replay_header(self, header: Mapping[str, Any]) -> dict[str, Any]:
+        """What the configuration puts into the header of a trajectory, with the tensors by name where it does not say
+        which they are: a replay runs no forward."""
+        return {**header, "select": self._select}
+
+    def directions(
+        self,
+        step: int,
+        first: int = 0,
+        after: int = 0,
+        examples: int | None = None,
+        sharing: DirectionSampler | None = None,
+    ) -> list[Direction]:
+        """The directions of one step.
+
+        Args:
+            step: its number.
+            first: number of the first example of the batch; for a second batch in the same step, the size of the first.
+            after: how many times the step has drawn directions already, for others than those.
+            examples: in the batch, where it is not of the configured size.
+            sharing: who shares a direction, in place of what is configured.
+
+        Raises:
+            ConfigError: more groups of examples than a step has keys for.
+        """
+        group = self._group if sharing is None else _group_size(sharing)
+        start = after * self._num_directions
+        each = range(start, start + self._num_directions)
+        keys = [Key(self._seed, step, number * (_EACH if group else 1)) for number in each]
+        if not group:
+            return list(keys)
+        groups = [(first + example) // group for example in range(examples or self._batch_size)]
+        if groups[-1] >= _EACH:
+            raise ConfigError(
+                f"{groups[-1] + 1} groups of examples, each with a direction of its own, are more than the {_EACH} a "
+                "step can have",
+                f"let more examples share a direction: 'per-group({-(-len(groups) // _EACH)})'",
+            )
+        return [[key._replace(index=key.index + group) for group in groups] for key in keys]
+
+    def refuse_sharing(self, option: str, directions: DirectionSampler, evaluator: str) -> None:
+        """Raises ConfigError for examples with directions of their own that the evaluator cannot give them."""
+        if _group_size(directions) and not self.evaluator.per_example:
+            raise ConfigError(
+                f"method.{option} is {directions!r}, but the evaluator {evaluator!r} gives all examples of a batch the "
+                "same direction",
+                f"set method.{option}=shared, or method.noise=low-rank and method.evaluator=in-forward",
+            )
+
+    def step(self, number: int, asks: Sequence[LossRequest]) -> tuple[Estimate, Update]:
+        """Ask along the directions of step `number`, estimate, and update the backbone."""
+        directions = self.directions(number)
+        with self.evaluator.probe(asks, self.estimator.ask(directions)) as visit:
+            estimate = self.estimator.tell(directions, visit.losses)
+            update, state = self.rule.update(
+                estimate.normalized_by_std() if self._loss_spread else estimate, self.state
+            )
+            visit.update(update)
+        self.state = state
+        return estimate, update
+
+    def state_dict(self, weights: bool) -> StateDict:
+        """What the rule remembers; with `weights` also theta, and what waits to be written into it."""
+        state = self.state
+        rule = StateDict({"steps": state.steps, "momentum": of_displacement(state.momentum)})
+        for buffer, tensors in state.buffers.items():
+            rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
+        whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
+        whole.put("evaluator", self.evaluator.state_dict())
+        return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
+
+    def load_state_dict(self, remembered: StateDict) -> None:
+        """Take back what `remember` gave."""
+        rule = remembered.part("rule")
+        buffers: dict[str, dict[str, torch.Tensor]] = {}
+        for name, tensor in rule.tensors.items():
+            buffer, of = name.split("/", 1)
+            buffers.setdefault(buffer, {})[of] = tensor.to(self.backbone.device)
+        self.state = State(rule.values["steps"], to_displacement(rule.values["momentum"]), buffers)
+        self.evaluator.counts.include(Counts(**remembered.values["counts"]))
+        self.evaluator.load_state_dict(remembered.part("evaluator"))
+        if "theta" in remembered.values:
+            own, theta = self.backbone.tensors, remembered.part("theta").tensors
+            if own.keys() != theta.keys():
+                raise CheckpointError("the checkpoint holds other tensors than those that move")
+            load_tensors_state(list(own.values()), tensors_to_state([theta[name] for name in own]))
+
+    def save(self, folder: Path) -> None:
+        """For half precision, the moved tensors: their rounding in every step is not in the trajectory."""
+        if self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+            return
+        self.evaluator.flush()
+        if any(dtype.itemsize < 4 for dtype in self.backbone.dtypes):
+            save_tensors(self.backbone.tensors, folder / "weights.safetensors")
+
+
+def _moving(
+    config: ZerothOrderConfig, model: nn.Module, among: Sequence[nn.Parameter] | None, unused: frozenset[str]
+) -> tuple[list[str] | None, list[str]]:
+    """The names of what moves, None for all that the configuration takes to the letter; and a note for what stays."""
+    named = selected(model)
+    option = "method.select"
+    if among is None:
+        moving, frozen = movable(model, config.select, option)
+        chosen, letter = list(moving), list(selected(model, config.select))
+    else:
+        own = {id(parameter) for parameter in among}
+        letter = [name for name, parameter in named.items() if id(parameter) in own]
+        if config.select is not None:
+            letter = matching(letter, config.select, option, "the adapter's", "tensors")
+        chosen, frozen = letter, []
+    asked = named_by(letter, config.select)
+    idle = [name for name in chosen if name in unused and name not in asked]
+    if len(idle) == len(chosen):  # a forward that uses none of them tells nothing
+        idle = []
+    kinds = (("that no forward uses", idle), ("with requires_grad=False", frozen))
+    notes = [_note_of_staying(kind, names, named) for kind, names in kinds if names]
+    left = set(idle)
+    moves = [name for name in chosen if name not in left]
+    return (None if moves == letter and among is None else moves), notes
+
+
+def _note_of_staying(kind: str, names: Sequence[str], named: Mapping[str, nn.Parameter]) -> str:
+    size = sum(named[name].numel() for name in names)
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return (
+        f"{len(names)} tensors {kind} ({size:,} numbers) stay as they are: {shown}; to move them, name them in "
+        "method.select by more than '*'"
+    )
+
+
+def _group_size(directions: str) -> int:
+    """How many examples share a direction; 0 for the whole batch."""
+    if directions == "shared":
+        return 0
+    return 1 if directions == "per-example" else int(directions.removeprefix("per-group(").removesuffix(")"))

@@ -1,0 +1,252 @@
+"""Loading a model and its tokenizer: embedded, from a folder, or from the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from zofo.config import Config
+from zofo.embedded import EMBEDDED_MODELS
+from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, refuse_out_of_memory
+from zofo.models.folder_checks import refuse_adapter, refuse_other_tensors, refuse_unclear_folder
+from zofo.models.heads import Head, complete_head, default_head, head_class, head_options, output_names, pool_last
+from zofo.models.padding_check import refuse_unfit_for_scoring
+from zofo.models.tokenizer_loading import complete_padding, embeddings_of, read_tokenizer
+
+
+class ModelConfig(Config):
+    """Which model, and how it is loaded."""
+
+    name: str = "smollm2-135m"
+    """An embedded model (`zofo list models`), a folder with a transformers model, or a Hub id (`facebook/opt-125m`)."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type of the weights."""
+    revision: str | None = None
+    """Branch, tag or commit, for a Hub id."""
+    device: str | None = None
+    """Where the weights go, such as `cpu`, `cuda` or `mps`; by default the device that accelerate finds."""
+    head: Head | None = None
+    """What the model's outputs are; by default what its checkpoint was made with."""
+    head_seed: int = Field(0, ge=0, lt=1 << 64)
+    """Seed of a head that the checkpoint does not bring."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be asked for losses: in evaluation mode, on its device.
+
+    Args:
+        model: a transformers model with a head.
+        tokenizer: its fast tokenizer, with a padding token.
+        name: as it was asked for.
+        head: what the model's outputs are.
+        outputs: what the checkpoint calls the outputs of its own classification head; empty where it has none.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    head: Head = "causal-lm"
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(next(self.model.parameters()).device)
+
+
+def head_of(config: ModelConfig | str) -> Head:
+    """The head that a model would be loaded with; of the checkpoint, only its config.json is read.
+
+    Args:
+        config: which model, or just its name.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: nothing readable there.
+    """
+    config = ModelConfig(name=config) if isinstance(config, str) else config
+    if config.head is not None:
+        return config.head
+    with quiet_transformers(), _reading(config.name):
+        return default_head(_content(_source(config), config.revision))
+
+
+def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int | None = None) -> LoadedModel:
+    """Load what `config` names, in evaluation mode, on the device accelerate chooses.
+
+    A classification head that the checkpoint does not bring starts from `config.head_seed`: the same bits everywhere.
+    No global generator is read or moved.
+
+    Args:
+        config: which model, or just its name.
+        remote_code: allow the model's repository to run its own code; only ever set by a command-line flag.
+        labels: number of labels of the task, for a classification head; None for those of the checkpoint's own.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: nothing loadable there, the Hub cannot be reached and its cache does not hold it, or a model that
+            cannot do what its head is for; or a checkpoint that holds an adapter, or another model's tensors.
+    """
+    config = ModelConfig(name=config) if isinstance(config, str) else config
+    from accelerate import PartialState  # takes seconds, so mistakes found before a model is loaded do not wait for it
+
+    options = {"revision": config.revision, "trust_remote_code": remote_code}
+    with quiet_transformers(), _reading(config.name):
+        source = _source(config)
+        content = _content(source, config.revision)
+        head = config.head or default_head(content)
+        tokenizer = read_tokenizer(source, config.name, **options)
+        options |= head_options(head, content, config.name, labels)
+        with torch.random.fork_rng(devices=[]):  # transformers draws new heads, which are overwritten below
+            model, found = head_class(head).from_pretrained(
+                source,
+                dtype=getattr(torch, config.dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which are refused below, by name
+                **options,
+            )
+        refuse_other_tensors(model, found, config.name)
+        complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
+        complete_padding(tokenizer, embeddings_of(model), config.name)
+    model.config.use_cache = False
+    if head == "classification":
+        pool_last(model, tokenizer.pad_token_id)
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        model.requires_grad_(False)  # else it says which tensors are to stay, such as a table of positions
+    try:
+        model.eval().to(config.device or PartialState().device)
+    except (RuntimeError, AssertionError) as error:
+        refuse_out_of_memory(error)
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"cannot put the model on {config.device!r}: {reason}", "set model.device=cpu") from error
+    if head == "causal-lm":
+        with quiet_transformers():
+            refuse_unfit_for_scoring(model, tokenizer.pad_token_id, config.name)
+    outputs = output_names(model, content) if head == "classification" else ()
+    return LoadedModel(model, tokenizer, config.name, head, outputs)
+
+
+def load_tokenizer(config: ModelConfig, remote_code: bool = False) -> Any:
+    """The tokenizer of a model that is not loaded; of the model, only the size of the vocabulary is read.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: nothing loadable there.
+    """
+    options = {"revision": config.revision, "trust_remote_code": remote_code}
+    with quiet_transformers(), _reading(config.name):
+        source = _source(config)
+        content = _content(source, config.revision)
+        tokenizer = read_tokenizer(source, config.name, **options)
+        size = content.get("vocab_size") or content.get("text_config", {}).get("vocab_size") or len(tokenizer)
+        complete_padding(tokenizer, size, config.name)
+    return tokenizer
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        RunError: it cannot be read, or holds a number that is not finite.
+    """
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        refuse_out_of_memory(error)
+        raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise RunError(f"{str(path)!r}: {name!r} holds a number that is not finite")
+    return tensors
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as one safetensors file."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def refuse_unknown_model(name: str) -> None:
+    """Find out whether a model's name can stand for one; nothing is fetched, and a Hub id is believed.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: a folder without a model, or one that can be read in two ways.
+    """
+    if name in EMBEDDED_MODELS:
+        return
+    if Path(name).is_dir():
+        refuse_unclear_folder(Path(name), name)
+        if not (Path(name) / "config.json").is_file():
+            raise ModelError(f"the folder {name!r} holds no config.json", "name a folder written by save_pretrained")
+    elif "/" not in name or name.startswith(("/", ".", "~")):
+        raise UnknownNameError(
+            "model",
+            name,
+            EMBEDDED_MODELS,
+            f"embedded models: {', '.join(EMBEDDED_MODELS)}; or a folder, or a Hub id such as facebook/opt-125m",
+        )
+
+
+def _source(config: ModelConfig) -> str:
+    from transformers.utils import cached_file, find_adapter_config_file
+
+    refuse_unknown_model(config.name)
+    if config.name in EMBEDDED_MODELS:
+        return str(EMBEDDED_MODELS[config.name]())
+    found = None if Path(config.name).is_dir() else find_adapter_config_file(config.name, revision=config.revision)
+    if found is not None:
+        own = cached_file(
+            config.name, "config.json", revision=config.revision, _raise_exceptions_for_missing_entries=False
+        )
+        refuse_adapter(Path(found), config.name, alone=own is None)
+    return config.name
+
+
+def _content(source: str, revision: str | None) -> dict[str, Any]:
+    """What config.json holds; no code of the model's runs, and no class of transformers need know it."""
+    import transformers
+
+    content: dict[str, Any] = transformers.PretrainedConfig.get_config_dict(source, revision=revision)[0]
+    return content
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever goes wrong while it is open is said to be wrong with the model."""
+    try:
+        yield
+    except ZofoError:
+        raise
+    except Exception as error:  # a damaged folder fails in as many ways as it has readers
+        refuse_out_of_memory(error)
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load the model {name!r}: {first}",
+            "without a Hub, use model=smollm2-135m or a folder written by save_pretrained",
+        ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no notes of transformers while it is open; the settings are put back."""
+    import transformers
+
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,172 @@
+"""The mask by magnitude: which entries, or rows, are smallest, counted in integers, alike on every device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from zofo.displacement import Key
+from zofo.noise.base import Block
+from zofo.noise.masks import MASKS, Counts, Mask, MaskSelection, Share, refuse_share, unit_count
+
+_AT_ONCE = 1 << 18  # entries looked at together, a multiple of 8: what finding them takes in memory
+_HALVES = 1 << 16
+_FINEST = 20  # bits of a weight, relative to the largest, whose square is summed to a row's norm
+
+
+@MASKS.register("magnitude")
+class Magnitude(Mask):
+    """Keeps a fixed share of every tensor: where the base weights are smallest, or largest.
+
+    Of n entries, max(1, round(share n)) are kept, of equal ones the first (the last, with `keep="largest"`). With
+    low-rank noise it is so many rows of a matrix (output units of a linear layer, tokens of an embedding), by their
+    norm, which is taken in integers of 2**-20 of the largest weight, so that no device ranks two rows otherwise.
+
+    The choice is made once, of the base weights, and held: a bit an entry (1/32 of float32 weights), or a byte a row.
+    A threshold a tensor would be free, but weights cross it while they are trained, so that z(key) would be one
+    direction at theta, another at an anchor, and a third in a replay.
+
+    Args:
+        share: that is kept, 0 < share <= 1.
+        keep: `smallest` or `largest`.
+
+    Raises:
+        ConfigError: a share that is none.
+
+    Source: Sparse MeZO (Liu et al. 2024) keeps the smallest, below a threshold that weights may cross.
+    """
+
+    def __init__(self, share: Share = 0.25, keep: Literal["smallest", "largest"] = "smallest") -> None:
+        refuse_share(share)
+        self.share = share
+        self.keep = keep
+
+    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+        """See `Mask.taken`."""
+        ranked = smallest_rows if by_rows else smallest_entries
+        bits, counts = {}, {}
+        for name, tensor in tensors.items():
+            units = unit_count(tuple(tensor.shape), by_rows)
+            count = min(units, max(1, round(self.share * units)))
+            largest = self.keep == "largest"
+            kept = ranked(tensor.detach(), units - count if largest else count)
+            bits[name] = kept.inverted() if largest else kept
+            counts[name] = count
+        return _Fixed(bits, counts)
+
+
+class _Fixed(MaskSelection):
+    """The same units for every key."""
+
+    def __init__(self, bits: Mapping[str, PackedBits], counts: Counts) -> None:
+        self._bits = bits
+        self._counts = counts
+
+    def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
+        """See `MaskSelection.units`."""
+        return self._bits[name].read(block, device)
+
+    def number(self, key: Key, name: str, count: int) -> float:
+        """See `MaskSelection.number`."""
+        return float(self._counts[name])
+
+    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+        """See `MaskSelection.together`."""
+        row = torch.cat([self._bits[name].read((0, count), device) for name, count in counts.items()])
+        return lambda keys: row.expand(len(keys), -1)
+
+
+class PackedBits:
+    """Yes or no for each of many units, packed eight to a byte.
+
+    Args:
+        packed: uint8, the first unit in the lowest bit of the first byte.
+    """
+
+    def __init__(self, packed: torch.Tensor) -> None:
+        self.packed = packed
+
+    @classmethod
+    def of(cls, units: torch.Tensor) -> PackedBits:
+        """Packs bool [units]."""
+        padded = F.pad(units, (0, -len(units) % 8)).view(-1, 8)
+        places = 1 << torch.arange(8, dtype=torch.uint8, device=units.device)
+        return cls((padded * places).sum(1, dtype=torch.uint8))
+
+    def inverted(self) -> PackedBits:
+        """No where it was yes."""
+        return PackedBits(self.packed ^ 255)
+
+    def read(self, block: Block, device: torch.device) -> torch.Tensor:
+        """Units start <= i < stop: bool, [stop - start]."""
+        first = block[0] // 8
+        some = self.packed[first : -(-block[1] // 8)].to(device)
+        places = torch.arange(8, dtype=torch.uint8, device=device)
+        units = ((some.unsqueeze(1) >> places) & 1).bool().view(-1)
+        return units[block[0] - first * 8 : block[1] - first * 8]
+
+
+def smallest_entries(tensor: torch.Tensor, count: int) -> PackedBits:
+    """The `count` entries of smallest absolute value, in float32; of equal ones the first.
+
+    The bits of a float that is not negative grow with it, so two histograms, of their upper and of their lower 16 bits,
+    give the value of the `count`-th without a sorted copy.
+    """
+    if not count:
+        return PackedBits.of(torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device))
+    upper = sum(torch.bincount(raw >> 16, minlength=_HALVES) for raw in _magnitudes(tensor))
+    high, below = _reaching(upper, count)
+    lower = sum(
+        torch.bincount(raw[raw >> 16 == high] & (_HALVES - 1), minlength=_HALVES) for raw in _magnitudes(tensor)
+    )
+    low, below_low = _reaching(lower, count - below)
+    limit, ties = high << 16 | low, count - below - below_low
+    packed = torch.empty(-(-tensor.numel() // 8), dtype=torch.uint8, device=tensor.device)
+    for raw, found in zip(_magnitudes(tensor), torch.split(packed, _AT_ONCE // 8), strict=True):
+        equal = raw == limit
+        found.copy_(PackedBits.of((raw < limit) | (equal & (equal.cumsum(0) <= ties))).packed)
+        ties -= min(ties, int(equal.sum()))
+    return PackedBits(packed)
+
+
+def _magnitudes(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The bits of the absolute values, some entries at a time: int32."""
+    flat = tensor.reshape(-1)  # a copy only of a tensor that is not contiguous
+    for start in range(0, len(flat), _AT_ONCE):
+        yield flat[start : start + _AT_ONCE].to(torch.float32).abs().view(torch.int32)
+
+
+def _reaching(histogram: torch.Tensor | int, count: int) -> tuple[int, int]:
+    """The bin in which the `count`-th number is, and how many numbers are in those below it."""
+    sums = torch.as_tensor(histogram).cumsum(0).cpu()
+    place = int(torch.searchsorted(sums, count))
+    return place, int(sums[place - 1]) if place else 0
+
+
+def smallest_rows(tensor: torch.Tensor, count: int) -> PackedBits:
+    """The `count` rows of smallest Euclidean norm; of equal ones the first.
+
+    Weights are rounded to a 2**-20 of the largest one, so that squares and sums are exact in 64-bit integers.
+    """
+    rows = tensor.shape[0] if tensor.dim() else 1
+    norms = torch.zeros(rows, dtype=torch.int64)
+    if tensor.numel():
+        parts = torch.split(tensor.reshape(rows, -1), max(1, _AT_ONCE * rows // tensor.numel()))
+        largest = max(float(part.abs().amax()) for part in parts)
+        fine = min(_FINEST, (62 - (tensor.numel() // rows).bit_length()) // 2)
+        scale = 2.0 ** (fine - max(-100, math.frexp(largest)[1]))
+        for part, found in zip(parts, torch.split(norms, len(parts[0])), strict=True):
+            found.copy_(_squared_norms(part, scale))
+    chosen = torch.zeros(rows, dtype=torch.bool)
+    chosen[norms.argsort(stable=True)[:count]] = True
+    return PackedBits.of(chosen.to(tensor.device))
+
+
+def _squared_norms(rows: torch.Tensor, scale: float) -> torch.Tensor:
+    """Of the rows times `scale`, rounded to integers: int64."""
+    exact = rows.to(torch.promote_types(rows.dtype, torch.float32)) * scale
+    return exact.round_().to(torch.int64).square_().sum(1)

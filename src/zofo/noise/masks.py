@@ -1,0 +1,383 @@
+"""Masked noise: z' = mask * z for any noise, where a mask is a pure function of (key, tensor name, position).
+
+A mask keeps or drops *units*: entries of a tensor, or its rows where the noise is low-rank, since a matrix with some of
+its entries dropped has full rank, and one with some of its rows dropped is still left @ right.T.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.noise.base import Block, Noise, Shape
+from zofo.noise.counter_rng import permutation, places, words, words_at
+from zofo.noise.low_rank import FactorBatch, FactorLayout, LowRank
+from zofo.registry import Registry
+
+_LAYOUTS = 4  # kept at a time: a backbone asks for one, and for two more where theta decays
+
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Counts = Mapping[str, int]
+"""How many units each tensor has, by its name."""
+
+
+class MaskSelection(ABC):
+    """What a mask keeps of the tensors that it was taken of."""
+
+    def moves(self, key: Key, name: str) -> bool:
+        """Whether z(key) may be other than zero anywhere in a tensor; the same for all keys of a step."""
+        return True
+
+    @abstractmethod
+    def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
+        """Which of the units start <= i < stop of a tensor z(key) keeps: bool, [stop - start]."""
+
+    @abstractmethod
+    def number(self, key: Key, name: str, count: int) -> float:
+        """How many of a tensor's `count` units z(key) keeps; their mean for units that are drawn for each key."""
+
+    @abstractmethod
+    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+        """The same for all units of several tensors at once, for many keys.
+
+        Args:
+            counts: of the tensors.
+            device: of what is returned.
+
+        Returns:
+            A function of keys: bool, [keys, units], the tensors one after another.
+        """
+
+
+class Mask(ABC):
+    """A rule by which a part of every direction is kept: z' = mask * z, whose covariance is diag(mask).
+
+    What is kept is not scaled up, so an estimate of the gradient along z' is unbiased for mask * gradient.
+    """
+
+    @abstractmethod
+    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+        """Decide on the tensors as they are now, which are the base weights, so that a replay decides the same.
+
+        Args:
+            tensors: all that move, by name, in the model's order.
+            by_rows: whether a unit is a row (low-rank noise), or an entry.
+
+        Raises:
+            ConfigError: a mask that these tensors cannot have.
+        """
+
+
+MASKS: Registry[type[Mask]] = Registry("mask")
+
+
+def unit_count(shape: Shape, by_rows: bool) -> int:
+    """Rows of a tensor, or entries: of one with less than two axes they are the same."""
+    return math.prod(shape[:1] if by_rows else shape)
+
+
+class Masked(Noise):
+    """z' = mask * z: entries that the mask does not keep are 0, so that the covariance is diag(mask), not identity.
+
+    Args:
+        of: the noise.
+        kept: what the mask keeps.
+    """
+
+    def __init__(self, of: Noise, kept: MaskSelection) -> None:
+        self.of = of
+        self.kept = kept
+        self.keys_at_once = of.keys_at_once
+
+    def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
+        """See `Noise.draw`; the bits of what is kept are those of the noise."""
+        return _drawn(self.of, self.kept, 1, key, name, shape, block, device)
+
+    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
+        """See `Noise.squared_length`: its mean, the number of entries that are kept."""
+        return math.fsum(self.kept.number(key, name, math.prod(shape)) for name, shape in shapes.items())
+
+
+class MaskedLowRank(Noise):
+    """z' = (mask * left) @ right.T / sqrt(rank): whole rows are kept or 0, so that z' is low-rank and exact everywhere.
+
+    Args:
+        of: the low-rank noise.
+        kept: which rows the mask keeps; of a tensor with less than two axes, which entries.
+    """
+
+    keys_at_once = LowRank.keys_at_once
+
+    def __init__(self, of: LowRank, kept: MaskSelection) -> None:
+        self.of = of
+        self.kept = kept
+        self.rank, self.scale = of.rank, of.scale
+        self._layouts: dict[object, FactorLayout] = {}
+
+    def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
+        """See `Noise.draw`; the bits of what is kept are those of the noise."""
+        return _drawn(self.of, self.kept, math.prod(shape[1:]), key, name, shape, block, device)
+
+    def factors(
+        self, key: Key, name: str, shape: Shape, device: torch.device | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `LowRank.factors`; rows of left that the mask does not keep are 0."""
+        left, right = self.of.factors(key, name, shape, device)
+        return left.masked_fill_(~self.kept.units(key, name, (0, len(left)), left.device).unsqueeze(1), 0.0), right
+
+    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
+        """See `LowRank.squared_length`."""
+        return self.layout(shapes, device).squared_length(key)
+
+    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> FactorBatch:
+        """See `LowRank.directions`."""
+        return FactorBatch(self.layout(shapes, device), tuple(keys))
+
+    def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
+        """See `LowRank.layout`."""
+        wanted = tuple(shapes.items()), device
+        if wanted not in self._layouts:
+            kept = self._layouts if len(self._layouts) < _LAYOUTS else {}
+            self._layouts = {**kept, wanted: MaskedLayout(self.of, self.kept, shapes, device)}
+        return self._layouts[wanted]
+
+
+class MaskedLayout(FactorLayout):
+    """A layout that draws 0 for the rows of left, and the entries of vectors, that a mask does not keep.
+
+    Args:
+        noise: whose factors.
+        kept: what the mask keeps.
+        shapes: of the tensors, by name.
+        device: where they are drawn.
+    """
+
+    def __init__(self, noise: LowRank, kept: MaskSelection, shapes: Mapping[str, Shape], device: torch.device) -> None:
+        super().__init__(noise, shapes, device)
+        counts = {name: unit_count(shape, by_rows=True) for name, shape in shapes.items()}
+        self._kept = kept.together(counts, device)
+        every = sum(counts.values())  # the unit after the last one, which is always kept, is that of all other numbers
+        unit, start = torch.full((1, self.size), every), 0
+        for name, count in counts.items():
+            rows = torch.arange(start, start + count)
+            if len(shapes[name]) > 1:
+                self.matrix(unit, name)[0][0] = rows.unsqueeze(1)
+            else:
+                self.vector(unit, name)[0] = rows
+            start += count
+        self._unit = unit[0].to(device)
+
+    def draw(self, keys: Sequence[Key]) -> torch.Tensor:
+        """See `FactorLayout.draw`; the same bits as `MaskedLowRank.factors`."""
+        numbers = super().draw(keys)
+        if keys:
+            numbers.masked_fill_(~F.pad(self._kept(keys), (0, 1), value=True)[:, self._unit], 0.0)
+        return numbers
+
+
+def masked(noise: Noise, mask: Mask, tensors: Mapping[str, torch.Tensor]) -> Masked | MaskedLowRank:
+    """A noise of which a mask keeps a part, decided on the base weights.
+
+    Args:
+        noise: any.
+        mask: what is kept: rows of a low-rank noise, entries of any other.
+        tensors: all that move, by name, as they are before anything has moved them.
+
+    Raises:
+        ConfigError: as `Mask.taken`.
+    """
+    if isinstance(noise, LowRank):
+        return MaskedLowRank(noise, mask.taken(tensors, by_rows=True))
+    return Masked(noise, mask.taken(tensors, by_rows=False))
+
+
+def _drawn(
+    noise: Noise,
+    kept: MaskSelection,
+    columns: int,
+    key: Key,
+    name: str,
+    shape: Shape,
+    block: Block,
+    device: torch.device,
+) -> torch.Tensor:
+    """Positions `block` of z' where a unit is `columns` entries."""
+    if not kept.moves(key, name):
+        return torch.zeros(block[1] - block[0], device=device)
+    z = noise.draw(key, name, shape, block, device)
+    first = block[0] // columns
+    units = kept.units(key, name, (first, -(-block[1] // columns)), device)
+    if columns > 1:
+        units = units.repeat_interleave(columns)[block[0] - first * columns : block[1] - first * columns]
+    return z.masked_fill_(~units, 0.0)
+
+
+def refuse_share(share: float) -> None:
+    """Raises ConfigError for what is no share."""
+    if not 0 < share <= 1:
+        raise ConfigError(
+            f"method.mask.share is {share}, but a share that is kept is above 0 and at most 1",
+            "set method.mask.share=0.25",
+        )
+
+
+@MASKS.register("random")
+class RandomMask(Mask):
+    """Keeps each entry (with low-rank noise: each row) with probability `share`, for each direction anew.
+
+    32 random bits a unit are compared as integers with share * 2**32, so the probability is `share` to 2**-32, units
+    are independent, and any block can be drawn alone. How many of n are kept is binomial.
+
+    Args:
+        share: that is kept on average, 0 < share <= 1.
+        every: steps that have the same mask, counted from step 0; None gives each direction a mask of its own.
+
+    Raises:
+        ConfigError: a share that is none, or no step.
+
+    Source: the random masks of ZO-Bench (Zhang et al. 2024), whose code keeps other shares than it is asked for.
+    """
+
+    def __init__(self, share: Share = 0.25, every: Count | None = None) -> None:
+        refuse_share(share)
+        if every is not None and every < 1:
+            raise ConfigError(f"method.mask.every is {every}, but must be 1 or more", "set method.mask.every=1")
+        self.share = share
+        self.every = every
+
+    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+        """See `Mask.taken`."""
+        return _Drawn(self.share, self.every)
+
+
+class _Drawn(MaskSelection):
+    """Units drawn from the stream of (key, name + "/mask"), two to a word."""
+
+    def __init__(self, share: float, every: int | None) -> None:
+        self._limit = max(1, round(share * 2**32)) - 1 - 2**31  # of a signed number of 32 bits, itself kept
+        self._every = every
+
+    def _key(self, key: Key) -> Key:
+        return key if self._every is None else Key(key.seed, key.step // self._every, 0)
+
+    def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
+        """See `MaskSelection.units`."""
+        first = block[0] // 2
+        drawn = words(self._key(key), name + "/mask", first, -(-block[1] // 2), device).view(torch.int32)
+        return drawn[block[0] - first * 2 : block[1] - first * 2] <= self._limit
+
+    def number(self, key: Key, name: str, count: int) -> float:
+        """See `MaskSelection.number`: their mean, by a share of about 1 / sqrt(count) from what it is."""
+        return count * (self._limit + 1 + 2**31) / 2**32
+
+    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+        """See `MaskSelection.together`."""
+        where = places([(name + "/mask", -(-count // 2)) for name, count in counts.items()], device)
+        starts = itertools.accumulate((-(-count // 2) * 2 for count in counts.values()), initial=0)
+        used = torch.cat([torch.arange(s, s + count) for s, count in zip(starts, counts.values(), strict=False)])
+        used = used.to(device)
+
+        def kept(keys: Sequence[Key]) -> torch.Tensor:
+            drawn = words_at([self._key(key) for key in keys], where).view(torch.int32)
+            return drawn[:, used] <= self._limit
+
+        return kept
+
+
+@MASKS.register("rotation")
+class BlockRotation(Mask):
+    """Moves one block of the tensors in each step: `blocks` contiguous ones of about equal size take turns.
+
+    The block is a function of the seed and the step of a key alone, so all directions of a step share it, and the
+    directions of an anchor keep theirs. Tensors of the other blocks are neither drawn for nor written, and a forward
+    pass runs them as they are.
+
+    With `order="shuffled"`, each round of `blocks` steps visits every block once, in an order of its own. With `cyclic`
+    it is block step mod `blocks`: then whatever recurs in steps meets the same blocks again. SVRG's full-batch steps,
+    every q-th, would see only some of the blocks where q and `blocks` have a common factor.
+
+    Args:
+        blocks: how many, at most one for each tensor.
+        order: `shuffled` or `cyclic`.
+
+    Raises:
+        ConfigError: no block; or, when it is taken, more blocks than tensors.
+    """
+
+    def __init__(self, blocks: Count = 4, order: Literal["shuffled", "cyclic"] = "shuffled") -> None:
+        if blocks < 1:
+            raise ConfigError(f"method.mask.blocks is {blocks}, but must be 1 or more", "set method.mask.blocks=4")
+        self.blocks = blocks
+        self.order = order
+
+    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+        """See `Mask.taken`."""
+        if self.blocks > len(tensors):
+            raise ConfigError(
+                f"method.mask.blocks is {self.blocks}, but only {len(tensors)} tensors move",
+                f"set method.mask.blocks={len(tensors)} or less",
+            )
+        numbers = _even_blocks([tensor.numel() for tensor in tensors.values()], self.blocks)
+        return _Turns(dict(zip(tensors, numbers, strict=True)), self.blocks, self.order == "shuffled")
+
+
+class _Turns(MaskSelection):
+    """The tensors of one block, whole."""
+
+    def __init__(self, block_of: Mapping[str, int], blocks: int, shuffled: bool) -> None:
+        self._block_of = block_of
+        self._blocks = blocks
+        self._shuffled = shuffled
+
+    def _turn(self, key: Key) -> int:
+        """The block of a key's step."""
+        turn, place = divmod(key.step, self._blocks)
+        return _order(key.seed, turn, self._blocks)[place] if self._shuffled else place
+
+    def moves(self, key: Key, name: str) -> bool:
+        """See `MaskSelection.moves`."""
+        return self._block_of[name] == self._turn(key)
+
+    def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
+        """See `MaskSelection.units`."""
+        return torch.full((block[1] - block[0],), self.moves(key, name), device=device)
+
+    def number(self, key: Key, name: str, count: int) -> float:
+        """See `MaskSelection.number`."""
+        return float(count * self.moves(key, name))
+
+    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+        """See `MaskSelection.together`."""
+        numbers = torch.tensor([self._block_of[name] for name in counts])
+        blocks = numbers.repeat_interleave(torch.tensor([*counts.values()])).to(device)
+        return lambda keys: blocks == torch.tensor([[self._turn(key)] for key in keys], device=device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _order(seed: int, turn: int, blocks: int) -> list[int]:
+    return permutation(Key(seed, turn), "mask/rotation", blocks)
+
+
+def _even_blocks(sizes: Sequence[int], blocks: int) -> list[int]:
+    """The block of each tensor: contiguous, none empty, each filled to about an equal part of what is left."""
+    numbers: list[int] = []
+    for block in range(blocks):
+        after = blocks - block - 1  # blocks, which need a tensor each
+        target, held = sum(sizes[len(numbers) :]) / (after + 1), 0.0
+        for size in sizes[len(numbers) : len(sizes) - after]:
+            if after and held and held + size / 2 > target:
+                break
+            held += size or 1e-9  # an empty tensor fills a place, too
+            numbers.append(block)
+    return numbers

@@ -1,0 +1,155 @@
+"""Objectives by name: what a run minimises, and which examples and models it suits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.errors import ConfigError
+from zofo.objectives.generation import Generation, generate
+from zofo.objectives.losses import classification_loss, token_loss
+from zofo.objectives.scoring import scores
+from zofo.registry import Registry
+from zofo.tasks import Example, Task, TokenizedChoices
+from zofo.tasks.metrics import Answer, token_f1
+
+Reward = Callable[[Example, Answer], float]
+"""A user's own objective: (example, prediction) -> a number, higher is better.
+
+The prediction is the index of a candidate, or the text of a generation.
+"""
+
+
+@dataclass(frozen=True)
+class TrainingObjective:
+    """What is minimised: one float32 number for each example.
+
+    Args:
+        name: of the objective.
+        losses: (model, batch) -> float32, shape [E].
+        prepare: what it needs of an example in tokens.
+        differentiable: whether it has a gradient for first-order steps.
+        check_losses: a loss of the same batch by which a model is checked before the first step; None for `losses`.
+            An objective without a gradient names one: a check would not see a small difference in a reward, and must
+            not ask a user's function.
+    """
+
+    name: str
+    losses: Callable[[nn.Module, Any], torch.Tensor]
+    prepare: Callable[[Any], Any] = lambda example: example
+    differentiable: bool = True
+    check_losses: Callable[[nn.Module, Any], torch.Tensor] | None = None
+
+
+Maker = Callable[[Task, Generation], TrainingObjective]
+OBJECTIVES: Registry[Maker] = Registry("objective")
+
+
+def default_objective(task: Task) -> str:
+    """What a task is trained with unless told otherwise, as in MeZO: see `docs/tasks.md`."""
+    return "classification" if task.kind == "classification" else "answer"
+
+
+def build_objective(name: str, task: Task, how: Generation, causal: bool) -> TrainingObjective:
+    """The objective of that name for a task.
+
+    Args:
+        name: of `zofo list objectives`.
+        task: whose kind it must suit.
+        how: texts are generated, where the objective needs them.
+        causal: whether the model is a causal language model.
+
+    Raises:
+        ConfigError: the objective has no meaning for the task or the model.
+    """
+    made = OBJECTIVES[name](task, how)
+    if not causal and name in ("answer", "text"):
+        raise ConfigError(
+            f"training.objective is {name!r}, which is the loss of a causal language model",
+            "set training.objective=classification, or choose a causal language model",
+        )
+    return made
+
+
+def reward_objective(reward: Reward, task: Task, how: Generation, name: str = "reward") -> TrainingObjective:
+    """Minus a reward of what the model predicts; it has no gradient, and one forward pass decides it.
+
+    Args:
+        reward: of an example and a prediction.
+        task: whose kind says what a prediction is.
+        how: texts are generated.
+        name: of the objective.
+    """
+
+    def losses(model: nn.Module, batch: Any) -> torch.Tensor:
+        found = [
+            -_number(reward(one.example, answer), one.example)
+            for one, answer in zip(batch.members, _asked(model, batch), strict=True)
+        ]
+        return torch.tensor(found, dtype=torch.float32, device=batch.gold.device)
+
+    def _asked(model: nn.Module, batch: Any) -> Sequence[Answer]:
+        if task.kind == "generation":
+            return generate(model, batch.members, how)
+        answers: list[Answer] = scores(model, batch).argmax(dim=1).tolist()
+        return answers
+
+    check_losses = token_loss if task.kind == "generation" else classification_loss
+    return TrainingObjective(name, losses, differentiable=False, check_losses=check_losses)
+
+
+def _number(given: Any, example: Example) -> float:
+    if isinstance(given, bool | int | float) and math.isfinite(given):
+        return float(given)
+    raise ConfigError(
+        f"{example.where or repr(example.prompt[:40])}: the reward is {given!r}, not a finite number",
+        "return a number for every example and prediction",
+    )
+
+
+@OBJECTIVES.register("classification")
+def _classification(task: Task, how: Generation) -> TrainingObjective:
+    """Cross-entropy of the right candidate among an example's candidates."""
+    if task.kind == "generation":
+        raise _unfit("classification", task, "answer")
+    return TrainingObjective("classification", classification_loss)
+
+
+@OBJECTIVES.register("answer")
+def _answer(task: Task, how: Generation) -> TrainingObjective:
+    """Mean negative log-likelihood of the tokens of the right candidate or answer."""
+    return TrainingObjective("answer", token_loss, TokenizedChoices.gold_only)
+
+
+@OBJECTIVES.register("text")
+def _text(task: Task, how: Generation) -> TrainingObjective:
+    """Mean negative log-likelihood of all tokens of prompt and right candidate: the full language-model loss."""
+    return TrainingObjective("text", token_loss, TokenizedChoices.whole)
+
+
+@OBJECTIVES.register("accuracy")
+def _accuracy(task: Task, how: Generation) -> TrainingObjective:
+    """Minus 1 for a right prediction, 0 for a wrong one; no gradient, for zeroth-order methods."""
+    if task.kind == "generation":
+        raise _unfit("accuracy", task, "f1")
+    return reward_objective(lambda example, answer: float(answer in example.golds), task, how, "accuracy")
+
+
+@OBJECTIVES.register("f1")
+def _f1(task: Task, how: Generation) -> TrainingObjective:
+    """Minus the token F1 of the generated answer; no gradient, for zeroth-order methods."""
+    if task.kind != "generation":
+        raise _unfit("f1", task, "accuracy")
+    return reward_objective(lambda example, text: token_f1(str(text), example.answers), task, how, "f1")
+
+
+def _unfit(name: str, task: Task, better: str) -> ConfigError:
+    return ConfigError(
+        f"training.objective is {name!r}, which has no meaning for the {task.kind} task {task.name!r}",
+        f"set training.objective={better}",
+    )

@@ -1,0 +1,153 @@
+"""The results of a study as tidy tables, and numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zofo.errors import RunError
+from zofo.studies.config import StudyConfig
+from zofo.studies.result import Outcome
+from zofo.studies.selection import Outcomes, Selection
+from zofo.studies.trial import Cell, Run
+
+if TYPE_CHECKING:
+    import pandas
+
+_COUNTS = ("forwards", "backwards", "queries")
+
+
+def result_frame(
+    config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, choices: Mapping[tuple[str, Cell], Selection]
+) -> pandas.DataFrame:
+    """A row for each run that is done, trials among them; and below a final run one for each further model that it
+    leaves, with its scores, whose method is called as in `row_name`.
+
+    Columns: `method, model, task`, the axes, `seed, trial` (whether it is one), `setting` (of the trial, or chosen),
+    `chosen` (whether that setting was), `metric`, `score` and `majority` on the split that is compared, loss and score
+    on validation and test, `steps, forwards, backwards, queries, seconds` of training, the same of evaluation,
+    `failed` (the message) and `run` (the folder).
+    """
+    import pandas
+
+    rows = []
+    for run in runs:
+        if run.digest not in outcomes:
+            continue
+        outcome, choice = outcomes[run.digest], choices.get((config.searched(run.method), run.cell))
+        number = run.trial if run.trial is not None or choice is None else choice.chosen
+        setting = config.settings(run.method)[number] if choice and number is not None else ""
+        row = {**_place(config, run), "setting": setting}
+        row["chosen"] = choice is None or number == choice.chosen
+        rows.append({**row, **_numbers(config, outcome), "run": outcome.folder})
+        for variant, scores in outcome.variants.items() if run.trial is None else ():
+            other = _numbers(config, replace(outcome, scores=scores))
+            rows.append({**row, "method": row_name(run.method, variant), **other, "run": outcome.folder})
+    return pandas.DataFrame(rows)
+
+
+def curve_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes) -> pandas.DataFrame:
+    """A row for each evaluation along a run.
+
+    Columns: `method, model, task`, the axes, `seed, trial`, then `steps, queries, split, loss, score`.
+    """
+    import pandas
+
+    columns = ("steps", "queries", "split", "loss", "score")
+    found = [(run, outcomes[run.digest]) for run in runs if run.digest in outcomes]
+    rows = [
+        {**_place(config, run), **{name: point[name] for name in columns}}
+        for run, outcome in found
+        for point in outcome.curve
+    ]
+    return pandas.DataFrame(rows, columns=[*_place_columns(config), *columns])
+
+
+def write_frames(results: pandas.DataFrame, curves: pandas.DataFrame, folder: Path) -> None:
+    """Write `results.csv`, `results.parquet` and `curves.csv`.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    try:
+        results.to_csv(folder / "results.csv", index=False)
+        results.to_parquet(folder / "results.parquet", index=False)
+        curves.to_csv(folder / "curves.csv", index=False)
+    except OSError as error:
+        raise RunError(f"cannot write the results into {str(folder)!r}: {error.strerror or error}") from error
+
+
+def _place_columns(config: StudyConfig) -> list[str]:
+    return ["method", "model", "task", *config.axes, "seed", "trial"]
+
+
+def _place(config: StudyConfig, run: Run) -> dict[str, Any]:
+    values = [run.method, run.cell.model, run.cell.task, *run.cell.axes, run.seed, run.trial is not None]
+    return dict(zip(_place_columns(config), values, strict=True))
+
+
+def _numbers(config: StudyConfig, outcome: Outcome) -> dict[str, Any]:
+    nothing = float("nan")
+    compared = outcome.scores.get(config.measure, {})
+    row: dict[str, Any] = {"metric": outcome.metric, "score": compared.get("score", nothing)}
+    row["majority"] = compared.get("majority", nothing)
+    for split in ("validation", "test"):
+        scores = outcome.scores.get(split, {})
+        row |= {f"{split}_loss": scores.get("loss", nothing), f"{split}_score": scores.get("score", nothing)}
+    row |= {"steps": outcome.steps, **{name: outcome.counts.get(name, 0) for name in _COUNTS}}
+    row["seconds"] = outcome.seconds
+    for name in (*_COUNTS, "seconds"):
+        row[f"evaluation_{name}"] = outcome.evaluation.get(name, nothing)
+    return {**row, "failed": outcome.failed["message"] if outcome.failed else ""}
+
+
+def row_name(method: str, variant: str | None = None) -> str:
+    """What the tables call a method, or a further model that its runs leave: `bilevel, lower adapter`."""
+    return method if variant is None else f"{method}, {variant.replace('_', ' ')}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a score is a share, which people read in percent; a loss is not."""
+    return metric != "loss"
+
+
+def as_score(value: float, metric: str) -> str:
+    """A score as people read it: a share in percent with one decimal, a loss with four significant digits."""
+    return f"{100 * value:.1f}" if is_share(metric) else f"{value:.4g}"
+
+
+def as_p(value: float | None) -> str:
+    """A probability: three decimals, and no more than it can say."""
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def as_time(seconds: float) -> str:
+    """A stretch of time in the unit that suits it."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A table in Markdown, its columns aligned.
+
+    Args:
+        header: of the columns.
+        rows: of the table.
+        texts: how many columns, from the first, hold texts; the others hold numbers, which stand to the right.
+    """
+    cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        placed = enumerate(zip(row, widths, strict=True))
+        return f"| {' | '.join(text.ljust(w) if i < texts else text.rjust(w) for i, (text, w) in placed)} |"
+
+    rule = "|".join("-" * (w + 2) if i < texts else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    return "\n".join([line(cells[0]), f"|{rule}|", *map(line, cells[1:])])

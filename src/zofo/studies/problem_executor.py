@@ -1,0 +1,172 @@
+"""Runs of methods on toy problems."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
+
+from zofo.config import Config, named, parse_model
+from zofo.errors import ConfigError, NonFiniteError, ZofoError
+from zofo.evaluators import Counts, counting_forwards
+from zofo.methods import METHODS, Method, MethodConfig
+from zofo.studies.executor import ConfigFault, CostEstimate, Executor, Loading, queries_of, steps_of
+from zofo.studies.problems import Problem, ProblemConfig
+from zofo.studies.result import Outcome
+from zofo.studies.task_executor import seconds_per_query
+from zofo.training import TrainingConfig
+from zofo.training.config import method_config
+from zofo.training.identity import Identity
+
+_USED = {"seed", "steps", "queries", "evaluations", "eval_every", "test"}
+_CURVE = ("train", "validation")  # the data are small, and a paper's curves are of the training loss
+
+
+class ProblemRun(Config):
+    """Everything that a run on a toy problem depends on."""
+
+    problem: Annotated[ProblemConfig, BeforeValidator(named)]
+    """Which problem, with its options."""
+    method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(partial(method_config, default="mezo"))]
+    """Which method, with its parts."""
+    training: TrainingConfig = TrainingConfig()
+    """How long, and with which seed."""
+
+    @model_validator(mode="after")
+    def _means_something(self) -> ProblemRun:
+        for key in sorted(self.training.model_fields_set - _USED):
+            if getattr(self.training, key) != TrainingConfig.model_fields[key].default:
+                raise ConfigError(f"training.{key} has no meaning for a problem", f"leave it out: {self.problem.name}")
+        return self
+
+
+class ProblemRuns(Executor):
+    """A run is made in memory; its folder holds the outcome alone."""
+
+    def config(self, tree: Mapping[str, Any]) -> ProblemRun:
+        """See `Executor.config`."""
+        return parse_model(ProblemRun, dict(tree))
+
+    def label(self, config: ProblemRun, column: str) -> str:
+        """See `Executor.label`."""
+        return config.problem.name if column == "task" else ""
+
+    def faults(self, config: ProblemRun) -> Iterator[ConfigFault]:
+        """See `Executor.faults`: the problem and the method can be built, and the budget pays for a step."""
+        try:
+            steps_of(_built(config, self._problem(config)), config)
+        except ZofoError as error:
+            yield ConfigFault("", error)
+
+    def execute(self, config: ProblemRun, folder: Path, remote_code: bool) -> Outcome:
+        """See `Executor.execute`."""
+        problem = self._problem(config)
+        method = _built(config, problem)
+        steps = steps_of(method, config)
+        method.check()
+        scoring = _Scoring(problem, method, folder)
+        due = config.training.evaluated_after(steps)
+        seconds = 0.0
+        scoring.look(0, _CURVE)
+        for number in range(steps):
+            start = time.perf_counter()
+            method.step(number)
+            seconds += time.perf_counter() - start
+            if number + 1 in due:
+                scoring.look(number + 1, _CURVE)
+        splits = ("validation", "test") if config.training.test else ("validation",)
+        return Outcome(
+            metric=problem.metric,
+            higher_is_better=problem.higher_is_better,
+            scores={split: _with_majority(problem, split, scoring.score(split, steps)) for split in splits},
+            steps=steps,
+            counts=method.counts.as_dict(),
+            evaluation={"forwards": scoring.counts.forwards, "seconds": round(scoring.seconds, 3)},
+            seconds=round(seconds, 3),
+            curve=scoring.curve,
+        )
+
+    def identity(self, config: ProblemRun, remote_code: bool, test: bool, load: Loading) -> Identity:
+        """See `Executor.identity`: a problem is made of its configuration alone."""
+        return Identity()
+
+    def curve(self, folder: Path) -> list[dict[str, Any]]:
+        """See `Executor.curve`."""
+        path = folder / _POINTS
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    def costs(self, configs: Sequence[ProblemRun], remote_code: bool) -> list[CostEstimate]:
+        """See `Executor.costs`."""
+        problem = self._problem(configs[0])
+        method = _built(configs[0], problem)
+        steps = [steps_of(method, config) for config in configs]
+        start = time.perf_counter()
+        for split in _CURVE:
+            problem.evaluate(method.model, split)
+        look = time.perf_counter() - start
+        query = seconds_per_query(method) if method.fixed_steps is None else 0.0
+        found = []
+        for config, number in zip(configs, steps, strict=True):
+            queries, looks = queries_of(method, number), 1 + len(config.training.evaluated_after(number))
+            found.append(CostEstimate(queries, queries * query + looks * look))
+        return found
+
+    def _problem(self, config: ProblemRun) -> Problem:
+        return _problem(json.dumps(config.problem.model_dump(mode="json"), sort_keys=True))
+
+
+@lru_cache(maxsize=4)
+def _problem(written: str) -> Problem:
+    """The same problem once for many runs: its data do not change."""
+    built: Problem = ProblemConfig.model_validate(json.loads(written)).build()
+    return built
+
+
+def _built(config: ProblemRun, problem: Problem) -> Method:
+    return METHODS[config.method.name](config.method, problem.setting(config.training.seed))
+
+
+def _with_majority(problem: Problem, split: str, scores: dict[str, float]) -> dict[str, float]:
+    """The problem knows the majority of its test split only."""
+    return {**scores, "majority": problem.majority} if problem.majority is not None and split == "test" else scores
+
+
+_POINTS = "curve.jsonl"
+
+
+class _Scoring:
+    """Scores a method as it stands, and writes each point down, so that a run that fails has a curve too."""
+
+    def __init__(self, problem: Problem, method: Method, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._problem, self._method, self._path = problem, method, folder / _POINTS
+        self.counts, self.seconds = Counts(), 0.0
+        self.curve: list[dict[str, Any]] = []
+
+    def score(self, split: str, steps: int) -> dict[str, float]:
+        """Loss and score of a split.
+
+        Raises:
+            NonFiniteError: either is not finite.
+        """
+        start = time.perf_counter()
+        with self._method.using(self._method.variants[0]), counting_forwards(self._method.model, self.counts):
+            found = self._problem.evaluate(self._method.model, split)
+        self.seconds += time.perf_counter() - start
+        if not all(math.isfinite(value) for value in found.values()):
+            raise NonFiniteError(f"loss on {split} after {steps} steps", consequence="the run ends there")
+        return {"score": found[self._problem.metric], "loss": found["loss"]}
+
+    def look(self, steps: int, splits: tuple[str, ...]) -> None:
+        """Add a point for each split to the curve."""
+        for split in splits:
+            counted = {"steps": steps, "queries": self._method.counts.queries, "split": split}
+            self.curve.append({**counted, **self.score(split, steps)})
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.curve[-1]) + "\n")

@@ -1,0 +1,145 @@
+"""Making the runs of a study, one after the other or several at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zofo.errors import NonFiniteError, RunError, ZofoError
+from zofo.interpreters import safe_path
+from zofo.studies.grid import execution_of
+from zofo.studies.result import Outcome, made_from
+from zofo.studies.store import Store
+from zofo.studies.trial import Run
+from zofo.training.signals import Signals
+
+
+def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
+    """Make one run and write its outcome; one that an error ends has failed.
+
+    Args:
+        tree: the whole configuration of the run.
+        folder: of the run; it does not exist.
+        remote_code: allow the model's repository to run its own code.
+    """
+    path, execution = Path(folder), execution_of(tree)
+    try:
+        outcome = replace(
+            execution.execute(execution.config(tree), path, remote_code), config=tree, identity=made_from(path)
+        )
+    except ZofoError as error:
+        curve = execution.curve(path) if isinstance(error, NonFiniteError) else []
+        failed = {"error": type(error).__name__, "message": error.message}
+        outcome = Outcome(config=tree, curve=curve, failed=failed, identity=made_from(path))
+    except Exception as error:  # noqa: BLE001  # such as memory that ran out: the other runs go on, and the report says so
+        message = f"{type(error).__name__}: {error}"
+        outcome = Outcome(config=tree, failed={"error": type(error).__name__, "message": message})
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        outcome.write(path)
+    except OSError as error:
+        raise RunError(f"cannot write what came of a run into {str(path)!r}: {error}") from error
+
+
+class Workers:
+    """Makes runs, one after the other in this process, or several at a time in processes that end when this one does.
+
+    It is a context: when it is left by an error or an interrupt, runs that are being made are given up. While it is
+    open, SIGTERM and Ctrl-C raise Stopped; a run that is at its end is kept first.
+
+    Args:
+        jobs: how many runs at a time.
+        remote_code: allow the model's repository to run its own code.
+    """
+
+    def __init__(self, jobs: int, remote_code: bool) -> None:
+        self._jobs, self._remote_code = jobs, remote_code
+        self._before = set(multiprocessing.active_children())
+        self._pool: ProcessPoolExecutor | None = None
+        self._signals, self._opened = Signals(), ExitStack()
+
+    def __enter__(self) -> Workers:
+        self._opened.enter_context(self._signals.raise_on_signal())
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._opened.close()
+        if self._pool is None:
+            return
+        if kind is not None:
+            for child in set(multiprocessing.active_children()) - self._before:
+                child.terminate()
+        self._pool.shutdown(cancel_futures=True)
+
+    def make(self, runs: Sequence[Run], store: Store) -> Iterator[Run]:
+        """Make runs, and give each back when it is over.
+
+        Args:
+            runs: none of which is done.
+            store: where they are written.
+
+        Raises:
+            RunError: a process died.
+            Stopped: the process was asked to stop.
+        """
+        given = [(run.tree, str(store.room_for(run)), self._remote_code) for run in runs]
+        if self._jobs == 1:
+            for run, what in zip(runs, given, strict=True):
+                perform(*what)
+                yield run
+                self._signals.check(None)
+            return
+        if self._pool is None:
+            self._opened.enter_context(safe_path())
+            threads = max(1, (os.cpu_count() or 1) // self._jobs)
+            context = multiprocessing.get_context("spawn")
+            with _starting():
+                self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=(threads,))
+        with _starting():
+            waiting = {self._pool.submit(perform, *what): run for run, what in zip(runs, given, strict=True)}
+        for done in as_completed(waiting):
+            try:
+                done.result()
+            except BrokenProcessPool as error:
+                raise RunError(
+                    "a process that made a run died, most likely since memory ran out",
+                    "type the same again to go on, with a smaller --jobs",
+                ) from error
+            yield waiting[done]
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """What keeps the system from starting processes is said; their locks are in shared memory, which may be missing."""
+    try:
+        yield
+    except (OSError, ImportError) as error:
+        raise RunError(
+            f"cannot start processes for several runs at a time: {error} (see also whether /dev/shm can be written)",
+            "leave out --jobs: runs are then made one after the other, in this process",
+        ) from error
+
+
+def _begin(threads: int) -> None:
+    """What a new process does first: it leaves Ctrl-C to its parent, and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

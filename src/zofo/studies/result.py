@@ -1,0 +1,148 @@
+"""What came of one run of a study, in the same form for tasks and problems."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from zofo.errors import NonFiniteError, RunError, advice
+from zofo.training.config import ENVIRONMENT
+from zofo.training.disk import atomic_write_text
+from zofo.training.identity import Identity
+from zofo.training.provenance import read_identity
+
+FILE = "outcome.json"
+
+BLOWN_UP = 10
+"""A run whose loss on validation is more than so many times that before training has diverged, finite as it is."""
+
+INNER = "inner"
+"""What the curves call the loss of a bilevel method's inner problem, which is no loss of a split."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run. It is written when the run is over, and nothing else says that it is.
+
+    Args:
+        config: the whole configuration of the run; entered when the outcome is written.
+        metric: name of the score.
+        higher_is_better: whether more of it is better.
+        scores: of each split that was scored after the last step: "score", "loss", and "majority" where there is one.
+        steps: made.
+        counts: forwards, backwards and queries of training.
+        evaluation: the same of all scoring, where it was counted.
+        seconds: of training alone.
+        curve: an evaluation each, in order: steps, queries, split, loss, score; then, without a score, the loss of the
+            inner problem along the run, where there is one.
+        failed: kind and message of the error that ended the run, or None.
+        variants: of each further model that the run leaves, such as the lower adapter of a bilevel run, what `scores`
+            has of the first one; empty in outcomes of older versions, too.
+        folder: name of the folder that it was read from.
+        identity: what the run was made from, by content, as `Identity` has it; of an older version, what
+            environment.json holds of it; empty of a problem.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    higher_is_better: bool = True
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    evaluation: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] | None = None
+    variants: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    folder: str = ""
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def made_from(self) -> Identity:
+        """What the run was made from, by content, as far as it was written down."""
+        return replace(Identity.read(self.identity), configuration=None)
+
+    @property
+    def ended_by_loss(self) -> bool:
+        """Whether a loss that was not finite ended it."""
+        return self.failed is not None and self.failed["error"] == NonFiniteError.__name__
+
+    @property
+    def final(self) -> bool:
+        """Whether the same run would end in the same way: other failures than divergence may have been mended."""
+        return self.failed is None or self.ended_by_loss
+
+    @property
+    def loss_before(self) -> float | None:
+        """Its loss on validation before the first step; None where that is not a point of its curve."""
+        points = (point for point in self.curve if point["steps"] == 0 and point["split"] == "validation")
+        return next((point["loss"] for point in points), None)
+
+    def diverged(self, before: float | None) -> bool:
+        """Whether it blew up: a loss was not finite, or the last is more than `BLOWN_UP` times that before training.
+
+        Both ways alike, since it is the number type that decides between them.
+
+        Args:
+            before: loss on validation of the untrained model; None where it is not known, so that only a loss that is
+                not finite tells. Losses of 0 or less, such as minus a score, have no such factor.
+        """
+        after = self.scores.get("validation", {}).get("loss")
+        if self.failed is not None or after is None:
+            return self.ended_by_loss
+        return not math.isfinite(after) or (before is not None and 0 < BLOWN_UP * before < after)
+
+    def better_key(self, by: str) -> float:
+        """A number that is lower for the better trial: its loss, or minus its score, on validation."""
+        value = self.scores["validation"][by]
+        return -value if by == "score" and self.higher_is_better else value
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of the run, whole or not at all."""
+        atomic_write_text(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Outcome | None:
+        """The outcome in a folder; None where the run has not ended.
+
+        Raises:
+            RunError: the file was changed by something else.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        try:
+            content = {**json.loads(path.read_text(encoding="utf-8")), "folder": folder.name}
+            content.setdefault("identity", made_from(folder))
+            found = TypeAdapter(cls).validate_python(content)
+            _ = found.made_from
+            if not found.config or (found.failed is None and not found.scores):
+                raise ValueError("it lacks the configuration or the scores")
+            others = (part for scores in found.variants.values() for part in scores.values())
+            for part in (*found.scores.values(), *others, *found.curve):
+                loss, score = part["loss"], part.get("score")
+                if score is not None and math.isfinite(loss) and not math.isfinite(score):
+                    raise ValueError(f"a score cannot be {score} where the loss is {loss}")
+            _ = found.failed is None or (found.failed["error"], found.failed["message"])
+            return found
+        except OSError as error:  # nothing is known of what it holds
+            raise RunError(f"cannot read {str(path)!r}: {error.strerror}", advice(error.errno)) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RunError(
+                f"{str(path)!r} is damaged: {error}", f"remove the folder {str(folder)!r}: its run is then made again"
+            ) from error
+
+
+def made_from(folder: Path) -> dict[str, Any]:
+    """What the run in a folder was made from, by content, without its configuration; empty where it has no record.
+
+    Raises:
+        RunError: the record is damaged.
+    """
+    file = folder / ENVIRONMENT
+    return replace(read_identity(file), configuration=None).as_dict() if file.is_file() else {}

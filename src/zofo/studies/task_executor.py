@@ -1,0 +1,217 @@
+"""Runs of language models on tasks, through `zofo.training.train`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from zofo.config import parse_model
+from zofo.errors import DataError, NonFiniteError, RunError, ZofoError
+from zofo.evaluators import Counts
+from zofo.methods import METHODS, Method
+from zofo.models import LoadedModel, refuse_unknown_model
+from zofo.objectives import OBJECTIVES
+from zofo.studies.executor import ConfigFault, CostEstimate, Executor, Loading, queries_of, steps_of
+from zofo.studies.result import INNER, Outcome
+from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
+from zofo.training import RunConfig, RunFolder, load_material, setting_of, train
+from zofo.training.identity import Identity
+from zofo.training.metrics_file import metrics_lines
+from zofo.training.resume import material_identity
+
+_LONG = 3.0  # seconds of a first step after which no other one is timed
+_TIMED = 2  # steps that are timed, after the first
+_INNER_POINTS = 50  # of the curve of an inner problem
+
+
+class TaskRuns(Executor):
+    """A run is a run folder of `zofo train`."""
+
+    def config(self, tree: Mapping[str, Any]) -> RunConfig:
+        """See `Executor.config`."""
+        return parse_model(RunConfig, dict(tree))
+
+    def label(self, config: RunConfig, column: str) -> str:
+        """See `Executor.label`."""
+        return Path(config.model.name).stem if column == "model" else config.task.title
+
+    def faults(self, config: RunConfig) -> Iterator[ConfigFault]:
+        """See `Executor.faults`: that there are such a model, task, prompt and objective, and a folder of rows.
+
+        What models and rows say takes time, so that each run finds it out itself.
+        """
+        yield from _fault("model.name", lambda: refuse_unknown_model(config.model.name))
+        if config.training.objective is not None:
+            yield from _fault("training.objective", lambda: OBJECTIVES[str(config.training.objective)])
+        yield from _faults_of_task(config.task)
+
+    def execute(self, config: RunConfig, folder: Path, remote_code: bool) -> Outcome:
+        """See `Executor.execute`."""
+        given = {"run": folder, "start": _start_beside(folder, config.start)}
+        run = train(config.model_copy(update=given), remote_code=remote_code)
+        summary = run.summary
+        metric, (first, *others) = summary["metric"], list(summary["variants"])
+        return Outcome(
+            metric=metric,
+            scores=_scores(summary, first),
+            steps=summary["steps"],
+            counts={name: summary[name] for name in Counts().as_dict()},
+            evaluation=summary["evaluation"],
+            seconds=summary["seconds"],
+            curve=_curve(run.metrics, first, metric),
+            variants={variant: _scores(summary, variant) for variant in others},
+        )
+
+    def identity(self, config: RunConfig, remote_code: bool, test: bool, load: Loading) -> Identity:
+        """See `Executor.identity`: of a run that starts from another, without that."""
+        model = Identity()
+
+        def loaded(*asked: Any) -> LoadedModel:
+            nonlocal model
+            found, model = load(*asked)
+            return found
+
+        splits: tuple[Split, ...] = ("train", "validation", "test") if test else ("train", "validation")
+        alone = config.model_copy(update={"start": None})
+        return material_identity(load_material(alone, remote_code, splits, load=loaded), model)
+
+    def curve(self, folder: Path) -> list[dict[str, Any]]:
+        """See `Executor.curve`."""
+        path = folder / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        lines = [line for line in metrics_lines(path) if line["event"] == "evaluation"]
+        if not lines:
+            return []
+        first = lines[0]
+        metric = next(key for key in first if key not in ("event", "steps", "variant"))  # written before the others
+        return _curve(path, first["variant"], metric)
+
+    def costs(self, configs: Sequence[RunConfig], remote_code: bool) -> list[CostEstimate]:
+        """See `Executor.costs`."""
+        first = configs[0].model_copy(update={"start": None})  # which may not be made yet, and takes no time
+        splits: tuple[Split, ...] = ("train", "validation")
+        splits += ("test",) if any(config.training.test for config in configs) else ()
+        material = load_material(first, remote_code, splits)
+        method = METHODS[first.method.name](first.method, setting_of(first, material))
+        steps = [steps_of(method, config) for config in configs]
+        some = material.encoded["validation"][: first.training.eval_batch_size]
+        with method.using(method.variants[0]):
+            start = time.perf_counter()
+            material.scorer.evaluate(method.model, some, Counts())
+            each = (time.perf_counter() - start) / len(some)
+        query = seconds_per_query(method) if method.fixed_steps is None else each
+        found = []
+        for config, number in zip(configs, steps, strict=True):
+            scored = len(config.training.evaluated_after(number)) * len(material.encoded["validation"])
+            scored += len(material.encoded["test"]) if config.training.test else 0
+            queries = queries_of(method, number)
+            found.append(CostEstimate(queries, queries * query + scored * each))
+        return found
+
+
+def _scores(summary: Mapping[str, Any], variant: str) -> dict[str, dict[str, float]]:
+    """What an outcome says of one of the models that a run leaves, of each split that was scored."""
+    metric, splits = summary["metric"], {"validation": summary["variants"], "test": summary.get("test", {})}
+    return {
+        split: {"score": found[metric], "loss": found["loss"], "majority": found["majority"]}
+        for split, variants in splits.items()
+        if (found := variants.get(variant))
+    }
+
+
+def _fault(key: str, check: Callable[[], object]) -> Iterator[ConfigFault]:
+    """What a check says, as a fault of the key."""
+    try:
+        check()
+    except ZofoError as error:
+        yield ConfigFault(key, error)
+
+
+def _faults_of_task(task: TaskConfig) -> Iterator[ConfigFault]:
+    """The folder, and what the task's file and registries say; rows of a user's own are known when they are read."""
+    if task.data_dir is not None and not task.data_dir.is_dir():
+        lacks = DataError(f"there is no folder {str(task.data_dir)!r}", "say where it is with --data or --set")
+        yield ConfigFault("task.data_dir", lacks)
+    if task.data is not None and not task.several:
+        return
+    if task.metric is not None and task.metric not in METRICS:
+        yield from _fault("task.metric", lambda: METRICS[str(task.metric)])
+        return
+    whole = task.model_dump_json(exclude={"split_seed"}, exclude_unset=True)
+    wrong = list(_fault("task.setting" if task.several else "task.name", lambda: _resolved(whole)))
+    yield from wrong
+    if wrong or task.several:
+        return
+    found = _resolved(whole)
+    yield from _fault("task.prompt", lambda: found.prompt(task.prompt))
+    if task.data_dir is None and found.source is None:
+        lacks = DataError(f"the task {found.name!r} has no source of its own", "give its rows with --data")
+        yield ConfigFault("task.name", lacks)
+
+
+@lru_cache(maxsize=64)
+def _resolved(written: str) -> Task:
+    """The same task once for many runs."""
+    return resolve_task(TaskConfig.model_validate(json.loads(written)))
+
+
+def _start_beside(folder: Path, start: Path | None) -> Path | None:
+    """The run that a run starts from: one of the same study, by the name of its folder, or any other by its path.
+
+    What one of the same study ended with is kept beside it by the first run that starts there: a replay may take longer
+    than such a run does.
+
+    Raises:
+        RunError: it failed, so that what is in its folder is not what was asked for.
+        NonFiniteError: it diverged, as it would again.
+    """
+    if start is None or start.is_absolute() or len(start.parts) > 1:
+        return start
+    outcome = Outcome.read(folder.parent / start)
+    if outcome is None or outcome.failed:
+        why = f" failed: {outcome.failed['message']}" if outcome and outcome.failed else " was not made"
+        message = f"the run {start.name!r}, which this one starts from,{why}"
+        if outcome is not None and outcome.ended_by_loss:
+            raise NonFiniteError(f"start: {message}", consequence="this one cannot be made")
+        raise RunError(message, "see what failed in report.md")
+    with suppress(OSError):  # then each of the runs that start there replays it for itself
+        RunFolder(folder.parent / start).keep_replays()
+    return folder.parent / start
+
+
+def seconds_per_query(method: Method) -> float:
+    """What a query takes, from two steps after the first, or from that one where it takes long."""
+    before, start = method.counts.copy(), time.perf_counter()
+    method.step(0)
+    if time.perf_counter() - start < _LONG:
+        before, start = method.counts.copy(), time.perf_counter()
+        for number in range(1, 1 + _TIMED):
+            method.step(number)
+    return (time.perf_counter() - start) / max(1, (method.counts - before).queries)
+
+
+def _curve(path: Path, variant: str, metric: str) -> list[dict[str, Any]]:
+    points, inner, queries = [], [], 0
+    for line in metrics_lines(path):
+        if line["event"] == "step":
+            queries = line["queries"]
+            if "loss_inner" in line:
+                inner.append({"steps": line["step"] + 1, "queries": queries, "loss": line["loss_inner"]})
+        elif line["event"] == "evaluation" and line["variant"] == variant:
+            point = {"steps": line["steps"], "queries": queries, "split": "validation"}
+            points.append({**point, "loss": line["loss"], "score": line[metric]})
+    return [*points, *_thinned(inner)]
+
+
+def _thinned(inner: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The loss of the inner problem along a run: means over blocks of steps, each at the last step of its block."""
+    block = max(1, -(-len(inner) // _INNER_POINTS))
+    blocks = [inner[start : start + block] for start in range(0, len(inner), block)]
+    return [{**some[-1], "loss": mean(one["loss"] for one in some), "split": INNER, "score": None} for some in blocks]

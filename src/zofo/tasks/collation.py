@@ -1,0 +1,264 @@
+"""Batches for language models: prompts shared by candidates where that pays, padded on the left."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from zofo.tasks.tokenization import TokenizedChoices
+from zofo.tasks.tokenization_encoder import TokenizedCloze
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as tensors. R rows, L positions, E examples; C candidates and T scored tokens, the most of each.
+
+    The rows of an example follow one another. A row holds a prompt and then, for each candidate it stands for, the
+    tokens of its *branch*: those after the prompt but the last, which predicts nothing. So candidates of one token
+    have empty branches, and share the prompt's last position. Positions start again after the prompt in each branch.
+
+    Args:
+        input_ids: [R, L], padded on the left.
+        attention_mask: [R, L], 1 where there is a token.
+        position_ids: [R, L], counted from the first token of the prompt; 0 on padding. None lets the model count.
+        branches: [R, L], 0 in a prompt and on padding, n in the n-th branch of a row.
+        branched: whether a row has several branches with tokens, so that the model needs `visible` as its mask.
+        row_examples: [R] which example each row belongs to, on the CPU.
+        keep: how many positions at the end of the rows are enough to predict all scored tokens from.
+        targets: [E, C, T] ids of the scored tokens of each candidate.
+        sources: [E, C, T] where each is predicted: row times `keep`, plus a place among the last `keep` positions.
+        target_mask: bool, [E, C, T], where `targets` holds a token.
+        gold: [E] index of the candidate that is trained on.
+        members: the E examples in tokens.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor | None
+    branches: torch.Tensor
+    branched: bool
+    row_examples: torch.Tensor
+    keep: int
+    targets: torch.Tensor
+    sources: torch.Tensor
+    target_mask: torch.Tensor
+    gold: torch.Tensor
+    members: tuple[Any, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.gold)
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """Which position attends to which: bool, [R, 1, L, L], asking positions before those asked.
+
+        A token sees the prompt up to itself and the tokens of its own branch up to itself; padding sees itself only.
+        """
+        places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        own = self.branches.unsqueeze(2) == self.branches.unsqueeze(1)
+        seen = (own | (self.branches.unsqueeze(1) == 0)) & self.attention_mask.bool().unsqueeze(1)
+        seen = seen & (places.unsqueeze(1) >= places) | (places.unsqueeze(1) == places)
+        return seen.unsqueeze(1)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Examples `start` to `stop`, padded as they are here."""
+        first, last = torch.searchsorted(self.row_examples, torch.tensor([start, stop])).tolist()
+        parts: dict[str, Any] = {name: tensor[first:last] for name, tensor in self._tensors(_BY_ROW)}
+        parts |= {name: tensor[start:stop] for name, tensor in self._tensors(_BY_EXAMPLE)}
+        parts["row_examples"] = parts["row_examples"] - start
+        parts["sources"] = parts["sources"] - first * self.keep
+        return replace(self, **parts, members=self.members[start:stop])
+
+    def repeated(self, times: int) -> Batch:
+        """All rows `times` over: `times` E examples, the first E of them once before the first is there again."""
+        parts: dict[str, Any] = {
+            name: tensor.repeat(times, *[1] * (tensor.dim() - 1))
+            for name, tensor in self._tensors((*_BY_ROW, *_BY_EXAMPLE))
+        }
+        copies = torch.arange(times)
+        rows = len(self.input_ids)
+        parts["row_examples"] += copies.repeat_interleave(rows) * len(self)
+        shift = copies.repeat_interleave(len(self)) * rows * self.keep
+        parts["sources"] += shift.to(self.sources.device).view(-1, 1, 1)
+        return replace(self, **parts, members=self.members * times)
+
+    def _tensors(self, names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
+        return [(name, tensor) for name in names if (tensor := getattr(self, name)) is not None]
+
+
+_BY_ROW = ("input_ids", "attention_mask", "position_ids", "branches", "row_examples")  # of a Batch
+_BY_EXAMPLE = ("targets", "sources", "target_mask", "gold")
+
+
+def collate(
+    examples: Sequence[TokenizedChoices],
+    pad: int,
+    device: torch.device,
+    pack_limit: int | None = None,
+    side: Side = "left",
+) -> Batch:
+    """Put examples into one batch, in as few tokens as scoring them takes.
+
+    An example is one row if that needs no mask of its own, which is so when at most one of its candidates has more
+    than one token after the prompt that all share; else it is one row a candidate. If that leaves several rows to an
+    example, and one row an example would save a fifth of the batch's tokens or more, padding counted, then every
+    example is *packed* into one row, and the batch is `branched`.
+
+    Args:
+        examples: one or more.
+        pad: id of the padding token; which one does not matter, since it is masked.
+        device: where the tensors go.
+        pack_limit: the longest packed row, in tokens; None for no limit, 0 for a model that takes none.
+        side: where rows are padded; on the left, the positions that are scored lie together at the end.
+    """
+    table = [_rows_of(example, packed=False) for example in examples]
+    packed = [_rows_of(example, packed=True) for example in examples] if pack_limit != 0 else table
+    branched = _worth_packing(table, packed, pack_limit)
+    table = packed if branched else table
+    rows = [row for own in table for row in own]
+    input_ids, mask = padded([row.tokens for row in rows], pad, side)
+    position_ids, _ = padded([row.positions for row in rows], 0, side)
+    branches, _ = padded([row.branches for row in rows], 0, side)
+    targets, sources, target_mask, keep = _scored(examples, table, side)
+    return Batch(
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=position_ids.to(device),
+        branches=branches.to(device),
+        branched=branched,
+        row_examples=torch.tensor([number for number, own in enumerate(table) for _ in own]),
+        keep=keep,
+        targets=targets.to(device),
+        sources=sources.to(device),
+        target_mask=target_mask.to(device),
+        gold=torch.tensor([example.gold for example in examples], device=device),
+        members=tuple(examples),
+    )
+
+
+def collate_masked(examples: Sequence[TokenizedCloze], pad: int, device: torch.device) -> Batch:
+    """Put examples for a masked language model into one batch: one row each, padded on the right.
+
+    Args:
+        examples: one or more.
+        pad: id of the padding token.
+        device: where the tensors go.
+    """
+    input_ids, mask = padded([example.tokens for example in examples], pad, "right")
+    length, width = input_ids.shape[1], max(len(example.targets) for example in examples)
+    keep = length - min(example.place for example in examples)
+    targets, sources = torch.zeros((2, len(examples), width, 1), dtype=torch.int64).unbind(0)
+    target_mask = torch.zeros(targets.shape, dtype=torch.bool)
+    for number, example in enumerate(examples):
+        targets[number, : len(example.targets), 0] = torch.tensor(example.targets)
+        sources[number] = (number + 1) * keep + example.place - length
+        target_mask[number, : len(example.targets)] = True
+    return Batch(
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=None,
+        branches=torch.zeros_like(input_ids).to(device),
+        branched=False,
+        row_examples=torch.arange(len(examples)),
+        keep=keep,
+        targets=targets.to(device),
+        sources=sources.to(device),
+        target_mask=target_mask.to(device),
+        gold=torch.tensor([example.gold for example in examples], device=device),
+        members=tuple(examples),
+    )
+
+
+_WORTH_PACKING = 5  # packing must save one token in so many: its mask keeps attention from its fastest kernels
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row before it is padded; `sources` says where the tokens of each of its candidates are predicted."""
+
+    tokens: list[int]
+    positions: list[int]
+    branches: list[int]
+    sources: dict[int, list[int]]
+
+    def first_source(self, length: int, side: Side) -> int:
+        """The first position that something is predicted from, in a batch of rows of `length`."""
+        return min(min(places) for places in self.sources.values()) + self.shift(length, side)
+
+    def shift(self, length: int, side: Side) -> int:
+        """By how much padding moves the tokens."""
+        return length - len(self.tokens) if side == "left" else 0
+
+
+def _rows_of(example: TokenizedChoices, packed: bool) -> list[_Row]:
+    """The rows of an example: one if it is packed or needs no mask of its own, else one a candidate."""
+    start = min(len(row) - scored for row, scored in zip(example.rows, example.scored, strict=True))
+    columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*example.rows, strict=False))
+    prompt = sum(1 for _ in itertools.islice(columns, start))
+    candidates = range(len(example.rows))
+    if packed or sum(len(row) - 1 > prompt for row in example.rows) < 2:
+        return [_row(example, prompt, candidates)]
+    return [_row(example, prompt, [candidate]) for candidate in candidates]
+
+
+def _row(example: TokenizedChoices, prompt: int, candidates: Sequence[int]) -> _Row:
+    """One row for some candidates of an example, which share its first `prompt` tokens."""
+    row = _Row(list(example.rows[candidates[0]][:prompt]), list(range(prompt)), [0] * prompt, {})
+    for number, candidate in enumerate(candidates, start=1):
+        branch = example.rows[candidate][prompt:-1]
+        path = [*range(prompt), *range(len(row.tokens), len(row.tokens) + len(branch))]
+        row.sources[candidate] = path[len(path) - example.scored[candidate] :]
+        row.tokens.extend(branch)
+        row.positions.extend(range(prompt, prompt + len(branch)))
+        row.branches.extend([number] * len(branch))
+    return row
+
+
+def _worth_packing(table: Sequence[Sequence[_Row]], packed: Sequence[Sequence[_Row]], limit: int | None) -> bool:
+    before, after = _padded_tokens(table), _padded_tokens(packed)
+    fits = limit is None or after <= limit * len(packed)
+    return table != packed and fits and (before - after) * _WORTH_PACKING >= before
+
+
+def _padded_tokens(table: Sequence[Sequence[_Row]]) -> int:
+    return sum(map(len, table)) * max(len(row.tokens) for rows in table for row in rows)
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows as one tensor, and where it holds them: int64, [rows, longest]."""
+    longest = max(map(len, rows))
+    ids, mask = torch.full((2, len(rows), longest), pad).unbind(0)
+    mask.zero_()
+    for number, row in enumerate(rows):
+        place = slice(longest - len(row), None) if side == "left" else slice(len(row))
+        ids[number, place] = torch.tensor(row, dtype=torch.int64)
+        mask[number, place] = 1
+    return ids, mask
+
+
+def _scored(
+    examples: Sequence[TokenizedChoices], table: Sequence[Sequence[_Row]], side: Side
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """`targets`, `sources`, `target_mask` and `keep` of a Batch; without a token, a source stays within its example."""
+    length = max(len(row.tokens) for rows in table for row in rows)
+    keep = length - min(row.first_source(length, side) for rows in table for row in rows)
+    shape = len(examples), max(len(example.rows) for example in examples), max(max(e.scored) for e in examples)
+    targets, sources = torch.zeros((2, *shape), dtype=torch.int64).unbind(0)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    end = 0  # of a row, where its places come to lie among the kept ones of all rows
+    for number, (example, rows) in enumerate(zip(examples, table, strict=True)):
+        sources[number] = end
+        for row in rows:
+            end += keep
+            for candidate, places in row.sources.items():
+                at = number, candidate, slice(len(places))
+                targets[at] = torch.tensor(example.rows[candidate][-len(places) :])
+                sources[at] = torch.tensor(places) + (end - length + row.shift(length, side))
+                mask[at] = True
+    return targets, sources, mask, keep

@@ -1,0 +1,138 @@
+"""What is right of a row: the value of its label, and the place of that among labels or choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zofo.errors import DataError
+from zofo.tasks.prompt_templates import columns_of, fill
+from zofo.tasks.readers.choices import gold_choice, hidden_hint, same_key
+from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
+from zofo.tasks.readers.row import NamedLabel
+from zofo.tasks.task import ChoicesFromColumn, Task, shown
+
+
+def missing_column(name: str, column: str, fields: Mapping[str, Any], where: str) -> DataError:
+    """What is said of a row without a column that the task of that name needs."""
+    has = ", ".join(map(repr, fields)) or "nothing"
+    return DataError(
+        f"{where}: the column {column!r}, which the task {name!r} needs, is missing; the row has {has}",
+        "rename the column in the file, or name yours in a copy of the task file",
+    )
+
+
+def label_columns(label: str) -> list[str]:
+    """The columns that a label needs which is an expression; the label itself where it is a column's name."""
+    try:
+        return columns_of(label, expression=True) or [label]
+    except ValueError:  # a name with a blank in it
+        return [label]
+
+
+def label_of(label: str, fields: Mapping[str, Any], where: str, name: str) -> Any:
+    """The label of a row: the column of that name, or the value of an expression where there is no such column.
+
+    Raises:
+        DataError: a column is missing, or the expression has no value in this row.
+    """
+    if label in fields:
+        return fields[label]
+    for column in label_columns(label):
+        if column not in fields:
+            raise missing_column(name, column, fields, where)
+    return _plain(fill(label, fields, where, expression=True))
+
+
+def _plain(value: Any) -> Any:
+    """A value of an expression; what a filter would give once is a list."""
+    return list(value) if hasattr(value, "__next__") else value
+
+
+def label_index(task: Task, label: Any, where: str) -> int:
+    """Position of a row's label among the verbalizers; false and true are 0 and 1, as on the Hub.
+
+    A class that has a name is known by its number or by its name.
+
+    Raises:
+        DataError: it has none, or two.
+    """
+    text = label.name if isinstance(label, NamedLabel) else label
+    places = [
+        index
+        for index, known in enumerate(task.label_names)
+        if label == known or (isinstance(text, str) and text.strip() == str(known))
+    ]
+    if len(places) > 1 and isinstance(label, NamedLabel):
+        names = shown([task.label_names[place] for place in places])
+        raise DataError(
+            f"{where}: column {task.label!r} is class {int(label)} with the name {text!r}, so that both of {names} fit",
+            "give the verbalizers by the names of the classes, or by other numbers than these names",
+        )
+    if places:
+        return places[0]
+    hint = f"the verbalizers have the labels {shown(task.label_names)}; mend the row, or add the label to the task file"
+    hint = hidden_hint(label) or hint
+    text = repr(label)
+    if isinstance(label, str | int | float):
+        like = next((known for known in task.label_names if look_alike_key(known) == look_alike_key(label)), None)
+        if like is not None:
+            text, other = told_apart(label, like)
+            hint = f"it looks like {other}, but is written in another way; {hint}"
+    problem = f"{text}, which no verbalizer of {task.name!r} stands for"
+    raise DataError(f"{where}: column {task.label!r} is {problem}", hint)
+
+
+def gold_choices(
+    task: Task, fields: Mapping[str, Any], values: Sequence[str], each: ChoicesFromColumn | None, where: str
+) -> tuple[int, ...]:
+    """The right choices by their places, from a label that is a number, a text, a letter, a key, or a list of them.
+
+    Args:
+        task: whose label it is.
+        fields: the row.
+        values: of its choices, without white space around them.
+        each: the list in the row that they are, if they are one.
+        where: for messages.
+
+    Raises:
+        DataError: the label is none of the choices, or two of them in two ways to read it.
+    """
+    assert task.label is not None
+    label = label_of(task.label, fields, where, task.name)
+    keys = values if task.labels is None else _keys(task, fields, values, where)
+    if isinstance(label, list | tuple):
+        found = [n for n, key in enumerate(keys) if any(str(one).strip() == str(key).strip() for one in label)]
+        if found:
+            return tuple(found)
+        raise DataError(
+            f"{where}: none of the right answers in column {task.label!r} ({shown(label)}) is among the choices",
+            "mend or remove the row",
+        )
+    if task.labels is None:
+        return (gold_choice(task.label, values, label, each.each if each is not None else None, where),)
+    place = next((n for n, key in enumerate(keys) if not isinstance(label, bool) and same_key(label, key)), None)
+    if place is None:
+        must = f"column {task.label!r} is {label!r}, but must be one of {shown(keys)}"
+        raise DataError(f"{where}: {must}", hidden_hint(label) or "mend the row")
+    return (place,)
+
+
+def _keys(task: Task, fields: Mapping[str, Any], values: Sequence[str], where: str) -> Sequence[Any]:
+    """What stands for each choice of a row in its label: `labels`, or the list in the row that it says."""
+    if isinstance(task.labels, list):
+        return task.labels[: len(values)]
+    assert task.labels is not None
+    for column in columns_of(task.labels, expression=True):
+        if column not in fields:
+            raise missing_column(task.name, column, fields, where)
+    keys = _plain(fill(task.labels, fields, where, expression=True))
+    if not isinstance(keys, list | tuple) or len(keys) != len(values):
+        what = f"{len(keys)} labels" if isinstance(keys, list | tuple) else repr(keys)
+        raise DataError(
+            f"{where}: labels: {task.labels!r} is {what}, but there are {len(values)} choices", "mend the row"
+        )
+    twice = next((key for n, key in enumerate(keys) if any(same_key(key, other) for other in keys[:n])), None)
+    if twice is not None:
+        raise DataError(f"{where}: labels: {task.labels!r} holds {twice!r} twice", "mend the row")
+    return keys

@@ -1,0 +1,190 @@
+"""Several tasks at once, for meta-training: whose rows they have, and that none of them is kept for the test.
+
+Setting files are those of MetaICL (Min et al. 2022): `{"train": ["glue-mrpc", ...], "test": ["glue-rte", ...]}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zofo.config import is_name
+from zofo.errors import ConfigError, DataError, UnknownNameError
+from zofo.tasks.config import OF_ONE, TaskConfig
+from zofo.tasks.contamination import inputs_in, refuse_shared_rows, refuse_twins
+from zofo.tasks.example import Example
+from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
+from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_names
+
+VALIDATION_ROWS = 16
+"""Rows of each task that are drawn for validation, unless `sizes` says otherwise."""
+
+
+def combined_task(config: TaskConfig) -> Task:
+    """The task that all rows of several tasks are rows of: each brings its own options, and the score is accuracy."""
+    names, unseen = tasks_of(config)
+    content = {
+        "name": config.title,
+        "version": 1,
+        "about": f"{len(names)} tasks at once: {', '.join(names)}",
+        "splits": {split: {"from": split} for split in SPLITS},
+        **choice_content(),
+    }
+    if not config.allow_overlap:
+        refuse_twins(names, unseen)
+    return parse_task(content, "task.tasks")
+
+
+def tasks_of(config: TaskConfig) -> tuple[list[str], list[str]]:
+    """The names of the tasks, and of those that are kept for the test.
+
+    Raises:
+        ConfigError: no task, one that is given twice, or what is no name of one.
+        DataError: the setting file cannot be read, or holds something else.
+    """
+    names, unseen = config.tasks, config.unseen
+    if config.setting is not None:
+        content = read_object(config.setting)
+        for key in ("train", "test"):
+            found = content.get(key)
+            if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+                raise DataError(
+                    f"{config.setting}: {key!r} is no list of tasks", 'write {"train": ["glue-mrpc"], "test": ["anli"]}'
+                )
+        names, unseen = content["train"], unseen or content["test"]
+    if not names:
+        raise ConfigError("there is no task to train on", "name some with task.tasks or task.setting")
+    known: dict[str, str] = {}
+    for name in names:
+        if (other := known.setdefault(file_name(name), name)) != name or names.count(name) > 1:
+            raise ConfigError(
+                f"the task {name!r} is given twice" + (f", also as {other!r}" if other != name else ""),
+                "give each task once",
+            )
+    for name in (*names, *unseen):
+        if not is_name(file_name(name)):
+            raise ConfigError(f"{name!r} is no name of a task", "letters, digits and ._-: make a name")
+    return list(names), list(unseen)
+
+
+def file_name(task: str) -> str:
+    """What a file or folder of a task is called on any system: `unifiedqa_squad2` for `unifiedqa:squad2`."""
+    return task.replace(":", "_")
+
+
+def _folder(config: TaskConfig, name: str) -> Path | None:
+    """The folder of a task in the data folder, by its name or its `file_name`; None where no data folder is given."""
+    root = config.data or config.data_dir
+    if root is None:
+        return None
+    exact = Path(root) / name
+    return exact if exact.is_dir() else Path(root) / file_name(name)
+
+
+def task_inputs(config: TaskConfig, name: str, split: Split) -> dict[str, str]:
+    """The inputs of a task's rows by their places; none where its rows are not MetaICL's, or not there.
+
+    Those of an unseen task may be anywhere, or on the Hub; what is not beside the training tasks is not looked for.
+    """
+    folder = _folder(config, name)
+    return {} if folder is None else inputs_in(folder, split)
+
+
+def subtask_config(config: TaskConfig, name: str) -> TaskConfig:
+    """The configuration of one of several tasks.
+
+    Raises:
+        DataError: it has no folder in the data folder.
+        UnknownNameError: without data, it is no packaged task.
+    """
+    own: dict[str, Any] = {"tasks": [], "setting": None, "unseen": [], "data": None, "data_dir": None}
+    own |= dict.fromkeys(OF_ONE)  # which may have been set after it was checked, as `zofo validate` does it
+    own["sizes"] = config.sizes or {"validation": VALIDATION_ROWS}
+    folder = _folder(config, name)
+    if folder is not None and folder.is_dir():
+        packaged = name in task_names() and not has_metaicl_rows(folder)
+        own |= {"name": name, "data_dir": folder} if packaged else {"data": str(folder)}
+    elif folder is not None:
+        if not folder.parent.is_dir():
+            raise DataError(
+                f"there is no data folder {str(folder.parent)!r}", "give one with a folder for each task: task.data=DIR"
+            )
+        have = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) or ["no folders"]
+        error = UnknownNameError("task", name, have)
+        raise DataError(f"the data folder {str(folder.parent)!r} has no folder {name!r}", error.hint)
+    elif name in task_names():
+        own["name"] = name
+    else:
+        raise UnknownNameError("task", name, task_names())
+    return config.model_copy(update=own)
+
+
+def mixed_examples(
+    config: TaskConfig,
+    splits: Sequence[Split],
+    resolve: Callable[[TaskConfig], Task],
+    load: Callable[[Task, TaskConfig, Sequence[Split]], Mapping[Split, list[Example]]],
+) -> dict[Split, list[Example]]:
+    """The examples of several tasks, one after the other, each under the name of its own.
+
+    Those of a task in free words have their output as only candidate, and are in train alone.
+
+    Args:
+        config: which tasks.
+        splits: those that are needed.
+        resolve: gives a task for its configuration.
+        load: reads the examples of one task, of some splits.
+
+    Raises:
+        ConfigError: a task that generates, other than by MetaICL's rows; one in free words that is kept for the test;
+            no task with options; or rows that a task shares with the test rows of an unseen one.
+        DataError: rows that cannot be used.
+    """
+    names, unseen = tasks_of(config)
+    mixed: dict[Split, list[Example]] = {split: [] for split in splits}
+    _refuse_free_words(config, unseen)
+    held = (
+        {} if config.allow_overlap else {name: rows for name in unseen if (rows := task_inputs(config, name, "test"))}
+    )
+    for name in names:
+        own = subtask_config(config, name)
+        task = resolve(own)
+        free = task.kind == "generation"
+        if free and not (own.data is not None and in_free_words(Path(own.data))):
+            raise ConfigError(
+                f"{name!r} asks for a free text, but of several tasks each must have candidates",
+                "leave it out of task.tasks",
+            )
+        found = load(task, own, [one for one in splits if one == "train" or not free])
+        for split, examples in found.items():
+            mixed[split] += [_only_trained_on(one, name) if free else replace(one, task=name) for one in examples]
+        if "train" in found and held:
+            bare = own.model_copy(update={"demonstrations": 0})
+            plain = load(task, bare, ["train"])["train"] if own.demonstrations else found["train"]
+            refuse_shared_rows(name, {one.where: one.prompt.strip() for one in plain}, held)
+    for split in splits:
+        if not mixed[split]:
+            raise ConfigError(
+                f"none of the tasks has options, so that {split} has no row that can be scored by likelihood",
+                "name a task with options beside them in task.tasks",
+            )
+    return mixed
+
+
+def _only_trained_on(example: Example, task: str) -> Example:
+    """An example in free words, with its output as only candidate, which nothing follows."""
+    return replace(example, candidates=example.answers[:1], answers=(), ends=False, task=task)
+
+
+def _refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
+    """Raises ConfigError for a task that is kept for the test, of which no output can be told from others."""
+    for name in unseen:
+        folder = _folder(config, name)
+        if folder is not None and in_free_words(folder):
+            raise ConfigError(
+                f"{name!r} is kept for the test, but its rows have no options: an output in free words cannot be "
+                "scored by likelihood",
+                "take it out of task.unseen, or out of the setting file's test",
+            )

@@ -1,0 +1,220 @@
+"""Which of a row's choices is right, in every way that an answer can say it; two ways that disagree are refused."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from zofo.errors import DataError
+from zofo.tasks.readers.look_alikes import look_alike_key, number_key, told_apart
+from zofo.tasks.readers.row import Row, truncate_repr
+from zofo.tasks.readers.row_checks import MEND, Problem, text_problem
+
+_KEY = re.compile(r"\(?([A-Za-z]|\d{1,2})[.):]\s")  # before a choice, as in "B) red"
+_READINGS = {
+    "text": "the text of choice {}",
+    "key": "the key that choice {} begins with",
+    "letter": "the letter of choice {}",
+    "number": "the number of choice {}, counted from 0",
+}
+
+
+def hidden_hint(answer: Any) -> str | None:
+    """What to do about -1, where that is no label; None for anything else."""
+    hidden = "-1 stands for a label that the data set's authors keep to themselves: take a split that has its labels"
+    return hidden if number_key(answer) == "-1" else None
+
+
+def same_key(one: Any, other: Any) -> bool:
+    """Whether an answer is a key, as a text or as a number; 3, 3.0 and "3" are the same."""
+    number = number_key(one)
+    return str(one).strip() == str(other).strip() or number is not None and number == number_key(other)
+
+
+def gold_readings(choices: Sequence[str], answer: Any) -> dict[str, int]:
+    """The choice that an answer means, for every way to read it.
+
+    Args:
+        choices: their texts, without white space around them.
+        answer: a text or a number.
+
+    Returns:
+        "text", "key", "letter" or "number" -> the place of the choice from 0. They differ where, for example, 1 is
+        the text of choice 0; there are none where the answer is no choice.
+    """
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return {}
+    text, found = str(answer).strip(), {}
+    texts = [n for n, choice in enumerate(choices) if choice == text] or [
+        n for n, choice in enumerate(choices) if same_key(answer, choice)
+    ]
+    keys = [match[1] if (match := _KEY.match(choice)) else "" for choice in choices]
+    if texts:
+        found["text"] = texts[0]
+    if all(keys) and text in keys and len(set(keys)) == len(keys):
+        found["key"] = keys.index(text)
+    if len(text) == 1 and text in string.ascii_uppercase[: len(choices)]:
+        found["letter"] = string.ascii_uppercase.index(text)
+    number = number_key(answer)
+    if number is not None and len(number) < 10 and number.isdecimal() and int(number) < len(choices):
+        found["number"] = int(number)
+    return found
+
+
+def gold_problem(column: str, choices: Sequence[str], answer: Any, texts: str | None) -> Problem | None:
+    """What is wrong with an answer, if anything: it is no choice, or two different ones.
+
+    Args:
+        column: that holds it.
+        choices: their texts, without white space around them.
+        answer: a text or a number.
+        texts: the column or expression of the choices, for the hint.
+    """
+    found = gold_readings(choices, answer)
+    numbers = f"[{', '.join(map(str, range(len(choices))))}]"
+    letters = ", ".join(string.ascii_uppercase[: len(choices)])
+    if not found:
+        message = f"column {column!r} is {truncate_repr(answer)}, which is none of the {len(choices)} choices"
+        like = next((one for one in choices if look_alike_key(one) == look_alike_key(str(answer))), None)
+        if like is not None and isinstance(answer, str):
+            shown, other = told_apart(answer, like)
+            message = f"column {column!r} is {shown}, which is not the choice {other}, though it looks like it"
+        known = f"a letter from A to {letters[-1:]}, or the text of a choice"
+        return Problem(
+            "answer", message, hidden_hint(answer) or f"write a number from 0 to {len(choices) - 1}, {known}"
+        )
+    if len(set(found.values())) == 1:
+        return None
+    ways = " or ".join(_READINGS[way].format(place) for way, place in found.items())
+    says = {"number": f"task.labels={numbers} for numbers", "letter": f"task.labels=[{letters}] for letters"}
+    says["text"] = f"task.labels={texts} for texts" if texts is not None else f'label: "[{column}]" for texts'
+    hint = ", ".join(says[way] for way in found if way in says)
+    return Problem("two readings", f"column {column!r} is {answer!r}, which may be {ways}", f"say which: {hint}")
+
+
+def gold_choice(column: str, choices: Sequence[str], answer: Any, texts: str | None, where: str) -> int:
+    """The place of the right choice; see `gold_problem`.
+
+    Raises:
+        DataError: the answer is no choice, or two different ones.
+    """
+    problem = gold_problem(column, choices, answer, texts)
+    if problem is not None:
+        raise DataError(f"{where}: {problem.message}", problem.hint)
+    return next(iter(gold_readings(choices, answer).values()))
+
+
+def choices_problem(column: str, choices: Any) -> Problem | None:
+    """What is wrong with choices, if anything; a mapping of texts and their labels stands for them, too."""
+    if is_keyed(choices):
+        texts, keys = choices["text"], choices["label"]
+        twice = next((key for n, key in enumerate(keys) if any(same_key(key, other) for other in keys[:n])), None)
+        if len(texts) != len(keys) or twice is not None:
+            what = f"{len(texts)} texts and {len(keys)} labels" if twice is None else f"the label {twice!r} twice"
+            return Problem("keys", f"column {column!r} holds {what}", MEND)
+        return list_problem(f"{column}.text", texts)
+    return list_problem(column, choices)
+
+
+def list_problem(column: str, choices: Any) -> Problem | None:
+    """What is wrong with a list of choices, if anything."""
+    if not isinstance(choices, list | tuple):
+        hint = 'write a list of texts, ["yes", "no"], in JSONL or parquet; CSV holds none'
+        if isinstance(choices, Mapping):
+            listed = next((name for name, held in choices.items() if isinstance(held, list)), None)
+            each = f"{column}.{listed}" if listed is not None else f"{column}.values() | list"
+            labels = "" if listed is not None else f", labels: {column}.keys() | list"
+            hint = f"write a list of texts, or give a task file with choices: {{each: {each}}}{labels}"
+        return Problem("no list", f"column {column!r} is {truncate_repr(choices)}, not a list of choices", hint)
+    for number, choice in enumerate(choices):
+        if not isinstance(choice, str) or text_problem(column, choice):
+            message = f"column {column!r}: choice {number} is {truncate_repr(choice)}, not a text"
+            hint = "write all choices as texts"
+            if isinstance(choice, Mapping) and {"text", "label"} <= set(choice):
+                texts, keys = (f"{column} | map(attribute='{key}') | list" for key in ("text", "label"))
+                hint += f', or give a task file with choices: {{each: "{texts}"}}, labels: "{keys}"'
+            return Problem("bad choice", message, hint)
+    if len(choices) < 2:
+        message = f"column {column!r} has {len(choices)} choices, but two or more are needed"
+        return Problem("few choices", message, MEND)
+    stripped = [choice.strip() for choice in choices]
+    twice = next((text for number, text in enumerate(stripped) if text in stripped[:number]), None)
+    if twice is not None:
+        return Problem("choice twice", f"column {column!r} holds the choice {truncate_repr(twice)} twice", MEND)
+    return None
+
+
+def is_keyed(choices: Any) -> bool:
+    """Whether choices are written as ARC does it, {"text": ["red", "blue"], "label": ["A", "B"]}."""
+    return isinstance(choices, Mapping) and all(isinstance(choices.get(key), list) for key in ("text", "label"))
+
+
+def right_choice_problem(column: str, choices: Any, answer_column: str, answer: Any) -> Problem | None:
+    """What is wrong with the answer beside well-formed choices, if anything."""
+    if not is_keyed(choices):
+        return gold_problem(answer_column, [choice.strip() for choice in choices], answer, column)
+    if any(same_key(answer, key) for key in choices["label"]):
+        return None
+    message = f"column {answer_column!r} is {truncate_repr(answer)}, which is none of the labels in {column!r}"
+    return Problem("answer", message, hidden_hint(answer) or f"write one of {', '.join(map(repr, choices['label']))}")
+
+
+def refuse_unknown_start(choices_column: str, column: str, rows: Sequence[Row]) -> None:
+    """Refuse numbers of choices that may count from 0 or from 1: no row has 0, whatever letters and texts others have.
+
+    Raises:
+        DataError: says how to say which.
+    """
+    first: Row | None = None
+    last: Row | None = None
+    size = 0
+    for row in rows:
+        choices, answer = row.fields.get(choices_column), row.fields.get(column)
+        if not isinstance(choices, list) or isinstance(answer, bool):
+            return
+        number = number_key(answer)
+        known = [choice.strip() for choice in choices if isinstance(choice, str)]
+        ways = gold_readings(known, answer)
+        if number is None or ways and "number" not in ways:
+            continue  # a letter or a text, which does not say how numbers count
+        if not number.isdecimal() or set(ways) - {"number"} or not 1 <= int(number) <= len(known):
+            return
+        first, size = first or row, max(size, len(known))
+        last = last or (row if int(number) == len(known) else None)
+    if first is None:
+        return
+    counts = [f"task.labels=[{', '.join(str(n + start) for n in range(size))}]" for start in (1, 0)]
+    if last is not None:
+        answer, count = last.fields[column], len(last.fields[choices_column])
+        raise DataError(
+            f"{last.where}: column {column!r} is {answer!r} for {count} choices, and no row has 0: it counts from 1",
+            f"say so: {counts[0]}",
+        )
+    raise DataError(
+        f"{first.where}: no row has 0 in column {column!r}: its numbers may count the choices from 1, or from 0",
+        f"say which: {counts[0]} or {counts[1]}",
+    )
+
+
+def metaicl_problem(text: Any, output: Any, options: Any) -> Problem | None:
+    """What is wrong with the input, output and options of a row of MetaICL, if anything; an option may be there twice,
+    and no option means an output in free words.
+
+    Args:
+        text: the input.
+        output: must be one of the options, letter by letter.
+        options: a list of texts.
+    """
+    problem = text_problem("input", text) or text_problem("output", output)
+    if problem is not None or not isinstance(options, list | tuple):
+        return problem or list_problem("options", options)
+    if not options:
+        return None
+    distinct = [option for number, option in enumerate(options) if option not in options[:number]]
+    problem = list_problem("options", distinct)
+    if problem is None and output not in options:
+        message = f"column 'output' is {truncate_repr(output)}, which is none of the {len(options)} options"
+        return Problem("output", message, "write one of the options, letter by letter, or remove the row")
+    return problem

@@ -1,0 +1,167 @@
+"""Rows of JSON lines and of JSON arrays."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import DataError
+from zofo.tasks.readers.row import Row, all_rows, decoded, decoded_file, truncate_repr
+
+ONE_A_LINE = "one JSON object a line"
+"""What a file of JSON lines is."""
+
+_SPACE = " \t\r\n"
+
+
+def read_json_lines(path: Path, data: bytes) -> list[Row]:
+    """The rows of a file with one JSON object a line; empty lines are none.
+
+    Raises:
+        DataError: a line is no JSON object; names line and column.
+    """
+    lines = enumerate(data.splitlines(), start=1)
+    return all_rows(((f"{path}:{number}", line) for number, line in lines if line.strip()), _line)
+
+
+def read_json_array(path: Path, data: bytes) -> list[Row]:
+    """The rows of a file that is one JSON array of objects.
+
+    Raises:
+        DataError: it is not; names line and column.
+    """
+    return all_rows(_entries(path, decoded_file(path, data)), _checked_object)
+
+
+@dataclass(frozen=True)
+class _Unusable:
+    """A number that is not finite."""
+
+    literal: str
+
+
+def _number(literal: str) -> Any:
+    value = float(literal)
+    return value if math.isfinite(value) else _Unusable(literal)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twice:
+        raise DataError(f"the column {twice[0]!r} is there twice", "keep one of the two")
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_Unusable, parse_float=_number)
+
+
+def _line(where: str, line: bytes) -> Mapping[str, Any]:
+    text = decoded(line, where).rstrip()
+    value, end = _value(text, len(text) - len(text.lstrip()), lambda position: where)
+    if end != len(text):
+        after = text[end:].lstrip()
+        hint = ONE_A_LINE
+        if after.startswith("{"):
+            hint += ": begin a new line before the second"
+        elif after == ",":
+            hint += ", without a comma after it"
+        message = f"{where}: column {len(text) - len(after) + 1}: not JSON: more after the first value"
+        raise DataError(message, hint)
+    return _checked_object(where, value)
+
+
+def _value(text: str, start: int, place: Callable[[int], str]) -> tuple[Any, int]:
+    """The JSON value that begins at a position of the text, and where it ends."""
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        column, message, hint = _syntax(error, text)
+        raise DataError(f"{place(error.pos)}: column {column}: not JSON: {message}", hint) from error
+    except DataError as error:
+        raise DataError(f"{place(start)}: {error.message}", error.hint) from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        reason = str(error).partition(";")[0]
+        raise DataError(f"{place(start)}: not JSON that can be read: {reason}", ONE_A_LINE) from error
+
+
+def _syntax(error: json.JSONDecodeError, text: str) -> tuple[int, str, str]:
+    """Column, message and hint of a syntax error, the same for all versions of Python."""
+    before, after = text[: error.pos].rstrip(_SPACE), text[error.pos :].lstrip(_SPACE)
+    if after[:1] == ",":  # newer versions point at the comma, older ones at what follows it
+        before, after = before + ",", after[1:].lstrip(_SPACE)
+    if before.endswith(",") and after[:1] in ("}", "]"):
+        return len(before) - text.rfind("\n", 0, len(before)) - 1, f"a comma before {after[0]!r}", "remove the comma"
+    if after[:1] == "'":
+        return error.colno, "a single quote", 'JSON has double quotes only, as in {"text": "a joy"}'
+    if not after:
+        if text.lstrip().startswith("["):
+            return error.colno, "it ends too early", "an array is read from a file that ends in .json"
+        return error.colno, "it ends too early", f"{ONE_A_LINE}, and all of it"
+    return error.colno, error.msg, ONE_A_LINE
+
+
+def _checked_object(where: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        hint = ONE_A_LINE
+        if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+            hint += "; an array of objects is read from a file that ends in .json"
+        name = "number that is not finite" if isinstance(value, _Unusable) else type(value).__name__
+        raise DataError(f"{where}: a {name}, not an object with named columns", hint)
+    for column, held in value.items():
+        literal = _unusable(held)
+        if literal is not None:
+            raise DataError(
+                f"{where}: column {column!r} holds {truncate_repr(literal)[1:-1]}, not a finite number",
+                "write null or the value that was meant, or remove the row",
+            )
+    return value
+
+
+def _unusable(value: Any) -> str | None:
+    if isinstance(value, _Unusable):
+        return value.literal
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((found for entry in entries if (found := _unusable(entry)) is not None), None)
+
+
+def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Place and value of every entry of an array; the place has a column where a line holds several."""
+    starts = [0, *(found.end() for found in re.finditer("\n", text))]
+
+    def place(position: int) -> str:
+        return f"{path}:{bisect_right(starts, position)}"
+
+    def mistake(position: int, what: str) -> DataError:
+        column = position - starts[bisect_right(starts, position) - 1] + 1
+        what = what if position < len(text) else "the array has no end"
+        return DataError(f"{place(position)}: column {column}: not JSON: {what}", "an array is written [{...}, {...}]")
+
+    position, last = _skip(text, text.index("[") + 1), ""
+    while text[position : position + 1] != "]":
+        where = place(position)
+        value, end = _value(text, position, place)
+        yield where if where != last else f"{where}:{position - starts[bisect_right(starts, position) - 1] + 1}", value
+        last, position = where, _skip(text, end)
+        if text[position : position + 1] == ",":
+            comma, position = position, _skip(text, position + 1)
+            if text[position : position + 1] == "]":
+                raise mistake(comma, "a comma before ']'")
+        elif text[position : position + 1] != "]":
+            raise mistake(position, "no comma between two entries")
+    end = _skip(text, position + 1)
+    if end != len(text):
+        raise mistake(end, "more after the end of the array")
+
+
+def _skip(text: str, position: int) -> int:
+    """The first position from here that is not white space."""
+    while text[position : position + 1] in (" ", "\t", "\r", "\n"):
+        position += 1
+    return position

@@ -1,0 +1,170 @@
+"""Rows from files, folders and the Hub; every row that cannot be read is named by file, line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import DataError
+from zofo.tasks.readers.arrow_tables import read_arrow_file
+from zofo.tasks.readers.csv import read_table
+from zofo.tasks.readers.folders import (
+    PACKED,
+    SUFFIXES,
+    dataset_rows,
+    files_of,
+    is_saved,
+    names_of,
+    read_saved,
+    unpacking,
+)
+from zofo.tasks.readers.json import ONE_A_LINE, read_json_array, read_json_lines
+from zofo.tasks.readers.look_alikes import look_alike_key
+from zofo.tasks.readers.row import Row
+
+_PLAIN = SUFFIXES[:-1]  # those that a user may write; .arrow is what programs keep for themselves
+_LONGEST_NAME = 100  # of a column
+_FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE.gz"),
+    (b"PK\x03\x04", "a zip archive or an Excel sheet", "unpack it, or save the sheet as CSV in UTF-8"),
+    (b"PAR1", "a parquet file by its content", "give it a name that ends in .parquet"),
+    (b"version https://git-lfs", "a pointer of Git LFS in place of the data", "fetch the data: git lfs pull"),
+)
+
+
+def read_file(path: Path) -> list[Row]:
+    """All rows of a file: JSON lines or a JSON array, CSV, TSV, or parquet, by the end of its name.
+
+    Args:
+        path: ends in one of `SUFFIXES`.
+
+    Returns:
+        At least one row. Values of CSV and TSV are text.
+
+    Raises:
+        DataError: the file or one of its rows cannot be read; names file, line and column, and shows a row that can.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{str(path)!r} is a folder" if path.is_dir() else f"there is no file {str(path)!r}",
+            f"give a file that ends in {_listed(_PLAIN)}",
+        )
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        what = f"files that end in {suffix} are not read" if suffix else "its name does not end in what it holds"
+        hint = f"unpack it first: {unpacking(path)}" if suffix in PACKED else f"rows are read from {_listed(_PLAIN)}"
+        raise DataError(f"{path}: {what}", hint)
+    rows = read_arrow_file(path) if suffix in (".parquet", ".arrow") else _read_text(path, suffix)
+    if not rows:
+        expected = "a line of column names and one row a line are" if suffix in (".csv", ".tsv") else f"{ONE_A_LINE} is"
+        raise DataError(f"{path}: no rows", f"{expected} expected")
+    header = next((row for row in rows if _is_header(row.fields)), None)
+    if header is not None:
+        hint = "remove the line, as of a file that was put behind another; check that the columns have the same order"
+        raise DataError(f"{header.where}: the row holds the names of the columns", hint)
+    return rows
+
+
+def _is_header(fields: Mapping[str, Any]) -> bool:
+    """Whether the values of a row are the names of its columns, in any order."""
+    if not fields or not all(isinstance(value, str) and len(value) < _LONGEST_NAME for value in fields.values()):
+        return False
+    return sorted(map(look_alike_key, fields)) == sorted(map(look_alike_key, fields.values()))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _read_text(path: Path, suffix: str) -> list[Row]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror}", "give a file that you may read") from error
+    for start, what, hint in _FOREIGN:
+        if data.startswith(start):
+            raise DataError(f"{path}: the file is {what}", hint)
+    if (zero := data.find(b"\0")) >= 0:
+        line = data.count(b"\n", 0, zero) + 1
+        column = zero - data.rfind(b"\n", 0, zero)
+        raise DataError(f"{path}:{line}: column {column}: a NUL byte, which is no text", "save the file as UTF-8 text")
+    if suffix in (".csv", ".tsv"):
+        return read_table(path, data, "," if suffix == ".csv" else "\t")
+    if suffix == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return read_json_array(path, data)
+    return read_json_lines(path, data)
+
+
+def read_folder(folder: Path, origin: str) -> list[Row]:
+    """All rows of the file of a folder that is named for a split, or of its shards.
+
+    Args:
+        folder: holds, for example, train.jsonl, validation.csv and test.parquet, or shards of these as the Hub names
+            them, train-00000-of-00002.parquet; or was written by `save_to_disk`. Its folder `data` may hold them, too.
+        origin: name of the split, and of the file; validation may be named val or dev as well, and stands for
+            validation_matched where there is no such file. Where there is no such name, FOLDER_ROWS_SEED_train.jsonl
+            is train, as MetaICL's scripts write it, with dev and test alike: of several the one of most rows, and of
+            seed 100.
+
+    Raises:
+        DataError: there is no such file, or more than one, or a shard is missing, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"the data folder {str(folder)!r} does not exist", "give an existing folder to --data-dir")
+    if is_saved(folder):
+        return read_saved(folder, origin)
+    files = files_of(folder, origin)
+    if not files:
+        found = names_of(folder) or f"no .jsonl file, and none of {_listed(_PLAIN[1:])}"
+        raise DataError(
+            f"the data folder {str(folder)!r} has no {origin}.jsonl; it holds {found}",
+            f"put the rows of the split {origin!r} there, one JSON object a line, or as .csv, .tsv or .parquet",
+        )
+    return [row for path in files for row in read_file(path)]
+
+
+def read_hub(hub: str, config: str | None, revision: str | None, origin: str, name: str) -> list[Row]:
+    """All rows of a split of a Hub data set, from the Hub or its cache.
+
+    Args:
+        hub: id of the data set.
+        config: which of its configurations; None where it has one.
+        revision: branch, tag or commit; None for the newest.
+        origin: name of the split.
+        name: of the task, for messages.
+
+    Raises:
+        DataError: the data set cannot be loaded.
+    """
+    import datasets
+
+    table = _from_hub(hub, name, lambda: datasets.load_dataset(hub, config, revision=revision, split=origin))
+    return dataset_rows(table, f"{hub}/{origin}")
+
+
+def hub_origins(hub: str) -> set[str]:
+    """The splits of a Hub data set.
+
+    Raises:
+        DataError: it cannot be found.
+    """
+    import datasets
+
+    return set(_from_hub(hub, hub, lambda: datasets.get_dataset_split_names(hub)))
+
+
+def _from_hub(hub: str, name: str, load: Callable[[], Any]) -> Any:
+    import datasets
+
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        return load()
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"cannot load {hub!r} from the Hub or its cache: {first}",
+            f"give a folder of JSONL with --data-dir, or use task=movie-reviews ({name} needs the Hub once)",
+        ) from error

@@ -1,0 +1,272 @@
+"""From text to tokens, and where the candidate begins."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from zofo.errors import DataError, ModelError
+from zofo.tasks.chats import as_example, write_chat
+from zofo.tasks.control_tokens import Coded, Speller, Spelt
+from zofo.tasks.example import Example
+
+
+@dataclass(frozen=True)
+class TokenizedChoices:
+    """An example in tokens.
+
+    Args:
+        rows: for each candidate, the tokens of prompt and candidate together.
+        scored: for each candidate, how many tokens at the end of its row belong to it.
+        gold: index of the candidate that is trained on.
+        example: as text.
+        stops: texts and tokens that end its answer, beside those of the task.
+        joined: whether prompt and candidates have the tokens that they have as one text, and begin where all do.
+        unwritten: of a chat, what the model's template does not write, or writes in another way.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    scored: tuple[int, ...]
+    gold: int
+    example: Example | None = None
+    stops: tuple[str, ...] = ()
+    joined: bool = True
+    unwritten: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        return max(map(len, self.rows))
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens before the candidate that is trained on."""
+        row = self.rows[self.gold]
+        return row[: len(row) - self.scored[self.gold]]
+
+    def gold_only(self) -> TokenizedChoices:
+        """The same with no candidate but the one that is trained on."""
+        return replace(self, rows=(self.rows[self.gold],), scored=(self.scored[self.gold],), gold=0)
+
+    def whole(self) -> TokenizedChoices:
+        """As `right_only`, with every token scored that has one before it."""
+        row = self.rows[self.gold]
+        return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0)
+
+
+class _Asked(NamedTuple):
+    """An example in the words that are tokenised.
+
+    Args:
+        example: as people read it, its candidates with what ends them.
+        prompt, candidates: the same, with marks if `marked`.
+        marked: whether control tokens of a template are marked, as `Speller.marked` does it.
+        stops: texts and tokens that end an answer, beside those of the task.
+        block: of a chat, what its template writes before an answer by itself.
+        unwritten: of a chat, what its template does not write, or writes in another way.
+    """
+
+    example: Example
+    prompt: str
+    candidates: tuple[str, ...]
+    marked: bool
+    stops: tuple[str, ...] = ()
+    block: str = ""
+    unwritten: tuple[str, ...] = ()
+
+    def spelt(self, text: str) -> Spelt:
+        """A text of this example, to be tokenised."""
+        return Spelt(text, None, self.marked, self.example.where)
+
+
+def encode(
+    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
+) -> list[TokenizedChoices]:
+    """Tokenise examples for a causal language model.
+
+    The prompt does not depend on what is right. With one candidate, the answer of a generation, its tokens are those
+    of the prompt alone, and the answer's follow. With several, each row is tokenised as one text, and all are scored
+    from the same place: the last before the first token of any candidate, found by character offsets, up to which
+    they have the same tokens. Lengths are never subtracted. A candidate with nothing before it is predicted from the
+    token that begins a text, or from the one that ends texts where a model has no other.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        examples: what to tokenise.
+        limit: the longest row in tokens; None for no limit.
+        truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it.
+
+    Raises:
+        DataError: a text longer than `limit`, candidates of one example that have the same tokens, or a candidate that
+            has no token, or none before it to be predicted from; turns that the chat template refuses or changes.
+        ModelError: a chat, and a tokenizer without a chat template or with one that cannot be trained with.
+    """
+    if not examples:
+        return []
+    speller = Speller(tokenizer)
+    asked = [_asked(speller, example) for example in examples]
+    _refuse_mixed(asked)
+    add = {"add_special_tokens": not examples[0].messages}
+    wholes = iter(speller.code([one.spelt(one.prompt + text) for one in asked for text in one.candidates], **add))
+    alone = iter(speller.code([one.spelt(one.prompt) for one in asked if len(one.candidates) == 1], **add))
+    end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    encoded = []
+    for one in asked:
+        coded = [_without_closing(speller, next(wholes), add) for _ in one.candidates]
+        if len(coded) == 1:
+            rows, start, joined = _answered(
+                speller, one, _without_closing(speller, next(alone), add).ids, coded[0], end
+            )
+        else:
+            rows, start, joined = _from_one_place(coded, len(one.prompt))
+        if start == 0 and first is not None:
+            rows, start = [(first, *row) for row in rows], 1
+        for candidate, row in enumerate(rows):
+            _refuse_unscorable(one.example, candidate, start, len(row))
+        scored = tuple(len(row) - start for row in rows)
+        rows = _fitted(rows, start, limit, truncate, speller.special, one.example)
+        _refuse_clash(one.example, rows)
+        gold = one.example.gold
+        encoded.append(TokenizedChoices(tuple(rows), scored, gold, one.example, one.stops, joined, one.unwritten))
+    return encoded
+
+
+def _asked(speller: Speller, example: Example) -> _Asked:
+    """A chat in the words of the model's template, and candidates with the model's own end of text if it follows."""
+    if example.messages:
+        chat, marked = write_chat(speller, example)
+        return _Asked(
+            as_example(example, chat), chat.prompt, (chat.answer,), marked, chat.stops, chat.block, chat.unwritten
+        )
+    marked = speller.spells(example.own)
+    prompt, candidates = example.prompt, example.candidates
+    if marked:
+        prompt = speller.marked(prompt, example.own, example.where)
+        candidates = tuple(speller.marked(text, example.own, example.where) for text in candidates)
+    if example.ends:
+        ending = speller.tokenizer.eos_token
+        if ending is None:
+            raise ModelError(
+                f"{example.where}: the model's end of text is to follow the answer, but its tokenizer has no eos_token",
+                "name one in its tokenizer_config.json, or give the task a text that ends answers with stop",
+            )
+        example = replace(example, candidates=tuple(text + ending if text else "" for text in example.candidates))
+        ending = speller.marked(ending, (), example.where) if marked else ending
+        candidates = tuple(text + ending if text else "" for text in candidates)
+    return _Asked(example, prompt, candidates, marked)
+
+
+def _refuse_mixed(asked: Sequence[_Asked]) -> None:
+    """Raises DataError for chats with and without thoughts, if the template asks for them with different prompts."""
+    with_block = [one.example for one in asked if one.block]
+    first = {example.thinks: example for example in reversed(with_block)}
+    if len(first) > 1:
+        raise DataError(
+            f"{first[True].where}: the answer holds what was thought before it, and that of {first[False].where} does "
+            "not; the model's chat template asks for them in different words, so that the prompt would tell",
+            "give all answers their reasoning_content, or none",
+        )
+
+
+def _answered(
+    speller: Speller, asked: _Asked, prompt: list[int], whole: Coded, end: int
+) -> tuple[list[tuple[int, ...]], int, bool]:
+    """The row of a prompt with its only candidate, where that begins, and whether both are tokenised as one text.
+
+    Where one text would have other tokens than the prompt, the candidate's are those after a text that it does not
+    merge with.
+
+    Raises:
+        DataError: it merges with every one.
+    """
+    candidate = asked.candidates[0]
+    if not candidate:  # nothing to score: the end of a text holds its place
+        return [(*prompt, end)], len(prompt), True
+    if whole.ids[: len(prompt)] == prompt:
+        return [tuple(whole.ids)], len(prompt), True
+    befores = ("\n", ":", ".", "x")
+    texts = [asked.spelt(before + text) for before in befores for text in ("", candidate)]
+    found = [one.ids for one in speller.code(texts, add_special_tokens=False)]
+    for head, both in zip(found[::2], found[1::2], strict=True):
+        if both[: len(head)] == head:
+            return [(*prompt, *both[len(head) :])], len(prompt), False
+    raise DataError(
+        f"{asked.example.where or repr(asked.example.prompt[:40])}: the candidate "
+        f"{asked.example.candidates[0][:80]!r} has no tokens of its own after the prompt",
+        "let the template end with a word or a colon, and the answer begin with a word",
+    )
+
+
+def _from_one_place(coded: Sequence[Coded], prompt: int) -> tuple[list[tuple[int, ...]], int, bool]:
+    """The rows of several candidates, the place that all are scored from, and whether each begins there.
+
+    Args:
+        coded: prompt and candidate as one text, for each candidate.
+        prompt: characters of the prompt.
+    """
+    starts = [next((i for i, span in enumerate(one.spans) if span[1] > prompt), len(one.ids)) for one in coded]
+    columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*(one.ids for one in coded), strict=False))
+    start = min(*starts, sum(1 for _ in columns))
+    return [tuple(one.ids) for one in coded], start, set(starts) == {start}
+
+
+def _without_closing(speller: Speller, coded: Coded, add: Mapping[str, bool]) -> Coded:
+    """Without the special tokens that some tokenizers append."""
+    end = len(coded.ids) if add["add_special_tokens"] else 0
+    last = end
+    while end > 1 and coded.ids[end - 1] in speller.special and coded.spans[end - 1][0] == coded.spans[end - 1][1]:
+        end -= 1
+    return coded if end == last else Coded(coded.ids[:end], coded.spans[:end], coded.types[:end])
+
+
+def _fitted(
+    rows: list[tuple[int, ...]],
+    prompt: int,
+    limit: int | None,
+    truncate: bool,
+    special: Collection[int],
+    example: Example,
+) -> list[tuple[int, ...]]:
+    """Rows within the limit; the same tokens are dropped for every candidate, so that all follow the same prompt."""
+    longest = max(map(len, rows))
+    if limit is None or longest <= limit:
+        return rows
+    head = 1 if rows[0][0] in special else 0
+    excess = longest - limit
+    if truncate and head + excess < prompt:
+        return [row[:head] + row[head + excess :] for row in rows]
+    raise too_long(example, longest, limit)
+
+
+def too_long(example: Example, tokens: int, limit: int) -> DataError:
+    """What is said of a text that does not fit."""
+    return DataError(
+        f"{example.where or repr(example.prompt[:40])}: the text has {tokens} tokens with its candidate, "
+        f"but the limit is {limit}",
+        "shorten the row, or drop the oldest tokens of long prompts with task.truncate=left",
+    )
+
+
+def _refuse_unscorable(example: Example, candidate: int, start: int, end: int) -> None:
+    if 0 < start < end:
+        return
+    problem = "has no token of its own" if start == end else "has no token before it to be predicted from"
+    raise DataError(
+        f"{example.where or repr(example.prompt[:40])}: the candidate {example.candidates[candidate]!r} {problem}",
+        "let the template begin with a word, and the verbalizer be a word after a space",
+    )
+
+
+def _refuse_clash(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
+    first: dict[tuple[int, ...], int] = {}
+    for index, row in enumerate(rows):
+        if row in first:
+            one, two = example.candidates[first[row]], example.candidates[index]
+            raise DataError(
+                f"{example.where}: the candidates {one!r} and {two!r} have the same tokens and the same score",
+                "choose other verbalizers in a copy of the task file",
+            )
+        first[row] = index

@@ -1,0 +1,99 @@
+"""Scoring in the other direction: the likelihood of the prompt after a candidate, P(input | output).
+
+Min, Lewis, Hajishirzi, Zettlemoyer (2022), "Noisy Channel Language Model Prompting for Few-Shot Text Classification".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from zofo.errors import DataError
+from zofo.tasks.example import Example
+from zofo.tasks.tokenization import TokenizedChoices, encode, too_long
+
+
+def in_channel(example: Example) -> str:
+    """A solved example with its candidate before its prompt."""
+    return f"{_candidate(example, example.gold)}{example.prompt.strip()}"
+
+
+def _candidate(example: Example, number: int) -> str:
+    return f"{example.candidates[number].strip()}\n"
+
+
+def encode_channel(
+    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
+) -> list[TokenizedChoices]:
+    """Tokenise examples so that the score of a candidate is that of the prompt after it.
+
+    score[c] = (1 / n) sum over the n tokens of the prompt of log p(token | demonstrations, c, tokens before it).
+
+    Every candidate is followed by the same tokens, those of the prompt, so that means and sums rank alike.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        examples: what to tokenise.
+        limit: the longest row in tokens; None for no limit.
+        truncate: of longer rows, drop the oldest tokens: of the demonstrations, and then of the prompt.
+
+    Raises:
+        DataError: a text longer than `limit`, a chat, or one without candidates to choose from.
+    """
+    if not examples:
+        return []
+    flat: list[Example] = []
+    for example in examples:
+        of_several = bool(example.task)  # which one may be in free words
+        if example.messages or len(example.candidates) < 2 and not of_several:
+            raise DataError(
+                f"{example.where}: task.scoring=channel scores the prompt after each candidate, but there are no "
+                "candidates to choose from",
+                "set task.scoring=mean, or choose a classification or multiple-choice task",
+            )
+        prompt = example.prompt.strip()
+        flat += [
+            Example(example.before + _candidate(example, number), (prompt,), (0,), where=example.where, own=example.own)
+            for number in range(len(example.candidates))
+        ]
+    heads = iter(_lengths(tokenizer, [one.before for one in examples]))
+    coded = iter(encode(tokenizer, flat))
+    special = set(tokenizer.all_special_ids)
+    encoded = []
+    for example in examples:
+        parts = [next(coded) for _ in example.candidates]
+        rows, scored = [part.rows[0] for part in parts], min(part.scored[0] for part in parts)
+        rows, scored = _fitted(rows, scored, next(heads), limit, truncate, special, example)
+        encoded.append(TokenizedChoices(tuple(rows), (scored,) * len(rows), example.gold, example))
+    return encoded
+
+
+def _lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Tokens of each text by itself, without special ones."""
+    coded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [len(ids) for ids in coded["input_ids"]]
+
+
+def _fitted(
+    rows: list[tuple[int, ...]],
+    scored: int,
+    demonstrations: int,
+    limit: int | None,
+    truncate: bool,
+    special: set[int],
+    example: Example,
+) -> tuple[list[tuple[int, ...]], int]:
+    """Rows within the limit: the same tokens are dropped for every candidate, and its own are kept."""
+    excess = max(map(len, rows)) - limit if limit is not None else 0
+    if excess <= 0:
+        return rows, scored
+    head = 1 if rows[0][0] in special else 0
+    first = min(excess, demonstrations)
+    later = excess - first  # of the prompt, whose oldest tokens stand after the candidate
+    if not truncate or later >= scored:
+        raise too_long(example, max(map(len, rows)), limit or 0)
+    kept = []
+    for row in rows:
+        start = len(row) - scored
+        kept.append(row[:head] + row[head + first : start] + row[start + later :])
+    return kept, scored - later

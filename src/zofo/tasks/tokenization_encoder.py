@@ -1,0 +1,188 @@
+"""From text to tokens for models that see both sides: a label word in the middle, or a head on top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from zofo.errors import DataError
+from zofo.tasks.control_tokens import Speller, Spelt
+from zofo.tasks.example import Example
+from zofo.tasks.tokenization import too_long
+
+
+@dataclass(frozen=True)
+class TokenizedCloze:
+    """An example for a masked language model: its label word is asked for in the middle of a text.
+
+    Args:
+        tokens: the whole text, with the mask in the label word's place.
+        place: where the mask is.
+        targets: the token of each candidate.
+        gold: index of the candidate that is trained on.
+        example: as text.
+    """
+
+    tokens: tuple[int, ...]
+    place: int
+    targets: tuple[int, ...]
+    gold: int
+    example: Example
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """An example for a classification head: one text or a pair.
+
+    Args:
+        tokens: the text, or both with what the tokenizer puts between them.
+        types: which of the two each token belongs to, where the model asks for that; else empty.
+        gold: index of the label that is trained on.
+        example: as text.
+    """
+
+    tokens: tuple[int, ...]
+    types: tuple[int, ...]
+    gold: int
+    example: Example
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return len(self.tokens)
+
+
+class _Parts(NamedTuple):
+    """The parts of an example that are tokenised as one text, with marks if `marked`."""
+
+    prompt: str
+    texts: tuple[str, ...]
+    ending: str
+    marked: bool
+    where: str
+
+
+def _in_parts(speller: Speller, example: Example) -> _Parts:
+    if not speller.spells(example.own):
+        return _Parts(example.prompt, example.candidates, example.ending, False, example.where)
+    prompt, ending, *texts = (
+        speller.marked(text, example.own, example.where)
+        for text in (example.prompt, example.ending, *example.candidates)
+    )
+    return _Parts(prompt, tuple(texts), ending, True, example.where)
+
+
+def encode_masked(
+    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
+) -> list[TokenizedCloze]:
+    """Tokenise examples for a masked language model: prompt, the mask in the candidate's place, ending.
+
+    Each candidate is tokenised in its place, and must be one token there with the same tokens around it.
+
+    Args:
+        tokenizer: a fast tokenizer with a mask token.
+        examples: what to tokenise.
+        limit: the longest text in tokens; None for no limit.
+        truncate: drop the oldest tokens of a longer prompt instead of refusing it.
+
+    Raises:
+        DataError: a text longer than `limit`, or a candidate that is not one token.
+
+    Source: the label words of LM-BFF (Gao, Fisch, Chen 2021), as in MeZO's RoBERTa experiments.
+    """
+    speller = Speller(tokenizer)
+    asked = [_in_parts(speller, example) for example in examples]
+    texts = [Spelt(one.prompt + text + one.ending, None, one.marked, one.where) for one in asked for text in one.texts]
+    pairs = iter(speller.code(texts))
+    encoded = []
+    for example, own in zip(examples, asked, strict=True):
+        around: tuple[int, ...] = ()
+        place = 0
+        targets: list[int] = []
+        for candidate, text in zip(example.candidates, own.texts, strict=True):
+            ids, spans, _ = next(pairs)
+            start, end = len(own.prompt), len(own.prompt) + len(text)
+            inside = [i for i, span in enumerate(spans) if span[1] > start and span[0] < end and span[0] < span[1]]
+            frame = tuple(ids[: inside[0]] + ids[inside[-1] + 1 :]) if inside else ()
+            if len(inside) != 1 or (targets and frame != around):
+                raise DataError(
+                    f"{example.where}: the candidate {candidate!r} is {len(inside)} tokens of this model, not one",
+                    "a masked language model is asked for one token: choose other verbalizers, each a common word "
+                    "after a space",
+                )
+            around, place = frame, inside[0]
+            targets.append(ids[place])
+        if len(set(targets)) < len(targets):
+            raise DataError(f"{example.where}: two candidates are the same token", "choose other verbalizers")
+        tokens = (*around[:place], tokenizer.mask_token_id, *around[place:])
+        excess = len(tokens) - (limit or len(tokens))
+        if excess > 0:
+            head = 1 if tokens[0] in tokenizer.all_special_ids else 0
+            if not truncate or head + excess > place:
+                raise too_long(example, len(tokens), len(tokens) - excess)
+            tokens, place = tokens[:head] + tokens[head + excess :], place - excess
+        encoded.append(TokenizedCloze(tokens, place, tuple(targets), example.gold, example))
+    return encoded
+
+
+def encode_texts(
+    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
+) -> list[TokenizedText]:
+    """Tokenise examples for a classification head, a pair as the tokenizer joins pairs, or line by line if it has no
+    token to put between.
+
+    Args:
+        tokenizer: a tokenizer.
+        examples: what to tokenise.
+        limit: the longest text in tokens; None for no limit.
+        truncate: drop the oldest tokens of the longer text instead of refusing it.
+
+    Raises:
+        DataError: a text longer than `limit`.
+    """
+    if not examples:
+        return []
+    texts = [example.texts for example in examples]
+    if tokenizer.sep_token_id is None:
+        texts = [("\n".join(pair),) for pair in texts]
+    speller = Speller(tokenizer)
+    spelt = [_pair(speller, example, pair) for example, pair in zip(examples, texts, strict=True)]
+    with _cutting_on_the_left(tokenizer):
+        coded = speller.code(
+            spelt,
+            truncation="longest_first" if truncate and limit else False,
+            max_length=limit if truncate else None,
+        )
+    encoded = []
+    for example, (ids, _, kinds) in zip(examples, coded, strict=True):
+        if limit and len(ids) > limit:
+            raise too_long(example, len(ids), limit)
+        if not ids:
+            raise DataError(f"{example.where}: the text has no token", "mend or remove the row")
+        encoded.append(TokenizedText(tuple(ids), tuple(kinds), example.gold, example))
+    return encoded
+
+
+def _pair(speller: Speller, example: Example, texts: Sequence[str]) -> Spelt:
+    """The one or two texts of an example, to be tokenised."""
+    marked = speller.spells(example.own)
+    if marked:
+        texts = [speller.marked(text, example.own, example.where) for text in texts]
+    return Spelt(texts[0], texts[1] if len(texts) == 2 else None, marked, example.where)
+
+
+@contextmanager
+def _cutting_on_the_left(tokenizer: Any) -> Iterator[None]:
+    before = tokenizer.truncation_side
+    tokenizer.truncation_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = before

@@ -1,0 +1,212 @@
+"""The checkpoints of a run: folders that are whole, or are not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import CheckpointError, advice
+from zofo.training.disk import atomic_write_text, fsync, fsync_tree, sha256_of, writing
+
+_MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1
+_PREFIX, _SAVING = "step-", ".saving-"
+_NOT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM}  # which may be whole
+_GOES_ON = "type the same command again: the run goes on from the checkpoint before"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, every file of which has the hash that its manifest gives.
+
+    Args:
+        path: its folder.
+        step: how many steps had been made.
+    """
+
+    path: Path
+    step: int
+
+    def json(self, name: str) -> dict[str, Any]:
+        """One of its JSON files.
+
+        Raises:
+            CheckpointError: it holds something else.
+        """
+        try:
+            text = (self.path / name).read_text(encoding="utf-8")
+            content = json.loads(text, parse_constant=_refuse_constant)
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"cannot read {str(self.path / name)!r}: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{str(self.path / name)!r} holds no JSON object")
+        return content
+
+
+class Checkpoints:
+    """Saves and finds the checkpoints of a run.
+
+    One is written into a temporary folder, every file of it synced; a manifest holds their SHA-256; the folder is
+    renamed, and a marker with the manifest's SHA-256 is written last. A process may be killed at any point of this:
+    what `latest` finds is the new one or the one before, whole.
+
+    Args:
+        folder: where they are; made when the first one is saved.
+        keep: how many are kept, the newest ones.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._damaged: list[Path] = []
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint, then remove those that are too many.
+
+        Args:
+            step: how many steps have been made.
+            write: writes its files into the folder that it is given.
+
+        Raises:
+            CheckpointError: the disk is full or cannot be written; the checkpoints before are as they were.
+        """
+        final, part = self._folder / f"{_PREFIX}{step:08d}", self._folder / f"{_SAVING}{step:08d}"
+        try:
+            with writing("the checkpoint", final, _GOES_ON, CheckpointError, within=self._folder):
+                if damage_of(final) is None:  # the same step of the same run
+                    return final
+                _remove(final)
+                _remove(part)
+                part.mkdir(parents=True)
+                write(part)
+                _write_manifest(part, step)
+                fsync_tree(part)
+                os.rename(part, final)
+                fsync(self._folder)
+                atomic_write_text(final / _MARKER, sha256_of(final / _MANIFEST) + "\n")
+        except CheckpointError:
+            self.sweep()
+            raise
+        self._prune(step)
+        return final
+
+    def _prune(self, newest: int) -> None:
+        """Remove what is beyond the newest ones, and what lies after them: of steps that will be made anew."""
+        folders = self._folders()
+        kept = [path for path in folders if _step(path) <= newest and path not in self._damaged][: self._keep]
+        for path in folders:
+            if path not in kept:
+                _remove(path)
+
+    def latest(self, warn: Callable[[str], None] = lambda _text: None) -> Checkpoint | None:
+        """The newest whole checkpoint; None where there is none.
+
+        Args:
+            warn: told of each newer one that is damaged, with the file.
+
+        Raises:
+            CheckpointError: there are some, and all of them are damaged.
+        """
+        found: list[str] = []
+        self._damaged = []
+        for path in self._folders():
+            damage = damage_of(path)
+            if damage is None:
+                for text in found:
+                    warn(f"{text}: the checkpoint before it is used")
+                return Checkpoint(path, _step(path))
+            found.append(damage)
+            self._damaged.append(path)  # which take the place of no whole one
+        if found:
+            raise CheckpointError(
+                f"no checkpoint in {str(self._folder)!r} can be used: {'; '.join(found)}",
+                f"put back a copy of one, or remove {str(self._folder)!r} to begin the run again",
+            )
+        return None
+
+    def sweep(self) -> None:
+        """Remove what a killed process left: checkpoints half-written, not yet marked complete, or half-removed."""
+        unmarked = [path for path in self._folders() if not os.path.lexists(path / _MARKER)]
+        for path in [*self._folder.glob(f"{_SAVING}*"), *unmarked]:
+            _remove(path)
+
+    def clear(self) -> None:
+        """Remove all of them: the run has ended, and its folder holds what came of it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _folders(self) -> list[Path]:
+        """Of all checkpoints, whole or not, the newest first."""
+        found = [path for path in self._folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+        return sorted(found, key=_step, reverse=True)
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with the folder of a checkpoint, and with which file; None where it is whole."""
+    marker, manifest = path / _MARKER, path / _MANIFEST
+    try:
+        for each in (path, *sorted(path.rglob("*"))):
+            if each.is_symlink():
+                return f"{str(each)!r} is a link, which no checkpoint holds"
+        if not marker.is_file():
+            return f"{str(path)!r} was not finished"
+        if not manifest.is_file():
+            return f"{str(manifest)!r} is missing"
+        if marker.read_bytes().strip() != sha256_of(manifest).encode():
+            return f"{str(manifest)!r} is damaged, or {str(marker)!r} is"
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            return f"{str(manifest)!r} is of version {content['version']}, which this version of zofo cannot read"
+        if content["step"] != _step(path):
+            return f"{str(manifest)!r} is of step {content['step']}"
+        return _differing(path, content["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in _NOT_OF_FILES:
+            raise CheckpointError(f"cannot read {str(path)!r}: {error.strerror}", advice(error.errno)) from error
+        return f"{str(manifest)!r} cannot be read ({error!r})"
+
+
+def _differing(path: Path, digests: dict[str, str]) -> str | None:
+    """The first file that is missing, not in the manifest, or not as it says; only what lies in the folder is read."""
+    there = {file.relative_to(path).as_posix(): file for file in _files(path)} | {_MARKER: None, _MANIFEST: None}
+    for name in digests.keys() - there.keys():
+        return f"{str(path / name)!r} is missing"
+    for name, file in there.items():
+        if file is not None and name not in digests:
+            return f"{str(file)!r} is not in the manifest"
+        if file is not None and sha256_of(file) != digests[name]:
+            return f"{str(file)!r} is damaged: its SHA-256 is not the one in the manifest"
+    return None
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    files = {path.relative_to(folder).as_posix(): sha256_of(path) for path in _files(folder)}
+    content = {"version": _VERSION, "step": step, "files": files}
+    (folder / _MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, its marker first: a process that is killed meanwhile leaves what `sweep` knows."""
+    if path.is_symlink() or not path.is_dir():  # a pipe would be waited for
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(OSError):
+        (path / _MARKER).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")

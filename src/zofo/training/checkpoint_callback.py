@@ -1,0 +1,89 @@
+"""When a run that goes on later is saved: by steps or by time, and before it stops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from zofo.errors import CheckpointError
+from zofo.training.callbacks import Callback
+from zofo.training.checkpoint import Checkpoints
+from zofo.training.signals import Signals
+
+_AT_LEAST, _SHARE = 60.0, 50.0  # seconds between two checkpoints, and how many times as long as one of them took
+
+
+def seconds_between(took: float) -> float:
+    """How long after a checkpoint the next one is written by default, in seconds.
+
+    Args:
+        took: seconds that the last one took.
+    """
+    return max(_AT_LEAST, _SHARE * took)
+
+
+class CheckpointCallback(Callback):
+    """Writes checkpoints, by steps or by time, and one before the run stops because it was asked to.
+
+    By time (`seconds_between`): a minute after the last one, and 50 times as long as that one took, so that they take
+    less than 2 % of a run.
+
+    Args:
+        checkpoints: where to; None for a method that only reads, which begins again.
+        write: writes everything of the run after some steps into a folder.
+        signals: that ask the run to stop.
+        every: steps from one to the next; None for by time.
+        skipped: told of one that could not be written, where the run goes on without it; None to stop the run. One that
+            is written because the run was asked to stop is never skipped.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints | None,
+        write: Callable[[int, Path], None],
+        signals: Signals,
+        every: int | None,
+        skipped: Callable[[str], None] | None = None,
+    ) -> None:
+        self._checkpoints, self._write, self._signals, self._every = checkpoints, write, signals, every
+        self._skipped = skipped
+        self._last, self._took = time.perf_counter(), 0.0
+
+    def before_evaluation(self, steps: int) -> None:
+        """See `Callback`: an evaluation may take longer than one who asks a process to stop waits."""
+        self.stop_if_asked(steps)
+
+    def between_steps(self, steps: int) -> None:
+        """See `Callback`."""
+        self.stop_if_asked(steps)
+        if self._every is not None:
+            due = steps % self._every == 0
+        else:
+            due = time.perf_counter() - self._last >= seconds_between(self._took)
+        if due:
+            try:
+                self._save(steps)
+            except CheckpointError as error:
+                if self._skipped is None:
+                    raise
+                self._skipped(error.message)
+            self.stop_if_asked(steps)
+
+    def stop_if_asked(self, steps: int) -> None:
+        """Save and raise Stopped, if the process was asked to stop; `steps` have been made."""
+        if self._signals.received is None:
+            return
+        if self._checkpoints is not None:
+            self._save(steps)
+        self._signals.check(None if self._checkpoints is None else steps)
+
+    def _save(self, steps: int) -> None:
+        if self._checkpoints is None:
+            return
+        start = time.perf_counter()
+        try:
+            self._checkpoints.save(steps, lambda folder: self._write(steps, folder))
+        finally:
+            self._last = time.perf_counter()
+            self._took = self._last - start

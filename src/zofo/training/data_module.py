@@ -1,0 +1,337 @@
+"""What a configuration names, loaded."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zofo.adapters import AdapterConfig
+from zofo.errors import ConfigError, DataError, ZofoError
+from zofo.methods import METHODS, TrainingContext
+from zofo.models import (
+    LoadedModel,
+    ModelConfig,
+    embeddings_of,
+    head_of,
+    load_model,
+    refuse_mixed_lengths,
+    refuse_other_labels,
+)
+from zofo.objectives import (
+    Generation,
+    Reward,
+    TrainingObjective,
+    answer_notes,
+    build_objective,
+    default_objective,
+    packing_limit,
+    reward_objective,
+)
+from zofo.tasks import (
+    SPLITS,
+    Example,
+    Split,
+    Task,
+    collate,
+    collate_masked,
+    collate_texts,
+    encode,
+    encode_channel,
+    encode_masked,
+    encode_texts,
+    load_examples,
+    readable_splits,
+    refuse_unknown_tokens,
+    resolve_task,
+    row_notes,
+    unwritten_notes,
+)
+from zofo.training.config import RunConfig
+from zofo.training.evaluation import TaskEvaluator
+from zofo.training.run_folder import opened_start
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """What a configuration names, loaded: the model, the task and its examples in tokens.
+
+    Args:
+        loaded: model and tokenizer.
+        task: the task.
+        examples: of each split, as text.
+        encoded: of each split, in tokens.
+        scorer: how examples are scored.
+    """
+
+    loaded: LoadedModel
+    task: Task
+    examples: dict[Split, list[Example]]
+    encoded: dict[Split, list[Any]]
+    scorer: TaskEvaluator
+
+    @property
+    def make(self) -> Callable[[Sequence[Any]], Any]:
+        """Turns encoded examples into a batch on the model's device."""
+        return self.scorer.make
+
+
+def load_material(
+    config: RunConfig,
+    remote_code: bool = False,
+    splits: Sequence[Split] = SPLITS,
+    right: bool = True,
+    task: Task | None = None,
+    load: Callable[[ModelConfig, bool, int | None], LoadedModel] = load_model,
+) -> PreparedRun:
+    """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
+
+    Args:
+        config: what is loaded.
+        remote_code: allow the model's repository to run its own code.
+        splits: those that are needed; the rows of others are not read.
+        right: whether rows must hold what is right.
+        task: in place of the one that the configuration names.
+        load: loads a model, as `load_model` does.
+
+    Raises:
+        ZofoError: whatever is wrong with task, data or model.
+    """
+    task = resolve_task(config.task) if task is None else task
+    start = opened_start(config)
+    if start is not None:
+        start.refuse_trained_on(config.task)
+    try:
+        head = head_of(config.model) == "classification"
+    except ZofoError:
+        load_examples(task, config.task, splits, right=right)
+        raise
+    examples = load_examples(task, config.task, splits, head, right)
+    loaded = load(config.model, remote_code, len(task.label_names) or None)
+    if loaded.outputs and task.label_names:
+        words = zip(task.label_names, task.verbalizers_of(config.task.prompt).values(), strict=True)
+        refuse_other_labels(loaded.outputs, loaded.name, [(str(label), word.strip()) for label, word in words])
+    if start is not None:
+        start.restore(loaded)
+    scorer = scorer_of(config, task, loaded)
+    encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
+    return PreparedRun(loaded, task, examples, encoded, scorer)
+
+
+def check_every_split(config: RunConfig, material: PreparedRun) -> list[str]:
+    """Tokenise the splits that are at hand and were not loaded, so that no row is found too long after training.
+
+    Returns:
+        What a user should know of the rows, a line each.
+
+    Raises:
+        DataError: a row that is too long, or cannot be rendered.
+        ConfigError: calibrated scores, and a row whose prompt without its content cannot be made.
+    """
+    task, head = material.task, material.loaded.head == "classification"
+    bare = config.task.model_copy(update={"demonstrations": 0})
+    examples: dict[Split, Sequence[Example]] = {}
+    notes = []
+    at_hand = readable_splits(task, config.task)
+    of_hub = not config.task.several and config.task.data_dir is None  # whose other splits are only looked through
+    for split in SPLITS if of_hub else at_hand:
+        rows: Sequence[Example] | None = material.examples.get(split)
+        if rows is None:
+            rows, note = _unscored(config, task, split, head, refuse=split in at_hand)
+            notes += [note] if note else []
+            if rows:
+                material.scorer.encode(rows)
+            if split not in at_hand:
+                continue
+        examples[split] = load_examples(task, bare, [split], head)[split] if config.task.demonstrations else rows
+        if config.task.scoring == "calibrated":
+            material.scorer.encode_content_free(rows)
+    encoded = [one for rows in material.encoded.values() for one in rows]
+    lost = unwritten_notes(material.loaded.tokenizer, encoded)
+    if task.kind == "generation":
+        lost += answer_notes(encoded, material.scorer.generation)
+    most = config.task.max_rows
+    cut = [split for split, rows in material.examples.items() if len(rows) == most]
+    if cut:
+        notes.append(f"task.max_rows={most} leaves {most} rows of {', '.join(cut)}: scores are of these rows alone")
+    return [*notes, *row_notes(task, examples), *lost]
+
+
+def _unscored(
+    config: RunConfig, task: Task, split: Split, head: bool, refuse: bool
+) -> tuple[Sequence[Example], str | None]:
+    """The rows of a split that a run does not score, and what is wrong with them that does not hinder it.
+
+    Raises:
+        DataError: they cannot be read or rendered, and are to be refused then.
+    """
+    try:
+        return load_examples(task, config.task, [split], head)[split], None
+    except DataError as error:  # such as labels that are not there; they may be predicted nevertheless
+        note = f"{split} cannot be scored: {error.message}"
+    try:
+        return load_examples(task, config.task, [split], head, right=False)[split], note
+    except DataError:
+        if refuse:
+            raise
+        return [], note
+
+
+def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluator:
+    """How a model scores the examples of a task."""
+    if task.kind == "generation" and loaded.head != "causal-lm":
+        raise ConfigError(
+            f"{task.name!r} asks for a free text, which a model with model.head={loaded.head} cannot give",
+            "choose a causal language model, or a classification task",
+        )
+    if config.task.scoring == "calibrated" and (loaded.head == "classification" or task.kind == "generation"):
+        what = "a classification head" if loaded.head == "classification" else "a generation"
+        raise ConfigError(
+            f"task.scoring=calibrated compares likelihoods of candidates, of which {what} has none",
+            "set task.scoring=mean",
+        )
+    if config.task.scoring == "channel" and (loaded.head != "causal-lm" or task.kind == "generation"):
+        what = "a generation" if task.kind == "generation" else f"a model with model.head={loaded.head}"
+        raise ConfigError(
+            f"task.scoring=channel is the likelihood of a prompt after a candidate, which {what} has none of",
+            "set task.scoring=mean",
+        )
+    return TaskEvaluator(
+        task=task,
+        encode=functools.partial(_encode, config, task, loaded),
+        make=batch_maker(loaded),
+        generation=Generation(
+            tokenizer=loaded.tokenizer,
+            stop=(*task.stop, *([task.separator] if config.task.demonstrations else [])),
+            max_new_tokens=task.max_new_tokens,
+            temperature=config.task.temperature,
+            seed=config.training.seed,
+        ),
+        scoring=config.task.scoring,
+        batch_size=config.training.eval_batch_size,
+    )
+
+
+def setting_of(config: RunConfig, material: PreparedRun, reward: Reward | None = None) -> TrainingContext:
+    """What a method is given to train with.
+
+    Raises:
+        ConfigError: an objective without a gradient for a method that needs one, or one that does not suit the task.
+    """
+    objective = _objective(config, material, reward)
+    if not objective.differentiable and METHODS[config.method.name].needs_gradient:
+        raise ConfigError(
+            f"training.objective is {objective.name!r}, which has no gradient, but method={config.method.name} takes "
+            "first-order steps",
+            "choose method=mezo, or training.objective=classification",
+        )
+    if config.task.several and objective.name in ("classification", "accuracy"):
+        free = next((one.example for one in material.encoded["train"] if len(one.example.candidates) == 1), None)
+        if free is not None:
+            raise ConfigError(
+                f"training.objective is {objective.name!r}, which compares options, but {free.where} has none",
+                "set training.objective=answer, or leave such tasks out",
+            )
+    make, prepare = material.make, objective.prepare
+    if METHODS[config.method.name].fixed_steps is not None:  # it only reads, as evaluation does
+        prepare = _as_it_is
+    return TrainingContext(
+        model=material.loaded.model,
+        objective=objective.losses,
+        examples=material.encoded["train"],
+        make=lambda examples: make([prepare(example) for example in examples]),
+        seed=config.training.seed,
+        length=(lambda example: example.length) if config.training.group_by_length else None,
+        log_ties=not objective.differentiable,
+        objective_name=objective.name,
+        check_objective=objective.check_losses,
+    )
+
+
+def _as_it_is(example: Any) -> Any:
+    return example
+
+
+def _objective(config: RunConfig, material: PreparedRun, reward: Reward | None) -> TrainingObjective:
+    task, how = material.task, material.scorer.generation
+    if reward is not None:
+        return reward_objective(reward, task, how)
+    causal = material.loaded.head == "causal-lm"
+    name = config.training.objective or (default_objective(task) if causal else "classification")
+    return build_objective(name, task, how, causal)
+
+
+def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:
+    """Turns encoded examples into a batch that suits the model."""
+    pad, device = loaded.tokenizer.pad_token_id, loaded.device
+    if loaded.head == "classification":
+        return functools.partial(collate_texts, pad=pad, device=device)
+    if loaded.head == "masked-lm":
+        return functools.partial(collate_masked, pad=pad, device=device)
+    return functools.partial(collate, pad=pad, device=device, pack_limit=packing_limit(loaded.model))
+
+
+def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequence[Example]) -> list[Any]:
+    """Tokenise examples within the limit of the configuration and the model."""
+    limit = _limit(config, task, loaded)
+    truncate = config.task.truncate == "left" or config.task.demonstrations > 0
+    ways: dict[str, Callable[..., list[Any]]] = {"classification": encode_texts, "masked-lm": encode_masked}
+    causal = encode_channel if config.task.scoring == "channel" else encode
+    way: Callable[..., list[Any]] = ways.get(loaded.head, causal)
+    encoded = way(loaded.tokenizer, examples, limit, truncate)
+    refuse_unknown_tokens(encoded, loaded.tokenizer, embeddings_of(loaded.model))
+    _refuse_mixed_lengths(config, task, loaded, encoded)
+    return encoded
+
+
+def _refuse_mixed_lengths(config: RunConfig, task: Task, loaded: LoadedModel, encoded: Sequence[Any]) -> None:
+    """Refuse rows that do not score the same beside each other as alone."""
+    rows = [row for one in encoded for row in getattr(one, "rows", None) or (one.tokens,)]
+    longest = max(map(len, rows), default=0)
+    if task.kind == "generation":
+        prompts = [one.prompt for one in encoded if one.prompt]
+        rows += prompts
+        longest = max(longest, max(map(len, prompts), default=0) + task.max_new_tokens)
+    longest += _virtual_tokens(config)
+    refuse_mixed_lengths(loaded.model, loaded.tokenizer.pad_token_id, loaded.name, loaded.head, rows, longest)
+
+
+_NO_LIMIT = 1 << 30
+
+
+def _positions(model: Any) -> int | None:
+    """How many positions a model has for a text; RoBERTa's begin after the id of its padding token."""
+    own: int | None = getattr(model.config, "max_position_embeddings", None)
+    tables = [part for name, part in model.named_modules() if name.endswith("position_embeddings")]
+    padding = next((pad for table in tables if (pad := getattr(table, "padding_idx", None)) is not None), None)
+    return own if own is None or padding is None else own - padding - 1
+
+
+def _virtual_tokens(config: RunConfig) -> int:
+    """How many tokens an adapter puts before every row."""
+    adapter = getattr(config.method, "adapter", None)
+    return int(adapter.options.get("tokens", 0)) if isinstance(adapter, AdapterConfig) else 0
+
+
+def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
+    """The longest text in tokens; of a generation, what its new tokens leave."""
+    given = config.task.max_length, _positions(loaded.model), loaded.tokenizer.model_max_length  # often a huge number
+    limits = [limit for limit in given if limit and limit < _NO_LIMIT]
+    if not limits:
+        return None
+    virtual = _virtual_tokens(config)
+    limit = min(limits) - virtual - (task.max_new_tokens if task.kind == "generation" else 0)
+    if limit < 2:
+        takers, remedies = [], []
+        if task.kind == "generation":
+            takers.append(f"the task {task.name!r} generates {task.max_new_tokens} tokens")
+            remedies.append("task.max_new_tokens")
+        if virtual:
+            takers.append(f"the adapter takes {virtual}")
+            remedies.append("method.adapter.tokens")
+        raise ConfigError(
+            f"a text has at most {min(limits)} tokens here, which leaves none for the prompt: {' and '.join(takers)}",
+            "lower " + " or ".join(remedies),
+        )
+    return limit

@@ -1,0 +1,164 @@
+"""Checking a task and its rows before anything is trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import ConfigError, ModelError, UnknownNameError
+from zofo.models import head_of, load_tokenizer
+from zofo.objectives import Generation, answer_notes
+from zofo.recipes import recipe_text
+from zofo.tasks import (
+    SPLITS,
+    Example,
+    Split,
+    Task,
+    encode,
+    encode_channel,
+    encode_masked,
+    load_examples,
+    packaged_text,
+    resolve_task,
+    row_notes,
+)
+from zofo.training.config import RunConfig
+from zofo.training.evaluation import majority_of
+from zofo.training.preview import token_notes
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a split holds.
+
+    Args:
+        rows: how many.
+        right: how often each label or choice is right, by its name; empty for generations.
+        majority: share of the most frequent answer, in the task's own score.
+    """
+
+    rows: int
+    right: dict[str, int]
+    majority: float
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """A task whose rows were all read and rendered.
+
+    Args:
+        task: its name, kind, scores, and prompts by name.
+        splits: what each holds.
+        example: the first row of train, in every prompt: (prompt's name, text, right answer).
+        notes: what to look at in the rows, one line each.
+    """
+
+    task: dict[str, Any]
+    splits: dict[Split, SplitReport]
+    example: tuple[tuple[str, str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def validate(config: RunConfig) -> TaskReport:
+    """Read every row of every split, and render it with every prompt.
+
+    No model is loaded. Where one is named, its tokenizer is, and every row is tokenised.
+
+    Raises:
+        ConfigError: the task cannot work.
+        DataError: the first row that cannot be used, with file, line and column.
+        ModelError: the chat template of the tokenizer cannot be trained with.
+    """
+    task = resolve_task(config.task)
+    shown = []
+    splits: dict[Split, SplitReport] = {}
+    notes: list[str] = []
+    tokenizer = None
+    if "model" in config.model_fields_set:
+        try:
+            tokenizer = load_tokenizer(config.model)
+        except (ModelError, UnknownNameError) as error:
+            notes.append(f"tokens are not checked: {error.message}")
+    for number, prompt in enumerate(task.prompt_names if config.task.prompt is None else [config.task.prompt]):
+        asked = config.task.model_copy(update={"prompt": prompt})
+        examples = load_examples(task, asked)
+        first = examples["train"][0]
+        shown.append((prompt, _text(first), first.candidates[first.gold]))
+        if tokenizer is not None:
+            notes += _token_notes(tokenizer, config, task, examples)
+        if number == 0:
+            splits = {split: _report(task, examples[split]) for split in SPLITS}
+            bare = asked.model_copy(update={"demonstrations": 0})
+            notes += row_notes(task, load_examples(task, bare) if asked.demonstrations else examples)
+    if task.texts is not None:  # what a classification head sees
+        load_examples(task, config.task.model_copy(update={"prompt": None, "demonstrations": 0}), head=True)
+    about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}
+    return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
+
+
+def _token_notes(
+    tokenizer: Any, config: RunConfig, task: Task, examples: Mapping[Split, Sequence[Example]]
+) -> list[str]:
+    """Tokenise the rows of each split for the head of the model, and say what is unusual about them."""
+    head = head_of(config.model)
+    if head == "classification":
+        return []
+    causal = encode_channel if config.task.scoring == "channel" else encode
+    way = encode_masked if head == "masked-lm" else causal
+    encoded: list[Any] = [one for rows in examples.values() for one in way(tokenizer, rows)]
+    notes = list(token_notes(tokenizer, encoded))
+    if task.kind == "generation" and head == "causal-lm":
+        notes += answer_notes(encoded, Generation(tokenizer, tuple(task.stop), task.max_new_tokens))
+    return notes
+
+
+def _text(example: Example) -> str:
+    if example.messages:
+        return "\n".join(f"{role}: {content}" for role, content, *_ in example.messages)
+    return example.prompt
+
+
+def _report(task: Task, examples: Sequence[Example]) -> SplitReport:
+    counts = Counter(gold for one in examples for gold in one.golds) if task.kind != "generation" else Counter()
+    names = [str(label) for label in task.label_names]
+    right = {names[gold] if names else str(gold): count for gold, count in sorted(counts.items())}
+    return SplitReport(len(examples), right, majority_of(task, examples)[task.metric])
+
+
+def copy_task(name: str, target: Path) -> None:
+    """Write a packaged task as a file to edit.
+
+    Raises:
+        UnknownNameError: no packaged task of that name.
+        ConfigError: the file exists, is not a .yaml, or cannot be written.
+    """
+    _write_new(packaged_text(name), target, "task")
+
+
+def copy_recipe(name: str, target: Path) -> None:
+    """Write a packaged recipe as a file to edit.
+
+    Raises:
+        UnknownNameError: no packaged recipe of that name.
+        ConfigError: the file exists, is not a .yaml, or cannot be written.
+    """
+    _write_new(recipe_text(name), target, "recipe")
+
+
+def _write_new(text: str, target: Path, what: str) -> None:
+    if target.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{str(target)!r} is no name for a {what} file", f"write {target.with_suffix('.yaml')}")
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise ConfigError(f"{str(target)!r} exists", "choose another name, or remove it") from error
+    except OSError as error:
+        raise ConfigError(f"cannot write {str(target)!r}: {error.strerror}") from error

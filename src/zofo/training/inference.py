@@ -1,0 +1,297 @@
+"""Using a run, or a model as it is: scores and predictions."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import ConfigError, DataError, nearest
+from zofo.evaluators import Counts
+from zofo.models import head_of
+from zofo.tasks import (
+    NO_PROMPT,
+    SPLITS,
+    Example,
+    Split,
+    Task,
+    known_split,
+    load_examples,
+    origins_of,
+    render,
+    resolve_task,
+    with_demonstrations,
+)
+from zofo.training.chat_form import in_trained_form
+from zofo.training.config import RunConfig, read_config
+from zofo.training.data_module import PreparedRun, load_material, scorer_of
+from zofo.training.evaluation import Evaluation
+from zofo.training.identity import Identity, refuse_changes, split_identity
+from zofo.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model answers to a row.
+
+    Args:
+        text: the row, as it was given.
+        label: of a classification, its label; of a multiple choice, the number of the choice from 0; of a generation,
+            the text itself.
+        answer: the verbalizer, choice or generated text.
+        probability: among the candidates, from 0 to 1; None for a generation.
+    """
+
+    text: str
+    label: int | str
+    answer: str
+    probability: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def evaluate_run(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    split: str | None = None,
+    variant: str | None = None,
+    best: bool = False,
+    data_dir: Path | None = None,
+    remote_code: bool = False,
+    data: str | None = None,
+) -> Evaluation:
+    """Score a trained run on a split of its task, or of another task given by overrides; or on all rows of other data.
+
+    Of a file that is given here every row is scored, of a folder or Hub id every row of its split: none is drawn.
+
+    Args:
+        path: of the run.
+        overrides: `key=value`, in place of what the run was made with.
+        split: train, validation or test; by default validation.
+        variant: which model of the run.
+        best: as of the best evaluation.
+        data_dir: a folder with other rows of the task.
+        remote_code: allow the model's repository to run its own code.
+        data: other rows of the user's own: a file, a folder or a Hub id.
+
+    Raises:
+        RunError: no run there, or the base model is not the one it was trained from.
+        ConfigError: a task that the run was trained on as one of several; or one that cannot work.
+    """
+    run = RunFolder.open(path)
+    given = list(overrides)
+    if data_dir is not None:
+        given += ["task.data=null", f"task.data_dir={json.dumps(str(data_dir))}"]
+    if data is not None:
+        given += ["task.data_dir=null", f"task.data={json.dumps(data)}"]
+    config = read_config(run.path / "config.yaml", given)
+    config = config.model_copy(update={"start": None})  # which the run restores by itself
+    own, asked = run.config.task, config.task
+    named = data is not None or any(override.startswith("task.data=") for override in overrides)
+    by_intent = named or data_dir is not None or asked != own  # then its rows need not be the run's
+    if not asked.several and not own.several and (asked.name, asked.overrides) == (own.name, own.overrides):
+        _ = run.task  # refuses one that was edited
+        # the task as it was then, whatever has become of its file
+        config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
+    if not asked.several or (asked.tasks, asked.setting) != (own.tasks, own.setting):
+        run.refuse_trained_on(config.task, scored=True)
+    chosen = known_split(split or "validation")
+    if not named:
+        material, on = load_material(config, remote_code, (chosen,)), str(chosen)
+    else:
+        material, on = _on_all_rows(run, config, overrides, chosen, remote_code)
+    run.restore(material.loaded, variant, best)
+    if not by_intent:
+        refuse_other_rows(run, split_identity(material.examples, material.encoded))
+    return _evaluate(replace(material, scorer=run.scorer(material.scorer)), chosen, on)
+
+
+def refuse_other_rows(run: RunFolder, rows: Identity) -> None:
+    """Refuse rows of a split, or their tokens, that are not those that a run began with.
+
+    Args:
+        run: which one.
+        rows: as `split_identity` gives them; a split that the run did not read is not compared.
+
+    Raises:
+        RunError: names the split.
+    """
+    hint = f"put them back, or name the rows that are meant: zofo eval {shlex.quote(str(run.path))} --data FILE"
+    refuse_changes(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
+
+
+def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code: bool = False) -> Evaluation:
+    """Score the model of a configuration as it is.
+
+    Args:
+        config: which model, and which task.
+        split: train, validation or test; by default validation, or every row where all rows are in one file.
+        remote_code: allow the model's repository to run its own code.
+    """
+    data = config.task.data
+    if split is None and data is not None and not config.task.several and origins_of(data) is None:
+        material, on = _load_whole(config, data, "validation", remote_code)
+        return _evaluate(material, "validation", on)
+    chosen = known_split(split or "validation")
+    return _evaluate(load_material(config, remote_code, (chosen,)), chosen, chosen)
+
+
+def _on_all_rows(
+    run: RunFolder, config: RunConfig, overrides: Sequence[str], split: Split, remote_code: bool
+) -> tuple[PreparedRun, str]:
+    """What a run is scored with on other data, and what that is called: all rows that they have for a split.
+
+    Raises:
+        ConfigError: a folder or Hub id without that split.
+    """
+    task, data = config.task, config.task.data
+    drawn = any(one.startswith("task.sizes") for one in overrides)  # the user says how the splits are drawn
+    if data is None or task.several or drawn:
+        return load_material(config, remote_code, (split,)), split
+    limits = {"sizes": {}} if any(one.startswith("task.max_rows=") for one in overrides) else _UNLIMITED
+    config = config.model_copy(update={"task": task.model_copy(update=limits)})
+    origins = origins_of(data)
+    if origins is not None:
+        if split not in origins:
+            raise ConfigError(
+                f"{data!r} has no rows called {split}; it has {', '.join(sorted(origins)) or 'none'}",
+                f"choose with --split {next(iter(sorted(origins & set(SPLITS))), 'test')}, or name one file of it",
+            )
+        if split == "train":  # of which rows might be drawn for others
+            return _load_whole(config, data, split, remote_code)
+        return load_material(config, remote_code, (split,)), split
+    bare = config.model_copy(update={"task": config.task.model_copy(update={"demonstrations": 0})})
+    material, on = _load_whole(bare, data, split, remote_code)
+    if task.demonstrations:  # of the run's own rows, as `predict` has them
+        solved = with_demonstrations(material.examples[split], _pool(run), task, material.task.separator)
+        scorer = scorer_of(config, material.task, material.loaded)
+        material = replace(material, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
+    own = run.config.task.data
+    trained = own is not None and Path(own).absolute() == Path(data).absolute()
+    return material, f"{on}, among them those that it was trained on" if trained else on
+
+
+_UNLIMITED: dict[str, Any] = {"sizes": {}, "max_rows": None}
+
+
+def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -> tuple[PreparedRun, str]:
+    """A model with all rows of a file as a split, and what these are called."""
+    task = resolve_task(config.task, whole=True)
+    one = config.task.model_copy(update={"allow_overlap": True})  # every split is that file
+    material = load_material(config.model_copy(update={"task": one}), remote_code, (split,), task=task)
+    return material, f"all {len(material.examples[split])} rows of {Path(data).name}"
+
+
+def _pool(run: RunFolder) -> list[Example]:
+    """The rows of train that a run draws demonstrations from; others than it began with are refused."""
+    refuse_other_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
+    own = run.config.task.model_copy(update={"demonstrations": 0})
+    return load_examples(run.task, own, ["train"])["train"]
+
+
+def _evaluate(material: PreparedRun, split: Split, on: str) -> Evaluation:
+    scored = material.scorer.evaluate(material.loaded.model, material.encoded[split], Counts())
+    return replace(scored, on=on)
+
+
+def predict(
+    path: Path | str,
+    texts: Sequence[str],
+    variant: str | None = None,
+    best: bool = False,
+    model: str | None = None,
+    remote_code: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[Prediction]:
+    """Answer rows with a trained run.
+
+    Args:
+        path: of the run.
+        texts: one for each prediction; for a task with several columns, rows as JSON objects; for a chat, what the user
+            says, or the turns as JSON.
+        variant: which model of the run.
+        best: as of the best evaluation.
+        model: where the base model is now, if it has moved; its hash must be the run's.
+        remote_code: allow the model's repository to run its own code.
+        warn: told where a text is asked in another form than the run was trained with.
+
+    Raises:
+        DataError: a text that the task's template cannot take.
+    """
+    if isinstance(texts, str):
+        raise DataError("predict takes a list of texts, not one text", f"predict(path, [{texts[:20]!r}])")
+    run = RunFolder.open(path)
+    task, wanted = run.task, run.config.task
+    head = head_of(run.config.model) == "classification"
+    prompt = None if head and wanted.prompt == NO_PROMPT else wanted.prompt
+    columns = [column for column in task.columns(prompt, head and prompt is None) if column not in task.optional]
+    rows = [
+        _row(text, columns, number) if task.messages is None else _chat_row(text, task.messages) or _said(text, task)
+        for number, text in enumerate(texts, start=1)
+    ]
+    examples = [render(task, row, f"text {n}", prompt, head, right=False) for n, row in enumerate(rows, start=1)]
+    if task.messages is not None:
+        plain = [_chat_row(text, task.messages) is None for text in texts]
+        pairs = zip(examples, plain, strict=True)
+        examples = [in_trained_form(example, alone, run.environment, warn) for example, alone in pairs]
+    if wanted.demonstrations:
+        examples = with_demonstrations(examples, _pool(run), wanted, task.separator)
+    loaded = run.load(variant, best, model, remote_code)
+    scorer = run.scorer(scorer_of(run.config, task, loaded))
+    encoded = scorer.encode(examples)
+    if task.kind == "generation":
+        found = scorer.generated(loaded.model, encoded, Counts())
+        return [Prediction(text, answer, answer, None) for text, answer in zip(texts, found, strict=True)]
+    probabilities, chosen = scorer.candidates(loaded.model, encoded, Counts()).softmax(dim=1).max(dim=1)
+    labels = task.label_names
+    return [
+        Prediction(text, labels[index] if labels else index, example.candidates[index], probability)
+        for text, example, index, probability in zip(
+            texts, examples, chosen.tolist(), probabilities.tolist(), strict=True
+        )
+    ]
+
+
+def _chat_row(text: str, column: str) -> Mapping[str, Any] | None:
+    """Turns written as JSON, by themselves or in their row; None for any other text."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(given, dict) and column in given:
+        return given
+    return {column: given} if isinstance(given, list) else None
+
+
+def _said(text: str, task: Task) -> Mapping[str, Any]:
+    """A plain text as the user's only turn."""
+    return {str(task.messages): [{"role": "user", "content": text}]}
+
+
+_USUAL = ("text", "sentence", "input", "prompt", "question")  # columns that a row is likely to have for a text
+
+
+def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        row = None
+    if len(fields) == 1 and not (isinstance(row, dict) and fields[0] in row):
+        usual = next((name for name in row if name.lower() in _USUAL), None) if isinstance(row, dict) else None
+        if isinstance(row, dict) and (near := nearest(fields[0], row) or usual):
+            raise DataError(
+                f"text {number} is a JSON object with {near!r}, and the task needs the column {fields[0]!r}",
+                f"call it {fields[0]!r}; a text that looks so is the value of that column: "
+                + json.dumps({fields[0]: "..."}),
+            )
+        return {fields[0]: text}
+    if not isinstance(row, dict):
+        raise DataError(
+            f"text {number}: the task needs the columns {', '.join(fields)}", "give each row as a JSON object"
+        )
+    return row

@@ -1,0 +1,92 @@
+"""The loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from zofo.errors import NonFiniteError
+from zofo.methods import Method
+from zofo.training.callbacks import Callback
+from zofo.training.evaluation import Evaluation
+
+
+@dataclass
+class NonFiniteSkipCounter:
+    """Steps whose loss was not finite, and which were left out.
+
+    Args:
+        most: how many in a row may be.
+        in_a_row: how many the last ones were.
+    """
+
+    most: int = 0
+    in_a_row: int = 0
+
+
+def run_loop(
+    method: Method,
+    steps: int,
+    callbacks: Sequence[Callback],
+    evaluate: Callable[[], Mapping[str, Evaluation]],
+    evaluated_after: Container[int] = (),
+    first: int = 0,
+    skips: NonFiniteSkipCounter | None = None,
+    scored: int | None = None,
+) -> None:
+    """Step the method, evaluate when it is due and at the end, and tell the callbacks.
+
+    Args:
+        method: what is trained.
+        steps: how many in all; 0 for a method that only reads, which is evaluated once.
+        callbacks: told of each step and evaluation, and of the end however it comes.
+        evaluate: scores the method as it stands.
+        evaluated_after: numbers of steps after which it is evaluated; after the last one it always is.
+        first: how many steps have been made already.
+        skips: of steps without a finite loss, counted on; by default none may be left out.
+        scored: after how many steps the last evaluation was, where the run has been stopped; None for none.
+
+    Raises:
+        NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
+    """
+
+    def look(steps_made: int) -> None:
+        if steps_made not in evaluated_after and steps_made != steps:
+            return
+        for callback in callbacks:
+            callback.before_evaluation(steps_made)
+        scores = evaluate()
+        for callback in callbacks:
+            callback.after_evaluation(steps_made, scores)
+
+    skips = skips or NonFiniteSkipCounter()
+    error: BaseException | None = None
+    try:
+        if scored != first and (first or not steps):  # stopped before it, or a method that only reads
+            look(first)
+        for number in range(first, steps):
+            try:
+                log = method.step(number)
+            except NonFiniteError as problem:
+                named = problem if problem.step is not None else NonFiniteError(problem.what, number)
+                skips.in_a_row += 1
+                if skips.in_a_row > skips.most:
+                    raise named from problem
+                for callback in callbacks:
+                    callback.after_skip(number, named)
+            else:
+                skips.in_a_row = 0
+                for callback in callbacks:
+                    callback.after_step(number, log)
+            look(number + 1)
+            if number + 1 < steps:
+                for callback in callbacks:
+                    callback.between_steps(number + 1)
+    except BaseException as problem:
+        error = problem
+        raise
+    finally:
+        with ExitStack() as ending:  # all of them are told, also where one of them cannot write any more
+            for callback in reversed(callbacks):
+                ending.callback(callback.after_run, error)

@@ -1,0 +1,177 @@
+"""Finding the largest learning rate at which zeroth-order steps are stable, by short trials from the same weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from zofo.errors import ConfigError, NonFiniteError
+from zofo.evaluators import Counts
+from zofo.methods import MeZO, MeZOConfig
+from zofo.training.config import RunConfig
+from zofo.training.data_module import PreparedRun, load_material, setting_of
+
+_RISE = 1.02  # of the loss, that a stable trial may end with: steps of almost nothing move it a little, too
+_FAR = 0.5  # as a share of their length, that weights have moved when the step was certainly too large
+_MOST_TRIALS = 16
+_EXAMPLES = 64  # of the training split, that tell whether a trial was stable
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A few steps at one learning rate.
+
+    Args:
+        lr: the learning rate.
+        loss: mean loss on the judging examples after them; inf where a loss was not finite.
+        moved: how far the weights had moved by then, as a share of their length.
+        stable: whether the loss is no higher than before them, but for 2 %, and the weights are still near where they
+            were: norms and losses saturate, so that weights far away need not have a higher loss.
+    """
+
+    lr: float
+    loss: float
+    moved: float
+    stable: bool
+
+
+@dataclass(frozen=True)
+class LrSearchResult:
+    """What was tried, and what it says.
+
+    Args:
+        lr: a quarter of the largest stable learning rate: the one to train with.
+        largest: the largest at which a trial was stable; at twice that, one was not.
+        loss: mean loss on the judging examples before any step.
+        trials: in the order in which they were made.
+        steps: of each trial.
+        counts: work that all of it took.
+    """
+
+    lr: float
+    largest: float
+    loss: float
+    trials: tuple[Trial, ...]
+    steps: int
+    counts: Counts
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name; None for a loss that is not finite, which JSON has no word for."""
+        trials = [{name: _known(value) for name, value in asdict(trial).items()} for trial in self.trials]
+        return {**asdict(self), "trials": trials}
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def tune_lr(
+    config: RunConfig,
+    steps: int = 12,
+    told: Callable[[Trial], None] = lambda trial: None,
+    remote_code: bool = False,
+    material: PreparedRun | None = None,
+) -> LrSearchResult:
+    """Find the largest stable learning rate of a zeroth-order method, to a factor of two.
+
+    From the configured learning rate, trials of `steps` steps are made at twice the last one until one is unstable, or
+    at half of it until one is stable. All start from the same weights and see the same batches and directions. A trial
+    is stable if the mean loss of 64 training examples is afterwards at most 2 % above what it was before, and the
+    weights have moved by less than half of their length. Longer runs
+    become unstable at smaller steps than short ones (at half of the largest, losses rose again after 40 steps; see
+    docs/measured.md), so a quarter of the largest is what is advised.
+
+    Args:
+        config: of the run that the learning rate is for; its own is where the search begins.
+        steps: of each trial.
+        told: called with each trial when it is over.
+        remote_code: allow the model's repository to run its own code.
+        material: what `config` names, if it is loaded already; its weights are as before when this returns.
+
+    Raises:
+        ConfigError: the method has no zeroth-order step of its own, or no learning rate was stable, or all were.
+    """
+    method = config.method
+    if not isinstance(method, MeZOConfig):
+        raise ConfigError(
+            f"tune lr finds the learning rate of zeroth-order steps by themselves, not that of {method.name!r}",
+            "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps",
+        )
+    material = material or load_material(config, remote_code, ("train",))
+    search = _Search(config, method, material, steps, remote_code)
+    trials: list[Trial] = []
+
+    def tried(lr: float) -> bool:
+        trials.append(search.trial(lr))
+        told(trials[-1])
+        return trials[-1].stable
+
+    lr = float(method.rule.options["lr"]) or 1e-6
+    factor = 2.0 if tried(lr) else 0.5
+    while len(trials) < _MOST_TRIALS:
+        lr *= factor
+        if tried(lr) != (factor > 1):
+            largest = lr if factor < 1 else lr / 2
+            return LrSearchResult(largest / 4, largest, search.loss, tuple(trials), steps, search.counts)
+    low, high = min(trial.lr for trial in trials), max(trial.lr for trial in trials)
+    raise ConfigError(
+        f"every learning rate from {low:.1e} to {high:.1e} was {'stable' if factor > 1 else 'unstable'}",
+        f"begin {'higher' if factor > 1 else 'lower'}: method.rule.lr={high if factor > 1 else low:.1e}",
+    )
+
+
+class _Search:
+    """Trials that all start from the same weights."""
+
+    def __init__(
+        self, config: RunConfig, method: MeZOConfig, material: PreparedRun, steps: int, remote_code: bool
+    ) -> None:
+        self._config = config
+        self._method = method
+        self._material = material
+        self._steps = steps
+        self._remote_code = remote_code
+        self._judges = material.encoded["train"][:_EXAMPLES]
+        self.counts = Counts()
+        MeZO(method, setting_of(config, material)).check()
+        self.loss = self._loss()
+        if not math.isfinite(self.loss):
+            raise NonFiniteError("loss of the untrained model", consequence="nothing was tried")
+
+    def _loss(self) -> float:
+        return self._material.scorer.evaluate(self._material.loaded.model, self._judges, self.counts).loss
+
+    def trial(self, lr: float) -> Trial:
+        """Make the steps, judge, and put the weights back."""
+        if self._method.adapter is not None:  # which a model carries only once
+            self._material = load_material(self._config, self._remote_code, ("train",))
+        tried = self._method.model_copy(update={"rule": self._method.rule.with_options(lr=lr)})
+        method = MeZO(tried, setting_of(self._config, self._material))
+        tensors = method.backbone.tensors
+        before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        try:
+            for number in range(self._steps):
+                method.step(number)
+            with method.using(method.variants[0]):
+                loss = self._loss()
+        except NonFiniteError:
+            loss = math.inf
+        finally:
+            self.counts += method.counts
+            moved = self._put_back(tensors, before)
+        return Trial(lr, loss, moved, loss <= _RISE * self.loss and moved < _FAR)
+
+    @torch.no_grad()
+    def _put_back(self, tensors: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:
+        """The share of their length by which the weights had moved."""
+        moved = length = 0.0
+        for name, tensor in tensors.items():
+            old = before[name]
+            moved += float((tensor.to("cpu", torch.float32) - old.float()).square().sum())
+            length += float(old.float().square().sum())
+            tensor.copy_(old)
+        return math.sqrt(moved / length) if math.isfinite(moved) and length else moved

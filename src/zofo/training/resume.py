@@ -1,0 +1,244 @@
+"""How a run begins: its folder, what is written down at its start, and that what goes on is the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zofo.backbone import selected
+from zofo.config import is_device
+from zofo.errors import RunError, ZofoError
+from zofo.methods import MethodConfig
+from zofo.noise import STREAM_VERSION
+from zofo.objectives import Reward
+from zofo.training.chat_form import chat_form
+from zofo.training.config import ENVIRONMENT, RunConfig
+from zofo.training.data_module import PreparedRun
+from zofo.training.disk import atomic_write_text, fsync, temp_path
+from zofo.training.identity import (
+    Identity,
+    differences,
+    model_identity,
+    refuse_changes,
+    split_identity,
+    task_content_of,
+    task_hash,
+)
+from zofo.training.run_folder import CONFIG, LOCK, TASK, RunFolder, opened_start
+from zofo.training.versions import device_fingerprint
+from zofo.trajectory.format import Trajectory
+
+_BEGUN = {LOCK, temp_path(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
+_OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
+
+
+def new_folder(config: RunConfig) -> RunFolder:
+    """A new folder for a run: the configured one, or a new one under `runs`.
+
+    Raises:
+        RunError: it exists, or cannot be written.
+    """
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    path = config.run or Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}"
+    for part in path.parts[1:] if path.is_absolute() else path.parts:
+        if is_device(part) or not part.isprintable():
+            raise RunError(
+                f"cannot make the run folder {str(path)!r}: not every system has the name {part!r}",
+                "choose another with run=",
+            )
+    try:
+        if config.run is None:
+            return RunFolder(_numbered(path))
+        path.mkdir(parents=True, exist_ok=path.is_dir() and _is_free(path))
+    except FileExistsError as error:
+        if (path / LOCK).is_file():
+            with RunFolder(path).locked():  # says so where another process is training there
+                pass
+        has_ended = (path / CONFIG).is_file() and RunFolder(path).ended
+        ended = f"its run has ended, and answers to zofo eval {path}; " if has_ended else ""
+        raise RunError(
+            f"the run folder {str(path)!r} exists, and a run never overwrites another",
+            f"{ended}choose another with run={path}-2",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
+    return RunFolder(path)
+
+
+def find_resumable_run(config: RunConfig) -> RunFolder | None:
+    """The run that this configuration began and did not finish; None where its folder does not exist.
+
+    Raises:
+        RunError: the folder holds something else: a run that has ended, or that was configured otherwise.
+    """
+    path = config.run
+    if path is None or not path.exists():
+        return None
+    run = RunFolder(path)
+    run.clear_leftovers()
+    if not (path / CONFIG).is_file() or run.ended:
+        new_folder(config)  # refuses what has ended, or is no run
+        return None  # its process was killed before anything had begun
+    given, saved = (c.model_dump(mode="json", exclude={"run"}) for c in (config.anchored(), run.config))
+    for key, (new, old) in differences(given, saved):
+        if _are_places(new, old):
+            continue  # what lies there is known by its content
+        raise RunError(
+            f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
+            f"choose another folder with run={path}-2, or set {key} back",
+        )
+    return run
+
+
+def identity_of(config: RunConfig, material: PreparedRun, objective: str | None = None) -> Identity:
+    """What decides the result of a run, by content.
+
+    Args:
+        config: the whole configuration.
+        material: what it names, as loaded.
+        objective: its name, as `objective_name` gives it; None where it is not known.
+    """
+    start = opened_start(config)
+    return replace(
+        material_identity(material, model_identity(material.loaded, material.task.kind == "generation")),
+        objective=objective,
+        start=None if start is None else start.trained_hash,
+        configuration=config.anchored().model_dump(mode="json", exclude={"run"}),
+    )
+
+
+def material_identity(material: PreparedRun, model: Identity) -> Identity:
+    """The identity of what a configuration names.
+
+    Args:
+        material: what it names.
+        model: identity of its model.
+    """
+    splits = split_identity(material.examples, material.encoded)
+    return replace(model, task=task_hash(material.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
+
+
+def objective_name(objective: str, reward: Reward | None) -> str:
+    """What a run writes down of its objective: its name, or module and name of the function that takes its place."""
+    if reward is None:
+        return objective
+    named: Any = reward if isinstance(getattr(reward, "__qualname__", None), str) else type(reward)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def write_provenance(run: RunFolder, config: RunConfig, material: PreparedRun, identity: Identity) -> None:
+    """Write what is known before the first step.
+
+    Args:
+        run: its folder.
+        config: the whole configuration.
+        material: what it names.
+        identity: of what the run is made from.
+    """
+    run.task_file.write_text(
+        yaml.safe_dump(task_content_of(material.task), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    device, rows = material.loaded.device, material.examples["train"]
+    begun = {**device_fingerprint(device), **identity.as_dict(), **chat_form(rows)}
+    (run.path / ENVIRONMENT).write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
+    for path in (run.task_file, run.path / ENVIRONMENT):
+        fsync(path)
+    atomic_write_text(run.path / CONFIG, config.to_yaml())  # last and whole: without it nothing has begun
+    fsync(run.path.parent)
+
+
+def check_provenance(run: RunFolder, material: PreparedRun, now: Identity) -> list[str]:
+    """Refuse to go on with a run that began with something else than what there is now.
+
+    Args:
+        run: that was begun.
+        material: what its configuration names now.
+        now: its identity.
+
+    Returns:
+        What its user is told: what an older version did not write down, and where the bits may differ, with other
+        versions or on another device.
+
+    Raises:
+        RunError: another base model, task, objective, start, or other rows; names each that differs, with its keys.
+    """
+    where = f"choose another folder with run={run.path}-2"
+    task, began = material.task.name, run.identity
+    for key, (new, old) in differences(material.task.model_dump(mode="json"), run.task.model_dump(mode="json")):
+        raise RunError(
+            f"the task {task!r} is not the one that {str(run.path)!r} began with: {key} was {old!r}, and is {new!r}",
+            f"set it back as {str(run.task_file)!r} has it, or {where}",
+        )
+    began = replace(began, task=None, configuration=None)  # compared key by key, here and before
+    hints = {
+        "model": f"give it back its model, or {where}",
+        "rows": f"put back the rows as they were, in their order, or {where}",
+        "objective": f"give train(reward=...) and training.objective as they were, or {where}",
+        "": f"put back what it began with, or {where}",
+    }
+    refuse_changes(began, now, repr(str(run.path)), hints, model=material.loaded.name, task=task)
+    notes = [run.identity.note] if run.identity.note else []
+    others = [
+        f"{key} was {was} and is {is_now}"
+        for key, is_now in device_fingerprint(material.loaded.device).items()
+        if key in _OF_BITS and (was := run.environment.get(key, is_now)) != is_now
+    ]
+    if others:
+        bits = "it may not end with the bits of one that was never stopped"
+        notes.append(f"warning: since the run began, {', '.join(others)}: {bits}")
+    return notes
+
+
+def _are_places(*values: Any) -> bool:
+    return all(isinstance(value, str) and Path(value).is_absolute() for value in values)
+
+
+def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
+    """The header of the trajectory of a run that goes on, where there is one that says which weights it moves."""
+    if run is None or not run.trajectory.is_file():
+        return None
+    try:
+        trajectory = Trajectory.read(run.trajectory)
+    except RunError:  # what reads it to go on says what is wrong
+        return None
+    return None if trajectory.of_adapter else trajectory.header
+
+
+def as_begun(method: MethodConfig, header: Mapping[str, Any] | None, model: Any) -> MethodConfig:
+    """The configuration of a method that moves the tensors that its run began with, whatever another version of zofo
+    finds out about which are used.
+
+    Args:
+        method: as configured.
+        header: as `begun_header` gives it.
+        model: the base model.
+    """
+    if header is None or "select" not in header:
+        return method
+    try:
+        return method.model_copy(update={"select": list(selected(model, header["select"]))})
+    except ZofoError:  # another model, or a strange header: what compares them says so
+        return method
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, or what a process left that was killed at its start: the lock is the first of it."""
+    names = {each.name for each in folder.iterdir()}
+    return not names or (LOCK in names and names <= _BEGUN)
+
+
+def _numbered(path: Path) -> Path:
+    """Make a new folder there, with a number after its name where runs of the same second have taken it."""
+    number, free = 2, path
+    while True:
+        try:
+            free.mkdir(parents=True)
+            return free
+        except FileExistsError:  # of two processes, one makes it
+            number, free = number + 1, path.with_name(f"{path.name}-{number}")

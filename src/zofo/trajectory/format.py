@@ -1,0 +1,280 @@
+"""The trajectory: everything that was written into the backbone. With the base model it is the trained model.
+
+File format, little-endian: the magic `ZOFOTRJ2`; the header's length (uint32) and CRC-32 (uint32); the header as JSON;
+then records, in the order in which things happened. A record is its kind (uint8), a number (uint32), the CRC-32
+(uint32) over these two and the payload, and the payload:
+
+| kind | number | payload |
+|---|---|---|
+| 1, update | terms | shrink (float64, if the kind has bit 16), learning rate (float64, if it has bit 32), terms |
+| 2, move: the weights go to theta + point | terms | terms of the point |
+| 3, settle: updates that waited are written | 0 | |
+| 4, step: a step has ended | the step | |
+
+A term is step (uint32), index (uint32) and coefficient (float64); the seed of all keys stands in the header. A one-term
+update takes 25 bytes, and with its step 34.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from zofo.backbone import Update, UpdateLog
+from zofo.displacement import Displacement, Key
+from zofo.errors import RunError
+from zofo.filesystem import refuse_special
+
+MAGIC = b"ZOFOTRJ2"
+_ANY_MAGIC = b"ZOFOTRJ"
+_LENGTH, _FRAME, _KIND, _TERM, _NUMBER = (struct.Struct(form) for form in ("<II", "<BII", "<BI", "<IId", "<d"))
+_UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
+_HAS_SHRINK, _HAS_LR = 16, 32
+_KINDS = {
+    _MOVE,
+    _SETTLE,
+    _STEP,
+    *(_UPDATE | decay_factor | lr for decay_factor in (0, _HAS_SHRINK) for lr in (0, _HAS_LR)),
+}
+_MAX_HEADER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The weights went to theta + point."""
+
+    point: Displacement
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Updates that waited were written."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A step ended; steps are counted from 0."""
+
+    number: int
+
+
+Record = Update | Moved | Settled | Stepped
+
+
+class TrajectoryWriter(UpdateLog):
+    """Appends to a trajectory file; each record is on its way to disk when a call returns.
+
+    Args:
+        path: of the new file, or of one that is continued; or a new file that is open already.
+        seed: that all keys share.
+        header: anything JSON that a reader needs to replay: noise, rule, evaluator, selection, hash of the base
+            weights.
+        keep: bytes of an existing file that are kept; what it has beyond them is cut off.
+    """
+
+    def __init__(self, path: Path | IO[bytes], seed: int, header: Mapping[str, Any], keep: int | None = None) -> None:
+        self._seed, self._size = seed, 0
+        self._file: IO[bytes] = path.open("xb" if keep is None else "r+b") if isinstance(path, Path) else path
+        if keep is not None:
+            self._file.truncate(keep)
+            self._file.seek(keep)
+            return
+        text = json.dumps({"seed": seed, **header}, sort_keys=True).encode()
+        self._file.write(MAGIC + _LENGTH.pack(len(text), zlib.crc32(text)) + text)
+        self._file.flush()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file so far, also once it is closed."""
+        return self._size if self._file.closed else self._file.tell()
+
+    def updated(self, update: Update) -> None:
+        """See `UpdateLog.updated`. For a rule that is not linear, the displacement is the gradient the rule was given."""
+        kind = _UPDATE | (_HAS_SHRINK if update.decay_factor else 0) | (_HAS_LR if update.lr is not None else 0)
+        numbers = b"".join(
+            _NUMBER.pack(number) for number in (update.decay_factor or None, update.lr) if number is not None
+        )
+        self._append(kind, len(update.displacement), numbers + self._terms(update.displacement))
+
+    def moved(self, point: Displacement) -> None:
+        """See `UpdateLog.moved`."""
+        self._append(_MOVE, len(point), self._terms(point))
+
+    def settled(self) -> None:
+        """See `UpdateLog.settled`."""
+        self._append(_SETTLE, 0)
+
+    def stepped(self, number: int) -> None:
+        """Step `number`, counted from 0, has ended."""
+        self._append(_STEP, number)
+
+    def _terms(self, displacement: Displacement) -> bytes:
+        for key in displacement:
+            if key.seed != self._seed:
+                raise ValueError(f"{key} does not have the trajectory's seed {self._seed}")
+        return b"".join(_TERM.pack(key.step, key.index, coefficient) for key, coefficient in displacement.items())
+
+    def _append(self, kind: int, number: int, payload: bytes = b"") -> None:
+        self._file.write(_FRAME.pack(kind, number, _checksum(kind, number, payload)) + payload)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; a closed trajectory takes no more records."""
+        self._size = self.size
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A trajectory file, read.
+
+    Args:
+        header: as it was given to the writer, with the seed.
+        records: what happened, in order.
+        whole: False when the file ends inside a record; `records` then holds all before it.
+    """
+
+    header: Mapping[str, Any]
+    records: tuple[Record, ...]
+    whole: bool
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """The updates alone."""
+        return tuple(record for record in self.records if isinstance(record, Update))
+
+    @property
+    def steps(self) -> int:
+        """How many steps it holds."""
+        return 1 + max((record.number for record in self.records if isinstance(record, Stepped)), default=-1)
+
+    @property
+    def of_adapter(self) -> bool:
+        """Whether what it moves are the tensors of an adapter, and not the backbone."""
+        return "adapter" in self.header
+
+    @property
+    def cheap(self) -> bool:
+        """Whether an exact replay costs little: in the forward nothing was written for a probe."""
+        evaluator = self.header.get("evaluator")
+        return isinstance(evaluator, dict) and evaluator.get("name") == "in-forward"
+
+    def first(self, steps: int) -> tuple[Record, ...]:
+        """The records of the first so many steps.
+
+        Raises:
+            RunError: there are not so many.
+        """
+        if steps > self.steps:
+            raise RunError(f"the trajectory has {self.steps} steps, not {steps}", f"ask for {self.steps} or fewer")
+        last = 0
+        for place, record in enumerate(self.records, start=1):
+            if isinstance(record, Stepped) and record.number < steps:
+                last = place
+        return self.records[:last]
+
+    @classmethod
+    def read(cls, path: Path, size: int | None = None) -> Trajectory:
+        """Read a trajectory file, up to the last whole record.
+
+        Args:
+            path: of the file.
+            size: how many bytes of it; all by default.
+
+        Raises:
+            RunError: not a trajectory, a header or record whose checksum is wrong, or a number that is not finite.
+        """
+        try:
+            refuse_special(path)
+            data = path.read_bytes()[:size]
+        except OSError as error:
+            raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: bytes, path: Path | str) -> Trajectory:
+        """Read the content of a trajectory file, up to the last whole record.
+
+        Args:
+            data: the content.
+            path: where it is from, for messages.
+
+        Raises:
+            RunError: as `read`.
+        """
+        start = len(MAGIC) + _LENGTH.size
+        if data.startswith(_ANY_MAGIC) and not data.startswith(MAGIC):
+            raise RunError(
+                f"{path}: a trajectory of the format {data[: len(MAGIC)]!r}, and this version reads {MAGIC!r}",
+                "use the version of zofo that wrote it",
+            )
+        if not data.startswith(MAGIC) or len(data) < start:
+            raise RunError(f"{path}: not a trajectory")
+        length, checksum = _LENGTH.unpack_from(data, len(MAGIC))
+        text = data[start : start + length]
+        try:
+            if length > _MAX_HEADER or len(text) < length or zlib.crc32(text) != checksum:
+                raise ValueError("cut, or a wrong checksum")
+            header = json.loads(text)
+            seed = header["seed"]
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise RunError(f"{path}: the header of the trajectory is damaged") from error
+        if type(seed) is not int or not 0 <= seed < 1 << 64:
+            raise RunError(f"{path}: the header of the trajectory is damaged: it has no seed that a run can have")
+        records = _Records(path, data, start + length, seed)
+        found = tuple(records)
+        return cls(header, found, records.whole)
+
+
+def _checksum(kind: int, number: int, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(_KIND.pack(kind, number)))
+
+
+class _Records:
+    def __init__(self, path: Path | str, data: bytes, start: int, seed: int) -> None:
+        self._path, self._data, self._at, self._seed = path, data, start, seed
+        self._next = 0  # the first step that can end
+        self.whole = True
+
+    def __iter__(self) -> Iterator[Record]:
+        data = self._data
+        while self._at < len(data):
+            body = self._at + _FRAME.size
+            if body > len(data):
+                self.whole = False
+                return
+            kind, number, checksum = _FRAME.unpack_from(data, self._at)
+            numbers = [flag for flag in (_HAS_SHRINK, _HAS_LR) if kind & flag]
+            terms = number if kind & ~(_HAS_SHRINK | _HAS_LR) in (_UPDATE, _MOVE) else 0
+            end = body + _NUMBER.size * len(numbers) + _TERM.size * terms
+            if end > len(data):
+                self.whole = False
+                return
+            payload = data[body:end]
+            if kind not in _KINDS or _checksum(kind, number, payload) != checksum:
+                raise RunError(f"{self._path}: the record at byte {self._at} is damaged (its checksum is wrong)")
+            yield self._record(kind, number, payload, numbers)
+            self._at = end
+
+    def _record(self, kind: int, number: int, payload: bytes, numbers: list[int]) -> Record:
+        if kind == _SETTLE:
+            return Settled()
+        if kind == _STEP:
+            if number < self._next:  # a sum of updates ends with the last step alone
+                raise RunError(f"{self._path}: the record at byte {self._at} ends step {number}, which has ended")
+            self._next = number + 1
+            return Stepped(number)
+        given = {flag: _NUMBER.unpack_from(payload, _NUMBER.size * i)[0] for i, flag in enumerate(numbers)}
+        terms = _TERM.iter_unpack(payload[_NUMBER.size * len(numbers) :])
+        displacement = Displacement({Key(self._seed, step, index): c for step, index, c in terms})
+        if not all(math.isfinite(value) for value in (*given.values(), *(c for _, c in displacement.items()))):
+            raise RunError(f"{self._path}: the record at byte {self._at} holds a number that is not finite")
+        if kind == _MOVE:
+            return Moved(displacement)
+        return Update(displacement, given.get(_HAS_SHRINK, 0.0), lr=given.get(_HAS_LR))
