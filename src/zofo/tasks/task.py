@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zofo.config import Config, error_context, parse_model, parse_yaml, read_yaml
 from zofo.errors import ConfigError, UnknownNameError
+from zofo.registry import Registry
 from zofo.tasks.metrics import METRICS, check_metric
 from zofo.tasks.prompt_templates import check_template, columns_of, refuse_telling
 
@@ -323,9 +324,30 @@ def _unique(names: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+TASK_FILES: Registry[Any] = Registry("task")
+"""The packaged task files, and those of plugins, by the names of their tasks."""
+
+
+def register_tasks(folder: Any) -> None:
+    """Make tasks known by name: one for each .yaml file in a folder.
+
+    Args:
+        folder: of task files: a path, or of a package `importlib.resources.files("my_package") / "tasks"`.
+
+    Raises:
+        ValueError: a name is taken.
+    """
+    for path in folder.iterdir():
+        if path.name.endswith(".yaml"):
+            TASK_FILES.register(path.name.removesuffix(".yaml"))(path)
+
+
+register_tasks(files(__package__) / "files")
+
+
 def task_names() -> list[str]:
-    """The packaged tasks."""
-    return sorted(path.name.removesuffix(".yaml") for path in files(__package__).joinpath("files").iterdir())
+    """The packaged tasks, and those of plugins."""
+    return list(TASK_FILES)
 
 
 def packaged_text(name: str) -> str:
@@ -334,9 +356,7 @@ def packaged_text(name: str) -> str:
     Raises:
         UnknownNameError: there is none of that name.
     """
-    if name not in task_names():
-        raise UnknownNameError("task", name, task_names())
-    return (files(__package__) / "files" / f"{name}.yaml").read_text(encoding="utf-8")
+    return str(TASK_FILES[name].read_text(encoding="utf-8"))
 
 
 def task_content(name: str) -> Any:

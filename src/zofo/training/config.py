@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from zofo.config import Config, error_context, named, parse_model, parse_yaml, read_yaml
-from zofo.errors import ConfigError
+from zofo.config import Config, error_context, named, parse_model, parse_yaml, read_json_object, read_yaml
+from zofo.errors import ConfigError, UnknownNameError
 from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, ZerothOrderConfig
 from zofo.models import ModelConfig
 from zofo.overrides import parse_override, set_by_path
+from zofo.plugins import lost_packages
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.tasks import TaskConfig
 
@@ -223,7 +224,8 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
     if _of_several(content) and not _of_several(tree):  # whose training rows `max_rows` counted
         set_by_path(content, ["task", "max_rows"], None)
         tree = _changed(content, changes)
-    with error_context(str(file)) if file is not None else nullcontext():
+    of_run = nullcontext() if file is None else naming_lost_plugins(Path(file).parent)
+    with error_context(str(file)) if file is not None else nullcontext(), of_run:
         if recipe is not None:
             recipe.refuse_missing(tree)
         return parse_model(RunConfig, tree)
@@ -280,6 +282,22 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
     if not isinstance(content, dict | None):
         raise ConfigError(f"{file}: a configuration is a mapping from keys to values")
     return content or {}, None
+
+
+@contextmanager
+def naming_lost_plugins(folder: Path) -> Iterator[None]:
+    """While it is open, an unknown name of a run's configuration says which package had it when the run was made.
+
+    Args:
+        folder: of the run; any other folder changes nothing.
+    """
+    try:
+        yield
+    except UnknownNameError as error:
+        recorded = folder / ENVIRONMENT
+        if recorded.is_file() and (lost := lost_packages(read_json_object(recorded))):
+            error.hint = lost
+        raise
 
 
 def as_recorded(content: Any) -> Any:

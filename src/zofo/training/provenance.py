@@ -9,7 +9,7 @@ from zofo.config import error_context, parse_model, read_json_object, read_yaml
 from zofo.errors import RunError
 from zofo.models import LoadedModel
 from zofo.tasks import Task, load_task
-from zofo.training.config import RunConfig, as_recorded
+from zofo.training.config import RunConfig, as_recorded, naming_lost_plugins
 from zofo.training.identity import Identity, differences, model_identity, refuse_changes, task_hash
 
 
@@ -43,7 +43,7 @@ def config_as_begun(file: Path, identity: Identity) -> RunConfig:
     content = read_yaml(file)
     if not content:
         raise RunError(f"{str(file)!r} is empty: the run is damaged")
-    with error_context(str(file)):
+    with error_context(str(file)), naming_lost_plugins(file.parent):
         found = parse_model(RunConfig, as_recorded(content))
     if identity.configuration is not None:
         known = parse_model(RunConfig, as_recorded(dict(identity.configuration)))  # with what later versions added
@@ -67,7 +67,8 @@ def task_as_begun(file: Path, identity: Identity) -> Task:
     Raises:
         RunError: it was changed since the run began.
     """
-    found = load_task(str(file))
+    with naming_lost_plugins(file.parent):
+        found = load_task(str(file))
     if identity.task not in (None, task_hash(found)):
         raise RunError(
             f"{str(file)!r} was changed since the run began: it is not the task that was trained on",

@@ -17,6 +17,7 @@ from zofo.evaluators import EVALUATORS
 from zofo.methods import METHODS
 from zofo.noise import MASKS, NOISES
 from zofo.objectives import OBJECTIVES
+from zofo.plugins import load_plugins, loaded_packages
 from zofo.recipes import recipe_lines
 from zofo.rules import RULES
 from zofo.tasks import METRICS, load_task, task_names
@@ -32,7 +33,7 @@ def environment() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return {**found, **{f"plugin {package}": number for package, number in loaded_packages().items()}}
 
 
 def device_fingerprint(device: torch.device) -> dict[str, str]:
@@ -69,6 +70,7 @@ def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None 
         "adapters": _first_lines(ADAPTERS),
         "metrics": {name: METRICS[name].about for name in METRICS},
         "recipes": recipe_lines(),
+        "plugins": {plugin.name: plugin.error or f"{plugin.package} {plugin.version}" for plugin in load_plugins()},
         **(more or {}),
     }
     if kind is None:
