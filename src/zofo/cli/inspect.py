@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from zofo.cli.options import AsJson, Data, DataDir, Overrides, RemoteCode, configured, out, shortened, verbs
+from zofo.cli.options import (
+    AsJson,
+    Data,
+    DataDir,
+    Overrides,
+    RemoteCode,
+    configured,
+    given_config,
+    out,
+    shortened,
+    verbs,
+)
 
 commands = verbs()
 
@@ -81,6 +93,23 @@ def copy(
     (copy_recipe if is_recipe else copy_task)(name, file)
     use = f"zofo train {file}" if is_recipe else f"zofo validate task={file}"
     out.say(f"wrote {file}; edit it, then: {use}")
+
+
+@commands.command()
+def config(arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, as_json: AsJson = False) -> None:
+    """Show every key of a configuration: its value, where that comes from, and what it does."""
+    from zofo.training import explain_config
+
+    found = explain_config(*given_config(arguments, data_dir, data))
+    if as_json:
+        out.say_json([one.__dict__ for one in found])
+        return
+    table = Table("key", "value", "from", "what it does", box=None, pad_edge=False)
+    for one in found:
+        table.add_row(
+            one.key, one.value if isinstance(one.value, str) else json.dumps(one.value), one.source, one.about
+        )
+    out.print(table, soft_wrap=False)
 
 
 @commands.command(name="list")

@@ -50,13 +50,20 @@ def configured(arguments: list[str] | None, data_dir: Path | None = None, data: 
     """A configuration from arguments: a YAML file or a recipe first, if any, then key=value."""
     from zofo.training import read_config
 
+    return read_config(*given_config(arguments, data_dir, data))
+
+
+def given_config(
+    arguments: list[str] | None, data_dir: Path | None = None, data: str | None = None
+) -> tuple[str | None, list[str]]:
+    """The YAML file or the recipe that stands first, if any, and the overrides that follow."""
     given = list(arguments or [])
     file = given.pop(0) if given and "=" not in given[0] else None
     if data_dir is not None:
         given.append(f"task.data_dir={json.dumps(str(data_dir))}")
     if data is not None:
         given.append(f"task.data={json.dumps(data)}")
-    return read_config(file, given)
+    return file, given
 
 
 @contextmanager

@@ -231,6 +231,13 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         return parse_model(RunConfig, tree)
 
 
+def config_content(file: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The tree that a file holds, or the preset of a recipe that overrides name, before anything is completed."""
+    given = [parse_override(override) for override in overrides]
+    preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
+    return _content(file, preset)[0]
+
+
 def _run_of(file: Path) -> Path | None:
     """The folder of the run whose configuration a file is; None for any other file."""
     own = file.name == "config.yaml" and any(os.path.lexists(file.parent / name) for name in OF_RUNS)
