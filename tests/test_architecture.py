@@ -29,7 +29,8 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["config"],
     ["registry", "yaml_loader"],
     ["plugins"],
-    ["errors", "filesystem", "interpreters"],
+    ["filesystem", "interpreters"],
+    ["errors"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 BESIDE = {("rules", "estimators"), ("noise", "displacement")}

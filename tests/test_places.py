@@ -8,8 +8,7 @@ import threading
 import pytest
 
 from zofo.errors import RunError
-from zofo.export.folders import new_folder, refuse_taken_file
-from zofo.filesystem import real, refuse_special
+from zofo.filesystem import new_folder, real, refuse_special, refuse_taken_file
 from zofo.training import RunFolder, read_config
 from zofo.training.metrics_file import metrics_lines
 from zofo.training.resume import new_folder as new_run

@@ -19,11 +19,11 @@ from conftest import review_rows, write_rows
 from dying import REMOVALS, Dying
 from test_going_on import contents
 from zofo.errors import RunError
+from zofo.filesystem import writing
 from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint
 from zofo.training.checkpoint import Checkpoints, damage_of
 from zofo.training.data_module import load_material
-from zofo.training.disk import writing
 from zofo.training.resume import new_folder
 
 STEPS = 5

@@ -23,8 +23,8 @@ from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.export import Patch, apply_patch, compare_runs, export_run, push, replay_run
-from zofo.export.folders import new_folder
 from zofo.export.run_metrics import metrics_of
+from zofo.filesystem import new_folder
 from zofo.training import RunFolder, train
 from zofo.trajectory import Trajectory, TrajectoryWriter
 from zofo.trajectory.format import Stepped
@@ -206,7 +206,7 @@ def test_a_folder_stays_as_it_is_where_its_replacement_cannot_be_written(taken, 
 def test_a_process_killed_while_two_folders_change_places_costs_neither(taken):
     before = left_of(taken)
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom zofo.export.folders import new_folder\n"
+        "import os, sys\nfrom pathlib import Path\nfrom zofo.filesystem import new_folder\n"
         "rename, calls = os.rename, []\n"
         "def dying(*given):\n"
         "    calls.append(given)\n"

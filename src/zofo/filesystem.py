@@ -1,11 +1,20 @@
-"""Files as every room needs them: brought to the disk, and known by their content."""
+"""Files and folders on a disk that may be full: written whole or not at all, locked, and known by their content."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from zofo.errors import RunError, advice
 
 
 def refuse_special(path: Path) -> None:
@@ -44,3 +53,287 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return f"sha256:{digest.hexdigest()}"
+
+
+_NUMBER = re.compile(r"(?:os error |Errno )(\d+)")
+_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_WRITING = {*_OF_ROOM, errno.EROFS}  # which nothing but a write ends with
+_OF_OPEN_FILES = {errno.EIO, errno.ESTALE}  # where a write or a sync names no file
+
+
+@contextmanager
+def writing(
+    what: str, path: Path, hint: str, kind: type[RunError] = RunError, within: Path | None = None
+) -> Iterator[None]:
+    """While it is open, a failed write is said to be one, with the path, the system's reason and what to do about it.
+
+    Other errors of the system, such as a file of somebody else that is missing, stay what they are.
+
+    Args:
+        what: is written, for messages: "the checkpoint".
+        path: of it.
+        hint: what to type once that is done.
+        kind: of error that is raised.
+        within: the folder in which every error is one of writing; by default `path`.
+
+    Raises:
+        RunError: of that kind, for an OSError of writing, and for such errors of safetensors, which are none.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not _of_writing(error, within or path):
+            raise
+        raise cannot_write(path, error, what, hint, kind) from error
+
+
+def cannot_write(
+    path: Path, error: OSError | SafetensorError, what: str = "", then: str = "", kind: type[RunError] = RunError
+) -> RunError:
+    """A failed write as a message: the path, what the system said, for a full disk its free bytes, and what to do.
+
+    Args:
+        path: of what was written.
+        error: how it failed.
+        what: was written, for messages.
+        then: what to type next, once the reason is mended.
+        kind: of the message.
+    """
+    number = _number(error)
+    free = f" ({_free(path)} bytes free)" if number in _OF_ROOM else ""
+    hint = "; then ".join(part for part in (advice(number), then) if part)
+    return kind(f"cannot write {f'{what} ' if what else ''}{str(path)!r}: {_reason(error)}{free}", hint or None)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a file that is there with all that it holds, on the disk, or as it was before."""
+    part = temp_path(path)
+    part.write_text(text, encoding="utf-8")
+    fsync(part)
+    os.replace(part, path)
+    fsync(path.parent)
+
+
+def temp_path(path: Path) -> Path:
+    """Where `atomic_write_text` writes a file before it takes its name; a killed process may leave it."""
+    return path.with_name(f".{path.name}")
+
+
+def _of_writing(error: OSError | SafetensorError, folder: Path) -> bool:
+    """Whether an error is that of a write, as far as its number and its file tell.
+
+    Args:
+        error: to tell.
+        folder: that is written.
+    """
+    number = _number(error)
+    if number is None or number in _OF_WRITING:
+        return number is not None
+    if isinstance(error, SafetensorError | shutil.Error):
+        return True
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    inside = Path(os.path.abspath(folder))
+    return any(Path(os.path.abspath(name)).is_relative_to(inside) for name in names) or (
+        not names and number in _OF_OPEN_FILES
+    )
+
+
+def _number(error: OSError | SafetensorError) -> int | None:
+    """The number that the system gave; safetensors and shutil have it inside a text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _NUMBER.search(str(error))
+    return int(found[1]) if found else None
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """What the system said."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = _number(error)
+    return str(error) if number is None else os.strerror(number)
+
+
+def _free(path: Path) -> str:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return f"{shutil.disk_usage(path).free:,}"
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """While it is open, no other process may take the same lock. The system frees it when its process ends in any way.
+
+    Args:
+        path: of the lock file, which is left there; its folder is made where there is none.
+        what: is done under it, for messages: "running a study in".
+
+    Raises:
+        RunError: another process has it, or the folder cannot be written.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise RunError(
+            f"another process is {what} {str(path.parent)!r}", "wait for it or stop it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise RunError(f"cannot use {str(path.parent)!r}: {error}", advice(error.errno)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "adapter_config.json", "adapter_model*")
+
+
+@contextmanager
+def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iterator[Path]:
+    """A folder to write into while it is open; what was written stands at `path` afterwards, or what was there before.
+
+    A folder that holds something is replaced by one that holds what was written, and what nothing of that took the
+    place of. It stays where it is until the new one is complete, beside it; then they change places.
+
+    Args:
+        path: where it will be.
+        force: write into a folder that holds something: files of the same name, and weights of another model, go.
+        apart_from: folders that it may not be, nor lie in, nor hold.
+
+    Raises:
+        RunError: there is something and `force` is not set, or it cannot be written; then all is as it was.
+    """
+    refuse_taken(path, force, apart_from)
+    given, path = path, real(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        _put_back(path)
+        refuse_taken(given, force, apart_from)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        fsync_tree(part)
+        if path.exists():
+            _keep(path, part)
+            _exchange(path, part)
+        else:
+            os.rename(part, path)
+        fsync(path.parent)
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _keep(path: Path, part: Path) -> None:
+    """Put into the new folder what the old one holds and nothing takes the place of; large files are only linked."""
+    gone = {old.name for pattern in _OF_MODELS for old in path.glob(pattern)}
+    for old in path.iterdir():
+        new = part / old.name
+        if old.name in gone or new.exists():
+            continue
+        if old.is_dir() and not old.is_symlink():
+            shutil.copytree(old, new, symlinks=True, copy_function=_linked)
+        else:
+            _linked(old, new)
+    shutil.copymode(path, part)
+
+
+def _linked(old: str | Path, new: str | Path) -> None:
+    try:
+        os.link(old, new, follow_symlinks=False)
+    except OSError:  # a file system without links
+        shutil.copy2(old, new, follow_symlinks=False)
+
+
+def _exchange(path: Path, part: Path) -> None:
+    """Let the new folder take the place of the old one, which comes back if it cannot."""
+    old = _old(path)
+    os.rename(path, old)
+    try:
+        os.rename(part, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    os.rename(old, _gone(path))  # a name that says that nobody needs it, in case this process is killed now
+    shutil.rmtree(_gone(path), ignore_errors=True)
+
+
+def _put_back(path: Path) -> None:
+    """Undo what a process left that was killed while the old folder and the new one changed places."""
+    old = _old(path)
+    if not _gone(path).is_symlink():
+        shutil.rmtree(_gone(path), ignore_errors=True)
+    if not old.is_dir() or old.is_symlink():
+        return
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        raise RunError(
+            f"{str(old)!r} holds what {str(path)!r} held when a process was killed that wrote there",
+            "look at it, and remove it, or give it another name",
+        )
+    if path.exists():
+        path.rmdir()
+    os.rename(old, path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.zofo-old")
+
+
+def _gone(path: Path) -> Path:
+    return path.with_name(f".{path.name}.zofo-gone")
+
+
+def refuse_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
+    """Raises RunError for a place that may not be written; see `new_folder`."""
+    own = real(path)
+    if own.is_symlink():
+        raise RunError(f"the links of {str(path)!r} lead in a circle", advice(errno.ELOOP))
+    if str(own) != os.fsencode(own).decode("utf-8", "replace"):  # where tokenizers cannot write
+        raise RunError(f"{str(path)!r} has a name that is no text in UTF-8", "choose another name")
+    for other in apart_from:
+        if own == real(other) or real(other) in own.parents or own in real(other).parents:
+            raise RunError(
+                f"{str(path)!r} is, holds or lies in {str(other)!r}, which is only read", "choose another folder"
+            )
+    try:
+        taken = path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise RunError(f"cannot read {str(path)!r}: {error.strerror}", "choose another folder") from error
+    if not own.name:
+        raise RunError(f"{str(path)!r} is the root of all files", "choose another folder")
+    if taken and not force:
+        raise RunError(f"the folder {str(path)!r} is not empty", "choose another one, or write into it with --force")
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{str(path)!r} is a file, not a folder", "choose another name")
+
+
+def refuse_taken_file(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
+    """The same for a file that will be written."""
+    for other in apart_from:
+        if real(other) in real(path).parents:
+            raise RunError(f"{str(path)!r} lies in {str(other)!r}, which is only read", "choose another place")
+    if path.exists() and not path.is_file():
+        raise RunError(f"{str(path)!r} is a folder, a pipe or a device, and no file", "choose another name")
+    if path.exists() and not force:
+        raise RunError(f"{str(path)!r} exists", "choose another name, or write over it with --force")
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole, or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        fsync(part)
+        os.replace(part, path)
+        fsync(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from zofo.adapters import can_merge, load_strange_adapter
 from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError
-from zofo.export.folders import new_folder, refuse_taken
 from zofo.export.inspect import inspect_parts, write_adapter
 from zofo.export.patch import Base, Patch, patch_error_context
 from zofo.export.run_metrics import EVALUATED, unscored
 from zofo.export.save_pretrained import refuse_non_finite, save_model
+from zofo.filesystem import new_folder, refuse_taken
 from zofo.models import LoadedModel, load_model
 from zofo.training.identity import model_identity, refuse_changes
 from zofo.training.restore import load_weights

@@ -9,10 +9,10 @@ from typing import Any, Literal, cast
 from zofo.adapters import merge_adapter
 from zofo.adapters.merging import adapter_content
 from zofo.errors import ConfigError, RunError
-from zofo.export.folders import new_folder, refuse_taken, refuse_taken_file, write_file
 from zofo.export.model_card import model_card
 from zofo.export.pack import patch_of
 from zofo.export.save_pretrained import label_texts, refuse_incomplete, save_adapter, save_model
+from zofo.filesystem import new_folder, refuse_taken, refuse_taken_file, write_file
 from zofo.methods.linear_probe import PROBE
 from zofo.models import LoadedModel, ModelConfig, head_of
 from zofo.models.heads import Head

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from zofo.backbone import Backbone
 from zofo.errors import RunError, ZofoError
 from zofo.evaluators import Counts
-from zofo.export.folders import new_folder, refuse_taken
 from zofo.export.run_metrics import evaluations
 from zofo.export.save_pretrained import label_texts, save_model
+from zofo.filesystem import new_folder, refuse_taken
 from zofo.models import LoadedModel, head_of
 from zofo.tasks import load_examples
 from zofo.training import RunFolder, scorer_of

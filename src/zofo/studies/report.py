@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from zofo.errors import RunError
+from zofo.filesystem import atomic_write_text
 from zofo.overrides import Tree, flat
 from zofo.studies.config import MethodSpec, StudyConfig
 from zofo.studies.frames import as_score, as_time, curve_frame, markdown, result_frame, write_frames
@@ -16,7 +17,6 @@ from zofo.studies.result import BLOWN_UP
 from zofo.studies.selection import Outcomes, Selection
 from zofo.studies.trial import Cell, Run
 from zofo.training import environment
-from zofo.training.disk import atomic_write_text
 
 
 def write_results(

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from zofo.errors import NonFiniteError, RunError, advice
+from zofo.filesystem import atomic_write_text
 from zofo.training.config import ENVIRONMENT
-from zofo.training.disk import atomic_write_text
 from zofo.training.identity import Identity
 from zofo.training.provenance import read_identity
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import RunError, advice
+from zofo.filesystem import atomic_write_text, locked
 from zofo.studies.content import Content
 from zofo.studies.result import Outcome
 from zofo.studies.trial import Run
-from zofo.training.disk import atomic_write_text
-from zofo.training.lock import locked
 from zofo.training.run_folder import WEIGHTS
 
 _STUDY, _LOCK, _WHY = "study.json", "study.lock", "what-changed.txt"

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from zofo.backbone import UpdateLog
 from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts, Evaluator
+from zofo.filesystem import temp_path
 from zofo.methods import Method, StepLog
-from zofo.training.disk import temp_path
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.peak_memory import PeakMemory
 from zofo.trajectory.format import TrajectoryWriter

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import CheckpointError, advice
-from zofo.training.disk import atomic_write_text, fsync, fsync_tree, sha256_of, writing
+from zofo.filesystem import atomic_write_text, fsync, fsync_tree, sha256_of, writing
 
 _MANIFEST, _MARKER, _VERSION = "manifest.json", "complete", 1
 _PREFIX, _SAVING = "step-", ".saving-"

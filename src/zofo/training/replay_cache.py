@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from zofo.backbone import Backbone, fingerprint, selected
-from zofo.training.disk import temp_path
+from zofo.filesystem import temp_path
 
 
 class ReplayCache:

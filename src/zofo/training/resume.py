@@ -14,13 +14,13 @@ import yaml
 from zofo.backbone import selected
 from zofo.config import is_device
 from zofo.errors import RunError, ZofoError
+from zofo.filesystem import atomic_write_text, fsync, temp_path
 from zofo.methods import MethodConfig
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.training.chat_form import chat_form
 from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.data_module import PreparedRun
-from zofo.training.disk import atomic_write_text, fsync, temp_path
 from zofo.training.identity import (
     Identity,
     differences,

@@ -15,15 +15,13 @@ from zofo.adapters import load_adapter
 from zofo.backbone import Backbone
 from zofo.config import is_name, read_json_object
 from zofo.errors import RunError
-from zofo.filesystem import real
+from zofo.filesystem import atomic_write_text, fsync_tree, locked, real, sha256_of, temp_path
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.models import LoadedModel, load_model
 from zofo.tasks import Task, TaskConfig, refuse_trained_on
 from zofo.training.config import ENVIRONMENT, RunConfig
-from zofo.training.disk import atomic_write_text, fsync_tree, sha256_of, temp_path
 from zofo.training.evaluation import TaskEvaluator
 from zofo.training.identity import Identity, content_hash, refuse_changes
-from zofo.training.lock import locked
 from zofo.training.provenance import config_as_begun, read_identity, refuse_other_model, task_as_begun
 from zofo.training.replay_cache import ReplayCache
 from zofo.training.restore import load_weights, refuse_strange_adapter, weights_cover_trajectory

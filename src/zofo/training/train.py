@@ -15,6 +15,7 @@ from rich.console import Console
 
 from zofo.errors import ConfigError, Interrupted
 from zofo.evaluators import Counts
+from zofo.filesystem import fsync, writing
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
@@ -31,7 +32,6 @@ from zofo.training.checkpoint import Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
 from zofo.training.config import RunConfig, TrainingConfig
 from zofo.training.data_module import PreparedRun, check_every_split, load_material, setting_of
-from zofo.training.disk import fsync, writing
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
