@@ -207,7 +207,7 @@ def test_a_step_in_the_forward_is_timed_in_the_middle_of_its_cycle(
     met, asked, keys = [], evaluator.probe, examples if directions == "per-example" else 1
 
     def probe(*arguments):
-        met.append(len(evaluator.pending) / keys)
+        met.append(len(evaluator.theta.pending) / keys)
         return asked(*arguments)
 
     evaluator.probe = probe
@@ -220,7 +220,7 @@ def test_a_step_in_the_forward_is_timed_in_the_middle_of_its_cycle(
         assert way.seconds() > 0
         assert sum(met) / len(met) == (cycle - 1) / 2
         assert evaluator.backbone.sweeps == drawn + 1
-        assert len(evaluator.pending) == 0
+        assert len(evaluator.theta.pending) == 0
 
 
 # what goes wrong

@@ -87,7 +87,7 @@ def build(model, select=None, noise=None, **options):
 def in_place_losses(evaluator, objective, batch, points):
     """What the in-place evaluator says of a copy of the model; a point for each example, of one example at a time."""
     model, backbone = copy.deepcopy((evaluator.model, evaluator.backbone))
-    in_place, pending, losses = InPlace(model, backbone), evaluator.pending, []
+    in_place, pending, losses = InPlace(model, backbone), evaluator.theta.pending, []
     for point in points:
         if isinstance(point, Displacement):
             losses.append(in_place.losses(objective, batch, [point + pending])[0])
@@ -121,7 +121,7 @@ def test_the_in_forward_evaluator_is_registered():
 @pytest.mark.parametrize("kind", [*ARCHITECTURES, *MORE_ARCHITECTURES])
 def test_losses_of_causal_models_equal_those_of_the_in_place_evaluator(kind):
     evaluator = build(build_model(kind))
-    evaluator.pending = PENDING
+    evaluator.theta.pending = PENDING
     batch = text_batch(3)
     evaluator.check([(token_loss, batch)])
     check_agreement(evaluator, token_loss, batch, POINTS[:2], own_points(3))
@@ -162,7 +162,7 @@ def test_losses_agree_for_either_attention_and_padding(kind, attention, padding)
 )
 def test_losses_agree_for_every_rank_and_distribution_of_factors(kind, noise):
     evaluator = build(build_model(kind), noise=noise)
-    evaluator.pending = PENDING
+    evaluator.theta.pending = PENDING
     check_agreement(evaluator, token_loss, text_batch(5), POINTS, own_points(5))
 
 
@@ -172,7 +172,7 @@ def test_losses_agree_for_every_rank_and_distribution_of_factors(kind, noise):
 def test_losses_agree_for_few_and_many_and_a_prime_number_of_examples(examples, group, rank):
     """With many keys the rows are cut into blocks, and a prime number of them cannot be."""
     evaluator = build(make_mlp(), noise=LowRank(rank) if rank == 1 else LowRank(2))
-    evaluator.pending = PENDING
+    evaluator.theta.pending = PENDING
     shared_too = [*own_points(examples, group), POINTS[0]]
     check_agreement(evaluator, square_loss, mlp_batch(examples), shared_too)
 

@@ -453,7 +453,7 @@ def test_losses_in_the_forward_equal_those_in_place(mask, rank, kind):
     model = build_model(kind)
     evaluator = InForward(model, Backbone(model, LowRank(rank), mask=mask))
     evaluator.check([(token_loss, IDS)])
-    evaluator.pending = Displacement({Key(2, 7): 0.03, Key(2, 8): -0.02})
+    evaluator.theta.pending = Displacement({Key(2, 7): 0.03, Key(2, 8): -0.02})
     own = [Displacement({Key(1, 3, example): 0.05}) for example in range(4)]
     points = [Displacement({Key(1, 3): 0.1}), own, Displacement(), Displacement({Key(1, 4): 0.1, Key(1, 5): 0.1})]
     losses = evaluator.losses(token_loss, IDS, points)
@@ -461,7 +461,7 @@ def test_losses_in_the_forward_equal_those_in_place(mask, rank, kind):
     in_place = InPlace(beside, backbone)
     for row, point in zip(losses, points, strict=True):
         each = [(point, IDS)] if isinstance(point, Displacement) else zip(point, IDS.split(1), strict=True)
-        there = [in_place.losses(token_loss, ids, [at + evaluator.pending])[0] for at, ids in each]
+        there = [in_place.losses(token_loss, ids, [at + evaluator.theta.pending])[0] for at, ids in each]
         torch.testing.assert_close(row, torch.cat(there), rtol=1e-5, atol=1e-6)
     assert (losses[0] - losses[2]).abs().max() > 1e-3
 
@@ -485,7 +485,7 @@ def test_in_the_forward_tensors_of_other_blocks_run_as_they_are(monkeypatch):
         own = {name for name in backbone.tensors if backbone.moves(Key(0, step), name)}
         evaluator.losses(token_loss, IDS, [Displacement({Key(0, step, i): 0.1}) for i in range(2)])
         assert carried.pop() == own
-    evaluator.take(Update(Displacement({Key(0, 0): 0.1})))
+    evaluator.theta.apply(Update(Displacement({Key(0, 0): 0.1})))
     evaluator.losses(token_loss, IDS, TwoSided().ask([Key(0, 1)]))
     assert carried.pop() == {
         n for n in backbone.tensors if backbone.moves(Key(0, 0), n) or backbone.moves(Key(0, 1), n)
@@ -545,13 +545,13 @@ def test_every_method_moves_what_the_mask_keeps_only_and_a_replay_has_its_bits(t
     before = {name: tensor.detach().clone() for name, tensor in given.model.named_parameters()}
     method = METHODS[METHOD[case]["name"]](options, given)
     writer = TrajectoryWriter(tmp_path / "t", given.seed, {"stream": STREAM_VERSION, **method.replay_header()})
-    method.evaluator.journal = writer
+    method.evaluator.theta.log = writer
     steps, seen = 6, []
     for number in range(steps):
         update = method.step(number).update
         seen += [] if update is None else update.displacement
         writer.stepped(number)
-    method.evaluator.flush()
+    method.evaluator.theta.flush()
     writer.close()
     theta = {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
     for name, tensor in theta.items():

@@ -118,7 +118,7 @@ def test_theta_moves_once_along_one_z_by_the_mean_over_the_tasks():
     expected = sum(slopes) / 3
     assert log.coefficients["projected_gradient_upper_0"] == pytest.approx(expected, rel=5e-3)
     assert log.update.displacement[key] == pytest.approx(-0.1 * expected, rel=5e-3)
-    meta.evaluator.flush()
+    meta.evaluator.theta.flush()
     moved = theta_of(given.model)
     for (name, step), now in zip(meta.backbone.values(log.update.displacement).items(), moved.values(), strict=True):
         torch.testing.assert_close(now, before[name] + step, rtol=1e-5, atol=1e-6)
@@ -312,7 +312,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_of_any_task():
     for one in (meta, same):
         one.step(0)
     names = drawn(same.step(1))
-    meta.evaluator.flush()
+    meta.evaluator.theta.flush()
     theta, kept = theta_of(given.model), meta.state_dict(weights=False).tensors
     broken.append(names[1])
     with pytest.raises(NonFiniteError):
@@ -323,8 +323,8 @@ def test_a_loss_that_is_not_finite_changes_nothing_of_any_task():
     assert all(torch.equal(value, theta[name]) for name, value in theta_of(given.model).items())
     broken.clear()
     meta.step(1)  # as if nothing had been
-    meta.evaluator.flush()
-    same.evaluator.flush()
+    meta.evaluator.theta.flush()
+    same.evaluator.theta.flush()
     assert all(torch.equal(value, theta_of(same.model)[name]) for name, value in theta_of(given.model).items())
 
 

@@ -66,7 +66,7 @@ def poison(monkeypatch):
 
 def everything(method):
     """Weights, adapters, optimisers and what the rule remembers."""
-    method.evaluator.flush()  # what waits to be written moves theta's bits, whenever it is written
+    method.evaluator.theta.flush()  # what waits to be written moves theta's bits, whenever it is written
     kept = method.state_dict(weights=True)
 
     def uncounted(values):

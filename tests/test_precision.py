@@ -163,7 +163,7 @@ def stand_still(dtype, steps):
             keys = [Key(0, step)]
             with evaluator.probe([(mean_square, x)], estimator.ask(keys)) as visit:
                 visit.update(rule.update(estimator.tell(keys, visit.losses), rule.init())[0])
-        evaluator.flush()
+        evaluator.theta.flush()
     assert torch.equal(bits(module), before)
 
 
@@ -191,9 +191,9 @@ def arrived(dtype, rows, columns, steps, size, coefficient, through=None):
     evaluator = InForward(module, backbone, fold_every=through) if through else None
     for step in range(steps):
         update = Update(Displacement({Key(9, 0): coefficient, Key(9, 1 + step): coefficient * 1e-9}))
-        evaluator.take(update) if evaluator else backbone.apply_(update)
+        evaluator.theta.apply(update) if evaluator else backbone.apply_(update)
     if evaluator:
-        evaluator.flush()
+        evaluator.theta.flush()
     z = list(backbone.values(Displacement({Key(9, 0): 1.0})).values())
     moved = sum(((now.double() - was) * d).sum() for now, was, d in zip(module.parameters(), before, z, strict=True))
     return (moved / sum(d.double().square().sum() for d in z) / (steps * coefficient)).item()
@@ -259,19 +259,19 @@ def test_updates_wait_until_there_are_enough_of_them_or_of_their_columns():
     seen = ((1, 5, 5, 0), (8, 7, 0, 7), (8, 8, 1, 0), (8, 20, 2, 4), (999, 20, 2, 2))
     for fold_every, steps, sweeps, waiting in seen:
         _, evaluator = run_steps(torch.float32, fold_every, steps)
-        assert (evaluator.backbone.sweeps, len(evaluator.pending)) == (sweeps, waiting)
+        assert (evaluator.backbone.sweeps, len(evaluator.theta.pending)) == (sweeps, waiting)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_settling_writes_what_is_pending_and_the_losses_stay(dtype):
     x = torch.randn(5, 20, generator=generator()).to(dtype)
     _, evaluator = run_steps(dtype, 999, 7)
-    pending, before = evaluator.pending, [tensor.clone() for tensor in evaluator.backbone.tensors.values()]
+    pending, before = evaluator.theta.pending, [tensor.clone() for tensor in evaluator.backbone.tensors.values()]
     losses = evaluator.losses(mean_square, x, [Displacement()])
     moves = evaluator.backbone.values(pending)
-    evaluator.flush()
+    evaluator.theta.flush()
     assert len(pending) == 7
-    assert len(evaluator.pending) == 0
+    assert len(evaluator.theta.pending) == 0
     assert evaluator.backbone.sweeps == 1
     step = {torch.float32: 1e-7, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
     for (name, tensor), was in zip(evaluator.backbone.tensors.items(), before, strict=True):
@@ -280,7 +280,7 @@ def test_settling_writes_what_is_pending_and_the_losses_stay(dtype):
     rtol = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}[dtype]
     torch.testing.assert_close(evaluator.losses(mean_square, x, [Displacement()]), losses, rtol=rtol, atol=0)
     torch.testing.assert_close(mean_square(evaluator.model, x), losses[0], rtol=rtol, atol=0)
-    evaluator.flush()
+    evaluator.theta.flush()
     assert evaluator.backbone.sweeps == 1
 
 
@@ -288,10 +288,10 @@ def test_an_update_that_is_no_displacement_is_written_after_what_was_pending():
     module = entries(torch.float32)
     evaluator = InForward(module, Backbone(module, LowRank()))
     start, (one, two) = {n: t.clone() for n, t in evaluator.backbone.tensors.items()}, (Key(1, 1), Key(1, 2))
-    evaluator.take(Update(Displacement({one: 0.1})))
-    evaluator.take(Update(Displacement({two: 0.2}), decay_factor=0.25))
+    evaluator.theta.apply(Update(Displacement({one: 0.1})))
+    evaluator.theta.apply(Update(Displacement({two: 0.2}), decay_factor=0.25))
     first, second = (evaluator.backbone.values(Displacement({key: 1.0})) for key in (one, two))
-    assert len(evaluator.pending) == 0
+    assert len(evaluator.theta.pending) == 0
     assert evaluator.backbone.decays == {"matrix", "vector"}
     for name, tensor in evaluator.backbone.tensors.items():
         expected = 0.75 * (start[name] + 0.1 * first[name]) + 0.2 * second[name]
@@ -303,7 +303,7 @@ def test_two_runs_in_half_precision_end_in_the_same_bits(dtype):
     ends = []
     for _ in range(2):
         _, evaluator = run_steps(dtype, 4, 10)
-        evaluator.flush()
+        evaluator.theta.flush()
         ends.append(bits(evaluator.model))
     assert torch.equal(*ends)
     assert not torch.equal(ends[0], bits(entries(dtype, size=0.1)))

@@ -61,13 +61,13 @@ def trained(setting, options, path, steps=STEPS, looked_at=LOOKED_AT):
     """Train, looking at the weights once in between, and give the base tensors of theta as they are in the end."""
     method = METHODS[options["name"]](METHODS[options["name"]].Config.model_validate(options), setting)
     writer = TrajectoryWriter(path, setting.seed, {"stream": STREAM_VERSION, **method.replay_header()})
-    method.evaluator.journal = writer
+    method.evaluator.theta.log = writer
     for number in range(steps):
         method.step(number)
         writer.stepped(number)
         if number + 1 == looked_at:
-            method.evaluator.flush()
-    method.evaluator.flush()
+            method.evaluator.theta.flush()
+    method.evaluator.theta.flush()
     writer.close()
     return {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
 

@@ -68,13 +68,13 @@ def test_biases_alone_agree_with_in_place(model, batch, select):
 
 def test_an_update_that_is_not_finite_is_refused_and_leaves_nothing_pending(model, batch):
     evaluator = InForward(model, Backbone(model, LowRank()))
-    evaluator.take(Update(Displacement({Key(0, 1): 0.1})))
+    evaluator.theta.apply(Update(Displacement({Key(0, 1): 0.1})))
     before = evaluator.losses(squares, batch, [Displacement()])
     with pytest.raises(NonFiniteError):
-        evaluator.take(Update(Displacement({Key(0, 2): 1e39})))
+        evaluator.theta.apply(Update(Displacement({Key(0, 2): 1e39})))
     assert torch.equal(evaluator.losses(squares, batch, [Displacement()]), before)
-    evaluator.flush()
-    assert not len(evaluator.pending)
+    evaluator.theta.flush()
+    assert not len(evaluator.theta.pending)
 
 
 def test_many_keys_are_folded_some_at_a_time(model):

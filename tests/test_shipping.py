@@ -327,8 +327,8 @@ def test_a_run_that_broke_off_in_the_middle_of_a_step_is_replayed_to_its_end(mad
     file = tmp_path / "run" / "trajectory.bin"
     trajectory = Trajectory.read(file)
     writer = TrajectoryWriter(file, trajectory.header["seed"], {}, file.stat().st_size)
-    writer.moved(Displacement({Key(trajectory.header["seed"], STEPS, 0): 1e-3}))
-    writer.moved(Displacement())
+    writer.on_move(Displacement({Key(trajectory.header["seed"], STEPS, 0): 1e-3}))
+    writer.on_move(Displacement())
     writer.close()
     found = replay_run(tmp_path / "run")
     assert (found.steps, found.verdict) == (STEPS, "other bits")  # the moves leave a rounding, which is replayed
@@ -481,12 +481,12 @@ def test_a_changed_update_and_a_changed_loss_are_named(made, tmp_path):
     writer, number = TrajectoryWriter(changed / "trajectory.bin", trajectory.header["seed"], header), 0
     for record in trajectory.records:
         if isinstance(record, Update):
-            writer.updated(replace(record, displacement=record.displacement * (2.0 if number == 2 else 1.0)))
+            writer.on_update(replace(record, displacement=record.displacement * (2.0 if number == 2 else 1.0)))
         elif isinstance(record, Stepped):
             writer.stepped(record.number)
             number += 1
         else:
-            writer.settled()
+            writer.on_flush()
     writer.close()
     found = compare_runs(run.path, changed)
     assert (found.step, found.equal) == (2, False)

@@ -550,7 +550,7 @@ def test_the_trajectory_of_the_toy_replays_in_float64_to_the_last_digits(tmp_pat
         method = build(LeastSquares(), **options)
         path = tmp_path / str(number)
         writer = TrajectoryWriter(path, SEED, {"stream": STREAM_VERSION, **method.replay_header()})
-        method.evaluator.journal = writer
+        method.evaluator.theta.log = writer
         for step in range(11):
             method.step(step)
             writer.stepped(step)

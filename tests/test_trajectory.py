@@ -40,13 +40,13 @@ def made_up_records(count=12):
 
 def tell(writer, record):
     if isinstance(record, Update):
-        writer.updated(record)
+        writer.on_update(record)
     elif isinstance(record, Moved):
-        writer.moved(record.point)
+        writer.on_move(record.point)
     elif isinstance(record, Stepped):
         writer.stepped(record.number)
     else:
-        writer.settled()
+        writer.on_flush()
 
 
 def write(path, records, header=HEADER):
@@ -236,7 +236,7 @@ def test_a_key_of_another_seed_is_a_bug_not_a_record(tmp_path):
     path = tmp_path / "trajectory.bin"
     writer = TrajectoryWriter(path, SEED, HEADER)
     with pytest.raises(ValueError, match="seed"):
-        writer.updated(Update(Displacement({Key(0, 0): 1.0})))
+        writer.on_update(Update(Displacement({Key(0, 0): 1.0})))
     writer.close()
     assert Trajectory.read(path).updates == ()
 

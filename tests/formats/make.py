@@ -117,13 +117,13 @@ def progress_of(method: Method, folder: Path) -> Progress:
 def make_trajectory(path: Path) -> None:
     """A trajectory with a record of every kind."""
     writer = TrajectoryWriter(path, 7, HEADER)
-    writer.moved(Displacement({Key(7, 0, 0): 0.001}))
-    writer.updated(Update(Displacement({Key(7, 0, 0): -0.25, Key(7, 0, 1): 0.125})))
+    writer.on_move(Displacement({Key(7, 0, 0): 0.001}))
+    writer.on_update(Update(Displacement({Key(7, 0, 0): -0.25, Key(7, 0, 1): 0.125})))
     writer.stepped(0)
-    writer.settled()
-    writer.updated(Update(Displacement({Key(7, 1, 0): 0.5}), decay_factor=0.001))
+    writer.on_flush()
+    writer.on_update(Update(Displacement({Key(7, 1, 0): 0.5}), decay_factor=0.001))
     writer.stepped(1)
-    writer.updated(Update(Displacement({Key(7, 2, 0): -0.0625}), lr=0.02))
+    writer.on_update(Update(Displacement({Key(7, 2, 0): -0.0625}), lr=0.02))
     writer.stepped(2)
     writer.close()
 
@@ -160,14 +160,14 @@ def make_checkpoint(folder: Path) -> list[list[float]]:
     assert method.evaluator is not None
     metrics = MetricsLogger(folder / "metrics.jsonl", method)
     writer = TrajectoryWriter(folder / "trajectory.bin", 0, {"stream": 1, **method.replay_header()})
-    method.evaluator.journal = writer
+    method.evaluator.theta.log = writer
     for number in range(STEPS):
         metrics.after_step(number, method.step(number))
         writer.stepped(number)
     Checkpoints(folder).save(STEPS, lambda into: progress.save(STEPS, into, metrics, writer, 1.0))
     metrics.after_run(None)
     writer.close()
-    method.evaluator.journal = UpdateLog()
+    method.evaluator.theta.log = UpdateLog()
     with method.using("adapter"):
         return numbers_of(method.model)
 

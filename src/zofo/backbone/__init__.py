@@ -3,9 +3,11 @@
 from zofo.backbone.backbone import Backbone, Elementwise, Update, fingerprint
 from zofo.backbone.selection import leaving_out, matching, memory_of, movable, named_by, selected
 from zofo.backbone.stochastic_rounding import at_least_float32
+from zofo.backbone.theta import Theta
 from zofo.backbone.update_log import UpdateLog
 
 __all__ = [
+    "Theta",
     "UpdateLog",
     "Backbone",
     "Elementwise",

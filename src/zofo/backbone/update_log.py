@@ -1,22 +1,19 @@
-"""What an evaluator tells of all that it writes into the weights, so that it can be done again to the same bits."""
+"""What theta tells of all that is written into it, so that it can be done again to the same bits."""
 
 from __future__ import annotations
 
-from zofo.backbone import Update
+from zofo.backbone.backbone import Update
 from zofo.displacement import Displacement
 
 
 class UpdateLog:
-    """Told of each thing before it happens. This one forgets it.
+    """Told of each call of `Theta` before anything is written. This one forgets it."""
 
-    The same calls of `Evaluator.move`, `take` and `settle` on the same weights leave the same bits.
-    """
-
-    def moved(self, point: Displacement) -> None:
+    def on_move(self, point: Displacement) -> None:
         """The weights go to theta + `point`, from wherever they are."""
 
-    def updated(self, update: Update) -> None:
+    def on_update(self, update: Update) -> None:
         """Theta is updated, and the weights are home."""
 
-    def settled(self) -> None:
+    def on_flush(self) -> None:
         """Updates that wait are written."""

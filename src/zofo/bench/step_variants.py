@@ -116,19 +116,19 @@ class AmortizedSteps(StepVariant):
         waiting = [Displacement()]  # before each step of the cycle
         while len(waiting) == 1 or len(waiting[-1]):
             self._next()
-            waiting.append(self._evaluator.pending)
+            waiting.append(self._evaluator.theta.pending)
         self.cycle = len(waiting) - 1
         self._waiting = waiting[(self.cycle - 1) // 2]
 
     def seconds(self) -> float:
         """See `StepVariant.seconds`."""
         if len(self._waiting):  # their factors are at hand from the steps before, as in a cycle
-            self._evaluator.take(Update(self._waiting))
+            self._evaluator.theta.apply(Update(self._waiting))
         steps = 2 - self.cycle % 2
         taken = sum(timed(self._next, self._device) for _ in range(steps)) / steps
         written = (self.cycle - 1) // 2 + steps
         # in a cycle of one or two steps the last of them folds by itself, and this finds nothing to do
-        return taken + timed(self._evaluator.flush, self._device) / written
+        return taken + timed(self._evaluator.theta.flush, self._device) / written
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:

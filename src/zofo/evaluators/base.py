@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
-from zofo.backbone import Backbone, Update
-from zofo.backbone.update_log import UpdateLog
+from zofo.backbone import Backbone, Theta, Update
 from zofo.displacement import Displacement
 from zofo.evaluators.counts import Counts
 from zofo.registry import Registry
@@ -38,7 +37,7 @@ class Probe(ABC):
 
     @abstractmethod
     def update(self, update: Update) -> None:
-        """Fold `update` into the backbone, in the same sweep that goes home where there is one."""
+        """Apply `update` to theta, in the same sweep that goes home where there is one."""
 
 
 class Evaluator(ABC):
@@ -46,15 +45,20 @@ class Evaluator(ABC):
 
     Attributes:
         per_example: whether it can visit a point of its own for each example of a batch.
-        backbone: what it moves.
+        writes_points: whether it writes each point into the weights, so that a replay has to do so, too.
+        theta: what it looks around.
         counts: forwards and queries made so far by this evaluator.
-        journal: is told of everything that is written.
     """
 
     per_example = False
-    backbone: Backbone
+    writes_points = False
+    theta: Theta
     counts: Counts
-    journal = UpdateLog()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The tensors of theta."""
+        return self.theta.backbone
 
     @abstractmethod
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> AbstractContextManager[Probe]:
@@ -72,14 +76,6 @@ class Evaluator(ABC):
             EvaluatorError: a point this evaluator cannot visit.
         """
 
-    @abstractmethod
-    def take(self, update: Update) -> None:
-        """Update theta without asking for a loss.
-
-        Raises:
-            NonFiniteError: a coefficient that is not finite; nothing was updated.
-        """
-
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         """Objective at `points`, as `Probe.losses`; the weights are as before when it returns."""
         with self.probe([(objective, batch)], points) as visit:
@@ -92,27 +88,12 @@ class Evaluator(ABC):
             EvaluatorError: it cannot; says where, and what to use instead.
         """
 
-    def move(self, point: Displacement) -> None:  # noqa: B027  # most evaluators never leave home
-        """Go to theta + `point`, for evaluators whose weights move."""
-
-    def flush(self) -> None:  # noqa: B027  # most evaluators owe nothing
-        """Write updates that are still pending, so that the weights are theta for whoever looks at them next."""
-
     def state_dict(self) -> StateDict:
-        """What it keeps beside the weights, between two steps."""
+        """What it keeps beside theta, between two steps."""
         return StateDict()
 
     def load_state_dict(self, remembered: StateDict) -> None:  # noqa: B027  # most keep nothing
-        """Take back what `remember` gave; the weights are as they were then."""
-
-    @contextmanager
-    def unrecorded(self) -> Iterator[None]:
-        """While it is open the weights are not theta, and nothing is told of them."""
-        journal, self.journal = self.journal, UpdateLog()
-        try:
-            yield
-        finally:
-            self.journal = journal
+        """Take back what `state_dict` gave."""
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator")

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.backbone import Backbone, Update, at_least_float32
+from zofo.backbone import Backbone, Theta, Update, at_least_float32
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError, out_of_memory
 from zofo.evaluators import batch_protocol
@@ -32,9 +32,8 @@ from zofo.evaluators.model_check import (
 from zofo.evaluators.parameter_use import ParameterTracker, uncompiled, without_trace
 from zofo.evaluators.row_layout import Layout, NotSeen, Use
 from zofo.noise import LowRank, MaskedLowRank
-from zofo.state_dict import StateDict, of_displacement, of_numbers, to_displacement, to_numbers
+from zofo.state_dict import StateDict, of_numbers, to_numbers
 
-_MOST_PENDING = 8  # columns of the pending factors; with more, carrying them costs more than folding them
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
 _CHECK_SIZE = 3e-3  # coefficient of these; SmolLM2's losses have 5e-6 of rounding there, and 6e-5 at 0.05
 _CHECK_SIZE_HALF = 0.02  # further away, a half precision forward of another number of rows gives quite other losses
@@ -54,8 +53,8 @@ class InForward(Evaluator):
     directions of its own, and nothing has to be brought home: the weights are only read while losses are asked for.
 
     Updates that are displacements wait as terms that every row carries, and are written together after `fold_every` of
-    them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `settle` writes what
-    is pending. In half precision they are rounded stochastically when they are written.
+    them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `Theta.flush` writes
+    what waits. In half precision they are rounded stochastically when they are written.
 
     Call `check` first: it finds out whether the model can be asked in this way. What a later batch shows that no check
     has seen is checked on that batch, before its losses are given.
@@ -65,9 +64,6 @@ class InForward(Evaluator):
         backbone: the tensors that move; their noise must be low-rank.
         fold_every: updates that are written together.
         micro_batch: examples in one forward, with all their points; None takes the whole batch.
-
-    Attributes:
-        pending: what theta is ahead of the weights.
 
     Raises:
         EvaluatorError: a noise that is not low-rank; or, when losses are asked for, a model that uses a selected tensor
@@ -88,12 +84,10 @@ class InForward(Evaluator):
                 "set method.noise=low-rank, or method.evaluator=in-place",
             )
         self.model = model
-        self.backbone = backbone
+        self.theta = Theta(backbone, fold_every)
+        self.theta.drawn = lambda keys: self._bank.directions(keys) if all(key in self._bank for key in keys) else None
         self.counts = Counts()
-        self.pending = Displacement()
-        self._fold_every = fold_every
         self._micro_batch = micro_batch
-        self._updates = 0  # pending
         self._noise = backbone.noise
         self._parameters = selected_parameters(model, backbone)
         self._checking = False
@@ -123,9 +117,13 @@ class InForward(Evaluator):
     @torch.no_grad()
     def _ask(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
         asked = dict.fromkeys(key for point in points for at in batch_protocol.displacements(point) for key in at)
-        if len(self.pending) and len({*asked, *self.pending}) * self._noise.rank > NARROW:
-            self.flush()  # what all rows carry would stand in the factors of every block of rows
-        self._bank.hold([*self.pending, *asked])
+        if (
+            len(self.theta.pending)
+            and not self._checking
+            and len({*asked, *self.theta.pending}) * self._noise.rank > NARROW
+        ):
+            self.theta.flush()  # what all rows carry would stand in the factors of every block of rows
+        self._bank.hold([*self.theta.pending, *asked])
         columns, start = [], 0
         for objective, batch in asks:
             size = batch_protocol.size(batch)
@@ -184,7 +182,9 @@ class InForward(Evaluator):
 
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         dtype = torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32
-        coefficients = coefficients_of(points, batch_protocol.row_examples(batch), self._bank, self.pending, dtype)
+        coefficients = coefficients_of(
+            points, batch_protocol.row_examples(batch), self._bank, self.theta.pending, dtype
+        )
         terms = LowRankTerms(self._bank, coefficients, self._siblings, wary=self._checking)
         with uncompiled(), self._each_call(), PerturbedForward(self._moved(), terms, self._layout):
             losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
@@ -234,47 +234,13 @@ class InForward(Evaluator):
         forward = f"{size} of the {whole} examples" if size < whole else f"{size} examples"
         return EvaluatorError(f"{forward} at {len(points)} points do not fit into memory in one forward", hint)
 
-    def take(self, update: Update) -> None:
-        """See `Evaluator.take`: keep it pending, or write it with all that are."""
-        update.refuse_non_finite()
-        self.journal.updated(update)
-        waits = update.dense_update_fn is None and not update.decay_factor
-        if waits:
-            self.pending = self.pending + update.displacement
-            self._updates += 1
-            if self._updates < self._fold_every and len(self.pending) * self._noise.rank <= _MOST_PENDING:
-                return
-            update = Update(Displacement())
-        self._write(update)
-
-    def flush(self) -> None:
-        """See `Evaluator.flush`."""
-        if self._updates:
-            self.journal.settled()
-            self._write(Update(Displacement()))
-
     def state_dict(self) -> StateDict:
-        """See `Evaluator.state_dict`: the updates that wait, and the order in which a forward sums its terms."""
-        slots = of_numbers({key: float(slot) for key, slot in self._bank.slots.items()})
-        return StateDict({"pending": of_displacement(self.pending), "updates": self._updates, "slots": slots})
+        """See `Evaluator.state_dict`: the order in which a forward sums its terms."""
+        return StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._bank.slots.items()})})
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Evaluator.load_state_dict`."""
-        self.pending, self._updates = to_displacement(remembered.values["pending"]), remembered.values["updates"]
-        self._bank.restore({key: int(slot) for key, slot in to_numbers(remembered.values["slots"]).items()})
-
-    def _write(self, update: Update) -> None:
-        """Write what is pending; together with `update`, where one sweep can do both."""
-        apart = update.dense_update_fn is not None or update.decay_factor
-        self._fold(Update(self.pending) if apart else Update(self.pending + update.displacement))
-        self.pending, self._updates = Displacement(), 0
-        if apart:
-            self._fold(update)
-
-    def _fold(self, update: Update) -> None:
-        keys = list(update.displacement)
-        drawn = all(key in self._bank for key in keys)
-        self.backbone.apply_(update, directions=self._bank.directions(keys) if drawn else None)
+        self._bank.restore({key: int(slot) for key, slot in to_numbers(state.values["slots"]).items()})
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         """Ask two examples at points of their own, together and one by one: a model that mixes rows differs.
@@ -289,7 +255,7 @@ class InForward(Evaluator):
         """The check of one or two examples; it leaves no trace."""
         check_by_itself(self.model, objective, batch, [(name, parameter) for parameter, name in self._parameters])
         half = bool(self.backbone.dtypes & {torch.float16, torch.bfloat16})
-        kept = self.counts, self._drawn, self.pending
+        kept = self.counts, self._drawn, self.theta.pending
         self.counts, self._drawn, self._checking = Counts(), None, True
         try:
             with torch.no_grad():
@@ -297,13 +263,13 @@ class InForward(Evaluator):
                 self._compare(objective, batch, _FAR)
                 self._compare_moved(objective, batch_protocol.part(batch, 0, 1))
         finally:
-            self.counts, self._drawn, self.pending = kept
+            self.counts, self._drawn, self.theta.pending = kept
             self._checking, self._layout.uses, self._only = False, None, None
         self._tried = self._tried or 0
 
     def _refuse_past(self, name: str, operation: str, written: bool) -> None:
-        """A selected tensor that the model reads past `PerturbedForward` is an error: a view or a copy that it holds, scripted
-        code, a function that torch does not hand on.
+        """A selected tensor that the model reads past `PerturbedForward` is an error: a view or a copy that it holds,
+        scripted code, a function that torch does not hand on.
         """
         parameter: Any = next(parameter for parameter, own in self._parameters if own == name)
         carrier = vars(parameter).get("carrier")
@@ -354,7 +320,7 @@ class InForward(Evaluator):
         rounding = agreement(uses, self.backbone.dtypes)
         if rounding >= AGREES_TF32:
             return
-        with without_trace(self.model), uncompiled(), moved(self.backbone, self._only, point + self.pending):
+        with without_trace(self.model), uncompiled(), moved(self.backbone, self._only, point + self.theta.pending):
             apart = float((carried[0] - at_least_float32(objective(self.model, batch))).abs().max())
         if not self._only_rounding(apart, rounding, objective, batch, [point], carried):
             raise EvaluatorError(
@@ -398,4 +364,4 @@ class _InForwardVisit(Probe):
         self._evaluator = evaluator
 
     def update(self, update: Update) -> None:
-        self._evaluator.take(update)
+        self._evaluator.theta.apply(update)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from zofo.backbone import Backbone, Update, at_least_float32
+from zofo.backbone import Backbone, Theta, Update, at_least_float32
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Point, Probe
@@ -37,6 +37,8 @@ class InPlace(Evaluator):
     Source: MeZO (Malladi et al. 2023), with the restoring move fused into the update as in ZO2 (Wang et al. 2025).
     """
 
+    writes_points = True
+
     def __init__(self, model: nn.Module, backbone: Backbone, allow_half: bool = False) -> None:
         half = backbone.dtypes & {torch.float16, torch.bfloat16}
         if half and not allow_half:
@@ -46,9 +48,8 @@ class InPlace(Evaluator):
                 "load the model with model.dtype=float32, or accept the drift with method.evaluator.allow_half=true",
             )
         self.model = model
-        self.backbone = backbone
+        self.theta = Theta(backbone)
         self.counts = Counts()
-        self._at = Displacement()  # where the weights are, seen from theta
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
@@ -58,7 +59,7 @@ class InPlace(Evaluator):
             with torch.no_grad(), counting_forwards(self.model, self.counts):
                 rows = []
                 for point in points:
-                    self.move(_shared(point))
+                    self.theta.move_to(_shared(point))
                     rows.append(
                         torch.cat([at_least_float32(objective(self.model, batch)) for objective, batch in asks])
                     )
@@ -66,10 +67,8 @@ class InPlace(Evaluator):
                 visit.losses = torch.stack(rows)
             yield visit
         finally:
-            if (
-                not self.backbone.is_corrupt
-            ):  # an interrupt inside a sweep: there is no way home, and the next sweep says so
-                self.move(Displacement())
+            if not self.backbone.is_corrupt:  # by an interrupt inside a sweep: there is no way home
+                self.theta.move_to(Displacement())
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         """Run the model on each first batch, as it is.
@@ -80,27 +79,13 @@ class InPlace(Evaluator):
         for objective, batch in asks:
             check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
 
-    def move(self, point: Displacement) -> None:
-        """See `Evaluator.move`."""
-        if point != self._at:
-            self.journal.moved(point)
-            self.backbone.apply_(point - self._at)
-            self._at = point
-
-    def take(self, update: Update) -> None:
-        """See `Evaluator.take`; in the same sweep that goes home."""
-        update.refuse_non_finite()
-        self.journal.updated(update)
-        self.backbone.apply_(update, leaving=self._at if len(self._at) else None)
-        self._at = Displacement()
-
 
 class _InPlaceVisit(Probe):
     def __init__(self, evaluator: InPlace) -> None:
         self._evaluator = evaluator
 
     def update(self, update: Update) -> None:
-        self._evaluator.take(update)
+        self._evaluator.theta.apply(update)
 
 
 def _shared(point: Point) -> Displacement:

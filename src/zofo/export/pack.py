@@ -104,13 +104,13 @@ def _bytes_of(trajectory: Trajectory, steps: int | None, folded: bool) -> bytes:
 
 def _write(writer: TrajectoryWriter, record: Record) -> None:
     if isinstance(record, Moved):
-        writer.moved(record.point)
+        writer.on_move(record.point)
     elif isinstance(record, Settled):
-        writer.settled()
+        writer.on_flush()
     elif isinstance(record, Stepped):
         writer.stepped(record.number)
     else:
-        writer.updated(record)
+        writer.on_update(record)
 
 
 def _noise(run: RunFolder) -> dict[str, Any] | None:

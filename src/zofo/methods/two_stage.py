@@ -123,7 +123,7 @@ class TwoStage(Method):
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` is at theta, with the adapter."""
-        self._zo.evaluator.flush()
+        self._zo.theta.flush()
         yield
 
     def replay_header(self) -> dict[str, Any]:

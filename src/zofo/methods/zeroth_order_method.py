@@ -100,7 +100,7 @@ class ForwardOnly(Method):
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
         """While it is open, `model` is at theta."""
-        self._zo.evaluator.flush()
+        self._zo.theta.flush()
         yield
 
     def replay_header(self) -> dict[str, Any]:
@@ -121,5 +121,5 @@ class ForwardOnly(Method):
         if self._adapters is None:
             self._zo.save(folder)
         elif not self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
-            self._zo.evaluator.flush()
+            self._zo.theta.flush()
             self._adapters.save(self.variants[0], folder / self.variants[0])

@@ -198,6 +198,7 @@ class ZerothOrder:
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
+        self.theta = self.evaluator.theta
         self.state: State = self.rule.init()
         self._seed = seed
         self._batch_size = batch_size
@@ -280,7 +281,8 @@ class ZerothOrder:
         for buffer, tensors in state.buffers.items():
             rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
         whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
-        whole.put("evaluator", self.evaluator.state_dict())
+        kept = {**self.theta.state_dict().values, **self.evaluator.state_dict().values}
+        whole.put("evaluator", StateDict(kept))
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 
     def load_state_dict(self, remembered: StateDict) -> None:
@@ -292,6 +294,7 @@ class ZerothOrder:
             buffers.setdefault(buffer, {})[of] = tensor.to(self.backbone.device)
         self.state = State(rule.values["steps"], to_displacement(rule.values["momentum"]), buffers)
         self.evaluator.counts.include(Counts(**remembered.values["counts"]))
+        self.theta.load_state_dict(remembered.part("evaluator"))
         self.evaluator.load_state_dict(remembered.part("evaluator"))
         if "theta" in remembered.values:
             own, theta = self.backbone.tensors, remembered.part("theta").tensors
@@ -303,7 +306,7 @@ class ZerothOrder:
         """For half precision, the moved tensors: their rounding in every step is not in the trajectory."""
         if self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
             return
-        self.evaluator.flush()
+        self.theta.flush()
         if any(dtype.itemsize < 4 for dtype in self.backbone.dtypes):
             save_tensors(self.backbone.tensors, folder / "weights.safetensors")
 

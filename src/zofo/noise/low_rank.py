@@ -204,7 +204,7 @@ class FactorBatch(DirectionSampler):
         self._numbers = layout.draw(keys) if numbers is None else numbers
 
     def add_to(self, target: torch.Tensor, terms: Iterable[tuple[Key, float]], name: str, block: Block) -> None:
-        """See `DirectionSampler.add_to`. For whole rows of a matrix: target += (left * coefficients) @ right.T, at once.
+        """For whole rows of a matrix: target += (left * coefficients) @ right.T, at once.
 
         That product is summed onto the target as it is made, in float32: nothing as large as the matrix is held, at the
         price of about one rounding a key instead of one in all.

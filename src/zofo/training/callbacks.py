@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from zofo.backbone import UpdateLog
+from zofo.backbone import Theta, UpdateLog
 from zofo.errors import NonFiniteError
-from zofo.evaluators import Counts, Evaluator
+from zofo.evaluators import Counts
 from zofo.filesystem import temp_path
 from zofo.methods import Method, StepLog
 from zofo.training.evaluation import Evaluation, as_percent
@@ -110,13 +110,13 @@ class TrajectoryLogger(Callback):
 
     Args:
         writer: of the file.
-        evaluator: that writes.
+        theta: that is trained.
     """
 
-    def __init__(self, writer: TrajectoryWriter, evaluator: Evaluator) -> None:
+    def __init__(self, writer: TrajectoryWriter, theta: Theta) -> None:
         self._writer = writer
-        self._evaluator = evaluator
-        evaluator.journal = writer
+        self._theta = theta
+        theta.log = writer
 
     def after_step(self, number: int, log: StepLog) -> None:
         """See `Callback`."""
@@ -128,7 +128,7 @@ class TrajectoryLogger(Callback):
 
     def after_run(self, error: BaseException | None) -> None:
         """See `Callback`."""
-        self._evaluator.journal = UpdateLog()
+        self._theta.log = UpdateLog()
         self._writer.close()
 
 

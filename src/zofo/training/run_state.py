@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from zofo.errors import CheckpointError, refuse_out_of_memory
-from zofo.evaluators import InForward
 from zofo.methods import Method
 from zofo.state_dict import StateDict
 from zofo.training.callbacks import BestCheckpoint, EvaluationCallback, MetricsLogger
@@ -30,7 +29,7 @@ from zofo.training.progress_checks import (
     written,
 )
 from zofo.trajectory.format import Trajectory, TrajectoryWriter
-from zofo.trajectory.replay import redo
+from zofo.trajectory.replay import replay_records
 
 _PROGRESS, _STATE, _TENSORS = "progress.json", "state.json", "state.safetensors"
 
@@ -45,7 +44,7 @@ def should_checkpoint_weights(method: Method, wanted: bool | None) -> bool:
     """
     if method.evaluator is None or wanted is not None:
         return bool(wanted)
-    return not (isinstance(method.evaluator, InForward) and method.rule is not None and method.rule.linear)
+    return not (not method.evaluator.writes_points and method.rule is not None and method.rule.linear)
 
 
 class Progress:
@@ -135,7 +134,7 @@ class Progress:
                     refuse_other_header(trajectory, recorded.header, header)
                 if not progress["weights"]:
                     assert method.rule is not None
-                    redo(recorded.records, method.rule, method.evaluator)
+                    replay_records(recorded.records, method.rule, method.evaluator.theta)
             tensors = load_file(checkpoint.path / _TENSORS)
             if shapes_of(tensors) != progress["tensors"]:
                 raise ValueError(f"{_TENSORS} does not hold the tensors that were saved")

@@ -174,7 +174,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, co
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, seed, header, done.trajectory)
-        callbacks.append(TrajectoryLogger(writer, method.evaluator))
+        callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
     callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
 
     start = time.perf_counter() - done.seconds

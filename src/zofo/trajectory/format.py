@@ -94,20 +94,20 @@ class TrajectoryWriter(UpdateLog):
         """Bytes of the file so far, also once it is closed."""
         return self._size if self._file.closed else self._file.tell()
 
-    def updated(self, update: Update) -> None:
-        """See `UpdateLog.updated`. For a rule that is not linear, the displacement is the gradient the rule was given."""
+    def on_update(self, update: Update) -> None:
+        """For a rule that is not linear, the displacement is the gradient that the rule was given."""
         kind = _UPDATE | (_HAS_SHRINK if update.decay_factor else 0) | (_HAS_LR if update.lr is not None else 0)
         numbers = b"".join(
             _NUMBER.pack(number) for number in (update.decay_factor or None, update.lr) if number is not None
         )
         self._append(kind, len(update.displacement), numbers + self._terms(update.displacement))
 
-    def moved(self, point: Displacement) -> None:
-        """See `UpdateLog.moved`."""
+    def on_move(self, point: Displacement) -> None:
+        """See `UpdateLog.on_move`."""
         self._append(_MOVE, len(point), self._terms(point))
 
-    def settled(self) -> None:
-        """See `UpdateLog.settled`."""
+    def on_flush(self) -> None:
+        """See `UpdateLog.on_flush`."""
         self._append(_SETTLE, 0)
 
     def stepped(self, number: int) -> None:

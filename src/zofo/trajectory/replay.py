@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from zofo.backbone import Backbone, Update, selected
+from zofo.backbone import Backbone, Theta, Update, selected
 from zofo.config import PartConfig
 from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.estimators import Estimate
-from zofo.evaluators import Evaluator
 from zofo.methods.zeroth_order_step import EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.noise import STREAM_VERSION
 from zofo.rules import Rule
@@ -53,9 +52,9 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
     if folded and rule.linear and not any(isinstance(record, Update) and record.decay_factor for record in records):
         backbone.apply_(_total(records))
         return backbone
-    evaluator: Evaluator = _built(EvaluatorConfig, header, "evaluator", model, backbone)
-    redo(records, rule, evaluator)
-    evaluator.flush()
+    theta = Theta(backbone, _flush_every(header))
+    replay_records(records, rule, theta)
+    theta.flush()
     return backbone
 
 
@@ -114,20 +113,25 @@ def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displace
     return _total(records)
 
 
-def redo(records: tuple[Record, ...], rule: Rule, evaluator: Evaluator) -> None:
+def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> None:
     """Write again what the records tell of; updates may be pending when it returns."""
     state = rule.init()
-    with evaluator.backbone.deferred_writes():  # nobody looks at the weights until all is written
+    with theta.backbone.deferred_writes():  # nobody looks at the weights until all is written
         for record in records:
             if isinstance(record, Moved):
-                evaluator.move(record.point)
+                theta.move_to(record.point)
             elif isinstance(record, Settled):
-                evaluator.flush()
+                theta.flush()
             elif isinstance(record, Update):
                 update = record
                 if not rule.linear:
                     update, state = rule.update(Estimate.of(record.displacement), state, record.lr)
-                evaluator.take(update)
+                theta.apply(update)
+
+
+def _flush_every(header: Mapping[str, Any]) -> int:
+    """How many updates training wrote together, by the header of its trajectory."""
+    return int(EvaluatorConfig.model_validate(header["evaluator"]).options.get("fold_every", 1))
 
 
 def _total(records: tuple[Record, ...]) -> Displacement:

@@ -122,7 +122,7 @@ class BackboneStep:
     def flush(self) -> None:
         """Write what is pending, for whoever looks at the weights next."""
         if self._zo is not None:
-            self._zo.evaluator.flush()
+            self._zo.theta.flush()
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         """See `Method.check`."""

@@ -119,10 +119,10 @@ class CopiedAnchor(Anchor):
 
     @contextmanager
     def _in_the_model(self) -> Iterator[None]:
-        self._evaluator.flush()  # what waits belongs to theta
+        self._evaluator.theta.flush()  # what waits belongs to theta
         self._backbone.swap_(self._stored)
         try:
-            with self._evaluator.unrecorded():
+            with self._evaluator.theta.log_paused():
                 yield
         finally:
             if not self._backbone.is_corrupt:  # an interrupt inside a sweep: the next use of the weights says so

@@ -220,7 +220,7 @@ class SVRG(ForwardOnly):
     def _full_step(self, number: int) -> tuple[float, dict[str, float], Update]:
         zo, config = self._zo, self._config
         self._full = None  # until all of it is known
-        zo.evaluator.flush()  # the weights themselves are the anchor
+        zo.theta.flush()  # the weights themselves are the anchor
         self._anchor.place()
         along = zo.directions(number, examples=self._full_size, sharing=config.anchor_directions)
         with zo.evaluator.probe(self._full_batch(number), zo.estimator.ask(along)) as visit:
@@ -287,7 +287,7 @@ class SVRG(ForwardOnly):
                 there = zo.estimator.tell(second, visit.losses)
                 back = self._update(there.with_gradient(full.gradient - there.gradient), self._lr, visit)
         except NonFiniteError:  # an abandoned step takes its first move back, and what the rule remembers of it
-            zo.evaluator.take(Update(-forth.displacement))
+            zo.theta.apply(Update(-forth.displacement))
             zo.state = state
             raise
         return here, there, Update(forth.displacement + back.displacement)
@@ -295,7 +295,7 @@ class SVRG(ForwardOnly):
     def _update(self, estimate: Estimate, lr: float, visit: Probe | None = None) -> Update:
         """Move theta by what the rule makes of an estimate, on the way home from a visit if there is one."""
         update, state = self._zo.rule.update(estimate, self._zo.state, lr * self._annealing.factor)
-        (visit.update if visit is not None else self._zo.evaluator.take)(update)
+        (visit.update if visit is not None else self._zo.theta.apply)(update)
         self._zo.state = state
         return update
 

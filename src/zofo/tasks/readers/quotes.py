@@ -137,8 +137,8 @@ def _refuse_stray_quote(path: Path, record: Record, raw: str) -> None:
         closed = any(later.rstrip().endswith('"') for later in values[number:])
         if value != value.lstrip() and value.lstrip().startswith('"') and closed and len(value.strip()) > 1:
             raise DataError(
-                f"{path}:{record.start}: a quote after a space: the value is {truncate_repr(value)}, or the quotes stand "
-                "around it",
+                f"{path}:{record.start}: a quote after a space: the value is {truncate_repr(value)}, or the quotes "
+                "stand around it",
                 'remove the space before the quote, or write a quote that is a character as in """Wow"""',
             )
     escaped = sum(value.count('\\"') for value in values) > raw.count('\\""')

@@ -1,0 +1,108 @@
+"""theta: the tensors that move, where they stand, what waits to be written, and who is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from zofo.backbone.backbone import Backbone, Update
+from zofo.backbone.update_log import UpdateLog
+from zofo.displacement import Displacement, Key
+from zofo.noise import DirectionSampler
+from zofo.state_dict import StateDict, of_displacement, to_displacement
+
+_MOST_PENDING = 8  # columns of the factors that wait; with more, carrying them costs more than writing them
+
+
+class Theta:
+    """The owner of theta: nobody else writes into the backbone.
+
+    The weights are theta + `at` - `pending`: away from theta while an evaluator looks at another point, and behind it
+    while updates wait. The same calls of `apply`, `flush` and `move_to` on the same weights leave the same bits, so a
+    log of them is enough to train again without a loss.
+
+    Args:
+        backbone: the tensors.
+        flush_every: updates that are written together; 1 writes each at once. Those with weight decay, and those that
+            no displacement can express, never wait.
+
+    Attributes:
+        backbone: as given.
+        log: is told of each call before anything is written.
+        at: where the weights are, seen from theta.
+        pending: what theta is ahead of the weights.
+        drawn: gives the directions of some keys where they have been drawn already, else None.
+    """
+
+    def __init__(self, backbone: Backbone, flush_every: int = 1) -> None:
+        self.backbone = backbone
+        self.log = UpdateLog()
+        self.at = Displacement()
+        self.pending = Displacement()
+        self.drawn: Callable[[Sequence[Key]], DirectionSampler | None] = lambda keys: None
+        self._flush_every = flush_every
+        self._waiting = 0  # updates in `pending`
+
+    def apply(self, update: Update) -> None:
+        """theta <- (1 - decay) theta + displacement: at once, in the sweep that goes home, or later with others.
+
+        Raises:
+            NonFiniteError: a coefficient that is not finite; nothing was updated.
+            ModelError: an earlier sweep was interrupted in the middle.
+        """
+        update.refuse_non_finite()
+        self.log.on_update(update)
+        if self._flush_every > 1 and update.dense_update_fn is None and not update.decay_factor:
+            self.pending = self.pending + update.displacement
+            self._waiting += 1
+            if self._waiting >= self._flush_every or len(self.pending) * self._rank > _MOST_PENDING:
+                self._write_pending()
+            return
+        if self._waiting:
+            self._write_pending()
+        self._write(update)
+
+    def flush(self) -> None:
+        """Write the updates that wait, so that the weights are theta for whoever looks at them next."""
+        if self._waiting:
+            self.log.on_flush()
+            self._write_pending()
+
+    def move_to(self, point: Displacement) -> None:
+        """Take the weights to theta + `point`; an empty point is home."""
+        if point != self.at:
+            self.log.on_move(point)
+            self.backbone.apply_(point - self.at)
+            self.at = point
+
+    @contextmanager
+    def log_paused(self) -> Iterator[None]:
+        """While it is open the weights are not theta, and nothing is told of them."""
+        log, self.log = self.log, UpdateLog()
+        try:
+            yield
+        finally:
+            self.log = log
+
+    def state_dict(self) -> StateDict:
+        """What it keeps beside the weights, between two steps: the updates that wait."""
+        return StateDict({"pending": of_displacement(self.pending), "updates": self._waiting})
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take back what `state_dict` gave; the weights are as they were then."""
+        if "pending" in state.values:
+            self.pending, self._waiting = to_displacement(state.values["pending"]), state.values["updates"]
+
+    @property
+    def _rank(self) -> int:
+        return int(getattr(self.backbone.noise, "rank", 1))
+
+    def _write_pending(self) -> None:
+        update = Update(self.pending)
+        self.pending, self._waiting = Displacement(), 0
+        self._write(update)
+
+    def _write(self, update: Update) -> None:
+        leaving = self.at if len(self.at) else None
+        self.backbone.apply_(update, leaving=leaving, directions=self.drawn(list(update.displacement)))
+        self.at = Displacement()
