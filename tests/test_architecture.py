@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,10 @@ def test_every_public_name_and_public_method_has_a_docstring_of_its_own(name):
     if inspect.isclass(part):
         methods = [m for n, m in vars(part).items() if not n.startswith("_") and inspect.isfunction(m)]
         assert all(method.__doc__ for method in methods)
+
+
+def test_the_map_for_contributors_names_every_room():
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text[text.index("| room |") : text.index("## How to add")]
+    rooms = " ".join(line.split("|")[1] for line in table.splitlines() if line.strip())
+    assert sorted(re.findall(r"`(\w+)`", rooms)) == sorted(LEVEL)
