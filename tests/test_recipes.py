@@ -10,13 +10,13 @@ import transformers
 import yaml
 
 from conftest import build_model, review_rows, tiny_config, with_soak, write_rows
-from zofo.config import read_yaml
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.methods import METHODS
 from zofo.recipes import OVER, load_recipe, parse_recipe, recipe_names, recipe_text
 from zofo.tasks import task_names
 from zofo.training import names as listed
 from zofo.training import read_config, train
+from zofo.yaml_loader import read_yaml
 
 RECIPES = {name: load_recipe(name) for name in recipe_names()}
 PRESETS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]

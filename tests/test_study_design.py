@@ -11,9 +11,9 @@ import yaml
 from zofo import studies
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.overrides import get_by_path, merge_trees
-from zofo.repeated import refuse_repeated_keys
 from zofo.studies import read_study, study_names
 from zofo.training import TrainingConfig
+from zofo.yaml_loader import refuse_repeated_keys
 
 TOY = {
     "about": "Which is better?",

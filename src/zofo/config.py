@@ -10,19 +10,16 @@ import inspect
 import json
 import re
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 from zofo.errors import ConfigError, RunError, nearest
 from zofo.filesystem import refuse_special
 from zofo.registry import Registry
-from zofo.repeated import refuse_repeated_keys
+from zofo.yaml_loader import is_lost
 
 C = TypeVar("C", bound=BaseModel)
 P = TypeVar("P", bound="PartConfig")
@@ -133,15 +130,6 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}.union(*(_kinds(inner) for inner in typing.get_args(annotation)))
 
 
-def is_lost(text: str) -> bool:
-    """Whether a text is a number that is not 0, and that a float can only hold as 0."""
-    found = re.fullmatch(r"\s*[-+]?([\d_.]+)(e[-+]?\d+)?\s*", text, re.IGNORECASE)
-    try:
-        return found is not None and bool(re.search("[1-9]", found[1])) and float(text) == 0
-    except ValueError:
-        return False
-
-
 def named(value: Any) -> Any:
     """A bare name as the group that it stands for."""
     return {"name": value} if isinstance(value, str) else value
@@ -177,105 +165,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(f"{str(path)!r} holds no JSON object")
     return content
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        ConfigError: it cannot be read, is not YAML, or gives a key twice.
-    """
-    try:
-        refuse_special(path)
-        text = path.read_text(encoding="utf-8")
-        content = parse_yaml(text)
-    except OSError as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    with error_context(str(path)):
-        refuse_repeated_keys(text)
-    return content
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text: of plain values alone, nested 64 deep and with 1,000,000 values at most.
-
-    Both are counted before a value is made of it. What stands in several places counts in each, so that references to
-    references do not outgrow the memory.
-
-    Raises:
-        YAMLError: it is not YAML.
-        ValueError: it is larger or deeper, or holds a number of more than 400 characters.
-    """
-    loader = _Bounded(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _refuse_bomb(node, {})
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-_DEEPEST, _LONGEST_NUMBER = 64, 400
-_MOST = 1_000_000  # values in one file, those that stand in several places counted in each
-
-
-class _Bounded(yaml.SafeLoader):
-    """PyYAML's safe loader, which stops where values are nested too deeply, or a number is too long."""
-
-    _depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node and all below it."""
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            raise ValueError("its values are nested too deeply")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
-            raise ValueError(f"it holds a number of {len(node.value)} characters")
-        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
-            _refuse_second_reading(node.value)
-        return node
-
-
-def _refuse_second_reading(number: str) -> None:
-    """ValueError for a number that YAML 1.1 reads otherwise than people do: in base 60 or 8, or as 0."""
-    base = "base 60" if ":" in number else "base 8" if re.fullmatch(r"[-+]?0[0-7_]+", number) else None
-    if base:
-        raise ValueError(f"{number} is a number in {base} to YAML: write it in quotes, or another way")
-    if is_lost(number):
-        raise ValueError(f"{number} is too small a number, which would be read as 0")
-
-
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-
-
-def _refuse_bomb(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values there are; ValueError for too many, as references to references make them, or without end."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = _MOST  # until it is known: what holds itself has no end
-        pairs = isinstance(node, yaml.MappingNode)
-        parts = [part for pair in node.value for part in pair] if pairs else node.value
-        known[id(node)] = 1 + sum(_refuse_bomb(part, known) for part in parts)
-    if known[id(node)] >= _MOST:
-        raise ValueError("its references make it larger than any configuration")
-    return known[id(node)]
-
-
-@contextmanager
-def error_context(file: str) -> Iterator[None]:
-    """While it is open, the name of the file is put before what is wrong with its content."""
-    try:
-        yield
-    except ConfigError as error:
-        error.message = f"{file}: {error.message}"
-        raise
 
 
 def parse_model(model: type[C], content: Any, where: str = "") -> C:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ZofoError(Exception):
@@ -194,3 +195,13 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name nearest to `name`, or None when nothing is near."""
     matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+@contextmanager
+def error_context(file: str) -> Iterator[None]:
+    """While it is open, the name of the file is put before what is wrong with its content."""
+    try:
+        yield
+    except ConfigError as error:
+        error.message = f"{file}: {error.message}"
+        raise

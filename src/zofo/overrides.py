@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from zofo.config import parse_yaml
 from zofo.errors import ConfigError
+from zofo.yaml_loader import parse_yaml
 
 _EXAMPLE = "write for example training.steps=20; a file or a recipe stands first, and there is only one"
 

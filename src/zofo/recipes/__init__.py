@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic import Field
 
-from zofo.config import Config, parse_model, parse_yaml
+from zofo.config import Config, parse_model
 from zofo.errors import ConfigError, UnknownNameError
+from zofo.yaml_loader import parse_yaml
 
 Keys = dict[str, Any]
 """Values of a configuration by their dotted keys."""

@@ -9,15 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from zofo.config import error_context, parse_model, parse_yaml, read_yaml
+from zofo.config import parse_model
 from zofo.embedded import EMBEDDED_MODELS
-from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
+from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError, error_context
 from zofo.overrides import Tree, get_by_path, merge_trees, parse_override, set_by_path
 from zofo.studies.config import Start, StudyConfig
 from zofo.studies.figures import FigureConfig
 from zofo.studies.grid import Grid
 from zofo.studies.shorthand import GROUPS, SHORT_FORMS, spelled_out
 from zofo.tasks import has_metaicl_rows, load_task
+from zofo.yaml_loader import parse_yaml, read_yaml
 
 _YAML = (".yaml", ".yml")
 _FILES = (

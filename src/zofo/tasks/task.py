@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from zofo.config import Config, error_context, parse_model, parse_yaml, read_yaml
-from zofo.errors import ConfigError, UnknownNameError
+from zofo.config import Config, parse_model
+from zofo.errors import ConfigError, UnknownNameError, error_context
 from zofo.registry import Registry
 from zofo.tasks.metrics import METRICS, check_metric
 from zofo.tasks.prompt_templates import check_template, columns_of, refuse_telling
+from zofo.yaml_loader import parse_yaml, read_yaml
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from zofo.config import Config, error_context, named, parse_model, parse_yaml, read_json_object, read_yaml
-from zofo.errors import ConfigError, UnknownNameError
+from zofo.config import Config, named, parse_model, read_json_object
+from zofo.errors import ConfigError, UnknownNameError, error_context
 from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, ZerothOrderConfig
 from zofo.models import ModelConfig
 from zofo.overrides import parse_override, set_by_path
 from zofo.plugins import lost_packages
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.tasks import TaskConfig
+from zofo.yaml_loader import parse_yaml, read_yaml
 
 
 class TrainingConfig(Config):

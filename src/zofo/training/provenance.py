@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from zofo.config import error_context, parse_model, read_json_object, read_yaml
-from zofo.errors import RunError
+from zofo.config import parse_model, read_json_object
+from zofo.errors import RunError, error_context
 from zofo.models import LoadedModel
 from zofo.tasks import Task, load_task
 from zofo.training.config import RunConfig, as_recorded, naming_lost_plugins
 from zofo.training.identity import Identity, differences, model_identity, refuse_changes, task_hash
+from zofo.yaml_loader import read_yaml
 
 
 def read_identity(file: Path) -> Identity:
