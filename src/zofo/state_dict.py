@@ -65,14 +65,14 @@ def tensors_to_state(tensors: Sequence[torch.Tensor]) -> StateDict:
 
 
 @torch.no_grad()
-def load_tensors_state(tensors: Sequence[torch.Tensor], remembered: StateDict) -> None:
+def load_tensors_state(tensors: Sequence[torch.Tensor], saved: StateDict) -> None:
     """Write what was remembered of some tensors into them.
 
     Raises:
         CheckpointError: it is of other tensors.
     """
     for number, tensor in enumerate(tensors):
-        found = remembered.tensors.get(str(number))
+        found = saved.tensors.get(str(number))
         if found is None or found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(f"the checkpoint's tensor {number} is not of shape {list(tensor.shape)}")
         tensor.copy_(found)
@@ -89,10 +89,10 @@ def optimizer_to_state(optimizer: torch.optim.Optimizer) -> StateDict:
     return StateDict({"state": values}, tensors)
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, remembered: StateDict) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: StateDict) -> None:
     """Give an optimiser, built as the other was, its state back."""
-    state: dict[int, dict[str, Any]] = {int(n): dict(kept) for n, kept in remembered.values["state"].items()}
-    for name, tensor in remembered.tensors.items():
+    state: dict[int, dict[str, Any]] = {int(n): dict(kept) for n, kept in saved.values["state"].items()}
+    for name, tensor in saved.tensors.items():
         number, key = name.split("/", 1)
         state.setdefault(int(number), {})[key] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

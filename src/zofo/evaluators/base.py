@@ -92,7 +92,7 @@ class Evaluator(ABC):
         """What it keeps beside theta, between two steps."""
         return StateDict()
 
-    def load_state_dict(self, remembered: StateDict) -> None:  # noqa: B027  # most keep nothing
+    def load_state_dict(self, state: StateDict) -> None:  # noqa: B027  # most keep nothing
         """Take back what `state_dict` gave."""
 
 

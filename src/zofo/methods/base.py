@@ -182,8 +182,8 @@ class Method(ABC):
         """
         return StateDict()
 
-    def load_state_dict(self, remembered: StateDict) -> None:  # noqa: B027  # some methods keep nothing
-        """Take back what `remember` gave, in a method built in the same way.
+    def load_state_dict(self, state: StateDict) -> None:  # noqa: B027  # some methods keep nothing
+        """Take back what `state_dict` gave, in a method built in the same way.
 
         Raises:
             CheckpointError: it is of another method or model.

@@ -120,11 +120,11 @@ class FirstOrder(Method):
         whole = StateDict().put("counts", counts).put("trained", tensors_to_state(self.trained))
         return whole.put("optimizer", optimizer_to_state(self._optimizer))
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Method.load_state_dict`."""
-        load_tensors_state(self.trained, remembered.part("trained"))
-        load_optimizer_state(self._optimizer, remembered.part("optimizer"))
-        self.counts.include(Counts(**remembered.part("counts").values))
+        load_tensors_state(self.trained, state.part("trained"))
+        load_optimizer_state(self._optimizer, state.part("optimizer"))
+        self.counts.include(Counts(**state.part("counts").values))
 
     def save(self, folder: Path) -> None:
         """The adapter as a peft folder `adapter`, or the trained weights as `weights.safetensors`."""

@@ -135,11 +135,11 @@ class TwoStage(Method):
         whole = StateDict().put("zo", self._zo.state_dict(weights)).put("adapter", tensors_to_state(self._p))
         return whole.put("optimizer", optimizer_to_state(self._optimizer))
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Method.load_state_dict`."""
-        self._zo.load_state_dict(remembered.part("zo"))
-        load_tensors_state(self._p, remembered.part("adapter"))
-        load_optimizer_state(self._optimizer, remembered.part("optimizer"))
+        self._zo.load_state_dict(state.part("zo"))
+        load_tensors_state(self._p, state.part("adapter"))
+        load_optimizer_state(self._optimizer, state.part("optimizer"))
 
     def save(self, folder: Path) -> None:
         """The adapter, as the peft folder `adapter`."""

@@ -112,9 +112,9 @@ class ForwardOnly(Method):
         """See `Method.state_dict`."""
         return StateDict().put("zo", self._zo.state_dict(weights))
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Method.load_state_dict`."""
-        self._zo.load_state_dict(remembered.part("zo"))
+        self._zo.load_state_dict(state.part("zo"))
 
     def save(self, folder: Path) -> None:
         """The adapter as a peft folder `adapter`; else nothing in float32, where the trajectory is the model."""

@@ -285,19 +285,19 @@ class ZerothOrder:
         whole.put("evaluator", StateDict(kept))
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 
-    def load_state_dict(self, remembered: StateDict) -> None:
-        """Take back what `remember` gave."""
-        rule = remembered.part("rule")
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take back what `state_dict` gave."""
+        rule = state.part("rule")
         buffers: dict[str, dict[str, torch.Tensor]] = {}
         for name, tensor in rule.tensors.items():
             buffer, of = name.split("/", 1)
             buffers.setdefault(buffer, {})[of] = tensor.to(self.backbone.device)
         self.state = State(rule.values["steps"], to_displacement(rule.values["momentum"]), buffers)
-        self.evaluator.counts.include(Counts(**remembered.values["counts"]))
-        self.theta.load_state_dict(remembered.part("evaluator"))
-        self.evaluator.load_state_dict(remembered.part("evaluator"))
-        if "theta" in remembered.values:
-            own, theta = self.backbone.tensors, remembered.part("theta").tensors
+        self.evaluator.counts.include(Counts(**state.values["counts"]))
+        self.theta.load_state_dict(state.part("evaluator"))
+        self.evaluator.load_state_dict(state.part("evaluator"))
+        if "theta" in state.values:
+            own, theta = self.backbone.tensors, state.part("theta").tensors
             if own.keys() != theta.keys():
                 raise CheckpointError("the checkpoint holds other tensors than those that move")
             load_tensors_state(list(own.values()), tensors_to_state([theta[name] for name in own]))

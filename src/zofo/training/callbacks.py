@@ -153,7 +153,7 @@ class BestCheckpoint(Callback):
         return {"score": self.score, "step": self.step}
 
     def load_state_dict(self, values: Mapping[str, Any], folder: Path) -> None:
-        """Take back what `remember` gave."""
+        """Take back what `state_dict` gave."""
         self.score, self.step = values["score"], values["step"]
         part = temp_path(self._folder)
         shutil.rmtree(part, ignore_errors=True)
@@ -262,7 +262,7 @@ class EvaluationCallback(Callback):
         return {"counts": self.counts.as_dict(), "seconds": self.seconds, "last": last, **steps}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Take back what `remember` gave."""
+        """Take back what `state_dict` gave."""
         self.counts.include(Counts(**values["counts"]))
         self.seconds, self.last = values["seconds"], {v: _evaluation(score) for v, score in values["last"].items()}
         self.steps_made, self.steps_evaluated = values["steps_made"], values["steps_evaluated"]

@@ -83,7 +83,7 @@ class Progress:
             trajectory: of which it keeps the length, where there is one; its records have checksums.
             seconds: that the run has taken.
         """
-        remembered = self._method.state_dict(self._weights)
+        state = self._method.state_dict(self._weights)
         content: dict[str, Any] = {
             "steps": steps,
             "seconds": seconds,
@@ -93,17 +93,17 @@ class Progress:
             "skipped": self._skips.in_a_row,
             "best": self._best.state_dict(folder),
             "evaluating": self._evaluating.state_dict(),
-            "tensors": shapes_of(remembered.tensors),
+            "tensors": shapes_of(state.tensors),
         }
         if self._began is not None:
             content["began"] = self._began
-        if remembered.files:
-            content["files"] = list(remembered.files)
+        if state.files:
+            content["files"] = list(state.files)
         (folder / _PROGRESS).write_text(json.dumps(content) + "\n", encoding="utf-8")
-        (folder / _STATE).write_text(json.dumps(remembered.values) + "\n", encoding="utf-8")
-        tensors = {name: tensor.detach().contiguous() for name, tensor in remembered.tensors.items()}
+        (folder / _STATE).write_text(json.dumps(state.values) + "\n", encoding="utf-8")
+        tensors = {name: tensor.detach().contiguous() for name, tensor in state.tensors.items()}
         save_file(tensors, folder / _TENSORS)
-        for number, path in enumerate(remembered.files.values()):  # one by one: together they may not fit into memory
+        for number, path in enumerate(state.files.values()):  # one by one: together they may not fit into memory
             shutil.copyfile(path, folder / _part(number))
 
     def restore(

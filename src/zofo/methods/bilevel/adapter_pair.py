@@ -99,12 +99,12 @@ class AdapterPair:
             "optimizer_s", optimizer_to_state(self._optimizer_s)
         )
 
-    def load_state_dict(self, remembered: StateDict) -> None:
-        """Take back what `remember` gave."""
-        load_tensors_state(self._p, remembered.part("p"))
-        load_tensors_state(self._s, remembered.part("s"))
-        load_optimizer_state(self._optimizer_p, remembered.part("optimizer_p"))
-        load_optimizer_state(self._optimizer_s, remembered.part("optimizer_s"))
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take back what `state_dict` gave."""
+        load_tensors_state(self._p, state.part("p"))
+        load_tensors_state(self._s, state.part("s"))
+        load_optimizer_state(self._optimizer_p, state.part("optimizer_p"))
+        load_optimizer_state(self._optimizer_s, state.part("optimizer_s"))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

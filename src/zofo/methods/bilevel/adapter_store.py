@@ -39,19 +39,19 @@ class AdapterStore:
         """The tasks that something was kept of, in the order in which they came."""
         return list(self._kept)
 
-    def put(self, task: str, remembered: StateDict) -> None:
+    def put(self, task: str, state: StateDict) -> None:
         """Keep a copy, in place of what was kept of the task.
 
         Raises:
             RunError: the disk is full or cannot be written; what was kept is as it was.
         """
         if self._folder is None:
-            tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in remembered.tensors.items()}
-            self._kept[task] = StateDict(remembered.values, tensors)
+            tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
+            self._kept[task] = StateDict(state.values, tensors)
             return
         number = self.names.index(task) if task in self._kept else len(self._kept)  # a name need be none of a file
         part, whole = self._folder / f"{number}.part", self._folder / f"{number}.safetensors"
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in remembered.tensors.items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         try:
             save_file(tensors, part)
             os.replace(part, whole)
@@ -61,7 +61,7 @@ class AdapterStore:
                 f"cannot write the adapters of {task!r} to {str(self._folder)!r}: {reason}",
                 "make room, name another folder with TMPDIR, or set method.adapters=cpu",
             ) from error
-        self._kept[task] = StateDict(remembered.values, {}, {_WHOLE: whole})
+        self._kept[task] = StateDict(state.values, {}, {_WHOLE: whole})
 
     def get(self, task: str) -> StateDict | None:
         """What is kept of a task, to be read only; None for nothing."""

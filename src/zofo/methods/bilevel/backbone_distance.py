@@ -103,9 +103,9 @@ class Moved:
         decaying = {"left": self._left, "decaying": self._decaying.state_dict()} if self._decays else {}
         return StateDict({**self._still.state_dict(), "known": self._known, **decaying})
 
-    def load_state_dict(self, remembered: StateDict) -> None:
-        """Take back what `remember` gave."""
-        values = remembered.values
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take back what `state_dict` gave."""
+        values = state.values
         self._known = values["known"]
         self._still.load_state_dict(values)
         if self._decays:
@@ -150,7 +150,7 @@ class _Travelled:
         return {"settled": self._settled, "live": [[*key, c, length] for key, (c, length) in self._live.items()]}
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Take back what `remember` gave."""
+        """Take back what `state_dict` gave."""
         self._settled = values["settled"]
         self._live = {
             Key(int(seed), int(step), int(index)): (float(c), float(length))

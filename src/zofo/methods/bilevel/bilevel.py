@@ -158,10 +158,10 @@ class Bilevel(Method):
         """See `Method.state_dict`."""
         return self._theta.remember_in(StateDict().put("pair", self._pair.state_dict()), weights)
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Method.load_state_dict`."""
-        self._pair.load_state_dict(remembered.part("pair"))
-        self._theta.load_state_dict(remembered)
+        self._pair.load_state_dict(state.part("pair"))
+        self._theta.load_state_dict(state)
 
     def save(self, folder: Path) -> None:
         """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""

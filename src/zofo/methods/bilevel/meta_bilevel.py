@@ -227,11 +227,11 @@ class MetaBilevel(Method):
             self._store.remember_in(whole, f"task {name}", name)
         return whole
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Method.load_state_dict`."""
-        self._theta.load_state_dict(remembered)
-        for name in remembered.values["tasks"]:
-            self._pair.load_state_dict(remembered.part(f"task {name}"))  # refuses what is of another model
+        self._theta.load_state_dict(state)
+        for name in state.values["tasks"]:
+            self._pair.load_state_dict(state.part(f"task {name}"))  # refuses what is of another model
             self._store.put(name, self._pair.state_dict())
 
     def save(self, folder: Path) -> None:
@@ -278,7 +278,7 @@ def _tasks(context: TrainingContext, batch_size: int) -> list[_Task]:
     return tasks
 
 
-def _copied(remembered: StateDict) -> StateDict:
+def _copied(state: StateDict) -> StateDict:
     """The same with tensors of its own, on the CPU."""
-    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in remembered.tensors.items()}
-    return StateDict(remembered.values, tensors)
+    tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
+    return StateDict(state.values, tensors)

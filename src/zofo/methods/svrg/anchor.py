@@ -31,8 +31,8 @@ class Anchor(ABC):
         """Where it is, for a run that goes on later."""
 
     @abstractmethod
-    def load_state_dict(self, remembered: StateDict) -> None:
-        """Take back what `remember` gave."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take back what `state_dict` gave."""
 
     @abstractmethod
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
@@ -63,9 +63,9 @@ class DisplacedAnchor(Anchor):
         """See `Anchor.state_dict`."""
         return StateDict({"since": of_displacement(self.since)})
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Anchor.load_state_dict`."""
-        self.since = to_displacement(remembered.values["since"])
+        self.since = to_displacement(state.values["since"])
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         """See `Anchor.losses`."""
@@ -104,12 +104,12 @@ class CopiedAnchor(Anchor):
         """See `Anchor.state_dict`."""
         return StateDict({}, dict(self._stored))
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Anchor.load_state_dict`."""
-        if remembered.tensors:
+        if state.tensors:
             self.place()
             load_tensors_state(
-                list(self._stored.values()), tensors_to_state([remembered.tensors[name] for name in self._stored])
+                list(self._stored.values()), tensors_to_state([state.tensors[name] for name in self._stored])
             )
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:

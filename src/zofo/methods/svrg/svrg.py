@@ -309,14 +309,14 @@ class SVRG(ForwardOnly):
         g = {"loss": self._full.loss, "gradient": of_displacement(self._full.gradient), "step": self._anchored}
         return whole.put("g", StateDict(g))
 
-    def load_state_dict(self, remembered: StateDict) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """See `Method.load_state_dict`."""
-        super().load_state_dict(remembered)
-        self._anchor.load_state_dict(remembered.part("anchor"))
-        annealing = remembered.part("annealing").values
+        super().load_state_dict(state)
+        self._anchor.load_state_dict(state.part("anchor"))
+        annealing = state.part("annealing").values
         self._annealing.factor, self._annealing.losses = annealing["factor"], list(map(float, annealing["losses"]))
-        if remembered.values["g"] is not None:
-            g = remembered.part("g").values
+        if state.values["g"] is not None:
+            g = state.part("g").values
             self._full = replace(Estimate.of(to_displacement(g["gradient"])), loss=float(g["loss"]))
             self._anchored = int(g["step"])
 
