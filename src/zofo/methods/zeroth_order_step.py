@@ -281,8 +281,8 @@ class ZerothOrder:
         for buffer, tensors in state.buffers.items():
             rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
         whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
-        kept = {**self.theta.state_dict().values, **self.evaluator.state_dict().values}
-        whole.put("evaluator", StateDict(kept))
+        waiting = {} if self.evaluator.writes_points else self.theta.state_dict().values
+        whole.put("evaluator", StateDict({**waiting, **self.evaluator.state_dict().values}))
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 
     def load_state_dict(self, state: StateDict) -> None:
