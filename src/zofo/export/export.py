@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -81,8 +83,7 @@ def export_run(
     """Write the trained model of a run in a form that others load. The run is only read.
 
     * `merged`: a transformers folder, the backbone replayed and the adapter merged into it: `from_pretrained` loads it.
-    * `adapter`: the peft folder alone, for the backbone as it is in the run. The base model is compared with the run's
-      where it is a folder that is here, or `model` says where it is; it need not be here.
+    * `adapter`: the peft folder alone. The base model is compared with the run's where it is here; it need not be.
     * `patch`: one file, which `apply_patch` turns into the model again where the base model is, and compares then.
 
     Args:
@@ -113,32 +114,47 @@ def export_run(
         write_file(out, patch_of(run, variant, best, folded))
         return ExportResult(kind, out, (), model_card(run, kind, variant, best))
     refuse_taken(out, force, read)  # before the model is loaded
+    head: Head
     if kind == "adapter":
-        if adapter is None:
-            raise RunError(
-                f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
-                "write the whole model with --merged DIR",
-            )
-        refuse_strange_adapter(adapter, run.config.method)
-        if model is not None or Path(run.config.model.name).is_dir():
-            run.begin(run.load_base(model, remote_code))
-        head = _head_of(run, adapter, model)
-        if head == "classification":
-            refuse_incomplete(adapter, _base(run, model), len(run.task.label_names) or None, remote_code)
-        card = model_card(run, kind, variant, best, head)
-        with new_folder(out, force, read) as folder:
-            save_adapter(adapter, run.config.model, folder)
-            _write_card(folder, card)
-            files = _names(folder)
-        return ExportResult(kind, out, files, card)
-    _refuse_adapter_below(run)
-    loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
-    card = model_card(run, kind, variant, best, loaded.head)
+        adapter, head = _checked_adapter(run, adapter, variant, model, remote_code)
+        save: Callable[[Path], object] = functools.partial(save_adapter, adapter, run.config.model)
+    else:
+        _refuse_adapter_below(run)
+        loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
+        head = loaded.head
+        save = functools.partial(_save_merged, run, loaded)
+    card = model_card(run, kind, variant, best, head)
     with new_folder(out, force, read) as folder:
-        save_model(loaded, folder, label_texts(_task_of(run)), _generation_of(run, loaded))
+        save(folder)
         _write_card(folder, card)
         files = _names(folder)
     return ExportResult(kind, out, files, card)
+
+
+def _checked_adapter(
+    run: RunFolder, adapter: Path | None, variant: str | None, model: str | None, remote_code: bool
+) -> tuple[Path, Head]:
+    """The folder of an adapter that can be given away, and the head that it is for.
+
+    Raises:
+        RunError: there is none, it holds what no run writes, or its base model is here and is another.
+    """
+    if adapter is None:
+        raise RunError(
+            f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
+            "write the whole model with --merged DIR",
+        )
+    refuse_strange_adapter(adapter, run.config.method)
+    if model is not None or Path(run.config.model.name).is_dir():
+        run.begin(run.load_base(model, remote_code))
+    head = _head_of(run, adapter, model)
+    if head == "classification":
+        refuse_incomplete(adapter, _base(run, model), len(run.task.label_names) or None, remote_code)
+    return adapter, head
+
+
+def _save_merged(run: RunFolder, loaded: LoadedModel, folder: Path) -> None:
+    save_model(loaded, folder, label_texts(_task_of(run)), _generation_of(run, loaded))
 
 
 def _task_of(run: RunFolder) -> Task | None:

@@ -14,7 +14,7 @@ from zofo.filesystem import atomic_write_text, locked
 from zofo.studies.content import Content
 from zofo.studies.result import Outcome
 from zofo.studies.trial import Run
-from zofo.training.run_folder import WEIGHTS
+from zofo.training.run_record import WEIGHTS
 
 _STUDY, _LOCK, _WHY = "study.json", "study.lock", "what-changed.txt"
 

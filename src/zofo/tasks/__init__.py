@@ -14,18 +14,8 @@ from zofo.tasks.multi_task import file_name
 from zofo.tasks.prompt_rendering import render
 from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
 from zofo.tasks.sampler import EpochSampler
-from zofo.tasks.task import (
-    NO_PROMPT,
-    SEPARATOR,
-    SPLITS,
-    Split,
-    Task,
-    known_split,
-    load_task,
-    packaged_text,
-    register_tasks,
-    task_names,
-)
+from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split
+from zofo.tasks.task_files import load_task, packaged_text, register_tasks, task_names
 from zofo.tasks.text_batch import TextBatch, collate_texts
 from zofo.tasks.tokenization import TokenizedChoices, encode
 from zofo.tasks.tokenization_channel import encode_channel

@@ -18,7 +18,8 @@ from zofo.tasks.multi_task import combined_task, mixed_examples
 from zofo.tasks.readers import Format, Row, check_labels, detect, folders_with_rows
 from zofo.tasks.readers.choices import is_keyed
 from zofo.tasks.readers.row import NamedLabel
-from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_content
+from zofo.tasks.task import SPLITS, Split, Task
+from zofo.tasks.task_files import parse_task, task_content
 
 _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train
 

@@ -11,7 +11,8 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.contamination import inputs_in, refuse_shared_rows, twins
 from zofo.tasks.dataset import load_examples
 from zofo.tasks.multi_task import subtask_config, task_inputs, tasks_of
-from zofo.tasks.task import SPLITS, task_content
+from zofo.tasks.task import SPLITS
+from zofo.tasks.task_files import task_content
 
 _INSTEAD = "take a run that was not trained on it"
 

@@ -16,7 +16,8 @@ from zofo.tasks.config import OF_ONE, TaskConfig
 from zofo.tasks.contamination import inputs_in, refuse_shared_rows, refuse_twins
 from zofo.tasks.example import Example
 from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
-from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_names
+from zofo.tasks.task import SPLITS, Split, Task
+from zofo.tasks.task_files import parse_task, task_names
 
 VALIDATION_ROWS = 16
 """Rows of each task that are drawn for validation, unless `sizes` says otherwise."""

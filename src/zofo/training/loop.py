@@ -60,25 +60,13 @@ def run_loop(
         for callback in callbacks:
             callback.after_evaluation(steps_made, scores)
 
-    skips = skips or NonFiniteSkipCounter()
+    counted = skips or NonFiniteSkipCounter()
     error: BaseException | None = None
     try:
         if scored != first and (first or not steps):  # stopped before it, or a method that only reads
             look(first)
         for number in range(first, steps):
-            try:
-                log = method.step(number)
-            except NonFiniteError as problem:
-                named = problem if problem.step is not None else NonFiniteError(problem.what, number)
-                skips.in_a_row += 1
-                if skips.in_a_row > skips.most:
-                    raise named from problem
-                for callback in callbacks:
-                    callback.after_skip(number, named)
-            else:
-                skips.in_a_row = 0
-                for callback in callbacks:
-                    callback.after_step(number, log)
+            _make_step(method, number, callbacks, counted)
             look(number + 1)
             if number + 1 < steps:
                 for callback in callbacks:
@@ -90,3 +78,20 @@ def run_loop(
         with ExitStack() as ending:  # all of them are told, also where one of them cannot write any more
             for callback in reversed(callbacks):
                 ending.callback(callback.after_run, error)
+
+
+def _make_step(method: Method, number: int, callbacks: Sequence[Callback], skips: NonFiniteSkipCounter) -> None:
+    """One step, of which the callbacks are told; or its loss is not finite, and it is left out."""
+    try:
+        log = method.step(number)
+    except NonFiniteError as problem:
+        named = problem if problem.step is not None else NonFiniteError(problem.what, number)
+        skips.in_a_row += 1
+        if skips.in_a_row > skips.most:
+            raise named from problem
+        for callback in callbacks:
+            callback.after_skip(number, named)
+    else:
+        skips.in_a_row = 0
+        for callback in callbacks:
+            callback.after_step(number, log)

@@ -30,7 +30,8 @@ from zofo.training.identity import (
     task_content_of,
     task_hash,
 )
-from zofo.training.run_folder import CONFIG, LOCK, TASK, RunFolder, opened_start
+from zofo.training.run_folder import RunFolder, opened_start
+from zofo.training.run_record import CONFIG, LOCK, TASK
 from zofo.training.versions import device_fingerprint
 from zofo.trajectory.format import Trajectory
 

@@ -28,7 +28,7 @@ from zofo.training.callbacks import (
     ProgressBar,
     TrajectoryLogger,
 )
-from zofo.training.checkpoint import Checkpoints
+from zofo.training.checkpoint import Checkpoint, Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
 from zofo.training.config import RunConfig, TrainingConfig
 from zofo.training.data_module import PreparedRun, check_every_split, load_material, setting_of
@@ -139,6 +139,14 @@ class TrainingSession:
     begun: Mapping[str, Any] | None
 
 
+def _trajectory_header(config: RunConfig, trained: TrainingSession) -> dict[str, Any]:
+    """What a trajectory says of itself, with the seed."""
+    header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}
+    if trained.begun is not None and "select" in trained.begun:
+        header["select"] = trained.begun["select"]  # the same tensors: see `as_begun`
+    return {"seed": config.training.seed, **header}
+
+
 def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     material, method, steps = trained.material, trained.method, trained.steps
@@ -149,34 +157,21 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, co
     best = BestCheckpoint(folder.best, method.save)
     checkpoints = Checkpoints(folder.checkpoints, config.training.checkpoint_keep)
     skips = NonFiniteSkipCounter(config.training.most_skips if config.training.non_finite == "skip" else 0)
-    weights, began = (
-        should_checkpoint_weights(method, config.training.checkpoint_weights),
-        content_hash(folder.identity.as_dict()),
-    )
-    progress = Progress(method, best, evaluating, weights, skips, began)
+    weights = should_checkpoint_weights(method, config.training.checkpoint_weights)
+    progress = Progress(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
     checkpoints.sweep()
-
     warn = functools.partial(_warn, console)
-    seed = config.training.seed
-    header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **method.replay_header()}
-    if trained.begun is not None and "select" in trained.begun:
-        header["select"] = trained.begun["select"]  # the same tensors: see `as_begun`
-    saved = checkpoints.latest(warn)
-    done = ResumePoint()
-    if saved is not None:
-        done = progress.restore(saved, folder.metrics, folder.trajectory, {"seed": seed, **header})
+    header = _trajectory_header(config, trained)
+    done = _resumed(folder, progress, checkpoints.latest(warn), header)
+    if done.steps:
         console.print(f"goes on after {done.steps} of {steps} steps", highlight=False)
-    else:
-        folder.clear_logs()
-    folder.forget_outcome()  # of an earlier stop
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
-        writer = TrajectoryWriter(folder.trajectory, seed, header, done.trajectory)
+        writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
     callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
-
     start = time.perf_counter() - done.seconds
 
     def write(made: int, into: Path) -> None:
@@ -213,6 +208,15 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, co
         checkpoints.clear()
     if signals.received is not None:
         console.print(f"{signals.name} came when nothing was left to do: the run has ended", highlight=False)
+
+
+def _resumed(folder: RunFolder, progress: Progress, saved: Checkpoint | None, header: Mapping[str, Any]) -> ResumePoint:
+    """Take the run back to its newest checkpoint, or to its beginning; the outcome of an earlier stop goes."""
+    if saved is None:
+        folder.clear_logs()
+    done = ResumePoint() if saved is None else progress.restore(saved, folder.metrics, folder.trajectory, header)
+    folder.forget_outcome()
+    return done
 
 
 def _warn(console: Console, text: str) -> None:
