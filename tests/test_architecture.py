@@ -241,3 +241,15 @@ def test_the_map_for_contributors_names_every_room():
     table = text[text.index("| room |") : text.index("## How to add")]
     rooms = " ".join(line.split("|")[1] for line in table.splitlines() if line.strip())
     assert sorted(re.findall(r"`(\w+)`", rooms)) == sorted(LEVEL)
+
+
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
+
+
+def test_files_and_functions_are_short():
+    for path in sorted(SOURCE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= MOST_LINES_OF_A_FILE, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < MOST_LINES_OF_A_FUNCTION, (path, node.name)

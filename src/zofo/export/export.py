@@ -98,8 +98,7 @@ def export_run(
         remote_code: allow the model's repository to run its own code.
 
     Raises:
-        RunError: the run has not ended or is damaged, has no such model, or it cannot take this form; or the place is
-            taken.
+        RunError: the run has not ended or is damaged, or has no such model or form; or the place is taken.
     """
     run = RunFolder.open(path)
     run.verify()

@@ -149,15 +149,15 @@ def _trajectory_header(config: RunConfig, trained: TrainingSession) -> dict[str,
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
-    material, method, steps = trained.material, trained.method, trained.steps
+    material, method, steps, training = trained.material, trained.method, trained.steps, config.training
     for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
     memory, signals = PeakMemory(material.loaded.device), Signals()
     best = BestCheckpoint(folder.best, method.save)
-    checkpoints = Checkpoints(folder.checkpoints, config.training.checkpoint_keep)
-    skips = NonFiniteSkipCounter(config.training.most_skips if config.training.non_finite == "skip" else 0)
-    weights = should_checkpoint_weights(method, config.training.checkpoint_weights)
+    checkpoints = Checkpoints(folder.checkpoints, training.checkpoint_keep)
+    skips = NonFiniteSkipCounter(training.most_skips if training.non_finite == "skip" else 0)
+    weights = should_checkpoint_weights(method, training.checkpoint_weights)
     progress = Progress(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
     checkpoints.sweep()
     warn = functools.partial(_warn, console)
@@ -187,17 +187,16 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, co
         outcome |= {"objective": trained.setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
         folder.write_outcome({**outcome, "stopped": stopped})
 
-    skipped = warn if config.training.checkpoint_failure == "skip" else None
+    skipped = warn if training.checkpoint_failure == "skip" else None
     kept = None if method.fixed_steps is not None else checkpoints
-    checkpointing = CheckpointCallback(kept, write, signals, config.training.checkpoint_every, skipped)
-    callbacks.append(checkpointing)
+    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.checkpoint_every, skipped))
     scored = evaluating.steps_evaluated if evaluating.last else None
     with signals.caught():
         try:
             with memory.watching():
-                evaluated = config.training.evaluated_after(steps)
+                evaluated = training.evaluated_after(steps)
                 run_loop(method, steps, callbacks, evaluating, evaluated, done.steps, skips, scored)
-                if config.training.test:
+                if training.test:
                     checkpointing.stop_if_asked(steps)
                     testing()
         except BaseException as error:
