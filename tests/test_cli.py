@@ -421,3 +421,7 @@ def test_a_study_that_is_asked_to_stop_leaves_with_the_code_of_the_signal(run_zo
     assert f"stopped by {name}" in said
     assert "type the same command again" in said
     assert "zofo train" not in said
+
+
+def test_the_version(run_zofo):
+    assert run_zofo("--version")[:2] == (0, f"zofo {zofo.__version__}\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from zofo.errors import RunError, ZofoError
 from zofo.export import apply_patch, compare_runs, export_run, replay_run
 from zofo.export.save_pretrained import save_model
 from zofo.models import load_model
-from zofo.tasks import Example, encode, packaged_text
+from zofo.tasks import Example, TokenizedChoices, encode, packaged_text
 from zofo.training import RunFolder, evaluate_run, predict, read_config, train
 from zofo.training.identity import Identity, changes, model_identity, rows_hash, tokens_hash
 
@@ -353,6 +353,17 @@ def test_hashes_tell_rows_and_tokens_apart(tokenizer):
     assert len({tokens_hash(encode(tokenizer, some)) for some in (rows, *others)}) == 5
     one = encode(tokenizer, rows)
     assert tokens_hash([replace(one[0], scored=(0, 1)), one[1]]) != tokens_hash(one)
+
+
+def test_what_a_later_version_adds_to_an_example_in_tokens_does_not_change_its_hash(tokenizer):
+    @dataclass(frozen=True)
+    class Later(TokenizedChoices):
+        added: str = ""
+
+    one = encode(tokenizer, [Example("a joy", (" great", " bad"), (0,))])[0]
+    later = Later(**{field.name: getattr(one, field.name) for field in fields(one)})
+    assert tokens_hash([later]) == tokens_hash([one])
+    assert tokens_hash([replace(later, added="x")]) != tokens_hash([one])
     assert rows_hash([replace(one, where="elsewhere") for one in rows]) == rows_hash(rows)
 
 

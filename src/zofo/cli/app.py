@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from zofo.cli import export, inspect, studies, training
-from zofo.cli.options import verbs
+from typing import Annotated
 
-app = verbs("Fine-tune language models by forward passes, by adapters, or by both.")
+import typer
+
+from zofo import __version__
+from zofo.cli import export, inspect, studies, training
+from zofo.cli.options import out, verbs
+
+app = verbs()
 for part in (training, export, inspect, studies):  # in the order of the help
     app.add_typer(part.commands)
 app.add_typer(training.tune, name="tune")
 app.add_typer(studies.bench, name="bench")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.say(f"zofo {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help="Fine-tune language models by forward passes, by adapters, or by both.")
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """What stands before every verb."""

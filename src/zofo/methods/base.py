@@ -15,8 +15,10 @@ from torch import nn
 
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
+from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
 from zofo.objectives import scores
+from zofo.overrides import get_by_path, set_by_path
 from zofo.registry import Registry
 from zofo.rules import Rule
 from zofo.state_dict import StateDict
@@ -83,10 +85,30 @@ class StepLog:
 class MethodConfig(Config):
     """Options that every method has."""
 
+    lr_means: ClassVar[tuple[str, ...]] = ()
+    """The keys that a plain `lr` stands for; none for a method that has an `lr` of its own, or no rate at all."""
+
     name: str
     """Which method."""
     batch_size: int = Field(16, ge=1)
     """Examples a batch."""
+
+    @classmethod
+    def with_plain_lr(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """A method's options as they are written, with `lr` under the keys that it stands for.
+
+        Raises:
+            ConfigError: one of these is given, too.
+        """
+        made = dict(given)
+        if not cls.lr_means or "lr" not in made:
+            return made
+        rate = made.pop("lr")
+        for key in cls.lr_means:
+            if get_by_path(made, key) is not None:
+                raise ConfigError(f"method.lr stands for method.{key}, and both are given", "leave one of them out")
+            set_by_path(made, key.split("."), rate)
+        return made
 
     def check_steps(self, steps: int) -> None:
         """Find out, before a model is loaded, whether so many steps can do what is configured.

@@ -64,7 +64,7 @@ class FirstOrder(Method):
 
     Args:
         config: what is trained, and how.
-        setting: model, objective and examples.
+        context: model, objective and examples.
 
     Attributes:
         trained: the parameters.

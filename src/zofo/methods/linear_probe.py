@@ -43,7 +43,7 @@ class LinearProbe(Method):
 
     Args:
         config: the folds.
-        setting: a language model and the training examples.
+        context: a language model and the training examples.
 
     Raises:
         ConfigError: examples that have no labels in common, or only one label.

@@ -25,7 +25,9 @@ from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state,
 
 
 class TwoStageConfig(MethodConfig, ZerothOrderConfig):
-    """Configuration of `two-stage`."""
+    """Configuration of `two-stage`. A plain `lr` is the rate of the adapter; `rule.lr` is the backbone's."""
+
+    lr_means = ("lr_adapter",)
 
     name: Literal["two-stage"] = "two-stage"
     """Which method."""
@@ -66,7 +68,7 @@ class TwoStage(Method):
 
     Args:
         config: its parts and sizes.
-        setting: model, objective and examples.
+        context: model, objective and examples.
     """
 
     Config = TwoStageConfig

@@ -25,7 +25,7 @@ class ZeroShot(Method):
 
     Args:
         config: its name.
-        setting: the model.
+        context: the model.
     """
 
     Config: ClassVar[type[MethodConfig]] = ZeroShotConfig

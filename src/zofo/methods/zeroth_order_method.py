@@ -22,6 +22,8 @@ from zofo.state_dict import StateDict
 class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     """Configuration of a method that makes zeroth-order steps only."""
 
+    lr_means = ("rule.lr",)
+
     adapter: AdapterConfig | None = None
     """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
     evaluator."""
@@ -51,7 +53,7 @@ class ForwardOnly(Method):
 
     Args:
         config: its parts and sizes.
-        setting: model, objective and examples.
+        context: model, objective and examples.
     """
 
     needs_gradient = False

@@ -94,7 +94,8 @@ def method_config(value: Any, *, default: str = "bilevel") -> Any:
     value = named(value)
     if not isinstance(value, dict):
         return value
-    return parse_model(METHODS[value.get("name", default)].Config, value, "method")
+    kind = METHODS[value.get("name", default)].Config
+    return parse_model(kind, kind.with_plain_lr(value), "method")
 
 
 EPSILON_OF_HALF = 3e-3

@@ -6,7 +6,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from zofo.backbone import fingerprint
@@ -211,12 +211,19 @@ def rows_hash(rows: Sequence[Example]) -> str:
 
 
 def tokens_hash(encoded: Sequence[Any]) -> str:
-    """SHA-256 of examples in tokens, with what of them is scored, and of their order."""
+    """SHA-256 of examples in tokens, with what of them is scored, and of their order.
+
+    What a later version adds to an example, and is at its default, does not change it.
+    """
     digest = hashlib.sha256()
     for one in encoded:
         for field in fields(one):
-            if field.name != "example":
-                _add(digest, getattr(one, field.name))
+            value = getattr(one, field.name)
+            if field.name == "example" or value == field.default:
+                continue
+            if field.default is not MISSING:
+                _add(digest, field.name)
+            _add(digest, value)
     return f"sha256:{digest.hexdigest()}"
 
 

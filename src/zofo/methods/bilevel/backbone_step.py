@@ -35,7 +35,7 @@ class BackboneStep:
 
     Args:
         config: the parts of the step.
-        setting: whose model moves, and by which seed.
+        context: whose model moves, and by which seed.
         method: its name, for messages.
         move: the method, or a control: `frozen` leaves theta as it is, without a forward; `random` moves it along other
             directions, by as much.

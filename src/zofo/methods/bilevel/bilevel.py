@@ -30,7 +30,9 @@ from zofo.state_dict import StateDict
 
 
 class BilevelConfig(MethodConfig, ZerothOrderConfig):
-    """Configuration of `bilevel`."""
+    """Configuration of `bilevel`. A plain `lr` is the rate of both adapters; `rule.lr` is the backbone's."""
+
+    lr_means = ("lr_lower", "lr_adapter")
 
     name: Literal["bilevel"] = "bilevel"
     """Which method."""
@@ -82,7 +84,7 @@ class Bilevel(Method):
 
     Args:
         config: its parts and sizes.
-        setting: model, objective and examples.
+        context: model, objective and examples.
         adapters: p and s, called `adapter` and `lower_adapter`; by default as configured, on the setting's model.
 
     Raises:

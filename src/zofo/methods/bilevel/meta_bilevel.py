@@ -96,7 +96,7 @@ class MetaBilevel(Method):
 
     Args:
         config: its parts and sizes.
-        setting: model, objective and examples of several tasks.
+        context: model, objective and examples of several tasks.
 
     Raises:
         ConfigError: examples of one task, or too few of any for a batch; an adapter that is not the model at its start.

@@ -163,7 +163,7 @@ class SVRG(ForwardOnly):
 
     Args:
         config: its parts and sizes.
-        setting: model, objective and examples.
+        context: model, objective and examples.
 
     Raises:
         ConfigError: an anchor batch larger than the data, or data too large for a full batch that nobody asked for.
