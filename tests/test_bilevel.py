@@ -137,7 +137,7 @@ def test_the_step_on_theta_takes_no_more_memory_than_the_largest_tensor(monkeypa
 
         return watching
 
-    for part in ("step", "settle"):  # what is pending is written by the latter
+    for part in ("step", "flush"):  # what is pending is written by the latter
         monkeypatch.setattr(BackboneStep, part, watched(getattr(BackboneStep, part)))
     gc.collect()  # what earlier tests left would be taken for what is let go here
     with Live([*model.parameters(), *model.w.values(), *rows]) as live:

@@ -230,9 +230,9 @@ def test_what_killed_processes_left_is_removed(cache):
 
 def test_the_manifest_is_on_the_disk_before_the_folder_has_its_name(cache, monkeypatch):
     calls = []
-    monkeypatch.setattr("zofo.embedded.fetch.sync_tree", lambda folder: calls.append(sorted(os.listdir(folder))))
+    monkeypatch.setattr("zofo.embedded.fetch.fsync_tree", lambda folder: calls.append(sorted(os.listdir(folder))))
     monkeypatch.setattr(
-        "zofo.embedded.fetch.sync", lambda folder: calls.append((folder, (folder / "things-1").is_dir()))
+        "zofo.embedded.fetch.fsync", lambda folder: calls.append((folder, (folder / "things-1").is_dir()))
     )
     cached("data/things-1", write_some)
     assert calls == [["config.json", "manifest.sha256", "model.bin"], (cache / "data", True)]
