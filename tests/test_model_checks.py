@@ -610,3 +610,19 @@ def test_a_check_leaves_no_trace(training, evaluator):
     assert torch.equal(torch.get_rng_state(), random)
     assert (numpy.random.get_state()[1] == numbers).all()  # noqa: NPY002
     assert evaluator.counts.forwards == 0
+
+
+@pytest.mark.parametrize("evaluator", ["in-forward", "in-place"])
+def test_a_parameter_without_entries_has_nothing_to_move(evaluator):
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 1)
+            self.empty = nn.Parameter(torch.zeros(0, 3))
+
+        def forward(self, x):
+            return self.a(x)
+
+    method = method_of(seeded(Empty), evaluator)
+    method.check()
+    assert set(method.backbone.tensors) == {"a.weight", "a.bias"}

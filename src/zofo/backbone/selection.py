@@ -94,7 +94,8 @@ def movable(
         # numbers that are not floating point never require one, so that their flag chooses nothing
         floating = {name: p for name, p in chosen.items() if p.is_floating_point()}
         frozen = [name for name, p in floating.items() if not p.requires_grad and name not in named]
-    moving = {name: parameter for name, parameter in chosen.items() if name not in set(frozen)}
+    # a tensor without entries has nothing to move, and no direction
+    moving = {name: p for name, p in chosen.items() if name not in set(frozen) and p.numel()}
     if not moving:
         raise ConfigError(
             "all selected tensors have requires_grad=False, so that nothing would move",
