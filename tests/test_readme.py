@@ -29,7 +29,7 @@ PROGRAMS = [*blocks("python"), *blocks("python", PAPERS)]
 
 def test_commands(model_folder, data_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
     for line in lines:
         if line.startswith(("printf ", "for ")):
             subprocess.run(["bash", "-c", line], check=True)
