@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from zofo import __version__
 from zofo.cli import export, inspect, studies, training
 from zofo.cli.options import out, verbs
 
@@ -19,7 +19,7 @@ app.add_typer(studies.bench, name="bench")
 
 def _show_version(asked: bool) -> None:
     if asked:
-        out.say(f"zofo {__version__}")
+        out.say(f"zofo {metadata.version('zofo')}")
         raise typer.Exit
 
 
