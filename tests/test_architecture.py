@@ -1,9 +1,11 @@
 """The source itself: imports go down the rooms, nothing can run foreign code or touch a global generator."""
 
 import ast
+import importlib
 import inspect
 import re
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -233,7 +235,24 @@ def test_every_public_name_and_public_method_has_a_docstring_of_its_own(name):
     assert not documented.startswith(f"{name}(")  # what a dataclass makes up
     if inspect.isclass(part):
         methods = [m for n, m in vars(part).items() if not n.startswith("_") and inspect.isfunction(m)]
-        assert all(method.__doc__ for method in methods)
+        assert all(inspect.getdoc(method) or inspect.getdoc(getattr(part, method.__name__)) for method in methods)
+
+
+def test_every_public_method_has_a_docstring_unless_it_overrides_one_that_has():
+    for name in {param.values[1] for param in modules()} - {"zofo.__main__"}:
+        for part in vars(importlib.import_module(name)).values():
+            if not inspect.isclass(part) or part.__module__ != name or part.__name__.startswith("_"):
+                continue
+            for method, value in vars(part).items():
+                if not method.startswith("_") and isinstance(value, FunctionType | property | classmethod):
+                    above = any(getattr(getattr(base, method, None), "__doc__", None) for base in part.__mro__[1:])
+                    assert value.__doc__ or above, (name, part.__name__, method)
+
+
+def test_no_docstring_only_points_at_another():
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.relative_to(SOURCE).parts[0] not in ("methods", "evaluators", "noise", "training"):
+            assert not re.search(r'"""See `[\w.]+`\.?"""', path.read_text(encoding="utf-8")), path
 
 
 def test_the_map_for_contributors_names_every_room():

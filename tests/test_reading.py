@@ -273,7 +273,7 @@ def test_where_no_row_is_good_none_is_shown(tmp_path):
 
 def test_a_good_row_is_shown_shortened():
     shown = shown_row(Row("f.csv:12", {"text": "x" * 1000, "list": ["y" * 1000] * 9, "half": "\ud800"}))
-    assert shown.startswith('line 12: {"text": "' + "x" * 40 + '..."')
+    assert shown.startswith('line 12: {"text": "' + "x" * 16 + " [...] " + "x" * 16 + '"')
     assert len(shown) < 200
     shown.encode()
     assert shown_row(Row("a/b/train row 7", {"n": 1})) == 'row 7: {"n": 1}'

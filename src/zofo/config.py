@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
-from zofo.errors import ConfigError, RunError, nearest
+from zofo.errors import ConfigError, RunError, nearest, truncate_repr
 from zofo.filesystem import refuse_special
 from zofo.registry import Registry
 from zofo.yaml_loader import is_lost
@@ -85,7 +85,7 @@ class PartConfig(BaseModel):
                 complete[key] = TypeAdapter(annotation).validate_python(given.get(key, default))
             except pydantic.ValidationError as error:
                 raise ConfigError(
-                    f"{cls.inside}{kind}.{key}: {error.errors()[0]['msg']}, got {_short(given[key])}"
+                    f"{cls.inside}{kind}.{key}: {error.errors()[0]['msg']}, got {truncate_repr(given[key])}"
                 ) from error
         return complete
 
@@ -121,7 +121,7 @@ def _number_problem(value: Any, annotation: Any) -> str | None:
     if isinstance(value, bool):
         return f"Input should be a number, got the truth value {value}"
     if isinstance(value, str) and is_lost(value):
-        return f"Input is too small a number, which would be read as 0, got {_short(value)}"
+        return f"Input is too small a number, which would be read as 0, got {truncate_repr(value)}"
     return None
 
 
@@ -192,7 +192,7 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
                 f"{place}: unknown key", _guess(str(first["loc"][-1]), _keys_at(model, first["loc"]))
             ) from error
         message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] in ("missing", "value_error") else f", got {_short(first['input'])}"
+        got = "" if first["type"] in ("missing", "value_error") else f", got {truncate_repr(first['input'])}"
         raise ConfigError(f"{place}: {message}{got}".removeprefix(": ")) from error
 
 
@@ -203,12 +203,6 @@ def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
         inside = (field.annotation, *typing.get_args(field.annotation)) if field else ()
         model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
     return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _short(value: Any) -> str:
-    """A value as a message can show it."""
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _guess(key: str, known: typing.Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class ZofoError(Exception):
@@ -144,9 +145,8 @@ def out_of_memory(error: BaseException) -> bool:
 def refuse_out_of_memory(error: BaseException) -> None:
     """Raises OutOfMemoryError for an error that means it: then nothing is known of what was being read or run."""
     if out_of_memory(error):
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise OutOfMemoryError(
-            f"memory ran out: {first}",
+            f"memory ran out: {first_line(error)}",
             "lower method.batch_size or training.eval_batch_size, shorten the examples with task.max_length, "
             "or set model.dtype=bfloat16",
         ) from error
@@ -195,6 +195,40 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name nearest to `name`, or None when nothing is near."""
     matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, truncated; its type where it has no text."""
+    return truncate((str(error).strip() or type(error).__name__).splitlines()[0], 300)
+
+
+def truncate(text: str, longest: int = 80) -> str:
+    """A text as a message shows it: the middle of a long one is left out.
+
+    Args:
+        text: of any length.
+        longest: how many characters it may have.
+    """
+    half = (longest - len(_CUT)) // 2
+    return text if len(text) <= longest else f"{text[:half]}{_CUT}{text[-half:]}"
+
+
+_CUT = " [...] "
+
+
+def truncate_repr(value: Any, longest: int = 80) -> str:
+    """A value as Python writes it, truncated."""
+    return truncate(repr(value), longest)
+
+
+def as_ascii(value: Any, longest: int = 80) -> str:
+    """A value of unknown origin as Python writes it in ASCII, truncated: a terminal obeys nothing of it."""
+    return truncate(ascii(value), longest)
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """A text of unknown origin, truncated, with what a terminal would obey written as an escape."""
+    return truncate("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * longest]), longest)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from zofo.adapters.base import carries_adapters, quiet_peft
 from zofo.adapters.virtual_token_hooks import inject
 from zofo.config import read_json_object
-from zofo.errors import RunError, refuse_out_of_memory
+from zofo.errors import RunError, as_ascii, first_line, printable, refuse_out_of_memory
 from zofo.models import load_tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -46,8 +46,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             loaded: Any = peft.PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
         refuse_out_of_memory(error)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RunError(f"{folder}: not an adapter of this model: {printable(first)}") from error
+        raise RunError(f"{folder}: not an adapter of this model: {printable(first_line(error))}") from error
     if loaded.active_peft_config.is_prompt_learning:
         model.prompt_encoder = loaded.prompt_encoder
         inject(model, loaded)
@@ -73,26 +72,16 @@ def refuse_unknown_options(content: Mapping[str, Any], adapter: str = "the adapt
     kind = content.get("peft_type")
     known = peft.PEFT_TYPE_TO_CONFIG_MAPPING
     if not isinstance(kind, str) or kind not in known:
-        raise RunError(f"{adapter} is of the kind {shown(kind)}, which peft {peft.__version__} does not know", _UPGRADE)
+        raise RunError(
+            f"{adapter} is of the kind {as_ascii(kind)}, which peft {peft.__version__} does not know", _UPGRADE
+        )
     options = inspect.signature(known[kind]).parameters
     for name, value in content.items():
         if name not in options and value:
             raise RunError(
-                f"{adapter} sets {shown(name)} to {shown(value)}, which is no option in peft {peft.__version__}",
+                f"{adapter} sets {as_ascii(name)} to {as_ascii(value)}, which is no option in peft {peft.__version__}",
                 _UPGRADE,
             )
 
 
 _UPGRADE = "upgrade with: pip install --upgrade peft"
-_LONGEST = 80  # characters of what a file holds, in a message
-
-
-def shown(value: Any) -> str:
-    """A value from a file of unknown origin as a message can show it: in ASCII, on one line, not too long."""
-    text = ascii(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def printable(text: str, longest: int = 200) -> str:
-    """A text that may quote such a file, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from zofo.adapters.base import quiet_peft
-from zofo.adapters.checkpoint import load_adapter, printable, refuse_unknown_options, shown
+from zofo.adapters.checkpoint import load_adapter, refuse_unknown_options
 from zofo.adapters.merging import adapter_content, merge_attached
-from zofo.errors import RunError
+from zofo.errors import RunError, as_ascii, printable
 
 
 def _text(value: Any, longest: int = 255) -> bool:
@@ -102,7 +102,7 @@ def load_strange_adapter(model: Any, folder: Path, merge: bool = False) -> None:
         own = peft.get_peft_model_state_dict(loaded, save_embedding_layers=False)
     for name in sorted(set(own) ^ set(tensors)):
         lacks = "the model has no place for" if name in tensors else "it lacks"
-        raise RunError(f"the adapter does not fit the model: {lacks} the tensor {shown(name)}")
+        raise RunError(f"the adapter does not fit the model: {lacks} the tensor {as_ascii(name)}")
     if merge:
         merge_attached(model, loaded)
 
@@ -133,7 +133,7 @@ def _refuse_options(content: Mapping[str, Any]) -> None:
 
     kind = content.get("peft_type")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise RunError(f"the adapter is of the kind {shown(kind)}, which zofo does not make")
+        raise RunError(f"the adapter is of the kind {as_ascii(kind)}, which zofo does not make")
     refuse_unknown_options(content)
     checks = {**_ALWAYS, **_KINDS[kind]}
     usual = {
@@ -145,7 +145,7 @@ def _refuse_options(content: Mapping[str, Any]) -> None:
     for name, value in content.items():
         right = checks[name](value) if name in checks else not value or (name in usual and value == usual[name])
         if not right:
-            raise RunError(f"the adapter sets {shown(name)} to {shown(value)}, which zofo's adapters never do")
+            raise RunError(f"the adapter sets {as_ascii(name)} to {as_ascii(value)}, which zofo's adapters never do")
 
 
 def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -154,23 +154,25 @@ def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tens
         raise RunError("the adapter holds no tensors")
     for name, tensor in tensors.items():
         if not can_name_a_tensor(name):
-            raise RunError(f"{shown(name)} cannot be the name of an adapter's tensor")
+            raise RunError(f"{as_ascii(name)} cannot be the name of an adapter's tensor")
         if not tensor.dim() or not tensor.numel():
-            raise RunError(f"the adapter's tensor {shown(name)} has the shape {shown(tuple(tensor.shape))}")
+            raise RunError(f"the adapter's tensor {as_ascii(name)} has the shape {as_ascii(tuple(tensor.shape))}")
         if tensor.dtype not in WEIGHTS or not tensor.isfinite().all():
-            raise RunError(f"the adapter's tensor {shown(name)} holds numbers that are not finite, or no weights")
+            raise RunError(f"the adapter's tensor {as_ascii(name)} holds numbers that are not finite, or no weights")
     if content["peft_type"] == "LORA":
         ranks = {len(tensor) for name, tensor in tensors.items() if ".lora_A." in name and tensor.dim()}
         if ranks != {content.get("r")}:
-            raise RunError(f"the adapter's rank is {content.get('r')}, but its tensors have {shown(sorted(ranks))}")
+            raise RunError(f"the adapter's rank is {content.get('r')}, but its tensors have {as_ascii(sorted(ranks))}")
         for name, tensor in tensors.items():
             left = name.replace(".lora_B.", ".lora_A.")
             if left not in tensors:
-                raise RunError(f"the adapter does not fit itself: it lacks the tensor {shown(left)}")
+                raise RunError(f"the adapter does not fit itself: it lacks the tensor {as_ascii(left)}")
             partner = name.replace(".lora_A.", ".lora_B.")
             width = len(tensor) if partner != name else None
             if width is not None and tuple(tensors.get(partner, tensor.new_empty(0)).shape)[1:] != (width,):
-                raise RunError(f"the adapter does not fit itself: it lacks the tensor {shown(partner)} of rank {width}")
+                raise RunError(
+                    f"the adapter does not fit itself: it lacks the tensor {as_ascii(partner)} of rank {width}"
+                )
     if content["peft_type"] in ("PREFIX_TUNING", "PROMPT_TUNING"):
         found = tensors.get("prompt_embeddings", torch.empty(0))
         width = content.get("token_dim") or 0
@@ -178,5 +180,5 @@ def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tens
             width *= 2 * (content.get("num_layers") or 0)
         rows = (content.get("num_virtual_tokens") or 0) * (content.get("num_transformer_submodules") or 1)
         if tuple(found.shape) != (rows, width):
-            found_shape = shown(list(found.shape))
+            found_shape = as_ascii(list(found.shape))
             raise RunError(f"the adapter's sizes are {rows} x {width}, but its tensor is {found_shape}")

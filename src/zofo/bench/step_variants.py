@@ -77,11 +77,9 @@ class UniformSteps(StepVariant):
         self._number += 1
 
     def prepare(self) -> None:
-        """See `StepVariant.prepare`."""
         self._next()
 
     def seconds(self) -> float:
-        """See `StepVariant.seconds`."""
         return timed(self._next, self._device)
 
 
@@ -112,7 +110,6 @@ class AmortizedSteps(StepVariant):
         self._number += 1
 
     def prepare(self) -> None:
-        """See `StepVariant.prepare`."""
         waiting = [Displacement()]  # before each step of the cycle
         while len(waiting) == 1 or len(waiting[-1]):
             self._next()
@@ -121,7 +118,6 @@ class AmortizedSteps(StepVariant):
         self._waiting = waiting[(self.cycle - 1) // 2]
 
     def seconds(self) -> float:
-        """See `StepVariant.seconds`."""
         if len(self._waiting):  # their factors are at hand from the steps before, as in a cycle
             self._evaluator.theta.apply(Update(self._waiting))
         steps = 2 - self.cycle % 2

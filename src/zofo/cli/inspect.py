@@ -18,11 +18,11 @@ from zofo.cli.options import (
     configured,
     given_config,
     out,
-    shortened,
     verbs,
 )
 
 commands = verbs()
+_SHOWN = 400  # characters of a prompt
 
 
 @commands.command()
@@ -58,6 +58,7 @@ def preview(
 @commands.command()
 def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, as_json: AsJson = False) -> None:
     """Check a task and all its rows, and with model=NAME their tokens: zofo validate task=my.yaml."""
+    from zofo.errors import truncate
     from zofo.training import as_percent
     from zofo.training import validate as check
 
@@ -70,7 +71,7 @@ def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data =
     if about["about"]:
         out.say((" ".join(about["about"].split()), "dim"))
     for prompt, text, right in report.example:
-        out.say((f"{prompt}: ", "bold"), shortened(text), (shortened(right), "bold green"))
+        out.say((f"{prompt}: ", "bold"), truncate(text, _SHOWN), (truncate(right, _SHOWN), "bold green"))
     for split, found in report.splits.items():
         right = ", ".join(f"{name}: {count}" for name, count in found.right.items())
         line = f"{split}: {found.rows} rows; majority {as_percent(found.majority)}" + (f" ({right})" if right else "")

@@ -12,7 +12,6 @@ import typer
 
 from zofo.cli.terminal import Terminal
 
-_SHOWN = 400  # characters of a prompt
 out = Terminal()
 err = Terminal(stderr=True)
 
@@ -81,10 +80,3 @@ def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
         err.say(stop.message)
         err.say(f"hint: {hint or stop.hint}")
         raise typer.Exit(stop.exit_code) from stop
-
-
-def shortened(text: str) -> str:
-    """A text with the middle left out, if it is long."""
-    if len(text) > _SHOWN:
-        text = f"{text[: _SHOWN // 2]} [...] {text[-_SHOWN // 2 :]}"
-    return text

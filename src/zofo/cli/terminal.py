@@ -58,11 +58,11 @@ class Terminal(Console):
         self.print(_OBEYED.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _units(found[0])), text))
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """See `Console`: before rich drops some control characters without a word."""
+        """Escape a text before rich silently drops control characters from it."""
         return super().render_str(escaped(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """See `Console`: of whatever is shown, in tables as well; codes of rich itself stay."""
+        """Escape everything that is shown, cells of tables too; rich keeps its own codes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=escaped(segment.text))
 
@@ -88,15 +88,12 @@ class _Escaping(io.TextIOBase):
         return self.rich_proxied_file.encoding
 
     def flush(self) -> None:
-        """See `io`."""
         self.rich_proxied_file.flush()
 
     def isatty(self) -> bool:
-        """See `io`."""
         return self.rich_proxied_file.isatty()
 
     def fileno(self) -> int:
-        """See `io`."""
         return self.rich_proxied_file.fileno()
 
 

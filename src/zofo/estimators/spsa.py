@@ -25,7 +25,6 @@ class TwoSided(Estimator):
         return [_along(direction, sign * self.epsilon) for direction in directions for sign in (1.0, -1.0)]
 
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
-        """See `Estimator.slopes`."""
         return (losses[0::2] - losses[1::2]) / (2 * self.epsilon)
 
 
@@ -41,7 +40,6 @@ class OneSided(Estimator):
         return [Displacement(), *(_along(direction, self.epsilon) for direction in directions)]
 
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
-        """See `Estimator.slopes`."""
         return (losses[1:] - losses[0]) / self.epsilon
 
 

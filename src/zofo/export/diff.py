@@ -10,6 +10,7 @@ from typing import Any
 
 from zofo.backbone import Update
 from zofo.displacement import Displacement
+from zofo.errors import truncate
 from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
 from zofo.training.metrics_file import metrics_lines
@@ -35,7 +36,7 @@ class Difference:
     second: Any
 
     def __str__(self) -> str:
-        return f"{self.where}: {_short(self.first)} | {_short(self.second)}"
+        return f"{self.where}: {_value(self.first)} | {_value(self.second)}"
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,6 @@ def _first(first: Mapping[int, Facts], second: Mapping[int, Facts]) -> tuple[int
     return None, []
 
 
-def _short(value: Any) -> str:
+def _value(value: Any) -> str:
     text = "-" if value is None else repr(value) if isinstance(value, float) else str(value)
-    return text if len(text) <= 60 else f"{text[:28]} ... {text[-28:]}"
+    return truncate(text, 60)

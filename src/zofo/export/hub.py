@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import RunError
+from zofo.errors import RunError, first_line
 from zofo.export.export import ExportResult
 
 
@@ -39,9 +39,8 @@ def push(exported: ExportResult, repo: str, private: bool = True, api: Any = Non
         additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=_given(f)) for name, f in files.items()]
         api.create_commit(made.repo_id, additions, commit_message=f"{exported.kind} by zofo")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"cannot upload to {repo!r}: {first}",
+            f"cannot upload to {repo!r}: {first_line(error)}",
             f"log in with: hf auth login; what was exported is in {str(exported.path)!r}",
         ) from error
     return str(made)

@@ -10,9 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from zofo.adapters import check_untrusted_adapter
-from zofo.adapters.checkpoint import printable, shown
 from zofo.adapters.untrusted import WEIGHTS, can_name_a_tensor
-from zofo.errors import ConfigError, PatchError
+from zofo.errors import ConfigError, PatchError, as_ascii, printable
 from zofo.export.patch import Patch
 from zofo.trajectory.replay import check_replayable
 
@@ -56,13 +55,15 @@ def _refuse_weights(part: str, content: bytes) -> None:
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
-        raise PatchError(f"the part {part!r} holds no tensors: {shown(str(error))}") from error
+        raise PatchError(f"the part {part!r} holds no tensors: {as_ascii(str(error))}") from error
     if not tensors:
         raise PatchError(f"the part {part!r} holds no tensors: it is empty")
     for name, tensor in tensors.items():
         if not can_name_a_tensor(name):
-            raise PatchError(f"the part {part!r}: {shown(name)} cannot be the name of a tensor")
+            raise PatchError(f"the part {part!r}: {as_ascii(name)} cannot be the name of a tensor")
         if tensor.dtype not in WEIGHTS or not tensor.numel():
-            raise PatchError(f"the part {part!r}: {shown(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights")
+            raise PatchError(
+                f"the part {part!r}: {as_ascii(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights"
+            )
         if not tensor.isfinite().all():
-            raise PatchError(f"the part {part!r}: {shown(name)} holds numbers that are not finite")
+            raise PatchError(f"the part {part!r}: {as_ascii(name)} holds numbers that are not finite")

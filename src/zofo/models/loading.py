@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
-from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, refuse_out_of_memory
+from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, first_line, refuse_out_of_memory
 from zofo.models.folder_checks import refuse_adapter, refuse_other_tensors, refuse_unclear_folder
 from zofo.models.heads import Head, complete_head, default_head, head_class, head_options, output_names, pool_last
 from zofo.models.padding_check import refuse_unfit_for_scoring
@@ -126,8 +126,9 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
         model.eval().to(config.device or PartialState().device)
     except (RuntimeError, AssertionError) as error:
         refuse_out_of_memory(error)
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"cannot put the model on {config.device!r}: {reason}", "set model.device=cpu") from error
+        raise ModelError(
+            f"cannot put the model on {config.device!r}: {first_line(error)}", "set model.device=cpu"
+        ) from error
     if head == "causal-lm":
         with quiet_transformers():
             refuse_unfit_for_scoring(model, tokenizer.pad_token_id, config.name)
@@ -228,9 +229,8 @@ def _reading(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # a damaged folder fails in as many ways as it has readers
         refuse_out_of_memory(error)
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"cannot load the model {name!r}: {first}",
+            f"cannot load the model {name!r}: {first_line(error)}",
             "without a Hub, use model=smollm2-135m or a folder written by save_pretrained",
         ) from error
 

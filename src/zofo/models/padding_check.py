@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zofo.errors import ModelError, refuse_out_of_memory
+from zofo.errors import ModelError, first_line, refuse_out_of_memory
 from zofo.models.heads import Head, takes
 
 _LENGTH, _MORE, _ATTEMPTS = 5, 3, 3
@@ -48,8 +48,7 @@ def refuse_unfit_for_scoring(model: Any, pad: int, name: str) -> None:
             ahead = not _agrees(model, pad, padding=0)
     except Exception as error:  # a forward fails in as many ways as there are models
         refuse_out_of_memory(error)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{shown}, which cannot score a padded row: {reason}", _HINT) from error
+        raise ModelError(f"{shown}, which cannot score a padded row: {first_line(error)}", _HINT) from error
     if ahead:
         raise ModelError(
             f"{shown}, whose tokens see those after them: it is no causal language model",
@@ -113,8 +112,7 @@ def _refuse_beside_longer(
             usable = probe.longest_usable(shortest, near, lengths)
     except Exception as error:  # a forward fails in as many ways as there are models
         refuse_out_of_memory(error)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{shown}, which cannot score a padded row: {reason}", hint) from error
+        raise ModelError(f"{shown}, which cannot score a padded row: {first_line(error)}", hint) from error
     if usable is None:
         return
     if usable == 0:

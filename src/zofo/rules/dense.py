@@ -25,7 +25,6 @@ class Sign(Rule):
         self.lr = lr
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """See `Rule.update`."""
         rate = self.lr if lr is None else lr
 
         def step(_name: str, _size: int, _block: Block, gradient: torch.Tensor) -> torch.Tensor:
@@ -51,7 +50,7 @@ class DenseMomentum(Rule):
         self.beta = beta
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """See `Rule.update`. The buffer is written while the update is folded in."""
+        """Momentum; the buffer is written while the update is folded in."""
         buffers, rate = state.buffers or {"m": {}}, self.lr if lr is None else lr
 
         def step(name: str, size: int, block: Block, gradient: torch.Tensor) -> torch.Tensor:
@@ -85,7 +84,7 @@ class DenseAdam(Rule):
         self.eps = eps
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """See `Rule.update`. The buffers are written while the update is folded in."""
+        """Adam; the buffers are written while the update is folded in."""
         buffers = state.buffers or {"m": {}, "v": {}}
         steps = state.steps + 1
         step = self._step(buffers, steps, self.lr if lr is None else lr)

@@ -22,7 +22,6 @@ class SGD(Rule):
         self.weight_decay = weight_decay
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """See `Rule.update`."""
         lr = self.lr if lr is None else lr
         return Update(-lr * estimate.gradient, lr * self.weight_decay), State(state.steps + 1)
 
@@ -46,7 +45,6 @@ class Momentum(Rule):
         self.tolerance = tolerance
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """See `Rule.update`."""
         momentum = self.beta * state.momentum + estimate.gradient
         largest = max((abs(c) for _, c in momentum.items()), default=0.0)
         momentum = momentum.pruned(self.tolerance * largest)

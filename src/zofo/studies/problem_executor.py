@@ -50,22 +50,19 @@ class ProblemRuns(Executor):
     """A run is made in memory; its folder holds the outcome alone."""
 
     def config(self, tree: Mapping[str, Any]) -> ProblemRun:
-        """See `Executor.config`."""
         return parse_model(ProblemRun, dict(tree))
 
     def label(self, config: ProblemRun, column: str) -> str:
-        """See `Executor.label`."""
         return config.problem.name if column == "task" else ""
 
     def faults(self, config: ProblemRun) -> Iterator[ConfigFault]:
-        """See `Executor.faults`: the problem and the method can be built, and the budget pays for a step."""
+        """Check that problem and method can be built, and that the budget pays for a step."""
         try:
             steps_of(_built(config, self._problem(config)), config)
         except ZofoError as error:
             yield ConfigFault("", error)
 
     def execute(self, config: ProblemRun, folder: Path, remote_code: bool) -> Outcome:
-        """See `Executor.execute`."""
         problem = self._problem(config)
         method = _built(config, problem)
         steps = steps_of(method, config)
@@ -93,16 +90,14 @@ class ProblemRuns(Executor):
         )
 
     def identity(self, config: ProblemRun, remote_code: bool, test: bool, load: Loading) -> Identity:
-        """See `Executor.identity`: a problem is made of its configuration alone."""
+        """Empty: a problem is made of its configuration alone."""
         return Identity()
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
-        """See `Executor.curve`."""
         path = folder / _POINTS
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def costs(self, configs: Sequence[ProblemRun], remote_code: bool) -> list[CostEstimate]:
-        """See `Executor.costs`."""
         problem = self._problem(configs[0])
         method = _built(configs[0], problem)
         steps = [steps_of(method, config) for config in configs]

@@ -34,17 +34,15 @@ class TaskRuns(Executor):
     """A run is a run folder of `zofo train`."""
 
     def config(self, tree: Mapping[str, Any]) -> RunConfig:
-        """See `Executor.config`."""
         return parse_model(RunConfig, dict(tree))
 
     def label(self, config: RunConfig, column: str) -> str:
-        """See `Executor.label`."""
         return Path(config.model.name).stem if column == "model" else config.task.title
 
     def faults(self, config: RunConfig) -> Iterator[ConfigFault]:
-        """See `Executor.faults`: that there are such a model, task, prompt and objective, and a folder of rows.
+        """Check that model, task, prompt, objective and the folder of rows exist.
 
-        What models and rows say takes time, so that each run finds it out itself.
+        Loading the model and reading the rows takes time: each run does that itself.
         """
         yield from _fault("model.name", lambda: refuse_unknown_model(config.model.name))
         if config.training.objective is not None:
@@ -52,7 +50,6 @@ class TaskRuns(Executor):
         yield from _faults_of_task(config.task)
 
     def execute(self, config: RunConfig, folder: Path, remote_code: bool) -> Outcome:
-        """See `Executor.execute`."""
         given = {"run": folder, "start": _start_beside(folder, config.start)}
         run = train(config.model_copy(update=given), remote_code=remote_code)
         summary = run.summary
@@ -69,7 +66,7 @@ class TaskRuns(Executor):
         )
 
     def identity(self, config: RunConfig, remote_code: bool, test: bool, load: Loading) -> Identity:
-        """See `Executor.identity`: of a run that starts from another, without that."""
+        """What the run would be made from; the run that it starts from is left out."""
         model = Identity()
 
         def loaded(*asked: Any) -> LoadedModel:
@@ -82,7 +79,6 @@ class TaskRuns(Executor):
         return material_identity(load_material(alone, remote_code, splits, load=loaded), model)
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
-        """See `Executor.curve`."""
         path = folder / "metrics.jsonl"
         if not path.is_file():
             return []
@@ -94,7 +90,6 @@ class TaskRuns(Executor):
         return _curve(path, first["variant"], metric)
 
     def costs(self, configs: Sequence[RunConfig], remote_code: bool) -> list[CostEstimate]:
-        """See `Executor.costs`."""
         first = configs[0].model_copy(update={"start": None})  # which may not be made yet, and takes no time
         splits: tuple[Split, ...] = ("train", "validation")
         splits += ("test",) if any(config.training.test for config in configs) else ()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from zofo.errors import DataError, ModelError
+from zofo.errors import DataError, ModelError, first_line
 from zofo.tasks.control_tokens import Speller, with_marks, without_marks
 from zofo.tasks.example import Example
 
@@ -189,7 +189,7 @@ class _Writer:
             )
         except (jinja2.TemplateError, *_FAILURES) as error:
             raise DataError(
-                f"{self.where}: the model's chat template refuses the turns: {_first_line(error)}",
+                f"{self.where}: the model's chat template refuses the turns: {first_line(error)}",
                 "mend the row, or choose another model",
             ) from error
         return self._speller.marked_chat(str(text)) if self._marked else str(text)
@@ -222,11 +222,6 @@ class _Writer:
                 f"{without_marks(before[same:])!r}: an answer would be trained after another text than it is asked with"
             )
         return _Form(asked, before[len(asked) :], tail, way)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 def _refuse_chance(template: str) -> None:

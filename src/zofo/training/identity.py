@@ -10,7 +10,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from zofo.backbone import fingerprint
-from zofo.errors import RunError, ZofoError
+from zofo.errors import RunError, ZofoError, truncate_repr
 from zofo.models import LoadedModel
 from zofo.tasks import Example, Split, Task
 from zofo.training.restore import model_hash
@@ -287,7 +287,7 @@ def _changed_keys(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """
     same = was.get(_VERSION) == now.get(_VERSION)
     found = [
-        f"{key} was {_shown(old)}, and is {_shown(new)}"
+        f"{key} was {truncate_repr(old)}, and is {truncate_repr(new)}"
         for key, (new, old) in differences(now, was)
         if key != _VERSION and (same or (old is not None and new is not None))
     ]
@@ -296,11 +296,6 @@ def _changed_keys(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 _MOST = 4  # keys of one message
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def said(found: Mapping[str, str], run: str, model: str = "", task: str = "", verb: str = "began with") -> str:

@@ -103,11 +103,9 @@ class TrajectoryWriter(UpdateLog):
         self._append(kind, len(update.displacement), numbers + self._terms(update.displacement))
 
     def on_move(self, point: Displacement) -> None:
-        """See `UpdateLog.on_move`."""
         self._append(_MOVE, len(point), self._terms(point))
 
     def on_flush(self) -> None:
-        """See `UpdateLog.on_flush`."""
         self._append(_SETTLE, 0)
 
     def stepped(self, number: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from zofo.backbone import Backbone, Theta, Update, selected
 from zofo.config import PartConfig
 from zofo.displacement import Displacement
-from zofo.errors import RunError
+from zofo.errors import RunError, first_line
 from zofo.estimators import Estimate
 from zofo.methods.zeroth_order_step import EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.noise import STREAM_VERSION
@@ -149,5 +149,4 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"the trajectory's header holds no {name!r} that can be used: {first}") from error
+        raise RunError(f"the trajectory's header holds no {name!r} that can be used: {first_line(error)}") from error

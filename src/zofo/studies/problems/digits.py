@@ -69,7 +69,6 @@ class Digits(Problem):
         self.majority = labels.bincount().max().item() / len(labels)
 
     def model(self, seed: int) -> nn.Sequential:
-        """See `Problem.model`."""
         sizes = [self.splits["train"].x.shape[1], *HIDDEN, CLASSES]
         layers: list[nn.Module] = []
         for inputs, outputs in zip(sizes, sizes[1:], strict=False):
@@ -78,12 +77,12 @@ class Digits(Problem):
         return nn.Sequential(*layers)
 
     def losses(self, model: nn.Module, rows: Rows) -> torch.Tensor:
-        """See `Problem.losses`: cross-entropy of the right class."""
+        """Cross-entropy of the right class."""
         return F.cross_entropy(model(rows.x), rows.y, reduction="none")
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """See `Problem.evaluate`: mean cross-entropy, and "accuracy"."""
+        """Mean cross-entropy, and "accuracy"."""
         rows = self.rows(split)
         found = model(rows.x)
         losses = F.cross_entropy(found.double(), rows.y)

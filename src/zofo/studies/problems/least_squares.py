@@ -78,17 +78,17 @@ class LeastSquares(Problem):
         self.least = (train.x.double() @ exact - train.y.double().unsqueeze(1)).square().mean().item()
 
     def model(self, seed: int) -> LinearModel:
-        """See `Problem.model`; every run starts at 0."""
+        """A linear model; every run starts at 0."""
         return LinearModel(len(self.best))
 
     def losses(self, model: nn.Module, rows: Rows) -> torch.Tensor:
-        """See `Problem.losses`: the square of each residual."""
+        """The square of each residual."""
         found: torch.Tensor = model(rows.x)
         return (found - rows.y).square()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: str) -> dict[str, float]:
-        """See `Problem.evaluate`: the mean square of the residuals, in float64."""
+        """The mean square of the residuals, in float64."""
         return {"loss": self.losses(model, self.rows(split)).double().mean().item()}
 
 

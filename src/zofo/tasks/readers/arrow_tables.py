@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, first_line
 from zofo.tasks.readers.row import NamedLabel, Row
 
 
@@ -26,7 +26,7 @@ def read_arrow_file(path: Path) -> list[Row]:
         table = pyarrow.parquet.ParquetFile(path).read() if parquet else _read_arrow(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: not {'a parquet' if parquet else 'an Arrow'} file: {_reason(error)}",
+            f"{path}: not {'a parquet' if parquet else 'an Arrow'} file: {first_line(error)}",
             "name the file by what it holds, or write it again",
         ) from error
     return table_rows(table, str(path))
@@ -63,7 +63,7 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
                 column.cast(pyarrow.time64("us"))  # refused where to_pylist would drop nanoseconds
         rows = [Row(f"{source} row {number}", fields) for number, fields in enumerate(table.to_pylist())]
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        raise DataError(f"{source}: {_reason(error)}", "write such a column as text, or leave it out") from error
+        raise DataError(f"{source}: {first_line(error)}", "write such a column as text, or leave it out") from error
     if features is None:
         features = _features(table.schema.metadata or {}, source)
     classes = {column: one for column, one in features.items() if isinstance(one, Mapping)}
@@ -74,10 +74,6 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
         Row(row.where, {column: _named(value, column, named.get(column), row) for column, value in row.fields.items()})
         for row in rows
     ]
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _refuse_twice(fields: Any, place: str) -> None:

@@ -7,9 +7,9 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, truncate_repr
 from zofo.tasks.readers.look_alikes import look_alike_key, number_key, told_apart
-from zofo.tasks.readers.row import Row, truncate_repr
+from zofo.tasks.readers.row import Row
 from zofo.tasks.readers.row_checks import MEND, Problem, text_problem
 
 _KEY = re.compile(r"\(?([A-Za-z]|\d{1,2})[.):]\s")  # before a choice, as in "B) red"

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, truncate_repr
 from zofo.tasks.readers.quotes import plain_records, quotes_are_characters, refuse_two_readings
-from zofo.tasks.readers.row import Row, all_rows, decoded_file, truncate_repr
+from zofo.tasks.readers.row import Row, all_rows, decoded_file
 
 
 def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, first_line
 from zofo.tasks.readers.arrow_tables import table_rows
 from zofo.tasks.readers.row import Row
 
@@ -175,7 +175,7 @@ def _load_saved(folder: Path) -> Any:
     try:
         return datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"cannot load the data set that was saved in {str(folder)!r}: {reason}", "save it again with save_to_disk"
+            f"cannot load the data set that was saved in {str(folder)!r}: {first_line(error)}",
+            "save it again with save_to_disk",
         ) from error

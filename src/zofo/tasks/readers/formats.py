@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, truncate_repr
 from zofo.tasks.readers.choices import choices_problem, metaicl_problem, refuse_unknown_start, right_choice_problem
 from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
-from zofo.tasks.readers.row import NamedLabel, Row, truncate_repr, with_valid_example
+from zofo.tasks.readers.row import NamedLabel, Row, with_valid_example
 from zofo.tasks.readers.row_checks import Problem, label_problem, messages_problem, text_problem
 
 Label = int | str

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError
-from zofo.tasks.readers.row import Row, all_rows, decoded, decoded_file, truncate_repr
+from zofo.errors import DataError, truncate_repr
+from zofo.tasks.readers.row import Row, all_rows, decoded, decoded_file
 
 ONE_A_LINE = "one JSON object a line"
 """What a file of JSON lines is."""

@@ -7,8 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zofo.errors import DataError
-from zofo.tasks.readers.row import truncate_repr
+from zofo.errors import DataError, truncate_repr
 
 
 class Record(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, truncate
 
 _SHORT, _SHORTER = 160, 40  # characters of a row, and of a value in it, in a message
 
@@ -49,19 +49,13 @@ def shown_row(row: Row) -> str:
     place = re.search(r"( row |:)(\d+)(:\d+)?$", row.where)
     text = json.dumps({key: _short(value) for key, value in row.fields.items()}, ensure_ascii=False, default=str)
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be printed
-    text = text if len(text) <= _SHORT else f"{text[:_SHORT]}..."
+    text = truncate(text, _SHORT)
     return f"{'line' if place[1] == ':' else 'row'} {place[2]}: {text}" if place else text
-
-
-def truncate_repr(value: Any) -> str:
-    """A value as a message shows it, shortened."""
-    text = repr(value)
-    return text if len(text) <= _SHORTER else f"{text[:_SHORTER]}..."
 
 
 def _short(value: Any) -> Any:
     if isinstance(value, str):
-        return value if len(value) <= _SHORTER else f"{value[:_SHORTER]}..."
+        return truncate(value, _SHORTER)
     if isinstance(value, list):
         return [_short(entry) for entry in value]
     return {key: _short(entry) for key, entry in value.items()} if isinstance(value, dict) else value

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from zofo.errors import truncate_repr
 from zofo.tasks.readers.look_alikes import is_blank, number_key
-from zofo.tasks.readers.row import truncate_repr
 
 ROLES = ("system", "user", "assistant", "tool")
 """Who can say a turn of a chat."""

