@@ -172,7 +172,7 @@ def _inference(model: Any, options: StepOptions) -> StepVariant:
 
 
 def _mezo_usual(model: Any, options: StepOptions) -> StepVariant:
-    """See `usual_step`."""
+    """The usual step of MeZO, as a way that the table compares."""
     examples = _examples(model, options)
     ids = torch.tensor([row for example in examples for row in example.rows], device=model.device)
     gold = torch.tensor([example.gold for example in examples], device=model.device)
