@@ -70,7 +70,7 @@ class PartConfig(BaseModel):
         kind = cls.registry.kind
         given = dict(value)
         name = given.pop("name", cls.default)
-        options = _options(cls.registry[name])
+        options = options_of(cls.registry[name])
         for key in given:
             if key not in options:
                 raise ConfigError(
@@ -103,7 +103,7 @@ class PartConfig(BaseModel):
         return self.registry[self.name](*parts, **self.options)
 
 
-def _options(part: Any) -> dict[str, tuple[Any, Any]]:
+def options_of(part: Any) -> dict[str, tuple[Any, Any]]:
     """Annotation and default of each option: the constructor's arguments that have a default."""
     hints = typing.get_type_hints(part.__init__, include_extras=True)
     parameters = inspect.signature(part).parameters.values()

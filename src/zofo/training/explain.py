@@ -89,15 +89,24 @@ def _about(config: BaseModel, path: Sequence[str]) -> str:
         part = getattr(part, name, None)
     text = ""
     if isinstance(part, PartConfig):
-        classes = inspect.getmro(part.registry[part.name])
-        text = next((said for kind in classes if (said := _argument(kind, path[-1]))), "")
+        text = about_option(part.registry[part.name], path[-1])
     elif isinstance(part, BaseModel) and path[-1] in type(part).model_fields:
         text = type(part).model_fields[path[-1]].description or ""
     return re.split(r"(?<=\.)\s", " ".join(text.split()), maxsplit=1)[0]
 
 
+def about_option(part: type[Any], name: str) -> str:
+    """What the docstring of a part, or of a class that it comes from, says of an option of its constructor.
+
+    Args:
+        part: a class of a registry.
+        name: of the option; `name` itself stands for the part.
+    """
+    return next((said for kind in inspect.getmro(part) if (said := _argument(kind, name))), "")
+
+
 def _argument(part: Any, name: str) -> str:
-    """What the docstring of a class says of an argument of its constructor."""
+    """What the docstring of one class says of an argument of its constructor."""
     if name == "name":
         return (inspect.getdoc(part) or "").partition("\n")[0]
     found = re.search(rf"^    {name}: (.*(?:\n      .*)*)", inspect.getdoc(part) or "", re.MULTILINE)
