@@ -73,6 +73,7 @@ class PeftAdapters(Adapters):
         zo_epsilon: default epsilon of these.
         zo_in_forward: whether a forward pass can carry directions of its tensors.
         theta_in_forward: whether it can carry directions of the model's own weights beside it.
+        starts_neutral: whether a new adapter leaves the model's function as it was.
     """
 
     lr: ClassVar[float] = 1e-3
@@ -80,11 +81,17 @@ class PeftAdapters(Adapters):
     zo_epsilon: ClassVar[float] = 1e-2
     zo_in_forward: ClassVar[bool] = True
     theta_in_forward: ClassVar[bool] = True
+    starts_neutral: ClassVar[bool] = False
 
     model: Any
     _peft: Any
     _active: str
     _tensors: dict[str, dict[str, nn.Parameter]]
+
+    @classmethod
+    def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
+        """How many tokens an adapter with such options puts before every row."""
+        return 0
 
     def _attach(self, model: Any, names: Sequence[str], shape: Any, hint: str) -> None:
         """Let peft build one adapter of this shape for each name.

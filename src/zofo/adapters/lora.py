@@ -47,6 +47,8 @@ class LoraAdapters(PeftAdapters):
     Source: Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large Language Models".
     """
 
+    starts_neutral = True
+
     def __init__(
         self,
         model: Any,
@@ -83,6 +85,7 @@ class DoraAdapters(PeftAdapters):
     Source: Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank Adaptation".
     """
 
+    starts_neutral = True
     zo_in_forward = False
     theta_in_forward = False
 
@@ -115,6 +118,7 @@ class Ia3Adapters(PeftAdapters):
     Learning".
     """
 
+    starts_neutral = True
     zo_lr = 5e-3
     zo_in_forward = False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -44,6 +44,11 @@ class PrefixAdapters(PeftAdapters):
     zo_lr = 1e-2
     zo_epsilon = 1e-1
 
+    @classmethod
+    def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
+        """As many as are configured."""
+        return int(options["tokens"])
+
     def __init__(
         self,
         model: Any,
@@ -83,6 +88,11 @@ class PromptAdapters(PeftAdapters):
     lr = 1e-2
     zo_lr = 1e-2
     zo_epsilon = 1e-1
+
+    @classmethod
+    def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
+        """As many as are configured."""
+        return int(options["tokens"])
 
     def __init__(self, model: Any, names: Sequence[str], seed: int, tokens: Tokens = 10) -> None:
         import peft

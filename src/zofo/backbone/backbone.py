@@ -14,7 +14,7 @@ from zofo.backbone.selection import movable
 from zofo.backbone.stochastic_rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
 from zofo.errors import ModelError, NonFiniteError
-from zofo.noise import Block, DirectionSampler, Mask, Masked, MaskedLowRank, Noise, Shape, masked
+from zofo.noise import Block, DirectionSampler, Mask, Noise, Shape, masked
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 """(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
@@ -128,7 +128,7 @@ class Backbone:
 
     def moves(self, key: Key, name: str) -> bool:
         """Whether z(key) may be other than zero in a tensor; the same for all keys of a step."""
-        return not isinstance(self.noise, Masked | MaskedLowRank) or self.noise.kept.moves(key, name)
+        return self.noise.moves(key, name)
 
     @torch.no_grad()
     def apply_(

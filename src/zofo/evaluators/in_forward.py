@@ -31,7 +31,7 @@ from zofo.evaluators.model_check import (
 )
 from zofo.evaluators.parameter_use import ParameterTracker, uncompiled, without_trace
 from zofo.evaluators.row_layout import Layout, NotSeen, Use
-from zofo.noise import LowRank, MaskedLowRank
+from zofo.noise import FactoredNoise
 from zofo.state_dict import StateDict, of_numbers, to_numbers
 
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
@@ -78,7 +78,7 @@ class InForward(Evaluator):
     def __init__(
         self, model: nn.Module, backbone: Backbone, fold_every: Count = 8, micro_batch: Count | None = None
     ) -> None:
-        if not isinstance(backbone.noise, LowRank | MaskedLowRank):
+        if not isinstance(backbone.noise, FactoredNoise):
             raise EvaluatorError(
                 f"a forward pass cannot carry {type(backbone.noise).__name__} directions, which have no factors",
                 "set method.noise=low-rank, or method.evaluator=in-place",

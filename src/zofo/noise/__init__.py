@@ -3,7 +3,7 @@
 from zofo.noise.base import NOISES, Block, DirectionSampler, Noise, Shape
 from zofo.noise.counter_rng import STREAM_VERSION, permutation, words
 from zofo.noise.dense import Gaussian, Rademacher
-from zofo.noise.low_rank import FactorBatch, FactorLayout, LowRank
+from zofo.noise.low_rank import FactorBatch, FactoredNoise, FactorLayout, LowRank
 from zofo.noise.magnitude_mask import Magnitude
 from zofo.noise.masks import MASKS, BlockRotation, Mask, Masked, MaskedLowRank, RandomMask, masked
 
@@ -13,6 +13,7 @@ __all__ = [
     "STREAM_VERSION",
     "Block",
     "DirectionSampler",
+    "FactoredNoise",
     "FactorLayout",
     "FactorBatch",
     "Gaussian",

@@ -30,6 +30,10 @@ class Noise(ABC):
 
     keys_at_once: int | None = None
 
+    def moves(self, key: Key, name: str) -> bool:
+        """Whether z(key) may be other than zero in the tensor called `name`; the same for all keys of a step."""
+        return True
+
     @abstractmethod
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """Positions `block` of z(key) for the tensor called `name`: float32, shape [stop - start], which may be empty.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -16,8 +17,61 @@ from zofo.noise.counter_rng import places, words_at
 from zofo.noise.dense import DenseNoise
 
 
+class FactoredNoise(Noise):
+    """A noise whose z of a matrix is `scale` left @ right.T, so that a forward pass can carry it as two thin products.
+
+    Tensors with more than two axes are read as matrices with their first axis as rows.
+
+    Attributes:
+        rank: number of columns of each factor, >= 1.
+        scale: of the product.
+        entries: what the factors, and the tensors with fewer than two axes, are drawn from.
+    """
+
+    keys_at_once = 64
+    rank: int
+    scale: float
+    entries: DenseNoise
+
+    @abstractmethod
+    def factors(
+        self, key: Key, name: str, shape: Shape, device: torch.device | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """left [rows, rank] and right [columns, rank], float32, the same bits on every device.
+
+        Raises:
+            ConfigError: the rank is larger than the smaller side of the matrix.
+        """
+
+    @abstractmethod
+    def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
+        """How the factors of some tensors are drawn at once; made once for the same tensors."""
+
+    def sides(self, name: str, shape: Shape) -> tuple[int, int]:
+        """Rows and columns of the matrix, if the rank fits into them.
+
+        Raises:
+            ConfigError: the rank is larger than the smaller side.
+        """
+        rows, columns = shape[0], math.prod(shape[1:])
+        if self.rank > min(rows, columns):
+            raise ConfigError(
+                f"method.noise.rank is {self.rank}, but {name!r} is {rows} x {columns}",
+                f"set method.noise.rank to {min(rows, columns)} or less, or leave this tensor out of the selection",
+            )
+        return rows, columns
+
+    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
+        """|z(key)|^2 over some tensors, exact up to rounding."""
+        return self.layout(shapes, device).squared_length(key)
+
+    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> FactorBatch:
+        """The factors of each key for all of some tensors, ready to be added to them."""
+        return FactorBatch(self.layout(shapes, device), tuple(keys))
+
+
 @NOISES.register("low-rank")
-class LowRank(Noise):
+class LowRank(FactoredNoise):
     """z = left @ right.T / sqrt(rank) for a matrix of shape [rows, columns]; dense for a vector.
 
     With independent factors of mean 0 and variance 1, z has mean 0 and identity covariance. Tensors with more than two
@@ -38,8 +92,6 @@ class LowRank(Noise):
     Source: the factored form of LOZO (Chen et al. 2024) and EGGROLL (Sarkar et al. 2025).
     """
 
-    keys_at_once = 64
-
     def __init__(self, rank: int = 1, factors: str = "gaussian") -> None:
         if rank < 1:
             raise ConfigError(f"method.noise.rank is {rank}, but must be 1 or more", "set method.noise.rank=1")
@@ -56,25 +108,11 @@ class LowRank(Noise):
     def factors(
         self, key: Key, name: str, shape: Shape, device: torch.device | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """left [rows, rank] and right [columns, rank], float32, the same bits on every device.
-
-        Raises:
-            ConfigError: the rank is larger than the smaller side of the matrix.
-        """
+        """The factors, each from a stream of its own."""
         rows, columns = self.sides(name, shape)
         left = self.entries.whole(key, name + "/left", (rows, self.rank), device)
         right = self.entries.whole(key, name + "/right", (columns, self.rank), device)
         return left, right
-
-    def sides(self, name: str, shape: Shape) -> tuple[int, int]:
-        """Rows and columns of the matrix, if the rank fits into them."""
-        rows, columns = shape[0], math.prod(shape[1:])
-        if self.rank > min(rows, columns):
-            raise ConfigError(
-                f"method.noise.rank is {self.rank}, but {name!r} is {rows} x {columns}",
-                f"set method.noise.rank to {min(rows, columns)} or less, or leave this tensor out of the selection",
-            )
-        return rows, columns
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """Positions `block` of z(key): float32, shape [stop - start]."""
@@ -91,14 +129,6 @@ class LowRank(Noise):
         if rank > 1:
             z *= self.scale
         return z.view(-1)[block[0] - first * columns : block[1] - first * columns]
-
-    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
-        """See `Noise.squared_length`; exact, up to rounding."""
-        return self.layout(shapes, device).squared_length(key)
-
-    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> FactorBatch:
-        """The factors of each key for all of some tensors; see `Noise.directions`."""
-        return FactorBatch(self.layout(shapes, device), tuple(keys))
 
     def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
         """How the factors of some tensors are drawn at once; made once for the same tensors."""
@@ -117,7 +147,7 @@ class FactorLayout:
         size: numbers a key.
     """
 
-    def __init__(self, noise: LowRank, shapes: Mapping[str, Shape], device: torch.device) -> None:
+    def __init__(self, noise: FactoredNoise, shapes: Mapping[str, Shape], device: torch.device) -> None:
         self.noise = noise
         self.shapes = dict(shapes)
         self.device = device

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -21,7 +21,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise.base import Block, Noise, Shape
 from zofo.noise.counter_rng import permutation, places, words, words_at
-from zofo.noise.low_rank import FactorBatch, FactorLayout, LowRank
+from zofo.noise.low_rank import FactoredNoise, FactorLayout
 from zofo.registry import Registry
 
 _LAYOUTS = 4  # kept at a time: a backbone asks for one, and for two more where theta decays
@@ -100,6 +100,10 @@ class Masked(Noise):
         self.kept = kept
         self.keys_at_once = of.keys_at_once
 
+    def moves(self, key: Key, name: str) -> bool:
+        """Whether the mask keeps anything of the tensor."""
+        return self.kept.moves(key, name)
+
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """See `Noise.draw`; the bits of what is kept are those of the noise."""
         return _drawn(self.of, self.kept, 1, key, name, shape, block, device)
@@ -109,7 +113,7 @@ class Masked(Noise):
         return math.fsum(self.kept.number(key, name, math.prod(shape)) for name, shape in shapes.items())
 
 
-class MaskedLowRank(Noise):
+class MaskedLowRank(FactoredNoise):
     """z' = (mask * left) @ right.T / sqrt(rank): whole rows are kept or 0, so that z' is low-rank and exact everywhere.
 
     Args:
@@ -117,13 +121,16 @@ class MaskedLowRank(Noise):
         kept: which rows the mask keeps; of a tensor with less than two axes, which entries.
     """
 
-    keys_at_once = LowRank.keys_at_once
-
-    def __init__(self, of: LowRank, kept: MaskSelection) -> None:
+    def __init__(self, of: FactoredNoise, kept: MaskSelection) -> None:
         self.of = of
         self.kept = kept
-        self.rank, self.scale = of.rank, of.scale
+        self.rank, self.scale, self.entries = of.rank, of.scale, of.entries
+        self.keys_at_once = of.keys_at_once
         self._layouts: dict[object, FactorLayout] = {}
+
+    def moves(self, key: Key, name: str) -> bool:
+        """Whether the mask keeps anything of the tensor."""
+        return self.kept.moves(key, name)
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """See `Noise.draw`; the bits of what is kept are those of the noise."""
@@ -132,20 +139,12 @@ class MaskedLowRank(Noise):
     def factors(
         self, key: Key, name: str, shape: Shape, device: torch.device | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `LowRank.factors`; rows of left that the mask does not keep are 0."""
+        """See `FactoredNoise.factors`; rows of left that the mask does not keep are 0."""
         left, right = self.of.factors(key, name, shape, device)
         return left.masked_fill_(~self.kept.units(key, name, (0, len(left)), left.device).unsqueeze(1), 0.0), right
 
-    def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
-        """See `LowRank.squared_length`."""
-        return self.layout(shapes, device).squared_length(key)
-
-    def directions(self, keys: Iterable[Key], shapes: Mapping[str, Shape], device: torch.device) -> FactorBatch:
-        """See `LowRank.directions`."""
-        return FactorBatch(self.layout(shapes, device), tuple(keys))
-
     def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
-        """See `LowRank.layout`."""
+        """See `FactoredNoise.layout`."""
         wanted = tuple(shapes.items()), device
         if wanted not in self._layouts:
             kept = self._layouts if len(self._layouts) < _LAYOUTS else {}
@@ -163,7 +162,9 @@ class MaskedLayout(FactorLayout):
         device: where they are drawn.
     """
 
-    def __init__(self, noise: LowRank, kept: MaskSelection, shapes: Mapping[str, Shape], device: torch.device) -> None:
+    def __init__(
+        self, noise: FactoredNoise, kept: MaskSelection, shapes: Mapping[str, Shape], device: torch.device
+    ) -> None:
         super().__init__(noise, shapes, device)
         counts = {name: unit_count(shape, by_rows=True) for name, shape in shapes.items()}
         self._kept = kept.together(counts, device)
@@ -197,7 +198,7 @@ def masked(noise: Noise, mask: Mask, tensors: Mapping[str, torch.Tensor]) -> Mas
     Raises:
         ConfigError: as `Mask.taken`.
     """
-    if isinstance(noise, LowRank):
+    if isinstance(noise, FactoredNoise):
         return MaskedLowRank(noise, mask.taken(tensors, by_rows=True))
     return Masked(noise, mask.taken(tensors, by_rows=False))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class TrainingObjective:
         losses: (model, batch) -> float32, shape [E].
         prepare: what it needs of an example in tokens.
         differentiable: whether it has a gradient for first-order steps.
+        causal_only: whether it is a loss that only a causal language model has.
+        compares_candidates: whether it needs several candidates of every example.
         check_losses: a loss of the same batch by which a model is checked before the first step; None for `losses`.
             An objective without a gradient names one: a check would not see a small difference in a reward, and must
             not ask a user's function.
@@ -43,6 +45,8 @@ class TrainingObjective:
     losses: Callable[[nn.Module, Any], torch.Tensor]
     prepare: Callable[[Any], Any] = lambda example: example
     differentiable: bool = True
+    causal_only: bool = False
+    compares_candidates: bool = False
     check_losses: Callable[[nn.Module, Any], torch.Tensor] | None = None
 
 
@@ -68,7 +72,7 @@ def build_objective(name: str, task: Task, how: Generation, causal: bool) -> Tra
         ConfigError: the objective has no meaning for the task or the model.
     """
     made = OBJECTIVES[name](task, how)
-    if not causal and name in ("answer", "text"):
+    if not causal and made.causal_only:
         raise ConfigError(
             f"training.objective is {name!r}, which is the loss of a causal language model",
             "set training.objective=classification, or choose a causal language model",
@@ -117,19 +121,19 @@ def _classification(task: Task, how: Generation) -> TrainingObjective:
     """Cross-entropy of the right candidate among an example's candidates."""
     if task.kind == "generation":
         raise _unfit("classification", task, "answer")
-    return TrainingObjective("classification", classification_loss)
+    return TrainingObjective("classification", classification_loss, compares_candidates=True)
 
 
 @OBJECTIVES.register("answer")
 def _answer(task: Task, how: Generation) -> TrainingObjective:
     """Mean negative log-likelihood of the tokens of the right candidate or answer."""
-    return TrainingObjective("answer", token_loss, TokenizedChoices.gold_only)
+    return TrainingObjective("answer", token_loss, TokenizedChoices.gold_only, causal_only=True)
 
 
 @OBJECTIVES.register("text")
 def _text(task: Task, how: Generation) -> TrainingObjective:
     """Mean negative log-likelihood of all tokens of prompt and right candidate: the full language-model loss."""
-    return TrainingObjective("text", token_loss, TokenizedChoices.whole)
+    return TrainingObjective("text", token_loss, TokenizedChoices.whole, causal_only=True)
 
 
 @OBJECTIVES.register("accuracy")
@@ -137,7 +141,8 @@ def _accuracy(task: Task, how: Generation) -> TrainingObjective:
     """Minus 1 for a right prediction, 0 for a wrong one; no gradient, for zeroth-order methods."""
     if task.kind == "generation":
         raise _unfit("accuracy", task, "f1")
-    return reward_objective(lambda example, answer: float(answer in example.golds), task, how, "accuracy")
+    made = reward_objective(lambda example, answer: float(answer in example.golds), task, how, "accuracy")
+    return replace(made, compares_candidates=True)
 
 
 @OBJECTIVES.register("f1")

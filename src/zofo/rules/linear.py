@@ -17,6 +17,8 @@ class SGD(Rule):
         weight_decay: as in `torch.optim.SGD`, for tensors that decay.
     """
 
+    plain = True
+
     def __init__(self, lr: NonNegative = 1e-4, weight_decay: NonNegative = 0.0) -> None:
         self.lr = lr
         self.weight_decay = weight_decay

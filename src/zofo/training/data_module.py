@@ -226,7 +226,7 @@ def setting_of(config: RunConfig, material: PreparedRun, reward: Reward | None =
             "first-order steps",
             "choose method=mezo, or training.objective=classification",
         )
-    if config.task.several and objective.name in ("classification", "accuracy"):
+    if config.task.several and objective.compares_candidates:
         free = next((one.example for one in material.encoded["train"] if len(one.example.candidates) == 1), None)
         if free is not None:
             raise ConfigError(
@@ -311,7 +311,7 @@ def _positions(model: Any) -> int | None:
 def _virtual_tokens(config: RunConfig) -> int:
     """How many tokens an adapter puts before every row."""
     adapter = getattr(config.method, "adapter", None)
-    return int(adapter.options.get("tokens", 0)) if isinstance(adapter, AdapterConfig) else 0
+    return adapter.kind.virtual_tokens(adapter.options) if isinstance(adapter, AdapterConfig) else 0
 
 
 def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:

@@ -29,6 +29,7 @@ from typing import IO, Any
 from zofo.backbone import Update, UpdateLog
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
+from zofo.evaluators import EVALUATORS
 from zofo.filesystem import refuse_special
 
 MAGIC = b"ZOFOTRJ2"
@@ -161,7 +162,8 @@ class Trajectory:
     def cheap(self) -> bool:
         """Whether an exact replay costs little: in the forward nothing was written for a probe."""
         evaluator = self.header.get("evaluator")
-        return isinstance(evaluator, dict) and evaluator.get("name") == "in-forward"
+        name = evaluator.get("name") if isinstance(evaluator, dict) else None
+        return isinstance(name, str) and name in EVALUATORS and not EVALUATORS[name].writes_points
 
     def first(self, steps: int) -> tuple[Record, ...]:
         """The records of the first so many steps.

@@ -136,7 +136,7 @@ class BackboneStep:
         zo, rule = self._zo, self._config.rule
         if zo is None:
             return []
-        rate = rule.options.get("lr", 0.0) if rule.name == "sgd" else 0.0
+        rate = rule.options.get("lr", 0.0) if zo.rule.plain else 0.0
         notes = [
             *zo.notes,
             rounding_note(self._penalty, zo.estimator, zo.backbone.dtypes),

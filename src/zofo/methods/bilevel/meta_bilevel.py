@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.adapters import Adapters
+from zofo.adapters import ADAPTERS, Adapters
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient, LossRequest, Objective
@@ -34,8 +34,6 @@ from zofo.tasks import EpochSampler, file_name
 
 BACKBONE = "backbone"
 """The variant that is theta with the adapter that a new task would begin with: the model's own function."""
-
-_BEGIN_AS_NOTHING = ("lora", "dora", "ia3")
 
 
 class MetaBilevelConfig(BilevelConfig):
@@ -244,11 +242,12 @@ class MetaBilevel(Method):
 
 
 def _refuse(config: MetaBilevelConfig) -> None:
-    if config.adapter.name not in _BEGIN_AS_NOTHING:
+    if not config.adapter.kind.starts_neutral:
+        neutral = [name for name in ADAPTERS if ADAPTERS[name].starts_neutral]
         raise ConfigError(
             f"method.adapter={config.adapter.name} changes what the model does before it is trained, so that a new "
             "task would not begin with the model as it is",
-            f"choose one of {', '.join(_BEGIN_AS_NOTHING)}",
+            f"choose one of {', '.join(neutral)}",
         )
 
 
