@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +24,7 @@ from zofo.overrides import get_by_path, set_by_path
 from zofo.registry import Registry
 from zofo.rules import Rule
 from zofo.state_dict import StateDict
-from zofo.tasks import EpochSampler
+from zofo.tasks import EpochSampler, TaskConfig
 
 ScoreFunction = Callable[[nn.Module, Any, str], torch.Tensor]
 """(model, batch, "mean" or "sum") -> a score for each candidate, [E, C]."""
@@ -82,7 +84,20 @@ class StepLog:
     update: Update | None = None
 
 
-class MethodConfig(Config):
+class MethodOptions(Config):
+    """Options of a method, or of a part that several methods have."""
+
+    @classmethod
+    def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tree of a run as it is written, with the defaults that the method decides together with other groups.
+
+        Args:
+            tree: of the whole run, whose method is this one.
+        """
+        return tree
+
+
+class MethodConfig(MethodOptions):
     """Options that every method has."""
 
     lr_means: ClassVar[tuple[str, ...]] = ()
@@ -110,12 +125,33 @@ class MethodConfig(Config):
             set_by_path(made, key.split("."), rate)
         return made
 
+    def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
+        """How many steps draw `epochs` times as many examples as there are rows: ceil(epochs rows / batch_size).
+
+        Args:
+            epochs: passes over the training rows; need not be whole.
+            rows: the number of training rows of each task.
+        """
+        return batches_of_epochs(epochs, sum(rows), self.batch_size)
+
+    def check_task(self, task: TaskConfig) -> None:
+        """Find out, before a model is loaded, whether the method suits the options of the task.
+
+        Raises:
+            ConfigError: it does not.
+        """
+
     def check_steps(self, steps: int) -> None:
         """Find out, before a model is loaded, whether so many steps can do what is configured.
 
         Raises:
             ConfigError: they cannot.
         """
+
+
+def batches_of_epochs(epochs: float, rows: int, batch_size: int) -> int:
+    """ceil(epochs rows / batch_size), with `epochs` as the decimal number that was written."""
+    return math.ceil(Fraction(str(epochs)) * rows / batch_size)
 
 
 class Method(ABC):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from zofo.adapters import AdapterConfig, Adapters
 from zofo.config import NonNegative
@@ -20,14 +20,14 @@ from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
 from zofo.methods.optimizers import OptimizerName, build_optimizer
-from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig, adapter_defaults
+from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
 
 
 class TwoStageConfig(MethodConfig, ZerothOrderConfig):
     """Configuration of `two-stage`. A plain `lr` is the rate of the adapter; `rule.lr` is the backbone's."""
 
-    lr_means = ("lr_adapter",)
+    lr_means = adapter_rates = ("lr_adapter",)
 
     name: Literal["two-stage"] = "two-stage"
     """Which method."""
@@ -39,11 +39,6 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig):
     """Learning rate of the adapter; by default 1e-3, and 1e-2 for a prefix or prompt."""
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     """The adapter."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_adapter_defaults(cls, given: Any) -> Any:
-        return adapter_defaults(given, ("lr_adapter",))
 
     def check_steps(self, steps: int) -> None:
         """See `MethodConfig.check_steps`: the second stage has a step."""

@@ -5,11 +5,18 @@ In-context learning: Brown et al. (2020), "Language Models are Few-Shot Learners
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from zofo.config import named
+from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
+from zofo.tasks import TaskConfig
+
+DEMONSTRATIONS = 4
+"""Default number of demonstrations of `in-context`."""
 
 
 class ZeroShotConfig(MethodConfig):
@@ -17,6 +24,14 @@ class ZeroShotConfig(MethodConfig):
 
     name: Literal["zero-shot"] = "zero-shot"
     """Which method."""
+
+    def check_task(self, task: TaskConfig) -> None:
+        """There are no demonstrations."""
+        if task.demonstrations:
+            raise ConfigError(
+                f"method={self.name} has no demonstrations, but task.demonstrations is {task.demonstrations}",
+                "choose method=in-context, or set task.demonstrations=0",
+            )
 
 
 @METHODS.register("zero-shot")
@@ -51,6 +66,21 @@ class InContextConfig(MethodConfig):
 
     name: Literal["in-context"] = "in-context"
     """Which method."""
+
+    @classmethod
+    def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the default number of demonstrations."""
+        task = named(tree.get("task", {}))
+        if not isinstance(task, dict):
+            return tree
+        return {**tree, "task": {"demonstrations": DEMONSTRATIONS, **task}}
+
+    def check_task(self, task: TaskConfig) -> None:
+        """There are demonstrations."""
+        if not task.demonstrations:
+            raise ConfigError(
+                f"method={self.name} needs demonstrations", "set task.demonstrations=4, or method=zero-shot"
+            )
 
 
 @METHODS.register("in-context")

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from pydantic import model_validator
 
-from zofo.adapters import AdapterConfig, Adapters, kind_of
+from zofo.adapters import AdapterConfig, Adapters
 from zofo.backbone import Backbone
-from zofo.config import named
 from zofo.estimators import Estimate
 from zofo.methods.base import Method, MethodConfig, TrainingContext
-from zofo.methods.zeroth_order_step import RuleConfig, ZerothOrder, ZerothOrderConfig
+from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.state_dict import StateDict
 
 
@@ -23,27 +21,13 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     """Configuration of a method that makes zeroth-order steps only."""
 
     lr_means = ("rule.lr",)
+    moves_adapter = True
+    one_rate: ClassVar[bool] = True
+    """Whether `rule.lr` is the rate of every step, so that `zofo tune lr` can find it."""
 
     adapter: AdapterConfig | None = None
     """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
     evaluator."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_adapter_defaults(cls, given: Any) -> Any:
-        kind = kind_of(given.get("adapter")) if isinstance(given, dict) else None
-        if kind is None:
-            return given
-        filled = dict(given)
-        estimator, evaluator, rule = (named(given.get(part, {})) for part in ("estimator", "evaluator", "rule"))
-        if isinstance(estimator, dict):
-            filled["estimator"] = {"epsilon": kind.zo_epsilon, **estimator}
-        if isinstance(evaluator, dict) and not kind.zo_in_forward:
-            filled["evaluator"] = {"name": "in-place", **evaluator}
-        sgd = isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd"
-        if sgd and not given.get("loss_spread"):
-            filled["rule"] = {"lr": kind.zo_lr, **rule}
-        return filled
 
 
 class ForwardOnly(Method):

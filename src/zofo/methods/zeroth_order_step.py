@@ -5,30 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
-from zofo.adapters import carries_adapters, kind_of
+from zofo.adapters import PeftAdapters, carries_adapters, kind_of
 from zofo.backbone import Backbone, Update, matching, movable, named_by, selected
-from zofo.config import Config, PartConfig, named
+from zofo.config import PartConfig, named
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
 from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
 from zofo.evaluators import EVALUATORS, Counts, Evaluator, LossRequest
+from zofo.methods.base import MethodOptions
+from zofo.methods.zeroth_order_defaults import HALF, default_epsilon, default_evaluator, default_lr
 from zofo.models import save_tensors
 from zofo.noise import MASKS, NOISES, Mask, Noise
 from zofo.rules import RULES, Rule, State
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
-
-LR_OF_ONE, LR_OF_SEVERAL, LR_OVER_SPREAD = 5e-5, 1e-4, 6e-3
-"""Default learning rates of `sgd`: one direction (or two) a step, several, and for loss-spread steps.
-
-A quarter of the largest stable one of SmolLM2-135M on two tasks; see docs/methods.md, and `zofo tune lr` for a model of
-your own.
-"""
 
 _SHOWN = 3  # names of tensors that stay
 _EACH = 1 << 16  # keys of one step: index = number of the direction * _EACH + number of the group
@@ -85,7 +80,7 @@ def _part(kind: type[PartConfig]) -> Any:
     return Field(default_factory=lambda: kind.model_validate({}))
 
 
-class ZerothOrderConfig(Config):
+class ZerothOrderConfig(MethodOptions):
     """The zeroth-order step on the backbone."""
 
     noise: NoiseConfig = _part(NoiseConfig)
@@ -108,22 +103,48 @@ class ZerothOrderConfig(Config):
     """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
     that a forward uses and that require a gradient."""
 
+    moves_adapter: ClassVar[bool] = False
+    """Whether the steps move the tensors of `adapter` where there is one, and not the model's weights."""
+    adapter_rates: ClassVar[tuple[str, ...]] = ()
+    """The keys of the learning rates of first-order steps on `adapter`."""
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, given: Any) -> Any:
-        """The evaluator that suits the noise, and the learning rate that suits the directions."""
+        """The defaults that other options decide; see `zofo.methods.zeroth_order_defaults`."""
         if not isinstance(given, dict):
             return given
-        noise, evaluator, rule = (named(given.get(part, {})) for part in ("noise", "evaluator", "rule"))
-        filled = dict(given)
-        if isinstance(noise, dict) and isinstance(evaluator, dict) and "name" not in evaluator:
-            low_rank = noise.get("name", NoiseConfig.default) == "low-rank"
-            filled["evaluator"] = {"name": "in-forward" if low_rank else "in-place", **evaluator}
-        if isinstance(rule, dict) and rule.get("name", RuleConfig.default) == "sgd" and "lr" not in rule:
-            several = given.get("num_directions", 1) not in (1, 2) or given.get("directions", "shared") != "shared"
-            lr = LR_OVER_SPREAD if given.get("loss_spread") else LR_OF_SEVERAL if several else LR_OF_ONE
-            filled["rule"] = {"lr": lr / cls.slope_factor(given), **rule}
+        noise, evaluator, rule, estimator = (
+            named(given.get(part, {})) for part in ("noise", "evaluator", "rule", "estimator")
+        )
+        moved = cls._moved(given)
+        beside = kind_of(given.get("adapter", {})) if cls.adapter_rates else None
+        filled = {**(dict.fromkeys(cls.adapter_rates, beside.lr) if beside is not None else {}), **given}
+        if isinstance(noise, dict) and isinstance(evaluator, dict):
+            chosen = default_evaluator(noise.get("name", NoiseConfig.default), moved, beside)
+            filled["evaluator"] = {"name": chosen, **evaluator}
+        if isinstance(rule, dict) and _is_plain(rule.get("name", RuleConfig.default)):
+            filled["rule"] = {"lr": default_lr(given, moved, cls.slope_factor(given)), **rule}
+        epsilon = default_epsilon(moved, half=False)
+        if isinstance(estimator, dict) and epsilon is not None:
+            filled["estimator"] = {"epsilon": epsilon, **estimator}
         return filled
+
+    @classmethod
+    def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the epsilon that suits the number type of the model."""
+        model, method = tree.get("model"), named(tree.get("method", {}))
+        estimator = named(method.get("estimator", {}))
+        half = isinstance(model, dict) and model.get("dtype") in HALF
+        if not half or not isinstance(estimator, dict):
+            return tree
+        epsilon = default_epsilon(cls._moved(method), half=True)
+        return {**tree, "method": {**method, "estimator": {"epsilon": epsilon, **estimator}}}
+
+    @classmethod
+    def _moved(cls, given: Mapping[str, Any]) -> type[PeftAdapters] | None:
+        """The class of the adapter whose tensors the steps move."""
+        return kind_of(given.get("adapter")) if cls.moves_adapter else None
 
     @classmethod
     def slope_factor(cls, given: Mapping[str, Any]) -> float:
@@ -142,23 +163,6 @@ class ZerothOrderConfig(Config):
     def replay_header(self) -> dict[str, Any]:
         """See `Method.replay_header`."""
         return self.model_dump(mode="json", include={"noise", "mask", "rule", "estimator", "evaluator", "select"})
-
-
-def adapter_defaults(given: Any, rates: Sequence[str]) -> Any:
-    """Defaults of a method that moves theta beside an adapter that first-order steps train.
-
-    Args:
-        given: the method's configuration, as it is written.
-        rates: the keys of the adapter's learning rates.
-    """
-    kind = kind_of(given.get("adapter", {})) if isinstance(given, dict) else None
-    if kind is None:
-        return given
-    filled = {**dict.fromkeys(rates, kind.lr), **given}
-    evaluator = named(given.get("evaluator", {}))
-    if isinstance(evaluator, dict) and not kind.theta_in_forward:
-        filled["evaluator"] = {"name": "in-place", **evaluator}
-    return filled
 
 
 class ZerothOrder:
@@ -344,6 +348,11 @@ def _note_of_staying(kind: str, names: Sequence[str], named: Mapping[str, nn.Par
         f"{len(names)} tensors {kind} ({size:,} numbers) stay as they are: {shown}; to move them, name them in "
         "method.select by more than '*'"
     )
+
+
+def _is_plain(rule: Any) -> bool:
+    """Whether a rule's default learning rate is the method's to decide."""
+    return isinstance(rule, str) and rule in RULES and RULES[rule].plain
 
 
 def _group_size(directions: str) -> int:

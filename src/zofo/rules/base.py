@@ -35,8 +35,8 @@ class Rule(ABC):
     Attributes:
         linear: whether updates are displacements; otherwise they are written out entry by entry, and a trajectory
             holds the gradients the rule was given.
-        plain: whether an update is -lr times the estimate, but for weight decay, so that `lr` means what it does for `sgd`
-            and has the same default, which the method decides.
+        plain: whether an update is -lr times the estimate, but for weight decay, so that `lr` means what it does for
+            `sgd` and has the same default, which the method decides.
         dense_buffers: how many parameter-sized float32 buffers the rule keeps; zero for all but those that say so.
     """
 

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from zofo.config import Config, named, parse_model, read_json_object
 from zofo.errors import ConfigError, UnknownNameError, error_context
-from zofo.methods import METHODS, BilevelConfig, ForwardOnlyConfig, MethodConfig, ZerothOrderConfig
+from zofo.methods import METHODS, MethodConfig
 from zofo.models import ModelConfig
 from zofo.overrides import parse_override, set_by_path
 from zofo.plugins import lost_packages
@@ -81,7 +81,10 @@ class TrainingConfig(Config):
         return self
 
 
-def method_config(value: Any, *, default: str = "bilevel") -> Any:
+_METHOD = "bilevel"  # that is meant when only options are given
+
+
+def method_config(value: Any, *, default: str = _METHOD) -> Any:
     """A method as it is written, as its own configuration; what is no group of keys is left to be refused.
 
     Args:
@@ -98,18 +101,11 @@ def method_config(value: Any, *, default: str = "bilevel") -> Any:
     return parse_model(kind, kind.with_plain_lr(value), "method")
 
 
-EPSILON_OF_HALF = 3e-3
-"""Default epsilon for half-precision models, whose losses are rounded more coarsely; see docs/methods.md."""
-
-
-DEMONSTRATIONS = 4
-"""Default number of demonstrations of `in-context`."""
-
-
-def _has_zo(method: Any) -> bool:
-    """Whether a method, as it is written, has a zeroth-order step."""
-    name = method.get("name", "bilevel") if isinstance(method, dict) else None
-    return isinstance(name, str) and name in METHODS and issubclass(METHODS[name].Config, ZerothOrderConfig)
+def _method_class(method: Any) -> type[MethodConfig] | None:
+    """The class of a method's configuration, as it is written; None where that names none."""
+    method = named(method)
+    name = method.get("name", _METHOD) if isinstance(method, dict) else None
+    return METHODS[name].Config if isinstance(name, str) and name in METHODS else None
 
 
 class RunConfig(Config):
@@ -120,7 +116,7 @@ class RunConfig(Config):
     task: Annotated[TaskConfig, BeforeValidator(named)] = TaskConfig()
     """Which task."""
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(method_config)] = Field(
-        default_factory=BilevelConfig
+        default_factory=METHODS[_METHOD].Config
     )
     """Which method, with its parts."""
     training: TrainingConfig = TrainingConfig()
@@ -132,32 +128,9 @@ class RunConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _epsilon_of_half(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        model, method = given.get("model"), named(given.get("method", {}))
-        if not isinstance(model, dict) or model.get("dtype") not in ("bfloat16", "float16") or not _has_zo(method):
-            return given
-        moves_adapter = issubclass(METHODS[method.get("name", "bilevel")].Config, ForwardOnlyConfig)
-        if moves_adapter and method.get("adapter") is not None:  # whose own epsilon is larger
-            return given
-        estimator = named(method.get("estimator", {}))
-        if not isinstance(estimator, dict) or "epsilon" in estimator:
-            return given
-        return {**given, "method": {**method, "estimator": {**estimator, "epsilon": EPSILON_OF_HALF}}}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _demonstrations(cls, given: Any) -> Any:
-        """In-context learning has demonstrations, 4 unless told otherwise."""
-        if not isinstance(given, dict):
-            return given
-        method, task = named(given.get("method", {})), named(given.get("task", {}))
-        if not isinstance(method, dict) or not isinstance(task, dict):
-            return given
-        if method.get("name") == "in-context" and "demonstrations" not in task:
-            return {**given, "task": {**task, "demonstrations": DEMONSTRATIONS}}
-        return given
+    def _completed_by_the_method(cls, given: Any) -> Any:
+        kind = _method_class(given.get("method", {})) if isinstance(given, dict) else None
+        return given if kind is None else kind.complete(given)
 
     @model_validator(mode="after")
     def _enough_steps(self) -> RunConfig:
@@ -166,17 +139,8 @@ class RunConfig(Config):
         return self
 
     @model_validator(mode="after")
-    def _method_and_demonstrations(self) -> RunConfig:
-        name, demonstrations = self.method.name, self.task.demonstrations
-        if name == "in-context" and not demonstrations:
-            raise ConfigError(
-                "method=in-context needs demonstrations", "set task.demonstrations=4, or method=zero-shot"
-            )
-        if name == "zero-shot" and demonstrations:
-            raise ConfigError(
-                f"method=zero-shot has no demonstrations, but task.demonstrations is {demonstrations}",
-                "choose method=in-context, or set task.demonstrations=0",
-            )
+    def _method_suits_the_task(self) -> RunConfig:
+        self.method.check_task(self.task)
         return self
 
     def anchored(self) -> RunConfig:

@@ -11,7 +11,7 @@ import torch
 
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts
-from zofo.methods import MeZO, MeZOConfig
+from zofo.methods import METHODS, ForwardOnlyConfig
 from zofo.training.config import RunConfig
 from zofo.training.data_module import PreparedRun, load_material, setting_of
 
@@ -96,7 +96,7 @@ def tune_lr(
         ConfigError: the method has no zeroth-order step of its own, or no learning rate was stable, or all were.
     """
     method = config.method
-    if not isinstance(method, MeZOConfig):
+    if not isinstance(method, ForwardOnlyConfig) or not method.one_rate:
         raise ConfigError(
             f"tune lr finds the learning rate of zeroth-order steps by themselves, not that of {method.name!r}",
             "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps",
@@ -128,7 +128,7 @@ class _Search:
     """Trials that all start from the same weights."""
 
     def __init__(
-        self, config: RunConfig, method: MeZOConfig, material: PreparedRun, steps: int, remote_code: bool
+        self, config: RunConfig, method: ForwardOnlyConfig, material: PreparedRun, steps: int, remote_code: bool
     ) -> None:
         self._config = config
         self._method = method
@@ -137,7 +137,7 @@ class _Search:
         self._remote_code = remote_code
         self._judges = material.encoded["train"][:_EXAMPLES]
         self.counts = Counts()
-        MeZO(method, setting_of(config, material)).check()
+        METHODS[method.name](method, setting_of(config, material)).check()
         self.loss = self._loss()
         if not math.isfinite(self.loss):
             raise NonFiniteError("loss of the untrained model", consequence="nothing was tried")
@@ -150,7 +150,8 @@ class _Search:
         if self._method.adapter is not None:  # which a model carries only once
             self._material = load_material(self._config, self._remote_code, ("train",))
         tried = self._method.model_copy(update={"rule": self._method.rule.with_options(lr=lr)})
-        method = MeZO(tried, setting_of(self._config, self._material))
+        method = METHODS[tried.name](tried, setting_of(self._config, self._material))
+        assert method.backbone is not None
         tensors = method.backbone.tensors
         before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         try:

@@ -16,7 +16,8 @@ from zofo.evaluators import Counts, Evaluator, LossRequest
 from zofo.methods.base import TrainingContext
 from zofo.methods.bilevel.backbone_distance import Moved
 from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
-from zofo.methods.zeroth_order_step import LR_OF_ONE, EvaluatorConfig, ZerothOrder, ZerothOrderConfig
+from zofo.methods.zeroth_order_defaults import LR_OF_ONE
+from zofo.methods.zeroth_order_step import EvaluatorConfig, ZerothOrder, ZerothOrderConfig
 from zofo.noise import words
 from zofo.rules import Rule
 from zofo.state_dict import StateDict

@@ -7,24 +7,24 @@ LLM Fine-Tuning and Meta-Training", algorithm 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from zofo.adapters import AdapterConfig, Adapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
-from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
+from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
 from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest, penalty_at
 from zofo.methods.optimizers import OptimizerName
-from zofo.methods.zeroth_order_step import ZerothOrderConfig, adapter_defaults
+from zofo.methods.zeroth_order_step import ZerothOrderConfig
 from zofo.noise import permutation
 from zofo.state_dict import StateDict
 
@@ -32,7 +32,7 @@ from zofo.state_dict import StateDict
 class BilevelConfig(MethodConfig, ZerothOrderConfig):
     """Configuration of `bilevel`. A plain `lr` is the rate of both adapters; `rule.lr` is the backbone's."""
 
-    lr_means = ("lr_lower", "lr_adapter")
+    lr_means = adapter_rates = ("lr_lower", "lr_adapter")
 
     name: Literal["bilevel"] = "bilevel"
     """Which method."""
@@ -52,15 +52,14 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     """The shape of both adapters."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_adapter_defaults(cls, given: Any) -> Any:
-        return adapter_defaults(given, ("lr_lower", "lr_adapter"))
-
     @classmethod
     def slope_factor(cls, given: Mapping[str, Any]) -> float:
         """See `ZerothOrderConfig.slope_factor`: 1 + the largest penalty."""
         return 1 + largest(as_penalty(given.get("penalty", 1.0)))
+
+    def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
+        """Passes over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
+        return batches_of_epochs(epochs, split_sizes(sum(rows))[1], self.batch_size)
 
 
 @METHODS.register("bilevel")
@@ -172,6 +171,11 @@ class Bilevel(Method):
             self._adapters.save(name, folder / name)
 
 
+def split_sizes(rows: int) -> tuple[int, int]:
+    """How many of some training rows are in D_f and in D_p."""
+    return rows // 3, rows - rows // 3
+
+
 def split(context: TrainingContext, batch_size: int) -> tuple[list[Any], list[Any]]:
     """D_f and D_p: a third of the training examples, drawn by seed, and the rest.
 
@@ -179,11 +183,11 @@ def split(context: TrainingContext, batch_size: int) -> tuple[list[Any], list[An
         ConfigError: D_f, the smaller one, has fewer than a batch takes.
     """
     count = len(context.examples)
-    third = count // 3
+    third, rest = split_sizes(count)
     if third < batch_size:
         lower = f"set method.batch_size={third} or lower, or " if third else ""
         raise ConfigError(
-            f"D_f is a third of the {count} training examples, {third}, and D_p the other {count - third}, but a batch "
+            f"D_f is a third of the {count} training examples, {third}, and D_p the other {rest}, but a batch "
             f"takes {batch_size} of each",
             f"{lower}give at least {3 * batch_size} training examples, with task.sizes.train or more rows",
         )

@@ -7,7 +7,7 @@ LLM Fine-Tuning and Meta-Training", section 4.2 and appendix B.5.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +21,11 @@ from zofo.adapters import ADAPTERS, Adapters
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient, LossRequest, Objective
-from zofo.methods.base import METHODS, Method, StepLog, TrainingContext
+from zofo.methods.base import METHODS, Method, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
 from zofo.methods.bilevel.backbone_step import BackboneStep
-from zofo.methods.bilevel.bilevel import BilevelConfig, split
+from zofo.methods.bilevel.bilevel import BilevelConfig, split, split_sizes
 from zofo.methods.bilevel.penalty_schedule import penalty_at
 from zofo.noise import permutation
 from zofo.objectives import scores
@@ -47,6 +47,11 @@ class MetaBilevelConfig(BilevelConfig):
     """Tasks that are drawn for each outer step, by seed; all of them where there are fewer."""
     adapters: Where = "cpu"
     """Where the adapters of the tasks lie that a step does not look at, with their optimisers: `cpu` or `disk`."""
+
+    def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
+        """Passes over the D_p of all tasks, where a step draws a batch for each of its tasks: on average."""
+        drawn = min(self.tasks_per_step, len(rows)) * self.batch_size
+        return batches_of_epochs(epochs, sum(split_sizes(number)[1] for number in rows), drawn)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ _MOST_LOGGED = 64  # slopes of a step in a line of the log; all are in the traje
 class SVRGConfig(ForwardOnlyConfig):
     """Configuration of `svrg`. The rule holds the learning rate of minibatch steps."""
 
+    one_rate = False
+
     name: Literal["svrg"] = "svrg"
     """Which method."""
     anchor_interval: int = 2
