@@ -10,6 +10,14 @@ from types import FunctionType
 import pytest
 
 import zofo
+from zofo.adapters import ADAPTERS
+from zofo.estimators import ESTIMATORS
+from zofo.evaluators import EVALUATORS
+from zofo.methods import METHODS
+from zofo.noise import MASKS, NOISES
+from zofo.objectives import OBJECTIVES
+from zofo.rules import RULES
+from zofo.tasks import METRICS
 
 SOURCE = Path(zofo.__file__).parent
 ROOMS = [  # top to bottom; rooms on one line are beside each other
@@ -273,3 +281,86 @@ def test_files_and_functions_are_short():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno < MOST_LINES_OF_A_FUNCTION, (path, node.name)
+
+
+REGISTRIES = (NOISES, MASKS, ESTIMATORS, RULES, EVALUATORS, METHODS, ADAPTERS, OBJECTIVES, METRICS)
+PARTS = [(name, part) for registry in REGISTRIES for name, part in registry._parts.items()]
+NAMES = {name for name, _ in PARTS}
+CLASSES = {part.__name__ for _, part in PARTS if inspect.isclass(part)}
+CONFIGS = {part.Config.__name__ for _, part in PARTS if hasattr(part, "Config")}
+ASKED_ALL_THE_SAME = {
+    ("zofo.tasks.prompt_limits", "random"),  # a filter of Jinja, not the mask
+    ("zofo.bench.step_variants", "InForward"),  # it has just built the part whose cost it measures
+}
+
+
+def names_asked_for(text: str, module: str) -> list[str]:
+    """Where a module compares a name with that of a registered part, or asks for an instance of such a class."""
+    tree, faults, lists = ast.parse(text), [], {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            lists[node.targets[0].id] = texts_of(node.value, {})
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            if any(is_a_name(side) for side in sides):
+                found = {text for side in sides for text in texts_of(side, lists)} & NAMES
+                faults += [f"{module}:{node.lineno} {name}" for name in sorted(found)]
+        elif isinstance(node, ast.Call) and dotted(node.func) in ("isinstance", "issubclass"):
+            asked = {dotted(one).rpartition(".")[2] for one in ast.walk(node.args[1])}
+            faults += [f"{module}:{node.lineno} {name}" for name in sorted(asked & (CLASSES | CONFIGS))]
+    return [one for one in faults if (module, one.rpartition(" ")[2]) not in ASKED_ALL_THE_SAME]
+
+
+def is_a_name(node: ast.AST) -> bool:
+    """Whether an expression is what a part is called: `x.name`, `name`, `x.get("name")`, `x["name"]`."""
+    if isinstance(node, ast.Call) and dotted(node.func).endswith(".get"):
+        return "name" in texts_of(node.args[0], {})
+    if isinstance(node, ast.Subscript):
+        return "name" in texts_of(node.slice, {})
+    return dotted(node).rpartition(".")[2].rpartition("_")[2] == "name"
+
+
+def texts_of(node: ast.AST, lists: dict[str, set[str]]) -> set[str]:
+    """The literal texts of an expression: one, those of a tuple, list or set, or of a constant that holds them."""
+    if isinstance(node, ast.Constant):
+        return {node.value} if isinstance(node.value, str) else set()
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return {text for one in node.elts for text in texts_of(one, lists)}
+    return lists.get(node.id, set()) if isinstance(node, ast.Name) else set()
+
+
+@every_module
+def test_no_module_asks_for_a_part_by_its_name(text, module, package):
+    assert [one for one in names_asked_for(text, module) if not defines(module, one)] == []
+
+
+def defines(module: str, fault: str) -> bool:
+    """Whether what a fault names is defined in the module itself."""
+    name = fault.rpartition(" ")[2]
+    parts = [part for known, part in PARTS if name in (known, getattr(part, "__name__", None))]
+    return any(part.__module__ == module for part in parts)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if rule.name == "sgd": pass',
+        'if config.adapter.name not in ("lora", "dora"): pass',
+        'SOME = ("lora", "dora")\nif config.adapter.name in SOME: pass',
+        'if noise.get("name", default) == "low-rank": pass',
+        'if given["name"] != "mezo": pass',
+        'if method_name == "in-context": pass',
+        "if isinstance(noise, LowRank | Masked): pass",
+        "if issubclass(kind, methods.MeZOConfig): pass",
+    ],
+)
+def test_the_check_of_names_reports_a_made_up_fault(line):
+    assert names_asked_for(line, "zofo.made.up")
+
+
+def test_the_check_of_names_allows_other_comparisons():
+    allowed = (
+        'task.kind == "classification"\nfile.name == "config.yaml"\nisinstance(noise, FactoredNoise)\nname == given'
+    )
+    assert names_asked_for(allowed, "zofo.made.up") == []
