@@ -790,6 +790,17 @@ def test_the_command_runs_plans_and_reports(run_zofo, study, tmp_path, monkeypat
     assert "4 runs are done; 6 are not done" in out  # the trials are the same; the file's own seeds have no runs yet
 
 
+def test_a_report_is_not_written_over_by_one_of_nothing(run_zofo, study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study()
+    assert run_zofo("study", "toy.yaml")[0] == 0
+    report = (tmp_path / "runs" / "toy" / "report.md").read_bytes()
+    code, _, err = run_zofo("study", "toy.yaml", "--report", "--set", "search.seeds=[77]", "--set", "seeds=[78]")
+    assert code == 2
+    assert f"holds {RUNS} results, and none of them is of the study as it is now" in err
+    assert (tmp_path / "runs" / "toy" / "report.md").read_bytes() == report
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -96,7 +96,8 @@ def report_study(study: Study, folder: Path) -> StudyResult:
         folder: of the study.
 
     Raises:
-        RunError: no study there, an outcome is damaged, or the folder cannot be written.
+        RunError: no study there, an outcome is damaged, or the folder cannot be written; or there are results, and
+            none of them is of the study as it is now: the report of them stays.
     """
     store, grid = Store(folder), study.grid
     store.refuse_others(study.name)
@@ -104,6 +105,12 @@ def report_study(study: Study, folder: Path) -> StudyResult:
     choices = choices_of(grid, outcomes)
     finals = final_runs(grid, choices)
     outcomes |= store.outcomes([*grid.starts, *finals])
+    if not outcomes and store.count:
+        raise RunError(
+            f"{str(folder)!r} holds {store.count} results, and none of them is of the study as it is now",
+            "put back what has changed since, such as the folder of a model; or type the command again without "
+            "--report to make them again",
+        )
     refuse_mixed([*grid.starts, *grid.trials, *finals], outcomes)
     write_results(study, [*grid.trials, *finals], outcomes, choices, folder, store.outdated())
     everything = {run.digest for run in [*grid.starts, *grid.trials, *finals]}

@@ -12,7 +12,7 @@ from typing import Any
 from zofo.errors import RunError, advice
 from zofo.filesystem import atomic_write_text, locked
 from zofo.studies.content import Content
-from zofo.studies.result import Outcome
+from zofo.studies.result import FILE, Outcome
 from zofo.studies.trial import Run
 from zofo.training.run_record import WEIGHTS
 
@@ -92,6 +92,11 @@ class Store:
                 return found
             self.changed[run.digest] = what
         return None
+
+    @property
+    def count(self) -> int:
+        """How many results there are, of this study or of what it was before."""
+        return sum(1 for _ in self.runs.glob(f"*/{FILE}"))
 
     def outcomes(self, runs: Sequence[Run]) -> dict[str, Outcome]:
         """The outcomes of those runs that are done, by digest."""
