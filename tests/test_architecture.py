@@ -364,3 +364,12 @@ def test_the_check_of_names_allows_other_comparisons():
         'task.kind == "classification"\nfile.name == "config.yaml"\nisinstance(noise, FactoredNoise)\nname == given'
     )
     assert names_asked_for(allowed, "zofo.made.up") == []
+
+
+def test_retired_names_do_not_come_back():
+    lines = (Path(__file__).parent / "retired_names.txt").read_text(encoding="utf-8").splitlines()
+    retired = dict(line.split() for line in lines if not line.startswith("#"))
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.name not in retired, f"{path}:{node.lineno}: {node.name} is {retired[node.name]} now"
