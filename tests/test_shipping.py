@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 
 from conftest import ARCHITECTURES, MORE_ARCHITECTURES, build_model
 from shipped_runs import IDS, MERGED, STEPS, contents, loaded, logits, maker, with_adapter
@@ -439,7 +440,8 @@ def test_what_is_uploaded_is_what_was_exported_with_a_card(made, tmp_path, kind)
     weights = {"merged": "model.safetensors", "adapter": "adapter_model.safetensors", "patch": "model.zofo"}[kind]
     assert {weights, "README.md"} <= set(commit)
     card = commit["README.md"].decode()
-    assert card.startswith("---\ntags:")
+    assert ModelCard(card).data.tags == ["zofo", "bilevel"]
+    assert "\n\n\n" not in card.split("```")[0]
     assert "fine-tuned on movie-reviews" in card
     assert str(tmp_path) not in card
     assert ("me/model" in card) == (kind != "patch")

@@ -202,6 +202,11 @@ def first_line(error: BaseException) -> str:
     return truncate((str(error).strip() or type(error).__name__).splitlines()[0], 300)
 
 
+def listed(values: Iterable[Any]) -> str:
+    """Values as Python writes them, with commas between."""
+    return ", ".join(map(repr, values))
+
+
 def truncate(text: str, longest: int = 80) -> str:
     """A text as a message shows it: the middle of a long one is left out.
 

@@ -131,3 +131,8 @@ def set_by_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         tree[path[-1]] = {**old, "name": value}
     else:
         tree[path[-1]] = value
+
+
+def format_overrides(tree: Tree) -> str:
+    """A tree on one line, as `key=value` would be typed on the command line."""
+    return " ".join(f"{key}={value}" for key, value in flat(tree))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zofo.cli.options import AsJson, BaseModel, Force, RemoteCode, out, verbs
+from zofo.cli.options import AsJson, BaseModel, Best, Force, RemoteCode, Variant, out, verbs
 
 commands = verbs()
 Folded = Annotated[
@@ -76,8 +76,8 @@ def export(
     patch: Annotated[
         Path | None, typer.Option(help="A new file: what training added, for zofo apply.", show_default=False)
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")] = None,
-    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    variant: Variant = None,
+    best: Best = False,
     folded: Annotated[
         bool,
         typer.Option(

@@ -40,6 +40,8 @@ Data = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Best = Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")]
+Variant = Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]

@@ -9,10 +9,13 @@ import typer
 
 from zofo.cli.options import (
     AsJson,
+    BaseModel,
+    Best,
     Data,
     DataDir,
     Overrides,
     RemoteCode,
+    Variant,
     configured,
     err,
     leaving_when_stopped,
@@ -50,8 +53,8 @@ def train(
 def evaluate(
     arguments: Annotated[list[str], typer.Argument(help="A run folder, or key=value for a zero-shot score.")],
     split: Annotated[str | None, typer.Option(help="train, validation (the default) or test.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")] = None,
-    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
+    variant: Variant = None,
+    best: Best = False,
     data_dir: DataDir = None,
     data: Data = None,
     as_json: AsJson = False,
@@ -81,9 +84,9 @@ def evaluate(
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     texts: Annotated[list[str], typer.Argument(help="Texts; or rows as JSON objects, for tasks with several columns.")],
-    variant: Annotated[str | None, typer.Option(help="Which model of the run.")] = None,
-    best: Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")] = False,
-    model: Annotated[str | None, typer.Option(help="Where the base model is now, if it has moved.")] = None,
+    variant: Variant = None,
+    best: Best = False,
+    model: BaseModel = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -110,7 +113,7 @@ def note_of(run: Path) -> None:
     from zofo.training import RunFolder
 
     if note := RunFolder.open(run).identity.note:
-        err.print(note, highlight=False, markup=False, soft_wrap=True)
+        err.say(note)
 
 
 @tune.command(name="lr")

@@ -125,8 +125,8 @@ def export_run(
     card = model_card(run, kind, variant, best, head)
     with new_folder(out, force, read) as folder:
         save(folder)
-        _write_card(folder, card)
-        files = _names(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
     return ExportResult(kind, out, files, card)
 
 
@@ -194,11 +194,3 @@ def _refuse_adapter_below(run: RunFolder) -> None:
             f"the run started from {str(start.path)!r} and its adapter, which this version cannot merge",
             "export that run with --merged DIR, and train again with model=DIR",
         )
-
-
-def _write_card(folder: Path, card: str) -> None:
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,18 +158,15 @@ class Patch:
         return cls(header, stages, adapter)
 
 
-class patch_error_context:
-    """While it is open, the name of the patch's file is put before what is wrong."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, RunError) and not error.message.startswith(repr(str(self._path))):
-            error.message = f"{str(self._path)!r}: {error.message}"
+@contextmanager
+def patch_error_context(path: Path) -> Iterator[None]:
+    """While it is open, an error names the patch's file."""
+    try:
+        yield
+    except RunError as error:
+        if not error.message.startswith(repr(str(path))):
+            error.message = f"{str(path)!r}: {error.message}"
+        raise
 
 
 def _check(header: Header) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError, nearest
-from zofo.overrides import Tree, flat, get_by_path
+from zofo.overrides import Tree, flat, format_overrides, get_by_path
 from zofo.studies.shorthand import as_written, distinct
 
 _OF_RUNS = "method model task seed trial setting chosen metric score majority steps seconds failed run split loss"
@@ -152,7 +152,7 @@ class StudyConfig(Config):
 
     def settings(self, name: str) -> list[str]:
         """The same, each as one line of `key=value`."""
-        return [" ".join(f"{key}={value}" for key, value in flat(trial)) for trial in self.tried(name)]
+        return list(map(format_overrides, self.tried(name)))
 
     def controls(self, name: str) -> list[str]:
         """The methods that have the setting of this one."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text
-from zofo.overrides import Tree, flat
+from zofo.overrides import format_overrides
 from zofo.studies.config import MethodSpec, StudyConfig
 from zofo.studies.frames import as_score, as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.studies.grid import Grid
@@ -91,17 +91,13 @@ def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterab
     lines += [f"- {note}" for note in study.notes]
     lines += ["- Scores are those after the last step of a run, not the best along it."]
     yield "\n".join(lines)
-    rows = [[name, _written(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
-    rows += [["(all)", _written(config.base)]] if config.base else []
+    rows = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
+    rows += [["(all)", format_overrides(config.base)]] if config.base else []
     yield markdown(["method", "what it is"], rows, texts=2)
 
 
 def _whose_setting(contender: MethodSpec) -> str:
     return "" if contender.setting_of is None else f", with the setting of {contender.setting_of}"
-
-
-def _written(tree: Tree) -> str:
-    return " ".join(f"{key}={value}" for key, value in flat(tree))
 
 
 def _tables(config: StudyConfig, scores: Scores) -> Iterator[str]:

@@ -19,6 +19,7 @@ import jinja2
 from zofo.errors import DataError, ModelError, first_line
 from zofo.tasks.control_tokens import Speller, with_marks, without_marks
 from zofo.tasks.example import Example
+from zofo.tasks.prompt_templates import FAILURES
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a turn that hold what its speaker thought before the content."""
@@ -26,7 +27,6 @@ _NAMES = ("name", "id", "tool_call_id")  # keys of a turn that only name it or t
 _PROBE = "Probe-4711"
 _DAY = datetime.date(2024, 7, 26)  # which templates such as that of Llama 3 take themselves where they know no date
 _WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
-_FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
 _EDIT = "edit chat_template in the model's folder, or choose another model"
 
 
@@ -187,7 +187,7 @@ class _Writer:
             text = self._speller.tokenizer.apply_chat_template(
                 given, tools=tools, tokenize=False, add_generation_prompt=asking, **self._given, **way
             )
-        except (jinja2.TemplateError, *_FAILURES) as error:
+        except (jinja2.TemplateError, *FAILURES) as error:
             raise DataError(
                 f"{self.where}: the model's chat template refuses the turns: {first_line(error)}",
                 "mend the row, or choose another model",

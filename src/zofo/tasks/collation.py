@@ -69,18 +69,15 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """Examples `start` to `stop`, padded as they are here."""
         first, last = torch.searchsorted(self.row_examples, torch.tensor([start, stop])).tolist()
-        parts: dict[str, Any] = {name: tensor[first:last] for name, tensor in self._tensors(_BY_ROW)}
-        parts |= {name: tensor[start:stop] for name, tensor in self._tensors(_BY_EXAMPLE)}
+        parts = {name: tensor[first:last] for name, tensor in tensors_of(self, _BY_ROW).items()}
+        parts |= {name: tensor[start:stop] for name, tensor in tensors_of(self, _BY_EXAMPLE).items()}
         parts["row_examples"] = parts["row_examples"] - start
         parts["sources"] = parts["sources"] - first * self.keep
         return replace(self, **parts, members=self.members[start:stop])
 
     def repeated(self, times: int) -> Batch:
         """All rows `times` over: `times` E examples, the first E of them once before the first is there again."""
-        parts: dict[str, Any] = {
-            name: tensor.repeat(times, *[1] * (tensor.dim() - 1))
-            for name, tensor in self._tensors((*_BY_ROW, *_BY_EXAMPLE))
-        }
+        parts = repeated_tensors(self, (*_BY_ROW, *_BY_EXAMPLE), times)
         copies = torch.arange(times)
         rows = len(self.input_ids)
         parts["row_examples"] += copies.repeat_interleave(rows) * len(self)
@@ -88,8 +85,15 @@ class Batch:
         parts["sources"] += shift.to(self.sources.device).view(-1, 1, 1)
         return replace(self, **parts, members=self.members * times)
 
-    def _tensors(self, names: Sequence[str]) -> list[tuple[str, torch.Tensor]]:
-        return [(name, tensor) for name in names if (tensor := getattr(self, name)) is not None]
+
+def tensors_of(batch: object, names: Sequence[str]) -> dict[str, Any]:
+    """The tensors of a batch by name, without those that it does not have."""
+    return {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
+
+
+def repeated_tensors(batch: object, names: Sequence[str], times: int) -> dict[str, Any]:
+    """The same, each `times` over along its first dimension."""
+    return {name: torch.cat([tensor] * times) for name, tensor in tensors_of(batch, names).items()}
 
 
 _BY_ROW = ("input_ids", "attention_mask", "position_ids", "branches", "row_examples")  # of a Batch

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zofo.errors import DataError
+from zofo.errors import DataError, listed
 from zofo.tasks.prompt_templates import columns_of, fill
 from zofo.tasks.readers.choices import gold_choice, hidden_hint, same_key
-from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
+from zofo.tasks.readers.look_alikes import first_repeated, look_alike_key, told_apart
 from zofo.tasks.readers.row import NamedLabel
-from zofo.tasks.task import ChoicesFromColumn, Task, shown
+from zofo.tasks.task import ChoicesFromColumn, Task
 
 
 def missing_column(name: str, column: str, fields: Mapping[str, Any], where: str) -> DataError:
     """What is said of a row without a column that the task of that name needs."""
-    has = ", ".join(map(repr, fields)) or "nothing"
+    has = listed(fields) or "nothing"
     return DataError(
         f"{where}: the column {column!r}, which the task {name!r} needs, is missing; the row has {has}",
         "rename the column in the file, or name yours in a copy of the task file",
@@ -64,14 +64,16 @@ def label_index(task: Task, label: Any, where: str) -> int:
         if label == known or (isinstance(text, str) and text.strip() == str(known))
     ]
     if len(places) > 1 and isinstance(label, NamedLabel):
-        names = shown([task.label_names[place] for place in places])
+        names = listed(task.label_names[place] for place in places)
         raise DataError(
             f"{where}: column {task.label!r} is class {int(label)} with the name {text!r}, so that both of {names} fit",
             "give the verbalizers by the names of the classes, or by other numbers than these names",
         )
     if places:
         return places[0]
-    hint = f"the verbalizers have the labels {shown(task.label_names)}; mend the row, or add the label to the task file"
+    hint = (
+        f"the verbalizers have the labels {listed(task.label_names)}; mend the row, or add the label to the task file"
+    )
     hint = hidden_hint(label) or hint
     text = repr(label)
     if isinstance(label, str | int | float):
@@ -106,14 +108,14 @@ def gold_choices(
         if found:
             return tuple(found)
         raise DataError(
-            f"{where}: none of the right answers in column {task.label!r} ({shown(label)}) is among the choices",
+            f"{where}: none of the right answers in column {task.label!r} ({listed(label)}) is among the choices",
             "mend or remove the row",
         )
     if task.labels is None:
         return (gold_choice(task.label, values, label, each.each if each is not None else None, where),)
     place = next((n for n, key in enumerate(keys) if not isinstance(label, bool) and same_key(label, key)), None)
     if place is None:
-        must = f"column {task.label!r} is {label!r}, but must be one of {shown(keys)}"
+        must = f"column {task.label!r} is {label!r}, but must be one of {listed(keys)}"
         raise DataError(f"{where}: {must}", hidden_hint(label) or "mend the row")
     return (place,)
 
@@ -132,7 +134,7 @@ def _keys(task: Task, fields: Mapping[str, Any], values: Sequence[str], where: s
         raise DataError(
             f"{where}: labels: {task.labels!r} is {what}, but there are {len(values)} choices", "mend the row"
         )
-    twice = next((key for n, key in enumerate(keys) if any(same_key(key, other) for other in keys[:n])), None)
+    twice = first_repeated(keys, same_key)
     if twice is not None:
         raise DataError(f"{where}: labels: {task.labels!r} holds {twice!r} twice", "mend the row")
     return keys

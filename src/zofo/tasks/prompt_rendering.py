@@ -11,6 +11,7 @@ from zofo.tasks.chats import REASONING, texts_of
 from zofo.tasks.example import Example, Message
 from zofo.tasks.gold import gold_choices, label_index, label_of, missing_column
 from zofo.tasks.prompt_templates import CHOICE, checked_fields, columns_of, fill
+from zofo.tasks.readers.look_alikes import first_repeated
 from zofo.tasks.readers.row_checks import answer_problem, turns_problem
 from zofo.tasks.task import Choices, ChoicesFromColumn, Prompt, Task
 
@@ -111,7 +112,7 @@ def _choices(
         entries = list(texts)
     if len(texts) < 2:
         raise DataError(f"{where}: {len(texts)} choices, but two or more are needed", "mend or remove the row")
-    twice = next((text for number, text in enumerate(texts) if text in texts[:number]), None)
+    twice = first_repeated(texts)
     if twice is not None:
         raise DataError(f"{where}: the choice {twice!r} is there twice", "mend or remove the row")
     return texts, tuple(entry.strip() for entry in entries)

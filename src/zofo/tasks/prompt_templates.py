@@ -118,7 +118,8 @@ def plain_columns(template: str) -> frozenset[str]:
     return frozenset(found)
 
 
-_FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
+FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
+"""What a template of Jinja may raise, beside its own errors."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -153,7 +154,7 @@ def fill(
             value = list(counted(value)) if isinstance(value, Iterator) else value
         if isinstance(value, str):
             refuse_address(value, fields)
-    except (jinja2.TemplateError, *_FAILURES) as error:
+    except (jinja2.TemplateError, *FAILURES) as error:
         raise DataError(
             f"{where}: the template {template!r} cannot be filled: {error}",
             "mend the row, or the template in a copy of the task file (`zofo copy TASK FILE`)",

@@ -10,11 +10,12 @@ from typing import Any
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.duplicates import repeats_of
 from zofo.tasks.example import Example
-from zofo.tasks.notes import likely_mistakes
 from zofo.tasks.readers import has_split
+from zofo.tasks.readers.look_alikes import label_notes
 from zofo.tasks.task import SPLITS, Split, Task
 
 _FEW = 2  # rows of a label
+_ENOUGH = 20  # rows in which the first choice is not missing by chance
 
 
 def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
@@ -25,7 +26,7 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
         examples: of each split, without demonstrations.
     """
     repeats = repeats_of(examples, task.kind == "generation")
-    notes = likely_mistakes(task, examples)
+    notes = _likely_mistakes(task, examples)
     notes += [note for split, found in repeats.items() for note in found.notes(split, len(examples[split]))]
     lost = [one.where for rows in examples.values() for one in rows if any("\ufffd" in text for text in one.own)]
     if lost:
@@ -43,6 +44,23 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
         elif len(counts) == 1:
             label = names[next(iter(counts))]
             notes.append(f"all {len(rows)} rows of {split} have the label {label!r}: saying it always scores 100 %")
+    return notes
+
+
+def _likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
+    """What looks like a mistake in the labels of rows, but may be meant; one line each."""
+    rows = [one for split in examples.values() for one in split]
+    counts = Counter(gold for one in rows for gold in one.golds)
+    if task.kind == "classification":
+        return label_notes({label: counts[place] for place, label in enumerate(task.label_names) if counts[place]})
+    if task.kind != "multiple-choice" or task.labels is not None:
+        return []
+    notes: list[str] = []
+    for name, some in {"": rows, **{f" of {split}": ones for split, ones in examples.items()}}.items():
+        known = [gold for one in some for gold in one.golds]
+        if len(some) >= _ENOUGH and known and 0 not in known and not notes:
+            start = "if its numbers count from 1, say so: labels: [1, 2, ...]"
+            notes.append(f"the first choice is right in none of {len(some)} rows{name}; {start}")
     return notes
 
 

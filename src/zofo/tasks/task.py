@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -11,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.tasks.prompt_templates import check_template, columns_of, refuse_telling
+from zofo.tasks.readers.look_alikes import first_repeated
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -103,8 +103,7 @@ Choices = list[str] | ChoicesFromColumn
 
 
 def _once(labels: list[Label] | str) -> list[Label] | str:
-    texts = [str(label).strip() for label in labels]
-    twice = next((text for number, text in enumerate(texts) if text in texts[:number]), None)
+    twice = first_repeated([str(label).strip() for label in labels])
     if isinstance(labels, list) and twice is not None:
         raise ValueError(f"the label {twice!r} stands for two choices")
     return labels
@@ -330,8 +329,3 @@ def known_split(split: str) -> Split:
         if split == known:
             return known
     raise ConfigError(f"unknown split {split!r}", f"known: {', '.join(SPLITS)}")
-
-
-def shown(labels: Sequence[Label]) -> str:
-    """Labels as a message shows them."""
-    return ", ".join(repr(label) for label in labels)

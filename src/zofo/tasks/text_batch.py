@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zofo.tasks.collation import padded
+from zofo.tasks.collation import padded, repeated_tensors, tensors_of
 from zofo.tasks.tokenization_encoder import TokenizedText
 
 
@@ -40,19 +40,15 @@ class TextBatch:
 
     def part(self, start: int, stop: int) -> TextBatch:
         """Examples `start` to `stop`, padded as they are here."""
-        parts: dict[str, Any] = {name: tensor[start:stop] for name, tensor in self._tensors()}
+        parts = {name: tensor[start:stop] for name, tensor in tensors_of(self, _TENSORS).items()}
         return replace(self, **parts, members=self.members[start:stop])
 
     def repeated(self, times: int) -> TextBatch:
         """All rows `times` over."""
-        parts: dict[str, Any] = {
-            name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in self._tensors()
-        }
-        return replace(self, **parts, members=self.members * times)
+        return replace(self, **repeated_tensors(self, _TENSORS, times), members=self.members * times)
 
-    def _tensors(self) -> list[tuple[str, torch.Tensor]]:
-        names = ("input_ids", "attention_mask", "token_type_ids", "gold")
-        return [(name, tensor) for name in names if (tensor := getattr(self, name)) is not None]
+
+_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "gold")
 
 
 def collate_texts(examples: Sequence[TokenizedText], pad: int, device: torch.device) -> TextBatch:

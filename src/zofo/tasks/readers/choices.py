@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zofo.errors import DataError, truncate_repr
-from zofo.tasks.readers.look_alikes import look_alike_key, number_key, told_apart
+from zofo.tasks.readers.look_alikes import first_repeated, look_alike_key, number_key, told_apart
 from zofo.tasks.readers.row import Row
 from zofo.tasks.readers.row_checks import MEND, Problem, text_problem
 
@@ -110,7 +110,7 @@ def choices_problem(column: str, choices: Any) -> Problem | None:
     """What is wrong with choices, if anything; a mapping of texts and their labels stands for them, too."""
     if is_keyed(choices):
         texts, keys = choices["text"], choices["label"]
-        twice = next((key for n, key in enumerate(keys) if any(same_key(key, other) for other in keys[:n])), None)
+        twice = first_repeated(keys, same_key)
         if len(texts) != len(keys) or twice is not None:
             what = f"{len(texts)} texts and {len(keys)} labels" if twice is None else f"the label {twice!r} twice"
             return Problem("keys", f"column {column!r} holds {what}", MEND)
@@ -139,8 +139,7 @@ def list_problem(column: str, choices: Any) -> Problem | None:
     if len(choices) < 2:
         message = f"column {column!r} has {len(choices)} choices, but two or more are needed"
         return Problem("few choices", message, MEND)
-    stripped = [choice.strip() for choice in choices]
-    twice = next((text for number, text in enumerate(stripped) if text in stripped[:number]), None)
+    twice = first_repeated([choice.strip() for choice in choices])
     if twice is not None:
         return Problem("choice twice", f"column {column!r} holds the choice {truncate_repr(twice)} twice", MEND)
     return None

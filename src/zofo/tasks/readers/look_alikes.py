@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -55,6 +56,11 @@ def _invisible(character: str) -> bool:
     """Whether it is a format or control character, such as U+FEFF, or selects a variant of the one before it."""
     kind = unicodedata.category(character)
     return kind == "Cf" or kind == "Cc" and not character.isspace() or "\ufe00" <= character <= "\ufe0f"
+
+
+def first_repeated(values: Sequence[Any], same: Callable[[Any, Any], bool] = operator.eq) -> Any:
+    """The first value that an earlier one is the same as; None where all differ."""
+    return next((one for n, one in enumerate(values) if any(same(one, other) for other in values[:n])), None)
 
 
 def told_apart(one: Any, other: Any) -> tuple[str, str]:
