@@ -1,4 +1,4 @@
-"""Which task a run is about, and how its rows are asked about."""
+"""The configuration of a task: which one, which of its rows, and how they become prompts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ DEFAULT_TASK = "movie-reviews"
 ROWS_OF_EACH = 768
 """Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
 OF_ONE = ("name", "prompt", "template", "label", "labels", "verbalizers", "metric")
-"""Options that have no meaning for several tasks."""
+"""Options that only a single task can have."""
 
 
 def _has_own_rows(given: dict[str, Any]) -> bool:
-    """Whether a task's rows are a user's own, and not those of a packaged task as their authors published them."""
+    """Whether the rows are the user's own, not those of a packaged task."""
     return given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml"))
 
 
 class TaskConfig(Config):
-    """Which task, which of its rows, and how they are asked about."""
+    """Which task, which of its rows, and how they become prompts."""
 
     name: str | None = None
     """A task of `zofo list tasks`, or the path of a task file; by default `movie-reviews`, or what `data` is."""
@@ -33,55 +33,55 @@ class TaskConfig(Config):
     data_dir: Path | None = None
     """A folder with the task's rows, one file for each source split, in place of its own source."""
     prompt: str | None = None
-    """Which of the task's prompts; by default its first, and `none` for a classification head."""
+    """Name of one of the task's prompts; by default its first, and `none` for a classification head."""
     template: str | None = None
     """A prompt in place of the task's, in Jinja, for example `"{{ text }} It was"`."""
     label: str | None = None
     """The label column, or an expression of columns, in place of the task's."""
     labels: ChoiceLabels | None = None
-    """Of a multiple choice: what the label holds for each choice, `[1, 2, 3, 4]` for numbers that count from 1, or an
-    expression of the row that gives such a list; in place of the task's."""
+    """Multiple choice: what the label column holds for each choice, such as `[1, 2, 3, 4]` where it counts from 1; or
+    an expression of the row that gives such a list. It takes the place of the task's."""
     verbalizers: Verbalizers | None = None
     """Verbalizers in place of the task's."""
     metric: str | None = None
     """A score in place of the task's."""
     max_new_tokens: int | None = Field(None, ge=1)
-    """Of a generation: tokens after which it ends, in place of the task's."""
+    """Generation: the most tokens of an answer, in place of the task's."""
     scoring: Literal["mean", "sum", "calibrated", "channel"] = "mean"
-    """How a candidate is scored in evaluation: the mean log-likelihood of its tokens, their sum, or the sum less that
-    of the same candidate after a prompt without content; or, in training as well, that of the prompt after it."""
+    """How a candidate is scored. `mean` and `sum`: the log-likelihood of its tokens. `calibrated`: the sum, less that
+    of the same candidate after a prompt without content. `channel`: the log-likelihood of the prompt after the
+    candidate, in training too."""
     demonstrations: int = Field(0, ge=0)
-    """Solved rows of train that stand before each prompt: in-context learning."""
+    """How many solved rows of train stand before each prompt (in-context learning)."""
     demonstration_sets: Literal["per-example", "fixed"] = "per-example"
-    """Whether each example has demonstrations of its own, or all have the same."""
+    """Draw demonstrations for each example, or once for all."""
     split_seed: int = Field(0, ge=0)
-    """Which rows are drawn for each split, where a task draws them, and which demonstrations."""
+    """Seed of the draw of splits and of demonstrations."""
     draw: Literal["plain", "stratified"] = "plain"
-    """How: `stratified` gives each split each label in its share and keeps rows that ask the same in one split; `plain`
-    draws every row by itself. By default, rows of `data` and of a task file are stratified, packaged tasks are as in
-    the papers."""
+    """How splits are drawn. `stratified` keeps the share of each label and puts rows that ask the same into one split;
+    `plain` draws each row independently. The default is `stratified` for `data` and task files, and `plain` for
+    packaged tasks, as in the papers."""
     sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
-    """Rows that are drawn for a split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
+    """Rows of each split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
     max_rows: int | None = Field(None, ge=1)
-    """Keep only the first rows of each split, after the draw; of several tasks, of train alone, and 768 by default."""
+    """Keep only so many rows of each split, after the draw. Of several tasks, it counts for train alone, and is 768."""
     shots: int | None = Field(None, ge=1)
-    """Train on so few rows, drawn by `split_seed`: of each label of a classification, or in all of another task."""
+    """Few-shot training: rows of each label of a classification, or of train as a whole, drawn by `split_seed`."""
     tasks: list[str] = []
-    """Several tasks at once: packaged ones, or folders with MetaICL's rows; each is a folder in `data`, if given."""
+    """Several tasks at once: packaged tasks, or folders with MetaICL's rows. With `data`, each is a folder in it."""
     setting: Path | None = None
-    """A setting file of MetaICL, `{"train": [...], "test": [...]}`: its training tasks are `tasks`, the others
-    `unseen`."""
+    """A setting file of MetaICL, `{"train": [...], "test": [...]}`, which gives `tasks` and `unseen`."""
     unseen: list[str] = []
-    """Tasks that are kept for the test, so that none of `tasks` may be one of them by another name, or share rows."""
+    """Tasks kept for the test. A task of `tasks` that is one of them by another name, or shares rows, is refused."""
     allow_overlap: bool = False
-    """Train on such a task, or test on one that `start` was trained on, or on rows of train, nevertheless."""
+    """Allow training and test data to overlap: by task, by rows, or through the run in `start`."""
     max_length: int | None = Field(None, ge=8)
-    """Longest text in tokens; by default, what the model can take."""
+    """The longest text in tokens; by default the model's limit."""
     truncate: Literal["never", "left"] = "never"
-    """What happens to a longer text: `never` refuses it, `left` drops the oldest tokens of its prompt. Prompts with
-    demonstrations always lose their oldest."""
+    """What happens to a longer text: `never` refuses it; `left` drops the first tokens of its prompt, as is always done
+    with demonstrations."""
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Of a generation: 0 takes the likeliest token, more draws at that temperature, by `training.seed`."""
+    """Generation: 0 takes the likeliest token; above 0, tokens are drawn at that temperature, by `training.seed`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -125,19 +125,19 @@ class TaskConfig(Config):
 
     @property
     def several(self) -> bool:
-        """Whether it means several tasks at once."""
+        """Whether there are several tasks at once."""
         return bool(self.tasks) or self.setting is not None
 
     @property
     def title(self) -> str:
-        """What runs and tables call it."""
+        """The name in runs and tables."""
         if self.several:
             return self.setting.stem if self.setting is not None else f"{len(self.tasks)}-tasks"
         return Path(self.name or str(self.data)).stem
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What is given here in place of keys of the task file."""
+        """The keys of the task file that are set here."""
         names = ("label", "labels", "verbalizers", "metric", "max_new_tokens")
         given = {name: getattr(self, name) for name in names}
         return {key: value for key, value in given.items() if value is not None}

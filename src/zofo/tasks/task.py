@@ -23,14 +23,14 @@ SEPARATOR = "\n\n"
 
 
 class Source(Config):
-    """Where rows come from: a Hub data set, or an embedded one."""
+    """A data set of the Hub, or an embedded one."""
 
     hub: str | None = None
     """Hub id of a data set."""
     config: str | None = None
-    """Its configuration, where it has several."""
+    """Configuration of the data set, where it has several."""
     revision: str | None = None
-    """Its branch, tag or commit; `refs/convert/parquet` where the Hub keeps the rows of an old script."""
+    """Branch, tag or commit; `refs/convert/parquet` for a data set that still has a loading script."""
     embedded: str | None = None
     """Name of an embedded data set."""
 
@@ -42,7 +42,7 @@ class Source(Config):
 
 
 class SplitSource(Config):
-    """Which rows make up a split."""
+    """The rows of one split."""
 
     model_config = pydantic.ConfigDict(**Config.model_config, populate_by_name=True)
 
@@ -59,7 +59,7 @@ def _expression(text: Any) -> Any:
 
 
 Expression = Annotated[str, BeforeValidator(_expression)]
-"""What stands between the braces of a template: a column, or a value made of columns, such as `answers.text`."""
+"""A column, or an expression of columns such as `answers.text`: what may stand between the braces of a template."""
 
 
 class ChoicesFromColumn(Config):
@@ -110,22 +110,22 @@ def _once(labels: list[Label] | str) -> list[Label] | str:
 
 
 ChoiceLabels = Annotated[list[Label] | Expression, pydantic.AfterValidator(_once)]
-"""What stands for each choice in the label of a row: a list, or an expression of the row that gives one."""
+"""The label of each choice: a list, or an expression of the row that gives one."""
 
 
 class Prompt(Config):
-    """One way to ask: a template, and what it needs of its own."""
+    """A template, with the verbalizers or choices that belong to it."""
 
     template: str
     """The text before the candidate, in Jinja: `{{ column }}` wherever a column of the row goes."""
     verbalizers: Verbalizers | None = None
-    """For each label, the text that stands for it after this prompt; by default the task's."""
+    """The text for each label after this prompt; by default the task's."""
     choices: Choices | None = None
     """The choices after this prompt; by default the task's."""
     content_free: str | None = None
     """The prompt without its content, for calibrated scores; by default the template with "N/A" in its columns."""
     ending: str = "."
-    """Text after the candidate, a template as well; only masked language models see it."""
+    """A template of the text after the candidate; only masked language models see it."""
 
     @field_validator("template")
     @classmethod
@@ -148,51 +148,52 @@ class Task(Config):
     """
 
     name: str
-    """What it is called."""
+    """Name of the task."""
     version: int = Field(ge=1)
-    """Raised when anything changes that changes a score."""
+    """Raise it with every change that changes a score."""
     about: str = ""
-    """One line on what it asks, and its source."""
+    """One line: what the task asks, and its source."""
     kind: Kind
-    """What is asked for: one of the same labels for every row, one of the row's own choices, or a free text."""
+    """`classification` has the same labels for every row, `multiple-choice` has choices of each row, and `generation`
+    asks for a free text."""
     metric: str
-    """Name of the score, of `zofo list metrics`."""
+    """The score, one of `zofo list metrics`."""
     also: list[str] = []
-    """Further scores that are reported."""
+    """More scores to report."""
     source: Source | None = None
-    """Where rows come from when no file or folder is given."""
+    """The data set that is read when no file or folder is given."""
     splits: dict[Split, SplitSource]
     """The rows of train, validation and test."""
     prompts: dict[str, Prompt]
-    """The ways to ask, by name; the first is the default. `template` at the top stands for a single one, `default`."""
+    """Prompts by name; the first is the default. A task with one prompt writes `template` instead."""
     label: str | None = None
-    """The column that holds the right label or choice, or an expression of columns that gives it."""
+    """The column of the right label or choice, or an expression of columns that gives it."""
     verbalizers: Verbalizers | None = None
-    """Of a classification: for each label, the text that stands for it; begins with a space where a word would."""
+    """Classification: the text for each label; let it begin with a space where a word would."""
     choices: Choices | None = None
-    """Of a multiple choice: templates of the choices, or the list in the row that they are made of."""
+    """Multiple choice: templates of the choices, or a list in the row and a template of its entries."""
     labels: ChoiceLabels | None = None
-    """Of a multiple choice: what the label holds for each choice, in their order, or an expression of the row that
-    gives such a list; by default the choice's number from 0, its text, its letter, or a list of right texts."""
+    """Multiple choice: what the label column holds for each choice, in order, or an expression of the row that gives
+    such a list. By default it may be the choice's number from 0, its text, its letter, or a list of right texts."""
     answers: Expression | None = None
-    """Of a generation: the accepted answer, or the list of them, of which the first is trained on."""
+    """Generation: the accepted answer, or a list of them; the first is trained on."""
     messages: str | None = None
-    """Of a generation: a column of chat turns, which takes the place of prompt and answers."""
+    """Generation: a column of chat turns, in place of prompt and answers."""
     stop: list[Annotated[str, Field(min_length=1)]] = ["\n"]
-    """Of a generation: texts that end it, beside the model's own end of text."""
+    """Generation: texts that end an answer, beside the model's own end of text."""
     max_new_tokens: int = Field(50, ge=1)
-    """Of a generation: tokens after which it ends in any case."""
+    """Generation: the most tokens of an answer."""
     texts: list[str] | None = Field(None, min_length=1, max_length=2)
-    """Templates of the row's own text or pair of texts, for classification heads and the prompt `none`."""
+    """Templates of the row's text or pair of texts, for classification heads and the prompt `none`."""
     group: list[str] = []
-    """Columns whose values tell which rows belong together, such as the answers to one question. Rows that have the
-    first of them in common, such as its passage, are drawn into the same split."""
+    """Columns that identify rows that belong together, such as all answers to one question. Rows with the same value in
+    the first of them are drawn into the same split."""
     optional: list[str] = []
     """Columns that may be empty or missing."""
     separator: str = Field(SEPARATOR, min_length=1)
-    """What stands between demonstrations."""
+    """Text between demonstrations."""
     disjoint: bool = False
-    """Refuse a row of test that is in train or validation as well."""
+    """Refuse rows of test that are also in train or validation."""
 
     @model_validator(mode="before")
     @classmethod
@@ -263,7 +264,7 @@ class Task(Config):
 
     @property
     def prompt_names(self) -> list[str]:
-        """The ways to ask; the first is the default."""
+        """Names of the prompts; the first is the default."""
         return list(self.prompts)
 
     def prompt(self, name: str | None = None) -> Prompt:
@@ -279,7 +280,7 @@ class Task(Config):
         return self.prompts[name]
 
     def verbalizers_of(self, prompt: str | None = None) -> dict[Label, str]:
-        """For each label, the text that stands for it after a prompt, in the order of the task's labels."""
+        """The text for each label after a prompt, in the order of the task's labels."""
         own = self.prompt(prompt).verbalizers
         order = self.verbalizers or own or {}
         return {label: (own or order)[label] for label in order}
@@ -297,7 +298,7 @@ class Task(Config):
         return list(self.verbalizers_of()) if self.kind == "classification" else []
 
     def columns(self, prompt: str | None = None, head: bool = False) -> list[str]:
-        """The columns that a row must have to be asked about; its label or answer is not among them."""
+        """The columns that a row needs for its prompt; label and answer are not among them."""
         if self.messages is not None:
             return [self.messages]
         if head and self.texts is not None:
@@ -320,10 +321,10 @@ def _unique(names: Any) -> list[str]:
 
 
 def known_split(split: str) -> Split:
-    """The split of that name.
+    """The split with this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the name is unknown.
     """
     for known in SPLITS:
         if split == known:
