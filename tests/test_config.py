@@ -436,3 +436,40 @@ def test_a_plain_lr_is_the_rate_that_the_method_is_known_by(method, keys):
     if keys != ["lr"]:
         with pytest.raises(ConfigError, match=f"method.lr stands for method.{keys[0]}, and both are given"):
             read_config(None, [f"method={method}", "method.lr=0.5", f"method.{keys[0]}=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs", "rows", "steps"),
+    [
+        ("mezo", 3, [100], 38),  # 300 / 8
+        ("mezo", 0.1, [240], 3),  # 24 / 8, as 0.1 is written and not as it is stored
+        ("mezo", 0.001, [24], 1),
+        ("mezo", 1, [20, 30], 7),  # several tasks are one set of rows
+        ("first-order", 2, [24], 6),
+        ("two-stage", 2, [24], 6),  # both stages together
+        ("svrg", 2, [24], 6),
+        ("bilevel", 1, [100], 9),  # D_p has 67 rows
+        ("meta-bilevel", 1, [100, 31], 6),  # 67 + 21 rows, of which a step draws 2 x 8
+    ],
+)
+def test_epochs_are_as_many_steps_as_draw_all_training_rows_so_often(method, epochs, rows, steps):
+    config = read_config(None, [f"method={method}", "method.batch_size=8", f"training.epochs={epochs}"])
+    assert config.method.steps_of_epochs(config.training.epochs, rows) == steps
+
+
+@pytest.mark.parametrize("other", ["steps=7", "queries=70"])
+def test_one_key_says_how_long_a_run_is(other):
+    key, null = other.partition("=")[0], f"training.{other.partition('=')[0]}=null"
+    with pytest.raises(ConfigError, match=f"training.epochs and training.{key} both say how long") as caught:
+        read_config(None, ["training.epochs=2", f"training.{other}"])
+    assert caught.value.hint == "give one of training.steps, training.queries and training.epochs; null takes one back"
+    config = read_config(None, ["training.epochs=2", f"training.{other}", null])
+    assert config == RunConfig.model_validate(yaml.safe_load(config.to_yaml()))  # as a run folder holds it
+    assert config.training.length_key == "epochs"
+    assert read_config(None, [f"training.{other}"]).training.length_key == key
+
+
+@pytest.mark.parametrize("epochs", ["0", "-1", ".inf", ".nan", "true", "many", "1e10"])
+def test_epochs_that_are_none_are_refused(epochs):
+    with pytest.raises(ConfigError, match=r"training\.epochs"):
+        read_config(None, [f"training.epochs={epochs}"])

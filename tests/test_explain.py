@@ -73,3 +73,11 @@ def test_the_verb(run_zofo):
 def test_a_configuration_that_is_wrong_is_refused():
     with pytest.raises(ConfigError, match="unknown key"):
         explain_config(None, ["nothing=1"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("epochs", 2.5), ("queries", 900)])
+def test_steps_that_another_key_takes_the_place_of_say_so(key, value):
+    one = found(f"training.{key}={value}")
+    assert (one[f"training.{key}"].value, one[f"training.{key}"].source) == (value, "command line")
+    assert one["training.steps"].source == f"default, without effect: training.{key} says how long"
+    assert found()["training.steps"].source == "default"

@@ -369,6 +369,13 @@ def test_global_generators_are_left_alone(configured, name):
 # counting
 
 
+@pytest.mark.parametrize("name", ["mezo", "bilevel", "linear-probe"])
+def test_epochs_make_as_many_steps_as_draw_all_rows_so_often(configured, name):
+    run = train(configured(SHORT[name], steps=None, epochs=0.4))
+    rows = {"mezo": 60, "bilevel": 40}.get(name, 0)  # D_p is two thirds of them
+    assert run.summary["steps"] == (-(-rows * 4 // (10 * BATCH)) or 1)  # a probe is one step, however long
+
+
 @pytest.mark.parametrize(
     ("method", "forwards", "backwards", "queries"),
     [

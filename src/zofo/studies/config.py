@@ -23,7 +23,7 @@ COLUMNS = frozenset(
 ZERO_SHOT = "zero-shot"
 MAJORITY = "majority"
 
-_SET_BY_BUDGET = ("steps", "queries", "evaluations", "eval_every", "test")
+_SET_BY_BUDGET = ("steps", "queries", "epochs", "evaluations", "eval_every", "test")
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 

@@ -113,7 +113,7 @@ def steps_of(method: Method, config: Any) -> int:
     Raises:
         ConfigError: the budget does not pay for one, or so many cannot do what is configured.
     """
-    steps = number_of_steps(config.training, method, config.method.name)
+    steps = number_of_steps(config, method)
     method.check_steps(steps)
     return steps
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from zofo.config import Config, named, parse_model, read_json_object
 from zofo.errors import ConfigError, UnknownNameError, error_context
@@ -31,6 +31,9 @@ class TrainingConfig(Config):
     """Steps to train; for `bilevel`, outer steps."""
     queries: int | None = Field(None, ge=1)
     """A budget of queries in place of `steps`: as many whole steps as it pays for."""
+    epochs: float | None = Field(None, gt=0, lt=1 << 32, allow_inf_nan=False)
+    """Passes over the training rows in place of `steps`: as many steps as draw so many times all rows, rounded up; for
+    `bilevel`, all rows of D_p."""
     objective: str | None = None
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
     group_by_length: bool = True
@@ -70,6 +73,26 @@ class TrainingConfig(Config):
             return frozenset(-(-steps * k // self.evaluations) for k in range(1, self.evaluations + 1))
         every = self.eval_every or max(steps, 1)
         return frozenset((*range(every, steps, every), steps))
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _taken_back(cls, steps: Any) -> Any:
+        return cls.model_fields["steps"].default if steps is None else steps
+
+    @property
+    def length_key(self) -> str:
+        """The key that says how long the run is."""
+        return "epochs" if self.epochs is not None else "queries" if self.queries is not None else "steps"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        steps = self.steps != type(self).model_fields["steps"].default  # a saved configuration holds the default, too
+        if self.epochs is not None and (steps or self.queries is not None):
+            raise ConfigError(
+                f"training.epochs and training.{'steps' if steps else 'queries'} both say how long the run is",
+                "give one of training.steps, training.queries and training.epochs; null takes one back",
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_spacing(self) -> TrainingConfig:
@@ -134,7 +157,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _enough_steps(self) -> RunConfig:
-        if self.training.queries is None:  # for a budget, how many steps there are is known once the method is built
+        if self.training.length_key == "steps":  # how many steps the others mean is known later
             self.method.check_steps(self.training.steps)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,11 @@ class PreparedRun:
     examples: dict[Split, list[Example]]
     encoded: dict[Split, list[Any]]
     scorer: TaskEvaluator
+
+    @property
+    def train_rows(self) -> list[int]:
+        """The number of training rows of each task."""
+        return list(Counter(example.task for example in self.examples["train"]).values())
 
     @property
     def make(self) -> Callable[[Sequence[Any]], Any]:

@@ -60,6 +60,8 @@ def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()
             source = str(file)
         else:
             source = f"default for {deciding[key]}" if key in deciding else "default"
+        if key == "training.steps" and (length := config.training.length_key) != "steps":
+            source = f"{source}, without effect: training.{length} says how long"
         found.append(Setting(key, value, source, _about(config, key.split("."))))
     return found
 

@@ -224,7 +224,7 @@ def _warn(console: Console, text: str) -> None:
 
 def _checked_steps(config: RunConfig, method: Method, material: PreparedRun, scored: Sequence[Split]) -> int:
     """How many steps are made; what cannot be made or scored is refused."""
-    steps = number_of_steps(config.training, method, config.method.name)
+    steps = number_of_steps(config, method, material.train_rows)
     for split in scored:
         majority_of(material.task, material.examples[split])  # refuses a score that cannot be given
     method.check_steps(steps)
@@ -242,26 +242,32 @@ def _scoring(method: Method, material: PreparedRun, split: Split) -> EvaluationC
     return EvaluationCallback(method, score)
 
 
-def number_of_steps(training: TrainingConfig, method: Method, name: str) -> int:
-    """The configured steps, or as many as the budget of queries pays for.
+def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> int:
+    """The configured steps, or as many as the epochs take, or as the budget of queries pays for.
 
     Args:
-        training: with the steps or the budget.
+        config: of the run, with its `training` and its `method`.
         method: what makes the steps.
-        name: of the method, for messages.
+        rows: the number of training rows of each task, for epochs.
 
     Raises:
-        ConfigError: the budget does not pay for one step.
+        ConfigError: the budget does not pay for one step, or there are too many steps.
     """
+    training: TrainingConfig = config.training
     if method.fixed_steps is not None:
         return method.fixed_steps
-    budget = training.queries
+    epochs, budget = training.epochs, training.queries
+    if epochs is not None:
+        steps = int(config.method.steps_of_epochs(epochs, rows))
+        if steps >= 1 << 32:
+            raise ConfigError(f"training.epochs is {epochs:g}, which takes {steps} steps; a run has fewer than 2^32")
+        return steps
     if budget is None:
         return training.steps
     steps = method.steps_within(budget)
     if steps < 1:
         raise ConfigError(
-            f"training.queries is {budget}, but one step of {name!r} takes {method.queries_per_step}",
+            f"training.queries is {budget}, but one step of {config.method.name!r} takes {method.queries_per_step}",
             f"give at least training.queries={method.queries_per_step}",
         )
     if steps >= 1 << 32:
