@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from zofo.config import Config, named, parse_model, read_json_object
 from zofo.errors import ConfigError, UnknownNameError, error_context
@@ -74,10 +74,14 @@ class TrainingConfig(Config):
         every = self.eval_every or max(steps, 1)
         return frozenset((*range(every, steps, every), steps))
 
-    @field_validator("steps", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _taken_back(cls, steps: Any) -> Any:
-        return cls.model_fields["steps"].default if steps is None else steps
+    def _taken_back(cls, given: Any) -> Any:
+        """Without `steps: null` where another key says how long the run is."""
+        if not isinstance(given, dict) or given.get("steps", 0) is not None:
+            return given
+        others = given.get("epochs") is not None or given.get("queries") is not None
+        return {key: value for key, value in given.items() if key != "steps"} if others else given
 
     @property
     def length_key(self) -> str:
