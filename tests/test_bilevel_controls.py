@@ -31,7 +31,7 @@ from zofo.estimators import Estimate
 from zofo.methods.bilevel.backbone_distance import Moved
 from zofo.methods.bilevel.penalty_schedule import LARGEST, PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.optimizers import build_optimizer
-from zofo.methods.zeroth_order_step import LR_OF_ONE
+from zofo.methods.zeroth_order_defaults import LR_OF_ONE
 from zofo.rules import DenseAdam
 from zofo.training import RunFolder, read_config, train
 from zofo.trajectory import Trajectory
