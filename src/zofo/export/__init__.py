@@ -1,4 +1,4 @@
-"""What a run leaves, rebuilt, compared and shipped: replays, exports and patches."""
+"""Replays, comparisons, exports and patches of runs."""
 
 from zofo.export.apply import PatchResult, apply_patch
 from zofo.export.diff import Difference, RunDiff, compare_runs

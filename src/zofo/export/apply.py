@@ -1,4 +1,4 @@
-"""From a base model and a patch to the trained model, on any machine."""
+"""Applying a patch to its base model, on any machine."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from zofo.trajectory import replay
 
 @dataclass(frozen=True)
 class PatchResult:
-    """A patch, applied.
+    """An applied patch.
 
     Args:
-        patch: which one.
+        patch: the patch.
         path: the folder that was written.
-        merged: whether it is one transformers folder, or `model` and `adapter` lie in it.
-        same_bits: whether the backbone has the bits that training left; None where the patch does not say, or holds a
-            sum.
+        merged: whether it is one transformers folder; else it holds `model` and `adapter`.
+        same_bits: whether the backbone has the same bits as after training; None where that cannot be compared.
     """
 
     patch: Patch
@@ -39,7 +38,7 @@ class PatchResult:
     same_bits: bool | None
 
     def lines(self) -> list[str]:
-        """What a reader is told."""
+        """The result as lines of text."""
         header = self.patch.header
         numbers = {name: value for name, value in header.metrics.items() if isinstance(value, float | int)}
         scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != EVALUATED)
@@ -74,21 +73,19 @@ def apply_patch(
     remote_code: bool = False,
     revision: str | None = None,
 ) -> PatchResult:
-    """Write the trained model that a patch makes of its base model.
+    """Write the trained model: its base model with a patch applied.
 
-    A folder that `from_pretrained` loads; for an adapter that cannot be merged (prefix, prompt), `out/model` and
-    `out/adapter`.
+    `from_pretrained` loads the folder. An adapter that cannot be merged (prefix, prompt) gives `out/model` and
+    `out/adapter` instead.
 
     Args:
         file: the patch.
         base: its base model: an embedded name, a folder or a Hub id.
         out: the new folder.
         force: write into a folder that holds something.
-        folded: write the sum of the updates at once, also of a trajectory that holds each of them: faster, and equal up
-            to rounding.
+        folded: write the sum of the updates at once: faster, and equal up to rounding.
         remote_code: allow the base model's repository to run its own code.
-        revision: branch, tag or commit of the base model, for a Hub id; by default the one in the patch, where `base`
-            is the name in the patch.
+        revision: branch, tag or commit of a Hub id; by default that of the patch, if `base` is its name there.
 
     Raises:
         PatchError: the patch is damaged, newer, hostile, or of another base model.
@@ -115,7 +112,7 @@ def apply_patch(
 
 
 def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code: bool) -> LoadedModel:
-    """The base model, if it is the patch's."""
+    """The base model. Raises PatchError where it is not the patch's."""
     config = wanted.config(base, revision)
     loaded = load_model(config, remote_code, wanted.labels)
     found, at = model_identity(loaded), f" --revision {shlex.quote(wanted.revision)}" if wanted.revision else ""
@@ -135,7 +132,7 @@ def _named(name: str, revision: str | None) -> str:
 
 
 def _replay(loaded: LoadedModel, patch: Patch, folded: bool, folder: Path) -> bool | None:
-    """Bring the base model to the end of every stage; whether the bits are those that training left."""
+    """Replay every stage on the base model; returns whether the bits are those of training, None if unknown."""
     same = None
     for stage in patch.stages:
         last = stage is patch.stages[-1]
@@ -152,7 +149,7 @@ def _replay(loaded: LoadedModel, patch: Patch, folded: bool, folder: Path) -> bo
 
 
 def _attached(loaded: LoadedModel, folder: Path) -> bool:
-    """Whether the adapter could be merged; one that cannot be is only checked."""
+    """Merge the adapter if it can be merged, else only check it; returns whether it was merged."""
     merge = can_merge(folder)
     load_strange_adapter(loaded.model if merge else copy.deepcopy(loaded.model), folder, merge)
     return merge

@@ -1,4 +1,4 @@
-"""The file that a patch is: a JSON header and blobs, of which every byte is covered by a hash.
+"""The file format of a patch: a JSON header and blobs, with a hash over every byte.
 
 Little-endian: the magic `ZOFOPTCH`; the version (uint32); the header's length (uint32) and SHA-256 (32 bytes); the
 header as JSON; then the blobs, one after the other. The header's `parts` lists them in this order, each with its name,
@@ -29,11 +29,11 @@ def packed(header: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
     """The content of a patch file.
 
     Args:
-        header: anything JSON, of finite numbers.
+        header: JSON values with finite numbers.
         parts: the blobs by name.
 
     Raises:
-        PatchError: the header is longer than what `unpacked` reads.
+        PatchError: the header is too long for `unpacked`.
     """
     listed = [{"name": n, "bytes": len(b), "sha256": hashlib.sha256(b).hexdigest()} for n, b in parts.items()]
     text = json.dumps({**header, "parts": listed}, sort_keys=True, allow_nan=False).encode()
@@ -47,7 +47,7 @@ def packed(header: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
 
 
 def unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Header and blobs of a patch file; nothing is allocated that the file does not hold.
+    """Header and blobs of a patch file; it allocates no more than the file holds.
 
     Raises:
         PatchError: not a patch, of a newer version, cut short, changed, or with names or sizes that no patch has.
@@ -115,7 +115,7 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _sizes(path: Path, header: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of each part, in the order in which they stand."""
+    """Bytes of each part, in the order of the file."""
     parts = header.get("parts")
     if not isinstance(parts, list) or len(parts) > _MAX_PARTS:
         raise PatchError(f"{str(path)!r}: the header lists no parts, or too many", _SOURCE)

@@ -1,4 +1,4 @@
-"""Where two runs part: what was asked, then step by step what was written and what was measured."""
+"""The first difference of two runs: in their configuration, then step by step, then in what they left."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that two runs have different.
+    """One difference of two runs.
 
     Args:
-        where: a key of the configuration, a file, or what of a step.
-        first: what the first run has; None for nothing.
-        second: what the other one has.
+        where: a key of the configuration, a file, or a value of a step.
+        first: value of the first run; None where it has none.
+        second: value of the other one.
     """
 
     where: str
@@ -41,15 +41,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class RunDiff:
-    """What two runs have different, in the order in which it came about.
+    """All differences of two runs.
 
     Args:
-        asked: of configuration, task and base model.
-        versions: of the software; by themselves no difference between runs.
+        asked: in configuration, task and base model.
+        versions: in software versions; these alone do not make runs different.
         step: the first step, counted from 0, that differs; None for none.
-        at_step: what differs in it.
-        left: files that differ of what the runs left.
-        steps: how many steps each has.
+        at_step: the differences of that step.
+        left: files of the trained model that differ.
+        steps: number of steps of each.
     """
 
     asked: tuple[Difference, ...]
@@ -61,11 +61,11 @@ class RunDiff:
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs but versions."""
+        """Whether the runs differ in nothing but versions."""
         return not self.asked and self.step is None and not self.left
 
     def lines(self) -> list[str]:
-        """What a reader is told."""
+        """The differences as lines of text."""
         lines = [str(difference) for difference in self.asked]
         if self.step is None:
             lines.append(f"no step differs ({self.steps[0]} and {self.steps[1]} steps)")
@@ -86,16 +86,16 @@ class RunDiff:
 
 
 def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
-    """Find what two runs have different: first of what was asked, then of the steps, then of what was left.
+    """Find the differences of two runs: in their configuration, their steps, and the files that they left.
 
     Times and the runs' own folders are not compared.
 
     Args:
-        first: a run.
-        second: another one.
+        first: folder of a run.
+        second: folder of another one.
 
     Raises:
-        RunError: no run there, or a trajectory or log that is damaged.
+        RunError: a folder holds no run, or a trajectory or log is damaged.
     """
     runs = RunFolder.open(first), RunFolder.open(second)
     asked = [*_asked(*runs), *_content(*runs)]
@@ -115,7 +115,7 @@ def _asked(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
 
 
 def _content(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
-    """What the runs were made from, by content, as far as both have written it down."""
+    """Differences of model and data by content, as far as both runs have recorded it."""
     one, other = first.identity.as_dict(), second.identity.as_dict()
     for part in changes(first.identity, second.identity):
         name, _, split = part.partition(".")
@@ -135,7 +135,7 @@ def _versions(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
 
 
 def _left(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
-    """Files of the trained model, but for the trajectory, which is compared step by step."""
+    """Differences of files of the trained model; the trajectory is compared step by step instead."""
     files = [
         {name: digest for name, digest in run.digests().items() if name != run.trajectory.name}
         for run in (first, second)
@@ -147,11 +147,11 @@ def _left(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
 
 
 Facts = dict[str, Any]
-"""What is known of a step, by what it is called."""
+"""The values of a step by name."""
 
 
 def _steps(run: RunFolder) -> dict[int, Facts]:
-    """What each step wrote and measured; -1 stands for what was known before the first."""
+    """Updates and measurements of each step; those before the first have number -1."""
     steps: dict[int, Facts] = {}
     if run.trajectory.is_file():
         trajectory = Trajectory.read(run.trajectory)
@@ -203,7 +203,7 @@ def _terms(displacement: Displacement) -> Iterator[tuple[str, float]]:
 
 
 def _first(first: Mapping[int, Facts], second: Mapping[int, Facts]) -> tuple[int | None, list[Difference]]:
-    """The first step that differs, and what of it does."""
+    """The first step that differs, and its differences."""
     for number in sorted({*first, *second}):
         if number not in first or number not in second:
             made = ["made" if number in steps else None for steps in (first, second)]

@@ -1,4 +1,4 @@
-"""What a run leaves, in the forms that others load: a transformers folder, a peft folder, or a patch."""
+"""Exports of a run: a transformers folder, a peft folder, or a patch."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Kind = Literal["merged", "adapter", "patch"]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """A written export.
 
     Args:
         kind: merged, adapter or patch.
         path: the folder or file.
-        files: names of its files, in the folder; none of a patch.
-        card: the text of its model card.
+        files: names of the files in the folder; empty for a patch.
+        card: text of the model card.
     """
 
     kind: Kind
@@ -50,13 +50,13 @@ class ExportResult:
 
 
 def parse_export_target(**places: Path | None) -> tuple[Kind, Path]:
-    """Which form was asked for, and where to.
+    """The one kind of export that was asked for, and its place.
 
     Args:
-        places: by form; None for those that were not.
+        places: the place of each kind, or None.
 
     Raises:
-        ConfigError: none, or several.
+        ConfigError: no place is given, or several are.
     """
     given = [(kind, place) for kind, place in places.items() if place is not None]
     if len(given) != 1:
@@ -80,7 +80,7 @@ def export_run(
     model: str | None = None,
     remote_code: bool = False,
 ) -> ExportResult:
-    """Write the trained model of a run in a form that others load. The run is only read.
+    """Write the trained model of a run for other libraries. The run is only read.
 
     * `merged`: a transformers folder, the backbone replayed and the adapter merged into it: `from_pretrained` loads it.
     * `adapter`: the peft folder alone. The base model is compared with the run's where it is here; it need not be.
@@ -88,12 +88,12 @@ def export_run(
 
     Args:
         path: of the run.
-        kind: which form.
+        kind: merged, adapter or patch.
         out: the new folder, or file for a patch.
         variant: which model of the run; by default the one reported first.
         best: as of the best evaluation instead of the last step.
         force: write over what is there.
-        folded: for a patch: hold the sum of the updates, and not record by record what was written.
+        folded: for a patch: hold the sum of the updates instead of each one.
         model: where the base model is now, if it has moved.
         remote_code: allow the model's repository to run its own code.
 
@@ -133,10 +133,10 @@ def export_run(
 def _checked_adapter(
     run: RunFolder, adapter: Path | None, variant: str | None, model: str | None, remote_code: bool
 ) -> tuple[Path, Head]:
-    """The folder of an adapter that can be given away, and the head that it is for.
+    """The folder of a checked adapter, and the head that it is for.
 
     Raises:
-        RunError: there is none, it holds what no run writes, or its base model is here and is another.
+        RunError: there is no adapter, no run can have written it, or its base model is here and differs.
     """
     if adapter is None:
         raise RunError(
@@ -173,7 +173,7 @@ def _base(run: RunFolder, model: str | None) -> ModelConfig:
 
 
 def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
-    """The head that an adapter was trained below; the base model need not be there where the adapter says it."""
+    """The head of an adapter's model; the base model is read only where the adapter does not name it."""
     kinds: dict[str, Head] = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
     said = kinds.get(str(adapter_content(adapter).get("task_type")))
     return run.config.model.head or said or head_of(_base(run, model))

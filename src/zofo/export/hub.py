@@ -1,4 +1,4 @@
-"""To the Hub, only when asked."""
+"""Uploads to the Hub; only on request."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from zofo.export.export import ExportResult
 
 
 def push(exported: ExportResult, repo: str, private: bool = True, api: Any = None) -> str:
-    """Upload what was exported, with its model card, as one commit.
+    """Upload an export with its model card, as one commit.
 
     Args:
-        exported: what `export_run` gave.
-        repo: id of the repository, `owner/name`; made if it does not exist.
-        private: whether a new repository is.
-        api: what is called; by default `huggingface_hub.HfApi()`, which uses the token of `hf auth login`.
+        exported: the result of `export_run`.
+        repo: id of the repository, `owner/name`; created if it does not exist.
+        private: whether a new repository is private.
+        api: the client; by default `huggingface_hub.HfApi()`, which uses the token of `hf auth login`.
 
     Returns:
-        Where it is.
+        The address of the repository.
 
     Raises:
-        RunError: no such id, or the Hub refuses or cannot be reached; what was exported is still there.
+        RunError: the id is not valid, or the Hub refuses or cannot be reached; the export itself is kept.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled

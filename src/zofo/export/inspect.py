@@ -1,4 +1,4 @@
-"""What a patch brings, looked at before its base model is loaded."""
+"""Checks of a patch before its base model is loaded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def inspect_parts(patch: Patch, folder: Path) -> None:
     """Check what can be checked of trajectories, weights and adapter without the model: options, names, sizes, numbers.
 
     Args:
-        patch: whose header and trajectories are checked.
-        folder: a new one, where its adapter is written.
+        patch: a patch that was read.
+        folder: a new folder for its adapter.
 
     Raises:
-        RunError: what zofo cannot have written.
+        RunError: a part that zofo cannot have written.
     """
     for stage in patch.stages:
         if stage.trajectory is not None:

@@ -1,4 +1,4 @@
-"""The model card of what a run is exported as."""
+"""The model card of an export."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def model_card(
     """A model card in the Hub's form: what it is, how it was trained, its scores, and a program that asks it.
 
     Args:
-        run: that has ended, or was stopped.
+        run: a run that has ended or was stopped.
         kind: merged, adapter or patch.
         variant: which model of the run.
         best: as of the best evaluation.
-        head: what the model's outputs are; of no matter for a patch.
+        head: head of the model; not used for a patch.
     """
     from huggingface_hub import ModelCard, ModelCardData
 

@@ -1,4 +1,4 @@
-"""From a run to the content of its patch."""
+"""Building the patch of a run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
     """The content of a run's patch.
 
     Args:
-        run: that has ended.
+        run: a run that has ended.
         variant: which of its models; by default the one reported first.
         best: as of the best evaluation.
-        folded: hold the sum of the updates, 16 bytes for each direction, in place of every record of training.
+        folded: hold the sum of the updates, 16 bytes for each direction, instead of every record.
 
     Raises:
-        RunError: the run is damaged, nothing was trained, or it holds what a patch cannot.
+        RunError: the run is damaged, trained nothing, or holds something that a patch cannot.
     """
     runs = run.chain()
     for one in runs:
@@ -68,7 +68,7 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
 
 
 def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, folded: bool | None) -> dict[str, Any]:
-    """The header of a run's stage; its parts are added. `folded` is None for the way in which a run is restored."""
+    """The header of a run's stage, whose parts are added to `parts`. With `folded` None, it is as a run is restored."""
     (folder, steps), half = run.kept(best), run.config.model.dtype != "float32"
     trajectory = Trajectory.read(run.trajectory) if run.trajectory.is_file() else None
     if trajectory is not None and not trajectory.of_adapter:

@@ -37,33 +37,33 @@ class Base(Config):
     dtype: str
     """Number type of the weights."""
     head: str | None = None
-    """What the model's outputs are, where it was configured."""
+    """Head of the model, where it was configured."""
     head_seed: int = Field(0, ge=0, lt=1 << 64)
     """Seed of a head that the checkpoint does not bring."""
     labels: int | None = Field(None, ge=1, le=1 << 16)
-    """Of a classification task."""
+    """Number of labels of a classification."""
     label_names: list[str] = Field([], max_length=1 << 16)
-    """What they are called."""
+    """Names of the labels."""
     sha256: str
-    """Of all weights."""
+    """Hash of all weights."""
     identity: dict[str, Any] = {}
-    """What else decides its outputs, as `Identity` has it; empty in patches of version 1."""
+    """Hashes of everything else that decides its outputs, see `Identity`; empty in patches of version 1."""
 
     @property
     def known(self) -> Identity:
-        """All that is known of the model, by content.
+        """The identity of the model.
 
         Raises:
-            RunError: it holds what no identity can.
+            RunError: the recorded identity is not valid.
         """
         return Identity.read({**self.identity, "model_hash": self.sha256}).of_model
 
     def config(self, name: str, revision: str | None = None) -> ModelConfig:
-        """How the model is loaded.
+        """The configuration that loads the model.
 
         Args:
-            name: where it is now.
-            revision: which one, for a Hub id; by default its own, if it is loaded by its own name.
+            name: its present place.
+            revision: of a Hub id; by default the patch's, if the name is the patch's too.
         """
         if revision is None and name == self.name:
             revision = self.revision
@@ -72,23 +72,23 @@ class Base(Config):
 
 
 class StageHeader(Config):
-    """A run, of the chain of runs that each start from the one before."""
+    """One run of a chain in which each starts from the one before."""
 
     steps: int = Field(ge=0, lt=1 << 32)
-    """That were made."""
+    """Number of steps."""
     exact: bool
-    """Whether the trajectory is the run's own, record by record; else it is folded: the sum of its updates."""
+    """Whether the trajectory holds every record of the run; else it holds the sum of its updates."""
     trajectory: str | None = None
-    """The part that holds it; None where the backbone does not move."""
+    """Name of the part with the trajectory; None where the backbone does not move."""
     weights: str | None = None
-    """The part that holds weights trained by first-order steps."""
+    """Name of the part with weights that first-order steps trained."""
 
 
 class Header(Config):
-    """What a patch says of itself."""
+    """The header of a patch."""
 
     zofo: str
-    """Version that wrote it."""
+    """Version of zofo that wrote it."""
     stream: int
     """Version of the noise stream."""
     noise: dict[str, Any] | None = None
@@ -96,26 +96,26 @@ class Header(Config):
     base: Base
     """The model that it belongs to."""
     method: str
-    """That trained it."""
+    """Method of the run."""
     task: str
-    """That it was trained on."""
+    """Task of the run."""
     variant: str
-    """Which model of the run."""
+    """Model of the run that the patch holds."""
     best: bool = False
-    """Whether it is as of the best evaluation, and not of the last step."""
+    """Whether it holds the best evaluation instead of the last step."""
     metrics: dict[str, str | float | int | None]
     """Scores on validation, steps and queries."""
     stages: list[StageHeader] = Field(min_length=1, max_length=8)
-    """Run after run."""
+    """The runs of the chain, in order."""
     adapter: bool = False
-    """Whether it brings an adapter."""
+    """Whether it holds an adapter."""
     backbone: str | None = None
     """SHA-256 of the tensors that the last trajectory moves, as training left them."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage, read: its header, with the content of its parts."""
+    """The header of a stage with the content of its parts."""
 
     header: StageHeader
     trajectory: Trajectory | None
@@ -127,9 +127,9 @@ class Patch:
     """A patch file, read and checked.
 
     Args:
-        header: what it says of itself.
-        stages: run after run.
-        adapter: the files of its adapter by name; empty for none.
+        header: its header.
+        stages: the runs of the chain, in order.
+        adapter: files of the adapter by name; empty for none.
     """
 
     header: Header
@@ -141,7 +141,7 @@ class Patch:
         """Read a patch.
 
         Raises:
-            PatchError: it is damaged, newer than this zofo, or holds what no run can have written.
+            PatchError: it is damaged, newer than this zofo, or no run can have written it.
         """
         content, parts = unpacked(path)
         with patch_error_context(path):
@@ -223,7 +223,7 @@ def _stage(header: StageHeader, parts: dict[str, bytes]) -> Stage:
 
 
 def check_trajectory_limits(trajectory: Trajectory) -> None:
-    """Raises PatchError for what a run cannot have written, or a patch may not ask for."""
+    """Raises PatchError for a trajectory that no run can have written, or that asks for too much memory."""
     header = trajectory.header
     seed, noise = header["seed"], header.get("noise")
     if type(seed) is not int or not 0 <= seed < 1 << 64:

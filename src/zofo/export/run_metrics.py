@@ -1,4 +1,4 @@
-"""The scores of what is shipped: of the very step that it holds, or none."""
+"""The scores of an export: those of exactly the step that it holds, or none."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from zofo.training import RunFolder
 
 EVALUATED = "evaluated_after"
-"""After how many steps a model was last evaluated that is shipped as of another step."""
+"""Key of the step of the last evaluation, where the exported step is another."""
 
 
 def metrics_of(run: RunFolder, variant: str | None = None, best: bool = False) -> dict[str, Any]:
-    """What is known of a run's model: its scores on validation as it is shipped, steps and queries.
+    """Scores on validation, steps and queries of a run's model as it is exported.
 
     A run that was stopped may have made steps after its last evaluation. Then there are no scores, and `EVALUATED`
     says of which step the last ones were.
 
     Args:
-        run: that has ended, or was stopped.
-        variant: which of its models; by default the one reported first.
+        run: a run that has ended or was stopped.
+        variant: one of its models; by default the one reported first.
         best: as of the best evaluation.
     """
     summary = run.summary
@@ -41,7 +41,7 @@ def metrics_of(run: RunFolder, variant: str | None = None, best: bool = False) -
 
 
 def unscored(metrics: Mapping[str, Any]) -> str | None:
-    """What a reader is told of a model without scores; None for one that has them."""
+    """A note for a model without scores; None for one with scores."""
     if metrics.get(str(metrics.get("metric"))) is not None:
         return None
     last = f": the last evaluation was after {metrics[EVALUATED]}" if metrics.get(EVALUATED) else ""
@@ -49,7 +49,7 @@ def unscored(metrics: Mapping[str, Any]) -> str | None:
 
 
 def evaluations(run: RunFolder) -> Iterator[dict[str, Any]]:
-    """The lines of each evaluation that a run has logged: steps, variant and scores; lines that are damaged are not."""
+    """The evaluations that a run has logged, without damaged lines: steps, variant and scores."""
     if not run.metrics.is_file():
         return
     for text in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -62,6 +62,6 @@ def evaluations(run: RunFolder) -> Iterator[dict[str, Any]]:
 
 
 def _finite(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are numbers; None for one that is not finite."""
+    """The numbers among the scores, with None for one that is not finite."""
     numbers = {name: value for name, value in scores.items() if isinstance(value, float | int)}
     return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

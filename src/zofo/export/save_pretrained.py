@@ -23,7 +23,7 @@ from zofo.tasks import Task
 
 
 def portable_name(model: str) -> str:
-    """What a model is called elsewhere: an embedded name or a Hub id as it is, of a folder only its own name."""
+    """A name without paths of this machine: an embedded name or Hub id is kept, a folder gives its last part."""
     if model in EMBEDDED_MODELS:
         return model
     path = Path(model)
@@ -40,12 +40,12 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
 
     Args:
         loaded: model and tokenizer.
-        folder: where to.
-        labels: what the outputs of a classification head are called; empty for what the checkpoint called them.
-        generation: transformers' settings of generation that are kept in place of the model's own.
+        folder: the new folder.
+        labels: names of the outputs of a classification head; empty keeps those of the checkpoint.
+        generation: generation settings in place of the model's own.
 
     Raises:
-        RunError: a weight that is not finite; nothing was written.
+        RunError: a weight is not finite; nothing is written.
     """
     refuse_non_finite(loaded.model)
     model, name = loaded.model, portable_name(loaded.name)
@@ -74,8 +74,8 @@ def save_adapter(source: Path, model: ModelConfig, folder: Path) -> None:
 
     Args:
         source: the adapter's folder.
-        model: its base model, as it was configured.
-        folder: where to.
+        model: configuration of its base model.
+        folder: the new folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""The weights of any step of a run, rebuilt from its base model and its trajectory."""
+"""Rebuilding the weights of any step of a run from its base model and its trajectory."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _LOSS = 1e-4  # how far a loss may be off that is the same up to rounding, as a 
 
 @dataclass(frozen=True)
 class ReplayReport:
-    """A replay.
+    """The result of a replay.
 
     Args:
-        steps: after how many the weights are those.
-        of: how many the run has.
-        seconds: that the replay took, without loading the model.
-        folded: whether the sum of the updates was written at once, and not record by record.
+        steps: number of steps that were replayed.
+        of: number of steps of the run.
+        seconds: time of the replay, without loading the model.
+        folded: whether the sum of the updates was written at once, instead of record by record.
         fingerprint: SHA-256 of the tensors that the run moves.
-        verdict: what a comparison with what the run has left came to.
-        detail: with what it was compared.
+        verdict: result of the comparison with what the run has left.
+        detail: what it was compared with.
         path: the folder that was written, if any.
-        adapters: whether the run also trained adapters, which the weights of the backbone are without.
+        adapters: whether the run also trained adapters, which are not part of these weights.
         cut: whether the trajectory ends inside a record, so that later steps are lost.
     """
 
@@ -61,7 +61,7 @@ class ReplayReport:
         return self.verdict in ("other bits", "other loss")
 
     def lines(self) -> list[str]:
-        """What a reader is told."""
+        """The result as lines of text."""
         how = "folded" if self.folded else "record by record"
         lines = [f"replayed {self.steps} of {self.of} steps in {self.seconds:.2f} s, {how}: {self.fingerprint}"]
         lines.append(f"{self.verdict} ({self.detail})")
@@ -99,8 +99,8 @@ def replay_run(
     after any step whose loss on validation the run has logged, with that loss, where the model has no adapter.
 
     Args:
-        path: of the run.
-        step: after how many steps; all by default, 0 for the base model.
+        path: folder of the run.
+        step: number of steps to replay; by default all, 0 for the base model.
         out: the new transformers folder of the backbone; by default nothing is written.
         folded: write the sum of the updates at once.
         force: write into a folder that holds something.
@@ -108,7 +108,7 @@ def replay_run(
         remote_code: allow the model's repository to run its own code.
 
     Raises:
-        RunError: a run whose backbone does not move, is damaged, or has fewer steps; or the place is taken.
+        RunError: the backbone of the run does not move, the run is damaged or has fewer steps, or the place is taken.
     """
     run = RunFolder.open(path)
     trajectory = _trajectory(run)
@@ -157,7 +157,7 @@ def _trajectory(run: RunFolder) -> Trajectory:
 
 
 def _summary(run: RunFolder) -> dict[str, Any]:
-    """The outcome; empty for a run that has not ended."""
+    """The summary; empty for a run that has not ended."""
     try:
         return run.summary
     except RunError:
@@ -174,7 +174,7 @@ def _compared(
     folded: bool,
     adapters: bool,
 ) -> tuple[Verdict, str]:
-    """What the weights are compared with, and what comes of it."""
+    """Compare the weights with what the run has left: the verdict, and what they were compared with."""
     hashed, weights = _summary(run).get("backbone"), run.path / "weights.safetensors"
     if whole and not folded and hashed is not None:
         return ("same bits" if fingerprint == hashed else "other bits"), "the hash of training's weights"

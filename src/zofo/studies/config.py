@@ -1,4 +1,4 @@
-"""The file of a study: methods, tasks, models and seeds that are compared, and how their settings are chosen."""
+"""The file of a study: the methods, tasks, models and seeds to compare, and how hyperparameters are chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = frozenset(
     (*_OF_RUNS.split(), *_COUNTED, *(f"evaluation_{name}" for name in (*_COUNTED, "seconds")))
     + tuple(f"{split}_{what}" for split in _SCORED for what in ("loss", "score"))
 )
-"""The columns of the results and of the curves, which no axis can be called."""
+"""Columns of the results and curves; an axis cannot have one of these names."""
 
 ZERO_SHOT = "zero-shot"
 MAJORITY = "majority"
@@ -28,16 +28,16 @@ _SET_BY_BUDGET = ("steps", "queries", "epochs", "evaluations", "eval_every", "te
 Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
 
 SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
-"""Keys that a seed sets unless the study says otherwise; of a problem, only the first."""
+"""The keys that a seed sets by default; in a study of problems, only the first."""
 
 
 class Budget(Config):
-    """How long a run is: in queries, which compares methods at equal cost, or in steps."""
+    """The length of a run: in queries, which compares methods at equal cost, or in steps."""
 
     queries: int | None = Field(None, ge=1)
-    """Queries that a run may spend; it makes as many whole steps as they pay for."""
+    """The most queries of a run; it makes as many whole steps as they pay for."""
     steps: int | None = Field(None, ge=1)
-    """Steps, whatever they cost."""
+    """Steps of a run, at any cost."""
 
     @model_validator(mode="after")
     def _one(self) -> Budget:
@@ -50,14 +50,14 @@ class Budget(Config):
 
 
 class Search(Config):
-    """How the setting of each method is chosen among its trials: on validation, in each cell by itself."""
+    """How a method's hyperparameters are chosen from its trials: on validation, separately in each cell."""
 
     budget: Budget
-    """Of one trial."""
+    """Length of one trial."""
     seeds: list[Seed] = Field([0], min_length=1)
-    """Of the trials; what is compared is the mean over them."""
+    """Seeds of the trials; their means are compared."""
     by: Literal["loss", "score"] = "loss"
-    """What decides: the lowest loss or the best score, on validation after the last step."""
+    """What is compared, on validation after the last step: the lowest loss or the best score wins."""
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -66,96 +66,96 @@ class Search(Config):
 
 
 class AxisValue(Config):
-    """One value of an axis: what it changes in every run of it."""
+    """One value of an axis: what it changes in its runs."""
 
     tree: Tree = {}
-    """What is laid over the tree."""
+    """Configuration that is merged into every run."""
     methods: dict[str, Tree | None] = {}
-    """For single methods, what is laid over it instead of the tree's keys of `method`; None leaves the method out."""
+    """For single methods, configuration in place of the tree's `method`; null leaves the method out here."""
 
 
 class Start(Config):
-    """A run that is made first, for methods to start from: such as a training on many tasks."""
+    """A run that is made first and that methods start from, such as training on many tasks."""
 
     tree: Tree = {}
-    """What is laid over the model and training of `base`: its method, and its tasks."""
+    """Its configuration, method and tasks among it; merged into `model` and `training` of `base`."""
     budget: Budget
-    """How long it is."""
+    """Its length."""
 
 
 class MethodSpec(Config):
     """A method that is compared."""
 
     tree: Tree = {}
-    """What is laid over the tree: its configuration."""
+    """Its configuration, merged into `base`."""
     trials: list[Tree] = []
-    """Settings that are tried; empty for one that has only its own."""
+    """Hyperparameters to try, a tree each; empty for a method that is not searched."""
     setting_of: str | None = None
-    """The method whose chosen trial is laid over this one in each cell, in place of trials: for a control of it."""
+    """Use the trial that was chosen for another method in the same cell, instead of own trials; for a control."""
     budget: Budget | None = None
-    """Of its final runs, in place of the study's; the report marks it."""
+    """Length of its final runs, in place of the study's; the report marks it."""
     start: str | None = None
-    """The one of the study's `starts` whose trained weights take the place of the model's."""
+    """One of the study's `starts`; its trained weights replace those of the model."""
     seeds: list[Seed] | None = Field(None, min_length=1)
-    """Of its final runs, in place of the study's: one, for a method that nothing is drawn for."""
+    """Seeds of its final runs, in place of the study's; one is enough for a deterministic method."""
 
 
 class StudyConfig(Config):
     """A comparison: methods x tasks x models x further axes x seeds."""
 
     about: str = ""
-    """What the comparison asks, in a sentence."""
+    """The question of the comparison, in a sentence."""
     base: Tree = {}
-    """What is common to all runs, as in a run's configuration."""
+    """Configuration that all runs share."""
     budget: Budget
-    """Of every final run."""
+    """Length of every final run."""
     seeds: list[Seed] = Field(min_length=1)
-    """Of the final runs of each method in each cell."""
+    """Seeds of the final runs of each method in each cell."""
     seeded: list[str] = []
-    """Keys that a seed sets; by default that of the run, of the split and of a new head."""
+    """The keys that a seed sets; by default those of the run, the split and a new head."""
     evaluations: int = Field(8, ge=1)
-    """How many times a final run is scored on validation, evenly spaced: the points of its curve."""
+    """Evaluations of a final run on validation, evenly spaced: the points of its curve."""
     models: dict[str, AxisValue] = {}
-    """Models by the name they have in the tables."""
+    """Models by their names in the tables."""
     tasks: dict[str, AxisValue] = {}
-    """Tasks or problems by the name they have in the tables."""
+    """Tasks or problems by their names in the tables."""
     axes: dict[str, dict[str, AxisValue]] = {}
-    """Further axes, each with its values by name."""
+    """More axes, each with its values by name."""
     starts: dict[str, Start] = {}
-    """Runs that are made first, once for each model, by the name that `methods` start from."""
+    """Runs that are made first, once for each model, for `methods` to start from."""
     methods: dict[str, MethodSpec] = Field(min_length=1)
-    """The methods by the name they have in the tables."""
+    """Methods by their names in the tables."""
     search: Search | None = None
-    """How the setting of each method is chosen; without it, every method has one."""
+    """How hyperparameters are chosen; without it, nothing is searched."""
     keep_weights: bool = False
-    """Whether `weights.safetensors` of a run, as large as what it trained, stays when it has been scored. Adapters and
-    trajectories always stay, and all of a run that others start from."""
+    """Keep `weights.safetensors` of a run after it has been scored. Adapters, trajectories and runs that others start
+    from are always kept."""
     zero_shot: bool = False
-    """Whether the untrained model is a row of the tables."""
+    """Add the untrained model as a row of the tables."""
     reference: str | None = None
-    """The method that all others are tested against, in pairs of the same task and seed."""
+    """The method that all others are compared with, in pairs of the same task and seed."""
     contrast: str | None = None
-    """An axis whose first value is compared with each of its others, for each method, in pairs of the same seed."""
+    """An axis: its first value is compared with each other one, for each method, in pairs of the same seed."""
     measure: Literal["test", "validation"] = "test"
-    """The split that the tables are about."""
+    """The split whose scores the tables show."""
     figure: Tree | None = None
-    """Options of a figure of the curves, see `zofo.studies.figures`; `true` for their defaults."""
+    """Draw the curves: options of `zofo.studies.figures`, or `true` for the defaults."""
 
     def searched(self, name: str) -> str:
-        """The method whose trials choose the setting of a row of the tables: itself, or that of its `setting_of`."""
+        """The method whose trials a method uses: itself, or its `setting_of`."""
         contender = self.methods.get(name)  # the untrained model is none
         return name if contender is None else contender.setting_of or name
 
     def tried(self, name: str) -> list[Tree]:
-        """The settings that a final run of a method may have; none where it has one of its own only."""
+        """The trials that a method chooses from; empty where nothing is searched."""
         return self.methods[self.searched(name)].trials
 
     def settings(self, name: str) -> list[str]:
-        """The same, each as one line of `key=value`."""
+        """These trials, each as one line of `key=value`."""
         return list(map(format_overrides, self.tried(name)))
 
     def controls(self, name: str) -> list[str]:
-        """The methods that have the setting of this one."""
+        """The methods that use the trial chosen for this one."""
         return [control for control, contender in self.methods.items() if contender.setting_of == name]
 
     @model_validator(mode="before")
@@ -189,7 +189,7 @@ class StudyConfig(Config):
 
 
 def _levels(config: StudyConfig) -> list[tuple[str, AxisValue]]:
-    """Every value of every axis, models and tasks among them, with the path of keys that leads to it."""
+    """Every value of every axis, with its path in the file; models and tasks are axes too."""
     levels = [(f"models.{name}", level) for name, level in config.models.items()]
     levels += [(f"tasks.{name}", level) for name, level in config.tasks.items()]
     for axis, values in config.axes.items():
@@ -198,7 +198,7 @@ def _levels(config: StudyConfig) -> list[tuple[str, AxisValue]]:
 
 
 def _trees(config: StudyConfig) -> list[tuple[str, Tree]]:
-    """Every tree that a run is made of, with the path of keys that leads to it."""
+    """Every tree of the file that goes into a run, with its path."""
     levels = _levels(config)
     found = [("base", config.base), *((where, level.tree) for where, level in levels)]
     found += [(f"starts.{name}", start.tree) for name, start in config.starts.items()]
@@ -210,7 +210,7 @@ def _trees(config: StudyConfig) -> list[tuple[str, Tree]]:
 
 
 def _check_names(config: StudyConfig) -> None:
-    """Names that are used stand for something, and for one thing only."""
+    """Raises ConfigError for a name that is unknown, or taken."""
     if config.reference is not None and config.reference not in config.methods:
         raise UnknownNameError("method of reference", config.reference, config.methods)
     used = {contender.start for contender in config.methods.values()} - {None}
@@ -238,7 +238,7 @@ def _check_names(config: StudyConfig) -> None:
 
 
 def _check_trials(config: StudyConfig) -> None:
-    """Every method that is searched has as many trials as every other, and a setting is only that of a search."""
+    """Raises ConfigError where methods have different numbers of trials, or trials and no search."""
     for name, contender in config.methods.items():
         if contender.setting_of is not None:
             _check_setting_of(config, name, contender.setting_of)
@@ -258,7 +258,7 @@ def _check_trials(config: StudyConfig) -> None:
 
 
 def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
-    """A control has the setting of a method that is searched, over which it says nothing else itself."""
+    """Raises ConfigError for a control of a method without trials, or one that also sets what the trials set."""
     control, where = config.methods[name], f"methods.{name}.setting_of"
     if other not in config.methods:
         hint = None if nearest(other, config.methods) else f"of a part of a study, keep {other!r}, too"

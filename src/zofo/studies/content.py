@@ -1,4 +1,4 @@
-"""Whether a kept result is of what its run would be made from now: weights, rows, tokenizer, task, all by content."""
+"""Whether weights, rows, tokenizer and task of a kept result are still the same, by content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zofo.training.identity import Identity, changes, model_identity, said
 
 
 class Content:
-    """What the runs of a study would be made from now: each model and the rows of each task are read once.
+    """The present content of a study's models and tasks, each read once.
 
     Args:
         runs: the folder of all runs.
@@ -30,16 +30,16 @@ class Content:
         self._known: dict[str, Identity] = {}
         self._model: tuple[str, LoadedModel, Identity] | None = None
         self.unread: dict[str, str] = {}
-        """Runs of which it could not be found out what they would be made from, and why."""
+        """Runs whose content could not be read, and why."""
 
     def changed(self, run: Run, outcome: Outcome) -> str:
-        """What a kept result was made from that is no longer so, in a sentence; empty for nothing."""
+        """What has changed since a kept result was made, in a sentence; empty for nothing."""
         now = self._now(run)
         found = changes(outcome.made_from, now)
         return said(found, "it", str(run.tree.get("model", {}).get("name")), run.cell.task, "was made with")
 
     def release(self) -> None:
-        """Let go of the model that was read last."""
+        """Free the model that was read last."""
         if self._model is not None:
             self._model = None
             gc.collect()
@@ -74,7 +74,7 @@ class Content:
 
 
 def _trained(start: Path) -> str | None:
-    """The trained model of a run, by content; None where it is not there, and is made before it is needed."""
+    """Hash of a run's trained model; None where the run is not made yet."""
     try:
         return RunFolder.open(start).trained_hash
     except RunError:
@@ -82,7 +82,7 @@ def _trained(start: Path) -> str | None:
 
 
 def refuse_mixed(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
-    """Refuse to put results side by side that call by one name what had other content.
+    """Refuse to compare results that use one name for different content.
 
     Args:
         runs: of the study.

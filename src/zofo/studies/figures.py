@@ -36,9 +36,9 @@ class FigureConfig(Config):
     x: Literal["queries", "steps"] = "queries"
     """What the curves are drawn against."""
     split: Literal["train", "validation"] | None = None
-    """Whose loss and score are drawn; by default the loss of training where it was scored, else all of validation."""
+    """The split of the curves; by default train for losses, where it was scored, and else validation."""
     band: Literal["range", "interval"] = "range"
-    """Around the mean over seeds: from the smallest to the largest, or the 95 % interval of the mean (Student's t)."""
+    """The band around the mean over seeds: smallest to largest, or the 95 % interval of the mean (Student's t)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The results of a study as tidy tables, and numbers as people read them."""
+"""The results of a study as data frames, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -104,29 +104,29 @@ def _numbers(config: StudyConfig, outcome: Outcome) -> dict[str, Any]:
 
 
 def row_name(method: str, variant: str | None = None) -> str:
-    """What the tables call a method, or a further model that its runs leave: `bilevel, lower adapter`."""
+    """The row of a method in the tables, or of another model of its runs: `bilevel, lower adapter`."""
     return method if variant is None else f"{method}, {variant.replace('_', ' ')}"
 
 
 def is_share(metric: str) -> bool:
-    """Whether a score is a share, which people read in percent; a loss is not."""
+    """Whether a score is written in percent; a loss is not."""
     return metric != "loss"
 
 
 def as_score(value: float, metric: str) -> str:
-    """A score as people read it: a share in percent with one decimal, a loss with four significant digits."""
+    """A score as text: a share in percent with one decimal, a loss with four significant digits."""
     return f"{100 * value:.1f}" if is_share(metric) else f"{value:.4g}"
 
 
 def as_p(value: float | None) -> str:
-    """A probability: three decimals, and no more than it can say."""
+    """A p value with three decimals."""
     if value is None:
         return "-"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def as_time(seconds: float) -> str:
-    """A stretch of time in the unit that suits it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 100:

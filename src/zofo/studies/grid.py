@@ -83,11 +83,11 @@ class Grid:
         return [*self.starts, *trials, *finals, *self._others, *zero_shots]
 
     def seeds(self, name: str) -> list[int]:
-        """Of the final runs of a method."""
+        """Seeds of the final runs of a method."""
         return self.config.methods[name].seeds or self.config.seeds
 
     def trial_budget(self, name: str) -> Budget:
-        """Of each trial of a method: as the search says, but no more than a budget of its own."""
+        """Length of a trial of a method: that of the search, or the method's own budget where that is shorter."""
         assert self.config.search is not None
         return _shorter(self.config.search.budget, self.config.methods[name].budget)
 
@@ -103,7 +103,7 @@ class Grid:
         return [self._run(name, cell, seed, None, chosen) for seed in self.seeds(name)]
 
     def _refuse_equal_trials(self) -> None:
-        """A setting that is tried twice is one trial fewer than other methods have."""
+        """Raises ConfigError for a setting that is tried twice: the method would have fewer trials than others."""
         seen: dict[tuple[str, Cell, int, str], int] = {}
         for run in self.trials:
             number = (run.trial or 0) + 1
@@ -216,7 +216,7 @@ class Grid:
         ]
 
     def where(self, run: Run, key: str) -> str:
-        """What in the study's file says something about a run: the path of a dotted key, or else what the run is.
+        """The place in the study's file that sets a key of a run; else a name of the run.
 
         Args:
             run: of this grid.
@@ -257,7 +257,7 @@ class Grid:
 
 
 def _known_as(task: str, level: AxisValue) -> str:
-    """What a task of the study is called where it comes from."""
+    """The name of a task of the study in its source."""
     named = get_by_path(level.tree, "task.data") or get_by_path(level.tree, "task.name") or task
     return Path(str(named)).stem
 
@@ -273,7 +273,7 @@ def _without_method(tree: Mapping[str, Any]) -> Tree:
 
 
 def _shorter(search: Budget, own: Budget | None) -> Budget:
-    """The length of a trial: as the search says, but of a method with a budget of its own no more than that."""
+    """The shorter of two budgets of the same unit; the first where the units differ."""
     for unit in ("queries", "steps"):
         most, given = getattr(search, unit), None if own is None else getattr(own, unit)
         if own is not None and most is not None and given is not None:

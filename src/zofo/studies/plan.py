@@ -1,4 +1,4 @@
-"""What a study would take: its runs, their queries, and hours estimated from a few steps."""
+"""What a study would cost: its runs, their queries, and hours estimated from a few steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Place = tuple[str, str, str]
 """Method, model and cell."""
 
 _SECONDS = 50.0
-"""After which nothing more is timed: what is left is estimated from what was."""
+"""How long steps are timed; what is left is estimated from what was timed."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class PlanRow:
 
     Args:
         method: its name.
-        cell: where it stands.
-        trials: runs that choose its setting.
-        finals: runs with that setting.
+        cell: its model, task and axes.
+        trials: number of trials.
+        finals: number of final runs.
         done: how many of both are done.
-        trial_queries: of each trial; None where it is not known.
-        final_queries: of each final run; None where it is not known.
-        seconds: of what is not done; None where nothing like it could be timed.
-        timed: whether it was timed itself.
-        fault: why it cannot be run, or None.
+        trial_queries: queries of a trial; None where unknown.
+        final_queries: queries of a final run; None where unknown.
+        seconds: time of the runs that are not done; None where nothing similar could be timed.
+        timed: whether this cell was timed itself.
+        fault: why it cannot run, or None.
     """
 
     method: str
@@ -70,26 +70,26 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """All of them."""
+        """Number of all runs."""
         return sum(row.trials + row.finals for row in self.rows)
 
     @property
     def done(self) -> int:
-        """Those that are done."""
+        """Number of runs that are done."""
         return sum(row.done for row in self.rows)
 
     @property
     def queries(self) -> int:
-        """Of all runs whose queries are known, done or not."""
+        """Queries of all runs, done or not, as far as they are known."""
         return sum(row.trials * (row.trial_queries or 0) + row.finals * (row.final_queries or 0) for row in self.rows)
 
     @property
     def seconds(self) -> float:
-        """Of what is not done, as far as it could be estimated."""
+        """Estimated time of the runs that are not done."""
         return sum(row.seconds or 0.0 for row in self.rows) / self.jobs
 
     def table(self) -> Table:
-        """As a table to show."""
+        """The plan as a table."""
         shown = Table(box=None, pad_edge=False)
         for name in ("method", "where"):
             shown.add_column(name, overflow="fold")
@@ -103,7 +103,7 @@ class Plan:
         return shown
 
     def lines(self) -> list[str]:
-        """What is said below the table."""
+        """The lines below the table."""
         faults = {row.fault: f"{row.method} {row.cell}: {row.fault}" for row in self.rows if row.fault}
         at_a_time = f", {self.jobs} at a time if that is no slower" if self.jobs > 1 else ""
         total = f"{self.runs} runs, {self.done} of them done; {self.queries:,} queries in all"
@@ -169,7 +169,7 @@ def _done(store: Store, run: Run) -> bool:
 
 
 def _each_model_early(places: list[Place]) -> list[Place]:
-    """The places in an order in which every method with every model comes once before one comes again."""
+    """The places, ordered so that each pair of method and model comes once before any comes twice."""
     earlier: Counter[tuple[str, str]] = Counter()
     rounds = {}
     for place in places:
@@ -201,7 +201,7 @@ class _Timing:
             self.costs[place] = dict(zip(chosen, found, strict=True))
 
     def cost(self, place: Place, trial: bool) -> CostEstimate | None:
-        """That of the cell, or the mean over those of the same method, of the same model where there are such."""
+        """The cost in this cell; else the mean over cells of the same method, if possible with the same model."""
         if trial in self.costs.get(place, {}):
             return self.costs[place][trial]
         method, model, _ = place
@@ -235,7 +235,7 @@ def _row(place: Place, runs: list[Run], left: list[Run], timing: _Timing) -> Pla
 
 
 def _queries(runs: list[Run], trial: bool, cost: CostEstimate | None) -> int | None:
-    """Queries of a run: counted, or else the budget, which whole steps may not use up."""
+    """Queries of a run: counted, or else its budget, of which whole steps may leave a rest."""
     if cost is not None:
         return cost.queries
     run = next((run for run in runs if (run.trial is not None) == trial), None)

@@ -32,9 +32,9 @@ class ProblemRun(Config):
     """Everything that a run on a toy problem depends on."""
 
     problem: Annotated[ProblemConfig, BeforeValidator(named)]
-    """Which problem, with its options."""
+    """The problem, with its options."""
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(partial(method_config, default="mezo"))]
-    """Which method, with its parts."""
+    """The method, with its parts."""
     training: TrainingConfig = TrainingConfig()
     """How long, and with which seed."""
 
@@ -118,7 +118,7 @@ class ProblemRuns(Executor):
 
 @lru_cache(maxsize=4)
 def _problem(written: str) -> Problem:
-    """The same problem once for many runs: its data do not change."""
+    """The problem, built once for many runs."""
     built: Problem = ProblemConfig.model_validate(json.loads(written)).build()
     return built
 

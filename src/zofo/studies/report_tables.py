@@ -18,13 +18,13 @@ _WORK = ("queries", "forwards", "backwards")
 
 
 class State(NamedTuple):
-    """What became of the runs of one method in one cell.
+    """How many runs of a method in a cell ended in which way.
 
     Args:
-        runs: one for each seed.
-        scored: those that the mean is of.
-        diverged: those that blew up.
-        failed: those that anything else ended.
+        runs: all, one for each seed.
+        scored: runs in the mean.
+        diverged: runs that diverged.
+        failed: runs that another error ended.
         unstable: whether every trial diverged, so that there are no runs.
     """
 
@@ -36,7 +36,7 @@ class State(NamedTuple):
 
     @property
     def text(self) -> str:
-        """How many runs the mean is of and what the others came to; empty where all have a score."""
+        """How many runs are in the mean, and how the others ended; empty where all have a score."""
         if self.unstable:
             return "every trial diverged"
         missing = self.runs - self.scored - self.diverged - self.failed
@@ -87,7 +87,7 @@ class Scores:
         return next(iter(self._config.axes[axis]))
 
     def contrasts(self, axis: str) -> Iterator[tuple[Cell, Cell, str, str]]:
-        """A cell at the first value of an axis, each at another one that is like it, where both are, and that value."""
+        """Pairs of cells, at the first value of an axis and at another one; what both share; and the other value."""
         place = list(self._config.axes).index(axis)
         first = self.first_value(axis)
         for cell in self._cells:
@@ -99,11 +99,11 @@ class Scores:
 
     @property
     def usual_runs(self) -> int:
-        """How many runs a mean is of where its cell does not say."""
+        """Runs in a mean whose cell gives no number."""
         return len(self._config.seeds)
 
     def outcomes(self, method: str, cell: Cell) -> dict[int, Outcome]:
-        """What is done, by seed."""
+        """The outcomes that are done, by seed."""
         return self._done.get((method, cell), {})
 
     def variants(self, method: str, cells: Sequence[Cell]) -> list[str]:
@@ -125,7 +125,7 @@ class Scores:
         return any(state.diverged or state.failed or state.unstable for state in states)
 
     def diverged(self, method: str, cell: Cell) -> list[int]:
-        """The seeds of the runs that blew up, whether their loss was still finite at the end or not."""
+        """The seeds of the runs that diverged, whether or not their loss was finite at the end."""
         found = self.outcomes(method, cell).items()
         return [seed for seed, one in found if one.diverged(self._loss_before(cell, seed, one))]
 
@@ -137,7 +137,7 @@ class Scores:
         return untrained.scores.get("validation", {}).get("loss")
 
     def state(self, method: str, cell: Cell) -> State:
-        """What became of the runs of one method in one cell."""
+        """How the runs of one method in one cell ended."""
         found = self.outcomes(method, cell).values()
         choice = self._choices.get((self._config.searched(method), cell))
         runs = len(self._grid.seeds(method) if method in self._config.methods else self._config.seeds)
@@ -150,7 +150,7 @@ class Scores:
         )
 
     def majority(self, cell: Cell) -> dict[int, float]:
-        """By seed, since the split may depend on it; whatever method has a run there knows it."""
+        """The score of the most frequent label by seed, since a seed may draw the split; any run there holds it."""
         split, found = self._config.measure, {}
         for method in self.methods:
             for seed, one in self.outcomes(method, cell).items():
@@ -164,7 +164,7 @@ class Scores:
         return next(found, "")
 
     def sign(self, cell: Cell) -> int:
-        """1 where more is better, -1 where less is."""
+        """1 where a higher score is better, else -1."""
         done = (one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
         return next((1 if one.higher_is_better else -1 for one in done), 1)
 

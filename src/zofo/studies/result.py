@@ -1,4 +1,4 @@
-"""What came of one run of a study, in the same form for tasks and problems."""
+"""The outcome of one run of a study, in one form for tasks and problems."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from zofo.training.provenance import read_identity
 FILE = "outcome.json"
 
 BLOWN_UP = 10
-"""A run whose loss on validation is more than so many times that before training has diverged, finite as it is."""
+"""A run diverged if its loss on validation is more than this many times the loss before training."""
 
 INNER = "inner"
-"""What the curves call the loss of a bilevel method's inner problem, which is no loss of a split."""
+"""Name of the loss of a bilevel method's inner problem in the curves."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one run. It is written when the run is over, and nothing else says that it is.
+    """The outcome of one run. It is written when the run ends; a run without it has not ended.
 
     Args:
         config: the whole configuration of the run; entered when the outcome is written.
@@ -64,17 +64,17 @@ class Outcome:
 
     @property
     def made_from(self) -> Identity:
-        """What the run was made from, by content, as far as it was written down."""
+        """The recorded content of model and data."""
         return replace(Identity.read(self.identity), configuration=None)
 
     @property
     def ended_by_loss(self) -> bool:
-        """Whether a loss that was not finite ended it."""
+        """Whether a non-finite loss ended the run."""
         return self.failed is not None and self.failed["error"] == NonFiniteError.__name__
 
     @property
     def final(self) -> bool:
-        """Whether the same run would end in the same way: other failures than divergence may have been mended."""
+        """Whether it would end the same way again: it succeeded or diverged; other failures may have been fixed."""
         return self.failed is None or self.ended_by_loss
 
     @property
@@ -84,9 +84,9 @@ class Outcome:
         return next((point["loss"] for point in points), None)
 
     def diverged(self, before: float | None) -> bool:
-        """Whether it blew up: a loss was not finite, or the last is more than `BLOWN_UP` times that before training.
+        """Whether it diverged: a loss was not finite, or the last is over `BLOWN_UP` times the loss before training.
 
-        Both ways alike, since it is the number type that decides between them.
+        Both count alike: which one happens depends on the number type.
 
         Args:
             before: loss on validation of the untrained model; None where it is not known, so that only a loss that is
@@ -139,7 +139,7 @@ class Outcome:
 
 
 def made_from(folder: Path) -> dict[str, Any]:
-    """What the run in a folder was made from, by content, without its configuration; empty where it has no record.
+    """The content of model and data of the run in a folder; empty where there is no record.
 
     Raises:
         RunError: the record is damaged.

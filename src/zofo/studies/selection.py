@@ -1,4 +1,4 @@
-"""Choosing the setting of each method from its trials, on validation alone."""
+"""The choice of each method's hyperparameters from its trials, on validation alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from zofo.studies.result import Outcome
 from zofo.studies.trial import Cell, Run
 
 Outcomes = Mapping[str, Outcome]
-"""What came of the runs that are done, by their digest."""
+"""The outcomes of the runs that are done, by digest."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A setting, and what its trials came to.
+    """One setting and the result of its trials.
 
     Args:
         setting: what it is, as `key=value`.
@@ -58,7 +58,7 @@ class Selection:
 
     @property
     def done(self) -> bool:
-        """Whether all trials are."""
+        """Whether all trials are done."""
         return all(trial.done for trial in self.trials)
 
     @property

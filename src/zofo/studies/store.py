@@ -31,7 +31,7 @@ class Store:
         self.folder, self._content = folder, content
         self.runs, self._outdated = folder / "runs", folder / "outdated"
         self.changed: dict[str, str] = {}
-        """By digest, what kept results were made from that is no longer so."""
+        """What has changed since a kept result was made, by digest."""
 
     def claim(self, name: str, config: Any) -> bool:
         """Take the folder for a study.

@@ -153,7 +153,7 @@ def _faults_of_task(task: TaskConfig) -> Iterator[ConfigFault]:
 
 @lru_cache(maxsize=64)
 def _resolved(written: str) -> Task:
-    """The same task once for many runs."""
+    """The task, read once for many runs."""
     return resolve_task(TaskConfig.model_validate(json.loads(written)))
 
 

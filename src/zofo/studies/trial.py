@@ -15,7 +15,7 @@ from zofo.studies.executor import Executor
 
 
 class Cell(NamedTuple):
-    """Where methods are compared: one model, one task, one value of each further axis.
+    """One model, one task and one value of each further axis: methods are compared in it.
 
     Args:
         model: its name in the tables; empty for a problem.
