@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+import zofo
+
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+SOURCE = Path(zofo.__file__).parent
 MOST_COLUMNS = 120
 
 
@@ -24,3 +28,28 @@ def test_the_menu_has_every_page_once():
     menu = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     found = re.findall(r"[\w-]+\.md", str(menu))
     assert sorted(found) == [page.name for page in DOCS]
+
+
+def texts_of_source() -> str:
+    """Every text in the source, with `...` for what is filled in, a line each."""
+    found = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_source():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    shown = [
+        line
+        for block in re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+        for line in block.replace("\n  ", " ").splitlines()
+    ]
+    texts = texts_of_source()
+    assert len(shown) > 25
+    assert [line for line in shown if line not in texts] == []

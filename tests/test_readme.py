@@ -27,24 +27,41 @@ def blocks(language: str, text: str = README) -> list[str]:
 PROGRAMS = [*blocks("python"), *blocks("python", PAPERS)]
 
 
-def test_commands(model_folder, data_dir, tmp_path, monkeypatch, capsys):
+def run_commands(text, model_folder, tmp_path, monkeypatch, capsys, data_dir=None):
+    """Run the shell blocks of a page as they stand, with a tiny model in place of the named ones; the verbs of zofo."""
     monkeypatch.chdir(tmp_path)
-    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
-    for line in lines:
-        if line.startswith(("printf ", "for ")):
-            subprocess.run(["bash", "-c", line], check=True)
-    commands = [line for line in lines if line.startswith("zofo ")]
-    assert {shlex.split(line)[1] for line in commands} >= {"train", "eval", "predict", "preview", "validate", "study"}
-    for line in commands:
-        _, verb, *arguments = shlex.split(line)
-        arguments = [re.sub("smollm2-135m|minilm", str(model_folder), a) for a in arguments]
-        if verb == "preview":
-            arguments.append(f"model={model_folder}")
-        if verb not in ("predict", "study") and "--data" not in arguments:
-            arguments += ["--data-dir", str(data_dir)]
-        with pytest.raises(SystemExit) as end:
-            main([verb, *arguments])
-        assert not end.value.code, capsys.readouterr().err
+    verbs = set()
+    for block in blocks("sh", text):
+        if "printf " in block:
+            subprocess.run(["bash", "-c", re.split(r"^zofo ", block, flags=re.MULTILINE)[0]], check=True)
+        for line in block.replace("\\\n", " ").splitlines():
+            if not line.startswith("zofo "):
+                continue
+            _, verb, *arguments = shlex.split(line)
+            arguments = [re.sub("smollm2-135m|minilm", str(model_folder), one) for one in arguments]
+            if verb == "preview":
+                arguments.append(f"model={model_folder}")
+            if data_dir is not None and verb not in ("predict", "study") and "--data" not in arguments:
+                arguments += ["--data-dir", str(data_dir)]
+            with pytest.raises(SystemExit) as end:
+                main([verb, *arguments])
+            assert not end.value.code, capsys.readouterr().err
+            verbs.add(verb)
+    return verbs
+
+
+def test_commands(model_folder, data_dir, tmp_path, monkeypatch, capsys):
+    verbs = run_commands(README, model_folder, tmp_path, monkeypatch, capsys, data_dir)
+    assert verbs >= {"train", "eval", "predict", "preview", "validate", "study"}
+
+
+@pytest.mark.soak
+def test_commands_of_the_tutorial(model_folder, tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    few = re.sub(r"training\.steps=\d+", "training.steps=2", text)
+    verbs = run_commands(few, model_folder, tmp_path, monkeypatch, capsys)
+    assert verbs >= {"validate", "eval", "train", "predict", "export", "tune", "apply"}
+    assert (tmp_path / "tickets-model" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
