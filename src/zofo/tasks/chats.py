@@ -1,8 +1,8 @@
-"""Chats in the words of a model's chat template, with what holds for every tokenizer checked.
+"""Chats as a model's chat template writes them, with checks that hold for every tokenizer.
 
-The prompt is what the template asks with, and begins the finished chat; what follows begins with the answer, and ends
-with a token that ends texts, at which generation stops. The prompt is found with an answer of ours, and so does not
-depend on the row's.
+The prompt is what the template writes before an answer, and the finished chat begins with it. The rest is the answer
+and a token that ends texts, at which generation stops. The prompt is found with a probe answer, so that it does not
+depend on the row's own answer.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Chat:
     """A chat as the model's template writes it.
 
     Args:
-        prompt: what is asked.
-        answer: what is to follow, with what ends it; "" where no answer is known.
-        block: what the template writes by itself before the answer, such as an empty block of thoughts.
+        prompt: text before the answer.
+        answer: the answer with its end; "" where it is not known.
+        block: text that the template inserts before the answer, such as an empty block of reasoning.
         stops: texts and control tokens of the template that end an answer.
         said: the answer as it is generated, without its end.
-        unwritten: what the row has and the template does not write, or writes in another way.
+        unwritten: content of the row that the template drops or changes.
     """
 
     prompt: str
@@ -52,7 +52,7 @@ class Chat:
 
 
 class _Form(NamedTuple):
-    """How a template writes an answer: after `asked` and a `block` of its own, and before `tail`."""
+    """How a template writes an answer: `asked`, an inserted `block`, the answer, `tail`."""
 
     asked: str
     block: str
@@ -73,7 +73,7 @@ def _turn(role: str, content: str, more: str = "") -> dict[str, Any]:
 
 
 def texts_of(value: Any) -> list[str]:
-    """All texts in what a row gives to a chat template."""
+    """All texts in a value for a chat template."""
     if isinstance(value, str):
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
@@ -81,15 +81,15 @@ def texts_of(value: Any) -> list[str]:
 
 
 def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
-    """A chat in the words of the model's template; and whether it holds marks, as `Speller.marked_chat` makes them.
+    """A chat as the model's template writes it; and whether it holds marks, see `Speller.marked_chat`.
 
     Args:
-        speller: of the model's tokenizer.
-        example: with `messages`; its first candidate is the answer, "" where that is not known.
+        speller: speller of the model's tokenizer.
+        example: an example with `messages`; its first candidate is the answer, "" where that is not known.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one that cannot be trained with; says why.
-        DataError: turns that the template refuses, or of which it leaves something out or changes the answer.
+        DataError: the template refuses the turns, drops a part of them, or changes the answer.
     """
     if getattr(speller.tokenizer, "chat_template", None) is None:
         raise ModelError(
@@ -127,17 +127,17 @@ def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
 
 
 def _said(whole: str, prompt: str, tail: str) -> str | None:
-    """What stands between the prompt and the tail of a finished chat; None where it does not begin and end so."""
+    """The text between prompt and tail of a finished chat; None where these do not fit."""
     if not whole.startswith(prompt) or not whole.endswith(tail):
         return None
     return whole[len(prompt) : len(whole) - len(tail)]
 
 
 def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
-    """What ends an answer, and what generation stops at: a token of the template's own, or else the end of text.
+    """The end of an answer, and the texts that stop generation: a token of the template, else the end of text.
 
     Raises:
-        ModelError: neither is there.
+        ModelError: there is neither.
     """
     tokenizer = speller.tokenizer
     plain = without_marks(tail)
@@ -175,10 +175,10 @@ class _Writer:
         )
 
     def write(self, turns: Sequence[Mapping[str, Any]], asking: bool, way: Mapping[str, Any]) -> str:
-        """Turns as the template writes them; templates refuse turns that their models do not know.
+        """Turns as the template writes them.
 
         Raises:
-            DataError: it fails; says with which words.
+            DataError: the template refuses them, for example an unknown role.
         """
         given, tools = list(turns), self.tools
         if self._marked:
@@ -195,7 +195,7 @@ class _Writer:
         return self._speller.marked_chat(str(text)) if self._marked else str(text)
 
     def form(self, turns: Sequence[Mapping[str, Any]]) -> _Form:
-        """How the template asks for an answer to these turns, and what it writes around it.
+        """What the template writes around an answer to these turns.
 
         Raises:
             ModelError: it writes no answer, or asks with something that a finished chat does not have.
@@ -233,10 +233,10 @@ def _refuse_chance(template: str) -> None:
 
 
 def _undated(template: str) -> str:
-    """A template whose clock says a day that never changes, so that a prompt is the same tomorrow.
+    """The template with a fixed date, so that a prompt does not change from day to day.
 
     Raises:
-        ModelError: it asks the clock for something that is not written in the template.
+        ModelError: the template reads the clock with a format that is not a literal.
     """
     forms = re.findall(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", template)
     if len(forms) < len(re.findall(r"strftime_now\s*\(", template)):
@@ -246,7 +246,7 @@ def _undated(template: str) -> str:
 
 
 def _unwritten(writer: _Writer, turns: Sequence[Mapping[str, Any]], way: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the template does not write of names, and the date that it writes, for a note.
+    """Names that the template does not write, and the date that it writes, for a note.
 
     Raises:
         DataError: it does not write the content of a turn, another key, or the tools.
@@ -303,7 +303,7 @@ def _refuse_lost_content(
 
 
 def _same(writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: Mapping[str, Any]) -> bool:
-    """Whether a template writes turns as it wrote others; no, where it refuses them."""
+    """Whether a template writes these turns as `whole`; false where it refuses them."""
     try:
         return writer.write(turns, False, way) == whole
     except DataError:
@@ -311,7 +311,7 @@ def _same(writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: 
 
 
 def as_example(example: Example, chat: Chat) -> Example:
-    """A chat as an example with a prompt and what follows it, as people read them."""
+    """A chat as an example with prompt and answer as readable texts."""
     answers = (chat.said,) if example.answers else ()
     return replace(
         example, prompt=without_marks(chat.prompt), candidates=(without_marks(chat.answer),), answers=answers

@@ -1,4 +1,4 @@
-"""That what is tested was not trained on: tasks by their names, and rows by what they ask."""
+"""Checks that no test data was trained on: tasks by their names, and rows by what they ask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def twins(trained: Sequence[str], tested: Sequence[str]) -> str:
 
 
 def refuse_twins(trained: Sequence[str], unseen: Sequence[str]) -> None:
-    """Raises ConfigError for tasks that are trained on and kept for the test, also under another name."""
+    """Raises ConfigError for a task that is both trained on and kept for the test, under any of its names."""
     if same := twins(trained, unseen):
         raise ConfigError(
             f"tasks that are kept for the test are trained on: {same}",
@@ -39,7 +39,7 @@ def refuse_twins(trained: Sequence[str], unseen: Sequence[str]) -> None:
 
 
 def inputs_in(folder: Path, split: Split) -> dict[str, str]:
-    """The inputs of MetaICL's rows in a folder by their places; none where it has no such rows."""
+    """The inputs of MetaICL's rows in a folder by place; empty where it has no such rows."""
     rows = read_folder(folder, split) if has_metaicl_rows(folder) and has_split(folder, split) else []
     return {row.where: str(row.fields.get("input", "")).strip() for row in rows}
 
@@ -54,14 +54,14 @@ def refuse_shared_rows(
     """Refuse training rows that are test rows of another task.
 
     Args:
-        name: of the task that is trained on.
-        trained: the inputs of its training rows by their places.
-        held: of each task that is kept for the test, the inputs of its test rows by their places.
-        of: where it is trained on, for the message.
-        instead: what to do about it, for the hint.
+        name: name of the training task.
+        trained: inputs of its training rows by place.
+        held: for each task that is kept for the test, the inputs of its test rows by place.
+        of: the run that trains on it, for the message.
+        instead: what to do instead, for the hint.
 
     Raises:
-        ConfigError: there are such rows; names the first.
+        ConfigError: rows are shared; names the first.
     """
     for other, rows in held.items():
         places = {text: where for where, text in rows.items()}

@@ -1,4 +1,4 @@
-"""That a task is not tested by a run that was trained on it as one of several."""
+"""Checks that a run is not tested on a task that it was trained on as one of several."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _INSTEAD = "take a run that was not trained on it"
 
 
 def refuse_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, scored: bool = False) -> None:
-    """Refuse a task that a run was trained on as one of several, by its name or another, or by its rows.
+    """Refuse to test a run on a task that it was trained on as one of several: by any of its names, or by its rows.
 
-    The rows of both are compared where they are MetaICL's and still where they were.
+    Rows are compared if they are MetaICL's and have not been moved.
 
     Args:
-        trained: what the run was trained on.
-        asked: the task of a run that starts from it, or that it is scored with.
-        run: its name, for messages.
-        scored: whether several tasks are all scored, and not trained on again, so that only the unseen are.
+        trained: task configuration of the run.
+        asked: task of a run that starts from it, or that it is scored on.
+        run: name of the run, for messages.
+        scored: whether all tasks of `asked` are scored; else only the unseen ones are.
 
     Raises:
-        ConfigError: names the run and the tasks, unless `allow_overlap` of what is asked allows them; or it is not
-            known what the run was trained on.
+        ConfigError: they overlap and `asked.allow_overlap` is false, or the run's tasks are not known.
         DataError: rows of one of the tasks cannot be read.
     """
     if asked.allow_overlap or not trained.several:
@@ -56,7 +55,7 @@ def refuse_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, scored: 
 
 
 def _tested(asked: TaskConfig, scored: bool) -> Mapping[str, Mapping[str, str]]:
-    """The tasks that are tested by all of their names, each with the inputs of its test rows by their places."""
+    """The tested tasks by all of their names, each with the inputs of its test rows by place."""
     if asked.several:
         names, unseen = tasks_of(asked)
         return {name: task_inputs(asked, name, "test") for name in (*unseen, *(names if scored else ()))}
@@ -66,7 +65,7 @@ def _tested(asked: TaskConfig, scored: bool) -> Mapping[str, Mapping[str, str]]:
 
 
 def _names(asked: TaskConfig) -> Sequence[str]:
-    """What a task by itself is called: as its file says it, and as its rows' file or folder is."""
+    """The names of a single task: that in its file, and that of the file or folder of its rows."""
     found = []
     if asked.name is not None:
         content = task_content(asked.name)
@@ -79,7 +78,7 @@ def _names(asked: TaskConfig) -> Sequence[str]:
 
 
 def _trained_rows(trained: TaskConfig, name: str) -> dict[str, str]:
-    """The inputs of the rows of one of several tasks that a run was trained on, by their places."""
+    """The inputs of a training task's rows by place."""
     own = subtask_config(trained, name).model_copy(update={"demonstrations": 0, "allow_overlap": True})
     examples = load_examples(resolve_task(own, free_words=True), own, ["train"], of_several=True)
     return {one.where: one.prompt.strip() for one in examples["train"]}

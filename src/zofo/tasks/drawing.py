@@ -1,4 +1,4 @@
-"""Which rows of one origin each split gets."""
+"""The draw of the rows of each split from one origin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Unit = list[Row]
 
 
 def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> dict[Split, Sequence[Row]]:
-    """The rows of every split that comes from `origin`, in the order train, validation, test; no row twice.
+    """The rows of every split that comes from `origin`, in the order train, validation, test; each row once at most.
 
     Raises:
         ConfigError: `task.sizes` asks for more rows than there are.
@@ -53,9 +53,9 @@ def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> 
 
 
 def _sizes(task: Task, wanted: Sequence[Split], given: dict[Split, int], rows: int, labels: int) -> dict[Split, int]:
-    """How many rows each split shall have.
+    """The number of rows of each split.
 
-    Where there are too few for all, the first keeps two thirds; or half, where others could not have every label else.
+    If there are too few, the first split keeps two thirds, or half where the others would lack a label else.
     """
     sizes = {split: given.get(split) or task.splits[split].size or rows for split in wanted}
     others, room = [split for split in wanted if split not in given], rows - sum(given.values())
@@ -68,12 +68,12 @@ def _sizes(task: Task, wanted: Sequence[Split], given: dict[Split, int], rows: i
 
 
 def _filled(units: Sequence[Unit], sizes: dict[Split, int], each: bool) -> dict[Split, Sequence[Row]]:
-    """Units in their order, as many for each split as it takes to have its size.
+    """The rows of each split: units in order, until the split has its size.
 
     Args:
-        units: in the order in which they are drawn.
+        units: units in the order of the draw.
         sizes: rows of each split.
-        each: whether a split leaves one unit at least for each that follows.
+        each: whether every split gets at least one unit.
     """
     left: Iterator[Unit] = iter(units)
     divided: dict[Split, Sequence[Row]] = {}
@@ -89,7 +89,7 @@ def _filled(units: Sequence[Unit], sizes: dict[Split, int], each: bool) -> dict[
 
 
 def _interleaved(units: Sequence[Unit], label: str | None) -> list[Unit]:
-    """Units so that every stretch of them has each label in its share of all, as far as whole units can.
+    """Units reordered so that labels are evenly spread.
 
     The n units of a label stand at (1/2, 3/2, ..., n - 1/2) / n of the way, in the order in which they are given.
     """
@@ -101,12 +101,12 @@ def _interleaved(units: Sequence[Unit], label: str | None) -> list[Unit]:
 
 
 def _labels(unit: Unit, label: str | None) -> Hashable:
-    """The labels of the rows of a unit, which may be of several."""
+    """The labels of the rows of a unit."""
     return frozenset(_written(row.fields.get(label)) for row in unit) if label is not None else frozenset()
 
 
 def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
-    """Rows that are drawn together: of the same group, or that ask the same, directly or by way of others.
+    """Rows that are drawn together: connected by the same group or the same question.
 
     Rows ask the same where the columns that any prompt names are the same, normalised.
     """
@@ -143,7 +143,7 @@ def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
 
 
 def _columns(task: Task) -> list[str]:
-    """The columns that a prompt of the task names, its label or answer apart."""
+    """The columns that the task's prompts name, without label and answer."""
     named = [column for prompt in task.prompt_names for column in task.columns(prompt)]
     if task.texts is not None:
         named += task.columns(None, head=True)
@@ -151,7 +151,7 @@ def _columns(task: Task) -> list[str]:
 
 
 def _written(value: Any) -> str:
-    """A value as two that read alike have it in common; of a chat, without the answer that ends it."""
+    """A value in normalised form; a chat without its final answer."""
     if isinstance(value, list) and value and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
         value = value[:-1]
     return normalized(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))

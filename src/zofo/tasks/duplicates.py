@@ -1,4 +1,4 @@
-"""Which rows are the same by what they ask, wherever they stand."""
+"""Rows that ask the same, in one split or in several."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from zofo.tasks.task import SPLITS, Split
 
 
 def normalized(text: str) -> str:
-    """A text as two that read alike have it in common: one Unicode form (NFKC), one case, single spaces."""
+    """A text in normalised form: NFKC, case folded, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -20,7 +20,7 @@ def question_of(example: Example, with_candidates: bool) -> Hashable:
 
     Args:
         example: without demonstrations.
-        with_candidates: whether candidates are a part of what is asked; those of a generation hold its answer.
+        with_candidates: whether candidates belong to the question; those of a generation hold its answer.
     """
     turns = tuple((role, normalized(content), *others) for role, content, *others in example.messages)
     texts = tuple(normalized(text) for text in example.texts)

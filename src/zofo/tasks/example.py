@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Message = tuple[str, str] | tuple[str, str, str]
-"""A turn of a chat: role and content, and as JSON what else it has, if anything."""
+"""A turn of a chat: role, content, and its other keys as JSON, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -14,23 +14,22 @@ class Example:
 
     Args:
         prompt: text before the candidate.
-        candidates: texts that may follow: one for each label or choice; of a generation, the answer to train on.
-        golds: the right candidates, of which the first is trained on; empty where that is not known.
-        answers: of a generation, every accepted answer.
-        group: rows with the same group belong together, such as the answers of one question; "" for none.
+        candidates: texts that may follow: one for each label or choice; for a generation, the answer to train on.
+        golds: the right candidates; the first is trained on. Empty where they are not known.
+        answers: for a generation, every accepted answer.
+        group: rows with the same group belong together, such as answers to one question; "" for none.
         where: file and line, or source and row, for messages.
         ending: text after the candidate, for models that see both sides of it.
-        ends: whether the model's own end of text follows the candidate.
-        content_free: the prompt without its content, which calibrated scores are measured against; "" for none.
-        texts: the row's own texts, one or two, for a classification head.
-        messages: of a chat, the turns before the answer; they take the place of `prompt`.
-        before: where prompts are scored after candidates, the demonstrations, which stand before the candidate.
-        task: of several tasks at once, the name of its own; "" for a task by itself.
-        reply: of a chat, what else the answer has, such as tool calls, as JSON; "" for nothing.
-        thinks: of a chat, whether the answer holds what was thought before it, so that it begins with that.
-        tools: of a chat, what may be called, as JSON; "" for nothing.
-        own: texts of the row as they were written into prompt, candidates and texts, in that order: control tokens
-            that are spelt in them stay text.
+        ends: whether the model's end of text follows the candidate.
+        content_free: the prompt without its content, for calibrated scores; "" for none.
+        texts: one or two texts of the row, for a classification head.
+        messages: for a chat, the turns before the answer; they replace `prompt`.
+        before: for channel scores, the demonstrations before the candidate.
+        task: name of the task, if there are several at once; else "".
+        reply: for a chat, other keys of the answer such as tool calls, as JSON; "" for none.
+        thinks: for a chat, whether the answer begins with its reasoning.
+        tools: for a chat, the tools that may be called, as JSON; "" for none.
+        own: the row's texts in prompt, candidates and texts, in that order: control tokens spelt in them stay text.
     """
 
     prompt: str
@@ -53,5 +52,5 @@ class Example:
 
     @property
     def gold(self) -> int:
-        """The candidate that is trained on; the first where none is known to be right."""
+        """Index of the candidate that is trained on; 0 where the right one is not known."""
         return self.golds[0] if self.golds else 0

@@ -1,4 +1,4 @@
-"""What is right of a row: the value of its label, and the place of that among labels or choices."""
+"""The right label or choice of a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zofo.tasks.task import ChoicesFromColumn, Task
 
 
 def missing_column(name: str, column: str, fields: Mapping[str, Any], where: str) -> DataError:
-    """What is said of a row without a column that the task of that name needs."""
+    """The error for a row that lacks a column of the task."""
     has = listed(fields) or "nothing"
     return DataError(
         f"{where}: the column {column!r}, which the task {name!r} needs, is missing; the row has {has}",
@@ -23,7 +23,7 @@ def missing_column(name: str, column: str, fields: Mapping[str, Any], where: str
 
 
 def label_columns(label: str) -> list[str]:
-    """The columns that a label needs which is an expression; the label itself where it is a column's name."""
+    """The columns in a label expression; a label that is no expression is a column itself."""
     try:
         return columns_of(label, expression=True) or [label]
     except ValueError:  # a name with a blank in it
@@ -45,17 +45,17 @@ def label_of(label: str, fields: Mapping[str, Any], where: str, name: str) -> An
 
 
 def _plain(value: Any) -> Any:
-    """A value of an expression; what a filter would give once is a list."""
+    """The value of an expression, with an iterator made a list."""
     return list(value) if hasattr(value, "__next__") else value
 
 
 def label_index(task: Task, label: Any, where: str) -> int:
-    """Position of a row's label among the verbalizers; false and true are 0 and 1, as on the Hub.
+    """Index of a row's label among the verbalizers; false and true count as 0 and 1, as on the Hub.
 
-    A class that has a name is known by its number or by its name.
+    A named class may be given by number or by name.
 
     Raises:
-        DataError: it has none, or two.
+        DataError: no verbalizer fits, or two do.
     """
     text = label.name if isinstance(label, NamedLabel) else label
     places = [
@@ -88,17 +88,17 @@ def label_index(task: Task, label: Any, where: str) -> int:
 def gold_choices(
     task: Task, fields: Mapping[str, Any], values: Sequence[str], each: ChoicesFromColumn | None, where: str
 ) -> tuple[int, ...]:
-    """The right choices by their places, from a label that is a number, a text, a letter, a key, or a list of them.
+    """Indices of the right choices, from a label that is a number, a text, a letter, a key, or a list of them.
 
     Args:
-        task: whose label it is.
+        task: the task.
         fields: the row.
-        values: of its choices, without white space around them.
-        each: the list in the row that they are, if they are one.
-        where: for messages.
+        values: texts of the choices, stripped.
+        each: the list in the row that holds them, if there is one.
+        where: place of the row, for messages.
 
     Raises:
-        DataError: the label is none of the choices, or two of them in two ways to read it.
+        DataError: the label is none of the choices, or can be read as two of them.
     """
     assert task.label is not None
     label = label_of(task.label, fields, where, task.name)
@@ -121,7 +121,7 @@ def gold_choices(
 
 
 def _keys(task: Task, fields: Mapping[str, Any], values: Sequence[str], where: str) -> Sequence[Any]:
-    """What stands for each choice of a row in its label: `labels`, or the list in the row that it says."""
+    """The label of each choice of a row: `labels`, or the list in the row that it names."""
     if isinstance(task.labels, list):
         return task.labels[: len(values)]
     assert task.labels is not None

@@ -15,7 +15,7 @@ from zofo.errors import DataError
 from zofo.tasks.readers import Row, check_labels, files_of
 
 COLUMNS = ("task", "input", "output", "options")
-"""Of a row."""
+"""Columns of a row."""
 
 Type = Literal["classification", "multiple-choice"]
 
@@ -26,7 +26,7 @@ _ASKED: dict[str, Any] = {"prompts": {"default": "{{ input }}\n"}, "separator": 
 
 
 def choice_content() -> dict[str, Any]:
-    """What rows with options of their own ask for."""
+    """The part of a task file for rows with options of their own."""
     options = "options | unique(case_sensitive=true) | list"
     choices = {"each": options, "text": "{{ choice }}"}
     answer = {"label": "output", "labels": options}  # an output is the text of an option, also where it is a number
@@ -34,16 +34,16 @@ def choice_content() -> dict[str, Any]:
 
 
 def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = False) -> dict[str, Any]:
-    """The part of a task file that says what MetaICL's rows ask for.
+    """The part of a task file for MetaICL's rows.
 
     Args:
-        rows: of train, each checked by itself.
-        kind: what the task is; by default a classification where all rows have the same options.
-        free_words: whether rows without options are wanted, whose outputs are free words, as a task to train on.
+        rows: rows of train, each checked separately.
+        kind: kind of the task; by default a classification if all rows have the same options.
+        free_words: whether rows without options are allowed; their outputs are free texts, only for training.
 
     Raises:
-        DataError: a classification whose rows have other options than the first, or all the same output; rows without
-            options, unless all are so and may be.
+        DataError: the rows of a classification differ in their options or all have the same output; or rows lack
+            options although others have some, or free texts are not allowed.
     """
     free = [row for row in rows if not row.fields["options"]]
     if free and not (free_words and len(free) == len(rows)):
@@ -73,7 +73,7 @@ def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = F
 
 
 def type_of(folder: Path) -> Type | None:
-    """What `tasks.json` beside a task's folder says that the task is; None where there is no such file, or no word.
+    """The kind of a task in `tasks.json` beside its folder; None where it is not given.
 
     Raises:
         DataError: the file is no JSON object.
@@ -109,7 +109,7 @@ def has_metaicl_rows(folder: Path) -> bool:
 
 
 def in_free_words(folder: Path) -> bool:
-    """Whether a folder has MetaICL's rows, of which the first has no options."""
+    """Whether a folder has MetaICL's rows and the first has no options."""
     row = _first_row(folder)
     return row is not None and not row["options"]
 

@@ -16,13 +16,13 @@ import jinja2.runtime
 import jinja2.sandbox
 
 MOST_OPERATIONS = 100_000
-"""Passes through loops, calls and filters that one template may take for one row."""
+"""The most loop passes, calls and filters of a template for one row."""
 MOST_CHARACTERS = 10_000_000
-"""That one template may make for one row, all of its parts together; entries, of a list."""
+"""The most characters and list entries that a template may make for one row, in total."""
 _MOST_WIDTH = 10_000  # numbers that say how long a result shall be, such as the width of `center`
 _MOST_BITS = 4096  # of a whole number
 WRITTEN = "texts written by this template"
-"""The name of a list in a template's context, of the texts that it writes; no template can name it."""
+"""Key in a template's context of the list of texts that it writes; no template can name it."""
 _CHANCE = {"lipsum": "text by chance", "cycler": "an iterator with a state", "joiner": "an iterator with a state"}
 _GROWING = frozenset(  # filters and methods whose result may be longer than what they are given
     [
@@ -53,7 +53,7 @@ _WIDE = re.compile(r"%[^%a-zA-Z]*(\d{5,}|\*)|\{[^{}]*:[^{}]*(\d{5,}|\{)")  # for
 
 @dataclass
 class _Budget:
-    """What is left of the limits for one row."""
+    """The rest of the limits for one row."""
 
     operations: int = MOST_OPERATIONS
     characters: int = MOST_CHARACTERS
@@ -92,7 +92,7 @@ def _work(characters: int = 0) -> None:
 
 
 def _size(value: Any) -> int:
-    """Characters and entries of a value, those of its entries among them; it stops to count beyond the limit."""
+    """Characters and entries of a value, counted recursively up to the limit."""
     if isinstance(value, str | bytes):
         return len(value)
     total, waiting = 1, [value]

@@ -1,4 +1,4 @@
-"""What a user should know of the rows of a task before anything is trained on them."""
+"""Notes on the rows of a task that a user should read before training."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _ENOUGH = 20  # rows in which the first choice is not missing by chance
 
 
 def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
-    """Labels that look like mistakes, rows that are there again, and labels that a split lacks or train has few of.
+    """Notes on labels that look like mistakes, repeated rows, and labels that are missing or rare.
 
     Args:
-        task: whose rows.
-        examples: of each split, without demonstrations.
+        task: the task.
+        examples: examples of each split, without demonstrations.
     """
     repeats = repeats_of(examples, task.kind == "generation")
     notes = _likely_mistakes(task, examples)
@@ -48,7 +48,7 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
 
 
 def _likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[str]:
-    """What looks like a mistake in the labels of rows, but may be meant; one line each."""
+    """Labels that look like mistakes but may be intended, a line each."""
     rows = [one for split in examples.values() for one in split]
     counts = Counter(gold for one in rows for gold in one.golds)
     if task.kind == "classification":
@@ -65,14 +65,14 @@ def _likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) ->
 
 
 def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
-    """What rows hold and a model does not see: its chat template does not write it, or its tokenizer does not know it.
+    """Content of rows that the model does not see: the chat template drops it, or the tokenizer does not know it.
 
     Args:
-        tokenizer: of the model.
-        encoded: the rows in tokens.
+        tokenizer: the model's tokenizer.
+        encoded: tokenised rows.
 
     Returns:
-        A line each, with the first such row.
+        A line for each kind, with the first such row.
     """
     rows: dict[str, list[str]] = {}
     others = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
@@ -87,7 +87,7 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
 
 
 def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
-    """The splits whose rows are at hand once those of train and validation are read; of several tasks, no other."""
+    """The splits that can be read without a new download once train and validation are read."""
     if config.several:
         return list(SPLITS[:2])
     known = {task.splits[split].origin for split in SPLITS[:2]}

@@ -1,4 +1,4 @@
-"""Tokens that a model has no embedding for, as where a tokenizer was given more and the model was not resized."""
+"""Tokens without an embedding, as after adding tokens without resizing the model."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText
 def refuse_unknown_tokens(
     examples: Sequence[TokenizedChoices | TokenizedCloze | TokenizedText], tokenizer: Any, embeddings: int
 ) -> None:
-    """Find out whether a model has embeddings for all tokens of its rows.
+    """Check that the model has an embedding for every token.
 
     Args:
-        examples: in tokens.
-        tokenizer: that made them.
-        embeddings: how many tokens the model has embeddings for.
+        examples: tokenised examples.
+        tokenizer: their tokenizer.
+        embeddings: number of embeddings of the model.
 
     Raises:
-        DataError: it has none for a token; names the row, the token and the number of such rows.
+        DataError: a token has none; names the row, the token and the number of such rows.
     """
     beyond = [(one, max(ids)) for one in examples if max(ids := list(_ids(one)), default=0) >= embeddings]
     if not beyond:
