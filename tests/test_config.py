@@ -473,3 +473,11 @@ def test_one_key_says_how_long_a_run_is(other):
 def test_epochs_that_are_none_are_refused(epochs):
     with pytest.raises(ConfigError, match=r"training\.epochs"):
         read_config(None, [f"training.epochs={epochs}"])
+
+
+def test_a_group_with_another_name_takes_the_place_of_the_one_that_is_there():
+    given = {"method": {"name": "mezo", "rule": {"name": "sgd", "lr": 0.5}}}
+    rule = read_config(None, ["method.rule={name: sign}"], **given).method.rule
+    assert (rule.name, rule.options["lr"]) != ("sign", 0.5)
+    assert rule.name == "sign"
+    assert read_config(None, ["method.rule={lr: 0.25}"], **given).method.rule.options["lr"] == 0.25

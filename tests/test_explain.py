@@ -81,3 +81,35 @@ def test_steps_that_another_key_takes_the_place_of_say_so(key, value):
     assert (one[f"training.{key}"].value, one[f"training.{key}"].source) == (value, "command line")
     assert one["training.steps"].source == f"default, without effect: training.{key} says how long"
     assert found()["training.steps"].source == "default"
+
+
+FILE = "method: {name: mezo, batch_size: 4, rule: {name: sgd, lr: 0.5}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "sources"),
+    [
+        ("", ["method=mezo", "method.rule={name: sgd, lr: 1}"], {"method.rule.lr": "command line"}),
+        ("", ["method={name: mezo, batch_size: 4}"], {"method.batch_size": "command line"}),
+        ("", ["method=mezo", "method.lr=1e-3"], {"method.rule.lr": "command line"}),
+        ("method: {name: mezo, lr: 0.001}\n", [], {"method.rule.lr": "FILE"}),
+        ("", ["task.verbalizers={0: bad, 1: good}"], {"task.verbalizers.0": "command line"}),
+        (FILE, ["method=bilevel"], {"method.batch_size": "default", "method.rule.lr": "default"}),
+        (FILE, ["method.rule=sign"], {"method.batch_size": "FILE", "method.rule.lr": "default for method.rule=sign"}),
+        ("method: {name: mezo, adapter: lora}\n", [], {"method.estimator.epsilon": "default for method.adapter=lora"}),
+        (FILE, ["method.lr=1e-3"], {"method.rule.lr": "command line", "method.batch_size": "FILE"}),
+    ],
+)
+def test_each_key_is_credited_to_what_gave_it(tmp_path, text, overrides, sources):
+    file = tmp_path / "given.yaml"
+    file.write_text(text or "{}\n", encoding="utf-8")
+    one = found(*overrides, file=str(file))
+    assert {key: one[key].source.replace(str(file), "FILE") for key in sources} == sources
+
+
+def test_a_plain_lr_wins_over_what_a_file_or_a_recipe_says_of_the_rule(tmp_path):
+    file = tmp_path / "given.yaml"
+    file.write_text(FILE, encoding="utf-8")
+    assert read_config(file, ["method.lr=0.25"]).method.rule.options["lr"] == 0.25
+    recipe = read_config("opt-1.3b-mezo", ["method.lr=0.25", "task=sst2"])
+    assert recipe.method.rule.options["lr"] == 0.25

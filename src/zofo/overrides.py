@@ -126,7 +126,8 @@ def set_by_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         tree = below
     old = tree.get(path[-1])
     if isinstance(old, Mapping) and isinstance(value, Mapping):
-        tree[path[-1]] = {**old, **value}
+        other = "name" in value and value["name"] != old.get("name", value["name"])
+        tree[path[-1]] = dict(value) if other else {**old, **value}
     elif isinstance(old, Mapping) and isinstance(value, str) and old.get("name", value) == value:
         tree[path[-1]] = {**old, "name": value}
     else:

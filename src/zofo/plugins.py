@@ -12,8 +12,11 @@ of a study and in every later use of a run; and a plugin that is broken harms no
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 GROUP = "zofo.plugins"
@@ -39,24 +42,38 @@ class Plugin:
         return f"the plugin {self.name!r} of {self.package} {self.version}"
 
 
+_lock = threading.RLock()
 _plugins: list[Plugin] | None = None
-_undo: list[Callable[[], object]] | None = None  # of what the plugin that is being imported has registered
+_found: list[Plugin] | None = None  # while they are being imported: those before
+_undo: list[Callable[[], object]] = []  # of what the plugin that is being imported has registered
 _done: list[Callable[[], object]] = []  # of what all plugins have
+_used: dict[str, str] = {}
 
 
 def load_plugins() -> list[Plugin]:
     """Import all plugins, once a process, and give them back; those that failed say why and have registered nothing."""
-    global _plugins
-    if _plugins is None:
-        _plugins = []  # a plugin that looks up a name while it is imported finds those before it
-        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-            _plugins.append(_load(entry))
-    return _plugins
+    global _plugins, _found
+    with _lock:
+        if _plugins is not None or _found is not None:  # a plugin may ask for a name while it is imported
+            return _plugins if _plugins is not None else _found or []
+        entries = entry_points(group=GROUP)
+        if entries:  # zofo registers its own parts first, so that none of them counts as a plugin's
+            import_module("zofo.studies.problems")
+        _found = []
+        try:
+            for entry in sorted(entries, key=lambda entry: (entry.name, entry.value)):
+                _found.append(_load(entry))
+            _plugins = _found
+        finally:
+            _found = None
+            if _plugins is None:  # Ctrl-C, for one
+                forget_plugins()
+        return _plugins
 
 
-def loaded_packages() -> dict[str, str]:
-    """The packages whose plugins are in use in this process, with their versions."""
-    return {plugin.package: plugin.version for plugin in _plugins or () if not plugin.error}
+def used_packages() -> dict[str, str]:
+    """The packages of plugins whose parts were asked for by name in this process, with their versions."""
+    return dict(_used)
 
 
 def broken_plugins() -> str:
@@ -76,35 +93,60 @@ def lost_packages(recorded: Mapping[str, object]) -> str:
     if not lost:
         return ""
     install = " ".join(f"'{package}=={version}'" for package, version in lost.items())
-    said = f"the run was made with plugins that are not installed: pip install {install}"
+    said = f"the run was made with plugins that are not at hand: pip install {install}"
     return f"{said}; {broken}" if (broken := broken_plugins()) else said
 
 
-def registered(undo: Callable[[], object]) -> None:
-    """Say that something was registered, and how that is taken back if the plugin that did it fails later."""
-    if _undo is not None:
-        _undo.append(undo)
+def registered(undo: Callable[[], object]) -> Callable[[], object]:
+    """Say that something was registered.
+
+    Args:
+        undo: takes it back, if the plugin that did it fails later.
+
+    Returns:
+        What is called when it is used, so that a run can write down which packages it needs.
+    """
+    if _found is None:
+        return lambda: None
+    _undo.append(undo)
+    loading = _loading
+
+    def use() -> None:
+        if loading is not None:
+            _used[loading.package] = loading.version
+
+    return use
 
 
 def forget_plugins() -> None:
     """Take back what all plugins registered, so that they are looked for again: for tests of plugins."""
     global _plugins
-    while _done:
-        _done.pop()()
+    for undos in (_undo, _done):
+        while undos:
+            undos.pop()()
+    _used.clear()
     _plugins = None
 
 
+_loading: Plugin | None = None
+
+
 def _load(entry: EntryPoint) -> Plugin:
-    global _undo
+    global _loading
     package, version = (entry.dist.name, entry.dist.version) if entry.dist is not None else ("?", "?")
-    undo = _undo = []
+    before, _loading = set(sys.modules), Plugin(entry.name, package, version)
     try:
         entry.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001  # of somebody else's module
-        while undo:
-            undo.pop()()
-        return Plugin(entry.name, package, version, f"{type(error).__name__}: {error}")
+        while _undo:
+            _undo.pop()()
+        own = entry.module.partition(".")[0]
+        for name in set(sys.modules) - before:  # another plugin may have the same module, which is imported again
+            if name.partition(".")[0] == own:
+                del sys.modules[name]
+        return replace(_loading, error=f"{type(error).__name__}: {error}")
     finally:
-        _undo = None
-    _done.extend(undo)
-    return Plugin(entry.name, package, version)
+        plugin, _loading = _loading, None
+    _done.extend(_undo)
+    _undo.clear()
+    return plugin

@@ -30,6 +30,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._parts: dict[str, T] = {}
+        self._use: dict[str, Callable[[], object]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator that enters a part under `name`; a name can be taken only once.
@@ -44,7 +45,7 @@ class Registry(Generic[T]):
             if "/" in name:
                 raise ValueError(f"the {self.kind} {name!r} has a slash in its name")
             self._parts[name] = part
-            registered(lambda: self._parts.pop(name))
+            self._use[name] = registered(lambda: self._parts.pop(name))
             return part
 
         return enter
@@ -53,6 +54,8 @@ class Registry(Generic[T]):
         if name not in self:
             known, broken = ", ".join(self), broken_plugins()
             raise UnknownNameError(self.kind, str(name), self, f"known: {known}" + (f"; {broken}" if broken else ""))
+        if name in self._use:
+            self._use[name]()
         return self._parts[name]
 
     def __contains__(self, name: object) -> bool:

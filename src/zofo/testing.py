@@ -1,4 +1,4 @@
-"""What zofo promises of its parts, as checks that any part can be put through: zofo's own, or those of a plugin.
+"""What zofo promises of methods, adapters, metrics, noises and rules, as checks for its own and those of plugins.
 
     from zofo.testing import check_method
 
@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from zofo.adapters import ADAPTERS
+from zofo.backbone import Backbone, Theta
 from zofo.displacement import Displacement, Key
 from zofo.errors import Interrupted
 from zofo.estimators import Estimate
@@ -167,7 +168,7 @@ def check_adapter(name: str, folder: Path, **options: Any) -> RunFolder:
 def check_metric(
     name: str, examples: Sequence[Example], right: Sequence[int | str], wrong: Sequence[int | str]
 ) -> None:
-    """See that a metric is a number, does not depend on the order of examples, and is higher for better answers.
+    """See that a metric is from -1 to 1, does not depend on the order of examples, and is higher for better answers.
 
     Args:
         name: of the metric.
@@ -215,7 +216,7 @@ def check_noise(name: str, draws: int = 4000, **options: Any) -> None:
 
 
 def check_rule(name: str, **options: Any) -> None:
-    """See that a rule gives the same updates from the same estimates, and moves against the gradient.
+    """See that a rule turns the same estimates into the same weights, and moves against the gradient.
 
     Args:
         name: of the rule.
@@ -225,21 +226,23 @@ def check_rule(name: str, **options: Any) -> None:
         AssertionError: something of this does not hold.
     """
 
-    def updates() -> list[Any]:
-        rule = RULES[name](**options)
-        state, found = rule.init(), []
+    def weights(slope: float) -> torch.Tensor:
+        layer = torch.nn.Linear(4, 3, bias=False)
+        torch.nn.init.zeros_(layer.weight)
+        theta, rule = Theta(Backbone(layer, NOISES["gaussian"]())), RULES[name](**options)
+        state = rule.init()
         for step in range(3):
             key = Key(0, step, 0)
-            estimate = Estimate(loss=1.0, gradient=Displacement({key: 2.0}), queries=2, projected_gradients={key: 2.0})
+            gradient = Displacement({key: slope})
+            estimate = Estimate(loss=1.0, gradient=gradient, queries=2, projected_gradients={key: slope})
             update, state = rule.update(estimate, state)
-            found.append(update)
-        return found
+            theta.apply(update)
+        return layer.weight.detach().clone()
 
-    first, second = updates(), updates()
-    for one, other in zip(first, second, strict=True):
-        assert one.displacement == other.displacement, "the same estimates lead to other updates"
-    if RULES[name].linear:
-        assert first[0].displacement[Key(0, 0, 0)] < 0, "the first update does not move against the gradient"
+    moved = weights(2.0)
+    assert torch.equal(moved, weights(2.0)), "the same estimates lead to other weights"
+    along = sum(NOISES["gaussian"]().whole(Key(0, step, 0), "weight", (3, 4)) for step in range(3))
+    assert (moved * along).sum() < 0, "three updates do not move against the gradient"
 
 
 class _StopsAt:

@@ -27,13 +27,13 @@ _GATHERED = 64  # keys of updates that are written in one sweep
 
 @dataclass(frozen=True)
 class Update:
-    """What a rule does to the backbone in one step: `theta <- (1 - shrink) theta + displacement`.
+    """What a rule does to the backbone in one step: `theta <- (1 - decay_factor) theta + displacement`.
 
     Args:
-        displacement: what is added; with `elementwise`, the gradient that it turns into what is added.
-        shrink: the share taken off each tensor that decays (learning rate times weight decay).
-        elementwise: for rules that no displacement can express (sign, Adam); None for all others.
-        lr: the learning rate that `elementwise` was made with, where it is not the rule's own: a replay needs it.
+        displacement: what is added; with `dense_update_fn`, the gradient that it turns into what is added.
+        decay_factor: the share taken off each tensor that decays (learning rate times weight decay).
+        dense_update_fn: for rules that no displacement can express (sign, Adam); None for all others.
+        lr: the learning rate that `dense_update_fn` was made with, where it is not the rule's own: a replay needs it.
     """
 
     displacement: Displacement
@@ -74,7 +74,7 @@ class Backbone:
         frozen: the names of those that stay because they do not require a gradient.
         decays: the names that weight decay applies to (no biases, no norms; by the type of their module).
         sweeps: how many times the whole selection has been written since the object was built.
-        torn: whether a sweep was interrupted, so that some tensors have moved and others have not.
+        is_corrupt: whether a sweep was interrupted, so that some tensors have moved and others have not.
 
     Raises:
         ConfigError: a pattern that matches nothing, or a tensor that `noise` cannot be drawn for.
@@ -137,7 +137,7 @@ class Backbone:
         leaving: Displacement | None = None,
         directions: DirectionSampler | None = None,
     ) -> None:
-        """Apply an update in one sweep: `theta <- (1 - shrink) (theta - leaving) + displacement`.
+        """Apply an update in one sweep: `theta <- (1 - decay_factor) (theta - leaving) + displacement`.
 
         Where the noise holds something for each key and the keys are very many, it takes a sweep for some of them at a
         time.
@@ -240,7 +240,7 @@ class Backbone:
         at_once = directions.whole and update.dense_update_fn is None
         for block, piece in self._pieces(name, tensor, at_once, rounding):
             if keep != 1.0:
-                piece.sub_(piece, alpha=update.decay_factor)  # 1 - shrink has few digits of a small shrink in float32
+                piece.sub_(piece, alpha=update.decay_factor)  # 1 - decay has few digits of a small one in float32
             directions.add_to(piece, terms, name, block)
             if update.dense_update_fn is not None:
                 gradient = torch.zeros(piece.shape, dtype=torch.float32, device=piece.device)
@@ -248,7 +248,7 @@ class Backbone:
                 piece.add_(update.dense_update_fn(name, tensor.numel(), block, gradient).to(piece.dtype))
 
     def directions(self, keys: Iterable[Key]) -> DirectionSampler:
-        """The directions of some keys for the selected tensors, in the form that `fold` adds."""
+        """The directions of some keys for the selected tensors, in the form that `apply_` adds."""
         return self.noise.directions(keys, self.shapes, self.device)
 
     def _pieces(

@@ -27,7 +27,7 @@ class Theta:
             no displacement can express, never wait.
 
     Attributes:
-        backbone: as given.
+        backbone, flush_every: as given.
         log: is told of each call before anything is written.
         at: where the weights are, seen from theta.
         pending: what theta is ahead of the weights.
@@ -40,7 +40,7 @@ class Theta:
         self.at = Displacement()
         self.pending = Displacement()
         self.drawn: Callable[[Sequence[Key]], DirectionSampler | None] = lambda keys: None
-        self._flush_every = flush_every
+        self.flush_every = flush_every
         self._waiting = 0  # updates in `pending`
 
     def apply(self, update: Update) -> None:
@@ -52,10 +52,10 @@ class Theta:
         """
         update.refuse_non_finite()
         self.log.on_update(update)
-        if self._flush_every > 1 and update.dense_update_fn is None and not update.decay_factor:
+        if self.flush_every > 1 and update.dense_update_fn is None and not update.decay_factor:
             self.pending = self.pending + update.displacement
             self._waiting += 1
-            if self._waiting >= self._flush_every or len(self.pending) * self._rank > _MOST_PENDING:
+            if self._waiting >= self.flush_every or len(self.pending) * self._rank > _MOST_PENDING:
                 self._write_pending()
             return
         if self._waiting:

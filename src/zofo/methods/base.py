@@ -116,7 +116,7 @@ class MethodConfig(MethodOptions):
             ConfigError: one of these is given, too.
         """
         made = dict(given)
-        if not cls.lr_means or "lr" not in made:
+        if not cls.lr_means or "lr" not in made or "lr" in cls.model_fields:
             return made
         rate = made.pop("lr")
         for key in cls.lr_means:
@@ -155,18 +155,18 @@ def batches_of_epochs(epochs: float, rows: int, batch_size: int) -> int:
 
 
 class Method(ABC):
-    """A way to train: built from its configuration and a setting, then stepped.
+    """A way to train: built from its configuration and a training context, then stepped.
 
     Attributes:
         Config: the class of its configuration.
         paper: where it comes from.
         needs_gradient: whether it takes first-order steps, so that its objective must have a gradient.
         fixed_steps: how many steps it makes, whatever is configured; None for as many as are.
-        model: the setting's model, to evaluate in one of the variants; adapters are attached to it in place.
+        model: the context's model, to evaluate in one of the variants; adapters are attached to it in place.
         variants: the models that training leaves behind, the one to report first; one for most methods.
         backbone: the tensors that zeroth-order steps move, or None.
         rule: how estimates become updates of the backbone, or None.
-        evaluator: what writes into the backbone, or None.
+        evaluator: what looks around theta, or None.
         counts: work done so far.
         queries_per_step: what one step costs in queries; the first one, where they differ.
         trained_names: of the tensors that steps move, where they are a choice of the configuration.

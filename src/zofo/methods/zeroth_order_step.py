@@ -73,7 +73,7 @@ def _written(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-DirectionSampler = Annotated[str, BeforeValidator(_written)]
+DirectionSharing = Annotated[str, BeforeValidator(_written)]
 
 
 def _part(kind: type[PartConfig]) -> Any:
@@ -91,7 +91,7 @@ class ZerothOrderConfig(MethodOptions):
     """How losses become a gradient estimate; holds epsilon."""
     num_directions: int = Field(1, ge=1, lt=_EACH)
     """Directions a step; their estimates are averaged."""
-    directions: DirectionSampler = "shared"
+    directions: DirectionSharing = "shared"
     """Who shares a direction: the whole batch (`shared`), nobody (`per-example`), or n examples (`per-group(n)`)."""
     loss_spread: bool = False
     """Divide each estimate by the standard deviation of the examples' slopes."""
@@ -219,8 +219,10 @@ class ZerothOrder:
 
     def replay_header(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """What the configuration puts into the header of a trajectory, with the tensors by name where it does not say
-        which they are: a replay runs no forward."""
-        return {**header, "select": self._select}
+        which they are: a replay runs no forward. Of an evaluator that says otherwise how many updates are written
+        together, that number stands there, too."""
+        together, said = self.theta.flush_every, header["evaluator"].get("fold_every", 1)
+        return {**header, "select": self._select, **({} if together == said else {"flush_every": together})}
 
     def directions(
         self,
@@ -228,7 +230,7 @@ class ZerothOrder:
         first: int = 0,
         after: int = 0,
         examples: int | None = None,
-        sharing: DirectionSampler | None = None,
+        sharing: DirectionSharing | None = None,
     ) -> list[Direction]:
         """The directions of one step.
 
@@ -257,7 +259,7 @@ class ZerothOrder:
             )
         return [[key._replace(index=key.index + group) for group in groups] for key in keys]
 
-    def refuse_sharing(self, option: str, directions: DirectionSampler, evaluator: str) -> None:
+    def refuse_sharing(self, option: str, directions: DirectionSharing, evaluator: str) -> None:
         """Raises ConfigError for examples with directions of their own that the evaluator cannot give them."""
         if _group_size(directions) and not self.evaluator.per_example:
             raise ConfigError(
@@ -285,7 +287,7 @@ class ZerothOrder:
         for buffer, tensors in state.buffers.items():
             rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
         whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
-        waiting = {} if self.evaluator.writes_points else self.theta.state_dict().values
+        waiting = {} if self.theta.flush_every == 1 else self.theta.state_dict().values
         whole.put("evaluator", StateDict({**waiting, **self.evaluator.state_dict().values}))
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 

@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from zofo.config import parse_model
 from zofo.errors import ConfigError, error_context
 from zofo.registry import Registry
@@ -57,7 +59,11 @@ def task_content(name: str) -> Any:
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        return parse_yaml(packaged_text(name))
+        text = packaged_text(name)
+        try:
+            return parse_yaml(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # of a plugin
+            raise ConfigError(f"the task {name!r} is not YAML: {' '.join(str(error).split())}") from error
     if not path.is_file():
         raise ConfigError(f"there is no task file {name!r}", f"packaged tasks: {', '.join(task_names())}")
     return read_yaml(path)

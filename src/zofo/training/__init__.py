@@ -4,7 +4,7 @@ from zofo.training.config import RunConfig, TrainingConfig, read_config
 from zofo.training.data_module import PreparedRun, load_material, scorer_of, setting_of
 from zofo.training.data_report import TaskReport, copy_recipe, copy_task, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
-from zofo.training.explain import Setting, explain_config
+from zofo.training.explain import ResolvedKey, explain_config
 from zofo.training.inference import Prediction, evaluate_run, evaluate_zero_shot, predict
 from zofo.training.lr_finder import LrSearchResult, Trial, tune_lr
 from zofo.training.peak_memory import PeakMemory
@@ -32,7 +32,7 @@ __all__ = [
     "copy_task",
     "describe_environment",
     "environment",
-    "Setting",
+    "ResolvedKey",
     "explain_config",
     "evaluate_run",
     "evaluate_zero_shot",

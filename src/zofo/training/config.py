@@ -207,16 +207,8 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         ConfigError: names the file or the override, the key, and the nearest right one; or what a recipe needs.
         UnknownNameError: no recipe of that name, or no such preset.
     """
-    given = [parse_override(override) for override in overrides]
-    if file is not None and (run := _run_of(Path(file))) is not None:  # wherever it has been moved to
-        given.insert(0, (["run"], str(run)))
-    preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
-    content, recipe = _content(file, preset)
-    changes = [*(([group], value) for group, value in groups.items()), *(one for one in given if one[0] != _PRESET)]
-    tree = _changed(content, changes)
-    if _of_several(content) and not _of_several(tree):  # whose training rows `max_rows` counted
-        set_by_path(content, ["task", "max_rows"], None)
-        tree = _changed(content, changes)
+    content, changes, recipe = given_layers(file, overrides, groups)
+    tree = changed(content, changes)
     of_run = nullcontext() if file is None else naming_lost_plugins(Path(file).parent)
     with error_context(str(file)) if file is not None else nullcontext(), of_run:
         if recipe is not None:
@@ -224,11 +216,49 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
         return parse_model(RunConfig, tree)
 
 
-def config_content(file: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The tree that a file holds, or the preset of a recipe that overrides name, before anything is completed."""
+def given_layers(
+    file: Path | str | None, overrides: Sequence[str], groups: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Change], Recipe | None]:
+    """What `read_config` is given, before anything is completed: the tree of the file, and the keys set over it.
+
+    In each of the two a plain `method.lr` stands under the keys that it means for the method that is configured.
+
+    Returns:
+        The tree, the changes in their order, and the recipe that the file is, if any.
+
+    Raises:
+        ConfigError: as `read_config`; or `method.lr` and a key that it stands for are set side by side.
+    """
     given = [parse_override(override) for override in overrides]
+    if file is not None and (run := _run_of(Path(file))) is not None:  # wherever it has been moved to
+        given.insert(0, (["run"], str(run)))
     preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
-    return _content(file, preset)[0]
+    content, recipe = _content(file, preset)
+    changes: list[Change] = [([group], value) for group, value in groups.items()]
+    changes += [one for one in given if one[0] != _PRESET]
+    tree = changed(content, changes)
+    if _of_several(content) and not _of_several(tree):  # whose training rows `max_rows` counted
+        set_by_path(content, ["task", "max_rows"], None)
+    if isinstance(content.get("method"), dict) and (kind := _method_class(content["method"])) is not None:
+        content["method"] = kind.with_plain_lr(content["method"])
+    kind = _method_class(tree.get("method", {}))
+    return content, changes if kind is None else _with_plain_lr(changes, kind), recipe
+
+
+def _with_plain_lr(changes: Sequence[Change], kind: type[MethodConfig]) -> list[Change]:
+    """The same changes, with `method.lr` under the keys that it stands for."""
+    made: list[Change] = []
+    for path, value in changes:
+        if list(path) == ["method", "lr"] and kind.lr_means:
+            set_too = {".".join(other) for other, _ in changes}
+            for key in kind.lr_means:
+                if f"method.{key}" in set_too:
+                    raise ConfigError(f"method.lr stands for method.{key}, and both are given", "leave one of them out")
+                made.append((["method", *key.split(".")], value))
+        else:
+            whole = list(path) == ["method"] and isinstance(value, dict)
+            made.append((path, kind.with_plain_lr(value) if whole else value))
+    return made
 
 
 def _run_of(file: Path) -> Path | None:
@@ -237,7 +267,7 @@ def _run_of(file: Path) -> Path | None:
     return (file.parent if file.parent.name else file.parent.absolute()) if own else None
 
 
-def _changed(tree: dict[str, Any], changes: Sequence[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+def changed(tree: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
     """A copy of a tree with some keys set, one after the other."""
     made = dict(tree)
     for path, value in changes:
@@ -255,6 +285,8 @@ ENVIRONMENT = "environment.json"
 """The file of a run folder that says what the run was made with."""
 OF_RUNS = (ENVIRONMENT, "run.lock", "trajectory.bin")
 """What only a run folder holds beside a configuration: each alone tells that it is one, which may lack the others."""
+Change = tuple[Sequence[str], Any]
+"""The keys that lead to a value, and the value that is set there."""
 _PRESET = ["preset"]  # of a recipe, as an override names it
 
 

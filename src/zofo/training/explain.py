@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from zofo.config import PartConfig
+from zofo.config import PartConfig, parse_model
 from zofo.errors import ZofoError
-from zofo.overrides import flat, parse_override
-from zofo.training.config import config_content, read_config
+from zofo.overrides import flat, get_by_path
+from zofo.training.config import Change, RunConfig, changed, given_layers, read_config
 
 
 @dataclass(frozen=True)
-class Setting:
+class ResolvedKey:
     """A key of a resolved configuration.
 
     Args:
@@ -34,7 +35,7 @@ class Setting:
     about: str
 
 
-def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()) -> list[Setting]:
+def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()) -> list[ResolvedKey]:
     """Every key of the configuration that `read_config` gives, in its order.
 
     A default that depends on another key is found by leaving that key out: where the value then differs, the key
@@ -48,40 +49,68 @@ def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()
         ConfigError: as `read_config`.
     """
     config = read_config(file, overrides)
+    content, changes, _ = given_layers(file, overrides, {})
+    tree, sources = _with_sources(content, changes, str(file))
     resolved = dict(flat(config.model_dump(mode="json")))
-    typed = {".".join(parse_override(one)[0]) for one in overrides}
-    written = {key for key, _ in flat(config_content(file, overrides))} if file is not None else set()
-    deciding = _deciding(file, overrides, resolved)
+    deciding = _deciding(tree, sources, resolved)
     found = []
     for key, value in resolved.items():
-        if _covers(typed, key):
-            source = "command line"
-        elif _covers(written, key):
-            source = str(file)
-        else:
-            source = f"default for {deciding[key]}" if key in deciding else "default"
+        source = _source(key, tree, sources) or (f"default for {deciding[key]}" if key in deciding else "default")
         if key == "training.steps" and (length := config.training.length_key) != "steps":
             source = f"{source}, without effect: training.{length} says how long"
-        found.append(Setting(key, value, source, _about(config, key.split("."))))
+        found.append(ResolvedKey(key, value, source, _about(config, key.split("."))))
     return found
 
 
-def _covers(given: set[str], key: str) -> bool:
-    """Whether a key was given: itself, the group it is in, or the name of a group as a bare word."""
-    return any(key in (one, f"{one}.name") for one in given)
+def _with_sources(
+    content: Mapping[str, Any], changes: Sequence[Change], file: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree that was given, and for each of its keys whether it stands in the file or was typed.
+
+    A key that a later one replaced, such as an option of a method that gave way to another, is in neither.
+    """
+    tree = dict(content)
+    sources = {key: file for key, _ in flat(tree)}
+    for path, value in changes:
+        tree, whole = changed(tree, [(path, value)]), ".".join(path)
+        typed = {f"{whole}.{key}" for key, _ in flat(value)} if isinstance(value, Mapping) and value else {whole}
+        typed |= {f"{whole}.name"} if isinstance(value, str) else set()
+        sources = {key: "command line" if key in typed else sources.get(key, file) for key, _ in flat(tree)}
+    return tree, sources
 
 
-def _deciding(file: Path | str | None, overrides: Sequence[str], resolved: Mapping[str, Any]) -> dict[str, str]:
-    """By key: the override without which its value would be another."""
+def _source(key: str, tree: Mapping[str, Any], sources: Mapping[str, str]) -> str | None:
+    """Where a key was given, as itself or inside a value that is no group; a bare word gives the name of its group."""
+    if key in sources:
+        return sources[key]
+    above = key.rpartition(".")[0]
+    while above and above not in sources:
+        above = above.rpartition(".")[0]
+    if not above:
+        return None
+    return sources[above] if key == f"{above}.name" or not isinstance(get_by_path(tree, above), str) else None
+
+
+def _deciding(tree: Mapping[str, Any], sources: Mapping[str, str], resolved: Mapping[str, Any]) -> dict[str, str]:
+    """By key: what was given without which its value would be another."""
     decided: dict[str, str] = {}
-    for number, override in enumerate(overrides):
+    for given in sources:
+        value = get_by_path(tree, given)
         try:
-            without = read_config(file, [*overrides[:number], *overrides[number + 1 :]])
+            other = dict(flat(parse_model(RunConfig, _without(tree, given.split("."))).model_dump(mode="json")))
         except ZofoError:
             continue
-        other = dict(flat(without.model_dump(mode="json")))
-        decided |= {key: override for key, value in resolved.items() if other.get(key, value) != value}
+        said = f"{given}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+        decided |= {key: said for key, now in resolved.items() if other.get(key, now) != now}
     return decided
+
+
+def _without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """A copy of a tree that lacks one key."""
+    if len(path) == 1:
+        return {key: value for key, value in tree.items() if key != path[0]}
+    below = tree.get(path[0])
+    return {**tree, path[0]: _without(below, path[1:])} if isinstance(below, Mapping) else dict(tree)
 
 
 def _about(config: BaseModel, path: Sequence[str]) -> str:

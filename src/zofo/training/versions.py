@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,13 +12,13 @@ import torch
 
 from zofo.adapters import ADAPTERS
 from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir
-from zofo.errors import UnknownNameError
+from zofo.errors import UnknownNameError, ZofoError
 from zofo.estimators import ESTIMATORS
 from zofo.evaluators import EVALUATORS
 from zofo.methods import METHODS
 from zofo.noise import MASKS, NOISES
 from zofo.objectives import OBJECTIVES
-from zofo.plugins import load_plugins, loaded_packages
+from zofo.plugins import load_plugins, used_packages
 from zofo.recipes import recipe_lines
 from zofo.rules import RULES
 from zofo.tasks import METRICS, load_task, task_names
@@ -33,7 +34,7 @@ def environment() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"
-    return {**found, **{f"plugin {package}": number for package, number in loaded_packages().items()}}
+    return {**found, **{f"plugin {package}": number for package, number in used_packages().items()}}
 
 
 def device_fingerprint(device: torch.device) -> dict[str, str]:
@@ -57,31 +58,41 @@ def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None 
     Raises:
         UnknownNameError: no such kind.
     """
-    found: dict[str, Mapping[str, str]] = {
-        "models": dict.fromkeys(EMBEDDED_MODELS, "embedded; fetched once with pip"),
-        "tasks": {name: load_task(name).about for name in task_names()},
-        "methods": {name: METHODS[name].paper for name in METHODS},
-        "noises": _first_lines(NOISES),
-        "masks": _first_lines(MASKS),
-        "estimators": _first_lines(ESTIMATORS),
-        "rules": _first_lines(RULES),
-        "evaluators": _first_lines(EVALUATORS),
-        "objectives": _first_lines(OBJECTIVES),
-        "adapters": _first_lines(ADAPTERS),
-        "metrics": {name: METRICS[name].about for name in METRICS},
-        "recipes": recipe_lines(),
-        "plugins": {plugin.name: plugin.error or f"{plugin.package} {plugin.version}" for plugin in load_plugins()},
-        **(more or {}),
+    found: dict[str, Callable[[], Mapping[str, str]]] = {
+        "models": lambda: dict.fromkeys(EMBEDDED_MODELS, "embedded; fetched once with pip"),
+        "tasks": lambda: {name: _about_task(name) for name in task_names()},
+        "methods": lambda: {name: getattr(METHODS[name], "paper", "") for name in METHODS},
+        "noises": lambda: _first_lines(NOISES),
+        "masks": lambda: _first_lines(MASKS),
+        "estimators": lambda: _first_lines(ESTIMATORS),
+        "rules": lambda: _first_lines(RULES),
+        "evaluators": lambda: _first_lines(EVALUATORS),
+        "objectives": lambda: _first_lines(OBJECTIVES),
+        "adapters": lambda: _first_lines(ADAPTERS),
+        "metrics": lambda: {name: METRICS[name].about for name in METRICS},
+        "recipes": recipe_lines,
+        "plugins": _plugin_lines,
+        **{name: functools.partial(dict, entries) for name, entries in (more or {}).items()},
     }
-    if kind is None:
-        return found
-    if kind not in found:
+    if kind is not None and kind not in found:
         raise UnknownNameError("kind", kind, found)
-    return {kind: found[kind]}
+    return {name: entries() for name, entries in found.items() if kind in (None, name)}
 
 
 def _first_lines(registry: Any) -> dict[str, str]:
-    return {name: (registry[name].__doc__ or "").strip().splitlines()[0] for name in registry}
+    return {name: (registry[name].__doc__ or "").strip().partition("\n")[0] for name in registry}
+
+
+def _about_task(name: str) -> str:
+    """What a task says of itself; a file that is none, as a plugin may have it, says what is wrong with it."""
+    try:
+        return load_task(name).about
+    except ZofoError as error:
+        return f"cannot be used: {error.message}"
+
+
+def _plugin_lines() -> dict[str, str]:
+    return {f"{one.package}: {one.name}": one.error or f"version {one.version}" for one in load_plugins()}
 
 
 def describe_environment() -> dict[str, str]:

@@ -131,7 +131,8 @@ def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> Non
 
 def _flush_every(header: Mapping[str, Any]) -> int:
     """How many updates training wrote together, by the header of its trajectory."""
-    return int(EvaluatorConfig.model_validate(header["evaluator"]).options.get("fold_every", 1))
+    usual = EvaluatorConfig.model_validate(header["evaluator"]).options.get("fold_every", 1)
+    return int(header.get("flush_every", usual))
 
 
 def _total(records: tuple[Record, ...]) -> Displacement:

@@ -23,7 +23,7 @@ from zofo.evaluators import LossRequest, Probe
 from zofo.methods.base import METHODS, StepLog, TrainingContext
 from zofo.methods.svrg.anchor import Anchor, CopiedAnchor, DisplacedAnchor
 from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
-from zofo.methods.zeroth_order_step import DirectionSampler
+from zofo.methods.zeroth_order_step import DirectionSharing
 from zofo.noise import permutation
 from zofo.rules import RULES
 from zofo.state_dict import StateDict, of_displacement, to_displacement
@@ -53,7 +53,7 @@ class SVRGConfig(ForwardOnlyConfig):
     """Whether a smaller anchor batch is the same for all anchors or drawn for each."""
     anchor_chunk: int | None = Field(None, ge=1)
     """Examples of an anchor batch in one forward, which changes no result; by default `batch_size`."""
-    anchor_directions: DirectionSampler | None = None
+    anchor_directions: DirectionSharing | None = None
     """Who shares a direction in a full-batch step; by default as `directions`."""
     pair: Literal["same", "independent", "full-batch", "as-released", "none"] = "same"
     """Which directions a minibatch's two estimates have; the first is the method, the others are for comparison."""
