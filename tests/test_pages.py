@@ -53,3 +53,10 @@ def test_the_messages_of_troubleshooting_are_those_of_the_source():
     texts = texts_of_source()
     assert len(shown) > 25
     assert [line for line in shown if line not in texts] == []
+
+
+def test_the_api_page_has_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    parts = {name: getattr(zofo, name) for name in zofo.__all__}
+    shown = dict(re.findall(r"^### `zofo\.(\w+)`\n\n::: (.*)$", page, re.MULTILINE))
+    assert shown == {name: f"{part.__module__}.{part.__qualname__}" for name, part in parts.items()}
