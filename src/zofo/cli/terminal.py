@@ -84,7 +84,7 @@ class _Escaping(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream."""
+        """Encoding of the stream."""
         return self.rich_proxied_file.encoding
 
     def flush(self) -> None:

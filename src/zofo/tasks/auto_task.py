@@ -1,4 +1,4 @@
-"""The task of a configuration: a task file with what is given in its place, or one made for rows of a user's own."""
+"""The task of a configuration: a task file with its overrides, or a task made for the user's own rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the 
 
 
 def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = False) -> Task:
-    """The task that a configuration means.
+    """The task of a configuration.
 
     A task file keeps its splits, unless its rows come from one file: then all three are drawn from that.
 
     Args:
-        config: which task.
-        free_words: whether it is one of several to train on, of which MetaICL's rows may have no options.
-        whole: whether every split is all rows of the file of that name, or of the only one, with none drawn.
+        config: the configuration of the task.
+        free_words: whether MetaICL's rows may lack options, as in one of several training tasks.
+        whole: whether each split is a whole file, so that no rows are drawn.
 
     Raises:
         ConfigError: the task file, or what is given in place of its keys, cannot work.
@@ -82,7 +82,7 @@ def load_examples(
 
 
 def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
-    """A task's content whose prompts have no verbalizers of their own, which would stand before the task's."""
+    """A task's content without verbalizers in its prompts, which would override the task's."""
     prompts = content.get("prompts")
     if not isinstance(prompts, dict):
         return content
@@ -91,7 +91,7 @@ def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _splits(data: str, whole: bool = False) -> dict[str, dict[str, Any]]:
-    """Which rows make up the splits: those of files or Hub splits of these names, or drawn from train where missing."""
+    """The sources of the splits: files or Hub splits of these names; a missing one is drawn from train."""
     if whole:
         return {split: {"from": split} for split in SPLITS}
     origins = origins_of(data)
@@ -111,7 +111,7 @@ def _splits(data: str, whole: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> dict[str, Any]:
-    """A task file's content for rows whose format is recognised, or said by a template and a label column."""
+    """A task file's content for rows in a known format, or with a template and a label column."""
     splits = _splits(data, whole)
     rows = read_data(data, splits["train"]["from"])
     named = config.verbalizers or ()
@@ -135,14 +135,14 @@ def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> di
 
 
 def _named_classes(rows: list[Row], label: str | None) -> str:
-    """Which class has which name, where the data say so."""
+    """Numbers and names of the classes, where the data have names."""
     values = {row.fields.get(label) for row in rows} if label is not None else ()
     named = sorted(value for value in values if isinstance(value, NamedLabel))
     return f"; classes: {', '.join(f'{int(value)} is {value.name!r}' for value in named)}" if named else ""
 
 
 def _column(name: str) -> str:
-    """A column as a template names it, whatever its name."""
+    """A column as a template refers to it."""
     return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ row[{name!r}] }}}}"
 
 
@@ -152,7 +152,7 @@ def _text_label(found: Format, rows: list[Row]) -> dict[str, Any]:
 
 
 def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
-    """A classification by a label column, whose labels stand for themselves."""
+    """A classification whose verbalizers are its labels."""
     labels = sorted({row.fields[label] for row in rows}, key=str)
     return {
         "kind": "classification",

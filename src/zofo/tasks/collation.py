@@ -56,7 +56,7 @@ class Batch:
 
     @property
     def visible(self) -> torch.Tensor:
-        """Which position attends to which: bool, [R, 1, L, L], asking positions before those asked.
+        """The attention mask: bool, [R, 1, L, L], queries before keys.
 
         A token sees the prompt up to itself and the tokens of its own branch up to itself; padding sees itself only.
         """
@@ -67,7 +67,7 @@ class Batch:
         return seen.unsqueeze(1)
 
     def part(self, start: int, stop: int) -> Batch:
-        """Examples `start` to `stop`, padded as they are here."""
+        """The examples from `start` to `stop`, with the same padding."""
         first, last = torch.searchsorted(self.row_examples, torch.tensor([start, stop])).tolist()
         parts = {name: tensor[first:last] for name, tensor in tensors_of(self, _BY_ROW).items()}
         parts |= {name: tensor[start:stop] for name, tensor in tensors_of(self, _BY_EXAMPLE).items()}
@@ -76,7 +76,7 @@ class Batch:
         return replace(self, **parts, members=self.members[start:stop])
 
     def repeated(self, times: int) -> Batch:
-        """All rows `times` over: `times` E examples, the first E of them once before the first is there again."""
+        """The batch repeated: `times` E examples, all E before the first comes again."""
         parts = repeated_tensors(self, (*_BY_ROW, *_BY_EXAMPLE), times)
         copies = torch.arange(times)
         rows = len(self.input_ids)
@@ -87,12 +87,12 @@ class Batch:
 
 
 def tensors_of(batch: object, names: Sequence[str]) -> dict[str, Any]:
-    """The tensors of a batch by name, without those that it does not have."""
+    """The tensors of a batch by name, without those that are None."""
     return {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
 
 
 def repeated_tensors(batch: object, names: Sequence[str], times: int) -> dict[str, Any]:
-    """The same, each `times` over along its first dimension."""
+    """The tensors of a batch by name, repeated along the first dimension."""
     return {name: torch.cat([tensor] * times) for name, tensor in tensors_of(batch, names).items()}
 
 
@@ -192,11 +192,11 @@ class _Row:
     sources: dict[int, list[int]]
 
     def first_source(self, length: int, side: Side) -> int:
-        """The first position that something is predicted from, in a batch of rows of `length`."""
+        """The first position that predicts a scored token, in a batch of rows of `length`."""
         return min(min(places) for places in self.sources.values()) + self.shift(length, side)
 
     def shift(self, length: int, side: Side) -> int:
-        """By how much padding moves the tokens."""
+        """How many positions padding shifts the tokens."""
         return length - len(self.tokens) if side == "left" else 0
 
 

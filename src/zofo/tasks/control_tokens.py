@@ -20,8 +20,8 @@ class Spelt(NamedTuple):
     """A text, or a pair of texts, to be tokenised.
 
     Args:
-        text: the first.
-        second: of a pair; None for a text by itself.
+        text: the only or the first text.
+        second: the second text of a pair, or None.
         marked: whether marks tell the control tokens that a template writes from those that the row spells; without,
             every control token is the template's.
         where: file and line, for messages.
@@ -37,9 +37,9 @@ class Coded(NamedTuple):
     """A text in tokens.
 
     Args:
-        ids: of its tokens.
+        ids: ids of the tokens.
         spans: for each token, its first character and the one after its last, marks counted.
-        types: which text of a pair each token belongs to; empty where the tokenizer does not say.
+        types: which text of a pair each token belongs to; empty where the tokenizer gives none.
     """
 
     ids: list[int]
@@ -48,7 +48,7 @@ class Coded(NamedTuple):
 
 
 def without_marks(text: str) -> str:
-    """A text as people read it."""
+    """The text without marks."""
     return text.translate(_NO_MARKS)
 
 
@@ -80,8 +80,8 @@ class Speller:
         """A text with marks around the control tokens in it that the row did not write.
 
         Args:
-            text: made by a template.
-            own: what the row wrote into it, in that order; what is not in it is passed over.
+            text: a text that a template made.
+            own: texts that the row wrote into it, in order; others are ignored.
             where: file and line, for messages.
 
         Raises:
@@ -111,7 +111,7 @@ class Speller:
         return self._control.sub(mark, text)
 
     def marked_value(self, value: Any) -> Any:
-        """What a row gives to a chat template, with marks around the control tokens that it spells."""
+        """A value for a chat template, with marks around the control tokens that the row spells."""
         if isinstance(value, str):
             return self._control.sub(lambda token: f"{_TEXT}{token[0]}{_END_TEXT}", value)
         if isinstance(value, dict):

@@ -42,12 +42,12 @@ def load_examples(
 
     Args:
         task: how rows are asked about.
-        config: which rows, and with which prompt.
+        config: the configuration of rows and prompt.
         splits: those that are needed; the rows of others are read only where the task forbids rows of test in them.
         head: for a classification head instead of a language model.
         right: whether rows must hold what is right.
-        of_several: whether it is one of several tasks, which are trained on more often than tested: `max_rows` counts
-            rows of train alone, and rows that train and test share matter only where test is among the splits.
+        of_several: whether it is one of several tasks: then `max_rows` counts for train alone, and train and test are
+            compared only if test is among the splits.
 
     Returns:
         The examples of each split. Splits drawn from the same origin share no row; when the origin is too small, train
@@ -103,7 +103,7 @@ def _known_prompt(task: Task, config: TaskConfig, head: bool) -> str | None:
 
 
 def _compared(task: Task, config: TaskConfig, needed: Sequence[Split], of_several: bool) -> list[Split]:
-    """The splits that are read beside those that are needed, to see that no row of test is in another one."""
+    """More splits to read, to check that no row of test is in another split."""
     alone = "test" not in needed and (of_several or "train" not in needed)
     if not task.disjoint or config.allow_overlap or alone:
         return []
@@ -133,12 +133,12 @@ def _refuse_one_label(
 
 
 def _choice(example: Example) -> tuple[frozenset[str], frozenset[str]]:
-    """What may be chosen, and what of it is right."""
+    """The candidates, and the right ones among them."""
     return frozenset(example.candidates), frozenset(example.candidates[gold] for gold in example.golds)
 
 
 def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """So many examples of each label of a classification, or in all of another task, drawn by seed.
+    """A few examples, drawn by seed: `shots` of each label of a classification, or in all for other tasks.
 
     Raises:
         DataError: there are fewer.
@@ -158,7 +158,7 @@ def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list
 
 
 def _rendered(task: Task, rows: Sequence[Row], prompt: str | None, head: bool, right: bool) -> list[Example]:
-    """Rows as examples; the first that cannot be one is refused, with one beside it that can."""
+    """Rows as examples. The error for a bad row shows a good one."""
     examples: list[Example] = []
     for row in rows:
         try:
@@ -185,7 +185,7 @@ def _read(task: Task, config: TaskConfig, origin: str) -> list[Row]:
 
 
 def read_data(data: str, origin: str) -> list[Row]:
-    """Rows of a user's own: of a file, whatever the origin; of the origin's file in a folder; or of a Hub data set."""
+    """The user's own rows: of a single file, of the origin's file in a folder, or of a Hub data set."""
     path = Path(data)
     if path.is_dir():
         return read_folder(path, origin)

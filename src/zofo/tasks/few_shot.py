@@ -28,10 +28,10 @@ def with_demonstrations(
     depends on `split_seed` and the example's number.
 
     Args:
-        examples: what is asked.
+        examples: the examples.
         pool: solved examples, of train.
         config: how many demonstrations, and whose.
-        separator: what stands between them.
+        separator: text between them.
 
     Raises:
         ConfigError: the pool is too small, or has too few rows that ask something else; or it holds chats.

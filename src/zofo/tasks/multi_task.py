@@ -24,7 +24,7 @@ VALIDATION_ROWS = 16
 
 
 def combined_task(config: TaskConfig) -> Task:
-    """The task that all rows of several tasks are rows of: each brings its own options, and the score is accuracy."""
+    """The task that several tasks form: each row has its own options, and the score is accuracy."""
     names, unseen = tasks_of(config)
     content = {
         "name": config.title,
@@ -71,7 +71,7 @@ def tasks_of(config: TaskConfig) -> tuple[list[str], list[str]]:
 
 
 def file_name(task: str) -> str:
-    """What a file or folder of a task is called on any system: `unifiedqa_squad2` for `unifiedqa:squad2`."""
+    """The name of a task's file or folder on any system: `unifiedqa_squad2` for `unifiedqa:squad2`."""
     return task.replace(":", "_")
 
 
@@ -85,10 +85,7 @@ def _folder(config: TaskConfig, name: str) -> Path | None:
 
 
 def task_inputs(config: TaskConfig, name: str, split: Split) -> dict[str, str]:
-    """The inputs of a task's rows by their places; none where its rows are not MetaICL's, or not there.
-
-    Those of an unseen task may be anywhere, or on the Hub; what is not beside the training tasks is not looked for.
-    """
+    """The inputs of a task's rows by place; empty where they are not MetaICL's, or not in the data folder."""
     folder = _folder(config, name)
     return {} if folder is None else inputs_in(folder, split)
 
@@ -175,12 +172,12 @@ def mixed_examples(
 
 
 def _only_trained_on(example: Example, task: str) -> Example:
-    """An example in free words, with its output as only candidate, which nothing follows."""
+    """A free-text example for training, with its output as the only candidate."""
     return replace(example, candidates=example.answers[:1], answers=(), ends=False, task=task)
 
 
 def _refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
-    """Raises ConfigError for a task that is kept for the test, of which no output can be told from others."""
+    """Raises ConfigError for a task that is kept for the test but has no options to score."""
     for name in unseen:
         folder = _folder(config, name)
         if folder is not None and in_free_words(folder):

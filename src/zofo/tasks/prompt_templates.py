@@ -15,9 +15,9 @@ from zofo.errors import DataError
 from zofo.tasks.prompt_limits import WRITTEN, PromptEnvironment, counted, limited, refuse_address
 
 CHOICE = "choice"
-"""The name under which a template of choices sees the choice."""
+"""Name of the choice in a template of choices."""
 ROW = "row"
-"""The name under which a template sees all columns, for those whose names are no identifiers: row['my column']."""
+"""Name of the whole row in a template, for columns that are not identifiers: row['my column']."""
 
 
 def _lower_first(text: str) -> str:
@@ -107,7 +107,7 @@ def _compiled(template: str, expression: bool) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=256)
 def plain_columns(template: str) -> frozenset[str]:
-    """The columns that a template writes as they are, perhaps through filters, so that each must be a text."""
+    """The columns that a template writes directly or through filters; these must be texts."""
     found = set()
     for output in _environment().parse(template).find_all(jinja2.nodes.Output):
         for node in output.nodes:
@@ -119,12 +119,12 @@ def plain_columns(template: str) -> frozenset[str]:
 
 
 FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
-"""What a template of Jinja may raise, beside its own errors."""
+"""Errors of a template besides those of Jinja."""
 
 
 @functools.lru_cache(maxsize=256)
 def _constants(template: str) -> frozenset[str]:
-    """The texts that a template holds in its expressions, such as 'because' in {{ 'because' if cause else 'so' }}."""
+    """The literal texts in a template's expressions, such as 'because' in {{ 'because' if cause else 'so' }}."""
     found = _environment().parse(template).find_all(jinja2.nodes.Const)
     return frozenset(node.value for node in found if isinstance(node.value, str))
 

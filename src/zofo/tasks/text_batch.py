@@ -19,7 +19,7 @@ class TextBatch:
     Args:
         input_ids: [E, L], padded on the right.
         attention_mask: [E, L], 1 where there is a token.
-        token_type_ids: [E, L], which text of a pair a token belongs to; None where the tokenizer does not say.
+        token_type_ids: [E, L], which text of a pair a token belongs to; None where the tokenizer gives none.
         gold: [E] index of the label that is trained on.
         members: the E examples in tokens.
     """
@@ -39,12 +39,12 @@ class TextBatch:
         return torch.arange(len(self))
 
     def part(self, start: int, stop: int) -> TextBatch:
-        """Examples `start` to `stop`, padded as they are here."""
+        """The examples from `start` to `stop`, with the same padding."""
         parts = {name: tensor[start:stop] for name, tensor in tensors_of(self, _TENSORS).items()}
         return replace(self, **parts, members=self.members[start:stop])
 
     def repeated(self, times: int) -> TextBatch:
-        """All rows `times` over."""
+        """The batch repeated `times` times."""
         return replace(self, **repeated_tensors(self, _TENSORS, times), members=self.members * times)
 
 

@@ -1,4 +1,4 @@
-"""From text to tokens, and where the candidate begins."""
+"""Tokenisation for causal language models, and the place where the candidate begins."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TokenizedChoices:
         gold: index of the candidate that is trained on.
         example: as text.
         stops: texts and tokens that end its answer, beside those of the task.
-        joined: whether prompt and candidates have the tokens that they have as one text, and begin where all do.
-        unwritten: of a chat, what the model's template does not write, or writes in another way.
+        joined: whether prompt and candidate have the tokens that they have as one text.
+        unwritten: for a chat, content that the template drops or changes.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -47,11 +47,11 @@ class TokenizedChoices:
         return row[: len(row) - self.scored[self.gold]]
 
     def gold_only(self) -> TokenizedChoices:
-        """The same with no candidate but the one that is trained on."""
+        """The example with only the candidate that is trained on."""
         return replace(self, rows=(self.rows[self.gold],), scored=(self.scored[self.gold],), gold=0)
 
     def whole(self) -> TokenizedChoices:
-        """As `right_only`, with every token scored that has one before it."""
+        """As `gold_only`, with every token scored but the first."""
         row = self.rows[self.gold]
         return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0)
 
@@ -135,7 +135,7 @@ def encode(
 
 
 def _asked(speller: Speller, example: Example) -> _Asked:
-    """A chat in the words of the model's template, and candidates with the model's own end of text if it follows."""
+    """An example as it is tokenised: a chat as its template writes it, candidates with their end of text."""
     if example.messages:
         chat, marked = write_chat(speller, example)
         return _Asked(
@@ -160,7 +160,7 @@ def _asked(speller: Speller, example: Example) -> _Asked:
 
 
 def _refuse_mixed(asked: Sequence[_Asked]) -> None:
-    """Raises DataError for chats with and without thoughts, if the template asks for them with different prompts."""
+    """Raises DataError for chats with and without reasoning, if the template gives them different prompts."""
     with_block = [one.example for one in asked if one.block]
     first = {example.thinks: example for example in reversed(with_block)}
     if len(first) > 1:
@@ -214,7 +214,7 @@ def _from_one_place(coded: Sequence[Coded], prompt: int) -> tuple[list[tuple[int
 
 
 def _without_closing(speller: Speller, coded: Coded, add: Mapping[str, bool]) -> Coded:
-    """Without the special tokens that some tokenizers append."""
+    """The tokens without special ones that some tokenizers append."""
     end = len(coded.ids) if add["add_special_tokens"] else 0
     last = end
     while end > 1 and coded.ids[end - 1] in speller.special and coded.spans[end - 1][0] == coded.spans[end - 1][1]:
@@ -242,7 +242,7 @@ def _fitted(
 
 
 def too_long(example: Example, tokens: int, limit: int) -> DataError:
-    """What is said of a text that does not fit."""
+    """The error for a text that is too long."""
     return DataError(
         f"{example.where or repr(example.prompt[:40])}: the text has {tokens} tokens with its candidate, "
         f"but the limit is {limit}",

@@ -77,7 +77,7 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
 
 
 def _refuse_twice(fields: Any, place: str) -> None:
-    """Raises DataError for two columns of one name, at any depth: a row would hold only the last of them."""
+    """Raises DataError for two columns of one name, at any depth: a row would keep only one."""
     import pyarrow
 
     twice = [name for name, count in Counter(field.name for field in fields).items() if count > 1]
@@ -92,7 +92,7 @@ def _refuse_twice(fields: Any, place: str) -> None:
 
 
 def _features(metadata: Mapping[bytes, bytes], source: str) -> Mapping[str, Any]:
-    """What `datasets` keeps of the columns in a schema, as it writes them."""
+    """The features of the columns that `datasets` writes into a schema."""
     if b"huggingface" not in metadata:
         return {}
     try:
@@ -105,7 +105,7 @@ def _features(metadata: Mapping[bytes, bytes], source: str) -> Mapping[str, Any]
 
 
 def _named(value: Any, column: str, names: Sequence[str] | None, row: Row) -> Any:
-    """A value with the name of its class, if it is the number of one; -1 says that there is none."""
+    """A class number with the name of its class; -1 means that there is no label."""
     if names is None or not isinstance(value, int) or value == -1:
         return value
     if not 0 <= value < len(names):

@@ -1,4 +1,4 @@
-"""Which of a row's choices is right, in every way that an answer can say it; two ways that disagree are refused."""
+"""The right choice of a row, from any form of answer; an answer with two readings is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _READINGS = {
 
 
 def hidden_hint(answer: Any) -> str | None:
-    """What to do about -1, where that is no label; None for anything else."""
+    """A hint for a label of -1, which may mean that there is none; None for other labels."""
     hidden = "-1 stands for a label that the data set's authors keep to themselves: take a split that has its labels"
     return hidden if number_key(answer) == "-1" else None
 
@@ -107,7 +107,7 @@ def gold_choice(column: str, choices: Sequence[str], answer: Any, texts: str | N
 
 
 def choices_problem(column: str, choices: Any) -> Problem | None:
-    """What is wrong with choices, if anything; a mapping of texts and their labels stands for them, too."""
+    """The problem of choices, or None; they may be a list, or a mapping of texts and labels."""
     if is_keyed(choices):
         texts, keys = choices["text"], choices["label"]
         twice = first_repeated(keys, same_key)
@@ -119,7 +119,7 @@ def choices_problem(column: str, choices: Any) -> Problem | None:
 
 
 def list_problem(column: str, choices: Any) -> Problem | None:
-    """What is wrong with a list of choices, if anything."""
+    """The problem of a list of choices, or None."""
     if not isinstance(choices, list | tuple):
         hint = 'write a list of texts, ["yes", "no"], in JSONL or parquet; CSV holds none'
         if isinstance(choices, Mapping):
@@ -146,12 +146,12 @@ def list_problem(column: str, choices: Any) -> Problem | None:
 
 
 def is_keyed(choices: Any) -> bool:
-    """Whether choices are written as ARC does it, {"text": ["red", "blue"], "label": ["A", "B"]}."""
+    """Whether choices have the form of ARC, {"text": ["red", "blue"], "label": ["A", "B"]}."""
     return isinstance(choices, Mapping) and all(isinstance(choices.get(key), list) for key in ("text", "label"))
 
 
 def right_choice_problem(column: str, choices: Any, answer_column: str, answer: Any) -> Problem | None:
-    """What is wrong with the answer beside well-formed choices, if anything."""
+    """The problem of an answer to well-formed choices, or None."""
     if not is_keyed(choices):
         return gold_problem(answer_column, [choice.strip() for choice in choices], answer, column)
     if any(same_key(answer, key) for key in choices["label"]):

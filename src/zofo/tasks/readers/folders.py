@@ -1,4 +1,4 @@
-"""The files of a folder that hold a split: one, shards of one, or what `save_to_disk` writes."""
+"""The files of a split in a folder: one, its shards, or the output of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from zofo.tasks.readers.arrow_tables import table_rows
 from zofo.tasks.readers.row import Row
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-"""Ends of the names of files that hold rows."""
+"""Suffixes of files with rows."""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-"""Ends of the names of compressed files."""
+"""Suffixes of compressed files."""
 
 _ALIASES = {"validation": ("validation", "val", "dev")}
 _METAICL = re.compile(r"(?P<task>.+)_(?P<rows>\d+)_(?P<seed>\d+)_(?P<split>train|dev|test)")
@@ -110,7 +110,7 @@ def _fitting(files: Sequence[Path], origin: str) -> list[Path]:
 
 
 def _by_metaicl(files: Sequence[Path], origin: str) -> list[Path]:
-    """Those that are named as MetaICL's scripts do it, FOLDER_ROWS_SEED_SPLIT.jsonl: most rows first, then its seed."""
+    """The files of MetaICL's scripts, FOLDER_ROWS_SEED_SPLIT.jsonl: most rows first, then its usual seed."""
     found = []
     for path in files:
         parts = _METAICL.fullmatch(path.stem)
@@ -123,7 +123,7 @@ def _by_metaicl(files: Sequence[Path], origin: str) -> list[Path]:
 
 
 def _plain(name: str) -> str:
-    """A task's name as any file system takes it."""
+    """A task's name without colons, for file systems that have none."""
     return name.replace(":", "_")
 
 
@@ -133,7 +133,7 @@ def names_of(folder: Path) -> str:
 
 
 def folders_with_rows(folder: Path) -> list[str]:
-    """The folders in a folder that hold files with rows, as a repository of the Hub has one for each configuration."""
+    """The subfolders that hold files with rows, such as the configurations of a Hub repository."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir())
     return [str(path) for path in inner if any(one.suffix.lower() in SUFFIXES for one in path.iterdir())]
 

@@ -1,4 +1,4 @@
-"""What rows of a user's own are: one of five formats, recognised by its columns, and checked row by row."""
+"""The five formats of the user's own rows: recognised by their columns, and checked row by row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zofo.tasks.readers.row_checks import Problem, label_problem, messages_probl
 
 Label = int | str
 MOST_LABELS = 100
-"""More distinct labels than these are taken for numbers or free texts."""
+"""With more distinct labels than this, they are taken for numbers or free texts."""
 
 _SHOWN = 3  # labels in a hint
 _TEXT = ("text", "sentence", "input")
@@ -47,7 +47,7 @@ _EXPECTED = "rows are read with columns prompt and completion, text and label, c
 
 @dataclass(frozen=True)
 class Format:
-    """What the rows of own data are.
+    """The format of the user's own rows.
 
     Args:
         name: prompt-completion, text-label, choices-answer, metaicl or messages.
@@ -106,7 +106,7 @@ def _fit(names: Sequence[str]) -> Format | None:
 
 
 def _of_all(known: Mapping[tuple[str, ...], Format | None], most: tuple[str, ...]) -> Format:
-    """The format of most rows, with the columns that it may have, or does not use, of any row."""
+    """The format of most rows, with optional and unused columns from all rows."""
     found = known[most]
     assert found is not None
     required = {role: found.columns[role] for role in _SHAPES[found.name]}
@@ -114,7 +114,7 @@ def _of_all(known: Mapping[tuple[str, ...], Format | None], most: tuple[str, ...
 
 
 def _with_optional(shape: str, required: Mapping[str, str], names: Sequence[str]) -> Format:
-    """A format with the columns that it may have beside those that it must."""
+    """A format with its required and its optional columns."""
     columns = dict(required)
     for role, known in _OPTIONAL.get(shape, {}).items():
         column = _column(names, known)
@@ -124,7 +124,7 @@ def _with_optional(shape: str, required: Mapping[str, str], names: Sequence[str]
 
 
 def _column(names: Sequence[str], known: Sequence[str]) -> str | None:
-    """The name that stands first among the known ones, whatever its capitals."""
+    """The name that comes first among the known ones; case does not matter."""
     for one in known:
         for name in names:
             if name.lower() == one.lower():
@@ -148,7 +148,7 @@ def _no_format(row: Row) -> DataError:
 
 
 def _advice(names: Sequence[str]) -> str:
-    """The nearest known names of columns that have none, or what is missing beside those that have."""
+    """A hint: a known column name near to one of these, or the column that is missing."""
     lower = {name.lower() for name in _KNOWN}
     for name in names:
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7) if name.lower() not in lower else []
@@ -166,7 +166,7 @@ def _advice(names: Sequence[str]) -> str:
 
 
 def _check(format: Format, rows: Sequence[Row], known: Mapping[tuple[str, ...], Format | None], answers: bool) -> None:
-    """Refuse the first wrong row, with the number of rows that are wrong in the same way."""
+    """Raises DataError for the first bad row, with the number of rows with the same problem."""
     first: tuple[Row, Problem] | None = None
     alike, good = 0, None
     for row in rows:
@@ -281,7 +281,7 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
 
 
 def _refuse_header(column: str, rows: Sequence[Row]) -> None:
-    """Raises DataError for a label that is the name of its column, as in the header of a file that was put behind."""
+    """Raises DataError for a label that is its column's name, as where a second file was appended with its header."""
     row = next((row for row in rows if look_alike_key(row.fields[column]) == column.strip().casefold()), None)
     if row is not None:
         raise DataError(
@@ -291,7 +291,7 @@ def _refuse_header(column: str, rows: Sequence[Row]) -> None:
 
 
 def _refuse_no_label(column: str, first: Mapping[str, Row], none: str) -> None:
-    """Raises DataError for -1 or -100 among labels that could do without it: it is one, or says that there is none."""
+    """Raises DataError for -1 or -100 among labels: it may be a label, or mean that there is none."""
     others = [key for key in first if key != none]
     if any(isinstance(row.fields[column], NamedLabel) for row in first.values()):
         where, hint = first[none].where, "remove the rows without a label, or take a split that has its labels"
@@ -309,10 +309,10 @@ def _refuse_no_label(column: str, first: Mapping[str, Row], none: str) -> None:
 
 
 def single_label_error(column: str, value: Any, rows: Sequence[Row]) -> DataError:
-    """What is said of rows that all have the same label.
+    """The error for rows that all have the same label.
 
     Args:
-        column: that holds it, or an expression of columns.
+        column: the label column, or an expression of columns.
         value: the label.
         rows: at least one.
     """

@@ -16,7 +16,7 @@ from zofo.errors import DataError, truncate_repr
 from zofo.tasks.readers.row import Row, all_rows, decoded, decoded_file
 
 ONE_A_LINE = "one JSON object a line"
-"""What a file of JSON lines is."""
+"""The form of JSON lines, for messages."""
 
 _SPACE = " \t\r\n"
 

@@ -1,4 +1,4 @@
-"""Labels that look the same and are not, or that look like a typing mistake of another."""
+"""Labels that look the same but differ, and labels that look like a typing mistake of another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MISSING = {"n/a", "na", "nan", "<na>", "#n/a", "null", "none", "nil", "?", "-"}
 
 
 def number_key(value: Any) -> str | None:
-    """A number by its value, the same for 1, 1.0, "01" and "1e0"; None for what is no number."""
+    """A number in one form, the same for 1, 1.0, "01" and "1e0"; None for other values."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -48,7 +48,7 @@ def look_alike_key(value: Any) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen."""
+    """Whether a text has no visible character."""
     return all(one.isspace() or _invisible(one) for one in text)
 
 
@@ -59,7 +59,7 @@ def _invisible(character: str) -> bool:
 
 
 def first_repeated(values: Sequence[Any], same: Callable[[Any, Any], bool] = operator.eq) -> Any:
-    """The first value that an earlier one is the same as; None where all differ."""
+    """The first value that repeats an earlier one; None where all differ."""
     return next((one for n, one in enumerate(values) if any(same(one, other) for other in values[:n])), None)
 
 
@@ -93,7 +93,7 @@ def _rows(count: int) -> str:
 
 
 def _typo(rare: str, frequent: str, few: int, many: int) -> bool:
-    """Whether a label differs from another in punctuation, or is rare and differs from it in one place."""
+    """Whether a label differs from another only in punctuation, or is rare and one edit away."""
     plain = [re.sub(r"[-_\s.,:;!?\"'()\[\]]+", "", label.casefold()) for label in (rare, frequent)]
     if plain[0] == plain[1] and re.search(r"[^\W\d]", plain[0]):
         return True

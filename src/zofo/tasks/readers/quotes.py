@@ -99,7 +99,7 @@ def refuse_two_readings(path: Path, lines: Sequence[str], delimiter: str) -> Non
 
 
 def _repeated(records: Sequence[Record]) -> list[Collection[str]]:
-    """For each column, the values of rows on one line; none where they are all different, as texts are."""
+    """The distinct values of each column in rows of one line; empty where no value repeats, as in a text column."""
     columns = zip(*(record.values for record in records if record.start == record.end), strict=True)
     return [distinct if len(distinct := set(column)) < len(column) else () for column in columns]
 

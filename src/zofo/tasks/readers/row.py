@@ -1,4 +1,4 @@
-"""A row of data, and how a row that is wrong is reported."""
+"""A row of data, and errors about rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class NamedLabel(int):
 
 
 def shown_row(row: Row) -> str:
-    """A row as a message shows it: its line, and its values, shortened."""
+    """A row for a message: its line, and its truncated values."""
     place = re.search(r"( row |:)(\d+)(:\d+)?$", row.where)
     text = json.dumps({key: _short(value) for key, value in row.fields.items()}, ensure_ascii=False, default=str)
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be printed
@@ -62,10 +62,10 @@ def _short(value: Any) -> Any:
 
 
 def all_rows(items: Iterator[tuple[str, Any]], parse: Callable[[str, Any], Mapping[str, Any]]) -> list[Row]:
-    """Every item as a row; of those that cannot be read, the first is reported, beside a good one.
+    """Every item as a row. The error for the first bad one shows a good one.
 
     Args:
-        items: place and content of each; a DataError that this raises itself is its last.
+        items: place and content of each item; it may end with a DataError.
         parse: (place, content) -> the values by column.
 
     Raises:
@@ -87,7 +87,7 @@ def all_rows(items: Iterator[tuple[str, Any]], parse: Callable[[str, Any], Mappi
 
 
 def with_valid_example(mistake: DataError, count: int, good: Row | None) -> DataError:
-    """A mistake of one row, with the number of wrong rows and a row that is right in its hint."""
+    """An error of one row, whose hint has the number of bad rows and shows a good one."""
     parts = [mistake.hint or "mend or remove the row"]
     if count > 1:
         parts.append(f"{count} rows are wrong")

@@ -1,4 +1,4 @@
-"""What can be wrong with a value of a row: a text, a label, choices with their answer, or the turns of a chat."""
+"""Checks of values of a row: texts, labels, and the turns of a chat."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from zofo.errors import truncate_repr
 from zofo.tasks.readers.look_alikes import is_blank, number_key
 
 ROLES = ("system", "user", "assistant", "tool")
-"""Who can say a turn of a chat."""
+"""Roles in a chat."""
 
 MEND = "mend or remove the row"
-"""What is advised where nothing better is known."""
+"""The default hint."""
 _TURNS = 'turns are written [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 
 
@@ -33,7 +33,7 @@ class Problem(NamedTuple):
 
 
 def text_problem(column: str, value: Any, hint: str = MEND) -> Problem | None:
-    """What is wrong with a text, if anything."""
+    """The problem of a text, or None."""
     if value is None or isinstance(value, str) and is_blank(value):
         return Problem(f"empty {column}", f"column {column!r} is empty", hint)
     if not isinstance(value, str):
@@ -49,7 +49,7 @@ _EXACT = 2**53  # the largest whole number that a float holds beside its neighbo
 
 
 def label_problem(column: str, value: Any) -> Problem | None:
-    """What is wrong with a label, if anything."""
+    """The problem of a label, or None."""
     if value is None or isinstance(value, str):
         fraction = "/" in (number_key(value or "") or "")
         if fraction:  # of a CSV file, whose values are all texts
@@ -71,12 +71,12 @@ def label_problem(column: str, value: Any) -> Problem | None:
 
 
 def messages_problem(column: str, turns: Any) -> Problem | None:
-    """What is wrong with the turns of a chat that ends with its answer, if anything."""
+    """The problem of a chat that must end with an answer, or None."""
     return turns_problem(column, turns) or answer_problem(column, turns)
 
 
 def turns_problem(column: str, turns: Any) -> Problem | None:
-    """What is wrong with the turns of a chat, if anything, whoever has the last word."""
+    """The problem of the turns of a chat, or None; any role may have the last one."""
     if not isinstance(turns, list | tuple) or not turns:
         return Problem("no list", f"column {column!r} is {truncate_repr(turns)}, not a list of turns", _TURNS)
     for number, turn in enumerate(turns, start=1):
@@ -89,7 +89,7 @@ def turns_problem(column: str, turns: Any) -> Problem | None:
 
 
 def answer_problem(column: str, turns: Any) -> Problem | None:
-    """What is wrong with the last of well-formed turns, if it is to be the answer."""
+    """The problem of the last of well-formed turns as an answer, or None."""
     if turns[-1]["role"] == "assistant":
         return None
     message = f"column {column!r} does not end with an answer of the assistant, but with a turn of the "
