@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,10 @@ def _say(*lines: str) -> None:
         out.say(line)
 
 
+def _show(found: Any, as_json: bool) -> None:
+    out.say_json(found.as_dict()) if as_json else _say(*found.lines())
+
+
 @commands.command()
 def replay(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -40,10 +44,7 @@ def replay(
     from zofo.export import replay_run
 
     found = replay_run(run, step, folder, folded=folded, force=force, model=model, remote_code=trust_remote_code)
-    if as_json:
-        out.say_json(found.as_dict())
-    else:
-        _say(*found.lines())
+    _show(found, as_json)
     if found.failed:
         raise typer.Exit(1)
 
@@ -58,10 +59,7 @@ def diff(
     from zofo.export import compare_runs
 
     found = compare_runs(first, second)
-    if as_json:
-        out.say_json(found.as_dict())
-    else:
-        _say(*found.lines())
+    _show(found, as_json)
     if not found.equal:
         raise typer.Exit(1)
 

@@ -185,13 +185,11 @@ def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
     rows = []
     majority = [scores.majority(cell) for cell in cells]
     if any(majority):
-        texts = [
-            as_score(mean(found.values()), scores.metric(c)) if found else "-" for c, found in _both(cells, majority)
-        ]
-        last = (
-            [as_score(mean(mean(found.values()) for found in majority), "share")] if average and all(majority) else []
-        )
-        rows.append([MAJORITY, *texts, *(last or ["-"] * len(average)), *[""] * (len(_WORK) + 1)])
+        means = [mean(found.values()) if found else None for found in majority]
+        texts = ["-" if one is None else as_score(one, scores.metric(c)) for c, one in zip(cells, means, strict=True)]
+        known = [one for one in means if one is not None]
+        whole = as_score(mean(known), "share") if len(known) == len(cells) else "-"
+        rows.append([MAJORITY, *texts, *([whole] * len(average)), *[""] * (len(_WORK) + 1)])
     for method in scores.methods:
         for variant in (None, *scores.variants(method, cells)):
             texts = [_score(scores, method, cell, variant) for cell in cells]
@@ -199,10 +197,6 @@ def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
             took = _took(scores, method, cells) if variant is None else [""] * (len(_WORK) + 1)  # the same run
             rows.append([row_name(method, variant), *texts, *took])
     return markdown(header, rows)
-
-
-def _both(cells: Sequence[Cell], found: Sequence[dict[int, float]]) -> Iterator[tuple[Cell, dict[int, float]]]:
-    return zip(cells, found, strict=True)
 
 
 def _score(scores: Scores, method: str, cell: Cell, variant: str | None) -> str:
@@ -290,9 +284,8 @@ def contrast_table(scores: Scores, axis: str) -> tuple[str, str]:
             if not pairs:
                 continue
             tests += len(pairs) > 1
-            metric = scores.metric(first)
-            means = [as_score(mean(side), metric) for side in zip(*pairs, strict=True)]
-            found = paired([a for a, _ in pairs], [b for _, b in pairs])
+            metric, sides = scores.metric(first), list(zip(*pairs, strict=True))
+            means, found = [as_score(mean(side), metric) for side in sides], paired(*sides)
             difference = _with_interval(found.difference, metric, signed=True)
             rows.append([method, where, value, *means, difference, str(len(pairs)), as_p(found.t_test)])
     first_value = scores.first_value(axis)
@@ -315,7 +308,7 @@ def _difference_row(
 ) -> list[str]:
     if not pairs:
         return [method, task, "0", "-", "-", "-", "-"]
-    found = paired([a for a, _ in pairs], [b for _, b in pairs])
+    found = paired(*zip(*pairs, strict=True))
     difference = _with_interval(found.difference, metric, signed=True)
     wilcoxon = as_p(found.wilcoxon) if pooled else "-"
     return [method, task, str(len(pairs)), difference, f"{found.wins} / {found.losses}", as_p(found.t_test), wilcoxon]
