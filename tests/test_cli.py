@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -425,3 +426,12 @@ def test_a_study_that_is_asked_to_stop_leaves_with_the_code_of_the_signal(run_zo
 
 def test_the_version(run_zofo):
     assert run_zofo("--version")[:2] == (0, f"zofo {zofo.__version__}\n")
+
+
+@pytest.mark.parametrize(("verb", "call"), [("replay", "replay_run"), ("diff", "compare_runs")])
+def test_a_comparison_is_shown_as_lines_or_as_json_and_a_difference_is_exit_code_1(run_zofo, monkeypatch, verb, call):
+    found = SimpleNamespace(lines=lambda: ["one", "two"], as_dict=lambda: {"a": 1}, failed=True, equal=False)
+    monkeypatch.setattr(f"zofo.export.{call}", lambda *given, **options: found)
+    runs = ["runs/a", "runs/b"][: 1 if verb == "replay" else 2]
+    assert run_zofo(verb, *runs)[:2] == (1, "one\ntwo\n")
+    assert run_zofo(verb, *runs, "--json")[:2] == (1, '{"a": 1}\n')
