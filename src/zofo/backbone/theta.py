@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from zofo.backbone.backbone import Backbone, Update
 from zofo.backbone.update_log import UpdateLog
 from zofo.displacement import Displacement, Key
-from zofo.noise import DirectionSampler
+from zofo.noise import DirectionSampler, FactoredNoise
 from zofo.state_dict import StateDict, of_displacement, to_displacement
 
 _MOST_PENDING = 8  # columns of the factors that wait; with more, carrying them costs more than writing them
@@ -95,7 +95,8 @@ class Theta:
 
     @property
     def _rank(self) -> int:
-        return int(getattr(self.backbone.noise, "rank", 1))
+        noise = self.backbone.noise
+        return noise.rank if isinstance(noise, FactoredNoise) else 1
 
     def _write_pending(self) -> None:
         update = Update(self.pending)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from zofo.adapters import AdapterConfig, Adapters, kind_of
+from zofo.adapters import AdapterConfig, Adapters, PeftAdapters, kind_of
 from zofo.backbone import movable, selected
 from zofo.config import NonNegative
 from zofo.errors import ConfigError
@@ -37,7 +37,7 @@ class FirstOrderConfig(MethodConfig):
     """For `partial`: glob patterns of parameter names, for example `["*.layers.29.*"]`; `!pattern` leaves out."""
     optimizer: OptimizerName = "adam"
     """Adam or SGD."""
-    lr: NonNegative = 1e-3
+    lr: NonNegative = PeftAdapters.lr
     """The learning rate; by default 1e-3 for LoRA, DoRA, IA3 and a head, 1e-2 for a prefix or prompt, and for weights
     1e-5, or 1e-3 by SGD."""
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from zofo.adapters import AdapterConfig, Adapters
+from zofo.adapters import AdapterConfig, Adapters, PeftAdapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
@@ -35,7 +35,7 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig):
     """First-order steps on the adapter; every later step of the run is a zeroth-order step on the backbone."""
     optimizer: OptimizerName = "adam"
     """Optimiser of the adapter."""
-    lr_adapter: NonNegative = 1e-3
+    lr_adapter: NonNegative = PeftAdapters.lr
     """Learning rate of the adapter; by default 1e-3, and 1e-2 for a prefix or prompt."""
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     """The adapter."""

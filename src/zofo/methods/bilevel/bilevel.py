@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from zofo.adapters import AdapterConfig, Adapters
+from zofo.adapters import AdapterConfig, Adapters, PeftAdapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
@@ -45,9 +45,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
     optimizer: OptimizerName = "adam"
     """Optimiser of both adapters."""
-    lr_lower: NonNegative = 1e-3
+    lr_lower: NonNegative = PeftAdapters.lr
     """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
-    lr_adapter: NonNegative = 1e-3
+    lr_adapter: NonNegative = PeftAdapters.lr
     """Learning rate of the adapter p; by default 1e-3, and 1e-2 for a prefix or prompt."""
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
     """The shape of both adapters."""
