@@ -351,6 +351,7 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
         (toy(base={"problem": "digit"}), "unknown problem 'digit'. Did you mean 'digits'", ""),
         (toy(base={"problem": {"name": "digits", "rowz": 3}}), "problem.rowz: not an option", "'rows'"),
         (toy(base={**TOY["base"], "training": {"steps": 9}}), "base.training.steps: how long a run is", "budget"),
+        (toy(base={**TOY["base"], "training": {"epochs": 9}}), "base.training.epochs: how long a run is", "budget"),
         (toy(base={**TOY["base"], "training": {"objective": "answer"}}), "objective has no meaning for a problem", ""),
         (toy(axes={"seed": {"a": {}}}), "axes.seed: a column of that name", ""),
         (toy(axes={"setting": {"a": {}}}), "axes.setting: a column of that name", ""),
