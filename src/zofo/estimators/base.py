@@ -119,7 +119,7 @@ class Estimator(ABC):
         )
 
     def _spread(self, slopes: torch.Tensor, losses: torch.Tensor) -> float:
-        """See `Estimate`; 0 where it is no more than the rounding of the losses makes it."""
+        """0 where it is no more than the rounding of the losses makes it."""
         if slopes.numel() < 2:
             return math.nan
         spread = slopes.std().item()

@@ -107,7 +107,6 @@ class InForward(Evaluator):
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
-        """See `Evaluator.probe`."""
         visit = _InForwardVisit(self)
         with counting_forwards(self.model, self.counts):
             visit.losses = self._ask(asks, points)
@@ -235,11 +234,10 @@ class InForward(Evaluator):
         return EvaluatorError(f"{forward} at {len(points)} points do not fit into memory in one forward", hint)
 
     def state_dict(self) -> StateDict:
-        """See `Evaluator.state_dict`: the order in which a forward sums its terms."""
+        """The order in which a forward sums its terms."""
         return StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._bank.slots.items()})})
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Evaluator.load_state_dict`."""
         self._bank.restore({key: int(slot) for key, slot in to_numbers(state.values["slots"]).items()})
 
     def check(self, asks: Sequence[LossRequest]) -> None:

@@ -53,7 +53,6 @@ class InPlace(Evaluator):
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
-        """See `Evaluator.probe`."""
         visit = _InPlaceVisit(self)
         try:
             with torch.no_grad(), counting_forwards(self.model, self.counts):

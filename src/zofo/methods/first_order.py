@@ -107,7 +107,6 @@ class FirstOrder(Method):
         self.queries_per_step = config.batch_size
 
     def step(self, number: int) -> StepLog:
-        """See `Method.step`."""
         before = self.counts.copy()
         losses = self._gradient.accumulate(self.trained, self._objective, self._batches[number])
         self._optimizer.step()
@@ -115,13 +114,11 @@ class FirstOrder(Method):
         return StepLog(losses.mean().item(), self.counts - before)
 
     def state_dict(self, weights: bool) -> StateDict:
-        """See `Method.state_dict`."""
         counts = StateDict(dict(self.counts.as_dict()))
         whole = StateDict().put("counts", counts).put("trained", tensors_to_state(self.trained))
         return whole.put("optimizer", optimizer_to_state(self._optimizer))
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Method.load_state_dict`."""
         load_tensors_state(self.trained, state.part("trained"))
         load_optimizer_state(self._optimizer, state.part("optimizer"))
         self.counts.include(Counts(**state.part("counts").values))

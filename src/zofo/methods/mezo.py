@@ -32,7 +32,6 @@ class MeZO(ForwardOnly):
     paper = "Malladi et al. 2023, Fine-Tuning Language Models with Just Forward Passes"
 
     def step(self, number: int) -> StepLog:
-        """See `Method.step`."""
         before = self.counts.copy()
         estimate, update = self._zo.step(number, [(self._objective, self._batches[number])])
         return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update)

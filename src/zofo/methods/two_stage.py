@@ -41,7 +41,7 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig):
     """The adapter."""
 
     def check_steps(self, steps: int) -> None:
-        """See `MethodConfig.check_steps`: the second stage has a step."""
+        """The second stage has a step."""
         first = self.adapter_steps
         if steps > first:
             return
@@ -88,7 +88,6 @@ class TwoStage(Method):
         self.queries_per_step = config.batch_size
 
     def step(self, number: int) -> StepLog:
-        """See `Method.step`."""
         before, batch = self.counts.copy(), self._batches[number]
         if number < self._config.adapter_steps:
             losses = self._gradient.accumulate(self._p, self._objective, batch)
@@ -100,21 +99,19 @@ class TwoStage(Method):
         return StepLog(estimate.loss, self.counts - before, coefficients, update)
 
     def steps_within(self, queries: int) -> int:
-        """See `Method.steps_within`."""
         first = min(queries // self.queries_per_step, self._config.adapter_steps)
         left = queries - first * self.queries_per_step
         return first + left // (self._zo.points * self._config.batch_size)
 
     def check_steps(self, steps: int) -> None:
-        """See `Method.check_steps`: the second stage has a step."""
+        """The second stage has a step."""
         self._config.check_steps(steps)
 
     def check(self) -> None:
-        """See `Method.check`."""
         self._zo.evaluator.check([(self._objective, self._two)])
 
     def notes(self) -> list[str]:
-        """See `Method.notes`: which tensors stay."""
+        """Which tensors stay."""
         return list(self._zo.notes)
 
     @contextmanager
@@ -124,16 +121,13 @@ class TwoStage(Method):
         yield
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`."""
         return self._zo.replay_header(self._config.replay_header())
 
     def state_dict(self, weights: bool) -> StateDict:
-        """See `Method.state_dict`."""
         whole = StateDict().put("zo", self._zo.state_dict(weights)).put("adapter", tensors_to_state(self._p))
         return whole.put("optimizer", optimizer_to_state(self._optimizer))
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Method.load_state_dict`."""
         self._zo.load_state_dict(state.part("zo"))
         load_tensors_state(self._p, state.part("adapter"))
         load_optimizer_state(self._optimizer, state.part("optimizer"))

@@ -73,14 +73,13 @@ class ForwardOnly(Method):
         return coefficients
 
     def check(self) -> None:
-        """See `Method.check`."""
         self._zo.evaluator.check([(self._check_objective, self._two)])
         if self._check_objective is not self._objective:  # a user's function that fails costs no step
             with torch.no_grad():
                 self._objective(self.model, self._two)
 
     def notes(self) -> list[str]:
-        """See `Method.notes`: which tensors stay."""
+        """Which tensors stay."""
         return list(self._zo.notes)
 
     @contextmanager
@@ -90,16 +89,14 @@ class ForwardOnly(Method):
         yield
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`; an adapter is named, since its trajectory does not move the base model."""
+        """An adapter is named, since its trajectory does not move the base model."""
         header, adapter = self._zo.replay_header(self._config.replay_header()), self._config.adapter
         return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
 
     def state_dict(self, weights: bool) -> StateDict:
-        """See `Method.state_dict`."""
         return StateDict().put("zo", self._zo.state_dict(weights))
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Method.load_state_dict`."""
         self._zo.load_state_dict(state.part("zo"))
 
     def save(self, folder: Path) -> None:

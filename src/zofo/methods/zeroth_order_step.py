@@ -161,7 +161,7 @@ class ZerothOrderConfig(MethodOptions):
         return self
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`."""
+        """The parts that a replay is made of, as they are configured."""
         return self.model_dump(mode="json", include={"noise", "mask", "rule", "estimator", "evaluator", "select"})
 
 

@@ -72,7 +72,6 @@ class Gaussian(DenseNoise):
     per_word = 4
 
     def values(self, words: torch.Tensor) -> torch.Tensor:
-        """See `DenseNoise.values`."""
         index = words.view(torch.int16).to(torch.int32)
         index += 32768
         return _gaussian_table(words.device).index_select(0, index.view(-1)).view(index.shape)
@@ -91,6 +90,5 @@ class Rademacher(DenseNoise):
     per_word = 64
 
     def values(self, words: torch.Tensor) -> torch.Tensor:
-        """See `DenseNoise.values`."""
         index = words.view(torch.uint8).to(torch.int32)
         return _sign_table(words.device).index_select(0, index.view(-1)).view(*words.shape[:-1], -1)

@@ -244,7 +244,7 @@ class FactorBatch(DirectionSampler):
     def add_sequentially(
         self, target: torch.Tensor, sums: Sequence[Sequence[tuple[Key, float]]], name: str, block: Block
     ) -> None:
-        """See `DirectionSampler.add_sequentially`: the factors of all terms are made ready together."""
+        """The factors of all terms are made ready together."""
         terms = [term for terms in sums for term in terms]
         if not terms:
             return

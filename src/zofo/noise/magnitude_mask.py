@@ -46,7 +46,6 @@ class Magnitude(Mask):
         self.keep = keep
 
     def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
-        """See `Mask.taken`."""
         ranked = smallest_rows if by_rows else smallest_entries
         bits, counts = {}, {}
         for name, tensor in tensors.items():
@@ -67,15 +66,12 @@ class _Fixed(MaskSelection):
         self._counts = counts
 
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
-        """See `MaskSelection.units`."""
         return self._bits[name].read(block, device)
 
     def number(self, key: Key, name: str, count: int) -> float:
-        """See `MaskSelection.number`."""
         return float(self._counts[name])
 
     def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
-        """See `MaskSelection.together`."""
         row = torch.cat([self._bits[name].read((0, count), device) for name, count in counts.items()])
         return lambda keys: row.expand(len(keys), -1)
 

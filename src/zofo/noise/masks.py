@@ -105,11 +105,11 @@ class Masked(Noise):
         return self.kept.moves(key, name)
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """See `Noise.draw`; the bits of what is kept are those of the noise."""
+        """The bits of what is kept are those of the noise."""
         return _drawn(self.of, self.kept, 1, key, name, shape, block, device)
 
     def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
-        """See `Noise.squared_length`: its mean, the number of entries that are kept."""
+        """Its mean, the number of entries that are kept."""
         return math.fsum(self.kept.number(key, name, math.prod(shape)) for name, shape in shapes.items())
 
 
@@ -133,18 +133,17 @@ class MaskedLowRank(FactoredNoise):
         return self.kept.moves(key, name)
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
-        """See `Noise.draw`; the bits of what is kept are those of the noise."""
+        """The bits of what is kept are those of the noise."""
         return _drawn(self.of, self.kept, math.prod(shape[1:]), key, name, shape, block, device)
 
     def factors(
         self, key: Key, name: str, shape: Shape, device: torch.device | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `FactoredNoise.factors`; rows of left that the mask does not keep are 0."""
+        """Rows of left that the mask does not keep are 0."""
         left, right = self.of.factors(key, name, shape, device)
         return left.masked_fill_(~self.kept.units(key, name, (0, len(left)), left.device).unsqueeze(1), 0.0), right
 
     def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
-        """See `FactoredNoise.layout`."""
         wanted = tuple(shapes.items()), device
         if wanted not in self._layouts:
             kept = self._layouts if len(self._layouts) < _LAYOUTS else {}
@@ -180,7 +179,7 @@ class MaskedLayout(FactorLayout):
         self._unit = unit[0].to(device)
 
     def draw(self, keys: Sequence[Key]) -> torch.Tensor:
-        """See `FactorLayout.draw`; the same bits as `MaskedLowRank.factors`."""
+        """The same bits as `MaskedLowRank.factors`."""
         numbers = super().draw(keys)
         if keys:
             numbers.masked_fill_(~F.pad(self._kept(keys), (0, 1), value=True)[:, self._unit], 0.0)
@@ -258,7 +257,6 @@ class RandomMask(Mask):
         self.every = every
 
     def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
-        """See `Mask.taken`."""
         return _Drawn(self.share, self.every)
 
 
@@ -273,17 +271,15 @@ class _Drawn(MaskSelection):
         return key if self._every is None else Key(key.seed, key.step // self._every, 0)
 
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
-        """See `MaskSelection.units`."""
         first = block[0] // 2
         drawn = words(self._key(key), name + "/mask", first, -(-block[1] // 2), device).view(torch.int32)
         return drawn[block[0] - first * 2 : block[1] - first * 2] <= self._limit
 
     def number(self, key: Key, name: str, count: int) -> float:
-        """See `MaskSelection.number`: their mean, by a share of about 1 / sqrt(count) from what it is."""
+        """Their mean, by a share of about 1 / sqrt(count) from what it is."""
         return count * (self._limit + 1 + 2**31) / 2**32
 
     def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
-        """See `MaskSelection.together`."""
         where = places([(name + "/mask", -(-count // 2)) for name, count in counts.items()], device)
         starts = itertools.accumulate((-(-count // 2) * 2 for count in counts.values()), initial=0)
         used = torch.cat([torch.arange(s, s + count) for s, count in zip(starts, counts.values(), strict=False)])
@@ -323,7 +319,6 @@ class BlockRotation(Mask):
         self.order = order
 
     def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
-        """See `Mask.taken`."""
         if self.blocks > len(tensors):
             raise ConfigError(
                 f"method.mask.blocks is {self.blocks}, but only {len(tensors)} tensors move",
@@ -347,19 +342,15 @@ class _Turns(MaskSelection):
         return _order(key.seed, turn, self._blocks)[place] if self._shuffled else place
 
     def moves(self, key: Key, name: str) -> bool:
-        """See `MaskSelection.moves`."""
         return self._block_of[name] == self._turn(key)
 
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
-        """See `MaskSelection.units`."""
         return torch.full((block[1] - block[0],), self.moves(key, name), device=device)
 
     def number(self, key: Key, name: str, count: int) -> float:
-        """See `MaskSelection.number`."""
         return float(count * self.moves(key, name))
 
     def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
-        """See `MaskSelection.together`."""
         numbers = torch.tensor([self._block_of[name] for name in counts])
         blocks = numbers.repeat_interleave(torch.tensor([*counts.values()])).to(device)
         return lambda keys: blocks == torch.tensor([[self._turn(key)] for key in keys], device=device)

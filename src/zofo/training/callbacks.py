@@ -77,21 +77,17 @@ class MetricsLogger(Callback):
         return f"sha256:{self._digest.hexdigest()}"
 
     def after_step(self, number: int, log: StepLog) -> None:
-        """See `Callback`."""
         line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
         self._write(line)
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:
-        """See `Callback`."""
         self._write({"event": "skipped", "step": number, "error": error.message, **self._method.counts.as_dict()})
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
-        """See `Callback`."""
         for variant, score in scores.items():
             self._write({"event": "evaluation", "steps": steps, "variant": variant, **score.as_dict()})
 
     def after_run(self, error: BaseException | None) -> None:
-        """See `Callback`."""
         if error is not None:
             self._write({"event": "stopped", "error": type(error).__name__, "message": str(error)})
         self._file.close()
@@ -119,15 +115,12 @@ class TrajectoryLogger(Callback):
         theta.log = writer
 
     def after_step(self, number: int, log: StepLog) -> None:
-        """See `Callback`."""
         self._writer.stepped(number)
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:
-        """See `Callback`."""
         self._writer.stepped(number)
 
     def after_run(self, error: BaseException | None) -> None:
-        """See `Callback`."""
         self._theta.log = UpdateLog()
         self._writer.close()
 
@@ -164,7 +157,6 @@ class BestCheckpoint(Callback):
             part.rename(self._folder)
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
-        """See `Callback`."""
         first = next(iter(scores.values()))
         if self.score is None or first.score > self.score:
             self.score, self.step = first.score, steps
@@ -199,7 +191,6 @@ class ProgressBar(Callback):
             self._bar.start()
 
     def after_step(self, number: int, log: StepLog) -> None:
-        """See `Callback`."""
         done = number + 1
         seconds = time.perf_counter() - self._start
         rate = (self._method.counts.queries - self._queries) / seconds
@@ -213,7 +204,6 @@ class ProgressBar(Callback):
             )
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
-        """See `Callback`."""
         first, *others = scores.items()
         self._score = f"  {first[1].metric} {as_percent(first[1].score)}"
         if self._bar is None:
@@ -222,7 +212,6 @@ class ProgressBar(Callback):
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def after_run(self, error: BaseException | None) -> None:
-        """See `Callback`."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -268,15 +257,12 @@ class EvaluationCallback(Callback):
         self.steps_made, self.steps_evaluated = values["steps_made"], values["steps_evaluated"]
 
     def after_step(self, number: int, log: StepLog) -> None:
-        """See `Callback`."""
         self.steps_made = number + 1
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:
-        """See `Callback`."""
         self.steps_made = number + 1
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
-        """See `Callback`."""
         self.steps_evaluated = steps
 
 

@@ -51,11 +51,10 @@ class CheckpointCallback(Callback):
         self._last, self._took = time.perf_counter(), 0.0
 
     def before_evaluation(self, steps: int) -> None:
-        """See `Callback`: an evaluation may take longer than one who asks a process to stop waits."""
+        """An evaluation may take longer than one who asks a process to stop waits."""
         self.stop_if_asked(steps)
 
     def between_steps(self, steps: int) -> None:
-        """See `Callback`."""
         self.stop_if_asked(steps)
         if self._every is not None:
             due = steps % self._every == 0

@@ -126,12 +126,11 @@ class BackboneStep:
             self._zo.theta.flush()
 
     def check(self, asks: Sequence[LossRequest]) -> None:
-        """See `Method.check`."""
         if self._zo is not None:
             self._zo.evaluator.check(asks)
 
     def notes(self) -> list[str]:
-        """See `Method.notes`: of a penalty that multiplies rounding, or the rate, too far; of a `fold_every` without
+        """Of a penalty that multiplies rounding, or the rate, too far; of a `fold_every` without
         effect; and of a copy of theta.
         """
         zo, rule = self._zo, self._config.rule
@@ -160,7 +159,6 @@ class BackboneStep:
         )
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`."""
         header = self._config.replay_header()
         return header if self._zo is None else self._zo.replay_header(header)
 
@@ -179,7 +177,6 @@ class BackboneStep:
             self._moved.load_state_dict(whole.part("moved"))
 
     def save(self, folder: Path) -> None:
-        """See `ZerothOrder.save`."""
         if self._zo is not None:
             self._zo.save(folder)
 

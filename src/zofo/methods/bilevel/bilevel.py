@@ -54,7 +54,7 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
 
     @classmethod
     def slope_factor(cls, given: Mapping[str, Any]) -> float:
-        """See `ZerothOrderConfig.slope_factor`: 1 + the largest penalty."""
+        """1 + the largest penalty."""
         return 1 + largest(as_penalty(given.get("penalty", 1.0)))
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
@@ -115,7 +115,6 @@ class Bilevel(Method):
         self.queries_per_step = (config.inner_steps + 2 + 3 * theta.points) * size
 
     def step(self, number: int) -> StepLog:
-        """See `Method.step`."""
         with self._pair.transaction():
             return self._step(number)
 
@@ -137,11 +136,9 @@ class Bilevel(Method):
         return StepLog(f_upper, self.counts - before, coefficients | found, update)
 
     def check(self) -> None:
-        """See `Method.check`."""
         self._theta.check([(self._pair.objective(variant), self._two) for variant in self.variants])
 
     def notes(self) -> list[str]:
-        """See `BackboneStep.notes`."""
         return self._theta.notes()
 
     @contextmanager
@@ -152,15 +149,12 @@ class Bilevel(Method):
             yield
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`."""
         return self._theta.replay_header()
 
     def state_dict(self, weights: bool) -> StateDict:
-        """See `Method.state_dict`."""
         return self._theta.remember_in(StateDict().put("pair", self._pair.state_dict()), weights)
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Method.load_state_dict`."""
         self._pair.load_state_dict(state.part("pair"))
         self._theta.load_state_dict(state)
 

@@ -135,7 +135,6 @@ class MetaBilevel(Method):
         self.queries_per_step = self._number * (config.inner_steps + 2 + 3 * theta.points) * config.batch_size
 
     def step(self, number: int) -> StepLog:
-        """See `Method.step`."""
         config, before = self._config, self.counts.copy()
         penalty = penalty_at(config.penalty, number)
         self._theta.flush()  # first-order steps look at the weights
@@ -200,11 +199,9 @@ class MetaBilevel(Method):
         return scores(model, batch, by)
 
     def check(self) -> None:
-        """See `Method.check`."""
         self._theta.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
 
     def notes(self) -> list[str]:
-        """See `BackboneStep.notes`."""
         return self._theta.notes()
 
     @contextmanager
@@ -220,18 +217,16 @@ class MetaBilevel(Method):
             self._variant = before
 
     def replay_header(self) -> dict[str, Any]:
-        """See `Method.replay_header`."""
         return self._theta.replay_header()
 
     def state_dict(self, weights: bool) -> StateDict:
-        """See `Method.state_dict`: the pairs of all tasks that a step has looked at."""
+        """The pairs of all tasks that a step has looked at."""
         whole = self._theta.remember_in(StateDict({"tasks": self._store.names}), weights)
         for name in self._store.names:
             self._store.remember_in(whole, f"task {name}", name)
         return whole
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Method.load_state_dict`."""
         self._theta.load_state_dict(state)
         for name in state.values["tasks"]:
             self._pair.load_state_dict(state.part(f"task {name}"))  # refuses what is of another model

@@ -52,23 +52,18 @@ class DisplacedAnchor(Anchor):
         self.since = Displacement()  # updates of theta
 
     def place(self) -> None:
-        """See `Anchor.place`."""
         self.since = Displacement()
 
     def on_update(self, update: Update) -> None:
-        """See `Anchor.on_update`."""
         self.since = self.since + update.displacement
 
     def state_dict(self) -> StateDict:
-        """See `Anchor.state_dict`."""
         return StateDict({"since": of_displacement(self.since)})
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Anchor.load_state_dict`."""
         self.since = to_displacement(state.values["since"])
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """See `Anchor.losses`."""
         return self._evaluator.losses(objective, batch, [_shifted(point, -self.since) for point in points])
 
 
@@ -91,21 +86,18 @@ class CopiedAnchor(Anchor):
         self._stored: dict[str, torch.Tensor] = {}
 
     def place(self) -> None:
-        """See `Anchor.place`."""
         for name, tensor in self._backbone.tensors.items():
             if name not in self._stored:
                 self._stored[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device or tensor.device)
             self._stored[name].copy_(tensor)
 
     def on_update(self, update: Update) -> None:
-        """See `Anchor.on_update`: the copy stays what it is."""
+        """The copy stays what it is."""
 
     def state_dict(self) -> StateDict:
-        """See `Anchor.state_dict`."""
         return StateDict({}, dict(self._stored))
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Anchor.load_state_dict`."""
         if state.tensors:
             self.place()
             load_tensors_state(
@@ -113,7 +105,7 @@ class CopiedAnchor(Anchor):
             )
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """See `Anchor.losses`; the copy's values are in the model meanwhile."""
+        """The copy's values are in the model meanwhile."""
         with self._in_the_model():
             return self._evaluator.losses(objective, batch, points)
 

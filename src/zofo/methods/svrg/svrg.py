@@ -207,7 +207,7 @@ class SVRG(ForwardOnly):
         return lr, lr if self._config.lr_full is None else self._config.lr_full
 
     def step(self, number: int) -> StepLog:
-        """See `Method.step`. A full-batch step that found a loss that is not finite is made again by the next step."""
+        """A full-batch step that found a loss that is not finite is made again by the next step."""
         q, before = self._config.anchor_interval, self.counts.copy()
         if number % q == 0 or self._full is None:
             loss, coefficients, update = self._full_step(number)
@@ -302,7 +302,7 @@ class SVRG(ForwardOnly):
         return update
 
     def state_dict(self, weights: bool) -> StateDict:
-        """See `Method.state_dict`: g, the anchor, and the annealing."""
+        """G, the anchor, and the annealing."""
         annealing = StateDict({"factor": self._annealing.factor, "losses": self._annealing.losses})
         whole = super().state_dict(weights).put("anchor", self._anchor.state_dict()).put("annealing", annealing)
         if self._full is None:
@@ -312,7 +312,6 @@ class SVRG(ForwardOnly):
         return whole.put("g", StateDict(g))
 
     def load_state_dict(self, state: StateDict) -> None:
-        """See `Method.load_state_dict`."""
         super().load_state_dict(state)
         self._anchor.load_state_dict(state.part("anchor"))
         annealing = state.part("annealing").values
@@ -323,7 +322,6 @@ class SVRG(ForwardOnly):
             self._anchored = int(g["step"])
 
     def steps_within(self, queries: int) -> int:
-        """See `Method.steps_within`."""
         full, rest = self.queries_per_step, self._config.anchor_interval - 1
         mini = 0 if self._config.pair == "none" else 2 * self._zo.points * self._config.batch_size
         rounds, left = divmod(queries, full + rest * mini)
@@ -332,7 +330,7 @@ class SVRG(ForwardOnly):
         return rounds * (rest + 1) + 1 + (rest if not mini else min(rest, (left - full) // mini))
 
     def check_steps(self, steps: int) -> None:
-        """See `Method.check_steps`: annealing compares two epochs."""
+        """Annealing compares two epochs."""
         config, per_epoch = self._config, self._batches.per_epoch
         minibatches = steps - -(-steps // config.anchor_interval)
         if config.anneal and minibatches <= 2 * per_epoch:
