@@ -126,6 +126,7 @@ class BackboneStep:
             self._zo.theta.flush()
 
     def check(self, asks: Sequence[LossRequest]) -> None:
+        """Find out whether the model can be asked for the losses of a step."""
         if self._zo is not None:
             self._zo.evaluator.check(asks)
 
@@ -159,6 +160,7 @@ class BackboneStep:
         )
 
     def replay_header(self) -> dict[str, Any]:
+        """What a replay of the steps on theta needs to know."""
         header = self._config.replay_header()
         return header if self._zo is None else self._zo.replay_header(header)
 
@@ -177,6 +179,7 @@ class BackboneStep:
             self._moved.load_state_dict(whole.part("moved"))
 
     def save(self, folder: Path) -> None:
+        """Write the weights of theta, where they are not said by the trajectory."""
         if self._zo is not None:
             self._zo.save(folder)
 
