@@ -233,7 +233,7 @@ def test_half_precision_tensors_are_rounded_once_from_float32_arithmetic(dtype):
     assert not torch.equal(bits(module.weight), bits(each_time))  # which would lose part of each term
 
 
-@pytest.mark.parametrize("shrink", [1e-7, 1e-6, 1e-4])
+@pytest.mark.parametrize("decay_factor", [1e-7, 1e-6, 1e-4])
 def test_a_shrink_near_the_last_place_of_float32_takes_off_its_share(decay_factor):
     module = nn.Linear(1000, 100, bias=False)
     with torch.no_grad():
