@@ -259,7 +259,7 @@ def test_zofos_own_parts_hold_it_too():
         check_rule(name, lr=0.01)
 
 
-@pytest.mark.parametrize("name", ["mezo", pytest.param("bilevel", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("name", ["mezo", "linear-probe", pytest.param("bilevel", marks=pytest.mark.soak)])
 def test_zofos_own_methods_hold_it_too(name, tmp_path):
     check_method(name, tmp_path, batch_size=2)
 

@@ -90,7 +90,7 @@ class PeftAdapters(Adapters):
 
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
-        """How many tokens an adapter with such options puts before every row."""
+        """The number of virtual tokens that an adapter with these options puts before each row."""
         return 0
 
     def _attach(self, model: Any, names: Sequence[str], shape: Any, hint: str) -> None:

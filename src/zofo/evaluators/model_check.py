@@ -1,4 +1,4 @@
-"""What is found out about a model before its first step: whether it runs, and what it does with selected tensors."""
+"""Checks of a model before the first step: that it runs, and how it uses the selected tensors."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def moved(backbone: Backbone, names: Collection[str], point: Displacement) -> It
 
 
 def agreement(uses: Sequence[Use], dtypes: frozenset[torch.dtype]) -> float:
-    """How far losses may be apart that are the same up to rounding, relative to their mean."""
+    """The largest difference of two losses, relative to their mean, that counts as rounding."""
     if any(use.coarse for use in uses) or dtypes & {torch.float16, torch.bfloat16}:
         return _AGREES_HALF
     if torch.get_float32_matmul_precision() != "highest":

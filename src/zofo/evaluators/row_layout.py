@@ -47,7 +47,7 @@ class Use:
 
 
 class Layout:
-    """What is known of the places of rows, by tensor and number of axes.
+    """Where the rows of a batch stand in what each tensor meets, by its name and number of axes.
 
     Attributes:
         uses: while a check looks on, what it sees; else None.
