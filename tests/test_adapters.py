@@ -489,7 +489,8 @@ def test_layers_that_are_unknown_are_refused(bases):
 @pytest.mark.parametrize("name", VIRTUAL)
 def test_whatever_a_model_or_peft_raises_while_virtual_tokens_are_attached_is_one_message(name):
     config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    with pytest.raises(ConfigError, match=f"{name} tuning cannot be attached") as refused:
+    said = f"{name} tuning cannot be attached|keep no keys and values that a prefix could stand for"  # by the version
+    with pytest.raises(ConfigError, match=said) as refused:
         ADAPTERS[name](transformers.T5EncoderModel(config).eval(), ("adapter",), 0)
     assert "\n" not in refused.value.message
     assert "method.adapter=lora" in refused.value.hint
