@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from zofo.errors import ConfigError
 from zofo.studies import figures
 from zofo.studies.figures import FigureConfig, draw
 
@@ -51,7 +50,7 @@ RESULTS = pd.DataFrame([{"task": "digits", "metric": "accuracy"}, {"task": "digi
 
 
 def study(axes=("batch",), methods=LOSSES, **figure):
-    return SimpleNamespace(axes=dict.fromkeys(axes), methods=methods, figure=figure)
+    return SimpleNamespace(axes=dict.fromkeys(axes), methods=methods, figure=FigureConfig(**figure))
 
 
 @pytest.fixture
@@ -213,16 +212,6 @@ def test_a_figure_of_many_panels_and_one_without_axes_or_metric_is_drawn(tmp_pat
     curves["model"] = None
     path = draw(curves, RESULTS.drop(columns="metric"), study(axes=()), tmp_path)[1]
     assert {f"task{i}" for i in range(5)} | {"validation score"} <= set(texts(path))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"bands": "range"}, "figure.bands: unknown key"), ({"x": "time"}, "figure.x: .*got 'time'")],
-    ids=["key", "value"],
-)
-def test_a_wrong_option_of_the_figure_is_named(options, message, tmp_path):
-    with pytest.raises(ConfigError, match=message):
-        draw(table(), RESULTS, study(**options), tmp_path)
 
 
 def test_the_defaults_are_those_of_true():

@@ -192,6 +192,8 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
                 f"{place}: unknown key", _guess(str(first["loc"][-1]), _keys_at(model, first["loc"]))
             ) from error
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] in ("dict_type", "model_type"):
+            message = "expected keys with values"
         got = "" if first["type"] in ("missing", "value_error") else f", got {truncate_repr(first['input'])}"
         raise ConfigError(f"{place}: {message}{got}".removeprefix(": ")) from error
 
@@ -200,7 +202,7 @@ def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The keys that could stand in place of the last of `path`, as a file writes them."""
     for part in path[:-1]:
         field = model.model_fields.get(str(part))
-        inside = (field.annotation, *typing.get_args(field.annotation)) if field else ()
+        inside = _kinds(field.annotation) if field else set()
         model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
     return [field.alias or name for name, field in model.model_fields.items()]
 

@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError, nearest
-from zofo.overrides import Tree, flat, format_overrides, get_by_path
-from zofo.studies.shorthand import as_written, distinct
+from zofo.overrides import Tree, flat, format_overrides, get_by_path, merge_trees
 
-_OF_RUNS = "method model task seed trial setting chosen metric score majority steps seconds failed run split loss"
-_SCORED, _COUNTED = ("validation", "test"), ("forwards", "backwards", "queries")
-COLUMNS = frozenset(
-    (*_OF_RUNS.split(), *_COUNTED, *(f"evaluation_{name}" for name in (*_COUNTED, "seconds")))
-    + tuple(f"{split}_{what}" for split in _SCORED for what in ("loss", "score"))
+T = TypeVar("T")
+
+COUNTED = ("forwards", "backwards", "queries")
+CURVE_COLUMNS = ("steps", "queries", "split", "loss", "score")
+RESULT_COLUMNS = (
+    *("setting", "chosen", "metric", "score", "majority"),
+    *(f"{split}_{what}" for split in ("validation", "test") for what in ("loss", "score")),
+    *("steps", *COUNTED, "seconds"),
+    *(f"evaluation_{name}" for name in (*COUNTED, "seconds")),
+    *("failed", "run"),
 )
+COLUMNS = frozenset(("method", "model", "task", "seed", "trial", *RESULT_COLUMNS, *CURVE_COLUMNS))
 """Columns of the results and curves; an axis cannot have one of these names."""
 
 ZERO_SHOT = "zero-shot"
 MAJORITY = "majority"
 
-_SET_BY_BUDGET = ("steps", "queries", "epochs", "evaluations", "eval_every", "test")
+GROUPS = ("method", "model", "problem", "task", "training")
+"""What a run's tree can hold: a task with a model, or a problem."""
 
-Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
+_SET_BY_BUDGET = ("steps", "queries", "epochs", "evaluations", "eval_every", "test")
 
 SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
 """The keys that a seed sets by default; in a study of problems, only the first."""
+
+
+def _distinct(given: Any) -> Any:
+    """Seeds as a file gives them, of which each must be a whole number, and another one: `true` would count as 1."""
+    for seed in given if isinstance(given, list) else []:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise ValueError(f"{seed!r} is no whole number; write for example seeds: [0, 1, 2]")
+        if given.count(seed) > 1:
+            raise ValueError(f"{seed} is given twice, which would count one run as two; give each seed once")
+    return given
+
+
+def _by_name(given: Any) -> Any:
+    """Names that YAML reads as numbers or truth values as text."""
+    return {str(name): one for name, one in given.items()} if isinstance(given, Mapping) else given
+
+
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 64)]], Field(min_length=1), BeforeValidator(_distinct)]
+Named = Annotated[dict[str, T], BeforeValidator(_by_name)]
 
 
 class Budget(Config):
@@ -54,50 +80,87 @@ class Search(Config):
 
     budget: Budget
     """Length of one trial."""
-    seeds: list[Seed] = Field([0], min_length=1)
+    seeds: Seeds = [0]
     """Seeds of the trials; their means are compared."""
     by: Literal["loss", "score"] = "loss"
     """What is compared, on validation after the last step: the lowest loss or the best score wins."""
 
-    @field_validator("seeds", mode="before")
+
+class Changes(Config):
+    """What some runs of a study are configured with, beside what is said elsewhere; keys may be nested or dotted."""
+
+    method: Any = None
+    """The method, or some of its keys."""
+    model: Any = None
+    """The same of the model."""
+    problem: Any = None
+    """The same of the problem."""
+    task: Any = None
+    """The same of the task."""
+    training: Any = None
+    """The same of the training."""
+
+    @model_validator(mode="before")
     @classmethod
-    def _once(cls, seeds: Any) -> Any:
-        return distinct(seeds, "search.seeds")
+    def _nested(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return {} if given is None else given
+        own = {str(key): value for key, value in given.items() if key in cls.model_fields and key not in GROUPS}
+        return {**merge_trees({key: value for key, value in given.items() if str(key) not in own}), **own}
+
+    @property
+    def tree(self) -> Tree:
+        """What was given of the groups."""
+        return {group: getattr(self, group) for group in GROUPS if group in self.model_fields_set}
 
 
-class AxisValue(Config):
+class AxisValue(Changes):
     """One value of an axis: what it changes in its runs."""
 
-    tree: Tree = {}
-    """Configuration that is merged into every run."""
-    methods: dict[str, Tree | None] = {}
-    """For single methods, configuration in place of the tree's `method`; null leaves the method out here."""
+    methods: Named[None | Changes] = {}
+    """For single methods, configuration in place of the value's own `method`; null leaves the method out here."""
 
 
-class Start(Config):
-    """A run that is made first and that methods start from, such as training on many tasks."""
+class Start(Changes):
+    """A run that is made first and that methods start from, such as training on many tasks. Its configuration is merged
+    into `model` and `training` of `base`."""
 
-    tree: Tree = {}
-    """Its configuration, method and tasks among it; merged into `model` and `training` of `base`."""
     budget: Budget
     """Its length."""
 
 
-class MethodSpec(Config):
-    """A method that is compared."""
+class MethodSpec(Changes):
+    """A method that is compared. Its configuration is merged into `base`."""
 
-    tree: Tree = {}
-    """Its configuration, merged into `base`."""
-    trials: list[Tree] = []
-    """Hyperparameters to try, a tree each; empty for a method that is not searched."""
+    trials: list[Changes] = []
+    """Hyperparameters to try; empty for a method that is not searched."""
     setting_of: str | None = None
     """Use the trial that was chosen for another method in the same cell, instead of own trials; for a control."""
     budget: Budget | None = None
     """Length of its final runs, in place of the study's; the report marks it."""
     start: str | None = None
     """One of the study's `starts`; its trained weights replace those of the model."""
-    seeds: list[Seed] | None = Field(None, min_length=1)
+    seeds: Seeds | None = None
     """Seeds of its final runs, in place of the study's; one is enough for a deterministic method."""
+
+    @field_validator("trials", mode="before")
+    @classmethod
+    def _a_list(cls, given: Any) -> Any:
+        if not isinstance(given, list | None):
+            example = "write for example trials: [{method.rule.lr: 1e-3}, {method.rule.lr: 1e-4}]"
+            raise ValueError(f"expected a list of settings, got {given!r}; {example}")
+        return given or []
+
+
+class FigureConfig(Config):
+    """Options of the figures of a study."""
+
+    x: Literal["queries", "steps"] = "queries"
+    """What the curves are drawn against."""
+    split: Literal["train", "validation"] | None = None
+    """The split of the curves; by default train for losses, where it was scored, and else validation."""
+    band: Literal["range", "interval"] = "range"
+    """The band around the mean over seeds: smallest to largest, or the 95 % interval of the mean (Student's t)."""
 
 
 class StudyConfig(Config):
@@ -105,25 +168,25 @@ class StudyConfig(Config):
 
     about: str = ""
     """The question of the comparison, in a sentence."""
-    base: Tree = {}
+    base: Changes = Changes()
     """Configuration that all runs share."""
     budget: Budget
     """Length of every final run."""
-    seeds: list[Seed] = Field(min_length=1)
+    seeds: Seeds
     """Seeds of the final runs of each method in each cell."""
     seeded: list[str] = []
     """The keys that a seed sets; by default those of the run, the split and a new head."""
     evaluations: int = Field(8, ge=1)
     """Evaluations of a final run on validation, evenly spaced: the points of its curve."""
-    models: dict[str, AxisValue] = {}
+    models: Named[AxisValue] = {}
     """Models by their names in the tables."""
-    tasks: dict[str, AxisValue] = {}
+    tasks: Named[AxisValue] = {}
     """Tasks or problems by their names in the tables."""
-    axes: dict[str, dict[str, AxisValue]] = {}
+    axes: Named[Named[AxisValue]] = {}
     """More axes, each with its values by name."""
-    starts: dict[str, Start] = {}
+    starts: Named[Start] = {}
     """Runs that are made first, once for each model, for `methods` to start from."""
-    methods: dict[str, MethodSpec] = Field(min_length=1)
+    methods: Named[MethodSpec]
     """Methods by their names in the tables."""
     search: Search | None = None
     """How hyperparameters are chosen; without it, nothing is searched."""
@@ -138,8 +201,8 @@ class StudyConfig(Config):
     """An axis: its first value is compared with each other one, for each method, in pairs of the same seed."""
     measure: Literal["test", "validation"] = "test"
     """The split whose scores the tables show."""
-    figure: Tree | None = None
-    """Draw the curves: options of `zofo.studies.figures`, or `true` for the defaults."""
+    figure: FigureConfig | None = None
+    """Draw the curves: options of the figure, or `true` for the defaults."""
 
     def searched(self, name: str) -> str:
         """The method whose trials a method uses: itself, or its `setting_of`."""
@@ -148,7 +211,7 @@ class StudyConfig(Config):
 
     def tried(self, name: str) -> list[Tree]:
         """The trials that a method chooses from; empty where nothing is searched."""
-        return self.methods[self.searched(name)].trials
+        return [trial.tree for trial in self.methods[self.searched(name)].trials]
 
     def settings(self, name: str) -> list[str]:
         """These trials, each as one line of `key=value`."""
@@ -158,59 +221,74 @@ class StudyConfig(Config):
         """The methods that use the trial chosen for this one."""
         return [control for control, contender in self.methods.items() if contender.setting_of == name]
 
+    def levels(self) -> dict[str, AxisValue]:
+        """Every value of every axis by its place in the file; models and tasks are axes too."""
+        axes = {"models": self.models, "tasks": self.tasks}
+        axes |= {f"axes.{axis}": values for axis, values in self.axes.items()}
+        return {f"{axis}.{name}": level for axis, values in axes.items() for name, level in values.items()}
+
+    def trees(self) -> list[tuple[str, Tree]]:
+        """All that goes into a run, with its place in the file."""
+        found: list[tuple[str, Changes]] = [("base", self.base), *self.levels().items()]
+        found += [(f"starts.{name}", start) for name, start in self.starts.items()]
+        for place, level in self.levels().items():
+            found += [(f"{place}.methods.{name}", one) for name, one in level.methods.items() if one is not None]
+        for name, method in self.methods.items():
+            found += [(f"methods.{name}", method), *((f"methods.{name}.trials", trial) for trial in method.trials)]
+        return [(place, one.tree) for place, one in found]
+
+    def with_each(self, change: Callable[[Any], Any]) -> StudyConfig:
+        """The study with `base` and every level and start changed."""
+
+        def each(section: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: change(one) for name, one in section.items()}
+
+        made = {"base": change(self.base), "axes": {axis: each(values) for axis, values in self.axes.items()}}
+        made |= {"models": each(self.models), "tasks": each(self.tasks), "starts": each(self.starts)}
+        return self.model_copy(update=made)
+
     @model_validator(mode="before")
     @classmethod
-    def _as_written(cls, given: Any) -> Any:
-        return as_written(given)
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _once(cls, seeds: Any) -> Any:
-        return distinct(seeds, "seeds")
-
-    @model_validator(mode="after")
-    def _fits(self) -> StudyConfig:
-        _check_names(self)
-        _check_trials(self)
-        for where, tree in _trees(self):
-            for key in self.seeded or SEEDED:
-                if get_by_path(tree, key) is not None:
-                    raise ConfigError(
-                        f"{where}.{key}: each of the seeds sets this, so that it would have no effect",
-                        "leave it out, or say with seeded: [...] which keys a seed sets",
-                    )
-            for key in _SET_BY_BUDGET:
-                if get_by_path(tree, f"training.{key}") is not None:
-                    raise ConfigError(
-                        f"{where}.training.{key}: how long a run is, and when it is scored, is the study's to say",
-                        "use budget and evaluations, which are the same for all methods",
-                    )
-        return self
+    def _spelled_out(cls, given: Any) -> Any:
+        """A key with nothing after it is as if it were left out, and a name alone is the model or task of that name."""
+        if not isinstance(given, Mapping):
+            return given
+        made = {str(key): value for key, value in given.items() if value is not None}
+        for section, group in (("models", "model"), ("tasks", "task")):
+            if isinstance(made.get(section), Mapping):
+                named = {name: {group: {"name": str(name)}} for name, one in made[section].items() if one is None}
+                made[section] = {**made[section], **named}
+        if isinstance(made.get("figure"), bool):
+            made["figure"] = {} if made["figure"] else None
+        return made
 
 
-def _levels(config: StudyConfig) -> list[tuple[str, AxisValue]]:
-    """Every value of every axis, with its path in the file; models and tasks are axes too."""
-    levels = [(f"models.{name}", level) for name, level in config.models.items()]
-    levels += [(f"tasks.{name}", level) for name, level in config.tasks.items()]
-    for axis, values in config.axes.items():
-        levels += [(f"axes.{axis}.{name}", level) for name, level in values.items()]
-    return levels
+def check(config: StudyConfig) -> None:
+    """Find out whether the parts of a study fit together.
 
-
-def _trees(config: StudyConfig) -> list[tuple[str, Tree]]:
-    """Every tree of the file that goes into a run, with its path."""
-    levels = _levels(config)
-    found = [("base", config.base), *((where, level.tree) for where, level in levels)]
-    found += [(f"starts.{name}", start.tree) for name, start in config.starts.items()]
-    for where, level in levels:
-        found += [(f"{where}.methods.{name}", tree) for name, tree in level.methods.items() if tree is not None]
-    for name, contender in config.methods.items():
-        found += [(f"methods.{name}", contender.tree), *((f"methods.{name}.trials", t) for t in contender.trials)]
-    return found
+    Raises:
+        ConfigError: names the key, and what to write there.
+    """
+    _check_names(config)
+    _check_trials(config)
+    for (place, tree), key in itertools.product(config.trees(), config.seeded or SEEDED):
+        if get_by_path(tree, key) is not None:
+            raise ConfigError(
+                f"{place}.{key}: each of the seeds sets this, so that it would have no effect",
+                "leave it out, or say with seeded: [...] which keys a seed sets",
+            )
+    for (place, tree), key in itertools.product(config.trees(), _SET_BY_BUDGET):
+        if get_by_path(tree, f"training.{key}") is not None:
+            raise ConfigError(
+                f"{place}.training.{key}: how long a run is, and when it is scored, is the study's to say",
+                "use budget and evaluations, which are the same for all methods",
+            )
 
 
 def _check_names(config: StudyConfig) -> None:
     """Raises ConfigError for a name that is unknown, or taken."""
+    if not config.methods:
+        raise ConfigError("methods: a study without a method has no runs", "name one, or several to compare")
     if config.reference is not None and config.reference not in config.methods:
         raise UnknownNameError("method of reference", config.reference, config.methods)
     used = {contender.start for contender in config.methods.values()} - {None}
@@ -226,15 +304,11 @@ def _check_names(config: StudyConfig) -> None:
             raise ConfigError(f"methods.{name}: a row of that name is in the tables already", "give it another name")
     if taken := COLUMNS & set(config.axes):
         raise ConfigError(f"axes.{min(taken)}: a column of that name is in the results already", "give it another name")
-    levels = [*config.models.values(), *config.tasks.values()]
-    for values in config.axes.values():
-        if not values:
-            raise ConfigError("axes: an axis without a value has no runs", "give it a value, or leave it out")
-        levels += values.values()
-    for level in levels:
-        for name in level.methods:
-            if name not in config.methods:
-                raise UnknownNameError("method", name, config.methods)
+    if not all(config.axes.values()):
+        raise ConfigError("axes: an axis without a value has no runs", "give it a value, or leave it out")
+    for level in config.levels().values():
+        for name in level.methods.keys() - config.methods.keys():
+            raise UnknownNameError("method", name, config.methods)
 
 
 def _check_trials(config: StudyConfig) -> None:
@@ -268,12 +342,14 @@ def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
     if not config.methods[other].trials:
         message = f"{where}: {other} has no trials, so that no setting of it is chosen"
         raise ConfigError(message, "name a method that has trials")
+    nothing = Changes()
     said = [(f"methods.{name}", control.tree, config.methods[other].tree)]
-    for place, level in _levels(config):
-        said.append((f"{place}.methods.{name}", level.methods.get(name) or {}, level.methods.get(other) or {}))
-    for number, trial in enumerate(config.methods[other].trials, 1):
-        for (place, own, others), (key, _) in itertools.product(said, flat(trial)):
-            if get_by_path(own, key) not in (None, get_by_path(others, key)):
+    for place, level in config.levels().items():
+        alone, theirs = (level.methods.get(one) or nothing for one in (name, other))
+        said.append((f"{place}.methods.{name}", alone.tree, theirs.tree))
+    for number, trial in enumerate(config.tried(other), 1):
+        for (place, tree, others), (key, _) in itertools.product(said, flat(trial)):
+            if get_by_path(tree, key) not in (None, get_by_path(others, key)):
                 raise ConfigError(
                     f"{place}.{key}: trial {number} of {other} sets this, so that it would have no effect",
                     f"leave it out, or give {name} trials of its own in place of setting_of",

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from zofo.config import Config, parse_model
+from zofo.studies.config import FigureConfig
 from zofo.studies.result import INNER
 from zofo.studies.statistics import interval
 
@@ -28,17 +28,6 @@ _WIDE, _HIGH = 4.2, 3.2  # of a panel, in inches
 _TALLEST = 3  # times the largest loss at the start: what is above leaves its panel, which could show nothing else
 _LOG_FROM = 30  # ratio of the largest to the smallest number above 0 from which an axis is logarithmic
 _STYLE: Any = {"svg.hashsalt": "zofo", "svg.fonttype": "none", "font.size": 9}  # the salt: the same names in every file
-
-
-class FigureConfig(Config):
-    """Options of the figures of a study."""
-
-    x: Literal["queries", "steps"] = "queries"
-    """What the curves are drawn against."""
-    split: Literal["train", "validation"] | None = None
-    """The split of the curves; by default train for losses, where it was scored, and else validation."""
-    band: Literal["range", "interval"] = "range"
-    """The band around the mean over seeds: smallest to largest, or the 95 % interval of the mean (Student's t)."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +70,8 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folde
 
     Returns:
         The files, SVG.
-
-    Raises:
-        ConfigError: an unknown option of the figure.
     """
-    options = parse_model(FigureConfig, dict(config.figure or {}), "figure")
+    options = config.figure or FigureConfig()
     axes = list(config.axes)
     final = curves[~curves["trial"].astype(bool)].copy()
     for column in ("model", "task", *axes):

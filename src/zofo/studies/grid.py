@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,45 +41,42 @@ class Grid:
         if len(self.cells) < len(self._combinations()):
             raise ConfigError("two models or tasks of the study have the same name", "name each under models and tasks")
         self.entries = [(name, cell) for cell in self.cells for name in config.methods if self._takes_part(name, cell)]
-        for name in config.methods:
-            if not any(name == entry for entry, _ in self.entries):
-                raise ConfigError(f"methods.{name} is left out of every cell", "take it out of the study")
-        for name, cell in self.entries:
-            if not self._takes_part(searched := config.searched(name), cell):
-                raise ConfigError(
-                    f"methods.{name}.setting_of: {searched} is left out of {cell}, so that no setting of it is chosen "
-                    "there",
-                    f"leave {name} out of it, too",
-                )
+        self._refuse_left_out()
+        search = config.search
         self.trials: list[Run] = [
             self._run(name, cell, seed, number)
             for name, cell in self.entries
             for number in range(len(config.methods[name].trials))
-            for seed in (config.search.seeds if config.search else [])
+            for seed in (search.seeds if search else [])
         ]
+        """Every trial."""
         self._refuse_equal_trials()
         for name in config.starts:  # one that no method starts from may have mistakes, too
             self._start(name, next(iter(self.cells)))
-        self._first = [run for name, cell in self.entries for run in self.finals(name, cell, 0)]
-        self._others = [
+        of = [(config.methods[name].start, cell) for name, cell in self.entries]
+        starts = [self._start(start, cell) for start, cell in of if start is not None]
+        self.starts: list[Run] = list({run.digest: run for run in starts}.values())
+        """The runs that others start from, each once."""
+        self.zero_shots: list[Run] = [
+            self._zero_shot(cell, seed) for cell in self.cells for seed in config.seeds if config.zero_shot
+        ]
+        """The untrained model in every cell, with every seed, if the study asks for it."""
+        first = [run for name, cell in self.entries for run in self.finals(name, cell, 0)]
+        self.final_runs: list[Run] = [*first, *self.zero_shots]
+        """The final runs of methods with one setting, and as many of the others, as if their first were chosen."""
+        others = [
             self._run(name, cell, self.seeds(name)[0], None, number)
             for name, cell in self.entries
-            for number in range(1, len(self.config.tried(name)))
+            for number in range(1, len(config.tried(name)))
         ]
-
-    @property
-    def final_runs(self) -> list[Run]:
-        """The final runs of methods with one setting, and as many of the others, as if their first were chosen."""
-        return [*self._first, *self.zero_shots]
-
-    @property
-    def one_of_each(self) -> list[Run]:
+        self.one_of_each: list[Run] = [
+            *self.starts,
+            *(run for run in self.trials if search is None or run.seed == search.seeds[0]),
+            *(run for run in first if run.seed == self.seeds(run.method)[0]),
+            *others,
+            *(run for run in self.zero_shots if run.seed == config.seeds[0]),
+        ]
         """Every start, trial and final run of every setting that may be made, with one seed of several."""
-        search, config = self.config.search, self.config
-        trials = [run for run in self.trials if search is None or run.seed == search.seeds[0]]
-        finals = [run for run in self._first if run.seed == self.seeds(run.method)[0]]
-        zero_shots = [run for run in self.zero_shots if run.seed == config.seeds[0]]
-        return [*self.starts, *trials, *finals, *self._others, *zero_shots]
 
     def seeds(self, name: str) -> list[int]:
         """Seeds of the final runs of a method."""
@@ -102,6 +98,18 @@ class Grid:
         """
         return [self._run(name, cell, seed, None, chosen) for seed in self.seeds(name)]
 
+    def _refuse_left_out(self) -> None:
+        """Raises ConfigError for a method that is in no cell, or in one in which nothing is chosen for it."""
+        for name in self.config.methods.keys() - {name for name, _ in self.entries}:
+            raise ConfigError(f"methods.{name} is left out of every cell", "take it out of the study")
+        for name, cell in self.entries:
+            if not self._takes_part(searched := self.config.searched(name), cell):
+                raise ConfigError(
+                    f"methods.{name}.setting_of: {searched} is left out of {cell}, so that no setting of it is chosen "
+                    "there",
+                    f"leave {name} out of it, too",
+                )
+
     def _refuse_equal_trials(self) -> None:
         """Raises ConfigError for a setting that is tried twice: the method would have fewer trials than others."""
         seen: dict[tuple[str, Cell, int, str], int] = {}
@@ -114,17 +122,10 @@ class Grid:
                     "give each setting once; an option at its default is the same as one that is left out",
                 )
 
-    @cached_property
-    def starts(self) -> list[Run]:
-        """The runs that others start from, each once."""
-        of = [(self.config.methods[name].start, cell) for name, cell in self.entries]
-        runs = [self._start(start, cell) for start, cell in of if start is not None]
-        return list({run.digest: run for run in runs}.values())
-
     def _start(self, name: str, cell: Cell) -> Run:
         """The run that a method starts from with the model of a cell; all tasks of the study are unseen in it."""
         start, model = self.config.starts[name], self.cells[cell][0].tree
-        base = merge_trees(self.config.base, model)
+        base = merge_trees(self.config.base.tree, model)
         common = {key: value for key, value in base.items() if key in ("model", "training")}
         unseen = [_known_as(task, level) for task, level in self.config.tasks.items()]
         tree = merge_trees(common, {"task": {"unseen": unseen}}, start.tree)
@@ -142,13 +143,6 @@ class Grid:
         made = self._complete_run(f"start {name}", cell, seed, None, tree, f"starts.{name}")
         return replace(made, cell=Cell(cell.model, made.execution.label(made.config, "task")))
 
-    @cached_property
-    def zero_shots(self) -> list[Run]:
-        """The untrained model in every cell, with every seed, if the study asks for it."""
-        if not self.config.zero_shot:
-            return []
-        return [self._zero_shot(cell, seed) for cell in self.cells for seed in self.config.seeds]
-
     def _combinations(self) -> list[tuple[tuple[str, AxisValue], ...]]:
         config = self.config
         axes = [config.models or {"": AxisValue()}, config.tasks or {"": AxisValue()}, *config.axes.values()]
@@ -160,7 +154,7 @@ class Grid:
             (model, _), (task, _), *axes = chosen
             levels = [level for _, level in chosen]
             if not model or not task:
-                tree = merge_trees(self.config.base, *(_without_method(level.tree) for level in levels))
+                tree = merge_trees(self.config.base.tree, *(_without_method(level.tree) for level in levels))
                 tree["method"] = ZERO_SHOT
                 execution = execution_of(tree)
                 config = _complete(execution, tree, "base")
@@ -198,21 +192,18 @@ class Grid:
         places += [f"axes.{axis}.{value}" for axis, value in zip(self.config.axes, cell.axes, strict=True)]
         common, own = [], []
         for place, level in zip(places, self.cells[cell], strict=True):
-            shared, alone = _of_method(level, name)
-            common.append((place, shared))
-            own.append((f"{place}.methods.{name}", alone))
+            alone = level.methods.get(name)
+            common.append((place, level.tree if alone is None else _without_method(level.tree)))
+            own.append((f"{place}.methods.{name}", {} if alone is None else alone.tree))
+        base = ("base", self.config.base.tree)
         if name not in self.config.methods:  # the untrained model
-            return [("base", self.config.base), *common]
-        methods, searched, tried = self.config.methods, self.config.searched(name), self.config.tried(name)
+            return [base, *common]
+        tried = self.config.tried(name)
+        trial = f"methods.{self.config.searched(name)}.trials.{number + 1}"
         axes = itertools.chain.from_iterable(zip(common[2:], own[2:], strict=True))
-        trials = [(f"methods.{searched}.trials.{number + 1}", tried[number])] if tried else []
         return [
-            ("base", self.config.base),
-            *common[:2],
-            (f"methods.{name}", methods[name].tree),
-            *own[:2],
-            *axes,
-            *trials,
+            *(base, *common[:2], (f"methods.{name}", self.config.methods[name].tree), *own[:2], *axes),
+            *([(trial, tried[number])] if tried else []),
         ]
 
     def where(self, run: Run, key: str) -> str:
@@ -235,7 +226,7 @@ class Grid:
     def _zero_shot(self, cell: Cell, seed: int) -> Run:
         """The untrained model: what is said about methods does not concern it, nor does the budget."""
         levels = (_without_method(level.tree) for level in self.cells[cell])
-        written = merge_trees(_without_method(self.config.base), *levels)
+        written = merge_trees(_without_method(self.config.base.tree), *levels)
         # of training, only how it is scored
         kept = get_by_path(written, "training.eval_batch_size")
         written["training"] = {} if kept is None else {"eval_batch_size": kept}
@@ -260,12 +251,6 @@ def _known_as(task: str, level: AxisValue) -> str:
     """The name of a task of the study in its source."""
     named = get_by_path(level.tree, "task.data") or get_by_path(level.tree, "task.name") or task
     return Path(str(named)).stem
-
-
-def _of_method(level: AxisValue, name: str) -> tuple[Tree, Tree]:
-    """What a level changes in the runs of a method, and what it changes for that method alone."""
-    own = level.methods.get(name)
-    return (level.tree, {}) if own is None else (_without_method(level.tree), own)
 
 
 def _without_method(tree: Mapping[str, Any]) -> Tree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -13,10 +13,8 @@ from zofo.config import parse_model
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError, error_context
 from zofo.overrides import Tree, get_by_path, merge_trees, parse_override, set_by_path
-from zofo.studies.config import Start, StudyConfig
-from zofo.studies.figures import FigureConfig
+from zofo.studies.config import GROUPS, AxisValue, StudyConfig, check
 from zofo.studies.grid import Grid
-from zofo.studies.shorthand import GROUPS, SHORT_FORMS, spelled_out
 from zofo.tasks import has_metaicl_rows, load_task
 from zofo.yaml_loader import parse_yaml, read_yaml
 
@@ -78,11 +76,19 @@ def read_study(
     if not isinstance(content, Mapping):
         raise ConfigError(f"{name}: a study is a mapping from keys to values", "see docs/studies.md for an example")
     with error_context(str(name)):
-        config = parse_model(StudyConfig, _with_overrides(content, overrides))
-        if config.figure is not None:
-            parse_model(FigureConfig, config.figure, "figure")
-        study = Study(short, _located(config, folder))
-        study = _with_data(study, data, skip_missing)
+        tree, kept = dict(content), []
+        for override in overrides:
+            path, value = parse_override(override, "write for example --set seeds=[0,1]")
+            if isinstance(value, list) and (path in (["methods"], ["models"], ["tasks"]) or path[:-1] == ["axes"]):
+                kept.append((path, [str(name) for name in value]))
+            else:
+                _set(tree, path, value)
+        config = parse_model(StudyConfig, tree)
+        for path, names in kept:
+            config = _keep(config, path, names)
+        check(config)
+        config = config.with_each(lambda one: one.model_copy(update=_located(one.tree, folder)))
+        study = _with_data(Study(short, config), data, skip_missing)
         study.grid  # noqa: B018  # finds what is wrong with any run
     return study
 
@@ -100,116 +106,74 @@ def _content(name: str) -> tuple[Any, Path, str]:
     return parse_yaml(text), Path.cwd(), name
 
 
-def _with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> Tree:
-    """The file with single keys set; dotted keys of the file are nested first, so that the last word counts."""
-    tree = {str(key): value for key, value in content.items()}
-    for section, group in SHORT_FORMS.items():
-        if isinstance(tree.get(section), Mapping):
-            tree[section] = spelled_out(tree[section], group)
-    for override in overrides:
-        parts, value = parse_override(override, "write for example --set seeds=[0,1]")
-        if isinstance(value, list) and _names_things(parts):
-            _keep(tree, parts, value)
-            continue
-        if isinstance(tree.get(parts[0]), Mapping) and parts[0] not in ("budget", "search", "figure"):
-            tree[parts[0]] = _nested(tree[parts[0]], parts[1:-1])
-        set_by_path(tree, parts, value)
-    return tree
+def _set(tree: Tree, path: Sequence[str], value: Any) -> None:
+    """Set a key of the file; one of a run's configuration is laid over what stands there, nested or dotted."""
+    first = {"base": 1, "axes": 3}.get(path[0], 2)  # where the configuration of runs may begin
+    end = next((i for i in range(first, len(path)) if path[i] in GROUPS), len(path) - 1)
+    holder = tree
+    for part in path[:end]:
+        key = next((key for key in holder if str(key) == part), part)
+        below = holder.get(key, {})
+        if below is None:  # a model or task by its name alone
+            below = {path[0][:-1]: {"name": part}} if path[0] in ("models", "tasks") and holder is not tree else {}
+        if not isinstance(below, Mapping):
+            raise ConfigError(f"{'.'.join(path)}: {part!r} is {below!r} and has no keys below it")
+        holder[key] = holder = dict(below)
+    if path[end] in GROUPS:
+        key = ".".join(path[end:])
+        holder.pop(key, None)
+        holder[key] = value  # as the last one, so that it counts
+    else:
+        set_by_path(holder, path[end:], value)
 
 
-def _names_things(path: Sequence[str]) -> bool:
-    """Whether what stands there are things by name, of which a list can keep some."""
-    return list(path) in (["methods"], ["models"], ["tasks"]) or (len(path) == 2 and path[0] == "axes")
-
-
-def _keep(tree: Tree, path: Sequence[str], names: Sequence[Any]) -> None:
+def _keep(config: StudyConfig, path: Sequence[str], names: Sequence[str]) -> StudyConfig:
     """Leave out all methods, models, tasks or values of an axis but some."""
-    if len(path) == 2:
-        tree["axes"] = dict(tree.get("axes") or {})
-    where = tree if len(path) == 1 else tree["axes"]
-    there = {str(name): content for name, content in (where.get(path[-1]) or {}).items()}
+    section = config.axes if path[0] == "axes" else {path[0]: getattr(config, path[0])}
+    there = section.get(path[-1], {})
     for name in names:
-        if str(name) not in there:
-            raise UnknownNameError(f"name in {'.'.join(path)}", str(name), there)
-    where[path[-1]] = {str(name): there[str(name)] for name in names}
-    if list(path) == ["methods"]:
-        gone = there.keys() - tree["methods"].keys()
-        for section in {"models", "tasks"} & tree.keys():
-            tree[section] = _without_methods(tree[section], gone)
-        if isinstance(tree.get("axes"), Mapping):
-            tree["axes"] = {axis: _without_methods(values, gone) for axis, values in tree["axes"].items()}
+        if name not in there:
+            raise UnknownNameError(f"name in {'.'.join(path)}", name, there)
+    kept = {name: there[name] for name in names}
+    if path[0] == "axes":
+        return config.model_copy(update={"axes": {**config.axes, path[-1]: kept}})
+
+    def without(one: Any) -> Any:
+        """A level, without what it says of methods that are left out."""
+        if path[0] != "methods" or not isinstance(one, AxisValue):
+            return one
+        own = {name: change for name, change in one.methods.items() if name in kept or name not in there}
+        return one.model_copy(update={"methods": own})
+
+    return config.with_each(without).model_copy(update={path[0]: kept})
 
 
-def _without_methods(levels: Any, gone: Set[str]) -> Any:
-    """Models, tasks or values of an axis, without what they say of methods that are left out."""
-    if not isinstance(levels, Mapping):
-        return levels
-    made = dict(levels)
-    for name, level in levels.items():
-        if isinstance(level, Mapping) and isinstance(level.get("methods"), Mapping):
-            own = {method: change for method, change in level["methods"].items() if str(method) not in gone}
-            made[name] = {**level, "methods": own}
+def _located(tree: Tree, folder: Path) -> Tree:
+    """The tree with paths relative to the study's file made absolute; others are as from the working folder."""
+    made = merge_trees(tree)
+    for group, key in _FILES:
+        value = get_by_path(tree, f"{group}.{key}")
+        if not isinstance(value, str) or Path(value).is_absolute():
+            continue
+        named = key == "name"
+        if named and (value in EMBEDDED_MODELS or (group == "task" and not value.endswith(_YAML))):
+            continue
+        if (folder / value).exists():
+            set_by_path(made, [group, key], str((folder / value).resolve()))
+        elif Path(value).exists():
+            set_by_path(made, [group, key], str(Path(value).absolute()))
     return made
-
-
-def _nested(tree: Mapping[str, Any], path: Sequence[str]) -> Tree:
-    """A tree in which the group that a path leads to, and those on the way, have nested keys."""
-    made = {str(key): value for key, value in tree.items()}
-    if path and isinstance(made.get(path[0]), Mapping):
-        made[path[0]] = _nested(made[path[0]], path[1:])
-    dotted = {key: made.pop(key) for key in list(made) if "." in key and key.split(".")[0] in GROUPS}
-    return merge_trees(made, dotted) if dotted else made
-
-
-def _located(config: StudyConfig, folder: Path) -> StudyConfig:
-    """The study with the paths that are relative to its file made absolute; others are as from the working folder."""
-
-    def located(tree: Tree) -> Tree:
-        made = merge_trees(tree)
-        for group, key in _FILES:
-            value = get_by_path(tree, f"{group}.{key}")
-            if not isinstance(value, str) or Path(value).is_absolute():
-                continue
-            named = key == "name"
-            if named and (value in EMBEDDED_MODELS or (group == "task" and not value.endswith(_YAML))):
-                continue
-            if (folder / value).exists():
-                set_by_path(made, [group, key], str((folder / value).resolve()))
-            elif Path(value).exists():
-                set_by_path(made, [group, key], str(Path(value).absolute()))
-        return made
-
-    def level(one: Any) -> Any:
-        return one.model_copy(update={"tree": located(one.tree)})
-
-    return config.model_copy(
-        update={
-            "base": located(config.base),
-            "models": {name: level(one) for name, one in config.models.items()},
-            "tasks": {name: level(one) for name, one in config.tasks.items()},
-            "starts": {name: level(one) for name, one in config.starts.items()},
-            "axes": {a: {name: level(one) for name, one in axis.items()} for a, axis in config.axes.items()},
-        }
-    )
 
 
 def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
     """The study with a folder for each task that names none, and without tasks whose folder is missing, if allowed."""
-    config, notes = study.config, []
-    tasks = dict(config.tasks)
-    if not tasks and data is not None and "problem" not in config.base:
-        label = get_by_path(config.base, "task.name")
-        if label is not None:
-            config = config.model_copy(update={"base": _in_folder(config.base, config.base, str(label), data)})
-    starts = {name: _of_several(one, data) for name, one in config.starts.items()}
-    config = config.model_copy(update={"starts": starts})
+    config, base, tasks, notes = study.config, study.config.base.tree, dict(study.config.tasks), []
     for name, level in config.tasks.items():
-        whole = merge_trees(config.base, level.tree)
-        if "problem" in whole:
+        if "problem" in merge_trees(base, level.tree):
             continue
-        tree = level.tree if data is None else _in_folder(whole, level.tree, name, data)
-        tasks[name] = level.model_copy(update={"tree": tree})
-        folder = get_by_path(merge_trees(config.base, tree), "task.data_dir")
+        tree = _in_folder(base, level.tree, name, data)
+        tasks[name] = level.model_copy(update=tree)
+        folder = get_by_path(merge_trees(base, tree), "task.data_dir")
         if folder is not None and not Path(folder).is_dir():
             if not skip_missing:
                 raise DataError(
@@ -220,30 +184,37 @@ def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
             del tasks[name]
     if config.tasks and not tasks:
         raise DataError("no task is left: the folders of all of them are missing", "say where they are with --data")
-    return replace(study, config=config.model_copy(update={"tasks": tasks}), notes=tuple(notes))
+    starts = {}
+    for name, start in config.starts.items():
+        several = get_by_path(start.tree, "task.tasks") or get_by_path(start.tree, "task.setting")
+        starts[name] = start.model_copy(update=_in_folder({}, start.tree, "", data)) if several else start
+    label = get_by_path(base, "task.name")
+    if not tasks and label is not None and "problem" not in base:
+        base = _in_folder({}, base, str(label), data)
+    made = {"base": config.base.model_copy(update=base), "tasks": tasks, "starts": starts}
+    return replace(study, config=config.model_copy(update=made), notes=tuple(notes))
 
 
-def _in_folder(whole: Tree, tree: Tree, name: str, data: Path) -> Tree:
-    """A task's tree with its folder, unless it names data of its own or brings them."""
-    if get_by_path(whole, "task.data_dir") is not None or get_by_path(whole, "task.data") is not None:
+def _in_folder(base: Tree, tree: Tree, name: str, data: Path | None) -> Tree:
+    """A task's tree with its folder of all data, unless it names data of its own or brings them.
+
+    Args:
+        base: what it is laid over.
+        tree: of the task.
+        name: of its folder; empty for several tasks, whose folders are those of all data.
+        data: the folder that holds a folder for each task; None for none.
+    """
+    whole = merge_trees(base, tree)
+    if data is None or get_by_path(whole, "task.data_dir") is not None or get_by_path(whole, "task.data") is not None:
         return tree
     task = str(get_by_path(whole, "task.name") or name)
     places = [data / name, data / Path(task).stem]
     place = next((one for one in places if one.is_dir()), places[-1])
-    if has_metaicl_rows(place):
-        return merge_trees(tree, {"task": {"name": None, "data": str(place.absolute())}})
+    if not name or has_metaicl_rows(place):
+        return merge_trees(tree, {"task": {**({"name": None} if name else {}), "data": str(place.absolute())}})
     if not place.is_dir() and _brings_rows(task):
         return tree
     return merge_trees(tree, {"task": {"data_dir": str(place.absolute())}})
-
-
-def _of_several(start: Start, data: Path | None) -> Start:
-    """A start on several tasks with the folder that holds theirs, unless it names one of its own."""
-    tree = start.tree
-    several = get_by_path(tree, "task.tasks") or get_by_path(tree, "task.setting")
-    if data is None or not several or get_by_path(tree, "task.data") or get_by_path(tree, "task.data_dir"):
-        return start
-    return start.model_copy(update={"tree": merge_trees(tree, {"task": {"data": str(data.absolute())}})})
 
 
 def _brings_rows(task: str) -> bool:

@@ -92,7 +92,7 @@ def _head(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Iterab
     lines += ["- Scores are those after the last step of a run, not the best along it."]
     yield "\n".join(lines)
     rows = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
-    rows += [["(all)", format_overrides(config.base)]] if config.base else []
+    rows += [["(all)", format_overrides(config.base.tree)]] if config.base.tree else []
     yield markdown(["method", "what it is"], rows, texts=2)
 
 
