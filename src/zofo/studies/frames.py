@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zofo.errors import RunError
-from zofo.studies.config import StudyConfig
-from zofo.studies.result import Outcome
-from zofo.studies.selection import Outcomes, Selection
-from zofo.studies.trial import Cell, Run
+from zofo.studies.config import COUNTED, CURVE_COLUMNS, RESULT_COLUMNS, StudyConfig
+from zofo.studies.selection import Choices, Outcomes
+from zofo.studies.trial import Run
 
 if TYPE_CHECKING:
     import pandas
 
-_COUNTS = ("forwards", "backwards", "queries")
 
-
-def result_frame(
-    config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, choices: Mapping[tuple[str, Cell], Selection]
-) -> pandas.DataFrame:
+def result_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, choices: Choices) -> pandas.DataFrame:
     """A row for each run that is done, trials among them; and below a final run one for each further model that it
     leaves, with its scores, whose method is called as in `row_name`.
 
@@ -38,14 +32,18 @@ def result_frame(
             continue
         outcome, choice = outcomes[run.digest], choices.get((config.searched(run.method), run.cell))
         number = run.trial if run.trial is not None or choice is None else choice.chosen
-        setting = config.settings(run.method)[number] if choice and number is not None else ""
-        row = {**_place(config, run), "setting": setting}
+        row = {**dict.fromkeys(COUNTED, 0), **outcome.counts, "evaluation": outcome.evaluation}
+        row |= {name: getattr(outcome, name) for name in ("metric", "steps", "seconds")}
+        row["setting"] = config.settings(run.method)[number] if choice and number is not None else ""
         row["chosen"] = choice is None or number == choice.chosen
-        rows.append({**row, **_numbers(config, outcome), "run": outcome.folder})
-        for variant, scores in outcome.variants.items() if run.trial is None else ():
-            other = _numbers(config, replace(outcome, scores=scores))
-            rows.append({**row, "method": row_name(run.method, variant), **other, "run": outcome.folder})
-    return pandas.DataFrame(rows)
+        row |= {"failed": outcome.failed["message"] if outcome.failed else "", "run": outcome.folder}
+        models = {None: outcome.scores, **(outcome.variants if run.trial is None else {})}
+        for variant, scores in models.items():
+            rows.append({**row, **scores, **_place(config, run), "method": row_name(run.method, variant)})
+    frame = pandas.json_normalize(rows, sep="_")  # such as test_loss
+    for name in ("score", "majority"):
+        frame[name] = frame.get(f"{config.measure}_{name}", float("nan"))
+    return frame.reindex(columns=[*_place_columns(config), *RESULT_COLUMNS])
 
 
 def curve_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes) -> pandas.DataFrame:
@@ -55,14 +53,9 @@ def curve_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes) ->
     """
     import pandas
 
-    columns = ("steps", "queries", "split", "loss", "score")
-    found = [(run, outcomes[run.digest]) for run in runs if run.digest in outcomes]
-    rows = [
-        {**_place(config, run), **{name: point[name] for name in columns}}
-        for run, outcome in found
-        for point in outcome.curve
-    ]
-    return pandas.DataFrame(rows, columns=[*_place_columns(config), *columns])
+    found = [(run, outcomes[run.digest].curve) for run in runs if run.digest in outcomes]
+    rows = [{**point, **_place(config, run)} for run, curve in found for point in curve]
+    return pandas.DataFrame(rows, columns=[*_place_columns(config), *CURVE_COLUMNS])
 
 
 def write_frames(results: pandas.DataFrame, curves: pandas.DataFrame, folder: Path) -> None:
@@ -86,21 +79,6 @@ def _place_columns(config: StudyConfig) -> list[str]:
 def _place(config: StudyConfig, run: Run) -> dict[str, Any]:
     values = [run.method, run.cell.model, run.cell.task, *run.cell.axes, run.seed, run.trial is not None]
     return dict(zip(_place_columns(config), values, strict=True))
-
-
-def _numbers(config: StudyConfig, outcome: Outcome) -> dict[str, Any]:
-    nothing = float("nan")
-    compared = outcome.scores.get(config.measure, {})
-    row: dict[str, Any] = {"metric": outcome.metric, "score": compared.get("score", nothing)}
-    row["majority"] = compared.get("majority", nothing)
-    for split in ("validation", "test"):
-        scores = outcome.scores.get(split, {})
-        row |= {f"{split}_loss": scores.get("loss", nothing), f"{split}_score": scores.get("score", nothing)}
-    row |= {"steps": outcome.steps, **{name: outcome.counts.get(name, 0) for name in _COUNTS}}
-    row["seconds"] = outcome.seconds
-    for name in (*_COUNTS, "seconds"):
-        row[f"evaluation_{name}"] = outcome.evaluation.get(name, nothing)
-    return {**row, "failed": outcome.failed["message"] if outcome.failed else ""}
 
 
 def row_name(method: str, variant: str | None = None) -> str:

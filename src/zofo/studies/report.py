@@ -14,8 +14,8 @@ from zofo.studies.grid import Grid
 from zofo.studies.load import Study
 from zofo.studies.report_tables import Scores, contrast_table, difference_table, score_table
 from zofo.studies.result import BLOWN_UP
-from zofo.studies.selection import Outcomes, Selection
-from zofo.studies.trial import Cell, Run
+from zofo.studies.selection import Choices, Outcomes, Selection
+from zofo.studies.trial import Run
 from zofo.training import environment
 
 
@@ -23,7 +23,7 @@ def write_results(
     study: Study,
     runs: Sequence[Run],
     outcomes: Outcomes,
-    choices: Mapping[tuple[str, Cell], Selection],
+    choices: Choices,
     folder: Path,
     outdated: Mapping[str, str] | None = None,
 ) -> None:
@@ -51,7 +51,7 @@ def write_results(
     finals = [run for run in runs if run.trial is None]
     parts = [
         *_head(study, runs, outcomes, choices.values()),
-        *_tables(config, Scores(config, study.grid, finals, outcomes, choices)),
+        *_tables(config, Scores(study.grid, finals, outcomes, choices)),
         *(f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in figures if path.suffix != ".pdf"),
         *_choosing(study.grid, choices),
         *_started(study.grid.starts, outcomes),
@@ -103,25 +103,21 @@ def _whose_setting(contender: MethodSpec) -> str:
 def _tables(config: StudyConfig, scores: Scores) -> Iterator[str]:
     """A table of scores for each model and each value of the axes, and below it the tests in pairs."""
     yield f"## Scores on {config.measure}"
-    if len(config.seeds) > 1:
-        n = len(config.seeds)
-        yield (
-            f"Mean over {n} seeds, or over as many runs as a cell says, ± half of its 95 % interval (Student's t, one "
-            "degree of freedom fewer than runs). Accuracy, F1, Matthews correlation and the like are in percent. "
-            "Queries, forwards, backwards and seconds are of training, the mean of one run; a query is one forward "
-            "pass of one example, whoever asks."
-        )
-    else:
-        yield (
-            "One seed: no interval can be given, and a difference may be chance. Accuracy, F1, Matthews correlation "
-            "and the like are in percent. Queries, forwards, backwards and seconds are of training; a query is one "
-            "forward pass of one example, whoever asks."
-        )
+    n = len(config.seeds)
+    several = (
+        f"Mean over {n} seeds, or over as many runs as a cell says, ± half of its 95 % interval (Student's t, one "
+        "degree of freedom fewer than runs)."
+    )
+    yield (
+        f"{several if n > 1 else 'One seed: no interval can be given, and a difference may be chance.'} Accuracy, F1, "
+        f"Matthews correlation and the like are in percent. Queries, forwards, backwards and seconds are of training"
+        f"{', the mean of one run' if n > 1 else ''}; a query is one forward pass of one example, whoever asks."
+    )
     for title, cells in scores.groups():
         if title:
             yield f"### {title}"
         yield score_table(scores, cells)
-        if scores.any_missing(cells):
+        if scores.any_ended(cells):
             yield _DIVERGED
         if config.reference is not None:
             table, notes = difference_table(scores, cells, config.reference)
@@ -142,7 +138,7 @@ _DIVERGED = (
 )
 
 
-def _choosing(grid: Grid, choices: Mapping[tuple[str, Cell], Selection]) -> Iterator[str]:
+def _choosing(grid: Grid, choices: Choices) -> Iterator[str]:
     yield "## How the settings were chosen"
     config = grid.config
     if config.search is None:
@@ -193,13 +189,9 @@ def _budgets(grid: Grid) -> str:
 
 def _trial_row(choice: Selection, number: int) -> list[str]:
     trial = choice.trials[number]
-    states = {"failed": trial.accident is not None, "diverged": trial.diverged is not None, "not done": not trial.done}
-    state = next((name for name, holds in states.items() if holds), "")
-    loss = f"{trial.loss:.4g}" if trial.loss is not None else state
-    scored = trial.score is not None and trial.metric != "loss"
-    score = as_score(trial.score or 0.0, trial.metric) if scored else ""
-    mark = "chosen" if number == choice.chosen else ""
-    return [choice.method, str(choice.cell), trial.setting, loss, score, mark]
+    loss = f"{trial.loss:.4g}" if trial.loss is not None else trial.state
+    score = "" if trial.score is None or trial.metric == "loss" else as_score(trial.score, trial.metric)
+    return [choice.method, str(choice.cell), trial.setting, loss, score, "chosen" if number == choice.chosen else ""]
 
 
 def _started(starts: Sequence[Run], outcomes: Outcomes) -> Iterator[str]:

@@ -6,68 +6,48 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import NamedTuple
 
-from zofo.studies.config import MAJORITY, ZERO_SHOT, StudyConfig
+from zofo.studies.config import MAJORITY, ZERO_SHOT
 from zofo.studies.frames import as_p, as_score, as_time, is_share, markdown, row_name
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
-from zofo.studies.selection import Outcomes, Selection
+from zofo.studies.selection import Choices, Outcomes
 from zofo.studies.statistics import Interval, interval, paired
 from zofo.studies.trial import Cell, Run
 
 _WORK = ("queries", "forwards", "backwards")
 
 
-class State(NamedTuple):
-    """How many runs of a method in a cell ended in which way.
+_UNSTABLE = "every trial diverged"
+
+
+class Finals(NamedTuple):
+    """The final runs of one method in one cell.
 
     Args:
-        runs: all, one for each seed.
-        scored: runs in the mean.
-        diverged: runs that diverged.
-        failed: runs that another error ended.
-        unstable: whether every trial diverged, so that there are no runs.
+        scores: by seed, of the runs that neither failed nor diverged.
+        state: of how many runs they are and how the others ended; empty where all have a score.
+        ended: whether a run has no score for another reason than that it is not done.
     """
 
-    runs: int
-    scored: int
-    diverged: int
-    failed: int
-    unstable: bool
-
-    @property
-    def text(self) -> str:
-        """How many runs are in the mean, and how the others ended; empty where all have a score."""
-        if self.unstable:
-            return "every trial diverged"
-        missing = self.runs - self.scored - self.diverged - self.failed
-        others = ((self.diverged, "diverged"), (self.failed, "failed"), (missing, "not done"))
-        parts = [f"{count} {what}" for count, what in others if count]
-        return ", ".join([f"{self.scored} of {self.runs}", *parts]) if parts else ""
+    scores: dict[int, float]
+    state: str
+    ended: bool
 
 
 class Scores:
     """The scores of final runs by method, cell and seed.
 
     Args:
-        config: the study.
-        grid: its runs.
+        grid: the runs of the study.
         finals: the final runs.
         outcomes: of those that are done.
         choices: of settings; a method of which every trial diverged has no final run, and one of which a trial has to
             be made again has none yet.
     """
 
-    def __init__(
-        self,
-        config: StudyConfig,
-        grid: Grid,
-        finals: Sequence[Run],
-        outcomes: Outcomes,
-        choices: Mapping[tuple[str, Cell], Selection],
-    ) -> None:
-        self._config, self._cells = config, list(grid.cells)
-        self._choices, self._grid = choices, grid
-        self.methods = [*([ZERO_SHOT] if config.zero_shot else []), *config.methods]
+    def __init__(self, grid: Grid, finals: Sequence[Run], outcomes: Outcomes, choices: Choices) -> None:
+        self._config, self._grid, self._choices = grid.config, grid, choices
+        self.methods = [*([ZERO_SHOT] if self._config.zero_shot else []), *self._config.methods]
         self._done: dict[tuple[str, Cell], dict[int, Outcome]] = {}
         for run in finals:
             if run.digest in outcomes:
@@ -76,26 +56,25 @@ class Scores:
     def groups(self) -> Iterator[tuple[str, list[Cell]]]:
         """The cells of each table, one a task, with its title."""
         groups: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
-        for cell in self._cells:
+        for cell in self._grid.cells:
             groups.setdefault((cell.model, cell.axes), []).append(cell)
         for (model, values), cells in groups.items():
             axes = [f"{axis} {value}" for axis, value in zip(self._config.axes, values, strict=True)]
             yield ", ".join(([model] if model else []) + axes), cells
 
+    def contrasts(self, axis: str) -> Iterator[tuple[Cell, Cell, str, str]]:
+        """Pairs of cells, at the first value of an axis and at another one; what both share; and the other value."""
+        place, (first, *others) = list(self._config.axes).index(axis), self._config.axes[axis]
+        for cell in self._grid.cells:
+            before, after = cell.axes[:place], cell.axes[place + 1 :]
+            if cell.axes[place] == first:
+                for value in others:
+                    shared = str(cell._replace(axes=(*before, *after)))
+                    yield cell, cell._replace(axes=(*before, value, *after)), shared, value
+
     def first_value(self, axis: str) -> str:
         """The first value of an axis."""
         return next(iter(self._config.axes[axis]))
-
-    def contrasts(self, axis: str) -> Iterator[tuple[Cell, Cell, str, str]]:
-        """Pairs of cells, at the first value of an axis and at another one; what both share; and the other value."""
-        place = list(self._config.axes).index(axis)
-        first = self.first_value(axis)
-        for cell in self._cells:
-            if cell.axes[place] == first:
-                rest = cell._replace(axes=(*cell.axes[:place], *cell.axes[place + 1 :]))
-                for value in list(self._config.axes[axis])[1:]:
-                    axes = (*cell.axes[:place], value, *cell.axes[place + 1 :])
-                    yield cell, cell._replace(axes=axes), str(rest), value
 
     @property
     def usual_runs(self) -> int:
@@ -111,23 +90,23 @@ class Scores:
         done = (one for cell in cells for one in self.outcomes(method, cell).values())
         return list(dict.fromkeys(variant for one in done for variant in one.variants))
 
-    def of(self, method: str, cell: Cell, variant: str | None = None) -> dict[int, float]:
-        """The scores by seed, of the first model that a run leaves or of a further one; without runs that failed or
-        diverged."""
-        split, diverged = self._config.measure, self.diverged(method, cell)
-        done = self.outcomes(method, cell).items()
-        found = {seed: one.scores if variant is None else one.variants.get(variant, {}) for seed, one in done}
-        return {seed: one[split]["score"] for seed, one in found.items() if split in one and seed not in diverged}
-
-    def any_missing(self, cells: Sequence[Cell]) -> bool:
-        """Whether a cell of the table says that not all of its runs have a score."""
-        states = (self.state(method, cell) for method in self.methods for cell in cells)
-        return any(state.diverged or state.failed or state.unstable for state in states)
-
-    def diverged(self, method: str, cell: Cell) -> list[int]:
-        """The seeds of the runs that diverged, whether or not their loss was finite at the end."""
-        found = self.outcomes(method, cell).items()
-        return [seed for seed, one in found if one.diverged(self._loss_before(cell, seed, one))]
+    def finals(self, method: str, cell: Cell, variant: str | None = None) -> Finals:
+        """The final runs of a method, with the scores of the first model that they leave or of a further one."""
+        done, split = self.outcomes(method, cell), self._config.measure
+        diverged = {seed for seed, one in done.items() if one.diverged(self._loss_before(cell, seed, one))}
+        scored = {seed: one for seed, one in done.items() if split in one.scores and seed not in diverged}
+        of = {s: one.scores if variant is None else one.variants.get(variant, {}) for s, one in scored.items()}
+        scores = {seed: found[split]["score"] for seed, found in of.items() if split in found}
+        choice = self._choices.get((self._config.searched(method), cell))
+        if choice is not None and choice.done and choice.chosen is None:
+            return Finals(scores, _UNSTABLE, True)
+        runs = len(self._grid.seeds(method) if method in self._config.methods else self._config.seeds)
+        failed = sum(not one.final for one in done.values())
+        missing = runs - len(scored) - len(diverged) - failed
+        others = ((len(diverged), "diverged"), (failed, "failed"), (missing, "not done"))
+        parts = [f"{count} {what}" for count, what in others if count]
+        state = ", ".join([f"{len(scored)} of {runs}", *parts]) if parts else ""
+        return Finals(scores, state, bool(diverged or failed))
 
     def _loss_before(self, cell: Cell, seed: int, run: Outcome) -> float | None:
         """Loss on validation before training: the first point of the run, or else that of the untrained model."""
@@ -136,41 +115,28 @@ class Scores:
             return run.loss_before
         return untrained.scores.get("validation", {}).get("loss")
 
-    def state(self, method: str, cell: Cell) -> State:
-        """How the runs of one method in one cell ended."""
-        found = self.outcomes(method, cell).values()
-        choice = self._choices.get((self._config.searched(method), cell))
-        runs = len(self._grid.seeds(method) if method in self._config.methods else self._config.seeds)
-        return State(
-            runs=runs,
-            scored=len(self.of(method, cell)),
-            diverged=len(self.diverged(method, cell)),
-            failed=sum(not one.final for one in found),
-            unstable=choice is not None and choice.done and choice.chosen is None,
-        )
+    def any_ended(self, cells: Sequence[Cell]) -> bool:
+        """Whether runs of the table have no score, for another reason than that they are not done."""
+        return any(self.finals(method, cell).ended for method in self.methods for cell in cells)
 
-    def majority(self, cell: Cell) -> dict[int, float]:
-        """The score of the most frequent label by seed, since a seed may draw the split; any run there holds it."""
-        split, found = self._config.measure, {}
+    def majority(self, cell: Cell) -> float | None:
+        """The mean score of the most frequent label, since a seed may draw the split; None where it is not known."""
+        found = {}
         for method in self.methods:
             for seed, one in self.outcomes(method, cell).items():
-                if "majority" in one.scores.get(split, {}):
-                    found[seed] = one.scores[split]["majority"]
-        return found
+                if "majority" in one.scores.get(self._config.measure, {}):
+                    found[seed] = one.scores[self._config.measure]["majority"]
+        return mean(found.values()) if found else None
 
-    def metric(self, cell: Cell) -> str:
-        """Name of the score; the same for all methods on a task."""
-        found = (one.metric for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
-        return next(found, "")
-
-    def sign(self, cell: Cell) -> int:
-        """1 where a higher score is better, else -1."""
-        done = (one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
-        return next((1 if one.higher_is_better else -1 for one in done), 1)
+    def metric(self, cell: Cell) -> tuple[str, int]:
+        """Name of the score, the same for all methods on a task; and 1 where more of it is better, else -1."""
+        found = (one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
+        first = next(found, Outcome())
+        return first.metric, 1 if first.higher_is_better else -1
 
     def comparable(self, cells: Sequence[Cell]) -> bool:
         """Whether an average over these tasks has a meaning."""
-        return len(cells) > 1 and all(is_share(self.metric(cell)) for cell in cells)
+        return len(cells) > 1 and all(is_share(self.metric(cell)[0]) for cell in cells)
 
 
 def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
@@ -180,33 +146,34 @@ def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
         scores: of all final runs.
         cells: of one model and one value of each axis.
     """
+    metrics = [scores.metric(cell)[0] for cell in cells]
     average = ["average"] if scores.comparable(cells) else []
-    header = ["", *(f"{cell.task} ({scores.metric(cell) or '?'})" for cell in cells), *average, *_WORK, "seconds"]
+    tasks = [f"{cell.task} ({metric or '?'})" for cell, metric in zip(cells, metrics, strict=True)]
     rows = []
     majority = [scores.majority(cell) for cell in cells]
-    if any(majority):
-        means = [mean(found.values()) if found else None for found in majority]
-        texts = ["-" if one is None else as_score(one, scores.metric(c)) for c, one in zip(cells, means, strict=True)]
-        known = [one for one in means if one is not None]
+    known = [one for one in majority if one is not None]
+    if known:
+        texts = ["-" if one is None else as_score(one, metric) for one, metric in zip(majority, metrics, strict=True)]
         whole = as_score(mean(known), "share") if len(known) == len(cells) else "-"
         rows.append([MAJORITY, *texts, *([whole] * len(average)), *[""] * (len(_WORK) + 1)])
     for method in scores.methods:
         for variant in (None, *scores.variants(method, cells)):
-            texts = [_score(scores, method, cell, variant) for cell in cells]
-            texts += [_average(scores, method, cells, variant)] if average else []
+            found = [scores.finals(method, cell, variant) for cell in cells]
+            texts = [_score(one, metric, scores.usual_runs) for one, metric in zip(found, metrics, strict=True)]
+            texts += [_average([one.scores for one in found], scores.usual_runs)] if average else []
             took = _took(scores, method, cells) if variant is None else [""] * (len(_WORK) + 1)  # the same run
             rows.append([row_name(method, variant), *texts, *took])
-    return markdown(header, rows)
+    return markdown(["", *tasks, *average, *_WORK, "seconds"], rows)
 
 
-def _score(scores: Scores, method: str, cell: Cell, variant: str | None) -> str:
-    found, state = scores.of(method, cell, variant), scores.state(method, cell)
-    if not found:
-        nothing = not (state.unstable or state.diverged or state.failed)  # where no run is done, or takes part
-        return "-" if nothing else state.text if state.unstable else f"- ({state.text})"
-    n = f"n = {len(found)}" if len(found) != scores.usual_runs else ""
-    note = state.text or n
-    return _with_interval(interval(list(found.values())), scores.metric(cell)) + (f" ({note})" if note else "")
+def _score(found: Finals, metric: str, usual: int) -> str:
+    n = len(found.scores)
+    if not n:
+        if not found.ended:  # no run is done, or takes part
+            return "-"
+        return found.state if found.state == _UNSTABLE else f"- ({found.state})"
+    note = found.state or (f"n = {n}" if n != usual else "")
+    return _with_interval(interval(list(found.scores.values())), metric) + (f" ({note})" if note else "")
 
 
 def _with_interval(one: Interval, metric: str, signed: bool = False) -> str:
@@ -215,14 +182,13 @@ def _with_interval(one: Interval, metric: str, signed: bool = False) -> str:
     return plus + text + ("" if one.half is None else f" ± {as_score(one.half, metric)}")
 
 
-def _average(scores: Scores, method: str, cells: Sequence[Cell], variant: str | None) -> str:
+def _average(found: Sequence[Mapping[int, float]], usual: int) -> str:
     """The mean over tasks of each seed, then over seeds; none where a run is missing."""
-    found = [scores.of(method, cell, variant) for cell in cells]
-    seeds = set(found[0]).intersection(*found[1:])
-    if not seeds or any(set(one) != seeds for one in found):
+    seeds = sorted(found[0])
+    if not seeds or any(sorted(one) != seeds for one in found):
         return "-"
-    n = f" (n = {len(seeds)})" if len(seeds) != scores.usual_runs else ""
-    return _with_interval(interval([mean(one[seed] for one in found) for seed in sorted(seeds)]), "share") + n
+    n = f" (n = {len(seeds)})" if len(seeds) != usual else ""
+    return _with_interval(interval([mean(one[seed] for one in found) for seed in seeds]), "share") + n
 
 
 def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
@@ -234,6 +200,14 @@ def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
     return [*counts, as_time(mean(one.seconds for one in done))]
 
 
+Pairs = list[tuple[float, float]]
+
+
+def _pairs(first: Mapping[int, float], second: Mapping[int, float], sign: int = 1) -> Pairs:
+    """Scores of the same seed, turned by the sign."""
+    return [(sign * first[seed], sign * second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
 def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> tuple[str, str]:
     """How every method differs from one of them, on each task and on all of them together; and how to read it.
 
@@ -242,19 +216,21 @@ def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> t
         cells: of one model and one value of each axis.
         reference: the method that the others are compared with.
     """
-    rows, tests = [], 0
-    pooled = len(cells) > 1
+    rows, tests, pooled = [], 0, len(cells) > 1
+    metrics = [scores.metric(cell) for cell in cells]
+    whole = pooled and (scores.comparable(cells) or len({metric for metric, _ in metrics}) == 1)
     for method in scores.methods:
         if method == reference:
             continue
-        every: list[tuple[float, float]] = []
-        for cell in cells:
-            pairs = _pairs(scores, method, reference, cell)
+        every: Pairs = []
+        for cell, (metric, sign) in zip(cells, metrics, strict=True):
+            pairs = _pairs(scores.finals(method, cell).scores, scores.finals(reference, cell).scores, sign)
             every += pairs
-            rows.append(_difference_row(method, cell.task, pairs, scores.metric(cell)))
+            rows.append([method, cell.task, *_difference(pairs, metric), "-"])
             tests += len(pairs) > 1
-        if pooled and every and (scores.comparable(cells) or len({scores.metric(cell) for cell in cells}) == 1):
-            rows.append(_difference_row(method, "all tasks", every, scores.metric(cells[0]), True))
+        if whole and every:
+            wilcoxon = as_p(paired(*zip(*every, strict=True)).wilcoxon)
+            rows.append([method, "all tasks", *_difference(every, metrics[0][0]), wilcoxon])
             tests += 1
     header = ["method", "task", "pairs", "difference", "better / worse", "p (t-test)", "p (Wilcoxon)"]
     notes = (
@@ -269,6 +245,15 @@ def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> t
     return markdown(header, rows, texts=2), notes
 
 
+def _difference(pairs: Pairs, metric: str) -> list[str]:
+    """Pairs, difference, pairs that are better and worse, and p of the t-test."""
+    if not pairs:
+        return ["0", "-", "-", "-"]
+    found = paired(*zip(*pairs, strict=True))
+    difference = _with_interval(found.difference, metric, signed=True)
+    return [str(len(pairs)), difference, f"{found.wins} / {found.losses}", as_p(found.t_test)]
+
+
 def contrast_table(scores: Scores, axis: str) -> tuple[str, str]:
     """How the scores of each method differ between the first value of an axis and its others; and how to read it.
 
@@ -276,39 +261,19 @@ def contrast_table(scores: Scores, axis: str) -> tuple[str, str]:
         scores: of all final runs.
         axis: its name.
     """
-    rows, tests = [], 0
+    rows, tests, first_value = [], 0, scores.first_value(axis)
     for method in scores.methods:
         for first, other, where, value in scores.contrasts(axis):
-            one, two = scores.of(method, first), scores.of(method, other)
-            pairs = [(one[seed], two[seed]) for seed in sorted(one.keys() & two.keys())]
-            if not pairs:
-                continue
-            tests += len(pairs) > 1
-            metric, sides = scores.metric(first), list(zip(*pairs, strict=True))
-            means, found = [as_score(mean(side), metric) for side in sides], paired(*sides)
-            difference = _with_interval(found.difference, metric, signed=True)
-            rows.append([method, where, value, *means, difference, str(len(pairs)), as_p(found.t_test)])
-    first_value = scores.first_value(axis)
+            pairs = _pairs(scores.finals(method, first).scores, scores.finals(method, other).scores)
+            if pairs:
+                tests += len(pairs) > 1
+                metric, _ = scores.metric(first)
+                means = [as_score(mean(side), metric) for side in zip(*pairs, strict=True)]
+                n, difference, _, p = _difference(pairs, metric)
+                rows.append([method, where, value, *means, difference, n, p])
     header = ["method", "where", axis, first_value, "that", "difference", "pairs", "p (t-test)"]
     notes = (
         f"difference: the score at {first_value} less the one at the other value, the mean over pairs of the same seed "
         f"± half of its 95 % interval. {tests} such rows were tested and no p is corrected for that."
     )
     return markdown(header, rows, texts=3), notes
-
-
-def _pairs(scores: Scores, method: str, reference: str, cell: Cell) -> list[tuple[float, float]]:
-    """Scores of both with the same seed, turned so that more is better."""
-    one, other, sign = scores.of(method, cell), scores.of(reference, cell), scores.sign(cell)
-    return [(sign * one[seed], sign * other[seed]) for seed in sorted(one.keys() & other.keys())]
-
-
-def _difference_row(
-    method: str, task: str, pairs: Sequence[tuple[float, float]], metric: str, pooled: bool = False
-) -> list[str]:
-    if not pairs:
-        return [method, task, "0", "-", "-", "-", "-"]
-    found = paired(*zip(*pairs, strict=True))
-    difference = _with_interval(found.difference, metric, signed=True)
-    wilcoxon = as_p(found.wilcoxon) if pooled else "-"
-    return [method, task, str(len(pairs)), difference, f"{found.wins} / {found.losses}", as_p(found.t_test), wilcoxon]

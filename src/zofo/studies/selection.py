@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
@@ -20,24 +21,24 @@ class TrialResult:
 
     Args:
         setting: what it is, as `key=value`.
-        loss: mean on validation over the seeds; None where a trial diverged, has to be made again or is not done.
+        done: whether all of its trials are, and none failed.
+        state: "failed" where anything but its loss ended a trial, so that it says nothing of the setting and is made
+            again; "diverged", which is the worst that a setting can come to; "not done"; or empty.
+        message: of the trial that failed or diverged.
+        loss: mean on validation over the seeds; None where a trial has none.
         score: the same of the score.
         metric: name of the score.
-        diverged: message of a trial whose loss was not finite, which is the worst that a setting can come to; or None.
-        accident: message of a trial that anything else ended, so that it says nothing of the setting and is made again;
-            or None.
-        done: whether all of its trials are, and none by accident.
         key: lower for the better setting; None where it cannot be chosen.
     """
 
     setting: str
-    loss: float | None
-    score: float | None
-    metric: str
-    diverged: str | None
-    accident: str | None
     done: bool
-    key: float | None
+    state: str = ""
+    message: str = ""
+    loss: float | None = None
+    score: float | None = None
+    metric: str = ""
+    key: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,14 @@ class Selection:
     @property
     def accident(self) -> str | None:
         """What the final runs wait for: the message of the first trial that has to be made again; None without one."""
-        return next((trial.accident for trial in self.trials if trial.accident is not None), None)
+        return next((trial.message for trial in self.trials if trial.state == "failed"), None)
 
 
-def choices_of(grid: Grid, outcomes: Outcomes) -> dict[tuple[str, Cell], Selection]:
+Choices = Mapping[tuple[str, Cell], Selection]
+"""The choice of each method with trials in each cell."""
+
+
+def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
     """The choice in every cell for every method with trials.
 
     argmin over settings of (1 / seeds) sum over seeds of the loss on validation (or of minus the score), both after the
@@ -80,13 +85,10 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> dict[tuple[str, Cell], Selecti
         outcomes: of its trials; the scores of other splits in them are not looked at.
     """
     by = grid.config.search.by if grid.config.search else "loss"
-    runs: dict[tuple[str, Cell], dict[int, list[Run]]] = {}
-    for run in grid.trials:
-        runs.setdefault((run.method, run.cell), {}).setdefault(run.trial or 0, []).append(run)
     found = {}
-    for (name, cell), numbered in runs.items():
-        settings = grid.config.settings(name)
-        trials = tuple(_result(settings[number], these, outcomes, by) for number, these in numbered.items())
+    for (name, cell), tried in groupby(grid.trials, key=lambda run: (run.method, run.cell)):
+        settings, numbered = grid.config.settings(name), groupby(tried, key=lambda run: run.setting)
+        trials = tuple(_result(settings[number], list(runs), outcomes, by) for number, runs in numbered)
         keys = [trial.key for trial in trials]
         best = min((key for key in keys if key is not None), default=None)
         chosen = keys.index(best) if best is not None and all(trial.done for trial in trials) else None
@@ -96,27 +98,26 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> dict[tuple[str, Cell], Selecti
 
 def _result(setting: str, runs: list[Run], outcomes: Outcomes, by: str) -> TrialResult:
     made = [outcomes[run.digest] for run in runs if run.digest in outcomes]
-    accident = next((outcome.failed["message"] for outcome in made if outcome.failed and not outcome.final), None)
-    diverged = next((outcome.failed["message"] for outcome in made if outcome.failed and outcome.final), None)
-    done = len(made) == len(runs) and accident is None
-    if not done or diverged is not None:
-        return TrialResult(setting, None, None, "", diverged, accident, done, None)
+    ended = {"diverged" if one.final else "failed": one.failed["message"] for one in reversed(made) if one.failed}
+    done = len(made) == len(runs) and "failed" not in ended
+    for state in ("failed", "diverged"):
+        if state in ended:
+            return TrialResult(setting, done, state, ended[state])
+    if not done:
+        return TrialResult(setting, done, "not done")
     validation = [outcome.scores["validation"] for outcome in made]
     loss, score = (sum(scores[name] for scores in validation) / len(made) for name in ("loss", "score"))
     key = sum(outcome.better_key(by) for outcome in made) / len(made)
-    if not math.isfinite(key):
-        infinite = f"its {by} on validation is {key}"
-        return TrialResult(setting, loss, score, made[0].metric, infinite, None, True, None)
-    return TrialResult(setting, loss, score, made[0].metric, None, None, True, key)
+    state, message = ("", "") if math.isfinite(key) else ("diverged", f"its {by} on validation is {key}")
+    return TrialResult(setting, done, state, message, loss, score, made[0].metric, None if state else key)
 
 
-def final_runs(grid: Grid, choices: Mapping[tuple[str, Cell], Selection]) -> list[Run]:
+def final_runs(grid: Grid, choices: Choices) -> list[Run]:
     """The final runs whose setting is known: chosen, or the only one; the untrained model's first."""
     found = list(grid.zero_shots)
     for name, cell in grid.entries:
         choice = choices.get((grid.config.searched(name), cell))
-        if choice is None:
-            found += grid.finals(name, cell, 0)
-        elif choice.chosen is not None:
-            found += grid.finals(name, cell, choice.chosen)
+        chosen = 0 if choice is None else choice.chosen
+        if chosen is not None:
+            found += grid.finals(name, cell, chosen)
     return found

@@ -73,18 +73,14 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     from scipy import stats
 
     size = max((abs(value) for value in (*first, *second)), default=0.0)
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    differences = [0.0 if abs(one) <= _ROUNDING * size else one for one in differences]
+    exact = [a - b for a, b in zip(first, second, strict=True)]
+    differences = [0.0 if abs(one) <= _ROUNDING * size else one for one in exact]
     t_test = wilcoxon = None
-    if (
-        len(differences) > 1 and max(differences) - min(differences) > _ROUNDING * size
-    ):  # or they are equal, but rounded
-        with warnings.catch_warnings():  # of differences that are nearly equal: p is then as near to 0
-            warnings.simplefilter("ignore", RuntimeWarning)
+    with warnings.catch_warnings():  # of ties in small samples, and of differences that are nearly equal
+        warnings.simplefilter("ignore")
+        if len(exact) > 1 and max(differences) - min(differences) > _ROUNDING * size:  # else equal, but rounded
             t_test = float(stats.ttest_rel(first, second).pvalue)
-    if len(differences) > 1 and any(differences):
-        with warnings.catch_warnings():  # of ties in small samples, for which p is approximate
-            warnings.simplefilter("ignore", UserWarning)
+        if len(exact) > 1 and any(differences):
             wilcoxon = float(stats.wilcoxon(differences).pvalue)
     wins, losses = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
     return Paired(interval(differences), t_test, wilcoxon, wins, losses)
