@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,42 +19,34 @@ from zofo.training.train import number_of_steps
 
 Loading = Callable[[ModelConfig, bool, int | None], tuple[LoadedModel, Identity]]
 
+_LONG = 3.0  # seconds of a first step after which no other one is timed
+_TIMED = 2  # steps that are timed, after the first
 
-@dataclass(frozen=True)
-class CostEstimate:
-    """What a run takes.
 
-    Args:
-        queries: of training.
-        seconds: of training and evaluation, estimated from a few steps.
-    """
+class CostEstimate(NamedTuple):
+    """The queries of a run's training, and the seconds of training and evaluation, estimated from a few steps."""
 
     queries: int
     seconds: float
 
 
 class ConfigFault(NamedTuple):
-    """Something that is wrong with a run.
-
-    Args:
-        key: dotted, of the configuration; empty where no single one is at fault.
-        error: what is said.
-    """
+    """What is wrong with a run, and the dotted key of its configuration; empty where no single one is at fault."""
 
     key: str
     error: ZofoError
 
 
 class Executor(ABC):
-    """How runs of one kind are made."""
+    """How runs of one kind are made.
+
+    In all methods `config` is the configuration of a run, as `Executor.config` gives it, and `remote_code` allows the
+    model's repository to run its own code.
+    """
 
     @abstractmethod
     def config(self, tree: Mapping[str, Any]) -> Config:
-        """The complete configuration that a tree stands for.
-
-        Raises:
-            ConfigError: what is wrong with it.
-        """
+        """The complete configuration that a tree stands for; raises ConfigError for what is wrong with it."""
 
     @abstractmethod
     def label(self, config: Any, column: str) -> str:
@@ -65,29 +58,17 @@ class Executor(ABC):
 
     @abstractmethod
     def execute(self, config: Any, folder: Path, remote_code: bool) -> Outcome:
-        """Make the run.
-
-        Args:
-            config: of the run.
-            folder: of the run; it does not exist yet.
-            remote_code: allow the model's repository to run its own code.
-
-        Raises:
-            ZofoError: the run failed.
-        """
+        """Make the run in a folder that does not exist yet; raises ZofoError where it failed."""
 
     @abstractmethod
     def identity(self, config: Any, remote_code: bool, test: bool, load: Loading) -> Identity:
-        """What the run would be made from now, by content.
+        """What the run would be made from now, by content; raises ZofoError where rows or model cannot be read.
 
         Args:
             config: of the run.
-            remote_code: allow the model's repository to run its own code.
+            remote_code: as above.
             test: whether the rows of test are part of it.
             load: loads a model, and says what it is known by.
-
-        Raises:
-            ZofoError: rows or model cannot be read.
         """
 
     @abstractmethod
@@ -95,16 +76,23 @@ class Executor(ABC):
         """The evaluations that a failed run has left in its folder."""
 
     @abstractmethod
+    def prepare(self, configs: Sequence[Any], remote_code: bool) -> tuple[Method, float, Callable[[Any, int], float]]:
+        """What `costs` asks for: the method of the first run just before its first step, the seconds of a query where
+        it only reads, and (configuration, steps) -> the seconds in which such a run is scored."""
+
     def costs(self, configs: Sequence[Any], remote_code: bool) -> list[CostEstimate]:
-        """What runs would take, from a few steps of the first.
+        """What runs of the same method in the same cell would take, which differ in their settings and length.
 
-        Args:
-            configs: of runs of the same method in the same cell, which differ in their settings and length.
-            remote_code: allow the model's repository to run its own code.
-
-        Raises:
-            ZofoError: one of them cannot be made.
+        A few steps of the first are timed. Raises ZofoError where one of them cannot be made.
         """
+        method, reading, scoring = self.prepare(configs, remote_code)
+        steps = [steps_of(method, config) for config in configs]
+        queries = [queries_of(method, number) for number in steps]
+        each = seconds_per_query(method) if method.fixed_steps is None else reading
+        seconds = [
+            n * each + scoring(config, number) for n, config, number in zip(queries, configs, steps, strict=True)
+        ]
+        return list(map(CostEstimate, queries, seconds))
 
 
 def steps_of(method: Method, config: Any) -> int:
@@ -118,14 +106,22 @@ def steps_of(method: Method, config: Any) -> int:
     return steps
 
 
+def seconds_per_query(method: Method) -> float:
+    """What a query takes, from two steps after the first, or from that one where it takes long."""
+    before, start = method.counts.copy(), time.perf_counter()
+    method.step(0)
+    if time.perf_counter() - start < _LONG:
+        before, start = method.counts.copy(), time.perf_counter()
+        for number in range(1, 1 + _TIMED):
+            method.step(number)
+    return (time.perf_counter() - start) / max(1, (method.counts - before).queries)
+
+
 def queries_of(method: Method, steps: int) -> int:
     """What a number of steps costs: the smallest budget that pays for them."""
     if method.fixed_steps is not None:
         return method.fixed_steps * method.queries_per_step
-    low, high = 0, max(1, method.queries_per_step) * steps
+    high = max(1, method.queries_per_step) * steps
     while method.steps_within(high) < steps:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if method.steps_within(middle) >= steps else (middle, high)
-    return high
+        high *= 2
+    return bisect_left(range(high), steps, key=method.steps_within)

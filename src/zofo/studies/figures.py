@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from zofo.studies.config import FigureConfig
 from zofo.studies.result import INNER
-from zofo.studies.statistics import interval
+from zofo.studies.statistics import t_quantile
 
 if TYPE_CHECKING:  # both take long to import, and a study without a figure needs neither
     import pandas as pd
@@ -72,16 +71,13 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folde
         The files, SVG.
     """
     options = config.figure or FigureConfig()
-    axes = list(config.axes)
     final = curves[~curves["trial"].astype(bool)].copy()
-    for column in ("model", "task", *axes):
+    for column in ("model", "task", *config.axes):
         final[column] = final[column].fillna("").astype(str)
-    methods = [name for name in config.methods if name in set(final["method"])]
-    methods += [name for name in final["method"].unique() if name not in methods]
-    metrics = _metrics(results)
+    methods = list(dict.fromkeys(name for name in (*config.methods, *final["method"]) if name in set(final["method"])))
+    metrics = dict(results[results["metric"] != ""][["task", "metric"]].values) if "metric" in results else {}
     paths = []
-    for model in final["model"].unique():
-        own = final[final["model"] == model]
+    for model, own in final.groupby("model", sort=False):
         scored, inner = own[own["split"] != INNER], own[own["split"] == INNER]
         for what, where in (("loss", scored), ("score", scored), ("loss", inner)):
             if where.empty:
@@ -91,7 +87,7 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folde
                 continue
             names = {metrics.get(task, what) for task in shown["task"].unique()}
             label = names.pop() if what == "score" and len(names) == 1 else what
-            panels = {title: _lines(part, what, methods, options) for title, part in _panels(shown, axes)}
+            panels = {title: _lines(part, what, methods, options) for title, part in _panels(shown, list(config.axes))}
             panels = {title: lines for title, lines in panels.items() if lines}
             if panels:
                 kind = f"{INNER}-{what}" if where is inner else what
@@ -99,14 +95,6 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folde
                 paths.append(folder / f"{name}.svg")
                 _draw_file(panels, methods, f"{shown['split'].iloc[0]} {label}", options, paths[-1])
     return paths
-
-
-def _metrics(results: pd.DataFrame) -> dict[str, str]:
-    """The score of each task; a run that failed does not know it."""
-    if "metric" not in results:
-        return {}
-    pairs = zip(results["task"].fillna("").astype(str), results["metric"].fillna("").astype(str), strict=True)
-    return {task: metric for task, metric in pairs if metric}
 
 
 def _of_one_split(curves: pd.DataFrame, what: str, split: str | None) -> pd.DataFrame:
@@ -126,27 +114,21 @@ def _panels(curves: pd.DataFrame, axes: Sequence[str]) -> Iterator[tuple[str, pd
 def _lines(curves: pd.DataFrame, what: str, methods: Sequence[str], options: FigureConfig) -> list[Line]:
     """A line for each method that has a finite number to show."""
     lines = []
+    finite = curves[curves[what].map(math.isfinite)]
     for method in methods:
-        own = curves[(curves["method"] == method) & curves[what].map(math.isfinite)]
+        own = finite[finite["method"] == method]
         if own.empty:
             continue
-        by_step = {int(step): part for step, part in own.groupby("steps", sort=True)}
+        columns = {"n": ("seed", "nunique"), "x": (options.x, "mean"), "low": (what, "min"), "high": (what, "max")}
+        steps = own.groupby("steps").agg(**columns, mean=(what, "mean"), sem=(what, "sem"))
         seeds = own["seed"].nunique()
-        whole = {step: part for step, part in by_step.items() if part["seed"].nunique() == seeds}
-        ended = seeds - by_step[max(by_step)]["seed"].nunique()
-        bands = [_band([float(value) for value in part[what]], options.band) for part in whole.values()]
-        x = [float(part[options.x].mean()) for part in whole.values()]
-        mean, low, high = (list(numbers) for numbers in zip(*bands, strict=True)) if bands else ([], [], [])
-        lines.append(Line(method, x, mean, low, high, seeds, ended))
+        whole = steps[steps["n"] == seeds]
+        if options.band == "interval" and seeds > 1:
+            half = whole["sem"] * t_quantile(seeds)
+            whole = whole.assign(low=whole["mean"] - half, high=whole["mean"] + half)
+        shown = {name: whole[name].tolist() for name in ("x", "mean", "low", "high")}
+        lines.append(Line(method, **shown, seeds=seeds, ended=int(seeds - steps["n"].iloc[-1])))
     return lines
-
-
-def _band(values: Sequence[float], band: str) -> tuple[float, float, float]:
-    """Mean, lower and upper edge; with one value there is no interval."""
-    found = interval(values) if band == "interval" else None
-    if found is None or found.half is None:
-        return mean(values), min(values), max(values)
-    return found.mean, found.mean - found.half, found.mean + found.half
 
 
 def _draw_file(

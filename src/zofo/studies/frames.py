@@ -37,7 +37,7 @@ def result_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, c
         row["setting"] = config.settings(run.method)[number] if choice and number is not None else ""
         row["chosen"] = choice is None or number == choice.chosen
         row |= {"failed": outcome.failed["message"] if outcome.failed else "", "run": outcome.folder}
-        models = {None: outcome.scores, **(outcome.variants if run.trial is None else {})}
+        models = {"": outcome.scores, **(outcome.variants if run.trial is None else {})}
         for variant, scores in models.items():
             rows.append({**row, **scores, **_place(config, run), "method": row_name(run.method, variant)})
     frame = pandas.json_normalize(rows, sep="_")  # such as test_loss
@@ -81,9 +81,9 @@ def _place(config: StudyConfig, run: Run) -> dict[str, Any]:
     return dict(zip(_place_columns(config), values, strict=True))
 
 
-def row_name(method: str, variant: str | None = None) -> str:
+def row_name(method: str, variant: str | None) -> str:
     """The row of a method in the tables, or of another model of its runs: `bilevel, lower adapter`."""
-    return method if variant is None else f"{method}, {variant.replace('_', ' ')}"
+    return method if not variant else f"{method}, {variant.replace('_', ' ')}"
 
 
 def is_share(metric: str) -> bool:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from zofo.config import Config
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, ZofoError
 from zofo.overrides import Tree, get_by_path, merge_trees
 from zofo.studies.config import SEEDED, ZERO_SHOT, AxisValue, Budget, StudyConfig
 from zofo.studies.executor import Executor
 from zofo.studies.problem_executor import ProblemRuns
 from zofo.studies.task_executor import TaskRuns
 from zofo.studies.trial import Cell, Run
+
+_SHOWN = 8  # faults of one message
 
 _EXECUTIONS: dict[str, Executor] = {"task": TaskRuns(), "problem": ProblemRuns()}
 
@@ -222,6 +224,22 @@ class Grid:
         own = run.trial is None and self.config.searched(run.method) == run.method
         name = run.method if run.method == ZERO_SHOT else f"methods.{run.method}"
         return f"{name if own else self._named(run.method, run.setting)}, {run.cell}"
+
+    def check(self) -> None:
+        """Find out what takes no time to find out, of every method, setting and cell at once.
+
+        Raises:
+            ZofoError: names each key of the study's file that is at fault, or the run where no single one is.
+        """
+        found: dict[str, ZofoError] = {}
+        for run in self.one_of_each:
+            for key, error in run.execution.faults(run.config):
+                found.setdefault(f"{self.where(run, key)}: {error.message}", error)
+        if found:
+            messages, first = list(found), next(iter(found.values()))
+            more = [f"and {len(messages) - _SHOWN} more"] if len(messages) > _SHOWN else []
+            first.message = "\n".join([*messages[:_SHOWN], *more])
+            raise first
 
     def _zero_shot(self, cell: Cell, seed: int) -> Run:
         """The untrained model: what is said about methods does not concern it, nor does the budget."""

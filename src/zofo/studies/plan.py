@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,15 @@ from zofo.errors import ZofoError
 from zofo.studies.executor import CostEstimate
 from zofo.studies.frames import as_time
 from zofo.studies.load import Study
-from zofo.studies.preflight import check_runs
 from zofo.studies.runner import content_of, known_runs
 from zofo.studies.store import Store
 from zofo.studies.trial import Run
 
 Place = tuple[str, str, str]
 """Method, model and cell."""
+
+Costs = dict[tuple[str, str, str, bool], CostEstimate]
+"""Of a run in a place, and of whether it is a trial."""
 
 _SECONDS = 50.0
 """How long steps are timed; what is left is estimated from what was timed."""
@@ -146,90 +147,67 @@ def plan_study(
     Raises:
         ZofoError: mistakes in the study; none of its runs is timed.
     """
-    check_runs(study.grid)
-    groups: dict[Place, list[Run]] = {}
-    seen: set[str] = set()
+    study.grid.check()
     store, deadline = Store(folder, content_of(study, folder, remote_code)), time.perf_counter() + limit
+    runs: dict[str, Run] = {}
     for run in known_runs(study.grid, store):
-        if run.digest not in seen:  # the same run may stand in several places
-            seen.add(run.digest)
-            groups.setdefault((run.method, run.cell.model, str(run.cell)), []).append(run)
-    timing = _Timing(remote_code, deadline, told)
-    left = {place: [run for run in runs if not _done(store, run)] for place, runs in groups.items()}
+        runs.setdefault(run.digest, run)  # the same run may stand in several places
+    outcomes = store.outcomes(list(runs.values()))
+    groups: dict[Place, list[Run]] = {}
+    for run in runs.values():
+        groups.setdefault((run.method, run.cell.model, str(run.cell)), []).append(run)
+    left = {
+        place: [run for run in own if run.digest not in outcomes or not outcomes[run.digest].final]
+        for place, own in groups.items()
+    }
+    costs: Costs = {}
+    faults: dict[Place, str] = {}
     for place in _each_model_early(list(groups)):
-        if left[place]:
-            timing.time(place, left[place])
-    rows = [_row(place, groups[place], left[place], timing) for place in groups]
+        if not left[place] or time.perf_counter() > deadline:
+            continue
+        told(f"timing {place[0]} {place[2]}")
+        chosen = {run.trial is not None: run for run in reversed(left[place])}
+        try:
+            first = next(iter(chosen.values()))
+            found = first.execution.costs([run.config for run in chosen.values()], remote_code)
+        except ZofoError as error:
+            faults[place] = error.message
+        else:
+            costs |= {(*place, trial): cost for trial, cost in zip(chosen, found, strict=True)}
+    rows = [_row(place, own, left[place], costs, faults.get(place)) for place, own in groups.items()]
     return Plan(tuple(rows), jobs)
 
 
-def _done(store: Store, run: Run) -> bool:
-    outcome = store.outcome(run)
-    return outcome is not None and outcome.final
-
-
 def _each_model_early(places: list[Place]) -> list[Place]:
-    """The places, ordered so that each pair of method and model comes once before any comes twice."""
-    earlier: Counter[tuple[str, str]] = Counter()
-    rounds = {}
-    for place in places:
-        rounds[place] = earlier[place[:2]]
-        earlier[place[:2]] += 1
-    return sorted(places, key=rounds.__getitem__)
+    """The places in an order in which each method is early timed with each model."""
+    alike = {place[:2]: [other for other in places if other[:2] == place[:2]] for place in places}
+    return sorted(places, key=lambda place: alike[place[:2]].index(place))
 
 
-class _Timing:
-    """Costs of one trial and one final run of each method and cell that could be timed."""
-
-    def __init__(self, remote_code: bool, deadline: float, told: Callable[[str], None]) -> None:
-        self._remote_code, self._deadline, self._told = remote_code, deadline, told
-        self.costs: dict[Place, dict[bool, CostEstimate]] = {}
-        self.faults: dict[Place, str] = {}
-
-    def time(self, place: Place, runs: list[Run]) -> None:
-        """Time one method in one cell, unless the time is over."""
-        if time.perf_counter() > self._deadline:
-            return
-        chosen = {run.trial is not None: run for run in reversed(runs)}
-        first = next(iter(chosen.values()))
-        self._told(f"timing {place[0]} {place[2]}")
-        try:
-            found = first.execution.costs([run.config for run in chosen.values()], self._remote_code)
-        except ZofoError as error:
-            self.faults[place] = error.message
-        else:
-            self.costs[place] = dict(zip(chosen, found, strict=True))
-
-    def cost(self, place: Place, trial: bool) -> CostEstimate | None:
-        """The cost in this cell; else the mean over cells of the same method, if possible with the same model."""
-        if trial in self.costs.get(place, {}):
-            return self.costs[place][trial]
-        method, model, _ = place
-        same = [k for k, costs in self.costs.items() if k[0] == method and trial in costs]
-        near = [self.costs[k][trial] for k in same if k[1] == model] or [self.costs[k][trial] for k in same]
-        if not near:
-            return None
-        return CostEstimate(round(mean(cost.queries for cost in near)), mean(cost.seconds for cost in near))
+def _cost(costs: Costs, place: Place, trial: bool) -> CostEstimate | None:
+    """The cost in this cell; else the mean over cells of the same method, if possible with the same model."""
+    for shared in (3, 2, 1):
+        near = [cost for (*key, of), cost in costs.items() if of == trial and tuple(key[:shared]) == place[:shared]]
+        if near:
+            return CostEstimate(round(mean(cost.queries for cost in near)), mean(cost.seconds for cost in near))
+    return None
 
 
-def _row(place: Place, runs: list[Run], left: list[Run], timing: _Timing) -> PlanRow:
-    trials = [run for run in runs if run.trial is not None]
-    costs = {trial: timing.cost(place, trial) for trial in (True, False)}
-    needed = [costs[run.trial is not None] for run in left]
-    fault = timing.faults.get(place)
+def _row(place: Place, runs: list[Run], left: list[Run], costs: Costs, fault: str | None) -> PlanRow:
+    estimates = {trial: _cost(costs, place, trial) for trial in (True, False)}
+    needed = [estimates[run.trial is not None] for run in left]
     known = [cost.seconds for cost in needed if cost is not None]
-    seconds = None if fault or len(known) < len(needed) else sum(known)
-    queries = {trial: _queries(runs, trial, costs[trial]) for trial in (True, False)}
+    trials = sum(run.trial is not None for run in runs)
     return PlanRow(
         method=place[0],
         cell=place[2],
-        trials=len(trials),
-        finals=len(runs) - len(trials),
+        trials=trials,
+        finals=len(runs) - trials,
         done=len(runs) - len(left),
-        trial_queries=queries[True],
-        final_queries=queries[False],
-        seconds=seconds,
-        timed=not left or place in timing.costs,
+        trial_queries=_queries(runs, True, estimates[True]),
+        final_queries=_queries(runs, False, estimates[False]),
+        seconds=None if fault or len(known) < len(needed) else sum(known),
+        timed=not left or any((*place, trial) in costs for trial in estimates),
         fault=fault,
     )
 
@@ -238,6 +216,4 @@ def _queries(runs: list[Run], trial: bool, cost: CostEstimate | None) -> int | N
     """Queries of a run: counted, or else its budget, of which whole steps may leave a rest."""
     if cost is not None:
         return cost.queries
-    run = next((run for run in runs if (run.trial is not None) == trial), None)
-    budget = run.tree["training"]["queries"] if run is not None else None
-    return int(budget) if budget is not None else None
+    return next((run.tree["training"]["queries"] for run in runs if (run.trial is not None) == trial), None)

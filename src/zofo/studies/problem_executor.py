@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,10 +16,9 @@ from zofo.config import Config, named, parse_model
 from zofo.errors import ConfigError, NonFiniteError, ZofoError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods import METHODS, Method, MethodConfig
-from zofo.studies.executor import ConfigFault, CostEstimate, Executor, Loading, queries_of, steps_of
+from zofo.studies.executor import ConfigFault, Executor, Loading, steps_of
 from zofo.studies.problems import Problem, ProblemConfig
 from zofo.studies.result import Outcome
-from zofo.studies.task_executor import seconds_per_query
 from zofo.training import TrainingConfig
 from zofo.training.config import method_config
 from zofo.training.identity import Identity
@@ -58,30 +57,32 @@ class ProblemRuns(Executor):
     def faults(self, config: ProblemRun) -> Iterator[ConfigFault]:
         """Check that problem and method can be built, and that the budget pays for a step."""
         try:
-            steps_of(_built(config, self._problem(config)), config)
+            steps_of(_built(config)[1], config)
         except ZofoError as error:
             yield ConfigFault("", error)
 
     def execute(self, config: ProblemRun, folder: Path, remote_code: bool) -> Outcome:
-        problem = self._problem(config)
-        method = _built(config, problem)
+        problem, method = _built(config)
         steps = steps_of(method, config)
         method.check()
         scoring = _Scoring(problem, method, folder)
         due = config.training.evaluated_after(steps)
         seconds = 0.0
-        scoring.look(0, _CURVE)
+        scoring.look(0)
         for number in range(steps):
             start = time.perf_counter()
             method.step(number)
             seconds += time.perf_counter() - start
             if number + 1 in due:
-                scoring.look(number + 1, _CURVE)
+                scoring.look(number + 1)
         splits = ("validation", "test") if config.training.test else ("validation",)
+        scores = {split: scoring.score(split, steps) for split in splits}
+        if problem.majority is not None and "test" in scores:  # it knows that of its test split only
+            scores["test"]["majority"] = problem.majority
         return Outcome(
             metric=problem.metric,
             higher_is_better=problem.higher_is_better,
-            scores={split: _with_majority(problem, split, scoring.score(split, steps)) for split in splits},
+            scores=scores,
             steps=steps,
             counts=method.counts.as_dict(),
             evaluation={"forwards": scoring.counts.forwards, "seconds": round(scoring.seconds, 3)},
@@ -97,39 +98,25 @@ class ProblemRuns(Executor):
         path = folder / _POINTS
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
-    def costs(self, configs: Sequence[ProblemRun], remote_code: bool) -> list[CostEstimate]:
-        problem = self._problem(configs[0])
-        method = _built(configs[0], problem)
-        steps = [steps_of(method, config) for config in configs]
+    def prepare(self, configs: Sequence[ProblemRun], remote_code: bool) -> tuple[Method, float, Callable[..., float]]:
+        problem, method = _built(configs[0])
         start = time.perf_counter()
         for split in _CURVE:
             problem.evaluate(method.model, split)
         look = time.perf_counter() - start
-        query = seconds_per_query(method) if method.fixed_steps is None else 0.0
-        found = []
-        for config, number in zip(configs, steps, strict=True):
-            queries, looks = queries_of(method, number), 1 + len(config.training.evaluated_after(number))
-            found.append(CostEstimate(queries, queries * query + looks * look))
-        return found
-
-    def _problem(self, config: ProblemRun) -> Problem:
-        return _problem(json.dumps(config.problem.model_dump(mode="json"), sort_keys=True))
+        return method, 0.0, lambda config, steps: look * (1 + len(config.training.evaluated_after(steps)))
 
 
 @lru_cache(maxsize=4)
 def _problem(written: str) -> Problem:
     """The problem, built once for many runs."""
-    built: Problem = ProblemConfig.model_validate(json.loads(written)).build()
+    built: Problem = ProblemConfig.model_validate_json(written).build()
     return built
 
 
-def _built(config: ProblemRun, problem: Problem) -> Method:
-    return METHODS[config.method.name](config.method, problem.setting(config.training.seed))
-
-
-def _with_majority(problem: Problem, split: str, scores: dict[str, float]) -> dict[str, float]:
-    """The problem knows the majority of its test split only."""
-    return {**scores, "majority": problem.majority} if problem.majority is not None and split == "test" else scores
+def _built(config: ProblemRun) -> tuple[Problem, Method]:
+    problem = _problem(config.problem.model_dump_json())
+    return problem, METHODS[config.method.name](config.method, problem.setting(config.training.seed))
 
 
 _POINTS = "curve.jsonl"
@@ -158,9 +145,9 @@ class _Scoring:
             raise NonFiniteError(f"loss on {split} after {steps} steps", consequence="the run ends there")
         return {"score": found[self._problem.metric], "loss": found["loss"]}
 
-    def look(self, steps: int, splits: tuple[str, ...]) -> None:
+    def look(self, steps: int) -> None:
         """Add a point for each split to the curve."""
-        for split in splits:
+        for split in _CURVE:
             counted = {"steps": steps, "queries": self._method.counts.queries, "split": split}
             self.curve.append({**counted, **self.score(split, steps)})
             with self._path.open("a", encoding="utf-8") as file:

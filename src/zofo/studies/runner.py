@@ -15,7 +15,6 @@ from zofo.studies.content import Content, refuse_mixed
 from zofo.studies.frames import as_score, as_time
 from zofo.studies.grid import Grid
 from zofo.studies.load import Study
-from zofo.studies.preflight import check_runs
 from zofo.studies.process_pool import Workers
 from zofo.studies.report import write_results
 from zofo.studies.result import Outcome
@@ -66,7 +65,7 @@ def run_study(
     grid = study.grid
     content = content_of(study, folder, remote_code)
     store = Store(folder, content)
-    check_runs(grid)
+    grid.check()
     with store.locked():
         changed = store.claim(study.name, study.config.model_dump(mode="json"))
         progress = _Progress(console or Console(quiet=True), store, grid)
@@ -158,7 +157,7 @@ class _Progress:
         """Say what there is to do, and what of the kept runs is no longer so or is not known."""
         for note in study.notes:
             self._say(note)
-        if changed:
+        if changed and self._done < self._total:
             text = f"the study has changed since it was last run here: {self._done} of its {self._total} runs are kept"
             self._say(f"{text}, {self._total - self._done} are new")
         elif self._done:

@@ -35,10 +35,14 @@ def interval(values: Sequence[float]) -> Interval:
     n = len(values)
     if n < 2:
         return Interval(values[0] if n else math.nan, None, n)
+    return Interval(mean(values), t_quantile(n) * stdev(values) / math.sqrt(n), n)
+
+
+def t_quantile(n: int) -> float:
+    """Half of a 95 % interval of the mean of n values, in standard errors: t(0.975, n - 1)."""
     from scipy import stats  # takes most of a second
 
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / math.sqrt(n)
-    return Interval(mean(values), half, n)
+    return float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
 from zofo.models import LoadedModel, refuse_unknown_model
 from zofo.objectives import OBJECTIVES
-from zofo.studies.executor import ConfigFault, CostEstimate, Executor, Loading, queries_of, steps_of
+from zofo.studies.executor import ConfigFault, Executor, Loading
 from zofo.studies.result import INNER, Outcome
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
 from zofo.training import RunConfig, RunFolder, load_material, setting_of, train
@@ -25,8 +24,6 @@ from zofo.training.identity import Identity
 from zofo.training.metrics_file import metrics_lines
 from zofo.training.resume import material_identity
 
-_LONG = 3.0  # seconds of a first step after which no other one is timed
-_TIMED = 2  # steps that are timed, after the first
 _INNER_POINTS = 50  # of the curve of an inner problem
 
 
@@ -74,41 +71,39 @@ class TaskRuns(Executor):
             found, model = load(*asked)
             return found
 
-        splits: tuple[Split, ...] = ("train", "validation", "test") if test else ("train", "validation")
         alone = config.model_copy(update={"start": None})
-        return material_identity(load_material(alone, remote_code, splits, load=loaded), model)
+        return material_identity(load_material(alone, remote_code, _splits(test), load=loaded), model)
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
         path = folder / "metrics.jsonl"
         if not path.is_file():
             return []
-        lines = [line for line in metrics_lines(path) if line["event"] == "evaluation"]
-        if not lines:
+        first = next((line for line in metrics_lines(path) if line["event"] == "evaluation"), None)
+        if first is None:
             return []
-        first = lines[0]
         metric = next(key for key in first if key not in ("event", "steps", "variant"))  # written before the others
         return _curve(path, first["variant"], metric)
 
-    def costs(self, configs: Sequence[RunConfig], remote_code: bool) -> list[CostEstimate]:
+    def prepare(self, configs: Sequence[RunConfig], remote_code: bool) -> tuple[Method, float, Callable[..., float]]:
         first = configs[0].model_copy(update={"start": None})  # which may not be made yet, and takes no time
-        splits: tuple[Split, ...] = ("train", "validation")
-        splits += ("test",) if any(config.training.test for config in configs) else ()
+        splits = _splits(any(config.training.test for config in configs))
         material = load_material(first, remote_code, splits)
         method = METHODS[first.method.name](first.method, setting_of(first, material))
-        steps = [steps_of(method, config) for config in configs]
         some = material.encoded["validation"][: first.training.eval_batch_size]
         with method.using(method.variants[0]):
             start = time.perf_counter()
             material.scorer.evaluate(method.model, some, Counts())
             each = (time.perf_counter() - start) / len(some)
-        query = seconds_per_query(method) if method.fixed_steps is None else each
-        found = []
-        for config, number in zip(configs, steps, strict=True):
-            scored = len(config.training.evaluated_after(number)) * len(material.encoded["validation"])
-            scored += len(material.encoded["test"]) if config.training.test else 0
-            queries = queries_of(method, number)
-            found.append(CostEstimate(queries, queries * query + scored * each))
-        return found
+
+        def scoring(config: RunConfig, steps: int) -> float:
+            looks = len(config.training.evaluated_after(steps)) * len(material.encoded["validation"])
+            return each * (looks + (len(material.encoded["test"]) if config.training.test else 0))
+
+        return method, each, scoring
+
+
+def _splits(test: bool) -> tuple[Split, ...]:
+    return ("train", "validation", "test") if test else ("train", "validation")
 
 
 def _scores(summary: Mapping[str, Any], variant: str) -> dict[str, dict[str, float]]:
@@ -154,7 +149,7 @@ def _faults_of_task(task: TaskConfig) -> Iterator[ConfigFault]:
 @lru_cache(maxsize=64)
 def _resolved(written: str) -> Task:
     """The task, read once for many runs."""
-    return resolve_task(TaskConfig.model_validate(json.loads(written)))
+    return resolve_task(TaskConfig.model_validate_json(written))
 
 
 def _start_beside(folder: Path, start: Path | None) -> Path | None:
@@ -179,17 +174,6 @@ def _start_beside(folder: Path, start: Path | None) -> Path | None:
     with suppress(OSError):  # then each of the runs that start there replays it for itself
         RunFolder(folder.parent / start).keep_replays()
     return folder.parent / start
-
-
-def seconds_per_query(method: Method) -> float:
-    """What a query takes, from two steps after the first, or from that one where it takes long."""
-    before, start = method.counts.copy(), time.perf_counter()
-    method.step(0)
-    if time.perf_counter() - start < _LONG:
-        before, start = method.counts.copy(), time.perf_counter()
-        for number in range(1, 1 + _TIMED):
-            method.step(number)
-    return (time.perf_counter() - start) / max(1, (method.counts - before).queries)
 
 
 def _curve(path: Path, variant: str, metric: str) -> list[dict[str, Any]]:
