@@ -162,8 +162,8 @@ def test_no_way_disturbs_another(options, batch, monkeypatch):
     pointers = [parameter.data_ptr() for parameter in model.parameters()]
     with torch.no_grad():
         loss = classification_loss(model, batch)
-    models = step._Models(model)
-    ways = {name: build(models.of(name), options) for name, build in WAYS.items()}
+    module = step.own_modules(model)
+    ways = {name: build(module(name), options) for name, build in WAYS.items()}
     for way in ways.values():
         way.prepare()
     for _ in range(2):
@@ -175,7 +175,7 @@ def test_no_way_disturbs_another(options, batch, monkeypatch):
     assert not any("lora" in name for name, _ in model.named_parameters())
     with torch.no_grad():
         torch.testing.assert_close(classification_loss(model, batch), loss, atol=1e-4, rtol=0)
-        assert not torch.allclose(classification_loss(models.of("fo-full"), batch), loss, atol=1e-6)
+        assert not torch.allclose(classification_loss(module("fo-full"), batch), loss, atol=1e-6)
 
 
 def test_lora_has_its_own_layers_over_the_same_tensors(model):
@@ -202,7 +202,7 @@ def test_a_step_in_the_forward_is_timed_in_the_middle_of_its_cycle(
 ):
     way = WAYS[f"in-forward-{directions}"](model, StepOptions(str(model_folder), examples, 4, rank))
     assert isinstance(way, AmortizedSteps)
-    evaluator = way._evaluator
+    evaluator = way.evaluator
     assert isinstance(evaluator, InForward)
     met, asked, keys = [], evaluator.probe, examples if directions == "per-example" else 1
 
@@ -283,7 +283,11 @@ def test_a_way_without_memory_is_noted_and_the_others_are_measured(options, monk
     def refuses(model, options):
         raise EvaluatorError("16 examples at 2 points do not fit into memory in one forward")
 
-    some = {"inference": WAYS["inference"], "mezo-usual": lambda model, options: Fails(), "in-place": refuses}
+    some = {
+        "inference": WAYS["inference"],
+        "mezo-usual": lambda model, options: Fails(print, model.device),
+        "in-place": refuses,
+    }
     monkeypatch.setattr(step, "WAYS", some)
     report = bench_step(options, memory=False, file=tmp_path / "step.json")
     floor, late, early = json.loads((tmp_path / "step.json").read_text())["rows"]

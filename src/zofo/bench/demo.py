@@ -54,6 +54,7 @@ class DemoResult:
     summary: dict[str, Any]
 
 
+@Signals().raise_on_signal()
 def run_demo(
     folder: Path, console: Console, queries: int = QUERIES, model: str = "smollm2-135m", task: Any = "movie-reviews"
 ) -> DemoResult:
@@ -70,11 +71,6 @@ def run_demo(
         RunError: the folder exists and was not written by the demo, or a method failed.
         Stopped: the process was asked to stop, by SIGTERM or Ctrl-C; the run that it was at is stopped with it.
     """
-    with Signals().raise_on_signal():
-        return _run_demo(folder, console, queries, model, task)
-
-
-def _run_demo(folder: Path, console: Console, queries: int, model: str, task: Any) -> DemoResult:
     _make_room(folder)
     console.print(f"Loading {model} and its task (what is missing is fetched once, about 95 MB) ...", soft_wrap=True)
     zero_shot, counts = _zero_shot(console, model, task)

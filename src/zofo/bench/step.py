@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ from torch import nn
 from zofo.backbone import Backbone
 from zofo.bench.step_memory import failure, load_own, measure_peak
 from zofo.bench.step_variants import WAYS, StepOptions, StepVariant
-from zofo.errors import ConfigError, ModelError, RunError, UnknownNameError, ZofoError
+from zofo.errors import ConfigError, RunError, UnknownNameError, ZofoError
 from zofo.noise import LowRank
 
 FLOOR, USUAL = "inference", "mezo-usual"
 _DTYPES = ("float32", "bfloat16", "float16")
 _FLAGS = {"examples": "--rows", "tokens": "--tokens", "rank": "--rank", "repeats": "--repeats"}
-_MAY_LACK = (ZofoError, RuntimeError, MemoryError)  # memory, or something that a way needs
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,15 @@ class StepReport:
 
 
 def _cells(row: StepCost) -> list[str]:
-    def text(value: float | None, form: str) -> str:
-        return "" if value is None else form.format(value)
-
     mebibytes = None if row.peak_bytes is None else row.peak_bytes / 2**20
-    return [
-        row.name,
-        text(row.median_s, "{:.3f}"),
-        text(row.over_inference, "{:.1%}").replace("%", " %"),
-        text(row.usual_over_this, "{:.2f}"),
-        text(mebibytes, "{:,.0f} MiB"),
-        text(row.peak_over_inference, "{:.1%}").replace("%", " %"),
-    ]
+    shown = (
+        ("{:.3f}", row.median_s),
+        ("{:.1%}", row.over_inference),
+        ("{:.2f}", row.usual_over_this),
+        ("{:,.0f} MiB", mebibytes),
+        ("{:.1%}", row.peak_over_inference),
+    )
+    return [row.name, *("" if value is None else form.format(value).replace("%", " %") for form, value in shown)]
 
 
 def bench_step(
@@ -150,10 +147,10 @@ def bench_step(
         check_writable(file)
     told(f"loading {options.model}")
     errors: dict[str, str] = {}
-    place, seconds = _time_all(options, errors, told)
+    device, parameters, seconds = _time_all(options, errors, told)
     peaks = _peaks(options, errors, told) if memory else {}
     rows = tuple(_cost(name, seconds, peaks, errors.get(name)) for name in WAYS)
-    report = StepReport(options, place.device, torch.get_num_threads(), place.parameters, rows)
+    report = StepReport(options, device, torch.get_num_threads(), parameters, rows)
     if file is not None:
         file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     return report
@@ -197,27 +194,16 @@ def _check_fits(options: StepOptions, model: Any) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Place:
-    device: str
-    parameters: int
+def own_modules(model: Any) -> Callable[[str], Any]:
+    """The module of each way, by its name: a copy for those that write the tensors other than to come home."""
+    copied = functools.cache(lambda: copy.deepcopy(model))
 
-
-class _Models:
-    """The module that each way works on."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    @cached_property
-    def _copy(self) -> Any:
-        return copy.deepcopy(self._model)
-
-    def of(self, name: str) -> Any:
-        """The module of one way; of those that write the tensors other than to come home, a copy."""
+    def module(name: str) -> Any:
         if name in (USUAL, "fo-full"):
-            return self._copy
-        return over_the_same_tensors(self._model) if name == "fo-lora" else self._model
+            return copied()
+        return over_the_same_tensors(model) if name == "fo-lora" else model
+
+    return module
 
 
 def over_the_same_tensors(model: Any) -> Any:
@@ -228,23 +214,30 @@ def over_the_same_tensors(model: Any) -> Any:
 
 def _time_all(
     options: StepOptions, errors: dict[str, str], told: Callable[[str], None]
-) -> tuple[_Place, dict[str, list[float]]]:
-    """Where it was measured, and the seconds of each way in each round; what fails is noted in `errors`."""
+) -> tuple[str, int, dict[str, list[float]]]:
+    """The device, the number of parameters, and the seconds of each way in each round; failures go into `errors`."""
     loaded = load_own(options)
     _check_fits(options, loaded.model)
     told("first steps, which are not counted")
-    models, ways = _Models(loaded.model), dict[str, StepVariant]()
+    module, ways = own_modules(loaded.model), dict[str, StepVariant]()
     for name, build in WAYS.items():
-        try:
-            way = build(models.of(name), options)
+        with _noted(name, errors):
+            way = build(module(name), options)
             way.prepare()
             ways[name] = way
-        except _MAY_LACK as error:
-            errors[name] = failure(error)
-    seconds = _rounds(ways, options.repeats, errors, told)
     device = loaded.device
     named = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
-    return _Place(named, sum(parameter.numel() for parameter in loaded.model.parameters())), seconds
+    parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return named, parameters, _rounds(ways, options.repeats, errors, told)
+
+
+@contextmanager
+def _noted(name: str, errors: dict[str, str]) -> Iterator[None]:
+    """Note a lack of memory, or of something that a way needs, as its error."""
+    try:
+        yield
+    except (ZofoError, RuntimeError, MemoryError) as error:
+        errors[name] = failure(error)
 
 
 def _rounds(
@@ -257,14 +250,10 @@ def _rounds(
         told(f"round {number + 1} of {repeats}")
         first = number % max(len(names), 1)
         for name in names[first:] + names[:first]:
-            if name not in seconds:
-                continue
-            try:
-                seconds[name].append(ways[name].seconds())
-            except _MAY_LACK as error:
-                errors[name] = failure(error)
-                del seconds[name]
-    return seconds
+            if name not in errors:
+                with _noted(name, errors):
+                    seconds[name].append(ways[name].seconds())
+    return {name: taken for name, taken in seconds.items() if name not in errors}
 
 
 def _peaks(options: StepOptions, errors: dict[str, str], told: Callable[[str], None]) -> dict[str, int]:
@@ -275,22 +264,21 @@ def _peaks(options: StepOptions, errors: dict[str, str], told: Callable[[str], N
     peaks = {}
     for name in WAYS:
         told(f"memory of {name}")
-        try:
+        with _noted(name, errors):
             peaks[name] = measure_peak(name, options)
-        except ModelError as error:
-            errors[name] = error.message
     return peaks
 
 
 def _cost(name: str, seconds: dict[str, list[float]], peaks: dict[str, int], error: str | None) -> StepCost:
-    taken, peak = seconds.get(name), peaks.get(name)
+    taken, peak = seconds.get(name, []), peaks.get(name)
+    median, fastest, slowest = (round(of(taken), 6) if taken else None for of in (statistics.median, min, max))
     return StepCost(
         name,
-        median_s=round(statistics.median(taken), 6) if taken else None,
+        median_s=median,
         over_inference=_median_ratio(taken, seconds.get(FLOOR)),
         usual_over_this=_median_ratio(seconds.get(USUAL), taken),
-        fastest_s=round(min(taken), 6) if taken else None,
-        slowest_s=round(max(taken), 6) if taken else None,
+        fastest_s=fastest,
+        slowest_s=slowest,
         peak_bytes=peak,
         peak_over_inference=round(peak / peaks[FLOOR], 4) if peak and FLOOR in peaks else None,
         error=error,

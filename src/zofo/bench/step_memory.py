@@ -53,11 +53,8 @@ def measure_peak(name: str, options: StepOptions) -> int:
 
 def answer() -> None:
     """Inside that process: print the peak, or what went wrong, as one line of JSON."""
-    name, options = json.loads(sys.argv[1])
-    print(json.dumps(_measured_here(name, StepOptions(**options))))
-
-
-def _measured_here(name: str, options: StepOptions) -> dict[str, int | str]:
+    name, given = json.loads(sys.argv[1])
+    options = StepOptions(**given)
     loaded = load_own(options)
 
     def work() -> None:
@@ -66,9 +63,9 @@ def _measured_here(name: str, options: StepOptions) -> dict[str, int | str]:
         way.seconds()
 
     try:
-        return {"peak_bytes": peak_of(work, loaded.device)}
+        print(json.dumps({"peak_bytes": peak_of(work, loaded.device)}))
     except (ZofoError, RuntimeError, MemoryError) as error:
-        return {"error": failure(error)}
+        print(json.dumps({"error": failure(error)}))
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> int:

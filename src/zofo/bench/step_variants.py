@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -48,7 +49,17 @@ class StepOptions:
 
 
 class StepVariant(ABC):
-    """A way to make steps, ready to be made with one model."""
+    """A way to make steps, ready to be made with one model.
+
+    Args:
+        step: makes step `number`.
+        device: where it works.
+    """
+
+    def __init__(self, step: Callable[[int], object], device: torch.device) -> None:
+        numbers = itertools.count()
+        self.step: Callable[[], object] = lambda: step(next(numbers))
+        self.device = device
 
     @abstractmethod
     def prepare(self) -> None:
@@ -60,27 +71,13 @@ class StepVariant(ABC):
 
 
 class UniformSteps(StepVariant):
-    """Steps that all cost the same.
-
-    Args:
-        step: makes step `number`.
-        device: where it works.
-    """
-
-    def __init__(self, step: Callable[[int], object], device: torch.device) -> None:
-        self._step = step
-        self._device = device
-        self._number = 0
-
-    def _next(self) -> None:
-        self._step(self._number)
-        self._number += 1
+    """Steps that all cost the same."""
 
     def prepare(self) -> None:
-        self._next()
+        self.step()
 
     def seconds(self) -> float:
-        return timed(self._next, self._device)
+        return timed(self.step, self.device)
 
 
 class AmortizedSteps(StepVariant):
@@ -98,33 +95,26 @@ class AmortizedSteps(StepVariant):
     """
 
     def __init__(self, step: Callable[[int], object], evaluator: InForward, device: torch.device) -> None:
-        self._step = step
-        self._evaluator = evaluator
-        self._device = device
-        self._number = 0
-        self.cycle = 0
-        self._waiting = Displacement()
-
-    def _next(self) -> None:
-        self._step(self._number)
-        self._number += 1
+        super().__init__(step, device)
+        self.evaluator = evaluator
+        self.cycle, self._waiting = 0, Displacement()
 
     def prepare(self) -> None:
         waiting = [Displacement()]  # before each step of the cycle
         while len(waiting) == 1 or len(waiting[-1]):
-            self._next()
-            waiting.append(self._evaluator.theta.pending)
+            self.step()
+            waiting.append(self.evaluator.theta.pending)
         self.cycle = len(waiting) - 1
         self._waiting = waiting[(self.cycle - 1) // 2]
 
     def seconds(self) -> float:
         if len(self._waiting):  # their factors are at hand from the steps before, as in a cycle
-            self._evaluator.theta.apply(Update(self._waiting))
+            self.evaluator.theta.apply(Update(self._waiting))
         steps = 2 - self.cycle % 2
-        taken = sum(timed(self._next, self._device) for _ in range(steps)) / steps
+        taken = sum(timed(self.step, self.device) for _ in range(steps)) / steps
         written = (self.cycle - 1) // 2 + steps
         # in a cycle of one or two steps the last of them folds by itself, and this finds nothing to do
-        return taken + timed(self._evaluator.theta.flush, self._device) / written
+        return taken + timed(self.evaluator.theta.flush, self.device) / written
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -152,12 +142,9 @@ def random_examples(vocabulary: int, options: StepOptions) -> list[TokenizedChoi
     return [TokenizedChoices(row, (1,) * len(CANDIDATES), gold=i % len(CANDIDATES)) for i, row in enumerate(rows)]
 
 
-def _examples(model: Any, options: StepOptions) -> list[TokenizedChoices]:
-    return random_examples(model.config.get_text_config().vocab_size, options)
-
-
 def _batch(model: Any, options: StepOptions) -> Batch:
-    return collate(_examples(model, options), 0, model.device)
+    examples = random_examples(model.config.get_text_config().vocab_size, options)
+    return collate(examples, 0, model.device)
 
 
 def _inference(model: Any, options: StepOptions) -> StepVariant:
@@ -173,7 +160,7 @@ def _inference(model: Any, options: StepOptions) -> StepVariant:
 
 def _mezo_usual(model: Any, options: StepOptions) -> StepVariant:
     """The usual step of MeZO, as a way that the table compares."""
-    examples = _examples(model, options)
+    examples = random_examples(model.config.get_text_config().vocab_size, options)
     ids = torch.tensor([row for example in examples for row in example.rows], device=model.device)
     gold = torch.tensor([example.gold for example in examples], device=model.device)
     return UniformSteps(lambda number: usual_step(model, ids, gold, number), model.device)
@@ -227,27 +214,26 @@ def usual_loss(model: Any, ids: torch.Tensor, gold: torch.Tensor) -> torch.Tenso
     return F.cross_entropy(likelihoods[:, -1].view(len(gold), -1), gold)
 
 
-def _zeroth_order(model: Any, options: StepOptions, **parts: Any) -> tuple[ZerothOrder, Callable[[int], object]]:
+def _zeroth_order(model: Any, options: StepOptions, **parts: Any) -> StepVariant:
     """A two-sided step of ours on the whole model."""
     tree = {"estimator": {"name": "two-sided", "epsilon": EPSILON}, "rule": {"name": "sgd", "lr": LR}, **parts}
     zo = ZerothOrder(parse_model(ZerothOrderConfig, tree), model, 0, options.examples)
     asks = [(classification_loss, _batch(model, options))]
-    return zo, lambda number: zo.step(number, asks)
+    if isinstance(zo.evaluator, InForward):
+        return AmortizedSteps(lambda number: zo.step(number, asks), zo.evaluator, model.device)
+    return UniformSteps(lambda number: zo.step(number, asks), model.device)
 
 
 def _in_place(model: Any, options: StepOptions) -> StepVariant:
     """The step in place, with Gaussian noise."""
     evaluator = {"name": "in-place", "allow_half": True}  # its cost is asked for, not its result
-    _, step = _zeroth_order(model, options, noise="gaussian", evaluator=evaluator)
-    return UniformSteps(step, model.device)
+    return _zeroth_order(model, options, noise="gaussian", evaluator=evaluator)
 
 
 def _in_forward(model: Any, options: StepOptions, directions: str) -> StepVariant:
     """The step in the forward, with low-rank noise."""
     noise = {"name": "low-rank", "rank": options.rank}
-    zo, step = _zeroth_order(model, options, noise=noise, evaluator="in-forward", directions=directions)
-    assert isinstance(zo.evaluator, InForward)
-    return AmortizedSteps(step, zo.evaluator, model.device)
+    return _zeroth_order(model, options, noise=noise, evaluator="in-forward", directions=directions)
 
 
 def _first_order(model: Any, options: StepOptions, parameters: Literal["adapter", "all"]) -> StepVariant:
