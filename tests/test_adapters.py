@@ -29,8 +29,7 @@ from zofo.adapters.base import quiet_peft
 from zofo.errors import ConfigError, EvaluatorError, RunError
 from zofo.objectives import candidate_scores, classification_loss, scores
 from zofo.objectives.generation import Generation, generate
-from zofo.tasks import Example, collate, encode
-from zofo.tasks.text_batch import collate_texts
+from zofo.tasks import Example, collate, collate_texts, encode
 from zofo.tasks.tokenization_encoder import TokenizedText
 from zofo.trajectory.format import Trajectory
 

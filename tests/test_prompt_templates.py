@@ -9,6 +9,7 @@ import pytest
 
 from zofo.errors import DataError
 from zofo.tasks.prompt_templates import columns_of, fill
+from zofo.tasks.readers.row import at_row
 
 ROW = {
     "text": "a joy",
@@ -20,7 +21,8 @@ ROW = {
 
 
 def filled(template, expression=False):
-    return fill(template, ROW, "rows.jsonl:7", expression)
+    with at_row("rows.jsonl:7"):
+        return fill(template, ROW, expression)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from zofo.models.loading import (
     load_model,
     load_tensors,
     load_tokenizer,
+    quiet_transformers,
     refuse_unknown_model,
     save_tensors,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "load_model",
     "load_tensors",
     "load_tokenizer",
+    "quiet_transformers",
     "refuse_mixed_lengths",
     "refuse_other_labels",
     "refuse_unknown_model",

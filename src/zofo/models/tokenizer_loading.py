@@ -10,10 +10,7 @@ from tokenizers import Tokenizer
 
 from zofo.errors import ModelError
 
-_SPECIAL_TOKENS = (
-    "add_bos_token",
-    "add_eos_token",
-)  # what a tokenizer_config.json may rightly say beside tokenizer.json
+_SPECIAL_TOKENS = ("add_bos_token", "add_eos_token")  # what a tokenizer_config.json may rightly say
 _PROBES = (
     "first\n\nsecond\n third\r\n\n\tfourth",
     " a  b   c ",

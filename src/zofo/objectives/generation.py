@@ -14,6 +14,7 @@ import torch
 
 from zofo.displacement import Key
 from zofo.errors import ModelError
+from zofo.models import quiet_transformers
 from zofo.noise import words
 from zofo.tasks import TokenizedChoices
 
@@ -67,7 +68,7 @@ def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) 
     ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
     settings = generation_settings(model, how)
-    with _quietly(), _without_own_settings(model), torch.no_grad():
+    with quiet_transformers(), _without_own_settings(model), torch.no_grad():
         found = model.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -200,16 +201,3 @@ def _without_own_settings(model: Any) -> Iterator[None]:
     finally:
         for holder, settings in zip(holders, own, strict=True):
             holder.generation_config = settings
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the notes of transformers on settings that it changes by itself."""
-    import transformers
-
-    level = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(level)

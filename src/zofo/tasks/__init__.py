@@ -1,7 +1,7 @@
 """Tasks: versioned files that say where rows come from, how they become prompts, and what counts as right."""
 
 from zofo.tasks.auto_task import load_examples, resolve_task
-from zofo.tasks.collation import Batch, collate, collate_masked
+from zofo.tasks.collation import Batch, TextBatch, collate, collate_masked, collate_texts
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.contamination_runs import refuse_trained_on
 from zofo.tasks.control_tokens import Speller
@@ -16,11 +16,15 @@ from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
 from zofo.tasks.sampler import EpochSampler
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split
 from zofo.tasks.task_files import load_task, packaged_text, register_tasks, task_names
-from zofo.tasks.text_batch import TextBatch, collate_texts
 from zofo.tasks.tokenization import TokenizedChoices, encode
 from zofo.tasks.tokenization_channel import encode_channel
-from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText, encode_masked, encode_texts
-from zofo.tasks.vocabulary import refuse_unknown_tokens
+from zofo.tasks.tokenization_encoder import (
+    TokenizedCloze,
+    TokenizedText,
+    encode_masked,
+    encode_texts,
+    refuse_unknown_tokens,
+)
 
 __all__ = [
     "METRICS",

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError
 from zofo.tasks.config import TaskConfig
+from zofo.tasks.contamination import refuse_shared_rows
 from zofo.tasks.dataset import load_examples as load_of_one
 from zofo.tasks.dataset import origins_of, read_data
 from zofo.tasks.example import Example
 from zofo.tasks.free_answers import free_answer_scores, last_content
 from zofo.tasks.gold import label_of
-from zofo.tasks.metaicl import metaicl_content, type_of
-from zofo.tasks.multi_task import combined_task, mixed_examples
+from zofo.tasks.metaicl import in_free_words, metaicl_content, type_of
+from zofo.tasks.multi_task import combined_task, refuse_free_words, subtask_config, task_inputs, tasks_of
 from zofo.tasks.readers import Format, Row, check_labels, detect, folders_with_rows
 from zofo.tasks.readers.choices import is_keyed
-from zofo.tasks.readers.row import NamedLabel
+from zofo.tasks.readers.row import NamedLabel, all_rows
 from zofo.tasks.task import SPLITS, Split, Task
 from zofo.tasks.task_files import parse_task, task_content
 
@@ -64,7 +66,8 @@ def load_examples(
 
     Raises:
         DataError: rows that cannot be used; with file, line and column.
-        ConfigError: several tasks for a classification head, or of which one is kept for the test.
+        ConfigError: several tasks for a classification head; of several, one that is kept for the test, or that has no
+            candidates other than by MetaICL's rows; no task with options; rows that are test rows of an unseen task.
     """
     if not config.several:
         return load_of_one(task, config, splits, head, right)
@@ -73,12 +76,46 @@ def load_examples(
             "a classification head gives the same labels to every row, and several tasks have each their own",
             "choose one task, or model.head=causal-lm",
         )
-    return mixed_examples(
-        config,
-        splits,
-        lambda own: resolve_task(own, free_words=True),
-        lambda one, own, some: load_of_one(one, own, some, False, right, of_several=True),
+    return _mixed_examples(config, splits, right)
+
+
+def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) -> dict[Split, list[Example]]:
+    """The examples of several tasks, one after the other, each under the name of its own.
+
+    Those of a task in free words have their output as only candidate, and are in train alone.
+    """
+    names, unseen = tasks_of(config)
+    mixed: dict[Split, list[Example]] = {split: [] for split in splits}
+    refuse_free_words(config, unseen)
+    held = (
+        {} if config.allow_overlap else {name: rows for name in unseen if (rows := task_inputs(config, name, "test"))}
     )
+    for name in names:
+        own = subtask_config(config, name)
+        task = resolve_task(own, free_words=True)
+        free = task.kind == "generation"
+        if free and not (own.data is not None and in_free_words(Path(own.data))):
+            raise ConfigError(
+                f"{name!r} asks for a free text, but of several tasks each must have candidates",
+                "leave it out of task.tasks",
+            )
+        wanted: list[Split] = [split for split in splits if split == "train" or not free]
+        found = load_of_one(task, own, wanted, False, right, of_several=True)
+        for split, examples in found.items():
+            for one in examples:
+                only: dict[str, Any] = {"candidates": one.answers[:1], "answers": (), "ends": False} if free else {}
+                mixed[split].append(replace(one, task=name, **only))
+        if "train" in found and held:
+            bare = own.model_copy(update={"demonstrations": 0})
+            plain = load_of_one(task, bare, ["train"], False, right, True) if own.demonstrations else found
+            refuse_shared_rows(name, {one.where: one.prompt.strip() for one in plain["train"]}, held)
+    for split in splits:
+        if not mixed[split]:
+            raise ConfigError(
+                f"none of the tasks has options, so that {split} has no row that can be scored by likelihood",
+                "name a task with options beside them in task.tasks",
+            )
+    return mixed
 
 
 def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
@@ -116,10 +153,13 @@ def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> di
     rows = read_data(data, splits["train"]["from"])
     named = config.verbalizers or ()
     if config.template is not None and config.label is not None:
-        found = Format("text-label", {"label": config.label}, f"label from {config.label!r}")
-        held = [Row(row.where, {config.label: label_of(config.label, row.fields, row.where, data)}) for row in rows]
-        check_labels(config.label, held, named)
-        shape = _labelled(config.label, held, config.template)
+        label = config.label
+        found = Format("text-label", {"label": label}, f"label from {label!r}")
+        held = all_rows(
+            ((row.where, row.fields) for row in rows), lambda fields: {label: label_of(label, fields, data)}
+        )
+        check_labels(label, held, named)
+        shape = _labelled(label, held, config.template)
     else:
         found = detect(rows, named, answers=config.label is None and config.labels is None)
         if found.name == "metaicl":
@@ -127,48 +167,60 @@ def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> di
             if shape["kind"] == "generation":  # only trained on: no row of train is kept for another split
                 splits = {split: {"from": split} for split in SPLITS}
         else:
-            shape = _SHAPES[found.name](found, rows)
+            shape = _shape(found, rows)
     more = ", answers that are numbers" if shape["metric"] == "number-match" else ""
-    more += _named_classes(rows, found.columns.get("label"))
+    values = {row.fields.get(found.columns.get("label", "")) for row in rows} if "label" in found.columns else ()
+    classes = [f"{int(one)} is {one.name!r}" for one in sorted(one for one in values if isinstance(one, NamedLabel))]
+    more += f"; classes: {', '.join(classes)}" if classes else ""
     about = f"rows of {Path(data).name}: {found.about}{more}"
     return {"name": Path(data).stem, "version": 1, "about": about, "splits": splits, **shape}
 
 
-def _named_classes(rows: list[Row], label: str | None) -> str:
-    """Numbers and names of the classes, where the data have names."""
-    values = {row.fields.get(label) for row in rows} if label is not None else ()
-    named = sorted(value for value in values if isinstance(value, NamedLabel))
-    return f"; classes: {', '.join(f'{int(value)} is {value.name!r}' for value in named)}" if named else ""
-
-
-def _column(name: str) -> str:
-    """A column as a template refers to it."""
-    return f"{{{{ {name} }}}}" if name.isidentifier() else f"{{{{ row[{name!r}] }}}}"
-
-
-def _text_label(found: Format, rows: list[Row]) -> dict[str, Any]:
-    text = _column(found.columns["text"])
-    return {**_labelled(found.columns["label"], rows, f"{text}\nLabel:"), "texts": [text]}
+def _shape(found: Format, rows: list[Row]) -> dict[str, Any]:
+    """The part of a task file that says how rows of a format are asked about."""
+    named = {role: column if column.isidentifier() else f"row[{column!r}]" for role, column in found.columns.items()}
+    written = {role: f"{{{{ {name} }}}}" for role, name in named.items()}  # as templates refer to the columns
+    if found.name == "text-label":
+        shape = _labelled(found.columns["label"], rows, f"{written['text']}\nLabel:")
+        return {**shape, "texts": [written["text"]]}
+    if found.name == "choices-answer":
+        if "prompt" not in found.columns:
+            raise ConfigError(
+                f"{rows[0].where}: choices, but no column that asks for them", "call the question's column prompt"
+            )
+        keyed = is_keyed(rows[0].fields[found.columns["choices"]])
+        return {
+            "kind": "multiple-choice",
+            "metric": "accuracy",
+            "label": found.columns["answer"],
+            **({"labels": f"{named['choices']}.label"} if keyed else {}),
+            "choices": {"each": f"{named['choices']}.text" if keyed else named["choices"], "text": " {{ choice }}"},
+            "prompts": {"default": f"{written['prompt']}\nAnswer:"},
+        }
+    free = {"kind": "generation", "stop": [], "max_new_tokens": 100}
+    if found.name == "messages":
+        turns = [row.fields[found.columns["messages"]] for row in rows]
+        return {**free, **free_answer_scores(map(last_content, turns)), "messages": found.columns["messages"]}
+    prompt, optional = written["prompt"], []
+    if "input" in found.columns:  # what an instruction may be about
+        prompt += f"{{% if {named['input']} %}}\n{written['input']}{{% endif %}}"
+        optional = [found.columns["input"]]
+    scores = free_answer_scores(row.fields.get(found.columns["completion"]) for row in rows)
+    return {**free, **scores, "answers": named["completion"], "prompts": {"default": prompt}, "optional": optional}
 
 
 def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
     """A classification whose verbalizers are its labels."""
     labels = sorted({row.fields[label] for row in rows}, key=str)
+    texts = {_plain(value): str(value if isinstance(value, bool) else _plain(value)).strip() for value in labels}
     return {
         "kind": "classification",
         "metric": "accuracy",
         "also": ["macro-f1"],
         "label": label,
-        "verbalizers": {_plain(value): f" {str(_written(value)).strip()}" for value in labels},
+        "verbalizers": {known: f" {text}" for known, text in texts.items()},
         "prompts": {"default": template},
     }
-
-
-def _written(value: Any) -> Any:
-    """A label as it is written: 1 for 1.0, and the name of its class."""
-    if isinstance(value, NamedLabel):
-        return value.name
-    return int(value) if isinstance(value, float) else value
 
 
 def _plain(value: Any) -> Any:
@@ -176,62 +228,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, NamedLabel):
         return value.name
     return int(value) if isinstance(value, bool | float) else value
-
-
-def _prompt_completion(found: Format, rows: list[Row]) -> dict[str, Any]:
-    completion = found.columns["completion"]
-    return {
-        "kind": "generation",
-        **free_answer_scores([row.fields.get(completion) for row in rows]),
-        "answers": _column(completion).strip("{} "),
-        "prompts": {"default": _column(found.columns["prompt"]) + _more(found)},
-        "optional": [found.columns["input"]] if "input" in found.columns else [],
-        "stop": [],
-        "max_new_tokens": 100,
-    }
-
-
-def _more(found: Format) -> str:
-    """The input that an instruction may be about."""
-    if "input" not in found.columns:
-        return ""
-    column = _column(found.columns["input"])
-    return f"{{% if {column.strip('{} ')} %}}\n{column}{{% endif %}}"
-
-
-def _choices_answer(found: Format, rows: list[Row]) -> dict[str, Any]:
-    prompt = found.columns.get("prompt")
-    if prompt is None:
-        raise ConfigError(
-            f"{rows[0].where}: choices, but no column that asks for them",
-            "call the question's column prompt",
-        )
-    each, keys = _column(found.columns["choices"]).strip("{} "), {}
-    if is_keyed(rows[0].fields[found.columns["choices"]]):
-        each, keys = f"{each}.text", {"labels": f"{each}.label"}
-    return {
-        "kind": "multiple-choice",
-        "metric": "accuracy",
-        "label": found.columns["answer"],
-        **keys,
-        "choices": {"each": each, "text": " {{ choice }}"},
-        "prompts": {"default": f"{_column(prompt)}\nAnswer:"},
-    }
-
-
-def _messages(found: Format, rows: list[Row]) -> dict[str, Any]:
-    return {
-        "kind": "generation",
-        **free_answer_scores([last_content(row.fields[found.columns["messages"]]) for row in rows]),
-        "messages": found.columns["messages"],
-        "stop": [],
-        "max_new_tokens": 100,
-    }
-
-
-_SHAPES = {
-    "text-label": _text_label,
-    "prompt-completion": _prompt_completion,
-    "choices-answer": _choices_answer,
-    "messages": _messages,
-}

@@ -57,15 +57,6 @@ class _Form(NamedTuple):
     asked: str
     block: str
     tail: str
-    way: dict[str, Any]
-
-
-def turns_of(example: Example, answered: bool) -> list[dict[str, Any]]:
-    """The turns of a chat, with all of their keys that hold something."""
-    turns = [_turn(*message) for message in example.messages]
-    if answered:
-        turns.append(_turn("assistant", example.candidates[0], example.reply))
-    return turns
 
 
 def _turn(role: str, content: str, more: str = "") -> dict[str, Any]:
@@ -98,7 +89,7 @@ def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
         )
     tools = json.loads(example.tools) if example.tools else None
     answer = example.candidates[0]
-    turns = turns_of(example, answered=True)
+    turns = [_turn(*message) for message in (*example.messages, ("assistant", answer, example.reply))]
     marked = speller.spells([text for turn in turns for text in texts_of(turn)] + texts_of(tools))
     writer = _Writer(speller, tools, marked, example.where)
     form = writer.form(turns[:-1])
@@ -107,10 +98,10 @@ def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
     end, stops = _end(speller, form.tail)
     if not answer and not example.reply:
         turns = [*turns[:-1], {"role": "assistant", "content": _PROBE}]
-        return Chat(prompt, "", form.block.strip(), stops, "", _unwritten(writer, turns, form.way)), marked
-    whole = writer.write(turns, False, form.way)
-    unwritten = _unwritten(writer, turns, form.way)
-    said = _said(whole, prompt, form.tail)
+        return Chat(prompt, "", form.block.strip(), stops, "", writer.unwritten(turns)), marked
+    whole, unwritten = writer.write(turns), writer.unwritten(turns)
+    fits = whole.startswith(prompt) and whole.endswith(form.tail)
+    said = whole[len(prompt) : len(whole) - len(form.tail)] if fits else None
     expected = [lead + one for one in (answer, answer.strip())]
     if said is None or (not example.reply and said not in expected) or answer.strip() not in said:
         shown = without_marks(whole[len(prompt) :] if whole.startswith(prompt) else whole[-200:])
@@ -124,13 +115,6 @@ def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
         unwritten += ("white space around the answer",)
     spoken = speller.without_tokens(said, marked).strip() if example.reply else example.answers[0]
     return Chat(prompt, said + end, form.block.strip(), stops, spoken, unwritten), marked
-
-
-def _said(whole: str, prompt: str, tail: str) -> str | None:
-    """The text between prompt and tail of a finished chat; None where these do not fit."""
-    if not whole.startswith(prompt) or not whole.endswith(tail):
-        return None
-    return whole[len(prompt) : len(whole) - len(tail)]
 
 
 def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
@@ -156,61 +140,64 @@ def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
 
 
 class _Writer:
-    """Writes turns with a chat template.
+    """Writes turns with a chat template, in the way in which it can be trained with.
 
     Args:
         speller: of the model's tokenizer.
         tools: what the model may call; None for nothing.
         marked: whether to mark control tokens.
         where: file and line, for messages.
+        way: options of the template.
     """
 
-    def __init__(self, speller: Speller, tools: Any, marked: bool, where: str) -> None:
-        self._speller, self.tools, self._marked, self.where = speller, tools, marked, where
+    def __init__(
+        self, speller: Speller, tools: Any, marked: bool, where: str, way: Mapping[str, Any] | None = None
+    ) -> None:
+        self._speller, self._tools, self._marked, self._where, self._way = speller, tools, marked, where, way or {}
         text = str(speller.tokenizer.chat_template)
         _refuse_chance(text)
-        self.dated = "strftime_now" in text
-        self._given = (
-            {"chat_template": _undated(speller.tokenizer.get_chat_template(None, tools))} if self.dated else {}
-        )
+        self._dated = "strftime_now" in text
+        undated = _undated(speller.tokenizer.get_chat_template(None, tools)) if self._dated else None
+        self._given = {"chat_template": undated} if self._dated else {}
 
-    def write(self, turns: Sequence[Mapping[str, Any]], asking: bool, way: Mapping[str, Any]) -> str:
+    def write(self, turns: Sequence[Mapping[str, Any]], asking: bool = False) -> str:
         """Turns as the template writes them.
 
         Raises:
             DataError: the template refuses them, for example an unknown role.
         """
-        given, tools = list(turns), self.tools
+        given, tools = list(turns), self._tools
         if self._marked:
             given, tools = self._speller.marked_value(given), self._speller.marked_value(tools)
         try:
             text = self._speller.tokenizer.apply_chat_template(
-                given, tools=tools, tokenize=False, add_generation_prompt=asking, **self._given, **way
+                given, tools=tools, tokenize=False, add_generation_prompt=asking, **self._given, **self._way
             )
         except (jinja2.TemplateError, *FAILURES) as error:
             raise DataError(
-                f"{self.where}: the model's chat template refuses the turns: {first_line(error)}",
+                f"{self._where}: the model's chat template refuses the turns: {first_line(error)}",
                 "mend the row, or choose another model",
             ) from error
         return self._speller.marked_chat(str(text)) if self._marked else str(text)
 
     def form(self, turns: Sequence[Mapping[str, Any]]) -> _Form:
-        """What the template writes around an answer to these turns.
+        """What the template writes around an answer to these turns; its way is kept.
 
         Raises:
             ModelError: it writes no answer, or asks with something that a finished chat does not have.
         """
-        first = form = self._form(turns, _WAYS[0])
-        for way in _WAYS[1:]:
-            form = self._form(turns, way) if isinstance(form, str) else form
-        if isinstance(form, str):
-            raise ModelError(f"{self.where}: the model's chat template {first}", _EDIT)
-        return form
+        wrong = []
+        for self._way in _WAYS:
+            form = self._form(turns)
+            if not isinstance(form, str):
+                return form
+            wrong.append(form)
+        raise ModelError(f"{self._where}: the model's chat template {wrong[0]}", _EDIT)
 
-    def _form(self, turns: Sequence[Mapping[str, Any]], way: dict[str, Any]) -> _Form | str:
-        """The form with some options of the template, or what is wrong with it."""
-        asked = self.write(turns, True, way)
-        whole = self.write([*turns, {"role": "assistant", "content": _PROBE}], False, way)
+    def _form(self, turns: Sequence[Mapping[str, Any]]) -> _Form | str:
+        """The form, or what is wrong with it."""
+        asked = self.write(turns, asking=True)
+        whole = self.write([*turns, {"role": "assistant", "content": _PROBE}])
         place = whole.rfind(_PROBE)
         if place < 0:
             return "leaves out the last answer, so that there is nothing to train on"
@@ -221,7 +208,68 @@ class _Writer:
                 f"asks for an answer with {without_marks(asked[same:])!r}, where a finished chat has "
                 f"{without_marks(before[same:])!r}: an answer would be trained after another text than it is asked with"
             )
-        return _Form(asked, before[len(asked) :], tail, way)
+        return _Form(asked, before[len(asked) :], tail)
+
+    def _writes(self, turns: Sequence[Mapping[str, Any]], whole: str) -> bool:
+        """Whether the template writes these turns as `whole`; false where it refuses them."""
+        try:
+            return self.write(turns) == whole
+        except DataError:
+            return False
+
+    def unwritten(self, turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Names that the template does not write, and the date that it writes, for a note.
+
+        Raises:
+            DataError: it does not write the content of a turn, another key, or the tools.
+        """
+        whole = self.write(turns)
+        self._refuse_lost_content(turns, whole)
+        unwritten = []
+        for key in dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content")):
+            without = [{name: value for name, value in turn.items() if name != key} for turn in turns]
+            if not self._writes(without, whole):
+                continue
+            if key in _NAMES:
+                unwritten.append(f"{key!r} in a turn")
+                continue
+            number = next(number for number, turn in enumerate(turns, start=1) if key in turn)
+            raise DataError(
+                f"{self._where}: turn {number} has {key!r}, which the model's chat template does not write",
+                f"remove {key!r} from the turns, or choose a model whose chat template writes it",
+            )
+        if self._tools is not None:
+            bare = _Writer(self._speller, None, self._marked, self._where, self._way)
+            if bare._writes(turns, whole):
+                raise DataError(
+                    f"{self._where}: the row has 'tools', which the model's chat template does not write",
+                    "remove that column, or choose a model whose chat template writes it",
+                )
+        dated = [f"the date of today, in place of which every prompt has {_DAY:%d %B %Y}"] if self._dated else []
+        return (*unwritten, *dated)
+
+    def _refuse_lost_content(self, turns: Sequence[Mapping[str, Any]], whole: str) -> None:
+        """Raises DataError for a turn before the answer whose content the template leaves out or changes.
+
+        Of an earlier answer its thoughts may be left out; what a tool says may be written in another form.
+        """
+        written = " ".join(without_marks(whole).split())
+        for number, turn in enumerate(turns[:-1]):
+            role, content = turn["role"], str(turn["content"])
+            said = content.split("</think>")[-1] if role == "assistant" else content
+            expected = " ".join(without_marks(said).split())
+            there = expected in written
+            if not expected or there and role != "system":
+                continue
+            others = [{**one, "content": _PROBE} if place == number else one for place, one in enumerate(turns)]
+            left_out = self._writes(others, whole)
+            if left_out or not there and role != "tool":
+                what = "leaves out" if left_out else "changes"
+                raise DataError(
+                    f"{self._where}: the model's chat template {what} the content of turn {number + 1}, which is of "
+                    f"the role {role!r}: {content[:80]!r}",
+                    "remove the turn or put its text into another one, or choose another model",
+                )
 
 
 def _refuse_chance(template: str) -> None:
@@ -243,71 +291,6 @@ def _undated(template: str) -> str:
         raise ModelError("the model's chat template reads the clock, and a prompt is a function of its row", _EDIT)
     days = json.dumps({form: _DAY.strftime(form) for _, form in forms})
     return f"{{% macro strftime_now(form) %}}{{{{ {days}[form] }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
-
-
-def _unwritten(writer: _Writer, turns: Sequence[Mapping[str, Any]], way: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names that the template does not write, and the date that it writes, for a note.
-
-    Raises:
-        DataError: it does not write the content of a turn, another key, or the tools.
-    """
-    whole = writer.write(turns, False, way)
-    _refuse_lost_content(writer, turns, whole, way)
-    unwritten = []
-    for key in dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content")):
-        without = [{name: value for name, value in turn.items() if name != key} for turn in turns]
-        if not _same(writer, without, whole, way):
-            continue
-        if key in _NAMES:
-            unwritten.append(f"{key!r} in a turn")
-            continue
-        number = next(number for number, turn in enumerate(turns, start=1) if key in turn)
-        raise DataError(
-            f"{writer.where}: turn {number} has {key!r}, which the model's chat template does not write",
-            f"remove {key!r} from the turns, or choose a model whose chat template writes it",
-        )
-    if writer.tools is not None:
-        bare = _Writer(writer._speller, None, writer._marked, writer.where)
-        if _same(bare, turns, whole, way):
-            raise DataError(
-                f"{writer.where}: the row has 'tools', which the model's chat template does not write",
-                "remove that column, or choose a model whose chat template writes it",
-            )
-    dated = [f"the date of today, in place of which every prompt has {_DAY:%d %B %Y}"] if writer.dated else []
-    return (*unwritten, *dated)
-
-
-def _refuse_lost_content(
-    writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: Mapping[str, Any]
-) -> None:
-    """Raises DataError for a turn before the answer whose content the template leaves out or changes.
-
-    Of an earlier answer its thoughts may be left out; what a tool says may be written in another form.
-    """
-    written = " ".join(without_marks(whole).split())
-    for number, turn in enumerate(turns[:-1]):
-        role, content = turn["role"], str(turn["content"])
-        expected = " ".join(without_marks(content.split("</think>")[-1] if role == "assistant" else content).split())
-        there = expected in written
-        if not expected or there and role != "system":
-            continue
-        others = [{**one, "content": _PROBE} if place == number else one for place, one in enumerate(turns)]
-        left_out = _same(writer, others, whole, way)
-        if left_out or not there and role != "tool":
-            what = "leaves out" if left_out else "changes"
-            raise DataError(
-                f"{writer.where}: the model's chat template {what} the content of turn {number + 1}, which is of the "
-                f"role {role!r}: {content[:80]!r}",
-                "remove the turn or put its text into another one, or choose another model",
-            )
-
-
-def _same(writer: _Writer, turns: Sequence[Mapping[str, Any]], whole: str, way: Mapping[str, Any]) -> bool:
-    """Whether a template writes these turns as `whole`; false where it refuses them."""
-    try:
-        return writer.write(turns, False, way) == whole
-    except DataError:
-        return False
 
 
 def as_example(example: Example, chat: Chat) -> Example:

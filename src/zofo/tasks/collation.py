@@ -1,4 +1,4 @@
-"""Batches for language models: prompts shared by candidates where that pays, padded on the left."""
+"""Batches for language models, prompts shared by candidates where that pays; and batches for classification heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from zofo.tasks.tokenization import TokenizedChoices
-from zofo.tasks.tokenization_encoder import TokenizedCloze
+from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText
 
 Side = Literal["left", "right"]
 
@@ -66,6 +66,11 @@ class Batch:
         seen = seen & (places.unsqueeze(1) >= places) | (places.unsqueeze(1) == places)
         return seen.unsqueeze(1)
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; `row_examples` stays on the CPU."""
+        moved = {name: tensor.to(device) for name, tensor in tensors_of(self, (*_BY_ROW, *_BY_EXAMPLE)).items()}
+        return replace(self, **{**moved, "row_examples": self.row_examples})
+
     def part(self, start: int, stop: int) -> Batch:
         """The examples from `start` to `stop`, with the same padding."""
         first, last = torch.searchsorted(self.row_examples, torch.tensor([start, stop])).tolist()
@@ -86,6 +91,42 @@ class Batch:
         return replace(self, **parts, members=self.members * times)
 
 
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts as tensors: E rows, one an example, of L positions.
+
+    Args:
+        input_ids: [E, L], padded on the right.
+        attention_mask: [E, L], 1 where there is a token.
+        token_type_ids: [E, L], which text of a pair a token belongs to; None where the tokenizer gives none.
+        gold: [E] index of the label that is trained on.
+        members: the E examples in tokens.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    token_type_ids: torch.Tensor | None
+    gold: torch.Tensor
+    members: tuple[Any, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.gold)
+
+    @property
+    def row_examples(self) -> torch.Tensor:
+        """[E] which example each row belongs to, on the CPU."""
+        return torch.arange(len(self))
+
+    def part(self, start: int, stop: int) -> TextBatch:
+        """The examples from `start` to `stop`, with the same padding."""
+        parts = {name: tensor[start:stop] for name, tensor in tensors_of(self, _OF_TEXTS).items()}
+        return replace(self, **parts, members=self.members[start:stop])
+
+    def repeated(self, times: int) -> TextBatch:
+        """The batch repeated `times` times."""
+        return replace(self, **repeated_tensors(self, _OF_TEXTS, times), members=self.members * times)
+
+
 def tensors_of(batch: object, names: Sequence[str]) -> dict[str, Any]:
     """The tensors of a batch by name, without those that are None."""
     return {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
@@ -98,6 +139,7 @@ def repeated_tensors(batch: object, names: Sequence[str], times: int) -> dict[st
 
 _BY_ROW = ("input_ids", "attention_mask", "position_ids", "branches", "row_examples")  # of a Batch
 _BY_EXAMPLE = ("targets", "sources", "target_mask", "gold")
+_OF_TEXTS = ("input_ids", "attention_mask", "token_type_ids", "gold")  # of a TextBatch
 
 
 def collate(
@@ -124,26 +166,8 @@ def collate(
     table = [_rows_of(example, packed=False) for example in examples]
     packed = [_rows_of(example, packed=True) for example in examples] if pack_limit != 0 else table
     branched = _worth_packing(table, packed, pack_limit)
-    table = packed if branched else table
-    rows = [row for own in table for row in own]
-    input_ids, mask = padded([row.tokens for row in rows], pad, side)
-    position_ids, _ = padded([row.positions for row in rows], 0, side)
-    branches, _ = padded([row.branches for row in rows], 0, side)
-    targets, sources, target_mask, keep = _scored(examples, table, side)
-    return Batch(
-        input_ids=input_ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=position_ids.to(device),
-        branches=branches.to(device),
-        branched=branched,
-        row_examples=torch.tensor([number for number, own in enumerate(table) for _ in own]),
-        keep=keep,
-        targets=targets.to(device),
-        sources=sources.to(device),
-        target_mask=target_mask.to(device),
-        gold=torch.tensor([example.gold for example in examples], device=device),
-        members=tuple(examples),
-    )
+    batch = _batch(examples, packed if branched else table, pad, side, branched)
+    return batch.to(device)
 
 
 def collate_masked(examples: Sequence[TokenizedCloze], pad: int, device: torch.device) -> Batch:
@@ -154,29 +178,29 @@ def collate_masked(examples: Sequence[TokenizedCloze], pad: int, device: torch.d
         pad: id of the padding token.
         device: where the tensors go.
     """
+    table = []
+    for one in examples:
+        none = [0] * len(one.tokens)
+        sources = {number: [one.place] for number in range(len(one.targets))}
+        targets = {number: [target] for number, target in enumerate(one.targets)}
+        table.append([_Row(list(one.tokens), none, none, sources, targets)])
+    return replace(_batch(examples, table, pad, "right", branched=False), position_ids=None).to(device)
+
+
+def collate_texts(examples: Sequence[TokenizedText], pad: int, device: torch.device) -> TextBatch:
+    """Put texts into one batch.
+
+    Args:
+        examples: one or more.
+        pad: id of the padding token, which heads of causal models know the end of a text by.
+        device: where the tensors go.
+    """
     input_ids, mask = padded([example.tokens for example in examples], pad, "right")
-    length, width = input_ids.shape[1], max(len(example.targets) for example in examples)
-    keep = length - min(example.place for example in examples)
-    targets, sources = torch.zeros((2, len(examples), width, 1), dtype=torch.int64).unbind(0)
-    target_mask = torch.zeros(targets.shape, dtype=torch.bool)
-    for number, example in enumerate(examples):
-        targets[number, : len(example.targets), 0] = torch.tensor(example.targets)
-        sources[number] = (number + 1) * keep + example.place - length
-        target_mask[number, : len(example.targets)] = True
-    return Batch(
-        input_ids=input_ids.to(device),
-        attention_mask=mask.to(device),
-        position_ids=None,
-        branches=torch.zeros_like(input_ids).to(device),
-        branched=False,
-        row_examples=torch.arange(len(examples)),
-        keep=keep,
-        targets=targets.to(device),
-        sources=sources.to(device),
-        target_mask=target_mask.to(device),
-        gold=torch.tensor([example.gold for example in examples], device=device),
-        members=tuple(examples),
-    )
+    types = None
+    if all(example.types for example in examples):
+        types = padded([example.types for example in examples], 0, "right")[0].to(device)
+    gold = torch.tensor([example.gold for example in examples], device=device)
+    return TextBatch(input_ids.to(device), mask.to(device), types, gold, tuple(examples))
 
 
 _WORTH_PACKING = 5  # packing must save one token in so many: its mask keeps attention from its fastest kernels
@@ -184,12 +208,13 @@ _WORTH_PACKING = 5  # packing must save one token in so many: its mask keeps att
 
 @dataclass(frozen=True)
 class _Row:
-    """One row before it is padded; `sources` says where the tokens of each of its candidates are predicted."""
+    """One row before it is padded; for each of its candidates, where its tokens are predicted, and which these are."""
 
     tokens: list[int]
     positions: list[int]
     branches: list[int]
     sources: dict[int, list[int]]
+    targets: dict[int, list[int]]
 
     def first_source(self, length: int, side: Side) -> int:
         """The first position that predicts a scored token, in a batch of rows of `length`."""
@@ -198,6 +223,42 @@ class _Row:
     def shift(self, length: int, side: Side) -> int:
         """How many positions padding shifts the tokens."""
         return length - len(self.tokens) if side == "left" else 0
+
+
+def _batch(examples: Sequence[Any], table: Sequence[Sequence[_Row]], pad: int, side: Side, branched: bool) -> Batch:
+    """The batch of the rows of each example; without a token, a source stays within its example."""
+    rows = [row for own in table for row in own]
+    input_ids, attention_mask = padded([row.tokens for row in rows], pad, side)
+    length = input_ids.shape[1]
+    keep = length - min(row.first_source(length, side) for row in rows)
+    candidates = max(sum(len(row.sources) for row in own) for own in table)
+    shape = len(table), candidates, max(len(places) for row in rows for places in row.sources.values())
+    targets, sources = torch.zeros((2, *shape), dtype=torch.int64).unbind(0)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    end = 0  # of a row, where its places come to lie among the kept ones of all rows
+    for number, own in enumerate(table):
+        sources[number] = end
+        for row in own:
+            end += keep
+            for candidate, places in row.sources.items():
+                at = number, candidate, slice(len(places))
+                targets[at] = torch.tensor(row.targets[candidate])
+                sources[at] = torch.tensor(places) + (end - length + row.shift(length, side))
+                mask[at] = True
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=padded([row.positions for row in rows], 0, side)[0],
+        branches=padded([row.branches for row in rows], 0, side)[0],
+        branched=branched,
+        row_examples=torch.tensor([number for number, own in enumerate(table) for _ in own]),
+        keep=keep,
+        targets=targets,
+        sources=sources,
+        target_mask=mask,
+        gold=torch.tensor([example.gold for example in examples]),
+        members=tuple(examples),
+    )
 
 
 def _rows_of(example: TokenizedChoices, packed: bool) -> list[_Row]:
@@ -213,11 +274,12 @@ def _rows_of(example: TokenizedChoices, packed: bool) -> list[_Row]:
 
 def _row(example: TokenizedChoices, prompt: int, candidates: Sequence[int]) -> _Row:
     """One row for some candidates of an example, which share its first `prompt` tokens."""
-    row = _Row(list(example.rows[candidates[0]][:prompt]), list(range(prompt)), [0] * prompt, {})
+    row = _Row(list(example.rows[candidates[0]][:prompt]), list(range(prompt)), [0] * prompt, {}, {})
     for number, candidate in enumerate(candidates, start=1):
         branch = example.rows[candidate][prompt:-1]
         path = [*range(prompt), *range(len(row.tokens), len(row.tokens) + len(branch))]
         row.sources[candidate] = path[len(path) - example.scored[candidate] :]
+        row.targets[candidate] = list(example.rows[candidate][-example.scored[candidate] :])
         row.tokens.extend(branch)
         row.positions.extend(range(prompt, prompt + len(branch)))
         row.branches.extend([number] * len(branch))
@@ -244,25 +306,3 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: Side) -> tuple[torch.T
         ids[number, place] = torch.tensor(row, dtype=torch.int64)
         mask[number, place] = 1
     return ids, mask
-
-
-def _scored(
-    examples: Sequence[TokenizedChoices], table: Sequence[Sequence[_Row]], side: Side
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """`targets`, `sources`, `target_mask` and `keep` of a Batch; without a token, a source stays within its example."""
-    length = max(len(row.tokens) for rows in table for row in rows)
-    keep = length - min(row.first_source(length, side) for rows in table for row in rows)
-    shape = len(examples), max(len(example.rows) for example in examples), max(max(e.scored) for e in examples)
-    targets, sources = torch.zeros((2, *shape), dtype=torch.int64).unbind(0)
-    mask = torch.zeros(shape, dtype=torch.bool)
-    end = 0  # of a row, where its places come to lie among the kept ones of all rows
-    for number, (example, rows) in enumerate(zip(examples, table, strict=True)):
-        sources[number] = end
-        for row in rows:
-            end += keep
-            for candidate, places in row.sources.items():
-                at = number, candidate, slice(len(places))
-                targets[at] = torch.tensor(example.rows[candidate][-len(places) :])
-                sources[at] = torch.tensor(places) + (end - length + row.shift(length, side))
-                mask[at] = True
-    return targets, sources, mask, keep

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from zofo.config import Config
-from zofo.tasks.prompt_templates import check_template
-from zofo.tasks.task import ChoiceLabels, Split, Verbalizers
+from zofo.tasks.task import ChoiceLabels, PromptTemplate, Split, Verbalizers
 
 DEFAULT_TASK = "movie-reviews"
 ROWS_OF_EACH = 768
@@ -28,13 +27,13 @@ class TaskConfig(Config):
 
     name: str | None = None
     """A task of `zofo list tasks`, or the path of a task file; by default `movie-reviews`, or what `data` is."""
-    data: str | None = None
+    data: Annotated[str, BeforeValidator(lambda data: str(data) if isinstance(data, Path) else data)] | None = None
     """Rows of your own: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of them, or a Hub id."""
     data_dir: Path | None = None
     """A folder with the task's rows, one file for each source split, in place of its own source."""
     prompt: str | None = None
     """Name of one of the task's prompts; by default its first, and `none` for a classification head."""
-    template: str | None = None
+    template: PromptTemplate | None = None
     """A prompt in place of the task's, in Jinja, for example `"{{ text }} It was"`."""
     label: str | None = None
     """The label column, or an expression of columns, in place of the task's."""
@@ -94,26 +93,10 @@ class TaskConfig(Config):
             return {**given, "name": DEFAULT_TASK}
         return given
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _path(cls, data: Any) -> Any:
-        return str(data) if isinstance(data, Path) else data
-
-    @field_validator("template")
-    @classmethod
-    def _names_columns(cls, template: str | None) -> str | None:
-        if template is not None:
-            check_template(template)
-        return template
-
     @model_validator(mode="after")
-    def _one_place(self) -> TaskConfig:
+    def _means_something(self) -> TaskConfig:
         if self.data is not None and self.data_dir is not None:
             raise ValueError("give task.data or task.data_dir, not both; task.data_dir=null takes one back")
-        return self
-
-    @model_validator(mode="after")
-    def _one_or_several(self) -> TaskConfig:
         if not self.several:
             return self
         if self.tasks and self.setting is not None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from zofo.errors import DataError
+from zofo.tasks.example import Example
 
 _TOKEN, _END_TOKEN = "\ufdd0", "\ufdd1"  # around a control token that a template writes; no characters of any text
 _TEXT, _END_TEXT = "\ufdd2", "\ufdd3"  # around the spelling of one in the text of a row
@@ -109,6 +110,12 @@ class Speller:
             return token[0] if of_row else f"{_TOKEN}{token[0]}{_END_TOKEN}"
 
         return self._control.sub(mark, text)
+
+    def in_marks(self, example: Example, texts: Sequence[str]) -> tuple[list[str], bool]:
+        """Texts that a template made of a row, marked if the row spells a control token; and whether they are."""
+        if not self.spells(example.own):
+            return list(texts), False
+        return [self.marked(text, example.own, example.where) for text in texts], True
 
     def marked_value(self, value: Any) -> Any:
         """A value for a chat template, with marks around the control tokens that the row spells."""

@@ -129,7 +129,7 @@ def _refuse_one_label(
         return
     if all(_choice(render(task, row.fields, row.where, prompt, head)) == first for row in rows):
         assert task.label is not None
-        raise single_label_error(task.label, label_of(task.label, rows[0].fields, rows[0].where, task.name), rows)
+        raise single_label_error(task.label, label_of(task.label, rows[0].fields, task.name), rows)
 
 
 def _choice(example: Example) -> tuple[frozenset[str], frozenset[str]]:

@@ -126,9 +126,25 @@ def _macro_f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
     return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
 
 
-@_metric("f1", ("classification",), "F1 of the last of two labels, the positive one")
-def _f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
-    return _positive_f1(examples, answers, "f1")
+def _positive_f1(name: str) -> Score:
+    """F1 of the second of two labels, under the name of a metric."""
+
+    def score(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+        from sklearn.metrics import f1_score
+
+        gold, predicted = _labels(examples, answers)
+        for example in examples:
+            if len(example.candidates) != 2:
+                raise DataError(
+                    f"{example.where}: the metric {name!r} is of two labels, and there are {len(example.candidates)}",
+                    "set the metric to macro-f1",
+                )
+        return float(f1_score(gold, predicted, pos_label=1, average="binary", zero_division=0.0))
+
+    return score
+
+
+_metric("f1", ("classification",), "F1 of the last of two labels, the positive one")(_positive_f1("f1"))
 
 
 @_metric("matthews", ("classification",), "Matthews' correlation of right and predicted labels, from -1 to 1")
@@ -141,9 +157,8 @@ def _matthews(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
     return float(matthews_corrcoef(gold, predicted))
 
 
-@_metric("f1a", ("classification",), "MultiRC: F1 of the last of two labels over the answers to all questions")
-def _f1a(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
-    return _positive_f1(examples, answers, "f1a")
+_F1A = "MultiRC: F1 of the last of two labels over the answers to all questions"
+_metric("f1a", ("classification",), _F1A)(_positive_f1("f1a"))
 
 
 @_metric("em", ("classification",), "MultiRC: share of groups, its questions, in which every prediction is right")
@@ -214,19 +229,6 @@ def _labels(examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[lis
     predicted = [int(answer) for answer in answers]
     pairs = zip(examples, predicted, strict=True)
     return [label if label in example.golds else example.golds[0] for example, label in pairs], predicted
-
-
-def _positive_f1(examples: Sequence[Example], answers: Sequence[Answer], name: str) -> float:
-    from sklearn.metrics import f1_score
-
-    gold, predicted = _labels(examples, answers)
-    for example in examples:
-        if len(example.candidates) != 2:
-            raise DataError(
-                f"{example.where}: the metric {name!r} is of two labels, and there are {len(example.candidates)}",
-                "set the metric to macro-f1",
-            )
-    return float(f1_score(gold, predicted, pos_label=1, average="binary", zero_division=0.0))
 
 
 def _texts(examples: Sequence[Example], answers: Sequence[Answer]) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -5,16 +5,14 @@ Setting files are those of MetaICL (Min et al. 2022): `{"train": ["glue-mrpc", .
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zofo.config import is_name
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.tasks.config import OF_ONE, TaskConfig
-from zofo.tasks.contamination import inputs_in, refuse_shared_rows, refuse_twins
-from zofo.tasks.example import Example
+from zofo.tasks.contamination import inputs_in, refuse_twins
 from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
 from zofo.tasks.task import SPLITS, Split, Task
 from zofo.tasks.task_files import parse_task, task_names
@@ -119,64 +117,7 @@ def subtask_config(config: TaskConfig, name: str) -> TaskConfig:
     return config.model_copy(update=own)
 
 
-def mixed_examples(
-    config: TaskConfig,
-    splits: Sequence[Split],
-    resolve: Callable[[TaskConfig], Task],
-    load: Callable[[Task, TaskConfig, Sequence[Split]], Mapping[Split, list[Example]]],
-) -> dict[Split, list[Example]]:
-    """The examples of several tasks, one after the other, each under the name of its own.
-
-    Those of a task in free words have their output as only candidate, and are in train alone.
-
-    Args:
-        config: which tasks.
-        splits: those that are needed.
-        resolve: gives a task for its configuration.
-        load: reads the examples of one task, of some splits.
-
-    Raises:
-        ConfigError: a task that generates, other than by MetaICL's rows; one in free words that is kept for the test;
-            no task with options; or rows that a task shares with the test rows of an unseen one.
-        DataError: rows that cannot be used.
-    """
-    names, unseen = tasks_of(config)
-    mixed: dict[Split, list[Example]] = {split: [] for split in splits}
-    _refuse_free_words(config, unseen)
-    held = (
-        {} if config.allow_overlap else {name: rows for name in unseen if (rows := task_inputs(config, name, "test"))}
-    )
-    for name in names:
-        own = subtask_config(config, name)
-        task = resolve(own)
-        free = task.kind == "generation"
-        if free and not (own.data is not None and in_free_words(Path(own.data))):
-            raise ConfigError(
-                f"{name!r} asks for a free text, but of several tasks each must have candidates",
-                "leave it out of task.tasks",
-            )
-        found = load(task, own, [one for one in splits if one == "train" or not free])
-        for split, examples in found.items():
-            mixed[split] += [_only_trained_on(one, name) if free else replace(one, task=name) for one in examples]
-        if "train" in found and held:
-            bare = own.model_copy(update={"demonstrations": 0})
-            plain = load(task, bare, ["train"])["train"] if own.demonstrations else found["train"]
-            refuse_shared_rows(name, {one.where: one.prompt.strip() for one in plain}, held)
-    for split in splits:
-        if not mixed[split]:
-            raise ConfigError(
-                f"none of the tasks has options, so that {split} has no row that can be scored by likelihood",
-                "name a task with options beside them in task.tasks",
-            )
-    return mixed
-
-
-def _only_trained_on(example: Example, task: str) -> Example:
-    """A free-text example for training, with its output as the only candidate."""
-    return replace(example, candidates=example.answers[:1], answers=(), ends=False, task=task)
-
-
-def _refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
+def refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
     """Raises ConfigError for a task that is kept for the test but has no options to score."""
     for name in unseen:
         folder = _folder(config, name)

@@ -24,28 +24,9 @@ _MOST_BITS = 4096  # of a whole number
 WRITTEN = "texts written by this template"
 """Key in a template's context of the list of texts that it writes; no template can name it."""
 _CHANCE = {"lipsum": "text by chance", "cycler": "an iterator with a state", "joiner": "an iterator with a state"}
-_GROWING = frozenset(  # filters and methods whose result may be longer than what they are given
-    [
-        "batch",
-        "center",
-        "expandtabs",
-        "format",
-        "format_map",
-        "indent",
-        "join",
-        "ljust",
-        "pprint",
-        "replace",
-        "rjust",
-        "slice",
-        "tojson",
-        "translate",
-        "urlize",
-        "wordwrap",
-        "xmlattr",
-        "zfill",
-    ]
-)
+_FILTERS = {"batch", "indent", "pprint", "slice", "tojson", "urlize", "wordwrap", "xmlattr"}
+_METHODS = {"center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "translate", "zfill"}
+_GROWING = _FILTERS | _METHODS  # whose result may be longer than what they are given
 _CLOCK = frozenset({"now", "today", "utcnow", "astimezone", "timestamp", "fromtimestamp", "utcfromtimestamp"})
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}>")  # of an object in memory, as Python writes it
 _WIDE = re.compile(r"%[^%a-zA-Z]*(\d{5,}|\*)|\{[^{}]*:[^{}]*(\d{5,}|\{)")  # formats that ask for a long text

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from zofo.errors import DataError
 from zofo.tasks.chats import REASONING, texts_of
 from zofo.tasks.example import Example, Message
-from zofo.tasks.gold import gold_choices, label_index, label_of, missing_column
+from zofo.tasks.gold import gold_choices, label_index, label_of, refuse_missing
 from zofo.tasks.prompt_templates import CHOICE, checked_fields, columns_of, fill
 from zofo.tasks.readers.look_alikes import first_repeated
-from zofo.tasks.readers.row_checks import answer_problem, turns_problem
+from zofo.tasks.readers.row import RowError, at_row
+from zofo.tasks.readers.row_checks import check_turns
 from zofo.tasks.task import Choices, ChoicesFromColumn, Prompt, Task
 
 TOOLS = "tools"
@@ -37,101 +38,95 @@ def render(
     Raises:
         DataError: a missing column, an empty text, an unknown label; names the place.
     """
-    if task.messages is not None:
-        return _chat(task, task.messages, fields, where, right)
+    with at_row(where):
+        if task.messages is not None:
+            return replace(_chat(task.name, task.messages, fields, right), where=where)
+        return replace(_example(task, fields, prompt, head, right), where=where)
+
+
+def _example(task: Task, fields: Mapping[str, Any], prompt: str | None, head: bool, right: bool) -> Example:
+    """A row of a task without chats as an example."""
     asked = task.prompt(prompt)
     plain_head = head and prompt is None and task.texts is not None
-    known = _fields(task, fields, task.columns(prompt, plain_head), where)
+    known = _fields(task, fields, task.columns(prompt, plain_head))
     own: list[str] = []
-    text = "" if plain_head else fill(asked.template, known, where, own=own)
-    common: dict[str, Any] = {"where": where, "group": _group(task, fields, where) if right else ""}
+    text = "" if plain_head else fill(asked.template, known, own=own)
+    common: dict[str, Any] = {"group": _group(task, fields) if right else ""}
     if head:
-        common["texts"] = tuple(fill(one, known, where, own=own) for one in task.texts or ()) if plain_head else (text,)
+        common["texts"] = tuple(fill(one, known, own=own) for one in task.texts or ()) if plain_head else (text,)
     if task.kind == "generation":
-        answers = _answers(task, fields, where) if right else ()
+        answers = _answers(task.name, task.answers or "", fields) if right else ()
         follows = _continuation(text, answers[0], task.stop) if answers else ""
         own += answers[:1]
         answers = tuple(dict.fromkeys(answer.strip() for answer in answers))
         return Example(text, (follows,), (0,) if answers else (), answers, ends=not task.stop, own=tuple(own), **common)
     if not plain_head:
-        common["ending"] = fill(asked.ending, known, where, own=own)
-        common["content_free"] = _content_free(task, asked, known, where)
+        common["ending"] = fill(asked.ending, known, own=own)
+        common["content_free"] = _content_free(task, asked, known)
     if task.kind == "classification":
-        gold = (label_index(task, label_of(task.label or "", fields, where, task.name), where),) if right else ()
-        return Example(text, tuple(task.verbalizers_of(prompt).values()), gold, own=tuple(own), **common)
+        right_one = (label_index(task, label_of(task.label or "", fields, task.name)),) if right else ()
+        return Example(text, tuple(task.verbalizers_of(prompt).values()), right_one, own=tuple(own), **common)
     choices = task.choices_of(prompt)
-    candidates, values = _choices(choices, known, where, own)
-    golds = (
-        gold_choices(task, fields, values, choices if isinstance(choices, ChoicesFromColumn) else None, where)
-        if right
-        else ()
-    )
+    candidates, values = _choices(choices, known, own)
+    each = choices if isinstance(choices, ChoicesFromColumn) else None
+    golds = gold_choices(task, fields, values, each) if right else ()
     return Example(text, candidates, golds, own=tuple(own), **common)
 
 
-def _fields(task: Task, fields: Mapping[str, Any], columns: Sequence[str], where: str) -> dict[str, Any]:
-    return checked_fields(
-        fields, columns, task.optional, lambda column: missing_column(task.name, column, fields, where), where
-    )
+def _fields(task: Task, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """The columns that are needed, checked."""
+    refuse_missing(task.name, (column for column in columns if column not in task.optional), fields)
+    return checked_fields(fields, columns, task.optional)
 
 
-def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any], where: str) -> str:
+def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any]) -> str:
     if prompt.content_free is not None:
-        known = _fields(task, fields, columns_of(prompt.content_free), where)
-        return str(fill(prompt.content_free, known, where))
+        return str(fill(prompt.content_free, _fields(task, fields, columns_of(prompt.content_free))))
     try:
-        return str(
-            fill(prompt.template, {**fields, **{k: NOTHING for k, v in fields.items() if isinstance(v, str)}}, where)
-        )
-    except DataError:  # a template that takes its columns apart; its task has no calibrated scores
+        nothing = {column: NOTHING for column, value in fields.items() if isinstance(value, str)}
+        return str(fill(prompt.template, {**fields, **nothing}))
+    except RowError:  # a template that takes its columns apart; its task has no calibrated scores
         return ""
 
 
-def _group(task: Task, fields: Mapping[str, Any], where: str) -> str:
-    for column in task.group:
-        if column not in fields:
-            raise missing_column(task.name, column, fields, where)
+def _group(task: Task, fields: Mapping[str, Any]) -> str:
+    refuse_missing(task.name, task.group, fields)
     return "\x1f".join(str(fields[column]) for column in task.group)
 
 
-def _choices(
-    choices: Choices, fields: Mapping[str, Any], where: str, own: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _choices(choices: Choices, fields: Mapping[str, Any], own: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The texts of the choices, and what they are made of; what the row wrote is added to `own`."""
     if isinstance(choices, ChoicesFromColumn):
-        values = fill(choices.each, fields, where, expression=True)
+        values = fill(choices.each, fields, expression=True)
         if isinstance(values, str | Mapping) or not hasattr(values, "__iter__"):
-            raise DataError(f"{where}: {choices.each!r} is {values!r}, not a list of choices", "mend the row")
+            raise RowError(f"{choices.each!r} is {values!r}, not a list of choices", "mend the row")
         entries = list(values)
         bad = next((one for one in entries if not isinstance(one, str) or not one.strip()), None)
         if bad is not None:
-            raise DataError(f"{where}: {choices.each!r} holds the choice {bad!r}, not a text", "mend the row")
-        texts = tuple(str(fill(choices.text, {**fields, CHOICE: entry}, where, own=own)) for entry in entries)
+            raise RowError(f"{choices.each!r} holds the choice {bad!r}, not a text", "mend the row")
+        texts = tuple(str(fill(choices.text, {**fields, CHOICE: entry}, own=own)) for entry in entries)
     else:
-        texts = tuple(str(fill(text, fields, where, own=own)) for text in choices)
+        texts = tuple(str(fill(text, fields, own=own)) for text in choices)
         entries = list(texts)
     if len(texts) < 2:
-        raise DataError(f"{where}: {len(texts)} choices, but two or more are needed", "mend or remove the row")
+        raise RowError(f"{len(texts)} choices, but two or more are needed")
     twice = first_repeated(texts)
     if twice is not None:
-        raise DataError(f"{where}: the choice {twice!r} is there twice", "mend or remove the row")
+        raise RowError(f"the choice {twice!r} is there twice")
     return texts, tuple(entry.strip() for entry in entries)
 
 
-def _answers(task: Task, fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _answers(name: str, expression: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The accepted answers of a generation as the row writes them, each once, in order."""
-    assert task.answers is not None
-    columns = columns_of(task.answers, expression=True)
-    for column in columns:
-        if column not in fields:
-            raise missing_column(task.name, column, fields, where)
-    found = fill(task.answers, {column: fields[column] for column in columns}, where, expression=True)
+    columns = columns_of(expression, expression=True)
+    refuse_missing(name, columns, fields)
+    found = fill(expression, {column: fields[column] for column in columns}, expression=True)
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where}: {task.answers!r} is {found!r}, not a text or a list of texts", "mend the row")
+        raise RowError(f"{expression!r} is {found!r}, not a text or a list of texts", "mend the row")
     kept = tuple(dict.fromkeys(text for text in texts if text.strip()))
     if not kept:
-        raise DataError(f"{where}: {task.answers!r} holds no answer", "mend or remove the row")
+        raise RowError(f"{expression!r} holds no answer")
     return kept
 
 
@@ -144,30 +139,25 @@ def _continuation(prompt: str, answer: str, stop: Sequence[str]) -> str:
     return f"{space}{answer.rstrip()}{stop[0]}" if stop else f"{space}{answer}"
 
 
-def _chat(task: Task, column: str, fields: Mapping[str, Any], where: str, right: bool) -> Example:
+def _chat(name: str, column: str, fields: Mapping[str, Any], right: bool) -> Example:
     """A chat: all turns up to the last one of the assistant are asked, and that one is the answer."""
-    if column not in fields:
-        raise missing_column(task.name, column, fields, where)
+    refuse_missing(name, [column], fields)
     turns = fields[column]
-    problem = turns_problem(column, turns) or (answer_problem(column, turns) if right else None)
-    if problem is not None:
-        raise DataError(f"{where}: {problem.message}", problem.hint)
-    messages = [_message(turn) for turn in turns]
-    common: dict[str, Any] = {"where": where, "tools": _tools(fields, where)}
+    check_turns(column, turns, answered=right)
+    messages = tuple(_message(turn) for turn in turns)
+    asked = Example("", ("",), messages=messages, own=tuple(texts_of(turns)), tools=_tools(fields))
     if not right:
-        return Example("", ("",), messages=tuple(messages), own=tuple(texts_of(turns)), **common)
+        return asked
     content, reply = messages[-1][1], "".join(messages[-1][2:])
     thinks = bool(set(REASONING) & set(json.loads(reply))) if reply else False
-    return Example(
-        "",
-        (content,),
-        (0,),
-        (content.strip(),),
-        messages=tuple(messages[:-1]),
+    return replace(
+        asked,
+        candidates=(content,),
+        golds=(0,),
+        answers=(content.strip(),),
+        messages=messages[:-1],
         reply=reply,
         thinks=thinks,
-        own=tuple(texts_of(turns)),
-        **common,
     )
 
 
@@ -178,7 +168,7 @@ def _message(turn: Mapping[str, Any]) -> Message:
     return (turn["role"], content, json.dumps(more)) if more else (turn["role"], content)
 
 
-def _tools(fields: Mapping[str, Any], where: str) -> str:
+def _tools(fields: Mapping[str, Any]) -> str:
     """What may be called, as JSON; "" for nothing. Data sets write it as a list, or as that list in a text."""
     given = next((value for name, value in fields.items() if name.lower() == TOOLS), None)
     try:
@@ -186,5 +176,5 @@ def _tools(fields: Mapping[str, Any], where: str) -> str:
     except ValueError:
         tools = given
     if tools is not None and not isinstance(tools, list):
-        raise DataError(f"{where}: column {TOOLS!r} is no list of tools, and no JSON of one", "mend or remove the row")
+        raise RowError(f"column {TOOLS!r} is no list of tools, and no JSON of one")
     return json.dumps(tools) if tools else ""

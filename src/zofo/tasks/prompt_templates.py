@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.meta
 import jinja2.nodes
 
-from zofo.errors import DataError
 from zofo.tasks.prompt_limits import WRITTEN, PromptEnvironment, counted, limited, refuse_address
+from zofo.tasks.readers.row import RowError
+from zofo.tasks.readers.row_checks import check_text, has_half
 
 CHOICE = "choice"
 """Name of the choice in a template of choices."""
@@ -37,52 +38,98 @@ def _environment() -> PromptEnvironment:
     return environment
 
 
+class _Parsed(NamedTuple):
+    """What is known of a template or an expression.
+
+    Args:
+        columns: that it names.
+        plain: those that it writes directly or through filters; these must be texts.
+        constants: literal texts in its expressions, such as 'because' in {{ 'because' if cause else 'so' }}.
+        run: (columns of a row) -> what it writes, or the value of the expression.
+    """
+
+    columns: frozenset[str]
+    plain: frozenset[str]
+    constants: frozenset[str]
+    run: Callable[..., Any]
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(template: str, expression: bool) -> _Parsed:
+    """A template, or an expression. Raises the errors of Jinja, RecursionError and MemoryError."""
+    environment = _environment()
+    tree = environment.parse("{{ " + template + " }}" if expression else template)
+    columns = jinja2.meta.find_undeclared_variables(tree) - {CHOICE, ROW}
+    for item in tree.find_all(jinja2.nodes.Getitem):  # row['my column']
+        whole_row = isinstance(item.node, jinja2.nodes.Name) and item.node.name == ROW
+        if whole_row and isinstance(item.arg, jinja2.nodes.Const) and isinstance(item.arg.value, str):
+            columns.add(item.arg.value)
+    plain = set()
+    for output in tree.find_all(jinja2.nodes.Output):
+        for node in output.nodes:
+            while isinstance(node, jinja2.nodes.Filter) and node.node is not None:
+                node = node.node
+            if isinstance(node, jinja2.nodes.Name):
+                plain.add(node.name)
+    constants = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+    run = (
+        environment.compile_expression(template, undefined_to_none=False)
+        if expression
+        else environment.from_string(template).render
+    )
+    return _Parsed(frozenset(columns), frozenset(plain), frozenset(constants), run)
+
+
 def columns_of(template: str, expression: bool = False) -> list[str]:
     """The columns that a template or an expression names, in the order in which they first appear.
 
     Raises:
         ValueError: it is not one; says what is wrong.
     """
-    text = "{{ " + template + " }}" if expression else template
     try:
-        tree = _environment().parse(text)
-        names = jinja2.meta.find_undeclared_variables(tree)
-        _compiled(template, expression)
+        columns = _parsed(template, expression).columns
     except jinja2.TemplateSyntaxError as error:
         raise ValueError(f"{template!r} is not a template: {error.message}") from error
     except (RecursionError, MemoryError) as error:
         raise ValueError(f"{template[:40]!r} ... is not a template: it is nested too deeply") from error
-    return sorted((names - {CHOICE, ROW}) | _looked_up(tree), key=lambda name: (template.find(name), name))
+    return sorted(columns, key=lambda name: (template.find(name), name))
 
 
-def _looked_up(tree: jinja2.nodes.Template) -> set[str]:
-    """The columns that are named as row['my column']."""
-    found = tree.find_all(jinja2.nodes.Getitem)
-    return {
-        one.arg.value
-        for one in found
-        if isinstance(one.node, jinja2.nodes.Name)
-        and one.node.name == ROW
-        and isinstance(one.arg, jinja2.nodes.Const)
-        and isinstance(one.arg.value, str)
-    }
+def check_expression(text: Any) -> Any:
+    """A column or an expression of columns as it is, once it is found to be one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(text, str):
+        columns_of(text, expression=True)
+    return text
 
 
-def check_template(template: str) -> list[str]:
-    """The columns that the template of a prompt names.
+def check_template(template: str) -> str:
+    """A template as it is, once it is found to be one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    columns_of(template)
+    return template
+
+
+def check_prompt(template: str) -> str:
+    """The template of a prompt as it is, once it is found to name a column.
 
     Raises:
         ValueError: it is no template, or names no column.
     """
-    columns = columns_of(template)
-    if not columns and f"{ROW}[" not in template:
+    if not columns_of(template) and f"{ROW}[" not in template:
         single = "{" in template and "{{" not in template
         taken = next((name for name in (CHOICE, ROW) if f"{{ {name} }}" in template), None)
         if taken:
             raise ValueError(f"{taken!r} has a meaning of its own in a template: write {{{{ row['{taken}'] }}}}")
         why = "columns stand in double braces" if single else "the template names no column"
         raise ValueError(f"{why}; write for example '{{{{ sentence }}}} It was'")
-    return columns
+    return template
 
 
 def refuse_telling(templates: Sequence[str], right: str) -> None:
@@ -98,104 +145,61 @@ def refuse_telling(templates: Sequence[str], right: str) -> None:
         raise ValueError(f"the template {telling!r} names {column!r}, which holds what is right: the prompt would tell")
 
 
-@functools.lru_cache(maxsize=256)
-def _compiled(template: str, expression: bool) -> Callable[..., Any]:
-    if expression:
-        return _environment().compile_expression(template, undefined_to_none=False)
-    return _environment().from_string(template).render
-
-
-@functools.lru_cache(maxsize=256)
-def plain_columns(template: str) -> frozenset[str]:
-    """The columns that a template writes directly or through filters; these must be texts."""
-    found = set()
-    for output in _environment().parse(template).find_all(jinja2.nodes.Output):
-        for node in output.nodes:
-            while isinstance(node, jinja2.nodes.Filter) and node.node is not None:
-                node = node.node
-            if isinstance(node, jinja2.nodes.Name):
-                found.add(node.name)
-    return frozenset(found)
-
-
 FAILURES = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, MemoryError, RecursionError)
 """Errors of a template besides those of Jinja."""
 
 
-@functools.lru_cache(maxsize=256)
-def _constants(template: str) -> frozenset[str]:
-    """The literal texts in a template's expressions, such as 'because' in {{ 'because' if cause else 'so' }}."""
-    found = _environment().parse(template).find_all(jinja2.nodes.Const)
-    return frozenset(node.value for node in found if isinstance(node.value, str))
-
-
-def fill(
-    template: str, fields: Mapping[str, Any], where: str, expression: bool = False, own: list[str] | None = None
-) -> Any:
+def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own: list[str] | None = None) -> Any:
     """A template with the columns of one row in place: a text; of an expression, its value.
 
     Args:
         template: or an expression.
         fields: the columns of the row.
-        where: file and line, for messages.
         expression: whether it is one.
         own: a list to which the texts are added that the row wrote, in their order.
 
     Raises:
-        DataError: it cannot be filled with this row.
+        RowError: it cannot be filled with this row.
     """
-    for column in () if expression else plain_columns(template):
-        if isinstance(fields.get(column), list | dict):
-            raise DataError(f"{where}: column {column!r} is {fields[column]!r}, not a text", "mend or remove the row")
+    written: list[str] = []
     try:
-        written: list[str] = []
+        parsed = _parsed(template, expression)
+        for column in () if expression else parsed.plain:
+            if isinstance(fields.get(column), list | dict):
+                raise RowError(f"column {column!r} is {fields[column]!r}, not a text")
         with limited():
-            value = _compiled(template, expression)(**{ROW: fields, **fields, WRITTEN: written})
+            value = parsed.run(**{ROW: fields, **fields, WRITTEN: written})
             value = list(counted(value)) if isinstance(value, Iterator) else value
         if isinstance(value, str):
             refuse_address(value, fields)
     except (jinja2.TemplateError, *FAILURES) as error:
-        raise DataError(
-            f"{where}: the template {template!r} cannot be filled: {error}",
+        raise RowError(
+            f"the template {template!r} cannot be filled: {error}",
             "mend the row, or the template in a copy of the task file (`zofo copy TASK FILE`)",
         ) from error
     if isinstance(value, jinja2.Undefined):
-        raise DataError(f"{where}: {template!r} has no value in this row", "mend the row, or the task file")
+        raise RowError(f"{template!r} has no value in this row", "mend the row, or the task file")
     if own is not None and not expression:
-        own += [text for text in written if text not in _constants(template)]
+        own += [text for text in written if text not in parsed.constants]
     return value
 
 
-def checked_fields(
-    fields: Mapping[str, Any],
-    columns: Iterable[str],
-    optional: Sequence[str],
-    missing: Callable[[str], DataError],
-    where: str,
-) -> dict[str, Any]:
-    """The columns that are needed, with texts stripped of white space around them.
+def checked_fields(fields: Mapping[str, Any], columns: Iterable[str], optional: Sequence[str]) -> dict[str, Any]:
+    """The columns that are needed, with texts stripped of white space around them; a missing one is an empty one.
 
     Raises:
-        DataError: a column is missing, empty, not a text or a list, or not Unicode; names the column.
+        RowError: a column is empty, not a text or a list, or not Unicode; names the column.
     """
-    checked: dict[str, Any] = {}
-    for column in columns:
-        if column not in fields and column not in optional:
-            raise missing(column)
-        checked[column] = _checked(fields.get(column), column, column in optional, where)
-    return checked
+    return {column: _checked(fields.get(column), column, column in optional) for column in columns}
 
 
-def _checked(value: Any, column: str, optional: bool, where: str) -> Any:
+def _checked(value: Any, column: str, optional: bool) -> Any:
     if isinstance(value, Mapping):
-        return {key: _checked(part, f"{column}.{key}", True, where) for key, part in value.items()}
+        return {key: _checked(part, f"{column}.{key}", True) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_checked(part, column, True, where) for part in value]
+        return [_checked(part, column, True) for part in value]
     if optional and not isinstance(value, str):
         return "" if value is None else value
-    if not isinstance(value, str) or not (optional or value.strip()):
-        problem = "empty" if value is None or isinstance(value, str) else f"{value!r}, not a text"
-        raise DataError(f"{where}: column {column!r} is {problem}", "mend or remove the row")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(f"{where}: column {column!r} holds half of a character (a lone surrogate)", "mend the row")
+    if not isinstance(value, str) or has_half(value) or not (optional or value.strip()):
+        check_text(column, value)
     return value.strip()

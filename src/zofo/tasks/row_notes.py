@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.duplicates import repeats_of
+from zofo.tasks.duplicates import repeat_notes
 from zofo.tasks.example import Example
 from zofo.tasks.readers import has_split
 from zofo.tasks.readers.look_alikes import label_notes
@@ -25,9 +25,7 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
         task: the task.
         examples: examples of each split, without demonstrations.
     """
-    repeats = repeats_of(examples, task.kind == "generation")
-    notes = _likely_mistakes(task, examples)
-    notes += [note for split, found in repeats.items() for note in found.notes(split, len(examples[split]))]
+    notes = _likely_mistakes(task, examples) + repeat_notes(examples, task.kind == "generation")
     lost = [one.where for rows in examples.values() for one in rows if any("\ufffd" in text for text in one.own)]
     if lost:
         notes.append(f"U+FFFD stands in {len(lost)} rows in place of letters that were lost; the first is {lost[0]}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError
-from zofo.tasks.prompt_templates import check_template, columns_of, refuse_telling
+from zofo.tasks.prompt_templates import check_expression, check_prompt, check_template, columns_of, refuse_telling
 from zofo.tasks.readers.look_alikes import first_repeated
 
 Split = Literal["train", "validation", "test"]
@@ -52,14 +52,12 @@ class SplitSource(Config):
     """Rows drawn by `split_seed`, disjoint from other splits of the same origin; None takes all in order."""
 
 
-def _expression(text: Any) -> Any:
-    if isinstance(text, str):
-        columns_of(text, expression=True)
-    return text
-
-
-Expression = Annotated[str, BeforeValidator(_expression)]
+Expression = Annotated[str, BeforeValidator(check_expression)]
 """A column, or an expression of columns such as `answers.text`: what may stand between the braces of a template."""
+Template = Annotated[str, AfterValidator(check_template)]
+"""A text in Jinja."""
+PromptTemplate = Annotated[str, AfterValidator(check_prompt)]
+"""A text in Jinja that names a column."""
 
 
 class ChoicesFromColumn(Config):
@@ -67,14 +65,8 @@ class ChoicesFromColumn(Config):
 
     each: Expression
     """The list: a column, or a value made of columns."""
-    text: str = " {{ choice }}"
+    text: Template = " {{ choice }}"
     """The text of one choice, in which `choice` is an entry of the list."""
-
-    @field_validator("text")
-    @classmethod
-    def _a_template(cls, text: str) -> str:
-        columns_of(text)
-        return text
 
 
 def _verbalizers(given: Any) -> Any:
@@ -98,7 +90,7 @@ def _distinct(verbalizers: dict[Label, str]) -> dict[Label, str]:
     return verbalizers
 
 
-Verbalizers = Annotated[dict[Label, str], BeforeValidator(_verbalizers), pydantic.AfterValidator(_distinct)]
+Verbalizers = Annotated[dict[Label, str], BeforeValidator(_verbalizers), AfterValidator(_distinct)]
 Choices = list[str] | ChoicesFromColumn
 
 
@@ -109,14 +101,14 @@ def _once(labels: list[Label] | str) -> list[Label] | str:
     return labels
 
 
-ChoiceLabels = Annotated[list[Label] | Expression, pydantic.AfterValidator(_once)]
+ChoiceLabels = Annotated[list[Label] | Expression, AfterValidator(_once)]
 """The label of each choice: a list, or an expression of the row that gives one."""
 
 
 class Prompt(Config):
     """A template, with the verbalizers or choices that belong to it."""
 
-    template: str
+    template: PromptTemplate
     """The text before the candidate, in Jinja: `{{ column }}` wherever a column of the row goes."""
     verbalizers: Verbalizers | None = None
     """The text for each label after this prompt; by default the task's."""
@@ -124,20 +116,8 @@ class Prompt(Config):
     """The choices after this prompt; by default the task's."""
     content_free: str | None = None
     """The prompt without its content, for calibrated scores; by default the template with "N/A" in its columns."""
-    ending: str = "."
+    ending: Template = "."
     """A template of the text after the candidate; only masked language models see it."""
-
-    @field_validator("template")
-    @classmethod
-    def _names_columns(cls, template: str) -> str:
-        check_template(template)
-        return template
-
-    @field_validator("ending")
-    @classmethod
-    def _a_template(cls, ending: str) -> str:
-        columns_of(ending)
-        return ending
 
 
 class Task(Config):
@@ -183,7 +163,7 @@ class Task(Config):
     """Generation: texts that end an answer, beside the model's own end of text."""
     max_new_tokens: int = Field(50, ge=1)
     """Generation: the most tokens of an answer."""
-    texts: list[str] | None = Field(None, min_length=1, max_length=2)
+    texts: list[PromptTemplate] | None = Field(None, min_length=1, max_length=2)
     """Templates of the row's text or pair of texts, for classification heads and the prompt `none`."""
     group: list[str] = []
     """Columns that identify rows that belong together, such as all answers to one question. Rows with the same value in
@@ -214,28 +194,6 @@ class Task(Config):
             filled["prompts"] = prompts
         return filled
 
-    @field_validator("prompts")
-    @classmethod
-    def _a_prompt(cls, prompts: dict[str, Prompt]) -> dict[str, Prompt]:
-        if not prompts:
-            raise ValueError("a task needs one prompt or more")
-        return prompts
-
-    @field_validator("texts")
-    @classmethod
-    def _texts(cls, texts: list[str] | None) -> list[str] | None:
-        for text in texts or ():
-            check_template(text)
-        return texts
-
-    @field_validator("splits")
-    @classmethod
-    def _all_splits(cls, splits: dict[Split, SplitSource]) -> dict[Split, SplitSource]:
-        missing = [split for split in SPLITS if split not in splits]
-        if missing:
-            raise ValueError(f"the split {missing[0]!r} is not defined")
-        return splits
-
     @model_validator(mode="after")
     def _of_its_kind(self) -> Task:
         free = "answers" if self.messages is None else "messages"
@@ -244,6 +202,10 @@ class Task(Config):
             "multiple-choice": ("choices", ("verbalizers", "answers", "messages", "texts")),
             "generation": (free, ("verbalizers", "choices", "labels", "texts")),
         }
+        if missing := [split for split in SPLITS if split not in self.splits]:
+            raise ValueError(f"the split {missing[0]!r} is not defined")
+        if not self.prompts:
+            raise ValueError("a task needs one prompt or more")
         needed, foreign = asked[self.kind]
         everywhere = getattr(self, needed) is not None
         if not everywhere and not all(getattr(prompt, needed, None) is not None for prompt in self.prompts.values()):

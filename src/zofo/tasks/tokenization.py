@@ -127,7 +127,7 @@ def encode(
         for candidate, row in enumerate(rows):
             _refuse_unscorable(one.example, candidate, start, len(row))
         scored = tuple(len(row) - start for row in rows)
-        rows = _fitted(rows, start, limit, truncate, speller.special, one.example)
+        rows = fitted(rows, start, limit, truncate, speller.special, one.example)
         _refuse_clash(one.example, rows)
         gold = one.example.gold
         encoded.append(TokenizedChoices(tuple(rows), scored, gold, one.example, one.stops, joined, one.unwritten))
@@ -141,11 +141,7 @@ def _asked(speller: Speller, example: Example) -> _Asked:
         return _Asked(
             as_example(example, chat), chat.prompt, (chat.answer,), marked, chat.stops, chat.block, chat.unwritten
         )
-    marked = speller.spells(example.own)
-    prompt, candidates = example.prompt, example.candidates
-    if marked:
-        prompt = speller.marked(prompt, example.own, example.where)
-        candidates = tuple(speller.marked(text, example.own, example.where) for text in candidates)
+    (prompt, *candidates), marked = speller.in_marks(example, (example.prompt, *example.candidates))
     if example.ends:
         ending = speller.tokenizer.eos_token
         if ending is None:
@@ -155,8 +151,8 @@ def _asked(speller: Speller, example: Example) -> _Asked:
             )
         example = replace(example, candidates=tuple(text + ending if text else "" for text in example.candidates))
         ending = speller.marked(ending, (), example.where) if marked else ending
-        candidates = tuple(text + ending if text else "" for text in candidates)
-    return _Asked(example, prompt, candidates, marked)
+        candidates = [text + ending if text else "" for text in candidates]
+    return _Asked(example, prompt, tuple(candidates), marked)
 
 
 def _refuse_mixed(asked: Sequence[_Asked]) -> None:
@@ -222,7 +218,7 @@ def _without_closing(speller: Speller, coded: Coded, add: Mapping[str, bool]) ->
     return coded if end == last else Coded(coded.ids[:end], coded.spans[:end], coded.types[:end])
 
 
-def _fitted(
+def fitted(
     rows: list[tuple[int, ...]],
     prompt: int,
     limit: int | None,
@@ -230,7 +226,19 @@ def _fitted(
     special: Collection[int],
     example: Example,
 ) -> list[tuple[int, ...]]:
-    """Rows within the limit; the same tokens are dropped for every candidate, so that all follow the same prompt."""
+    """Rows within the limit; the same tokens are dropped for every candidate, so that all follow the same prompt.
+
+    Args:
+        rows: one for each candidate.
+        prompt: tokens at their beginning of which all but one may be dropped.
+        limit: the longest row in tokens; None for no limit.
+        truncate: whether tokens may be dropped at all: the oldest, but for a leading special one.
+        special: ids of the special tokens.
+        example: as text, for the message.
+
+    Raises:
+        DataError: the rows are too long.
+    """
     longest = max(map(len, rows))
     if limit is None or longest <= limit:
         return rows

@@ -56,7 +56,9 @@ def encode_channel(
             Example(example.before + _candidate(example, number), (prompt,), (0,), where=example.where, own=example.own)
             for number in range(len(example.candidates))
         ]
-    heads = iter(_lengths(tokenizer, [one.before for one in examples]))
+    before = [one.before for one in examples]
+    alone = tokenizer(before, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    heads = iter([len(ids) for ids in alone["input_ids"]])
     coded = iter(encode(tokenizer, flat))
     special = set(tokenizer.all_special_ids)
     encoded = []
@@ -66,12 +68,6 @@ def encode_channel(
         rows, scored = _fitted(rows, scored, next(heads), limit, truncate, special, example)
         encoded.append(TokenizedChoices(tuple(rows), (scored,) * len(rows), example.gold, example))
     return encoded
-
-
-def _lengths(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Tokens of each text by itself, without special ones."""
-    coded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return [len(ids) for ids in coded["input_ids"]]
 
 
 def _fitted(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.control_tokens import Speller, Spelt
 from zofo.tasks.example import Example
-from zofo.tasks.tokenization import too_long
+from zofo.tasks.tokenization import TokenizedChoices, fitted, too_long
 
 
 @dataclass(frozen=True)
@@ -59,26 +59,6 @@ class TokenizedText:
         return len(self.tokens)
 
 
-class _Parts(NamedTuple):
-    """The parts of an example that are tokenised as one text, with marks if `marked`."""
-
-    prompt: str
-    texts: tuple[str, ...]
-    ending: str
-    marked: bool
-    where: str
-
-
-def _in_parts(speller: Speller, example: Example) -> _Parts:
-    if not speller.spells(example.own):
-        return _Parts(example.prompt, example.candidates, example.ending, False, example.where)
-    prompt, ending, *texts = (
-        speller.marked(text, example.own, example.where)
-        for text in (example.prompt, example.ending, *example.candidates)
-    )
-    return _Parts(prompt, tuple(texts), ending, True, example.where)
-
-
 def encode_masked(
     tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
 ) -> list[TokenizedCloze]:
@@ -98,17 +78,21 @@ def encode_masked(
     Source: the label words of LM-BFF (Gao, Fisch, Chen 2021), as in MeZO's RoBERTa experiments.
     """
     speller = Speller(tokenizer)
-    asked = [_in_parts(speller, example) for example in examples]
-    texts = [Spelt(one.prompt + text + one.ending, None, one.marked, one.where) for one in asked for text in one.texts]
-    pairs = iter(speller.code(texts))
+    marked = [speller.in_marks(one, (one.prompt, one.ending, *one.candidates)) for one in examples]
+    spelt = [
+        Spelt(prompt + text + ending, None, marks, one.where)
+        for one, ((prompt, ending, *texts), marks) in zip(examples, marked, strict=True)
+        for text in texts
+    ]
+    pairs = iter(speller.code(spelt))
     encoded = []
-    for example, own in zip(examples, asked, strict=True):
+    for example, ((prompt, _, *texts), _) in zip(examples, marked, strict=True):
         around: tuple[int, ...] = ()
         place = 0
         targets: list[int] = []
-        for candidate, text in zip(example.candidates, own.texts, strict=True):
+        for candidate, text in zip(example.candidates, texts, strict=True):
             ids, spans, _ = next(pairs)
-            start, end = len(own.prompt), len(own.prompt) + len(text)
+            start, end = len(prompt), len(prompt) + len(text)
             inside = [i for i, span in enumerate(spans) if span[1] > start and span[0] < end and span[0] < span[1]]
             frame = tuple(ids[: inside[0]] + ids[inside[-1] + 1 :]) if inside else ()
             if len(inside) != 1 or (targets and frame != around):
@@ -121,13 +105,9 @@ def encode_masked(
             targets.append(ids[place])
         if len(set(targets)) < len(targets):
             raise DataError(f"{example.where}: two candidates are the same token", "choose other verbalizers")
-        tokens = (*around[:place], tokenizer.mask_token_id, *around[place:])
-        excess = len(tokens) - (limit or len(tokens))
-        if excess > 0:
-            head = 1 if tokens[0] in tokenizer.all_special_ids else 0
-            if not truncate or head + excess > place:
-                raise too_long(example, len(tokens), len(tokens) - excess)
-            tokens, place = tokens[:head] + tokens[head + excess :], place - excess
+        whole = (*around[:place], tokenizer.mask_token_id, *around[place:])
+        tokens = fitted([whole], place + 1, limit, truncate, speller.special, example)[0]
+        place -= len(whole) - len(tokens)
         encoded.append(TokenizedCloze(tokens, place, tuple(targets), example.gold, example))
     return encoded
 
@@ -153,7 +133,10 @@ def encode_texts(
     if tokenizer.sep_token_id is None:
         texts = [("\n".join(pair),) for pair in texts]
     speller = Speller(tokenizer)
-    spelt = [_pair(speller, example, pair) for example, pair in zip(examples, texts, strict=True)]
+    spelt = []
+    for example, pair in zip(examples, texts, strict=True):
+        (first, *second), marked = speller.in_marks(example, pair)
+        spelt.append(Spelt(first, second[0] if second else None, marked, example.where))
     with _cutting_on_the_left(tokenizer):
         coded = speller.code(
             spelt,
@@ -170,14 +153,6 @@ def encode_texts(
     return encoded
 
 
-def _pair(speller: Speller, example: Example, texts: Sequence[str]) -> Spelt:
-    """The one or two texts of an example, to be tokenised."""
-    marked = speller.spells(example.own)
-    if marked:
-        texts = [speller.marked(text, example.own, example.where) for text in texts]
-    return Spelt(texts[0], texts[1] if len(texts) == 2 else None, marked, example.where)
-
-
 @contextmanager
 def _cutting_on_the_left(tokenizer: Any) -> Iterator[None]:
     before = tokenizer.truncation_side
@@ -186,3 +161,34 @@ def _cutting_on_the_left(tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         tokenizer.truncation_side = before
+
+
+def refuse_unknown_tokens(
+    examples: Sequence[TokenizedChoices | TokenizedCloze | TokenizedText], tokenizer: Any, embeddings: int
+) -> None:
+    """Check that the model has an embedding for every token.
+
+    Args:
+        examples: tokenised examples.
+        tokenizer: their tokenizer.
+        embeddings: number of embeddings of the model.
+
+    Raises:
+        DataError: a token has none; names the row, the token and the number of such rows.
+    """
+    beyond = [(one, max(ids)) for one in examples if max(ids := list(_ids(one)), default=0) >= embeddings]
+    if not beyond:
+        return
+    first, token = beyond[0]
+    assert first.example is not None
+    raise DataError(
+        f"{first.example.where}: the text holds the token {tokenizer.convert_ids_to_tokens(token)!r} ({token}), and "
+        f"the model has {embeddings} embeddings; {len(beyond)} of {len(examples)} rows hold such tokens",
+        "resize the model with resize_token_embeddings and save it, or remove the token from rows or tokenizer",
+    )
+
+
+def _ids(example: TokenizedChoices | TokenizedCloze | TokenizedText) -> Iterable[int]:
+    if isinstance(example, TokenizedChoices):
+        return (token for row in example.rows for token in row)
+    return (*example.tokens, *example.targets) if isinstance(example, TokenizedCloze) else example.tokens

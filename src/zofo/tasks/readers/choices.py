@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zofo.errors import DataError, truncate_repr
-from zofo.tasks.readers.look_alikes import first_repeated, look_alike_key, number_key, told_apart
-from zofo.tasks.readers.row import Row
-from zofo.tasks.readers.row_checks import MEND, Problem, text_problem
+from zofo.tasks.readers.look_alikes import first_repeated, is_blank, look_alike_key, number_key, told_apart
+from zofo.tasks.readers.row import MEND, Row, RowError
+from zofo.tasks.readers.row_checks import check_text, has_half
 
 _KEY = re.compile(r"\(?([A-Za-z]|\d{1,2})[.):]\s")  # before a choice, as in "B) red"
 _READINGS = {
@@ -63,63 +63,53 @@ def gold_readings(choices: Sequence[str], answer: Any) -> dict[str, int]:
     return found
 
 
-def gold_problem(column: str, choices: Sequence[str], answer: Any, texts: str | None) -> Problem | None:
-    """What is wrong with an answer, if anything: it is no choice, or two different ones.
+def gold_choice(column: str, choices: Sequence[str], answer: Any, texts: str | None) -> int:
+    """The place of the right choice.
 
     Args:
-        column: that holds it.
+        column: that holds the answer.
         choices: their texts, without white space around them.
         answer: a text or a number.
         texts: the column or expression of the choices, for the hint.
+
+    Raises:
+        RowError: the answer is no choice, or two different ones.
     """
     found = gold_readings(choices, answer)
-    numbers = f"[{', '.join(map(str, range(len(choices))))}]"
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
     letters = ", ".join(string.ascii_uppercase[: len(choices)])
     if not found:
-        message = f"column {column!r} is {truncate_repr(answer)}, which is none of the {len(choices)} choices"
+        what = f"{truncate_repr(answer)}, which is none of the {len(choices)} choices"
         like = next((one for one in choices if look_alike_key(one) == look_alike_key(str(answer))), None)
         if like is not None and isinstance(answer, str):
             shown, other = told_apart(answer, like)
-            message = f"column {column!r} is {shown}, which is not the choice {other}, though it looks like it"
+            what = f"{shown}, which is not the choice {other}, though it looks like it"
         known = f"a letter from A to {letters[-1:]}, or the text of a choice"
-        return Problem(
-            "answer", message, hidden_hint(answer) or f"write a number from 0 to {len(choices) - 1}, {known}"
-        )
-    if len(set(found.values())) == 1:
-        return None
+        hint = hidden_hint(answer) or f"write a number from 0 to {len(choices) - 1}, {known}"
+        raise RowError(f"column {column!r} is {what}", hint, "answer")
     ways = " or ".join(_READINGS[way].format(place) for way, place in found.items())
-    says = {"number": f"task.labels={numbers} for numbers", "letter": f"task.labels=[{letters}] for letters"}
+    numbers = ", ".join(map(str, range(len(choices))))
+    says = {"number": f"task.labels=[{numbers}] for numbers", "letter": f"task.labels=[{letters}] for letters"}
     says["text"] = f"task.labels={texts} for texts" if texts is not None else f'label: "[{column}]" for texts'
     hint = ", ".join(says[way] for way in found if way in says)
-    return Problem("two readings", f"column {column!r} is {answer!r}, which may be {ways}", f"say which: {hint}")
+    raise RowError(f"column {column!r} is {answer!r}, which may be {ways}", f"say which: {hint}", "two readings")
 
 
-def gold_choice(column: str, choices: Sequence[str], answer: Any, texts: str | None, where: str) -> int:
-    """The place of the right choice; see `gold_problem`.
-
-    Raises:
-        DataError: the answer is no choice, or two different ones.
-    """
-    problem = gold_problem(column, choices, answer, texts)
-    if problem is not None:
-        raise DataError(f"{where}: {problem.message}", problem.hint)
-    return next(iter(gold_readings(choices, answer).values()))
-
-
-def choices_problem(column: str, choices: Any) -> Problem | None:
-    """The problem of choices, or None; they may be a list, or a mapping of texts and labels."""
-    if is_keyed(choices):
-        texts, keys = choices["text"], choices["label"]
-        twice = first_repeated(keys, same_key)
-        if len(texts) != len(keys) or twice is not None:
-            what = f"{len(texts)} texts and {len(keys)} labels" if twice is None else f"the label {twice!r} twice"
-            return Problem("keys", f"column {column!r} holds {what}", MEND)
-        return list_problem(f"{column}.text", texts)
-    return list_problem(column, choices)
+def check_choices(column: str, choices: Any) -> None:
+    """Refuse what is neither a list of choices nor a mapping of texts and labels."""
+    if not is_keyed(choices):
+        return check_list(column, choices)
+    texts, keys = choices["text"], choices["label"]
+    twice = first_repeated(keys, same_key)
+    if len(texts) != len(keys) or twice is not None:
+        what = f"{len(texts)} texts and {len(keys)} labels" if twice is None else f"the label {twice!r} twice"
+        raise RowError(f"column {column!r} holds {what}", MEND, "keys")
+    return check_list(f"{column}.text", texts)
 
 
-def list_problem(column: str, choices: Any) -> Problem | None:
-    """The problem of a list of choices, or None."""
+def check_list(column: str, choices: Any) -> None:
+    """Refuse what is no list of two or more different texts."""
     if not isinstance(choices, list | tuple):
         hint = 'write a list of texts, ["yes", "no"], in JSONL or parquet; CSV holds none'
         if isinstance(choices, Mapping):
@@ -127,22 +117,21 @@ def list_problem(column: str, choices: Any) -> Problem | None:
             each = f"{column}.{listed}" if listed is not None else f"{column}.values() | list"
             labels = "" if listed is not None else f", labels: {column}.keys() | list"
             hint = f"write a list of texts, or give a task file with choices: {{each: {each}}}{labels}"
-        return Problem("no list", f"column {column!r} is {truncate_repr(choices)}, not a list of choices", hint)
+        raise RowError(f"column {column!r} is {truncate_repr(choices)}, not a list of choices", hint, "no list")
     for number, choice in enumerate(choices):
-        if not isinstance(choice, str) or text_problem(column, choice):
-            message = f"column {column!r}: choice {number} is {truncate_repr(choice)}, not a text"
+        if not isinstance(choice, str) or is_blank(choice) or has_half(choice):
             hint = "write all choices as texts"
             if isinstance(choice, Mapping) and {"text", "label"} <= set(choice):
                 texts, keys = (f"{column} | map(attribute='{key}') | list" for key in ("text", "label"))
                 hint += f', or give a task file with choices: {{each: "{texts}"}}, labels: "{keys}"'
-            return Problem("bad choice", message, hint)
+            what = f"column {column!r}: choice {number} is {truncate_repr(choice)}, not a text"
+            raise RowError(what, hint, "bad choice")
     if len(choices) < 2:
-        message = f"column {column!r} has {len(choices)} choices, but two or more are needed"
-        return Problem("few choices", message, MEND)
+        what = f"column {column!r} has {len(choices)} choices, but two or more are needed"
+        raise RowError(what, MEND, "few choices")
     twice = first_repeated([choice.strip() for choice in choices])
     if twice is not None:
-        return Problem("choice twice", f"column {column!r} holds the choice {truncate_repr(twice)} twice", MEND)
-    return None
+        raise RowError(f"column {column!r} holds the choice {truncate_repr(twice)} twice", MEND, "choice twice")
 
 
 def is_keyed(choices: Any) -> bool:
@@ -150,14 +139,14 @@ def is_keyed(choices: Any) -> bool:
     return isinstance(choices, Mapping) and all(isinstance(choices.get(key), list) for key in ("text", "label"))
 
 
-def right_choice_problem(column: str, choices: Any, answer_column: str, answer: Any) -> Problem | None:
-    """The problem of an answer to well-formed choices, or None."""
+def check_right_choice(column: str, choices: Any, answer_column: str, answer: Any) -> None:
+    """Refuse an answer that is none of well-formed choices, or two of them."""
     if not is_keyed(choices):
-        return gold_problem(answer_column, [choice.strip() for choice in choices], answer, column)
-    if any(same_key(answer, key) for key in choices["label"]):
-        return None
-    message = f"column {answer_column!r} is {truncate_repr(answer)}, which is none of the labels in {column!r}"
-    return Problem("answer", message, hidden_hint(answer) or f"write one of {', '.join(map(repr, choices['label']))}")
+        gold_choice(answer_column, [choice.strip() for choice in choices], answer, column)
+    elif not any(same_key(answer, key) for key in choices["label"]):
+        what = f"column {answer_column!r} is {truncate_repr(answer)}, which is none of the labels in {column!r}"
+        hint = hidden_hint(answer) or f"write one of {', '.join(map(repr, choices['label']))}"
+        raise RowError(what, hint, "answer")
 
 
 def refuse_unknown_start(choices_column: str, column: str, rows: Sequence[Row]) -> None:
@@ -197,23 +186,25 @@ def refuse_unknown_start(choices_column: str, column: str, rows: Sequence[Row]) 
     )
 
 
-def metaicl_problem(text: Any, output: Any, options: Any) -> Problem | None:
-    """What is wrong with the input, output and options of a row of MetaICL, if anything; an option may be there twice,
-    and no option means an output in free words.
+def check_metaicl(text: Any, output: Any, options: Any) -> None:
+    """Refuse a row of MetaICL; an option may be there twice, and no option means an output in free words.
 
     Args:
         text: the input.
         output: must be one of the options, letter by letter.
         options: a list of texts.
+
+    Raises:
+        RowError: names the column.
     """
-    problem = text_problem("input", text) or text_problem("output", output)
-    if problem is not None or not isinstance(options, list | tuple):
-        return problem or list_problem("options", options)
-    if not options:
-        return None
-    distinct = [option for number, option in enumerate(options) if option not in options[:number]]
-    problem = list_problem("options", distinct)
-    if problem is None and output not in options:
-        message = f"column 'output' is {truncate_repr(output)}, which is none of the {len(options)} options"
-        return Problem("output", message, "write one of the options, letter by letter, or remove the row")
-    return problem
+    check_text("input", text)
+    check_text("output", output)
+    if isinstance(options, list | tuple):
+        if not options:
+            return
+        check_list("options", [one for n, one in enumerate(options) if one not in options[:n]])
+    else:
+        check_list("options", options)
+    if output not in options:
+        what = f"column 'output' is {truncate_repr(output)}, which is none of the {len(options)} options"
+        raise RowError(what, "write one of the options, letter by letter, or remove the row", "output")

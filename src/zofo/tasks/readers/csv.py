@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zofo.errors import DataError, truncate_repr
-from zofo.tasks.readers.quotes import plain_records, quotes_are_characters, refuse_two_readings
-from zofo.tasks.readers.row import Row, all_rows, decoded_file
+from zofo.tasks.readers.row import Row, RowError, all_rows, at_row, decoded_file
 
 
 def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:
@@ -28,22 +27,86 @@ def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:
     """
     text = decoded_file(path, data)
     lines = io.StringIO(text, newline="").readlines()
-    characters = '"' in text and delimiter == "\t" and quotes_are_characters(path, lines)
-    plain = ((f"{path}:{one.start}", one.values) for one in plain_records(lines, delimiter))
-    records = plain if characters else _records(path, text, delimiter)
-    where, header = next(records, ("", []))
-    names = [name.strip() for name in header]
-    if names:
-        _check_header(where, names, delimiter)
-    rows = all_rows(records, lambda where, values: _fields(where, names, values))
+    characters = '"' in text and delimiter == "\t" and _quotes_are_characters(path, lines)
+    records = iter(_plain_records(lines, delimiter)) if characters else _quoted_records(path, lines, delimiter)
+    header = next(records, None)
+    names = [name.strip() for name in header.values] if header is not None else []
+    if header is not None:
+        with at_row(f"{path}:{header.start}"):
+            _check_header(names, delimiter)
+    rows = all_rows(((f"{path}:{one.start}", one.values) for one in records), lambda values: _fields(names, values))
     if '"' in text and not characters:
-        refuse_two_readings(path, lines, delimiter)
+        _refuse_two_readings(path, lines, delimiter)
     return rows
 
 
-def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
-    """Place and values of every record; the place is the line in which it begins."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _check_header(names: Sequence[str], delimiter: str) -> None:
+    if names[0][:1] in ("{", "["):
+        raise RowError("the file is JSON by its content", "give it a name that ends in .jsonl or .json")
+    other = next((sign for sign in ";\t|," if sign != delimiter and sign in names[0]), None)
+    if len(names) == 1 and other:
+        hint = {"\t": "name the file .tsv", ",": "name the file .csv"}.get(other, "save the table with commas")
+        raise RowError(f"one column, {truncate_repr(names[0])}: columns are divided by {other!r} here", hint)
+    for number, name in enumerate(names, start=1):
+        if re.fullmatch(r"[-+]?\d+(\.\d+)?", name):
+            raise RowError(
+                f"column {number}: {name!r} is a value: the first line does not name the columns",
+                "put a line of column names above the rows, such as text,label",
+            )
+        if not name:
+            raise RowError(
+                f"column {number} has no name",
+                "name it, or write the table without its index: to_csv(..., index=False)",
+            )
+        if name in names[: number - 1]:
+            raise RowError(f"column {number}: there are two columns {name!r}", "rename one of them")
+
+
+def _fields(names: Sequence[str], values: Sequence[str]) -> Mapping[str, Any]:
+    if len(values) > len(names):
+        raise RowError(
+            f"after column {names[-1]!r}: {len(values)} values for {len(names)} columns; "
+            f"the first too many is {truncate_repr(values[len(names)])}",
+            "put quotes around a text that holds the sign between columns",
+        )
+    if len(values) < len(names):
+        raise RowError(
+            f"column {names[len(values)]!r} is missing: {len(values)} values for {len(names)} columns",
+            "add the value, or put quotes around a text over several lines",
+        )
+    return dict(zip(names, values, strict=True))
+
+
+# quotes around a value, or as characters of it: two readings that differ are refused, not guessed
+
+
+class _Record(NamedTuple):
+    """Values of a row.
+
+    Args:
+        start: the line in which it begins, from 1.
+        end: the line in which it ends.
+        values: one for each column.
+    """
+
+    start: int
+    end: int
+    values: list[str]
+
+
+def _plain_records(lines: Sequence[str], delimiter: str) -> list[_Record]:
+    """A record of each line that is not empty, with quotes as characters."""
+    texts = ((number, line.rstrip("\r\n")) for number, line in enumerate(lines, start=1))
+    return [_Record(number, number, text.split(delimiter)) for number, text in texts if text]
+
+
+def _quoted_records(path: Path, lines: Sequence[str], delimiter: str) -> Iterator[_Record]:
+    """The records with quotes around values, as in RFC 4180.
+
+    Raises:
+        DataError: a quote that is not closed; names the place of its record, and its column.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
         start = reader.line_num + 1
@@ -52,26 +115,24 @@ def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, list[
         except StopIteration:
             return
         except csv.Error as error:
-            raise _quote_mistake(path, text, delimiter, start, str(error), header) from error
+            broken = _broken_column("".join(lines[start - 1 :]), delimiter)
+            column = f"column {header[broken].strip()!r}: " if broken is not None and broken < len(header) else ""
+            what, hint = _quote_mistake(str(error))
+            raise DataError(f"{path}:{start}: {column}{what}", hint) from error
         if values:
             header = header or values
-            yield f"{path}:{start}", values
+            yield _Record(start, reader.line_num, values)
 
 
-def _quote_mistake(path: Path, text: str, delimiter: str, start: int, reason: str, header: Sequence[str]) -> DataError:
-    """A quote that is not closed, with the place of its record and its column."""
-    lines = io.StringIO(text, newline="").readlines()
-    broken = _broken_column("".join(lines[start - 1 :]), delimiter)
-    column = f"column {header[broken].strip()!r}: " if broken is not None and broken < len(header) else ""
-    what = "a quote is opened and never closed"
-    if "expected after" in reason:
-        what = "a quote stands inside of a quoted text, or an earlier one is never closed"
-    elif "field limit" in reason:
-        what = f"a text of more than {csv.field_size_limit()} characters, or a quote that is never closed"
+def _quote_mistake(reason: str) -> tuple[str, str]:
+    """What is wrong with a quote that is not closed, and what to do about it, from the reason of `csv`."""
     hint = 'close the quote, and write one inside of a quoted text twice: "he said ""no"""'
+    if "expected after" in reason:
+        return "a quote stands inside of a quoted text, or an earlier one is never closed", hint
     if "field limit" in reason:
-        hint += "; longer texts are read from JSONL"
-    return DataError(f"{path}:{start}: {column}{what}", hint)
+        what = f"a text of more than {csv.field_size_limit()} characters, or a quote that is never closed"
+        return what, f"{hint}; longer texts are read from JSONL"
+    return "a quote is opened and never closed", hint
 
 
 def _broken_column(text: str, delimiter: str) -> int | None:
@@ -85,38 +146,112 @@ def _broken_column(text: str, delimiter: str) -> int | None:
     return number
 
 
-def _check_header(where: str, names: Sequence[str], delimiter: str) -> None:
-    if names[0][:1] in ("{", "["):
-        raise DataError(f"{where}: the file is JSON by its content", "give it a name that ends in .jsonl or .json")
-    other = next((sign for sign in ";\t|," if sign != delimiter and sign in names[0]), None)
-    if len(names) == 1 and other:
-        hint = {"\t": "name the file .tsv", ",": "name the file .csv"}.get(other, "save the table with commas")
-        raise DataError(f"{where}: one column, {truncate_repr(names[0])}: columns are divided by {other!r} here", hint)
-    for number, name in enumerate(names, start=1):
-        if re.fullmatch(r"[-+]?\d+(\.\d+)?", name):
-            raise DataError(
-                f"{where}: column {number}: {name!r} is a value: the first line does not name the columns",
-                "put a line of column names above the rows, such as text,label",
-            )
-        if not name:
-            raise DataError(
-                f"{where}: column {number} has no name",
-                "name it, or write the table without its index: to_csv(..., index=False)",
-            )
-        if name in names[: number - 1]:
-            raise DataError(f"{where}: column {number}: there are two columns {name!r}", "rename one of them")
+def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
+    """Whether the quotes of a TSV file are characters, as in GLUE, because every line is a row by itself.
+
+    Args:
+        path: for messages.
+        lines: of the file, each with its end.
+
+    Raises:
+        DataError: they may as well stand around values, which are other ones then.
+    """
+    plain = _plain_records(lines, "\t")
+    count = len(plain[0].values) if plain else 0
+    if count < 2 or any(len(record.values) != count for record in plain):
+        return False
+    try:
+        quoted = list(_quoted_records(path, lines, "\t"))
+    except DataError:
+        return True
+    if any(len(record.values) != count for record in quoted):
+        return True
+    by_line = {record.start: record.values for record in plain}
+    pairs = [
+        (record.start, column, one, other)
+        for record in quoted
+        if record.start == record.end
+        for column, (one, other) in enumerate(zip(by_line[record.start], record.values, strict=True))
+        if one != other
+    ]
+    around = any(line == plain[0].start or '"' in other for line, _, _, other in pairs)  # as a program writes them
+    several = next((record for record in quoted if record.end > record.start), None)
+    if several is not None and around:
+        raise _one_row_or_several(path, several, lines)
+    if several is None and pairs and not around:
+        line, column, one, other = pairs[0]
+        raise DataError(
+            f"{path}:{line}: column {plain[0].values[column].strip()!r} is {truncate_repr(one)} with its quotes, or "
+            f"{truncate_repr(other)} if they stand around a value",
+            'for quotes that belong to a text write """Wow"""; for quotes around values, put them around the names in '
+            "the first line, too",
+        )
+    return several is not None
 
 
-def _fields(where: str, names: Sequence[str], values: Sequence[str]) -> Mapping[str, Any]:
-    if len(values) > len(names):
+def _refuse_two_readings(path: Path, lines: Sequence[str], delimiter: str) -> None:
+    """Refuse quotes that were read as standing around values, where they may be characters.
+
+    Raises:
+        DataError: a text over several lines each of which is a row by itself; a quote after a space or a backslash.
+    """
+    records = list(_quoted_records(path, lines, delimiter))[1:]
+    known = _repeated(records)
+    for record in records:
+        if record.end > record.start and _are_rows(record, lines, delimiter, known):
+            raise _one_row_or_several(path, record, lines)
+        if delimiter == ",":
+            _refuse_stray_quote(path, record, "".join(lines[record.start - 1 : record.end]))
+
+
+def _repeated(records: Sequence[_Record]) -> list[Collection[str]]:
+    """The distinct values of each column in rows of one line; empty where no value repeats, as in a text column."""
+    columns = zip(*(record.values for record in records if record.start == record.end), strict=True)
+    return [distinct if len(distinct := set(column)) < len(column) else () for column in columns]
+
+
+def _are_rows(record: _Record, lines: Sequence[str], delimiter: str, known: Sequence[Collection[str]]) -> bool:
+    """Whether each line of a record could be a row: it has all columns, and in one of them a value of other rows.
+
+    Where no value comes back in any column, it must not be running text, which has a space after a comma.
+    """
+    count = len(record.values)
+    alone = [one.values for one in _plain_records(lines[record.start - 1 : record.end], delimiter)]
+    if any(len(values) != count for values in alone) or count == 1 and delimiter == ",":
+        return False
+    if not any(known):
+        return all(value and not value[0].isspace() for values in alone for value in values)
+    alike = [any(value in held for value, held in zip(values, known, strict=True)) for values in alone]
+    return sum(alike) > 1  # the first or the last line has the values beside the text in either reading
+
+
+def _one_row_or_several(path: Path, record: _Record, lines: Sequence[str]) -> DataError:
+    count = sum(1 for line in lines[record.start - 1 : record.end] if line.strip())
+    return DataError(
+        f"{path}:{record.start}: a quote that opens here closes in line {record.end}: one row with the text "
+        f"{truncate_repr(max(record.values, key=len))}, or {count} rows with quotes as characters",
+        'for a quote that is a character, put quotes around the value and write it twice: """Wow"", he said"; a row '
+        "whose text has such lines is read from JSONL",
+    )
+
+
+def _refuse_stray_quote(path: Path, record: _Record, raw: str) -> None:
+    """Raises DataError for a quote that opens after a space, or follows a backslash, and was read as a character."""
+    values = record.values
+    for number, value in enumerate(values):
+        closed = any(later.rstrip().endswith('"') for later in values[number:])
+        if value != value.lstrip() and value.lstrip().startswith('"') and closed and len(value.strip()) > 1:
+            raise DataError(
+                f"{path}:{record.start}: a quote after a space: the value is {truncate_repr(value)}, or the quotes "
+                "stand around it",
+                'remove the space before the quote, or write a quote that is a character as in """Wow"""',
+            )
+    escaped = sum(value.count('\\"') for value in values) > raw.count('\\""')
+    if escaped or any(
+        value.endswith("\\") and values[n + 1 :] and '"' in values[n + 1] for n, value in enumerate(values)
+    ):
         raise DataError(
-            f"{where}: after column {names[-1]!r}: {len(values)} values for {len(names)} columns; "
-            f"the first too many is {truncate_repr(values[len(names)])}",
-            "put quotes around a text that holds the sign between columns",
+            f"{path}:{record.start}: a quote after a backslash, which is a character, or stands for the quote alone",
+            'write a quote inside of a quoted text twice, with no backslash: "he said ""no"""; with one if it belongs '
+            'to the text: "\\""no\\"""',
         )
-    if len(values) < len(names):
-        raise DataError(
-            f"{where}: column {names[len(values)]!r} is missing: {len(values)} values for {len(names)} columns",
-            "add the value, or put quotes around a text over several lines",
-        )
-    return dict(zip(names, values, strict=True))

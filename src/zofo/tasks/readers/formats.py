@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zofo.errors import DataError, truncate_repr
-from zofo.tasks.readers.choices import choices_problem, metaicl_problem, refuse_unknown_start, right_choice_problem
+from zofo.errors import DataError, listed, truncate_repr
+from zofo.tasks.readers.choices import check_choices, check_metaicl, check_right_choice, refuse_unknown_start
 from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
-from zofo.tasks.readers.row import NamedLabel, Row, with_valid_example
-from zofo.tasks.readers.row_checks import Problem, label_problem, messages_problem, text_problem
+from zofo.tasks.readers.row import NamedLabel, Row, RowError, all_rows, at_row, with_valid_example
+from zofo.tasks.readers.row_checks import check_label, check_text, check_turns
 
 Label = int | str
 MOST_LABELS = 100
@@ -41,7 +41,6 @@ _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "messages": {"tools": ("tools",)},
 }
 _MAY_BE_MISSING = ("input", "tools")  # what an instruction is about, and what may be called in a chat
-_KNOWN = tuple(dict.fromkeys(name for shape in _SHAPES.values() for names in shape.values() for name in names))
 _EXPECTED = "rows are read with columns prompt and completion, text and label, choices and answer, or messages"
 
 
@@ -81,12 +80,12 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
         raise DataError("no rows to recognise a format by", "give at least one row")
     known = {keys: _fit(keys) for keys in dict.fromkeys(tuple(row.fields) for row in rows)}
     counted = Counter(keys for keys in (tuple(row.fields) for row in rows) if known[keys] is not None)
-    if not counted:
+    found = _fit(counted.most_common(1)[0][0], [name for keys in known for name in keys]) if counted else None
+    if found is None:
         raise _no_format(rows[0])
-    found = _of_all(known, counted.most_common(1)[0][0])
     if found.name == "choices-answer" and answers:
         refuse_unknown_start(found.columns["choices"], found.columns["answer"], rows)
-    _check(found, rows, known, answers)
+    all_rows(((row.where, row.fields) for row in rows), lambda fields: _checked(found, fields, known, answers))
     if found.name == "text-label":
         _refuse_header(found.columns["label"], rows)
         check_labels(found.columns["label"], rows, named)
@@ -96,146 +95,88 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
 # recognising
 
 
-def _fit(names: Sequence[str]) -> Format | None:
-    """The first format whose columns are all among the names."""
+def _fit(names: Sequence[str], others: Sequence[str] = ()) -> Format | None:
+    """The first format whose columns are all among the names; optional columns may be among the others as well."""
     for shape, roles in _SHAPES.items():
-        columns = {role: column for role, known in roles.items() if (column := _column(names, known)) is not None}
-        if len(columns) == len(roles):
-            return _with_optional(shape, columns, names)
+        columns = _columns(names, roles)
+        if len(columns) < len(roles):
+            continue
+        every = list(dict.fromkeys((*names, *others)))
+        for role, column in _columns(every, _OPTIONAL.get(shape, {})).items():
+            if column not in columns.values():  # `input` may be the prompt itself
+                columns[role] = column
+        parts = [f"{role} from {column!r}" if role != column else repr(column) for role, column in columns.items()]
+        unused = listed(name for name in every if name not in columns.values())
+        return Format(shape, columns, f"{shape} ({', '.join(parts)}{'; not used: ' + unused if unused else ''})")
     return None
 
 
-def _of_all(known: Mapping[tuple[str, ...], Format | None], most: tuple[str, ...]) -> Format:
-    """The format of most rows, with optional and unused columns from all rows."""
-    found = known[most]
-    assert found is not None
-    required = {role: found.columns[role] for role in _SHAPES[found.name]}
-    return _with_optional(found.name, required, list(dict.fromkeys(name for keys in (most, *known) for name in keys)))
-
-
-def _with_optional(shape: str, required: Mapping[str, str], names: Sequence[str]) -> Format:
-    """A format with its required and its optional columns."""
-    columns = dict(required)
-    for role, known in _OPTIONAL.get(shape, {}).items():
-        column = _column(names, known)
-        if column is not None and column not in required.values():  # `input` may be the prompt itself
-            columns[role] = column
-    return Format(shape, columns, _about(shape, columns, names))
-
-
-def _column(names: Sequence[str], known: Sequence[str]) -> str | None:
-    """The name that comes first among the known ones; case does not matter."""
-    for one in known:
-        for name in names:
-            if name.lower() == one.lower():
-                return name
-    return None
-
-
-def _about(shape: str, columns: Mapping[str, str], names: Sequence[str]) -> str:
-    parts = [f"{role} from {column!r}" if role != column else repr(column) for role, column in columns.items()]
-    unused = [repr(name) for name in names if name not in columns.values()]
-    return f"{shape} ({', '.join(parts)}{'; not used: ' + ', '.join(unused) if unused else ''})"
+def _columns(names: Sequence[str], roles: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """For each role, the name that comes first among those known for it; case does not matter."""
+    given = {name.lower(): name for name in reversed(names)}
+    found = {role: [given[one.lower()] for one in known if one.lower() in given] for role, known in roles.items()}
+    return {role: columns[0] for role, columns in found.items() if columns}
 
 
 def _no_format(row: Row) -> DataError:
     names = list(row.fields)
     if not names:
         return DataError(f"{row.where}: the row has no columns", _EXPECTED)
-    return DataError(
-        f"{row.where}: the columns {', '.join(map(repr, names))} fit no known format", f"{_advice(names)}{_EXPECTED}"
-    )
+    return DataError(f"{row.where}: the columns {listed(names)} fit no known format", f"{_advice(names)}{_EXPECTED}")
 
 
 def _advice(names: Sequence[str]) -> str:
     """A hint: a known column name near to one of these, or the column that is missing."""
-    lower = {name.lower() for name in _KNOWN}
+    lower = {name.lower() for shape in _SHAPES.values() for known in shape.values() for name in known}
     for name in names:
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7) if name.lower() not in lower else []
         if near:
             return f"did you mean {near[0]!r} by {name!r}? "
     for roles in (roles for shape, roles in _SHAPES.items() if shape != "metaicl"):  # which nobody writes by chance
-        present = [column for known in roles.values() if (column := _column(names, known)) is not None]
-        missing = [known for known in roles.values() if _column(names, known) is None]
+        present = _columns(names, roles)
+        missing = next((known for role, known in roles.items() if role not in present), ())
         if present:
-            return f"beside {present[0]!r}, a column {' or '.join(map(repr, missing[0]))} is missing: rename yours; "
+            has = next(iter(present.values()))
+            return f"beside {has!r}, a column {' or '.join(map(repr, missing))} is missing: rename yours; "
     return "does the first line name the columns? rename yours, or give a task file that names them; "
 
 
 # checking
 
 
-def _check(format: Format, rows: Sequence[Row], known: Mapping[tuple[str, ...], Format | None], answers: bool) -> None:
-    """Raises DataError for the first bad row, with the number of rows with the same problem."""
-    first: tuple[Row, Problem] | None = None
-    alike, good = 0, None
-    for row in rows:
-        problem = _problem(format, row, known, answers)
-        if problem is None:
-            good = good or row
-        elif first is None:
-            first, alike = (row, problem), 1
-        elif problem.kind == first[1].kind:
-            alike += 1
-    if first is not None:
-        row, problem = first
-        raise with_valid_example(DataError(f"{row.where}: {problem.message}", problem.hint), alike, good)
+def _checked(
+    format: Format, fields: Mapping[str, Any], known: Mapping[tuple[str, ...], Format | None], answers: bool
+) -> Mapping[str, Any]:
+    """The columns of a row, once they are found to be of a format.
 
-
-def _problem(format: Format, row: Row, known: Mapping[tuple[str, ...], Format | None], answers: bool) -> Problem | None:
-    for role, column in format.columns.items():
-        if column not in row.fields and role not in _MAY_BE_MISSING:
-            other = known.get(tuple(row.fields))
+    Raises:
+        RowError: they are not.
+    """
+    columns = format.columns
+    for role, column in columns.items():
+        if column not in fields and role not in _MAY_BE_MISSING:
+            other = known.get(tuple(fields))
             if other is not None and other.name != format.name:
-                return Problem(
-                    "mixed",
-                    f"a row of {other.name}, in a file of {format.name}: the column {column!r} is missing",
-                    "put rows of one format in one file",
-                )
-            has = ", ".join(map(repr, row.fields)) or "nothing"
-            return Problem(
-                f"missing {column}", f"the column {column!r} is missing; the row has {has}", "add it, or remove the row"
-            )
-    problem = _CHECKS[format.name](format.columns, row)
-    if problem is None and format.name == "choices-answer" and answers:
-        choices, answer = format.columns["choices"], format.columns["answer"]
-        problem = right_choice_problem(choices, row.fields[choices], answer, row.fields[answer])
-    return problem
-
-
-def _texts_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    found = (
-        text_problem(column, row.fields[column]) for role, column in columns.items() if role not in _MAY_BE_MISSING
-    )
-    return next((problem for problem in found if problem is not None), None)
-
-
-def _text_label_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    text, label = columns["text"], columns["label"]
-    return text_problem(text, row.fields[text]) or label_problem(label, row.fields[label])
-
-
-def _choices_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    prompt, choices = columns.get("prompt"), columns["choices"]
-    problem = text_problem(prompt, row.fields[prompt]) if prompt is not None else None
-    return problem or choices_problem(choices, row.fields[choices])
-
-
-def _metaicl_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    return metaicl_problem(*(row.fields[columns[role]] for role in ("input", "output", "options")))
-
-
-def _messages_problem(columns: Mapping[str, str], row: Row) -> Problem | None:
-    return messages_problem(columns["messages"], row.fields[columns["messages"]])
-
-
-_CHECKS: dict[str, Callable[[Mapping[str, str], Row], Problem | None]] = {
-    "messages": _messages_problem,
-    "metaicl": _metaicl_problem,
-    "choices-answer": _choices_problem,
-    "prompt-completion": _texts_problem,
-    "text-label": _text_label_problem,
-}
+                what = f"a row of {other.name}, in a file of {format.name}: the column {column!r} is missing"
+                raise RowError(what, "put rows of one format in one file", "mixed")
+            what = f"the column {column!r} is missing; the row has {listed(fields) or 'nothing'}"
+            raise RowError(what, "add it, or remove the row", f"missing {column}")
+    if format.name == "messages":
+        check_turns(columns["messages"], fields[columns["messages"]])
+    elif format.name == "metaicl":
+        check_metaicl(*(fields[columns[role]] for role in ("input", "output", "options")))
+    else:
+        for role in ("prompt", "completion", "text"):
+            if role in columns:
+                check_text(columns[role], fields[columns[role]])
+    if format.name == "text-label":
+        check_label(columns["label"], fields[columns["label"]])
+    if format.name == "choices-answer":
+        choices, answer = columns["choices"], columns["answer"]
+        check_choices(choices, fields[choices])
+        if answers:
+            check_right_choice(choices, fields[choices], answer, fields[answer])
+    return fields
 
 
 def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()) -> None:
@@ -252,21 +193,14 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
     first: dict[str, Row] = {}
     for row in rows:
         value = row.fields[column]
-        problem = label_problem(column, value)
-        if problem is not None:
-            raise DataError(f"{row.where}: {problem.message}", problem.hint)
+        with at_row(row.where):
+            check_label(column, value)
         earlier = first.setdefault(look_alike_key(value), row)
         known = earlier.fields[column]
         if known != value or isinstance(known, bool) != isinstance(value, bool):
             shown, other = told_apart(value, known)
-            raise with_valid_example(
-                DataError(
-                    f"{row.where}: column {column!r} is {shown}, and {other} in other rows",
-                    "write a label the same way in all rows",
-                ),
-                1,
-                earlier,
-            )
+            what = f"{row.where}: column {column!r} is {shown}, and {other} in other rows"
+            raise with_valid_example(DataError(what, "write a label the same way in all rows"), 1, earlier)
     for none in ("-1", "-100"):  # -100 is what PyTorch passes over
         if none in first and not any(str(label) == none for label in named):
             _refuse_no_label(column, first, none)

@@ -7,13 +7,13 @@ import math
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError, truncate_repr
-from zofo.tasks.readers.row import Row, all_rows, decoded, decoded_file
+from zofo.tasks.readers.row import Row, RowError, all_rows, at_row, decoded, decoded_file
 
 ONE_A_LINE = "one JSON object a line"
 """The form of JSON lines, for messages."""
@@ -55,16 +55,16 @@ def _number(literal: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if twice:
-        raise DataError(f"the column {twice[0]!r} is there twice", "keep one of the two")
+        raise RowError(f"the column {twice[0]!r} is there twice", "keep one of the two")
     return dict(pairs)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_Unusable, parse_float=_number)
 
 
-def _line(where: str, line: bytes) -> Mapping[str, Any]:
-    text = decoded(line, where).rstrip()
-    value, end = _value(text, len(text) - len(text.lstrip()), lambda position: where)
+def _line(line: bytes) -> Mapping[str, Any]:
+    text = decoded(line).rstrip()
+    value, end = _value(text, len(text) - len(text.lstrip()))
     if end != len(text):
         after = text[end:].lstrip()
         hint = ONE_A_LINE
@@ -72,23 +72,19 @@ def _line(where: str, line: bytes) -> Mapping[str, Any]:
             hint += ": begin a new line before the second"
         elif after == ",":
             hint += ", without a comma after it"
-        message = f"{where}: column {len(text) - len(after) + 1}: not JSON: more after the first value"
-        raise DataError(message, hint)
-    return _checked_object(where, value)
+        raise RowError(f"column {len(text) - len(after) + 1}: not JSON: more after the first value", hint)
+    return _checked_object(value)
 
 
-def _value(text: str, start: int, place: Callable[[int], str]) -> tuple[Any, int]:
+def _value(text: str, start: int) -> tuple[Any, int]:
     """The JSON value that begins at a position of the text, and where it ends."""
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         column, message, hint = _syntax(error, text)
-        raise DataError(f"{place(error.pos)}: column {column}: not JSON: {message}", hint) from error
-    except DataError as error:
-        raise DataError(f"{place(start)}: {error.message}", error.hint) from error
+        raise RowError(f"column {column}: not JSON: {message}", hint) from error
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        reason = str(error).partition(";")[0]
-        raise DataError(f"{place(start)}: not JSON that can be read: {reason}", ONE_A_LINE) from error
+        raise RowError(f"not JSON that can be read: {str(error).partition(';')[0]}", ONE_A_LINE) from error
 
 
 def _syntax(error: json.JSONDecodeError, text: str) -> tuple[int, str, str]:
@@ -107,18 +103,18 @@ def _syntax(error: json.JSONDecodeError, text: str) -> tuple[int, str, str]:
     return error.colno, error.msg, ONE_A_LINE
 
 
-def _checked_object(where: str, value: Any) -> Mapping[str, Any]:
+def _checked_object(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         hint = ONE_A_LINE
         if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
             hint += "; an array of objects is read from a file that ends in .json"
         name = "number that is not finite" if isinstance(value, _Unusable) else type(value).__name__
-        raise DataError(f"{where}: a {name}, not an object with named columns", hint)
+        raise RowError(f"a {name}, not an object with named columns", hint)
     for column, held in value.items():
         literal = _unusable(held)
         if literal is not None:
-            raise DataError(
-                f"{where}: column {column!r} holds {truncate_repr(literal)[1:-1]}, not a finite number",
+            raise RowError(
+                f"column {column!r} holds {truncate_repr(literal)[1:-1]}, not a finite number",
                 "write null or the value that was meant, or remove the row",
             )
     return value
@@ -135,19 +131,24 @@ def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     """Place and value of every entry of an array; the place has a column where a line holds several."""
     starts = [0, *(found.end() for found in re.finditer("\n", text))]
 
-    def place(position: int) -> str:
-        return f"{path}:{bisect_right(starts, position)}"
+    def place(position: int) -> tuple[str, int]:
+        line = bisect_right(starts, position)
+        return f"{path}:{line}", position - starts[line - 1] + 1
 
     def mistake(position: int, what: str) -> DataError:
-        column = position - starts[bisect_right(starts, position) - 1] + 1
+        where, column = place(position)
         what = what if position < len(text) else "the array has no end"
-        return DataError(f"{place(position)}: column {column}: not JSON: {what}", "an array is written [{...}, {...}]")
+        return DataError(f"{where}: column {column}: not JSON: {what}", "an array is written [{...}, {...}]")
 
     position, last = _skip(text, text.index("[") + 1), ""
     while text[position : position + 1] != "]":
-        where = place(position)
-        value, end = _value(text, position, place)
-        yield where if where != last else f"{where}:{position - starts[bisect_right(starts, position) - 1] + 1}", value
+        where, column = place(position)
+        try:
+            value, end = _value(text, position)
+        except RowError as error:  # a mistake of syntax has a place of its own
+            with at_row(place(getattr(error.__cause__, "pos", position))[0]):
+                raise
+        yield where if where != last else f"{where}:{column}", value
         last, position = where, _skip(text, end)
         if text[position : position + 1] == ",":
             comma, position = position, _skip(text, position + 1)
@@ -162,6 +163,6 @@ def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _skip(text: str, position: int) -> int:
     """The first position from here that is not white space."""
-    while text[position : position + 1] in (" ", "\t", "\r", "\n"):
+    while text[position : position + 1] in tuple(_SPACE):
         position += 1
     return position

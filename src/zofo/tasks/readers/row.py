@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError, truncate
 
+MEND = "mend or remove the row"
+"""The default hint."""
 _SHORT, _SHORTER = 160, 40  # characters of a row, and of a value in it, in a message
 
 
@@ -61,12 +64,36 @@ def _short(value: Any) -> Any:
     return {key: _short(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
-def all_rows(items: Iterator[tuple[str, Any]], parse: Callable[[str, Any], Mapping[str, Any]]) -> list[Row]:
-    """Every item as a row. The error for the first bad one shows a good one.
+class RowError(DataError):
+    """A mistake in a row. It is raised without the row's place, which `at_row` puts before the message.
+
+    Args:
+        message: what is wrong, with its column.
+        hint: what to do about it.
+        kind: the same for rows that are wrong in the same way.
+    """
+
+    def __init__(self, message: str, hint: str = MEND, kind: str = "") -> None:
+        super().__init__(message, hint)
+        self.kind = kind
+
+
+@contextmanager
+def at_row(where: str) -> Iterator[None]:
+    """While it is open, the place of a row is put before what is wrong with it."""
+    try:
+        yield
+    except RowError as error:
+        error.message = f"{where}: {error.message}"
+        raise
+
+
+def all_rows(items: Iterable[tuple[str, Any]], parse: Callable[[Any], Mapping[str, Any]]) -> list[Row]:
+    """Every item as a row. The error for the first bad one counts those of its kind, and shows a good one.
 
     Args:
         items: place and content of each item; it may end with a DataError.
-        parse: (place, content) -> the values by column.
+        parse: content -> the values by column.
 
     Raises:
         DataError: the first mistake.
@@ -76,19 +103,21 @@ def all_rows(items: Iterator[tuple[str, Any]], parse: Callable[[str, Any], Mappi
     try:
         for where, item in items:
             try:
-                rows.append(Row(where, parse(where, item)))
-            except DataError as error:
+                with at_row(where):
+                    rows.append(Row(where, parse(item)))
+            except RowError as error:
                 mistakes.append(error)
     except DataError as error:
         mistakes.append(error)
     if mistakes:
-        raise with_valid_example(mistakes[0], len(mistakes), rows[0] if rows else None)
+        kinds = [getattr(error, "kind", "") for error in mistakes]
+        raise with_valid_example(mistakes[0], kinds.count(kinds[0]), rows[0] if rows else None)
     return rows
 
 
 def with_valid_example(mistake: DataError, count: int, good: Row | None) -> DataError:
     """An error of one row, whose hint has the number of bad rows and shows a good one."""
-    parts = [mistake.hint or "mend or remove the row"]
+    parts = [mistake.hint or MEND]
     if count > 1:
         parts.append(f"{count} rows are wrong")
     if good is not None:
@@ -96,17 +125,17 @@ def with_valid_example(mistake: DataError, count: int, good: Row | None) -> Data
     return DataError(mistake.message, "; ".join(parts))
 
 
-def decoded(line: bytes, where: str) -> str:
+def decoded(line: bytes) -> str:
     """A line as text.
 
     Raises:
-        DataError: it is not UTF-8.
+        RowError: it is not UTF-8.
     """
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: not UTF-8 text: {error.reason} at byte {error.start + 1} of the line",
+        raise RowError(
+            f"not UTF-8 text: {error.reason} at byte {error.start + 1} of the line",
             "save the file as UTF-8: iconv -f LATIN1 -t UTF-8 OLD > NEW",
         ) from error
 
@@ -115,8 +144,9 @@ def decoded_file(path: Path, data: bytes) -> str:
     """A whole file as text.
 
     Raises:
-        DataError: a line is not UTF-8.
+        RowError: a line is not UTF-8.
     """
     for number, line in enumerate(data.splitlines(), start=1):
-        decoded(line, f"{path}:{number}")
+        with at_row(f"{path}:{number}"):
+            decoded(line)
     return data.decode("utf-8-sig")
