@@ -1,6 +1,6 @@
 """Models of transformers: loading them, their heads, their tokenizers, and checks of their padding."""
 
-from zofo.models.heads import Head, refuse_other_labels
+from zofo.models.heads import Head, refuse_other_labels, takes
 from zofo.models.loading import (
     LoadedModel,
     ModelConfig,
@@ -29,4 +29,5 @@ __all__ = [
     "refuse_other_labels",
     "refuse_unknown_model",
     "save_tensors",
+    "takes",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -215,7 +216,12 @@ def is_classifier(model: nn.Module) -> bool:
 
 def takes(model: nn.Module, argument: str) -> bool:
     """Whether the forward of a model has an argument of this name."""
-    return argument in inspect.signature(type(model).forward).parameters
+    return argument in _parameters_of(type(model).forward)
+
+
+@functools.cache
+def _parameters_of(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
 
 
 def _architecture(content: Mapping[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """What is minimised, and scored: one number for each example."""
 
 from zofo.objectives.generation import Generation, answer_notes, generate
-from zofo.objectives.losses import classification_loss, token_loss
 from zofo.objectives.objectives import (
     OBJECTIVES,
     Reward,
@@ -10,7 +9,14 @@ from zofo.objectives.objectives import (
     default_objective,
     reward_objective,
 )
-from zofo.objectives.scoring import candidate_scores, head_scores, packing_limit, scores
+from zofo.objectives.scoring import (
+    candidate_scores,
+    classification_loss,
+    head_scores,
+    packing_limit,
+    scores,
+    token_loss,
+)
 
 __all__ = [
     "OBJECTIVES",

@@ -12,8 +12,7 @@ from torch import nn
 
 from zofo.errors import ConfigError
 from zofo.objectives.generation import Generation, generate
-from zofo.objectives.losses import classification_loss, token_loss
-from zofo.objectives.scoring import scores
+from zofo.objectives.scoring import classification_loss, scores, token_loss
 from zofo.registry import Registry
 from zofo.tasks import Example, Task, TokenizedChoices
 from zofo.tasks.metrics import Answer, token_f1

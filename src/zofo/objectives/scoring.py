@@ -1,16 +1,16 @@
-"""Scores of candidates: by their likelihood, or by a classification head. Everything is per example and float32."""
+"""Scores of candidates, by their likelihood or by a classification head, and their losses; per example, in float32."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from zofo.backbone import at_least_float32
+from zofo.models import takes
 from zofo.tasks import Batch, TextBatch
 
 
@@ -50,10 +50,34 @@ def scores(model: nn.Module, batch: Any, by: str = "mean") -> torch.Tensor:
 def head_scores(model: nn.Module, batch: TextBatch) -> torch.Tensor:
     """The logits of a classification head: float32, shape [E, labels]."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if batch.token_type_ids is not None and "token_type_ids" in _parameters_of(type(_unwrapped(model)).forward):
+    if batch.token_type_ids is not None and takes(_unwrapped(model), "token_type_ids"):
         inputs["token_type_ids"] = batch.token_type_ids
     logits: torch.Tensor = model(**inputs).logits
     return at_least_float32(logits)
+
+
+def classification_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    """Cross-entropy of the right candidate among an example's candidates: -score[gold] + logsumexp over c of score[c].
+
+    Returns:
+        float32, shape [E].
+
+    Source: the classification training of MeZO (Malladi et al. 2023), with scores normalised by length; with a
+    classification head, the cross-entropy of its logits.
+    """
+    return F.cross_entropy(scores(model, batch), batch.gold, reduction="none")
+
+
+def token_loss(model: nn.Module, batch: Any) -> torch.Tensor:
+    """Mean negative log-likelihood of the scored tokens of the gold candidate: -score[gold].
+
+    On examples as `TokenizedChoices.gold_only` makes them, that is the language-model loss on the answer; as
+    `TokenizedChoices.whole` makes them, that on the whole text.
+
+    Returns:
+        float32, shape [E].
+    """
+    return -scores(model, batch).gather(1, batch.gold.unsqueeze(1)).squeeze(1)
 
 
 def packing_limit(model: nn.Module) -> int | None:
@@ -71,7 +95,7 @@ def packing_limit(model: nn.Module) -> int | None:
     config = bare.config.get_text_config()
     takes_both = (
         config._attn_implementation in ("eager", "sdpa")
-        and "position_ids" in _parameters_of(type(bare).forward)
+        and takes(bare, "position_ids")
         and not getattr(config, "alibi", False)
     )
     decoder = getattr(config, "is_decoder", False) or not hasattr(room, "create_bidirectional_mask")
@@ -90,10 +114,10 @@ _LIMITS = ("max_position_embeddings", "sliding_window", "attention_chunk_size", 
 def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
     """Logits at the last `batch.keep` positions, float32, [R, keep, vocabulary]."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
-    known = _parameters_of(type(_unwrapped(model)).forward)
-    if "position_ids" in known and batch.position_ids is not None:
+    bare = _unwrapped(model)
+    if batch.position_ids is not None and takes(bare, "position_ids"):
         inputs["position_ids"] = batch.position_ids
-    if "logits_to_keep" in known:  # positions and not their number: gathered, they make the head one matrix product
+    if takes(bare, "logits_to_keep"):  # positions and not their number: gathered, they make the head one matrix product
         inputs["logits_to_keep"] = torch.arange(-batch.keep, 0, device=batch.input_ids.device)
     logits: torch.Tensor = model(**inputs).logits
     return at_least_float32(logits[:, -batch.keep :])
@@ -114,9 +138,3 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         model = getattr(model, wrapper, model)
     base = getattr(model, "get_base_model", None)
     return model if base is None else base()
-
-
-@functools.cache
-def _parameters_of(forward: Callable[..., Any]) -> frozenset[str]:
-    """Names that the forward of a class of models takes."""
-    return frozenset(inspect.signature(forward).parameters)

@@ -11,13 +11,13 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jinja2
 
 from zofo.errors import DataError, ModelError, first_line
-from zofo.tasks.control_tokens import Speller, with_marks, without_marks
+from zofo.tasks.control_tokens import Speller, Spelt, with_marks, without_marks
 from zofo.tasks.example import Example
 from zofo.tasks.prompt_templates import FAILURES
 
@@ -30,25 +30,29 @@ _WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking"
 _EDIT = "edit chat_template in the model's folder, or choose another model"
 
 
-@dataclass(frozen=True)
-class Chat:
-    """A chat as the model's template writes it.
+class Asked(NamedTuple):
+    """An example in the words that are tokenised.
 
     Args:
-        prompt: text before the answer.
-        answer: the answer with its end; "" where it is not known.
-        block: text that the template inserts before the answer, such as an empty block of reasoning.
-        stops: texts and control tokens of the template that end an answer.
-        said: the answer as it is generated, without its end.
-        unwritten: content of the row that the template drops or changes.
+        example: as people read it, its candidates with what ends them.
+        prompt, candidates: the same, with marks if `marked`.
+        marked: whether control tokens of a template are marked, as `Speller.marked` does it.
+        stops: texts and tokens that end an answer, beside those of the task.
+        block: of a chat, what its template writes before an answer by itself.
+        unwritten: of a chat, what its template does not write, or writes in another way.
     """
 
+    example: Example
     prompt: str
-    answer: str
-    block: str
-    stops: tuple[str, ...]
-    said: str
+    candidates: tuple[str, ...]
+    marked: bool
+    stops: tuple[str, ...] = ()
+    block: str = ""
     unwritten: tuple[str, ...] = ()
+
+    def spelt(self, text: str) -> Spelt:
+        """A text of this example, to be tokenised."""
+        return Spelt(text, None, self.marked, self.example.where)
 
 
 class _Form(NamedTuple):
@@ -71,8 +75,8 @@ def texts_of(value: Any) -> list[str]:
     return [text for part in parts for text in texts_of(part)]
 
 
-def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
-    """A chat as the model's template writes it; and whether it holds marks, see `Speller.marked_chat`.
+def write_chat(speller: Speller, example: Example) -> Asked:
+    """A chat as the model's template writes it.
 
     Args:
         speller: speller of the model's tokenizer.
@@ -96,25 +100,40 @@ def write_chat(speller: Speller, example: Example) -> tuple[Chat, bool]:
     lead = "" if form.block.strip() else form.block
     prompt = form.asked + ("" if example.thinks else form.block.removeprefix(lead))
     end, stops = _end(speller, form.tail)
-    if not answer and not example.reply:
-        turns = [*turns[:-1], {"role": "assistant", "content": _PROBE}]
-        return Chat(prompt, "", form.block.strip(), stops, "", writer.unwritten(turns)), marked
-    whole, unwritten = writer.write(turns), writer.unwritten(turns)
-    fits = whole.startswith(prompt) and whole.endswith(form.tail)
-    said = whole[len(prompt) : len(whole) - len(form.tail)] if fits else None
+    answers = example.answers
+    if answer or example.reply:
+        unwritten = writer.unwritten(turns)
+        said = _said(example, writer.write(turns), prompt, form.tail, lead)
+        written = said + end
+        if not example.reply and said != lead + answer:
+            unwritten += ("white space around the answer",)
+        if example.reply and answers:
+            answers = (speller.without_tokens(said, marked).strip(),)
+    else:
+        written, unwritten = "", writer.unwritten([*turns[:-1], {"role": "assistant", "content": _PROBE}])
+    readable = replace(example, prompt=without_marks(prompt), candidates=(without_marks(written),), answers=answers[:1])
+    return Asked(readable, prompt, (written,), marked, stops, form.block.strip(), unwritten)
+
+
+def _said(example: Example, whole: str, prompt: str, tail: str, lead: str) -> str:
+    """The answer as a finished chat has it, between prompt and tail.
+
+    Raises:
+        DataError: the template changes it.
+    """
+    answer = example.candidates[0]
+    fits = whole.startswith(prompt) and whole.endswith(tail)
+    said = whole[len(prompt) : len(whole) - len(tail)] if fits else None
     expected = [lead + one for one in (answer, answer.strip())]
     if said is None or (not example.reply and said not in expected) or answer.strip() not in said:
         shown = without_marks(whole[len(prompt) :] if whole.startswith(prompt) else whole[-200:])
+        thought = "; what was thought before the answer is given as reasoning_content" if "</think>" in answer else ""
         raise DataError(
             f"{example.where}: the model's chat template does not write the answer {answer[:80]!r} as it is, but as "
             f"{shown[:200]!r}",
-            "mend the row, or choose another model"
-            + ("; what was thought before the answer is given as reasoning_content" if "</think>" in answer else ""),
+            f"mend the row, or choose another model{thought}",
         )
-    if not example.reply and said != lead + answer:
-        unwritten += ("white space around the answer",)
-    spoken = speller.without_tokens(said, marked).strip() if example.reply else example.answers[0]
-    return Chat(prompt, said + end, form.block.strip(), stops, spoken, unwritten), marked
+    return said
 
 
 def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
@@ -291,11 +310,3 @@ def _undated(template: str) -> str:
         raise ModelError("the model's chat template reads the clock, and a prompt is a function of its row", _EDIT)
     days = json.dumps({form: _DAY.strftime(form) for _, form in forms})
     return f"{{% macro strftime_now(form) %}}{{{{ {days}[form] }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
-
-
-def as_example(example: Example, chat: Chat) -> Example:
-    """A chat as an example with prompt and answer as readable texts."""
-    answers = (chat.said,) if example.answers else ()
-    return replace(
-        example, prompt=without_marks(chat.prompt), candidates=(without_marks(chat.answer),), answers=answers
-    )

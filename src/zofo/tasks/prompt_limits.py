@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -91,9 +91,18 @@ def _size(value: Any) -> int:
 
 
 def _measured(value: Any) -> Any:
-    """The value, once its size is counted."""
+    """The value, once its size is counted; raises TypeError for a set."""
+    if isinstance(value, set | frozenset):
+        raise TypeError("a set has no order")
     _work(_size(value))
     return value
+
+
+def _measured_parts(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """The arguments of a filter or method, those that `join` joins measured."""
+    if name != "join" or not arguments:
+        return arguments
+    return [[_measured(one) for one in arguments[0]], *arguments[1:]]
 
 
 def counted(values: Iterable[Any]) -> Iterator[Any]:
@@ -126,9 +135,8 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
     @functools.wraps(function)
     def limited_function(*arguments: Any, **options: Any) -> Any:
-        first, values = (arguments[:1], arguments[1:]) if passes else ((), arguments)
-        if values and name == "join":
-            values = ([_measured(one) for one in values[0]], *values[1:])
+        first = arguments[:1] if passes else ()
+        values = _measured_parts(name, arguments[len(first) :])
         if values:
             _refuse_large(name, values[0], [*values[1:], *options.values()])
         return _measured(function(*first, *values, **options))
@@ -189,23 +197,15 @@ class PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
                 raise OverflowError(f"{times} times a text or list of {_size(many)} is too long")
         if operator == "%" and isinstance(left, str) and _WIDE.search(left):
             raise OverflowError(f"{left[:40]!r} asks for a text that is too long")
-        result = super().call_binop(context, operator, left, right)
-        if isinstance(result, set | frozenset):
-            raise TypeError("a set has no order")
-        return _measured(result)
+        return _measured(super().call_binop(context, operator, left, right))
 
     def call(self, context: jinja2.runtime.Context, function: Any, *arguments: Any, **options: Any) -> Any:
         """A function, method or macro, its work and what it is given and makes counted."""
-        owner = getattr(function, "__self__", None)
-        _refuse_large(getattr(function, "__name__", ""), owner, [*arguments, *options.values()])
+        name = getattr(function, "__name__", "")
+        _refuse_large(name, getattr(function, "__self__", None), [*arguments, *options.values()])
         if max(map(_size, arguments), default=0) > MOST_CHARACTERS:
             raise OverflowError(f"a call is given more than {MOST_CHARACTERS:,} characters")
-        if getattr(function, "__name__", "") == "join" and arguments:
-            arguments = ([_measured(one) for one in arguments[0]], *arguments[1:])
-        result = super().call(context, function, *arguments, **options)
-        if isinstance(result, set | frozenset):
-            raise TypeError("a set has no order")
-        return _measured(result)
+        return _measured(super().call(context, function, *_measured_parts(name, arguments), **options))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may look it up: neither what the sandbox forbids nor the clock of dates."""

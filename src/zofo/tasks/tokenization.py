@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from zofo.errors import DataError, ModelError
-from zofo.tasks.chats import as_example, write_chat
-from zofo.tasks.control_tokens import Coded, Speller, Spelt
+from zofo.tasks.chats import Asked, write_chat
+from zofo.tasks.control_tokens import Coded, Speller
 from zofo.tasks.example import Example
 
 
@@ -54,31 +54,6 @@ class TokenizedChoices:
         """As `gold_only`, with every token scored but the first."""
         row = self.rows[self.gold]
         return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0)
-
-
-class _Asked(NamedTuple):
-    """An example in the words that are tokenised.
-
-    Args:
-        example: as people read it, its candidates with what ends them.
-        prompt, candidates: the same, with marks if `marked`.
-        marked: whether control tokens of a template are marked, as `Speller.marked` does it.
-        stops: texts and tokens that end an answer, beside those of the task.
-        block: of a chat, what its template writes before an answer by itself.
-        unwritten: of a chat, what its template does not write, or writes in another way.
-    """
-
-    example: Example
-    prompt: str
-    candidates: tuple[str, ...]
-    marked: bool
-    stops: tuple[str, ...] = ()
-    block: str = ""
-    unwritten: tuple[str, ...] = ()
-
-    def spelt(self, text: str) -> Spelt:
-        """A text of this example, to be tokenised."""
-        return Spelt(text, None, self.marked, self.example.where)
 
 
 def encode(
@@ -134,13 +109,10 @@ def encode(
     return encoded
 
 
-def _asked(speller: Speller, example: Example) -> _Asked:
+def _asked(speller: Speller, example: Example) -> Asked:
     """An example as it is tokenised: a chat as its template writes it, candidates with their end of text."""
     if example.messages:
-        chat, marked = write_chat(speller, example)
-        return _Asked(
-            as_example(example, chat), chat.prompt, (chat.answer,), marked, chat.stops, chat.block, chat.unwritten
-        )
+        return write_chat(speller, example)
     (prompt, *candidates), marked = speller.in_marks(example, (example.prompt, *example.candidates))
     if example.ends:
         ending = speller.tokenizer.eos_token
@@ -152,10 +124,10 @@ def _asked(speller: Speller, example: Example) -> _Asked:
         example = replace(example, candidates=tuple(text + ending if text else "" for text in example.candidates))
         ending = speller.marked(ending, (), example.where) if marked else ending
         candidates = [text + ending if text else "" for text in candidates]
-    return _Asked(example, prompt, tuple(candidates), marked)
+    return Asked(example, prompt, tuple(candidates), marked)
 
 
-def _refuse_mixed(asked: Sequence[_Asked]) -> None:
+def _refuse_mixed(asked: Sequence[Asked]) -> None:
     """Raises DataError for chats with and without reasoning, if the template gives them different prompts."""
     with_block = [one.example for one in asked if one.block]
     first = {example.thinks: example for example in reversed(with_block)}
@@ -168,7 +140,7 @@ def _refuse_mixed(asked: Sequence[_Asked]) -> None:
 
 
 def _answered(
-    speller: Speller, asked: _Asked, prompt: list[int], whole: Coded, end: int
+    speller: Speller, asked: Asked, prompt: list[int], whole: Coded, end: int
 ) -> tuple[list[tuple[int, ...]], int, bool]:
     """The row of a prompt with its only candidate, where that begins, and whether both are tokenised as one text.
 
