@@ -744,6 +744,7 @@ BAD_TURNS = {
     ),
     "null": ([USER, {"role": "assistant", "content": None}], "turn 2 has no content", "content is a text"),
     "empty": ([{"role": "user", "content": " "}, ASSISTANT], "turn 1 has no content", "content is a text"),
+    "invisible": ([USER, {"role": "assistant", "content": "\u200b"}], "turn 2 has no content", "content is a text"),
     "number": ([USER, {"role": "assistant", "content": 4}], "turn 2 has the content 4", "content is a text"),
     "unanswered": (
         [USER, ASSISTANT, USER],

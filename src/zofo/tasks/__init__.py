@@ -10,8 +10,8 @@ from zofo.tasks.example import Example
 from zofo.tasks.few_shot import with_demonstrations
 from zofo.tasks.metaicl import has_metaicl_rows
 from zofo.tasks.metrics import METRICS, Metric
-from zofo.tasks.multi_task import file_name
 from zofo.tasks.prompt_rendering import render
+from zofo.tasks.readers import file_name
 from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
 from zofo.tasks.sampler import EpochSampler
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -68,21 +68,21 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; `row_examples` stays on the CPU."""
-        moved = {name: tensor.to(device) for name, tensor in tensors_of(self, (*_BY_ROW, *_BY_EXAMPLE)).items()}
+        moved = _mapped(self, (*_BY_ROW, *_BY_EXAMPLE), lambda tensor: tensor.to(device))
         return replace(self, **{**moved, "row_examples": self.row_examples})
 
     def part(self, start: int, stop: int) -> Batch:
         """The examples from `start` to `stop`, with the same padding."""
         first, last = torch.searchsorted(self.row_examples, torch.tensor([start, stop])).tolist()
-        parts = {name: tensor[first:last] for name, tensor in tensors_of(self, _BY_ROW).items()}
-        parts |= {name: tensor[start:stop] for name, tensor in tensors_of(self, _BY_EXAMPLE).items()}
+        parts = _mapped(self, _BY_ROW, lambda tensor: tensor[first:last])
+        parts |= _mapped(self, _BY_EXAMPLE, lambda tensor: tensor[start:stop])
         parts["row_examples"] = parts["row_examples"] - start
         parts["sources"] = parts["sources"] - first * self.keep
         return replace(self, **parts, members=self.members[start:stop])
 
     def repeated(self, times: int) -> Batch:
         """The batch repeated: `times` E examples, all E before the first comes again."""
-        parts = repeated_tensors(self, (*_BY_ROW, *_BY_EXAMPLE), times)
+        parts = _mapped(self, (*_BY_ROW, *_BY_EXAMPLE), lambda tensor: torch.cat([tensor] * times))
         copies = torch.arange(times)
         rows = len(self.input_ids)
         parts["row_examples"] += copies.repeat_interleave(rows) * len(self)
@@ -119,22 +119,20 @@ class TextBatch:
 
     def part(self, start: int, stop: int) -> TextBatch:
         """The examples from `start` to `stop`, with the same padding."""
-        parts = {name: tensor[start:stop] for name, tensor in tensors_of(self, _OF_TEXTS).items()}
+        parts = _mapped(self, _OF_TEXTS, lambda tensor: tensor[start:stop])
         return replace(self, **parts, members=self.members[start:stop])
 
     def repeated(self, times: int) -> TextBatch:
         """The batch repeated `times` times."""
-        return replace(self, **repeated_tensors(self, _OF_TEXTS, times), members=self.members * times)
+        parts = _mapped(self, _OF_TEXTS, lambda tensor: torch.cat([tensor] * times))
+        return replace(self, **parts, members=self.members * times)
 
 
-def tensors_of(batch: object, names: Sequence[str]) -> dict[str, Any]:
-    """The tensors of a batch by name, without those that are None."""
-    return {name: tensor for name in names if (tensor := getattr(batch, name)) is not None}
-
-
-def repeated_tensors(batch: object, names: Sequence[str], times: int) -> dict[str, Any]:
-    """The tensors of a batch by name, repeated along the first dimension."""
-    return {name: torch.cat([tensor] * times) for name, tensor in tensors_of(batch, names).items()}
+def _mapped(
+    batch: Batch | TextBatch, names: Sequence[str], change: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, Any]:
+    """Tensors of a batch by name, changed; without those that are None."""
+    return {name: change(tensor) for name in names if (tensor := getattr(batch, name)) is not None}
 
 
 _BY_ROW = ("input_ids", "attention_mask", "position_ids", "branches", "row_examples")  # of a Batch

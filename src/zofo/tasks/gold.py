@@ -1,4 +1,4 @@
-"""The right label or choice of a row. A mistake is a RowError, without the row's place."""
+"""The right label or choice of a row. All raise a RowError, without the row's place, for a row that has none."""
 
 from __future__ import annotations
 
@@ -25,11 +25,7 @@ def refuse_missing(name: str, columns: Iterable[str], fields: Mapping[str, Any])
 
 
 def label_of(label: str, fields: Mapping[str, Any], name: str) -> Any:
-    """The label of a row: the column of that name, or the value of an expression where there is no such column.
-
-    Raises:
-        RowError: a column is missing, or the expression has no value in this row.
-    """
+    """The label of a row: the column of that name, or the value of an expression where there is no such column."""
     if label in fields:
         return fields[label]
     try:
@@ -43,10 +39,7 @@ def label_of(label: str, fields: Mapping[str, Any], name: str) -> Any:
 def label_index(task: Task, label: Any) -> int:
     """Index of a row's label among the verbalizers; false and true count as 0 and 1, as on the Hub.
 
-    A named class may be given by number or by name.
-
-    Raises:
-        RowError: no verbalizer fits, or two do.
+    A named class may be given by number or by name. A label that no verbalizer fits, or two, is refused.
     """
     text = label.name if isinstance(label, NamedLabel) else label
     places = [

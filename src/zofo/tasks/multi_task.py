@@ -14,6 +14,7 @@ from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.tasks.config import OF_ONE, TaskConfig
 from zofo.tasks.contamination import inputs_in, refuse_twins
 from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
+from zofo.tasks.readers import file_name
 from zofo.tasks.task import SPLITS, Split, Task
 from zofo.tasks.task_files import parse_task, task_names
 
@@ -66,11 +67,6 @@ def tasks_of(config: TaskConfig) -> tuple[list[str], list[str]]:
         if not is_name(file_name(name)):
             raise ConfigError(f"{name!r} is no name of a task", "letters, digits and ._-: make a name")
     return list(names), list(unseen)
-
-
-def file_name(task: str) -> str:
-    """The name of a task's file or folder on any system: `unifiedqa_squad2` for `unifiedqa:squad2`."""
-    return task.replace(":", "_")
 
 
 def _folder(config: TaskConfig, name: str) -> Path | None:

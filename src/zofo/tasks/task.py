@@ -120,6 +120,19 @@ class Prompt(Config):
     """A template of the text after the candidate; only masked language models see it."""
 
 
+def _all_splits(splits: dict[Split, SplitSource]) -> dict[Split, SplitSource]:
+    missing = [split for split in SPLITS if split not in splits]
+    if missing:
+        raise ValueError(f"the split {missing[0]!r} is not defined")
+    return splits
+
+
+def _some(prompts: dict[str, Prompt]) -> dict[str, Prompt]:
+    if not prompts:
+        raise ValueError("a task needs one prompt or more")
+    return prompts
+
+
 class Task(Config):
     """A task file, read and checked.
 
@@ -142,9 +155,9 @@ class Task(Config):
     """More scores to report."""
     source: Source | None = None
     """The data set that is read when no file or folder is given."""
-    splits: dict[Split, SplitSource]
+    splits: Annotated[dict[Split, SplitSource], AfterValidator(_all_splits)]
     """The rows of train, validation and test."""
-    prompts: dict[str, Prompt]
+    prompts: Annotated[dict[str, Prompt], AfterValidator(_some)]
     """Prompts by name; the first is the default. A task with one prompt writes `template` instead."""
     label: str | None = None
     """The column of the right label or choice, or an expression of columns that gives it."""
@@ -202,10 +215,6 @@ class Task(Config):
             "multiple-choice": ("choices", ("verbalizers", "answers", "messages", "texts")),
             "generation": (free, ("verbalizers", "choices", "labels", "texts")),
         }
-        if missing := [split for split in SPLITS if split not in self.splits]:
-            raise ValueError(f"the split {missing[0]!r} is not defined")
-        if not self.prompts:
-            raise ValueError("a task needs one prompt or more")
         needed, foreign = asked[self.kind]
         everywhere = getattr(self, needed) is not None
         if not everywhere and not all(getattr(prompt, needed, None) is not None for prompt in self.prompts.values()):

@@ -114,7 +114,7 @@ def _by_metaicl(files: Sequence[Path], origin: str) -> list[Path]:
     found = []
     for path in files:
         parts = _METAICL.fullmatch(path.stem)
-        if parts is None or path.suffix != ".jsonl" or _plain(parts["task"]) != _plain(path.parent.name):
+        if parts is None or path.suffix != ".jsonl" or file_name(parts["task"]) != file_name(path.parent.name):
             continue
         if parts["split"] in _ALIASES.get(origin, (origin,)):
             rows, seed = int(parts["rows"]), int(parts["seed"])
@@ -122,9 +122,9 @@ def _by_metaicl(files: Sequence[Path], origin: str) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _plain(name: str) -> str:
-    """A task's name without colons, for file systems that have none."""
-    return name.replace(":", "_")
+def file_name(task: str) -> str:
+    """The name of a task's file or folder on any system: `unifiedqa_squad2` for `unifiedqa:squad2`."""
+    return task.replace(":", "_")
 
 
 def names_of(folder: Path) -> str:

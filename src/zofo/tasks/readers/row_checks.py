@@ -92,10 +92,8 @@ def _check_turn(place: str, number: int, turn: Any) -> None:
     if isinstance(content, list | tuple):
         hint = "join the texts of the parts; images and sounds are not read"
         raise RowError(f"{place} has a list of parts as its content, not a text", hint, "parts")
-    if not isinstance(content, str) or not content.strip():
+    if not isinstance(content, str) or is_blank(content):
         what = "no content" if content is None or isinstance(content, str) else f"the content {truncate_repr(content)}"
         raise RowError(f"{place} has {what}", "content is a text; mend or remove the row", "content")
-    if is_blank(content):
-        raise RowError(f"{place} holds no visible character", MEND, "content")
     if has_half(content):
         raise RowError(f"{place} holds half of a character (a lone surrogate)", MEND, "half")
