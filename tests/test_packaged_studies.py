@@ -143,7 +143,9 @@ def test_the_control_of_as_many_steps_has_as_many(name):
 def test_no_control_is_offered_adapter_rates_beyond_those_of_bilevel(name):
     """Else a control could win by its rate alone."""
     methods = read_study(name).config.methods
-    rates = {one: [trial["method"]["lr_adapter"] for trial in methods[one].trials] for one in ("bilevel", "frozen")}
+    rates = {
+        one: [trial.tree["method"]["lr_adapter"] for trial in methods[one].trials] for one in ("bilevel", "frozen")
+    }
     assert (min(rates["bilevel"]), max(rates["bilevel"])) == (min(rates["frozen"]), max(rates["frozen"]))
     assert set(rates["bilevel"]) < set(rates["frozen"])
 
@@ -197,7 +199,7 @@ def test_the_frozen_control_of_the_prompts_is_bilevel_without_its_backbones_step
     own = dict(methods["bilevel"].tree["method"])
     rate = own.pop("lr_adapter")
     assert methods["frozen"].tree["method"] == {**own, "backbone_step": "frozen"}
-    assert rate in [trial["method"]["lr_adapter"] for trial in methods["frozen"].trials]
+    assert rate in [trial.tree["method"]["lr_adapter"] for trial in methods["frozen"].trials]
 
 
 def test_the_stages_make_as_many_steps_of_each_kind_as_bilevel():
