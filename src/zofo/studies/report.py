@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -45,7 +46,7 @@ def write_results(
     Raises:
         RunError: the folder cannot be written.
     """
-    config, grid = study.config, study.grid
+    config = study.config
     results, curves = result_frame(config, runs, outcomes, choices), curve_frame(config, runs, outcomes)
     write_frames(results, curves, folder)
     figures: list[Path] = []
@@ -53,32 +54,18 @@ def write_results(
         from zofo.studies.figures import draw  # matplotlib takes a second
 
         figures = draw(curves, results, config, folder)
-    digests = {run.digest for run in runs}
-    done = [outcomes[digest] for digest in dict.fromkeys(run.digest for run in runs) if digest in outcomes]
-    about = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
-    about += [["(all)", format_overrides(config.base.tree)]] if config.base.tree else []
-    whole = {outcome.made_from.note: outcome for outcome in done if outcome.config.get("model")}
     text = (
         _environment()
         .from_string(_TEMPLATE.read_text(encoding="utf-8"))
         .render(
+            _about(study, runs, outcomes, choices),
             study=study,
             config=config,
-            done=done,
-            seconds=sum(outcome.seconds + outcome.evaluation.get("seconds", 0) for outcome in done),
-            older=[note for note in whole if note],
-            complete=len(done) == len(digests) and all(choice.done for choice in choices.values()),
-            methods=markdown(["method", "what it is"], about, texts=2),
-            scores=Scores(grid, [run for run in runs if run.trial is None], outcomes, choices),
+            scores=Scores(study.grid, [run for run in runs if run.trial is None], outcomes, choices),
             figures=figures,
             folder=folder,
-            tried=len(next(iter(choices.values())).trials) if choices else 0,
-            single=[name for name in config.methods if not config.tried(name)],
-            trial_budgets=_trial_budgets(grid),
-            trials=_trials(choices),
-            waiting=[_waiting(grid, choice) for choice in choices.values() if choice.accident is not None],
-            starts=_starts(grid.starts, outcomes),
-            failed=_failures([*grid.starts, *runs], outcomes),
+            starts=_starts(study.grid.starts, outcomes),
+            failed=_failures([*study.grid.starts, *runs], outcomes),
             outdated=markdown(["run", "what has changed"], list((outdated or {}).items()), texts=2) if outdated else "",
             versions=", ".join(f"{name} {version}" for name, version in environment().items()),
         )
@@ -87,6 +74,27 @@ def write_results(
         atomic_write_text(folder / "report.md", re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
     except OSError as error:
         raise RunError(f"cannot write the report into {str(folder)!r}: {error.strerror}") from error
+
+
+def _about(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
+    """What the template says of the methods, of the runs that are done, and of how settings were chosen."""
+    config, digests = study.config, dict.fromkeys(run.digest for run in runs)
+    done = [outcomes[digest] for digest in digests if digest in outcomes]
+    methods = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
+    methods += [["(all)", format_overrides(config.base.tree)]] if config.base.tree else []
+    notes = dict.fromkeys(outcome.made_from.note for outcome in done if outcome.config.get("model"))
+    return {
+        "done": done,
+        "seconds": sum(outcome.seconds + outcome.evaluation.get("seconds", 0) for outcome in done),
+        "older": [note for note in notes if note],
+        "complete": len(done) == len(digests) and all(choice.done for choice in choices.values()),
+        "methods": markdown(["method", "what it is"], methods, texts=2),
+        "tried": len(next(iter(choices.values())).trials) if choices else 0,
+        "single": [name for name in config.methods if not config.tried(name)],
+        "trial_budgets": _trial_budgets(study.grid),
+        "trials": _trials(choices),
+        "waiting": [_waiting(study.grid, choice) for choice in choices.values() if choice.accident is not None],
+    }
 
 
 def _environment() -> jinja2.Environment:
