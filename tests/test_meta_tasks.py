@@ -336,7 +336,7 @@ def test_a_task_of_one_label_wrong_json_and_a_row_of_both_splits_are_named(root)
         loaded(["test"], **several)
     assert loaded(data=str(root / "mood"), allow_overlap=True)
     (root / "set.json").write_text('{"train": ["mood"],\n "test" []}')
-    with pytest.raises(DataError, match=r"set\.json:2: not JSON"):
+    with pytest.raises(DataError, match=r"set\.json.: .* line 2 column 9"):
         resolve_task(TaskConfig(data=str(root), setting=root / "set.json"))
     (root / "set.json").write_text('{"train": "mood", "test": []}')
     with pytest.raises(DataError, match=r"set\.json: 'train' is no list of tasks"):

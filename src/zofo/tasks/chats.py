@@ -116,11 +116,7 @@ def write_chat(speller: Speller, example: Example) -> Asked:
 
 
 def _said(example: Example, whole: str, prompt: str, tail: str, lead: str) -> str:
-    """The answer as a finished chat has it, between prompt and tail.
-
-    Raises:
-        DataError: the template changes it.
-    """
+    """The answer as a finished chat has it, between prompt and tail; raises DataError where it is changed."""
     answer = example.candidates[0]
     fits = whole.startswith(prompt) and whole.endswith(tail)
     said = whole[len(prompt) : len(whole) - len(tail)] if fits else None
@@ -300,11 +296,7 @@ def _refuse_chance(template: str) -> None:
 
 
 def _undated(template: str) -> str:
-    """The template with a fixed date, so that a prompt does not change from day to day.
-
-    Raises:
-        ModelError: the template reads the clock with a format that is not a literal.
-    """
+    """The template with a fixed date; raises ModelError where it reads the clock with a format that is no literal."""
     forms = re.findall(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", template)
     if len(forms) < len(re.findall(r"strftime_now\s*\(", template)):
         raise ModelError("the model's chat template reads the clock, and a prompt is a function of its row", _EDIT)

@@ -17,11 +17,6 @@ OF_ONE = ("name", "prompt", "template", "label", "labels", "verbalizers", "metri
 """Options that only a single task can have."""
 
 
-def _has_own_rows(given: dict[str, Any]) -> bool:
-    """Whether the rows are the user's own, not those of a packaged task."""
-    return given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml"))
-
-
 class TaskConfig(Config):
     """Which task, which of its rows, and how they become prompts."""
 
@@ -85,11 +80,13 @@ class TaskConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _default_name(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "draw" not in given and _has_own_rows(given):
-            given = {**given, "draw": "stratified"}
-        if isinstance(given, dict) and (given.get("tasks") or given.get("setting")):
+        if not isinstance(given, dict):
+            return given
+        if given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml")):  # the user's own rows
+            given = {"draw": "stratified", **given}
+        if given.get("tasks") or given.get("setting"):
             return {"max_rows": ROWS_OF_EACH, **given}
-        if isinstance(given, dict) and given.get("name") is None and given.get("data") is None:
+        if given.get("name") is None and given.get("data") is None:
             return {**given, "name": DEFAULT_TASK}
         return given
 

@@ -175,11 +175,7 @@ class Speller:
         return [self._as_known(text, one) for text, one in zip(texts, coded, strict=True)] if marked else coded
 
     def _as_known(self, text: Spelt, coded: Coded) -> Coded:
-        """What the twin made of a text, with the ids of the tokenizer.
-
-        Raises:
-            DataError: a control token that is no marked one was made of plain text.
-        """
+        """What the twin made of a text, with the ids of the tokenizer; raises DataError for one made of plain text."""
         known = self._twin[1]
         spelt = {match[0] for match in self._control.finditer(without_marks(text.text + (text.second or "")))}
         made = {self.tokenizer.convert_tokens_to_ids(token): token for token in spelt}

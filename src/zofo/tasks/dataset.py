@@ -138,11 +138,7 @@ def _choice(example: Example) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """A few examples, drawn by seed: `shots` of each label of a classification, or in all for other tasks.
-
-    Raises:
-        DataError: there are fewer.
-    """
+    """Examples drawn by seed: `shots` of each label, or in all without labels; raises DataError for too few rows."""
     drawn = [examples[i] for i in permutation(Key(seed, 0), "shots", len(examples))]
     kept: list[Example] = []
     for gold in range(len(task.label_names)) or [None]:

@@ -61,11 +61,8 @@ def with_demonstrations(
         if config.scoring == "channel":
             solved.append(replace(example, before="".join(in_channel(one) + separator for one in chosen), own=own))
             continue
-        before = separator.join(_solved(one) for one in chosen) + separator
+        demonstrations = [(one.prompt + one.candidates[one.gold]).rstrip() for one in chosen]
+        before = separator.join(demonstrations) + separator
         free = before + example.content_free if example.content_free else ""
         solved.append(replace(example, prompt=before + example.prompt, content_free=free, own=own))
     return solved
-
-
-def _solved(example: Example) -> str:
-    return (example.prompt + example.candidates[example.gold]).rstrip()

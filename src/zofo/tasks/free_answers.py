@@ -60,14 +60,14 @@ def number_or_text_match(one: str, other: str) -> bool:
     return plain(one) == plain(other) if same is None else same
 
 
-def has_squad_tokens(text: str) -> bool:
-    """Whether SQuAD's normalisation leaves anything of a text: it drops punctuation and the articles a, an, the."""
-    return bool(_ARTICLES.sub(" ", _bare(text)).strip())
+def same_without_tokens(one: str, other: str) -> bool | None:
+    """Whether a text is another one of which SQuAD's normalisation leaves nothing; None where it leaves something.
 
-
-def same_without_tokens(one: str, other: str) -> bool:
-    """Whether texts are the same of which SQuAD's normalisation leaves nothing: articles stay, then punctuation."""
+    It drops punctuation and the articles a, an, the: here articles stay, then punctuation.
+    """
     first, second = _bare(one), _bare(other)
+    if _ARTICLES.sub(" ", second).strip():
+        return None
     return first == second if first or second else plain(one) == plain(other)
 
 

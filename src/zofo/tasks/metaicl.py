@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from zofo.errors import DataError
+from zofo.config import read_json_object
+from zofo.errors import DataError, RunError
 from zofo.tasks.readers import Row, check_labels, files_of
 
 COLUMNS = ("task", "input", "output", "options")
@@ -93,14 +94,9 @@ def read_object(path: Path) -> dict[str, Any]:
         DataError: it cannot be read, or holds something else; names the file and the line.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}", "mend the line") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"cannot read {str(path)!r}: {error}", "give a JSON file in UTF-8") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: not a JSON object", 'write {"key": ...}')
-    return content
+        return read_json_object(path)
+    except RunError as error:
+        raise DataError(error.message, 'give a file in UTF-8 with one JSON object, {"key": ...}') from error
 
 
 def has_metaicl_rows(folder: Path) -> bool:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from zofo.errors import ConfigError, DataError
 from zofo.registry import Registry
 from zofo.tasks.free_answers import (
-    has_squad_tokens,
     number_or_text_match,
     plain,
     same_number,
@@ -104,7 +103,7 @@ def _squad_pair(prediction: str, answer: str, which: str) -> float:
     from torchmetrics.functional.text.squad import squad
 
     same = same_number(prediction, answer)
-    if same is None and not has_squad_tokens(answer):
+    if same is None:
         same = same_without_tokens(prediction, answer)
     if same is not None:
         return float(same)

@@ -51,7 +51,10 @@ def _example(task: Task, fields: Mapping[str, Any], prompt: str | None, head: bo
     known = _fields(task, fields, task.columns(prompt, plain_head))
     own: list[str] = []
     text = "" if plain_head else fill(asked.template, known, own=own)
-    common: dict[str, Any] = {"group": _group(task, fields) if right else ""}
+    common: dict[str, Any] = {}
+    if right:
+        refuse_missing(task.name, task.group, fields)
+        common["group"] = "\x1f".join(str(fields[column]) for column in task.group)
     if head:
         common["texts"] = tuple(fill(one, known, own=own) for one in task.texts or ()) if plain_head else (text,)
     if task.kind == "generation":
@@ -87,11 +90,6 @@ def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any]) -> str:
         return str(fill(prompt.template, {**fields, **nothing}))
     except RowError:  # a template that takes its columns apart; its task has no calibrated scores
         return ""
-
-
-def _group(task: Task, fields: Mapping[str, Any]) -> str:
-    refuse_missing(task.name, task.group, fields)
-    return "\x1f".join(str(fields[column]) for column in task.group)
 
 
 def _choices(choices: Choices, fields: Mapping[str, Any], own: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -95,33 +95,20 @@ def columns_of(template: str, expression: bool = False) -> list[str]:
     return sorted(columns, key=lambda name: (template.find(name), name))
 
 
-def check_expression(text: Any) -> Any:
-    """A column or an expression of columns as it is, once it is found to be one.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(text, str):
-        columns_of(text, expression=True)
+def check_expression(text: str) -> str:
+    """A column or an expression of columns as it is; raises ValueError where it is none."""
+    columns_of(text, expression=True)
     return text
 
 
 def check_template(template: str) -> str:
-    """A template as it is, once it is found to be one.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """A template as it is; raises ValueError where it is none."""
     columns_of(template)
     return template
 
 
 def check_prompt(template: str) -> str:
-    """The template of a prompt as it is, once it is found to name a column.
-
-    Raises:
-        ValueError: it is no template, or names no column.
-    """
+    """The template of a prompt as it is; raises ValueError where it is none, or names no column."""
     if not columns_of(template) and f"{ROW}[" not in template:
         single = "{" in template and "{{" not in template
         taken = next((name for name in (CHOICE, ROW) if f"{{ {name} }}" in template), None)

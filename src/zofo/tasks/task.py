@@ -52,7 +52,7 @@ class SplitSource(Config):
     """Rows drawn by `split_seed`, disjoint from other splits of the same origin; None takes all in order."""
 
 
-Expression = Annotated[str, BeforeValidator(check_expression)]
+Expression = Annotated[str, AfterValidator(check_expression)]
 """A column, or an expression of columns such as `answers.text`: what may stand between the braces of a template."""
 Template = Annotated[str, AfterValidator(check_template)]
 """A text in Jinja."""
@@ -273,22 +273,14 @@ class Task(Config):
         if self.messages is not None:
             return [self.messages]
         if head and self.texts is not None:
-            return _unique(name for text in self.texts for name in columns_of(text))
+            return list(dict.fromkeys(name for text in self.texts for name in columns_of(text)))
         asked = self.prompt(prompt)
         named = columns_of(asked.template) + columns_of(asked.ending)
-        if self.kind == "multiple-choice":
-            named += _columns_of_choices(self.choices_of(prompt))
-        return _unique(named)
-
-
-def _columns_of_choices(choices: Choices) -> list[str]:
-    if isinstance(choices, ChoicesFromColumn):
-        return columns_of(choices.each, expression=True) + columns_of(choices.text)
-    return [name for text in choices for name in columns_of(text)]
-
-
-def _unique(names: Any) -> list[str]:
-    return list(dict.fromkeys(names))
+        choices = self.choices_of(prompt) if self.kind == "multiple-choice" else []
+        if isinstance(choices, ChoicesFromColumn):
+            named += columns_of(choices.each, expression=True)
+            choices = [choices.text]
+        return list(dict.fromkeys(named + [name for text in choices for name in columns_of(text)]))
 
 
 def known_split(split: str) -> Split:

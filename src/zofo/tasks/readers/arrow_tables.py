@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError, first_line
-from zofo.tasks.readers.row import NamedLabel, Row
+from zofo.tasks.readers.row import NamedLabel, Row, RowError, all_rows
 
 
 def read_arrow_file(path: Path) -> list[Row]:
@@ -61,7 +61,7 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
         for column in table.columns:
             if column.type == pyarrow.time64("ns"):
                 column.cast(pyarrow.time64("us"))  # refused where to_pylist would drop nanoseconds
-        rows = [Row(f"{source} row {number}", fields) for number, fields in enumerate(table.to_pylist())]
+        items = [(f"{source} row {number}", fields) for number, fields in enumerate(table.to_pylist())]
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{source}: {first_line(error)}", "write such a column as text, or leave it out") from error
     if features is None:
@@ -69,11 +69,10 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
     classes = {column: one for column, one in features.items() if isinstance(one, Mapping)}
     named = {column: one["names"] for column, one in classes.items() if one.get("_type") == "ClassLabel"}
     if not named:
-        return rows
-    return [
-        Row(row.where, {column: _named(value, column, named.get(column), row) for column, value in row.fields.items()})
-        for row in rows
-    ]
+        return [Row(where, fields) for where, fields in items]
+    return all_rows(
+        items, lambda fields: {column: _named(value, column, named.get(column)) for column, value in fields.items()}
+    )
 
 
 def _refuse_twice(fields: Any, place: str) -> None:
@@ -104,13 +103,13 @@ def _features(metadata: Mapping[bytes, bytes], source: str) -> Mapping[str, Any]
         ) from error
 
 
-def _named(value: Any, column: str, names: Sequence[str] | None, row: Row) -> Any:
+def _named(value: Any, column: str, names: Sequence[str] | None) -> Any:
     """A class number with the name of its class; -1 means that there is no label."""
     if names is None or not isinstance(value, int) or value == -1:
         return value
     if not 0 <= value < len(names):
-        raise DataError(
-            f"{row.where}: column {column!r} is {value}, but its classes are {', '.join(names[:10])}",
+        raise RowError(
+            f"column {column!r} is {value}, but its classes are {', '.join(names[:10])}",
             f"write a number from 0 to {len(names) - 1}, or -1 for no label",
         )
     return NamedLabel(value, names[value])

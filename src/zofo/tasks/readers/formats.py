@@ -147,11 +147,7 @@ def _advice(names: Sequence[str]) -> str:
 def _checked(
     format: Format, fields: Mapping[str, Any], known: Mapping[tuple[str, ...], Format | None], answers: bool
 ) -> Mapping[str, Any]:
-    """The columns of a row, once they are found to be of a format.
-
-    Raises:
-        RowError: they are not.
-    """
+    """The columns of a row as they are; raises RowError where they are not of the format."""
     columns = format.columns
     for role, column in columns.items():
         if column not in fields and role not in _MAY_BE_MISSING:

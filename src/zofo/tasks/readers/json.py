@@ -21,23 +21,16 @@ ONE_A_LINE = "one JSON object a line"
 _SPACE = " \t\r\n"
 
 
-def read_json_lines(path: Path, data: bytes) -> list[Row]:
-    """The rows of a file with one JSON object a line; empty lines are none.
+def read_json(path: Path, data: bytes) -> list[Row]:
+    """The rows of a file with one JSON object a line, or, of a .json file, of an array of objects.
 
     Raises:
-        DataError: a line is no JSON object; names line and column.
+        DataError: a line or an entry is no JSON object; names line and column.
     """
+    if path.suffix.lower() == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return all_rows(_entries(path, decoded_file(path, data)), _checked_object)
     lines = enumerate(data.splitlines(), start=1)
     return all_rows(((f"{path}:{number}", line) for number, line in lines if line.strip()), _line)
-
-
-def read_json_array(path: Path, data: bytes) -> list[Row]:
-    """The rows of a file that is one JSON array of objects.
-
-    Raises:
-        DataError: it is not; names line and column.
-    """
-    return all_rows(_entries(path, decoded_file(path, data)), _checked_object)
 
 
 @dataclass(frozen=True)

@@ -126,11 +126,7 @@ def with_valid_example(mistake: DataError, count: int, good: Row | None) -> Data
 
 
 def decoded(line: bytes) -> str:
-    """A line as text.
-
-    Raises:
-        RowError: it is not UTF-8.
-    """
+    """A line as text; raises RowError where it is not UTF-8."""
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,11 +137,7 @@ def decoded(line: bytes) -> str:
 
 
 def decoded_file(path: Path, data: bytes) -> str:
-    """A whole file as text.
-
-    Raises:
-        RowError: a line is not UTF-8.
-    """
+    """A whole file as text; raises RowError for the first line that is not UTF-8."""
     for number, line in enumerate(data.splitlines(), start=1):
         with at_row(f"{path}:{number}"):
             decoded(line)

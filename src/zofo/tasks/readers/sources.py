@@ -19,7 +19,7 @@ from zofo.tasks.readers.folders import (
     read_saved,
     unpacking,
 )
-from zofo.tasks.readers.json import ONE_A_LINE, read_json_array, read_json_lines
+from zofo.tasks.readers.json import ONE_A_LINE, read_json
 from zofo.tasks.readers.look_alikes import look_alike_key
 from zofo.tasks.readers.row import Row
 
@@ -93,9 +93,7 @@ def _read_text(path: Path, suffix: str) -> list[Row]:
         raise DataError(f"{path}:{line}: column {column}: a NUL byte, which is no text", "save the file as UTF-8 text")
     if suffix in (".csv", ".tsv"):
         return read_table(path, data, "," if suffix == ".csv" else "\t")
-    if suffix == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        return read_json_array(path, data)
-    return read_json_lines(path, data)
+    return read_json(path, data)
 
 
 def read_folder(folder: Path, origin: str) -> list[Row]:
