@@ -8,17 +8,18 @@ import re
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import peft
 import pytest
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 
 from conftest import build_model, build_tokenizer
 from shipped_runs import contents, loaded, logits, maker, with_adapter
 from zofo.errors import PatchError, RunError, ZofoError
 from zofo.export import Patch, apply_patch, export_run
-from zofo.export.container import MAGIC, VERSION, packed, unpacked
+from zofo.export.container import VERSION, packed, unpacked
 from zofo.models import load_model
 from zofo.trajectory import Trajectory
 
@@ -226,16 +227,15 @@ def test_every_truncation_is_found(patches, tmp_path, tries):
     file = tmp_path / "cut.zofo"
     for length in tries(range(0, len(data), 7)):
         file.write_bytes(data[:length])
-        with pytest.raises(PatchError, match="cut short|is not a patch"):
+        with pytest.raises(PatchError, match="is not a patch, or it was cut short"):
             Patch.read(file)
     file.write_bytes(data + b"\0")
-    with pytest.raises(PatchError, match="1 bytes follow the last part"):
+    with pytest.raises(PatchError, match="is not a patch, or it was cut short or changed"):
         Patch.read(file)
 
 
-def test_a_newer_version_is_named(patches, tmp_path):
-    data = patches("mezo").read_bytes()
-    (tmp_path / "newer.zofo").write_bytes(MAGIC + struct.pack("<I", VERSION + 1) + data[len(MAGIC) + 4 :])
+def test_a_newer_version_is_named(tmp_path):
+    save_file({}, tmp_path / "newer.zofo", {"version": str(VERSION + 1)})
     with pytest.raises(
         PatchError, match=f"version {VERSION + 1}, and this zofo reads up to version {VERSION}"
     ) as error:
@@ -245,8 +245,10 @@ def test_a_newer_version_is_named(patches, tmp_path):
 
 def test_a_file_that_is_no_patch_is_one_message(tmp_path):
     (tmp_path / "text").write_text("hello, I am no patch at all, and long enough to be one")
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
     for path, text in (
         (tmp_path / "text", "is not a patch"),
+        (tmp_path / "model.safetensors", "is not a patch"),
         (tmp_path / "nothing", "cannot read"),
         (tmp_path, "read"),
     ):
@@ -326,12 +328,15 @@ HOSTILE = {
     "labels": (lambda h, p: h["base"].update(labels=10**12), "labels"),
     "revision that is a path": (lambda h, p: h["base"].update(revision="a/../../x"), "cannot be the revision"),
     "revision from the root": (lambda h, p: h["base"].update(revision="/etc/passwd"), "cannot be the revision"),
-    "hash of no form": (lambda h, p: h["base"].update(sha256="../../x"), "is no SHA-256"),
+    "hash of no form": (lambda h, p: h["base"].update(sha256="../../x"), "base.sha256: String should match pattern"),
     "part without a use": (lambda h, p: p.update(extra=b"x"), "nothing says what the part 'extra' is for"),
-    "path as a name": (lambda h, p: p.update({"../x": b"x"}), r"'\.\./x' cannot be the name of a part"),
-    "path as the adapter": (lambda h, p: p.update({"/etc/passwd": b"x"}), "cannot be the name of a part"),
+    "path as a name": (lambda h, p: p.update({"../x": b"x"}), r"nothing says what the part '\.\./x' is for"),
+    "path as the adapter": (
+        lambda h, p: p.update({"/etc/passwd": b"x"}),
+        "nothing says what the part '/etc/passwd' is for",
+    ),
     "stage of another part": (lambda h, p: h["stages"][0].update(trajectory="../../x"), "'../../x' is missing"),
-    "many parts": (lambda h, p: p.update({f"p{i}": b"" for i in range(100)}), "too many"),
+    "many parts": (lambda h, p: p.update({f"p{i}": b"" for i in range(100)}), "nothing says what the part 'p"),
     "adapter is missing": (lambda h, p: p.pop("adapter_model.safetensors"), "is missing"),
     "adapter of no form": (lambda h, p: p.update({"adapter_model.safetensors": b"\xff" * 64}), "cannot be read"),
 }
@@ -483,21 +488,36 @@ def test_sizes_of_virtual_tokens_are_those_of_their_tensor(patches, model_folder
 
 @pytest.mark.promise(12)
 def test_a_header_of_gigabytes_is_not_read(tmp_path):
-    (tmp_path / "p").write_bytes(MAGIC + struct.pack("<II", VERSION, 2**32 - 1) + b"\0" * 32)
-    with pytest.raises(PatchError, match="a header of 4294967295 bytes"):
-        Patch.read(tmp_path / "p")
+    for start in (struct.pack("<Q", 2**40), b"ZOFOPTCH" + struct.pack("<II", 2, 2**32 - 1) + b"\0" * 32):
+        (tmp_path / "p").write_bytes(start + b"{}")
+        with pytest.raises(PatchError, match="is not a patch, or it was cut short or changed"):
+            Patch.read(tmp_path / "p")
 
 
 @pytest.mark.promise(12)
 @pytest.mark.parametrize("size", [10**15, -1, 1.5, True, "9"])
-def test_a_part_of_any_size_allocates_nothing(patches, tmp_path, size):
-    header, parts = unpacked(patches())
+def test_a_part_of_any_size_allocates_nothing(tmp_path, size):
+    """Of a patch in the form of version 2, which lists the sizes of its parts."""
     listed = [{"name": "trajectory_0.bin", "bytes": size, "sha256": "0" * 64}]
-    text = json.dumps({**header, "parts": listed}).encode()
-    frame = MAGIC + struct.pack("<II", VERSION, len(text)) + hashlib.sha256(text).digest()
+    text = json.dumps({"parts": listed}).encode()
+    frame = b"ZOFOPTCH" + struct.pack("<II", 2, len(text)) + hashlib.sha256(text).digest()
     (tmp_path / "p").write_bytes(frame + text)
-    with pytest.raises(PatchError, match="cut short|cannot have"):
+    with pytest.raises(PatchError, match="is not a patch, or it was cut short or changed"):
         Patch.read(tmp_path / "p")
+
+
+@pytest.mark.promise(8)
+def test_every_flipped_byte_of_an_old_patch_is_found(tmp_path, tries):
+    data = (Path(__file__).parent / "formats" / "patch-2.zofo").read_bytes()
+    file = tmp_path / "flipped.zofo"
+    for place in tries([*range(48), *range(48, len(data), 7)]):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(PatchError):
+            Patch.read(file)
+    for content in (data[:-1], data + b"\0"):
+        file.write_bytes(content)
+        with pytest.raises(PatchError):
+            Patch.read(file)
 
 
 @pytest.mark.promise(14)

@@ -36,7 +36,7 @@ from zofo.training.run_state import Progress, should_checkpoint_weights  # noqa:
 from zofo.trajectory import TrajectoryWriter  # noqa: E402
 
 TRAJECTORY, CHECKPOINT = HERE / "trajectory-2.bin", HERE / "checkpoint-1"
-PATCHES = (HERE / "patch-1.zofo", HERE / "patch-2.zofo")  # the last is what is written today
+PATCHES = tuple(HERE / f"patch-{version}.zofo" for version in (1, 2, 3))  # the last is what is written today
 NUMBERS = HERE / "numbers.json"
 STEPS = 3
 BILEVEL: dict[str, Any] = {

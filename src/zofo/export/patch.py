@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from zofo.trajectory import Trajectory
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 LONGEST = 400  # characters of a text in the header
 _MOST_RANK = 64  # of noise: a hostile one would draw more numbers than fit into memory
-_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_Sha256 = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 _PART = r"[^\s./:\\~^?*\[][^\s/:\\~^?*\[]*"
 _REVISION = re.compile(rf"{_PART}(/{_PART})*")  # a name in git; it becomes a part of a path in the Hub's cache
 
@@ -44,7 +44,7 @@ class Base(Config):
     """Number of labels of a classification."""
     label_names: list[str] = Field([], max_length=1 << 16)
     """Names of the labels."""
-    sha256: str
+    sha256: _Sha256
     """Hash of all weights."""
     identity: dict[str, Any] = {}
     """Hashes of everything else that decides its outputs, see `Identity`; empty in patches of version 1."""
@@ -109,7 +109,7 @@ class Header(Config):
     """The runs of the chain, in order."""
     adapter: bool = False
     """Whether it holds an adapter."""
-    backbone: str | None = None
+    backbone: _Sha256 | None = None
     """SHA-256 of the tensors that the last trajectory moves, as training left them."""
 
 
@@ -178,9 +178,6 @@ def _check(header: Header) -> None:
             f"it was made with version {header.stream} of the noise stream, and this zofo draws {STREAM_VERSION}",
             f"install zofo=={header.zofo[:20]}",
         )
-    for digest in (header.base.sha256, header.backbone):
-        if digest is not None and not _HASH.fullmatch(digest):
-            raise PatchError(f"{digest[:80]!r} is no SHA-256")
     names = header.base.label_names
     if names and (len(names) != header.base.labels or len(set(names)) < len(names)):
         raise PatchError(f"its {len(names)} names of labels are not those of {header.base.labels} labels")
