@@ -17,7 +17,7 @@ from zofo.backbone import Backbone, fingerprint, selected
 from zofo.errors import RunError
 from zofo.noise import Gaussian, LowRank
 from zofo.training import RunFolder, read_config, replay_cache, train
-from zofo.training import run_folder as run_module
+from zofo.training import restore as restore_module
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def half(made, tmp_path):
 @pytest.fixture
 def replays(monkeypatch):
     """How many steps each replay was asked for; None for all."""
-    found, replay = [], run_module.replay
+    found, replay = [], restore_module.replay
 
     def watched(model, trajectory, steps=None, folded=False):
         found.append(steps)
         return replay(model, trajectory, steps, folded)
 
-    monkeypatch.setattr(run_module, "replay", watched)
+    monkeypatch.setattr(restore_module, "replay", watched)
     return found
 
 

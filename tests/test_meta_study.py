@@ -16,7 +16,7 @@ from zofo.errors import ConfigError, UnknownNameError, ZofoError
 from zofo.studies import plan_study, process_pool, read_study, report_study, run_study
 from zofo.studies.result import Outcome
 from zofo.training import RunFolder
-from zofo.training import run_folder as run_module
+from zofo.training import restore as restore_module
 
 TRAINED = {"tasks": ["mood", "tone", "pick"], "sizes": {"validation": 3}, "max_rows": 12}
 META = {"name": "meta-bilevel", "batch_size": 2, "inner_steps": 1, "tasks_per_step": 2, "penalty": 1}
@@ -61,8 +61,8 @@ def study(tmp_path, tokenizer):
 
 def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(study, tmp_path, monkeypatch):
     made, perform = [], process_pool.perform
-    replays, replay = [], run_module.replay
-    monkeypatch.setattr(run_module, "replay", lambda *given, **how: (replays.append(1), replay(*given, **how))[1])
+    replays, replay = [], restore_module.replay
+    monkeypatch.setattr(restore_module, "replay", lambda *given, **how: (replays.append(1), replay(*given, **how))[1])
 
     def performed(tree, folder, remote_code):
         made.append(folder.rsplit("/", 1)[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def preview(
 
     seen = look(configured(arguments, data_dir, data), split, rows, trust_remote_code)
     if as_json:
-        out.say_json(seen.as_dict())
+        out.say_json(asdict(seen))
         return
     for example in seen.examples:
         out.say((example.where, "dim"))
@@ -64,7 +65,7 @@ def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data =
 
     report = check(configured(arguments, data_dir, data))
     if as_json:
-        out.say_json(report.as_dict())
+        out.say_json(asdict(report))
         return
     about = report.task
     out.say((f"{about['name']}: {about['kind']}, scored by {', '.join(about['scores'])}", "bold"))
@@ -103,7 +104,7 @@ def config(arguments: Overrides = None, data_dir: DataDir = None, data: Data = N
 
     found = explain_config(*given_config(arguments, data_dir, data))
     if as_json:
-        out.say_json([one.__dict__ for one in found])
+        out.say_json([asdict(one) for one in found])
         return
     table = Table("key", "value", "from", "what it does", box=None, pad_edge=False)
     for one in found:

@@ -10,15 +10,13 @@ from pathlib import Path
 
 from zofo.adapters import can_merge, load_strange_adapter
 from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError
-from zofo.export.inspect import inspect_parts, write_adapter
 from zofo.export.patch import Base, Patch, patch_error_context
 from zofo.export.run_metrics import EVALUATED, unscored
 from zofo.export.save_pretrained import refuse_non_finite, save_model
 from zofo.filesystem import new_folder, refuse_taken
 from zofo.models import LoadedModel, load_model
 from zofo.training.identity import model_identity, refuse_changes
-from zofo.training.restore import load_weights
-from zofo.trajectory import replay
+from zofo.training.restore import restore_weights
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,11 @@ class PatchResult:
     def lines(self) -> list[str]:
         """The result as lines of text."""
         header = self.patch.header
-        numbers = {name: value for name, value in header.metrics.items() if isinstance(value, float | int)}
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items() if name != EVALUATED)
+        scores = ", ".join(
+            f"{name} {value:.4g}"
+            for name, value in header.metrics.items()
+            if isinstance(value, float | int) and name != EVALUATED
+        )
         note = unscored(header.metrics)
         bits = {
             True: "the backbone has the bits that training left",
@@ -91,12 +92,12 @@ def apply_patch(
         PatchError: the patch is damaged, newer, hostile, or of another base model.
     """
     patch = Patch.read(file)
-    read = [folder for folder in [Path(base)] if folder.is_dir()]
+    read = [Path(base)] if Path(base).is_dir() else []
     refuse_taken(out, force, read)
     with tempfile.TemporaryDirectory(prefix="zofo-patch-") as temporary:
         adapter = Path(temporary) / "adapter"
         with patch_error_context(file):
-            inspect_parts(patch, adapter)
+            patch.inspect(adapter)
         loaded = _base(file, patch.header.base, base, revision, remote_code)
         try:
             same = _replay(loaded, patch, folded, Path(temporary))
@@ -107,7 +108,7 @@ def apply_patch(
     with new_folder(out, force, read) as folder:
         save_model(loaded, folder if merged else folder / "model", patch.header.base.label_names)
         if not merged:
-            write_adapter(patch, folder / "adapter")
+            patch.write_adapter(folder / "adapter")
     return PatchResult(patch, out, merged, same)
 
 
@@ -134,17 +135,14 @@ def _named(name: str, revision: str | None) -> str:
 def _replay(loaded: LoadedModel, patch: Patch, folded: bool, folder: Path) -> bool | None:
     """Replay every stage on the base model; returns whether the bits are those of training, None if unknown."""
     same = None
-    for stage in patch.stages:
-        last = stage is patch.stages[-1]
-        if stage.trajectory is not None:
-            by_record = stage.header.exact and not (folded and last)
-            backbone = replay(loaded.model, stage.trajectory, folded=not by_record)
-            if last and by_record and patch.header.backbone is not None:
-                same = backbone.fingerprint() == patch.header.backbone
+    for number, stage in enumerate(patch.stages):
+        weights, last = folder / f"weights-{number}.safetensors", stage is patch.stages[-1]
         if stage.weights is not None:
-            file = folder / "weights.safetensors"
-            file.write_bytes(stage.weights)
-            load_weights(loaded.model, file)
+            weights.write_bytes(stage.weights)
+        by_record = stage.header.exact and not (folded and last)
+        backbone = restore_weights(loaded, stage.trajectory, weights, folded=not by_record)
+        if backbone is not None and last and by_record and patch.header.backbone is not None:
+            same = backbone.fingerprint() == patch.header.backbone
     return same
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from zofo.adapters import merge_adapter
 from zofo.adapters.merging import adapter_content
@@ -19,7 +19,6 @@ from zofo.methods.linear_probe import PROBE
 from zofo.models import LoadedModel, ModelConfig, head_of
 from zofo.models.heads import Head
 from zofo.objectives.generation import generation_settings
-from zofo.tasks import Task
 from zofo.training import RunFolder
 from zofo.training.data_module import scorer_of
 from zofo.training.restore import refuse_strange_adapter
@@ -103,7 +102,7 @@ def export_run(
     run = RunFolder.open(path)
     run.verify()
     adapter = run.adapter_of(variant, best)
-    read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
+    read = run.sources(model)
     if kind != "adapter":
         _refuse_probe(run)
     if kind == "patch":
@@ -153,19 +152,11 @@ def _checked_adapter(
 
 
 def _save_merged(run: RunFolder, loaded: LoadedModel, folder: Path) -> None:
-    save_model(loaded, folder, label_texts(_task_of(run)), _generation_of(run, loaded))
-
-
-def _task_of(run: RunFolder) -> Task | None:
-    return None if run.config.task.several else run.task
-
-
-def _generation_of(run: RunFolder, loaded: LoadedModel) -> Any:
-    """The settings that the run's free answers were generated with; None for a run that generates nothing."""
-    task = _task_of(run)
-    if task is None or task.kind != "generation":
-        return None
-    return generation_settings(loaded.model, scorer_of(run.config, task, loaded).generation)
+    """Write the model, with the settings that the run's free answers were generated with, where it gave any."""
+    task, generation = run.only_task, None
+    if task is not None and task.kind == "generation":
+        generation = generation_settings(loaded.model, scorer_of(run.config, task, loaded).generation)
+    save_model(loaded, folder, label_texts(task), generation)
 
 
 def _base(run: RunFolder, model: str | None) -> ModelConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zofo.export.run_metrics import EVALUATED, metrics_of, unscored
 from zofo.export.save_pretrained import portable_name
-from zofo.export.usage import Shipped, usage
+from zofo.export.usage import TEMPLATES, usage
 from zofo.models.heads import Head
 from zofo.training import RunFolder, environment
 
@@ -14,27 +14,6 @@ _WHAT = {
     "patch": "What training added to the base model, to be applied to it.",
 }
 _BESIDE = " It was trained beside a backbone that moved too, which a patch or the merged model holds."
-_TEMPLATE = """\
----
-{{ card_data }}
----
-
-# {{ base }}, fine-tuned on {{ task }}
-
-{{ what }} Made by zofo {{ version }} with the method `{{ method }}`{{ ", as of its best evaluation" if best }}.
-
-Base model: `{{ base }}`{% if revision %}, revision `{{ revision }}`{% endif %}, weights {{ weights }}.
-
-| on {{ split }} | |
-|---|---|
-{% for name, value in scores %}| {{ name }} | {{ "%.4f" | format(value) if value is float else value }} |
-{% endfor %}
-{% for note in notes %}{{ note }}.
-
-{% endfor %}```{{ "sh" if kind == "patch" else "python" }}
-{{ program }}```
-
-"""
 _PIPELINES: dict[Head, str] = {
     "causal-lm": "text-generation",
     "masked-lm": "fill-mask",
@@ -60,7 +39,7 @@ def model_card(
     metrics = metrics_of(run, variant, best)
     program, missing = f"zofo apply model.zofo --base {base} --out DIR\n", None
     if kind != "patch":
-        program, missing = usage(Shipped(run, kind, head, None if run.config.task.several else run.task))
+        program, missing = usage(run, kind, head)
     note = unscored(metrics)
     card = ModelCard.from_template(
         ModelCardData(
@@ -69,7 +48,7 @@ def model_card(
             pipeline_tag=_PIPELINES[head] if kind == "merged" else None,
             tags=["zofo", str(summary["method"])],
         ),
-        template_str=_TEMPLATE,
+        template_path=str(TEMPLATES / "model_card.md.jinja"),
         base=base,
         task=summary["task"],
         what=_WHAT[kind] + (_BESIDE if kind == "adapter" and run.trajectory.is_file() else ""),

@@ -7,6 +7,7 @@ from typing import Any
 
 from zofo.adapters import check_untrusted_adapter
 from zofo.backbone import Update
+from zofo.displacement import Displacement
 from zofo.errors import RunError
 from zofo.export.container import packed
 from zofo.export.patch import ADAPTER, check_trajectory_limits
@@ -14,8 +15,9 @@ from zofo.export.run_metrics import metrics_of
 from zofo.export.save_pretrained import label_texts, portable_config, portable_name
 from zofo.noise import STREAM_VERSION
 from zofo.training import RunFolder, environment
+from zofo.training.run_record import WEIGHTS
 from zofo.trajectory import Trajectory, TrajectoryWriter
-from zofo.trajectory.format import Moved, Record, Settled, Stepped
+from zofo.trajectory.format import Stepped
 from zofo.trajectory.replay import sum_of_updates
 
 
@@ -50,10 +52,11 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
         parts |= {ADAPTER[0]: portable_config(adapter, run.config.model), ADAPTER[1]: tensors}
     if not parts:
         raise RunError(f"{str(run.path)!r} left nothing that a patch could hold: its model is the base model")
+    noise = Trajectory.read(run.trajectory).header.get("noise") if run.trajectory.is_file() else None
     header = {
         "zofo": environment()["zofo"],
         "stream": STREAM_VERSION,
-        "noise": _noise(run),
+        "noise": noise if isinstance(noise, dict) else None,
         "base": _base(runs[0]),
         "method": summary["method"],
         "task": summary["task"],
@@ -69,26 +72,22 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
 
 def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, folded: bool | None) -> dict[str, Any]:
     """The header of a run's stage, whose parts are added to `parts`. With `folded` None, it is as a run is restored."""
-    (folder, steps), half = run.kept(best), run.config.model.dtype != "float32"
-    trajectory = Trajectory.read(run.trajectory) if run.trajectory.is_file() else None
-    if trajectory is not None and not trajectory.of_adapter:
-        if folded and half:
-            raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
-        folded = not (trajectory.cheap or half) if folded is None else folded
+    (folder, steps), trajectory = run.kept(best), run.backbone_trajectory
+    stage: dict[str, Any] = {"steps": steps, "exact": True, "trajectory": None, "weights": None}
+    if trajectory is not None:
+        folded = not (trajectory.cheap or run.config.model.dtype != "float32") if folded is None else folded
         check_trajectory_limits(trajectory)
-        name = f"trajectory_{number}.bin"
-        parts[name] = _bytes_of(trajectory, steps, folded)
-        steps = trajectory.steps if steps is None else steps
-        return {"steps": steps, "exact": not folded, "trajectory": name, "weights": None}
-    weights = folder / "weights.safetensors"
-    name = f"weights_{number}.safetensors"
+        stage |= {"exact": not folded, "trajectory": f"trajectory_{number}.bin"}
+        parts[stage["trajectory"]] = _bytes_of(run, trajectory, steps, folded)
+        return stage if steps is not None else stage | {"steps": trajectory.steps}
+    weights = folder / WEIGHTS
     if weights.is_file():
-        parts[name] = weights.read_bytes()
-    steps = int(run.summary["steps"]) if steps is None else steps
-    return {"steps": steps, "exact": True, "trajectory": None, "weights": name if name in parts else None}
+        stage["weights"] = f"weights_{number}.safetensors"
+        parts[stage["weights"]] = weights.read_bytes()
+    return stage if steps is not None else stage | {"steps": int(run.summary["steps"])}
 
 
-def _bytes_of(trajectory: Trajectory, steps: int | None, folded: bool) -> bytes:
+def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, folded: bool) -> bytes:
     """A trajectory file of the first so many steps, record by record or folded."""
     file = io.BytesIO()
     header = {name: value for name, value in trajectory.header.items() if name != "seed"}
@@ -96,28 +95,26 @@ def _bytes_of(trajectory: Trajectory, steps: int | None, folded: bool) -> bytes:
     records = trajectory.records if steps is None else trajectory.first(steps)
     if folded:
         ended = [record for record in records if isinstance(record, Stepped)]
-        records = (Update(sum_of_updates(trajectory, steps)), *ended[-1:])
+        records = (Update(folded_updates(run, trajectory, steps)), *ended[-1:])
     for record in records:
-        _write(writer, record)
+        writer.append(record)
     return file.getvalue()
 
 
-def _write(writer: TrajectoryWriter, record: Record) -> None:
-    if isinstance(record, Moved):
-        writer.on_move(record.point)
-    elif isinstance(record, Settled):
-        writer.on_flush()
-    elif isinstance(record, Stepped):
-        writer.stepped(record.number)
-    else:
-        writer.on_update(record)
+def folded_updates(run: RunFolder, trajectory: Trajectory, steps: int | None = None) -> Displacement:
+    """The sum of the updates of a run.
 
+    Args:
+        run: which one.
+        trajectory: of it.
+        steps: how many; all by default.
 
-def _noise(run: RunFolder) -> dict[str, Any] | None:
-    if not run.trajectory.is_file():
-        return None
-    noise = Trajectory.read(run.trajectory).header.get("noise")
-    return noise if isinstance(noise, dict) else None
+    Raises:
+        RunError: they do not add up.
+    """
+    if run.config.model.dtype != "float32":
+        raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
+    return sum_of_updates(trajectory, steps)
 
 
 def _base(run: RunFolder) -> dict[str, Any]:

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load
 
+from zofo.adapters import check_untrusted_adapter
+from zofo.adapters.untrusted import WEIGHTS, can_name_a_tensor
 from zofo.config import Config, parse_model
-from zofo.errors import ConfigError, PatchError, RunError
+from zofo.errors import ConfigError, PatchError, RunError, as_ascii, printable
 from zofo.export.container import unpacked
 from zofo.models import ModelConfig
 from zofo.noise import STREAM_VERSION
 from zofo.training.identity import Identity
 from zofo.trajectory import Trajectory
+from zofo.trajectory.replay import check_replayable
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 LONGEST = 400  # characters of a text in the header
@@ -157,6 +162,51 @@ class Patch:
                 raise PatchError(f"nothing says what the part {next(iter(left))!r} is for")
         return cls(header, stages, adapter)
 
+    def inspect(self, folder: Path) -> None:
+        """Check what can be checked of trajectories, weights and adapter without the model: options, names, sizes,
+        numbers.
+
+        Args:
+            folder: a new folder for its adapter.
+
+        Raises:
+            RunError: a part that zofo cannot have written.
+        """
+        for stage in self.stages:
+            if stage.trajectory is not None:
+                try:
+                    check_replayable(stage.trajectory.header)
+                except ConfigError as error:  # an unknown noise, rule, mask or evaluator, or an option it does not have
+                    hint = None if error.hint is None else printable(error.hint)
+                    raise PatchError(f"the header of the trajectory: {printable(error.message)}", hint) from error
+            if stage.weights is not None:
+                _refuse_strange_weights(f"the part {stage.header.weights!r}", stage.weights)
+        if self.adapter:
+            self.write_adapter(folder)
+            check_untrusted_adapter(folder)
+
+    def write_adapter(self, folder: Path) -> None:
+        """Write the adapter as a peft folder."""
+        folder.mkdir(parents=True)
+        for name, content in self.adapter.items():
+            (folder / name).write_bytes(content)
+
+
+def _refuse_strange_weights(part: str, content: bytes) -> None:
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+        raise PatchError(f"{part} holds no tensors: {as_ascii(str(error))}") from error
+    if not tensors:
+        raise PatchError(f"{part} holds no tensors: it is empty")
+    for name, tensor in tensors.items():
+        if not can_name_a_tensor(name):
+            raise PatchError(f"{part}: {as_ascii(name)} cannot be the name of a tensor")
+        if tensor.dtype not in WEIGHTS or not tensor.numel():
+            raise PatchError(f"{part}: {as_ascii(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights")
+        if not tensor.isfinite().all():
+            raise PatchError(f"{part}: {as_ascii(name)} holds numbers that are not finite")
+
 
 @contextmanager
 def patch_error_context(path: Path) -> Iterator[None]:
@@ -221,10 +271,7 @@ def _stage(header: StageHeader, parts: dict[str, bytes]) -> Stage:
 
 def check_trajectory_limits(trajectory: Trajectory) -> None:
     """Raises PatchError for a trajectory that no run can have written, or that asks for too much memory."""
-    header = trajectory.header
-    seed, noise = header["seed"], header.get("noise")
-    if type(seed) is not int or not 0 <= seed < 1 << 64:
-        raise PatchError(f"{str(seed)[:40]!r} cannot be the seed of a run")
+    noise = trajectory.header.get("noise")
     rank = noise.get("rank", 1) if isinstance(noise, dict) else 1
     if type(rank) is not int or not 1 <= rank <= _MOST_RANK:
         raise PatchError(f"its noise has rank {str(rank)[:40]}, and a patch may have at most {_MOST_RANK}")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from zofo.backbone import Backbone
 from zofo.errors import RunError, ZofoError
 from zofo.evaluators import Counts
+from zofo.export.pack import folded_updates
 from zofo.export.run_metrics import evaluations
 from zofo.export.save_pretrained import label_texts, save_model
 from zofo.filesystem import new_folder, refuse_taken
@@ -20,8 +21,8 @@ from zofo.tasks import load_examples
 from zofo.training import RunFolder, scorer_of
 from zofo.training.identity import split_identity
 from zofo.training.inference import refuse_other_rows
+from zofo.training.run_record import SUMMARY, WEIGHTS
 from zofo.trajectory import Trajectory, replay
-from zofo.trajectory.replay import sum_of_updates
 
 Verdict = Literal["same bits", "other bits", "same loss", "other loss", "nothing to compare with"]
 _LOSS = 1e-4  # how far a loss may be off that is the same up to rounding, as a share of it
@@ -117,13 +118,11 @@ def replay_run(
         raise RunError(
             f"{str(run.path)!r} has {trajectory.steps} steps, not {steps}", f"ask for 0 to {trajectory.steps}"
         )
-    read = [run.path, *(folder for folder in [Path(model or run.config.model.name)] if folder.is_dir())]
+    read = run.sources(model)
     if out is not None:
         refuse_taken(out, force, read)
     if folded:
-        sum_of_updates(trajectory, steps)  # refuses
-        if run.config.model.dtype != "float32":
-            raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
+        folded_updates(run, trajectory, steps)  # refuses
     loaded = run.load_base(model, remote_code)
     run.begin(loaded)
     start = time.perf_counter()
@@ -131,73 +130,60 @@ def replay_run(
     backbone = replay(loaded.model, trajectory, None if whole else steps, folded=folded)
     seconds = time.perf_counter() - start
     fingerprint = backbone.fingerprint()
-    adapters = any((run.path / variant).is_dir() for variant in _summary(run).get("variants", {}))
-    verdict, detail = _compared(run, loaded, backbone, fingerprint, steps, whole, folded, adapters)
+    summary = run.summary if (run.path / SUMMARY).is_file() else {}  # of a run that has ended
+    adapters = any((run.path / variant).is_dir() for variant in summary.get("variants", {}))
+    found = _compared_bits(run, backbone, fingerprint, summary.get("backbone")) if whole and not folded else None
+    verdict, detail = found or _compared_loss(run, loaded, steps, adapters)
     if out is not None:
         with new_folder(out, force, read) as folder:
-            save_model(loaded, folder, [] if run.config.task.several else label_texts(run.task))
+            save_model(loaded, folder, label_texts(run.only_task))
     return ReplayReport(
         steps, trajectory.steps, seconds, folded, fingerprint, verdict, detail, out, adapters, not trajectory.whole
     )
 
 
 def _trajectory(run: RunFolder) -> Trajectory:
-    if not run.trajectory.is_file():
-        raise RunError(
-            f"{str(run.path)!r} has no trajectory: its backbone did not move",
-            f"its adapter or weights are all there is: zofo export {run.path} --merged DIR",
-        )
-    trajectory = Trajectory.read(run.trajectory)
-    if trajectory.of_adapter:
+    trajectory = run.backbone_trajectory
+    if trajectory is None and run.trajectory.is_file():
         raise RunError(
             f"the trajectory of {str(run.path)!r} moves an adapter, which the run keeps as it was in the end",
             f"take that: zofo export {run.path} --adapter DIR",
         )
+    if trajectory is None:
+        raise RunError(
+            f"{str(run.path)!r} has no trajectory: its backbone did not move",
+            f"its adapter or weights are all there is: zofo export {run.path} --merged DIR",
+        )
     return trajectory
 
 
-def _summary(run: RunFolder) -> dict[str, Any]:
-    """The summary; empty for a run that has not ended."""
-    try:
-        return run.summary
-    except RunError:
-        return {}
-
-
-def _compared(
-    run: RunFolder,
-    loaded: LoadedModel,
-    backbone: Backbone,
-    fingerprint: str,
-    steps: int,
-    whole: bool,
-    folded: bool,
-    adapters: bool,
-) -> tuple[Verdict, str]:
-    """Compare the weights with what the run has left: the verdict, and what they were compared with."""
-    hashed, weights = _summary(run).get("backbone"), run.path / "weights.safetensors"
-    if whole and not folded and hashed is not None:
+def _compared_bits(
+    run: RunFolder, backbone: Backbone, fingerprint: str, hashed: str | None
+) -> tuple[Verdict, str] | None:
+    """Compare the weights with those that training left, by the hash in its summary, or with its file of weights."""
+    weights = run.path / WEIGHTS
+    if hashed is not None:
         return ("same bits" if fingerprint == hashed else "other bits"), "the hash of training's weights"
-    if whole and not folded and weights.is_file():
-        saved = load_file(weights)
-        own = {name: tensor.cpu() for name, tensor in backbone.tensors.items()}
-        same = set(saved) == set(own) and all(saved[name].equal(tensor) for name, tensor in own.items())
-        return ("same bits" if same else "other bits"), weights.name
+    if not weights.is_file():
+        return None
+    saved = load_file(weights)
+    own = {name: tensor.cpu() for name, tensor in backbone.tensors.items()}
+    same = saved.keys() == own.keys() and all(saved[name].equal(tensor) for name, tensor in own.items())
+    return ("same bits" if same else "other bits"), weights.name
+
+
+def _compared_loss(run: RunFolder, loaded: LoadedModel, steps: int, adapters: bool) -> tuple[Verdict, str]:
+    """Compare the loss on validation with the one that the run has logged after so many steps."""
     logged = None if adapters else next((line["loss"] for line in evaluations(run) if line["steps"] == steps), None)
     if logged is None:
         return "nothing to compare with", "the run logged no loss of these weights alone"
+    task, head = run.task, head_of(run.config.model) == "classification"
     try:
-        loss = _loss(run, loaded)
+        examples = load_examples(task, run.config.task, ("validation",), head)
+        refuse_other_rows(run, split_identity(examples))
+        scorer = run.scorer(scorer_of(run.config, task, loaded))
+        loss = scorer.evaluate(loaded.model, scorer.encode(examples["validation"]), Counts()).loss
     except ZofoError as error:
         return "nothing to compare with", f"the validation rows cannot be read: {error.message}"
     same = abs(loss - logged) <= _LOSS * max(1.0, abs(logged))
     return ("same loss" if same else "other loss"), f"on validation {loss:.6f}, in the run {logged:.6f}"
-
-
-def _loss(run: RunFolder, loaded: LoadedModel) -> float:
-    """The model's loss on the validation rows of a run, as training took it."""
-    task = run.task
-    examples = load_examples(task, run.config.task, ("validation",), head_of(run.config.model) == "classification")
-    refuse_other_rows(run, split_identity(examples))
-    scorer = run.scorer(scorer_of(run.config, task, loaded))
-    return scorer.evaluate(loaded.model, scorer.encode(examples["validation"]), Counts()).loss

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from zofo.adapters import AdapterConfig
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
 from zofo.errors import ConfigError
@@ -124,6 +125,11 @@ class MethodConfig(MethodOptions):
                 raise ConfigError(f"method.lr stands for method.{key}, and both are given", "leave one of them out")
             set_by_path(made, key.split("."), rate)
         return made
+
+    @property
+    def adapter_configs(self) -> list[AdapterConfig]:
+        """The adapters that the method attaches to the model, whatever their keys are called."""
+        return [value for _, value in self if isinstance(value, AdapterConfig)]
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         """How many steps draw `epochs` times as many examples as there are rows: ceil(epochs rows / batch_size).

@@ -14,7 +14,6 @@ from zofo.errors import NonFiniteError, RunError, advice
 from zofo.filesystem import atomic_write_text
 from zofo.training.config import ENVIRONMENT
 from zofo.training.identity import Identity
-from zofo.training.provenance import read_identity
 
 FILE = "outcome.json"
 
@@ -145,4 +144,4 @@ def made_from(folder: Path) -> dict[str, Any]:
         RunError: the record is damaged.
     """
     file = folder / ENVIRONMENT
-    return replace(read_identity(file), configuration=None).as_dict() if file.is_file() else {}
+    return replace(Identity.load(file), configuration=None).as_dict() if file.is_file() else {}

@@ -5,11 +5,11 @@ from zofo.training.data_module import PreparedRun, load_material, scorer_of, set
 from zofo.training.data_report import TaskReport, copy_recipe, copy_task, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
 from zofo.training.explain import ResolvedKey, explain_config
+from zofo.training.identity import model_hash
 from zofo.training.inference import Prediction, evaluate_run, evaluate_zero_shot, predict
 from zofo.training.lr_finder import LrSearchResult, Trial, tune_lr
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.preview import Preview, preview
-from zofo.training.restore import model_hash
 from zofo.training.run_folder import RunFolder
 from zofo.training.train import train
 from zofo.training.versions import describe_environment, environment, names

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,15 @@ class ProgressBar(Callback):
             self._bar.stop()
 
 
+@dataclass(frozen=True)
+class _EvaluationState:
+    counts: Counts
+    seconds: float
+    last: dict[str, Evaluation]
+    steps_made: int
+    steps_evaluated: int
+
+
 class EvaluationCallback(Callback):
     """Scores every variant of the method on validation; its counts and seconds are kept apart from training's.
 
@@ -246,15 +255,14 @@ class EvaluationCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, seconds and the last scores, as JSON."""
-        last = {variant: asdict(score) for variant, score in self.last.items()}
-        steps = {"steps_made": self.steps_made, "steps_evaluated": self.steps_evaluated}
-        return {"counts": self.counts.as_dict(), "seconds": self.seconds, "last": last, **steps}
+        return asdict(_EvaluationState(self.counts, self.seconds, self.last, self.steps_made, self.steps_evaluated))
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self.counts.include(Counts(**values["counts"]))
-        self.seconds, self.last = values["seconds"], {v: _evaluation(score) for v, score in values["last"].items()}
-        self.steps_made, self.steps_evaluated = values["steps_made"], values["steps_evaluated"]
+        """Take back what `state_dict` gave; ValueError for values of another kind."""
+        state = TypeAdapter(_EvaluationState).validate_json(json.dumps(values), strict=True)
+        self.counts.include(state.counts)
+        self.seconds, self.last = state.seconds, state.last
+        self.steps_made, self.steps_evaluated = state.steps_made, state.steps_evaluated
 
     def after_step(self, number: int, log: StepLog) -> None:
         self.steps_made = number + 1
@@ -264,7 +272,3 @@ class EvaluationCallback(Callback):
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         self.steps_evaluated = steps
-
-
-def _evaluation(values: Mapping[str, Any]) -> Evaluation:
-    return TypeAdapter(Evaluation).validate_json(json.dumps(values), strict=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zofo.adapters import AdapterConfig
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, TrainingContext
 from zofo.models import (
@@ -35,6 +34,7 @@ from zofo.tasks import (
     Example,
     Split,
     Task,
+    TaskConfig,
     collate,
     collate_masked,
     collate_texts,
@@ -278,14 +278,17 @@ def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:
     return functools.partial(collate, pad=pad, device=device, pack_limit=packing_limit(loaded.model))
 
 
+def encoder_of(head: str, task: TaskConfig) -> Callable[..., list[Any]]:
+    """What turns examples into tokens for a model with this head."""
+    causal: Callable[..., list[Any]] = encode_channel if task.scoring == "channel" else encode
+    return {"classification": encode_texts, "masked-lm": encode_masked}.get(head, causal)
+
+
 def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequence[Example]) -> list[Any]:
     """Tokenise examples within the limit of the configuration and the model."""
     limit = _limit(config, task, loaded)
     truncate = config.task.truncate == "left" or config.task.demonstrations > 0
-    ways: dict[str, Callable[..., list[Any]]] = {"classification": encode_texts, "masked-lm": encode_masked}
-    causal = encode_channel if config.task.scoring == "channel" else encode
-    way: Callable[..., list[Any]] = ways.get(loaded.head, causal)
-    encoded = way(loaded.tokenizer, examples, limit, truncate)
+    encoded = encoder_of(loaded.head, config.task)(loaded.tokenizer, examples, limit, truncate)
     refuse_unknown_tokens(encoded, loaded.tokenizer, embeddings_of(loaded.model))
     _refuse_mixed_lengths(config, task, loaded, encoded)
     return encoded
@@ -316,8 +319,7 @@ def _positions(model: Any) -> int | None:
 
 def _virtual_tokens(config: RunConfig) -> int:
     """How many tokens an adapter puts before every row."""
-    adapter = getattr(config.method, "adapter", None)
-    return adapter.kind.virtual_tokens(adapter.options) if isinstance(adapter, AdapterConfig) else 0
+    return sum(adapter.kind.virtual_tokens(adapter.options) for adapter in config.method.adapter_configs)
 
 
 def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:

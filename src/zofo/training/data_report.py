@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError, ModelError, UnknownNameError
 from zofo.models import head_of, load_tokenizer
-from zofo.objectives import Generation, answer_notes
+from zofo.objectives import Generation
 from zofo.recipes import recipe_text
 from zofo.tasks import (
     SPLITS,
     Example,
     Split,
     Task,
-    encode,
-    encode_channel,
-    encode_masked,
     load_examples,
     packaged_text,
     resolve_task,
     row_notes,
 )
 from zofo.training.config import RunConfig
+from zofo.training.data_module import encoder_of
 from zofo.training.evaluation import majority_of
 from zofo.training.preview import token_notes
 
@@ -61,10 +59,6 @@ class TaskReport:
     example: tuple[tuple[str, str, str], ...]
     notes: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 def validate(config: RunConfig) -> TaskReport:
     """Read every row of every split, and render it with every prompt.
@@ -91,8 +85,12 @@ def validate(config: RunConfig) -> TaskReport:
         examples = load_examples(task, asked)
         first = examples["train"][0]
         shown.append((prompt, _text(first), first.candidates[first.gold]))
-        if tokenizer is not None:
-            notes += _token_notes(tokenizer, config, task, examples)
+        if tokenizer is not None and (head := head_of(config.model)) != "classification":
+            way = encoder_of(head, config.task)
+            encoded = [one for rows in examples.values() for one in way(tokenizer, rows)]
+            generates = task.kind == "generation" and head == "causal-lm"
+            how = Generation(tokenizer, tuple(task.stop), task.max_new_tokens) if generates else None
+            notes += token_notes(tokenizer, encoded, how)
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
             bare = asked.model_copy(update={"demonstrations": 0})
@@ -101,22 +99,6 @@ def validate(config: RunConfig) -> TaskReport:
         load_examples(task, config.task.model_copy(update={"prompt": None, "demonstrations": 0}), head=True)
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
-
-
-def _token_notes(
-    tokenizer: Any, config: RunConfig, task: Task, examples: Mapping[Split, Sequence[Example]]
-) -> list[str]:
-    """Tokenise the rows of each split for the head of the model, and say what is unusual about them."""
-    head = head_of(config.model)
-    if head == "classification":
-        return []
-    causal = encode_channel if config.task.scoring == "channel" else encode
-    way = encode_masked if head == "masked-lm" else causal
-    encoded: list[Any] = [one for rows in examples.values() for one in way(tokenizer, rows)]
-    notes = list(token_notes(tokenizer, encoded))
-    if task.kind == "generation" and head == "causal-lm":
-        notes += answer_notes(encoded, Generation(tokenizer, tuple(task.stop), task.max_new_tokens))
-    return notes
 
 
 def _text(example: Example) -> str:

@@ -7,13 +7,15 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from zofo.backbone import fingerprint
+from zofo.backbone import Backbone, fingerprint, selected
+from zofo.config import read_json_object
 from zofo.errors import RunError, ZofoError, truncate_repr
 from zofo.models import LoadedModel
+from zofo.noise import Gaussian
 from zofo.tasks import Example, Split, Task
-from zofo.training.restore import model_hash
 
 _NOT_OF_THE_MODEL = (  # keys of config.json that say where a model lies, who wrote it, or how it is run here
     "_name_or_path",
@@ -86,6 +88,23 @@ class Identity:
                 raise RunError(f"its {name!r} cannot be {str(value)[:40]!r}: the record of the run is damaged")
         return cls(**found)
 
+    @classmethod
+    def load(cls, file: Path) -> Identity:
+        """What the environment.json of a run says.
+
+        Raises:
+            RunError: it is damaged or missing, or does not know the weights, which every version has written down.
+        """
+        content = read_json_object(file)
+        try:
+            found = cls.read(content)
+            if found.model_hash is None:
+                raise RunError("it lacks 'model_hash': the run is damaged")
+        except RunError as error:
+            error.message = f"{str(file)!r}: {error.message}"
+            raise
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         """The parts that are known, as JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -127,6 +146,11 @@ def title_of(part: str) -> str:
     name, _, split = part.partition(".")
     base = "of the base model" if name == "model_hash" else ""
     return " ".join(filter(None, (split, _TITLES[name], base)))
+
+
+def model_hash(loaded: LoadedModel) -> str:
+    """SHA-256 of all weights of a freshly loaded model."""
+    return Backbone(loaded.model, Gaussian(), list(selected(loaded.model))).fingerprint()
 
 
 def model_identity(loaded: LoadedModel, generates: bool = True) -> Identity:

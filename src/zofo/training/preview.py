@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from zofo.objectives import answer_notes
+from zofo.objectives import Generation, answer_notes
 from zofo.tasks import Example, Speller, TokenizedCloze, TokenizedText, known_split, unwritten_notes
 from zofo.training.config import RunConfig
 from zofo.training.data_module import load_material
@@ -47,10 +47,6 @@ class Preview:
     sequences: int
     notes: tuple[str, ...] = ()
 
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code: bool = False) -> Preview:
     """Render and tokenise a split, and show the first examples."""
@@ -61,18 +57,18 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
     shown = [_shown(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
     lengths = [encoded.length for _, encoded in pairs]
     sequences = max(len(material.make([encoded]).row_examples) for _, encoded in pairs)
-    notes = token_notes(tokenizer, material.encoded[chosen])
-    if material.task.kind == "generation":
-        notes += tuple(answer_notes(material.encoded[chosen], material.scorer.generation))
+    how = material.scorer.generation if material.task.kind == "generation" else None
+    notes = token_notes(tokenizer, material.encoded[chosen], how)
     return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences, notes)
 
 
-def token_notes(tokenizer: Any, encoded: Sequence[Any]) -> tuple[str, ...]:
+def token_notes(tokenizer: Any, encoded: Sequence[Any], how: Generation | None = None) -> tuple[str, ...]:
     """What is unusual about the tokens of rows, with the number of such rows and the first of them.
 
     Args:
         tokenizer: of the model.
         encoded: the rows in tokens.
+        how: how answers are generated; None where none are.
     """
     speller = Speller(tokenizer)
     kinds = {
@@ -89,7 +85,8 @@ def token_notes(tokenizer: Any, encoded: Sequence[Any]) -> tuple[str, ...]:
         for what, rows in kinds.items()
         if rows
     )
-    return (*unusual, *unwritten_notes(tokenizer, encoded))
+    answers = answer_notes(encoded, how) if how is not None else []
+    return (*unusual, *unwritten_notes(tokenizer, encoded), *answers)
 
 
 def _shown(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:

@@ -1,65 +1,85 @@
-"""From a freshly loaded model to the weights of a run."""
+"""From a freshly loaded model to the weights of a run: the one way that every verb takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from zofo.adapters import AdapterConfig, check_untrusted_adapter
+from zofo.adapters import check_untrusted_adapter
 from zofo.backbone import Backbone, selected
 from zofo.errors import RunError
-from zofo.methods import METHODS
+from zofo.methods import METHODS, MethodConfig
 from zofo.models import LoadedModel, load_tensors
-from zofo.noise import Gaussian
-from zofo.trajectory.replay import check_replayable
+from zofo.training.replay_cache import ReplayCache
+from zofo.trajectory.format import Trajectory
+from zofo.trajectory.replay import check_replayable, replay
 
 
-def model_hash(loaded: LoadedModel) -> str:
-    """SHA-256 of all weights of a freshly loaded model."""
-    return Backbone(loaded.model, Gaussian(), list(selected(loaded.model))).fingerprint()
+def restore_weights(
+    loaded: LoadedModel,
+    trajectory: Trajectory | None,
+    weights: Path,
+    steps: int | None = None,
+    *,
+    folded: bool,
+    cache: ReplayCache | None = None,
+) -> Backbone | None:
+    """Turn the weights that a run began with into those that it trained.
 
-
-def load_weights(model: Any, path: Path) -> None:
-    """Write the tensors of a safetensors file into a model.
-
-    Raises:
-        RunError: it cannot be read, or holds a tensor that the model lacks, of another shape, or not finite.
-    """
-    own = selected(model)
-    for name, tensor in load_tensors(path).items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise RunError(f"{path}: {name!r} does not fit the model")
-        own[name].data.copy_(tensor)
-
-
-def weights_cover_trajectory(path: Path, model: Any, header: Mapping[str, Any]) -> bool:
-    """Whether a file of weights is there and holds every tensor that a trajectory moves, as runs in half precision save
-    them: then a replay would write nothing that the file does not.
+    A trajectory is replayed unless the file of weights holds all that it moves, as runs in half precision save them:
+    then a replay would write nothing that the file does not.
 
     Args:
-        path: of the safetensors file.
-        model: the base model.
-        header: of the trajectory.
+        loaded: the model, with the weights that the run began with.
+        trajectory: of the backbone; None where it did not move.
+        weights: the safetensors file of weights that were trained by first-order steps; it need not be there.
+        steps: how many of the trajectory; all by default.
+        folded: whether the updates are added up and written at once.
+        cache: where an earlier replay may have kept what it led to.
+
+    Returns:
+        The tensors that a replay has moved; None where none was made here.
 
     Raises:
-        RunError: the file cannot be read, or the trajectory could not be replayed.
-        ConfigError: it selects what the model does not have.
+        RunError: the trajectory cannot be replayed; or the file cannot be read, or holds a tensor that the model lacks,
+            of another shape, or not finite.
+        ConfigError: the trajectory selects what the model does not have.
     """
-    if not path.is_file():
+    moved = None
+    if trajectory is not None and not _covers(weights, loaded.model, trajectory):
+
+        def replayed() -> Backbone:
+            return replay(loaded.model, trajectory, steps, folded)
+
+        if cache is None:
+            moved = replayed()
+        else:
+            cache.load_or_replay(loaded.model, replayed)
+    if weights.is_file():
+        own = selected(loaded.model)
+        for name, tensor in load_tensors(weights).items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise RunError(f"{weights}: {name!r} does not fit the model")
+            own[name].data.copy_(tensor)
+    return moved
+
+
+def _covers(weights: Path, model: Any, trajectory: Trajectory) -> bool:
+    """Whether a file of weights is there and holds every tensor that a trajectory moves."""
+    if not weights.is_file():
         return False
-    check_replayable(header)
-    moved = selected(model, header["select"])
+    check_replayable(trajectory.header)
+    moved = selected(model, trajectory.header["select"])
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(weights, framework="pt") as file:
             return set(moved) <= set(file.keys())
     except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
+        raise RunError(f"cannot read {str(weights)!r}: {str(error)[:200]}") from error
 
 
-def refuse_strange_adapter(folder: Path, method: Any) -> None:
+def refuse_strange_adapter(folder: Path, method: MethodConfig) -> None:
     """Refuse the adapter of a run that zofo could not have written: a run folder may come from anyone, and peft's
     configurations can name modules to import, files to read and sizes to allocate.
 
@@ -71,8 +91,7 @@ def refuse_strange_adapter(folder: Path, method: Any) -> None:
     Raises:
         RunError: names the folder, and the option or the tensor.
     """
-    asked = getattr(method, "adapter", None)
-    makers = [METHODS[method.name], *([asked.kind] if isinstance(asked, AdapterConfig) else [])]
+    makers = [METHODS[method.name], *(adapter.kind for adapter in method.adapter_configs)]
     if any(maker.__module__.partition(".")[0] != "zofo" for maker in makers):
         return
     try:

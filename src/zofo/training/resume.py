@@ -33,7 +33,6 @@ from zofo.training.identity import (
 from zofo.training.run_folder import RunFolder, opened_start
 from zofo.training.run_record import CONFIG, LOCK, TASK
 from zofo.training.versions import device_fingerprint
-from zofo.trajectory.format import Trajectory
 
 _BEGUN = {LOCK, temp_path(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
@@ -202,13 +201,11 @@ def _are_places(*values: Any) -> bool:
 
 def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
     """The header of the trajectory of a run that goes on, where there is one that says which weights it moves."""
-    if run is None or not run.trajectory.is_file():
-        return None
     try:
-        trajectory = Trajectory.read(run.trajectory)
+        trajectory = None if run is None else run.backbone_trajectory
     except RunError:  # what reads it to go on says what is wrong
         return None
-    return None if trajectory.of_adapter else trajectory.header
+    return None if trajectory is None else trajectory.header
 
 
 def as_begun(method: MethodConfig, header: Mapping[str, Any] | None, model: Any) -> MethodConfig:

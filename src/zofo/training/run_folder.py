@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from zofo.adapters import load_adapter
-from zofo.backbone import Backbone
 from zofo.errors import RunError
 from zofo.filesystem import real, sha256_of
 from zofo.methods.linear_probe import PROBE, load_probe
@@ -16,14 +15,14 @@ from zofo.models import LoadedModel, load_model
 from zofo.tasks import TaskConfig, refuse_trained_on
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import TaskEvaluator
-from zofo.training.identity import Identity, refuse_changes
-from zofo.training.provenance import refuse_other_model
+from zofo.training.identity import Identity, model_identity, refuse_changes
 from zofo.training.replay_cache import ReplayCache
-from zofo.training.restore import load_weights, refuse_strange_adapter, weights_cover_trajectory
+from zofo.training.restore import refuse_strange_adapter, restore_weights
 from zofo.training.run_record import CONFIG, REPLAYED, WEIGHTS, RunRecord
 from zofo.training.versions import device_fingerprint
-from zofo.trajectory.format import Trajectory
-from zofo.trajectory.replay import replay, uses_builtin_parts_only
+from zofo.trajectory.replay import uses_builtin_parts_only
+
+_BY_MODEL = "by --model DIR, of zofo train and zofo eval by model.name=DIR"
 
 
 class RunFolder(RunRecord):
@@ -103,29 +102,14 @@ class RunFolder(RunRecord):
         adapter = self.adapter_of(variant, best)
         if adapter is not None:
             refuse_strange_adapter(adapter, self.config.method)
-        weights = folder / WEIGHTS
-        if self.trajectory.is_file():
-            trajectory = Trajectory.read(self.trajectory)
-            # one of an adapter moved its tensors, which are saved as they were
-            if not trajectory.of_adapter and not weights_cover_trajectory(weights, loaded.model, trajectory.header):
-                self._replay(loaded, trajectory, last)
-        if weights.is_file():
-            load_weights(loaded.model, weights)
+        trajectory, cache = self.backbone_trajectory, None
+        if trajectory is not None and (self.path / REPLAYED).is_dir() and uses_builtin_parts_only(trajectory.header):
+            hashes = {"base": self.base_hash, "trajectory": sha256_of(self.trajectory)}
+            cache = ReplayCache(self.path / REPLAYED, last, {**device_fingerprint(loaded.device), **hashes})
+        folded = trajectory is not None and not trajectory.cheap
+        restore_weights(loaded, trajectory, folder / WEIGHTS, last, folded=folded, cache=cache)
         if adapter is not None:
             attach(loaded.model, adapter)
-
-    def _replay(self, loaded: LoadedModel, trajectory: Trajectory, steps: int | None) -> None:
-        """Bring the base model to the end of a trajectory, or take what an earlier replay has kept."""
-
-        def again() -> Backbone:
-            return replay(loaded.model, trajectory, steps, folded=not trajectory.cheap)
-
-        if not (self.path / REPLAYED).is_dir() or not uses_builtin_parts_only(trajectory.header):
-            again()
-            return
-        hashes = {"base": self.base_hash, "trajectory": sha256_of(self.trajectory)}
-        origin = {**device_fingerprint(loaded.device), **hashes}
-        ReplayCache(self.path / REPLAYED, steps, origin).load_or_replay(loaded.model, again)
 
     def keep_replays(self) -> None:
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
@@ -150,7 +134,8 @@ class RunFolder(RunRecord):
             start.restore(loaded)
             now = Identity(start=start.trained_hash)
             refuse_changes(self.identity, now, repr(str(self.path)), {"": f"put back {str(start.path)!r} as it was"})
-        refuse_other_model(self.identity, loaded, self.path)
+        now, hint = model_identity(loaded), f"name that model, with its files as they were: {_BY_MODEL}"
+        refuse_changes(self.identity, now, repr(str(self.path)), {"": hint}, model=loaded.name, verb="was trained from")
 
     def refuse_trained_on(self, asked: TaskConfig, scored: bool = False) -> None:
         """Refuse to test on what this run, or one that it started from, was trained on as one of several tasks.

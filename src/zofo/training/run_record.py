@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from zofo.config import is_name, read_json_object
-from zofo.errors import RunError
+from zofo.config import is_name, parse_model, read_json_object
+from zofo.errors import RunError, error_context
 from zofo.filesystem import atomic_write_text, fsync_tree, locked, sha256_of, temp_path
-from zofo.tasks import Task
-from zofo.training.config import ENVIRONMENT, RunConfig
-from zofo.training.identity import Identity, content_hash
-from zofo.training.provenance import config_as_begun, read_identity, task_as_begun
+from zofo.tasks import Task, load_task
+from zofo.training.config import ENVIRONMENT, RunConfig, as_recorded, naming_lost_plugins
+from zofo.training.identity import Identity, content_hash, differences, task_hash
+from zofo.trajectory.format import Trajectory
+from zofo.yaml_loader import read_yaml
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
 SUMMARY, REPLAYED = "summary.json", "replayed"
@@ -57,13 +59,13 @@ class RunRecord:
 
     def clear_logs(self) -> None:
         """Remove the logs of a run that begins again, since it was stopped before its first checkpoint."""
-        for path in (self.metrics, self.trajectory):
-            path.unlink(missing_ok=True)
+        self.metrics.unlink(missing_ok=True)
+        self.trajectory.unlink(missing_ok=True)
 
     def forget_outcome(self) -> None:
         """Remove the outcome of a run that goes on: it is of an earlier stop."""
-        for path in (self.path / SUMMARY, temp_path(self.path / SUMMARY)):
-            path.unlink(missing_ok=True)
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        temp_path(self.path / SUMMARY).unlink(missing_ok=True)
 
     @property
     def ended(self) -> bool:
@@ -105,6 +107,16 @@ class RunRecord:
         return self.path / "trajectory.bin"
 
     @property
+    def backbone_trajectory(self) -> Trajectory | None:
+        """The trajectory, read; None for a run whose backbone did not move.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        found = Trajectory.read(self.trajectory) if self.trajectory.is_file() else None
+        return None if found is None or found.of_adapter else found
+
+    @property
     def metrics(self) -> Path:
         """Where the lines of steps and evaluations are."""
         return self.path / "metrics.jsonl"
@@ -121,8 +133,27 @@ class RunRecord:
 
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration the run was made with; one that was changed since is refused."""
-        return config_as_begun(self.path / CONFIG, self.identity)
+        """The configuration the run was made with.
+
+        Raises:
+            RunError: config.yaml was changed since; names the first key.
+        """
+        file, began = self.path / CONFIG, self.identity.configuration
+        content = read_yaml(file)
+        if not content:
+            raise RunError(f"{str(file)!r} is empty: the run is damaged")
+        with error_context(str(file)), naming_lost_plugins(self.path):
+            found = parse_model(RunConfig, as_recorded(content))
+        # with what later versions added
+        known = found if began is None else parse_model(RunConfig, as_recorded(dict(began)))
+        now, was = (one.model_dump(mode="json", exclude={"run"}) for one in (found, known))
+        for key, (new, old) in differences(now, was):
+            raise RunError(
+                f"{str(file)!r} was changed since the run began: {key} was {old!r}, and is {new!r}",
+                f"set {key} back there; to use it otherwise type zofo eval {shlex.quote(str(self.path))} {key}=..., or "
+                "train a new run with run=",
+            )
+        return found
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -139,6 +170,15 @@ class RunRecord:
         if missing:
             raise RunError(f"{str(path)!r} lacks {missing[0]!r}: the run is damaged")
         return content
+
+    def sources(self, model: str | None = None) -> list[Path]:
+        """The folders that are only read when the run is: its own, and that of its base model, where it lies in one.
+
+        Args:
+            model: where the base model is now, if it has moved.
+        """
+        base = Path(model or self.config.model.name)
+        return [self.path, base] if base.is_dir() else [self.path]
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
@@ -177,8 +217,24 @@ class RunRecord:
 
     @property
     def task(self) -> Task:
-        """The same, read; one that was changed since is refused."""
-        return task_as_begun(self.task_file, self.identity)
+        """The same, read.
+
+        Raises:
+            RunError: it was changed since the run began.
+        """
+        with naming_lost_plugins(self.path):
+            found = load_task(str(self.task_file))
+        if self.identity.task not in (None, task_hash(found)):
+            raise RunError(
+                f"{str(self.task_file)!r} was changed since the run began: it is not the task that was trained on",
+                f"put it back; to score another task type zofo eval {shlex.quote(str(self.path))} task=FILE",
+            )
+        return found
+
+    @property
+    def only_task(self) -> Task | None:
+        """The task; None for a run on several."""
+        return None if self.config.task.several else self.task
 
     def write_outcome(self, outcome: dict[str, Any]) -> None:
         """Write `summary.json`, which says that the run has ended: whole, and after all that it names is on the disk.
@@ -209,7 +265,7 @@ class RunRecord:
     @cached_property
     def identity(self) -> Identity:
         """What the run was made from, by content; parts that an older version did not write down are None."""
-        return read_identity(self.path / ENVIRONMENT)
+        return Identity.load(self.path / ENVIRONMENT)
 
     @property
     def environment(self) -> dict[str, Any]:

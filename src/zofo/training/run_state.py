@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from zofo.errors import CheckpointError, refuse_out_of_memory
+from zofo.errors import CheckpointError, RunError, refuse_out_of_memory
 from zofo.methods import Method
 from zofo.state_dict import StateDict
 from zofo.training.callbacks import BestCheckpoint, EvaluationCallback, MetricsLogger
 from zofo.training.checkpoint import Checkpoint
 from zofo.training.config import ENVIRONMENT
 from zofo.training.loop import NonFiniteSkipCounter
-from zofo.training.progress_checks import (
-    ResumePoint,
-    check_json_schema,
-    done_of,
-    refuse_other_header,
-    refuse_other_log,
-    refuse_other_record,
-    shapes_of,
-    written,
-)
 from zofo.trajectory.format import Trajectory, TrajectoryWriter
 from zofo.trajectory.replay import replay_records
 
@@ -45,6 +38,58 @@ def should_checkpoint_weights(method: Method, wanted: bool | None) -> bool:
     if method.evaluator is None or wanted is not None:
         return bool(wanted)
     return not (not method.evaluator.writes_points and method.rule is not None and method.rule.linear)
+
+
+class ResumePoint(NamedTuple):
+    """What a run had done when a checkpoint of it was written: steps, seconds, and the bytes of its two logs.
+
+    By default nothing; a log of None bytes begins anew.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    metrics: int | None = None
+    trajectory: int | None = None
+
+
+class _Part(BaseModel):
+    """A part of `progress.json`, of exactly these types."""
+
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class _Log(_Part):
+    bytes: NonNegativeInt
+    sha256: str  # empty where an older version did not keep it
+
+
+class _Best(_Part):
+    score: float | None
+    step: NonNegativeInt
+
+
+class _Progress(_Part):
+    """The file `progress.json`."""
+
+    steps: int
+    seconds: NonNegativeFloat
+    metrics: _Log
+    trajectory: NonNegativeInt | None
+    weights: bool
+    skipped: NonNegativeInt
+    best: _Best
+    evaluating: dict[str, Any]
+    tensors: dict[str, list[Any]]
+    files: list[str] = []
+    began: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """One that kept the length of the log alone, and counted no skips."""
+        if isinstance(given.get("metrics"), dict):
+            return given
+        return {"skipped": 0, **given, "metrics": {"bytes": given.get("metrics"), "sha256": ""}}
 
 
 class Progress:
@@ -93,7 +138,7 @@ class Progress:
             "skipped": self._skips.in_a_row,
             "best": self._best.state_dict(folder),
             "evaluating": self._evaluating.state_dict(),
-            "tensors": shapes_of(state.tensors),
+            "tensors": _shapes_of(state.tensors),
         }
         if self._began is not None:
             content["began"] = self._began
@@ -122,63 +167,127 @@ class Progress:
                 began with is not what it was then.
             RunError: the trajectory is damaged, or was begun with another header.
         """
-        progress, method = checkpoint.json(_PROGRESS), self._method
-        refuse_other_record(metrics.parent / ENVIRONMENT, progress, self._began)
+        content = checkpoint.json(_PROGRESS)
         try:
-            done = done_of(progress, checkpoint, method.evaluator is not None, self._weights)
-            refuse_other_log(metrics, done.metrics, done.metrics_sha256)
-            if method.evaluator is not None:
-                refuse_other_log(trajectory, done.trajectory)
-                recorded = Trajectory.read(trajectory, done.trajectory)
-                if header is not None:
-                    refuse_other_header(trajectory, recorded.header, header)
-                if not progress["weights"]:
-                    assert method.rule is not None
-                    replay_records(recorded.records, method.rule, method.evaluator.theta)
-            tensors = load_file(checkpoint.path / _TENSORS)
-            if shapes_of(tensors) != progress["tensors"]:
-                raise ValueError(f"{_TENSORS} does not hold the tensors that were saved")
-            state, scores = checkpoint.json(_STATE), progress["evaluating"]
-            if scores["last"] and scores["last"].keys() != set(method.variants):
-                raise ValueError("evaluating lacks the score of a variant")
-            check_json_schema(state, written(method.state_dict(self._weights).values), _STATE)
-            check_json_schema(scores, written(self._evaluating.state_dict()), "evaluating")
-            method.load_state_dict(StateDict(state, tensors, _parts(progress.get("files", []), checkpoint)))
-            self._evaluating.load_state_dict(scores)
-            if (written(method.state_dict(self._weights).values), written(self._evaluating.state_dict())) != (
-                state,
-                scores,
-            ):
-                raise ValueError("something is missing")
-            self._skips.in_a_row = progress.get("skipped", 0)
+            progress = _Progress.model_validate(content)
+            self._refuse_other_run(progress, checkpoint)
+            if self._began is not None and progress.began not in ("", self._began):
+                record = str(metrics.parent / ENVIRONMENT)
+                raise CheckpointError(f"{record!r} was changed since the checkpoint was written", _COPY_OR_AGAIN)
+            _refuse_other_log(metrics, progress.metrics.bytes, progress.metrics.sha256)
+            if progress.trajectory is not None:
+                _refuse_other_log(trajectory, progress.trajectory)
+                self._replay(trajectory, progress.trajectory, header)
+            self._load(progress, checkpoint)
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             refuse_out_of_memory(error)
-            reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise CheckpointError(
-                f"the checkpoint {str(checkpoint.path)!r} does not fit this run: {reason}",
+                f"the checkpoint {str(checkpoint.path)!r} does not fit this run: {_reason(error)}",
                 "it may be of another version of zofo; start again with another run=",
             ) from error
-        self._best.load_state_dict(
-            progress["best"], checkpoint.path
-        )  # writes: a full disk is not the checkpoint's fault
-        return done
+        self._best.load_state_dict(content["best"], checkpoint.path)  # a full disk is not the checkpoint's fault
+        return ResumePoint(progress.steps, progress.seconds, progress.metrics.bytes, progress.trajectory)
+
+    def _refuse_other_run(self, progress: _Progress, checkpoint: Checkpoint) -> None:
+        """Raises ValueError for what cannot be of this run and this checkpoint."""
+        scored = progress.evaluating["last"]
+        for key, fits in {
+            "steps": progress.steps == checkpoint.step,
+            "trajectory": (progress.trajectory is None) == (self._method.evaluator is None),
+            "weights": progress.weights == self._weights,
+            "best": (progress.best.score is None) == (not scored),
+            "evaluating": not scored or scored.keys() == set(self._method.variants),
+        }.items():
+            if not fits:
+                raise ValueError(f"{key} cannot be {getattr(progress, key)!r}")
+
+    def _replay(self, path: Path, size: int, header: Mapping[str, Any] | None) -> None:
+        """Bring theta to where the trajectory leads, unless the checkpoint holds it.
+
+        Raises:
+            RunError: the trajectory is damaged, or its further records would mean something else than those it has.
+        """
+        recorded, method = Trajectory.read(path, size), self._method
+        stored, now = recorded.header, _as_read(header or recorded.header)
+        key = next((key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)), None)
+        if key is not None:
+            raise RunError(
+                f"{path}: the run began with {key}={stored.get(key)!r}, and would go on with {now.get(key)!r}",
+                "go on with the version of zofo that began it (see environment.json), or begin again in a new folder",
+            )
+        if not self._weights:
+            assert method.rule is not None
+            assert method.evaluator is not None
+            replay_records(recorded.records, method.rule, method.evaluator.theta)
+
+    def _load(self, progress: _Progress, checkpoint: Checkpoint) -> None:
+        """Load the state of the method and the scores; ValueError for one that is not whole."""
+        method, state, scores = self._method, checkpoint.json(_STATE), progress.evaluating
+        tensors = load_file(checkpoint.path / _TENSORS)
+        if _shapes_of(tensors) != progress.tensors:
+            raise ValueError(f"{_TENSORS} does not hold the tensors that were saved")
+        files = {name: checkpoint.path / _part(number) for number, name in enumerate(progress.files)}
+        if set(checkpoint.path.glob(_part("*"))) != set(files.values()):
+            raise ValueError("files does not name those that were saved")
+        _check_like(state, _as_read(method.state_dict(self._weights).values), _STATE)
+        method.load_state_dict(StateDict(state, tensors, files))
+        self._evaluating.load_state_dict(scores)
+        if _as_read([method.state_dict(self._weights).values, self._evaluating.state_dict()]) != [state, scores]:
+            raise ValueError("something is missing")
+        self._skips.in_a_row = progress.skipped
+
+
+_COPY_OR_AGAIN = "put back a copy of it, or start again with another run="
+
+
+def _reason(error: Exception) -> str:
+    """Why a checkpoint does not fit, in a line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error) if isinstance(error, ValueError) else repr(error)
+
+
+def _shapes_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:
+    """Number type and shape of each tensor, as JSON."""
+    return {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
+
+
+def _as_read(values: Any) -> Any:
+    """Values as they are after they were written and read."""
+    return json.loads(json.dumps(values))
+
+
+def _check_like(found: Any, like: Any, at: str) -> None:
+    """Raises ValueError for JSON values that lack a key of a run that has just begun, or hold another type there."""
+    if like is None:  # nothing yet
+        return
+    kinds: Any = (float, int) if isinstance(like, float) else type(like)
+    if not isinstance(found, kinds) or isinstance(found, bool) != isinstance(like, bool):
+        raise ValueError(f"{at} cannot be {found!r}")
+    for key, value in like.items() if isinstance(like, dict) else ():
+        if key not in found:
+            raise ValueError(f"{at} lacks {key!r}")
+        _check_like(found[key], value, f"{at}: {key}")
+
+
+def _refuse_other_log(path: Path, size: int, sha256: str = "") -> None:
+    """Raises CheckpointError for a log that does not begin with what it held when the checkpoint was written."""
+    found = path.stat().st_size if path.is_file() else 0
+    if found < size:
+        raise CheckpointError(
+            f"{str(path)!r} has {found} bytes, and had {size} when the checkpoint was written", _COPY_OR_AGAIN
+        )
+    if sha256:
+        with path.open("rb") as file:
+            if f"sha256:{hashlib.sha256(file.read(size)).hexdigest()}" != sha256:
+                raise CheckpointError(
+                    f"the first {size} bytes of {str(path)!r} are not those that it had when the checkpoint was "
+                    "written",
+                    _COPY_OR_AGAIN,
+                )
 
 
 def _part(number: int | str) -> str:
     """The file of a part that the method keeps in files of its own."""
     return f"state-{number}.safetensors"
-
-
-def _parts(names: Any, checkpoint: Checkpoint) -> dict[str, Path]:
-    """The files of parts by the names of these; ValueError for names that are none, or not as many as there are files.
-
-    Args:
-        names: as they were saved.
-        checkpoint: that they are of.
-    """
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"files cannot be {names!r}")
-    files = {name: checkpoint.path / _part(number) for number, name in enumerate(names)}
-    if set(checkpoint.path.glob(_part("*"))) != set(files.values()):
-        raise ValueError("files does not name those that were saved")
-    return files

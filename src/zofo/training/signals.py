@@ -53,15 +53,6 @@ class Signals:
         with self._handling(leave):
             yield
 
-    @contextmanager
-    def _handling(self, act: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
-        with _handling(act):
-            _open.append(self)
-            try:
-                yield
-            finally:
-                _open.remove(self)
-
     @property
     def name(self) -> str | None:
         """Of the signal, once there was one."""
@@ -73,7 +64,7 @@ class Signals:
         return again and self.received is not None
 
     def check(self, steps: int | None) -> None:
-        """Raises Stopped if the process was asked to stop.
+        """Raises Interrupted if the process was asked to stop.
 
         Args:
             steps: that have been made and are saved; None where there is nothing to save.
@@ -81,26 +72,25 @@ class Signals:
         if self.received is not None:
             raise Interrupted(signal.Signals(self.received).name, 128 + self.received, steps)
 
+    @contextmanager
+    def _handling(self, act: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
+        """While it is open, a signal that is not ignored calls `act`, with its number and what puts handlers back."""
+        in_main = threading.current_thread() is threading.main_thread()  # elsewhere no handler can be set
+        before = {number: signal.getsignal(number) for number in _CAUGHT} if in_main else {}
 
-@contextmanager
-def _handling(act: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
-    """While it is open, a signal that is not ignored calls `act`, with its number and what puts the handlers back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in _CAUGHT}
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
-    def restore() -> None:
+        def received(number: int, _frame: FrameType | None) -> None:
+            act(number, restore)
+
         for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-
-    def received(number: int, _frame: FrameType | None) -> None:
-        act(number, restore)
-
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, received)
-    try:
-        yield
-    finally:
-        restore()
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, received)
+        _open.append(self)
+        try:
+            yield
+        finally:
+            _open.remove(self)
+            restore()

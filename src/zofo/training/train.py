@@ -36,7 +36,6 @@ from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
 from zofo.training.peak_memory import PeakMemory
-from zofo.training.progress_checks import ResumePoint
 from zofo.training.resume import (
     as_begun,
     begun_header,
@@ -48,7 +47,7 @@ from zofo.training.resume import (
     write_provenance,
 )
 from zofo.training.run_folder import RunFolder
-from zofo.training.run_state import Progress, should_checkpoint_weights
+from zofo.training.run_state import Progress, ResumePoint, should_checkpoint_weights
 from zofo.training.signals import Signals
 from zofo.training.summary import build_summary
 from zofo.trajectory.format import TrajectoryWriter
@@ -100,8 +99,7 @@ def train(
             for note in check_provenance(begun, material, identity):
                 console.print(note, highlight=False, markup=False, soft_wrap=True)
         try:
-            base_hash = str(identity.model_hash)
-            trained = TrainingSession(material, setting, method, steps, base_hash, notes, header)
+            trained = _Session(material, setting, method, steps, str(identity.model_hash), notes, header)
             _train_in(folder, config, trained, console)
         except Interrupted as stop:
             again = "begin again" if stop.steps is None else "go on"
@@ -117,18 +115,8 @@ _GOES_ON = "type the same command again: the run goes on from its newest checkpo
 
 
 @dataclass(frozen=True)
-class TrainingSession:
-    """What is trained, built and checked.
-
-    Args:
-        material: what the configuration names.
-        setting: of the method.
-        method: what makes the steps.
-        steps: how many.
-        base_hash: of the base weights.
-        notes: what a user should know of the rows.
-        begun: the header of the trajectory, of a run that goes on; else None.
-    """
+class _Session:
+    """What is trained, built and checked; of a run that goes on, `begun` is the header of its trajectory."""
 
     material: PreparedRun
     setting: TrainingContext
@@ -139,7 +127,7 @@ class TrainingSession:
     begun: Mapping[str, Any] | None
 
 
-def _trajectory_header(config: RunConfig, trained: TrainingSession) -> dict[str, Any]:
+def _trajectory_header(config: RunConfig, trained: _Session) -> dict[str, Any]:
     """What a trajectory says of itself, with the seed."""
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}
     if trained.begun is not None and "select" in trained.begun:
@@ -147,7 +135,7 @@ def _trajectory_header(config: RunConfig, trained: TrainingSession) -> dict[str,
     return {"seed": config.training.seed, **header}
 
 
-def _train_in(folder: RunFolder, config: RunConfig, trained: TrainingSession, console: Console) -> None:
+def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     material, method, steps, training = trained.material, trained.method, trained.steps, config.training
     for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:

@@ -37,12 +37,7 @@ _ANY_MAGIC = b"ZOFOTRJ"
 _LENGTH, _FRAME, _KIND, _TERM, _NUMBER = (struct.Struct(form) for form in ("<II", "<BII", "<BI", "<IId", "<d"))
 _UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
 _HAS_SHRINK, _HAS_LR = 16, 32
-_KINDS = {
-    _MOVE,
-    _SETTLE,
-    _STEP,
-    *(_UPDATE | decay_factor | lr for decay_factor in (0, _HAS_SHRINK) for lr in (0, _HAS_LR)),
-}
+_UPDATES = {_UPDATE, _UPDATE | _HAS_SHRINK, _UPDATE | _HAS_LR, _UPDATE | _HAS_SHRINK | _HAS_LR}
 _MAX_HEADER = 1 << 20
 
 
@@ -98,9 +93,8 @@ class TrajectoryWriter(UpdateLog):
     def on_update(self, update: Update) -> None:
         """For a rule that is not linear, the displacement is the gradient that the rule was given."""
         kind = _UPDATE | (_HAS_SHRINK if update.decay_factor else 0) | (_HAS_LR if update.lr is not None else 0)
-        numbers = b"".join(
-            _NUMBER.pack(number) for number in (update.decay_factor or None, update.lr) if number is not None
-        )
+        given = (update.decay_factor or None, update.lr)
+        numbers = b"".join(_NUMBER.pack(number) for number in given if number is not None)
         self._append(kind, len(update.displacement), numbers + self._terms(update.displacement))
 
     def on_move(self, point: Displacement) -> None:
@@ -112,6 +106,17 @@ class TrajectoryWriter(UpdateLog):
     def stepped(self, number: int) -> None:
         """Step `number`, counted from 0, has ended."""
         self._append(_STEP, number)
+
+    def append(self, record: Record) -> None:
+        """Write a record that was read from a trajectory of the same seed."""
+        if isinstance(record, Moved):
+            self.on_move(record.point)
+        elif isinstance(record, Settled):
+            self.on_flush()
+        elif isinstance(record, Stepped):
+            self.stepped(record.number)
+        else:
+            self.on_update(record)
 
     def _terms(self, displacement: Displacement) -> bytes:
         for key in displacement:
@@ -251,13 +256,13 @@ class _Records:
                 return
             kind, number, checksum = _FRAME.unpack_from(data, self._at)
             numbers = [flag for flag in (_HAS_SHRINK, _HAS_LR) if kind & flag]
-            terms = number if kind & ~(_HAS_SHRINK | _HAS_LR) in (_UPDATE, _MOVE) else 0
+            terms = number if kind in _UPDATES or kind == _MOVE else 0
             end = body + _NUMBER.size * len(numbers) + _TERM.size * terms
             if end > len(data):
                 self.whole = False
                 return
             payload = data[body:end]
-            if kind not in _KINDS or _checksum(kind, number, payload) != checksum:
+            if kind not in {*_UPDATES, _MOVE, _SETTLE, _STEP} or _checksum(kind, number, payload) != checksum:
                 raise RunError(f"{self._path}: the record at byte {self._at} is damaged (its checksum is wrong)")
             yield self._record(kind, number, payload, numbers)
             self._at = end
