@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from zofo.backbone import Update
-from zofo.displacement import Displacement
 from zofo.errors import truncate
 from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
@@ -23,13 +22,8 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Difference:
-    """One difference of two runs.
-
-    Args:
-        where: a key of the configuration, a file, or a value of a step.
-        first: value of the first run; None where it has none.
-        second: value of the other one.
-    """
+    """One difference of two runs: a key of the configuration, a file or a value of a step, and both values; None where
+    a run has none."""
 
     where: str
     first: Any
@@ -187,19 +181,14 @@ def _written(records: list[Record]) -> Facts:
     updates = [record for record in records if isinstance(record, Update)]
     for number, update in enumerate(updates):
         name = "update" if len(updates) == 1 else f"update {number}"
-        facts |= {f"{name} along {key}": c for key, c in _terms(update.displacement)}
+        facts |= {f"{name} along {tuple(key)}": c for key, c in update.displacement.items()}
         facts |= {f"{name}: shrink": update.decay_factor} if update.decay_factor else {}
         facts |= {f"{name}: learning rate": update.lr} if update.lr is not None else {}
     moves = [record for record in records if isinstance(record, Moved)]
     for number, move in enumerate(moves):
-        facts |= {f"move {number} along {key}": c for key, c in _terms(move.point)}
+        facts |= {f"move {number} along {tuple(key)}": c for key, c in move.point.items()}
     facts["order of what was written"] = " ".join(type(record).__name__.lower() for record in records)
     return facts
-
-
-def _terms(displacement: Displacement) -> Iterator[tuple[str, float]]:
-    for key, coefficient in displacement.items():
-        yield f"({key.seed}, {key.step}, {key.index})", coefficient
 
 
 def _first(first: Mapping[int, Facts], second: Mapping[int, Facts]) -> tuple[int | None, list[Difference]]:

@@ -49,14 +49,7 @@ class ExportResult:
 
 
 def parse_export_target(**places: Path | None) -> tuple[Kind, Path]:
-    """The one kind of export that was asked for, and its place.
-
-    Args:
-        places: the place of each kind, or None.
-
-    Raises:
-        ConfigError: no place is given, or several are.
-    """
+    """The one kind of export that was asked for, and its place; raises ConfigError for none, or several."""
     given = [(kind, place) for kind, place in places.items() if place is not None]
     if len(given) != 1:
         raise ConfigError(
@@ -132,11 +125,8 @@ def export_run(
 def _checked_adapter(
     run: RunFolder, adapter: Path | None, variant: str | None, model: str | None, remote_code: bool
 ) -> tuple[Path, Head]:
-    """The folder of a checked adapter, and the head that it is for.
-
-    Raises:
-        RunError: there is no adapter, no run can have written it, or its base model is here and differs.
-    """
+    """The folder of a checked adapter, and the head that it is for; raises RunError where there is none, no run can
+    have written it, or its base model is here and differs."""
     if adapter is None:
         raise RunError(
             f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",

@@ -102,16 +102,7 @@ def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, folded:
 
 
 def folded_updates(run: RunFolder, trajectory: Trajectory, steps: int | None = None) -> Displacement:
-    """The sum of the updates of a run.
-
-    Args:
-        run: which one.
-        trajectory: of it.
-        steps: how many; all by default.
-
-    Raises:
-        RunError: they do not add up.
-    """
+    """The sum of the first updates of a run; raises RunError where they do not add up."""
     if run.config.model.dtype != "float32":
         raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
     return sum_of_updates(trajectory, steps)

@@ -56,20 +56,12 @@ class Base(Config):
 
     @property
     def known(self) -> Identity:
-        """The identity of the model.
-
-        Raises:
-            RunError: the recorded identity is not valid.
-        """
+        """The identity of the model; raises RunError where what was recorded is not valid."""
         return Identity.read({**self.identity, "model_hash": self.sha256}).of_model
 
     def config(self, name: str, revision: str | None = None) -> ModelConfig:
-        """The configuration that loads the model.
-
-        Args:
-            name: its present place.
-            revision: of a Hub id; by default the patch's, if the name is the patch's too.
-        """
+        """The configuration that loads the model from its present place; a patch knows the revision of its own name
+        alone."""
         if revision is None and name == self.name:
             revision = self.revision
         given = {"name": name, "revision": revision, "dtype": self.dtype, "head": self.head}
@@ -129,13 +121,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch file, read and checked.
-
-    Args:
-        header: its header.
-        stages: the runs of the chain, in order.
-        adapter: files of the adapter by name; empty for none.
-    """
+    """A patch file, read and checked: its header, the runs of the chain in order, and files of its adapter by name."""
 
     header: Header
     stages: tuple[Stage, ...]
@@ -163,15 +149,8 @@ class Patch:
         return cls(header, stages, adapter)
 
     def inspect(self, folder: Path) -> None:
-        """Check what can be checked of trajectories, weights and adapter without the model: options, names, sizes,
-        numbers.
-
-        Args:
-            folder: a new folder for its adapter.
-
-        Raises:
-            RunError: a part that zofo cannot have written.
-        """
+        """Raises RunError for a part that zofo cannot have written: options, names, sizes and numbers of trajectories,
+        weights and adapter are checked, all but what takes the model. The adapter is written into a new folder."""
         for stage in self.stages:
             if stage.trajectory is not None:
                 try:

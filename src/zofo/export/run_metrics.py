@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from zofo.errors import RunError
 from zofo.training import RunFolder
+from zofo.training.metrics_file import metrics_lines
 
 EVALUATED = "evaluated_after"
 """Key of the step of the last evaluation, where the exported step is another."""
@@ -48,17 +49,13 @@ def unscored(metrics: Mapping[str, Any]) -> str | None:
     return f"it was not evaluated as it is here, after {metrics.get('steps')} steps{last}"
 
 
-def evaluations(run: RunFolder) -> Iterator[dict[str, Any]]:
-    """The evaluations that a run has logged, without damaged lines: steps, variant and scores."""
-    if not run.metrics.is_file():
-        return
-    for text in run.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and line.get("event") == "evaluation" and {"steps", "variant"} <= line.keys():
-            yield line
+def evaluations(run: RunFolder) -> list[dict[str, Any]]:
+    """The evaluations that a run has logged, as far as its log can be read: steps, variant and scores."""
+    try:
+        lines = metrics_lines(run.metrics)
+    except RunError:
+        return []
+    return [line for line in lines if line["event"] == "evaluation" and {"steps", "variant"} <= line.keys()]
 
 
 def _finite(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,13 +70,7 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
 
 
 def save_adapter(source: Path, model: ModelConfig, folder: Path) -> None:
-    """Copy an adapter's folder, with the portable name of its base model in place of a path.
-
-    Args:
-        source: the adapter's folder.
-        model: configuration of its base model.
-        folder: the new folder.
-    """
+    """Copy an adapter's folder, with the portable name of its base model in place of a path."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_bytes(portable_config(source, model))

@@ -102,12 +102,7 @@ class MetricsLogger(Callback):
 
 
 class TrajectoryLogger(Callback):
-    """`trajectory.bin`: everything that is written into the backbone, and where each step ends.
-
-    Args:
-        writer: of the file.
-        theta: that is trained.
-    """
+    """`trajectory.bin`: everything that is written into the backbone, and where each step ends."""
 
     def __init__(self, writer: TrajectoryWriter, theta: Theta) -> None:
         self._writer = writer

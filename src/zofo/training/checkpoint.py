@@ -23,22 +23,14 @@ _GOES_ON = "type the same command again: the run goes on from the checkpoint bef
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint, every file of which has the hash that its manifest gives.
-
-    Args:
-        path: its folder.
-        step: how many steps had been made.
-    """
+    """The folder of a whole checkpoint, every file of which has the hash that its manifest gives, and its number of
+    steps."""
 
     path: Path
     step: int
 
     def json(self, name: str) -> dict[str, Any]:
-        """One of its JSON files.
-
-        Raises:
-            CheckpointError: it holds something else.
-        """
+        """One of its JSON files. Raises CheckpointError where it holds something else."""
         try:
             text = (self.path / name).read_text(encoding="utf-8")
             content = json.loads(text, parse_constant=_refuse_constant)

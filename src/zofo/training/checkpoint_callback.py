@@ -14,19 +14,10 @@ from zofo.training.signals import Signals
 _AT_LEAST, _SHARE = 60.0, 50.0  # seconds between two checkpoints, and how many times as long as one of them took
 
 
-def seconds_between(took: float) -> float:
-    """How long after a checkpoint the next one is written by default, in seconds.
-
-    Args:
-        took: seconds that the last one took.
-    """
-    return max(_AT_LEAST, _SHARE * took)
-
-
 class CheckpointCallback(Callback):
     """Writes checkpoints, by steps or by time, and one before the run stops because it was asked to.
 
-    By time (`seconds_between`): a minute after the last one, and 50 times as long as that one took, so that they take
+    By time: a minute after the last one, and 50 times as long as that one took, so that they take
     less than 2 % of a run.
 
     Args:
@@ -59,7 +50,7 @@ class CheckpointCallback(Callback):
         if self._every is not None:
             due = steps % self._every == 0
         else:
-            due = time.perf_counter() - self._last >= seconds_between(self._took)
+            due = time.perf_counter() - self._last >= max(_AT_LEAST, _SHARE * self._took)
         if due:
             try:
                 self._save(steps)

@@ -167,11 +167,8 @@ def check_every_split(config: RunConfig, material: PreparedRun) -> list[str]:
 def _unscored(
     config: RunConfig, task: Task, split: Split, head: bool, refuse: bool
 ) -> tuple[Sequence[Example], str | None]:
-    """The rows of a split that a run does not score, and what is wrong with them that does not hinder it.
-
-    Raises:
-        DataError: they cannot be read or rendered, and are to be refused then.
-    """
+    """The rows of a split that a run does not score, and what is wrong with them that does not hinder it; with
+    `refuse`, rows that cannot be read or rendered raise DataError."""
     try:
         return load_examples(task, config.task, [split], head)[split], None
     except DataError as error:  # such as labels that are not there; they may be predicted nevertheless
@@ -239,24 +236,18 @@ def setting_of(config: RunConfig, material: PreparedRun, reward: Reward | None =
                 f"training.objective is {objective.name!r}, which compares options, but {free.where} has none",
                 "set training.objective=answer, or leave such tasks out",
             )
-    make, prepare = material.make, objective.prepare
-    if METHODS[config.method.name].fixed_steps is not None:  # it only reads, as evaluation does
-        prepare = _as_it_is
+    only_reads = METHODS[config.method.name].fixed_steps is not None  # as evaluation does, examples as they are
     return TrainingContext(
         model=material.loaded.model,
         objective=objective.losses,
         examples=material.encoded["train"],
-        make=lambda examples: make([prepare(example) for example in examples]),
+        make=lambda examples: material.make(examples if only_reads else [*map(objective.prepare, examples)]),
         seed=config.training.seed,
         length=(lambda example: example.length) if config.training.group_by_length else None,
         log_ties=not objective.differentiable,
         objective_name=objective.name,
         check_objective=objective.check_losses,
     )
-
-
-def _as_it_is(example: Any) -> Any:
-    return example
 
 
 def _objective(config: RunConfig, material: PreparedRun, reward: Reward | None) -> TrainingObjective:

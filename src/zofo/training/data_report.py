@@ -30,13 +30,8 @@ from zofo.training.preview import token_notes
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a split holds.
-
-    Args:
-        rows: how many.
-        right: how often each label or choice is right, by its name; empty for generations.
-        majority: share of the most frequent answer, in the task's own score.
-    """
+    """The rows of a split: how many, how often each label or choice is right by its name, and the score of always
+    giving the most frequent answer."""
 
     rows: int
     right: dict[str, int]
@@ -115,22 +110,12 @@ def _report(task: Task, examples: Sequence[Example]) -> SplitReport:
 
 
 def copy_task(name: str, target: Path) -> None:
-    """Write a packaged task as a file to edit.
-
-    Raises:
-        UnknownNameError: no packaged task of that name.
-        ConfigError: the file exists, is not a .yaml, or cannot be written.
-    """
+    """Write a packaged task as a new .yaml file to edit."""
     _write_new(packaged_text(name), target, "task")
 
 
 def copy_recipe(name: str, target: Path) -> None:
-    """Write a packaged recipe as a file to edit.
-
-    Raises:
-        UnknownNameError: no packaged recipe of that name.
-        ConfigError: the file exists, is not a .yaml, or cannot be written.
-    """
+    """Write a packaged recipe as a new .yaml file to edit."""
     _write_new(recipe_text(name), target, "recipe")
 
 

@@ -186,11 +186,7 @@ def _content_free(example: Example) -> Example:
 
 
 def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """Every score of a task for always giving the most frequent answer; no model is asked.
-
-    Raises:
-        DataError: a score that these examples cannot be given, such as one that needs labels that are not known.
-    """
+    """Every score of a task for always giving the most frequent answer; raises DataError where one cannot be had."""
     guesses = [most_frequent(examples, task)] * len(examples)
     return {name: METRICS[name].score(examples, guesses) for name in (task.metric, *task.also)}
 

@@ -127,12 +127,8 @@ def _about(config: BaseModel, path: Sequence[str]) -> str:
 
 
 def about_option(part: type[Any], name: str) -> str:
-    """What the docstring of a part, or of a class that it comes from, says of an option of its constructor.
-
-    Args:
-        part: a class of a registry.
-        name: of the option; `name` itself stands for the part.
-    """
+    """What the docstring of a part, or of a class that it comes from, says of an option of its constructor; `name`
+    itself stands for the part."""
     return next((said for kind in inspect.getmro(part) if (said := _argument(kind, name))), "")
 
 

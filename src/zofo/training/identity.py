@@ -90,11 +90,8 @@ class Identity:
 
     @classmethod
     def load(cls, file: Path) -> Identity:
-        """What the environment.json of a run says.
-
-        Raises:
-            RunError: it is damaged or missing, or does not know the weights, which every version has written down.
-        """
+        """What the environment.json of a run says; raises RunError for one that is damaged or does not know the
+        weights, which every version has written down."""
         content = read_json_object(file)
         try:
             found = cls.read(content)
@@ -154,12 +151,7 @@ def model_hash(loaded: LoadedModel) -> str:
 
 
 def model_identity(loaded: LoadedModel, generates: bool = True) -> Identity:
-    """The identity of a freshly loaded model, before anything is attached to it.
-
-    Args:
-        loaded: model and tokenizer.
-        generates: whether texts are generated with it.
-    """
+    """The identity of a freshly loaded model, before anything is attached to it; `generates`: whether it writes."""
     model, tokenizer = loaded.model, loaded.tokenizer
     parameters = {id(parameter) for parameter in model.parameters()}
     state = model.state_dict(keep_vars=True).items()
@@ -211,12 +203,7 @@ def _said(content: dict[str, Any]) -> dict[str, Any]:
 def split_identity(
     examples: Mapping[Split, Sequence[Example]], encoded: Mapping[Split, Sequence[Any]] | None = None
 ) -> Identity:
-    """The identity of some splits.
-
-    Args:
-        examples: of each, as text.
-        encoded: of each, in tokens; None where they are not known.
-    """
+    """The identity of some splits, as text and, where they are known, in tokens."""
     return Identity(
         rows={split: rows_hash(rows) for split, rows in examples.items()},
         tokens=None if encoded is None else {split: tokens_hash(rows) for split, rows in encoded.items()},
@@ -323,15 +310,7 @@ _MOST = 4  # keys of one message
 
 
 def said(found: Mapping[str, str], run: str, model: str = "", task: str = "", verb: str = "began with") -> str:
-    """What differs, in sentences.
-
-    Args:
-        found: as `changes` gives it.
-        run: what was made with the first identity.
-        model: name of the model that there is now.
-        task: name of the task that there is now.
-        verb: what the run did with its parts.
-    """
+    """What differs, as `changes` gives it, in sentences: `run` `verb` one thing, now there are `model` and `task`."""
     sentences = []
     if of_model := [part for part in MODEL if part in found]:
         what = ", ".join(f"its {_TITLES[part]}" + (f" ({found[part]})" if found[part] else "") for part in of_model)

@@ -112,15 +112,8 @@ def evaluate_run(
 
 
 def refuse_other_rows(run: RunFolder, rows: Identity) -> None:
-    """Refuse rows of a split, or their tokens, that are not those that a run began with.
-
-    Args:
-        run: which one.
-        rows: as `split_identity` gives them; a split that the run did not read is not compared.
-
-    Raises:
-        RunError: names the split.
-    """
+    """Raises RunError for rows of a split, or their tokens, that are not those that a run began with; a split that it
+    did not read is not compared."""
     hint = f"put them back, or name the rows that are meant: zofo eval {shlex.quote(str(run.path))} --data FILE"
     refuse_changes(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
 
@@ -144,11 +137,7 @@ def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code:
 def _on_all_rows(
     run: RunFolder, config: RunConfig, overrides: Sequence[str], split: Split, remote_code: bool
 ) -> tuple[PreparedRun, str]:
-    """What a run is scored with on other data, and what that is called: all rows that they have for a split.
-
-    Raises:
-        ConfigError: a folder or Hub id without that split.
-    """
+    """What a run is scored with on other data, and what that is called: all rows that they have for a split."""
     task, data = config.task, config.task.data
     drawn = any(one.startswith("task.sizes") for one in overrides)  # the user says how the splits are drawn
     if data is None or task.several or drawn:

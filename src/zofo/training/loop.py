@@ -14,12 +14,7 @@ from zofo.training.evaluation import Evaluation
 
 @dataclass
 class NonFiniteSkipCounter:
-    """Steps whose loss was not finite, and which were left out.
-
-    Args:
-        most: how many in a row may be.
-        in_a_row: how many the last ones were.
-    """
+    """How many steps in a row were left out, since their loss was not finite, and how many may be at most."""
 
     most: int = 0
     in_a_row: int = 0

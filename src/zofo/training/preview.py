@@ -14,13 +14,8 @@ from zofo.training.data_module import load_material
 
 @dataclass(frozen=True)
 class PreviewedExample:
-    """One example as the model sees it.
-
-    Args:
-        where: file and line, or source and row.
-        prompt: the rendered prompt.
-        candidates: text, scored tokens, and whether it is the right one.
-    """
+    """One example as the model sees it: where it is from, its prompt, and of each candidate its text, the scored
+    tokens, and whether it is the right one."""
 
     where: str
     prompt: str
@@ -63,13 +58,8 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
 
 
 def token_notes(tokenizer: Any, encoded: Sequence[Any], how: Generation | None = None) -> tuple[str, ...]:
-    """What is unusual about the tokens of rows, with the number of such rows and the first of them.
-
-    Args:
-        tokenizer: of the model.
-        encoded: the rows in tokens.
-        how: how answers are generated; None where none are.
-    """
+    """What is unusual about the tokens of rows, with the number of such rows and the first of them; and about how
+    answers end where they are generated."""
     speller = Speller(tokenizer)
     kinds = {
         "spell control tokens of the model, which are read as text": [

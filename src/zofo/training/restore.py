@@ -80,16 +80,10 @@ def _covers(weights: Path, model: Any, trajectory: Trajectory) -> bool:
 
 
 def refuse_strange_adapter(folder: Path, method: MethodConfig) -> None:
-    """Refuse the adapter of a run that zofo could not have written: a run folder may come from anyone, and peft's
-    configurations can name modules to import, files to read and sizes to allocate.
+    """Raises RunError for the adapter of a run that zofo could not have written: a run folder may come from anyone, and
+    peft's configurations can name modules to import, files to read and sizes to allocate.
 
-    Args:
-        folder: of the adapter.
-        method: the configuration of the run's method; what a method or an adapter makes that is registered by the
-            user's own code is not looked at.
-
-    Raises:
-        RunError: names the folder, and the option or the tensor.
+    What a method or an adapter of the user's own code makes is not looked at.
     """
     makers = [METHODS[method.name], *(adapter.kind for adapter in method.adapter_configs)]
     if any(maker.__module__.partition(".")[0] != "zofo" for maker in makers):

@@ -39,11 +39,8 @@ _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # oth
 
 
 def new_folder(config: RunConfig) -> RunFolder:
-    """A new folder for a run: the configured one, or a new one under `runs`.
-
-    Raises:
-        RunError: it exists, or cannot be written.
-    """
+    """A new folder for a run: the configured one, or a new one under `runs`. Raises RunError where there is none to be
+    had."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     path = config.run or Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}"
     for part in path.parts[1:] if path.is_absolute() else path.parts:
@@ -97,13 +94,7 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
 
 
 def identity_of(config: RunConfig, material: PreparedRun, objective: str | None = None) -> Identity:
-    """What decides the result of a run, by content.
-
-    Args:
-        config: the whole configuration.
-        material: what it names, as loaded.
-        objective: its name, as `objective_name` gives it; None where it is not known.
-    """
+    """What decides the result of a run, by content; `objective` is as `objective_name` gives it, or not known."""
     start = opened_start(config)
     return replace(
         material_identity(material, model_identity(material.loaded, material.task.kind == "generation")),
@@ -114,12 +105,7 @@ def identity_of(config: RunConfig, material: PreparedRun, objective: str | None 
 
 
 def material_identity(material: PreparedRun, model: Identity) -> Identity:
-    """The identity of what a configuration names.
-
-    Args:
-        material: what it names.
-        model: identity of its model.
-    """
+    """The identity of what a configuration names, with that of its model."""
     splits = split_identity(material.examples, material.encoded)
     return replace(model, task=task_hash(material.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
 
@@ -133,14 +119,7 @@ def objective_name(objective: str, reward: Reward | None) -> str:
 
 
 def write_provenance(run: RunFolder, config: RunConfig, material: PreparedRun, identity: Identity) -> None:
-    """Write what is known before the first step.
-
-    Args:
-        run: its folder.
-        config: the whole configuration.
-        material: what it names.
-        identity: of what the run is made from.
-    """
+    """Write what is known before the first step: the task, versions and hashes, and last the configuration."""
     run.task_file.write_text(
         yaml.safe_dump(task_content_of(material.task), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
@@ -209,14 +188,8 @@ def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
 
 
 def as_begun(method: MethodConfig, header: Mapping[str, Any] | None, model: Any) -> MethodConfig:
-    """The configuration of a method that moves the tensors that its run began with, whatever another version of zofo
-    finds out about which are used.
-
-    Args:
-        method: as configured.
-        header: as `begun_header` gives it.
-        model: the base model.
-    """
+    """The configuration of a method that moves the tensors that its run began with, by the header of its trajectory,
+    whatever another version of zofo finds out about which are used."""
     if header is None or "select" not in header:
         return method
     try:

@@ -65,12 +65,7 @@ class RunFolder(RunRecord):
         return loaded
 
     def load_base(self, model: str | None = None, remote_code: bool = False) -> LoadedModel:
-        """The base model as it is loaded, with its tokenizer.
-
-        Args:
-            model: where it is now, if it has moved.
-            remote_code: allow the model's repository to run its own code.
-        """
+        """The base model as it is loaded, with its tokenizer; `model` says where it is now, if it has moved."""
         wanted = self.config.model
         labels = len(self.task.label_names) or None
         wanted = wanted if model is None else wanted.model_copy(update={"name": model})
@@ -115,9 +110,6 @@ class RunFolder(RunRecord):
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
 
         A run without a trajectory has nothing to replay, and keeps nothing.
-
-        Raises:
-            OSError: the folder cannot be made.
         """
         if self.trajectory.is_file():
             (self.path / REPLAYED).mkdir(exist_ok=True)
@@ -125,8 +117,7 @@ class RunFolder(RunRecord):
     def begin(self, loaded: LoadedModel) -> None:
         """Bring the freshly loaded base model to where the run began: to the end of the run it started from, if any.
 
-        Raises:
-            RunError: the base model is not the run's.
+        Raises RunError where the base model is not the run's.
         """
         *before, _ = self.chain()
         if before:
@@ -138,16 +129,8 @@ class RunFolder(RunRecord):
         refuse_changes(self.identity, now, repr(str(self.path)), {"": hint}, model=loaded.name, verb="was trained from")
 
     def refuse_trained_on(self, asked: TaskConfig, scored: bool = False) -> None:
-        """Refuse to test on what this run, or one that it started from, was trained on as one of several tasks.
-
-        Args:
-            asked: the task of a run that starts from it, or that it is scored with.
-            scored: whether several tasks are all scored, and not trained on again.
-
-        Raises:
-            ConfigError: see `zofo.tasks.refuse_trained_on`.
-            RunError: a run that this one started from is gone.
-        """
+        """Raises ConfigError for a task to test on that this run, or one that it started from, was trained on as one of
+        several; `scored`: several tasks are all scored, and not trained on again."""
         for run in reversed(self.chain()):
             refuse_trained_on(run.config.task, asked, str(run.path), scored)
 
@@ -180,11 +163,8 @@ class RunFolder(RunRecord):
 
 
 def opened_start(config: RunConfig) -> RunFolder | None:
-    """The run that a run starts from, if any: where it was, or beside the run where both were moved.
-
-    Raises:
-        RunError: it is at neither place.
-    """
+    """The run that a run starts from, if any: where it was, or beside the run where both were moved; else raises
+    RunError."""
     start = config.start
     if start is None:
         return None

@@ -43,13 +43,11 @@ class RunRecord:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.trajectory, self.metrics = path / "trajectory.bin", path / "metrics.jsonl"
+        self.checkpoints, self.best, self.task_file = path / "checkpoints", path / "best", path / TASK
 
     def locked(self) -> AbstractContextManager[None]:
-        """While it is open, no other process may train in the folder.
-
-        Raises:
-            RunError: another one does.
-        """
+        """While it is open, no other process may train in the folder; raises RunError where another one does."""
         return locked(self.path / LOCK, "training in")
 
     def refuse_ended(self) -> None:
@@ -69,11 +67,8 @@ class RunRecord:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has made all of its steps.
-
-        Raises:
-            RunError: its summary cannot be read; a run that has ended would begin again.
-        """
+        """Whether the run has made all of its steps; an unreadable summary raises RunError, or the run would begin
+        again."""
         return (self.path / SUMMARY).exists() and self.summary.get("stopped", "") is None
 
     def clear_leftovers(self) -> None:
@@ -102,42 +97,15 @@ class RunRecord:
         return run
 
     @property
-    def trajectory(self) -> Path:
-        """Where the updates of the backbone are."""
-        return self.path / "trajectory.bin"
-
-    @property
     def backbone_trajectory(self) -> Trajectory | None:
-        """The trajectory, read; None for a run whose backbone did not move.
-
-        Raises:
-            RunError: it is damaged.
-        """
+        """The trajectory, read; None for a run whose backbone did not move."""
         found = Trajectory.read(self.trajectory) if self.trajectory.is_file() else None
         return None if found is None or found.of_adapter else found
 
-    @property
-    def metrics(self) -> Path:
-        """Where the lines of steps and evaluations are."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where a run that has not ended keeps what it needs to go on."""
-        return self.path / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """Where adapters and weights as of the best evaluation are."""
-        return self.path / "best"
-
     @cached_property
     def config(self) -> RunConfig:
-        """The configuration the run was made with.
-
-        Raises:
-            RunError: config.yaml was changed since; names the first key.
-        """
+        """The configuration the run was made with; raises RunError where config.yaml was changed since, and names the
+        first key."""
         file, began = self.path / CONFIG, self.identity.configuration
         content = read_yaml(file)
         if not content:
@@ -157,11 +125,7 @@ class RunRecord:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The outcome.
-
-        Raises:
-            RunError: the run has not ended.
-        """
+        """The outcome; raises RunError for a run that has not ended."""
         path = self.path / SUMMARY
         if not path.is_file():
             raise RunError(f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped")
@@ -172,11 +136,7 @@ class RunRecord:
         return content
 
     def sources(self, model: str | None = None) -> list[Path]:
-        """The folders that are only read when the run is: its own, and that of its base model, where it lies in one.
-
-        Args:
-            model: where the base model is now, if it has moved.
-        """
+        """The folders that are only read when the run is: its own, and that of its base model, where it lies in one."""
         base = Path(model or self.config.model.name)
         return [self.path, base] if base.is_dir() else [self.path]
 
@@ -190,11 +150,7 @@ class RunRecord:
         }
 
     def verify(self) -> None:
-        """Check every part of the trained model against the SHA-256 in `summary.json`.
-
-        Raises:
-            RunError: a part is missing, or not as the run wrote it; names the file.
-        """
+        """Raises RunError for a part of the trained model that is missing, or has not the SHA-256 in `summary.json`."""
         for name, digest in self.summary["parts"].items():
             path = self.path / name
             if not path.is_relative_to(self.path) or ".." in path.parts or "\0" in name:
@@ -211,17 +167,8 @@ class RunRecord:
                 raise RunError(f"{str(path)!r} is damaged: its SHA-256 is not the one that the run wrote down")
 
     @property
-    def task_file(self) -> Path:
-        """The task as it was when the run was made."""
-        return self.path / TASK
-
-    @property
     def task(self) -> Task:
-        """The same, read.
-
-        Raises:
-            RunError: it was changed since the run began.
-        """
+        """The task as it was when the run was made; raises RunError where it was changed since the run began."""
         with naming_lost_plugins(self.path):
             found = load_task(str(self.task_file))
         if self.identity.task not in (None, task_hash(found)):
@@ -237,11 +184,7 @@ class RunRecord:
         return None if self.config.task.several else self.task
 
     def write_outcome(self, outcome: dict[str, Any]) -> None:
-        """Write `summary.json`, which says that the run has ended: whole, and after all that it names is on the disk.
-
-        Args:
-            outcome: its content but for `parts`.
-        """
+        """Write `summary.json`, with all parts of the model: whole, and after all that it names is on the disk."""
         fsync_tree(self.path)
         atomic_write_text(self.path / SUMMARY, json.dumps({**outcome, "parts": self.digests()}, indent=2) + "\n")
 
@@ -273,11 +216,7 @@ class RunRecord:
         return read_json_object(self.path / ENVIRONMENT)
 
     def kept(self, best: bool = False) -> tuple[Path, int | None]:
-        """Where adapters and weights lie, and after how many steps they are so; None for all.
-
-        Raises:
-            RunError: it kept no best model.
-        """
+        """Where adapters and weights lie, and after how many steps they are so; None for all."""
         if not best:
             return self.path, None
         if not self.best.is_dir():
@@ -285,11 +224,8 @@ class RunRecord:
         return self.best, int(self.summary["best"]["step"])
 
     def adapter_of(self, variant: str | None = None, best: bool = False) -> Path | None:
-        """The folder of a variant's adapter; None for a variant without one.
-
-        Raises:
-            RunError: no such variant, or it has an adapter for each of the run's tasks.
-        """
+        """The folder of a variant's adapter; None for a variant without one, RunError for one with an adapter for each
+        task."""
         variant, (folder, _) = self._known_variant(variant), self.kept(best)
         if not (folder / variant).is_dir():
             return None

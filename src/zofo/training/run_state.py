@@ -202,11 +202,8 @@ class Progress:
                 raise ValueError(f"{key} cannot be {getattr(progress, key)!r}")
 
     def _replay(self, path: Path, size: int, header: Mapping[str, Any] | None) -> None:
-        """Bring theta to where the trajectory leads, unless the checkpoint holds it.
-
-        Raises:
-            RunError: the trajectory is damaged, or its further records would mean something else than those it has.
-        """
+        """Bring theta to where the trajectory leads, unless the checkpoint holds it. Raises RunError for a trajectory
+        that is damaged, or whose further records would mean something else than those it has."""
         recorded, method = Trajectory.read(path, size), self._method
         stored, now = recorded.header, _as_read(header or recorded.header)
         key = next((key for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)), None)

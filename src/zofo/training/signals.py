@@ -15,11 +15,7 @@ _open: list[Signals] = []  # whose handlers are or were set, the innermost last
 
 
 class Signals:
-    """Remembers that the process was asked to stop, also by a signal that came to those of a part of its work.
-
-    Attributes:
-        received: the signal, once there was one.
-    """
+    """Remembers the signal that asked the process to stop, also one that came to those of a part of its work."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -64,11 +60,7 @@ class Signals:
         return again and self.received is not None
 
     def check(self, steps: int | None) -> None:
-        """Raises Interrupted if the process was asked to stop.
-
-        Args:
-            steps: that have been made and are saved; None where there is nothing to save.
-        """
+        """Raises Interrupted if the process was asked to stop; `steps` are made and saved, None where nothing is."""
         if self.received is not None:
             raise Interrupted(signal.Signals(self.received).name, 128 + self.received, steps)
 

@@ -49,7 +49,6 @@ from zofo.training.resume import (
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_state import Progress, ResumePoint, should_checkpoint_weights
 from zofo.training.signals import Signals
-from zofo.training.summary import build_summary
 from zofo.trajectory.format import TrajectoryWriter
 
 
@@ -170,10 +169,9 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
-        outcome = build_summary(config, material, method, evaluating, testing, best)
         seconds = round(time.perf_counter() - start - evaluating.seconds - testing.seconds, 3)
-        outcome |= {"objective": trained.setting.objective_name, "seconds": seconds, "peak_bytes": memory.bytes}
-        folder.write_outcome({**outcome, "stopped": stopped})
+        outcome = _outcome(config, trained, evaluating, testing, best)
+        folder.write_outcome({**outcome, "seconds": seconds, "peak_bytes": memory.bytes, "stopped": stopped})
 
     skipped = warn if training.checkpoint_failure == "skip" else None
     kept = None if method.fixed_steps is not None else checkpoints
@@ -195,6 +193,40 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         checkpoints.clear()
     if signals.received is not None:
         console.print(f"{signals.name} came when nothing was left to do: the run has ended", highlight=False)
+
+
+def _outcome(
+    config: RunConfig,
+    trained: _Session,
+    evaluating: EvaluationCallback,
+    testing: EvaluationCallback,
+    best: BestCheckpoint,
+) -> dict[str, Any]:
+    """What a run says of itself in the end, but for its files, its time and its memory."""
+    task, method, backbone = trained.material.task, trained.method, trained.method.backbone
+    scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
+    tested = {variant: score.as_dict() for variant, score in testing.last.items()}
+    counts, seconds = evaluating.counts + testing.counts, evaluating.seconds + testing.seconds
+    return {
+        "method": config.method.name,
+        "task": task.name,
+        "task_version": task.version,
+        "model": config.model.name,
+        "split": "validation",
+        "metric": task.metric,
+        **next(iter(scores.values()), {}),
+        "steps": evaluating.steps_made,
+        "evaluated_after": evaluating.steps_evaluated,
+        "variants": {variant: scores.get(variant, {}) for variant in method.variants},
+        **({"test": tested} if tested else {}),
+        "trained": list(method.trained_names),
+        "best": {"step": best.step, "score": best.score},
+        **method.counts.as_dict(),
+        "evaluation": {**counts.as_dict(), "seconds": round(seconds, 3)},
+        # which a replay is compared with
+        **({"backbone": backbone.fingerprint()} if backbone is not None and not backbone.is_corrupt else {}),
+        "objective": trained.setting.objective_name,
+    }
 
 
 def _resumed(folder: RunFolder, progress: Progress, saved: Checkpoint | None, header: Mapping[str, Any]) -> ResumePoint:

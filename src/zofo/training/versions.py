@@ -38,11 +38,7 @@ def environment() -> dict[str, str]:
 
 
 def device_fingerprint(device: torch.device) -> dict[str, str]:
-    """The same, and what else the bits of a result depend on: the device, and on a CPU the number of threads.
-
-    Args:
-        device: where the model is.
-    """
+    """The same, and what else the bits of a result depend on: the device, and on a CPU the number of threads."""
     if device.type == "cuda":
         return {**environment(), "device": f"{device.type}, {torch.cuda.get_device_name(device)}"}
     return {**environment(), "device": device.type, "threads": str(torch.get_num_threads())}

@@ -171,11 +171,7 @@ class Trajectory:
         return isinstance(name, str) and name in EVALUATORS and not EVALUATORS[name].writes_points
 
     def first(self, steps: int) -> tuple[Record, ...]:
-        """The records of the first so many steps.
-
-        Raises:
-            RunError: there are not so many.
-        """
+        """The records of the first so many steps; raises RunError where there are fewer."""
         if steps > self.steps:
             raise RunError(f"the trajectory has {self.steps} steps, not {steps}", f"ask for {self.steps} or fewer")
         last = 0
