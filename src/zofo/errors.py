@@ -237,10 +237,11 @@ def printable(text: str, longest: int = 200) -> str:
 
 
 @contextmanager
-def error_context(file: str) -> Iterator[None]:
-    """While it is open, the name of the file is put before what is wrong with its content."""
+def error_context(file: str, kind: type[ZofoError] = ConfigError) -> Iterator[None]:
+    """While it is open, the name of the file is put before an error of that kind, of what is wrong with its content."""
     try:
         yield
-    except ConfigError as error:
-        error.message = f"{file}: {error.message}"
+    except kind as error:
+        if not error.message.startswith(file):
+            error.message = f"{file}: {error.message}"
         raise

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zofo.adapters import can_merge, load_strange_adapter
-from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError
-from zofo.export.patch import Base, Patch, patch_error_context
+from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError, RunError, error_context
+from zofo.export.patch import Base, Patch
 from zofo.export.run_metrics import EVALUATED, unscored
 from zofo.export.save_pretrained import refuse_non_finite, save_model
 from zofo.filesystem import new_folder, refuse_taken
@@ -96,7 +96,7 @@ def apply_patch(
     refuse_taken(out, force, read)
     with tempfile.TemporaryDirectory(prefix="zofo-patch-") as temporary:
         adapter = Path(temporary) / "adapter"
-        with patch_error_context(file):
+        with error_context(repr(str(file)), RunError):
             patch.inspect(adapter)
         loaded = _base(file, patch.header.base, base, revision, remote_code)
         try:

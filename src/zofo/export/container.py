@@ -28,15 +28,7 @@ _MAX_HEADER = 1 << 20
 
 
 def packed(header: Mapping[str, Any], parts: Mapping[str, bytes]) -> bytes:
-    """The content of a patch file.
-
-    Args:
-        header: JSON values with finite numbers.
-        parts: the blobs by name.
-
-    Raises:
-        PatchError: the header is too long for `unpacked`.
-    """
+    """The content of a patch file; raises PatchError for a header that is too long for `unpacked`."""
     text = json.dumps(header, sort_keys=True, allow_nan=False)
     if len(text) > _MAX_HEADER:
         raise PatchError(

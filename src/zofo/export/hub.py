@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from zofo.errors import RunError, first_line
@@ -28,15 +27,13 @@ def push(exported: ExportResult, repo: str, private: bool = True, api: Any = Non
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     api = HfApi() if api is None else api
-    files: dict[str, Path | bytes] = {}
-    if exported.kind == "patch":
-        files["model.zofo"] = exported.path
-    else:
-        files |= {name: exported.path / name for name in exported.files}  # not what else lies in the folder
+    files: dict[str, str | bytes] = {"model.zofo": str(exported.path)}
+    if exported.kind != "patch":
+        files = {name: str(exported.path / name) for name in exported.files}  # not what else lies in the folder
     files["README.md"] = exported.card.replace("REPO", repo).encode()
     try:
         made = api.create_repo(repo, private=private, exist_ok=True)
-        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=_given(f)) for name, f in files.items()]
+        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
         api.create_commit(made.repo_id, additions, commit_message=f"{exported.kind} by zofo")
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise RunError(
@@ -44,7 +41,3 @@ def push(exported: ExportResult, repo: str, private: bool = True, api: Any = Non
             f"log in with: hf auth login; what was exported is in {str(exported.path)!r}",
         ) from error
     return str(made)
-
-
-def _given(file: Path | bytes) -> str | bytes:
-    return str(file) if isinstance(file, Path) else file

@@ -24,15 +24,7 @@ _PIPELINES: dict[Head, str] = {
 def model_card(
     run: RunFolder, kind: str, variant: str | None = None, best: bool = False, head: Head = "causal-lm"
 ) -> str:
-    """A model card in the Hub's form: what it is, how it was trained, its scores, and a program that asks it.
-
-    Args:
-        run: a run that has ended or was stopped.
-        kind: merged, adapter or patch.
-        variant: which model of the run.
-        best: as of the best evaluation.
-        head: head of the model; not used for a patch.
-    """
+    """A model card in the Hub's form: what it is, how it was trained, its scores, and a program that asks it."""
     from huggingface_hub import ModelCard, ModelCardData
 
     summary, base = run.summary, portable_name(run.config.model.name)

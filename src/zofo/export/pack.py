@@ -22,16 +22,9 @@ from zofo.trajectory.replay import sum_of_updates
 
 
 def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, folded: bool = False) -> bytes:
-    """The content of a run's patch.
+    """The content of a run's patch; with `folded` it holds the sum of the updates, 16 bytes for each direction.
 
-    Args:
-        run: a run that has ended.
-        variant: which of its models; by default the one reported first.
-        best: as of the best evaluation.
-        folded: hold the sum of the updates, 16 bytes for each direction, instead of every record.
-
-    Raises:
-        RunError: the run is damaged, trained nothing, or holds something that a patch cannot.
+    Raises RunError where the run is damaged, trained nothing, or holds something that a patch cannot.
     """
     runs = run.chain()
     for one in runs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +15,13 @@ from safetensors.torch import load
 from zofo.adapters import check_untrusted_adapter
 from zofo.adapters.untrusted import WEIGHTS, can_name_a_tensor
 from zofo.config import Config, parse_model
-from zofo.errors import ConfigError, PatchError, RunError, as_ascii, printable
+from zofo.errors import ConfigError, PatchError, RunError, as_ascii, error_context, printable
 from zofo.export.container import unpacked
 from zofo.models import ModelConfig
 from zofo.noise import STREAM_VERSION
 from zofo.training.identity import Identity
 from zofo.trajectory import Trajectory
-from zofo.trajectory.replay import check_replayable
+from zofo.trajectory.replay import parts_of
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 LONGEST = 400  # characters of a text in the header
@@ -135,7 +134,7 @@ class Patch:
             PatchError: it is damaged, newer than this zofo, or no run can have written it.
         """
         content, parts = unpacked(path)
-        with patch_error_context(path):
+        with error_context(repr(str(path)), RunError):
             try:
                 header = parse_model(Header, content)
             except ConfigError as error:
@@ -154,7 +153,7 @@ class Patch:
         for stage in self.stages:
             if stage.trajectory is not None:
                 try:
-                    check_replayable(stage.trajectory.header)
+                    parts_of(stage.trajectory.header)
                 except ConfigError as error:  # an unknown noise, rule, mask or evaluator, or an option it does not have
                     hint = None if error.hint is None else printable(error.hint)
                     raise PatchError(f"the header of the trajectory: {printable(error.message)}", hint) from error
@@ -185,17 +184,6 @@ def _refuse_strange_weights(part: str, content: bytes) -> None:
             raise PatchError(f"{part}: {as_ascii(name)} is {list(tensor.shape)} of {tensor.dtype}, no weights")
         if not tensor.isfinite().all():
             raise PatchError(f"{part}: {as_ascii(name)} holds numbers that are not finite")
-
-
-@contextmanager
-def patch_error_context(path: Path) -> Iterator[None]:
-    """While it is open, an error names the patch's file."""
-    try:
-        yield
-    except RunError as error:
-        if not error.message.startswith(repr(str(path))):
-            error.message = f"{str(path)!r}: {error.message}"
-        raise
 
 
 def _check(header: Header) -> None:

@@ -17,13 +17,8 @@ EVALUATED = "evaluated_after"
 def metrics_of(run: RunFolder, variant: str | None = None, best: bool = False) -> dict[str, Any]:
     """Scores on validation, steps and queries of a run's model as it is exported.
 
-    A run that was stopped may have made steps after its last evaluation. Then there are no scores, and `EVALUATED`
-    says of which step the last ones were.
-
-    Args:
-        run: a run that has ended or was stopped.
-        variant: one of its models; by default the one reported first.
-        best: as of the best evaluation.
+    A run that was stopped may have made steps after its last evaluation. Then there are no scores, and `EVALUATED` says
+    of which step the last ones were.
     """
     summary = run.summary
     metric, first = summary["metric"], next(iter(summary["variants"]))

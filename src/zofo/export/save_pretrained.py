@@ -81,14 +81,7 @@ def refuse_incomplete(adapter: Path, model: ModelConfig, labels: int | None, rem
     that the adapter does not hold either, such as BERT's pooler, zofo drew them from `model.head_seed`, but
     transformers draws others, anew in every process.
 
-    Args:
-        adapter: its folder.
-        model: its base model.
-        labels: number of labels of the task; None for those of the checkpoint's own head.
-        remote_code: allow the model's repository to run its own code.
-
-    Raises:
-        RunError: names a tensor.
+    `labels` is the number of labels of the task; None for those of the checkpoint's own head.
     """
     source = str(EMBEDDED_MODELS[model.name]()) if model.name in EMBEDDED_MODELS else model.name
     options = {"num_labels": labels} if labels else {}

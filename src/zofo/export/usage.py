@@ -22,16 +22,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
-    """The code that a card shows, with REPO in place of the repository's name.
-
-    Args:
-        run: the run.
-        kind: merged or adapter.
-        head: what the model's outputs are.
-
-    Returns:
-        A program; and what it does not do that zofo does, or None.
-    """
+    """The code that a card shows, with REPO in place of the repository's name; and what it does not do that zofo does,
+    or None."""
     wanted, model = run.config.task, run.config.model
     task = run.only_task
     prompt = None if head == "classification" and wanted.prompt == NO_PROMPT else wanted.prompt

@@ -30,14 +30,8 @@ def chat_form(examples: Sequence[Example]) -> dict[str, Any]:
 def in_trained_form(
     example: Example, plain: bool, environment: Mapping[str, Any], warn: Callable[[str], None]
 ) -> Example:
-    """A chat in the form of those that a run was trained on.
-
-    Args:
-        example: whose answer is asked for.
-        plain: whether it is a plain text, which the system turn of the run is put before.
-        environment: what the run has written down.
-        warn: told where it stays different from the chats of the run.
-    """
+    """A chat in the form of those that a run was trained on, by its `environment`; before a plain text stands the
+    system turn of the run. `warn` is told where it stays different from the chats of the run."""
     form = environment.get(_KEY)
     if not isinstance(form, dict):
         return example

@@ -128,12 +128,8 @@ def load_material(
 def check_every_split(config: RunConfig, material: PreparedRun) -> list[str]:
     """Tokenise the splits that are at hand and were not loaded, so that no row is found too long after training.
 
-    Returns:
-        What a user should know of the rows, a line each.
-
-    Raises:
-        DataError: a row that is too long, or cannot be rendered.
-        ConfigError: calibrated scores, and a row whose prompt without its content cannot be made.
+    Gives what a user should know of the rows, a line each. Raises ZofoError for a row that cannot be rendered, or is
+    too long, or whose prompt without its content, which calibrated scores need, cannot be made.
     """
     task, head = material.task, material.loaded.head == "classification"
     bare = config.task.model_copy(update={"demonstrations": 0})
@@ -217,11 +213,7 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
 
 
 def setting_of(config: RunConfig, material: PreparedRun, reward: Reward | None = None) -> TrainingContext:
-    """What a method is given to train with.
-
-    Raises:
-        ConfigError: an objective without a gradient for a method that needs one, or one that does not suit the task.
-    """
+    """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
     objective = _objective(config, material, reward)
     if not objective.differentiable and METHODS[config.method.name].needs_gradient:
         raise ConfigError(

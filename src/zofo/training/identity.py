@@ -12,7 +12,7 @@ from typing import Any
 
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.config import read_json_object
-from zofo.errors import RunError, ZofoError, truncate_repr
+from zofo.errors import RunError, ZofoError, error_context, truncate_repr
 from zofo.models import LoadedModel
 from zofo.noise import Gaussian
 from zofo.tasks import Example, Split, Task
@@ -72,14 +72,8 @@ class Identity:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> Identity:
-        """What a file holds of an identity; parts that an older version did not write down are None.
-
-        Args:
-            content: JSON, in which there may be more.
-
-        Raises:
-            RunError: a part that is no hash and no group of keys.
-        """
+        """The parts of an identity in JSON, in which there may be more; those that an older version did not write down
+        are None. Raises RunError for a part that is no hash and no group of keys."""
         kinds: dict[str, type] = dict.fromkeys((field.name for field in fields(cls)), str)
         kinds |= {**dict.fromkeys((*_KEYED, "rows", "tokens"), dict), "stream": int}
         found = {name: content[name] for name in kinds if content.get(name) is not None}
@@ -93,13 +87,10 @@ class Identity:
         """What the environment.json of a run says; raises RunError for one that is damaged or does not know the
         weights, which every version has written down."""
         content = read_json_object(file)
-        try:
+        with error_context(repr(str(file)), RunError):
             found = cls.read(content)
             if found.model_hash is None:
                 raise RunError("it lacks 'model_hash': the run is damaged")
-        except RunError as error:
-            error.message = f"{str(file)!r}: {error.message}"
-            raise
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -268,13 +259,9 @@ def task_hash(task: Task) -> str:
 
 
 def changes(began: Identity, now: Identity) -> dict[str, str]:
-    """What differs between two identities, by part: `model_hash`, `rows.train`; with the keys of a group, if any.
+    """What differs between two identities, by part (`model_hash`, `rows.train`), with the keys of a group, if any.
 
     Parts that one of them does not know are not compared, nor are tokens that other rows or another tokenizer explain.
-
-    Args:
-        began: with which something was made.
-        now: what there is now.
     """
     found: dict[str, str] = {}
     for name in (field.name for field in fields(Identity)):
@@ -337,20 +324,9 @@ def refuse_changes(
     verb: str = "began with",
     error: type[ZofoError] = RunError,
 ) -> None:
-    """Refuse what differs between two identities, all of it in one message.
+    """Raise an error for what differs between two identities, all of it in one message as `said` words it.
 
-    Args:
-        began: with which something was made.
-        now: what there is now.
-        run: what was made with the first, for messages.
-        hints: what to type next, by what differs first: `model`, `rows`, `objective`; "" for any other.
-        model: name of the model that there is now.
-        task: name of the task that there is now.
-        verb: what the run did with its parts.
-        error: that is raised.
-
-    Raises:
-        ZofoError: of that kind; names each part.
+    `hints` say what to type next, by what differs first: `model`, `rows`, `objective`; "" for any other.
     """
     found = changes(began, now)
     if not found:

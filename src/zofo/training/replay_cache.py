@@ -34,13 +34,9 @@ class ReplayCache:
         self._origin = dict(origin)
 
     def load_or_replay(self, model: Any, replay: Callable[[], Backbone]) -> None:
-        """Bring the freshly loaded base model to where the trajectory leads.
+        """Bring the freshly loaded base model to where the trajectory leads, by `replay` where nothing is kept.
 
         Of several processes that come at once, one replays, and the others wait for it.
-
-        Args:
-            model: the base model.
-            replay: does so where nothing is kept, and gives what it has moved.
         """
         if self._taken(model):
             return

@@ -9,12 +9,12 @@ from safetensors import SafetensorError, safe_open
 
 from zofo.adapters import check_untrusted_adapter
 from zofo.backbone import Backbone, selected
-from zofo.errors import RunError
+from zofo.errors import RunError, error_context
 from zofo.methods import METHODS, MethodConfig
 from zofo.models import LoadedModel, load_tensors
 from zofo.training.replay_cache import ReplayCache
 from zofo.trajectory.format import Trajectory
-from zofo.trajectory.replay import check_replayable, replay
+from zofo.trajectory.replay import parts_of, replay
 
 
 def restore_weights(
@@ -70,7 +70,7 @@ def _covers(weights: Path, model: Any, trajectory: Trajectory) -> bool:
     """Whether a file of weights is there and holds every tensor that a trajectory moves."""
     if not weights.is_file():
         return False
-    check_replayable(trajectory.header)
+    parts_of(trajectory.header)  # refuses what could not be replayed
     moved = selected(model, trajectory.header["select"])
     try:
         with safe_open(weights, framework="pt") as file:
@@ -88,8 +88,5 @@ def refuse_strange_adapter(folder: Path, method: MethodConfig) -> None:
     makers = [METHODS[method.name], *(adapter.kind for adapter in method.adapter_configs)]
     if any(maker.__module__.partition(".")[0] != "zofo" for maker in makers):
         return
-    try:
+    with error_context(repr(str(folder)), RunError):
         check_untrusted_adapter(folder)
-    except RunError as error:
-        error.message = f"{str(folder)!r}: {error.message}"
-        raise

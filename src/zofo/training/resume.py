@@ -69,11 +69,8 @@ def new_folder(config: RunConfig) -> RunFolder:
 
 
 def find_resumable_run(config: RunConfig) -> RunFolder | None:
-    """The run that this configuration began and did not finish; None where its folder does not exist.
-
-    Raises:
-        RunError: the folder holds something else: a run that has ended, or that was configured otherwise.
-    """
+    """The run that this configuration began and did not finish; None where its folder does not exist. Raises RunError
+    where the folder holds something else: a run that has ended, or that was configured otherwise."""
     path = config.run
     if path is None or not path.exists():
         return None
@@ -133,19 +130,10 @@ def write_provenance(run: RunFolder, config: RunConfig, material: PreparedRun, i
 
 
 def check_provenance(run: RunFolder, material: PreparedRun, now: Identity) -> list[str]:
-    """Refuse to go on with a run that began with something else than what there is now.
+    """Refuse to go on with a run that began with another base model, task, objective or start, or with other rows.
 
-    Args:
-        run: that was begun.
-        material: what its configuration names now.
-        now: its identity.
-
-    Returns:
-        What its user is told: what an older version did not write down, and where the bits may differ, with other
-        versions or on another device.
-
-    Raises:
-        RunError: another base model, task, objective, start, or other rows; names each that differs, with its keys.
+    Gives what its user is told: what an older version did not write down, and where the bits may differ, with other
+    versions or on another device.
     """
     where = f"choose another folder with run={run.path}-2"
     task, began = material.task.name, run.identity

@@ -28,13 +28,8 @@ _PROGRESS, _STATE, _TENSORS = "progress.json", "state.json", "state.safetensors"
 
 
 def should_checkpoint_weights(method: Method, wanted: bool | None) -> bool:
-    """Whether a checkpoint holds theta itself, and not only the trajectory that leads to it.
-
-    Args:
-        method: what is trained.
-        wanted: what is configured; None leaves it where a replay is cheap, which it is in the forward for rules whose
-            updates are displacements.
-    """
+    """Whether a checkpoint holds theta itself, and not only the trajectory that leads to it: as configured, or else
+    where a replay is dear, as it is in place and for rules whose updates are no displacements."""
     if method.evaluator is None or wanted is not None:
         return bool(wanted)
     return not (not method.evaluator.writes_points and method.rule is not None and method.rule.linear)

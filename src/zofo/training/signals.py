@@ -37,10 +37,9 @@ class Signals:
 
     @contextmanager
     def raise_on_signal(self) -> Iterator[None]:
-        """While it is open, SIGTERM and Ctrl-C raise Stopped where they come, since there is nothing to save.
+        """While it is open, SIGTERM and Ctrl-C raise Interrupted where they come, since there is nothing to save.
 
         A part of the work may open others inside, which catch them; then `received` says what came.
-        Outside the main thread signals do what they always do.
         """
 
         def leave(number: int, _restore: Callable[[], None]) -> None:

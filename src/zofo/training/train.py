@@ -263,16 +263,8 @@ def _scoring(method: Method, material: PreparedRun, split: Split) -> EvaluationC
 
 
 def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> int:
-    """The configured steps, or as many as the epochs take, or as the budget of queries pays for.
-
-    Args:
-        config: of the run, with its `training` and its `method`.
-        method: what makes the steps.
-        rows: the number of training rows of each task, for epochs.
-
-    Raises:
-        ConfigError: the budget does not pay for one step, or there are too many steps.
-    """
+    """The configured steps, or as many as the epochs take over the `rows` of each task, or as the budget of queries
+    pays for; raises ConfigError for none or too many."""
     training: TrainingConfig = config.training
     if method.fixed_steps is not None:
         return method.fixed_steps

@@ -21,7 +21,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -200,15 +200,7 @@ class Trajectory:
 
     @classmethod
     def parse(cls, data: bytes, path: Path | str) -> Trajectory:
-        """Read the content of a trajectory file, up to the last whole record.
-
-        Args:
-            data: the content.
-            path: where it is from, for messages.
-
-        Raises:
-            RunError: as `read`.
-        """
+        """The same for the content of a file, which is from `path`."""
         start = len(MAGIC) + _LENGTH.size
         if data.startswith(_ANY_MAGIC) and not data.startswith(MAGIC):
             raise RunError(
@@ -228,54 +220,44 @@ class Trajectory:
             raise RunError(f"{path}: the header of the trajectory is damaged") from error
         if type(seed) is not int or not 0 <= seed < 1 << 64:
             raise RunError(f"{path}: the header of the trajectory is damaged: it has no seed that a run can have")
-        records = _Records(path, data, start + length, seed)
-        found = tuple(records)
-        return cls(header, found, records.whole)
+        records, whole = _read_records(path, data, start + length, seed)
+        return cls(header, tuple(records), whole)
 
 
 def _checksum(kind: int, number: int, payload: bytes) -> int:
     return zlib.crc32(payload, zlib.crc32(_KIND.pack(kind, number)))
 
 
-class _Records:
-    def __init__(self, path: Path | str, data: bytes, start: int, seed: int) -> None:
-        self._path, self._data, self._at, self._seed = path, data, start, seed
-        self._next = 0  # the first step that can end
-        self.whole = True
-
-    def __iter__(self) -> Iterator[Record]:
-        data = self._data
-        while self._at < len(data):
-            body = self._at + _FRAME.size
-            if body > len(data):
-                self.whole = False
-                return
-            kind, number, checksum = _FRAME.unpack_from(data, self._at)
-            numbers = [flag for flag in (_HAS_SHRINK, _HAS_LR) if kind & flag]
-            terms = number if kind in _UPDATES or kind == _MOVE else 0
-            end = body + _NUMBER.size * len(numbers) + _TERM.size * terms
-            if end > len(data):
-                self.whole = False
-                return
-            payload = data[body:end]
-            if kind not in {*_UPDATES, _MOVE, _SETTLE, _STEP} or _checksum(kind, number, payload) != checksum:
-                raise RunError(f"{self._path}: the record at byte {self._at} is damaged (its checksum is wrong)")
-            yield self._record(kind, number, payload, numbers)
-            self._at = end
-
-    def _record(self, kind: int, number: int, payload: bytes, numbers: list[int]) -> Record:
+def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[list[Record], bool]:
+    """The records from a byte on, and whether the last one is whole."""
+    records: list[Record] = []
+    steps = 0  # the first that can end: a sum of updates ends with the last step alone
+    while at < len(data):
+        body, place = at + _FRAME.size, f"{path}: the record at byte {at}"
+        if body > len(data):
+            return records, False
+        kind, number, checksum = _FRAME.unpack_from(data, at)
+        flags = [flag for flag in (_HAS_SHRINK, _HAS_LR) if kind & flag]
+        terms = body + _NUMBER.size * len(flags)
+        end = terms + (_TERM.size * number if kind in {*_UPDATES, _MOVE} else 0)
+        if end > len(data):
+            return records, False
+        if kind not in {*_UPDATES, _MOVE, _SETTLE, _STEP} or _checksum(kind, number, data[body:end]) != checksum:
+            raise RunError(f"{place} is damaged (its checksum is wrong)")
         if kind == _SETTLE:
-            return Settled()
-        if kind == _STEP:
-            if number < self._next:  # a sum of updates ends with the last step alone
-                raise RunError(f"{self._path}: the record at byte {self._at} ends step {number}, which has ended")
-            self._next = number + 1
-            return Stepped(number)
-        given = {flag: _NUMBER.unpack_from(payload, _NUMBER.size * i)[0] for i, flag in enumerate(numbers)}
-        terms = _TERM.iter_unpack(payload[_NUMBER.size * len(numbers) :])
-        displacement = Displacement({Key(self._seed, step, index): c for step, index, c in terms})
-        if not all(math.isfinite(value) for value in (*given.values(), *(c for _, c in displacement.items()))):
-            raise RunError(f"{self._path}: the record at byte {self._at} holds a number that is not finite")
-        if kind == _MOVE:
-            return Moved(displacement)
-        return Update(displacement, given.get(_HAS_SHRINK, 0.0), lr=given.get(_HAS_LR))
+            records.append(Settled())
+        elif kind == _STEP:
+            if number < steps:
+                raise RunError(f"{place} ends step {number}, which has ended")
+            steps = number + 1
+            records.append(Stepped(number))
+        else:
+            given = {flag: _NUMBER.unpack_from(data, body + _NUMBER.size * i)[0] for i, flag in enumerate(flags)}
+            coefficients = {Key(seed, step, i): c for step, i, c in _TERM.iter_unpack(data[terms:end])}
+            if not all(map(math.isfinite, (*given.values(), *coefficients.values()))):
+                raise RunError(f"{place} holds a number that is not finite")
+            point = Displacement(coefficients)
+            update = Update(point, given.get(_HAS_SHRINK, 0.0), lr=given.get(_HAS_LR))
+            records.append(Moved(point) if kind == _MOVE else update)
+        at = end
+    return records, True

@@ -37,29 +37,37 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
     Raises:
         RunError: a trajectory of another noise stream, without what a replay needs, or with fewer steps.
     """
-    header = trajectory.header
-    check_replayable(header)
-    mask = header.get("mask")
+    header, parts = trajectory.header, parts_of(trajectory.header)
     with _naming("select"):
         backbone = Backbone(
             model,
-            _built(NoiseConfig, header, "noise"),
+            parts["noise"].build(),
             list(selected(model, header["select"])),  # to the letter, whatever requires a gradient
-            mask=None if mask is None else _built(MaskConfig, header, "mask"),
+            mask=parts["mask"].build() if "mask" in parts else None,
         )
-    rule: Rule = _built(RuleConfig, header, "rule")
+    rule: Rule = parts["rule"].build()
     records = trajectory.records if steps is None else trajectory.first(steps)
     if folded and rule.linear and not any(isinstance(record, Update) and record.decay_factor for record in records):
         backbone.apply_(_total(records))
         return backbone
-    theta = Theta(backbone, _flush_every(header))
+    theta = Theta(backbone, int(header.get("flush_every", parts["evaluator"].options.get("fold_every", 1))))
     replay_records(records, rule, theta)
     theta.flush()
     return backbone
 
 
-def check_replayable(header: Mapping[str, Any]) -> None:
-    """Refuse the header of a trajectory that cannot be replayed, as far as that can be told without the model.
+_PARTS: dict[str, type[PartConfig]] = {
+    "noise": NoiseConfig,
+    "rule": RuleConfig,
+    "evaluator": EvaluatorConfig,
+    "mask": MaskConfig,
+}
+
+
+def parts_of(header: Mapping[str, Any]) -> dict[str, PartConfig]:
+    """The parts that the header of a trajectory names, by kind; there need not be a mask.
+
+    What cannot be replayed is refused, as far as that can be told without the model.
 
     Raises:
         RunError: another noise stream, or a part that is missing or wrong; names it.
@@ -73,39 +81,27 @@ def check_replayable(header: Mapping[str, Any]) -> None:
     select = header["select"]
     if select is not None and not (isinstance(select, list) and select and all(isinstance(n, str) for n in select)):
         raise RunError("the trajectory's header holds no 'select' that can be used: it is no list of names")
-    _built(NoiseConfig, header, "noise")
-    _built(RuleConfig, header, "rule")
-    if header.get("mask") is not None:
-        _built(MaskConfig, header, "mask")
-    with _naming("evaluator"):
-        EvaluatorConfig.model_validate(header["evaluator"])
+    parts: dict[str, PartConfig] = {}
+    for name, kind in _PARTS.items():
+        if name != "mask" or header.get(name) is not None:
+            with _naming(name):
+                parts[name] = kind.model_validate(header[name])
+                if name != "evaluator":  # which a replay does without
+                    parts[name].build()
+    return parts
 
 
 def uses_builtin_parts_only(header: Mapping[str, Any]) -> bool:
-    """Whether a replay is made of zofo's own parts alone, of which the version says what they do.
-
-    Raises:
-        RunError: it cannot be replayed, as `check_replayable`.
-    """
-    check_replayable(header)
-    kinds: list[tuple[type[PartConfig], str]] = [(NoiseConfig, "noise"), (RuleConfig, "rule"), (MaskConfig, "mask")]
-    parts = [kind.model_validate(header[name]) for kind, name in kinds if header.get(name) is not None]
-    parts.append(EvaluatorConfig.model_validate(header["evaluator"]))
+    """Whether a replay is made of zofo's own parts alone, of which the version says what they do."""
+    parts = parts_of(header).values()
     return all(part.registry[part.name].__module__.partition(".")[0] == "zofo" for part in parts)
 
 
 def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displacement:
-    """All updates of a trajectory as one displacement.
-
-    Args:
-        trajectory: from the run.
-        steps: how many steps; all by default.
-
-    Raises:
-        RunError: its updates are no displacements, which a sum could stand for; says why.
-    """
+    """All updates of a trajectory, or of its first steps, as one displacement; raises RunError where they are none, and
+    says why."""
     records = trajectory.records if steps is None else trajectory.first(steps)
-    rule: Rule = _built(RuleConfig, trajectory.header, "rule")
+    rule: Rule = parts_of(trajectory.header)["rule"].build()
     shrinks = any(isinstance(record, Update) and record.decay_factor for record in records)
     if not rule.linear or shrinks:
         why = "weight decay shrinks the weights" if shrinks else f"{type(rule).__name__} works entry by entry"
@@ -129,19 +125,8 @@ def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> Non
                 theta.apply(update)
 
 
-def _flush_every(header: Mapping[str, Any]) -> int:
-    """How many updates training wrote together, by the header of its trajectory."""
-    usual = EvaluatorConfig.model_validate(header["evaluator"]).options.get("fold_every", 1)
-    return int(header.get("flush_every", usual))
-
-
 def _total(records: tuple[Record, ...]) -> Displacement:
     return Displacement.sum(record.displacement for record in records if isinstance(record, Update))
-
-
-def _built(kind: type[PartConfig], header: Mapping[str, Any], name: str, *parts: Any) -> Any:
-    with _naming(name):
-        return kind.model_validate(header[name]).build(*parts)
 
 
 @contextmanager
