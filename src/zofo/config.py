@@ -151,19 +151,19 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not is_device(text)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, error: type[RunError] = RunError) -> dict[str, Any]:
     """The JSON object in a file that zofo or peft wrote.
 
     Raises:
-        RunError: it cannot be read, or holds something else.
+        RunError: of the kind that is given: it cannot be read, or holds something else.
     """
     try:
         refuse_special(path)
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {str(path)!r}: {error}") from error
+    except (OSError, ValueError, RecursionError) as problem:
+        raise error(f"cannot read {str(path)!r}: {problem}") from problem
     if not isinstance(content, dict):
-        raise RunError(f"{str(path)!r} holds no JSON object")
+        raise error(f"{str(path)!r} holds no JSON object")
     return content
 
 

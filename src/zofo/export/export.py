@@ -16,7 +16,7 @@ from zofo.export.pack import patch_of
 from zofo.export.save_pretrained import label_texts, refuse_incomplete, save_adapter, save_model
 from zofo.filesystem import new_folder, refuse_taken, refuse_taken_file, write_file
 from zofo.methods.linear_probe import PROBE
-from zofo.models import LoadedModel, ModelConfig, head_of
+from zofo.models import LoadedModel, head_of
 from zofo.models.heads import Head
 from zofo.objectives.generation import generation_settings
 from zofo.training import RunFolder
@@ -137,7 +137,7 @@ def _checked_adapter(
         run.begin(run.load_base(model, remote_code))
     head = _head_of(run, adapter, model)
     if head == "classification":
-        refuse_incomplete(adapter, _base(run, model), len(run.task.label_names) or None, remote_code)
+        refuse_incomplete(adapter, run.base_config(model), len(run.task.label_names) or None, remote_code)
     return adapter, head
 
 
@@ -149,15 +149,11 @@ def _save_merged(run: RunFolder, loaded: LoadedModel, folder: Path) -> None:
     save_model(loaded, folder, label_texts(task), generation)
 
 
-def _base(run: RunFolder, model: str | None) -> ModelConfig:
-    return run.config.model if model is None else run.config.model.model_copy(update={"name": model})
-
-
 def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
     """The head of an adapter's model; the base model is read only where the adapter does not name it."""
     kinds: dict[str, Head] = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
     said = kinds.get(str(adapter_content(adapter).get("task_type")))
-    return run.config.model.head or said or head_of(_base(run, model))
+    return run.config.model.head or said or head_of(run.base_config(model))
 
 
 def _refuse_probe(run: RunFolder) -> None:

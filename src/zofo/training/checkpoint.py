@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zofo.config import read_json_object
 from zofo.errors import CheckpointError, advice
 from zofo.filesystem import atomic_write_text, fsync, fsync_tree, sha256_of, writing
 
@@ -31,14 +32,7 @@ class Checkpoint:
 
     def json(self, name: str) -> dict[str, Any]:
         """One of its JSON files. Raises CheckpointError where it holds something else."""
-        try:
-            text = (self.path / name).read_text(encoding="utf-8")
-            content = json.loads(text, parse_constant=_refuse_constant)
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"cannot read {str(self.path / name)!r}: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{str(self.path / name)!r} holds no JSON object")
-        return content
+        return read_json_object(self.path / name, CheckpointError)
 
 
 class Checkpoints:
@@ -198,7 +192,3 @@ def _step(path: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")

@@ -184,18 +184,15 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
             f"{task.name!r} asks for a free text, which a model with model.head={loaded.head} cannot give",
             "choose a causal language model, or a classification task",
         )
-    if config.task.scoring == "calibrated" and (loaded.head == "classification" or task.kind == "generation"):
-        what = "a classification head" if loaded.head == "classification" else "a generation"
-        raise ConfigError(
-            f"task.scoring=calibrated compares likelihoods of candidates, of which {what} has none",
-            "set task.scoring=mean",
-        )
-    if config.task.scoring == "channel" and (loaded.head != "causal-lm" or task.kind == "generation"):
+    scoring = config.task.scoring
+    needs = {
+        "calibrated": ("compares likelihoods of candidates", loaded.head != "classification"),
+        "channel": ("is the likelihood of a prompt after a candidate", loaded.head == "causal-lm"),
+    }
+    means, fits = needs.get(scoring, ("", True))
+    if not fits or (means and task.kind == "generation"):
         what = "a generation" if task.kind == "generation" else f"a model with model.head={loaded.head}"
-        raise ConfigError(
-            f"task.scoring=channel is the likelihood of a prompt after a candidate, which {what} has none of",
-            "set task.scoring=mean",
-        )
+        raise ConfigError(f"task.scoring={scoring} {means}, which {what} has none of", "set task.scoring=mean")
     return TaskEvaluator(
         task=task,
         encode=functools.partial(_encode, config, task, loaded),

@@ -66,10 +66,7 @@ class RunFolder(RunRecord):
 
     def load_base(self, model: str | None = None, remote_code: bool = False) -> LoadedModel:
         """The base model as it is loaded, with its tokenizer; `model` says where it is now, if it has moved."""
-        wanted = self.config.model
-        labels = len(self.task.label_names) or None
-        wanted = wanted if model is None else wanted.model_copy(update={"name": model})
-        return load_model(wanted, remote_code, labels)
+        return load_model(self.base_config(model), remote_code, len(self.task.label_names) or None)
 
     def restore(
         self,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from zofo.config import is_name, parse_model, read_json_object
 from zofo.errors import RunError, error_context
 from zofo.filesystem import atomic_write_text, fsync_tree, locked, sha256_of, temp_path
+from zofo.models import ModelConfig
 from zofo.tasks import Task, load_task
 from zofo.training.config import ENVIRONMENT, RunConfig, as_recorded, naming_lost_plugins
 from zofo.training.identity import Identity, content_hash, differences, task_hash
@@ -135,9 +136,13 @@ class RunRecord:
             raise RunError(f"{str(path)!r} lacks {missing[0]!r}: the run is damaged")
         return content
 
+    def base_config(self, model: str | None = None) -> ModelConfig:
+        """The configuration of the base model; `model` says where it is now, if it has moved."""
+        return self.config.model if model is None else self.config.model.model_copy(update={"name": model})
+
     def sources(self, model: str | None = None) -> list[Path]:
         """The folders that are only read when the run is: its own, and that of its base model, where it lies in one."""
-        base = Path(model or self.config.model.name)
+        base = Path(self.base_config(model).name)
         return [self.path, base] if base.is_dir() else [self.path]
 
     def digests(self) -> dict[str, str]:
