@@ -105,7 +105,7 @@ class Identity:
     @property
     def note(self) -> str:
         """What is said of parts that were not written down, by an older version; empty where there are none."""
-        unknown = [_TITLES[name] for name in _ALWAYS if getattr(self, name) is None]
+        unknown = [_TITLES.get(name, name) for name in _ALWAYS if getattr(self, name) is None]
         return f"not compared, since an older version did not write it down: {', '.join(unknown)}" if unknown else ""
 
 
@@ -114,26 +114,21 @@ _KEYED = ("model_config", "generation_config", "configuration")
 _ALWAYS = ("model_hash", "buffers", "model_config", "tokenizer", "task", "rows", "tokens", "configuration")
 _TITLES = {
     "model_hash": "weights",
-    "buffers": "buffers",
     "model_config": "config.json",
     "generation_config": "generation_config.json",
     "tokenizer": "tokenizer (tokenizer.json and special tokens)",
     "chat_template": "chat template",
     "task": "task.yaml",
-    "rows": "rows",
-    "tokens": "tokens",
-    "objective": "objective",
     "stream": "version of the noise stream",
     "start": "run that it starts from",
-    "configuration": "configuration",
-}
+}  # of those that are called otherwise in messages
 
 
 def title_of(part: str) -> str:
     """What a part is called in messages."""
     name, _, split = part.partition(".")
     base = "of the base model" if name == "model_hash" else ""
-    return " ".join(filter(None, (split, _TITLES[name], base)))
+    return " ".join(filter(None, (split, _TITLES.get(name, name), base)))
 
 
 def model_hash(loaded: LoadedModel) -> str:
@@ -300,7 +295,9 @@ def said(found: Mapping[str, str], run: str, model: str = "", task: str = "", ve
     """What differs, as `changes` gives it, in sentences: `run` `verb` one thing, now there are `model` and `task`."""
     sentences = []
     if of_model := [part for part in MODEL if part in found]:
-        what = ", ".join(f"its {_TITLES[part]}" + (f" ({found[part]})" if found[part] else "") for part in of_model)
+        what = ", ".join(
+            f"its {_TITLES.get(part, part)}" + (f" ({found[part]})" if found[part] else "") for part in of_model
+        )
         sentences.append(f"the model {model!r} is not the one that {run} {verb}: {what}")
     for name, title in (("rows", "rows"), ("tokens", "tokens of the rows")):
         splits = [part.partition(".")[2] for part in found if part.startswith(f"{name}.")]
@@ -309,7 +306,7 @@ def said(found: Mapping[str, str], run: str, model: str = "", task: str = "", ve
     for part in ("task", "objective", "stream", "start"):
         if part in found:
             values = found[part].replace("%s", f"{run} {verb}")
-            sentences.append(f"the {_TITLES[part]} " + (values or f"is not the one that {run} {verb}"))
+            sentences.append(f"the {_TITLES.get(part, part)} " + (values or f"is not the one that {run} {verb}"))
     return "; ".join(sentences)
 
 
