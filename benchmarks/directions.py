@@ -228,7 +228,7 @@ def spread(options: argparse.Namespace) -> None:
         parameters = [p.requires_grad_(True) for p in model.parameters()]
         total, squares, count = [torch.zeros_like(p) for p in parameters], 0.0, 64
         for example in material.encoded["train"][:count]:
-            loss = classification_loss(model, material.make([example])).sum()
+            loss = classification_loss(model, material.scorer.make([example])).sum()
             gradients = torch.autograd.grad(loss, parameters)
             for one, gradient in zip(total, gradients, strict=True):
                 one += gradient

@@ -68,7 +68,7 @@ def main() -> None:
     options = parser.parse_args()
     config = read_config(model="smollm2-135m", task="movie-reviews")
     material = load_material(config, splits=("train",))
-    batch = material.make(material.encoded["train"][:16])
+    batch = material.scorer.make(material.encoded["train"][:16])
     keys = [Key(0, step) for step in range(options.keys)]
     exact = {name: derivatives(material.loaded, noise, batch, keys) for name, noise in NOISES.items()}
     report = []

@@ -77,11 +77,6 @@ class PreparedRun:
         """The number of training rows of each task."""
         return list(Counter(example.task for example in self.examples["train"]).values())
 
-    @property
-    def make(self) -> Callable[[Sequence[Any]], Any]:
-        """Turns encoded examples into a batch on the model's device."""
-        return self.scorer.make
-
 
 def load_material(
     config: RunConfig,
@@ -230,7 +225,7 @@ def setting_of(config: RunConfig, material: PreparedRun, reward: Reward | None =
         model=material.loaded.model,
         objective=objective.losses,
         examples=material.encoded["train"],
-        make=lambda examples: material.make(examples if only_reads else [*map(objective.prepare, examples)]),
+        make=lambda examples: material.scorer.make(examples if only_reads else [*map(objective.prepare, examples)]),
         seed=config.training.seed,
         length=(lambda example: example.length) if config.training.group_by_length else None,
         log_ties=not objective.differentiable,

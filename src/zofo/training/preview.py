@@ -51,7 +51,7 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
     pairs = list(zip(material.examples[chosen], material.encoded[chosen], strict=True))
     shown = [_shown(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
     lengths = [encoded.length for _, encoded in pairs]
-    sequences = max(len(material.make([encoded]).row_examples) for _, encoded in pairs)
+    sequences = max(len(material.scorer.make([encoded]).row_examples) for _, encoded in pairs)
     how = material.scorer.generation if material.task.kind == "generation" else None
     notes = token_notes(tokenizer, material.encoded[chosen], how)
     return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences, notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,17 @@ class ReplayCache:
         with ExitStack() as stack:
             try:
                 file: Any = stack.enter_context(safe_open(self._file, framework="pt"))
-                tensors = _Read(file)
-                if not all(name in own and _fits(own[name], tensors[name]) for name in tensors):
+                # mapped, and read when they are used: never more than one beside those of the model
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if not all(name in own and _fits(own[name], tensor) for name, tensor in tensors.items()):
                     return False
                 if file.metadata() != {**self._origin, "sha256": fingerprint(tensors)}:
                     return False
             except (OSError, SafetensorError, ValueError, RuntimeError):
                 return False
             with torch.no_grad():  # of the same open file, whatever has taken its name since
-                for name in tensors:
-                    own[name].copy_(tensors[name])
+                for name, tensor in tensors.items():
+                    own[name].copy_(tensor)
         return True
 
     def _keep(self, backbone: Backbone) -> None:
@@ -74,23 +75,6 @@ class ReplayCache:
         except (OSError, SafetensorError):  # the next run replays again
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-
-
-class _Read(Mapping[str, torch.Tensor]):
-    """The tensors of an open file, read when they are asked for: never more than one beside those of the model."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self._names = file, list(file.keys())
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        found: torch.Tensor = self._file.get_tensor(name)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _fits(one: torch.Tensor, other: torch.Tensor) -> bool:
