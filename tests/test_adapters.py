@@ -27,6 +27,7 @@ from zofo import (
 from zofo.adapters import ADAPTERS, AdapterConfig, carries_adapters, load_adapter
 from zofo.adapters.base import quiet_peft
 from zofo.errors import ConfigError, EvaluatorError, RunError
+from zofo.methods import MethodConfig
 from zofo.objectives import candidate_scores, classification_loss, scores
 from zofo.objectives.generation import Generation, generate
 from zofo.tasks import Example, collate, collate_texts, encode
@@ -535,3 +536,12 @@ def test_a_run_restores_what_it_trained(model_folder, data_dir, tmp_path, method
     if method["name"] == "mezo":
         assert Trajectory.read(run.trajectory).header["adapter"]["name"] == method["adapter"]
         assert (run.path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_method_has_adapters_whatever_their_keys_are_called():
+    class Config(MethodConfig):
+        tuner: AdapterConfig = AdapterConfig.model_validate("prefix")
+        other: AdapterConfig | None = None
+
+    assert [adapter.name for adapter in Config(name="mine").adapter_configs] == ["prefix"]
+    assert FirstOrderConfig(name="first-order").adapter_configs[0].name == "lora"
