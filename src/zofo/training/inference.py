@@ -17,7 +17,6 @@ from zofo.tasks import (
     SPLITS,
     Example,
     Split,
-    Task,
     known_split,
     load_examples,
     origins_of,
@@ -219,15 +218,13 @@ def predict(
     head = head_of(run.config.model) == "classification"
     prompt = None if head and wanted.prompt == NO_PROMPT else wanted.prompt
     columns = [column for column in task.columns(prompt, head and prompt is None) if column not in task.optional]
-    rows = [
-        _row(text, columns, number) if task.messages is None else _chat_row(text, task.messages) or _said(text, task)
-        for number, text in enumerate(texts, start=1)
-    ]
-    examples = [render(task, row, f"text {n}", prompt, head, right=False) for n, row in enumerate(rows, start=1)]
-    if task.messages is not None:
-        plain = [_chat_row(text, task.messages) is None for text in texts]
-        pairs = zip(examples, plain, strict=True)
-        examples = [in_trained_form(example, alone, run.environment, warn) for example, alone in pairs]
+    examples = []
+    for number, text in enumerate(texts, start=1):
+        row, plain = _row(text, columns, number, task.messages)
+        example = render(task, row, f"text {number}", prompt, head, right=False)
+        if task.messages is not None:
+            example = in_trained_form(example, plain, run.environment, warn)
+        examples.append(example)
     if wanted.demonstrations:
         examples = with_demonstrations(examples, _pool(run), wanted, task.separator)
     loaded = run.load(variant, best, model, remote_code)
@@ -246,30 +243,20 @@ def predict(
     ]
 
 
-def _chat_row(text: str, column: str) -> Mapping[str, Any] | None:
-    """Turns written as JSON, by themselves or in their row; None for any other text."""
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(given, dict) and column in given:
-        return given
-    return {column: given} if isinstance(given, list) else None
-
-
-def _said(text: str, task: Task) -> Mapping[str, Any]:
-    """A plain text as the user's only turn."""
-    return {str(task.messages): [{"role": "user", "content": text}]}
-
-
 _USUAL = ("text", "sentence", "input", "prompt", "question")  # columns that a row is likely to have for a text
 
 
-def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
+def _row(text: str, fields: Sequence[str], number: int, messages: str | None) -> tuple[Mapping[str, Any], bool]:
+    """The row that a text stands for, and whether it is a plain text: a single column, or the user's only turn."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
         row = None
+    if messages is not None:
+        if isinstance(row, list):  # turns by themselves
+            return {messages: row}, False
+        is_row = isinstance(row, dict) and messages in row
+        return (row, False) if is_row else ({messages: [{"role": "user", "content": text}]}, True)
     if len(fields) == 1 and not (isinstance(row, dict) and fields[0] in row):
         usual = next((name for name in row if name.lower() in _USUAL), None) if isinstance(row, dict) else None
         if isinstance(row, dict) and (near := nearest(fields[0], row) or usual):
@@ -278,9 +265,9 @@ def _row(text: str, fields: Sequence[str], number: int) -> Mapping[str, Any]:
                 f"call it {fields[0]!r}; a text that looks so is the value of that column: "
                 + json.dumps({fields[0]: "..."}),
             )
-        return {fields[0]: text}
+        return {fields[0]: text}, True
     if not isinstance(row, dict):
         raise DataError(
             f"text {number}: the task needs the columns {', '.join(fields)}", "give each row as a JSON object"
         )
-    return row
+    return row, False
