@@ -50,11 +50,7 @@ class Callback:
 class MetricsLogger(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
-    Args:
-        path: of the file.
-        method: whose counts are written.
-        keep: bytes of an existing file that are kept; what it has beyond them is cut off.
-        seconds: that the run took before.
+    A file that goes on keeps its first `keep` bytes, what it has beyond them is cut off, and `seconds` are counted on.
     """
 
     def __init__(self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0) -> None:
@@ -121,12 +117,7 @@ class TrajectoryLogger(Callback):
 
 
 class BestCheckpoint(Callback):
-    """Keeps the adapters or weights of the best evaluation so far, and remembers which one it was.
-
-    Args:
-        folder: where they are kept; written over whenever a better one is seen.
-        save: writes what training has made so far into a folder.
-    """
+    """Keeps the adapters or weights of the best evaluation so far in a folder, and remembers which one it was."""
 
     def __init__(self, folder: Path, save: Callable[[Path], None]) -> None:
         self._folder = folder
@@ -162,13 +153,7 @@ class BestCheckpoint(Callback):
 class ProgressBar(Callback):
     """One line: step, loss, score, queries a second, time left, memory. Plain lines when there is no terminal.
 
-    Args:
-        console: where to show it.
-        name: of what is trained.
-        steps: in all.
-        method: whose counts are shown.
-        memory: what is watched.
-        first: steps that were made before.
+    A run that goes on has made its `first` steps before.
     """
 
     def __init__(
@@ -223,9 +208,7 @@ class _EvaluationState:
 class EvaluationCallback(Callback):
     """Scores every variant of the method on validation; its counts and seconds are kept apart from training's.
 
-    Args:
-        method: what is evaluated.
-        score: scores the method's model as it stands, counting into the given counts.
+    `score` scores the method's model as it stands, and counts into the counts that it is given.
     """
 
     def __init__(self, method: Method, score: Callable[[Counts], Evaluation]) -> None:

@@ -124,14 +124,10 @@ class TaskEvaluator:
         return table
 
     def encode_content_free(self, examples: Sequence[Example]) -> tuple[list[Hashable], list[Any]]:
-        """Prompts without their content, as calibrated scores need them.
+        """What each example asks without its content, as calibrated scores need it, and in tokens each of these once,
+        in their order.
 
-        Returns:
-            What each example asks without its content, and in tokens each of them once, in their order.
-
-        Raises:
-            ConfigError: an example whose prompt without its content cannot be made.
-            DataError: one that is too long.
+        Raises ZofoError for a prompt that cannot be made without its content, or is too long.
         """
         free = [_content_free(one) for one in examples]
         asked: list[Hashable] = [(one.prompt, one.candidates, one.ending) for one in free]

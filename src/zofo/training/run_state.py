@@ -114,15 +114,8 @@ class Progress:
     def save(
         self, steps: int, folder: Path, metrics: MetricsLogger, trajectory: TrajectoryWriter | None, seconds: float
     ) -> None:
-        """Write it into the folder of a checkpoint.
-
-        Args:
-            steps: that have been made.
-            folder: of the checkpoint.
-            metrics: the log, of which the checkpoint keeps the length and the SHA-256.
-            trajectory: of which it keeps the length, where there is one; its records have checksums.
-            seconds: that the run has taken.
-        """
+        """Write it into the folder of a checkpoint, with length and SHA-256 of the metrics and the length of the
+        trajectory, whose records have checksums."""
         state = self._method.state_dict(self._weights)
         content: dict[str, Any] = {
             "steps": steps,
