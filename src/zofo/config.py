@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
-from zofo.errors import ConfigError, RunError, nearest, truncate_repr
+from zofo.errors import ConfigError, RunError, advice, nearest, truncate_repr
 from zofo.filesystem import refuse_special
 from zofo.registry import Registry
 from zofo.yaml_loader import is_lost
@@ -161,7 +161,7 @@ def read_json_object(path: Path, error: type[RunError] = RunError) -> dict[str, 
         refuse_special(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
-        raise error(f"cannot read {str(path)!r}: {problem}") from problem
+        raise error(f"cannot read {str(path)!r}: {problem}", advice(getattr(problem, "errno", None))) from problem
     if not isinstance(content, dict):
         raise error(f"{str(path)!r} holds no JSON object")
     return content

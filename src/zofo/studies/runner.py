@@ -100,24 +100,22 @@ def report_study(study: Study, folder: Path) -> StudyResult:
     """
     store, grid = Store(folder), study.grid
     store.refuse_others(study.name)
-    outcomes = store.outcomes(grid.trials)
-    choices = choices_of(grid, outcomes)
-    finals = final_runs(grid, choices)
-    outcomes |= store.outcomes([*grid.starts, *finals])
+    choices = choices_of(grid, store.outcomes(grid.trials))
+    runs = [*grid.trials, *final_runs(grid, choices)]
+    outcomes = store.outcomes([*grid.starts, *runs])
     if not outcomes and store.count:
         raise RunError(
             f"{str(folder)!r} holds {store.count} results, and none of them is of the study as it is now",
             "put back what has changed since, such as the folder of a model; or type the command again without "
             "--report to make them again",
         )
-    refuse_mixed([*grid.starts, *grid.trials, *finals], outcomes)
-    write_results(study, [*grid.trials, *finals], outcomes, choices, folder, store.outdated())
-    everything = {run.digest for run in [*grid.starts, *grid.trials, *finals]}
+    refuse_mixed([*grid.starts, *runs], outcomes)
+    write_results(study, runs, outcomes, choices, folder, store.outdated())
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
     waiting = {place for place, choice in choices.items() if not choice.done}
     unknown = sum(len(grid.seeds(name)) for name, cell in grid.entries if (grid.config.searched(name), cell) in waiting)
-    failed = sum(outcome.failed is not None for outcome in outcomes.values())
-    return StudyResult(folder, len(outcomes), failed, len(everything) - len(outcomes) + unknown)
+    missing = len({run.digest for run in [*grid.starts, *runs]}) - len(outcomes) + unknown
+    return StudyResult(folder, len(outcomes), sum(one.failed is not None for one in outcomes.values()), missing)
 
 
 def content_of(study: Study, folder: Path, remote_code: bool) -> Content:

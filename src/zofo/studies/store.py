@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import RunError, advice
+from zofo.config import read_json_object
+from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text, locked
 from zofo.studies.content import Content
 from zofo.studies.result import FILE, Outcome
@@ -46,25 +48,28 @@ class Store:
         Raises:
             RunError: the folder is another study's or something else, or cannot be written.
         """
-        path = self.folder / _STUDY
         content = json.loads(json.dumps({"study": name, "config": config}))  # as it will be read: keys are text
         try:
-            if not path.is_file():
+            if (self.folder / _STUDY).is_file():
+                before = self.refuse_others(name)
+            else:
                 self._refuse_foreign()
                 self.runs.mkdir(parents=True, exist_ok=True)
-                before: Any = content
-            else:
-                before = json.loads(path.read_text(encoding="utf-8"))
-                if not isinstance(before, dict) or before.get("study") != name:
-                    other = before.get("study") if isinstance(before, dict) else None
-                    raise RunError(
-                        f"{str(self.folder)!r} holds the study {other!r}, not {name!r}",
-                        "choose another folder with --out",
-                    )
-            atomic_write_text(path, json.dumps(content, indent=1) + "\n")
-        except (OSError, ValueError, RecursionError) as error:
+                before = content
+            atomic_write_text(self.folder / _STUDY, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
             raise RunError(f"cannot use {str(self.folder)!r} for a study: {error}") from error
         return bool(before != content)
+
+    def refuse_others(self, name: str) -> dict[str, Any]:
+        """What is known of the study in the folder; raises RunError where it holds none, or another."""
+        if not (self.folder / _STUDY).is_file():
+            raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report")
+        content = read_json_object(self.folder / _STUDY)
+        if content.get("study") != name:
+            message = f"{str(self.folder)!r} holds the study {content.get('study')!r}, not {name!r}"
+            raise RunError(message, "choose another folder with --out")
+        return content
 
     def _refuse_foreign(self) -> None:
         """Raises RunError for a folder in which there is something, and no study."""
@@ -123,9 +128,8 @@ class Store:
 
     def _put_aside(self, folder: Path, what: str) -> None:
         self._outdated.mkdir(exist_ok=True)
-        number, place = 2, self._outdated / folder.name
-        while place.exists():
-            number, place = number + 1, self._outdated / f"{folder.name}-{number}"
+        names = (folder.name + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+        place = next(self._outdated / name for name in names if not (self._outdated / name).exists())
         folder.rename(place)
         atomic_write_text(place / _WHY, what + "\n")
 
@@ -142,22 +146,6 @@ class Store:
             for place in (folder, folder / "best"):
                 with suppress(OSError):  # they take room, and nothing else
                     (place / WEIGHTS).unlink(missing_ok=True)
-
-    def refuse_others(self, name: str) -> None:
-        """Raises RunError for a folder that holds no study, or another."""
-        try:
-            content = json.loads((self.folder / _STUDY).read_text(encoding="utf-8"))
-            found = content["study"]
-        except FileNotFoundError:
-            raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report") from None
-        except OSError as error:
-            raise RunError(
-                f"cannot read {str(self.folder / _STUDY)!r}: {error.strerror}", advice(error.errno)
-            ) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunError(f"{str(self.folder / _STUDY)!r} is damaged: {error}") from error
-        if found != name:
-            raise RunError(f"{str(self.folder)!r} holds the study {found!r}, not {name!r}", "say where with --out")
 
     def locked(self) -> AbstractContextManager[None]:
         """While it is open, no other process may run a study in the folder.
