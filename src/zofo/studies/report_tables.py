@@ -208,8 +208,8 @@ def _pairs(first: Mapping[int, float], second: Mapping[int, float], sign: int = 
     return [(sign * first[seed], sign * second[seed]) for seed in sorted(first.keys() & second.keys())]
 
 
-def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> tuple[str, str]:
-    """How every method differs from one of them, on each task and on all of them together; and how to read it.
+def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> tuple[str, int]:
+    """How every method differs from one of them, on each task and on all of them together; and the number of tests.
 
     Args:
         scores: of all final runs.
@@ -233,16 +233,7 @@ def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> t
             rows.append([method, "all tasks", *_difference(every, metrics[0][0]), wilcoxon])
             tests += 1
     header = ["method", "task", "pairs", "difference", "better / worse", "p (t-test)", "p (Wilcoxon)"]
-    notes = (
-        f"Differences are means over the pairs ± half of the 95 % interval. p: paired t-test"
-        f"{', and over all tasks also the signed-rank test of Wilcoxon' if pooled else ''}, two-sided. {tests} such "
-        "rows were tested and no p is corrected for that."
-    )
-    if pooled:
-        notes += (
-            " Pairs of the same task are not independent, so that p over all tasks is too small where tasks differ."
-        )
-    return markdown(header, rows, texts=2), notes
+    return markdown(header, rows, texts=2), tests
 
 
 def _difference(pairs: Pairs, metric: str) -> list[str]:
@@ -254,14 +245,14 @@ def _difference(pairs: Pairs, metric: str) -> list[str]:
     return [str(len(pairs)), difference, f"{found.wins} / {found.losses}", as_p(found.t_test)]
 
 
-def contrast_table(scores: Scores, axis: str) -> tuple[str, str]:
-    """How the scores of each method differ between the first value of an axis and its others; and how to read it.
+def contrast_table(scores: Scores, axis: str) -> tuple[str, int]:
+    """How the scores of each method differ between the first value of an axis and its others; and the number of tests.
 
     Args:
         scores: of all final runs.
         axis: its name.
     """
-    rows, tests, first_value = [], 0, scores.first_value(axis)
+    rows, tests = [], 0
     for method in scores.methods:
         for first, other, where, value in scores.contrasts(axis):
             pairs = _pairs(scores.finals(method, first).scores, scores.finals(method, other).scores)
@@ -271,9 +262,5 @@ def contrast_table(scores: Scores, axis: str) -> tuple[str, str]:
                 means = [as_score(mean(side), metric) for side in zip(*pairs, strict=True)]
                 n, difference, _, p = _difference(pairs, metric)
                 rows.append([method, where, value, *means, difference, n, p])
-    header = ["method", "where", axis, first_value, "that", "difference", "pairs", "p (t-test)"]
-    notes = (
-        f"difference: the score at {first_value} less the one at the other value, the mean over pairs of the same seed "
-        f"± half of its 95 % interval. {tests} such rows were tested and no p is corrected for that."
-    )
-    return markdown(header, rows, texts=3), notes
+    header = ["method", "where", axis, scores.first_value(axis), "that", "difference", "pairs", "p (t-test)"]
+    return markdown(header, rows, texts=3), tests
