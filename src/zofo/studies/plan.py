@@ -149,10 +149,7 @@ def plan_study(
     """
     study.grid.check()
     store, deadline = Store(folder, content_of(study, folder, remote_code)), time.perf_counter() + limit
-    runs: dict[str, Run] = {}
-    for run in known_runs(study.grid, store):
-        runs.setdefault(run.digest, run)  # the same run may stand in several places
-    outcomes = store.outcomes(list(runs.values()))
+    runs, outcomes = known_runs(study.grid, store)
     groups: dict[Place, list[Run]] = {}
     for run in runs.values():
         groups.setdefault((run.method, run.cell.model, str(run.cell)), []).append(run)

@@ -129,12 +129,17 @@ def content_of(study: Study, folder: Path, remote_code: bool) -> Content:
     return Content(folder / "runs", remote_code, study.config.measure == "test")
 
 
-def known_runs(grid: Grid, store: Store) -> list[Run]:
-    """Starts, trials, and final runs; of methods whose setting is not chosen yet, those of the first."""
-    chosen = final_runs(grid, choices_of(grid, store.outcomes(grid.trials)))
+def known_runs(grid: Grid, store: Store) -> tuple[dict[str, Run], dict[str, Outcome]]:
+    """Starts, trials, and final runs by digest, those of the first setting where none is chosen yet; and the outcomes
+    of those that are done."""
+    outcomes = store.outcomes([*grid.starts, *grid.trials])
+    chosen = final_runs(grid, choices_of(grid, outcomes))
     known = {(run.method, run.cell) for run in chosen}
-    unknown = [run for run in grid.final_runs if (run.method, run.cell) not in known]
-    return [*grid.starts, *grid.trials, *chosen, *unknown]
+    finals = [*chosen, *(run for run in grid.final_runs if (run.method, run.cell) not in known)]
+    runs: dict[str, Run] = {}
+    for run in [*grid.starts, *grid.trials, *finals]:
+        runs.setdefault(run.digest, run)  # the same run may stand in several places
+    return runs, outcomes | store.outcomes(finals)
 
 
 class _Progress:
@@ -144,9 +149,7 @@ class _Progress:
         self._console, self._store = console, store
         self._whole = {run.digest for run in grid.starts}  # which others need
         self._keeps = grid.config.keep_weights
-        self.outcomes = store.outcomes([*grid.starts, *grid.trials])
-        self.outcomes |= store.outcomes(final_runs(grid, choices_of(grid, self.outcomes)))
-        runs = {run.digest: run for run in known_runs(grid, store)}
+        runs, self.outcomes = known_runs(grid, store)
         self._total, self._done = len(runs), sum(outcome.final for outcome in self.outcomes.values())
         self._left = sum(_work(run) for run in runs.values() if not self._is_done(run))
         self._seconds, self._made = 0.0, 0
@@ -160,9 +163,7 @@ class _Progress:
             self._say(f"{text}, {self._total - self._done} are new")
         elif self._done:
             self._say(f"{self._done} of {self._total} runs are done already")
-
-        again = Counter(self._store.changed.values())
-        for what, count in again.items():
+        for what, count in Counter(self._store.changed.values()).items():
             self._say(f"{count} runs are made again: {what}")
         for name, why in content.unread.items():
             self._say(f"{name} and others like it are kept, but not compared with what there is now: {why}")
