@@ -14,7 +14,8 @@ from zofo.errors import ConfigError, NonFiniteError
 from zofo.estimators import ESTIMATORS, Estimate, OneSided, TwoSided
 from zofo.noise import NOISES
 
-D, N = 6, 20_000
+D = 6
+N, MANY = 5_000, 20_000  # estimates, in `make test` and in `make soak`
 SHAPE = (2, 3)  # theta is one matrix, so that low-rank noise is of low rank
 EXAMPLES = 4
 EPSILONS = (1.0, 0.1, 0.01)
@@ -128,15 +129,15 @@ def run(name, epsilon, function, noise="gaussian", count=N, group=SHARED, n=1):
     return torch.stack(gradients).mean(0), torch.tensor(slopes, dtype=torch.float64)
 
 
-def alone(name, epsilon, function, noise="gaussian", group=SHARED, n=1):
-    """What each of N keys alone would estimate, a row each."""
-    return run(name, epsilon, function, noise, N, group, n)[1].unsqueeze(1) * directions(noise)
+def alone(name, epsilon, function, noise="gaussian", group=SHARED, n=1, count=N):
+    """What each of so many keys alone would estimate, a row each."""
+    return run(name, epsilon, function, noise, count, group, n)[1].unsqueeze(1) * directions(noise, count)
 
 
-def check_unbiased(name, function, epsilon, noise, group=SHARED, n=1):
-    truth, mean = gradient_of(function), run(name, epsilon, function, noise, N, group, n)[0]
-    each = alone(name, epsilon, function, noise, group, n)
-    error = (each - own_gradients(function, group, N)).std(dim=0) / N**0.5
+def check_unbiased(name, function, epsilon, noise, group=SHARED, n=1, count=N):
+    truth, mean = gradient_of(function), run(name, epsilon, function, noise, count, group, n)[0]
+    each = alone(name, epsilon, function, noise, group, n, count)
+    error = (each - own_gradients(function, group, count)).std(dim=0) / count**0.5
     assert (4 * error).max() < 0.25 * truth.norm()  # so that half or twice the gradient would fail
     assert ((mean - truth).abs() <= 4 * error).all()
 
@@ -145,8 +146,20 @@ def check_unbiased(name, function, epsilon, noise, group=SHARED, n=1):
 @pytest.mark.parametrize("epsilon", EPSILONS)
 @every_estimator
 @every_sharing
-def test_the_mean_of_20000_estimates_on_a_quadratic_is_the_gradient_within_4_standard_errors(name, epsilon, group):
+def test_the_mean_of_5000_estimates_on_a_quadratic_is_the_gradient_within_4_standard_errors(name, epsilon, group):
     check_unbiased(name, quadratic, epsilon, "gaussian", group)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.soak
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("epsilon", EPSILONS)
+@every_estimator
+@every_sharing
+def test_the_mean_of_20000_estimates_on_a_quadratic_is_the_gradient_within_4_standard_errors(
+    name, epsilon, noise, group
+):
+    check_unbiased(name, quadratic, epsilon, noise, group, count=MANY)
 
 
 @every_estimator
@@ -282,7 +295,7 @@ def test_steps_of_many_keys_are_unbiased_and_have_the_variance_of_their_mean(nam
 @every_estimator
 @every_step
 def test_20000_steps_of_many_keys_are_unbiased_and_have_the_variance_of_their_mean(name, group, n):
-    check_steps(name, group, n, N)
+    check_steps(name, group, n, MANY)
 
 
 @pytest.mark.promise(3)
