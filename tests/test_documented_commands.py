@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -13,7 +14,7 @@ from zofo.cli.app import app
 from zofo.errors import ZofoError
 from zofo.methods import METHODS
 from zofo.recipes import recipe_names
-from zofo.studies import read_study
+from zofo.studies import read_study, study_names
 from zofo.training import read_config
 
 ROOT = Path(__file__).parent.parent
@@ -44,9 +45,14 @@ def parts_of(command: str) -> tuple[str, list[str], list[str]]:
 COMMANDS = sorted({command for page in PAGES for command in written_in(page)})
 
 
+@functools.cache
+def whole_command():
+    return typer.main.get_command(app)
+
+
 def options_of(verb: str) -> set[str]:
     """The options that the command line has for a verb."""
-    found = typer.main.get_command(app)
+    found = whole_command()
     for part in verb.split():
         assert part in found.commands, f"there is no verb {verb!r}"
         found = found.commands[part]
@@ -70,7 +76,9 @@ def test_the_command_line_takes_it(command):
         assert read_config(recipe, [re.sub(r"=([A-Z])$", lambda one: f"={STANDS_FOR[one[1]]}", key) for key in keys])
     if verb == "study" and arguments and not arguments[0].endswith(".yaml"):
         words = shlex.split(command, comments=True)
-        assert read_study(arguments[0], [word for at, word in enumerate(words) if words[at - 1] == "--set"])
+        changes = [word for at, word in enumerate(words) if words[at - 1] == "--set"]
+        assert arguments[0] in study_names()  # each can be read: see test_packaged_studies.py
+        assert not changes or read_study(arguments[0], changes)
 
 
 def options_in(page: Path) -> list[str]:
