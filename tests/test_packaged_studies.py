@@ -1,5 +1,6 @@
 """The packaged studies: each is read and planned, and those of Bilevel-ZOFO run, on tiny models and made-up rows."""
 
+import functools
 import json
 import math
 import re
@@ -26,6 +27,12 @@ SIZES = {"train": 24, "validation": 6, "test": 8}
 
 def content_of(name):
     return yaml.safe_load((FILES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@functools.cache
+def packaged(name, *changes):
+    """A packaged study, read once."""
+    return read_study(name, list(changes))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,7 @@ def written(content, path, name="tiny"):
 
 @pytest.mark.parametrize("name", study_names())
 def test_every_packaged_study_can_be_read_and_says_what_it_asks(name):
-    study = read_study(name)
+    study = packaged(name)
     assert study.config.about.strip().endswith("?") or name == "svrg-minilm"
     assert study.grid.final_runs
     trials = {len(one.trials) for one in study.config.methods.values() if one.trials}
@@ -115,7 +122,7 @@ def test_every_study_of_tasks_can_be_planned_and_its_runs_can_be_made(name, fold
 
 @pytest.mark.parametrize("name", BILEVEL)
 def test_the_studies_of_bilevel_compare_fairly(name):
-    config = read_study(name).config
+    config = packaged(name).config
     assert config.seeds == [0, 1, 2]
     assert config.zero_shot
     assert config.measure == "test"
@@ -129,7 +136,7 @@ def test_the_studies_of_bilevel_compare_fairly(name):
 @pytest.mark.parametrize("name", ["bilevel", "bilevel-adapters"])
 def test_the_control_of_as_many_steps_has_as_many(name):
     """Steps that the budgets pay for, from what a step of each costs: 80 queries, or 32 with a frozen backbone."""
-    config = read_study(name).config
+    config = packaged(name).config
     method = config.methods["bilevel"].tree["method"]
     assert method["batch_size"] * (method["inner_steps"] + 2 + 3 * 2) == 80
     assert method["batch_size"] * (method["inner_steps"] + 2) == 32
@@ -142,7 +149,7 @@ def test_the_control_of_as_many_steps_has_as_many(name):
 @pytest.mark.parametrize("name", ["bilevel", "bilevel-adapters"])
 def test_no_control_is_offered_adapter_rates_beyond_those_of_bilevel(name):
     """Else a control could win by its rate alone."""
-    methods = read_study(name).config.methods
+    methods = packaged(name).config.methods
     rates = {
         one: [trial.tree["method"]["lr_adapter"] for trial in methods[one].trials] for one in ("bilevel", "frozen")
     }
@@ -151,7 +158,7 @@ def test_no_control_is_offered_adapter_rates_beyond_those_of_bilevel(name):
 
 
 def test_the_ablations_change_one_thing_at_a_time_and_have_figure_2s_values():
-    grid = read_study("bilevel-ablations", ["seeds=[0]"]).grid
+    grid = packaged("bilevel-ablations", "seeds=[0]").grid
     found = {run.cell.axes[0]: run.tree["method"] for run in grid.final_runs if run.method == "bilevel"}
     penalties = {method["penalty"] for name, method in found.items() if name.startswith("penalty")}
     assert penalties == {0, 1, 10, 100, 1e3, 1e4}
@@ -167,7 +174,7 @@ def test_the_ablations_change_one_thing_at_a_time_and_have_figure_2s_values():
 
 
 def test_the_ablations_scale_the_backbones_rate_with_the_penalty_and_tune_both_methods_alike():
-    study = read_study("bilevel-ablations", ["seeds=[0]"])
+    study = packaged("bilevel-ablations", "seeds=[0]")
     runs = [run for run in [*study.grid.trials, *study.grid.final_runs] if run.method == "bilevel"]
     for run in runs:
         method = run.tree["method"]
@@ -185,7 +192,7 @@ def test_the_ablations_scale_the_backbones_rate_with_the_penalty_and_tune_both_m
 @pytest.mark.parametrize("name", ["bilevel", "bilevel-adapters"])
 def test_the_controls_that_move_the_backbone_are_bilevel_but_for_one_key(name):
     """One of them with bilevel's setting, and the one with another objective with a search of its own, as wide."""
-    methods = read_study(name).config.methods
+    methods = packaged(name).config.methods
     method = methods["bilevel"].tree["method"]
     for control, change in (("random backbone", {"backbone_step": "random"}), ("penalty 0", {"penalty": 0})):
         assert methods[control].tree["method"] == {**method, **change}
@@ -195,7 +202,7 @@ def test_the_controls_that_move_the_backbone_are_bilevel_but_for_one_key(name):
 
 
 def test_the_frozen_control_of_the_prompts_is_bilevel_without_its_backbones_step():
-    methods = read_study("prompt-sensitivity").config.methods
+    methods = packaged("prompt-sensitivity").config.methods
     own = dict(methods["bilevel"].tree["method"])
     rate = own.pop("lr_adapter")
     assert methods["frozen"].tree["method"] == {**own, "backbone_step": "frozen"}
@@ -203,13 +210,13 @@ def test_the_frozen_control_of_the_prompts_is_bilevel_without_its_backbones_step
 
 
 def test_the_stages_make_as_many_steps_of_each_kind_as_bilevel():
-    config = read_study("bilevel-stages").config
+    config = packaged("bilevel-stages").config
     steps = {name: (one.budget or config.budget).steps for name, one in config.methods.items()}
     inner = config.methods["bilevel"].tree["method"]["inner_steps"] * steps["bilevel"]
     two = config.methods["two-stage"].tree["method"]
     assert inner == steps["stage 1"] == two["adapter_steps"]
     assert steps["two-stage"] == inner + steps["bilevel"]
-    grid = read_study("bilevel-stages", ["seeds=[0]"]).grid
+    grid = packaged("bilevel-stages", "seeds=[0]").grid
     first = {run.digest for run in grid.final_runs if run.method == "stage 1"}
     assert len(first) == len(grid.config.tasks)  # made once, whatever the rate of a backbone that it has not
     rates = {run.tree["method"]["rule"]["lr"] for run in grid.final_runs if run.method == "two-stage"}
@@ -382,6 +389,6 @@ def test_a_contrast_that_cannot_be_made_is_refused(tmp_path, changes, message):
 
 
 def test_the_seeds_of_a_study_set_what_is_drawn():
-    grid = read_study("bilevel").grid
+    grid = packaged("bilevel").grid
     run = next(run for run in grid.final_runs if run.method == "bilevel" and run.seed == 2)
     assert [run.tree[key.split(".")[0]][key.split(".")[1]] for key in SEEDED] == [2, 2, 2]
