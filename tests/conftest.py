@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
@@ -24,6 +29,14 @@ from promises import (  # noqa: F401  # pytest's hooks, and a fixture
 )
 
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What was imported stays; without this each full collection of garbage walks through all of it."""
+    gc.collect()
+    gc.freeze()
+
 
 LINES = [
     "the film is a joy from start to finish . It was great terrible",
@@ -176,6 +189,29 @@ def data_dir(tmp_path) -> Path:
     write_rows(folder / "validation.jsonl", review_rows(12, 60))
     write_rows(folder / "test.jsonl", review_rows(12, 80))
     return folder
+
+
+@pytest.fixture
+def children_here(monkeypatch):
+    """Interpreters that zofo starts run their code in this process, which has imported all of it; gives the commands.
+
+    That they are processes of their own is tested in test_interpreters.py, and with long runs in `make soak`.
+    """
+    commands = []
+
+    def here(command, **_):
+        commands.append(command)
+        at, out, status = command.index("-c"), io.StringIO(), 0
+        with monkeypatch.context() as patched, contextlib.redirect_stdout(out):
+            patched.setattr(sys, "argv", [command[0], *command[at + 2 :]])
+            try:
+                exec(command[at + 1].removeprefix("import sys; sys.path.pop(0); "), {})  # noqa: S102  # our own
+            except SystemExit as end:
+                status = end.code or 0
+        return subprocess.CompletedProcess(command, status, out.getvalue(), "")
+
+    monkeypatch.setattr(subprocess, "run", here)
+    return commands
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_the_file_has_every_way_with_its_time(run_step, options, tmp_path):
     assert report["parameters"] == sum(p.numel() for p in load_model(options.model).model.parameters())
 
 
-def test_peaks_are_those_of_processes_of_their_own(options, monkeypatch, tmp_path):
+def test_peaks_are_those_that_other_processes_tell(options, monkeypatch, tmp_path, children_here):
     monkeypatch.setattr(step, "WAYS", {name: WAYS[name] for name in ("inference", "fo-full")})
     report = bench_step(options, file=tmp_path / "step.json")
     rows = json.loads((tmp_path / "step.json").read_text())["rows"]
@@ -113,6 +113,7 @@ def test_peaks_are_those_of_processes_of_their_own(options, monkeypatch, tmp_pat
         assert row["usual_over_this"] is None
     assert rows[0]["peak_over_inference"] == 1
     assert [row.as_dict() for row in report.rows] == rows
+    assert len(children_here) == 2
 
 
 @pytest.mark.soak

@@ -27,7 +27,7 @@ def demo(model_folder, data_dir, tmp_path):
     return run
 
 
-def test_writes_the_promised_summary(demo, tmp_path):
+def test_writes_the_promised_summary(demo, tmp_path, children_here):
     result = demo(tmp_path / "runs" / "demo")
     summary = json.loads((result.folder / "summary.json").read_text())
     assert 0 <= summary["zero_shot"]["accuracy"] <= 1
