@@ -173,12 +173,25 @@ def test_a_start_is_part_of_what_a_run_is(study):
     assert study(methods={"adapted": STUDY["methods"]["adapted"]}).grid.starts == []  # made for nobody
 
 
+def check_packaged(asked):
+    assert asked.config.seeds == [100, 13, 21, 42, 87]
+    for run in asked.grid.starts:
+        assert len(run.tree["task"]["tasks"]) == 12
+        assert set(run.tree["task"]["unseen"]) == set(asked.config.tasks)
+    budgets = {run.method.removeprefix("start "): run.tree["training"]["queries"] for run in asked.grid.starts}
+    longer = budgets.pop("longer-bilevel")
+    assert set(budgets) == {"bilevel", "metaicl", "channel-metaicl"}
+    assert set(budgets.values()) == {longer // 5}  # the same budget
+
+
 def test_parts_of_the_packaged_study_start_from_the_same_runs():
-    whole = {run.digest for run in read_study("meta-training").grid.starts}
+    asked = read_study("meta-training")
+    check_packaged(asked)
     part = read_study("meta-training", ["tasks=[emo]", "methods=[adapted,bilevel-adapted]", "seeds=[13]"])
-    assert {run.digest for run in part.grid.starts} < whole
+    assert {run.digest for run in part.grid.starts} < {run.digest for run in asked.grid.starts}
 
 
+@pytest.mark.soak
 def test_the_packaged_study_can_be_planned_and_its_tasks_do_not_meet(tmp_path, tokenizer):
     content = yaml.safe_load((files(studies) / "files" / "meta-training.yaml").read_text(encoding="utf-8"))
     names = [*content["tasks"], *content["starts"]["bilevel"]["task"]["tasks"]]
@@ -190,14 +203,7 @@ def test_the_packaged_study_can_be_planned_and_its_tasks_do_not_meet(tmp_path, t
     tokenizer.save_pretrained(tmp_path / "model")
     given = [f"base.model={tmp_path / 'model'}", "base.task.sizes={validation: 2, test: 4}"]
     asked = read_study("meta-training", given, tmp_path / "tasks")
-    assert asked.config.seeds == [100, 13, 21, 42, 87]
-    for run in asked.grid.starts:
-        assert len(run.tree["task"]["tasks"]) == 12
-        assert set(run.tree["task"]["unseen"]) == set(asked.config.tasks)
-    budgets = {run.method.removeprefix("start "): run.tree["training"]["queries"] for run in asked.grid.starts}
-    longer = budgets.pop("longer-bilevel")
-    assert set(budgets) == {"bilevel", "metaicl", "channel-metaicl"}
-    assert set(budgets.values()) == {longer // 5}  # the same budget
+    check_packaged(asked)
     plan = plan_study(asked, tmp_path / "out")
     assert [row.fault for row in plan.rows if row.fault] == []
     assert plan.runs == 4 + 4 * (3 * 1 + 7 * 5)

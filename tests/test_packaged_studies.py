@@ -94,9 +94,14 @@ def written(content, path, name="tiny"):
 # reading and planning
 
 
+def test_studies_are_packaged():
+    assert set(study_names()) >= {"movie-reviews", *BILEVEL, *ON_PROBLEMS, *OF_METAICL}
+
+
 @pytest.mark.parametrize("name", study_names())
 def test_every_packaged_study_can_be_read_and_says_what_it_asks(name):
     study = packaged(name)
+    assert study.name == name
     assert study.config.about.strip().endswith("?") or name == "svrg-minilm"
     assert study.grid.final_runs
     trials = {len(one.trials) for one in study.config.methods.values() if one.trials}

@@ -75,12 +75,24 @@ def points(dying, config, whole):
     return names
 
 
-@pytest.fixture
-def stopped(dying, config, whole, tmp_path):
-    """A run that was asked to stop after three steps; it has two checkpoints."""
-    said = dying(config, f"run={tmp_path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
+@pytest.fixture(scope="module")
+def stopped_once(dying, config, whole):
+    run = config.parent / "stopped"
+    said = dying(config, f"run={run}", signal=signal.SIGTERM, times=1, step=3)
     assert (said["status"], said["error"]) == (143, "Interrupted")
-    return RunFolder(tmp_path / "run")
+    return run
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """A run that was asked to stop after three steps; it has two checkpoints."""
+    return RunFolder(shutil.copytree(stopped_once, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def end_points(dying, config, whole):
+    """The points of the last writes of a run, by name."""
+    return dying(config, f"run={config.parent / 'ended'}", save="end")["points"]
 
 
 def again(dying, config, run, *overrides):
@@ -216,19 +228,17 @@ def check_kill_at_the_end(dying, config, whole, run, point):
 @pytest.mark.parametrize(
     "at", ["halfway write_text .summary.json", later("before os.replace"), "after os.replace", later("before os.rmdir")]
 )
-def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(dying, config, whole, tmp_path, at):
-    names = dying(config, f"run={tmp_path / 'counted'}", save="end")["points"]
-    point = next(number for number, name in enumerate(names) if name.startswith(at))
+def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(dying, config, whole, end_points, tmp_path, at):
+    point = next(number for number, name in enumerate(end_points) if name.startswith(at))
     check_kill_at_the_end(dying, config, whole, tmp_path / "run", point)
 
 
 @pytest.mark.promise(7)
 @pytest.mark.soak
-def test_a_run_may_be_killed_at_every_point_of_its_end(dying, config, whole, tmp_path, tries):
-    names = dying(config, f"run={tmp_path / 'counted'}", save="end")["points"]
-    for point in tries(range(len(names))):
+def test_a_run_may_be_killed_at_every_point_of_its_end(dying, config, whole, end_points, tmp_path, tries):
+    for point in tries(range(len(end_points))):
         check_kill_at_the_end(dying, config, whole, tmp_path / f"run-{point}", point)
-    print(f"killed at {len(names)} points")
+    print(f"killed at {len(end_points)} points")
 
 
 @pytest.mark.promise(7)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from conftest import build_model, build_tokenizer, review_rows, write_rows
+from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from test_identity import another_prompt, another_row, another_template, another_weight, in_config
 from zofo.errors import RunError
 from zofo.studies import process_pool, read_study, report_study, run_study
@@ -79,7 +79,7 @@ def study(whole):
 
 
 @pytest.mark.promise(22)
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", with_soak(CHANGES, ["weight", "train", "prompt"]))
 def test_results_of_other_content_are_made_again_and_named(study, made, change):
     changed, named = CHANGES[change]
     back = changed(study)

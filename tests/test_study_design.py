@@ -11,7 +11,7 @@ import yaml
 from zofo import studies
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.overrides import get_by_path, merge_trees
-from zofo.studies import read_study, study_names
+from zofo.studies import read_study
 from zofo.training import TrainingConfig
 from zofo.yaml_loader import refuse_repeated_keys
 
@@ -205,15 +205,6 @@ def test_there_is_one_way_to_say_when_to_evaluate():
 
 
 # files, folders and overrides
-
-
-def test_every_packaged_study_is_without_a_mistake():
-    assert "movie-reviews" in study_names()
-    for name in study_names():
-        study = read_study(name)
-        assert study.name == name
-        assert study.config.about
-        assert study.grid.final_runs
 
 
 def test_the_example_of_the_documentation_can_be_read(tmp_path, monkeypatch):

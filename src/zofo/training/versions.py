@@ -26,14 +26,18 @@ from zofo.tasks import METRICS, load_task, task_names
 _PACKAGES = ("zofo", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors", "jinja2", "torchmetrics")
 
 
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def environment() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+    found |= {package: _version(package) for package in _PACKAGES}
     return {**found, **{f"plugin {package}": number for package, number in used_packages().items()}}
 
 
