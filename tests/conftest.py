@@ -197,9 +197,11 @@ def children_here(monkeypatch):
 
     That they are processes of their own is tested in test_interpreters.py, and with long runs in `make soak`.
     """
-    commands = []
+    commands, run = [], subprocess.run
 
-    def here(command, **_):
+    def here(command, **options):
+        if command[0] != sys.executable:
+            return run(command, **options)
         commands.append(command)
         at, out, status = command.index("-c"), io.StringIO(), 0
         with monkeypatch.context() as patched, contextlib.redirect_stdout(out):

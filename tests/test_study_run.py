@@ -18,6 +18,8 @@ import pytest
 import yaml
 from rich.console import Console
 
+from conftest import with_soak
+from covering import grid
 from zofo.errors import DataError, Interrupted, RunError, ZofoError
 from zofo.methods import METHODS
 from zofo.overrides import merge_trees
@@ -225,7 +227,7 @@ def uninterrupted(tmp_path_factory):
     return results(folder / "out")
 
 
-@pytest.mark.parametrize("boundary", range(RUNS))
+@pytest.mark.parametrize("boundary", with_soak(range(RUNS), [0, 3, 4, RUNS - 1]))
 def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made, monkeypatch, uninterrupted, boundary):
     perform = process_pool.perform
     shown = Console(record=True, quiet=False, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -247,8 +249,7 @@ def test_a_study_that_is_stopped_between_two_runs_goes_on(study, tmp_path, made,
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(("number", "inside"), grid([signal.SIGTERM, signal.SIGINT], [True, False], strength=1))
 def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
     study, tmp_path, made, monkeypatch, uninterrupted, number, inside
 ):
@@ -278,7 +279,7 @@ def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
 
 
-@pytest.mark.parametrize("looks", [1, 4, 25, 40])
+@pytest.mark.parametrize("looks", with_soak([1, 4, 25, 40], [4, 40]))
 def test_a_study_that_is_stopped_inside_a_run_makes_that_run_again(
     study, tmp_path, made, monkeypatch, uninterrupted, looks
 ):
@@ -498,16 +499,14 @@ def test_a_lock_file_that_is_left_is_no_lock(study, tmp_path):
     run_study(study(), tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["{", "{}", '{"config": {"a": 1}, "scores": {}}', '{"config": {"a": 1}, "failed": "x"}', "[]", '{"steps": "many"}']
-    + ['{"config": {"a": 1}, "scores": {"test": {"score": 1}}}', '{"config": {"a": 1}, "scores": 3}'],
-)
-def test_an_outcome_of_any_other_content_is_damaged(study, tmp_path, made, content):
+def test_an_outcome_of_any_other_content_is_damaged(study, tmp_path, made):
     run_study(study(), tmp_path / "out")
-    (tmp_path / "out" / "runs" / made[0] / "outcome.json").write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match="outcome.json' is damaged"):
-        run_study(study(), tmp_path / "out")
+    config = '{"config": {"a": 1}, '
+    contents = ["{", "{}", f'{config}"scores": {{}}}}', f'{config}"failed": "x"}}', "[]", '{"steps": "many"}']
+    for content in [*contents, f'{config}"scores": {{"test": {{"score": 1}}}}}}', f'{config}"scores": 3}}']:
+        (tmp_path / "out" / "runs" / made[0] / "outcome.json").write_text(content, encoding="utf-8")
+        with pytest.raises(RunError, match="outcome.json' is damaged"):
+            run_study(study(), tmp_path / "out")
 
 
 def test_a_report_is_of_the_study_whose_folder_it_is(study, tmp_path):

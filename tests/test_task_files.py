@@ -14,6 +14,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from conftest import build_model, build_tokenizer, write_rows
+from covering import grid
 from task_rows import COUNT, ROWS, write_task
 from zofo.adapters import ADAPTERS
 from zofo.errors import DataError
@@ -539,8 +540,7 @@ def test_every_task_trains_and_is_scored(short_run, name):
     short_run(name, MEZO)
 
 
-@pytest.mark.parametrize("name", ["rte", "copa", "squad"])
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize(("adapter", "name"), grid(ADAPTERS, ["rte", "copa", "squad"], strength=1))
 def test_every_kind_trains_every_adapter(short_run, name, adapter):
     from zofo.training import evaluate_zero_shot
 
@@ -549,8 +549,7 @@ def test_every_kind_trains_every_adapter(short_run, name, adapter):
     assert found["loss"] != pytest.approx(evaluate_zero_shot(config).loss, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rte", "copa", "squad"])
-@pytest.mark.parametrize("adapter", ["lora", "prefix"])
+@pytest.mark.parametrize(("name", "adapter"), grid(["rte", "copa", "squad"], ["lora", "prefix"], strength=1))
 def test_every_kind_moves_an_adapter_without_gradients(short_run, name, adapter):
     _, found = short_run(name, {"name": "mezo", "batch_size": 4, "adapter": adapter})
     assert found["backwards"] == 0
@@ -564,8 +563,7 @@ def test_every_task_trains_every_adapter(short_run, name, adapter, method):
     short_run(name, method | {"adapter": adapter})
 
 
-@pytest.mark.parametrize("name", BY_KIND["classification"])
-@pytest.mark.parametrize("head", ["classification", "masked-lm"])
+@pytest.mark.parametrize(("name", "head"), grid(BY_KIND["classification"], ["classification", "masked-lm"], strength=1))
 def test_every_classification_has_a_head_and_a_mask(short_run, name, head):
     short_run(name, MEZO, model="bert", head=head)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
+from covering import grid
 from zofo.errors import ConfigError, DataError, NonFiniteError, RunError
 from zofo.methods import (
     METHODS,
@@ -216,7 +217,10 @@ def test_restoring_gives_the_model_of_the_end_of_training(configured, case):
     assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("case", ["sgd", "dense Adam", "bilevel", "LoRA", "all weights", "named layers"])
+@pytest.mark.parametrize(
+    "case",
+    with_soak(["sgd", "dense Adam", "bilevel", "LoRA", "all weights", "named layers"], ["sgd", "bilevel", "LoRA"]),
+)
 def test_best_gives_the_model_of_the_best_evaluation(configured, case):
     method = {key: value for key, value in RESTORED[case].items() if key != "lr"}
     run = train(configured(method | ({"lr": 0.05} if method["name"] == "first-order" else {}), eval_every=1, steps=6))
@@ -295,7 +299,7 @@ def test_a_run_of_another_base_model_is_refused(configured, model_folder, tokeni
     assert evaluate_run(run.path) == before
 
 
-@pytest.mark.parametrize("name", with_soak(SHORT, {"mezo", "bilevel", "linear-probe"}))
+@pytest.mark.parametrize("name", with_soak(SHORT, {"bilevel", "linear-probe"}))
 def test_a_missing_or_damaged_part_is_named(configured, name):
     run = train(configured(SHORT[name]))
     for relative in run.summary["parts"]:
@@ -462,7 +466,7 @@ def fail_after_a_step(configured, method, model):
 
 
 @pytest.mark.promise(9)
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", with_soak(TRAINING, {"mezo", "svrg", "bilevel"}))
 def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, poisoned, name):
     run, error, seed = fail_after_a_step(configured, SHORT[name], poisoned)
     assert error.exit_code == 1
@@ -670,15 +674,18 @@ def test_a_classification_head_is_trained_and_comes_back(configured, headed, kin
     comes_back(config, train(config))
 
 
-@pytest.mark.parametrize("kind", ["roberta", "distilbert", "opt", "llama"])
-@pytest.mark.parametrize("case", ["mezo", "the head"])
+@pytest.mark.parametrize(
+    ("kind", "case"), grid(["roberta", "distilbert", "opt", "llama"], ["mezo", "the head"], strength=1)
+)
 def test_heads_of_other_architectures_are_trained_and_come_back(configured, headed, kind, case):
     config = configured(ON_HEADS[case], model=headed(kind))
     comes_back(config, train(config))
 
 
-@pytest.mark.parametrize("case", ["mezo", "mezo in place", "the head", "LoRA", "all weights", "bilevel"])
-@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    grid(["mezo", "mezo in place", "the head", "LoRA", "all weights", "bilevel"], ["bert", "roberta"], strength=1),
+)
 def test_a_masked_language_model_is_trained_and_comes_back(configured, headed, kind, case):
     config = configured(ON_HEADS[case], model=headed(kind, "masked-lm"))
     comes_back(config, train(config))
@@ -686,9 +693,12 @@ def test_a_masked_language_model_is_trained_and_comes_back(configured, headed, k
 
 @pytest.mark.parametrize(
     ("kind", "head"),
-    [("bert", "classification"), ("roberta", "classification"), ("distilbert", "classification")]
-    + [("gpt2", "classification"), ("opt", "classification"), ("llama", "classification")]
-    + [("bert", "masked-lm"), ("roberta", "masked-lm")],
+    with_soak(
+        [("bert", "classification"), ("roberta", "classification"), ("distilbert", "classification")]
+        + [("gpt2", "classification"), ("opt", "classification"), ("llama", "classification")]
+        + [("bert", "masked-lm"), ("roberta", "masked-lm")],
+        [("distilbert", "classification"), ("llama", "classification"), ("bert", "masked-lm")],
+    ),
 )
 def test_in_the_forward_and_in_place_are_the_same_run_on_a_head(configured, headed, kind, head):
     runs = [

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from conftest import with_soak
 from zofo import read_config
 from zofo.errors import ConfigError
 from zofo.training import load_material, tune_lr
@@ -48,7 +49,7 @@ def test_the_weights_are_as_before_to_the_bit(config, rule):
     assert all(torch.equal(tensor, before[name]) for name, tensor in material.loaded.model.state_dict().items())
 
 
-@pytest.mark.parametrize("adapter", ["lora", "prefix"])
+@pytest.mark.parametrize("adapter", with_soak(["lora", "prefix"], ["lora"]))
 def test_every_trial_of_an_adapter_starts_from_its_start(config, adapter):
     """A model carries an adapter only once, so that each trial has a model of its own."""
     found = tune_lr(config(1e-2, adapter=adapter), steps=3)
