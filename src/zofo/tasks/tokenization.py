@@ -102,7 +102,8 @@ def encode(
         for candidate, row in enumerate(rows):
             _refuse_unscorable(one.example, candidate, start, len(row))
         scored = tuple(len(row) - start for row in rows)
-        rows = fitted(rows, start, limit, truncate, speller.special, one.example)
+        head = leading(rows[0], speller.special)
+        rows = fitted(rows, [(head, start - 1 - head)], limit, truncate, one.example)
         _refuse_clash(one.example, rows)
         gold = one.example.gold
         encoded.append(TokenizedChoices(tuple(rows), scored, gold, one.example, one.stops, joined, one.unwritten))
@@ -192,33 +193,39 @@ def _without_closing(speller: Speller, coded: Coded, add: Mapping[str, bool]) ->
 
 def fitted(
     rows: list[tuple[int, ...]],
-    prompt: int,
+    spare: Sequence[tuple[int, int]],
     limit: int | None,
     truncate: bool,
-    special: Collection[int],
     example: Example,
 ) -> list[tuple[int, ...]]:
-    """Rows within the limit; the same tokens are dropped for every candidate, so that all follow the same prompt.
+    """Rows within the limit; as many tokens are dropped for every candidate, so that all follow the same prompt.
 
     Args:
         rows: one for each candidate.
-        prompt: tokens at their beginning of which all but one may be dropped.
+        spare: what may be dropped, the first before the next: where it begins in a row, from the end if that is
+            negative, and how many tokens it has.
         limit: the longest row in tokens; None for no limit.
-        truncate: whether tokens may be dropped at all: the oldest, but for a leading special one.
-        special: ids of the special tokens.
+        truncate: whether tokens may be dropped at all.
         example: as text, for the message.
 
     Raises:
         DataError: the rows are too long.
     """
     longest = max(map(len, rows))
-    if limit is None or longest <= limit:
-        return rows
-    head = 1 if rows[0][0] in special else 0
-    excess = longest - limit
-    if truncate and head + excess < prompt:
-        return [row[:head] + row[head + excess :] for row in rows]
-    raise too_long(example, longest, limit)
+    excess = longest - (longest if limit is None else limit)
+    if excess > 0 and (not truncate or excess > sum(most for _, most in spare)):
+        raise too_long(example, longest, longest - excess)
+    for start, most in spare:
+        count = max(0, min(excess, most))
+        excess -= count
+        starts = [start if start >= 0 else len(row) + start for row in rows]
+        rows = [row[:at] + row[at + count :] for row, at in zip(rows, starts, strict=True)]
+    return rows
+
+
+def leading(row: Sequence[int], special: Collection[int]) -> int:
+    """How many special tokens a row begins with that are kept where it is shortened: 1 or 0."""
+    return 1 if row[0] in special else 0
 
 
 def too_long(example: Example, tokens: int, limit: int) -> DataError:

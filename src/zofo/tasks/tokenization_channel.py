@@ -10,7 +10,7 @@ from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.example import Example
-from zofo.tasks.tokenization import TokenizedChoices, encode, too_long
+from zofo.tasks.tokenization import TokenizedChoices, encode, fitted, leading
 
 
 def in_channel(example: Example) -> str:
@@ -65,31 +65,9 @@ def encode_channel(
     for example in examples:
         parts = [next(coded) for _ in example.candidates]
         rows, scored = [part.rows[0] for part in parts], min(part.scored[0] for part in parts)
-        rows, scored = _fitted(rows, scored, next(heads), limit, truncate, special, example)
+        demonstrations, longest = next(heads), max(map(len, rows))
+        spare = [(leading(rows[0], special), demonstrations), (-scored, scored - 1)]  # of the prompt, its oldest tokens
+        rows = fitted(rows, spare, limit, truncate, example)
+        scored -= max(0, longest - max(map(len, rows)) - demonstrations)
         encoded.append(TokenizedChoices(tuple(rows), (scored,) * len(rows), example.gold, example))
     return encoded
-
-
-def _fitted(
-    rows: list[tuple[int, ...]],
-    scored: int,
-    demonstrations: int,
-    limit: int | None,
-    truncate: bool,
-    special: set[int],
-    example: Example,
-) -> tuple[list[tuple[int, ...]], int]:
-    """Rows within the limit: the same tokens are dropped for every candidate, and its own are kept."""
-    excess = max(map(len, rows)) - limit if limit is not None else 0
-    if excess <= 0:
-        return rows, scored
-    head = 1 if rows[0][0] in special else 0
-    first = min(excess, demonstrations)
-    later = excess - first  # of the prompt, whose oldest tokens stand after the candidate
-    if not truncate or later >= scored:
-        raise too_long(example, max(map(len, rows)), limit or 0)
-    kept = []
-    for row in rows:
-        start = len(row) - scored
-        kept.append(row[:head] + row[head + first : start] + row[start + later :])
-    return kept, scored - later

@@ -10,7 +10,7 @@ from typing import Any
 from zofo.errors import DataError
 from zofo.tasks.control_tokens import Speller, Spelt
 from zofo.tasks.example import Example
-from zofo.tasks.tokenization import TokenizedChoices, fitted, too_long
+from zofo.tasks.tokenization import TokenizedChoices, fitted, leading, too_long
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def encode_masked(
         if len(set(targets)) < len(targets):
             raise DataError(f"{example.where}: two candidates are the same token", "choose other verbalizers")
         whole = (*around[:place], tokenizer.mask_token_id, *around[place:])
-        tokens = fitted([whole], place + 1, limit, truncate, speller.special, example)[0]
+        head = leading(whole, speller.special)
+        tokens = fitted([whole], [(head, place - head)], limit, truncate, example)[0]
         place -= len(whole) - len(tokens)
         encoded.append(TokenizedCloze(tokens, place, tuple(targets), example.gold, example))
     return encoded
