@@ -95,7 +95,7 @@ def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
     asked = [*_asked(*runs), *_content(*runs)]
     steps_of = [_steps(run) for run in runs]
     step, at_step = _first(*steps_of)
-    counts = (len([n for n in steps_of[0] if n >= 0]), len([n for n in steps_of[1] if n >= 0]))
+    counts = sum(number >= 0 for number in steps_of[0]), sum(number >= 0 for number in steps_of[1])
     return RunDiff(tuple(asked), tuple(_versions(*runs)), step, tuple(at_step), tuple(_left(*runs)), counts)
 
 
@@ -134,10 +134,8 @@ def _left(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
         {name: digest for name, digest in run.digests().items() if name != run.trajectory.name}
         for run in (first, second)
     ]
-    for name in dict.fromkeys([*files[0], *files[1]]):
-        digests = files[0].get(name), files[1].get(name)
-        if digests[0] != digests[1]:
-            yield Difference(name, *digests)
+    for name, digests in differences(files[0], files[1]):
+        yield Difference(name, *digests)
 
 
 Facts = dict[str, Any]
