@@ -69,7 +69,7 @@ def run_demo(
 
     Raises:
         RunError: the folder exists and was not written by the demo, or a method failed.
-        Stopped: the process was asked to stop, by SIGTERM or Ctrl-C; the run that it was at is stopped with it.
+        Interrupted: the process was asked to stop, by SIGTERM or Ctrl-C; the run that it was at is stopped with it.
     """
     _make_room(folder)
     console.print(f"Loading {model} and its task (what is missing is fetched once, about 95 MB) ...", soft_wrap=True)

@@ -56,7 +56,7 @@ class Workers:
     """Makes runs, one after the other in this process, or several at a time in processes that end when this one does.
 
     It is a context: when it is left by an error or an interrupt, runs that are being made are given up. While it is
-    open, SIGTERM and Ctrl-C raise Stopped; a run that is at its end is kept first.
+    open, SIGTERM and Ctrl-C raise Interrupted; a run that is at its end is kept first.
 
     Args:
         jobs: how many runs at a time.
@@ -91,7 +91,7 @@ class Workers:
 
         Raises:
             RunError: a process died.
-            Stopped: the process was asked to stop.
+            Interrupted: the process was asked to stop.
         """
         given = [(run.tree, str(store.room_for(run)), self._remote_code) for run in runs]
         if self._jobs == 1:

@@ -25,6 +25,11 @@ from zofo.training.peak_memory import PeakMemory
 from zofo.trajectory.format import TrajectoryWriter
 
 
+def say(console: Console, text: str) -> None:
+    """Show a text as it is, on one line however narrow the terminal is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class Callback:
     """Told what happens in the loop, in the order in which the callbacks are given."""
 
@@ -179,17 +184,14 @@ class ProgressBar(Callback):
             self._bar.update(self._task, completed=done, shown=shown)
         elif done == self._steps or done % max(1, self._steps // 10) == 0:
             left = seconds / (done - self._first) * (self._steps - done)
-            self._console.print(
-                f"{self._name}  step {done}/{self._steps}  {shown}  {left:.0f} s left", highlight=False, soft_wrap=True
-            )
+            say(self._console, f"{self._name}  step {done}/{self._steps}  {shown}  {left:.0f} s left")
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         first, *others = scores.items()
         self._score = f"  {first[1].metric} {as_percent(first[1].score)}"
         if self._bar is None:
             shown = "".join(f"  {variant} {as_percent(score.score)}" for variant, score in others)
-            line = f"{self._name}  after {steps} steps{self._score}  loss {first[1].loss:.3f}{shown}"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            say(self._console, f"{self._name}  after {steps} steps{self._score}  loss {first[1].loss:.3f}{shown}")
 
     def after_run(self, error: BaseException | None) -> None:
         if self._bar is not None:

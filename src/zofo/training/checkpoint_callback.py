@@ -61,7 +61,7 @@ class CheckpointCallback(Callback):
             self.stop_if_asked(steps)
 
     def stop_if_asked(self, steps: int) -> None:
-        """Save and raise Stopped, if the process was asked to stop; `steps` have been made."""
+        """Save and raise Interrupted, if the process was asked to stop; `steps` have been made."""
         if self._signals.received is None:
             return
         if self._checkpoints is not None:

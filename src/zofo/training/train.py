@@ -27,6 +27,7 @@ from zofo.training.callbacks import (
     MetricsLogger,
     ProgressBar,
     TrajectoryLogger,
+    say,
 )
 from zofo.training.checkpoint import Checkpoint, Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
@@ -75,7 +76,7 @@ def train(
         RunError: the disk is full or cannot be written, and the checkpoints are as they were; or the run would go on
             with another model, task, rows or objective than it began with.
         NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
-        Stopped: the process was asked to stop, and what it had made is saved.
+        Interrupted: the process was asked to stop, and what it had made is saved.
     """
     console = console or Console(quiet=True)
     begun = find_resumable_run(config)  # refuses, before anything is loaded
@@ -96,7 +97,7 @@ def train(
             write_provenance(folder, config.anchored(), material, identity)
         else:
             for note in check_provenance(begun, material, identity):
-                console.print(note, highlight=False, markup=False, soft_wrap=True)
+                say(console, note)
         try:
             trained = _Session(material, setting, method, steps, str(identity.model_hash), notes, header)
             _train_in(folder, config, trained, console)
@@ -138,7 +139,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     material, method, steps, training = trained.material, trained.method, trained.steps, config.training
     for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        say(console, note)
     evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
     memory, signals = PeakMemory(material.loaded.device), Signals()
     best = BestCheckpoint(folder.best, method.save)
@@ -151,7 +152,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     header = _trajectory_header(config, trained)
     done = _resumed(folder, progress, checkpoints.latest(warn), header)
     if done.steps:
-        console.print(f"goes on after {done.steps} of {steps} steps", highlight=False)
+        say(console, f"goes on after {done.steps} of {steps} steps")
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
     writer: TrajectoryWriter | None = None
@@ -175,13 +176,13 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
     skipped = warn if training.checkpoint_failure == "skip" else None
     kept = None if method.fixed_steps is not None else checkpoints
+    after = training.evaluated_after(steps)
     callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.checkpoint_every, skipped))
     scored = evaluating.steps_evaluated if evaluating.last else None
     with signals.caught():
         try:
             with memory.watching():
-                evaluated = training.evaluated_after(steps)
-                run_loop(method, steps, callbacks, evaluating, evaluated, done.steps, skips, scored)
+                run_loop(method, steps, callbacks, evaluating, after, done.steps, skips, scored)
                 if training.test:
                     checkpointing.stop_if_asked(steps)
                     testing()
@@ -192,7 +193,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         finish(None)  # only then are the checkpoints, which all of it could be made from, no longer needed
         checkpoints.clear()
     if signals.received is not None:
-        console.print(f"{signals.name} came when nothing was left to do: the run has ended", highlight=False)
+        say(console, f"{signals.name} came when nothing was left to do: the run has ended")
 
 
 def _outcome(
@@ -239,7 +240,7 @@ def _resumed(folder: RunFolder, progress: Progress, saved: Checkpoint | None, he
 
 
 def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"warning: {text}")
 
 
 def _checked_steps(config: RunConfig, method: Method, material: PreparedRun, scored: Sequence[Split]) -> int:
