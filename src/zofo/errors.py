@@ -242,6 +242,5 @@ def error_context(file: str, kind: type[ZofoError] = ConfigError) -> Iterator[No
     try:
         yield
     except kind as error:
-        if not error.message.startswith(file):
-            error.message = f"{file}: {error.message}"
+        error.message = f"{file}: {error.message}"
         raise
