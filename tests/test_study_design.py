@@ -239,6 +239,20 @@ def test_overrides_reach_every_part_of_the_file(tmp_path, read):
     }
 
 
+def test_an_override_counts_over_dotted_keys_and_changes_one_of_two_that_share_an_anchor(read):
+    """Names that YAML reads as truth values or numbers are names."""
+    text = yaml.safe_dump({k: v for k, v in TOY.items() if k not in ("methods", "search")})
+    text += "methods:\n  a: &a {method: {name: mezo}, method.rule.lr: 1.0}\n  b: *a\naxes: {size: {yes: {}, 8: {}}}\n"
+    runs = read(text, "methods.a.method.rule.lr=2.0", "axes.size.8.method.batch_size=4").grid.final_runs
+    found = {(run.method, *run.cell.axes): run.tree["method"] for run in runs}
+    assert {place: (one["rule"]["lr"], one["batch_size"]) for place, one in found.items()} == {
+        ("a", "True"): (2.0, 16),
+        ("b", "True"): (1.0, 16),
+        ("a", "8"): (2.0, 4),
+        ("b", "8"): (1.0, 4),
+    }
+
+
 def test_a_template_may_stand_in_an_override_as_it_is(tmp_path, read):
     study = read(task_study(tmp_path), "tasks.sst2.task.template={{ sentence }} It was", "base.training.objective=null")
     assert study.grid.final_runs[0].tree["task"]["template"] == "{{ sentence }} It was"

@@ -6,7 +6,7 @@ the presets, one of which is laid over it. Keys are dotted, as overrides on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from zofo.config import Config, parse_model
 from zofo.errors import ConfigError, UnknownNameError
+from zofo.overrides import get_by_path
 from zofo.yaml_loader import parse_yaml
 
 Keys = dict[str, Any]
@@ -50,21 +51,16 @@ class Recipe(Config):
             UnknownNameError: no such preset.
         """
         name = next(iter(self.presets)) if preset is None else preset
-        layers: list[Keys] = []
-        seen: list[str] = []
-        while True:
+        layers: dict[str, Keys] = {}
+        while name is not None:
             if name not in self.presets:
                 raise UnknownNameError("preset", name, self.presets)
-            if name in seen:
-                raise ConfigError(f"presets.{name}: it is laid over itself, by way of {', '.join(seen)}")
-            seen.append(name)
-            own = dict(self.presets[name])
-            name = own.pop(OVER, None)
-            layers.insert(0, own)
-            if name is None:
-                break
+            if name in layers:
+                raise ConfigError(f"presets.{name}: it is laid over itself, by way of {', '.join(layers)}")
+            layers[name] = dict(self.presets[name])
+            name = layers[name].pop(OVER, None)
         found = dict(self.base)
-        for layer in layers:
+        for layer in reversed(layers.values()):
             found.update(layer)
         return found
 
@@ -78,19 +74,11 @@ class Recipe(Config):
             ConfigError: names the keys, of which one must be given.
         """
         for keys in self.needs:
-            if not any(_value(given, key.split(".")) for key in keys):
+            if not any(get_by_path(given, key) for key in keys):
                 raise ConfigError(
                     f"this recipe leaves {' or '.join(keys)} to you, and it is not given",
                     f"add for example {next(iter(keys.values()))}",
                 )
-
-
-def _value(tree: Any, path: Sequence[str]) -> Any:
-    """What stands at a path of keys; a name stands for a group with it."""
-    for key in path:
-        tree = {"name": tree} if isinstance(tree, str) else tree
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def is_recipe(content: Any) -> bool:
@@ -114,11 +102,8 @@ def recipe_names() -> list[str]:
 
 def recipe_lines() -> dict[str, str]:
     """The packaged recipes, with a line on each: what it trains, and which rows of the papers it stands for."""
-    found = {}
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        found[name] = f"{recipe.about} ({recipe.row})"
-    return found
+    recipes = {name: load_recipe(name) for name in recipe_names()}
+    return {name: f"{recipe.about} ({recipe.row})" for name, recipe in recipes.items()}
 
 
 def recipe_text(name: str) -> str:
