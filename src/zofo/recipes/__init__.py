@@ -50,7 +50,7 @@ class Recipe(Config):
         Raises:
             UnknownNameError: no such preset.
         """
-        name = next(iter(self.presets)) if preset is None else preset
+        name: str | None = next(iter(self.presets)) if preset is None else preset
         layers: dict[str, Keys] = {}
         while name is not None:
             if name not in self.presets:
