@@ -28,6 +28,7 @@ from promises import (  # noqa: F401  # pytest's hooks, and a fixture
     tries,
 )
 
+os.fsync = os.fstat  # no test cuts the power, and a disk takes 5 ms; processes that tests start sync for real
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
 
 

@@ -381,6 +381,29 @@ def test_python_m_zofo(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_leaves_with_130_and_a_run_that_can_be_used(run_zofo, given, tmp_path, monkeypatch):
+    step, run = METHODS["bilevel"].step, tmp_path / "run"
+
+    def asked(self, number):
+        if number == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job of a shell may have it switched off
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(METHODS["bilevel"], "step", asked)
+            options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"run={run}"]
+            code, _, err = run_zofo("train", *given, *options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130
+    assert "interrupted" in err
+    assert RunFolder.open(run).summary["stopped"].startswith("stopped by SIGINT after")
+    assert run_zofo("eval", run, "--json")[0] == run_zofo("predict", run, "a joy")[0] == 0
+
+
+@pytest.mark.soak
 def test_ctrl_c_on_a_real_process(run_zofo, given, tmp_path):
     run = tmp_path / "run"
     options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"run={run}"]
