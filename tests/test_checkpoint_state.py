@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import review_rows, write_rows
 from metaicl_rows import write_tasks
-from test_going_on import METHOD, stopped_at
+from test_resume import METHOD, stopped_at
 from zofo.errors import CheckpointError
 from zofo.methods import METHODS
 from zofo.training import RunFolder, read_config, train

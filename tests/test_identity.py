@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from conftest import build_model, build_tokenizer, review_rows, write_rows
-from test_going_on import stopped_at
+from test_resume import stopped_at
 from zofo.errors import RunError, ZofoError
 from zofo.export import apply_patch, compare_runs, export_run, replay_run
 from zofo.export.save_pretrained import save_model

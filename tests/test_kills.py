@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from conftest import review_rows, write_rows
-from dying import Dying
+from crash_points import ForkServer
 from metaicl_rows import write_tasks
-from test_going_on import METHOD, contents
+from test_resume import METHOD, contents
 
 CASES = ("mezo", "svrg", "bilevel", "first-order", "meta-bilevel")
 SEED, KILLS = 1871, 6  # of each case; another seed tries other moments
@@ -20,8 +20,8 @@ STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def dying():
-    process = Dying()
+def forked():
+    process = ForkServer()
     yield process
     process.close()
 
@@ -43,11 +43,11 @@ def written(folder, model, case):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_killed_at_random_moments_ends_with_the_same_bits(dying, model_folder, tmp_path, case):
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(forked, model_folder, tmp_path, case):
     config = written(tmp_path, model_folder, case)
-    assert dying(config, f"run={tmp_path / 'first'}", here=True)["status"] == 0  # imports what the forks need
+    assert forked(config, f"run={tmp_path / 'first'}", here=True)["status"] == 0  # imports what the forks need
     start = time.perf_counter()
-    assert dying(config, f"run={tmp_path / 'whole'}")["status"] == 0
+    assert forked(config, f"run={tmp_path / 'whole'}")["status"] == 0
     took = time.perf_counter() - start
     whole, chosen = contents(tmp_path / "whole"), random.Random(f"{SEED} {case}")
     kills, number = 0, 0
@@ -55,14 +55,14 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(dying, model_fol
         number += 1
         run, ended = tmp_path / f"killed-{number}", False
         for _ in range(chosen.choice((1, 1, 2, 3))):  # times that it is killed
-            said = dying(config, f"run={run}", kill_after=chosen.uniform(0.02, 1) * took)
+            said = forked(config, f"run={run}", kill_after=chosen.uniform(0.02, 1) * took)
             assert said["status"] in (0, -signal.SIGKILL), said
             ended = said["status"] == 0
             if ended:
                 break
             kills += 1
         if not ended:
-            said = dying(config, f"run={run}")
+            said = forked(config, f"run={run}")
             if said["status"] != 0:  # killed between its summary and its end
                 assert "exists, and a run never overwrites another" in said["message"], said
         assert not (run / "checkpoints").exists()

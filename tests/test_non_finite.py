@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conftest import review_rows, write_rows
-from test_going_on import IN_PLACE, LR, METHOD
+from test_resume import IN_PLACE, LR, METHOD
 from zofo.displacement import Key
 from zofo.errors import NonFiniteError
 from zofo.estimators import Estimator

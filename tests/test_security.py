@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 import zofo
 from test_checkpoint_state import restore
-from test_going_on import METHOD, stopped_at
+from test_resume import METHOD, stopped_at
 from zofo.adapters import LoraAdapters, load_adapter
 from zofo.config import is_name
 from zofo.errors import CheckpointError, ConfigError, DataError, ModelError, RunError, ZofoError

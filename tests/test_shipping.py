@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 
 from conftest import ARCHITECTURES, MORE_ARCHITECTURES, build_model
 from shipped_runs import IDS, MERGED, STEPS, contents, loaded, logits, maker, with_adapter
-from test_going_on import stopped_at
+from test_resume import stopped_at
 from zofo.adapters import AdapterConfig, merge_adapter
 from zofo.backbone import Update
 from zofo.displacement import Displacement, Key

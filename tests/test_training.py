@@ -51,10 +51,10 @@ SHORT = {
 """A method's configuration for a short run that changes a tiny model visibly."""
 
 ON_SEVERAL_TASKS = {"meta-bilevel"}
-"""Tests of these: test_meta_bilevel.py, test_meta_study.py and test_going_on.py."""
+"""Tests of these: test_meta_bilevel.py, test_meta_study.py and test_resume.py."""
 
 TRAINING = [name for name in SHORT if METHODS[name].fixed_steps is None]
-"""The methods that make steps; tests/test_reading_methods.py has the others."""
+"""The methods that make steps; tests/test_baselines.py has the others."""
 
 MEZO, BILEVEL, FIRST_ORDER = SHORT["mezo"], SHORT["bilevel"], SHORT["first-order"]
 IN_PLACE = {"noise": "gaussian"}

@@ -16,8 +16,8 @@ import yaml
 from safetensors import SafetensorError
 
 from conftest import review_rows, write_rows
-from dying import REMOVALS, Dying
-from test_going_on import contents
+from crash_points import REMOVALS, ForkServer
+from test_resume import contents
 from zofo.errors import RunError
 from zofo.filesystem import writing
 from zofo.training import RunFolder, read_config, train
@@ -35,8 +35,8 @@ def later(*values, **options):
 
 
 @pytest.fixture(scope="module")
-def dying():
-    process = Dying()
+def forked():
+    process = ForkServer()
     yield process
     process.close()
 
@@ -58,17 +58,17 @@ def config(model_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(dying, config):
+def whole(forked, config):
     """What a run leaves that nothing happened to."""
     run = config.parent / "whole"
-    assert dying(config, f"run={run}", here=True)["status"] == 0
+    assert forked(config, f"run={run}", here=True)["status"] == 0
     return contents(run)
 
 
 @pytest.fixture(scope="module")
-def points(dying, config, whole):
+def points(forked, config, whole):
     """The points of the third save, by name: the first one that has an older checkpoint to remove."""
-    names = dying(config, f"run={config.parent / 'counted'}", save=3)["points"]
+    names = forked(config, f"run={config.parent / 'counted'}", save=3)["points"]
     assert len(names) >= 20
     for kind in ("os.fsync", "os.rename", "os.replace", "write_text", "save_file", "copyfile", "os.unlink"):
         assert any(kind in name for name in names), kind
@@ -76,9 +76,9 @@ def points(dying, config, whole):
 
 
 @pytest.fixture(scope="module")
-def stopped_once(dying, config, whole):
+def stopped_once(forked, config, whole):
     run = config.parent / "stopped"
-    said = dying(config, f"run={run}", signal=signal.SIGTERM, times=1, step=3)
+    said = forked(config, f"run={run}", signal=signal.SIGTERM, times=1, step=3)
     assert (said["status"], said["error"]) == (143, "Interrupted")
     return run
 
@@ -90,13 +90,13 @@ def stopped(stopped_once, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def end_points(dying, config, whole):
+def end_points(forked, config, whole):
     """The points of the last writes of a run, by name."""
-    return dying(config, f"run={config.parent / 'ended'}", save="end")["points"]
+    return forked(config, f"run={config.parent / 'ended'}", save="end")["points"]
 
 
-def again(dying, config, run, *overrides):
-    said = dying(config, f"run={run}", *overrides)
+def again(forked, config, run, *overrides):
+    said = forked(config, f"run={run}", *overrides)
     assert said["status"] == 0, said
     return said
 
@@ -108,9 +108,9 @@ def steps_of(folder):
 # killed
 
 
-def check_kill(dying, config, whole, run, save, point):
+def check_kill(forked, config, whole, run, save, point):
     """Kill a save of a run at a point: the checkpoint is the old or the new one, and the run ends as any other."""
-    assert dying(config, f"run={run}", save=save, point=point)["status"] == -signal.SIGKILL
+    assert forked(config, f"run={run}", save=save, point=point)["status"] == -signal.SIGKILL
     checkpoints = run / "checkpoints"
     found = Checkpoints(checkpoints).latest() if save > 1 else None
     if save > 1:
@@ -120,7 +120,7 @@ def check_kill(dying, config, whole, run, save, point):
         shutil.copytree(checkpoints, copy)
         Checkpoints(copy).sweep()
         assert {damage_of(path) for path in copy.iterdir()} == {None}
-    said = again(dying, config, run)
+    said = again(forked, config, run)
     assert "warning" not in said["shown"]
     if found is not None:
         assert f"goes on after {found.step} of {STEPS} steps" in said["shown"]
@@ -137,28 +137,28 @@ def check_kill(dying, config, whole, run, save, point):
         later("before os.rmdir"),
     ],
 )
-def test_a_killed_save_leaves_a_whole_checkpoint(dying, config, whole, points, tmp_path, at):
+def test_a_killed_save_leaves_a_whole_checkpoint(forked, config, whole, points, tmp_path, at):
     point = next(number for number, name in enumerate(points) if name.startswith(at))
-    check_kill(dying, config, whole, tmp_path / "run", 3, point)
+    check_kill(forked, config, whole, tmp_path / "run", 3, point)
 
 
 @pytest.mark.promise(7)
 @pytest.mark.soak
 @pytest.mark.parametrize("save", [1, 3, 4])
-def test_a_save_may_be_killed_at_every_point(dying, config, whole, points, tmp_path, save, tries):
-    names = dying(config, f"run={tmp_path / 'counted'}", save=save)["points"]
+def test_a_save_may_be_killed_at_every_point(forked, config, whole, points, tmp_path, save, tries):
+    names = forked(config, f"run={tmp_path / 'counted'}", save=save)["points"]
     for point in tries(range(len(names))):
-        check_kill(dying, config, whole, tmp_path / f"run-{point}", save, point)
+        check_kill(forked, config, whole, tmp_path / f"run-{point}", save, point)
     print(f"save {save}: killed at {len(names)} points")
 
 
 @pytest.mark.promise(7)
-def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(dying, config, points, tmp_path):
+def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(forked, config, points, tmp_path):
     run = tmp_path / "run"
-    dying(config, f"run={run}", save=3, point=points.index("after os.rename"))
+    forked(config, f"run={run}", save=3, point=points.index("after os.rename"))
     assert damage_of(run / "checkpoints" / "step-00000003") is not None
     shutil.copytree(run / "checkpoints" / "step-00000002", run / "checkpoints" / ".saving-00000009")
-    said = dying(config, f"run={run}", "training.checkpoint_every=1", signal=signal.SIGTERM, times=1, step=4)
+    said = forked(config, f"run={run}", "training.checkpoint_every=1", signal=signal.SIGTERM, times=1, step=4)
     assert said["status"] == 143
     assert steps_of(run / "checkpoints") == [3, 4]
 
@@ -168,12 +168,12 @@ def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(dying, config, po
     "left",
     [later(()), later(("run.lock",)), ("run.lock", "task.yaml", "environment.json", ".config.yaml")],
 )
-def test_a_run_that_was_killed_at_its_very_start_begins(dying, config, whole, tmp_path, left):
+def test_a_run_that_was_killed_at_its_very_start_begins(forked, config, whole, tmp_path, left):
     run = tmp_path / "run"
     run.mkdir()
     for name in left:
         (run / name).write_text("" if name == "run.lock" else "{", encoding="utf-8")
-    again(dying, config, run)
+    again(forked, config, run)
     assert contents(run) == whole
 
 
@@ -193,9 +193,9 @@ def test_a_run_that_another_process_ends_meanwhile_is_left_alone(config, whole, 
 
 @pytest.mark.promise(10)
 @pytest.mark.parametrize("number", [signal.SIGTERM, later(signal.SIGINT)])
-def test_a_second_signal_leaves_at_once(dying, config, whole, tmp_path, number):
+def test_a_second_signal_leaves_at_once(forked, config, whole, tmp_path, number):
     run, seldom = tmp_path / "run", "training.checkpoint_every=5"
-    said = dying(config, f"run={run}", seldom, signal=number, times=2, step=3)
+    said = forked(config, f"run={run}", seldom, signal=number, times=2, step=3)
     if number == signal.SIGTERM:
         assert said["status"] == -signal.SIGTERM
     else:
@@ -203,23 +203,23 @@ def test_a_second_signal_leaves_at_once(dying, config, whole, tmp_path, number):
     assert not (run / "checkpoints").exists()
     assert not (run / "summary.json").exists()
     assert not (run / "adapter").exists()
-    again(dying, config, run, seldom)
+    again(forked, config, run, seldom)
     assert contents(run) == whole
 
 
 # the end of a run
 
 
-def check_kill_at_the_end(dying, config, whole, run, point):
+def check_kill_at_the_end(forked, config, whole, run, point):
     """Kill the last writes of a run: what says that it has ended is there only with all that it names."""
-    assert dying(config, f"run={run}", save="end", point=point)["status"] == -signal.SIGKILL
+    assert forked(config, f"run={run}", save="end", point=point)["status"] == -signal.SIGKILL
     folder = RunFolder(run)
     if folder.ended:
         folder.verify()
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     else:
         assert Checkpoints(folder.checkpoints).latest().step == STEPS - 1
-        again(dying, config, run)
+        again(forked, config, run)
     assert contents(run) == whole
     return folder
 
@@ -228,16 +228,16 @@ def check_kill_at_the_end(dying, config, whole, run, point):
 @pytest.mark.parametrize(
     "at", ["halfway write_text .summary.json", later("before os.replace"), "after os.replace", later("before os.rmdir")]
 )
-def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(dying, config, whole, end_points, tmp_path, at):
+def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(forked, config, whole, end_points, tmp_path, at):
     point = next(number for number, name in enumerate(end_points) if name.startswith(at))
-    check_kill_at_the_end(dying, config, whole, tmp_path / "run", point)
+    check_kill_at_the_end(forked, config, whole, tmp_path / "run", point)
 
 
 @pytest.mark.promise(7)
 @pytest.mark.soak
-def test_a_run_may_be_killed_at_every_point_of_its_end(dying, config, whole, end_points, tmp_path, tries):
+def test_a_run_may_be_killed_at_every_point_of_its_end(forked, config, whole, end_points, tmp_path, tries):
     for point in tries(range(len(end_points))):
-        check_kill_at_the_end(dying, config, whole, tmp_path / f"run-{point}", point)
+        check_kill_at_the_end(forked, config, whole, tmp_path / f"run-{point}", point)
     print(f"killed at {len(end_points)} points")
 
 
@@ -330,21 +330,21 @@ def test_a_file_too_many_is_named(stopped):
 
 
 @pytest.mark.promise(8)
-def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(dying, config, whole, stopped):
+def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(forked, config, whole, stopped):
     kept = stopped.path.with_name("kept")
     shutil.copytree(stopped.checkpoints, kept)
     damaged = [stopped.checkpoints / f"step-0000000{step}" / "state.json" for step in (2, 3)]
     for path in damaged:
         path.write_text("{}", encoding="utf-8")
     metrics = stopped.metrics.read_bytes()
-    said = dying(config, f"run={stopped.path}")
+    said = forked(config, f"run={stopped.path}")
     assert (said["error"], said["status"]) == ("CheckpointError", 2)
     assert all(str(path) in said["message"] for path in damaged)
     assert f"remove {str(stopped.checkpoints)!r}" in said["hint"]
     assert stopped.metrics.read_bytes() == metrics
     shutil.rmtree(stopped.checkpoints)
     shutil.copytree(kept, stopped.checkpoints)
-    again(dying, config, stopped.path)
+    again(forked, config, stopped.path)
     assert contents(stopped.path) == whole
 
 
@@ -371,11 +371,11 @@ def test_a_newer_damaged_one_does_not_push_out_the_last_whole_one(tmp_path):
 
 @pytest.mark.promise(8)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "trajectory.bin"])
-def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(dying, config, stopped, name):
+def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(forked, config, stopped, name):
     path = stopped.path / name
     size = path.stat().st_size
     os.truncate(path, size // 2)
-    said = dying(config, f"run={stopped.path}")
+    said = forked(config, f"run={stopped.path}")
     assert (said["error"], said["status"]) == ("CheckpointError", 2)
     assert f"{str(path)!r} has {size // 2} bytes" in said["message"]
 
@@ -383,9 +383,9 @@ def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(dying, config, 
 # full disks, and those that are read-only
 
 
-def check_no_room(dying, config, whole, run, save, point, how):
+def check_no_room(forked, config, whole, run, save, point, how):
     """Every write of a save fails from a point on: it is said, and the checkpoint before is as it was."""
-    said = dying(config, f"run={run}", save=save, point=point, how=how)
+    said = forked(config, f"run={run}", save=save, point=point, how=how)
     if said["status"] == 0:  # nothing was to be written any more
         return False
     assert (said["error"], said["status"]) == ("CheckpointError", 2), said
@@ -397,50 +397,50 @@ def check_no_room(dying, config, whole, run, save, point, how):
     before = [step for step in (save - 2, save - 1) if step > 0]
     assert left in (before, [*before, save])  # the new one, where only its last sync failed
     assert all(damage_of(run / "checkpoints" / f"step-{step:08d}") is None for step in left)
-    again(dying, config, run)
+    again(forked, config, run)
     assert contents(run) == whole
     return True
 
 
 @pytest.mark.promise(15)
 @pytest.mark.parametrize(("how", "at"), [("ENOSPC", "before save_file"), later("EROFS", "before write_text .complete")])
-def test_a_full_disk_leaves_the_checkpoint_before(dying, config, whole, points, tmp_path, how, at):
+def test_a_full_disk_leaves_the_checkpoint_before(forked, config, whole, points, tmp_path, how, at):
     point = next(number for number, name in enumerate(points) if name.startswith(at))
-    assert check_no_room(dying, config, whole, tmp_path / "run", 3, point, how)
+    assert check_no_room(forked, config, whole, tmp_path / "run", 3, point, how)
 
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
 @pytest.mark.parametrize("how", ["ENOSPC", "EROFS"])
 @pytest.mark.parametrize("save", [1, 3])
-def test_a_disk_may_be_full_at_every_write(dying, config, whole, tmp_path, save, how, tries):
-    names = dying(config, f"run={tmp_path / 'counted'}", save=save)["points"]
+def test_a_disk_may_be_full_at_every_write(forked, config, whole, tmp_path, save, how, tries):
+    names = forked(config, f"run={tmp_path / 'counted'}", save=save)["points"]
     writes = [
         number
         for number, name in enumerate(names)
         if name.startswith("before") and not any(removal in name for removal in REMOVALS)
     ]
-    failed = [check_no_room(dying, config, whole, tmp_path / f"run-{n}", save, n, how) for n in tries(writes)]
+    failed = [check_no_room(forked, config, whole, tmp_path / f"run-{n}", save, n, how) for n in tries(writes)]
     assert sum(failed) == len(writes) >= 20
     print(f"save {save}: {how} at {len(writes)} writes")
 
 
 @pytest.mark.promise(15)
-def test_a_run_may_go_on_without_a_checkpoint(dying, config, whole, points, tmp_path):
+def test_a_run_may_go_on_without_a_checkpoint(forked, config, whole, points, tmp_path):
     run = tmp_path / "run"
     skip = "training.checkpoint_failure=skip"
-    said = dying(config, f"run={run}", skip, save=3, point=points.index("before os.mkdir"), how="ENOSPC")
+    said = forked(config, f"run={run}", skip, save=3, point=points.index("before os.mkdir"), how="ENOSPC")
     assert said["status"] == 0
     assert said["shown"].count("warning: cannot write the checkpoint") == 1
     assert contents(run) == whole
 
 
 @pytest.mark.promise(15)
-def test_it_does_not_where_it_was_asked_to_stop(dying, config, tmp_path):
+def test_it_does_not_where_it_was_asked_to_stop(forked, config, tmp_path):
     """What Stopped says is true: the steps are saved."""
     skip = ("training.checkpoint_failure=skip", "training.checkpoint_every=5")
     how = {"signal": signal.SIGTERM, "times": 1, "step": 3, "save": 1, "point": 0, "how": "EROFS"}
-    said = dying(config, f"run={tmp_path / 'run'}", *skip, **how)
+    said = forked(config, f"run={tmp_path / 'run'}", *skip, **how)
     assert (said["error"], said["status"]) == ("CheckpointError", 2)
 
 
@@ -510,14 +510,14 @@ SELDOM = "training.checkpoint_every=5"
         later(600, "the run", (), id="configuration"),
     ],
 )
-def test_the_system_itself_refuses_to_write_more(dying, config, whole, tmp_path, largest, what, overrides):
+def test_the_system_itself_refuses_to_write_more(forked, config, whole, tmp_path, largest, what, overrides):
     """A limit on the size of a file, in bytes."""
     run = tmp_path / "run"
-    said = dying(config, f"run={run}", *overrides, largest_file=largest)
+    said = forked(config, f"run={run}", *overrides, largest_file=largest)
     assert (said["status"], said["error"]) == (2, "CheckpointError" if what == "the checkpoint" else "RunError"), said
     assert f"cannot write {what} '{run}" in said["message"]
     assert "File too large (" in said["message"]
-    again(dying, config, run, *overrides)
+    again(forked, config, run, *overrides)
     if SELDOM not in overrides or len(overrides) == 1:
         assert contents(run) == whole
 
@@ -539,18 +539,18 @@ def small_disk(tmp_path):
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
-def test_a_real_disk_may_be_full_at_any_size(dying, config, whole, small_disk, tries):
+def test_a_real_disk_may_be_full_at_any_size(forked, config, whole, small_disk, tries):
     path, mount = small_disk
     failed = 0
     for kilobytes in tries(range(4, 1200, 60)):
         mount("-o", f"remount,size={kilobytes}k")
-        said = dying(config, f"run={path / 'run'}")
+        said = forked(config, f"run={path / 'run'}")
         if said["status"]:
             failed += 1
             assert said["error"] in ("CheckpointError", "RunError"), said
             assert "No space left on device (" in said["message"]
             mount("-o", "remount,size=20m")
-            again(dying, config, path / "run")
+            again(forked, config, path / "run")
         assert contents(path / "run") == whole
         shutil.rmtree(path / "run")
     assert failed >= 5
@@ -559,17 +559,17 @@ def test_a_real_disk_may_be_full_at_any_size(dying, config, whole, small_disk, t
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
-def test_a_real_disk_may_be_read_only(dying, config, whole, small_disk, tries):
+def test_a_real_disk_may_be_read_only(forked, config, whole, small_disk, tries):
     path, mount = small_disk
     mount("-o", "remount,size=20m")
-    dying(config, f"run={path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
+    forked(config, f"run={path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
     mount("-o", "remount,ro")
     for run in tries(("run", "new")):
-        said = dying(config, f"run={path / run}")
+        said = forked(config, f"run={path / run}")
         assert (said["error"], said["status"]) == ("RunError", 2)
         assert "Read-only file system" in said["message"]
     mount("-o", "remount,rw")
-    again(dying, config, path / "run")
+    again(forked, config, path / "run")
     assert contents(path / "run") == whole
 
 

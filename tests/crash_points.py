@@ -1,9 +1,9 @@
 """A process of its own that forks runs which fail or are killed at a chosen point of a save.
 
-`python dying.py` reads a request as a line of JSON, forks, and answers with a line once the fork has ended. A fork
-starts with everything imported, so that a run takes a fraction of a second. Points are counted within one save, or in
-what a run writes at its end: before and after every fsync, rename, new folder and removal, and before, in the middle of
-and after every write of a file.
+`python crash_points.py` reads a request as a line of JSON, forks, and answers with a line once the fork has ended. A
+fork starts with everything imported, so that a run takes a fraction of a second. Points are counted within one save, or
+in what a run writes at its end: before and after every fsync, rename, new folder and removal, and before, in the middle
+of and after every write of a file.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def serve():
         print(json.dumps({"status": status, **(json.loads(text) if text else {})}), flush=True)
 
 
-class Dying:
+class ForkServer:
     """The process, as tests use it."""
 
     def __init__(self):

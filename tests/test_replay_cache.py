@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import review_rows, write_rows
-from test_going_on import METHOD
+from test_resume import METHOD
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.errors import RunError
 from zofo.noise import Gaussian, LowRank
