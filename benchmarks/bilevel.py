@@ -12,7 +12,7 @@ whose holes add to every way, and the more the longer it runs.
 Time: in each round one outer step, and beside it its parts, with the same model and batches: the inner steps, the two
 forwards and backwards of p and its step, and the six forwards of the backbone step, at theta itself, by the plain
 model. Promised: the outer step takes at most 1.1 times their sum. Every outer step writes the update of the one before
-it, whatever `fold_every` is, since its first-order steps look at the weights. So all outer steps do the same work, and
+it, whatever `flush_every` is, since its first-order steps look at the weights. So all outer steps do the same work, and
 the ratio is a median over the rounds; that of the sums stands beside it.
 """
 

@@ -57,10 +57,14 @@ def run_of(method: dict[str, Any], model: str, steps: int, every: int | None) ->
     """One run: its seconds and those of its saves."""
     Timed.seconds, Timed.bytes = [], []
     sizes = {"train": 64, "validation": 4, "test": 4}
-    training = {"steps": steps, "checkpoint_every": every}
+    training = {"steps": steps, "save_steps": every}
     with tempfile.TemporaryDirectory() as folder:
         config = read_config(
-            model=model, task={"sizes": sizes}, method=method, training=training, run=str(Path(folder) / "run")
+            model=model,
+            task={"split_sizes": sizes},
+            method=method,
+            training=training,
+            output_dir=str(Path(folder) / "run"),
         )
         start, processor = time.perf_counter(), time.process_time()
         run: RunFolder = train(config)

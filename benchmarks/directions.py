@@ -34,9 +34,9 @@ from zofo.evaluators import Counts
 from zofo.methods import METHODS
 from zofo.objectives import classification_loss
 from zofo.training import RunConfig, load_material, read_config, tune_lr
-from zofo.training.data_module import PreparedRun, setting_of
+from zofo.training.data_module import PreparedRun, training_context
 
-LOW_RANK, RADEMACHER = {"name": "low-rank"}, {"name": "low-rank", "factors": "rademacher"}
+LOW_RANK, RADEMACHER = {"name": "low-rank"}, {"name": "low-rank", "factor_distribution": "rademacher"}
 EACH = {"directions": "per-example"}
 THREE = {"batch_size": 8, "num_directions": 3, "estimator": "one-sided"}  # (3 + 1) 8 = 32 queries, as 2 x 16
 ARMS: dict[str, dict[str, Any]] = {
@@ -45,9 +45,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "rank 1, per example": {"noise": LOW_RANK, **EACH},
     "rank 1 signs, shared": {"noise": RADEMACHER},
     "rank 1 signs, per example": {"noise": RADEMACHER, **EACH},
-    "rank 1, per example, loss-spread": {"noise": LOW_RANK, **EACH, "loss_spread": True, "rule": {"lr": 3e-3}},
+    "rank 1, per example, loss-spread": {"noise": LOW_RANK, **EACH, "normalize_by_std": True, "rule": {"lr": 3e-3}},
     "rank 1, 3 one-sided": {"noise": LOW_RANK, **THREE},
-    "rank 1, 3 one-sided, loss-spread": {"noise": LOW_RANK, **THREE, "loss_spread": True, "rule": {"lr": 3e-3}},
+    "rank 1, 3 one-sided, loss-spread": {"noise": LOW_RANK, **THREE, "normalize_by_std": True, "rule": {"lr": 3e-3}},
 }
 STEPS = {"movie-reviews": 40, "sst2": 60}
 EVERY, JUDGED, SEEDS = 20, 256, (0, 1, 2)
@@ -101,7 +101,7 @@ class Bench:
         material = self.material(config)
         model = material.loaded.model
         home = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        method = METHODS["mezo"](config.method, setting_of(config, material))
+        method = METHODS["mezo"](config.method, training_context(config, material))
         curve = []
         start, seconds = time.perf_counter(), 0.0
 

@@ -150,7 +150,7 @@ def by_zofo(way: str, seed: int, looks: tuple[int, ...] = LOOKS) -> Array:
     problem = LeastSquares(EXAMPLES, DIMENSIONS, LABEL_NOISE)
     given = {"batch_size": BATCH, "noise": "gaussian", "rule": {"lr": ETA}, "estimator": {"epsilon": MU}}
     if way != "mezo":
-        given |= {"lr_full": ETA, "anchor_interval": Q, "anchor_chunk": EXAMPLES, "pair": way}
+        given |= {"lr_full": ETA, "anchor_interval": Q, "anchor_chunk": EXAMPLES, "control_variate": way}
     kind = METHODS["mezo" if way == "mezo" else "svrg"]
     method = kind(kind.Config.model_validate(given), problem.setting(seed))
     found = []

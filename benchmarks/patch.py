@@ -64,7 +64,7 @@ def trained(given: argparse.Namespace, folder: Path) -> tuple[RunFolder, float |
     if (folder / "run").exists() and RunFolder(folder / "run").ended:
         return RunFolder(folder / "run"), None
     settings = [f"model={given.model}", f"task={given.task}", "method=bilevel", f"training.steps={given.steps}"]
-    settings += ["task.sizes.validation=16", f"run={folder / 'run'}", *given.settings]
+    settings += ["task.split_sizes.validation=16", f"output_dir={folder / 'run'}", *given.settings]
     watch = Watch()
     run = train(read_config(None, settings), Console(stderr=True))
     clock, processor = watch.read()

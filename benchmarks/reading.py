@@ -34,9 +34,7 @@ def ways() -> list[tuple[str, int, list[str]]]:
         ("calibrated", 0, ["task.scoring=calibrated"]),
     ]
     shown = f"{DEMONSTRATIONS} demonstrations"
-    return found + [
-        (shown, seed, [f"task.demonstrations={DEMONSTRATIONS}", f"task.split_seed={seed}"]) for seed in SEEDS
-    ]
+    return found + [(shown, seed, [f"task.num_fewshot={DEMONSTRATIONS}", f"task.split_seed={seed}"]) for seed in SEEDS]
 
 
 def run(data: Path, out: Path, model: str, rows: int) -> None:

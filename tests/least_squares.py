@@ -47,7 +47,7 @@ class LeastSquares(nn.Module):
         return torch.cat([(r.unsqueeze(-1) * x.unsqueeze(1)).flatten(1), r.sum(-1, keepdim=True) * x], dim=1)
 
 
-def setting_of(model, scale=lambda: 1.0, **options):
+def training_context(model, scale=lambda: 1.0, **options):
     """Examples are row numbers; the loss can be scaled, or spoilt, while training goes on."""
     examples = list(range(len(model.x)))
     return TrainingContext(model, lambda m, ids: m(ids) * scale(), examples, torch.tensor, SEED, **options)
@@ -57,7 +57,7 @@ def build(model, scale=lambda: 1.0, kind=SVRG, length=None, **options):
     """A method on the problem; an option that is None is left out."""
     given = {"batch_size": BATCH, "anchor_interval": 5, "rule": {"lr": LR}, "lr_full": LR_FULL, **IN_PLACE, **options}
     given = {key: value for key, value in given.items() if value is not None}
-    return kind(kind.Config.model_validate(given), setting_of(model, scale, length=length))
+    return kind(kind.Config.model_validate(given), training_context(model, scale, length=length))
 
 
 def theta_of(method):

@@ -45,9 +45,9 @@ def maker(model_folder, folder):
                 "model": {"name": str(model_folder), **(model or {})},
                 "task": {"data_dir": str(folder / "data")},
                 "method": METHOD[case],
-                "training": {"steps": STEPS, "eval_every": 3, **training},
-                "run": str(folder / key),
-                **({"start": str(start)} if start is not None else {}),
+                "training": {"steps": STEPS, "eval_steps": 3, **training},
+                "output_dir": str(folder / key),
+                **({"init_from": str(start)} if start is not None else {}),
             }
             (folder / f"{key}.yaml").write_text(json.dumps(given), encoding="utf-8")
             runs[key] = train(read_config(str(folder / f"{key}.yaml"), []))

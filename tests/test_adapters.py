@@ -95,7 +95,7 @@ def examples_of(tokenizer, candidates=(" terrible", " great"), count=12):
 LONG = (" great and good", " terrible and bad , a dull film", " maybe a joy")
 
 
-def setting_of(model, tokenizer, seed=3):
+def training_context(model, tokenizer, seed=3):
     def make(chosen):
         return collate(chosen, 0, CPU, pack_limit=64)
 
@@ -153,7 +153,7 @@ def test_scores_do_not_depend_on_padding_or_packing(attached, words, name, kind,
 def test_a_prefix_from_activations_is_the_words_that_they_are_of(bases, attached, kind):
     from zofo.adapters.prompt_learning import _random_words
 
-    model, _ = attached("prefix", kind, tokens=4)
+    model, _ = attached("prefix", kind, num_virtual_tokens=4)
     before = _random_words(bases(kind), 4, 0)
     assert not {0, 1, 2} & set(before.flatten().tolist())  # pad, bos and eos
     expected = bases(kind)(torch.cat([before, torch.tensor([ROW])], dim=1)).logits[:, 4:]
@@ -165,7 +165,7 @@ def test_a_prefix_from_activations_is_the_words_that_they_are_of(bases, attached
 def test_a_prompt_starts_as_words_of_the_vocabulary(bases, attached, kind):
     from zofo.adapters.prompt_learning import _random_words
 
-    model, _ = attached("prompt", kind, tokens=4)
+    model, _ = attached("prompt", kind, num_virtual_tokens=4)
     ids = torch.cat([_random_words(bases(kind), 4, 0), torch.tensor([ROW])], dim=1)
     torch.testing.assert_close(model(torch.tensor([ROW])).logits, bases(kind)(ids).logits, rtol=1e-4, atol=1e-5)
 
@@ -237,7 +237,9 @@ def test_all_adapters_of_a_model_start_equal_and_by_the_seed(bases, attached, na
 
 
 def test_a_random_prefix_is_small_and_seeded(attached):
-    (_, one), (_, two), (_, other) = (attached("prefix", start="random", tokens=64, seed=seed) for seed in (0, 0, 1))
+    (_, one), (_, two), (_, other) = (
+        attached("prefix", init="random", num_virtual_tokens=64, seed=seed) for seed in (0, 0, 1)
+    )
     (prefix,), (same,), (another,) = (a.parameters("adapter") for a in (one, two, other))
     assert torch.equal(prefix, same)
     assert not torch.equal(prefix, another)
@@ -288,7 +290,7 @@ METHODS_WITH = {"first-order": FirstOrder, "mezo": MeZO, "bilevel": Bilevel}
 
 
 def trained(bases, words, method, name, kind, seed=3, steps=3):
-    setting = setting_of(copy.deepcopy(bases(kind)), words, seed)
+    setting = training_context(copy.deepcopy(bases(kind)), words, seed)
     built = METHODS_WITH[method](CONFIGS[method]({"name": name}), setting)
     built.check()
     logs = [built.step(number) for number in range(steps)]
@@ -343,7 +345,7 @@ def test_zeroth_order_steps_on_an_adapter_are_those_in_place(bases, words, name)
     """What the forward carries of an adapter's directions is what moving its tensors gives."""
     found = []
     for evaluator in ("in-forward", "in-place"):
-        setting = setting_of(copy.deepcopy(bases("llama")), words)
+        setting = training_context(copy.deepcopy(bases("llama")), words)
         method = MeZO(MeZOConfig(batch_size=4, adapter=name, evaluator=evaluator), setting)
         logs = [method.step(number) for number in range(2)]
         found.append([log.coefficients["projected_gradient_0"] for log in logs])
@@ -353,13 +355,13 @@ def test_zeroth_order_steps_on_an_adapter_are_those_in_place(bases, words, name)
 
 
 def test_select_chooses_among_the_tensors_of_the_adapter(bases, words):
-    config = MeZOConfig(batch_size=4, adapter="lora", select=["*.1.*lora_B*"])
-    method = MeZO(config, setting_of(copy.deepcopy(bases("llama")), words))
+    config = MeZOConfig(batch_size=4, adapter="lora", trainable=["*.1.*lora_B*"])
+    method = MeZO(config, training_context(copy.deepcopy(bases("llama")), words))
     assert len(method.trained_names) == 2
     assert all(".1." in name and "lora_B" in name for name in method.trained_names)
-    config = MeZOConfig(batch_size=4, adapter="lora", select=["*.down_proj.*"])
+    config = MeZOConfig(batch_size=4, adapter="lora", trainable=["*.down_proj.*"])
     with pytest.raises(ConfigError, match="none of the adapter's 8 tensors") as refused:
-        MeZO(config, setting_of(copy.deepcopy(bases("llama")), words))
+        MeZO(config, training_context(copy.deepcopy(bases("llama")), words))
     assert "lora_A" in refused.value.hint
 
 
@@ -367,7 +369,8 @@ def test_select_chooses_among_the_tensors_of_the_adapter(bases, words):
 def test_where_a_forward_cannot_carry_an_adapter_the_default_moves_it_in_place(bases, words, name):
     assert MeZOConfig(adapter=name).evaluator.name == "in-place"
     method = MeZO(
-        MeZOConfig(batch_size=4, adapter=name, evaluator="in-forward"), setting_of(copy.deepcopy(bases("llama")), words)
+        MeZOConfig(batch_size=4, adapter=name, evaluator="in-forward"),
+        training_context(copy.deepcopy(bases("llama")), words),
     )
     with pytest.raises(EvaluatorError):
         method.check()
@@ -389,19 +392,19 @@ def test_defaults_follow_the_adapter():
     assert BilevelConfig(adapter="ia3").evaluator.name == "in-forward"
     assert FirstOrderConfig().lr == 1e-3
     assert FirstOrderConfig(parameters="all", adapter="prefix").lr == 1e-5
-    assert AdapterConfig.model_validate("prefix").options == {"tokens": 5, "start": "activations"}
+    assert AdapterConfig.model_validate("prefix").options == {"num_virtual_tokens": 5, "init": "activations"}
 
 
 # weights by name
 
 
 def first_order(bases, words, kind="llama", head=transformers.AutoModelForCausalLM, **options):
-    setting = setting_of(copy.deepcopy(bases(kind, head)), words)
+    setting = training_context(copy.deepcopy(bases(kind, head)), words)
     return FirstOrder(FirstOrderConfig(batch_size=4, **options), setting)
 
 
 def test_partial_fine_tuning_lists_what_matched(bases, words):
-    method = first_order(bases, words, parameters="partial", layers=["*.layers.1.mlp.*", "model.norm.weight"])
+    method = first_order(bases, words, parameters="all", trainable=["*.layers.1.mlp.*", "model.norm.weight"])
     assert method.trained_names == (
         *(f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")),
         "model.norm.weight",
@@ -418,7 +421,7 @@ def test_partial_fine_tuning_lists_what_matched(bases, words):
 )
 def test_a_pattern_that_matches_nothing_is_refused_with_a_near_one(bases, words, pattern, near):
     with pytest.raises(ConfigError, match="matches none of the model's") as refused:
-        first_order(bases, words, parameters="partial", layers=[pattern])
+        first_order(bases, words, parameters="all", trainable=[pattern])
     assert f"did you mean {near!r}?" in refused.value.hint
 
 
@@ -476,12 +479,12 @@ def test_a_model_takes_adapters_once(attached, words, tmp_path, name):
     with pytest.raises(RunError, match="carries an adapter already"):
         load_adapter(model, tmp_path)
     with pytest.raises(ConfigError, match="carries adapters, so that its parameters have other names"):
-        MeZO(MeZOConfig(batch_size=4), setting_of(model, words))
+        MeZO(MeZOConfig(batch_size=4), training_context(model, words))
 
 
 @pytest.mark.parametrize("name", VIRTUAL)
 def test_rows_that_leave_no_room_for_the_virtual_tokens_are_refused(attached, name):
-    model, _ = attached(name, "gpt2", tokens=6)
+    model, _ = attached(name, "gpt2", num_virtual_tokens=6)
     model(torch.full((1, 58), 7))
     with pytest.raises(ConfigError, match="64 positions, but a row with its 6 virtual tokens takes 65") as refused:
         model(torch.full((1, 59), 7))
@@ -511,7 +514,7 @@ def test_a_model_whose_keys_and_values_peft_does_not_know_is_refused():
     config = transformers.FalconConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
     for start in ("activations", "random"):
         with pytest.raises(ConfigError, match="peft holds virtual tokens of FalconForCausalLM in the shape") as refused:
-            ADAPTERS["prefix"](transformers.FalconForCausalLM(config).eval(), ("adapter",), 0, start=start)
+            ADAPTERS["prefix"](transformers.FalconForCausalLM(config).eval(), ("adapter",), 0, init=start)
         assert "method.adapter=prompt" in refused.value.hint
 
 
@@ -528,8 +531,8 @@ def test_a_run_restores_what_it_trained(model_folder, data_dir, tmp_path, name, 
         model=str(model_folder),
         task={"data_dir": str(data_dir)},
         method={"batch_size": 4, **method},
-        training={"steps": 2, "eval_every": 1, "eval_batch_size": 8},
-        run=str(tmp_path / "run"),
+        training={"steps": 2, "eval_steps": 1, "eval_batch_size": 8},
+        output_dir=str(tmp_path / "run"),
     )
     run = train(config)
     assert RunFolder.open(run.path).config == config

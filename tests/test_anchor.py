@@ -23,8 +23,8 @@ from least_squares import (
     LeastSquares,
     N,
     build,
-    setting_of,
     theta_of,
+    training_context,
     written_out,
 )
 from zofo.backbone import Backbone
@@ -168,15 +168,15 @@ def test_in_float64_it_is_there_to_nine_digits(kind, where, q):
 
 LORA = {"adapter": "lora"}
 OTHERS = {
-    "some tensors": {"select": ["*.ln_*", "*.mlp.*"], **IN_FORWARD},
-    "some tensors in place": {"select": ["*.mlp.*"], **IN_PLACE},
+    "some tensors": {"trainable": ["*.ln_*", "*.mlp.*"], **IN_FORWARD},
+    "some tensors in place": {"trainable": ["*.mlp.*"], **IN_PLACE},
     "two directions": {"num_directions": 2, **IN_FORWARD},
     "one-sided": {"estimator": {"name": "one-sided", "epsilon": 1e-3}, **IN_FORWARD},
     "per-example": {"directions": "per-example", **IN_FORWARD},
     "groups": {"directions": "per-group(2)", **IN_FORWARD},
     "per-example for g alone": {"directions": "shared", "anchor_directions": "per-example", **IN_FORWARD},
-    "independent": {"pair": "independent", **IN_FORWARD},
-    "full-batch": {"pair": "full-batch", **IN_FORWARD},
+    "independent": {"control_variate": "independent", **IN_FORWARD},
+    "full-batch": {"control_variate": "full-batch", **IN_FORWARD},
     "momentum": {"rule": {"name": "momentum", "lr": 5e-4}, "lr_full": 5e-4, **IN_FORWARD},
     "rank 2": {"noise": {"name": "low-rank", "rank": 2}},
     "low rank in place": {"noise": "low-rank", "evaluator": "in-place"},
@@ -248,9 +248,9 @@ def test_in_bfloat16_it_is_exact_while_the_updates_since_wait_beside_the_weights
         (16, 1, {}, 0),
         (1, 2, {}, 4),
         (2, 2, {}, 2),
-        (1, 1, {"pair": "independent"}, 4),
-        (1, 1, {"pair": "full-batch"}, 7),
-        (1, 1, {"evaluator": {"name": "in-forward", "fold_every": 3}}, 2),
+        (1, 1, {"control_variate": "independent"}, 4),
+        (1, 1, {"control_variate": "full-batch"}, 7),
+        (1, 1, {"evaluator": {"name": "in-forward", "flush_every": 3}}, 2),
         (1, 1, {"anchor_directions": "per-example"}, 0),
         (1, 1, {"directions": "per-example", "anchor_directions": "shared"}, 2),
         (1, 1, {"directions": "per-example", "anchor_directions": "shared", "batch_size": N}, 1),
@@ -258,7 +258,7 @@ def test_in_bfloat16_it_is_exact_while_the_updates_since_wait_beside_the_weights
     ],
 )
 def test_how_many_minibatch_steps_it_is_exact_for_follows_from_the_columns(rank, directions, options, exact):
-    """As docs/methods.md says: until `fold_every` updates wait, or more than 8 columns of factors; and not where what
+    """As docs/methods.md says: until `flush_every` updates wait, or more than 8 columns of factors; and not where what
     waits has more than 32 with what is asked for."""
     noise = {"name": "low-rank", "rank": rank}
     given = {"noise": noise, "num_directions": directions, "anchor_interval": 20, **options}
@@ -393,7 +393,7 @@ def test_there_the_pair_cancels_and_v_is_g_bit_for_bit(anchor, directions):
 
 def test_in_place_it_cancels_up_to_rounding_and_with_another_z_not_at_all():
     def beside_g(pair, dtype):
-        method = build(LeastSquares(dtype=dtype), pair=pair, lr_full=0.0, rule={"lr": 1e-6})
+        method = build(LeastSquares(dtype=dtype), control_variate=pair, lr_full=0.0, rule={"lr": 1e-6})
         method.step(0)
         v = method.step(1).update.displacement / -1e-6
         return max((abs(c) for key, c in v.items() if key.step == 1), default=0.0)
@@ -505,7 +505,7 @@ def test_a_full_step_that_fails_moves_nothing_and_is_made_again(parts, anchor, f
     method = build(LeastSquares(), spoiler, anchor=anchor, anchor_interval=2, **parts)
     for step in range(failing):
         method.step(step)
-    there, batches = theta_of(method), setting_of(LeastSquares()).batches(BATCH, "train")
+    there, batches = theta_of(method), training_context(LeastSquares()).batches(BATCH, "train")
     with pytest.raises(NonFiniteError, match=f"step {failing}: non-finite loss nan"):
         method.step(failing)
     assert_close(theta_of(method), there)
@@ -533,7 +533,7 @@ def build_to(steps, failed, parts, anchor):
 def test_a_minibatch_step_that_fails_moves_nothing_and_the_anchor_stays(parts, anchor):
     visits = 2 if parts is IN_PLACE else 1
     asked = 2 * visits  # forwards of a minibatch step
-    batches = setting_of(LeastSquares()).batches(BATCH, "train")
+    batches = training_context(LeastSquares()).batches(BATCH, "train")
     for spoiled in range(asked):  # around the anchor, or around theta
         method = build(LeastSquares(), Spoiler(3 * visits + asked + spoiled), anchor=anchor, **parts)
         start = theta_of(method)
@@ -554,8 +554,8 @@ def test_a_released_step_whose_second_visit_fails_takes_its_first_move_back(part
     """And what the rule remembers of it: the next step is that of a run that never made it."""
     visits, rule = 2 if parts is IN_PLACE else 1, {"name": rule, "lr": LR}
     last_of_step_2 = (3 + 2 + 2) * visits - 1
-    method = build(LeastSquares(), Spoiler(last_of_step_2), pair="as-released", rule=rule, **parts)
-    plain = build(LeastSquares(), pair="as-released", rule=rule, **parts)
+    method = build(LeastSquares(), Spoiler(last_of_step_2), control_variate="as-released", rule=rule, **parts)
+    plain = build(LeastSquares(), control_variate="as-released", rule=rule, **parts)
     for step in (0, 1):
         assert method.step(step) == plain.step(step)
     with pytest.raises(NonFiniteError, match="step 2: non-finite loss nan"):

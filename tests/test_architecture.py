@@ -38,7 +38,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["noise", "displacement"],
     ["overrides"],
     ["config"],
-    ["registry", "yaml_loader"],
+    ["registry", "retired_keys", "yaml_loader"],
     ["plugins"],
     ["filesystem", "interpreters"],
     ["errors"],

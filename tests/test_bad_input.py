@@ -43,7 +43,7 @@ def refused(capsys, tmp_path, monkeypatch):
 
 @pytest.fixture
 def given(model_folder, data_dir):
-    return [f"model={model_folder}", "--data-dir", data_dir, "run=new", "method.batch_size=4"]
+    return [f"model={model_folder}", "--data-dir", data_dir, "output_dir=new", "method.batch_size=4"]
 
 
 def write_task(path, **changes):
@@ -285,15 +285,15 @@ def test_a_run_folder_that_exists(refused, given, tmp_path):
     (tmp_path / "new" / "precious.txt").write_text("keep", encoding="utf-8")
     message, hint = refused("train", *given)
     assert message == "the run folder 'new' exists, and a run never overwrites another"
-    assert "run=new-2" in hint
+    assert "output_dir=new-2" in hint
     assert (tmp_path / "new" / "precious.txt").read_text(encoding="utf-8") == "keep"
 
 
 def test_a_run_folder_that_cannot_be_made(refused, given, tmp_path):
     (tmp_path / "file").touch()
-    assert refused("train", *given, "run=file")[0].startswith("the run folder 'file' exists")
-    assert refused("train", *given, "run=file/below")[0].startswith("cannot make the run folder 'file/below'")
-    assert refused("train", *given, 'run="a\\0b"')[0].startswith("cannot make the run folder")
+    assert refused("train", *given, "output_dir=file")[0].startswith("the run folder 'file' exists")
+    assert refused("train", *given, "output_dir=file/below")[0].startswith("cannot make the run folder 'file/below'")
+    assert refused("train", *given, 'output_dir="a\\0b"')[0].startswith("cannot make the run folder")
 
 
 def test_what_is_no_run(refused, tmp_path):
@@ -310,7 +310,7 @@ def run(tokenizer, data_dir, tmp_path, capsys):
     """A finished run on a model that a test may change."""
     build_model("llama", len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    arguments = [f"model={tmp_path / 'model'}", "--data-dir", str(data_dir), f"run={tmp_path / 'run'}"]
+    arguments = [f"model={tmp_path / 'model'}", "--data-dir", str(data_dir), f"output_dir={tmp_path / 'run'}"]
     with pytest.raises(SystemExit) as end:
         main(["train", *arguments, "method=mezo", "method.batch_size=4", "training.steps=1"])
     assert not end.value.code, capsys.readouterr().err
@@ -345,11 +345,22 @@ def test_bad_use_of_a_run(refused, run, tokenizer, tmp_path):
             "batch_size to 60",
         ),
         (["method.batch_size=21"], "D_f is a third of the 60 training examples, 20", "method.batch_size=20 or lower"),
-        (["training.queries=47"], "training.queries is 47, but one step of 'bilevel' takes 72", "training.queries=72"),
-        (["method=mezo", "training.queries=7"], "training.queries is 7, but one step of 'mezo' takes 8", "=8"),
-        (["method=first-order", "method.parameters=partial"], "method.layers is None", "partial"),
-        (["method=first-order", "method.layers=['*.1.*']"], "method.parameters is 'adapter'", "partial"),
-        (["method=mezo", "method.select=['*.7.*']"], "the pattern '*.7.*' of method.select matches none", "model."),
+        (
+            ["training.max_queries=47"],
+            "training.max_queries is 47, but one step of 'bilevel' takes 72",
+            "training.max_queries=72",
+        ),
+        (["method=mezo", "training.max_queries=7"], "training.max_queries is 7, but one step of 'mezo' takes 8", "=8"),
+        (
+            ["method=first-order", "method.trainable=['*.nothing.*']"],
+            "the pattern '*.nothing.*' of method.trainable matches none of the adapter's",
+            "",
+        ),
+        (
+            ["method=mezo", "method.trainable=['*.7.*']"],
+            "the pattern '*.7.*' of method.trainable matches none",
+            "model.",
+        ),
         (["method.adapter.target_modules=[nothing]"], "LoRA cannot be attached", "adapter.target_modules"),
         (
             ["method=mezo", "model.dtype=bfloat16", "method.noise=gaussian"],
@@ -360,19 +371,23 @@ def test_bad_use_of_a_run(refused, run, tokenizer, tmp_path):
         (["method.directions=each"], "method.directions is 'each'", "'method.directions=per-group(4)'"),
         (["method.directions=per-group(0)"], "method.directions is 'per-group(0)'", "per-group(4)"),
         (["method.directions=per-group"], "must be shared, per-example or per-group(n)", "per-group(4)"),
-        (["method.loss_spread=true"], "bilevel adds three", "method.loss_spread=false"),
+        (["method.normalize_by_std=true"], "bilevel adds three", "method.normalize_by_std=false"),
         (
-            ["method=mezo", "method.loss_spread=true", "method.batch_size=1"],
+            ["method=mezo", "method.normalize_by_std=true", "method.batch_size=1"],
             "a step has only one",
             "method.batch_size=2",
         ),
         (["method.noise=gaussian", "method.evaluator=in-forward"], "cannot carry Gaussian directions", "low-rank"),
-        (["method.noise=gaussian", "method.evaluator.fold_every=2"], "fold_every: not an option", "allow_half"),
+        (["method.noise=gaussian", "method.evaluator.flush_every=2"], "flush_every: not an option", "allow_half"),
         (["method.estimator.epsilon=0"], "estimator.epsilon: Input should be greater than 0, got 0", ""),
         (["method.rule.lr=-1"], "rule.lr: Input should be greater than or equal to 0", ""),
         (["method.rule.lr=.nan"], "rule.lr: Input should be a finite number", ""),
         (["method.noise={name: low-rank, rank: 0}"], "noise.rank is 0", "noise.rank=1"),
-        (["method.noise={name: low-rank, factors: gausian}"], "unknown noise 'gausian'. Did you mean 'gaussian'?", ""),
+        (
+            ["method.noise={name: low-rank, factor_distribution: gausian}"],
+            "unknown noise 'gausian'. Did you mean 'gaussian'?",
+            "",
+        ),
     ],
 )
 def test_parts_that_do_not_fit(refused, given, overrides, message, hint):

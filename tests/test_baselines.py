@@ -195,7 +195,7 @@ def test_scores_that_are_no_numbers_are_refused(llama):
 def test_score_and_majority_under_each_metric(llama, metric):
     golds = [1, 0, 0, 2, 0]
     examples = reviews([(gold,) for gold in golds])
-    score = evaluated(llama, task_of("classification", metric, also=["accuracy"]), examples)
+    score = evaluated(llama, task_of("classification", metric, extra_metrics=["accuracy"]), examples)
     reference = {
         "accuracy": sklearn.metrics.accuracy_score,
         "macro-f1": lambda a, b: sklearn.metrics.f1_score(a, b, average="macro", zero_division=0.0),
@@ -242,7 +242,7 @@ def test_scores_of_generated_texts(llama, metric, also):
     assert texts[3]
     answers = ((texts[0].upper(), "x"), ("nothing",), ("nothing",), ("great", f"{texts[3]} and more words"))
     examples = questions(answers)
-    task = task_of("generation", metric, also=also)
+    task = task_of("generation", metric, extra_metrics=also)
     score = evaluated(llama, task, examples)
     assert list(score.predictions) == texts
     found = {score.metric: score.score, **score.also}
@@ -315,7 +315,7 @@ LABELS = ((0, " terrible"), (1, " great"))
 
 
 def test_zero_shot_is_the_model_as_it_is(folder, tmp_path):
-    config = config_of(folder, "method=zero-shot", "training.steps=7", f"run={tmp_path / 'run'}")
+    config = config_of(folder, "method=zero-shot", "training.steps=7", f"output_dir={tmp_path / 'run'}")
     run = train(config)
     summary = run.summary
     assert (summary["method"], summary["steps"], summary["evaluated_after"]) == ("zero-shot", 0, 0)
@@ -350,8 +350,8 @@ def prompts(material, split: str = "validation") -> list[str]:
 
 
 def test_in_context_has_four_demonstrations_of_train_unless_told_otherwise(folder, tmp_path):
-    config = config_of(folder, "method=in-context", f"run={tmp_path / 'run'}")
-    assert config.task.demonstrations == 4
+    config = config_of(folder, "method=in-context", f"output_dir={tmp_path / 'run'}")
+    assert config.task.num_fewshot == 4
     run = train(config)
     summary = run.summary
     assert (summary["steps"], summary["queries"], summary["evaluation"]["queries"]) == (0, 0, 10)
@@ -367,10 +367,10 @@ def test_in_context_has_four_demonstrations_of_train_unless_told_otherwise(folde
                 assert ("terrible", "great")[own[text]] == label
             assert asked.endswith(" It was")
             assert asked not in {one.rsplit(" ", 1)[0] for one in solved}  # never itself
-    plain = train(config_of(folder, "method=zero-shot", f"run={tmp_path / 'plain'}"))
+    plain = train(config_of(folder, "method=zero-shot", f"output_dir={tmp_path / 'plain'}"))
     assert summary["loss"] != pytest.approx(plain.summary["loss"], abs=1e-3)
     restored_as_reported(run)
-    two = train(config_of(folder, "method=in-context", "task.demonstrations=2", f"run={tmp_path / 'two'}"))
+    two = train(config_of(folder, "method=in-context", "task.num_fewshot=2", f"output_dir={tmp_path / 'two'}"))
     assert two.summary["loss"] != pytest.approx(summary["loss"], abs=1e-4)
 
 
@@ -379,16 +379,16 @@ def test_demonstrations_are_each_examples_own_or_fixed_and_drawn_by_split_seed(f
         material = load_material(config_of(folder, "method=in-context", *more), splits=("validation",))
         return [prompt.rpartition("\n\n")[0] for prompt in prompts(material)]
 
-    own, fixed = shown(), shown("task.demonstration_sets=fixed")
+    own, fixed = shown(), shown("task.fewshot_sampling=fixed")
     assert len(set(own)) > 5
     assert len(set(fixed)) == 1
     assert shown() == own
     assert shown("task.split_seed=1") != own
-    assert shown("task.split_seed=1", "task.demonstration_sets=fixed") != fixed
+    assert shown("task.split_seed=1", "task.fewshot_sampling=fixed") != fixed
 
 
 def test_demonstrations_that_do_not_fit_lose_their_oldest_tokens(folder):
-    config = config_of(folder, "method=in-context", "task.demonstrations=20", "task.max_length=40")
+    config = config_of(folder, "method=in-context", "task.num_fewshot=20", "task.max_length=40")
     material = load_material(config, splits=("validation",))
     for example, one in zip(material.examples["validation"], material.encoded["validation"], strict=True):
         assert one.length == 40
@@ -398,10 +398,10 @@ def test_demonstrations_that_do_not_fit_lose_their_oldest_tokens(folder):
 
 def test_a_method_that_reads_needs_no_objective_of_its_own_for_any_model(folder, tmp_path):
     """A masked language model, which has no loss of answers, and a head."""
-    masked = train(config_of(folder, "method=zero-shot", f"run={tmp_path / 'masked'}", model="masked"))
+    masked = train(config_of(folder, "method=zero-shot", f"output_dir={tmp_path / 'masked'}", model="masked"))
     assert masked.summary["evaluation"]["queries"] == 10
     restored_as_reported(masked)
-    head = train(config_of(folder, "method=zero-shot", f"run={tmp_path / 'head'}", model="head"))
+    head = train(config_of(folder, "method=zero-shot", f"output_dir={tmp_path / 'head'}", model="head"))
     restored_as_reported(head)
 
 
@@ -422,7 +422,7 @@ def plain_features(material, split: str) -> torch.Tensor:
 
 def test_the_probe_is_a_logistic_regression_on_the_last_states(folder, tmp_path):
     config = config_of(
-        folder, "method=linear-probe", "method.batch_size=7", "training.steps=9", f"run={tmp_path / 'run'}"
+        folder, "method=linear-probe", "method.batch_size=7", "training.steps=9", f"output_dir={tmp_path / 'run'}"
     )
     run = train(config)
     summary = run.summary
@@ -467,7 +467,7 @@ def test_a_probe_of_three_labels_and_one_that_train_lacks(folder, tmp_path):
     task = ["task.verbalizers={dull: ' terrible', warm: ' great', joy: ' good', never: ' bad'}"]
     rows = three_labels(folder, "three", labels)
     options = ["method=linear-probe", f"task.data={rows}", *task]
-    run = train(read_config(None, [f"model={folder / 'causal'}", *options, f"run={tmp_path / 'run'}"]))
+    run = train(read_config(None, [f"model={folder / 'causal'}", *options, f"output_dir={tmp_path / 'run'}"]))
     assert run.summary["accuracy"] == 1.0
     assert run.summary["loss"] < 0.5
     json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
@@ -475,23 +475,23 @@ def test_a_probe_of_three_labels_and_one_that_train_lacks(folder, tmp_path):
     assert (found.label, found.answer) == ("joy", " good")
 
 
-@pytest.mark.parametrize("task", [["task.prompt=none"], ["method.folds=2"], ["task.demonstrations=2"]])
+@pytest.mark.parametrize("task", [["task.prompt=none"], ["method.folds=2"], ["task.num_fewshot=2"]])
 def test_the_probe_reads_what_it_is_asked_to(folder, tmp_path, task):
-    plain = train(config_of(folder, "method=linear-probe", f"run={tmp_path / 'plain'}"))
-    other = train(config_of(folder, "method=linear-probe", *task, f"run={tmp_path / 'other'}"))
+    plain = train(config_of(folder, "method=linear-probe", f"output_dir={tmp_path / 'plain'}"))
+    other = train(config_of(folder, "method=linear-probe", *task, f"output_dir={tmp_path / 'other'}"))
     assert other.summary["loss"] != pytest.approx(plain.summary["loss"], abs=1e-4)
     restored_as_reported(other)
 
 
 def test_a_probe_of_a_masked_language_model(folder, tmp_path):
-    run = train(config_of(folder, "method=linear-probe", f"run={tmp_path / 'run'}", model="masked"))
+    run = train(config_of(folder, "method=linear-probe", f"output_dir={tmp_path / 'run'}", model="masked"))
     assert run.summary["queries"] == 24
     restored_as_reported(run)
 
 
 def test_one_probe_seed_or_thread_of_batches_gives_the_same_probe(folder, tmp_path):
     runs = [
-        train(config_of(folder, "method=linear-probe", *more, f"run={tmp_path / str(i)}"))
+        train(config_of(folder, "method=linear-probe", *more, f"output_dir={tmp_path / str(i)}"))
         for i, more in enumerate(([], [], ["method.batch_size=1"]))
     ]
     assert runs[0].digests() == runs[1].digests()
@@ -499,7 +499,7 @@ def test_one_probe_seed_or_thread_of_batches_gives_the_same_probe(folder, tmp_pa
 
 
 def test_a_damaged_probe_is_named(folder, tmp_path):
-    run = train(config_of(folder, "method=linear-probe", f"run={tmp_path / 'run'}"))
+    run = train(config_of(folder, "method=linear-probe", f"output_dir={tmp_path / 'run'}"))
     probe = run.path / "probe.safetensors"
     probe.write_bytes(probe.read_bytes()[:-4] + b"\x00\x00\x80\x7f")
     with pytest.raises(RunError, match=r"probe.safetensors' is damaged"):
@@ -537,7 +537,7 @@ splits: {train: {from: train}, validation: {from: validation}, test: {from: test
     )
     options = [f"model={folder / 'causal'}", f"task={task}", f"task.data_dir={rows}", "method=linear-probe"]
     with pytest.raises(error, match=message) as caught:
-        train(read_config(None, [*options, f"run={tmp_path / 'run'}"]))
+        train(read_config(None, [*options, f"output_dir={tmp_path / 'run'}"]))
     assert hint in caught.value.hint
     assert not (tmp_path / "run").exists()
 
@@ -549,31 +549,31 @@ def test_a_probe_of_choices_or_answers_is_refused(folder, tmp_path):
         write_rows(folder / f"{name}.jsonl", rows)
         options = [f"model={folder / 'causal'}", f"task.data={folder / name}.jsonl", "method=linear-probe"]
         with pytest.raises(ConfigError, match="needs the same labels for every row"):
-            train(read_config(None, [*options, f"run={tmp_path / 'run'}"]))
+            train(read_config(None, [*options, f"output_dir={tmp_path / 'run'}"]))
 
 
 def test_a_probe_of_a_classification_head_is_refused(folder, tmp_path):
     with pytest.raises(ModelError, match="GPT2ForSequenceClassification has no language-model head") as caught:
-        train(config_of(folder, "method=linear-probe", f"run={tmp_path / 'run'}", model="head"))
+        train(config_of(folder, "method=linear-probe", f"output_dir={tmp_path / 'run'}", model="head"))
     assert "method.parameters=head" in caught.value.hint
     assert not (tmp_path / "run").exists()
 
 
 def test_zero_shot_takes_no_demonstrations_and_in_context_needs_them(folder):
     with pytest.raises(ConfigError, match="method=zero-shot has no demonstrations") as caught:
-        config_of(folder, "method=zero-shot", "task.demonstrations=2")
+        config_of(folder, "method=zero-shot", "task.num_fewshot=2")
     assert "method=in-context" in caught.value.hint
     with pytest.raises(ConfigError, match="method=in-context needs demonstrations") as caught:
-        config_of(folder, "method=in-context", "task.demonstrations=0")
+        config_of(folder, "method=in-context", "task.num_fewshot=0")
     assert "method=zero-shot" in caught.value.hint
 
 
 @pytest.mark.parametrize("number", [24, 1000])
 def test_more_demonstrations_than_rows_are_refused(folder, number):
-    with pytest.raises(ConfigError, match=f"task.demonstrations is {number}, but train has 24 rows"):
-        load_material(config_of(folder, "method=in-context", f"task.demonstrations={number}"))
+    with pytest.raises(ConfigError, match=f"task.num_fewshot is {number}, but train has 24 rows"):
+        load_material(config_of(folder, "method=in-context", f"task.num_fewshot={number}"))
     if number == 24:
-        load_material(config_of(folder, "method=in-context", "task.demonstrations=23"))
+        load_material(config_of(folder, "method=in-context", "task.num_fewshot=23"))
 
 
 def test_a_head_takes_no_demonstrations(folder):
@@ -585,7 +585,7 @@ def test_methods_that_read_leave_the_global_generators_alone(folder, tmp_path):
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     for name in ("zero-shot", "in-context", "linear-probe"):
-        zofo.train(config_of(folder, f"method={name}", f"run={tmp_path / name}"))
+        zofo.train(config_of(folder, f"method={name}", f"output_dir={tmp_path / name}"))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -72,7 +72,7 @@ def distance(one, other):
 def test_frozen_is_a_step_of_nothing_without_its_forwards(adapter):
     """Adapters, losses and data are, to the bit, those of a run whose backbone steps have length 0."""
     still, still_logs = stepped(adapter=adapter, rule={"lr": 0.0})
-    frozen, logs = stepped(adapter=adapter, backbone_step="frozen")
+    frozen, logs = stepped(adapter=adapter, backbone_update="frozen")
     start = dict(language_setting().model.named_parameters())
     one, other = tensors_of(still), tensors_of(frozen)
     assert one.keys() == other.keys()
@@ -90,8 +90,8 @@ def test_frozen_is_a_step_of_nothing_without_its_forwards(adapter):
 
 def test_the_lower_adapter_of_a_frozen_run_is_first_order_training_on_d_p():
     """The first-order control with the same steps and data needs no run of its own."""
-    frozen, _ = stepped(3, backbone_step="frozen", lr_lower=0.01)
-    other = method_of(backbone_step="frozen", lr_lower=0.01)
+    frozen, _ = stepped(3, backbone_update="frozen", lr_lower=0.01)
+    other = method_of(backbone_update="frozen", lr_lower=0.01)
     s = other._adapters.parameters("lower_adapter")
     reference = torch.optim.Adam(s, lr=0.01)
     for number in range(3 * T):
@@ -117,7 +117,7 @@ def test_the_lower_adapter_of_a_frozen_run_is_first_order_training_on_d_p():
 )
 def test_random_steps_are_as_long_and_go_elsewhere(parts):
     _, real = stepped(1, **parts)
-    method, random = stepped(1, backbone_step="random", **parts)
+    method, random = stepped(1, backbone_update="random", **parts)
     assert random[0].counts == real[0].counts  # estimated as usual
     slopes = {name: value for name, value in real[0].coefficients.items() if "projected" in name}
     assert slopes == {name: value for name, value in random[0].coefficients.items() if "projected" in name}
@@ -131,7 +131,7 @@ def test_random_steps_have_signs_of_their_own():
     """Half of the signs are changed, whatever the estimate; the same run draws the same ones."""
     options = {"directions": "per-example", "num_directions": 8}
     (_, real), (_, random), (_, again) = (
-        stepped(1, backbone_step=how, **options) for how in ("zeroth-order", "random", "random")
+        stepped(1, backbone_update=how, **options) for how in ("zeroth-order", "random", "random")
     )
     one, other = (list(logs[0].update.displacement.items()) for logs in (real, random))
     agree = sum(math.copysign(1, a) == math.copysign(1, b) for (_, a), (_, b) in zip(one, other, strict=True))
@@ -146,7 +146,7 @@ def test_random_steps_do_not_descend():
     for how in ("zeroth-order", "random"):
         model = Quadratic()
         config = {"batch_size": 1, "inner_steps": 1, "optimizer": "sgd", "lr_lower": 0.8, "lr_adapter": 0.1}
-        config |= {"penalty": 3.0, "num_directions": 4, "rule": {"lr": 0.02}, "backbone_step": how, **IN_PLACE}
+        config |= {"penalty": 3.0, "num_directions": 4, "rule": {"lr": 0.02}, "backbone_update": how, **IN_PLACE}
         method = Bilevel(BilevelConfig(**config), quadratic_setting(model), Vectors(model))
         expected = model.solution(3.0)
         before = (model.theta - expected).norm()
@@ -159,9 +159,9 @@ def test_random_steps_do_not_descend():
 
 @pytest.mark.parametrize("how", ["zeroth-order", "frozen"])
 def test_with_a_penalty_of_0_only_d_f_counts(how):
-    method, logs = stepped(3, penalty=0, backbone_step=how)
+    method, logs = stepped(3, penalty=0, backbone_update=how)
     assert all(log.coefficients["penalty"] == 0 for log in logs)
-    other = method_of(penalty=0, backbone_step="frozen")
+    other = method_of(penalty=0, backbone_update="frozen")
     if how == "frozen":  # p is first-order training on D_f
         p = other._adapters.parameters("adapter")
         reference = torch.optim.Adam(p, lr=1e-3)
@@ -182,7 +182,7 @@ def test_with_a_penalty_of_0_only_d_f_counts(how):
 @pytest.mark.parametrize("how", ["zeroth-order", "frozen"])
 def test_without_inner_steps_s_stays_as_it_starts(how):
     start = tensors_of(method_of())
-    method, logs = stepped(2, inner_steps=0, backbone_step=how, lr_adapter=0.1)
+    method, logs = stepped(2, inner_steps=0, backbone_update=how, lr_adapter=0.1)
     after = tensors_of(method)
     moved = {name for name in after if not torch.equal(after[name], start[name])}
     assert not any("lower_adapter" in name for name in moved)
@@ -334,18 +334,18 @@ def test_the_gradient_of_p_is_that_of_its_last_batches_alone():
 
 def test_every_update_is_written_before_the_next_outer_step_and_a_note_says_so():
     ends = []
-    for fold_every in (1, 8, 4):
-        method = method_of(evaluator={"name": "in-forward", "fold_every": fold_every})
-        notes = [note for note in method.notes() if "fold_every" in note]
-        assert len(notes) == (fold_every == 4)
+    for flush_every in (1, 8, 4):
+        method = method_of(evaluator={"name": "in-forward", "flush_every": flush_every})
+        notes = [note for note in method.notes() if "flush_every" in note]
+        assert len(notes) == (flush_every == 4)
         for number in range(3):
-            assert method.backbone.sweeps == (number if fold_every == 1 else max(0, number - 1))
+            assert method.backbone.sweeps == (number if flush_every == 1 else max(0, number - 1))
             method.step(number)
         ends.append(theta_of(method))
-    assert "method.evaluator.fold_every=4 changes nothing" in notes[0]
+    assert "method.evaluator.flush_every=4 changes nothing" in notes[0]
     assert all(torch.equal(end[name], tensor) for end in ends[1:] for name, tensor in ends[0].items())
-    assert not any("fold_every" in note for note in method_of(evaluator="in-place").notes())
-    assert not method_of(backbone_step="frozen", evaluator={"fold_every": 4}).notes()
+    assert not any("flush_every" in note for note in method_of(evaluator="in-place").notes())
+    assert not method_of(backbone_update="frozen", evaluator={"flush_every": 4}).notes()
 
 
 # how far the backbone moved
@@ -357,13 +357,13 @@ MOVES = {
     "momentum": {"rule": {"name": "momentum", "lr": 1e-3}},
     "per-example": {"directions": "per-example"},
     "gaussian": {"noise": "gaussian"},
-    "random": {"backbone_step": "random"},
-    "rows of a mask": {"mask": {"name": "magnitude", "share": 0.5}},
-    "entries of a mask": {"noise": "gaussian", "mask": {"name": "magnitude", "share": 0.25}},
-    "entries drawn anew": {"noise": "gaussian", "mask": {"name": "random", "share": 0.25}},
+    "random": {"backbone_update": "random"},
+    "rows of a mask": {"mask": {"name": "magnitude", "density": 0.5}},
+    "entries of a mask": {"noise": "gaussian", "mask": {"name": "magnitude", "density": 0.25}},
+    "entries drawn anew": {"noise": "gaussian", "mask": {"name": "random", "density": 0.25}},
     "weight decay": {"rule": {"name": "sgd", "lr": 1e-4, "weight_decay": 200.0}},
     "nothing but weight decay": {"rule": {"name": "sgd", "lr": 1e-12, "weight_decay": 1e10}},
-    "tensors in turn": {"noise": "rademacher", "mask": {"name": "rotation", "blocks": 3}},
+    "tensors in turn": {"noise": "rademacher", "mask": {"name": "rotation", "num_blocks": 3}},
 }
 
 
@@ -452,7 +452,7 @@ def test_rules_with_buffers_of_theta_log_the_distance_itself(rule, evaluator):
 @pytest.fixture
 def configured(model_folder, data_dir, tmp_path):
     def build(run, **method):
-        given = [f"model.name={model_folder}", "training.steps=2", f"run={tmp_path / run}"]
+        given = [f"model.name={model_folder}", "training.steps=2", f"output_dir={tmp_path / run}"]
         chosen = {"name": "bilevel", "batch_size": BATCH, "inner_steps": T, "penalty": 10.0, **method}
         return read_config(None, given, method=chosen, task={"name": "movie-reviews", "data_dir": data_dir})
 
@@ -484,7 +484,7 @@ def test_every_line_of_a_run_says_what_the_step_did(configured):
 
 
 def test_a_frozen_run_has_no_trajectory_and_can_be_loaded(configured):
-    run, shown = shown_by(configured("frozen", backbone_step="frozen", rule={"name": "dense-adam", "lr": 1e-4}))
+    run, shown = shown_by(configured("frozen", backbone_update="frozen", rule={"name": "dense-adam", "lr": 1e-4}))
     assert not run.trajectory.exists()
     assert "buffers" not in shown  # of a rule that is never used
     assert all("projected_gradient_upper_0" not in line for line in lines_of(run))
@@ -493,7 +493,7 @@ def test_a_frozen_run_has_no_trajectory_and_can_be_loaded(configured):
 
 
 def test_a_random_run_replays(configured):
-    run, _ = shown_by(configured("random", backbone_step="random"))
+    run, _ = shown_by(configured("random", backbone_update="random"))
     (first, second) = Trajectory.read(run.trajectory).updates
     assert {key.index for update in (first, second) for key in update.displacement} == {1}
     RunFolder.open(run.path).load("adapter")
@@ -546,11 +546,11 @@ def test_adapters_that_the_model_cannot_take(kind, adapter, message, how):
     head = transformers.AutoModelForSequenceClassification if kind == "bert" else transformers.AutoModelForCausalLM
     setting = TrainingContext(build_model(kind, 300, head=head), None, list(range(24)), list, 0)
     with pytest.raises(ConfigError, match=message):
-        method_of(setting, adapter=adapter, backbone_step=how)
+        method_of(setting, adapter=adapter, backbone_update=how)
 
 
 def test_an_unknown_control():
     with pytest.raises(
-        ConfigError, match=r"method.backbone_step: Input should be 'zeroth-order', 'frozen' or 'random'"
+        ConfigError, match=r"method.backbone_update: Input should be 'zeroth-order', 'frozen' or 'random'"
     ):
-        read_config(None, ["method.backbone_step=freeze"])
+        read_config(None, ["method.backbone_update=freeze"])

@@ -51,7 +51,7 @@ def config(model_folder, tmp_path_factory):
         "model": str(model_folder),
         "task": {"name": "movie-reviews", "data_dir": str(folder / "data")},
         "method": BILEVEL,
-        "training": {"steps": STEPS, "eval_every": 2, "checkpoint_every": 1},
+        "training": {"steps": STEPS, "eval_steps": 2, "save_steps": 1},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     return folder / "config.yaml"
@@ -61,14 +61,14 @@ def config(model_folder, tmp_path_factory):
 def whole(forked, config):
     """What a run leaves that nothing happened to."""
     run = config.parent / "whole"
-    assert forked(config, f"run={run}", here=True)["status"] == 0
+    assert forked(config, f"output_dir={run}", here=True)["status"] == 0
     return contents(run)
 
 
 @pytest.fixture(scope="module")
 def points(forked, config, whole):
     """The points of the third save, by name: the first one that has an older checkpoint to remove."""
-    names = forked(config, f"run={config.parent / 'counted'}", save=3)["points"]
+    names = forked(config, f"output_dir={config.parent / 'counted'}", save=3)["points"]
     assert len(names) >= 20
     for kind in ("os.fsync", "os.rename", "os.replace", "write_text", "save_file", "copyfile", "os.unlink"):
         assert any(kind in name for name in names), kind
@@ -78,7 +78,7 @@ def points(forked, config, whole):
 @pytest.fixture(scope="module")
 def stopped_once(forked, config, whole):
     run = config.parent / "stopped"
-    said = forked(config, f"run={run}", signal=signal.SIGTERM, times=1, step=3)
+    said = forked(config, f"output_dir={run}", signal=signal.SIGTERM, times=1, step=3)
     assert (said["status"], said["error"]) == (143, "Interrupted")
     return run
 
@@ -92,11 +92,11 @@ def stopped(stopped_once, tmp_path):
 @pytest.fixture(scope="module")
 def end_points(forked, config, whole):
     """The points of the last writes of a run, by name."""
-    return forked(config, f"run={config.parent / 'ended'}", save="end")["points"]
+    return forked(config, f"output_dir={config.parent / 'ended'}", save="end")["points"]
 
 
 def again(forked, config, run, *overrides):
-    said = forked(config, f"run={run}", *overrides)
+    said = forked(config, f"output_dir={run}", *overrides)
     assert said["status"] == 0, said
     return said
 
@@ -110,7 +110,7 @@ def steps_of(folder):
 
 def check_kill(forked, config, whole, run, save, point):
     """Kill a save of a run at a point: the checkpoint is the old or the new one, and the run ends as any other."""
-    assert forked(config, f"run={run}", save=save, point=point)["status"] == -signal.SIGKILL
+    assert forked(config, f"output_dir={run}", save=save, point=point)["status"] == -signal.SIGKILL
     checkpoints = run / "checkpoints"
     found = Checkpoints(checkpoints).latest() if save > 1 else None
     if save > 1:
@@ -146,7 +146,7 @@ def test_a_killed_save_leaves_a_whole_checkpoint(forked, config, whole, points, 
 @pytest.mark.soak
 @pytest.mark.parametrize("save", [1, 3, 4])
 def test_a_save_may_be_killed_at_every_point(forked, config, whole, points, tmp_path, save, tries):
-    names = forked(config, f"run={tmp_path / 'counted'}", save=save)["points"]
+    names = forked(config, f"output_dir={tmp_path / 'counted'}", save=save)["points"]
     for point in tries(range(len(names))):
         check_kill(forked, config, whole, tmp_path / f"run-{point}", save, point)
     print(f"save {save}: killed at {len(names)} points")
@@ -155,10 +155,10 @@ def test_a_save_may_be_killed_at_every_point(forked, config, whole, points, tmp_
 @pytest.mark.promise(7)
 def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(forked, config, points, tmp_path):
     run = tmp_path / "run"
-    forked(config, f"run={run}", save=3, point=points.index("after os.rename"))
+    forked(config, f"output_dir={run}", save=3, point=points.index("after os.rename"))
     assert damage_of(run / "checkpoints" / "step-00000003") is not None
     shutil.copytree(run / "checkpoints" / "step-00000002", run / "checkpoints" / ".saving-00000009")
-    said = forked(config, f"run={run}", "training.checkpoint_every=1", signal=signal.SIGTERM, times=1, step=4)
+    said = forked(config, f"output_dir={run}", "training.save_steps=1", signal=signal.SIGTERM, times=1, step=4)
     assert said["status"] == 143
     assert steps_of(run / "checkpoints") == [3, 4]
 
@@ -178,7 +178,7 @@ def test_a_run_that_was_killed_at_its_very_start_begins(forked, config, whole, t
 
 
 def test_a_run_that_another_process_ends_meanwhile_is_left_alone(config, whole, stopped, monkeypatch):
-    asked = read_config(config, [f"run={stopped.path}"])
+    asked = read_config(config, [f"output_dir={stopped.path}"])
 
     def load(*arguments):
         monkeypatch.undo()
@@ -194,8 +194,8 @@ def test_a_run_that_another_process_ends_meanwhile_is_left_alone(config, whole, 
 @pytest.mark.promise(10)
 @pytest.mark.parametrize("number", [signal.SIGTERM, later(signal.SIGINT)])
 def test_a_second_signal_leaves_at_once(forked, config, whole, tmp_path, number):
-    run, seldom = tmp_path / "run", "training.checkpoint_every=5"
-    said = forked(config, f"run={run}", seldom, signal=number, times=2, step=3)
+    run, seldom = tmp_path / "run", "training.save_steps=5"
+    said = forked(config, f"output_dir={run}", seldom, signal=number, times=2, step=3)
     if number == signal.SIGTERM:
         assert said["status"] == -signal.SIGTERM
     else:
@@ -212,7 +212,7 @@ def test_a_second_signal_leaves_at_once(forked, config, whole, tmp_path, number)
 
 def check_kill_at_the_end(forked, config, whole, run, point):
     """Kill the last writes of a run: what says that it has ended is there only with all that it names."""
-    assert forked(config, f"run={run}", save="end", point=point)["status"] == -signal.SIGKILL
+    assert forked(config, f"output_dir={run}", save="end", point=point)["status"] == -signal.SIGKILL
     folder = RunFolder(run)
     if folder.ended:
         folder.verify()
@@ -257,7 +257,7 @@ def test_what_a_run_left_is_on_the_disk_before_it_says_that_it_has_ended(config,
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    train(read_config(config, [f"run={run.path}"]))
+    train(read_config(config, [f"output_dir={run.path}"]))
     saved = max(i for i, event in enumerate(happened) if event[1].name == "complete" and event[0] == "replace")
     last = [event for event in happened[saved + 1 :] if run.checkpoints not in event[1].parents]
     ended = last.index(("replace", run.path / "summary.json", True))  # while the checkpoints were still there
@@ -337,7 +337,7 @@ def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(forked, c
     for path in damaged:
         path.write_text("{}", encoding="utf-8")
     metrics = stopped.metrics.read_bytes()
-    said = forked(config, f"run={stopped.path}")
+    said = forked(config, f"output_dir={stopped.path}")
     assert (said["error"], said["status"]) == ("CheckpointError", 2)
     assert all(str(path) in said["message"] for path in damaged)
     assert f"remove {str(stopped.checkpoints)!r}" in said["hint"]
@@ -375,7 +375,7 @@ def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(forked, config,
     path = stopped.path / name
     size = path.stat().st_size
     os.truncate(path, size // 2)
-    said = forked(config, f"run={stopped.path}")
+    said = forked(config, f"output_dir={stopped.path}")
     assert (said["error"], said["status"]) == ("CheckpointError", 2)
     assert f"{str(path)!r} has {size // 2} bytes" in said["message"]
 
@@ -385,7 +385,7 @@ def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(forked, config,
 
 def check_no_room(forked, config, whole, run, save, point, how):
     """Every write of a save fails from a point on: it is said, and the checkpoint before is as it was."""
-    said = forked(config, f"run={run}", save=save, point=point, how=how)
+    said = forked(config, f"output_dir={run}", save=save, point=point, how=how)
     if said["status"] == 0:  # nothing was to be written any more
         return False
     assert (said["error"], said["status"]) == ("CheckpointError", 2), said
@@ -414,7 +414,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(forked, config, whole, points,
 @pytest.mark.parametrize("how", ["ENOSPC", "EROFS"])
 @pytest.mark.parametrize("save", [1, 3])
 def test_a_disk_may_be_full_at_every_write(forked, config, whole, tmp_path, save, how, tries):
-    names = forked(config, f"run={tmp_path / 'counted'}", save=save)["points"]
+    names = forked(config, f"output_dir={tmp_path / 'counted'}", save=save)["points"]
     writes = [
         number
         for number, name in enumerate(names)
@@ -428,8 +428,8 @@ def test_a_disk_may_be_full_at_every_write(forked, config, whole, tmp_path, save
 @pytest.mark.promise(15)
 def test_a_run_may_go_on_without_a_checkpoint(forked, config, whole, points, tmp_path):
     run = tmp_path / "run"
-    skip = "training.checkpoint_failure=skip"
-    said = forked(config, f"run={run}", skip, save=3, point=points.index("before os.mkdir"), how="ENOSPC")
+    skip = "training.on_save_error=skip"
+    said = forked(config, f"output_dir={run}", skip, save=3, point=points.index("before os.mkdir"), how="ENOSPC")
     assert said["status"] == 0
     assert said["shown"].count("warning: cannot write the checkpoint") == 1
     assert contents(run) == whole
@@ -438,9 +438,9 @@ def test_a_run_may_go_on_without_a_checkpoint(forked, config, whole, points, tmp
 @pytest.mark.promise(15)
 def test_it_does_not_where_it_was_asked_to_stop(forked, config, tmp_path):
     """What Stopped says is true: the steps are saved."""
-    skip = ("training.checkpoint_failure=skip", "training.checkpoint_every=5")
+    skip = ("training.on_save_error=skip", "training.save_steps=5")
     how = {"signal": signal.SIGTERM, "times": 1, "step": 3, "save": 1, "point": 0, "how": "EROFS"}
-    said = forked(config, f"run={tmp_path / 'run'}", *skip, **how)
+    said = forked(config, f"output_dir={tmp_path / 'run'}", *skip, **how)
     assert (said["error"], said["status"]) == ("CheckpointError", 2)
 
 
@@ -493,11 +493,11 @@ def test_a_file_that_a_reward_does_not_find_is_no_full_disk(config, tmp_path):
 
     content = yaml.safe_load(config.read_text(encoding="utf-8")) | {"method": {"name": "mezo", "batch_size": 2}}
     with pytest.raises(FileNotFoundError, match="rewards.json"):
-        train(read_config(**content, run=str(run.path)), reward=reward)
+        train(read_config(**content, output_dir=str(run.path)), reward=reward)
     assert "rewards.json" in run.summary["stopped"]
 
 
-SELDOM = "training.checkpoint_every=5"
+SELDOM = "training.save_steps=5"
 
 
 @pytest.mark.promise(15)
@@ -506,14 +506,14 @@ SELDOM = "training.checkpoint_every=5"
     [
         pytest.param(20_000, "the checkpoint", (), id="tensors of a checkpoint"),
         later(4_000, "the run", (SELDOM,), id="best adapter"),
-        pytest.param(2_200, "the run", (SELDOM, "training.eval_every=5"), id="log"),
+        pytest.param(2_200, "the run", (SELDOM, "training.eval_steps=5"), id="log"),
         later(600, "the run", (), id="configuration"),
     ],
 )
 def test_the_system_itself_refuses_to_write_more(forked, config, whole, tmp_path, largest, what, overrides):
     """A limit on the size of a file, in bytes."""
     run = tmp_path / "run"
-    said = forked(config, f"run={run}", *overrides, largest_file=largest)
+    said = forked(config, f"output_dir={run}", *overrides, largest_file=largest)
     assert (said["status"], said["error"]) == (2, "CheckpointError" if what == "the checkpoint" else "RunError"), said
     assert f"cannot write {what} '{run}" in said["message"]
     assert "File too large (" in said["message"]
@@ -544,7 +544,7 @@ def test_a_real_disk_may_be_full_at_any_size(forked, config, whole, small_disk, 
     failed = 0
     for kilobytes in tries(range(4, 1200, 60)):
         mount("-o", f"remount,size={kilobytes}k")
-        said = forked(config, f"run={path / 'run'}")
+        said = forked(config, f"output_dir={path / 'run'}")
         if said["status"]:
             failed += 1
             assert said["error"] in ("CheckpointError", "RunError"), said
@@ -562,10 +562,10 @@ def test_a_real_disk_may_be_full_at_any_size(forked, config, whole, small_disk, 
 def test_a_real_disk_may_be_read_only(forked, config, whole, small_disk, tries):
     path, mount = small_disk
     mount("-o", "remount,size=20m")
-    forked(config, f"run={path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
+    forked(config, f"output_dir={path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
     mount("-o", "remount,ro")
     for run in tries(("run", "new")):
-        said = forked(config, f"run={path / run}")
+        said = forked(config, f"output_dir={path / run}")
         assert (said["error"], said["status"]) == ("RunError", 2)
         assert "Read-only file system" in said["message"]
     mount("-o", "remount,rw")
@@ -598,6 +598,6 @@ def test_a_folder_with_a_task_file_of_a_user_is_not_taken_for_a_run_that_had_beg
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "task.yaml").write_text("# mine\n", encoding="utf-8")
     with pytest.raises(RunError, match="exists"):
-        new_folder(read_config(config, [f"run={tmp_path / 'run'}"]))
+        new_folder(read_config(config, [f"output_dir={tmp_path / 'run'}"]))
     (tmp_path / "run" / "run.lock").touch()
-    assert new_folder(read_config(config, [f"run={tmp_path / 'run'}"])).path == tmp_path / "run"
+    assert new_folder(read_config(config, [f"output_dir={tmp_path / 'run'}"])).path == tmp_path / "run"

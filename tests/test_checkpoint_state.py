@@ -17,7 +17,7 @@ from zofo.methods import METHODS
 from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint, EvaluationCallback
 from zofo.training.checkpoint import Checkpoints
-from zofo.training.data_module import load_material, setting_of
+from zofo.training.data_module import load_material, training_context
 from zofo.training.identity import content_hash
 from zofo.training.run_state import Progress, should_checkpoint_weights
 
@@ -36,16 +36,24 @@ def stopped(model_folder, tmp_path_factory):
     def stop(case):
         if case not in made:
             names = ["mood", "tone", "pick"]
-            several = {"data": str(write_tasks(folder / "tasks", names)), "tasks": names, "sizes": {"validation": 3}}
+            several = {
+                "data": str(write_tasks(folder / "tasks", names)),
+                "tasks": names,
+                "split_sizes": {"validation": 3},
+            }
             config = read_config(
                 model=str(model_folder),
                 task=several if case == DISK else {"data_dir": str(folder / "data")},
                 method=METHOD[case],
-                training={"steps": 12, "eval_every": 4},
-                run=str(folder / case),
+                training={"steps": 12, "eval_steps": 4},
+                output_dir=str(folder / case),
             )
             stopped_at(config, 7)
-            made[case] = config, RunFolder(config.run), Checkpoints(RunFolder(config.run).checkpoints).latest()
+            made[case] = (
+                config,
+                RunFolder(config.output_dir),
+                Checkpoints(RunFolder(config.output_dir).checkpoints).latest(),
+            )
         return made[case]
 
     return stop
@@ -54,7 +62,7 @@ def stopped(model_folder, tmp_path_factory):
 def restore(config, run, checkpoint):
     """Take a checkpoint back in a method that was built anew."""
     material = load_material(config, False, ("train", "validation"))
-    method = METHODS[config.method.name](config.method, setting_of(config, material, None))
+    method = METHODS[config.method.name](config.method, training_context(config, material, None))
     best, evaluating = BestCheckpoint(run.best, method.save), EvaluationCallback(method, lambda _: None)
     began = content_hash(run.identity.as_dict())
     progress = Progress(method, best, evaluating, should_checkpoint_weights(method, None), began=began)

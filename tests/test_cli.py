@@ -33,8 +33,8 @@ def given(model_folder, data_dir):
 @pytest.fixture
 def trained(run_zofo, given, tmp_path):
     """A finished bilevel run."""
-    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2", "training.eval_every=1"]
-    code, _, _ = run_zofo("train", *given, *options, f"run={tmp_path / 'trained'}")
+    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2", "training.eval_steps=1"]
+    code, _, _ = run_zofo("train", *given, *options, f"output_dir={tmp_path / 'trained'}")
     assert code == 0
     return tmp_path / "trained"
 
@@ -43,7 +43,7 @@ def test_train_from_a_file_and_overrides(run_zofo, given, tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("method: {name: mezo, batch_size: 4}\ntraining: {steps: 9}\n", encoding="utf-8")
     run = tmp_path / "runs" / "deep" / "one"
-    code, out, err = run_zofo("train", file, *given, "training.steps=2", f"run={run}")
+    code, out, err = run_zofo("train", file, *given, "training.steps=2", f"output_dir={run}")
     assert code == 0
     summary = RunFolder.open(run).summary
     assert (summary["method"], summary["queries"]) == ("mezo", 2 * 2 * 4)
@@ -61,8 +61,8 @@ def test_train_from_a_file_and_overrides(run_zofo, given, tmp_path):
 
 
 def test_train_says_what_the_test_split_was_scored(run_zofo, given, tmp_path):
-    run, steps = tmp_path / "run", ("training.steps=1", "method.batch_size=4", "training.test=true")
-    code, out, _ = run_zofo("train", *given, "method=bilevel", *steps, f"run={run}")
+    run, steps = tmp_path / "run", ("training.steps=1", "method.batch_size=4", "training.eval_on_test=true")
+    code, out, _ = run_zofo("train", *given, "method=bilevel", *steps, f"output_dir={run}")
     assert code == 0
     summary = RunFolder.open(run).summary
     upper, lower = (f"accuracy {100 * scored['accuracy']:.1f} % on test" for scored in summary["test"].values())
@@ -234,7 +234,7 @@ def test_wrong_usage_is_exit_code_2(run_zofo, arguments):
 def test_a_non_finite_run_is_exit_code_1(run_zofo, given, tmp_path):
     run = tmp_path / "run"
     rule = "method.rule={name: dense-momentum, lr: 3e+38}"
-    code, _, err = run_zofo("train", *given, "method=mezo", rule, "method.batch_size=4", f"run={run}")
+    code, _, err = run_zofo("train", *given, "method=mezo", rule, "method.batch_size=4", f"output_dir={run}")
     assert code == 1
     assert "error: step 1: non-finite loss" in err
     assert "Key(seed=0, step=1, index=0)" in err
@@ -355,7 +355,7 @@ verbalizers:
     assert (code, json.loads(out)["count"], json.loads(out)["sequences"]) == (0, 24, 1)
     run = tmp_path / "run"
     options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2"]
-    code, _, err = run_zofo("train", *given, *options, f"run={run}")
+    code, _, err = run_zofo("train", *given, *options, f"output_dir={run}")
     assert code == 0, err
     code, out, _ = run_zofo("eval", run, "--json", "--split", "test")
     assert code == 0
@@ -393,7 +393,7 @@ def test_ctrl_c_leaves_with_130_and_a_run_that_can_be_used(run_zofo, given, tmp_
     try:
         with monkeypatch.context() as patched:
             patched.setattr(METHODS["bilevel"], "step", asked)
-            options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"run={run}"]
+            options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"output_dir={run}"]
             code, _, err = run_zofo("train", *given, *options)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -406,7 +406,7 @@ def test_ctrl_c_leaves_with_130_and_a_run_that_can_be_used(run_zofo, given, tmp_
 @pytest.mark.soak
 def test_ctrl_c_on_a_real_process(run_zofo, given, tmp_path):
     run = tmp_path / "run"
-    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"run={run}"]
+    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"output_dir={run}"]
     command = [sys.executable, "-m", "zofo", "train", *map(str, given), *options]
     # a job of a shell without a terminal may start with Ctrl-C switched off, so switch it on
     child = subprocess.Popen(

@@ -82,10 +82,16 @@ VARIED = [
     {},
     {"method": "mezo"},
     {"method": "first-order"},
-    {"method": {"name": "first-order", "parameters": "partial", "layers": ["*.1.*"], "optimizer": "sgd", "lr": 0.5}},
+    {"method": {"name": "first-order", "parameters": "all", "trainable": ["*.1.*"], "optimizer": "sgd", "lr": 0.5}},
     {"method": {"name": "mezo", "rule": {"name": "dense-adam", "betas": [0.5, 0.75]}, "noise": {"name": "low-rank"}}},
-    {"method": {"adapter": {"rank": 2, "target_modules": ["q_proj"]}, "select": ["*.0.*"]}, "run": "runs/one"},
-    {"task": {"data_dir": "here", "max_length": 64, "truncate": "left"}, "training": {"seed": 2**64 - 1, "queries": 9}},
+    {
+        "method": {"adapter": {"rank": 2, "target_modules": ["q_proj"]}, "trainable": ["*.0.*"]},
+        "output_dir": "runs/one",
+    },
+    {
+        "task": {"data_dir": "here", "max_length": 64, "truncate": "left"},
+        "training": {"seed": 2**64 - 1, "max_queries": 9},
+    },
 ]
 
 
@@ -251,8 +257,8 @@ def test_unknown_names_get_the_nearest(override, guess):
         ("training.steps=", "training.steps"),
         ("training.seed=-1", "training.seed"),
         (f"training.seed={2**64}", "training.seed"),
-        ("training.queries=0", "training.queries"),
-        ("training.eval_every=0", "training.eval_every"),
+        ("training.max_queries=0", "training.max_queries"),
+        ("training.eval_steps=0", "training.eval_steps"),
         ("training.eval_batch_size=0", "training.eval_batch_size"),
         ("training=[1]", "training"),
         ("task.max_length=7", "task.max_length"),
@@ -279,7 +285,7 @@ def test_unknown_names_get_the_nearest(override, guess):
         ("method=", "method"),
         ("method=[mezo]", "method"),
         ("method.rule=[sgd]", "method.rule"),
-        ("run=3", "run"),
+        ("output_dir=3", "output_dir"),
     ],
 )
 def test_values_that_cannot_be_are_refused_in_one_line_that_names_the_key(override, key):
@@ -297,8 +303,8 @@ def test_what_is_not_key_value_is_refused(override):
 
 @pytest.mark.parametrize("value", ["[1", "{a: ", "*.29.*", "!!python/object/apply:os.system [true]", "2020-99-99"])
 def test_values_that_are_not_plain_yaml_are_refused(value):
-    with pytest.raises(ConfigError, match="method.select"):
-        read_config(overrides=[f"method.select={value}"])
+    with pytest.raises(ConfigError, match="method.trainable"):
+        read_config(overrides=[f"method.trainable={value}"])
 
 
 @pytest.mark.parametrize(
@@ -308,7 +314,7 @@ def test_values_that_are_not_plain_yaml_are_refused(value):
         ("method.rule.lr=1e-400", r"^method\.rule\.lr: .*read as 0"),
         ("method.rule.lr=1.0e-400", "1.0e-400 is too small a number"),
         ("task.max_rows=yes", r"^task\.max_rows: .*truth value True"),
-        ("task.sizes.train=true", r"^task\.sizes: .*truth value True"),
+        ("task.split_sizes.train=true", r"^task\.split_sizes: .*truth value True"),
         ("task.temperature=1e-400", r"^task\.temperature: .*read as 0"),
         ("task.max_rows=010", "010 is a number in base 8"),
         ("training.steps=1:30", "1:30 is a number in base 60"),
@@ -365,18 +371,18 @@ def test_methods_have_their_own_configuration():
         assert type(read_config(method=name).method) is kind
     with pytest.raises(ConfigError, match="method.inner_steps"):
         read_config(method={"name": "mezo", "inner_steps": 3})
-    assert Path("runs") not in (read_config().run,)
+    assert Path("runs") not in (read_config().output_dir,)
 
 
 # methods that read, and templates as they are
 
 
 def test_in_context_has_demonstrations_unless_they_are_given():
-    assert read_config(None, ["method=in-context"]).task.demonstrations == 4
-    assert read_config(method="in-context", task="sst2").task == TaskConfig(name="sst2", demonstrations=4)
-    assert read_config(None, ["method=in-context", "task.demonstrations=9"]).task.demonstrations == 9
-    assert read_config(None, ["method.name=in-context", "task=sst2"]).task.demonstrations == 4
-    assert all(read_config(method=name).task.demonstrations == 0 for name in METHODS if name != "in-context")
+    assert read_config(None, ["method=in-context"]).task.num_fewshot == 4
+    assert read_config(method="in-context", task="sst2").task == TaskConfig(name="sst2", num_fewshot=4)
+    assert read_config(None, ["method=in-context", "task.num_fewshot=9"]).task.num_fewshot == 9
+    assert read_config(None, ["method.name=in-context", "task=sst2"]).task.num_fewshot == 4
+    assert all(read_config(method=name).task.num_fewshot == 0 for name in METHODS if name != "in-context")
 
 
 @pytest.mark.parametrize(
@@ -411,7 +417,7 @@ def test_a_template_stands_as_it_is(text, template):
         ("task.temperature=-1", "task.temperature: Input should be greater than or equal to 0"),
         ("task.temperature=.inf", "task.temperature: Input should be a finite number"),
         ("task.scoring=median", "task.scoring: "),
-        ("task.demonstration_sets=shared", "task.demonstration_sets: "),
+        ("task.fewshot_sampling=shared", "task.fewshot_sampling: "),
     ],
 )
 def test_options_of_the_task_with_mistakes(override, message):
@@ -461,12 +467,14 @@ def test_epochs_are_as_many_steps_as_draw_all_training_rows_so_often(method, epo
     assert config.method.steps_of_epochs(config.training.epochs, rows) == steps
 
 
-@pytest.mark.parametrize("other", ["steps=7", "queries=70"])
+@pytest.mark.parametrize("other", ["steps=7", "max_queries=70"])
 def test_one_key_says_how_long_a_run_is(other):
     key, null = other.partition("=")[0], f"training.{other.partition('=')[0]}=null"
     with pytest.raises(ConfigError, match=f"training.epochs and training.{key} both say how long") as caught:
         read_config(None, ["training.epochs=2", f"training.{other}"])
-    assert caught.value.hint == "give one of training.steps, training.queries and training.epochs; null takes one back"
+    assert (
+        caught.value.hint == "give one of training.steps, training.max_queries and training.epochs; null takes one back"
+    )
     config = read_config(None, ["training.epochs=2", f"training.{other}", null])
     assert config == RunConfig.model_validate(yaml.safe_load(config.to_yaml()))  # as a run folder holds it
     assert config.training.length_key == "epochs"

@@ -38,7 +38,7 @@ def test_what_was_typed_what_stands_in_a_file_and_what_is_a_default_are_told_apa
         ("method.noise=gaussian", "method.evaluator.name"),
         ("method.num_directions=4", "method.rule.lr"),
         ("model.dtype=bfloat16", "method.estimator.epsilon"),
-        ("method=in-context", "task.demonstrations"),
+        ("method=in-context", "task.num_fewshot"),
     ],
 )
 def test_a_default_that_another_key_decides_names_that_key(deciding, key):
@@ -75,7 +75,7 @@ def test_a_configuration_that_is_wrong_is_refused():
         explain_config(None, ["nothing=1"])
 
 
-@pytest.mark.parametrize(("key", "value"), [("epochs", 2.5), ("queries", 900)])
+@pytest.mark.parametrize(("key", "value"), [("epochs", 2.5), ("max_queries", 900)])
 def test_steps_that_another_key_takes_the_place_of_say_so(key, value):
     one = found(f"training.{key}={value}")
     assert (one[f"training.{key}"].value, one[f"training.{key}"].source) == (value, "command line")

@@ -40,7 +40,7 @@ def made(model_folder, tmp_path_factory):
         "method": {"name": "mezo", "batch_size": 2, "rule": {"lr": 1e-4}},
         "training": {"steps": 2},
     }
-    train(read_config(**config, run=str(folder / "run")))
+    train(read_config(**config, output_dir=str(folder / "run")))
     return config, folder / "run"
 
 
@@ -70,14 +70,14 @@ def test_a_run_that_starts_from_itself_is_one_message(run_zofo, made, run, tmp_p
     for folder in folders[1:]:
         shutil.copytree(run.path, folder)
     for folder, start in zip(folders, [*folders[1:], folders[0]], strict=True):
-        edit(RunFolder(folder), start=str(start))
+        edit(RunFolder(folder), init_from=str(start))
     for arguments in (
         ("eval", run.path),
         ("predict", run.path, "a joy"),
         ("replay", run.path),
         ("export", run.path, "--merged", tmp_path / "merged"),
         ("export", run.path, "--patch", tmp_path / "a.patch"),
-        ("train", run.path / "config.yaml", f"run={tmp_path / 'new'}"),
+        ("train", run.path / "config.yaml", f"output_dir={tmp_path / 'new'}"),
     ):
         code, _, err = run_zofo(*arguments)
         assert code == 2, arguments
@@ -88,7 +88,7 @@ def test_a_run_that_starts_from_itself_is_one_message(run_zofo, made, run, tmp_p
 def test_a_circle_of_links_is_seen(run, tmp_path):
     (tmp_path / "link").symlink_to(run.path)
     with pytest.raises(RunError, match="no run can start from itself"):
-        edit(run, start=str(tmp_path / "link")).chain()
+        edit(run, init_from=str(tmp_path / "link")).chain()
 
 
 # leftovers
@@ -107,7 +107,7 @@ def test_checkpoints_that_a_killed_process_left_of_an_ended_run_go_when_it_is_us
 def test_they_go_when_the_same_is_typed_again(made, run):
     leave_checkpoints(run)
     with pytest.raises(RunError, match="exists, and a run never overwrites another"):
-        train(read_config(**made[0], run=str(run.path)))
+        train(read_config(**made[0], output_dir=str(run.path)))
     assert not run.checkpoints.exists()
 
 
@@ -126,13 +126,13 @@ def test_a_run_whose_summary_is_damaged_does_not_begin_again(made, run):
     before = run.trajectory.read_bytes()
     (run.path / "summary.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match=r"summary\.json"):
-        train(read_config(**made[0], run=str(run.path)))
+        train(read_config(**made[0], output_dir=str(run.path)))
     assert run.trajectory.read_bytes() == before
 
 
 def test_the_loser_of_two_starts_is_told_of_the_winner(made, run):
     with run.locked(), pytest.raises(RunError, match="another process is training in") as raised:
-        train(read_config(**made[0], run=str(run.path)))
+        train(read_config(**made[0], output_dir=str(run.path)))
     assert "wait for it" in raised.value.hint
     assert "remove" not in str(raised.value)
 
@@ -278,8 +278,8 @@ def test_without_a_home_folder_the_cache_is_asked_for(monkeypatch):
     [
         "training.steps=4294967296",
         "training.steps=10000000000000000000000000000000",
-        "training.queries=10000000000000000000000000000000",
-        "method.select=[]",
+        "training.max_queries=10000000000000000000000000000000",
+        "method.trainable=[]",
         "method.rule.lr=.inf",
         "method.rule.lr=1e400",
         "method.epsilon=.nan",
@@ -290,7 +290,7 @@ def test_without_a_home_folder_the_cache_is_asked_for(monkeypatch):
 def test_a_number_that_no_run_can_have_is_refused(run_zofo, made, tmp_path, override):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(made[0]), encoding="utf-8")
-    code, _, err = run_zofo("train", config, f"run={tmp_path / 'new'}", override)
+    code, _, err = run_zofo("train", config, f"output_dir={tmp_path / 'new'}", override)
     assert code == 2, err
     assert err.startswith("error: ")
     assert not (tmp_path / "new").exists()

@@ -388,7 +388,7 @@ name: asking
 version: 1
 kind: generation
 metric: token-f1
-also: [exact-match]
+extra_metrics: [exact-match]
 template: "{{ prompt }}"
 answers: completion
 splits: {train: {from: data}, validation: {from: data, size: 4}, test: {from: data, size: 4}}

@@ -58,10 +58,10 @@ class OwnConfig(ForwardOnlyConfig):
 
     @classmethod
     def complete(cls, tree):
-        return {**super().complete(tree), "task": {**tree.get("task", {}), "demonstrations": 2}}
+        return {**super().complete(tree), "task": {**tree.get("task", {}), "num_fewshot": 2}}
 
     def check_task(self, task):
-        if task.demonstrations != 2:
+        if task.num_fewshot != 2:
             raise ConfigError("method=own takes two demonstrations")
 
 
@@ -106,14 +106,14 @@ def test_a_rule_that_is_plain_sgd_has_the_rate_that_the_method_has_by_default(di
 
 def test_a_method_completes_the_configuration_and_refuses_a_task():
     config = read_config(None, ["method=own", "model.dtype=bfloat16"])
-    assert config.task.demonstrations == 2
+    assert config.task.num_fewshot == 2
     assert config.method.estimator.options["epsilon"] == EPSILON_OF_HALF
     with pytest.raises(ConfigError, match="method=own takes two demonstrations"):
         config.model_validate({**config.model_dump(exclude={"task"}), "method": config.method})
 
 
 def test_the_rate_of_a_method_with_one_rate_is_tuned(model_folder, data_dir):
-    task = {"name": "sst2", "data_dir": str(data_dir), "demonstrations": 2}
+    task = {"name": "sst2", "data_dir": str(data_dir), "num_fewshot": 2}
     own, mezo = (
         tune_lr(read_config(model=str(model_folder), task=task, method={"name": name, "batch_size": 4}), steps=1)
         for name in ("own", "mezo")

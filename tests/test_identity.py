@@ -100,8 +100,8 @@ def configured(place, name, **groups):
         "model": {"name": str(place / "model")},
         "task": {"name": str(place / "task.yaml"), "data_dir": str(place / "data")},
         "method": MEZO,
-        "training": {"steps": 4, "test": True},
-        "run": str(place / name),
+        "training": {"steps": 4, "eval_on_test": True},
+        "output_dir": str(place / name),
     }
     return read_config(**{**given, **groups})
 
@@ -111,7 +111,7 @@ USES = {
     "eval": lambda place, out: evaluate_run(place / "ended"),
     "eval of other rows": lambda place, out: evaluate_run(place / "ended", data_dir=place / "data"),
     "predict": lambda place, out: predict(place / "ended", ["a joy"]),
-    "start": lambda place, out: train(configured(place, str(out / "next"), start=str(place / "ended"))),
+    "start": lambda place, out: train(configured(place, str(out / "next"), init_from=str(place / "ended"))),
     "apply": lambda place, out: apply_patch(place / "patch.zofo", str(place / "model"), out / "applied"),
     "export": lambda place, out: export_run(place / "ended", "merged", out / "merged"),
     "export of an adapter": lambda place, out: export_run(place / "adapted", "adapter", out / "adapter"),
@@ -213,7 +213,7 @@ def test_rows_that_are_drawn_otherwise_are_named_by_their_tokens(place, monkeypa
     [
         ("config.yaml", lambda c: c["method"]["rule"].update(lr=1.0), "method.rule.lr was 0.001, and is 1.0"),
         ("config.yaml", lambda c: c["task"].update(scoring="sum"), "task.scoring was 'mean', and is 'sum'"),
-        ("config.yaml", lambda c: c["training"].pop("test"), "training.test was True, and is False"),
+        ("config.yaml", lambda c: c["training"].pop("eval_on_test"), "training.eval_on_test was True, and is False"),
         ("task.yaml", lambda c: c.update(metric="macro-f1"), "it is not the task that was trained on"),
     ],
     ids=["rate", "scoring", "left out", "task"],
@@ -248,7 +248,7 @@ def bytes_of(folder):
 def test_the_configuration_of_a_run_means_that_run(place, tmp_path, monkeypatch, way):
     stopped = shutil.copytree(place / "stopped", tmp_path / "stopped")
     content = yaml.safe_load((stopped / "config.yaml").read_text(encoding="utf-8"))
-    assert content["run"] == str(place / "stopped")  # where it was
+    assert content["output_dir"] == str(place / "stopped")  # where it was
     here = shutil.move(stopped, tmp_path / "elsewhere") if way == "moved" else stopped
     before = bytes_of(place)
     if way in ("from inside", "by a relative path"):
@@ -264,7 +264,7 @@ def test_a_run_that_is_named_by_its_configuration_takes_another_folder_only_by_n
     file = place / "ended" / "config.yaml"
     with pytest.raises(RunError, match="never overwrites another"):
         train(read_config(file))
-    assert train(read_config(file, [f"run={tmp_path / 'again'}"])).path == tmp_path / "again"
+    assert train(read_config(file, [f"output_dir={tmp_path / 'again'}"])).path == tmp_path / "again"
 
 
 @pytest.mark.promise(22)
@@ -283,14 +283,14 @@ def test_a_run_goes_on_where_its_model_and_rows_were_moved(place, tmp_path):
 @pytest.mark.promise(22)
 def test_the_run_that_a_run_starts_from_is_known_by_content_and_moves_with_it(place, tmp_path):
     first = shutil.copytree(place / "ended", tmp_path / "first")
-    config = configured(place, str(tmp_path / "next"), start=str(first))
+    config = configured(place, str(tmp_path / "next"), init_from=str(first))
     train(config)
     both = tmp_path / "both"
     both.mkdir()
     for name in ("first", "next"):
         shutil.move(tmp_path / name, both / name)
     before = evaluate_run(both / "next")
-    train(configured(place, str(first), training={"steps": 3, "test": True}))  # another one takes its place
+    train(configured(place, str(first), training={"steps": 3, "eval_on_test": True}))  # another one takes its place
     with pytest.raises(RunError, match="the run that it starts from is not the one that"):
         evaluate_run(both / "next")
     shutil.rmtree(first)

@@ -80,8 +80,8 @@ def mlp_batch(examples):
     return torch.randn(examples, 5, generator=generator()), torch.randn(examples, 2, generator=generator(1))
 
 
-def build(model, select=None, noise=None, **options):
-    return InForward(model, Backbone(model, noise or LowRank(), select), **options)
+def build(model, trainable=None, noise=None, **options):
+    return InForward(model, Backbone(model, noise or LowRank(), trainable), **options)
 
 
 def in_place_losses(evaluator, objective, batch, points):
@@ -687,7 +687,7 @@ def test_a_use_that_cannot_carry_a_direction_is_found_before_the_first_step(use)
     named = any(f"{name!r}" in caught.value.message for name in shapes)
     assert named or "depend on which rows share a batch" in caught.value.message
     elsewhere = "the model itself writes into" not in caught.value.message  # which it does in place, too
-    assert ("method.evaluator=in-place" if elsewhere else 'method.select=["*", "!w"]') in caught.value.hint
+    assert ("method.evaluator=in-place" if elsewhere else 'method.trainable=["*", "!w"]') in caught.value.hint
     assert all(type(value) is nn.Parameter and same_bits(value, before[n]) for n, value in module.named_parameters())
     assert evaluator.counts.forwards == 0
 

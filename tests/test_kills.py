@@ -33,8 +33,12 @@ def written(folder, model, case):
     task = {"name": "movie-reviews", "data_dir": str(folder / "data")}
     if case.startswith("meta"):
         names = ("mood", "tone", "pick")
-        task = {"data_dir": str(write_tasks(folder / "tasks", names)), "tasks": list(names), "sizes": {"validation": 3}}
-    training = {"steps": STEPS, "eval_every": 5, "checkpoint_every": 3}
+        task = {
+            "data_dir": str(write_tasks(folder / "tasks", names)),
+            "tasks": list(names),
+            "split_sizes": {"validation": 3},
+        }
+    training = {"steps": STEPS, "eval_steps": 5, "save_steps": 3}
     content = {"model": str(model), "task": task, "method": METHOD[case], "training": training}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -45,9 +49,9 @@ def written(folder, model, case):
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(forked, model_folder, tmp_path, case):
     config = written(tmp_path, model_folder, case)
-    assert forked(config, f"run={tmp_path / 'first'}", here=True)["status"] == 0  # imports what the forks need
+    assert forked(config, f"output_dir={tmp_path / 'first'}", here=True)["status"] == 0  # imports what the forks need
     start = time.perf_counter()
-    assert forked(config, f"run={tmp_path / 'whole'}")["status"] == 0
+    assert forked(config, f"output_dir={tmp_path / 'whole'}")["status"] == 0
     took = time.perf_counter() - start
     whole, chosen = contents(tmp_path / "whole"), random.Random(f"{SEED} {case}")
     kills, number = 0, 0
@@ -55,14 +59,14 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(forked, model_fo
         number += 1
         run, ended = tmp_path / f"killed-{number}", False
         for _ in range(chosen.choice((1, 1, 2, 3))):  # times that it is killed
-            said = forked(config, f"run={run}", kill_after=chosen.uniform(0.02, 1) * took)
+            said = forked(config, f"output_dir={run}", kill_after=chosen.uniform(0.02, 1) * took)
             assert said["status"] in (0, -signal.SIGKILL), said
             ended = said["status"] == 0
             if ended:
                 break
             kills += 1
         if not ended:
-            said = forked(config, f"run={run}")
+            said = forked(config, f"output_dir={run}")
             if said["status"] != 0:  # killed between its summary and its end
                 assert "exists, and a run never overwrites another" in said["message"], said
         assert not (run / "checkpoints").exists()

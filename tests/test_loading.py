@@ -531,7 +531,7 @@ def test_an_adapter_in_the_cache_of_the_hub_is_no_model(
 
 
 def test_every_command_that_loads_a_model_refuses_an_adapter(run_zofo, adapter_folder, data_dir, tmp_path):
-    for command in (["eval"], ["train", f"run={tmp_path / 'run'}"], ["preview"]):
+    for command in (["eval"], ["train", f"output_dir={tmp_path / 'run'}"], ["preview"]):
         code, _, err = run_zofo(*command, f"model={adapter_folder}", f"task.data={data_dir}")
         assert code == 2, err
         assert "is no model but a LORA adapter" in err, command

@@ -39,17 +39,17 @@ from zofo.trajectory import Trajectory, TrajectoryWriter, replay
 CPU = torch.device("cpu")
 SHAPES = {"embed.weight": (17, 6), "norm.weight": (33,), "conv.weight": (4, 3, 2), "scale": (), "head.weight": (9, 5)}
 KINDS = {
-    "magnitude": Magnitude(share=0.4),
-    "magnitude, largest": Magnitude(share=0.4, keep="largest"),
-    "random": RandomMask(share=0.4),
-    "random, every 3": RandomMask(share=0.4, every=3),
-    "rotation": BlockRotation(blocks=3),
-    "rotation, cyclic": BlockRotation(blocks=3, order="cyclic"),
+    "magnitude": Magnitude(density=0.4),
+    "magnitude, largest": Magnitude(density=0.4, keep="largest"),
+    "random": RandomMask(density=0.4),
+    "random, every 3": RandomMask(density=0.4, refresh_every=3),
+    "rotation": BlockRotation(num_blocks=3),
+    "rotation, cyclic": BlockRotation(num_blocks=3, order="cyclic"),
 }
 CONFIGS = {
-    "magnitude": {"name": "magnitude", "share": 0.4},
-    "random": {"name": "random", "share": 0.4},
-    "rotation": {"name": "rotation", "blocks": 3},
+    "magnitude": {"name": "magnitude", "density": 0.4},
+    "random": {"name": "random", "density": 0.4},
+    "rotation": {"name": "rotation", "num_blocks": 3},
 }
 NOISE = {**{name: NOISES[name]() for name in NOISES}, "low-rank 2": LowRank(rank=2)}
 every_mask = pytest.mark.parametrize("mask", KINDS.values(), ids=KINDS.keys())
@@ -310,7 +310,7 @@ def test_units_of_a_random_mask_and_masks_of_other_keys_and_tensors_are_independ
 
 
 def test_steps_of_one_window_share_a_random_mask():
-    kept = RandomMask(0.5, every=3).taken({}, False)
+    kept = RandomMask(0.5, refresh_every=3).taken({}, False)
     masks = [[kept.units(Key(9, step, i), "w", (0, 64), CPU).tolist() for i in (0, 5)] for step in range(7)]
     assert all(one == two for one, two in masks)
     assert masks[0] == masks[1] == masks[2] != masks[3] == masks[4] == masks[5] != masks[6]
@@ -331,7 +331,7 @@ def turns(mask, steps, tensors=None, seed=4, index=0):
 @pytest.mark.parametrize("order", ["shuffled", "cyclic"])
 def test_each_round_visits_every_block_once_and_all_directions_of_a_step_share_it(order):
     tensors = {f"layers.{i}": torch.zeros(10) for i in range(24)}
-    mask = BlockRotation(blocks=6, order=order)
+    mask = BlockRotation(num_blocks=6, order=order)
     visited = turns(mask, range(60), tensors)
     names = list(tensors)
     blocks = [tuple(names[start : start + 4]) for start in range(0, 24, 4)]
@@ -376,7 +376,7 @@ def test_in_place_only_tensors_of_the_block_are_drawn_for_and_written(monkeypatc
             seen.add(name)
             return super().draw(key, name, shape, block, device)
 
-    backbone = Backbone(module, Seen(), mask=BlockRotation(blocks=4))
+    backbone = Backbone(module, Seen(), mask=BlockRotation(num_blocks=4))
     pieces, written = backbone._pieces, set()
     monkeypatch.setattr(backbone, "_pieces", lambda name, *others: written.add(name) or pieces(name, *others))
     evaluator = InPlace(module, backbone)
@@ -477,7 +477,7 @@ def test_in_the_forward_tensors_of_other_blocks_run_as_they_are(monkeypatch):
 
     monkeypatch.setattr(in_forward, "PerturbedForward", Recording)
     model = build_model("llama")
-    backbone = Backbone(model, LowRank(), mask=BlockRotation(blocks=4))
+    backbone = Backbone(model, LowRank(), mask=BlockRotation(num_blocks=4))
     evaluator = InForward(model, backbone)
     evaluator.check([(token_loss, IDS)])
     assert carried[0] == set(backbone.tensors)  # a check looks at every tensor
@@ -575,7 +575,7 @@ def test_a_run_with_a_mask_is_what_it_was_when_it_is_loaded_again(mask, model_fo
         task={"data_dir": str(data_dir)},
         method={"name": "mezo", "batch_size": 4, "mask": CONFIGS[mask], "rule": {"lr": 1e-3}},
         training={"steps": 5},
-        run=str(tmp_path / "run"),
+        output_dir=str(tmp_path / "run"),
     )
     run = train(config)
     assert Trajectory.read(run.trajectory).header["mask"]["name"] == mask
@@ -588,26 +588,29 @@ def test_a_run_with_a_mask_is_what_it_was_when_it_is_loaded_again(mask, model_fo
 
 def test_a_mask_changes_no_other_default():
     masked_one, plain = MeZOConfig(mask="rotation"), MeZOConfig()
-    assert masked_one.mask.options == {"blocks": 4, "order": "shuffled"}
+    assert masked_one.mask.options == {"num_blocks": 4, "order": "shuffled"}
     assert {**masked_one.model_dump(), "mask": None} == plain.model_dump()
     assert plain.mask is None
-    config = read_config(overrides=["method=svrg", "method.mask=rotation", "method.mask.blocks=2"])
-    assert config.method.mask.options["blocks"] == 2
-    assert read_config(overrides=["method.mask.share=0.5"]).method.mask.name == "magnitude"
+    config = read_config(overrides=["method=svrg", "method.mask=rotation", "method.mask.num_blocks=2"])
+    assert config.method.mask.options["num_blocks"] == 2
+    assert read_config(overrides=["method.mask.density=0.5"]).method.mask.name == "magnitude"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"share": 0}, "method.mask.share: Input should be greater than 0, got 0"),
-        ({"share": 1.5}, "method.mask.share: Input should be less than or equal to 1, got 1.5"),
-        ({"share": float("nan")}, "method.mask.share: Input should be .*, got nan"),
-        ({"name": "random", "share": -0.1}, "method.mask.share: Input should be greater than 0"),
-        ({"name": "random", "every": 0}, "method.mask.every: Input should be greater than or equal to 1"),
-        ({"name": "rotation", "blocks": 0}, "method.mask.blocks: Input should be greater than or equal to 1"),
+        ({"density": 0}, "method.mask.density: Input should be greater than 0, got 0"),
+        ({"density": 1.5}, "method.mask.density: Input should be less than or equal to 1, got 1.5"),
+        ({"density": float("nan")}, "method.mask.density: Input should be .*, got nan"),
+        ({"name": "random", "density": -0.1}, "method.mask.density: Input should be greater than 0"),
+        (
+            {"name": "random", "refresh_every": 0},
+            "method.mask.refresh_every: Input should be greater than or equal to 1",
+        ),
+        ({"name": "rotation", "num_blocks": 0}, "method.mask.num_blocks: Input should be greater than or equal to 1"),
         ({"name": "rotation", "order": "sideways"}, "method.mask.order: Input should be 'shuffled' or 'cyclic'"),
         ({"keep": "middle"}, "method.mask.keep: Input should be 'smallest' or 'largest'"),
-        ({"name": "rotation", "share": 0.1}, "method.mask.share: not an option of the mask 'rotation'"),
+        ({"name": "rotation", "density": 0.1}, "method.mask.density: not an option of the mask 'rotation'"),
         ("magnitud", "unknown mask 'magnitud'. Did you mean 'magnitude'"),
     ],
     ids=str,
@@ -620,11 +623,11 @@ def test_a_mask_that_cannot_be_meant_names_the_key(given, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Magnitude(0.0), "method.mask.share is 0.0"),
-        (lambda: RandomMask(1.01), "method.mask.share is 1.01"),
-        (lambda: RandomMask(every=0), "method.mask.every is 0"),
-        (lambda: BlockRotation(0), "method.mask.blocks is 0"),
-        (lambda: BlockRotation(6).taken(base_weights(), False), "method.mask.blocks is 6, but only 5 tensors move"),
+        (lambda: Magnitude(0.0), "method.mask.density is 0.0"),
+        (lambda: RandomMask(1.01), "method.mask.density is 1.01"),
+        (lambda: RandomMask(refresh_every=0), "method.mask.refresh_every is 0"),
+        (lambda: BlockRotation(0), "method.mask.num_blocks is 0"),
+        (lambda: BlockRotation(6).taken(base_weights(), False), "method.mask.num_blocks is 6, but only 5 tensors move"),
     ],
     ids=["none", "too much", "never", "no block", "too many blocks"],
 )

@@ -73,7 +73,9 @@ def alone(name, given):
 @pytest.mark.parametrize("adapters", ["cpu", "disk"])
 def test_each_task_goes_as_if_it_were_alone(adapters):
     given = setting()
-    meta = method(given, adapters=adapters, penalty=3.0, rule={"lr": 0.0})  # theta rests, so that tasks do not meet
+    meta = method(
+        given, adapter_offload=adapters, penalty=3.0, rule={"lr": 0.0}
+    )  # theta rests, so that tasks do not meet
     single = {name: alone(name, given) for name in NAMES}
     seen = []
     for number in range(5):
@@ -152,7 +154,7 @@ def test_which_tasks_are_drawn_is_a_function_of_seed_and_step():
     [
         (DENSE, 2 * (2 + 2 + 3 * 2), 2 * (2 + 2), 2 * (2 + 2 + 3 * 2) * 2),
         ({}, 2 * (2 + 2 + 3), 2 * (2 + 2), 2 * (2 + 2 + 3 * 2) * 2),  # both points in one forward
-        ({"backbone_step": "frozen"}, 2 * (2 + 2), 2 * (2 + 2), 2 * (2 + 2) * 2),
+        ({"backbone_update": "frozen"}, 2 * (2 + 2), 2 * (2 + 2), 2 * (2 + 2) * 2),
     ],
     ids=["in place", "in the forward", "frozen"],
 )
@@ -178,10 +180,10 @@ def test_in_the_forward_and_in_place_agree_and_tasks_can_have_directions_of_thei
 def test_controls_leave_theta_or_move_it_elsewhere_by_as_much():
     given = setting()
     before = theta_of(given.model)
-    frozen = method(given, backbone_step="frozen")
+    frozen = method(given, backbone_update="frozen")
     assert frozen.step(0).update is None
     assert all(torch.equal(value, before[name]) for name, value in theta_of(given.model).items())
-    real, random = (method(backbone_step=kind).step(0) for kind in ("zeroth-order", "random"))
+    real, random = (method(backbone_update=kind).step(0) for kind in ("zeroth-order", "random"))
     (key, step), (other, moved) = (*real.update.displacement.items(), *random.update.displacement.items())
     assert key != other
     assert abs(moved) == pytest.approx(abs(step))
@@ -205,7 +207,7 @@ def bytes_after(tasks, adapters):
     """What a run on so many tasks holds once it has looked at all of them, and bytes of one adapter."""
     names = [f"task{number}" for number in range(tasks)]
     before = live_bytes()
-    meta = method(setting(names), adapters=adapters, inner_steps=1, **DENSE)
+    meta = method(setting(names), adapter_offload=adapters, inner_steps=1, **DENSE)
     for number in range(200):
         meta.step(number)
         if len(meta._store.names) == tasks:
@@ -276,7 +278,7 @@ def test_a_save_with_adapters_on_disk_takes_no_more_memory_for_more_tasks(tmp_pa
 def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
     """With names that are no names of files."""
     names = ["unifiedqa:mood", "a/tone", "pick"]
-    disk, cpu = (method(setting(names), adapters=where) for where in ("disk", "cpu"))
+    disk, cpu = (method(setting(names), adapter_offload=where) for where in ("disk", "cpu"))
     for number in range(4):
         for one in (disk, cpu):
             one.step(number)
@@ -285,7 +287,7 @@ def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
     assert len(files.files) == len(disk._store.names)
     for remembered in (files, tensors):
         for where in ("disk", "cpu"):
-            other = method(setting(names), adapters=where)
+            other = method(setting(names), adapter_offload=where)
             other.load_state_dict(
                 type(remembered)(json.loads(json.dumps(remembered.values)), remembered.tensors, remembered.files)
             )
@@ -328,9 +330,9 @@ def test_a_loss_that_is_not_finite_changes_nothing_of_any_task():
     assert all(torch.equal(value, theta_of(same.model)[name]) for name, value in theta_of(given.model).items())
 
 
-@pytest.mark.parametrize("backbone_step", ["zeroth-order", "frozen"])
-def test_it_goes_on_from_what_it_remembers_bit_by_bit(backbone_step):
-    whole, first, second = (method(backbone_step=backbone_step) for _ in range(3))
+@pytest.mark.parametrize("backbone_update", ["zeroth-order", "frozen"])
+def test_it_goes_on_from_what_it_remembers_bit_by_bit(backbone_update):
+    whole, first, second = (method(backbone_update=backbone_update) for _ in range(3))
     for one in (whole, first, second):
         one.check()  # as a run does; a first forward sums in another order
     logs = [whole.step(number) for number in range(4)]
@@ -357,7 +359,7 @@ def json_roundtrip(remembered):
         (["mood"], {}, "several tasks, but there is one"),
         (NAMES, {"batch_size": 5}, "mood: D_f is a third of the 12 training examples, 4, .* takes 5"),
         (NAMES, {"adapter": "prompt"}, "method.adapter=prompt changes what the model does"),
-        (NAMES, {"loss_spread": True}, "method.loss_spread"),
+        (NAMES, {"normalize_by_std": True}, "method.normalize_by_std"),
     ],
     ids=["one task", "too few", "prompt", "spread"],
 )
@@ -380,11 +382,11 @@ def config(tmp_path, tokenizer):
     def make(run, *overrides, **groups):
         given = {
             "model": str(folder),
-            "task": {"data": str(root), "tasks": list(NAMES), "sizes": {"validation": 4}},
+            "task": {"data": str(root), "tasks": list(NAMES), "split_sizes": {"validation": 4}},
             "method": {"name": "meta-bilevel", **SMALL, "penalty": 1.0, "rule": {"name": "sgd", "lr": 1e-4}},
-            "training": {"steps": 3, "eval_batch_size": 4, "test": True},
+            "training": {"steps": 3, "eval_batch_size": 4, "eval_on_test": True},
         }
-        return read_config(None, list(overrides), **{**given, **groups, "run": str(tmp_path / run)})
+        return read_config(None, list(overrides), **{**given, **groups, "output_dir": str(tmp_path / run)})
 
     return make
 
@@ -415,16 +417,19 @@ def test_a_run_scores_theta_and_both_adapters_of_each_task_and_replays_theta(con
 def test_a_run_that_starts_from_it_begins_with_its_theta_and_is_restored_with_it(config, tmp_path):
     start = train(config("meta", "method.rule.lr=2e-3"))
     theta = theta_of(start.load().model)
-    judge = {"data": str(tmp_path / "tasks" / "judge"), "shots": 4, "sizes": {"validation": 4}}
+    judge = {"data": str(tmp_path / "tasks" / "judge"), "train_examples_per_label": 4, "split_sizes": {"validation": 4}}
     bare, begun = (
         train(config(name, method="zero-shot", task=judge, **more)).summary
-        for name, more in (("bare", {}), ("begun", {"start": str(start.path)}))
+        for name, more in (("bare", {}), ("begun", {"init_from": str(start.path)}))
     )
     assert begun["metric"] == "macro-f1"
     assert begun["loss"] != bare["loss"]
     adapted = train(
         config(
-            "adapted", method={"name": "first-order", "lr": 0.01, "batch_size": 8}, task=judge, start=str(start.path)
+            "adapted",
+            method={"name": "first-order", "lr": 0.01, "batch_size": 8},
+            task=judge,
+            init_from=str(start.path),
         )
     )
     assert adapted.summary["loss"] < begun["loss"]
@@ -437,7 +442,7 @@ def test_a_run_that_starts_from_it_begins_with_its_theta_and_is_restored_with_it
         adapted.summary["test"]["adapter"]["loss"], rel=1e-5
     )
     # the start itself, on an unseen task
-    asked = [f"task.data={judge['data']}", "task.tasks=[]", "task.sizes={validation: 4}"]
+    asked = [f"task.data={judge['data']}", "task.tasks=[]", "task.split_sizes={validation: 4}"]
     assert evaluate_run(start.path, asked).loss == pytest.approx(begun["loss"], rel=1e-5)
 
 
@@ -447,7 +452,7 @@ def test_a_task_with_a_colon_and_one_in_free_words_are_trained_on(config, tmp_pa
     rows = [{"task": "xsum", "input": f"text {i}", "output": f"in short {i}", "options": []} for i in range(12)]
     write_rows(root / "xsum" / "xsum_16384_100_train.jsonl", rows)
     tasks = "task.tasks=['unifiedqa:mood', xsum, pick]"
-    run = train(config("free", tasks, "method.adapters=disk", "training.steps=4"))
+    run = train(config("free", tasks, "method.adapter_offload=disk", "training.steps=4"))
     assert {path.parent.name for path in (run.path / "adapter").glob("*/adapter_model.safetensors")} == {
         "unifiedqa_mood",
         "xsum",
@@ -462,14 +467,14 @@ def test_a_task_with_a_colon_and_one_in_free_words_are_trained_on(config, tmp_pa
 
 @pytest.mark.parametrize("scoring", ["mean", "channel"])
 def test_metaicl_is_first_order_on_all_weights_with_demonstrations(config, tmp_path, scoring):
-    shape = {"demonstrations": 2, "scoring": scoring, "sizes": {"validation": 4}}
+    shape = {"num_fewshot": 2, "scoring": scoring, "split_sizes": {"validation": 4}}
     task = {"data": str(tmp_path / "tasks"), "tasks": list(NAMES), **shape}
     run = train(
         config(
             scoring,
             method={"name": "first-order", "parameters": "all", "lr": 3e-3, "batch_size": 4},
             task=task,
-            training={"steps": 12, "evaluations": 2},
+            training={"steps": 12, "num_evals": 2},
         )
     )
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
@@ -477,14 +482,14 @@ def test_metaicl_is_first_order_on_all_weights_with_demonstrations(config, tmp_p
     assert sum(losses[-3:]) < 0.92 * sum(losses[:3])
     assert run.summary["objective"] == "answer"
     judge = {"data": str(tmp_path / "tasks" / "judge"), **shape}
-    scored = train(config("scored", method="in-context", task=judge, start=str(run.path)))
+    scored = train(config("scored", method="in-context", task=judge, init_from=str(run.path)))
     assert scored.summary["queries"] == 0
 
 
 def test_mistakes_of_a_run_are_told_before_it_is_made(config, tmp_path):
     judge = tmp_path / "tasks" / "judge"
     for given, message in (
-        (("task.unseen=[pick]",), "kept for the test are trained on: 'pick'"),
+        (("task.held_out_tasks=[pick]",), "kept for the test are trained on: 'pick'"),
         (("model.head=classification",), "a classification head gives the same labels to every row"),
         (
             (
@@ -495,7 +500,7 @@ def test_mistakes_of_a_run_are_told_before_it_is_made(config, tmp_path):
             ),
             "task.scoring=channel .*model.head=classification has none of",
         ),
-        ((f"start={tmp_path / 'nowhere'}",), "is not a run folder"),
+        ((f"init_from={tmp_path / 'nowhere'}",), "is not a run folder"),
         (("method=bilevel", "task.tasks=[]", f"task.data={tmp_path / 'tasks'}"), "has no rows called train"),
     ):
         with pytest.raises(ZofoError, match=message):

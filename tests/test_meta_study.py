@@ -18,27 +18,27 @@ from zofo.studies.result import Outcome
 from zofo.training import RunFolder
 from zofo.training import restore as restore_module
 
-TRAINED = {"tasks": ["mood", "tone", "pick"], "sizes": {"validation": 3}, "max_rows": 12}
+TRAINED = {"tasks": ["mood", "tone", "pick"], "split_sizes": {"validation": 3}, "max_rows": 12}
 META = {"name": "meta-bilevel", "batch_size": 2, "inner_steps": 1, "tasks_per_step": 2, "penalty": 1}
 ALL = {"name": "first-order", "parameters": "all", "lr": 1e-3, "batch_size": 2}
-FEW = {"task.shots": 3}
+FEW = {"task.train_examples_per_label": 3}
 STUDY = {
     "budget": {"steps": 2},
     "seeds": [100, 13],
-    "evaluations": 1,
+    "num_evals": 1,
     "tasks": {"judge": None, "which": None},
-    "starts": {
+    "pretraining": {
         "meta": {"method": META, "task": TRAINED, "budget": {"steps": 2}},
-        "metaicl": {"method": ALL, "task": {**TRAINED, "demonstrations": 2}, "budget": {"steps": 2}},
+        "metaicl": {"method": ALL, "task": {**TRAINED, "num_fewshot": 2}, "budget": {"steps": 2}},
     },
     "methods": {
         "zero-shot": {"method": "zero-shot", "seeds": [100]},
         "adapted": {"method": {"name": "first-order", "batch_size": 3}, **FEW},
-        "meta": {"method": {"name": "first-order", "batch_size": 3}, **FEW, "start": "meta"},
-        "meta-zero-shot": {"method": "zero-shot", "start": "meta", "seeds": [100]},
-        "metaicl": {"method": "in-context", "task.demonstrations": 2, "start": "metaicl"},
+        "meta": {"method": {"name": "first-order", "batch_size": 3}, **FEW, "init_from": "meta"},
+        "meta-zero-shot": {"method": "zero-shot", "init_from": "meta", "seeds": [100]},
+        "metaicl": {"method": "in-context", "task.num_fewshot": 2, "init_from": "metaicl"},
     },
-    "reference": "adapted",
+    "baseline": "adapted",
 }
 
 
@@ -50,8 +50,8 @@ def study(tmp_path, tokenizer):
     data = write_tasks(tmp_path / "tasks")
 
     def make(**changes):
-        shape = {"sizes": {"validation": 3}}
-        content = {"base": {"model": str(folder), "task": shape}, **STUDY, **changes}
+        shape = {"split_sizes": {"validation": 3}}
+        content = {"defaults": {"model": str(folder), "task": shape}, **STUDY, **changes}
         path = tmp_path / "meta.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
         return read_study(path, data=data)
@@ -91,8 +91,8 @@ def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(
     assert losses["zero-shot"] != losses["meta-zero-shot"]
     starts = [run for run in (out / "runs").iterdir() if run.name in made[:2]]
     for run in starts:
-        assert RunFolder.open(run).config.task.unseen == ["judge", "which"]
-    used = {name: RunFolder.open(out / "runs" / name).config.start for name in frame["run"]}
+        assert RunFolder.open(run).config.task.held_out_tasks == ["judge", "which"]
+    used = {name: RunFolder.open(out / "runs" / name).config.init_from for name in frame["run"]}
     assert {path.name for path in used.values() if path is not None} == {run.name for run in starts}
     assert all((path is None) == name.startswith(("zero-shot", "adapted")) for name, path in used.items())
 
@@ -110,8 +110,8 @@ def test_starts_are_made_once_and_first_and_the_study_goes_on_from_where_it_was(
 
 
 def test_a_start_that_fails_fails_those_that_start_from_it_and_no_other(study, tmp_path):
-    broken = {**STUDY["starts"]["meta"], "method": {**META, "rule": {"name": "sgd", "lr": 1e30}}}
-    asked = study(starts={**STUDY["starts"], "meta": broken}, seeds=[100], tasks={"judge": None})
+    broken = {**STUDY["pretraining"]["meta"], "method": {**META, "rule": {"name": "sgd", "lr": 1e30}}}
+    asked = study(pretraining={**STUDY["pretraining"], "meta": broken}, seeds=[100], tasks={"judge": None})
     result = run_study(asked, tmp_path / "out")
     frame = pd.read_csv(tmp_path / "out" / "results.csv")
     failed = set(frame[frame["failed"].notna()]["method"])
@@ -126,16 +126,29 @@ def test_a_start_that_fails_fails_those_that_start_from_it_and_no_other(study, t
     ("changes", "message"),
     [
         (
-            {"methods": {"meta": {**STUDY["methods"]["meta"], "start": "mate"}}, "reference": None},
+            {"methods": {"meta": {**STUDY["methods"]["meta"], "init_from": "mate"}}, "baseline": None},
             "Did you mean 'meta'",
         ),
         (
-            {"starts": {**STUDY["starts"], "meta": {**STUDY["starts"]["meta"], "task.unseen": ["judge"]}}},
-            "starts.meta: 'which', a task of the study, is not among its task.unseen",
+            {
+                "pretraining": {
+                    **STUDY["pretraining"],
+                    "meta": {**STUDY["pretraining"]["meta"], "task.held_out_tasks": ["judge"]},
+                }
+            },
+            "pretraining.meta: 'which', a task of the study, is not among its task.held_out_tasks",
         ),
-        ({"starts": {**STUDY["starts"], "meta": {"task": TRAINED, "budget": {"steps": 2}}}}, "no method is named"),
         (
-            {"starts": {**STUDY["starts"], "meta": {**STUDY["starts"]["meta"], "training": {"steps": 3}}}},
+            {"pretraining": {**STUDY["pretraining"], "meta": {"task": TRAINED, "budget": {"steps": 2}}}},
+            "no method is named",
+        ),
+        (
+            {
+                "pretraining": {
+                    **STUDY["pretraining"],
+                    "meta": {**STUDY["pretraining"]["meta"], "training": {"steps": 3}},
+                }
+            },
             "how long a run is",
         ),
     ],
@@ -160,8 +173,8 @@ def test_a_task_that_is_trained_on_is_refused_before_anything_runs(study, tmp_pa
 
 def test_a_start_is_part_of_what_a_run_is(study):
     grid, other = study().grid, study(seeds=[100]).grid
-    longer = {**STUDY["starts"]["meta"], "budget": {"steps": 3}}
-    changed = study(starts={**STUDY["starts"], "meta": longer}).grid
+    longer = {**STUDY["pretraining"]["meta"], "budget": {"steps": 3}}
+    changed = study(pretraining={**STUDY["pretraining"], "meta": longer}).grid
     digests = [
         {(run.method, run.cell, run.seed): run.digest for run in one.final_runs} for one in (grid, other, changed)
     ]
@@ -169,7 +182,7 @@ def test_a_start_is_part_of_what_a_run_is(study):
     differ = {key[0] for key in digests[0] if digests[0][key] != digests[2][key]}
     assert differ == {"meta", "meta-zero-shot"}
     assert [run.seed for run in grid.final_runs if run.method == "zero-shot"] == [100, 100]
-    assert grid.starts[0].tree["task"]["unseen"] == ["judge", "which"]
+    assert grid.starts[0].tree["task"]["held_out_tasks"] == ["judge", "which"]
     assert study(methods={"adapted": STUDY["methods"]["adapted"]}).grid.starts == []  # made for nobody
 
 
@@ -177,8 +190,8 @@ def check_packaged(asked):
     assert asked.config.seeds == [100, 13, 21, 42, 87]
     for run in asked.grid.starts:
         assert len(run.tree["task"]["tasks"]) == 12
-        assert set(run.tree["task"]["unseen"]) == set(asked.config.tasks)
-    budgets = {run.method.removeprefix("start "): run.tree["training"]["queries"] for run in asked.grid.starts}
+        assert set(run.tree["task"]["held_out_tasks"]) == set(asked.config.tasks)
+    budgets = {run.method.removeprefix("start "): run.tree["training"]["max_queries"] for run in asked.grid.starts}
     longer = budgets.pop("longer-bilevel")
     assert set(budgets) == {"bilevel", "metaicl", "channel-metaicl"}
     assert set(budgets.values()) == {longer // 5}  # the same budget
@@ -194,14 +207,14 @@ def test_parts_of_the_packaged_study_start_from_the_same_runs():
 @pytest.mark.soak
 def test_the_packaged_study_can_be_planned_and_its_tasks_do_not_meet(tmp_path, tokenizer):
     content = yaml.safe_load((files(studies) / "files" / "meta-training.yaml").read_text(encoding="utf-8"))
-    names = [*content["tasks"], *content["starts"]["bilevel"]["task"]["tasks"]]
+    names = [*content["tasks"], *content["pretraining"]["bilevel"]["task"]["tasks"]]
     for name in names:
         for split, count, start in (("train", 30, 0), ("test", 4, 30)):
             rows = choosing(name, count, start) if name == "qasc" else labelled(name, count, start)
             write_rows(tmp_path / "tasks" / name / f"{split}.jsonl", rows)
     build_model("llama", len(tokenizer), positions=512).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    given = [f"base.model={tmp_path / 'model'}", "base.task.sizes={validation: 2, test: 4}"]
+    given = [f"defaults.model={tmp_path / 'model'}", "defaults.task.split_sizes={validation: 2, test: 4}"]
     asked = read_study("meta-training", given, tmp_path / "tasks")
     check_packaged(asked)
     plan = plan_study(asked, tmp_path / "out")

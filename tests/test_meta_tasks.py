@@ -58,13 +58,13 @@ def test_an_output_is_matched_by_its_text_and_never_as_a_number_or_letter(tmp_pa
         {"task": "t", "input": "b", "output": "B", "options": ["C", "B", "A", "B"]}
     ]  # an option may be there twice
     write_rows(tmp_path / "t" / "train.jsonl", rows)
-    _, examples = loaded(["train"], data=str(tmp_path / "t"), sizes={"validation": 1, "test": 1})
+    _, examples = loaded(["train"], data=str(tmp_path / "t"), split_sizes={"validation": 1, "test": 1})
     for one in examples["train"]:
         assert one.candidates[one.gold] == ("B" if one.prompt == "b\n" else "01"[int(one.prompt) % 2 == 0])
 
 
 def test_demonstrations_are_of_the_same_task_in_metaicls_form(root):
-    _, examples = loaded(["test"], data=str(root / "mood"), demonstrations=2, demonstration_sets="fixed")
+    _, examples = loaded(["test"], data=str(root / "mood"), num_fewshot=2, fewshot_sampling="fixed")
     *solved, asked = examples["test"][0].prompt.split("\n\n\n")
     assert asked == "a joy mood number 30\n"
     assert len(solved) == 2
@@ -75,20 +75,24 @@ def test_demonstrations_are_of_the_same_task_in_metaicls_form(root):
 def test_shots_are_so_many_of_each_label_by_split_seed(root):
     draws = []
     for seed in (0, 0, 1):
-        _, examples = loaded(["train"], data=str(root / "tone"), shots=3, split_seed=seed)
+        _, examples = loaded(["train"], data=str(root / "tone"), train_examples_per_label=3, split_seed=seed)
         golds = [one.gold for one in examples["train"]]
         assert sorted(golds) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
         draws.append([one.where for one in examples["train"]])
     assert draws[0] == draws[1] != draws[2]
-    assert len(loaded(["train"], data=str(root / "pick"), shots=4)[1]["train"]) == 4
-    assert len(loaded(["test"], data=str(root / "tone"), shots=4)[1]["test"]) == 6  # as it is scored after the run
-    with pytest.raises(DataError, match="task.shots is 90, but train of 'tone' has .* rows with the label 'good'"):
-        loaded(["train"], data=str(root / "tone"), shots=90)
+    assert len(loaded(["train"], data=str(root / "pick"), train_examples_per_label=4)[1]["train"]) == 4
+    assert (
+        len(loaded(["test"], data=str(root / "tone"), train_examples_per_label=4)[1]["test"]) == 6
+    )  # as it is scored after the run
+    with pytest.raises(
+        DataError, match="task.train_examples_per_label is 90, but train of 'tone' has .* rows with the label 'good'"
+    ):
+        loaded(["train"], data=str(root / "tone"), train_examples_per_label=90)
 
 
 def test_several_tasks_keep_their_own_rows_options_and_demonstrations(root):
     names = ["mood", "tone", "pick"]
-    task, examples = loaded(data=str(root), tasks=names, demonstrations=1, sizes={"validation": 3})
+    task, examples = loaded(data=str(root), tasks=names, num_fewshot=1, split_sizes={"validation": 3})
     assert task.metric == "accuracy"
     for split, rows in (("train", 27), ("validation", 3), ("test", 6)):
         assert [one.task for one in examples[split]] == [name for name in names for _ in range(rows)]
@@ -107,12 +111,12 @@ def test_rows_of_each_task_do_not_follow_a_run_whose_tasks_are_taken_back(root, 
     given = {"data": str(root), "tasks": ["mood", "pick"]}
     if setting:
         (tmp_path / "set.json").write_text(json.dumps({"train": ["mood", "pick"], "test": []}))
-        given = {"data": str(root), "setting": str(tmp_path / "set.json")}
+        given = {"data": str(root), "metaicl_setting": str(tmp_path / "set.json")}
     file = tmp_path / "config.yaml"
     file.write_text(RunConfig(task=given).to_yaml())
     assert yaml.safe_load(file.read_text())["task"]["max_rows"] == 768  # as every run before has written it
     assert read_config(file).task.max_rows == 768
-    back = ["task.tasks=[]", "task.setting=null", f"task.data={root / 'judge'}"]
+    back = ["task.tasks=[]", "task.metaicl_setting=null", f"task.data={root / 'judge'}"]
     assert read_config(file, back).task.max_rows is None
     assert read_config(file, [*back, "task.max_rows=7"]).task.max_rows == 7
     assert read_config(file, ["task.max_rows=7", *back]).task.max_rows == 7
@@ -131,7 +135,7 @@ def test_several_tasks_are_validated_with_those_of_zofo_among_them(root, data_di
 def test_a_setting_file_names_the_tasks_and_those_of_zofo_can_be_among_them(root, tmp_path, data_dir):
     setting = tmp_path / "my_setting.json"
     setting.write_text(json.dumps({"train": ["mood", "pick"], "test": ["judge"]}))
-    task, examples = loaded(["train"], data=str(root), setting=setting)
+    task, examples = loaded(["train"], data=str(root), metaicl_setting=setting)
     assert task.name == "my_setting"
     assert {one.task for one in examples["train"]} == {"mood", "pick"}
     (root / "sst2").symlink_to(data_dir)
@@ -145,11 +149,11 @@ def test_a_setting_file_names_the_tasks_and_those_of_zofo_can_be_among_them(root
         ({"tasks": ["mood", "mood"]}, "the task 'mood' is given twice"),
         ({"tasks": ["moot", "pick"]}, "has no folder 'moot'"),
         ({"tasks": ["../mood", "pick"]}, "'../mood' is no name of a task"),
-        ({"tasks": ["mood", "pick"], "unseen": ["mood"]}, "kept for the test are trained on: 'mood'\n"),
-        ({"tasks": ["mood", "pick"], "unseen": ["GLUE-Mood"]}, r"'mood' \(tested as 'GLUE-Mood'\)"),
+        ({"tasks": ["mood", "pick"], "held_out_tasks": ["mood"]}, "kept for the test are trained on: 'mood'\n"),
+        ({"tasks": ["mood", "pick"], "held_out_tasks": ["GLUE-Mood"]}, r"'mood' \(tested as 'GLUE-Mood'\)"),
         ({"tasks": ["mood"], "template": "{{ input }}"}, "task.template has no meaning for several tasks"),
-        ({"tasks": ["mood"], "setting": "x.json"}, "not both"),
-        ({"setting": "missing.json"}, "cannot read 'missing.json'"),
+        ({"tasks": ["mood"], "metaicl_setting": "x.json"}, "not both"),
+        ({"metaicl_setting": "missing.json"}, "cannot read 'missing.json'"),
     ],
     ids=["twice", "unknown", "escape", "same", "twin", "template", "both", "no file"],
 )
@@ -170,11 +174,16 @@ def test_twins_are_found_by_name_and_by_their_rows_and_can_be_allowed(root):
     assert canonical_task_name("superglue-rte") == canonical_task_name("glue-rte") != canonical_task_name("anli")
     write_rows(root / "other" / "train.jsonl", labelled("other", 6))
     write_rows(root / "other" / "test.jsonl", labelled("mood", 3, start=10))
-    options = {"data": str(root), "tasks": ["mood", "pick"], "unseen": ["other"], "sizes": {"validation": 1}}
+    options = {
+        "data": str(root),
+        "tasks": ["mood", "pick"],
+        "held_out_tasks": ["other"],
+        "split_sizes": {"validation": 1},
+    }
     with pytest.raises(ConfigError, match="2 training rows of 'mood' are test rows of 'other'"):
         loaded(["train"], **options)
     with pytest.raises(ConfigError, match="2 training rows of 'mood' are test rows of 'other'"):
-        loaded(["train"], **options, demonstrations=2)
+        loaded(["train"], **options, num_fewshot=2)
     assert loaded(["train"], **options, allow_overlap=True)
 
 
@@ -183,11 +192,11 @@ def test_each_of_training_rows_that_are_there_twice_is_found_among_the_test_rows
     rows = labelled("mood", 30)
     write_rows(root / "mood" / "train.jsonl", [*rows, rows[4]])
     write_rows(root / "judge" / "test.jsonl", [*labelled("judge", 3, 30), rows[4]])
-    options = {"data": str(root), "tasks": ["pick", "mood"], "unseen": ["judge"], "demonstrations": demonstrations}
+    options = {"data": str(root), "tasks": ["pick", "mood"], "held_out_tasks": ["judge"], "num_fewshot": demonstrations}
     options["draw"] = "plain"  # a stratified one keeps both in one split
     found = set()
     for seed in range(12):  # either place, both or neither may be drawn for validation
-        draw = {**options, "sizes": {"validation": 15}, "split_seed": seed}
+        draw = {**options, "split_sizes": {"validation": 15}, "split_seed": seed}
         _, examples = loaded(["train"], **draw, allow_overlap=True)
         places = {one.where.rpartition(":")[2] for one in examples["train"] if one.task == "mood"}
         count = len(drawn := {"5", "31"} & places)
@@ -210,15 +219,15 @@ def saved_run(folder, task, **more):
 
 def begun(start, **task):
     """What is loaded for a run that starts from another; its model is none."""
-    return load_material(RunConfig(model="no/such-model", task=task, start=start))
+    return load_material(RunConfig(model="no/such-model", task=task, init_from=start))
 
 
 def test_a_run_on_several_tasks_is_not_tested_on_one_of_them(root, tmp_path):
-    trained = {"data": str(root), "tasks": ["unifiedqa:mood", "pick"], "unseen": ["judge"]}
+    trained = {"data": str(root), "tasks": ["unifiedqa:mood", "pick"], "held_out_tasks": ["judge"]}
     (root / "mood").rename(root / "unifiedqa:mood")
     run = saved_run(tmp_path / "meta", trained)
     message = r"the run '.*meta' was trained on tasks that it shall be tested on: {}\n.*task\.allow_overlap=true"
-    back = ["task.tasks=[]", "task.setting=null"]
+    back = ["task.tasks=[]", "task.metaicl_setting=null"]
     mood = message.format("'unifiedqa:mood'")
     with pytest.raises(ConfigError, match=mood):
         begun(run, data=str(root / "unifiedqa:mood"))
@@ -234,16 +243,16 @@ def test_a_run_on_several_tasks_is_not_tested_on_one_of_them(root, tmp_path):
         with pytest.raises(ConfigError, match=message.format("'pick'")):
             begun(run, data=str(root / "pick" / f"{file}.jsonl"))
     with pytest.raises(ConfigError, match=message.format("'pick'")):
-        evaluate_run(run, ["task.tasks=[judge,pick]", "task.unseen=[]"])
+        evaluate_run(run, ["task.tasks=[judge,pick]", "task.held_out_tasks=[]"])
     with pytest.raises(ConfigError, match=message.format("'pick'")):
-        begun(run, data=str(root), tasks=["which", "tone"], unseen=["pick"])
+        begun(run, data=str(root), tasks=["which", "tone"], held_out_tasks=["pick"])
     # what a run that it started from was trained on, and a setting file
-    second = saved_run(tmp_path / "second", {"data": str(root / "judge")}, start=run)
+    second = saved_run(tmp_path / "second", {"data": str(root / "judge")}, init_from=run)
     with pytest.raises(ConfigError, match=message.format("'pick'")):
         begun(second, data=str(root / "pick"))
     setting = tmp_path / "set.json"
     setting.write_text(json.dumps({"train": ["pick"], "test": []}))
-    third = saved_run(tmp_path / "third", {"data": str(root), "setting": str(setting)})
+    third = saved_run(tmp_path / "third", {"data": str(root), "metaicl_setting": str(setting)})
     with pytest.raises(ConfigError, match=r"the run '.*third' was .*: 'pick'\n"):
         begun(third, data=str(root / "pick"))
     setting.unlink()
@@ -281,13 +290,13 @@ def test_a_packaged_task_that_a_run_was_trained_on_is_known_by_the_name_in_a_tas
 def test_rows_that_a_run_was_trained_on_are_not_tested_under_another_name(root, tmp_path, demonstrations):
     write_rows(root / "other" / "train.jsonl", labelled("other", 12))
     write_rows(root / "other" / "test.jsonl", [*labelled("mood", 3, 10), *labelled("other", 3, 40)])
-    trained = {"data": str(root), "tasks": ["pick", "mood"], "demonstrations": demonstrations}
-    run = saved_run(tmp_path / "meta", {**trained, "sizes": {"validation": 1}})  # one of the three rows
+    trained = {"data": str(root), "tasks": ["pick", "mood"], "num_fewshot": demonstrations}
+    run = saved_run(tmp_path / "meta", {**trained, "split_sizes": {"validation": 1}})  # one of the three rows
     message = r"2 training rows of 'mood' in the run '.*meta' are test rows of 'other'.*\n.*task\.allow_overlap=true"
     with pytest.raises(ConfigError, match=message):
         begun(run, data=str(root / "other"))
     with pytest.raises(ConfigError, match=message):
-        evaluate_run(run, ["task.tasks=[]", f"task.data={root / 'other'}", "task.demonstrations=0"], "test")
+        evaluate_run(run, ["task.tasks=[]", f"task.data={root / 'other'}", "task.num_fewshot=0"], "test")
     few = saved_run(tmp_path / "few", {**trained, "max_rows": 3})  # which are others
     with pytest.raises(ZofoError, match="no/such-model"):
         begun(few, data=str(root / "other"))
@@ -330,17 +339,17 @@ def test_a_task_of_one_label_wrong_json_and_a_row_of_both_splits_are_named(root)
         with pytest.raises(DataError, match=r"test\.jsonl:2: the same input and options as .*train\.jsonl:31"):
             loaded(splits, data=str(root / "mood"))
         assert loaded(splits, data=str(root / "mood"), allow_overlap=True)
-    several = {"data": str(root), "tasks": ["mood", "pick"], "sizes": {"validation": 1}}
+    several = {"data": str(root), "tasks": ["mood", "pick"], "split_sizes": {"validation": 1}}
     assert loaded(["train", "validation"], **several)  # whose own test nobody asks for
     with pytest.raises(DataError, match=r"test\.jsonl:2: the same input and options as .*train\.jsonl:31"):
         loaded(["test"], **several)
     assert loaded(data=str(root / "mood"), allow_overlap=True)
     (root / "set.json").write_text('{"train": ["mood"],\n "test" []}')
     with pytest.raises(DataError, match=r"set\.json.: .* line 2 column 9"):
-        resolve_task(TaskConfig(data=str(root), setting=root / "set.json"))
+        resolve_task(TaskConfig(data=str(root), metaicl_setting=root / "set.json"))
     (root / "set.json").write_text('{"train": "mood", "test": []}')
     with pytest.raises(DataError, match=r"set\.json: 'train' is no list of tasks"):
-        resolve_task(TaskConfig(data=str(root), setting=root / "set.json"))
+        resolve_task(TaskConfig(data=str(root), metaicl_setting=root / "set.json"))
 
 
 def test_a_choice_among_the_same_options_with_one_answer_is_refused_and_other_choices_are_not(root):
@@ -352,13 +361,15 @@ def test_a_choice_among_the_same_options_with_one_answer_is_refused_and_other_ch
         with pytest.raises(
             DataError, match=r"train\.jsonl:1: column 'output' is 'great' in all 15 rows.*\n.*two labels"
         ):
-            loaded(["train"], **options, sizes={"validation": 1})
+            loaded(["train"], **options, split_sizes={"validation": 1})
         write_rows(root / "mood" / "train.jsonl", [*turned, {**same[0], "input": "x", "output": "terrible"}])
-        assert loaded(["train"], **options, max_rows=2, sizes={"validation": 1})  # a few may be of one label by chance
+        assert loaded(
+            ["train"], **options, max_rows=2, split_sizes={"validation": 1}
+        )  # a few may be of one label by chance
     always = [{**row, "output": row["options"][0]} for row in choosing("pick", 12)]
     write_rows(root / "pick" / "train.jsonl", always)
     for most in (None, 1):
-        assert loaded(["train"], data=str(root / "pick"), max_rows=most, sizes={"validation": 1})
+        assert loaded(["train"], data=str(root / "pick"), max_rows=most, split_sizes={"validation": 1})
 
 
 # as MetaICL names and writes them
@@ -425,7 +436,7 @@ def test_the_tasks_of_metaicls_setting_files_can_be_trained_on(name, tmp_path):
     setting = tmp_path / f"{name}.json"
     content = {"train": [*chosen, *free], "test": unseen, "unseen_domain_test": unseen[:1]}
     setting.write_text(json.dumps(content))
-    _, examples = loaded(data=str(tmp_path), setting=setting, sizes={"validation": 2})
+    _, examples = loaded(data=str(tmp_path), metaicl_setting=setting, split_sizes={"validation": 2})
     assert list(dict.fromkeys(one.task for one in examples["train"])) == [*chosen, *free]
     for split, rows in (("validation", 2), ("test", 5)):
         assert [one.task for one in examples[split]] == [task for task in chosen for _ in range(rows)]
@@ -441,7 +452,7 @@ def test_the_tasks_of_metaicls_setting_files_can_be_trained_on(name, tmp_path):
 
 def test_of_several_files_that_metaicl_wrote_the_largest_of_its_seed_is_read(tmp_path):
     write_as_metaicl(tmp_path, "mood", labelled, labelled)
-    _, examples = loaded(data=str(tmp_path / "mood"), sizes={"validation": 2})
+    _, examples = loaded(data=str(tmp_path / "mood"), split_sizes={"validation": 2})
     assert len(examples["train"]) == 10
     assert "mood_16384_100_train.jsonl" in examples["train"][0].where
     assert "mood_16_100_test.jsonl" in examples["test"][0].where
@@ -457,14 +468,14 @@ def test_free_words_can_be_trained_on_and_nothing_else(root, tmp_path):
     write_rows(words / "train.jsonl", in_words("gigaword", 8))
     write_rows(words / "test.jsonl", in_words("gigaword", 3, 20))
     options = {"data": str(root), "tasks": ["mood", "gigaword"]}
-    _, examples = loaded(["train"], **options, demonstrations=2)
+    _, examples = loaded(["train"], **options, num_fewshot=2)
     last = examples["train"][-1]
     assert last.prompt.count("\nin short") == 2
     assert last.candidates == ("in short 7",)
     with pytest.raises(DataError, match=r"gigaword/train\.jsonl:1: column 'options' is empty.* 8 such rows"):
         loaded(data=str(words))
     with pytest.raises(ConfigError, match="'gigaword' is kept for the test, but its rows have no options"):
-        loaded(["train"], data=str(root), tasks=["mood", "pick"], unseen=["gigaword"])
+        loaded(["train"], data=str(root), tasks=["mood", "pick"], held_out_tasks=["gigaword"])
     write_rows(root / "xsum" / "train.jsonl", in_words("xsum", 8))
     with pytest.raises(ConfigError, match="none of the tasks has options, so that validation"):
         loaded(["train", "validation"], data=str(root), tasks=["gigaword", "xsum"])
@@ -477,7 +488,7 @@ def test_names_that_make_the_same_folder_and_twins_of_a_collection_are_refused(r
     with pytest.raises(ConfigError, match="the task 'a_b' is given twice, also as 'a:b'"):
         loaded(["train"], data=str(root), tasks=["a:b", "a_b"])
     with pytest.raises(ConfigError, match=r"'mood' \(tested as 'unifiedqa:mood'\)"):
-        loaded(["train"], data=str(root), tasks=["mood", "pick"], unseen=["unifiedqa:mood"])
+        loaded(["train"], data=str(root), tasks=["mood", "pick"], held_out_tasks=["unifiedqa:mood"])
     with pytest.raises(ConfigError, match=r"'\.\./x:y' is no name of a task"):
         loaded(["train"], data=str(root), tasks=["../x:y", "pick"])
 
@@ -512,7 +523,7 @@ def test_channel_scores_are_the_likelihood_of_the_input_after_each_option(root, 
     tokenizer = build_tokenizer()
     model = build_model(kind, len(tokenizer), positions=256)
     for name in ("tone", "pick"):
-        _, examples = loaded(["test"], data=str(root / name), scoring="channel", demonstrations=demonstrations)
+        _, examples = loaded(["test"], data=str(root / name), scoring="channel", num_fewshot=demonstrations)
         chosen = examples["test"][:3]
         batch = collate(encode_channel(tokenizer, chosen), tokenizer.pad_token_id, torch.device("cpu"))
         found = candidate_scores(model, batch)
@@ -524,7 +535,7 @@ def test_channel_scores_are_the_likelihood_of_the_input_after_each_option(root, 
 
 
 def test_channel_demonstrations_have_the_output_first(root):
-    _, examples = loaded(["test"], data=str(root / "mood"), scoring="channel", demonstrations=2)
+    _, examples = loaded(["test"], data=str(root / "mood"), scoring="channel", num_fewshot=2)
     one = examples["test"][0]
     for text in one.before.split("\n\n\n")[:2]:
         output, text_input = text.split("\n")
@@ -534,7 +545,7 @@ def test_channel_demonstrations_have_the_output_first(root):
 
 def test_long_channel_rows_lose_their_oldest_demonstration_first_and_never_the_option(root):
     tokenizer = build_tokenizer()
-    _, examples = loaded(["test"], data=str(root / "mood"), scoring="channel", demonstrations=2)
+    _, examples = loaded(["test"], data=str(root / "mood"), scoring="channel", num_fewshot=2)
     whole = encode_channel(tokenizer, examples["test"][:1])[0]
     bare = encode_channel(tokenizer, [loaded(["test"], data=str(root / "mood"), scoring="channel")[1]["test"][0]])[0]
     for limit in (whole.length - 5, bare.length, bare.length - 4):
@@ -551,7 +562,7 @@ def test_long_channel_rows_lose_their_oldest_demonstration_first_and_never_the_o
 
 
 def test_demonstrations_change_nothing_of_the_direct_form_of_other_tasks(data_dir):
-    config = {"name": "sst2", "data_dir": data_dir, "demonstrations": 2}
+    config = {"name": "sst2", "data_dir": data_dir, "num_fewshot": 2}
     _, examples = loaded(["validation"], **config)
     assert examples["validation"][0].prompt.count("\n\n") == 2
     assert not examples["validation"][0].before

@@ -113,7 +113,7 @@ def made(tmp_path_factory):
             other = any(option.startswith("method=") for option in options)
             method = [] if other else ["method=first-order", "method.batch_size=4", "method.lr=0.02"]
             given = [f"model={model(kind)}", f"model.head={head}", *task(name), *method, "training.steps=4", *options]
-            runs[key] = train(read_config(None, [*given, f"run={folder / 'runs' / key}"]))
+            runs[key] = train(read_config(None, [*given, f"output_dir={folder / 'runs' / key}"]))
         return runs[key]
 
     run.folder = folder
@@ -261,7 +261,7 @@ def test_what_a_program_cannot_do_is_said(made, tmp_path):
     given = "llama", "causal-lm", "reviews", "method.adapter=lora"
     for option, text in (
         ("task.scoring=calibrated", "task.scoring=calibrated"),
-        ("task.demonstrations=2", "2 solved rows of train stand before each prompt"),
+        ("task.num_fewshot=2", "2 solved rows of train stand before each prompt"),
         ("task.truncate=left", "lost the oldest tokens"),
     ):
         run = made(*given, option)

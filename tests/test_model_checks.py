@@ -51,8 +51,8 @@ def seeded(make):
         return make().eval()
 
 
-def build(name, module, select=None):
-    return EVALUATORS[name](module, Backbone(module, LowRank(), select))
+def build(name, module, trainable=None):
+    return EVALUATORS[name](module, Backbone(module, LowRank(), trainable))
 
 
 def method_of(module, evaluator="in-forward", batch=None, objective=loss, **options):
@@ -280,11 +280,11 @@ def test_what_no_forward_uses_stays_and_is_counted(evaluator):
     method = method_of(seeded(towers), evaluator)
     (note,) = method.notes()
     assert "4 tensors that no forward uses (108 numbers)" in note
-    assert method.replay_header()["select"] == ["text.weight", "text.bias"]
+    assert method.replay_header()["trainable"] == ["text.weight", "text.bias"]
     assert movement(method) == {"text.weight", "text.bias"}
-    named = method_of(seeded(towers), evaluator, select=["text.*", "vision.0.*"])
+    named = method_of(seeded(towers), evaluator, trainable=["text.*", "vision.0.*"])
     assert not named.notes()
-    assert named.replay_header()["select"] == ["text.*", "vision.0.*"]
+    assert named.replay_header()["trainable"] == ["text.*", "vision.0.*"]
     assert movement(named) == {"text.weight", "text.bias", "vision.0.weight", "vision.0.bias"}
 
 
@@ -296,11 +296,11 @@ def test_what_requires_no_gradient_stays_unless_it_is_named(evaluator):
         return module
 
     for select in (None, ["*"]):
-        method = method_of(seeded(half), evaluator, select=select)
+        method = method_of(seeded(half), evaluator, trainable=select)
         assert "2 tensors with requires_grad=False (42 numbers)" in method.notes()[0]
-        assert method.replay_header()["select"] == ["1.weight", "1.bias"]
+        assert method.replay_header()["trainable"] == ["1.weight", "1.bias"]
         assert movement(method) == {"1.weight", "1.bias"}
-    assert len(movement(method_of(seeded(half), evaluator, select=["0.*", "1.weight"]))) == 3
+    assert len(movement(method_of(seeded(half), evaluator, trainable=["0.*", "1.weight"]))) == 3
     assert list(Backbone(half(), LowRank()).tensors) == ["1.weight", "1.bias"]
     assert len(Backbone(half().requires_grad_(False), LowRank()).tensors) == 4  # where the flag chooses nothing
 
@@ -323,17 +323,17 @@ def test_branches_that_numbers_decide_between_are_used():
 
 
 def test_a_model_whose_parts_are_all_used_keeps_its_header():
-    assert method_of(seeded(lambda: nn.Linear(6, 4))).replay_header()["select"] is None
+    assert method_of(seeded(lambda: nn.Linear(6, 4))).replay_header()["trainable"] is None
 
 
 def test_a_run_goes_on_with_the_tensors_that_it_began_with():
     """One that an older version began moves all, used or not."""
     config = method_of(seeded(towers))._config
     for stored, moves in ((None, 6), (["text.*"], 2)):
-        method = method_of(seeded(towers), select=as_begun(config, {"select": stored}, towers()).select)
+        method = method_of(seeded(towers), trainable=as_begun(config, {"trainable": stored}, towers()).trainable)
         assert len(method.backbone.tensors) == moves
         assert not method.notes()
-    assert as_begun(config, {"select": ["gone.*"]}, towers()) is config
+    assert as_begun(config, {"trainable": ["gone.*"]}, towers()) is config
     assert as_begun(config, None, towers()) is config
 
 
@@ -353,14 +353,14 @@ def test_a_selection_can_leave_out():
 
 def test_what_is_proposed_to_leave_a_tensor_out_does_so():
     said = leaving_out("model.layers.3.mlp.weight")
-    assert json.loads(said.split("method.select=")[1].split("'")[0]) == ["*", "!model.layers.*.mlp.weight"]
+    assert json.loads(said.split("method.trainable=")[1].split("'")[0]) == ["*", "!model.layers.*.mlp.weight"]
     module = Module(
         lambda m, x: m.l(x) + torch.einsum("oi,ri->ro", m.w, x), l=nn.Linear(6, 4), w=nn.Parameter(randn(4, 6))
     )
     with pytest.raises(EvaluatorError, match="'w'") as caught:
         method_of(module).check()
-    proposed = json.loads(caught.value.hint.split("method.select=")[1].split("'")[0])
-    method_of(module, select=proposed).check()
+    proposed = json.loads(caught.value.hint.split("method.trainable=")[1].split("'")[0])
+    method_of(module, trainable=proposed).check()
 
 
 # what a model does to its own weights, and whatever it raises

@@ -26,7 +26,7 @@ SHAPES = {"embed.weight": (7, 5), "norm.weight": (33,), "conv.weight": (4, 3, 2)
 VARIANTS = {
     **{name: NOISES[name]() for name in NOISES},
     "low-rank 2": LowRank(rank=2),
-    "low-rank 2 of rademacher": LowRank(rank=2, factors="rademacher"),
+    "low-rank 2 of rademacher": LowRank(rank=2, factor_distribution="rademacher"),
 }
 every_noise = pytest.mark.parametrize("noise", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -259,7 +259,7 @@ def test_a_rank_below_one_and_unknown_factors_are_refused():
     with pytest.raises(ConfigError, match="noise.rank is 0"):
         LowRank(rank=0)
     with pytest.raises(ConfigError, match="Did you mean 'gaussian'"):
-        LowRank(factors="gausian")
+        LowRank(factor_distribution="gausian")
 
 
 def splitmix64(key, name, position):

@@ -38,7 +38,7 @@ def configured(model_folder, tmp_path):
             task={"data_dir": str(tmp_path / "data")},
             method=method,
             training={"steps": STEPS, **training},
-            run=str(tmp_path / name),
+            output_dir=str(tmp_path / name),
         )
 
     return configure
@@ -132,7 +132,7 @@ QUICK = ("mezo", "mezo, in place", "svrg", "bilevel")
 def test_no_bit_changes_and_each_is_in_the_log(configured, poison, watched, case):
     poison(dict(zip(SKIPPED, WAYS, strict=True)))
     abandoned = watched(CASES[case]["name"], "in place" in case)
-    run = train(configured(CASES[case], non_finite="skip"))
+    run = train(configured(CASES[case], on_non_finite="skip"))
     assert abandoned == SKIPPED
     skipped = lines_of(run, "skipped")
     assert [line["step"] for line in skipped] == SKIPPED
@@ -154,14 +154,14 @@ def test_no_bit_changes_and_each_is_in_the_log(configured, poison, watched, case
 def test_so_many_in_a_row_are_skipped_and_one_more_stops_the_run(configured, poison, most):
     bad = dict.fromkeys(range(4, 4 + most), (math.inf, "both"))
     poison(bad)
-    run = train(configured(METHOD["mezo"], "skipped", non_finite="skip", most_skips=most, steps=10))
+    run = train(configured(METHOD["mezo"], "skipped", on_non_finite="skip", max_consecutive_skips=most, steps=10))
     assert [line["step"] for line in lines_of(run, "skipped")] == list(bad)
     poison({**bad, 4 + most: (-math.inf, "minus")})
-    config = configured(METHOD["mezo"], "stopped", non_finite="skip", most_skips=most, steps=10)
+    config = configured(METHOD["mezo"], "stopped", on_non_finite="skip", max_consecutive_skips=most, steps=10)
     with pytest.raises(NonFiniteError, match=f"step {4 + most}: non-finite loss -inf of example 1") as stopped:
         train(config)
     assert stopped.value.exit_code == 1
-    run = RunFolder(config.run)
+    run = RunFolder(config.output_dir)
     assert [line["step"] for line in lines_of(run, "skipped")] == list(bad)
     assert lines_of(run, "stopped")[0]["error"] == "NonFiniteError"
 
@@ -175,4 +175,4 @@ def test_by_default_the_first_one_stops_the_run(configured, poison, watched, val
     with pytest.raises(NonFiniteError, match=f"step 3: non-finite loss {value} of example 1"):
         train(config)
     assert abandoned == [3]
-    assert len(Trajectory.read(RunFolder(config.run).trajectory).updates) == 3
+    assert len(Trajectory.read(RunFolder(config.output_dir).trajectory).updates) == 3

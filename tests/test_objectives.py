@@ -417,7 +417,7 @@ def test_mezo_trains_what_has_no_gradient_with_both_evaluators(folder, tmp_path,
             *near,
             f"training.objective={objective}",
             f"method.evaluator={evaluator}",
-            f"run={tmp_path / evaluator}",
+            f"output_dir={tmp_path / evaluator}",
         ]
         run = train(given(folder, rows, *options))
         steps[evaluator] = [line for line in metrics_of(run) if line["event"] == "step"]
@@ -440,7 +440,7 @@ def test_mezo_trains_a_users_reward(folder, tmp_path, rows, evaluator):
         seen.append((example, prediction))
         return float(len(str(prediction)) + len(example.prompt) % 3)
 
-    config = given(folder, rows, *MEZO, f"method.evaluator={evaluator}", f"run={tmp_path / 'run'}")
+    config = given(folder, rows, *MEZO, f"method.evaluator={evaluator}", f"output_dir={tmp_path / 'run'}")
     run = zofo.train(config, reward=reward)
     assert {type(prediction) for _, prediction in seen} == {int if rows == "labels" else str}
     assert all(isinstance(example, Example) for example, _ in seen)
@@ -460,7 +460,9 @@ def test_a_reward_gives_the_same_run_with_both_evaluators(folder, tmp_path):
         return float(len(str(prediction)))
 
     runs = [
-        zofo.train(given(folder, "answers", *MEZO, f"method.evaluator={name}", f"run={tmp_path / name}"), reward=reward)
+        zofo.train(
+            given(folder, "answers", *MEZO, f"method.evaluator={name}", f"output_dir={tmp_path / name}"), reward=reward
+        )
         for name in ("in-forward", "in-place")
     ]
     one, other = ([line for line in metrics_of(run) if line["event"] == "step"] for run in runs)
@@ -473,7 +475,7 @@ def test_a_reward_gives_the_same_run_with_both_evaluators(folder, tmp_path):
 @pytest.mark.parametrize("method", ["first-order", "bilevel", "two-stage"])
 @pytest.mark.parametrize(("rows", "objective"), [("labels", "accuracy"), ("answers", "f1"), ("labels", "reward")])
 def test_methods_with_first_order_steps_refuse_what_has_no_gradient(folder, tmp_path, method, rows, objective):
-    options = [f"method={method}", "training.steps=60", f"run={tmp_path / 'run'}"]
+    options = [f"method={method}", "training.steps=60", f"output_dir={tmp_path / 'run'}"]
     if objective != "reward":
         options.append(f"training.objective={objective}")
     with pytest.raises(ConfigError, match=f"'{objective}', which has no gradient, but method={method}") as caught:
@@ -485,7 +487,7 @@ def test_methods_with_first_order_steps_refuse_what_has_no_gradient(folder, tmp_
 @pytest.mark.parametrize("model", ["classification", "masked-lm"])
 @pytest.mark.parametrize("objective", ["answer", "text"])
 def test_heads_refuse_the_losses_of_causal_models(folder, tmp_path, model, objective):
-    options = ["method=mezo", f"training.objective={objective}", f"run={tmp_path / 'run'}"]
+    options = ["method=mezo", f"training.objective={objective}", f"output_dir={tmp_path / 'run'}"]
     with pytest.raises(ConfigError, match=f"'{objective}', which is the loss of a causal language model"):
         train(given(folder, "labels", *options, model=model))
     assert not (tmp_path / "run").exists()
@@ -494,14 +496,19 @@ def test_heads_refuse_the_losses_of_causal_models(folder, tmp_path, model, objec
 @pytest.mark.parametrize("model", ["classification", "masked-lm"])
 def test_heads_cannot_write_free_texts(folder, tmp_path, model):
     with pytest.raises(ConfigError, match="classification head gives the same labels|asks for a free text"):
-        train(given(folder, "answers", "method=mezo", f"run={tmp_path / 'run'}", model=model))
+        train(given(folder, "answers", "method=mezo", f"output_dir={tmp_path / 'run'}", model=model))
 
 
 def test_a_masked_language_model_chooses_by_the_classification_loss_unless_told_otherwise(folder, tmp_path):
-    run = train(given(folder, "choices", *MEZO, f"run={tmp_path / 'run'}", model="masked-lm"))
+    run = train(given(folder, "choices", *MEZO, f"output_dir={tmp_path / 'run'}", model="masked-lm"))
     told = train(
         given(
-            folder, "choices", *MEZO, "training.objective=classification", f"run={tmp_path / 'told'}", model="masked-lm"
+            folder,
+            "choices",
+            *MEZO,
+            "training.objective=classification",
+            f"output_dir={tmp_path / 'told'}",
+            model="masked-lm",
         )
     )
     losses = [[line["loss"] for line in metrics_of(one) if line["event"] == "step"] for one in (run, told)]

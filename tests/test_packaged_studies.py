@@ -71,14 +71,14 @@ def data(tmp_path_factory):
 def tiny(name, folders):
     """A packaged study with tiny models and few rows; all else is as in the file."""
     content = content_of(name)
-    base = content["base"]
+    base = content["defaults"]
     model = base["model"] if isinstance(base["model"], dict) else {"name": base["model"]}
     kind = "encoder" if model["name"] == "minilm" else "causal"
     task = base.get("task", {})
     task = {"name": task} if isinstance(task, str) else task
-    base |= {"model": {**model, "name": str(folders[kind])}, "task": {**task, "sizes": SIZES}}
+    base |= {"model": {**model, "name": str(folders[kind])}, "task": {**task, "split_sizes": SIZES}}
     for level in (content.get("tasks") or {}).values():
-        ((level or {}).get("task") or {}).pop("sizes", None)
+        ((level or {}).get("task") or {}).pop("split_sizes", None)
     for contender in content["methods"].values():
         contender["method"].pop("batch_size", None)
     base["method"] = {**base.get("method", {}), "batch_size": 4}
@@ -130,10 +130,10 @@ def test_the_studies_of_bilevel_compare_fairly(name):
     config = packaged(name).config
     assert config.seeds == [0, 1, 2]
     assert config.zero_shot
-    assert config.measure == "test"
+    assert config.split == "test"
     if config.search is not None:
         assert not set(config.search.seeds) & set(config.seeds)
-        searched = [one for one in config.methods.values() if one.setting_of is None]
+        searched = [one for one in config.methods.values() if one.tuned_by is None]
         assert len({len(one.trials) for one in searched}) == 1
         assert config.search.budget.queries < config.budget.queries
 
@@ -147,8 +147,8 @@ def test_the_control_of_as_many_steps_has_as_many(name):
     assert method["batch_size"] * (method["inner_steps"] + 2) == 32
     assert config.methods["frozen, same steps"].budget.queries // 32 == config.budget.queries // 80
     frozen, same = config.methods["frozen"], config.methods["frozen, same steps"]
-    assert (frozen.tree, frozen.budget, same.setting_of) == (same.tree, None, "bilevel")
-    assert frozen.tree["method"] == {**method, "backbone_step": "frozen"}
+    assert (frozen.tree, frozen.budget, same.tuned_by) == (same.tree, None, "bilevel")
+    assert frozen.tree["method"] == {**method, "backbone_update": "frozen"}
 
 
 @pytest.mark.parametrize("name", ["bilevel", "bilevel-adapters"])
@@ -173,7 +173,7 @@ def test_the_ablations_change_one_thing_at_a_time_and_have_figure_2s_values():
     for name, method in found.items():
         changed = {key for key in usual if usual[key] != method[key]} - {"rule"}
         assert len(changed) == (name != "penalty 100"), name
-    assert found["random backbone"] == {**usual, "backbone_step": "random"}
+    assert found["random backbone"] == {**usual, "backbone_update": "random"}
     controls = {run.cell.axes[0] for run in grid.final_runs if run.method == "frozen"}
     assert controls == set(found) - {"random backbone"}
 
@@ -187,7 +187,7 @@ def test_the_ablations_scale_the_backbones_rate_with_the_penalty_and_tune_both_m
         assert whole == pytest.approx(4e-5, rel=0.02), run  # of which a quarter of the largest stable one is 5e-5
     methods = study.config.methods
     assert methods["bilevel"].trials == methods["frozen"].trials
-    assert methods["frozen"].tree["method"] == {**methods["bilevel"].tree["method"], "backbone_step": "frozen"}
+    assert methods["frozen"].tree["method"] == {**methods["bilevel"].tree["method"], "backbone_update": "frozen"}
     tried = {}
     for run in study.grid.trials:
         tried.setdefault((run.method, run.cell), []).append(run.tree["method"]["lr_adapter"])
@@ -199,10 +199,10 @@ def test_the_controls_that_move_the_backbone_are_bilevel_but_for_one_key(name):
     """One of them with bilevel's setting, and the one with another objective with a search of its own, as wide."""
     methods = packaged(name).config.methods
     method = methods["bilevel"].tree["method"]
-    for control, change in (("random backbone", {"backbone_step": "random"}), ("penalty 0", {"penalty": 0})):
+    for control, change in (("random backbone", {"backbone_update": "random"}), ("penalty 0", {"penalty": 0})):
         assert methods[control].tree["method"] == {**method, **change}
         assert methods[control].budget is None
-    assert methods["random backbone"].setting_of == "bilevel"
+    assert methods["random backbone"].tuned_by == "bilevel"
     assert methods["penalty 0"].trials == methods["bilevel"].trials
 
 
@@ -210,7 +210,7 @@ def test_the_frozen_control_of_the_prompts_is_bilevel_without_its_backbones_step
     methods = packaged("prompt-sensitivity").config.methods
     own = dict(methods["bilevel"].tree["method"])
     rate = own.pop("lr_adapter")
-    assert methods["frozen"].tree["method"] == {**own, "backbone_step": "frozen"}
+    assert methods["frozen"].tree["method"] == {**own, "backbone_update": "frozen"}
     assert rate in [trial.tree["method"]["lr_adapter"] for trial in methods["frozen"].trials]
 
 
@@ -241,12 +241,12 @@ def test_a_list_keeps_some_tasks_methods_and_values_of_an_axis():
     assert list(config.tasks) == ["copa"]
     assert list(config.methods) == ["fo-lora", "mezo"]
     assert list(config.axes["prompt"]) == ["without", "with"]
-    assert config.tasks["copa"].tree["task"]["sizes"]["train"] == 300
+    assert config.tasks["copa"].tree["task"]["split_sizes"]["train"] == 300
     with pytest.raises(UnknownNameError, match=r"unknown name in tasks 'cop'\. Did you mean 'copa'"):
         read_study("bilevel", ["tasks=[cop]"])
     with pytest.raises(UnknownNameError, match=r"unknown name in axes\.promt 'with'"):
         read_study("prompt-sensitivity", ["axes.promt=[with]"])
-    with pytest.raises(UnknownNameError, match="unknown method of reference 'bilevel'"):
+    with pytest.raises(UnknownNameError, match="unknown method of baseline 'bilevel'"):
         read_study("bilevel", ["methods=[mezo]"])
 
 
@@ -266,7 +266,7 @@ def shortened(name, folders, path, methods, **changes):
     content["methods"] = {one: {"method": content["methods"][one]["method"]} for one in methods}
     content |= {"budget": {"steps": 2}, "seeds": [0, 1], "search": None, "tasks": {"movie-reviews": None}, **changes}
     if content.get("reference") not in methods:
-        content["reference"] = None
+        content["baseline"] = None
     return written(content, path, name)
 
 
@@ -382,8 +382,11 @@ def test_the_studies_of_bilevel_run(name, methods, axes, folders, data, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"contrast": "promt"}, "unknown axis of contrast 'promt'. Did you mean 'prompt'?"),
-        ({"contrast": "prompt", "axes": {"prompt": {"with": {}}}}, "contrast: the axis 'prompt' has one value only"),
+        ({"contrast_axis": "promt"}, "unknown axis of contrast_axis 'promt'. Did you mean 'prompt'?"),
+        (
+            {"contrast_axis": "prompt", "axes": {"prompt": {"with": {}}}},
+            "contrast_axis: the axis 'prompt' has one value only",
+        ),
     ],
 )
 def test_a_contrast_that_cannot_be_made_is_refused(tmp_path, changes, message):

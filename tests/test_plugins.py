@@ -92,7 +92,7 @@ def test_a_run_with_its_parts_is_scored_and_replayed_and_exported(example, run_z
     config = tmp_path / "run.json"
     config.write_text(json.dumps(given(tmp_path, method=METHOD)), encoding="utf-8")
     run = tmp_path / "run"
-    code, _, err = run_zofo("train", config.rename(tmp_path / "run.yaml"), f"run={run}")
+    code, _, err = run_zofo("train", config.rename(tmp_path / "run.yaml"), f"output_dir={run}")
     assert code == 0, err
     assert RunFolder.open(run).summary["metric"] == "says-g"
     assert RunFolder.open(run).environment["plugin zofo-example"] == "1.2"
@@ -134,7 +134,7 @@ def test_a_plugin_that_cannot_be_imported_is_named_where_a_name_is_missing_and_h
     example, run_zofo, tmp_path
 ):
     install(example, "other-package", {"aside": "other_aside"}, "import nothing_of_the_kind\n")
-    assert train(read_config(**given(tmp_path), run=str(tmp_path / "run"))).summary["queries"]
+    assert train(read_config(**given(tmp_path), output_dir=str(tmp_path / "run"))).summary["queries"]
     with pytest.raises(UnknownNameError) as unknown:
         METHODS["patientmezo"]
     assert "Did you mean 'patient-mezo'?" in unknown.value.message
@@ -197,7 +197,7 @@ def test_only_the_packages_whose_parts_a_run_uses_are_written_down(example, tmp_
         METHODS["nothing-of-the-kind"]
     tree = given(tmp_path, method={"name": "mezo", "batch_size": 2})
     tree["task"] = {"name": "movie-reviews", "data_dir": tree["task"]["data_dir"]}
-    run = train(read_config(**tree, run=str(tmp_path / "run")))
+    run = train(read_config(**tree, output_dir=str(tmp_path / "run")))
     assert not [key for key in run.environment if key.startswith("plugin ")]
 
 
@@ -224,7 +224,7 @@ def test_updates_that_a_guests_evaluator_lets_wait_are_kept_and_replayed(tmp_pat
 
 
 def test_a_run_whose_plugin_is_gone_says_which_package_to_install(example, run_zofo, tmp_path):
-    run = train(read_config(**given(tmp_path), run=str(tmp_path / "run")))
+    run = train(read_config(**given(tmp_path), output_dir=str(tmp_path / "run")))
     shutil.rmtree(example / "zofo_example-1.2.dist-info")
     plugins.forget_plugins()
     for arguments in (("eval", run.path), ("train", run.path / "config.yaml"), ("predict", run.path, "a")):

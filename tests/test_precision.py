@@ -157,8 +157,8 @@ def stand_still(dtype, steps):
     assert torch.equal(bits(module), before)
     module = entries(dtype)
     before, rule, estimator = bits(module), SGD(0.0), TwoSided(1e-3)
-    for fold_every in (1, 8):
-        evaluator = InForward(module, Backbone(module, LowRank()), fold_every=fold_every)
+    for flush_every in (1, 8):
+        evaluator = InForward(module, Backbone(module, LowRank()), flush_every=flush_every)
         for step in range(steps):
             keys = [Key(0, step)]
             with evaluator.probe([(mean_square, x)], estimator.ask(keys)) as visit:
@@ -188,7 +188,7 @@ def arrived(dtype, rows, columns, steps, size, coefficient, through=None):
     module = entries(dtype, rows, columns, size)
     before = [value.detach().double().clone() for value in module.parameters()]
     backbone = Backbone(module, LowRank(1, "rademacher") if through else Gaussian())
-    evaluator = InForward(module, backbone, fold_every=through) if through else None
+    evaluator = InForward(module, backbone, flush_every=through) if through else None
     for step in range(steps):
         update = Update(Displacement({Key(9, 0): coefficient, Key(9, 1 + step): coefficient * 1e-9}))
         evaluator.theta.apply(update) if evaluator else backbone.apply_(update)
@@ -208,9 +208,9 @@ def test_updates_of_a_millionth_of_a_weight_arrive_in_expectation(dtype, steps):
 
 
 @every_half
-@pytest.mark.parametrize("fold_every", [1, 8])
-def test_pending_updates_arrive_in_expectation(dtype, fold_every):
-    assert arrived(dtype, 200, 250, 160, 1.0, 3e-5, fold_every) == pytest.approx(1, abs=0.05)
+@pytest.mark.parametrize("flush_every", [1, 8])
+def test_pending_updates_arrive_in_expectation(dtype, flush_every):
+    assert arrived(dtype, 200, 250, 160, 1.0, 3e-5, flush_every) == pytest.approx(1, abs=0.05)
 
 
 def test_updates_of_subnormal_weights_arrive_in_expectation():
@@ -231,11 +231,11 @@ def test_rounding_to_nearest_would_lose_these_updates(dtype):
 # updates that wait in the in-forward evaluator
 
 
-def run_steps(dtype, fold_every, steps=12, kind=None):
+def run_steps(dtype, flush_every, steps=12, kind=None):
     """Losses at two points after each of some updates, and the evaluator."""
     model = build_model(kind).to(dtype) if kind else entries(dtype, size=0.1)
     x = torch.randn(5, 20, generator=generator()).to(dtype)
-    evaluator = InForward(model, Backbone(model, LowRank()), fold_every=fold_every)
+    evaluator = InForward(model, Backbone(model, LowRank()), flush_every=flush_every)
     losses = []
     for step in range(steps):
         points = [Displacement({Key(1, step): 1e-2}), [Displacement({Key(2, step, i): 1e-2}) for i in range(5)]]
@@ -250,15 +250,15 @@ def test_losses_are_the_same_however_long_updates_wait(dtype):
     exact, _ = run_steps(torch.float32, 1)
     assert ((exact[0, 0] - exact[-1, 0]) / exact[0, 0]).abs().max() > 0.1  # the updates show
     rtol = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.005}[dtype]
-    for fold_every in (1, 8, 10_000):
-        losses, _ = run_steps(dtype, fold_every)
+    for flush_every in (1, 8, 10_000):
+        losses, _ = run_steps(dtype, flush_every)
         torch.testing.assert_close(losses, exact, rtol=rtol, atol=0)
 
 
 def test_updates_wait_until_there_are_enough_of_them_or_of_their_columns():
     seen = ((1, 5, 5, 0), (8, 7, 0, 7), (8, 8, 1, 0), (8, 20, 2, 4), (999, 20, 2, 2))
-    for fold_every, steps, sweeps, waiting in seen:
-        _, evaluator = run_steps(torch.float32, fold_every, steps)
+    for flush_every, steps, sweeps, waiting in seen:
+        _, evaluator = run_steps(torch.float32, flush_every, steps)
         assert (evaluator.backbone.sweeps, len(evaluator.theta.pending)) == (sweeps, waiting)
 
 

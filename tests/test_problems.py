@@ -359,7 +359,7 @@ def test_the_rows_of_least_squares_have_the_rates_and_pairs_that_their_names_say
         assert rate == (1e-3 if name == "first-order" else float(eta2))
         if method["name"] == "svrg":
             assert method["lr_full"] == 1e-3
-            assert method["pair"] == pairs.get(name, "same" if name == "full-batch" else name)
+            assert method["control_variate"] == pairs.get(name, "same" if name == "full-batch" else name)
             assert method["anchor_interval"] == (1 if name == "full-batch" else 2)
     assert set(runs) == {(name, eta2) for name in grid.config.methods for eta2 in ("1e-4", "1e-3")} - {
         ("zo-svrg", "1e-4")
@@ -367,11 +367,11 @@ def test_the_rows_of_least_squares_have_the_rates_and_pairs_that_their_names_say
 
 
 def test_the_digits_study_takes_mnists_files_and_gives_every_method_as_many_trials_and_queries(mnist):
-    study = read_study("digits", [f"base.problem.folder={mnist}", "base.problem.rows=20"])
+    study = read_study("digits", [f"defaults.problem.folder={mnist}", "defaults.problem.rows=20"])
     run = study.grid.trials[0]
     assert (run.tree["problem"]["folder"], run.tree["problem"]["rows"]) == (str(mnist), 20)
     assert {len(contender.trials) for contender in study.config.methods.values()} == {4}
     assert {
-        run.tree["training"]["queries"] for run in [*study.grid.trials, *study.grid.finals("mezo", run.cell, 0)]
+        run.tree["training"]["max_queries"] for run in [*study.grid.trials, *study.grid.finals("mezo", run.cell, 0)]
     } == {500_000}
     assert not {0, 1, 2} & set(study.config.search.seeds)

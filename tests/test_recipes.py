@@ -105,7 +105,7 @@ def rows(tmp_path_factory):
 
 def needed(name: str) -> list[str]:
     """What a recipe leaves to its user, as its examples have it."""
-    return [part for keys in RECIPES[name].needs for part in next(iter(keys.values())).split()]
+    return [part for keys in RECIPES[name].requires for part in next(iter(keys.values())).split()]
 
 
 @pytest.fixture(scope="module")
@@ -119,21 +119,21 @@ def started(folders, rows, tmp_path_factory):
 def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
     """What is put over a recipe for two steps on a tiny model: its place, rows, and smaller numbers."""
     config = read_config(name, [f"preset={preset}", *needed(name)])
-    given = [f"model.name={folders[kind_of(name)]}", "model.device=cpu", "training.evaluations=null", f"run={run}"]
-    given += ["training.eval_every=null"]
+    given = [f"model.name={folders[kind_of(name)]}", "model.device=cpu", "training.num_evals=null", f"output_dir={run}"]
+    given += ["training.eval_steps=null"]
     if config.task.several:
-        given += ["task.setting=null", "task.tasks=[one, two]", f"task.data={rows / 'metaicl'}"]
-        given += ["task.sizes={validation: 4}"]
-    elif RECIPES[name].needs:
-        given += [f"task.data={rows / 'metaicl' / 'unseen'}", "task.sizes={validation: 4}"]
-    elif config.task.sizes:
-        given += ["task.sizes={train: 24, validation: 4, test: 4}"]
-    if config.task.shots:
-        given += ["task.shots=8"]
-    if RECIPES[name].needs:
-        given += ["task.demonstrations=2"] if config.task.demonstrations else []
+        given += ["task.metaicl_setting=null", "task.tasks=[one, two]", f"task.data={rows / 'metaicl'}"]
+        given += ["task.split_sizes={validation: 4}"]
+    elif RECIPES[name].requires:
+        given += [f"task.data={rows / 'metaicl' / 'unseen'}", "task.split_sizes={validation: 4}"]
+    elif config.task.split_sizes:
+        given += ["task.split_sizes={train: 24, validation: 4, test: 4}"]
+    if config.task.train_examples_per_label:
+        given += ["task.train_examples_per_label=8"]
+    if RECIPES[name].requires:
+        given += ["task.num_fewshot=2"] if config.task.num_fewshot else []
     elif config.task.name == "copa":
-        given += [f"task.data_dir={rows / 'copa'}", "task.sizes={train: 18, validation: 6, test: 6}"]
+        given += [f"task.data_dir={rows / 'copa'}", "task.split_sizes={train: 18, validation: 6, test: 6}"]
     else:
         given += [f"task.data_dir={rows / 'reviews'}"]
     given += {
@@ -141,7 +141,7 @@ def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
         "bilevel": ["method.inner_steps=1"],
         "meta-bilevel": ["method.inner_steps=1", "method.tasks_per_step=2"],
         "svrg": ["method.anneal=false", "method.anchor_batch_size=8"],
-        "in-context": ["task.demonstrations=2"],
+        "in-context": ["task.num_fewshot=2"],
     }.get(config.method.name, [])
     steps = [] if METHODS[config.method.name].fixed_steps is not None else ["training.steps=2"]
     return [*given, "method.batch_size=4", *steps, f"preset={preset}"]
@@ -164,7 +164,7 @@ def test_there_is_a_recipe_for_each_model_and_row():
 def test_a_recipe_has_both_presets_names_its_row_and_could_not_be_meant_for_something_else(name):
     recipe = RECIPES[name]
     assert list(recipe.presets)[:2] == ["ours", "paper"]
-    assert "table" in recipe.row
+    assert "table" in recipe.table_row
     assert len(recipe.about) < 90
     assert name not in task_names()
     assert "trust_remote_code" not in recipe_text(name)
@@ -175,7 +175,7 @@ def test_a_recipe_has_both_presets_names_its_row_and_could_not_be_meant_for_some
 def test_every_value_of_a_grid_fits_every_preset(name, preset):
     config = read_config(name, [f"preset={preset}", *needed(name)])
     assert config.model.name.count("/") == 1
-    for key, values in RECIPES[name].grid.items():
+    for key, values in RECIPES[name].search_space.items():
         for value in values:
             tree = read_config(name, [f"preset={preset}", *needed(name), f"{key}={value}"]).model_dump()
             for part in key.split("."):
@@ -185,20 +185,20 @@ def test_every_value_of_a_grid_fits_every_preset(name, preset):
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [(n, k) for n, r in RECIPES.items() for k in r.grid if n != "opt-1.3b-two-stage"],
+    [(n, k) for n, r in RECIPES.items() for k in r.search_space if n != "opt-1.3b-two-stage"],
 )
 def test_the_papers_preset_lies_on_the_papers_grid(name, key):
     tree = read_config(name, ["preset=paper"]).model_dump()
     for part in key.split("."):
         tree = tree[part]
-    assert tree in RECIPES[name].grid[key]
+    assert tree in RECIPES[name].search_space[key]
 
 
 @pytest.mark.parametrize(("name", "preset"), with_soak(PRESETS, QUICK))
 def test_every_preset_takes_two_steps(name, preset, folders, rows, tmp_path, request):
     given = two_steps(name, preset, folders, rows, tmp_path / "run")
-    if "start=runs/meta" in needed(name):
-        given.append(f"start={request.getfixturevalue('started')}")
+    if "init_from=runs/meta" in needed(name):
+        given.append(f"init_from={request.getfixturevalue('started')}")
     config = read_config(name, given)
     summary = train(config).summary
     fixed = METHODS[config.method.name].fixed_steps
@@ -229,21 +229,23 @@ def test_the_settings_of_the_papers_are_those_that_are_published():
         found = read_config(f"{model}-svrg", ["preset=paper"])
         assert (found.training.steps, found.method.anchor_interval, found.method.anneal) == (svrg, 2, True)
         assert found.model.head == "classification"
-        assert found.task.sizes == {"train": 512, "validation": 256, "test": 256}
+        assert found.task.split_sizes == {"train": 512, "validation": 256, "test": 256}
 
 
 def test_a_recipe_without_the_task_that_it_needs_is_refused(run_zofo):
     for verb in ("validate", "train"):
         code, out, err = run_zofo(verb, "gpt2-large-meta")
         assert (code, out) == (2, "")
-        assert "gpt2-large-meta: this recipe leaves task.setting or task.tasks to you, and it is not given" in err
-        assert "add for example task.setting=class_to_class.json task.data=FOLDER" in err
+        assert (
+            "gpt2-large-meta: this recipe leaves task.metaicl_setting or task.tasks to you, and it is not given" in err
+        )
+        assert "add for example task.metaicl_setting=class_to_class.json task.data=FOLDER" in err
         assert "movie-reviews" not in err
-    with pytest.raises(ConfigError, match=r"gpt2-large-tuned: this recipe leaves start to you"):
+    with pytest.raises(ConfigError, match=r"gpt2-large-tuned: this recipe leaves init_from to you"):
         read_config("gpt2-large-tuned", ["task=sst2"])
     assert read_config("gpt2-large-zero-shot", ["task=sst2"]).task.name == "sst2"
     wanted = {name for name in RECIPES if name.startswith("gpt2-large")}
-    assert {name for name, recipe in RECIPES.items() if recipe.needs} == wanted
+    assert {name for name, recipe in RECIPES.items() if recipe.requires} == wanted
     assert all(part.partition("=")[1] for name in wanted for part in needed(name))
 
 
@@ -253,19 +255,19 @@ def test_the_rows_of_table_4_are_as_the_paper_has_them():
     assert (meta.training.steps, meta.method.tasks_per_step, meta.method.inner_steps) == (50000, 5, 10)
     assert (metaicl.training.steps, metaicl.method.parameters, metaicl.method.lr) == (30000, "all", 1e-5)
     assert meta.task.max_rows == metaicl.task.max_rows == 768
-    assert (meta.task.demonstrations, found["gpt2-large-in-context"].task.demonstrations) == (0, 4)
+    assert (meta.task.num_fewshot, found["gpt2-large-in-context"].task.num_fewshot) == (0, 4)
     channel = found["gpt2-large-channel-metaicl"]
     assert (metaicl.task.scoring, channel.task.scoring) == ("mean", "channel")
     assert channel.method == metaicl.method
     tuned = found["gpt2-large-tuned"]
-    assert (tuned.training.steps, tuned.task.shots, tuned.method.parameters) == (10, 4, "adapter")
-    assert str(tuned.start) == "runs/meta"
+    assert (tuned.training.steps, tuned.task.train_examples_per_label, tuned.method.parameters) == (10, 4, "adapter")
+    assert str(tuned.init_from) == "runs/meta"
 
 
 def test_a_preset_may_be_laid_over_another():
     keys = RECIPES["distilbert-svrg"].keys("paper-large-batch")
     assert OVER not in keys
-    assert keys["method.select"] == ["*.layer.5.*", "classifier.*"]  # of paper-partial
+    assert keys["method.trainable"] == ["*.layer.5.*", "classifier.*"]  # of paper-partial
     assert keys["model.dtype"] == "bfloat16"  # of paper-bf16
     assert keys["method.lr_full"] == 1e-3  # of paper
     assert keys["training.steps"] == 8000  # its own
@@ -326,7 +328,7 @@ def test_recipes_that_are_not_there(run_zofo, tmp_path, monkeypatch):
         ({"about": "x", "presets": {"a": {}}, "bass": {}}, "bass: unknown key"),
         ({"about": "x", "presets": {"a": {"method.rul": 1}}}, r"method\.rul: unknown key"),
         ({"about": "x", "presets": {"a": 3}}, r"presets\.a: "),
-        ({"about": "x", "presets": {"a": {"over": "b"}}}, "unknown preset 'b'"),
+        ({"about": "x", "presets": {"a": {"extends": "b"}}}, "unknown preset 'b'"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_refused_by_the_name_of_its_file(tmp_path, content, message):
@@ -379,7 +381,7 @@ def test_a_recipe_trains_from_the_command_line_and_so_does_an_edited_copy(run_zo
     assert run_zofo("copy", name, tmp_path / "mine.yaml")[0] == 0
     text = (tmp_path / "mine.yaml").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text.replace("1.0e-6", "2.0e-6"), encoding="utf-8")
-    code, _, err = run_zofo("train", tmp_path / "mine.yaml", *given, f"run={tmp_path / 'two'}")
+    code, _, err = run_zofo("train", tmp_path / "mine.yaml", *given, f"output_dir={tmp_path / 'two'}")
     assert code == 0, err
     ran = [read_yaml(tmp_path / run / "config.yaml")["method"]["rule"]["lr"] for run in ("one", "two")]
     assert ran == [1e-6, 2e-6]

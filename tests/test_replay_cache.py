@@ -27,11 +27,13 @@ def made(model_folder, tmp_path_factory):
     write_rows(folder / "data" / "train.jsonl", review_rows(40))
     write_rows(folder / "data" / "validation.jsonl", review_rows(8, 40))
     task = {"data_dir": str(folder / "data")}
-    training = {"steps": 4, "eval_every": 2}
+    training = {"steps": 4, "eval_steps": 2}
 
     def make(dtype):
         model, where = {"name": str(model_folder), "dtype": dtype}, str(folder / dtype)
-        return train(read_config(model=model, task=task, method=METHOD["mezo"], training=training, run=where)).path
+        return train(
+            read_config(model=model, task=task, method=METHOD["mezo"], training=training, output_dir=where)
+        ).path
 
     return {dtype: make(dtype) for dtype in ("float32", "bfloat16")}
 

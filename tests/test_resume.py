@@ -37,25 +37,31 @@ METHOD = {
     "mezo, lora": {"name": "mezo", "batch_size": 4, "adapter": "lora"} | LR,
     "svrg": {"name": "svrg", "batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 10} | LR,
     "svrg, copy": {"name": "svrg", "batch_size": 4, "anchor": "copy", "anchor_batch_size": 10} | LR | IN_PLACE,
-    "svrg, annealing": {"name": "svrg", "batch_size": 30, "anneal": True, "anneal_above": 0.1, "anchor_batch_size": 10}
+    "svrg, annealing": {
+        "name": "svrg",
+        "batch_size": 30,
+        "anneal": True,
+        "anneal_threshold": 0.1,
+        "anchor_batch_size": 10,
+    }
     | LR,
     "zo-svrg": {"name": "zo-svrg", "batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 10} | LR,
     "first-order": {"name": "first-order", "batch_size": 4},
     "first-order, all": {"name": "first-order", "batch_size": 4, "parameters": "all"},
     "bilevel": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "rule": {"lr": 1e-4}},
-    "bilevel, frozen": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "backbone_step": "frozen"},
+    "bilevel, frozen": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "backbone_update": "frozen"},
     "two-stage": {"name": "two-stage", "batch_size": 4, "adapter_steps": 4} | LR,
     "mezo, bfloat16": {"name": "mezo", "batch_size": 4} | LR,
     "mezo, float16": {"name": "mezo", "batch_size": 4} | LR,
     "mezo, in place, bfloat16": {"name": "mezo", "batch_size": 4} | LR | IN_HALF,
     "svrg, bfloat16": {"name": "svrg", "batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 10} | LR,
-    "mezo, random mask": {"name": "mezo", "batch_size": 4, "mask": {"name": "random", "share": 0.5}} | LR,
-    "mezo, in place, magnitude": {"name": "mezo", "batch_size": 4, "mask": {"name": "magnitude", "share": 0.5}}
+    "mezo, random mask": {"name": "mezo", "batch_size": 4, "mask": {"name": "random", "density": 0.5}} | LR,
+    "mezo, in place, magnitude": {"name": "mezo", "batch_size": 4, "mask": {"name": "magnitude", "density": 0.5}}
     | LR
     | IN_PLACE,
-    "mezo, blocks in turn": {"name": "mezo", "batch_size": 4, "mask": {"name": "rotation", "blocks": 3}} | LR,
+    "mezo, blocks in turn": {"name": "mezo", "batch_size": 4, "mask": {"name": "rotation", "num_blocks": 3}} | LR,
     "meta-bilevel": META,
-    "meta-bilevel, on disk": META | {"adapters": "disk", "evaluator": "in-place", "noise": "gaussian"},
+    "meta-bilevel, on disk": META | {"adapter_offload": "disk", "evaluator": "in-place", "noise": "gaussian"},
 }
 QUICK = {
     "mezo, bfloat16",
@@ -89,13 +95,13 @@ def configured(model_folder, rows, tmp_path):
         task = {"data_dir": str(data_dir)}
         if case.startswith("meta"):
             tasks = write_tasks(tmp_path / "tasks", ("mood", "tone", "pick"))
-            task = {"data_dir": str(tasks), "tasks": ["mood", "tone", "pick"], "sizes": {"validation": 3}}
+            task = {"data_dir": str(tasks), "tasks": ["mood", "tone", "pick"], "split_sizes": {"validation": 3}}
         return read_config(
             model={"name": str(model_folder), "dtype": dtype_of(case)},
             task=task,
             method=method or METHOD[case],
-            training={"steps": STEPS, "eval_every": 4, **training},
-            run=str(tmp_path / name),
+            training={"steps": STEPS, "eval_steps": 4, **training},
+            output_dir=str(tmp_path / name),
         )
 
     return configure
@@ -212,7 +218,7 @@ def test_the_weights_come_from_the_trajectory_or_from_the_checkpoint(configured,
     whole = whole_of(case)
     config = configured(case, checkpoint_weights=weights)
     stopped_at(config, 7)
-    (found,) = [c for c in [Checkpoints(RunFolder(config.run).checkpoints).latest()] if c is not None]
+    (found,) = [c for c in [Checkpoints(RunFolder(config.output_dir).checkpoints).latest()] if c is not None]
     assert found.json("progress.json")["weights"] == weights
     assert contents(train(config).path) == whole
 
@@ -239,14 +245,14 @@ def test_ctrl_c_leaves_with_130(configured, ctrl_c):
 
 @pytest.mark.promise(10)
 def test_a_second_ctrl_c_writes_nothing_more(configured, ctrl_c):
-    config = configured("mezo, lora", checkpoint_every=2)
+    config = configured("mezo, lora", save_steps=2)
     with pytest.raises(KeyboardInterrupt) as left:
         train(config, Console(file=Stopping(3, signal.SIGINT, times=2)))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not isinstance(left.value, Interrupted)
-    assert Checkpoints(config.run / "checkpoints").latest().step == 2
-    assert not (config.run / "summary.json").exists()
-    assert not (config.run / "adapter").exists()
+    assert Checkpoints(config.output_dir / "checkpoints").latest().step == 2
+    assert not (config.output_dir / "summary.json").exists()
+    assert not (config.output_dir / "adapter").exists()
 
 
 # signals that come elsewhere than in a step
@@ -278,24 +284,24 @@ def scored_in(run):
 @pytest.mark.parametrize(("call", "steps"), [(1, 4), (3, STEPS)])
 def test_a_signal_in_an_evaluation_lets_it_finish(configured, whole_of, asked_in, call, steps):
     """Also in the last one, where the test split is still to be scored."""
-    whole = whole_of("mezo", test=True)
-    config = configured("mezo", test=True)
+    whole = whole_of("mezo", eval_on_test=True)
+    config = configured("mezo", eval_on_test=True)
     asked_in(TaskEvaluator, "evaluate", call)
     with pytest.raises(Interrupted) as stopped:
         train(config)
     assert (stopped.value.exit_code, stopped.value.steps) == (143, steps)
-    assert scored_in(config.run)[-1] == steps
-    assert RunFolder(config.run).summary["stopped"] == stopped.value.message
+    assert scored_in(config.output_dir)[-1] == steps
+    assert RunFolder(config.output_dir).summary["stopped"] == stopped.value.message
     assert contents(train(config).path) == whole
 
 
 @pytest.mark.promise(10)
 @pytest.mark.parametrize("test", [False, True])
 def test_a_signal_with_which_nothing_is_left_to_do_is_said(configured, whole_of, asked_in, test):
-    whole = whole_of("mezo", test=test)
+    whole = whole_of("mezo", eval_on_test=test)
     asked_in(TaskEvaluator, "evaluate", 4 if test else 3)  # of 3 on validation and one on test
     shown = io.StringIO()
-    run = train(configured("mezo", test=test), Console(file=shown))
+    run = train(configured("mezo", eval_on_test=test), Console(file=shown))
     assert "SIGTERM came when nothing was left to do: the run has ended" in shown.getvalue()
     assert run.ended
     assert contents(run.path) == whole
@@ -304,14 +310,14 @@ def test_a_signal_with_which_nothing_is_left_to_do_is_said(configured, whole_of,
 @pytest.mark.promise(10)
 @pytest.mark.parametrize("method", ["zero-shot", "linear-probe"])
 def test_methods_that_only_read_stop_and_begin_again(configured, asked_in, method):
-    whole = contents(train(configured("", "whole", {"name": method}, test=True)).path)
-    config = configured("", "run", {"name": method}, test=True)
+    whole = contents(train(configured("", "whole", {"name": method}, eval_on_test=True)).path)
+    config = configured("", "run", {"name": method}, eval_on_test=True)
     asked_in(*((METHODS[method], "step") if method == "linear-probe" else (TaskEvaluator, "evaluate")))
     with pytest.raises(Interrupted, match="what it was at is not saved") as stopped:
         train(config)
     assert stopped.value.exit_code == 143
     assert "to begin again: zofo train" in stopped.value.hint
-    assert not (config.run / "checkpoints").exists()
+    assert not (config.output_dir / "checkpoints").exists()
     assert contents(train(config).path) == whole
 
 
@@ -323,7 +329,7 @@ def test_a_run_that_goes_on_must_be_the_same(configured, tmp_path):
     stopped_at(config, 3)
     with pytest.raises(RunError, match=r"has training.steps = 12, not 13") as refused:
         train(configured("mezo", steps=13))
-    assert "run=" in refused.value.hint
+    assert "output_dir=" in refused.value.hint
     with pytest.raises(RunError, match=r"has method.name = 'mezo', not 'first-order'|has method"):
         train(configured("first-order"))
     train(config)
@@ -362,13 +368,13 @@ def rewrite_rows(data_dir, split, change):
     ],
 )
 def test_a_run_whose_rows_have_changed_does_not_go_on(configured, data_dir, split, change):
-    config = configured("mezo", data_dir=data_dir, test=True)
+    config = configured("mezo", data_dir=data_dir, eval_on_test=True)
     stopped_at(config, 3)
-    before, back = contents(config.run), rewrite_rows(data_dir, split, change)
+    before, back = contents(config.output_dir), rewrite_rows(data_dir, split, change)
     with pytest.raises(RunError, match=f"the {split} rows of the task .* are not those that .* began with") as refused:
         train(config)
-    assert "run=" in refused.value.hint
-    assert contents(config.run) == before
+    assert "output_dir=" in refused.value.hint
+    assert contents(config.output_dir) == before
     back()
     if split == "validation":
         train(config)
@@ -416,7 +422,7 @@ def test_a_run_of_a_version_that_wrote_less_down_goes_on(configured, monkeypatch
     with monkeypatch.context() as older:
         older.setattr(sys.modules["zofo.training.train"], "content_hash", lambda _: None)
         stopped_at(config, 3)
-    path, shown = config.run / "environment.json", io.StringIO()
+    path, shown = config.output_dir / "environment.json", io.StringIO()
     content = json.loads(path.read_text(encoding="utf-8"))
     for key in ("rows", "objective", "device", "threads"):
         del content[key]
@@ -429,7 +435,7 @@ def test_a_run_of_a_version_that_wrote_less_down_goes_on(configured, monkeypatch
 def test_another_version_or_device_is_said_once(configured):
     config = configured("mezo")
     stopped_at(config, 3)
-    path, shown = config.run / "environment.json", io.StringIO()
+    path, shown = config.output_dir / "environment.json", io.StringIO()
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"torch": "2.0.0", "device": "cuda, a card"}), encoding="utf-8")
     train(config, Console(file=shown))
@@ -443,7 +449,7 @@ def test_a_log_that_was_edited_is_named(configured, whole_of):
     whole = whole_of("mezo")
     config = configured("mezo")
     stopped_at(config, 7)
-    path = RunFolder(config.run).metrics
+    path = RunFolder(config.output_dir).metrics
     data = path.read_bytes()
     place = data.index(b'"loss": ') + len(b'"loss": ')
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
@@ -459,7 +465,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(configu
     whole = whole_of("svrg")
     config = configured("svrg")
     stopped_at(config, 3)
-    run = RunFolder(config.run)
+    run = RunFolder(config.output_dir)
     shutil.rmtree(run.checkpoints)
     (run.path / "summary.json").unlink()
     assert contents(train(config).path) == whole
@@ -482,7 +488,7 @@ def test_the_outcome_of_an_earlier_stop_is_not_that_of_a_run_that_goes_on(config
     """A process that is killed then leaves no outcome, and not one of other weights."""
     config = configured("mezo")
     stopped_at(config, 7)
-    outcome = config.run / "summary.json"
+    outcome = config.output_dir / "summary.json"
     assert outcome.is_file()
     looking = Looking(9, outcome)
     train(config, Console(file=looking))
@@ -494,9 +500,9 @@ def test_the_outcome_of_an_earlier_stop_is_not_that_of_a_run_that_goes_on(config
 @pytest.mark.promise(8)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(configured, whole_of):
     whole = whole_of("mezo")
-    config = configured("mezo", checkpoint_every=2)
+    config = configured("mezo", save_steps=2)
     stopped_at(config, 7)
-    run = RunFolder(config.run)
+    run = RunFolder(config.output_dir)
     newest = run.checkpoints / "step-00000007"
     data = bytearray((newest / "state.json").read_bytes())
     data[3] ^= 1
@@ -512,7 +518,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(configured, wh
 def test_a_trajectory_that_is_damaged_is_named(configured):
     config = configured("mezo")
     stopped_at(config, 7)
-    path = RunFolder(config.run).trajectory
+    path = RunFolder(config.output_dir).trajectory
     data = bytearray(path.read_bytes())
     data[-20] ^= 1
     path.write_bytes(data)
@@ -524,14 +530,14 @@ def test_a_trajectory_that_is_damaged_is_named(configured):
 def test_a_run_of_another_noise_stream_does_not_go_on(configured, monkeypatch):
     config = configured("mezo")
     stopped_at(config, 7)
-    before = contents(config.run)
+    before = contents(config.output_dir)
     with monkeypatch.context() as another:
         another.setattr(sys.modules[train.__module__], "STREAM_VERSION", "another")
         with pytest.raises(RunError, match="would go on with 'another'") as refused:
             train(config)
     assert "began with stream=" in refused.value.message
     assert "the version of zofo that began it" in refused.value.hint
-    assert contents(config.run) == before
+    assert contents(config.output_dir) == before
     assert train(config).summary["steps"] == STEPS
 
 
@@ -539,13 +545,13 @@ def test_a_run_of_another_noise_stream_does_not_go_on(configured, monkeypatch):
 def test_a_checkpoint_of_another_version_is_one_message(configured):
     config = configured("mezo")
     stopped_at(config, 7)
-    checkpoints = Checkpoints(RunFolder(config.run).checkpoints)
+    checkpoints = Checkpoints(RunFolder(config.output_dir).checkpoints)
     path = checkpoints.latest().path
-    shutil.copy(path / "progress.json", config.run / "progress.json")
+    shutil.copy(path / "progress.json", config.output_dir / "progress.json")
     shutil.rmtree(path)
 
     def write(folder):
-        shutil.copy(config.run / "progress.json", folder / "progress.json")
+        shutil.copy(config.output_dir / "progress.json", folder / "progress.json")
         (folder / "state.json").write_text("{}")
         from safetensors.torch import save_file
 
@@ -559,7 +565,7 @@ def test_a_checkpoint_of_another_version_is_one_message(configured):
 def test_two_processes_do_not_train_in_one_folder(configured):
     config = configured("mezo")
     stopped_at(config, 3)
-    with RunFolder(config.run).locked(), pytest.raises(RunError, match="is training in"):
+    with RunFolder(config.output_dir).locked(), pytest.raises(RunError, match="is training in"):
         train(config)
     train(config)
 
@@ -592,7 +598,7 @@ def lines_of(run, event):
 @pytest.mark.promise(9)
 def test_steps_without_a_finite_loss_can_be_skipped_and_are_in_the_log(configured, poisoned):
     poisoned(2, 5, 6, 7)
-    run = train(configured("mezo", non_finite="skip"))
+    run = train(configured("mezo", on_non_finite="skip"))
     assert [line["step"] for line in lines_of(run, "skipped")] == [2, 5, 6, 7]
     assert [line["step"] for line in lines_of(run, "step")] == [0, 1, 3, 4, 8, 9, 10, 11]
     assert run.summary["steps"] == 12
@@ -602,13 +608,13 @@ def test_steps_without_a_finite_loss_can_be_skipped_and_are_in_the_log(configure
 def test_too_many_in_a_row_stop_the_run(configured, poisoned):
     poisoned(5, 6, 7)
     with pytest.raises(NonFiniteError, match="step 7"):
-        train(configured("mezo", non_finite="skip", most_skips=2))
+        train(configured("mezo", on_non_finite="skip", max_consecutive_skips=2))
 
 
 @pytest.mark.promise(9)
 def test_typing_the_command_again_does_not_count_anew(configured, poisoned):
     poisoned(5, 6, 7)
-    config = configured("mezo", non_finite="skip", most_skips=2, checkpoint_every=1)
+    config = configured("mezo", on_non_finite="skip", max_consecutive_skips=2, save_steps=1)
     for _ in range(2):
         with pytest.raises(NonFiniteError, match="step 7"):
             train(config)
@@ -633,8 +639,8 @@ def start(tmp_path, model_folder, name, steps=120):
         "model": str(model_folder),
         "task": {"name": "movie-reviews", "data_dir": str(data)},
         "method": METHOD["mezo"],
-        "training": {"steps": steps, "eval_every": 20, "checkpoint_every": 7},
-        "run": str(tmp_path / name),
+        "training": {"steps": steps, "eval_steps": 20, "save_steps": 7},
+        "output_dir": str(tmp_path / name),
     }
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -74,7 +74,7 @@ def test_a_demonstration_is_never_the_example_in_any_row_or_form(tmp_path, sets,
     texts = {i: f"{'film' if i % 3 else 'FILM '} {i % 5}" for i in range(30)}
     for split in SPLITS:
         write_rows(tmp_path / f"{split}.jsonl", labelled(["good", "bad"] * 15, texts))
-    examples = loaded(tmp_path, demonstrations=2, demonstration_sets=sets, split_seed=seed)
+    examples = loaded(tmp_path, num_fewshot=2, fewshot_sampling=sets, split_seed=seed)
     for one in (one for split in SPLITS for one in examples[split]):
         *solved, asked = one.prompt.split("\n\n")
         assert len(solved) == 2
@@ -84,8 +84,8 @@ def test_a_demonstration_is_never_the_example_in_any_row_or_form(tmp_path, sets,
 def test_too_few_other_rows_to_demonstrate_with_are_named(tmp_path):
     for split in SPLITS:
         write_rows(tmp_path / f"{split}.jsonl", labelled(["good", "bad"] * 3, {i: f"film {i % 2}" for i in range(6)}))
-    with pytest.raises(Exception, match="task.demonstrations is 4, but only 3 rows of train ask something else than"):
-        loaded(tmp_path, demonstrations=4)
+    with pytest.raises(Exception, match="task.num_fewshot is 4, but only 3 rows of train ask something else than"):
+        loaded(tmp_path, num_fewshot=4)
 
 
 @pytest.mark.parametrize("demonstrations", [0, 1])
@@ -93,7 +93,7 @@ def test_validate_counts_rows_that_are_there_again(run_zofo, tmp_path, demonstra
     write_rows(tmp_path / "train.jsonl", labelled(["good", "bad", "bad", "good"], {2: "Film 0", 3: "film 1"}))
     write_rows(tmp_path / "validation.jsonl", labelled(["good", "bad"], {1: "film  1"}))
     write_rows(tmp_path / "test.jsonl", labelled(["good", "good"], {0: "a", 1: "b"}))
-    code, out, err = run_zofo("validate", "--data", tmp_path, f"task.demonstrations={demonstrations}")
+    code, out, err = run_zofo("validate", "--data", tmp_path, f"task.num_fewshot={demonstrations}")
     assert code == 0, err
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
     train, validation = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"

@@ -130,7 +130,7 @@ def test_sign_moves_every_entry_by_exactly_lr_against_the_sign_of_the_estimate()
 
 def test_sign_leaves_entries_where_the_estimate_is_zero():
     module, key = make_module(), Key(0, 0)
-    backbone = Backbone(module, LowRank(rank=2, factors="rademacher"))  # half of its entries are zero
+    backbone = Backbone(module, LowRank(rank=2, factor_distribution="rademacher"))  # half of its entries are zero
     before, gradient = values(module), backbone.values(Displacement({key: 1.0}))
     update, _ = Sign(lr=0.5).update(Estimate.of(Displacement({key: 1.0})), State())
     backbone.apply_(update)

@@ -167,8 +167,8 @@ def made(model_folder, tmp_path_factory):
 
     def config(name, method, steps):
         task = {"data_dir": str(folder / "data")}
-        model, training = str(model_folder), {"steps": steps, "eval_every": 4}
-        return read_config(model=model, task=task, method=method, training=training, run=str(folder / name))
+        model, training = str(model_folder), {"steps": steps, "eval_steps": 4}
+        return read_config(model=model, task=task, method=method, training=training, output_dir=str(folder / name))
 
     train(config("adapter", METHOD["first-order"], 1))
     train(config("weights", METHOD["first-order, all"], 1))
@@ -260,7 +260,7 @@ def test_the_adapter_of_a_run_cannot_name_a_module_to_import(copied, tmp_path, m
     ways = {
         "adapter": lambda: export_run(run.path, "adapter", tmp_path / "out"),
         "load": lambda: run.load(),
-        "start": lambda: train(run.config.model_copy(update={"start": run.path, "run": tmp_path / "next"})),
+        "start": lambda: train(run.config.model_copy(update={"init_from": run.path, "output_dir": tmp_path / "next"})),
         "merge": lambda: export_run(run.path, "merged", tmp_path / "out"),
     }
     with refused(RunError, "adapter': the adapter sets 'megatron_config' to .*, which zofo's adapters never do"):
@@ -419,8 +419,8 @@ def test_hostile_yaml_is_refused_on_the_command_line(canary, kind):
 
 def test_anchors_that_save_typing_are_read(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("task: {sizes: &few {validation: 4}, tasks: []}\ntraining: {steps: &n 7, eval_every: *n}\n")
-    assert read_config(path).training.eval_every == 7
+    path.write_text("task: {split_sizes: &few {validation: 4}, tasks: []}\ntraining: {steps: &n 7, eval_steps: *n}\n")
+    assert read_config(path).training.eval_steps == 7
 
 
 # JSON
@@ -448,13 +448,15 @@ def test_hostile_json_is_refused_by_every_reader(copied, made, model_folder, tmp
     put(tmp_path / "data" / "train.jsonl", kind)
     data = [f"task.data_dir={tmp_path / 'data'}"]
     with refused(DataError, "train.jsonl"):
-        train(read_config(made / "adapter" / "config.yaml", [*data, f"run={tmp_path / 'run'}"]))
+        train(read_config(made / "adapter" / "config.yaml", [*data, f"output_dir={tmp_path / 'run'}"]))
     assert not (tmp_path / "run").exists()
 
     put(tmp_path / "setting.json", kind)
     meta = {"name": "meta-bilevel", "adapter": "lora"}
     with refused(DataError, "setting.json"):
-        train(read_config(model=str(model_folder), method=meta, task={"setting": str(tmp_path / "setting.json")}))
+        train(
+            read_config(model=str(model_folder), method=meta, task={"metaicl_setting": str(tmp_path / "setting.json")})
+        )
 
     shutil.copytree(model_folder, tmp_path / "model")
     put(tmp_path / "model" / "config.json", kind)
@@ -583,7 +585,7 @@ def test_a_task_is_a_packaged_one_or_a_file(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a\0b", "CON", "nul.txt", "x\ny", "con/a/AUX", "a\x1b[2J", "x" * 300])
 def test_a_run_folder_has_a_name_that_every_system_has(made, tmp_path, name):
     with refused(RunError):
-        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"run": tmp_path / name}))
+        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"output_dir": tmp_path / name}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -599,7 +601,7 @@ def test_a_run_folder_is_a_new_one(made, tmp_path, kind):
     elif kind == "file":
         path.write_text("precious", encoding="utf-8")
     with refused(RunError):
-        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"run": path}))
+        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"output_dir": path}))
     assert not (tmp_path / "nothing").exists()
 
 
@@ -637,7 +639,12 @@ def hostile_model(model_folder, tmp_path, canary):
 
 @pytest.mark.promise(13)
 def test_the_code_of_a_model_does_not_run_unless_that_is_typed(hostile_model, made, run_zofo, tmp_path, canary):
-    given = [f"model={hostile_model}", f"task.data_dir={made / 'data'}", f"run={tmp_path / 'run'}", "training.steps=1"]
+    given = [
+        f"model={hostile_model}",
+        f"task.data_dir={made / 'data'}",
+        f"output_dir={tmp_path / 'run'}",
+        "training.steps=1",
+    ]
     code, _, err = run_zofo("train", *given)
     assert code == 2
     assert "cannot load the model" in err
@@ -650,7 +657,12 @@ def test_the_code_of_a_model_does_not_run_unless_that_is_typed(hostile_model, ma
 
 @pytest.mark.promise(13)
 def test_with_the_flag_it_would_have_run(hostile_model, made, run_zofo, tmp_path, canary):
-    given = [f"model={hostile_model}", f"task.data_dir={made / 'data'}", f"run={tmp_path / 'run'}", "training.steps=1"]
+    given = [
+        f"model={hostile_model}",
+        f"task.data_dir={made / 'data'}",
+        f"output_dir={tmp_path / 'run'}",
+        "training.steps=1",
+    ]
     run_zofo("train", *given, "--trust-remote-code")
     assert canary.is_dir()
     canary.rmdir()

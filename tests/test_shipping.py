@@ -244,7 +244,7 @@ def test_an_old_folder_whose_place_was_taken_meanwhile_is_named_and_kept(taken):
 
 
 def test_a_run_that_was_stopped_is_shipped_without_the_scores_of_another_step(made, model_folder, tmp_path):
-    config = made("bilevel").config.model_copy(update={"run": tmp_path / "run"})
+    config = made("bilevel").config.model_copy(update={"output_dir": tmp_path / "run"})
     stopped_at(config, 4)
     summary = RunFolder(tmp_path / "run").summary
     assert (summary["steps"], summary["evaluated_after"]) == (4, 3)

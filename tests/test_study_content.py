@@ -39,13 +39,13 @@ def whole(tmp_path_factory):
         write_rows(place / "data" / f"{split}.jsonl", rows)
     (place / "task.yaml").write_text(packaged_text("movie-reviews"), encoding="utf-8")
     content = {
-        "base": {
+        "defaults": {
             "model": {"name": str(place / "model")},
             "task": {"name": str(place / "task.yaml"), "data_dir": str(place / "data")},
         },
         "budget": {"steps": 2},
         "seeds": [0, 1],
-        "measure": "validation",
+        "split": "validation",
         "zero_shot": True,
         "methods": {"mezo": {"method": {"name": "mezo", "batch_size": 2}}},
     }

@@ -17,7 +17,7 @@ from zofo.yaml_loader import refuse_repeated_keys
 
 TOY = {
     "about": "Which is better?",
-    "base": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
+    "defaults": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
     "budget": {"queries": 800},
     "seeds": [0, 1],
     "methods": {
@@ -53,7 +53,7 @@ def toy(**changes):
 def task_study(tmp_path, **changes):
     (tmp_path / "data" / "sst2").mkdir(parents=True, exist_ok=True)
     content = {
-        "base": {"model": "somewhere/tiny"},
+        "defaults": {"model": "somewhere/tiny"},
         "tasks": {"sst2": {"task": {"name": "sst2", "data_dir": str(tmp_path / "data" / "sst2")}}},
         "budget": {"queries": 100},
         "seeds": [0],
@@ -100,27 +100,27 @@ def test_every_run_is_there_once_with_its_seed_setting_and_budget(read):
         ("sgd", 0, 0),
         ("sgd", 1, 0),
     ]
-    assert [run.tree["training"]["queries"] for run in grid.trials] == [160] * 4
+    assert [run.tree["training"]["max_queries"] for run in grid.trials] == [160] * 4
     assert [run.tree["method"]["rule"]["lr"] for run in grid.trials[:2]] == [1e-2, 1e-3]
     (cell,) = grid.cells
     finals = grid.finals("sgd", cell, 1)
     assert [(run.seed, run.tree["training"]["seed"]) for run in finals] == [(0, 0), (1, 1)]
-    assert {(run.tree["method"]["lr"], run.tree["training"]["queries"]) for run in finals} == {(1e-2, 800)}
+    assert {(run.tree["method"]["lr"], run.tree["training"]["max_queries"]) for run in finals} == {(1e-2, 800)}
 
 
 def test_a_trial_is_no_longer_than_the_budget_of_its_method(read):
     """A method that needs fewer queries is not searched with more."""
     short = {**TOY["methods"]["sgd"], "budget": {"queries": 40}}
     grid = read(toy(methods={**TOY["methods"], "sgd": short})).grid
-    assert [run.tree["training"]["queries"] for run in grid.trials] == [160, 160, 40, 40]
-    assert {run.tree["training"]["queries"] for run in grid.final_runs if run.method == "sgd"} == {40}
+    assert [run.tree["training"]["max_queries"] for run in grid.trials] == [160, 160, 40, 40]
+    assert {run.tree["training"]["max_queries"] for run in grid.final_runs if run.method == "sgd"} == {40}
 
 
 def test_only_final_runs_read_the_test_split(read):
     grid = read(TOY).grid
-    assert not any(run.tree["training"]["test"] for run in grid.trials)
-    assert all(run.tree["training"]["test"] for run in grid.final_runs)
-    assert not any(run.tree["training"]["test"] for run in read(toy(measure="validation")).grid.final_runs)
+    assert not any(run.tree["training"]["eval_on_test"] for run in grid.trials)
+    assert all(run.tree["training"]["eval_on_test"] for run in grid.final_runs)
+    assert not any(run.tree["training"]["eval_on_test"] for run in read(toy(split="validation")).grid.final_runs)
 
 
 def test_two_runs_have_the_same_id_only_if_their_whole_configuration_is_the_same(read):
@@ -144,7 +144,7 @@ def test_the_id_does_not_depend_on_names_and_order_but_on_every_option(read):
     digests = [run.digest for run in read(TOY).grid.trials]
     renamed = dict(zip(("b", "a"), reversed(TOY["methods"].values()), strict=True))
     assert sorted(run.digest for run in read(toy(methods=renamed)).grid.trials) == sorted(digests)
-    changed = read(TOY, "base.problem.label_noise=0.2").grid.trials
+    changed = read(TOY, "defaults.problem.label_noise=0.2").grid.trials
     assert not set(digests) & {run.digest for run in changed}
 
 
@@ -179,19 +179,19 @@ def test_seeds_set_the_split_and_the_head_too_unless_told_otherwise(tmp_path, re
     (run,) = read(task_study(tmp_path, seeds=[5])).grid.final_runs
     keys = ("training.seed", "task.split_seed", "model.head_seed")
     assert [get_by_path(run.tree, key) for key in keys] == [5, 5, 5]
-    (run,) = read(task_study(tmp_path, seeds=[5], seeded=["training.seed"])).grid.final_runs
+    (run,) = read(task_study(tmp_path, seeds=[5], seed_keys=["training.seed"])).grid.final_runs
     assert [get_by_path(run.tree, key) for key in keys] == [5, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("steps", "given", "wanted"),
     [
-        (10, {"evaluations": 4}, {3, 5, 8, 10}),
-        (3, {"evaluations": 8}, {1, 2, 3}),
-        (8, {"evaluations": 1}, {8}),
-        (7, {"eval_every": 3}, {3, 6, 7}),
+        (10, {"num_evals": 4}, {3, 5, 8, 10}),
+        (3, {"num_evals": 8}, {1, 2, 3}),
+        (8, {"num_evals": 1}, {8}),
+        (7, {"eval_steps": 3}, {3, 6, 7}),
         (7, {}, {7}),
-        (0, {"evaluations": 3}, {0}),
+        (0, {"num_evals": 3}, {0}),
         (0, {}, {0}),
     ],
 )
@@ -200,8 +200,8 @@ def test_evaluations_are_evenly_spaced_and_the_last_step_is_one_of_them(steps, g
 
 
 def test_there_is_one_way_to_say_when_to_evaluate():
-    with pytest.raises(ConfigError, match="training.evaluations and training.eval_every"):
-        TrainingConfig(evaluations=3, eval_every=2)
+    with pytest.raises(ConfigError, match="training.num_evals and training.eval_steps"):
+        TrainingConfig(num_evals=3, eval_steps=2)
 
 
 # files, folders and overrides
@@ -219,7 +219,7 @@ def test_the_example_of_the_documentation_can_be_read(tmp_path, monkeypatch):
 def test_the_example_of_a_control_can_be_read(read):
     text = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
     example = yaml.safe_load(text.split("### Controls of a method")[1].split("```yaml\n")[1].split("```")[0])
-    base = {"base": {"model": "somewhere/tiny", "task": "movie-reviews"}, "seeds": [0], "budget": {"queries": 160}}
+    base = {"defaults": {"model": "somewhere/tiny", "task": "movie-reviews"}, "seeds": [0], "budget": {"queries": 160}}
     grid = read({**base, **example, "search": {"budget": {"queries": 80}}}).grid
     assert [run.method for run in grid.trials] == ["bilevel", "bilevel", "frozen", "frozen"]
 
@@ -254,7 +254,8 @@ def test_an_override_counts_over_dotted_keys_and_changes_one_of_two_that_share_a
 
 
 def test_a_template_may_stand_in_an_override_as_it_is(tmp_path, read):
-    study = read(task_study(tmp_path), "tasks.sst2.task.template={{ sentence }} It was", "base.training.objective=null")
+    template = "tasks.sst2.task.template={{ sentence }} It was"
+    study = read(task_study(tmp_path), template, "defaults.training.objective=null")
     assert study.grid.final_runs[0].tree["task"]["template"] == "{{ sentence }} It was"
     with pytest.raises(ConfigError, match="the value is not YAML"):
         read(task_study(tmp_path), "seeds=[0")
@@ -303,7 +304,7 @@ WRONG_KEY = {**METHODS["mezo"], "trials": [{"method.rule.lr": 1}, {"method.rule.
 
 def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
     """The study with a control of one of its methods."""
-    return toy(methods={**METHODS, "control": {"method": method, "setting_of": of, **keys}})
+    return toy(methods={**METHODS, "control": {"method": method, "tuned_by": of, **keys}})
 
 
 @pytest.mark.parametrize(
@@ -354,22 +355,34 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
         ("methods:\n  a: {trials: [{b: 1, b: 2}]}\n", "methods.a.trials.1.b: given twice", "keep one"),
         (toy(search={"budget": {"queries": 9}, "seeds": [2, 2]}), "search.seeds: 2 is given twice", ""),
         (toy(search=None), "methods.mezo has trials, but the study says not how they are judged", "search:"),
-        (toy(search={"budget": {"queries": 160}, "by": "luck"}), "search.by", ""),
+        (toy(search={"budget": {"queries": 160}, "metric": "luck"}), "search.metric", ""),
         (toy(budget={}), "a budget is a number of queries or of steps", ""),
         (toy(budget={"queries": 5, "steps": 5}), "a budget is a number of queries or of steps", ""),
         (
-            toy(base={**TOY["base"], "training": {"seed": 3}}),
-            "base.training.seed: each of the seeds sets this",
-            "seeded",
+            toy(defaults=TOY["defaults"] | {"training": {"seed": 3}}),
+            "defaults.training.seed: each of the seeds sets this",
+            "seed_keys",
         ),
         (toy(budgets={}), "budgets: unknown key", "did you mean 'budget'"),
-        (toy(reference="meso"), "unknown method of reference 'meso'. Did you mean 'mezo'", ""),
-        (toy(base={"problm": "digits"}), "base.problm: unknown key", "did you mean 'problem'"),
-        (toy(base={"problem": "digit"}), "unknown problem 'digit'. Did you mean 'digits'", ""),
-        (toy(base={"problem": {"name": "digits", "rowz": 3}}), "problem.rowz: not an option", "'rows'"),
-        (toy(base={**TOY["base"], "training": {"steps": 9}}), "base.training.steps: how long a run is", "budget"),
-        (toy(base={**TOY["base"], "training": {"epochs": 9}}), "base.training.epochs: how long a run is", "budget"),
-        (toy(base={**TOY["base"], "training": {"objective": "answer"}}), "objective has no meaning for a problem", ""),
+        (toy(baseline="meso"), "unknown method of baseline 'meso'. Did you mean 'mezo'", ""),
+        (toy(defaults={"problm": "digits"}), "defaults.problm: unknown key", "did you mean 'problem'"),
+        (toy(defaults={"problem": "digit"}), "unknown problem 'digit'. Did you mean 'digits'", ""),
+        (toy(defaults={"problem": {"name": "digits", "rowz": 3}}), "problem.rowz: not an option", "'rows'"),
+        (
+            toy(defaults=TOY["defaults"] | {"training": {"steps": 9}}),
+            "defaults.training.steps: how long a run is",
+            "budget",
+        ),
+        (
+            toy(defaults=TOY["defaults"] | {"training": {"epochs": 9}}),
+            "defaults.training.epochs: how long a run is",
+            "budget",
+        ),
+        (
+            toy(defaults=TOY["defaults"] | {"training": {"objective": "answer"}}),
+            "objective has no meaning for a problem",
+            "",
+        ),
         (toy(axes={"seed": {"a": {}}}), "axes.seed: a column of that name", ""),
         (toy(axes={"setting": {"a": {}}}), "axes.setting: a column of that name", ""),
         (toy(axes={"size": {}}), "an axis without a value", ""),
@@ -378,16 +391,16 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
         (toy(methods={**METHODS, "majority": METHODS["sgd"]}), "methods.majority: a row of that name", ""),
         (toy(figure={"bands": "range"}), "figure.bands: unknown key", "did you mean 'band'"),
         (toy(figure={"x": "time"}), "figure.x: .*got 'time'", ""),
-        (control(of="meso"), "unknown method of methods.control.setting_of 'meso'. Did you mean 'mezo'", ""),
+        (control(of="meso"), "unknown method of methods.control.tuned_by 'meso'. Did you mean 'mezo'", ""),
         (
-            toy(methods={"control": {"method": {"name": "mezo"}, "setting_of": "mezo"}}),
-            "unknown method of methods.control.setting_of 'mezo'",
+            toy(methods={"control": {"method": {"name": "mezo"}, "tuned_by": "mezo"}}),
+            "unknown method of methods.control.tuned_by 'mezo'",
             "of a part of a study, keep 'mezo', too",
         ),
-        (control(of="control"), "methods.control.setting_of: control has no trials", "a method that has trials"),
-        (control(trials=[{"method.rule.lr": 1.0}] * 2), "methods.control has trials of its own, and setting_of", ""),
-        (control(setting_off="mezo"), "methods.control.setting_off: unknown key", "did you mean 'setting_of'"),
-        (control(of=3), "methods.control.setting_of", ""),
+        (control(of="control"), "methods.control.tuned_by: control has no trials", "a method that has trials"),
+        (control(trials=[{"method.rule.lr": 1.0}] * 2), "methods.control has trials of its own, and tuned_by", ""),
+        (control(tuned_bye="mezo"), "methods.control.tuned_bye: unknown key", "did you mean 'tuned_by'"),
+        (control(of=3), "methods.control.tuned_by", ""),
         (
             control(method={"name": "mezo", "rule.lr": 5}),
             "methods.control.method.rule.lr: trial 1 of mezo sets this, so that it would have no effect",
@@ -400,7 +413,7 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
         ),
         (
             {**control(), "axes": {"size": {"a": {}, "b": {"methods": {"mezo": None}}}}},
-            "methods.control.setting_of: mezo is left out of least-squares b, so that no setting",
+            "methods.control.tuned_by: mezo is left out of least-squares b, so that no setting",
             "leave control out of it, too",
         ),
         (
@@ -408,7 +421,7 @@ def control(of="mezo", method=METHODS["mezo"]["method"], **keys):
             "methods.control, trial 1 of mezo, least-squares: method.rule",
             "",
         ),
-        (toy(evaluations=0), "evaluations", ""),
+        (toy(num_evals=0), "num_evals", ""),
         ("seeds: [0\n", "not YAML", ""),
         ("just a text", "a study is a mapping", ""),
         (toy(axes={"size": 3}), "axes.size: expected keys with values", ""),
@@ -439,7 +452,7 @@ def test_final_runs_of_every_setting_are_configured_at_once(read):
     two_stage = {"name": "two-stage", "batch_size": 2}
     trials = [{"method.adapter_steps": 2}, {"method.adapter_steps": 50}]
     content = {
-        "base": {"model": "somewhere/tiny", "task": "sst2"},
+        "defaults": {"model": "somewhere/tiny", "task": "sst2"},
         "budget": {"steps": 20},
         "seeds": [0],
         "methods": {"two": {"method": two_stage, "trials": trials}},
@@ -471,8 +484,8 @@ def test_a_control_is_left_out_with_its_method(read):
 
 def test_a_start_that_no_method_uses_is_checked_too(read, tmp_path):
     start = {"method": {"name": "mezzo"}, "budget": {"steps": 1}}
-    with pytest.raises(UnknownNameError, match="starts.one: unknown method 'mezzo'"):
-        read(task_study(tmp_path, starts={"one": start}))
+    with pytest.raises(UnknownNameError, match="pretraining.one: unknown method 'mezzo'"):
+        read(task_study(tmp_path, pretraining={"one": start}))
 
 
 def test_an_override_that_is_none_is_refused(read):

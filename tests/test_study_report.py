@@ -104,7 +104,7 @@ def test_a_table_is_aligned_and_a_bar_inside_it_is_a_text():
 TASKS = {"sst2": None, "rte": None}
 STUDY = {
     "about": "Which is better?",
-    "base": {"model": "somewhere/tiny"},
+    "defaults": {"model": "somewhere/tiny"},
     "budget": {"queries": 320},
     "seeds": [0, 1, 2],
     "tasks": TASKS,
@@ -114,7 +114,7 @@ STUDY = {
     },
     "search": {"budget": {"queries": 32}},
     "zero_shot": True,
-    "reference": "mezo",
+    "baseline": "mezo",
 }
 SCORES = {  # by method and task, of seeds 0, 1, 2
     ("zero-shot", "sst2"): [0.50, 0.50, 0.50],
@@ -150,7 +150,7 @@ def outcome(run, failed=(), blown=(), accidents=(), first=()):
     if run.trial is None:
         score = SCORES[run.method, run.cell.task][run.seed]
         splits["test"] = {"score": score, "loss": 0.6, "majority": 0.52 + 0.01 * run.seed}
-    queries = 0 if run.method == "zero-shot" else run.tree["training"]["queries"]
+    queries = 0 if run.method == "zero-shot" else run.tree["training"]["max_queries"]
     counts = {"forwards": queries // 16, "backwards": 0 if run.method == "mezo" else queries // 16, "queries": queries}
     curve = [{"steps": 1, "queries": queries, "split": "validation", "loss": 0.6, "score": 0.5}]
     return Outcome(run.tree, "accuracy", True, splits, 1, counts, {"seconds": 1.0}, 12.0, curve)
@@ -273,11 +273,11 @@ def test_differences_are_in_pairs_of_the_same_task_and_seed(report):
 
 def test_of_a_loss_less_is_better(tmp_path):
     content = {
-        "base": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
+        "defaults": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
         "budget": {"steps": 1},
         "seeds": [0, 1],
         "methods": {"good": {"method": {"name": "mezo"}}, "bad": {"method": {"name": "mezo", "batch_size": 8}}},
-        "reference": "bad",
+        "baseline": "bad",
     }
     path = tmp_path / "loss.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -379,7 +379,7 @@ def test_every_trial_is_listed_with_the_one_that_was_chosen(report):
 
 def test_a_control_has_the_chosen_setting_of_its_method_in_the_report_and_the_results(report, tmp_path):
     """In each task that which was chosen there; where every trial diverged, the control has no final run either."""
-    methods = {**STUDY["methods"], "control": {"method": {"name": "mezo", "batch_size": 4}, "setting_of": "mezo"}}
+    methods = {**STUDY["methods"], "control": {"method": {"name": "mezo", "batch_size": 4}, "tuned_by": "mezo"}}
     content = {**STUDY, "methods": methods}
     lines = report(content, first=[("mezo", "rte")])
     assert "With the setting chosen for `mezo` in the same cell, and no search: `control`." in lines

@@ -33,17 +33,17 @@ from zofo.training.signals import Signals
 SGD = {"name": "first-order", "parameters": "all", "optimizer": "sgd", "batch_size": 8}
 MEZO = {"name": "mezo", "noise": "gaussian", "batch_size": 8}
 TOY = {
-    "base": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
+    "defaults": {"problem": {"name": "least-squares", "examples": 40, "dimensions": 4}},
     "budget": {"queries": 160},
     "seeds": [0, 1],
-    "evaluations": 2,
+    "num_evals": 2,
     "methods": {
         "mezo": {"method": MEZO, "trials": [{"method.rule.lr": 1e-3}, {"method.rule.lr": 1e-2}]},
         "sgd": {"method": SGD, "trials": [{"method.lr": 1e-1}, {"method.lr": 1e-2}]},
     },
     "search": {"budget": {"queries": 80}},
     "zero_shot": True,
-    "reference": "sgd",
+    "baseline": "sgd",
 }
 RUNS = 10  # 4 trials, 4 final runs, 2 of the untrained model
 TIMES = ["seconds", "evaluation_seconds"]  # the only columns that differ between two makings of the same run
@@ -156,7 +156,7 @@ def test_settings_are_chosen_on_validation_and_never_on_test(study, tmp_path, pr
     Trap.evaluate = lambda self, model, split: (asked.append(split), evaluate(self, model, split))[1]
     try:
         run_study(
-            study({**TOY, "base": {"problem": {"name": "trap", "examples": 40, "dimensions": 4}}}), tmp_path / "out"
+            study({**TOY, "defaults": {"problem": {"name": "trap", "examples": 40, "dimensions": 4}}}), tmp_path / "out"
         )
     finally:
         Trap.evaluate = evaluate
@@ -187,7 +187,7 @@ class Accurate(LeastSquares):
 def test_the_search_is_by_loss_or_by_score(study, tmp_path, problem, by, best):
     problem("accurate", Accurate)
     base = {"problem": {"name": "accurate", "examples": 40, "dimensions": 4}}
-    run_study(study({**TOY, "base": base, "search": {**TOY["search"], "by": by}}), tmp_path / "out")
+    run_study(study({**TOY, "defaults": base, "search": {**TOY["search"], "metric": by}}), tmp_path / "out")
     frame = results(tmp_path / "out")
     trials = frame[frame.trial]
     for _, own in trials.groupby("method"):
@@ -397,8 +397,8 @@ def test_a_method_of_which_every_trial_failed_has_no_final_run(study, tmp_path):
 
 def test_a_control_is_made_with_the_setting_that_is_chosen_for_its_method(study, tmp_path, made):
     """Once it is known, and it is not searched for anew. A control that differs in nothing is made of the same runs."""
-    batches = {"method": {**MEZO, "batch_size": 4}, "setting_of": "mezo"}
-    methods = {**TOY["methods"], "smaller": batches, "equal": {"method": MEZO, "setting_of": "mezo"}}
+    batches = {"method": {**MEZO, "batch_size": 4}, "tuned_by": "mezo"}
+    methods = {**TOY["methods"], "smaller": batches, "equal": {"method": MEZO, "tuned_by": "mezo"}}
     content = {**TOY, "methods": methods}
     result = run_study(study(content), tmp_path / "out")
     assert (result.done, result.failed, result.missing) == (RUNS + 2, 0, 0)
@@ -441,7 +441,7 @@ class Moody(LeastSquares):
 
 def test_a_failure_that_may_have_been_mended_is_tried_again(study, tmp_path, problem, made):
     problem("moody", Moody)
-    content = {**TOY, "base": {"problem": {"name": "moody", "examples": 40, "dimensions": 4}}}
+    content = {**TOY, "defaults": {"problem": {"name": "moody", "examples": 40, "dimensions": 4}}}
     assert run_study(study(content), tmp_path / "out").failed == 6
     Moody.broken = False
     try:
@@ -458,12 +458,12 @@ def test_a_study_of_which_every_run_failed_says_why(study, tmp_path, problem):
     base = {"problem": {"name": "moody", "examples": 40, "dimensions": 4}}
     with pytest.raises(RunError, match="all 2 runs failed, the first with: the disk is full"):
         run_study(
-            study({**TOY, "base": base, "methods": methods, "search": None, "zero_shot": False}), tmp_path / "out"
+            study({**TOY, "defaults": base, "methods": methods, "search": None, "zero_shot": False}), tmp_path / "out"
         )
 
 
 def test_a_budget_that_does_not_pay_for_a_step_is_refused_before_anything_runs(study, tmp_path, made):
-    with pytest.raises(ZofoError, match="training.queries is 10, but one step of 'mezo' takes 16"):
+    with pytest.raises(ZofoError, match="training.max_queries is 10, but one step of 'mezo' takes 16"):
         run_study(study({**TOY, "search": {"budget": {"queries": 10}}}), tmp_path / "out")
     assert made == []
     assert not (tmp_path / "out").exists()
@@ -610,13 +610,13 @@ def test_a_plan_that_has_no_time_for_a_place_takes_that_of_another(study, tmp_pa
 
 
 def test_a_plan_counts_a_control_and_names_the_trial_that_does_not_suit_it(study, tmp_path):
-    control = {"method": {**MEZO, "batch_size": 4}, "setting_of": "mezo", "seeds": [0]}
+    control = {"method": {**MEZO, "batch_size": 4}, "tuned_by": "mezo", "seeds": [0]}
     plan = plan_study(study({**TOY, "methods": {**TOY["methods"], "control": control}}), tmp_path / "out")
     assert [(row.trials, row.finals) for row in plan.rows if row.method == "control"] == [(0, 1)]
     trials = [{"method.batch_size": 8}, {"method.batch_size": 40}]
     methods = {**TOY["methods"], "mezo": {"method": MEZO, "trials": trials}}
-    small = {"method": {"name": "mezo", "noise": "gaussian"}, "setting_of": "mezo", "budget": {"queries": 40}}
-    with pytest.raises(ZofoError, match="methods.control, trial 2 of mezo, least-squares: training.queries is 40"):
+    small = {"method": {"name": "mezo", "noise": "gaussian"}, "tuned_by": "mezo", "budget": {"queries": 40}}
+    with pytest.raises(ZofoError, match="methods.control, trial 2 of mezo, least-squares: training.max_queries is 40"):
         plan_study(study({**TOY, "methods": {**methods, "control": small}}), tmp_path / "out")
 
 
@@ -637,7 +637,7 @@ def test_weights_go_when_they_are_scored_unless_they_are_to_stay(study, tmp_path
     methods = {"mezo": {"method": {"name": "mezo"}}, "all": whole, "lora": {"method": {"name": "first-order"}}}
     model = {"name": str(model_folder), "dtype": "bfloat16"}
     content = task_study(model_folder, data_dir, methods=methods, search=None, zero_shot=False, seeds=[0])
-    content["base"]["model"] = model
+    content["defaults"]["model"] = model
     out = tmp_path / "out"
     assert run_study(study({**content, "keep_weights": keeps}), out).failed == 0
     run = {folder.name.split("-")[0]: RunFolder.open(folder) for folder in (out / "runs").iterdir()}
@@ -656,21 +656,21 @@ def test_weights_go_when_they_are_scored_unless_they_are_to_stay(study, tmp_path
 
 def task_study(model_folder, data_dir, **changes):
     content = {
-        "base": {
+        "defaults": {
             "model": str(model_folder),
             "task": {"name": "sst2", "data_dir": str(data_dir)},
             "method": {"batch_size": 4},
         },
         "budget": {"queries": 32},
         "seeds": [0, 1],
-        "evaluations": 2,
+        "num_evals": 2,
         "methods": {
             "mezo": {"method": {"name": "mezo"}, "trials": [{"method.rule.lr": 1e-3}, {"method.rule.lr": 1e-4}]},
             "lora": {"method": {"name": "first-order"}, "trials": [{"method.lr": 1e-2}, {"method.lr": 1e-3}]},
         },
         "search": {"budget": {"queries": 16}},
         "zero_shot": True,
-        "reference": "mezo",
+        "baseline": "mezo",
     }
     return {**content, **changes}
 
@@ -701,7 +701,7 @@ MISTAKES = {
     "a task": ({"tasks": {"sst2": {}, "sst3": None}}, "tasks.sst3.task.name: unknown task 'sst3'. Did you mean 'sst2'"),
     "a metric": ({"tasks": {"sst2": {"task.metric": "accurracy"}}}, "tasks.sst2.task.metric: unknown metric"),
     "a prompt": ({"tasks": {"sst2": {"task.prompt": "nil"}}}, "tasks.sst2.task.prompt: unknown prompt"),
-    "a folder": ({"base": {"task.data_dir": "nowhere"}}, "base.task.data_dir: there is no folder 'nowhere'"),
+    "a folder": ({"defaults": {"task.data_dir": "nowhere"}}, "defaults.task.data_dir: there is no folder 'nowhere'"),
     "a model": ({"models": {"a": {"model": "/nowhere"}}}, "models.a.model.name: unknown model '/nowhere'"),
     "an objective": (
         {"methods": {"mezo": {"trials": [{}, {"training.objective": "answr"}]}}},
@@ -720,8 +720,9 @@ def test_a_mistake_in_any_run_is_named_by_its_key_before_the_first_is_made(
     study, tmp_path, model_folder, data_dir, made, case, begin
 ):
     changes, message = MISTAKES[case]
-    content = task_study(model_folder, data_dir, **{k: v for k, v in changes.items() if k not in ("base", "methods")})
-    content["base"] = merge_trees(content["base"], changes.get("base", {}))
+    plain = {key: value for key, value in changes.items() if key not in ("defaults", "methods")}
+    content = task_study(model_folder, data_dir, **plain)
+    content["defaults"] = merge_trees(content["defaults"], changes.get("defaults", {}))
     for name, change in changes.get("methods", {}).items():
         content["methods"] = {**content["methods"], name: {**content["methods"][name], **change}}
     with pytest.raises(ZofoError, match=re.escape(message)):
@@ -750,14 +751,14 @@ def test_a_plan_of_a_task_times_it(study, tmp_path, model_folder, data_dir):
 def test_a_run_scores_the_test_split_once_if_it_is_asked_to(tmp_path, model_folder, data_dir):
     config = {"model": str(model_folder), "task": {"name": "sst2", "data_dir": str(data_dir)}}
     config["method"] = {"name": "bilevel", "batch_size": 4, "inner_steps": 1}
-    training = {"steps": 5, "evaluations": 2}
-    run = train(read_config(**config, training={**training, "test": True}, run=str(tmp_path / "one")))
+    training = {"steps": 5, "num_evals": 2}
+    run = train(read_config(**config, training={**training, "eval_on_test": True}, output_dir=str(tmp_path / "one")))
     assert set(run.summary["test"]) == set(run.summary["variants"]) == {"adapter", "lower_adapter"}
     for variant, scores in run.summary["test"].items():
         assert evaluate_run(run.path, split="test", variant=variant).as_dict() == pytest.approx(scores, abs=1e-6)
     lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [line["steps"] for line in lines if line["event"] == "evaluation"] == [3, 3, 5, 5]
-    other = train(read_config(**config, training=training, run=str(tmp_path / "two")))
+    other = train(read_config(**config, training=training, output_dir=str(tmp_path / "two")))
     assert "test" not in other.summary
     more = run.summary["evaluation"]["queries"] - other.summary["evaluation"]["queries"]
     assert more == 2 * 12  # both variants on the 12 rows of test, counted as evaluation
@@ -765,7 +766,7 @@ def test_a_run_scores_the_test_split_once_if_it_is_asked_to(tmp_path, model_fold
     shutil.rmtree(other.path)
     (data_dir / "test.jsonl").unlink()  # it is not even read
     validation = data_dir / "validation.jsonl"
-    assert train(read_config(**config, training=training, run=str(tmp_path / "two"))).summary["loss"] > 0
+    assert train(read_config(**config, training=training, output_dir=str(tmp_path / "two"))).summary["loss"] > 0
     assert validation.is_file()
 
 

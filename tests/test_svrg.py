@@ -26,8 +26,8 @@ from least_squares import (
     LeastSquares,
     N,
     build,
-    setting_of,
     theta_of,
+    training_context,
     written_out,
 )
 from zofo.backbone import Backbone
@@ -59,7 +59,7 @@ class Reference:
         self.model, self.backbone, self.config = model, method.backbone, config
         self.theta, self.q = model.theta(), config.anchor_interval
         self.lr, self.lr_full = lr, lr_full
-        self.batches = iter(setting_of(model).batches(BATCH, "train")[i] for i in range(1000))
+        self.batches = iter(training_context(model).batches(BATCH, "train")[i] for i in range(1000))
         rule = {"sgd": self.sgd, "momentum": self.momentum, "dense-momentum": self.momentum}
         self.rule = {**rule, "sign": self.sign, "dense-adam": self.adam}[config.rule.name]
         self.m = torch.zeros_like(self.theta)
@@ -101,7 +101,7 @@ class Reference:
         return total / len(keys)
 
     def step(self, t):
-        config, pair = self.config, self.config.pair
+        config, pair = self.config, self.config.control_variate
         if t % self.q == 0:
             self.anchor, self.set_at = self.theta.clone(), t
             sharing = config.anchor_directions or config.directions
@@ -122,9 +122,9 @@ class Reference:
 
 COPIED = {"anchor": "copy"}
 WRITTEN_OUT = {
-    **{pair: {"pair": pair} for pair in PAIRS},
-    **{f"{pair} in the forward": {"pair": pair, **IN_FORWARD} for pair in PAIRS},
-    **{f"{pair}, copy": {"pair": pair, **COPIED} for pair in ("same", "independent", "full-batch")},
+    **{pair: {"control_variate": pair} for pair in PAIRS},
+    **{f"{pair} in the forward": {"control_variate": pair, **IN_FORWARD} for pair in PAIRS},
+    **{f"{pair}, copy": {"control_variate": pair, **COPIED} for pair in ("same", "independent", "full-batch")},
     "offload": {"anchor": "offload"},
     "copy in the forward": {**COPIED, **IN_FORWARD},
     "low rank in place": {"noise": "low-rank", "evaluator": "in-place"},
@@ -132,14 +132,19 @@ WRITTEN_OUT = {
     "q = 2": {"anchor_interval": 2, **IN_FORWARD},
     "q = 10": {"anchor_interval": 10, **IN_FORWARD},
     "two directions": {"num_directions": 2},
-    "two directions, independent": {"num_directions": 2, "pair": "independent", **IN_FORWARD},
-    "two directions, as released": {"num_directions": 2, "pair": "as-released"},
+    "two directions, independent": {"num_directions": 2, "control_variate": "independent", **IN_FORWARD},
+    "two directions, as released": {"num_directions": 2, "control_variate": "as-released"},
     "one-sided": {"estimator": "one-sided", "num_directions": 2},
     "one-sided in the forward": {"estimator": "one-sided", **IN_FORWARD},
     "per-example": {"directions": "per-example", **IN_FORWARD},
     "per-example, copy": {"directions": "per-example", **COPIED, **IN_FORWARD},
-    "per-example, independent": {"directions": "per-example", "pair": "independent", "num_directions": 2, **IN_FORWARD},
-    "per-example, as released": {"directions": "per-example", "pair": "as-released", **IN_FORWARD},
+    "per-example, independent": {
+        "directions": "per-example",
+        "control_variate": "independent",
+        "num_directions": 2,
+        **IN_FORWARD,
+    },
+    "per-example, as released": {"directions": "per-example", "control_variate": "as-released", **IN_FORWARD},
     "per-group": {"directions": "per-group(3)", **IN_FORWARD},
     "per-example for g alone": {"directions": "shared", "anchor_directions": "per-example", **IN_FORWARD},
     "per-group for g, per-example between": {"anchor_directions": "per-group(5)", "directions": "per-example"}
@@ -185,7 +190,7 @@ def test_twenty_steps_of_float32_are_the_same_up_to_its_rounding():
 def test_the_log_holds_losses_and_slopes_of_both_places():
     model = LeastSquares()
     method = build(model, **COPIED)
-    anchor, batches = model.theta(), setting_of(model).batches(BATCH, "train")
+    anchor, batches = model.theta(), training_context(model).batches(BATCH, "train")
     for step in range(5):
         theta = theta_of(method)
         log = method.step(step)
@@ -233,13 +238,13 @@ def held_still(model, lr_full, **options):
 
 SEVERAL = {"num_directions": 4}
 LAW = {
-    "same": {"pair": "same"},
-    "same in the forward": {"pair": "same", **IN_FORWARD, **SEVERAL},
-    "same, per-example": {"pair": "same", "directions": "per-example", **IN_FORWARD},
-    "independent": {"pair": "independent"},
-    "independent in the forward": {"pair": "independent", **IN_FORWARD, **SEVERAL},
-    "independent, per-example": {"pair": "independent", "directions": "per-example", **IN_FORWARD},
-    "as released": {"pair": "as-released", **IN_FORWARD, **SEVERAL},
+    "same": {"control_variate": "same"},
+    "same in the forward": {"control_variate": "same", **IN_FORWARD, **SEVERAL},
+    "same, per-example": {"control_variate": "same", "directions": "per-example", **IN_FORWARD},
+    "independent": {"control_variate": "independent"},
+    "independent in the forward": {"control_variate": "independent", **IN_FORWARD, **SEVERAL},
+    "independent, per-example": {"control_variate": "independent", "directions": "per-example", **IN_FORWARD},
+    "as released": {"control_variate": "as-released", **IN_FORWARD, **SEVERAL},
 }
 
 
@@ -264,7 +269,7 @@ def test_the_mean_estimate_is_unbiased_within_4_standard_errors(case):
 def test_a_pair_along_the_direction_of_g_is_biased():
     """Given its z, the mean over an epoch is (z . (grad F(theta) - grad F(anchor))) z + g, however many there are."""
     model = LeastSquares()
-    method, anchor, g, theta = held_still(model, 0.2, pair="full-batch")
+    method, anchor, g, theta = held_still(model, 0.2, control_variate="full-batch")
     z = written_out(method.backbone, Displacement({Key(SEED, 0): 1.0}))
     difference = model.gradients(theta).mean(0) - model.gradients(anchor).mean(0)
     torch.testing.assert_close(samples_of(method, 3).mean(0), (z @ difference) * z + g, rtol=1e-6, atol=1e-6)
@@ -288,7 +293,7 @@ def squared_distance(v, mean):
 
 
 STEPS = [200, pytest.param(4000, marks=pytest.mark.soak)]
-A_VECTOR = {**IN_FORWARD, "select": ["v"]}  # whose low-rank noise is Gaussian
+A_VECTOR = {**IN_FORWARD, "trainable": ["v"]}  # whose low-rank noise is Gaussian
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -302,7 +307,9 @@ def test_the_variance_given_the_minibatch_is_the_formula_within_4_standard_error
     """The gradients are Delta_i = grad f_i(theta) - grad f_i(anchor) if both places share z; if not, those at theta and
     those at the anchor, whose variances add up. The batch is all the data, so that it is the same in every step."""
     model = LeastSquares(examples=8)
-    method, anchor, g, theta = held_still(model, 0.02, batch_size=8, pair=pair, directions=directions, **options)
+    method, anchor, g, theta = held_still(
+        model, 0.02, batch_size=8, control_variate=pair, directions=directions, **options
+    )
     d, several = method.backbone.size, options.get("num_directions", 1)
     here, there = (model.gradients(at)[:, -d:] for at in (theta, anchor))
     found, error = squared_distance(samples_of(method, steps), (here - there).mean(0) + g)
@@ -341,7 +348,9 @@ def test_mean_and_variance_of_the_anchors_gradient_are_those_of_the_formula(dire
 def test_every_query_is_counted_and_a_budget_pays_for_whole_steps(q, pair, estimator, points, evaluator):
     directions = 1 if estimator == "two-sided" else 2
     parts = {"estimator": estimator, "num_directions": directions, **evaluator}
-    method = build(LeastSquares(), anchor_interval=q, pair=pair, anchor_batch_size=10, anchor_chunk=3, **parts)
+    method = build(
+        LeastSquares(), anchor_interval=q, control_variate=pair, anchor_batch_size=10, anchor_chunk=3, **parts
+    )
     visits = 1 if evaluator is IN_FORWARD else points
     costs = []
     for step in range(11):
@@ -412,12 +421,12 @@ def test_annealing_needs_two_epochs_of_minibatch_steps():
 def test_annealing_refuses_an_objective_that_is_minus_a_score():
     """Its losses are below 0, where to grow by a factor is to fall."""
     config = SVRGConfig(batch_size=BATCH, anneal=True, **IN_PLACE)
-    scored = replace(setting_of(LeastSquares()), log_ties=True, objective_name="accuracy")
+    scored = replace(training_context(LeastSquares()), log_ties=True, objective_name="accuracy")
     with pytest.raises(ConfigError, match="method.anneal .* that of 'accuracy' is minus a score") as refused:
         SVRG(config, scored)
     assert "method.anneal=false" in refused.value.hint
     SVRG(config.model_copy(update={"anneal": False}), scored)
-    SVRG(config, setting_of(LeastSquares()))
+    SVRG(config, training_context(LeastSquares()))
     rising = Annealing(1, 1.05, 5.0)
     for loss in (-0.9, -0.2):
         rising.observe(loss)
@@ -490,7 +499,7 @@ def configured(model_folder, data_dir, tmp_path):
             task={"data_dir": str(data_dir)},
             method={"name": "svrg", "batch_size": BATCH, "anchor_batch_size": 10, "rule": {"lr": 1e-3}, **options},
             training={"steps": steps},
-            run=str(tmp_path / "run"),
+            output_dir=str(tmp_path / "run"),
         )
 
     return configure
@@ -499,15 +508,20 @@ def configured(model_folder, data_dir, tmp_path):
 ADAM = {"name": "dense-adam", "lr": 1e-3}
 RUNS = {
     "same": {"anchor_interval": 3},
-    "as released": {"pair": "as-released", "anchor_interval": 3},
+    "as released": {"control_variate": "as-released", "anchor_interval": 3},
     "in place": {"anchor_interval": 3, **IN_PLACE},
-    "none": {"pair": "none", "anchor_interval": 4, "lr_full": 2e-3},
+    "none": {"control_variate": "none", "anchor_interval": 4, "lr_full": 2e-3},
     "zo-svrg": {"name": "zo-svrg", "anchor_interval": 3},
-    "annealing": {"batch_size": 20, "anneal": True, "anneal_above": 0.1, "steps": 14},  # a fall by 80 % is a rise, too
+    "annealing": {
+        "batch_size": 20,
+        "anneal": True,
+        "anneal_threshold": 0.1,
+        "steps": 14,
+    },  # a fall by 80 % is a rise, too
     "weight decay, copy": {"rule": {"lr": 1e-3, "weight_decay": 5.0}, "lr_full": 4e-3, "anchor": "copy"},
     "dense Adam, copy": {"rule": ADAM, "lr_full": 4e-3, "anchor": "copy", "anchor_interval": 3},
     "dense Adam, copy, annealing": {"rule": ADAM, "lr_full": 4e-3, "anchor": "copy", "batch_size": 20, "anneal": True}
-    | {"anneal_above": 0.1, "steps": 14},
+    | {"anneal_threshold": 0.1, "steps": 14},
 }
 
 
@@ -568,13 +582,13 @@ def test_annealing_too_short_is_refused_before_the_run_folder_is_made(configured
     config = configured(anneal=True, steps=20)
     with pytest.raises(ConfigError, match="20 steps make 10 minibatch steps, and an epoch has 15"):
         train(config)
-    assert not config.run.exists()
+    assert not config.output_dir.exists()
 
 
 def test_a_large_data_set_is_no_full_batch_unless_that_is_said():
     def of(examples, **options):
         config = SVRGConfig(batch_size=BATCH, **IN_PLACE, **options)
-        return SVRG(config, replace(setting_of(LeastSquares()), examples=range(examples)))
+        return SVRG(config, replace(training_context(LeastSquares()), examples=range(examples)))
 
     with pytest.raises(ConfigError, match="all 4,097 training examples takes 8,194 queries every 2 steps") as refused:
         of(4097)

@@ -87,7 +87,7 @@ def test_sources_splits_and_scores(name):
     assert (task.source.hub, task.source.config) == SOURCES[name]
     assert task.about
     assert task.metric == ("token-f1" if task.kind == "generation" else "accuracy")
-    assert task.also == (["exact-match"] if task.kind == "generation" else SCORES.get(name, []))
+    assert task.extra_metrics == (["exact-match"] if task.kind == "generation" else SCORES.get(name, []))
     sizes = [task.splits[split].size for split in SPLITS]
     assert sizes == [*(SMALL[name][1:] if name in SMALL else (1000, 500)), 1000]
     held_out = "validation_matched" if name == "mnli" else "validation"
@@ -507,10 +507,10 @@ def short_run(folders, data, tmp_path):
             task={"name": name, "data_dir": str(data[name]), **task},
             method=method,
             training={"steps": 5},
-            run=str(tmp_path / "run"),
+            output_dir=str(tmp_path / "run"),
         )
         found = train(config).summary
-        scores = [TASKS[name].metric, *TASKS[name].also]
+        scores = [TASKS[name].metric, *TASKS[name].extra_metrics]
         assert found["stopped"] is None
         assert found["steps"] == 5
         assert found["queries"] == 5 * 4 * (2 if method["name"] == "mezo" else 1)
@@ -572,7 +572,7 @@ def test_every_classification_has_a_head_and_a_mask(short_run, name, head):
 
 
 def in_context(name, folder, sets, splits=("validation",), count=2):
-    config = TaskConfig(name=name, data_dir=folder, demonstrations=count, demonstration_sets=sets)
+    config = TaskConfig(name=name, data_dir=folder, num_fewshot=count, fewshot_sampling=sets)
     return [example for split in splits for example in load_examples(TASKS[name], config, [split])[split]]
 
 
@@ -613,7 +613,7 @@ def test_the_newest_demonstration_is_kept_when_a_prompt_is_cut(data, tokenizers)
 def test_in_context_scores_are_those_of_the_longer_prompt(folders, data, causal, tokenizers):
     from zofo.training import evaluate_zero_shot, read_config
 
-    task = {"name": "copa", "data_dir": str(data["copa"]), "demonstrations": 2}
+    task = {"name": "copa", "data_dir": str(data["copa"]), "num_fewshot": 2}
     found = evaluate_zero_shot(read_config(model=str(folders["llama"]), task=task, method="in-context"))
     table = [
         plain_scores(causal["llama"], tokenizers[False], one.prompt, one.candidates)
@@ -685,7 +685,7 @@ def test_a_stranger_adds_a_task_by_one_file(run_zofo, folders, tmp_path, kind):
     code, out, _ = run_zofo("preview", *given, f"model={folders['llama']}", "--json")
     assert code == 0
     assert json.loads(out)["count"] == 12
-    options = ["method=mezo", "method.batch_size=4", "training.steps=5", f"run={tmp_path / 'run'}"]
+    options = ["method=mezo", "method.batch_size=4", "training.steps=5", f"output_dir={tmp_path / 'run'}"]
     code, out, _ = run_zofo("train", *given, f"model={folders['llama']}", *options)
     assert code == 0
     metric = yaml.safe_load(STRANGERS[kind])["metric"]
@@ -693,7 +693,7 @@ def test_a_stranger_adds_a_task_by_one_file(run_zofo, folders, tmp_path, kind):
     file.unlink()  # the run has its own copy
     code, out, _ = run_zofo("eval", tmp_path / "run", "--split", "test", "--json")
     assert code == 0
-    assert {metric, *yaml.safe_load(STRANGERS[kind]).get("also", [])} <= set(json.loads(out))
+    assert {metric, *yaml.safe_load(STRANGERS[kind]).get("extra_metrics", [])} <= set(json.loads(out))
     asked = rows[0]["country"] if kind == "generation" else json.dumps(rows[0])
     code, out, _ = run_zofo("predict", tmp_path / "run", asked, "--json")
     assert code == 0
@@ -745,7 +745,7 @@ def test_the_table_of_tasks_is_right():
         task = TASKS[name]
         assert hub == " ".join(filter(None, SOURCES[name])), name
         assert kind == task.kind
-        assert metric == ", ".join([task.metric, *task.also])
+        assert metric == ", ".join([task.metric, *task.extra_metrics])
         assert sizes.split(" / ")[:2] == [str(task.splits[split].size) for split in ("train", "validation")]
 
 

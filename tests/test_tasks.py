@@ -56,7 +56,7 @@ def test_unknown_task_names_get_the_nearest():
         ({"prompts": {"a": "{{ sentence }}"}}, "give template or prompts, not both"),
         ({"choices": [" a", " b"]}, "'choices' has no meaning in a classification task"),
         ({"metric": "token-f1"}, "the metric 'token-f1' has no meaning for a classification task"),
-        ({"also": ["em", "bleu"]}, "unknown metric 'bleu'"),
+        ({"extra_metrics": ["em", "bleu"]}, "unknown metric 'bleu'"),
         ({"texts": ["no column"]}, "the template names no column"),
         ({"metric": "acuracy"}, "unknown metric 'acuracy'. Did you mean 'accuracy'?"),
         ({"metric": 3}, "metric"),
@@ -243,7 +243,7 @@ def split_sst2(folder: Path, seed=0, rows=60, sizes=None):
     write_rows(folder / "train.jsonl", review_rows(rows))
     write_rows(folder / "validation.jsonl", review_rows(5, 100_000))
     examples = load_examples(
-        load_task("sst2"), TaskConfig(name="sst2", data_dir=folder, split_seed=seed, sizes=sizes or {})
+        load_task("sst2"), TaskConfig(name="sst2", data_dir=folder, split_seed=seed, split_sizes=sizes or {})
     )
     return {split: [e.where for e in examples[split]] for split in SPLITS}
 
@@ -285,15 +285,18 @@ def test_sizes_are_drawn_in_place_of_the_tasks(tmp_path):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"train": 60, "validation": 50}, "task.sizes asks for 60 of train \\+ 50 of validation, but 'train' has 100"),
-        ({"train": 100}, "task.sizes asks for 100 of train, but 'train' has 100 rows for train, validation"),
+        (
+            {"train": 60, "validation": 50},
+            "task.split_sizes asks for 60 of train \\+ 50 of validation, but 'train' has 100",
+        ),
+        ({"train": 100}, "task.split_sizes asks for 100 of train, but 'train' has 100 rows for train, validation"),
     ],
     ids=["more-than-there-are", "nothing-left"],
 )
 def test_sizes_that_rows_do_not_reach_are_refused(tmp_path, sizes, message):
     with pytest.raises(ConfigError, match=message) as refused:
         split_sst2(tmp_path, rows=100, sizes=sizes)
-    assert "lower task.sizes" in refused.value.hint
+    assert "lower task.split_sizes" in refused.value.hint
 
 
 @pytest.mark.parametrize("rows", [3, 4, 10, 60, 61, 1499])

@@ -119,7 +119,7 @@ def test_texts_and_files_are_shown_escaped(run_zofo, model_folder, tmp_path, mon
         code, out, err = run_zofo(verb, *(given if verb == "preview" else given[1:]))
         shown += out + err
     code, out, err = run_zofo(
-        "train", *given, "method=first-order", "method.batch_size=2", "training.steps=1", "run=run"
+        "train", *given, "method=first-order", "method.batch_size=2", "training.steps=1", "output_dir=run"
     )
     shown += out + err
     if code == 0:

@@ -64,7 +64,7 @@ RESTORED = {
     "in place": MEZO | IN_PLACE,
     "in place, low rank": MEZO | {"evaluator": "in-place"},
     "per-example": MEZO | {"directions": "per-example", "num_directions": 2},
-    "per-group, over the spread": MEZO | {"directions": "per-group(3)", "loss_spread": True, "rule": {"lr": 1e-2}},
+    "per-group, over the spread": MEZO | {"directions": "per-group(3)", "normalize_by_std": True, "rule": {"lr": 1e-2}},
     "sgd with decay": MEZO | {"rule": {"lr": 1e-3, "weight_decay": 20.0}},
     "momentum": MEZO | {"rule": {"name": "momentum", "lr": 1e-3, "tolerance": 0.0}},
     "momentum, terms dropped": MEZO | {"rule": {"name": "momentum", "lr": 1e-3, "beta": 0.1, "tolerance": 0.5}},
@@ -74,7 +74,7 @@ RESTORED = {
     "low rank": MEZO | {"noise": {"name": "low-rank", "rank": 2}},
     "rademacher, one-sided, 3 directions": MEZO
     | {"noise": "rademacher", "estimator": "one-sided", "num_directions": 3},
-    "a few tensors": MEZO | {"select": ["*.layers.1.*"], "rule": {"lr": 1e-1}},
+    "a few tensors": MEZO | {"trainable": ["*.layers.1.*"], "rule": {"lr": 1e-1}},
     "bilevel": BILEVEL,
     "bilevel in place": BILEVEL | IN_PLACE,
     "bilevel, per-example": BILEVEL | {"directions": "per-example"},
@@ -86,7 +86,7 @@ RESTORED = {
     "LoRA with SGD": FIRST_ORDER | {"optimizer": "sgd", "lr": 1.0, "adapter": {"rank": 2, "alpha": 8}},
     "all weights": FIRST_ORDER | {"parameters": "all", "lr": 1e-3},
     "all weights with SGD": FIRST_ORDER | {"parameters": "all", "optimizer": "sgd", "lr": 0.05},
-    "named layers": FIRST_ORDER | {"parameters": "partial", "layers": ["*.layers.1.*"], "lr": 5e-3},
+    "named layers": FIRST_ORDER | {"parameters": "all", "trainable": ["*.layers.1.*"], "lr": 5e-3},
 }
 
 
@@ -100,7 +100,7 @@ def configured(model_folder, data_dir, tmp_path):
             task={"data_dir": str(data_dir)},
             method=method,
             training={"steps": 4, **training},
-            run=str(tmp_path / name),
+            output_dir=str(tmp_path / name),
         )
 
     return configure
@@ -128,9 +128,9 @@ def test_every_registered_method_has_a_short_run():
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_run_leaves_the_whole_folder(configured, name):
-    config = configured(SHORT[name], eval_every=2)
+    config = configured(SHORT[name], eval_steps=2)
     run = train(config)
-    assert run.path == config.run
+    assert run.path == config.output_dir
     assert RunFolder.open(run.path).config == config
     environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     assert environment["model_hash"].startswith("sha256:")
@@ -192,7 +192,7 @@ def test_a_step_over_the_spread_is_the_same_step_over_one_number(configured):
         run = train(configured(MEZO | {"directions": "per-example"} | options, str(options), steps=1))
         return Trajectory.read(run.trajectory).updates[0].displacement, lines_of(run, "step")[0]
 
-    (plain, line), (over, _) = updates(), updates(loss_spread=True)
+    (plain, line), (over, _) = updates(), updates(normalize_by_std=True)
     slopes = torch.tensor([line[f"projected_gradient_{key.index}"] for key in plain], dtype=torch.float64)
     assert list(over) == list(plain)
     for key in plain:
@@ -223,7 +223,7 @@ def test_restoring_gives_the_model_of_the_end_of_training(configured, case):
 )
 def test_best_gives_the_model_of_the_best_evaluation(configured, case):
     method = {key: value for key, value in RESTORED[case].items() if key != "lr"}
-    run = train(configured(method | ({"lr": 0.05} if method["name"] == "first-order" else {}), eval_every=1, steps=6))
+    run = train(configured(method | ({"lr": 0.05} if method["name"] == "first-order" else {}), eval_steps=1, steps=6))
     first = next(iter(run.summary["variants"]))
     scores = [line for line in lines_of(run, "evaluation") if line["variant"] == first]
     best = max(scores, key=lambda line: (line["accuracy"], -line["steps"]))  # the first of equals
@@ -237,7 +237,7 @@ def test_best_gives_the_model_of_the_best_evaluation(configured, case):
 def test_best_is_not_just_the_last(configured):
     """A learning rate that ruins the model: some seed is best before its end."""
     for seed in range(5):
-        run = train(configured(MEZO | {"rule": {"lr": 0.02}}, f"run-{seed}", eval_every=1, steps=5, seed=seed))
+        run = train(configured(MEZO | {"rule": {"lr": 0.02}}, f"run-{seed}", eval_steps=1, steps=5, seed=seed))
         if run.summary["best"]["step"] < 5:
             break
     assert run.summary["best"]["step"] < 5
@@ -348,11 +348,11 @@ def test_a_seed_decides_everything(configured, name):
         return lines, contents(run.path, ".bin", ".safetensors")
 
     torch.manual_seed(1)
-    one = everything(train(configured(SHORT[name], "one", eval_every=2)))
+    one = everything(train(configured(SHORT[name], "one", eval_steps=2)))
     torch.manual_seed(2)
     random.seed(2)
-    assert everything(train(configured(SHORT[name], "two", eval_every=2))) == one
-    metrics, files = everything(train(configured(SHORT[name], "other", eval_every=2, seed=1)))
+    assert everything(train(configured(SHORT[name], "two", eval_steps=2))) == one
+    metrics, files = everything(train(configured(SHORT[name], "other", eval_steps=2, seed=1)))
     assert metrics != one[0]
     assert set(files) == set(one[1])
     assert all(files[path] != one[1][path] for path in files)
@@ -400,7 +400,7 @@ def test_epochs_make_as_many_steps_as_draw_all_rows_so_often(configured, name):
     ],
 )
 def test_work_is_counted_step_by_step_and_evaluation_apart(configured, method, forwards, backwards, queries):
-    run = train(configured(method, eval_every=1, eval_batch_size=5, steps=3))
+    run = train(configured(method, eval_steps=1, eval_batch_size=5, steps=3))
     each = {"forwards": forwards, "backwards": backwards, "queries": queries}
     for number, line in enumerate(lines_of(run, "step"), start=1):
         assert {key: line[key] for key in each} == {key: number * value for key, value in each.items()}
@@ -418,17 +418,17 @@ def test_a_budget_of_queries_pays_for_whole_steps(configured, name):
     step = 2 * 2 * BATCH if name in ("svrg", "zo-svrg") else step  # the first: over the anchor batch, of two batches
     three = BATCH + 2 * 2 * BATCH if name == "two-stage" else 3 * step  # one step on the adapter, two of both sides
     for budget in (three, three + step - 1):
-        run = train(configured(SHORT[name], f"run-{budget}", queries=budget))
+        run = train(configured(SHORT[name], f"run-{budget}", max_queries=budget))
         assert run.summary["queries"] == three
         assert run.summary["steps"] == 3
     with pytest.raises(ConfigError, match=f"one step of '{name}' takes {step}") as refused:
-        train(configured(SHORT[name], "none", queries=step - 1))
-    assert f"training.queries={step}" in refused.value.hint
-    assert not configured(SHORT[name], "none").run.exists()
+        train(configured(SHORT[name], "none", max_queries=step - 1))
+    assert f"training.max_queries={step}" in refused.value.hint
+    assert not configured(SHORT[name], "none").output_dir.exists()
 
 
 def test_evaluation_does_not_change_training(configured):
-    often = train(configured(BILEVEL, "often", eval_every=1))
+    often = train(configured(BILEVEL, "often", eval_steps=1))
     once = train(configured(BILEVEL, "once"))
     ends = (".bin", ".safetensors")
     assert {k: v for k, v in contents(often.path, *ends).items() if not k.startswith("best/")} == {
@@ -461,7 +461,7 @@ def fail_after_a_step(configured, method, model):
         with pytest.raises(NonFiniteError) as failed:
             train(config)
         if failed.value.step > method.get("adapter_steps", 0):
-            return RunFolder(config.run), failed.value, seed
+            return RunFolder(config.output_dir), failed.value, seed
     raise AssertionError("every run failed in its first step")
 
 
@@ -500,14 +500,14 @@ def test_a_learning_rate_that_is_far_too_large_ends_the_run(configured):
     config = configured(RUINOUS)
     with pytest.raises(NonFiniteError, match="step 1: non-finite loss"):
         train(config)
-    assert len(Trajectory.read(RunFolder(config.run).trajectory).updates) == 1
+    assert len(Trajectory.read(RunFolder(config.output_dir).trajectory).updates) == 1
 
 
 def test_non_finite_scores_are_no_scores(configured):
     config = configured(RUINOUS, steps=1)
     with pytest.raises(NonFiniteError, match="scores of 12 of 12 examples"):
         train(config)
-    run = RunFolder(config.run)
+    run = RunFolder(config.output_dir)
     assert run.summary["variants"] == {"model": {}}
     assert run.summary["best"]["step"] == 0
     for path in (run.metrics, run.path / "summary.json"):
@@ -536,7 +536,7 @@ def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
             train(config, Console(file=Interrupting()))
     finally:
         signal.signal(signal.SIGINT, before)
-    run = RunFolder.open(config.run)
+    run = RunFolder.open(config.output_dir)
     assert run.summary["stopped"] == "stopped by SIGINT after 2 steps, which are saved"
     assert [line["step"] for line in lines_of(run, "step")] == [0, 1]
     assert len(lines_of(run, "stopped")) == 1
@@ -545,7 +545,7 @@ def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
     assert predict(run.path, ["a joy"])[0].label in (0, 1)
     with pytest.raises(RunError, match="kept no best model") as refused:
         evaluate_run(run.path, best=True)
-    assert "eval_every" in refused.value.hint
+    assert "eval_steps" in refused.value.hint
 
 
 def test_a_run_never_overwrites_another(configured):
@@ -559,7 +559,7 @@ def test_a_run_never_overwrites_another(configured):
 
 def test_progress_is_plain_lines_when_there_is_no_terminal(configured):
     shown = io.StringIO()
-    train(configured(MEZO, steps=3, eval_every=2), Console(file=shown))
+    train(configured(MEZO, steps=3, eval_steps=2), Console(file=shown))
     note, *lines = shown.getvalue().splitlines()
     assert note.startswith("trains 20 tensors: model.embed_tokens.weight, ")
     assert [line.split("  ")[1] for line in lines] == [
@@ -733,7 +733,7 @@ def test_a_head_that_the_checkpoint_does_not_bring_comes_back_too(configured, to
     run = train(config)
     comes_back(config, run)
     other = config.model.model_copy(update={"head_seed": 4})
-    moved = config.model_copy(update={"model": other, "run": tmp_path / "other"})
+    moved = config.model_copy(update={"model": other, "output_dir": tmp_path / "other"})
     assert train(moved).summary["loss"] != pytest.approx(run.summary["loss"], abs=1e-6)
 
 
@@ -766,7 +766,7 @@ splits: {train: {from: train}, validation: {from: train, size: 9}, test: {from: 
         task={"name": str(task), "data_dir": str(tmp_path / "rows")},
         method=FIRST_ORDER | {"parameters": "all", "lr": 2e-3},
         training={"steps": 80},
-        run=str(tmp_path / "pairs"),
+        output_dir=str(tmp_path / "pairs"),
     )
     run = train(config)
     assert run.summary["accuracy"] == 1.0
@@ -787,7 +787,7 @@ def test_the_longest_text_that_a_head_can_take(configured, headed, data_dir, kin
     train(long)
     write_rows(data_dir / "train.jsonl", [*rows, {"sentence": word * limit, "label": 1}])
     with pytest.raises(DataError, match=f"train.jsonl:13: the text has {limit + 1} tokens .* the limit is {limit}"):
-        train(config.model_copy(update={"run": config.run.with_name("other")}))
+        train(config.model_copy(update={"output_dir": config.output_dir.with_name("other")}))
 
 
 def test_a_reward_that_is_no_number_ends_the_run(configured):
@@ -796,4 +796,4 @@ def test_a_reward_that_is_no_number_ends_the_run(configured):
         with pytest.raises(ConfigError, match=f"the reward is {wrong!r}, not a finite number") as refused:
             train(config, reward=lambda example, answer, wrong=wrong: wrong)
         assert "train.jsonl:" in refused.value.message
-    assert not config.run.exists()
+    assert not config.output_dir.exists()

@@ -17,7 +17,7 @@ from zofo.trajectory import Trajectory, TrajectoryWriter
 from zofo.trajectory.format import MAGIC, Moved, Settled, Stepped
 
 SEED = 2**64 - 1
-HEADER = {"stream": 1, "noise": {"name": "gaussian"}, "select": None}
+HEADER = {"stream": 1, "noise": {"name": "gaussian"}, "trainable": None}
 
 
 def made_up_records(count=12):

@@ -99,8 +99,8 @@ def test_defaults_follow_the_directions():
 
     assert lr() == lr(num_directions=2) == lr(noise="gaussian") == 5e-5
     assert lr(num_directions=3) == lr(directions="per-example") == 1e-4
-    assert lr(loss_spread=True) == 6e-3
-    assert lr(rule={"lr": 1e-6}, loss_spread=True) == 1e-6
+    assert lr(normalize_by_std=True) == 6e-3
+    assert lr(rule={"lr": 1e-6}, normalize_by_std=True) == 1e-6
     assert lr(rule="sign") == 1e-6
 
 

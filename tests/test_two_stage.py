@@ -112,8 +112,8 @@ def test_steps_that_end_in_the_first_stage_are_refused_with_what_to_type(setting
     method.check_steps(FIRST + 1)
     with pytest.raises(ConfigError, match=f"takes {FIRST} steps on its adapter, .* none of {FIRST} ") as refused:
         method.check_steps(FIRST)
-    assert f"training.steps={2 * FIRST}, or training.queries=" in refused.value.hint
-    enough = int(refused.value.hint.split("training.queries=")[1].split()[0])
+    assert f"training.steps={2 * FIRST}, or training.max_queries=" in refused.value.hint
+    enough = int(refused.value.hint.split("training.max_queries=")[1].split()[0])
     assert method.steps_within(enough) == 2 * FIRST
     assert method.steps_within(enough - 1) == 2 * FIRST - 1
 
@@ -128,8 +128,8 @@ def configured(model_folder, data_dir, tmp_path):
             model=str(model_folder),
             task={"data_dir": str(data_dir)},
             method={"name": "two-stage", **SHORT, "rule": {"lr": 1e-2}, **dict(method)},
-            training={"steps": 6, "eval_every": 1, "eval_batch_size": 8, **training},
-            run=str(tmp_path / name),
+            training={"steps": 6, "eval_steps": 1, "eval_batch_size": 8, **training},
+            output_dir=str(tmp_path / name),
         )
 
     return configure
@@ -162,11 +162,11 @@ def test_the_best_model_has_the_updates_that_it_had(configured, seed):
 
 
 def test_a_budget_of_queries_that_pays_for_no_step_is_refused(configured):
-    run = train(configured(queries=FIRST * SIZE + 2 * SIZE * 2))
+    run = train(configured(max_queries=FIRST * SIZE + 2 * SIZE * 2))
     assert run.summary["queries"] == FIRST * SIZE + 2 * SIZE * 2
     assert len(lines_of(run, "step")) == FIRST + 2
     with pytest.raises(ConfigError, match=f"one step of 'two-stage' takes {SIZE}"):
-        train(configured("none", queries=SIZE - 1))
+        train(configured("none", max_queries=SIZE - 1))
 
 
 def test_a_run_that_would_not_get_to_its_second_stage_is_refused(configured, tmp_path):
@@ -174,7 +174,7 @@ def test_a_run_that_would_not_get_to_its_second_stage_is_refused(configured, tmp
         with pytest.raises(
             ConfigError, match=f"method=two-stage takes {FIRST} steps on its adapter, .*none of {steps} "
         ):
-            train(configured("short", queries=queries))
+            train(configured("short", max_queries=queries))
         assert not (tmp_path / "short").exists()
     with pytest.raises(ConfigError, match=f"none of {FIRST} for the backbone"):  # before a model is loaded
         configured("short", steps=FIRST)

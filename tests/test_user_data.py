@@ -156,7 +156,7 @@ def test_each_format_goes_through_all_verbs(run_zofo, models, data, tmp_path, fi
     first = seen["examples"][0]
     width = {"classification": 2, "multiple-choice": 3, "generation": 1}[kind]
     assert len(first["candidates"]) == width
-    code, out, err = run_zofo("train", *given, *MEZO, f"run={tmp_path / 'run'}")
+    code, out, err = run_zofo("train", *given, *MEZO, f"output_dir={tmp_path / 'run'}")
     assert code == 0, err
     summary = RunFolder.open(tmp_path / "run").summary
     assert (summary["metric"], summary["queries"], summary["steps"]) == (scores[0], 5 * 2 * 4, 5)
@@ -231,7 +231,7 @@ def test_what_is_asked_of_each_format(run_zofo, models, data):
 
 def test_a_chat_is_asked_by_a_text_by_turns_or_by_a_row(run_zofo, models, data, tmp_path):
     run = tmp_path / "run"
-    options = ["method=zero-shot", f"run={run}"]
+    options = ["method=zero-shot", f"output_dir={run}"]
     assert run_zofo("train", f"model={models / 'chat'}", "--data", data / "chats.jsonl", *options)[0] == 0
     turns = [{"role": "user", "content": "was it good ?"}]
     system = {"role": "system", "content": "an honest picture"}  # which a text gets: all chats of the run begin with it
@@ -251,7 +251,7 @@ def test_a_chat_is_asked_by_a_text_by_turns_or_by_a_row(run_zofo, models, data, 
 
 def test_a_chat_needs_a_chat_template(run_zofo, models, data, tmp_path):
     code, _, err = run_zofo(
-        "train", f"model={models / 'plain'}", "--data", data / "chats.jsonl", f"run={tmp_path / 'r'}"
+        "train", f"model={models / 'plain'}", "--data", data / "chats.jsonl", f"output_dir={tmp_path / 'r'}"
     )
     assert code == 2
     assert "a chat, but the model's tokenizer has no chat template" in err
@@ -314,7 +314,7 @@ def test_a_folder_with_train_and_dev_files(run_zofo, models, data, tmp_path):
         "dev.csv:4",
     ]
     code, _, err = run_zofo(
-        "train", f"model={models / 'plain'}", "--data", data / "split", *MEZO, f"run={tmp_path / 'r'}"
+        "train", f"model={models / 'plain'}", "--data", data / "split", *MEZO, f"output_dir={tmp_path / 'r'}"
     )
     assert code == 0, err
     assert RunFolder.open(tmp_path / "r").summary["evaluation"]["queries"] == 6
@@ -409,7 +409,7 @@ def test_columns_with_blanks_in_their_names(run_zofo, models, data, tmp_path):
     assert cells(out)["task"]["kind"] == "classification"
     ((_, asked, right),) = [one for one in cells(out)["example"] if one[0] == "given"]
     assert (asked.endswith(" It was"), right in (" bad", " good")) == (True, True)
-    code, _, err = run_zofo("train", *given, *named, *MEZO, f"run={tmp_path / 'named'}")
+    code, _, err = run_zofo("train", *given, *named, *MEZO, f"output_dir={tmp_path / 'named'}")
     assert code == 0, err
     assert run_zofo("eval", tmp_path / "named")[0] == 0
     code, out, err = run_zofo("predict", tmp_path / "named", "a joy", "--json")
@@ -431,7 +431,7 @@ splits: {train: {from: train}, validation: {from: train, size: 5}, test: {from: 
         encoding="utf-8",
     )
     run = tmp_path / "run"
-    code, _, err = run_zofo("train", *given, f"task={task}", *MEZO, f"run={run}")
+    code, _, err = run_zofo("train", *given, f"task={task}", *MEZO, f"output_dir={run}")
     assert code == 0, err
     assert run_zofo("eval", run)[0] == 0
     code, out, err = run_zofo("predict", run, "a joy", "--json")
@@ -440,7 +440,7 @@ splits: {train: {from: train}, validation: {from: train, size: 5}, test: {from: 
     for split in ("validation", "test"):
         assert run_zofo("eval", run, "task.scoring=calibrated", "--split", split)[0] == 0
     code, out, err = run_zofo(
-        "train", f"model={models / 'head'}", *given[1:], f"task={task}", *MEZO, f"run={tmp_path / 'h'}"
+        "train", f"model={models / 'head'}", *given[1:], f"task={task}", *MEZO, f"output_dir={tmp_path / 'h'}"
     )
     assert code == 0, err
     assert run_zofo("predict", tmp_path / "h", "a joy", "--json")[0] == 0
@@ -464,7 +464,7 @@ def test_labels_of_every_kind(run_zofo, models, tmp_path, values):
     texts = {text for example in cells(out)["examples"] for text, _, _ in example["candidates"]}
     written = {int(one) if isinstance(one, float) else one for one in values}
     assert texts == {f" {one}" for one in written}
-    code, _, err = run_zofo("train", *given, "method=zero-shot", f"run={tmp_path / 'run'}")
+    code, _, err = run_zofo("train", *given, "method=zero-shot", f"output_dir={tmp_path / 'run'}")
     assert code == 0, err
     _, out, _ = run_zofo("predict", tmp_path / "run", "film 3", "--json")
     assert cells(out)["label"] in values
@@ -570,8 +570,8 @@ def test_labels_that_look_like_a_mistake_are_pointed_out(run_zofo, models, tmp_p
     assert note in out
     _, out, _ = run_zofo("validate", "--data", file, "--json")
     assert cells(out)["notes"] == [note.removeprefix("note: "), "train has few rows of the label 'goood' (1)"]
-    train = ["train", f"model={models / 'plain'}", "--data", file, "method=zero-shot", f"run={tmp_path / 'run'}"]
-    sizes = "task.sizes={train: 59, validation: 1, test: 1}"
+    train = ["train", f"model={models / 'plain'}", "--data", file, "method=zero-shot", f"output_dir={tmp_path / 'run'}"]
+    sizes = "task.split_sizes={train: 59, validation: 1, test: 1}"
     code, _, err = run_zofo(*train, sizes)
     assert code == 0, err
     assert "looks like a typing mistake of 'good'" in err
@@ -623,7 +623,7 @@ def test_template_verbalizers_and_metric_from_the_command_line(run_zofo, models,
     assert seen["prompt"].endswith(" It was")
     assert [text for text, _, _ in seen["candidates"]] == [" great", " terrible"]
     run = tmp_path / "run"
-    code, out, err = run_zofo("train", *given, *flags, *MEZO, f"run={run}")
+    code, out, err = run_zofo("train", *given, *flags, *MEZO, f"output_dir={run}")
     assert code == 0, err
     assert out.startswith("matthews ")
     code, out, _ = run_zofo("eval", run, "--json")
@@ -733,7 +733,7 @@ def test_two_runs_of_one_command_are_the_same(run_zofo, models, data, tmp_path):
     runs = [tmp_path / name for name in ("one", "two")]
     for run in runs:
         code, _, err = run_zofo(
-            "train", f"model={models / 'plain'}", "--data", data / "labels.csv", *MEZO, f"run={run}"
+            "train", f"model={models / 'plain'}", "--data", data / "labels.csv", *MEZO, f"output_dir={run}"
         )
         assert code == 0, err
     one, two = (RunFolder.open(run) for run in runs)
@@ -744,7 +744,7 @@ def test_two_runs_of_one_command_are_the_same(run_zofo, models, data, tmp_path):
         k: v for k, v in two.summary.items() if k not in timed
     }
     code, _, err = run_zofo(
-        "train", f"model={models / 'plain'}", "--data", data / "labels.csv", *MEZO, f"run={runs[0]}"
+        "train", f"model={models / 'plain'}", "--data", data / "labels.csv", *MEZO, f"output_dir={runs[0]}"
     )
     assert code == 2
     assert "exists, and a run never overwrites another" in err
@@ -763,7 +763,7 @@ def test_runs_without_a_name_get_one_from_the_data(run_zofo, models, data, tmp_p
 def test_a_run_is_used_from_another_folder_and_on_other_rows(run_zofo, models, data, tmp_path, monkeypatch):
     monkeypatch.chdir(data)
     run = tmp_path / "run"
-    code, _, err = run_zofo("train", f"model={models / 'plain'}", "--data", "labels.csv", *MEZO, f"run={run}")
+    code, _, err = run_zofo("train", f"model={models / 'plain'}", "--data", "labels.csv", *MEZO, f"output_dir={run}")
     assert code == 0, err
     monkeypatch.chdir(tmp_path)
     code, out, err = run_zofo("eval", run, "--json")
@@ -792,7 +792,7 @@ def test_a_run_on_a_folder_of_a_tasks_rows_is_scored_on_a_file(run_zofo, models,
     for split in ("train", "validation", "test"):
         write_rows(tmp_path / "rows" / f"{split}.jsonl", review_rows(12))
     run, given = tmp_path / "run", [f"model={models / 'plain'}", "--data-dir", tmp_path / "rows", "method=zero-shot"]
-    assert run_zofo("train", *given, f"run={run}")[0] == 0
+    assert run_zofo("train", *given, f"output_dir={run}")[0] == 0
     write_rows(tmp_path / "other.jsonl", review_rows(12, 100))
     code, out, err = run_zofo("eval", run, "--json", "--data", tmp_path / "other.jsonl", "--split", "train")
     assert code == 0, err
@@ -814,13 +814,13 @@ def test_a_head_is_trained_on_own_data(run_zofo, models, data, tmp_path):
     given = [f"model={models / 'head'}", "--data", data / "labels.csv"]
     seen = cells(run_zofo("preview", *given, "--json")[1])["examples"][0]
     assert not seen["prompt"].endswith("Label:")
-    code, _, err = run_zofo("train", *given, *MEZO, f"run={tmp_path / 'run'}")
+    code, _, err = run_zofo("train", *given, *MEZO, f"output_dir={tmp_path / 'run'}")
     assert code == 0, err
     code, out, err = run_zofo("predict", tmp_path / "run", "a joy", "--json")
     assert code == 0, err
     assert cells(out)["label"] in ("bad", "good")
     for file in ("choices.jsonl", "questions.jsonl"):
-        code, _, err = run_zofo("train", given[0], "--data", data / file, f"run={tmp_path / 'no'}")
+        code, _, err = run_zofo("train", given[0], "--data", data / file, f"output_dir={tmp_path / 'no'}")
         assert code == 2
         assert "a classification head gives the same labels to every row" in err
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, 
 from zofo.errors import ConfigError, RunError, advice, nearest, truncate_repr
 from zofo.filesystem import refuse_special
 from zofo.registry import Registry
+from zofo.retired_keys import name_now
 from zofo.yaml_loader import is_lost
 
 C = TypeVar("C", bound=BaseModel)
@@ -74,7 +75,8 @@ class PartConfig(BaseModel):
         for key in given:
             if key not in options:
                 raise ConfigError(
-                    f"{cls.inside}{kind}.{key}: not an option of the {kind} {name!r}", _guess(key, ["name", *options])
+                    f"{cls.inside}{kind}.{key}: not an option of the {kind} {name!r}",
+                    _guess(f"{cls.inside}{kind}.{key}", ["name", *options]),
                 )
         complete = {"name": name}
         for key, (annotation, _) in options.items():
@@ -188,9 +190,7 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
         first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
-            raise ConfigError(
-                f"{place}: unknown key", _guess(str(first["loc"][-1]), _keys_at(model, first["loc"]))
-            ) from error
+            raise ConfigError(f"{place}: unknown key", _guess(place, _keys_at(model, first["loc"]))) from error
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("dict_type", "model_type"):
             message = "expected keys with values"
@@ -207,7 +207,10 @@ def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _guess(key: str, known: typing.Iterable[str]) -> str:
-    names = list(known)
+def _guess(place: str, known: typing.Iterable[str]) -> str:
+    """What to type in place of an unknown key: its name of today, the nearest one, or all that there are."""
+    names, key = list(known), place.rpartition(".")[2]
+    if (now := name_now(place)) in names:
+        return f"it is called {now!r} now"
     near = nearest(key, names)
     return f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"

@@ -101,7 +101,7 @@ def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], A
             return keys, text
         reason = f" that can be read: {error}" if type(error) is ValueError else ""
         raise ConfigError(
-            f"{override!r}: the value is not YAML{reason}", "quote it, for example \"method.layers=['*.29.*']\""
+            f"{override!r}: the value is not YAML{reason}", "quote it, for example \"method.trainable=['*.29.*']\""
         ) from error
 
 

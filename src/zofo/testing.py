@@ -120,13 +120,13 @@ def check_method(name: str, folder: Path, **options: Any) -> RunFolder:
         "method": {"name": name, **options},
         "training": {"steps": STEPS},
     }
-    run = train(read_config(**given, run=str(folder / "run")))
+    run = train(read_config(**given, output_dir=str(folder / "run")))
     lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     steps = METHODS[name].fixed_steps is None
     counted = max((line["queries"] for line in lines if line["event"] == "step"), default=0)
     total = run.summary["queries"]
     assert not steps or counted == total, f"steps log {counted} queries, the run counts {total}"
-    again = train(read_config(**given, run=str(folder / "again")))
+    again = train(read_config(**given, output_dir=str(folder / "again")))
     _assert_same(run, again, "a second run with the same seed")
     loss = evaluate_run(run.path).loss
     assert abs(loss - run.summary["loss"]) <= 1e-5 * abs(loss), (
@@ -134,7 +134,7 @@ def check_method(name: str, folder: Path, **options: Any) -> RunFolder:
     )
     assert read_config(run.path / "config.yaml").method == run.config.method, "the configuration reads back differently"
     if steps:
-        config = read_config(**given, run=str(folder / "stopped"))
+        config = read_config(**given, output_dir=str(folder / "stopped"))
         try:
             train(config, Console(file=cast(IO[str], _StopsAt(2))))
         except Interrupted:

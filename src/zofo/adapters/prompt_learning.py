@@ -31,8 +31,8 @@ class PrefixAdapters(PeftAdapters):
         model: a causal model of transformers.
         names: of the adapters; the first is active.
         seed: of the run.
-        tokens: how many virtual tokens.
-        start: from real activations, or from N(0, 0.02**2).
+        num_virtual_tokens: how many virtual tokens.
+        init: from real activations, or from N(0, 0.02**2).
 
     Raises:
         ConfigError: an encoder, or a model whose layers keep no keys and values, or in a way that peft does not know.
@@ -47,23 +47,25 @@ class PrefixAdapters(PeftAdapters):
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
         """As many as are configured."""
-        return int(options["tokens"])
+        return int(options["num_virtual_tokens"])
 
     def __init__(
         self,
         model: Any,
         names: Sequence[str],
         seed: int,
-        tokens: Tokens = 5,
-        start: Literal["activations", "random"] = "activations",
+        num_virtual_tokens: Tokens = 5,
+        init: Literal["activations", "random"] = "activations",
     ) -> None:
         import peft
 
         _refuse_encoders(model, "prefix")
-        first = _activations(model, tokens, seed)  # which shows what shape the model's keys and values have, too
-        if start == "random":
+        first = _activations(
+            model, num_virtual_tokens, seed
+        )  # which shows what shape the model's keys and values have, too
+        if init == "random":
             first = Gaussian().whole(Key(seed, 0), "prefix/start", tuple(first.shape)) * _SPREAD
-        shape = peft.PrefixTuningConfig(num_virtual_tokens=tokens, task_type=task_type(model))
+        shape = peft.PrefixTuningConfig(num_virtual_tokens=num_virtual_tokens, task_type=task_type(model))
         self._attach(model, names, shape, "choose method.adapter=lora")
         _start(self, first)
         inject(model, self._peft)
@@ -77,7 +79,7 @@ class PromptAdapters(PeftAdapters):
         model: a causal model of transformers.
         names: of the adapters; the first is active.
         seed: of the run.
-        tokens: how many virtual tokens.
+        num_virtual_tokens: how many virtual tokens.
 
     Raises:
         ConfigError: an encoder.
@@ -92,16 +94,16 @@ class PromptAdapters(PeftAdapters):
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
         """As many as are configured."""
-        return int(options["tokens"])
+        return int(options["num_virtual_tokens"])
 
-    def __init__(self, model: Any, names: Sequence[str], seed: int, tokens: Tokens = 10) -> None:
+    def __init__(self, model: Any, names: Sequence[str], seed: int, num_virtual_tokens: Tokens = 10) -> None:
         import peft
 
         _refuse_encoders(model, "prompt")
         with torch.no_grad():
-            first = model.get_input_embeddings()(_random_words(model, tokens, seed))[0]
+            first = model.get_input_embeddings()(_random_words(model, num_virtual_tokens, seed))[0]
         shape = peft.PromptTuningConfig(
-            num_virtual_tokens=tokens, task_type=task_type(model), prompt_tuning_init="RANDOM"
+            num_virtual_tokens=num_virtual_tokens, task_type=task_type(model), prompt_tuning_init="RANDOM"
         )
         self._attach(model, names, shape, "choose method.adapter=lora")
         _start(self, first)

@@ -137,5 +137,5 @@ def _refuse_long_rows(model: Any, inputs: Inputs, length: int, count: int) -> No
     if longest > limit:
         raise ConfigError(
             f"the model has {limit} positions, but a row with its {count} virtual tokens takes {longest}",
-            f"set task.max_length={limit - count}, with task.truncate=left, or fewer with method.adapter.tokens",
+            f"set task.max_length={limit - count}, with task.truncate=left, or lower method.adapter.num_virtual_tokens",
         )

@@ -54,7 +54,7 @@ def matching(
 def leaving_out(name: str) -> str:
     """What a user types to leave a tensor, and its like in other layers, out of the selection."""
     pattern = "!" + re.sub(r"(?<![^.])\d+(?=\.)", "*", name)
-    return f"leave it out with 'method.select={json.dumps([EVERYTHING, pattern])}', or add {pattern!r} to your own"
+    return f"leave it out with 'method.trainable={json.dumps([EVERYTHING, pattern])}', or add {pattern!r} to your own"
 
 
 def selected(module: nn.Module, patterns: Sequence[str] | None = None, option: str = "") -> dict[str, nn.Parameter]:
@@ -99,7 +99,7 @@ def movable(
     if not moving:
         raise ConfigError(
             "all selected tensors have requires_grad=False, so that nothing would move",
-            f"name them, for example 'method.select={json.dumps(frozen[:1])}', or set requires_grad",
+            f"name them, for example 'method.trainable={json.dumps(frozen[:1])}', or set requires_grad",
         )
     for name, parameter in moving.items():
         if parameter.dtype not in _MOVABLE:

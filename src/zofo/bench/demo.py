@@ -77,8 +77,8 @@ def run_demo(
     rows = []
     for name, method in CONTENDERS.items():
         console.print(Text.assemble("\n", (name, "bold"), f": {queries} queries"))
-        tree = {"model": model, "task": task, "method": method, "training": {"queries": queries}}
-        rows.append(_row(name, _train(folder / name, read_config(run=folder / name, **tree).to_yaml())))
+        tree = {"model": model, "task": task, "method": method, "training": {"max_queries": queries}}
+        rows.append(_row(name, _train(folder / name, read_config(output_dir=folder / name, **tree).to_yaml())))
     summary = {
         "model": model,
         "task": rows[0]["task"],

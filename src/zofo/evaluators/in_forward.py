@@ -52,7 +52,7 @@ class InForward(Evaluator):
     Each row carries the terms of its own point as thin products beside the model's large ones, so an example may have
     directions of its own, and nothing has to be brought home: the weights are only read while losses are asked for.
 
-    Updates that are displacements wait as terms that every row carries, and are written together after `fold_every` of
+    Updates that are displacements wait as terms that every row carries, and are written together after `flush_every` of
     them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `Theta.flush` writes
     what waits. In half precision they are rounded stochastically when they are written.
 
@@ -62,7 +62,7 @@ class InForward(Evaluator):
     Args:
         model: run by the objective; in evaluation mode if dropout is to be off.
         backbone: the tensors that move; their noise must be low-rank.
-        fold_every: updates that are written together.
+        flush_every: updates that are written together.
         micro_batch: examples in one forward, with all their points; None takes the whole batch.
 
     Raises:
@@ -76,7 +76,7 @@ class InForward(Evaluator):
     per_example = True
 
     def __init__(
-        self, model: nn.Module, backbone: Backbone, fold_every: Count = 8, micro_batch: Count | None = None
+        self, model: nn.Module, backbone: Backbone, flush_every: Count = 8, micro_batch: Count | None = None
     ) -> None:
         if not isinstance(backbone.noise, FactoredNoise):
             raise EvaluatorError(
@@ -84,7 +84,7 @@ class InForward(Evaluator):
                 "set method.noise=low-rank, or method.evaluator=in-place",
             )
         self.model = model
-        self.theta = Theta(backbone, fold_every)
+        self.theta = Theta(backbone, flush_every)
         self.theta.drawn = lambda keys: self._bank.directions(keys) if all(key in self._bank for key in keys) else None
         self.counts = Counts()
         self._micro_batch = micro_batch

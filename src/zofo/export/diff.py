@@ -101,7 +101,7 @@ def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
 
 def _asked(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
     tasks = [task_content_of(run.task) if run.task_file.is_file() else None for run in (first, second)]
-    configs = [run.config.model_dump(mode="json", exclude={"run"}) for run in (first, second)]
+    configs = [run.config.model_dump(mode="json", exclude={"output_dir"}) for run in (first, second)]
     for key, values in differences(configs[0], configs[1]):
         yield Difference(key, *values)
     for key, values in differences(tasks[0], tasks[1]):

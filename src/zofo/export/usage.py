@@ -70,7 +70,7 @@ def _moved(run: RunFolder) -> str | None:
     """How to write the backbone that an adapter was trained beside, where that is not the base model."""
     if run.backbone_trajectory is not None:
         return "zofo replay RUN --out BACKBONE"
-    return None if run.config.start is None else "zofo export START --merged BACKBONE, of the run it started from"
+    return None if run.config.init_from is None else "zofo export START --merged BACKBONE, of the run it started from"
 
 
 def _row(
@@ -80,8 +80,8 @@ def _row(
     wanted, ask = run.config.task, "Rows are asked about with `zofo predict RUN TEXT`"
     if task is None:
         return None, f"It was trained on several tasks, each with a prompt of its own. {ask}"
-    if wanted.demonstrations:
-        return None, f"{wanted.demonstrations} solved rows of train stand before each prompt. {ask}"
+    if wanted.num_fewshot:
+        return None, f"{wanted.num_fewshot} solved rows of train stand before each prompt. {ask}"
     if wanted.scoring in ("calibrated", "channel"):
         return None, f"Candidates are compared by `task.scoring={wanted.scoring}`, not by their likelihood alone. {ask}"
     if wanted.temperature:
@@ -93,7 +93,7 @@ def _row(
     if task.messages is not None:
         return {task.messages: [{"role": "user", "content": "A question."}]}, cut
     plain = head == "classification" and prompt is None and task.texts is not None
-    columns = [name for name in task.columns(prompt, plain) if name not in task.optional]
+    columns = [name for name in task.columns(prompt, plain) if name not in task.optional_columns]
     row: dict[str, Any] = {name: f"Some {name.replace('_', ' ')}." for name in columns}
     if task.kind == "multiple-choice" and isinstance(choices := task.choices_of(prompt), ChoicesFromColumn):
         row |= dict.fromkeys(columns_of(choices.each, expression=True), ["one", "another"])

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zofo.adapters import AdapterConfig, Adapters, PeftAdapters, kind_of
-from zofo.backbone import movable, selected
+from zofo.backbone import matching, movable, selected
 from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
@@ -31,10 +31,11 @@ class FirstOrderConfig(MethodConfig):
 
     name: Literal["first-order"] = "first-order"
     """Which method."""
-    parameters: Literal["adapter", "all", "partial", "head"] = "adapter"
-    """What is trained: an adapter, all weights, those that `layers` names, or the head."""
-    layers: list[str] | None = None
-    """For `partial`: glob patterns of parameter names, for example `["*.layers.29.*"]`; `!pattern` leaves out."""
+    parameters: Literal["adapter", "all", "head"] = "adapter"
+    """What is trained: an adapter, all weights, or the head."""
+    trainable: list[str] | None = Field(None, min_length=1)
+    """Glob patterns of the parameters that are trained among these, for example `["*.layers.29.*"]`; `!pattern` leaves
+    out. By default all of them."""
     optimizer: OptimizerName = "adam"
     """Adam or SGD."""
     lr: NonNegative = PeftAdapters.lr
@@ -71,19 +72,13 @@ class FirstOrder(Method):
         trained_names: their names.
 
     Raises:
-        ConfigError: `partial` without layers, layers without `partial`, layers that match nothing, or a model without
-            a head.
+        ConfigError: a pattern of `trainable` matches nothing, or the model has no head.
     """
 
     Config = FirstOrderConfig
     paper = "Hu et al. 2022, LoRA; the first-order rows of both papers' tables"
 
     def __init__(self, config: FirstOrderConfig, context: TrainingContext) -> None:
-        if (config.parameters == "partial") != (config.layers is not None):
-            raise ConfigError(
-                f"method.parameters is {config.parameters!r}, but method.layers is {config.layers!r}",
-                "partial fine-tuning needs both: method.parameters=partial \"method.layers=['*.layers.29.*']\"",
-            )
         self._objective = context.objective
         self._batches = context.batches(config.batch_size, "train")
         self._adapters: Adapters | None = None
@@ -92,7 +87,9 @@ class FirstOrder(Method):
         if config.parameters == "adapter":
             self.variants = ("adapter",)
             self._adapters = config.adapter.build(context.model, self.variants, context.seed)
-            self.trained = self._adapters.parameters(self.variants[0])
+            own = {id(parameter) for parameter in self._adapters.parameters(self.variants[0])}
+            named = {name: p for name, p in context.model.named_parameters() if id(p) in own}
+            self.trained = list(_matching(named, config, "the adapter's", "tensors").values())
         else:
             self._weights = _chosen(context.model, config)
             self.trained = list(self._weights.values())
@@ -133,8 +130,8 @@ class FirstOrder(Method):
 
 def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
     """The weights that are trained, by name, tied ones once."""
-    if config.parameters in ("all", "partial"):
-        return movable(model, config.layers, "method.layers")[0]
+    if config.parameters == "all":
+        return movable(model, config.trainable, "method.trainable")[0]
     named = selected(model)
     if is_classifier(model):
         body = f"{model.base_model_prefix}."
@@ -146,6 +143,13 @@ def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
     if not head:
         raise ConfigError(
             f"method.parameters is 'head', but {type(model).__name__} has no head that could be trained",
-            "name its layers with method.parameters=partial and method.layers",
+            "name its layers with method.parameters=all and method.trainable",
         )
-    return head
+    return _matching(head, config, "the head's", "parameters")
+
+
+def _matching(named: dict[str, nn.Parameter], config: FirstOrderConfig, of: str, what: str) -> dict[str, nn.Parameter]:
+    """Those that `trainable` names; all of them where it names none."""
+    if config.trainable is None:
+        return named
+    return {name: named[name] for name in matching(list(named), config.trainable, "method.trainable", of, what)}

@@ -48,7 +48,7 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig):
         points = len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
         raise ConfigError(
             f"method=two-stage takes {first} steps on its adapter, which leaves none of {steps} for the backbone",
-            f"set training.steps={2 * first}, or training.queries={first * (1 + points) * self.batch_size} for as "
+            f"set training.steps={2 * first}, or training.max_queries={first * (1 + points) * self.batch_size} for as "
             "many, or a smaller method.adapter_steps",
         )
 

@@ -27,10 +27,10 @@ class ZeroShotConfig(MethodConfig):
 
     def check_task(self, task: TaskConfig) -> None:
         """There are no demonstrations."""
-        if task.demonstrations:
+        if task.num_fewshot:
             raise ConfigError(
-                f"method={self.name} has no demonstrations, but task.demonstrations is {task.demonstrations}",
-                "choose method=in-context, or set task.demonstrations=0",
+                f"method={self.name} has no demonstrations, but task.num_fewshot is {task.num_fewshot}",
+                "choose method=in-context, or set task.num_fewshot=0",
             )
 
 
@@ -73,19 +73,17 @@ class InContextConfig(MethodConfig):
         task = named(tree.get("task", {}))
         if not isinstance(task, dict):
             return tree
-        return {**tree, "task": {"demonstrations": DEMONSTRATIONS, **task}}
+        return {**tree, "task": {"num_fewshot": DEMONSTRATIONS, **task}}
 
     def check_task(self, task: TaskConfig) -> None:
         """There are demonstrations."""
-        if not task.demonstrations:
-            raise ConfigError(
-                f"method={self.name} needs demonstrations", "set task.demonstrations=4, or method=zero-shot"
-            )
+        if not task.num_fewshot:
+            raise ConfigError(f"method={self.name} needs demonstrations", "set task.num_fewshot=4, or method=zero-shot")
 
 
 @METHODS.register("in-context")
 class InContext(ZeroShot):
-    """The model as it is, with `task.demonstrations` solved rows of train before each prompt, by default 4."""
+    """The model as it is, with `task.num_fewshot` solved rows of train before each prompt, by default 4."""
 
     Config = InContextConfig
     paper = "Brown et al. 2020, Language Models are Few-Shot Learners"

@@ -40,7 +40,7 @@ def default_lr(given: Mapping[str, Any], moved: Adapter, slopes: float) -> float
         moved: the class of the adapter whose tensors move; None for the model's own weights.
         slopes: how many slopes of one loss add up to the method's.
     """
-    if given.get("loss_spread"):
+    if given.get("normalize_by_std"):
         rate = LR_OVER_SPREAD
     elif moved is not None:
         rate = moved.zo_lr

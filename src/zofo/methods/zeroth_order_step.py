@@ -93,13 +93,13 @@ class ZerothOrderConfig(MethodOptions):
     """Directions a step; their estimates are averaged."""
     directions: DirectionSharing = "shared"
     """Who shares a direction: the whole batch (`shared`), nobody (`per-example`), or n examples (`per-group(n)`)."""
-    loss_spread: bool = False
+    normalize_by_std: bool = False
     """Divide each estimate by the standard deviation of the examples' slopes."""
     rule: RuleConfig = _part(RuleConfig)
     """How an estimate becomes an update; holds the learning rate."""
     evaluator: EvaluatorConfig = _part(EvaluatorConfig)
     """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
-    select: list[str] | None = Field(None, min_length=1)
+    trainable: list[str] | None = Field(None, min_length=1)
     """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
     that a forward uses and that require a gradient."""
 
@@ -162,7 +162,7 @@ class ZerothOrderConfig(MethodOptions):
 
     def replay_header(self) -> dict[str, Any]:
         """The parts that a replay is made of, as they are configured."""
-        return self.model_dump(mode="json", include={"noise", "mask", "rule", "estimator", "evaluator", "select"})
+        return self.model_dump(mode="json", include={"noise", "mask", "rule", "estimator", "evaluator", "trainable"})
 
 
 class ZerothOrder:
@@ -190,15 +190,15 @@ class ZerothOrder:
         unused: frozenset[str] = frozenset(),
     ) -> None:
         noise: Noise = config.noise.build()
-        if among is None and config.select is None and carries_adapters(model):
+        if among is None and config.trainable is None and carries_adapters(model):
             raise ConfigError(
                 "the model carries adapters, so that its parameters have other names and other directions",
-                "load it again for another method, or name what moves with method.select",
+                "load it again for another method, or name what moves with method.trainable",
             )
         names, self.notes = _moving(config, model, among, unused)
-        self._select = config.select if names is None or among is not None else names
+        self._trainable = config.trainable if names is None or among is not None else names
         mask: Mask | None = None if config.mask is None else config.mask.build()
-        self.backbone = Backbone(model, noise, config.select if names is None else names, mask=mask)
+        self.backbone = Backbone(model, noise, config.trainable if names is None else names, mask=mask)
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
@@ -207,13 +207,13 @@ class ZerothOrder:
         self._seed = seed
         self._batch_size = batch_size
         self._num_directions = config.num_directions
-        self._loss_spread = config.loss_spread
+        self._normalize_by_std = config.normalize_by_std
         self._group = _group_size(config.directions)
         self.refuse_sharing("directions", config.directions, config.evaluator.name)
-        if config.loss_spread and batch_size * config.num_directions < 2:
+        if config.normalize_by_std and batch_size * config.num_directions < 2:
             raise ConfigError(
-                "method.loss_spread divides by how much the examples' slopes differ, but a step has only one",
-                "set method.batch_size=2 or more, or method.loss_spread=false",
+                "method.normalize_by_std divides by how much the examples' slopes differ, but a step has only one",
+                "set method.batch_size=2 or more, or method.normalize_by_std=false",
             )
         self.points = len(self.estimator.ask(self.directions(0)))
 
@@ -221,8 +221,8 @@ class ZerothOrder:
         """What the configuration puts into the header of a trajectory, with the tensors by name where it does not say
         which they are: a replay runs no forward. Of an evaluator that says otherwise how many updates are written
         together, that number stands there, too."""
-        together, said = self.theta.flush_every, header["evaluator"].get("fold_every", 1)
-        return {**header, "select": self._select, **({} if together == said else {"flush_every": together})}
+        together, said = self.theta.flush_every, header["evaluator"].get("flush_every", 1)
+        return {**header, "trainable": self._trainable, **({} if together == said else {"flush_every": together})}
 
     def directions(
         self,
@@ -274,7 +274,7 @@ class ZerothOrder:
         with self.evaluator.probe(asks, self.estimator.ask(directions)) as visit:
             estimate = self.estimator.tell(directions, visit.losses)
             update, state = self.rule.update(
-                estimate.normalized_by_std() if self._loss_spread else estimate, self.state
+                estimate.normalized_by_std() if self._normalize_by_std else estimate, self.state
             )
             visit.update(update)
         self.state = state
@@ -322,17 +322,17 @@ def _moving(
 ) -> tuple[list[str] | None, list[str]]:
     """The names of what moves, None for all that the configuration takes to the letter; and a note for what stays."""
     named = selected(model)
-    option = "method.select"
+    option = "method.trainable"
     if among is None:
-        moving, frozen = movable(model, config.select, option)
-        chosen, letter = list(moving), list(selected(model, config.select))
+        moving, frozen = movable(model, config.trainable, option)
+        chosen, letter = list(moving), list(selected(model, config.trainable))
     else:
         own = {id(parameter) for parameter in among}
         letter = [name for name, parameter in named.items() if id(parameter) in own]
-        if config.select is not None:
-            letter = matching(letter, config.select, option, "the adapter's", "tensors")
+        if config.trainable is not None:
+            letter = matching(letter, config.trainable, option, "the adapter's", "tensors")
         chosen, frozen = letter, []
-    asked = named_by(letter, config.select)
+    asked = named_by(letter, config.trainable)
     idle = [name for name in chosen if name in unused and name not in asked]
     if len(idle) == len(chosen):  # a forward that uses none of them tells nothing
         idle = []
@@ -348,7 +348,7 @@ def _note_of_staying(kind: str, names: Sequence[str], named: Mapping[str, nn.Par
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return (
         f"{len(names)} tensors {kind} ({size:,} numbers) stay as they are: {shown}; to move them, name them in "
-        "method.select by more than '*'"
+        "method.trainable by more than '*'"
     )
 
 

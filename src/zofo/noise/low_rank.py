@@ -80,26 +80,26 @@ class LowRank(FactoredNoise):
 
     Args:
         rank: number of columns of each factor, >= 1.
-        factors: name of the noise that the factors, and the vectors, are drawn from.
+        factor_distribution: name of the noise that the factors, and the vectors, are drawn from.
 
     Attributes:
         scale: 1 / sqrt(rank), the factor of left @ right.T.
 
     Raises:
-        ConfigError: the rank is below 1, or (when drawing) above the smaller side of a matrix; or `factors` names a
-            noise whose entries are not independent.
+        ConfigError: the rank is below 1, or (when drawing) above the smaller side of a matrix; or
+            `factor_distribution` names a noise whose entries are not independent.
 
     Source: the factored form of LOZO (Chen et al. 2024) and EGGROLL (Sarkar et al. 2025).
     """
 
-    def __init__(self, rank: int = 1, factors: str = "gaussian") -> None:
+    def __init__(self, rank: int = 1, factor_distribution: str = "gaussian") -> None:
         if rank < 1:
             raise ConfigError(f"method.noise.rank is {rank}, but must be 1 or more", "set method.noise.rank=1")
-        entries = NOISES[factors]
+        entries = NOISES[factor_distribution]
         if not issubclass(entries, DenseNoise):
             raise ConfigError(
-                f"method.noise.factors is {factors!r}, whose entries are not independent",
-                "set method.noise.factors=gaussian or rademacher",
+                f"method.noise.factor_distribution is {factor_distribution!r}, whose entries are not independent",
+                "set method.noise.factor_distribution=gaussian or rademacher",
             )
         self.rank = rank
         self.entries = entries()

@@ -31,7 +31,7 @@ class Magnitude(Mask):
     direction at theta, another at an anchor, and a third in a replay.
 
     Args:
-        share: that is kept, 0 < share <= 1.
+        density: the share of units that is kept, 0 < density <= 1.
         keep: `smallest` or `largest`.
 
     Raises:
@@ -40,9 +40,9 @@ class Magnitude(Mask):
     Source: Sparse MeZO (Liu et al. 2024) keeps the smallest, below a threshold that weights may cross.
     """
 
-    def __init__(self, share: Share = 0.25, keep: Literal["smallest", "largest"] = "smallest") -> None:
-        refuse_share(share)
-        self.share = share
+    def __init__(self, density: Share = 0.25, keep: Literal["smallest", "largest"] = "smallest") -> None:
+        refuse_share(density)
+        self.density = density
         self.keep = keep
 
     def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
@@ -50,7 +50,7 @@ class Magnitude(Mask):
         bits, counts = {}, {}
         for name, tensor in tensors.items():
             units = unit_count(tuple(tensor.shape), by_rows)
-            count = min(units, max(1, round(self.share * units)))
+            count = min(units, max(1, round(self.density * units)))
             largest = self.keep == "largest"
             kept = ranked(tensor.detach(), units - count if largest else count)
             bits[name] = kept.inverted() if largest else kept

@@ -223,25 +223,25 @@ def _drawn(
     return z.masked_fill_(~units, 0.0)
 
 
-def refuse_share(share: float) -> None:
+def refuse_share(density: float) -> None:
     """Raises ConfigError for what is no share."""
-    if not 0 < share <= 1:
+    if not 0 < density <= 1:
         raise ConfigError(
-            f"method.mask.share is {share}, but a share that is kept is above 0 and at most 1",
-            "set method.mask.share=0.25",
+            f"method.mask.density is {density}, but a share that is kept is above 0 and at most 1",
+            "set method.mask.density=0.25",
         )
 
 
 @MASKS.register("random")
 class RandomMask(Mask):
-    """Keeps each entry (with low-rank noise: each row) with probability `share`, for each direction anew.
+    """Keeps each entry (with low-rank noise: each row) with probability `density`, for each direction anew.
 
-    32 random bits a unit are compared as integers with share * 2**32, so the probability is `share` to 2**-32, units
-    are independent, and any block can be drawn alone. How many of n are kept is binomial.
+    32 random bits a unit are compared as integers with density * 2**32, so the probability is `density` to 2**-32,
+    units are independent, and any block can be drawn alone. How many of n are kept is binomial.
 
     Args:
-        share: that is kept on average, 0 < share <= 1.
-        every: steps that have the same mask, counted from step 0; None gives each direction a mask of its own.
+        density: the share of units that is kept on average, 0 < density <= 1.
+        refresh_every: steps that have the same mask, counted from step 0; None gives each direction a mask of its own.
 
     Raises:
         ConfigError: a share that is none, or no step.
@@ -249,15 +249,18 @@ class RandomMask(Mask):
     Source: the random masks of ZO-Bench (Zhang et al. 2024), whose code keeps other shares than it is asked for.
     """
 
-    def __init__(self, share: Share = 0.25, every: Count | None = None) -> None:
-        refuse_share(share)
-        if every is not None and every < 1:
-            raise ConfigError(f"method.mask.every is {every}, but must be 1 or more", "set method.mask.every=1")
-        self.share = share
-        self.every = every
+    def __init__(self, density: Share = 0.25, refresh_every: Count | None = None) -> None:
+        refuse_share(density)
+        if refresh_every is not None and refresh_every < 1:
+            raise ConfigError(
+                f"method.mask.refresh_every is {refresh_every}, but must be 1 or more",
+                "set method.mask.refresh_every=1",
+            )
+        self.density = density
+        self.refresh_every = refresh_every
 
     def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
-        return _Drawn(self.share, self.every)
+        return _Drawn(self.density, self.refresh_every)
 
 
 class _Drawn(MaskSelection):
@@ -294,38 +297,40 @@ class _Drawn(MaskSelection):
 
 @MASKS.register("rotation")
 class BlockRotation(Mask):
-    """Moves one block of the tensors in each step: `blocks` contiguous ones of about equal size take turns.
+    """Moves one block of the tensors in each step: `num_blocks` contiguous ones of about equal size take turns.
 
     The block is a function of the seed and the step of a key alone, so all directions of a step share it, and the
     directions of an anchor keep theirs. Tensors of the other blocks are neither drawn for nor written, and a forward
     pass runs them as they are.
 
-    With `order="shuffled"`, each round of `blocks` steps visits every block once, in an order of its own. With `cyclic`
-    it is block step mod `blocks`: then whatever recurs in steps meets the same blocks again. SVRG's full-batch steps,
-    every q-th, would see only some of the blocks where q and `blocks` have a common factor.
+    With `order="shuffled"`, each round of `num_blocks` steps visits every block once, in an order of its own. With
+    `cyclic` it is block step mod `num_blocks`: then whatever recurs in steps meets the same blocks again. SVRG's
+    full-batch steps, every q-th, would see only some of the blocks where q and `num_blocks` have a common factor.
 
     Args:
-        blocks: how many, at most one for each tensor.
+        num_blocks: how many, at most one for each tensor.
         order: `shuffled` or `cyclic`.
 
     Raises:
         ConfigError: no block; or, when it is taken, more blocks than tensors.
     """
 
-    def __init__(self, blocks: Count = 4, order: Literal["shuffled", "cyclic"] = "shuffled") -> None:
-        if blocks < 1:
-            raise ConfigError(f"method.mask.blocks is {blocks}, but must be 1 or more", "set method.mask.blocks=4")
-        self.blocks = blocks
+    def __init__(self, num_blocks: Count = 4, order: Literal["shuffled", "cyclic"] = "shuffled") -> None:
+        if num_blocks < 1:
+            raise ConfigError(
+                f"method.mask.num_blocks is {num_blocks}, but must be 1 or more", "set method.mask.num_blocks=4"
+            )
+        self.num_blocks = num_blocks
         self.order = order
 
     def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
-        if self.blocks > len(tensors):
+        if self.num_blocks > len(tensors):
             raise ConfigError(
-                f"method.mask.blocks is {self.blocks}, but only {len(tensors)} tensors move",
-                f"set method.mask.blocks={len(tensors)} or less",
+                f"method.mask.num_blocks is {self.num_blocks}, but only {len(tensors)} tensors move",
+                f"set method.mask.num_blocks={len(tensors)} or less",
             )
-        numbers = _even_blocks([tensor.numel() for tensor in tensors.values()], self.blocks)
-        return _Turns(dict(zip(tensors, numbers, strict=True)), self.blocks, self.order == "shuffled")
+        numbers = _even_blocks([tensor.numel() for tensor in tensors.values()], self.num_blocks)
+        return _Turns(dict(zip(tensors, numbers, strict=True)), self.num_blocks, self.order == "shuffled")
 
 
 class _Turns(MaskSelection):

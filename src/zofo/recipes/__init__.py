@@ -20,7 +20,7 @@ from zofo.yaml_loader import parse_yaml
 Keys = dict[str, Any]
 """Values of a configuration by their dotted keys."""
 
-OVER = "over"
+OVER = "extends"
 """The key of a preset that names another one, over which it is laid."""
 
 
@@ -29,16 +29,16 @@ class Recipe(Config):
 
     about: str
     """What it trains, in a line."""
-    row: str = ""
+    table_row: str = ""
     """Which rows of which tables it stands for, and where the paper says how they were made."""
-    needs: list[dict[str, str]] = []
+    requires: list[dict[str, str]] = []
     """What whoever takes it must give: one key of each entry, with what to type for it as an example."""
     base: Keys = {}
     """What all presets have in common."""
     presets: dict[str, Keys] = Field(min_length=1)
-    """What each sets, by name; the first is taken unless another is asked for. One that says `over: NAME` sets its keys
-    over those of that other preset."""
-    grid: dict[str, list[Any]] = {}
+    """What each sets, by name; the first is taken unless another is asked for. One that says `extends: NAME` sets its
+    keys over those of that other preset."""
+    search_space: dict[str, list[Any]] = {}
     """What the paper searched: the values of a key. Nothing reads it but the reader."""
 
     def keys(self, preset: str | None = None) -> Keys:
@@ -73,7 +73,7 @@ class Recipe(Config):
         Raises:
             ConfigError: names the keys, of which one must be given.
         """
-        for keys in self.needs:
+        for keys in self.requires:
             if not any(get_by_path(given, key) for key in keys):
                 raise ConfigError(
                     f"this recipe leaves {' or '.join(keys)} to you, and it is not given",
@@ -103,7 +103,7 @@ def recipe_names() -> list[str]:
 def recipe_lines() -> dict[str, str]:
     """The packaged recipes, with a line on each: what it trains, and which rows of the papers it stands for."""
     recipes = {name: load_recipe(name) for name in recipe_names()}
-    return {name: f"{recipe.about} ({recipe.row})" for name, recipe in recipes.items()}
+    return {name: f"{recipe.about} ({recipe.table_row})" for name, recipe in recipes.items()}
 
 
 def recipe_text(name: str) -> str:

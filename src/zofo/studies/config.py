@@ -32,7 +32,7 @@ MAJORITY = "majority"
 GROUPS = ("method", "model", "problem", "task", "training")
 """What a run's tree can hold: a task with a model, or a problem."""
 
-_SET_BY_BUDGET = ("steps", "queries", "epochs", "evaluations", "eval_every", "test")
+_SET_BY_BUDGET = ("steps", "max_queries", "epochs", "num_evals", "eval_steps", "eval_on_test")
 
 SEEDED = ("training.seed", "task.split_seed", "model.head_seed")
 """The keys that a seed sets by default; in a study of problems, only the first."""
@@ -71,6 +71,11 @@ class Budget(Config):
             raise ConfigError("a budget is a number of queries or of steps", "write for example {queries: 20480}")
         return self
 
+    @property
+    def training(self) -> Tree:
+        """The keys of a run's `training` that say so."""
+        return {"steps": self.steps} if self.queries is None else {"max_queries": self.queries}
+
     def __str__(self) -> str:
         return f"{self.queries} queries" if self.queries is not None else f"{self.steps} steps"
 
@@ -82,7 +87,7 @@ class Search(Config):
     """Length of one trial."""
     seeds: Seeds = [0]
     """Seeds of the trials; their means are compared."""
-    by: Literal["loss", "score"] = "loss"
+    metric: Literal["loss", "score"] = "loss"
     """What is compared, on validation after the last step: the lowest loss or the best score wins."""
 
 
@@ -123,23 +128,23 @@ class AxisValue(Changes):
 
 class Start(Changes):
     """A run that is made first and that methods start from, such as training on many tasks. Its configuration is merged
-    into `model` and `training` of `base`."""
+    into `model` and `training` of `defaults`."""
 
     budget: Budget
     """Its length."""
 
 
 class MethodSpec(Changes):
-    """A method that is compared. Its configuration is merged into `base`."""
+    """A method that is compared. Its configuration is merged into `defaults`."""
 
     trials: list[Changes] = []
     """Hyperparameters to try; empty for a method that is not searched."""
-    setting_of: str | None = None
+    tuned_by: str | None = None
     """Use the trial that was chosen for another method in the same cell, instead of own trials; for a control."""
     budget: Budget | None = None
     """Length of its final runs, in place of the study's; the report marks it."""
-    start: str | None = None
-    """One of the study's `starts`; its trained weights replace those of the model."""
+    init_from: str | None = None
+    """One of the study's `pretraining`; its trained weights replace those of the model."""
     seeds: Seeds | None = None
     """Seeds of its final runs, in place of the study's; one is enough for a deterministic method."""
 
@@ -168,15 +173,15 @@ class StudyConfig(Config):
 
     about: str = ""
     """The question of the comparison, in a sentence."""
-    base: Changes = Changes()
+    defaults: Changes = Changes()
     """Configuration that all runs share."""
     budget: Budget
     """Length of every final run."""
     seeds: Seeds
     """Seeds of the final runs of each method in each cell."""
-    seeded: list[str] = []
+    seed_keys: list[str] = []
     """The keys that a seed sets; by default those of the run, the split and a new head."""
-    evaluations: int = Field(8, ge=1)
+    num_evals: int = Field(8, ge=1)
     """Evaluations of a final run on validation, evenly spaced: the points of its curve."""
     models: Named[AxisValue] = {}
     """Models by their names in the tables."""
@@ -184,7 +189,7 @@ class StudyConfig(Config):
     """Tasks or problems by their names in the tables."""
     axes: Named[Named[AxisValue]] = {}
     """More axes, each with its values by name."""
-    starts: Named[Start] = {}
+    pretraining: Named[Start] = {}
     """Runs that are made first, once for each model, for `methods` to start from."""
     methods: Named[MethodSpec]
     """Methods by their names in the tables."""
@@ -195,19 +200,19 @@ class StudyConfig(Config):
     from are always kept."""
     zero_shot: bool = False
     """Add the untrained model as a row of the tables."""
-    reference: str | None = None
+    baseline: str | None = None
     """The method that all others are compared with, in pairs of the same task and seed."""
-    contrast: str | None = None
+    contrast_axis: str | None = None
     """An axis: its first value is compared with each other one, for each method, in pairs of the same seed."""
-    measure: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation"] = "test"
     """The split whose scores the tables show."""
     figure: FigureConfig | None = None
     """Draw the curves: options of the figure, or `true` for the defaults."""
 
     def searched(self, name: str) -> str:
-        """The method whose trials a method uses: itself, or its `setting_of`."""
+        """The method whose trials a method uses: itself, or its `tuned_by`."""
         contender = self.methods.get(name)  # the untrained model is none
-        return name if contender is None else contender.setting_of or name
+        return name if contender is None else contender.tuned_by or name
 
     def tried(self, name: str) -> list[Tree]:
         """The trials that a method chooses from; empty where nothing is searched."""
@@ -219,7 +224,7 @@ class StudyConfig(Config):
 
     def controls(self, name: str) -> list[str]:
         """The methods that use the trial chosen for this one."""
-        return [control for control, contender in self.methods.items() if contender.setting_of == name]
+        return [control for control, contender in self.methods.items() if contender.tuned_by == name]
 
     def levels(self) -> dict[str, AxisValue]:
         """Every value of every axis by its place in the file; models and tasks are axes too."""
@@ -229,8 +234,8 @@ class StudyConfig(Config):
 
     def trees(self) -> list[tuple[str, Tree]]:
         """All that goes into a run, with its place in the file."""
-        found: list[tuple[str, Changes]] = [("base", self.base), *self.levels().items()]
-        found += [(f"starts.{name}", start) for name, start in self.starts.items()]
+        found: list[tuple[str, Changes]] = [("defaults", self.defaults), *self.levels().items()]
+        found += [(f"pretraining.{name}", start) for name, start in self.pretraining.items()]
         for place, level in self.levels().items():
             found += [(f"{place}.methods.{name}", one) for name, one in level.methods.items() if one is not None]
         for name, method in self.methods.items():
@@ -238,13 +243,13 @@ class StudyConfig(Config):
         return [(place, one.tree) for place, one in found]
 
     def with_each(self, change: Callable[[Any], Any]) -> StudyConfig:
-        """The study with `base` and every level and start changed."""
+        """The study with `defaults` and every level and start changed."""
 
         def each(section: Mapping[str, Any]) -> dict[str, Any]:
             return {name: change(one) for name, one in section.items()}
 
-        made = {"base": change(self.base), "axes": {axis: each(values) for axis, values in self.axes.items()}}
-        made |= {"models": each(self.models), "tasks": each(self.tasks), "starts": each(self.starts)}
+        made = {"defaults": change(self.defaults), "axes": {axis: each(values) for axis, values in self.axes.items()}}
+        made |= {"models": each(self.models), "tasks": each(self.tasks), "pretraining": each(self.pretraining)}
         return self.model_copy(update=made)
 
     @model_validator(mode="before")
@@ -271,17 +276,17 @@ def check(config: StudyConfig) -> None:
     """
     _check_names(config)
     _check_trials(config)
-    for (place, tree), key in itertools.product(config.trees(), config.seeded or SEEDED):
+    for (place, tree), key in itertools.product(config.trees(), config.seed_keys or SEEDED):
         if get_by_path(tree, key) is not None:
             raise ConfigError(
                 f"{place}.{key}: each of the seeds sets this, so that it would have no effect",
-                "leave it out, or say with seeded: [...] which keys a seed sets",
+                "leave it out, or say with seed_keys: [...] which keys a seed sets",
             )
     for (place, tree), key in itertools.product(config.trees(), _SET_BY_BUDGET):
         if get_by_path(tree, f"training.{key}") is not None:
             raise ConfigError(
                 f"{place}.training.{key}: how long a run is, and when it is scored, is the study's to say",
-                "use budget and evaluations, which are the same for all methods",
+                "use budget and num_evals, which are the same for all methods",
             )
 
 
@@ -289,16 +294,20 @@ def _check_names(config: StudyConfig) -> None:
     """Raises ConfigError for a name that is unknown, or taken."""
     if not config.methods:
         raise ConfigError("methods: a study without a method has no runs", "name one, or several to compare")
-    if config.reference is not None and config.reference not in config.methods:
-        raise UnknownNameError("method of reference", config.reference, config.methods)
-    used = {contender.start for contender in config.methods.values()} - {None}
-    for name in sorted(map(str, used - set(config.starts))):
-        raise UnknownNameError("start", name, config.starts)
-    if config.contrast is not None:
-        if config.contrast not in config.axes:
-            raise UnknownNameError("axis of contrast", config.contrast, config.axes, "name one of the study's axes")
-        if len(config.axes[config.contrast]) < 2:
-            raise ConfigError(f"contrast: the axis {config.contrast!r} has one value only", "give it another one")
+    if config.baseline is not None and config.baseline not in config.methods:
+        raise UnknownNameError("method of baseline", config.baseline, config.methods)
+    used = {contender.init_from for contender in config.methods.values()} - {None}
+    for name in sorted(map(str, used - set(config.pretraining))):
+        raise UnknownNameError("pretraining run", name, config.pretraining)
+    if config.contrast_axis is not None:
+        if config.contrast_axis not in config.axes:
+            raise UnknownNameError(
+                "axis of contrast_axis", config.contrast_axis, config.axes, "name one of the study's axes"
+            )
+        if len(config.axes[config.contrast_axis]) < 2:
+            raise ConfigError(
+                f"contrast_axis: the axis {config.contrast_axis!r} has one value only", "give it another one"
+            )
     for name in {ZERO_SHOT, MAJORITY} & set(config.methods):
         if name == MAJORITY or config.zero_shot:
             raise ConfigError(f"methods.{name}: a row of that name is in the tables already", "give it another name")
@@ -314,8 +323,8 @@ def _check_names(config: StudyConfig) -> None:
 def _check_trials(config: StudyConfig) -> None:
     """Raises ConfigError where methods have different numbers of trials, or trials and no search."""
     for name, contender in config.methods.items():
-        if contender.setting_of is not None:
-            _check_setting_of(config, name, contender.setting_of)
+        if contender.tuned_by is not None:
+            _check_tuned_by(config, name, contender.tuned_by)
     counts = {name: len(contender.trials) for name, contender in config.methods.items() if contender.trials}
     if len(set(counts.values())) > 1:
         most, least = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
@@ -327,18 +336,18 @@ def _check_trials(config: StudyConfig) -> None:
     if counts and config.search is None:
         raise ConfigError(
             f"methods.{next(iter(counts))} has trials, but the study says not how they are judged",
-            "add for example search: {budget: {queries: 5120}, seeds: [0], by: loss}",
+            "add for example search: {budget: {queries: 5120}, seeds: [0], metric: loss}",
         )
 
 
-def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
+def _check_tuned_by(config: StudyConfig, name: str, other: str) -> None:
     """Raises ConfigError for a control of a method without trials, or one that also sets what the trials set."""
-    control, where = config.methods[name], f"methods.{name}.setting_of"
+    control, where = config.methods[name], f"methods.{name}.tuned_by"
     if other not in config.methods:
         hint = None if nearest(other, config.methods) else f"of a part of a study, keep {other!r}, too"
         raise UnknownNameError(f"method of {where}", other, config.methods, hint)
     if control.trials:
-        raise ConfigError(f"methods.{name} has trials of its own, and setting_of: {other}", "leave one of the two out")
+        raise ConfigError(f"methods.{name} has trials of its own, and tuned_by: {other}", "leave one of the two out")
     if not config.methods[other].trials:
         message = f"{where}: {other} has no trials, so that no setting of it is chosen"
         raise ConfigError(message, "name a method that has trials")
@@ -352,5 +361,5 @@ def _check_setting_of(config: StudyConfig, name: str, other: str) -> None:
             if get_by_path(tree, key) not in (None, get_by_path(others, key)):
                 raise ConfigError(
                     f"{place}.{key}: trial {number} of {other} sets this, so that it would have no effect",
-                    f"leave it out, or give {name} trials of its own in place of setting_of",
+                    f"leave it out, or give {name} trials of its own in place of tuned_by",
                 )

@@ -53,7 +53,7 @@ class Content:
             except ZofoError as error:
                 self._known[key] = Identity()
                 self.unread[str(run)] = error.message
-        start = tree.get("start")
+        start = tree.get("init_from")
         if start is None:
             return self._known[key]
         path = Path(start)
@@ -98,7 +98,9 @@ def refuse_mixed(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
             continue
         model, task, made = run.tree["model"], run.tree["task"], outcome.made_from
         of_model = (
-            made.of_model if run.tree.get("start") is None else replace(made.of_model, model_hash=None, buffers=None)
+            made.of_model
+            if run.tree.get("init_from") is None
+            else replace(made.of_model, model_hash=None, buffers=None)
         )
         rows = Identity(rows=made.rows, task=made.task, stream=made.stream)
         for key, part in ((json.dumps(model), of_model), (json.dumps([task, model["head"]]), rows)):

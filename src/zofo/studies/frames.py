@@ -42,7 +42,7 @@ def result_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, c
             rows.append({**row, **scores, **_place(config, run), "method": row_name(run.method, variant)})
     frame = pandas.json_normalize(rows, sep="_")  # such as test_loss
     for name in ("score", "majority"):
-        frame[name] = frame.get(f"{config.measure}_{name}", float("nan"))
+        frame[name] = frame.get(f"{config.split}_{name}", float("nan"))
     return frame.reindex(columns=[*_place_columns(config), *RESULT_COLUMNS])
 
 

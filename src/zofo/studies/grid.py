@@ -54,9 +54,9 @@ class Grid:
         ]
         """Every trial."""
         self._refuse_equal_trials()
-        for name in config.starts:  # one that no method starts from may have mistakes, too
+        for name in config.pretraining:  # one that no method starts from may have mistakes, too
             self._start(name, next(iter(self.cells)))
-        of = [(config.methods[name].start, cell) for name, cell in self.entries]
+        of = [(config.methods[name].init_from, cell) for name, cell in self.entries]
         starts = [self._start(start, cell) for start, cell in of if start is not None]
         self.starts: list[Run] = list({run.digest: run for run in starts}.values())
         """The runs that others start from, each once."""
@@ -96,7 +96,7 @@ class Grid:
         Args:
             name: of the method.
             cell: one of `cells`.
-            chosen: the trial whose setting they have, of the method or of its `setting_of`; without meaning where there
+            chosen: the trial whose setting they have, of the method or of its `tuned_by`; without meaning where there
                 is none.
         """
         return [self._run(name, cell, seed, None, chosen) for seed in self.seeds(name)]
@@ -108,7 +108,7 @@ class Grid:
         for name, cell in self.entries:
             if not self._takes_part(searched := self.config.searched(name), cell):
                 raise ConfigError(
-                    f"methods.{name}.setting_of: {searched} is left out of {cell}, so that no setting of it is chosen "
+                    f"methods.{name}.tuned_by: {searched} is left out of {cell}, so that no setting of it is chosen "
                     "there",
                     f"leave {name} out of it, too",
                 )
@@ -127,23 +127,23 @@ class Grid:
 
     def _start(self, name: str, cell: Cell) -> Run:
         """The run that a method starts from with the model of a cell; all tasks of the study are unseen in it."""
-        start, model = self.config.starts[name], self.cells[cell][0].tree
-        base = merge_trees(self.config.base.tree, model)
+        start, model = self.config.pretraining[name], self.cells[cell][0].tree
+        base = merge_trees(self.config.defaults.tree, model)
         common = {key: value for key, value in base.items() if key in ("model", "training")}
         unseen = [_known_as(task, level) for task, level in self.config.tasks.items()]
-        tree = merge_trees(common, {"task": {"unseen": unseen}}, start.tree)
-        if missing := [task for task in unseen if task not in get_by_path(tree, "task.unseen")]:
+        tree = merge_trees(common, {"task": {"held_out_tasks": unseen}}, start.tree)
+        if missing := [task for task in unseen if task not in get_by_path(tree, "task.held_out_tasks")]:
             raise ConfigError(
-                f"starts.{name}: {missing[0]!r}, a task of the study, is not among its task.unseen",
-                "add it there, or leave task.unseen out",
+                f"pretraining.{name}: {missing[0]!r}, a task of the study, is not among its task.held_out_tasks",
+                "add it there, or leave task.held_out_tasks out",
             )
         if get_by_path(tree, "method.name") is None:
             raise ConfigError(f"starts.{name}: no method is named", "write for example method: {name: meta-bilevel}")
-        if get_by_path(tree, "task.tasks") is None and get_by_path(tree, "task.setting") is None:
-            tree["task"].pop("unseen", None)
-        tree = merge_trees(tree, {"training": {**start.budget.model_dump(exclude_none=True), "evaluations": 1}})
+        if get_by_path(tree, "task.tasks") is None and get_by_path(tree, "task.metaicl_setting") is None:
+            tree["task"].pop("held_out_tasks", None)
+        tree = merge_trees(tree, {"training": {**start.budget.training, "num_evals": 1}})
         seed = int(get_by_path(tree, "training.seed") or 0)
-        made = self._complete_run(f"start {name}", cell, seed, None, tree, f"starts.{name}")
+        made = self._complete_run(f"start {name}", cell, seed, None, tree, f"pretraining.{name}")
         return replace(made, cell=Cell(cell.model, made.execution.label(made.config, "task")))
 
     def _combinations(self) -> list[tuple[tuple[str, AxisValue], ...]]:
@@ -157,10 +157,10 @@ class Grid:
             (model, _), (task, _), *axes = chosen
             levels = [level for _, level in chosen]
             if not model or not task:
-                tree = merge_trees(self.config.base.tree, *(_without_method(level.tree) for level in levels))
+                tree = merge_trees(self.config.defaults.tree, *(_without_method(level.tree) for level in levels))
                 tree["method"] = ZERO_SHOT
                 execution = execution_of(tree)
-                config = _complete(execution, tree, "base")
+                config = _complete(execution, tree, "defaults")
                 model, task = model or execution.label(config, "model"), task or execution.label(config, "task")
             yield Cell(model, task, tuple(name for name, _ in axes)), levels
 
@@ -172,22 +172,20 @@ class Grid:
         number = chosen if trial is None else trial
         where = self._named(name, number)
         if trial is None:
-            budget, last = contender.budget or config.budget, self._scored(config.evaluations)
+            budget, last = contender.budget or config.budget, self._scored(config.num_evals)
         else:
-            budget, last = self.trial_budget(name), {"evaluations": 1}
+            budget, last = self.trial_budget(name), {"num_evals": 1}
         written = merge_trees(*(tree for _, tree in self._layers(name, cell, number)))
         if get_by_path(written, "method.name") is None:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
-        tree = merge_trees(
-            written, self._seeds(written, seed), {"training": {**budget.model_dump(exclude_none=True), **last}}
-        )
-        if contender.start is not None:
-            tree["start"] = self._start(contender.start, cell).id
+        tree = merge_trees(written, self._seeds(written, seed), {"training": {**budget.training, **last}})
+        if contender.init_from is not None:
+            tree["init_from"] = self._start(contender.init_from, cell).id
         return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
 
     def _named(self, name: str, number: int) -> str:
         """A method with one of its settings, in messages."""
-        other = self.config.methods[name].setting_of
+        other = self.config.methods[name].tuned_by
         trial = f", trial {number + 1}" + (f" of {other}" if other is not None else "")
         return f"methods.{name}" + (trial if self.config.tried(name) else "")
 
@@ -200,7 +198,7 @@ class Grid:
             alone = level.methods.get(name)
             common.append((place, level.tree if alone is None else _without_method(level.tree)))
             own.append((f"{place}.methods.{name}", {} if alone is None else alone.tree))
-        base = ("base", self.config.base.tree)
+        base = ("defaults", self.config.defaults.tree)
         if name not in self.config.methods:  # the untrained model
             return [base, *common]
         tried = self.config.tried(name)
@@ -219,7 +217,7 @@ class Grid:
             key: dotted, as a run's configuration has it; empty for the run as a whole.
         """
         if run in self.starts:
-            return f"starts.{run.method.removeprefix('start ')}.{key}".rstrip(".")
+            return f"pretraining.{run.method.removeprefix('start ')}.{key}".rstrip(".")
         layers = self._layers(run.method, run.cell, run.setting) if key else []
         place = next((place for place, tree in reversed(layers) if get_by_path(tree, key) is not None), None)
         if place is not None:
@@ -247,7 +245,7 @@ class Grid:
     def _zero_shot(self, cell: Cell, seed: int) -> Run:
         """The untrained model: what is said about methods does not concern it, nor does the budget."""
         levels = (_without_method(level.tree) for level in self.cells[cell])
-        written = merge_trees(_without_method(self.config.base.tree), *levels)
+        written = merge_trees(_without_method(self.config.defaults.tree), *levels)
         # of training, only how it is scored
         kept = get_by_path(written, "training.eval_batch_size")
         written["training"] = {} if kept is None else {"eval_batch_size": kept}
@@ -261,10 +259,10 @@ class Grid:
 
     def _scored(self, evaluations: int) -> Tree:
         """How a final run is scored. The test split is scored only by runs that nothing is chosen from."""
-        return {"evaluations": evaluations, **({"test": True} if self.config.measure == "test" else {})}
+        return {"num_evals": evaluations, **({"eval_on_test": True} if self.config.split == "test" else {})}
 
     def _seeds(self, tree: Mapping[str, Any], seed: int) -> Tree:
-        keys = self.config.seeded or (SEEDED[:1] if "problem" in tree else SEEDED)
+        keys = self.config.seed_keys or (SEEDED[:1] if "problem" in tree else SEEDED)
         return merge_trees(dict.fromkeys(keys, seed))
 
 

@@ -20,7 +20,7 @@ from zofo.yaml_loader import parse_yaml, read_yaml
 
 _YAML = (".yaml", ".yml")
 _FILES = (
-    *(("task", key) for key in ("setting", "data_dir", "data", "name")),
+    *(("task", key) for key in ("metaicl_setting", "data_dir", "data", "name")),
     ("model", "name"),
     ("problem", "folder"),
 )
@@ -63,7 +63,7 @@ def read_study(
 
     Args:
         name: a YAML file, or a packaged study.
-        overrides: `key=value` over the keys of the file, such as `seeds=[0]` or `base.task.max_rows=50`.
+        overrides: `key=value` over the keys of the file, such as `seeds=[0]` or `defaults.task.max_rows=50`.
         data: a folder that holds a folder for each task; for tasks that name no data of their own.
         skip_missing: leave out tasks whose folder is not there.
 
@@ -108,7 +108,7 @@ def _content(name: str) -> tuple[Any, Path, str]:
 
 def _set(tree: Tree, path: Sequence[str], value: Any) -> None:
     """Set a key of the file; one of a run's configuration is laid over what stands there, nested or dotted."""
-    first = {"base": 1, "axes": 3}.get(path[0], 2)  # where the configuration of runs may begin
+    first = {"defaults": 1, "axes": 3}.get(path[0], 2)  # where the configuration of runs may begin
     end = next((i for i in range(first, len(path)) if path[i] in GROUPS), len(path) - 1)
     holder = tree
     for part in path[:end]:
@@ -167,7 +167,7 @@ def _located(tree: Tree, folder: Path) -> Tree:
 
 def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
     """The study with a folder for each task that names none, and without tasks whose folder is missing, if allowed."""
-    config, base, tasks, notes = study.config, study.config.base.tree, dict(study.config.tasks), []
+    config, base, tasks, notes = study.config, study.config.defaults.tree, dict(study.config.tasks), []
     for name, level in config.tasks.items():
         if "problem" in merge_trees(base, level.tree):
             continue
@@ -185,13 +185,13 @@ def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
     if config.tasks and not tasks:
         raise DataError("no task is left: the folders of all of them are missing", "say where they are with --data")
     starts = {}
-    for name, start in config.starts.items():
-        several = get_by_path(start.tree, "task.tasks") or get_by_path(start.tree, "task.setting")
+    for name, start in config.pretraining.items():
+        several = get_by_path(start.tree, "task.tasks") or get_by_path(start.tree, "task.metaicl_setting")
         starts[name] = start.model_copy(update=_in_folder({}, start.tree, "", data)) if several else start
     label = get_by_path(base, "task.name")
     if not tasks and label is not None and "problem" not in base:
         base = _in_folder({}, base, str(label), data)
-    made = {"base": config.base.model_copy(update=base), "tasks": tasks, "starts": starts}
+    made = {"defaults": config.defaults.model_copy(update=base), "tasks": tasks, "pretraining": starts}
     return replace(study, config=config.model_copy(update=made), notes=tuple(notes))
 
 

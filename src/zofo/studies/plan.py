@@ -213,4 +213,4 @@ def _queries(runs: list[Run], trial: bool, cost: CostEstimate | None) -> int | N
     """Queries of a run: counted, or else its budget, of which whole steps may leave a rest."""
     if cost is not None:
         return cost.queries
-    return next((run.tree["training"]["queries"] for run in runs if (run.trial is not None) == trial), None)
+    return next((run.tree["training"]["max_queries"] for run in runs if (run.trial is not None) == trial), None)

@@ -23,7 +23,7 @@ from zofo.training import TrainingConfig
 from zofo.training.config import method_config
 from zofo.training.identity import Identity
 
-_USED = {"seed", "steps", "queries", "evaluations", "eval_every", "test"}
+_USED = {"seed", "steps", "max_queries", "num_evals", "eval_steps", "eval_on_test"}
 _CURVE = ("train", "validation")  # the data are small, and a paper's curves are of the training loss
 
 
@@ -75,7 +75,7 @@ class ProblemRuns(Executor):
             seconds += time.perf_counter() - start
             if number + 1 in due:
                 scoring.look(number + 1)
-        splits = ("validation", "test") if config.training.test else ("validation",)
+        splits = ("validation", "test") if config.training.eval_on_test else ("validation",)
         scores = {split: scoring.score(split, steps) for split in splits}
         if problem.majority is not None and "test" in scores:  # it knows that of its test split only
             scores["test"]["majority"] = problem.majority

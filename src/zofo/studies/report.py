@@ -81,7 +81,7 @@ def _about(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Choic
     config, digests = study.config, dict.fromkeys(run.digest for run in runs)
     done = [outcomes[digest] for digest in digests if digest in outcomes]
     methods = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
-    methods += [["(all)", format_overrides(config.base.tree)]] if config.base.tree else []
+    methods += [["(all)", format_overrides(config.defaults.tree)]] if config.defaults.tree else []
     notes = dict.fromkeys(outcome.made_from.note for outcome in done if outcome.config.get("model"))
     return {
         "done": done,
@@ -113,7 +113,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _whose_setting(method: MethodSpec) -> str:
-    return "" if method.setting_of is None else f", with the setting of {method.setting_of}"
+    return "" if method.tuned_by is None else f", with the setting of {method.tuned_by}"
 
 
 def _trial_budgets(grid: Grid) -> list[str]:

@@ -92,7 +92,7 @@ class Scores:
 
     def finals(self, method: str, cell: Cell, variant: str | None = None) -> Finals:
         """The final runs of a method, with the scores of the first model that they leave or of a further one."""
-        done, split = self.outcomes(method, cell), self._config.measure
+        done, split = self.outcomes(method, cell), self._config.split
         diverged = {seed for seed, one in done.items() if one.diverged(self._loss_before(cell, seed, one))}
         scored = {seed: one for seed, one in done.items() if split in one.scores and seed not in diverged}
         of = {s: one.scores if variant is None else one.variants.get(variant, {}) for s, one in scored.items()}
@@ -124,8 +124,8 @@ class Scores:
         found = {}
         for method in self.methods:
             for seed, one in self.outcomes(method, cell).items():
-                if "majority" in one.scores.get(self._config.measure, {}):
-                    found[seed] = one.scores[self._config.measure]["majority"]
+                if "majority" in one.scores.get(self._config.split, {}):
+                    found[seed] = one.scores[self._config.split]["majority"]
         return mean(found.values()) if found else None
 
     def metric(self, cell: Cell) -> tuple[str, int]:

@@ -126,7 +126,7 @@ def content_of(study: Study, folder: Path, remote_code: bool) -> Content:
         folder: of the study.
         remote_code: allow the model's repository to run its own code.
     """
-    return Content(folder / "runs", remote_code, study.config.measure == "test")
+    return Content(folder / "runs", remote_code, study.config.split == "test")
 
 
 def known_runs(grid: Grid, store: Store) -> tuple[dict[str, Run], dict[str, Outcome]]:
@@ -219,7 +219,7 @@ class _Progress:
 def _work(run: Run) -> int:
     """How much of the study's time a run takes, in no unit: its queries, or else its steps."""
     training = run.tree["training"]
-    return int(training["queries"] or training["steps"])
+    return int(training["max_queries"] or training["steps"])
 
 
 def _shown(outcome: Outcome) -> str:

@@ -84,7 +84,7 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
         grid: of the study.
         outcomes: of its trials; the scores of other splits in them are not looked at.
     """
-    by = grid.config.search.by if grid.config.search else "loss"
+    by = grid.config.search.metric if grid.config.search else "loss"
     found = {}
     for (name, cell), tried in groupby(grid.trials, key=lambda run: (run.method, run.cell)):
         settings, numbered = grid.config.settings(name), groupby(tried, key=lambda run: run.setting)

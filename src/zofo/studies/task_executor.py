@@ -19,7 +19,7 @@ from zofo.objectives import OBJECTIVES
 from zofo.studies.executor import ConfigFault, Executor, Loading
 from zofo.studies.result import INNER, Outcome
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
-from zofo.training import RunConfig, RunFolder, load_material, setting_of, train
+from zofo.training import RunConfig, RunFolder, load_material, train, training_context
 from zofo.training.identity import Identity
 from zofo.training.metrics_file import metrics_lines
 from zofo.training.resume import material_identity
@@ -47,7 +47,7 @@ class TaskRuns(Executor):
         yield from _faults_of_task(config.task)
 
     def execute(self, config: RunConfig, folder: Path, remote_code: bool) -> Outcome:
-        given = {"run": folder, "start": _start_beside(folder, config.start)}
+        given = {"output_dir": folder, "init_from": _start_beside(folder, config.init_from)}
         run = train(config.model_copy(update=given), remote_code=remote_code)
         summary = run.summary
         metric, (first, *others) = summary["metric"], list(summary["variants"])
@@ -71,7 +71,7 @@ class TaskRuns(Executor):
             found, model = load(*asked)
             return found
 
-        alone = config.model_copy(update={"start": None})
+        alone = config.model_copy(update={"init_from": None})
         return material_identity(load_material(alone, remote_code, _splits(test), load=loaded), model)
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
@@ -85,10 +85,10 @@ class TaskRuns(Executor):
         return _curve(path, first["variant"], metric)
 
     def prepare(self, configs: Sequence[RunConfig], remote_code: bool) -> tuple[Method, float, Callable[..., float]]:
-        first = configs[0].model_copy(update={"start": None})  # which may not be made yet, and takes no time
-        splits = _splits(any(config.training.test for config in configs))
+        first = configs[0].model_copy(update={"init_from": None})  # which may not be made yet, and takes no time
+        splits = _splits(any(config.training.eval_on_test for config in configs))
         material = load_material(first, remote_code, splits)
-        method = METHODS[first.method.name](first.method, setting_of(first, material))
+        method = METHODS[first.method.name](first.method, training_context(first, material))
         some = material.encoded["validation"][: first.training.eval_batch_size]
         with method.using(method.variants[0]):
             start = time.perf_counter()
@@ -97,7 +97,7 @@ class TaskRuns(Executor):
 
         def scoring(config: RunConfig, steps: int) -> float:
             looks = len(config.training.evaluated_after(steps)) * len(material.encoded["validation"])
-            return each * (looks + (len(material.encoded["test"]) if config.training.test else 0))
+            return each * (looks + (len(material.encoded["test"]) if config.training.eval_on_test else 0))
 
         return method, each, scoring
 
@@ -135,7 +135,7 @@ def _faults_of_task(task: TaskConfig) -> Iterator[ConfigFault]:
         yield from _fault("task.metric", lambda: METRICS[str(task.metric)])
         return
     whole = task.model_dump_json(exclude={"split_seed"}, exclude_unset=True)
-    wrong = list(_fault("task.setting" if task.several else "task.name", lambda: _resolved(whole)))
+    wrong = list(_fault("task.metaicl_setting" if task.several else "task.name", lambda: _resolved(whole)))
     yield from wrong
     if wrong or task.several:
         return

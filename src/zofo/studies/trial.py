@@ -56,13 +56,15 @@ class Run:
     @cached_property
     def tree(self) -> Tree:
         """The whole configuration as plain data, as JSON gives it back."""
-        made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"run"})))
+        made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"output_dir"})))
         return made
 
     @cached_property
     def _chosen(self) -> Tree:
         """The configuration without what is at its default; the name of the method is always there."""
-        made: Tree = json.loads(json.dumps(self.config.model_dump(mode="json", exclude={"run"}, exclude_defaults=True)))
+        made: Tree = json.loads(
+            json.dumps(self.config.model_dump(mode="json", exclude={"output_dir"}, exclude_defaults=True))
+        )
         made.setdefault("method", {})["name"] = self.tree["method"]["name"]
         return made
 

@@ -15,7 +15,7 @@ from zofo.tasks.readers import file_name
 from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
 from zofo.tasks.sampler import EpochSampler
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split
-from zofo.tasks.task_files import load_task, packaged_text, register_tasks, task_names
+from zofo.tasks.task_files import load_task, packaged_text, parse_task, register_tasks, task_content, task_names
 from zofo.tasks.tokenization import TokenizedChoices, encode
 from zofo.tasks.tokenization_channel import encode_channel
 from zofo.tasks.tokenization_encoder import (
@@ -55,6 +55,7 @@ __all__ = [
     "known_split",
     "load_examples",
     "load_task",
+    "parse_task",
     "origins_of",
     "packaged_text",
     "readable_splits",
@@ -64,6 +65,7 @@ __all__ = [
     "render",
     "resolve_task",
     "row_notes",
+    "task_content",
     "task_names",
     "unwritten_notes",
     "with_demonstrations",

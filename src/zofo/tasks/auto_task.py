@@ -106,8 +106,8 @@ def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) ->
                 only: dict[str, Any] = {"candidates": one.answers[:1], "answers": (), "ends": False} if free else {}
                 mixed[split].append(replace(one, task=name, **only))
         if "train" in found and held:
-            bare = own.model_copy(update={"demonstrations": 0})
-            plain = load_of_one(task, bare, ["train"], False, right, True) if own.demonstrations else found
+            bare = own.model_copy(update={"num_fewshot": 0})
+            plain = load_of_one(task, bare, ["train"], False, right, True) if own.num_fewshot else found
             refuse_shared_rows(name, {one.where: one.prompt.strip() for one in plain["train"]}, held)
     for split in splits:
         if not mixed[split]:
@@ -206,7 +206,13 @@ def _shape(found: Format, rows: list[Row]) -> dict[str, Any]:
         prompt += f"{{% if {named['input']} %}}\n{written['input']}{{% endif %}}"
         optional = [found.columns["input"]]
     scores = free_answer_scores(row.fields.get(found.columns["completion"]) for row in rows)
-    return {**free, **scores, "answers": named["completion"], "prompts": {"default": prompt}, "optional": optional}
+    return {
+        **free,
+        **scores,
+        "answers": named["completion"],
+        "prompts": {"default": prompt},
+        "optional_columns": optional,
+    }
 
 
 def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
@@ -216,7 +222,7 @@ def _labelled(label: str, rows: list[Row], template: str) -> dict[str, Any]:
     return {
         "kind": "classification",
         "metric": "accuracy",
-        "also": ["macro-f1"],
+        "extra_metrics": ["macro-f1"],
         "label": label,
         "verbalizers": {known: f" {text}" for known, text in texts.items()},
         "prompts": {"default": template},

@@ -45,9 +45,9 @@ class TaskConfig(Config):
     """How a candidate is scored. `mean` and `sum`: the log-likelihood of its tokens. `calibrated`: the sum, less that
     of the same candidate after a prompt without content. `channel`: the log-likelihood of the prompt after the
     candidate, in training too."""
-    demonstrations: int = Field(0, ge=0)
+    num_fewshot: int = Field(0, ge=0)
     """How many solved rows of train stand before each prompt (in-context learning)."""
-    demonstration_sets: Literal["per-example", "fixed"] = "per-example"
+    fewshot_sampling: Literal["per-example", "fixed"] = "per-example"
     """Draw demonstrations for each example, or once for all."""
     split_seed: int = Field(0, ge=0)
     """Seed of the draw of splits and of demonstrations."""
@@ -55,20 +55,20 @@ class TaskConfig(Config):
     """How splits are drawn. `stratified` keeps the share of each label and puts rows that ask the same into one split;
     `plain` draws each row independently. The default is `stratified` for `data` and task files, and `plain` for
     packaged tasks, as in the papers."""
-    sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
+    split_sizes: dict[Split, Annotated[int, Field(ge=1)]] = {}
     """Rows of each split, in place of the task's: `{train: 512, validation: 256, test: 256}`."""
     max_rows: int | None = Field(None, ge=1)
     """Keep only so many rows of each split, after the draw. Of several tasks, it counts for train alone, and is 768."""
-    shots: int | None = Field(None, ge=1)
+    train_examples_per_label: int | None = Field(None, ge=1)
     """Few-shot training: rows of each label of a classification, or of train as a whole, drawn by `split_seed`."""
     tasks: list[str] = []
     """Several tasks at once: packaged tasks, or folders with MetaICL's rows. With `data`, each is a folder in it."""
-    setting: Path | None = None
-    """A setting file of MetaICL, `{"train": [...], "test": [...]}`, which gives `tasks` and `unseen`."""
-    unseen: list[str] = []
+    metaicl_setting: Path | None = None
+    """A setting file of MetaICL, `{"train": [...], "test": [...]}`, which gives `tasks` and `held_out_tasks`."""
+    held_out_tasks: list[str] = []
     """Tasks kept for the test. A task of `tasks` that is one of them by another name, or shares rows, is refused."""
     allow_overlap: bool = False
-    """Allow training and test data to overlap: by task, by rows, or through the run in `start`."""
+    """Allow training and test data to overlap: by task, by rows, or through the run in `init_from`."""
     max_length: int | None = Field(None, ge=8)
     """The longest text in tokens; by default the model's limit."""
     truncate: Literal["never", "left"] = "never"
@@ -84,7 +84,7 @@ class TaskConfig(Config):
             return given
         if given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml")):  # the user's own rows
             given = {"draw": "stratified", **given}
-        if given.get("tasks") or given.get("setting"):
+        if given.get("tasks") or given.get("metaicl_setting"):
             return {"max_rows": ROWS_OF_EACH, **given}
         if given.get("name") is None and given.get("data") is None:
             return {**given, "name": DEFAULT_TASK}
@@ -96,8 +96,10 @@ class TaskConfig(Config):
             raise ValueError("give task.data or task.data_dir, not both; task.data_dir=null takes one back")
         if not self.several:
             return self
-        if self.tasks and self.setting is not None:
-            raise ValueError("give task.tasks or task.setting, not both; task.setting=null takes one back")
+        if self.tasks and self.metaicl_setting is not None:
+            raise ValueError(
+                "give task.tasks or task.metaicl_setting, not both; task.metaicl_setting=null takes one back"
+            )
         wrong = next((key for key in OF_ONE if getattr(self, key) is not None), None)
         if wrong:
             raise ValueError(f"task.{wrong} has no meaning for several tasks; task.{wrong}=null takes it back")
@@ -106,13 +108,13 @@ class TaskConfig(Config):
     @property
     def several(self) -> bool:
         """Whether there are several tasks at once."""
-        return bool(self.tasks) or self.setting is not None
+        return bool(self.tasks) or self.metaicl_setting is not None
 
     @property
     def title(self) -> str:
         """The name in runs and tables."""
         if self.several:
-            return self.setting.stem if self.setting is not None else f"{len(self.tasks)}-tasks"
+            return self.metaicl_setting.stem if self.metaicl_setting is not None else f"{len(self.tasks)}-tasks"
         return Path(self.name or str(self.data)).stem
 
     @property

@@ -79,6 +79,6 @@ def _names(asked: TaskConfig) -> Sequence[str]:
 
 def _trained_rows(trained: TaskConfig, name: str) -> dict[str, str]:
     """The inputs of a training task's rows by place."""
-    own = subtask_config(trained, name).model_copy(update={"demonstrations": 0, "allow_overlap": True})
+    own = subtask_config(trained, name).model_copy(update={"num_fewshot": 0, "allow_overlap": True})
     examples = load_examples(resolve_task(own, free_words=True), own, ["train"], of_several=True)
     return {one.where: one.prompt.strip() for one in examples["train"]}

@@ -59,7 +59,7 @@ def load_examples(
     """
     prompt = _known_prompt(task, config, head)
     needed: list[Split] = list(splits)
-    if config.demonstrations and "train" not in needed:
+    if config.num_fewshot and "train" not in needed:
         needed.append("train")
     examples: dict[Split, list[Example]] = {}
     compared = _compared(task, config, needed, of_several)
@@ -75,9 +75,9 @@ def load_examples(
                 _refuse_one_label(task, rows, examples[split], prompt, head)
     if not config.allow_overlap:
         refuse_known_test_rows(task, examples)
-    if config.shots is not None and "train" in needed:
-        examples["train"] = _few(task, examples["train"], config.shots, config.split_seed)
-    if config.demonstrations:
+    if config.train_examples_per_label is not None and "train" in needed:
+        examples["train"] = _few(task, examples["train"], config.train_examples_per_label, config.split_seed)
+    if config.num_fewshot:
         pool = examples["train"]
         examples = {split: with_demonstrations(examples[split], pool, config, task.separator) for split in splits}
     return {split: examples[split] for split in splits}
@@ -95,8 +95,8 @@ def _known_prompt(task: Task, config: TaskConfig, head: bool) -> str | None:
             f"a classification head gives the same labels to every row, but {task.name!r} is a {task.kind} task",
             "choose a classification task, or model.head=causal-lm",
         )
-    if head and config.demonstrations:
-        raise ConfigError("a classification head takes no demonstrations", "set task.demonstrations=0")
+    if head and config.num_fewshot:
+        raise ConfigError("a classification head takes no demonstrations", "set task.num_fewshot=0")
     if config.prompt is not None:
         task.prompt(config.prompt)  # refuses an unknown name
     return None if head and config.prompt == NO_PROMPT else config.prompt
@@ -146,8 +146,8 @@ def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list
         if len(own) < shots:
             of = f" with the label {task.label_names[gold]!r}" if gold is not None else ""
             raise DataError(
-                f"task.shots is {shots}, but train of {task.name!r} has {len(own)} rows{of}",
-                f"set task.shots={max(1, len(own))}, or give more rows",
+                f"task.train_examples_per_label is {shots}, but train of {task.name!r} has {len(own)} rows{of}",
+                f"set task.train_examples_per_label={max(1, len(own))}, or give more rows",
             )
         kept += own
     return kept

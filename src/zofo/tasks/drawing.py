@@ -22,16 +22,16 @@ def divide(task: Task, origin: str, rows: Sequence[Row], config: TaskConfig) -> 
     """The rows of every split that comes from `origin`, in the order train, validation, test; each row once at most.
 
     Raises:
-        ConfigError: `task.sizes` asks for more rows than there are.
+        ConfigError: `task.split_sizes` asks for more rows than there are.
         DataError: a split would have no row.
     """
     wanted = [split for split in SPLITS if task.splits[split].origin == origin]
-    given = {split: config.sizes[split] for split in wanted if split in config.sizes}
+    given = {split: config.split_sizes[split] for split in wanted if split in config.split_sizes}
     if given and sum(given.values()) > len(rows) - (len(wanted) - len(given)):  # a row at least for each of the others
         raise ConfigError(
-            f"task.sizes asks for {' + '.join(f'{size} of {split}' for split, size in given.items())}, but {origin!r} "
-            f"has {len(rows)} rows" + (f" for {', '.join(wanted)}" if len(wanted) > len(given) else ""),
-            "lower task.sizes, or give more rows",
+            f"task.split_sizes asks for {' + '.join(f'{size} of {split}' for split, size in given.items())}, but "
+            f"{origin!r} has {len(rows)} rows" + (f" for {', '.join(wanted)}" if len(wanted) > len(given) else ""),
+            "lower task.split_sizes, or give more rows",
         )
     if len(wanted) == 1 and not given and task.splits[wanted[0]].size is None:
         return {wanted[0]: rows}

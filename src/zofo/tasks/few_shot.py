@@ -22,7 +22,7 @@ from zofo.tasks.tokenization_channel import in_channel
 def with_demonstrations(
     examples: Sequence[Example], pool: Sequence[Example], config: TaskConfig, separator: str = SEPARATOR
 ) -> list[Example]:
-    """Examples whose prompts begin with solved ones of the pool, the same or others for each by `demonstration_sets`.
+    """Examples whose prompts begin with solved ones of the pool, the same or others for each by `fewshot_sampling`.
 
     No demonstration asks what its example asks, in whichever row or form it stands, see `question_of`. Which are drawn
     depends on `split_seed` and the example's number.
@@ -36,16 +36,16 @@ def with_demonstrations(
     Raises:
         ConfigError: the pool is too small, or has too few rows that ask something else; or it holds chats.
     """
-    wanted, seed = config.demonstrations, config.split_seed
+    wanted, seed = config.num_fewshot, config.split_seed
     if len(pool) <= wanted:
         raise ConfigError(
-            f"task.demonstrations is {wanted}, but train has {len(pool)} rows", "ask for fewer, or give more rows"
+            f"task.num_fewshot is {wanted}, but train has {len(pool)} rows", "ask for fewer, or give more rows"
         )
     if any(example.messages for example in pool):
         raise ConfigError("a chat takes no demonstrations", "put solved turns into its messages")
     with_candidates = not any(one.answers for one in pool)  # of a generation, they are its answer
     asked = [question_of(one, with_candidates) for one in pool]
-    shared = permutation(Key(seed, 0), "demonstrations", len(pool)) if config.demonstration_sets == "fixed" else None
+    shared = permutation(Key(seed, 0), "demonstrations", len(pool)) if config.fewshot_sampling == "fixed" else None
     solved = []
     for number, example in enumerate(examples):
         order = permutation(Key(seed, number), "demonstrations of one", len(pool)) if shared is None else shared
@@ -53,7 +53,7 @@ def with_demonstrations(
         chosen = [pool[i] for i in islice((i for i in order if asked[i] != asks), wanted)]
         if len(chosen) < wanted:
             raise ConfigError(
-                f"task.demonstrations is {wanted}, but only {len(chosen)} rows of train ask something else than "
+                f"task.num_fewshot is {wanted}, but only {len(chosen)} rows of train ask something else than "
                 f"{example.where}",
                 "ask for fewer, or give more rows",
             )

@@ -94,8 +94,8 @@ def free_answer_scores(answers: Iterable[Any]) -> dict[str, Any]:
     """
     texts = [text for one in answers for text in (one if isinstance(one, list | tuple) else [one])]
     if texts and all(isinstance(text, str) and number_in(text) is not None for text in texts):
-        return {"metric": "number-match", "also": ["exact-match", "token-f1"]}
-    return {"metric": "token-f1", "also": ["exact-match", "text-match"]}
+        return {"metric": "number-match", "extra_metrics": ["exact-match", "token-f1"]}
+    return {"metric": "token-f1", "extra_metrics": ["exact-match", "text-match"]}
 
 
 def last_content(turns: Any) -> Any:

@@ -69,7 +69,7 @@ def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = F
         )
     check_labels("output", rows)
     verbalizers = {str(option): str(option) for option in dict.fromkeys(first)}
-    shape = {"kind": "classification", "metric": "macro-f1", "also": ["accuracy"], "verbalizers": verbalizers}
+    shape = {"kind": "classification", "metric": "macro-f1", "extra_metrics": ["accuracy"], "verbalizers": verbalizers}
     return {**shape, "label": "output", **_ASKED}
 
 

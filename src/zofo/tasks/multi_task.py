@@ -44,18 +44,19 @@ def tasks_of(config: TaskConfig) -> tuple[list[str], list[str]]:
         ConfigError: no task, one that is given twice, or what is no name of one.
         DataError: the setting file cannot be read, or holds something else.
     """
-    names, unseen = config.tasks, config.unseen
-    if config.setting is not None:
-        content = read_object(config.setting)
+    names, unseen = config.tasks, config.held_out_tasks
+    if config.metaicl_setting is not None:
+        content = read_object(config.metaicl_setting)
         for key in ("train", "test"):
             found = content.get(key)
             if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
                 raise DataError(
-                    f"{config.setting}: {key!r} is no list of tasks", 'write {"train": ["glue-mrpc"], "test": ["anli"]}'
+                    f"{config.metaicl_setting}: {key!r} is no list of tasks",
+                    'write {"train": ["glue-mrpc"], "test": ["anli"]}',
                 )
         names, unseen = content["train"], unseen or content["test"]
     if not names:
-        raise ConfigError("there is no task to train on", "name some with task.tasks or task.setting")
+        raise ConfigError("there is no task to train on", "name some with task.tasks or task.metaicl_setting")
     known: dict[str, str] = {}
     for name in names:
         if (other := known.setdefault(file_name(name), name)) != name or names.count(name) > 1:
@@ -91,9 +92,9 @@ def subtask_config(config: TaskConfig, name: str) -> TaskConfig:
         DataError: it has no folder in the data folder.
         UnknownNameError: without data, it is no packaged task.
     """
-    own: dict[str, Any] = {"tasks": [], "setting": None, "unseen": [], "data": None, "data_dir": None}
+    own: dict[str, Any] = {"tasks": [], "metaicl_setting": None, "held_out_tasks": [], "data": None, "data_dir": None}
     own |= dict.fromkeys(OF_ONE)  # which may have been set after it was checked, as `zofo validate` does it
-    own["sizes"] = config.sizes or {"validation": VALIDATION_ROWS}
+    own["split_sizes"] = config.split_sizes or {"validation": VALIDATION_ROWS}
     folder = _folder(config, name)
     if folder is not None and folder.is_dir():
         packaged = name in task_names() and not has_metaicl_rows(folder)
@@ -121,5 +122,5 @@ def refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
             raise ConfigError(
                 f"{name!r} is kept for the test, but its rows have no options: an output in free words cannot be "
                 "scored by likelihood",
-                "take it out of task.unseen, or out of the setting file's test",
+                "take it out of task.held_out_tasks, or out of the setting file's test",
             )

@@ -78,8 +78,8 @@ def _example(task: Task, fields: Mapping[str, Any], prompt: str | None, head: bo
 
 def _fields(task: Task, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """The columns that are needed, checked."""
-    refuse_missing(task.name, (column for column in columns if column not in task.optional), fields)
-    return checked_fields(fields, columns, task.optional)
+    refuse_missing(task.name, (column for column in columns if column not in task.optional_columns), fields)
+    return checked_fields(fields, columns, task.optional_columns)
 
 
 def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any]) -> str:

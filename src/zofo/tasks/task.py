@@ -151,7 +151,7 @@ class Task(Config):
     asks for a free text."""
     metric: str
     """The score, one of `zofo list metrics`."""
-    also: list[str] = []
+    extra_metrics: list[str] = []
     """More scores to report."""
     source: Source | None = None
     """The data set that is read when no file or folder is given."""
@@ -181,7 +181,7 @@ class Task(Config):
     group: list[str] = []
     """Columns that identify rows that belong together, such as all answers to one question. Rows with the same value in
     the first of them are drawn into the same split."""
-    optional: list[str] = []
+    optional_columns: list[str] = []
     """Columns that may be empty or missing."""
     separator: str = Field(SEPARATOR, min_length=1)
     """Text between demonstrations."""

@@ -87,7 +87,7 @@ def parse_task(content: Any, where: str) -> Task:
     """
     with error_context(where):
         task = parse_model(Task, content)
-        for metric in (task.metric, *task.also):
+        for metric in (task.metric, *task.extra_metrics):
             METRICS[metric]  # refuses an unknown name
             check_metric(metric, task.kind)
     return task

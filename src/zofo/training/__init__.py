@@ -1,7 +1,7 @@
 """Training: configuration, loop, callbacks, trajectory and run folder."""
 
 from zofo.training.config import RunConfig, TrainingConfig, read_config
-from zofo.training.data_module import PreparedRun, load_material, scorer_of, setting_of
+from zofo.training.data_module import PreparedRun, load_material, scorer_of, training_context
 from zofo.training.data_report import TaskReport, copy_recipe, copy_task, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
 from zofo.training.explain import ResolvedKey, explain_config
@@ -43,7 +43,7 @@ __all__ = [
     "preview",
     "read_config",
     "scorer_of",
-    "setting_of",
+    "training_context",
     "train",
     "tune_lr",
     "validate",

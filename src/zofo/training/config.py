@@ -18,6 +18,7 @@ from zofo.models import ModelConfig
 from zofo.overrides import parse_override, set_by_path
 from zofo.plugins import lost_packages
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
+from zofo.retired_keys import run_as_now
 from zofo.tasks import TaskConfig
 from zofo.yaml_loader import parse_yaml, read_yaml
 
@@ -29,7 +30,7 @@ class TrainingConfig(Config):
     """Of the run: directions, data order and adapters depend on it alone."""
     steps: int = Field(100, ge=1, lt=1 << 32)
     """Steps to train; for `bilevel`, outer steps."""
-    queries: int | None = Field(None, ge=1)
+    max_queries: int | None = Field(None, ge=1)
     """A budget of queries in place of `steps`: as many whole steps as it pays for."""
     epochs: float | None = Field(None, gt=0, lt=1 << 32, allow_inf_nan=False)
     """Passes over the training rows in place of `steps`: as many steps as draw so many times all rows, rounded up; for
@@ -38,23 +39,23 @@ class TrainingConfig(Config):
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
     group_by_length: bool = True
     """Let examples of similar length share a batch, so that less of it is padding."""
-    eval_every: int | None = Field(None, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
     """Steps between evaluations on validation; by default only at the end."""
-    evaluations: int | None = Field(None, ge=1)
-    """How many evaluations, evenly spaced, in place of `eval_every`."""
-    test: bool = False
+    num_evals: int | None = Field(None, ge=1)
+    """How many evaluations, evenly spaced, in place of `eval_steps`."""
+    eval_on_test: bool = False
     """Score the test split once, after the last step."""
     eval_batch_size: int = Field(32, ge=1)
     """Examples a batch in evaluation."""
-    non_finite: Literal["stop", "skip"] = "stop"
+    on_non_finite: Literal["stop", "skip"] = "stop"
     """What to do about a step whose loss is not finite, which never updates anything: stop, or go on with the next."""
-    most_skips: int = Field(3, ge=1)
+    max_consecutive_skips: int = Field(3, ge=1)
     """Steps in a row that may be skipped before the run stops after all."""
-    checkpoint_every: int | None = Field(None, ge=1)
+    save_steps: int | None = Field(None, ge=1)
     """Steps between checkpoints; by default by time, so that they take less than 2 % of it."""
-    checkpoint_keep: int = Field(2, ge=1)
+    save_total_limit: int = Field(2, ge=1)
     """Checkpoints that are kept while the run goes on, the newest ones."""
-    checkpoint_failure: Literal["stop", "skip"] = "stop"
+    on_save_error: Literal["stop", "skip"] = "stop"
     """What to do about a checkpoint that cannot be written, on a full disk: stop, or go on and try again when the next
     one is due."""
     checkpoint_weights: bool | None = None
@@ -64,14 +65,14 @@ class TrainingConfig(Config):
     def evaluated_after(self, steps: int) -> frozenset[int]:
         """The numbers of steps after which validation is scored, the last one among them.
 
-        With `evaluations` = n they are k steps / n, rounded up, for k = 1 .. n.
+        With `num_evals` = n they are k steps / n, rounded up, for k = 1 .. n.
 
         Args:
             steps: of the whole run.
         """
-        if self.evaluations is not None:
-            return frozenset(-(-steps * k // self.evaluations) for k in range(1, self.evaluations + 1))
-        every = self.eval_every or max(steps, 1)
+        if self.num_evals is not None:
+            return frozenset(-(-steps * k // self.num_evals) for k in range(1, self.num_evals + 1))
+        every = self.eval_steps or max(steps, 1)
         return frozenset((*range(every, steps, every), steps))
 
     @model_validator(mode="before")
@@ -80,29 +81,29 @@ class TrainingConfig(Config):
         """Without `steps: null` where another key says how long the run is."""
         if not isinstance(given, dict) or given.get("steps", 0) is not None:
             return given
-        others = given.get("epochs") is not None or given.get("queries") is not None
+        others = given.get("epochs") is not None or given.get("max_queries") is not None
         return {key: value for key, value in given.items() if key != "steps"} if others else given
 
     @property
     def length_key(self) -> str:
         """The key that says how long the run is."""
-        return "epochs" if self.epochs is not None else "queries" if self.queries is not None else "steps"
+        return "epochs" if self.epochs is not None else "max_queries" if self.max_queries is not None else "steps"
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingConfig:
         steps = self.steps != type(self).model_fields["steps"].default  # a saved configuration holds the default, too
-        if self.epochs is not None and (steps or self.queries is not None):
+        if self.epochs is not None and (steps or self.max_queries is not None):
             raise ConfigError(
-                f"training.epochs and training.{'steps' if steps else 'queries'} both say how long the run is",
-                "give one of training.steps, training.queries and training.epochs; null takes one back",
+                f"training.epochs and training.{'steps' if steps else 'max_queries'} both say how long the run is",
+                "give one of training.steps, training.max_queries and training.epochs; null takes one back",
             )
         return self
 
     @model_validator(mode="after")
     def _one_spacing(self) -> TrainingConfig:
-        if self.evaluations is not None and self.eval_every is not None:
+        if self.num_evals is not None and self.eval_steps is not None:
             raise ConfigError(
-                "training.evaluations and training.eval_every both say when to evaluate",
+                "training.num_evals and training.eval_steps both say when to evaluate",
                 "give one of them; null takes one back",
             )
         return self
@@ -148,9 +149,9 @@ class RunConfig(Config):
     """Which method, with its parts."""
     training: TrainingConfig = TrainingConfig()
     """How long."""
-    start: Path | None = None
+    init_from: Path | None = None
     """A run that this one starts from: its trained weights take the place of the model's own."""
-    run: Path | None = None
+    output_dir: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
 
     @model_validator(mode="before")
@@ -177,14 +178,14 @@ class RunConfig(Config):
             task = task.model_copy(update={"data_dir": task.data_dir.absolute()})
         if task.name is not None and Path(task.name).suffix in (".yaml", ".yml"):
             task = task.model_copy(update={"name": str(Path(task.name).absolute())})
-        if task.setting is not None:
-            task = task.model_copy(update={"setting": task.setting.absolute()})
+        if task.metaicl_setting is not None:
+            task = task.model_copy(update={"metaicl_setting": task.metaicl_setting.absolute()})
         if task.data is not None and Path(task.data).exists():
             task = task.model_copy(update={"data": str(Path(task.data).absolute())})
         if Path(model.name).is_dir():
             model = model.model_copy(update={"name": str(Path(model.name).absolute())})
-        start = None if self.start is None else self.start.absolute()
-        return self.model_copy(update={"task": task, "model": model, "start": start})
+        start = None if self.init_from is None else self.init_from.absolute()
+        return self.model_copy(update={"task": task, "model": model, "init_from": start})
 
     def to_yaml(self) -> str:
         """The complete tree, readable by `read_config`."""
@@ -231,7 +232,7 @@ def given_layers(
     """
     given = [parse_override(override) for override in overrides]
     if file is not None and (run := _run_of(Path(file))) is not None:  # wherever it has been moved to
-        given.insert(0, (["run"], str(run)))
+        given.insert(0, (["output_dir"], str(run)))
     preset = next((str(value) for path, value in reversed(given) if path == _PRESET), None)
     content, recipe = _content(file, preset)
     changes: list[Change] = [([group], value) for group, value in groups.items()]
@@ -278,7 +279,7 @@ def changed(tree: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any
 def _of_several(tree: Mapping[str, Any]) -> bool:
     """Whether a tree is of a run on several tasks."""
     task = tree.get("task")
-    return isinstance(task, Mapping) and bool(task.get("tasks") or task.get("setting"))
+    return isinstance(task, Mapping) and bool(task.get("tasks") or task.get("metaicl_setting"))
 
 
 ENVIRONMENT = "environment.json"
@@ -333,9 +334,13 @@ def naming_lost_plugins(folder: Path) -> Iterator[None]:
 
 
 def as_recorded(content: Any) -> Any:
-    """The tree that a run folder holds, with what was so before it was written down: every draw was plain."""
-    task = content.get("task") if isinstance(content, dict) else None
-    return {**content, "task": {"draw": "plain", **task}} if isinstance(task, dict) else content
+    """The tree that a run folder holds, in the keys of today, with what was so before it was written down: every draw
+    was plain."""
+    if not isinstance(content, dict):
+        return content
+    tree = run_as_now(content)
+    task = tree.get("task")
+    return {**tree, "task": {"draw": "plain", **task}} if isinstance(task, dict) else tree
 
 
 def _is_bare(file: str) -> bool:

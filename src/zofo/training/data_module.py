@@ -127,7 +127,7 @@ def check_every_split(config: RunConfig, material: PreparedRun) -> list[str]:
     too long, or whose prompt without its content, which calibrated scores need, cannot be made.
     """
     task, head = material.task, material.loaded.head == "classification"
-    bare = config.task.model_copy(update={"demonstrations": 0})
+    bare = config.task.model_copy(update={"num_fewshot": 0})
     examples: dict[Split, Sequence[Example]] = {}
     notes = []
     at_hand = readable_splits(task, config.task)
@@ -141,7 +141,7 @@ def check_every_split(config: RunConfig, material: PreparedRun) -> list[str]:
                 material.scorer.encode(rows)
             if split not in at_hand:
                 continue
-        examples[split] = load_examples(task, bare, [split], head)[split] if config.task.demonstrations else rows
+        examples[split] = load_examples(task, bare, [split], head)[split] if config.task.num_fewshot else rows
         if config.task.scoring == "calibrated":
             material.scorer.encode_content_free(rows)
     encoded = [one for rows in material.encoded.values() for one in rows]
@@ -194,7 +194,7 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
         make=batch_maker(loaded),
         generation=Generation(
             tokenizer=loaded.tokenizer,
-            stop=(*task.stop, *([task.separator] if config.task.demonstrations else [])),
+            stop=(*task.stop, *([task.separator] if config.task.num_fewshot else [])),
             max_new_tokens=task.max_new_tokens,
             temperature=config.task.temperature,
             seed=config.training.seed,
@@ -204,7 +204,7 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
     )
 
 
-def setting_of(config: RunConfig, material: PreparedRun, reward: Reward | None = None) -> TrainingContext:
+def training_context(config: RunConfig, material: PreparedRun, reward: Reward | None = None) -> TrainingContext:
     """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
     objective = _objective(config, material, reward)
     if not objective.differentiable and METHODS[config.method.name].needs_gradient:
@@ -262,7 +262,7 @@ def encoder_of(head: str, task: TaskConfig) -> Callable[..., list[Any]]:
 def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequence[Example]) -> list[Any]:
     """Tokenise examples within the limit of the configuration and the model."""
     limit = _limit(config, task, loaded)
-    truncate = config.task.truncate == "left" or config.task.demonstrations > 0
+    truncate = config.task.truncate == "left" or config.task.num_fewshot > 0
     encoded = encoder_of(loaded.head, config.task)(loaded.tokenizer, examples, limit, truncate)
     refuse_unknown_tokens(encoded, loaded.tokenizer, embeddings_of(loaded.model))
     _refuse_mixed_lengths(config, task, loaded, encoded)
@@ -312,7 +312,7 @@ def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
             remedies.append("task.max_new_tokens")
         if virtual:
             takers.append(f"the adapter takes {virtual}")
-            remedies.append("method.adapter.tokens")
+            remedies.append("method.adapter.num_virtual_tokens")
         raise ConfigError(
             f"a text has at most {min(limits)} tokens here, which leaves none for the prompt: {' and '.join(takers)}",
             "lower " + " or ".join(remedies),

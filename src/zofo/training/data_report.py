@@ -88,11 +88,11 @@ def validate(config: RunConfig) -> TaskReport:
             notes += token_notes(tokenizer, encoded, how)
         if number == 0:
             splits = {split: _report(task, examples[split]) for split in SPLITS}
-            bare = asked.model_copy(update={"demonstrations": 0})
-            notes += row_notes(task, load_examples(task, bare) if asked.demonstrations else examples)
+            bare = asked.model_copy(update={"num_fewshot": 0})
+            notes += row_notes(task, load_examples(task, bare) if asked.num_fewshot else examples)
     if task.texts is not None:  # what a classification head sees
-        load_examples(task, config.task.model_copy(update={"prompt": None, "demonstrations": 0}), head=True)
-    about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.also]}
+        load_examples(task, config.task.model_copy(update={"prompt": None, "num_fewshot": 0}), head=True)
+    about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.extra_metrics]}
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
 
 

@@ -83,7 +83,7 @@ class TaskEvaluator:
         metric = METRICS[self.task.metric]
         majority = majority_of(self.task, given)[self.task.metric]
         predictions, loss = self.answers(model, examples, counts)
-        also = {name: METRICS[name].score(given, predictions) for name in self.task.also}
+        also = {name: METRICS[name].score(given, predictions) for name in self.task.extra_metrics}
         return Evaluation(self.task.metric, metric.score(given, predictions), loss, majority, tuple(predictions), also)
 
     def answers(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> tuple[list[Answer], float]:
@@ -184,7 +184,7 @@ def _content_free(example: Example) -> Example:
 def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:
     """Every score of a task for always giving the most frequent answer; raises DataError where one cannot be had."""
     guesses = [most_frequent(examples, task)] * len(examples)
-    return {name: METRICS[name].score(examples, guesses) for name in (task.metric, *task.also)}
+    return {name: METRICS[name].score(examples, guesses) for name in (task.metric, *task.extra_metrics)}
 
 
 def most_frequent(examples: Sequence[Example], task: Task) -> Answer:

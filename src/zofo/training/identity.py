@@ -15,6 +15,7 @@ from zofo.config import read_json_object
 from zofo.errors import RunError, ZofoError, error_context, truncate_repr
 from zofo.models import LoadedModel
 from zofo.noise import Gaussian
+from zofo.retired_keys import OF_TASK_FILES
 from zofo.tasks import Example, Split, Task
 
 _NOT_OF_THE_MODEL = (  # keys of config.json that say where a model lies, who wrote it, or how it is run here
@@ -250,7 +251,9 @@ def task_content_of(task: Task) -> dict[str, Any]:
 
 def task_hash(task: Task) -> str:
     """SHA-256 of a task; an option that is new and at its default does not change it."""
-    return content_hash(task.model_dump(mode="json", exclude_defaults=True))
+    then = {now: key for key, now in OF_TASK_FILES.items()}  # hashes are older than the names of today
+    content = task.model_dump(mode="json", exclude_defaults=True)
+    return content_hash({then.get(key, key): value for key, value in content.items()})
 
 
 def changes(began: Identity, now: Identity) -> dict[str, str]:

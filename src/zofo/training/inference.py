@@ -89,7 +89,7 @@ def evaluate_run(
     if data is not None:
         given += ["task.data_dir=null", f"task.data={json.dumps(data)}"]
     config = read_config(run.path / "config.yaml", given)
-    config = config.model_copy(update={"start": None})  # which the run restores by itself
+    config = config.model_copy(update={"init_from": None})  # which the run restores by itself
     own, asked = run.config.task, config.task
     named = data is not None or any(override.startswith("task.data=") for override in overrides)
     by_intent = named or data_dir is not None or asked != own  # then its rows need not be the run's
@@ -97,7 +97,7 @@ def evaluate_run(
         _ = run.task  # refuses one that was edited
         # the task as it was then, whatever has become of its file
         config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
-    if not asked.several or (asked.tasks, asked.setting) != (own.tasks, own.setting):
+    if not asked.several or (asked.tasks, asked.metaicl_setting) != (own.tasks, own.metaicl_setting):
         run.refuse_trained_on(config.task, scored=True)
     chosen = known_split(split or "validation")
     if not named:
@@ -138,10 +138,10 @@ def _on_all_rows(
 ) -> tuple[PreparedRun, str]:
     """What a run is scored with on other data, and what that is called: all rows that they have for a split."""
     task, data = config.task, config.task.data
-    drawn = any(one.startswith("task.sizes") for one in overrides)  # the user says how the splits are drawn
+    drawn = any(one.startswith("task.split_sizes") for one in overrides)  # the user says how the splits are drawn
     if data is None or task.several or drawn:
         return load_material(config, remote_code, (split,)), split
-    limits = {"sizes": {}} if any(one.startswith("task.max_rows=") for one in overrides) else _UNLIMITED
+    limits = {"split_sizes": {}} if any(one.startswith("task.max_rows=") for one in overrides) else _UNLIMITED
     config = config.model_copy(update={"task": task.model_copy(update=limits)})
     origins = origins_of(data)
     if origins is not None:
@@ -153,9 +153,9 @@ def _on_all_rows(
         if split == "train":  # of which rows might be drawn for others
             return _load_whole(config, data, split, remote_code)
         return load_material(config, remote_code, (split,)), split
-    bare = config.model_copy(update={"task": config.task.model_copy(update={"demonstrations": 0})})
+    bare = config.model_copy(update={"task": config.task.model_copy(update={"num_fewshot": 0})})
     material, on = _load_whole(bare, data, split, remote_code)
-    if task.demonstrations:  # of the run's own rows, as `predict` has them
+    if task.num_fewshot:  # of the run's own rows, as `predict` has them
         solved = with_demonstrations(material.examples[split], _pool(run), task, material.task.separator)
         scorer = scorer_of(config, material.task, material.loaded)
         material = replace(material, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
@@ -164,7 +164,7 @@ def _on_all_rows(
     return material, f"{on}, among them those that it was trained on" if trained else on
 
 
-_UNLIMITED: dict[str, Any] = {"sizes": {}, "max_rows": None}
+_UNLIMITED: dict[str, Any] = {"split_sizes": {}, "max_rows": None}
 
 
 def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -> tuple[PreparedRun, str]:
@@ -178,7 +178,7 @@ def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -
 def _pool(run: RunFolder) -> list[Example]:
     """The rows of train that a run draws demonstrations from; others than it began with are refused."""
     refuse_other_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
-    own = run.config.task.model_copy(update={"demonstrations": 0})
+    own = run.config.task.model_copy(update={"num_fewshot": 0})
     return load_examples(run.task, own, ["train"])["train"]
 
 
@@ -217,7 +217,9 @@ def predict(
     task, wanted = run.task, run.config.task
     head = head_of(run.config.model) == "classification"
     prompt = None if head and wanted.prompt == NO_PROMPT else wanted.prompt
-    columns = [column for column in task.columns(prompt, head and prompt is None) if column not in task.optional]
+    columns = [
+        column for column in task.columns(prompt, head and prompt is None) if column not in task.optional_columns
+    ]
     examples = []
     for number, text in enumerate(texts, start=1):
         row, plain = _row(text, columns, number, task.messages)
@@ -225,7 +227,7 @@ def predict(
         if task.messages is not None:
             example = in_trained_form(example, plain, run.environment, warn)
         examples.append(example)
-    if wanted.demonstrations:
+    if wanted.num_fewshot:
         examples = with_demonstrations(examples, _pool(run), wanted, task.separator)
     loaded = run.load(variant, best, model, remote_code)
     scorer = run.scorer(scorer_of(run.config, task, loaded))

@@ -13,7 +13,7 @@ from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, ForwardOnlyConfig
 from zofo.training.config import RunConfig
-from zofo.training.data_module import PreparedRun, load_material, setting_of
+from zofo.training.data_module import PreparedRun, load_material, training_context
 
 _RISE = 1.02  # of the loss, that a stable trial may end with: steps of almost nothing move it a little, too
 _FAR = 0.5  # as a share of their length, that weights have moved when the step was certainly too large
@@ -137,7 +137,7 @@ class _Search:
         self._remote_code = remote_code
         self._judges = material.encoded["train"][:_EXAMPLES]
         self.counts = Counts()
-        METHODS[method.name](method, setting_of(config, material)).check()
+        METHODS[method.name](method, training_context(config, material)).check()
         self.loss = self._loss()
         if not math.isfinite(self.loss):
             raise NonFiniteError("loss of the untrained model", consequence="nothing was tried")
@@ -150,7 +150,7 @@ class _Search:
         if self._method.adapter is not None:  # which a model carries only once
             self._material = load_material(self._config, self._remote_code, ("train",))
         tried = self._method.model_copy(update={"rule": self._method.rule.with_options(lr=lr)})
-        method = METHODS[tried.name](tried, setting_of(self._config, self._material))
+        method = METHODS[tried.name](tried, training_context(self._config, self._material))
         assert method.backbone is not None
         tensors = method.backbone.tensors
         before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}

@@ -50,7 +50,7 @@ A key is typed as `path.to.key=value`. What is not set is written `null`. How a 
 def reference_page() -> str:
     """The page, as Markdown with lines of at most `COLUMNS` characters."""
     lines = [_HEAD]
-    lines += ["## The run", "", *_keys(RunConfig, "", {"run", "start"}), ""]
+    lines += ["## The run", "", *_keys(RunConfig, "", {"output_dir", "init_from"}), ""]
     for title, prefix, group in (
         ("The model", "model.", ModelConfig),
         ("The task", "task.", TaskConfig),

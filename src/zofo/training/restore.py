@@ -71,7 +71,7 @@ def _covers(weights: Path, model: Any, trajectory: Trajectory) -> bool:
     if not weights.is_file():
         return False
     parts_of(trajectory.header)  # refuses what could not be replayed
-    moved = selected(model, trajectory.header["select"])
+    moved = selected(model, trajectory.header["trainable"])
     try:
         with safe_open(weights, framework="pt") as file:
             return set(moved) <= set(file.keys())

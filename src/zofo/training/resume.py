@@ -42,15 +42,15 @@ def new_folder(config: RunConfig) -> RunFolder:
     """A new folder for a run: the configured one, or a new one under `runs`. Raises RunError where there is none to be
     had."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    path = config.run or Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}"
+    path = config.output_dir or Path("runs") / f"{config.task.title}-{config.method.name}-{stamp}"
     for part in path.parts[1:] if path.is_absolute() else path.parts:
         if is_device(part) or not part.isprintable():
             raise RunError(
                 f"cannot make the run folder {str(path)!r}: not every system has the name {part!r}",
-                "choose another with run=",
+                "choose another with output_dir=",
             )
     try:
-        if config.run is None:
+        if config.output_dir is None:
             return RunFolder(_numbered(path))
         path.mkdir(parents=True, exist_ok=path.is_dir() and _is_free(path))
     except FileExistsError as error:
@@ -61,7 +61,7 @@ def new_folder(config: RunConfig) -> RunFolder:
         ended = f"its run has ended, and answers to zofo eval {path}; " if has_ended else ""
         raise RunError(
             f"the run folder {str(path)!r} exists, and a run never overwrites another",
-            f"{ended}choose another with run={path}-2",
+            f"{ended}choose another with output_dir={path}-2",
         ) from error
     except (OSError, ValueError) as error:
         raise RunError(f"cannot make the run folder {str(path)!r}: {error}") from error
@@ -71,7 +71,7 @@ def new_folder(config: RunConfig) -> RunFolder:
 def find_resumable_run(config: RunConfig) -> RunFolder | None:
     """The run that this configuration began and did not finish; None where its folder does not exist. Raises RunError
     where the folder holds something else: a run that has ended, or that was configured otherwise."""
-    path = config.run
+    path = config.output_dir
     if path is None or not path.exists():
         return None
     run = RunFolder(path)
@@ -79,13 +79,13 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
     if not (path / CONFIG).is_file() or run.ended:
         new_folder(config)  # refuses what has ended, or is no run
         return None  # its process was killed before anything had begun
-    given, saved = (c.model_dump(mode="json", exclude={"run"}) for c in (config.anchored(), run.config))
+    given, saved = (c.model_dump(mode="json", exclude={"output_dir"}) for c in (config.anchored(), run.config))
     for key, (new, old) in differences(given, saved):
         if _are_places(new, old):
             continue  # what lies there is known by its content
         raise RunError(
             f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
-            f"choose another folder with run={path}-2, or set {key} back",
+            f"choose another folder with output_dir={path}-2, or set {key} back",
         )
     return run
 
@@ -97,7 +97,7 @@ def identity_of(config: RunConfig, material: PreparedRun, objective: str | None 
         material_identity(material, model_identity(material.loaded, material.task.kind == "generation")),
         objective=objective,
         start=None if start is None else start.trained_hash,
-        configuration=config.anchored().model_dump(mode="json", exclude={"run"}),
+        configuration=config.anchored().model_dump(mode="json", exclude={"output_dir"}),
     )
 
 
@@ -135,7 +135,7 @@ def check_provenance(run: RunFolder, material: PreparedRun, now: Identity) -> li
     Gives what its user is told: what an older version did not write down, and where the bits may differ, with other
     versions or on another device.
     """
-    where = f"choose another folder with run={run.path}-2"
+    where = f"choose another folder with output_dir={run.path}-2"
     task, began = material.task.name, run.identity
     for key, (new, old) in differences(material.task.model_dump(mode="json"), run.task.model_dump(mode="json")):
         raise RunError(
@@ -178,10 +178,10 @@ def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
 def as_begun(method: MethodConfig, header: Mapping[str, Any] | None, model: Any) -> MethodConfig:
     """The configuration of a method that moves the tensors that its run began with, by the header of its trajectory,
     whatever another version of zofo finds out about which are used."""
-    if header is None or "select" not in header:
+    if header is None or "trainable" not in header:
         return method
     try:
-        return method.model_copy(update={"select": list(selected(model, header["select"]))})
+        return method.model_copy(update={"trainable": list(selected(model, header["trainable"]))})
     except ZofoError:  # another model, or a strange header: what compares them says so
         return method
 

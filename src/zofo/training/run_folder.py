@@ -152,7 +152,7 @@ class RunFolder(RunRecord):
     @property
     def start(self) -> RunFolder | None:
         """The run that this one started from, if any; see `opened_start`."""
-        return opened_start(self.config.model_copy(update={"run": self.path}))
+        return opened_start(self.config.model_copy(update={"output_dir": self.path}))
 
     def scorer(self, scorer: TaskEvaluator) -> TaskEvaluator:
         """How this run scores candidates, where its method brings its own way."""
@@ -162,9 +162,9 @@ class RunFolder(RunRecord):
 def opened_start(config: RunConfig) -> RunFolder | None:
     """The run that a run starts from, if any: where it was, or beside the run where both were moved; else raises
     RunError."""
-    start = config.start
+    start = config.init_from
     if start is None:
         return None
-    beside = None if config.run is None else config.run.absolute().parent / start.name
+    beside = None if config.output_dir is None else config.output_dir.absolute().parent / start.name
     moved = not (start / CONFIG).is_file() and beside is not None and (beside / CONFIG).is_file()
     return RunFolder.open(beside if moved and beside is not None else start)

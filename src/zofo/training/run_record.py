@@ -14,7 +14,8 @@ from zofo.config import is_name, parse_model, read_json_object
 from zofo.errors import RunError, error_context
 from zofo.filesystem import atomic_write_text, fsync_tree, locked, sha256_of, temp_path
 from zofo.models import ModelConfig
-from zofo.tasks import Task, load_task
+from zofo.retired_keys import task_as_now
+from zofo.tasks import Task, parse_task, task_content
 from zofo.training.config import ENVIRONMENT, RunConfig, as_recorded, naming_lost_plugins
 from zofo.training.identity import Identity, content_hash, differences, task_hash
 from zofo.trajectory.format import Trajectory
@@ -115,12 +116,12 @@ class RunRecord:
             found = parse_model(RunConfig, as_recorded(content))
         # with what later versions added
         known = found if began is None else parse_model(RunConfig, as_recorded(dict(began)))
-        now, was = (one.model_dump(mode="json", exclude={"run"}) for one in (found, known))
+        now, was = (one.model_dump(mode="json", exclude={"output_dir"}) for one in (found, known))
         for key, (new, old) in differences(now, was):
             raise RunError(
                 f"{str(file)!r} was changed since the run began: {key} was {old!r}, and is {new!r}",
                 f"set {key} back there; to use it otherwise type zofo eval {shlex.quote(str(self.path))} {key}=..., or "
-                "train a new run with run=",
+                "train a new run with output_dir=",
             )
         return found
 
@@ -175,7 +176,7 @@ class RunRecord:
     def task(self) -> Task:
         """The task as it was when the run was made; raises RunError where it was changed since the run began."""
         with naming_lost_plugins(self.path):
-            found = load_task(str(self.task_file))
+            found = parse_task(task_as_now(task_content(str(self.task_file))), str(self.task_file))
         if self.identity.task not in (None, task_hash(found)):
             raise RunError(
                 f"{str(self.task_file)!r} was changed since the run began: it is not the task that was trained on",
@@ -225,7 +226,7 @@ class RunRecord:
         if not best:
             return self.path, None
         if not self.best.is_dir():
-            raise RunError(f"{str(self.path)!r} kept no best model", "train with training.eval_every=10")
+            raise RunError(f"{str(self.path)!r} kept no best model", "train with training.eval_steps=10")
         return self.best, int(self.summary["best"]["step"])
 
     def adapter_of(self, variant: str | None = None, best: bool = False) -> Path | None:

@@ -171,7 +171,7 @@ class Progress:
             refuse_out_of_memory(error)
             raise CheckpointError(
                 f"the checkpoint {str(checkpoint.path)!r} does not fit this run: {_reason(error)}",
-                "it may be of another version of zofo; start again with another run=",
+                "it may be of another version of zofo; start again with another output_dir=",
             ) from error
         self._best.load_state_dict(content["best"], checkpoint.path)  # a full disk is not the checkpoint's fault
         return ResumePoint(progress.steps, progress.seconds, progress.metrics.bytes, progress.trajectory)
@@ -222,7 +222,7 @@ class Progress:
         self._skips.in_a_row = progress.skipped
 
 
-_COPY_OR_AGAIN = "put back a copy of it, or start again with another run="
+_COPY_OR_AGAIN = "put back a copy of it, or start again with another output_dir="
 
 
 def _reason(error: Exception) -> str:

@@ -32,7 +32,7 @@ from zofo.training.callbacks import (
 from zofo.training.checkpoint import Checkpoint, Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
 from zofo.training.config import RunConfig, TrainingConfig
-from zofo.training.data_module import PreparedRun, check_every_split, load_material, setting_of
+from zofo.training.data_module import PreparedRun, check_every_split, load_material, training_context
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
@@ -80,9 +80,9 @@ def train(
     """
     console = console or Console(quiet=True)
     begun = find_resumable_run(config)  # refuses, before anything is loaded
-    scored: tuple[Split, ...] = ("validation", "test") if config.training.test else ("validation",)
+    scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
     material = load_material(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
-    setting = setting_of(config, material, reward)
+    setting = training_context(config, material, reward)
     # before a method attaches adapters to the model
     identity = identity_of(config, material, objective_name(setting.objective_name, reward))
     header = begun_header(begun)
@@ -93,7 +93,7 @@ def train(
     with folder.locked(), writing("the run", folder.path, _GOES_ON):
         folder.refuse_ended()
         if begun is None:
-            config = config.model_copy(update={"run": folder.path})
+            config = config.model_copy(update={"output_dir": folder.path})
             write_provenance(folder, config.anchored(), material, identity)
         else:
             for note in check_provenance(begun, material, identity):
@@ -106,7 +106,9 @@ def train(
             trusting = " --trust-remote-code" if remote_code else ""
             stop.hint = f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{trusting}"
             if reward is not None:
-                stop.hint = f"to {again}: train with run={folder.path}, the same configuration and the same reward"
+                stop.hint = (
+                    f"to {again}: train with output_dir={folder.path}, the same configuration and the same reward"
+                )
             raise
     return folder
 
@@ -130,8 +132,8 @@ class _Session:
 def _trajectory_header(config: RunConfig, trained: _Session) -> dict[str, Any]:
     """What a trajectory says of itself, with the seed."""
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}
-    if trained.begun is not None and "select" in trained.begun:
-        header["select"] = trained.begun["select"]  # the same tensors: see `as_begun`
+    if trained.begun is not None and "trainable" in trained.begun:
+        header["trainable"] = trained.begun["trainable"]  # the same tensors: see `as_begun`
     return {"seed": config.training.seed, **header}
 
 
@@ -143,8 +145,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
     memory, signals = PeakMemory(material.loaded.device), Signals()
     best = BestCheckpoint(folder.best, method.save)
-    checkpoints = Checkpoints(folder.checkpoints, training.checkpoint_keep)
-    skips = NonFiniteSkipCounter(training.most_skips if training.non_finite == "skip" else 0)
+    checkpoints = Checkpoints(folder.checkpoints, training.save_total_limit)
+    skips = NonFiniteSkipCounter(training.max_consecutive_skips if training.on_non_finite == "skip" else 0)
     weights = should_checkpoint_weights(method, training.checkpoint_weights)
     progress = Progress(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
     checkpoints.sweep()
@@ -174,16 +176,16 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         outcome = _outcome(config, trained, evaluating, testing, best)
         folder.write_outcome({**outcome, "seconds": seconds, "peak_bytes": memory.bytes, "stopped": stopped})
 
-    skipped = warn if training.checkpoint_failure == "skip" else None
+    skipped = warn if training.on_save_error == "skip" else None
     kept = None if method.fixed_steps is not None else checkpoints
     after = training.evaluated_after(steps)
-    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.checkpoint_every, skipped))
+    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped))
     scored = evaluating.steps_evaluated if evaluating.last else None
     with signals.caught():
         try:
             with memory.watching():
                 run_loop(method, steps, callbacks, evaluating, after, done.steps, skips, scored)
-                if training.test:
+                if training.eval_on_test:
                     checkpointing.stop_if_asked(steps)
                     testing()
         except BaseException as error:
@@ -269,7 +271,7 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
     training: TrainingConfig = config.training
     if method.fixed_steps is not None:
         return method.fixed_steps
-    epochs, budget = training.epochs, training.queries
+    epochs, budget = training.epochs, training.max_queries
     if epochs is not None:
         steps = int(config.method.steps_of_epochs(epochs, rows))
         if steps >= 1 << 32:
@@ -280,11 +282,11 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
     steps = method.steps_within(budget)
     if steps < 1:
         raise ConfigError(
-            f"training.queries is {budget}, but one step of {config.method.name!r} takes {method.queries_per_step}",
-            f"give at least training.queries={method.queries_per_step}",
+            f"training.max_queries is {budget}, but one step of {config.method.name!r} takes {method.queries_per_step}",
+            f"give at least training.max_queries={method.queries_per_step}",
         )
     if steps >= 1 << 32:
-        raise ConfigError(f"training.queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32")
+        raise ConfigError(f"training.max_queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32")
     return steps
 
 

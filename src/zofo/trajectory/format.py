@@ -31,6 +31,7 @@ from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.evaluators import EVALUATORS
 from zofo.filesystem import refuse_special
+from zofo.retired_keys import method_as_now
 
 MAGIC = b"ZOFOTRJ2"
 _ANY_MAGIC = b"ZOFOTRJ"
@@ -214,9 +215,9 @@ class Trajectory:
         try:
             if length > _MAX_HEADER or len(text) < length or zlib.crc32(text) != checksum:
                 raise ValueError("cut, or a wrong checksum")
-            header = json.loads(text)
+            header = method_as_now(json.loads(text))
             seed = header["seed"]
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise RunError(f"{path}: the header of the trajectory is damaged") from error
         if type(seed) is not int or not 0 <= seed < 1 << 64:
             raise RunError(f"{path}: the header of the trajectory is damaged: it has no seed that a run can have")

@@ -38,11 +38,11 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
         RunError: a trajectory of another noise stream, without what a replay needs, or with fewer steps.
     """
     header, parts = trajectory.header, parts_of(trajectory.header)
-    with _naming("select"):
+    with _naming("trainable"):
         backbone = Backbone(
             model,
             parts["noise"].build(),
-            list(selected(model, header["select"])),  # to the letter, whatever requires a gradient
+            list(selected(model, header["trainable"])),  # to the letter, whatever requires a gradient
             mask=parts["mask"].build() if "mask" in parts else None,
         )
     rule: Rule = parts["rule"].build()
@@ -50,7 +50,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
     if folded and rule.linear and not any(isinstance(record, Update) and record.decay_factor for record in records):
         backbone.apply_(_total(records))
         return backbone
-    theta = Theta(backbone, int(header.get("flush_every", parts["evaluator"].options.get("fold_every", 1))))
+    theta = Theta(backbone, int(header.get("flush_every", parts["evaluator"].options.get("flush_every", 1))))
     replay_records(records, rule, theta)
     theta.flush()
     return backbone
@@ -75,10 +75,10 @@ def parts_of(header: Mapping[str, Any]) -> dict[str, PartConfig]:
     """
     if header.get("stream") != STREAM_VERSION:
         raise RunError("the trajectory was written with another noise stream, which this version cannot draw")
-    missing = [part for part in ("noise", "rule", "select", "evaluator") if part not in header]
+    missing = [part for part in ("noise", "rule", "trainable", "evaluator") if part not in header]
     if missing:
         raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
-    select = header["select"]
+    select = header["trainable"]
     if select is not None and not (isinstance(select, list) and select and all(isinstance(n, str) for n in select)):
         raise RunError("the trajectory's header holds no 'select' that can be used: it is no list of names")
     parts: dict[str, PartConfig] = {}

@@ -59,7 +59,7 @@ class AdapterStore:
             reason = getattr(error, "strerror", None) or error
             raise RunError(
                 f"cannot write the adapters of {task!r} to {str(self._folder)!r}: {reason}",
-                "make room, name another folder with TMPDIR, or set method.adapters=cpu",
+                "make room, name another folder with TMPDIR, or set method.adapter_offload=cpu",
             ) from error
         self._kept[task] = StateDict(state.values, {}, {_WHOLE: whole})
 

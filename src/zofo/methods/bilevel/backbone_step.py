@@ -63,10 +63,10 @@ class BackboneStep:
         penalty: float | PenaltySchedule,
         batch_size: int,
     ) -> None:
-        if config.loss_spread:
+        if config.normalize_by_std:
             raise ConfigError(
-                f"method.loss_spread divides by the spread of one loss, but {method} adds three",
-                "set method.loss_spread=false",
+                f"method.normalize_by_std divides by the spread of one loss, but {method} adds three",
+                "set method.normalize_by_std=false",
             )
         self._config, self._penalty, self._random = config, penalty, move == "random"
         self._zo: ZerothOrder | None = None
@@ -131,7 +131,7 @@ class BackboneStep:
             self._zo.evaluator.check(asks)
 
     def notes(self) -> list[str]:
-        """Of a penalty that multiplies rounding, or the rate, too far; of a `fold_every` without
+        """Of a penalty that multiplies rounding, or the rate, too far; of a `flush_every` without
         effect; and of a copy of theta.
         """
         zo, rule = self._zo, self._config.rule
@@ -149,13 +149,13 @@ class BackboneStep:
         return [note for note in notes if note]
 
     def _folding_note(self) -> str | None:
-        """What to say of a `fold_every` that was asked for; else None."""
+        """What to say of a `flush_every` that was asked for; else None."""
         evaluator = self._config.evaluator
-        usual = EvaluatorConfig.model_validate(evaluator.name).options.get("fold_every")
-        if (asked := evaluator.options.get("fold_every")) in (usual, 1):
+        usual = EvaluatorConfig.model_validate(evaluator.name).options.get("flush_every")
+        if (asked := evaluator.options.get("flush_every")) in (usual, 1):
             return None
         return (
-            f"method.evaluator.fold_every={asked} changes nothing: the first-order steps of an outer step look at the "
+            f"method.evaluator.flush_every={asked} changes nothing: the first-order steps of an outer step look at the "
             "weights, so that each update is written before the next one"
         )
 

@@ -41,7 +41,7 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     penalty: Penalty = 1.0
     """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it. The default
     `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
-    backbone_step: BackboneStepKind = "zeroth-order"
+    backbone_update: BackboneStepKind = "zeroth-order"
     """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
     optimizer: OptimizerName = "adam"
     """Optimiser of both adapters."""
@@ -104,7 +104,7 @@ class Bilevel(Method):
         self._batches_inner = context.batches(size, "D_p, inner", d_p)
         self._two = context.make(context.examples[:2])
 
-        move, penalty = config.backbone_step, config.penalty
+        move, penalty = config.backbone_update, config.penalty
         theta = self._theta = BackboneStep(config, context, config.name, move, penalty, size)  # before peft: see there
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
@@ -183,7 +183,7 @@ def split(context: TrainingContext, batch_size: int) -> tuple[list[Any], list[An
         raise ConfigError(
             f"D_f is a third of the {count} training examples, {third}, and D_p the other {rest}, but a batch "
             f"takes {batch_size} of each",
-            f"{lower}give at least {3 * batch_size} training examples, with task.sizes.train or more rows",
+            f"{lower}give at least {3 * batch_size} training examples, with task.split_sizes.train or more rows",
         )
     order = permutation(Key(context.seed, 0), "bilevel/split", count)
     d_f, d_p = ([context.examples[i] for i in part] for part in (order[:third], order[third:]))

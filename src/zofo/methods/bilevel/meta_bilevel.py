@@ -45,7 +45,7 @@ class MetaBilevelConfig(BilevelConfig):
     """Examples of a task in a batch."""
     tasks_per_step: int = Field(5, ge=1)
     """Tasks that are drawn for each outer step, by seed; all of them where there are fewer."""
-    adapters: Where = "cpu"
+    adapter_offload: Where = "cpu"
     """Where the adapters of the tasks lie that a step does not look at, with their optimisers: `cpu` or `disk`."""
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
@@ -120,7 +120,7 @@ class MetaBilevel(Method):
         self._number = min(config.tasks_per_step, len(self._tasks))
 
         theta = self._theta = BackboneStep(
-            config, context, config.name, config.backbone_step, config.penalty, config.batch_size
+            config, context, config.name, config.backbone_update, config.penalty, config.batch_size
         )  # before peft: see there
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
@@ -128,7 +128,7 @@ class MetaBilevel(Method):
         gradient = Gradient(self.model, self.counts)
         rates = config.lr_adapter, config.lr_lower
         self._pair = AdapterPair(self._adapters, context.objective, gradient, config.optimizer, *rates)
-        self._store = AdapterStore(config.adapters)
+        self._store = AdapterStore(config.adapter_offload)
         self._fresh = _copied(self._pair.state_dict())
         self._variant = BACKBONE
         self.score = self._score
@@ -263,7 +263,7 @@ def _tasks(context: TrainingContext, batch_size: int) -> list[_Task]:
     if len(each) < 2:
         raise ConfigError(
             f"method=meta-bilevel trains on several tasks, but there is {'one' if each else 'none'}",
-            "name some with task.tasks=[sst2,rte] or task.setting=FILE, or choose method=bilevel",
+            "name some with task.tasks=[sst2,rte] or task.metaicl_setting=FILE, or choose method=bilevel",
         )
     tasks = []
     for name, examples in each.items():

@@ -55,14 +55,14 @@ class SVRGConfig(ForwardOnlyConfig):
     """Examples of an anchor batch in one forward, which changes no result; by default `batch_size`."""
     anchor_directions: DirectionSharing | None = None
     """Who shares a direction in a full-batch step; by default as `directions`."""
-    pair: Literal["same", "independent", "full-batch", "as-released", "none"] = "same"
+    control_variate: Literal["same", "independent", "full-batch", "as-released", "none"] = "same"
     """Which directions a minibatch's two estimates have; the first is the method, the others are for comparison."""
     anneal: bool = False
-    """Divide both learning rates by `anneal_by` after an epoch whose mean loss is more than `anneal_above` times that
-    of the one before."""
-    anneal_above: float = Field(1.05, gt=0, allow_inf_nan=False)
+    """Divide both learning rates by `anneal_factor` after an epoch whose mean loss is more than `anneal_threshold`
+    times that of the one before."""
+    anneal_threshold: float = Field(1.05, gt=0, allow_inf_nan=False)
     """kappa of the annealing."""
-    anneal_by: float = Field(5.0, gt=1, allow_inf_nan=False)
+    anneal_factor: float = Field(5.0, gt=1, allow_inf_nan=False)
     """alpha of the annealing."""
 
     @field_validator("anchor_interval")
@@ -77,20 +77,21 @@ class SVRGConfig(ForwardOnlyConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> SVRGConfig:
-        if self.loss_spread:
+        if self.normalize_by_std:
             raise ConfigError(
-                f"method.loss_spread divides by the spread of one loss, but {self.name} adds three estimates",
-                "set method.loss_spread=false",
+                f"method.normalize_by_std divides by the spread of one loss, but {self.name} adds three estimates",
+                "set method.normalize_by_std=false",
             )
         own = [d for d in (self.directions, self.anchor_directions) if d not in (None, "shared")]
-        if self.pair == "full-batch" and own:
+        if self.control_variate == "full-batch" and own:
             raise ConfigError(
-                f"method.pair=full-batch takes the one direction of the anchor's gradient, but there are {own[0]} ones",
-                "set method.directions=shared and method.anchor_directions=null, or method.pair=same",
+                "method.control_variate=full-batch takes the one direction of the anchor's gradient, but there are "
+                f"{own[0]} ones",
+                "set method.directions=shared and method.anchor_directions=null, or method.control_variate=same",
             )
-        if self.anneal and self.pair == "none":
+        if self.anneal and self.control_variate == "none":
             raise ConfigError(
-                "method.anneal compares the losses of minibatch steps, which method.pair=none does not ask for",
+                "method.anneal compares the losses of minibatch steps, which method.control_variate=none has not got",
                 "set method.anneal=false",
             )
         self._refuse_rule()
@@ -99,19 +100,25 @@ class SVRGConfig(ForwardOnlyConfig):
     def _refuse_rule(self) -> None:
         """An anchor that is a sum of updates needs updates that are displacements, and so does a step of two."""
         rule, decay = self.rule.name, self.rule.options.get("weight_decay", 0)
-        released, displaced = self.pair == "as-released", self.uses_anchor and self.anchor == "displacement"
+        released, displaced = self.control_variate == "as-released", self.uses_anchor and self.anchor == "displacement"
         if not (released or displaced) or (RULES[rule].linear and not decay):
             return
         what = f"weight decay ({decay}) also shrinks theta" if decay else f"updates by {rule!r} are no displacements"
-        needs = "method.pair=as-released adds two updates" if released else "method.anchor=displacement undoes updates"
-        other = "method.pair=same" if released else "method.anchor=copy, which takes the weights' memory again,"
+        needs = (
+            "method.control_variate=as-released adds two updates"
+            if released
+            else "method.anchor=displacement undoes updates"
+        )
+        other = (
+            "method.control_variate=same" if released else "method.anchor=copy, which takes the weights' memory again,"
+        )
         instead = "method.rule.weight_decay=0" if decay else "method.rule=sgd"
         raise ConfigError(f"{needs}, but {what}", f"set {instead}, or {other}".rstrip(","))
 
     @property
     def uses_anchor(self) -> bool:
         """Whether any step asks for losses at the anchor."""
-        return self.anchor_interval > 1 and self.pair not in ("as-released", "none")
+        return self.anchor_interval > 1 and self.control_variate not in ("as-released", "none")
 
 
 class Annealing:
@@ -193,7 +200,7 @@ class SVRG(ForwardOnly):
             context.seed,
         )
         self._lr, self._lr_full = self._rates()
-        self._annealing = Annealing(self._batches.per_epoch, config.anneal_above, config.anneal_by)
+        self._annealing = Annealing(self._batches.per_epoch, config.anneal_threshold, config.anneal_factor)
         self._anchor: Anchor = DisplacedAnchor(zo.evaluator)
         if config.uses_anchor and config.anchor != "displacement":
             device = torch.device("cpu") if config.anchor == "offload" else None
@@ -212,7 +219,7 @@ class SVRG(ForwardOnly):
         if number % q == 0 or self._full is None:
             loss, coefficients, update = self._full_step(number)
         else:
-            batch = self._batches[number - number // q - 1] if self._config.pair != "none" else None
+            batch = self._batches[number - number // q - 1] if self._config.control_variate != "none" else None
             loss, coefficients, update = self._mini_step(number, batch, self._full)
             if self._config.anneal:
                 self._annealing.observe(loss)
@@ -249,9 +256,9 @@ class SVRG(ForwardOnly):
 
     def _mini_step(self, number: int, batch: Any, full: Estimate) -> tuple[float, dict[str, float], Update]:
         """See the class for what each kind of pair does."""
-        if self._config.pair == "none":
+        if self._config.control_variate == "none":
             return full.loss, {"lr": self._lr * self._annealing.factor}, self._update(full, self._lr)
-        if self._config.pair == "as-released":
+        if self._config.control_variate == "as-released":
             here, there, update = self._as_released(number, batch, full)
         else:
             here, there, update = self._with_anchor(number, batch, full)
@@ -271,7 +278,7 @@ class SVRG(ForwardOnly):
 
     def _along(self, number: int) -> tuple[list[Direction], list[Direction]]:
         """The directions at theta, and at the anchor."""
-        zo, pair = self._zo, self._config.pair
+        zo, pair = self._zo, self._config.control_variate
         if pair == "full-batch":
             number = self._anchored
         return zo.directions(number), zo.directions(number, after=1 if pair == "independent" else 0)
@@ -323,7 +330,7 @@ class SVRG(ForwardOnly):
 
     def steps_within(self, queries: int) -> int:
         full, rest = self.queries_per_step, self._config.anchor_interval - 1
-        mini = 0 if self._config.pair == "none" else 2 * self._zo.points * self._config.batch_size
+        mini = 0 if self._config.control_variate == "none" else 2 * self._zo.points * self._config.batch_size
         rounds, left = divmod(queries, full + rest * mini)
         if left < full:
             return rounds * (rest + 1)

@@ -28,7 +28,7 @@ class ZOSVRGConfig(SVRGConfig):
 
     @model_validator(mode="after")
     def _one_rate(self) -> ZOSVRGConfig:
-        for option, value, only in (("lr_full", self.lr_full, None), ("pair", self.pair, "same")):
+        for option, value, only in (("lr_full", self.lr_full, None), ("control_variate", self.control_variate, "same")):
             if value != only:
                 raise ConfigError(
                     f"method=zo-svrg has one learning rate and one kind of pair, but method.{option} is {value!r}",

@@ -1,0 +1,108 @@
+"""Keys that once had another name: read where a file of an older version has them, and told to whoever types one.
+
+A configuration that is given must have today's keys. What a run, a trajectory or a patch has recorded is read with
+either name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+OF_RUNS = {
+    "start": "init_from",
+    "run": "output_dir",
+    "task.demonstrations": "task.num_fewshot",
+    "task.demonstration_sets": "task.fewshot_sampling",
+    "task.sizes": "task.split_sizes",
+    "task.shots": "task.train_examples_per_label",
+    "task.setting": "task.metaicl_setting",
+    "task.unseen": "task.held_out_tasks",
+    "training.queries": "training.max_queries",
+    "training.eval_every": "training.eval_steps",
+    "training.evaluations": "training.num_evals",
+    "training.test": "training.eval_on_test",
+    "training.non_finite": "training.on_non_finite",
+    "training.most_skips": "training.max_consecutive_skips",
+    "training.checkpoint_every": "training.save_steps",
+    "training.checkpoint_keep": "training.save_total_limit",
+    "training.checkpoint_failure": "training.on_save_error",
+    "method.select": "method.trainable",
+    "method.layers": "method.trainable",
+    "method.loss_spread": "method.normalize_by_std",
+    "method.pair": "method.control_variate",
+    "method.anneal_above": "method.anneal_threshold",
+    "method.anneal_by": "method.anneal_factor",
+    "method.backbone_step": "method.backbone_update",
+    "method.adapters": "method.adapter_offload",
+    "method.evaluator.fold_every": "method.evaluator.flush_every",
+    "method.noise.factors": "method.noise.factor_distribution",
+    "method.mask.share": "method.mask.density",
+    "method.mask.every": "method.mask.refresh_every",
+    "method.mask.blocks": "method.mask.num_blocks",
+    "method.adapter.tokens": "method.adapter.num_virtual_tokens",
+    "method.adapter.start": "method.adapter.init",
+}
+"""Keys of the configuration of a run, dotted."""
+
+OF_TASK_FILES = {"also": "extra_metrics", "optional": "optional_columns"}
+"""Keys of a task file."""
+
+_OF_STUDIES = {
+    "base": "defaults",
+    "evaluations": "num_evals",
+    "seeded": "seed_keys",
+    "starts": "pretraining",
+    "reference": "baseline",
+    "contrast": "contrast_axis",
+    "measure": "split",
+    "by": "metric",
+    "setting_of": "tuned_by",
+}
+_OF_RECIPES = {"over": "extends", "needs": "requires", "row": "table_row", "grid": "search_space"}
+_ANYWHERE = {**_OF_STUDIES, **_OF_RECIPES, **OF_TASK_FILES, "start": "init_from"}
+
+
+def name_now(key: str) -> str | None:
+    """What a key is called now.
+
+    Args:
+        key: dotted, as a file or the command line has it.
+
+    Returns:
+        The last part of its name of today; None for a key that never had another.
+    """
+    return OF_RUNS.get(key, _ANYWHERE.get(key.rpartition(".")[2], "")).rpartition(".")[2] or None
+
+
+def run_as_now(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run that an older version has recorded, with the keys of today."""
+    made = _renamed(tree, "")
+    method = made.get("method")
+    if isinstance(method, dict) and method.get("parameters") == "partial":  # which `trainable` says alone
+        made["method"] = {**method, "parameters": "all"}
+    return made
+
+
+def method_as_now(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a method that an older version has recorded, such as the header of a trajectory."""
+    return _renamed(tree, "method.")
+
+
+def task_as_now(content: Any) -> Any:
+    """A task that an older version has recorded, with the keys of today; what is no task is left to be refused."""
+    if not isinstance(content, Mapping):
+        return content
+    return {OF_TASK_FILES.get(key, key): value for key, value in content.items()}
+
+
+def _renamed(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = OF_RUNS.get(f"{where}{key}")
+        value = _renamed(value, f"{where}{key}.") if isinstance(value, Mapping) else value
+        if name is None:
+            made[key] = value
+        elif value is not None or name.rpartition(".")[2] not in made:  # `select` and `layers` are one key now
+            made[name.rpartition(".")[2]] = value
+    return made
