@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from conftest import build_tokenizer
 from zofo.errors import DataError, ModelError
-from zofo.tasks import Example, encode, encode_masked, encode_texts, refuse_unknown_tokens
+from zofo.tasks import Example, check_token_ids, encode, encode_masked, encode_texts
 from zofo.training.preview import token_notes
 
 REVIEW = "the film is a joy from start to finish ."
@@ -285,13 +285,13 @@ def test_a_token_that_the_model_has_no_embedding_for_is_named(tokenizer):
     own.add_tokens(["<sep>"])
     examples = [Example("a joy", (" yes",), (0,)), Example("a <sep> joy", (" yes",), (0,), where="train.jsonl:7")]
     encoded = encode(own, examples)
-    refuse_unknown_tokens(encoded, own, size + 1)
+    check_token_ids(encoded, own, size + 1)
     with pytest.raises(DataError, match=rf"train.jsonl:7: the text holds the token '<sep>' \({size}\)") as caught:
-        refuse_unknown_tokens(encoded, own, size)
+        check_token_ids(encoded, own, size)
     assert f"the model has {size} embeddings; 1 of 2 rows" in caught.value.message
     head = encode_texts(own, [Example("", ("a", "b"), texts=("a <sep>",), where="train.jsonl:7")])
     with pytest.raises(DataError, match=r"train.jsonl:7"):
-        refuse_unknown_tokens(head, own, size)
+        check_token_ids(head, own, size)
 
 
 def test_an_end_that_the_tokenizer_does_not_have_is_refused():

@@ -19,7 +19,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError, ModelError
 from zofo.models import Head, ModelConfig, head_of, load_model, load_tokenizer
 from zofo.models.heads import complete_head, default_head, is_encoder
-from zofo.models.padding_check import refuse_unfit_for_scoring
+from zofo.models.padding_check import check_fit_for_scoring
 from zofo.noise import Gaussian
 
 CLASSES: dict[Head, type] = {
@@ -339,12 +339,12 @@ UNFIT = {
 @pytest.mark.parametrize("kind", [*DECODERS, "gemma2", "gemma3", "phi", *FIT])
 def test_models_that_score_padded_rows_alike_pass(kind, dtype):
     model = build(FIT[kind]) if kind in FIT else build_model(kind, 90)
-    refuse_unfit_for_scoring(model.to(dtype), 0, kind)
+    check_fit_for_scoring(model.to(dtype), 0, kind)
 
 
 @pytest.mark.parametrize(("vocabulary", "pad"), [(2, 0), (3, 2), (20, 7), (50000, 25000)])
 def test_any_vocabulary_will_do(vocabulary, pad):
-    refuse_unfit_for_scoring(build_model("gpt2", vocabulary), pad, "gpt2")
+    check_fit_for_scoring(build_model("gpt2", vocabulary), pad, "gpt2")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -353,7 +353,7 @@ def test_a_model_whose_scores_change_with_padding_is_refused(kind):
     model = build(UNFIT[kind])
     for dtype in (torch.float32, torch.bfloat16)[: 1 if kind == "roformer" else 2]:  # whose change is small
         with pytest.raises(ModelError) as error:
-            refuse_unfit_for_scoring(model.to(dtype), 0, kind)
+            check_fit_for_scoring(model.to(dtype), 0, kind)
         name = type(model).__name__
         assert error.value.message == f"{kind!r} is a {name}, whose scores change when a row is padded on the left"
         assert "positions" in error.value.hint
@@ -372,11 +372,11 @@ def test_a_forward_that_fails_or_overflows():
 
     model = build_model("llama", 90)
     model.lm_head.weight.data.fill_(torch.inf)
-    refuse_unfit_for_scoring(model, 0, "infinite")  # a loss that is not finite has an error of its own
+    check_fit_for_scoring(model, 0, "infinite")  # a loss that is not finite has an error of its own
     with torch.random.fork_rng():
         broken = Broken(model.config)
     with pytest.raises(ModelError) as error:
-        refuse_unfit_for_scoring(broken, 0, "x")
+        check_fit_for_scoring(broken, 0, "x")
     assert error.value.message == "'x' is a Broken, which cannot score a padded row: no such kernel"
 
 
@@ -400,7 +400,7 @@ def test_an_encoder_that_decodes_is_one(saved, refused):
 def test_a_model_that_looks_ahead_is_found_without_its_configuration():
     model = build_model("bert", 90)
     with pytest.raises(ModelError) as error:
-        refuse_unfit_for_scoring(model, 0, "tiny")
+        check_fit_for_scoring(model, 0, "tiny")
     assert error.value.message.startswith("'tiny' is a BertLMHeadModel, whose tokens see those after them")
     assert "model.head=masked-lm" in error.value.hint
 

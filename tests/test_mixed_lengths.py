@@ -9,7 +9,7 @@ from conftest import build_tokenizer, review_rows, write_rows
 from tiny_architectures import build_tiny
 from zofo.errors import ModelError
 from zofo.models.loading import quiet_transformers
-from zofo.models.padding_check import refuse_mixed_lengths
+from zofo.models.padding_check import check_mixed_lengths
 from zofo.training import load_material, read_config
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def refuse(model, lengths, longest=None, head="causal-lm"):
     generator = torch.Generator().manual_seed(1)
     rows = [torch.randint(3, 300, (tokens,), generator=generator).tolist() for tokens in lengths]
-    refuse_mixed_lengths(model, 0, "tiny", head, rows, longest or max(lengths))
+    check_mixed_lengths(model, 0, "tiny", head, rows, longest or max(lengths))
 
 
 def build(kind, settings, head="causal"):

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from zofo.errors import RunError
-from zofo.filesystem import new_folder, real, refuse_special, refuse_taken_file
+from zofo.filesystem import check_file_not_taken, check_not_special, new_folder, real
 from zofo.training import RunFolder, read_config
 from zofo.training.metrics_file import metrics_lines
 from zofo.training.resume import new_folder as new_run
@@ -49,13 +49,13 @@ def test_nor_is_it_in_a_run(tmp_path, name):
 def test_files_folders_and_what_is_not_there_are_left_to_their_readers(tmp_path):
     (tmp_path / "file").touch()
     for place in ("file", "nothing", "."):
-        refuse_special(tmp_path / place)
+        check_not_special(tmp_path / place)
 
 
 def test_a_pipe_is_not_written_over(pipe):
     for force in (True, False):
         with pytest.raises(RunError, match="a folder, a pipe or a device"):
-            refuse_taken_file(pipe, force)
+            check_file_not_taken(pipe, force)
     assert pipe.is_fifo()
 
 

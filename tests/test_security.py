@@ -37,7 +37,7 @@ from zofo.studies import read_study
 from zofo.tasks import load_task
 from zofo.training import RunFolder, predict, read_config, train
 from zofo.training.checkpoint import Checkpoints, damage_of
-from zofo.training.restore import refuse_strange_adapter
+from zofo.training.restore import check_run_adapter
 from zofo.training.resume import new_folder
 
 SOURCE = Path(zofo.__file__).parent
@@ -298,7 +298,7 @@ def test_what_peft_itself_sets_for_some_models_is_no_strange_adapter(copied):
     pattern = next((value for value in by_model.values() if isinstance(value, str)), None)
     run = copied("adapter")
     adapter_with(run, base_model_name_or_path="/deep" * 100, **({} if pattern is None else {"target_modules": pattern}))
-    refuse_strange_adapter(run.path / "adapter", run.config.method)
+    check_run_adapter(run.path / "adapter", run.config.method)
 
 
 @pytest.mark.parametrize("whose", [FirstOrder, LoraAdapters])
@@ -306,9 +306,9 @@ def test_an_adapter_of_the_users_own_code_is_not_looked_at(copied, monkeypatch, 
     run = copied("adapter")
     adapter_with(run, peft_type="VERA")
     with pytest.raises(RunError, match="VERA"):
-        refuse_strange_adapter(run.path / "adapter", run.config.method)
+        check_run_adapter(run.path / "adapter", run.config.method)
     monkeypatch.setattr(whose, "__module__", "mine")
-    refuse_strange_adapter(run.path / "adapter", run.config.method)
+    check_run_adapter(run.path / "adapter", run.config.method)
 
 
 def test_an_adapter_with_options_of_a_newer_peft_is_one_message(copied, model_folder):

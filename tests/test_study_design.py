@@ -13,7 +13,7 @@ from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.overrides import get_by_path, merge_trees
 from zofo.studies import read_study
 from zofo.training import TrainingConfig
-from zofo.yaml_loader import refuse_repeated_keys
+from zofo.yaml_loader import check_unique_keys
 
 TOY = {
     "about": "Which is better?",
@@ -444,7 +444,7 @@ def test_a_key_that_another_one_brings_along_is_no_repetition(read):
 
 def test_packaged_studies_have_no_key_twice():
     for path in Path(studies.__file__).parent.glob("files/*.yaml"):
-        refuse_repeated_keys(path.read_text(encoding="utf-8"))
+        check_unique_keys(path.read_text(encoding="utf-8"))
 
 
 def test_final_runs_of_every_setting_are_configured_at_once(read):

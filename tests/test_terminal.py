@@ -14,7 +14,7 @@ from rich.table import Table
 from conftest import write_rows
 from zofo.cli import main
 from zofo.cli.terminal import Terminal, escaped, guarded_streams
-from zofo.errors import OutOfMemoryError, ZofoError, of_system, refuse_out_of_memory
+from zofo.errors import OutOfMemoryError, ZofoError, of_system, raise_if_out_of_memory
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202eevil\u2066\x7f\x00[red]x[/red] :warning: \udc80"
 SHOWN = r"\x1b[2J\x1b]0;owned\x07\r\x9b31m\u202eevil\u2066\x7f\x00[red]x[/red] :warning: \udc80"
@@ -210,7 +210,7 @@ def test_memory_that_runs_out_is_one_message(monkeypatch, capsys, error):
 def test_other_errors_are_not_called_memory():
     for error in (RuntimeError("a bug"), ValueError("out of memory"), KeyError("x")):
         assert of_system(error) is None
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
     assert isinstance(of_system(MemoryError()), OutOfMemoryError)
 
 

@@ -17,7 +17,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, field_validator, model_validator
 
 from zofo.errors import ConfigError, RunError, advice, nearest, truncate_repr
-from zofo.filesystem import refuse_special
+from zofo.filesystem import check_not_special
 from zofo.registry import Registry
 from zofo.retired_keys import name_now
 from zofo.yaml_loader import is_lost
@@ -160,7 +160,7 @@ def read_json_object(path: Path, error: type[RunError] = RunError) -> dict[str, 
         RunError: of the kind that is given: it cannot be read, or holds something else.
     """
     try:
-        refuse_special(path)
+        check_not_special(path)
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
         raise error(f"cannot read {str(path)!r}: {problem}", advice(getattr(problem, "errno", None))) from problem

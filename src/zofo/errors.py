@@ -142,7 +142,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(text in str(error).lower() for text in _OF_MEMORY)
 
 
-def refuse_out_of_memory(error: BaseException) -> None:
+def raise_if_out_of_memory(error: BaseException) -> None:
     """Raises OutOfMemoryError for an error that means it: then nothing is known of what was being read or run."""
     if out_of_memory(error):
         raise OutOfMemoryError(
@@ -180,7 +180,7 @@ def advice(number: int | None) -> str | None:
 def of_system(error: BaseException) -> ZofoError | None:
     """An error of the system, or memory that ran out, as a message; None for any other error."""
     try:
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
     except OutOfMemoryError as found:
         return found
     if not isinstance(error, OSError) or error.errno is None:

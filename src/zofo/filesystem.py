@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from zofo.errors import RunError, advice
 
 
-def refuse_special(path: Path) -> None:
+def check_not_special(path: Path) -> None:
     """Raises OSError for a pipe, a socket or a device, which may never begin or never end."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", str(path))
@@ -205,12 +205,12 @@ def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iter
     Raises:
         RunError: there is something and `force` is not set, or it cannot be written; then all is as it was.
     """
-    refuse_taken(path, force, apart_from)
+    check_not_taken(path, force, apart_from)
     given, path = path, real(path)
     part = path.with_name(f".{path.name}.part")
     try:
         _put_back(path)
-        refuse_taken(given, force, apart_from)
+        check_not_taken(given, force, apart_from)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
@@ -286,7 +286,7 @@ def _gone(path: Path) -> Path:
     return path.with_name(f".{path.name}.zofo-gone")
 
 
-def refuse_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
+def check_not_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
     """Raises RunError for a place that may not be written; see `new_folder`."""
     own = real(path)
     if own.is_symlink():
@@ -310,7 +310,7 @@ def refuse_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> No
         raise RunError(f"{str(path)!r} is a file, not a folder", "choose another name")
 
 
-def refuse_taken_file(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
+def check_file_not_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
     """The same for a file that will be written."""
     for other in apart_from:
         if real(other) in real(path).parents:

@@ -10,7 +10,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from zofo.errors import ConfigError, error_context
-from zofo.filesystem import refuse_special
+from zofo.filesystem import check_not_special
 
 
 def read_yaml(path: Path) -> Any:
@@ -20,7 +20,7 @@ def read_yaml(path: Path) -> Any:
         ConfigError: it cannot be read, is not YAML, or gives a key twice.
     """
     try:
-        refuse_special(path)
+        check_not_special(path)
         text = path.read_text(encoding="utf-8")
         content = parse_yaml(text)
     except OSError as error:
@@ -28,7 +28,7 @@ def read_yaml(path: Path) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     with error_context(str(path)):
-        refuse_repeated_keys(text)
+        check_unique_keys(text)
     return content
 
 
@@ -47,7 +47,7 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        _refuse_bomb(node, {})
+        _count_values(node, {})
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -72,11 +72,11 @@ class _Bounded(yaml.SafeLoader):
         if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
             raise ValueError(f"it holds a number of {len(node.value)} characters")
         if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
-            _refuse_second_reading(node.value)
+            _check_plain_number(node.value)
         return node
 
 
-def _refuse_second_reading(number: str) -> None:
+def _check_plain_number(number: str) -> None:
     """ValueError for a number that YAML 1.1 reads otherwise than people do: in base 60 or 8, or as 0."""
     base = "base 60" if ":" in number else "base 8" if re.fullmatch(r"[-+]?0[0-7_]+", number) else None
     if base:
@@ -88,7 +88,7 @@ def _refuse_second_reading(number: str) -> None:
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def _refuse_bomb(node: yaml.Node, known: dict[int, int]) -> int:
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values there are; ValueError for too many, as references to references make them, or without end."""
     if not isinstance(node, yaml.CollectionNode):
         return 1
@@ -96,7 +96,7 @@ def _refuse_bomb(node: yaml.Node, known: dict[int, int]) -> int:
         known[id(node)] = _MOST  # until it is known: what holds itself has no end
         pairs = isinstance(node, yaml.MappingNode)
         parts = [part for pair in node.value for part in pair] if pairs else node.value
-        known[id(node)] = 1 + sum(_refuse_bomb(part, known) for part in parts)
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
     if known[id(node)] >= _MOST:
         raise ValueError("its references make it larger than any configuration")
     return known[id(node)]
@@ -111,7 +111,7 @@ def is_lost(text: str) -> bool:
         return False
 
 
-def refuse_repeated_keys(text: str) -> None:
+def check_unique_keys(text: str) -> None:
     """Find a key that is given twice in the same group.
 
     Args:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from zofo.config import PartConfig, named
-from zofo.errors import ConfigError, ZofoError, refuse_out_of_memory
+from zofo.errors import ConfigError, ZofoError, raise_if_out_of_memory
 from zofo.models import save_tensors
 from zofo.models.heads import is_classifier
 from zofo.registry import Registry
@@ -178,7 +178,7 @@ class AdapterConfig(PartConfig):
 
 def cannot_be_attached(adapter: str, error: Exception, hint: str) -> Exception:
     """What to say of an adapter that peft, or the model, has no place for; memory that ran out is said to be that."""
-    refuse_out_of_memory(error)
+    raise_if_out_of_memory(error)
     if isinstance(error, ZofoError):
         return error
     first = (str(error).strip() or "nothing more").splitlines()[0][:200]

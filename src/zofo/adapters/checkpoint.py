@@ -11,7 +11,7 @@ from typing import Any
 from zofo.adapters.base import carries_adapters, quiet_peft
 from zofo.adapters.virtual_token_hooks import inject
 from zofo.config import read_json_object
-from zofo.errors import RunError, as_ascii, first_line, printable, refuse_out_of_memory
+from zofo.errors import RunError, as_ascii, first_line, printable, raise_if_out_of_memory
 from zofo.models import load_tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -37,7 +37,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             raise RunError(f"{str(folder)!r} is no adapter folder: it has no {name}")
     if carries_adapters(model):
         raise RunError("the model carries an adapter already", "load the model again")
-    refuse_unknown_options(read_json_object(folder / CONFIG), f"the adapter in {str(folder)!r}")
+    check_known_options(read_json_object(folder / CONFIG), f"the adapter in {str(folder)!r}")
     load_tensors(folder / TENSORS)  # refuses what peft would not say, or would take
     try:
         with quiet_peft(), warnings.catch_warnings():
@@ -45,7 +45,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # which stay as they are drawn
             loaded: Any = peft.PeftModel.from_pretrained(model, str(folder))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, UserWarning) as error:
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
         raise RunError(f"{folder}: not an adapter of this model: {printable(first_line(error))}") from error
     if loaded.active_peft_config.is_prompt_learning:
         model.prompt_encoder = loaded.prompt_encoder
@@ -54,7 +54,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     return loaded
 
 
-def refuse_unknown_options(content: Mapping[str, Any], adapter: str = "the adapter") -> None:
+def check_known_options(content: Mapping[str, Any], adapter: str = "the adapter") -> None:
     """Refuse the configuration of an adapter that sets options which this version of peft does not have.
 
     peft itself leaves them out, and loads another adapter than was saved. Those that are empty (null, false, 0) change

@@ -59,7 +59,7 @@ class PrefixAdapters(PeftAdapters):
     ) -> None:
         import peft
 
-        _refuse_encoders(model, "prefix")
+        _check_causal(model, "prefix")
         first = _activations(
             model, num_virtual_tokens, seed
         )  # which shows what shape the model's keys and values have, too
@@ -99,7 +99,7 @@ class PromptAdapters(PeftAdapters):
     def __init__(self, model: Any, names: Sequence[str], seed: int, num_virtual_tokens: Tokens = 10) -> None:
         import peft
 
-        _refuse_encoders(model, "prompt")
+        _check_causal(model, "prompt")
         with torch.no_grad():
             first = model.get_input_embeddings()(_random_words(model, num_virtual_tokens, seed))[0]
         shape = peft.PromptTuningConfig(
@@ -110,7 +110,7 @@ class PromptAdapters(PeftAdapters):
         inject(model, self._peft)
 
 
-def _refuse_encoders(model: Any, adapter: str) -> None:
+def _check_causal(model: Any, adapter: str) -> None:
     config = model.config.to_dict()
     if is_encoder(config) or config.get("is_encoder_decoder") or getattr(model, "_is_stateful", False):
         raise ConfigError(

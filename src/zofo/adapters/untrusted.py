@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from zofo.adapters.base import quiet_peft
-from zofo.adapters.checkpoint import load_adapter, refuse_unknown_options
+from zofo.adapters.checkpoint import check_known_options, load_adapter
 from zofo.adapters.merging import adapter_content, merge_attached
 from zofo.errors import RunError, as_ascii, printable
 
@@ -114,12 +114,12 @@ def check_untrusted_adapter(folder: Path) -> Mapping[str, torch.Tensor]:
         RunError: as `load_strange_adapter`, but for what depends on the model.
     """
     content = adapter_content(folder)
-    _refuse_options(content)
+    _check_options(content)
     try:
         tensors: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise RunError(f"the adapter's tensors cannot be read: {printable(str(error))}") from error
-    _refuse_tensors(content, tensors)
+    _check_tensors(content, tensors)
     return tensors
 
 
@@ -128,13 +128,13 @@ def can_name_a_tensor(name: str) -> bool:
     return len(name) <= _LONGEST and _TENSOR.fullmatch(name) is not None
 
 
-def _refuse_options(content: Mapping[str, Any]) -> None:
+def _check_options(content: Mapping[str, Any]) -> None:
     import peft
 
     kind = content.get("peft_type")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise RunError(f"the adapter is of the kind {as_ascii(kind)}, which zofo does not make")
-    refuse_unknown_options(content)
+    check_known_options(content)
     checks = {**_ALWAYS, **_KINDS[kind]}
     usual = {
         "LORA": peft.LoraConfig,
@@ -148,7 +148,7 @@ def _refuse_options(content: Mapping[str, Any]) -> None:
             raise RunError(f"the adapter sets {as_ascii(name)} to {as_ascii(value)}, which zofo's adapters never do")
 
 
-def _refuse_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_tensors(content: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """Sizes in the configuration are allocated before a tensor is read, so each must be that of a tensor."""
     if not tensors:
         raise RunError("the adapter holds no tensors")

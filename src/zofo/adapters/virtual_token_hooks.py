@@ -53,7 +53,7 @@ class VirtualTokens:
             self._prompt(model, inputs, rows, count)
         else:
             _count_in_mask(inputs, count)
-        _refuse_long_rows(model, inputs, length, count)
+        _check_row_lengths(model, inputs, length, count)
         return (), inputs
 
     def _prompt(self, model: Any, inputs: Inputs, rows: int, count: int) -> None:
@@ -125,7 +125,7 @@ def _padded_left(
     return moved, mask.gather(1, source), None if positions is None else positions.gather(1, source)
 
 
-def _refuse_long_rows(model: Any, inputs: Inputs, length: int, count: int) -> None:
+def _check_row_lengths(model: Any, inputs: Inputs, length: int, count: int) -> None:
     """Raises ConfigError for rows that leave no room for the virtual tokens."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")

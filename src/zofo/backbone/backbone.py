@@ -46,7 +46,7 @@ class Update:
         """The newest of its keys, which names the bits of stochastic rounding."""
         return max(self.displacement, default=None)
 
-    def refuse_non_finite(self) -> None:
+    def check_finite(self) -> None:
         """Raises NonFiniteError for a coefficient that is not finite in float32."""
         for key, coefficient in self.displacement.items():
             if not abs(coefficient) < _LARGEST:
@@ -159,7 +159,7 @@ class Backbone:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
         stochastic = isinstance(update, Update)
         update = update if isinstance(update, Update) else Update(update)
-        update.refuse_non_finite()
+        update.check_finite()
         home = -leaving if leaving is not None else Displacement()
         nothing = not len(home) and not len(update.displacement) and not update.decay_factor
         if nothing and update.dense_update_fn is None:  # an elementwise rule moves by what it remembers, too

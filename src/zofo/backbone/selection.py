@@ -107,7 +107,7 @@ def movable(
                 f"{name!r} holds {parameter.dtype} numbers, which a direction cannot be added to",
                 f"load the model without quantisation, or {leaving_out(name)}",
             )
-    refuse_overlap(moving)
+    check_separate_tensors(moving)
     return moving, frozen
 
 
@@ -117,7 +117,7 @@ def named_by(names: Sequence[str], patterns: Sequence[str] | None) -> frozenset[
     return frozenset(matching(names, asking) if asking else ())
 
 
-def refuse_overlap(tensors: dict[str, nn.Parameter]) -> None:
+def check_separate_tensors(tensors: dict[str, nn.Parameter]) -> None:
     """Refuse tensors that cannot be moved each by itself.
 
     Raises:

@@ -50,7 +50,7 @@ class Theta:
             NonFiniteError: a coefficient that is not finite; nothing was updated.
             ModelError: an earlier sweep was interrupted in the middle.
         """
-        update.refuse_non_finite()
+        update.check_finite()
         self.log.on_update(update)
         if self.flush_every > 1 and update.dense_update_fn is None and not update.decay_factor:
             self.pending = self.pending + update.displacement

@@ -25,7 +25,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     from zofo.errors import ZofoError, of_system
 
     try:
-        _refuse_lost_folder()
+        _check_working_folder()
         from zofo.cli.app import app  # takes seconds, in which there may be Ctrl-C or no memory
 
         app(arguments)
@@ -46,7 +46,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _refuse_lost_folder() -> None:
+def _check_working_folder() -> None:
     """Raises ZofoError where the working folder has been removed: libraries below fail in it, some without a word."""
     from zofo.errors import ZofoError
 

@@ -93,7 +93,7 @@ class Estimator(ABC):
         Raises:
             NonFiniteError: a loss is not a finite number; it is named with its point and key.
         """
-        self._refuse_non_finite(directions, losses)
+        self._check_finite(directions, losses)
         exact = losses.cpu().double()  # few numbers; not every device has float64
         slopes = self.slopes(exact)
         examples = exact.shape[1]
@@ -126,7 +126,7 @@ class Estimator(ABC):
         rounding = torch.finfo(torch.float32).eps * losses.abs().max().item() / self.epsilon
         return spread if spread > rounding else 0.0
 
-    def _refuse_non_finite(self, directions: Sequence[Direction], losses: torch.Tensor) -> None:
+    def _check_finite(self, directions: Sequence[Direction], losses: torch.Tensor) -> None:
         bad = (~torch.isfinite(losses)).nonzero()
         if not len(bad):
             return

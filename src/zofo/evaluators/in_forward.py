@@ -265,7 +265,7 @@ class InForward(Evaluator):
             self._checking, self._layout.uses, self._only = False, None, None
         self._tried = self._tried or 0
 
-    def _refuse_past(self, name: str, operation: str, written: bool) -> None:
+    def _check_bypass(self, name: str, operation: str, written: bool) -> None:
         """A selected tensor that the model reads past `PerturbedForward` is an error: a view or a copy that it holds,
         scripted code, a function that torch does not hand on.
         """
@@ -283,7 +283,7 @@ class InForward(Evaluator):
         examples = batch_protocol.row_examples(batch)
         keys = [[Key(_CHECK_SEED, i, e) for e in range(batch_protocol.size(batch))] for i in range(1 if far else 2)]
         points = [[Displacement({key: size}) for key in each] for each in keys]
-        watching = ParameterTracker([(name, p) for p, name in self._parameters], self._refuse_past)
+        watching = ParameterTracker([(name, p) for p, name in self._parameters], self._check_bypass)
         with explaining("run with carried terms"), nullcontext() if far else watching:
             together, seen = self._logged(objective, batch, points)
         if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow number type may overflow

@@ -100,7 +100,7 @@ class LowRankTerms:
         version = None if x.is_inference() else x._version  # an inference tensor does not tell whether it was changed
         again = self._x is not None and self._x[0] is x and self._x[1] == version is not None
         if self._wary:
-            self._refuse_changed(x, name, again)
+            self._check_unchanged(x, name, again)
         if not again or matrix not in self._ahead:
             self._run = [*self._run, matrix] if again else [matrix]
             if self._run[0] not in self._siblings or len(self._run) > len(self._siblings[self._run[0]]):
@@ -109,7 +109,7 @@ class LowRankTerms:
             self._x, self._ahead = (x, version), self._thin(x.reshape(-1, x.shape[-1]), together)
         return self._widened(self._ahead.pop(matrix), name, 1 if transposed else 0)
 
-    def _refuse_changed(self, x: torch.Tensor, name: str, again: bool) -> None:
+    def _check_unchanged(self, x: torch.Tensor, name: str, again: bool) -> None:
         if again and self._copy is not None and not _same(self._copy, x):
             raise EvaluatorError(
                 f"the model changes what {self._run[-1][0]!r} was multiplied by before {name!r} is multiplied by it, "

@@ -14,7 +14,7 @@ from zofo.backbone import Backbone, leaving_out
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
 from zofo.evaluators.base import Objective
-from zofo.evaluators.parameter_use import look, refuse_changing
+from zofo.evaluators.parameter_use import check_same_use, look
 from zofo.evaluators.row_layout import Use
 
 _LARGE = 1 << 26  # entries
@@ -52,7 +52,7 @@ def check_by_itself(
             f"{type(model).__name__} cannot be run on the first examples, with or without directions: {reason(error)}",
             "run objective(model, batch) by itself, and mend what it says",
         ) from error
-    refuse_changing(looks[0], looks[1], dict.fromkeys(name for name, _ in parameters))
+    check_same_use(looks[0], looks[1], dict.fromkeys(name for name, _ in parameters))
     first, second = losses
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for _, parameter in parameters)
     if ((first - second).abs() > (_SAME_HALF if half else _SAME) * first.abs().mean()).any():

@@ -222,7 +222,7 @@ def _joined(start: str, child: str, rest: str) -> str:
     return f"{start}{child}.{rest}" if rest else f"{start}{child}"
 
 
-def refuse_changing(looked: Looked, again: Looked, selected: Iterable[str]) -> None:
+def check_same_use(looked: Looked, again: Looked, selected: Iterable[str]) -> None:
     """Refuse a model that writes selected tensors itself, or keeps what it made of them.
 
     Args:

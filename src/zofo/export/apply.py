@@ -12,10 +12,10 @@ from zofo.adapters import can_merge, load_strange_adapter
 from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError, RunError, error_context
 from zofo.export.patch import Base, Patch
 from zofo.export.run_metrics import EVALUATED, unscored
-from zofo.export.save_pretrained import refuse_non_finite, save_model
-from zofo.filesystem import new_folder, refuse_taken
+from zofo.export.save_pretrained import check_finite, save_model
+from zofo.filesystem import check_not_taken, new_folder
 from zofo.models import LoadedModel, load_model
-from zofo.training.identity import model_identity, refuse_changes
+from zofo.training.identity import check_unchanged, model_identity
 from zofo.training.restore import restore_weights
 
 
@@ -93,7 +93,7 @@ def apply_patch(
     """
     patch = Patch.read(file)
     read = [Path(base)] if Path(base).is_dir() else []
-    refuse_taken(out, force, read)
+    check_not_taken(out, force, read)
     with tempfile.TemporaryDirectory(prefix="zofo-patch-") as temporary:
         adapter = Path(temporary) / "adapter"
         with error_context(repr(str(file)), RunError):
@@ -102,7 +102,7 @@ def apply_patch(
         try:
             same = _replay(loaded, patch, folded, Path(temporary))
             merged = not patch.adapter or _attached(loaded, adapter)
-            refuse_non_finite(loaded.model)
+            check_finite(loaded.model)
         except (ConfigError, ModelError, NonFiniteError) as error:
             raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
     with new_folder(out, force, read) as folder:
@@ -124,7 +124,7 @@ def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code
             f"{_named(base, config.revision)} has {found.model_hash}",
             hint,
         )
-    refuse_changes(wanted.known, found, repr(str(file)), {"": hint}, model=base, verb="belongs to", error=PatchError)
+    check_unchanged(wanted.known, found, repr(str(file)), {"": hint}, model=base, verb="belongs to", error=PatchError)
     return loaded
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from zofo.errors import PatchError, first_line
-from zofo.filesystem import refuse_special
+from zofo.filesystem import check_not_special
 
 VERSION = 3
 _OLD_MAGIC, _OLD_FRAME = b"ZOFOPTCH", struct.Struct("<8sII32s")
@@ -46,7 +46,7 @@ def unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         PatchError: not a patch, of a newer version, cut short, or changed.
     """
     try:
-        refuse_special(path)
+        check_not_special(path)
         with path.open("rb") as file:
             is_old = file.read(len(_OLD_MAGIC)) == _OLD_MAGIC
         return _unpacked_old(path.read_bytes()) if is_old else _unpacked(path)

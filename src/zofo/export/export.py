@@ -13,15 +13,15 @@ from zofo.adapters.merging import adapter_content
 from zofo.errors import ConfigError, RunError
 from zofo.export.model_card import model_card
 from zofo.export.pack import patch_of
-from zofo.export.save_pretrained import label_texts, refuse_incomplete, save_adapter, save_model
-from zofo.filesystem import new_folder, refuse_taken, refuse_taken_file, write_file
+from zofo.export.save_pretrained import check_complete, label_texts, save_adapter, save_model
+from zofo.filesystem import check_file_not_taken, check_not_taken, new_folder, write_file
 from zofo.methods.linear_probe import PROBE
 from zofo.models import LoadedModel, head_of
 from zofo.models.heads import Head
 from zofo.objectives.generation import generation_settings
 from zofo.training import RunFolder
 from zofo.training.data_module import scorer_of
-from zofo.training.restore import refuse_strange_adapter
+from zofo.training.restore import check_run_adapter
 
 Kind = Literal["merged", "adapter", "patch"]
 
@@ -97,20 +97,20 @@ def export_run(
     adapter = run.adapter_of(variant, best)
     read = run.sources(model)
     if kind != "adapter":
-        _refuse_probe(run)
+        _check_no_probe(run)
     if kind == "patch":
-        refuse_taken_file(out, force, read)
+        check_file_not_taken(out, force, read)
         if model is not None:  # else it is compared where the patch is applied
             run.begin(run.load_base(model, remote_code))
         write_file(out, patch_of(run, variant, best, folded))
         return ExportResult(kind, out, (), model_card(run, kind, variant, best))
-    refuse_taken(out, force, read)  # before the model is loaded
+    check_not_taken(out, force, read)  # before the model is loaded
     head: Head
     if kind == "adapter":
         adapter, head = _checked_adapter(run, adapter, variant, model, remote_code)
         save: Callable[[Path], object] = functools.partial(save_adapter, adapter, run.config.model)
     else:
-        _refuse_adapter_below(run)
+        _check_no_earlier_adapter(run)
         loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
         head = loaded.head
         save = functools.partial(_save_merged, run, loaded)
@@ -132,12 +132,12 @@ def _checked_adapter(
             f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
             "write the whole model with --merged DIR",
         )
-    refuse_strange_adapter(adapter, run.config.method)
+    check_run_adapter(adapter, run.config.method)
     if model is not None or Path(run.config.model.name).is_dir():
         run.begin(run.load_base(model, remote_code))
     head = _head_of(run, adapter, model)
     if head == "classification":
-        refuse_incomplete(adapter, run.base_config(model), len(run.task.label_names) or None, remote_code)
+        check_complete(adapter, run.base_config(model), len(run.task.label_names) or None, remote_code)
     return adapter, head
 
 
@@ -156,7 +156,7 @@ def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
     return run.config.model.head or said or head_of(run.base_config(model))
 
 
-def _refuse_probe(run: RunFolder) -> None:
+def _check_no_probe(run: RunFolder) -> None:
     if (run.path / PROBE).is_file():
         raise RunError(
             f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
@@ -164,7 +164,7 @@ def _refuse_probe(run: RunFolder) -> None:
         )
 
 
-def _refuse_adapter_below(run: RunFolder) -> None:
+def _check_no_earlier_adapter(run: RunFolder) -> None:
     start = run.start
     if start is not None and start.adapter_of() is not None:
         raise RunError(

@@ -158,7 +158,7 @@ class Patch:
                     hint = None if error.hint is None else printable(error.hint)
                     raise PatchError(f"the header of the trajectory: {printable(error.message)}", hint) from error
             if stage.weights is not None:
-                _refuse_strange_weights(f"the part {stage.header.weights!r}", stage.weights)
+                _check_weights(f"the part {stage.header.weights!r}", stage.weights)
         if self.adapter:
             self.write_adapter(folder)
             check_untrusted_adapter(folder)
@@ -170,7 +170,7 @@ class Patch:
             (folder / name).write_bytes(content)
 
 
-def _refuse_strange_weights(part: str, content: bytes) -> None:
+def _check_weights(part: str, content: bytes) -> None:
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:

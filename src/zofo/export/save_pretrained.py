@@ -47,7 +47,7 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
     Raises:
         RunError: a weight is not finite; nothing is written.
     """
-    refuse_non_finite(loaded.model)
+    check_finite(loaded.model)
     model, name = loaded.model, portable_name(loaded.name)
     if loaded.head == "classification" and labels:
         model.config.id2label = dict(enumerate(labels))
@@ -76,7 +76,7 @@ def save_adapter(source: Path, model: ModelConfig, folder: Path) -> None:
     (folder / "adapter_config.json").write_bytes(portable_config(source, model))
 
 
-def refuse_incomplete(adapter: Path, model: ModelConfig, labels: int | None, remote_code: bool = False) -> None:
+def check_complete(adapter: Path, model: ModelConfig, labels: int | None, remote_code: bool = False) -> None:
     """Refuse an adapter of a classifier that cannot be loaded beside its base model: where the checkpoint lacks tensors
     that the adapter does not hold either, such as BERT's pooler, zofo drew them from `model.head_seed`, but
     transformers draws others, anew in every process.
@@ -107,7 +107,7 @@ def portable_config(source: Path, model: ModelConfig) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def refuse_non_finite(model: nn.Module) -> None:
+def check_finite(model: nn.Module) -> None:
     """Raises RunError for a weight that is NaN or infinite; names its tensor."""
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -15,12 +15,12 @@ from zofo.evaluators import Counts
 from zofo.export.pack import folded_updates
 from zofo.export.run_metrics import evaluations
 from zofo.export.save_pretrained import label_texts, save_model
-from zofo.filesystem import new_folder, refuse_taken
+from zofo.filesystem import check_not_taken, new_folder
 from zofo.models import LoadedModel, head_of
 from zofo.tasks import load_examples
 from zofo.training import RunFolder, scorer_of
 from zofo.training.identity import split_identity
-from zofo.training.inference import refuse_other_rows
+from zofo.training.inference import check_rows
 from zofo.training.run_record import SUMMARY, WEIGHTS
 from zofo.trajectory import Trajectory, replay
 
@@ -120,7 +120,7 @@ def replay_run(
         )
     read = run.sources(model)
     if out is not None:
-        refuse_taken(out, force, read)
+        check_not_taken(out, force, read)
     if folded:
         folded_updates(run, trajectory, steps)  # refuses
     loaded = run.load_base(model, remote_code)
@@ -180,7 +180,7 @@ def _compared_loss(run: RunFolder, loaded: LoadedModel, steps: int, adapters: bo
     task, head = run.task, head_of(run.config.model) == "classification"
     try:
         examples = load_examples(task, run.config.task, ("validation",), head)
-        refuse_other_rows(run, split_identity(examples))
+        check_rows(run, split_identity(examples))
         scorer = run.scorer(scorer_of(run.config, task, loaded))
         loss = scorer.evaluate(loaded.model, scorer.encode(examples["validation"]), Counts()).loss
     except ZofoError as error:

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.errors import ConfigError, ModelError, NonFiniteError, RunError, refuse_out_of_memory
+from zofo.errors import ConfigError, ModelError, NonFiniteError, RunError, raise_if_out_of_memory
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, StepLog, TrainingContext
 from zofo.models import load_tensors, save_tensors
@@ -175,5 +175,5 @@ def load_probe(folder: Path) -> ScoreFunction:
     try:
         return probe_scores(tensors["weight"], tensors["bias"])
     except (KeyError, ValueError, RuntimeError) as error:
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
         raise RunError(f"cannot read {str(folder / PROBE)!r}: {error}") from error

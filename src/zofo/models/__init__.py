@@ -1,18 +1,18 @@
 """Models of transformers: loading them, their heads, their tokenizers, and checks of their padding."""
 
-from zofo.models.heads import Head, refuse_other_labels, takes
+from zofo.models.heads import Head, check_head_labels, takes
 from zofo.models.loading import (
     LoadedModel,
     ModelConfig,
+    check_known_model,
     head_of,
     load_model,
     load_tensors,
     load_tokenizer,
     quiet_transformers,
-    refuse_unknown_model,
     save_tensors,
 )
-from zofo.models.padding_check import refuse_mixed_lengths
+from zofo.models.padding_check import check_mixed_lengths
 from zofo.models.tokenizer_loading import embeddings_of
 
 __all__ = [
@@ -25,9 +25,9 @@ __all__ = [
     "load_tensors",
     "load_tokenizer",
     "quiet_transformers",
-    "refuse_mixed_lengths",
-    "refuse_other_labels",
-    "refuse_unknown_model",
+    "check_mixed_lengths",
+    "check_head_labels",
+    "check_known_model",
     "save_tensors",
     "takes",
 ]

@@ -16,7 +16,7 @@ ADAPTER, WHOLE, SHARDS = "adapter_config.json", "model.safetensors", "model.safe
 _GENERATION = "generation_config.json"
 
 
-def refuse_unclear_folder(folder: Path, name: str) -> None:
+def check_model_folder(folder: Path, name: str) -> None:
     """Refuse a folder that is read in another way than its owner may expect; only the names of its files are looked at.
 
     Args:
@@ -28,7 +28,7 @@ def refuse_unclear_folder(folder: Path, name: str) -> None:
             read one; or a `generation_config.json` that cannot be read, which it would leave out.
     """
     if (folder / ADAPTER).is_file():
-        refuse_adapter(folder / ADAPTER, name, alone=not (folder / "config.json").is_file())
+        check_no_adapter(folder / ADAPTER, name, alone=not (folder / "config.json").is_file())
     if (folder / WHOLE).is_file() and (folder / SHARDS).is_file():
         raise ModelError(
             f"{name!r} holds two sets of weights: {WHOLE}, and the files that {SHARDS} names",
@@ -49,7 +49,7 @@ def refuse_unclear_folder(folder: Path, name: str) -> None:
             raise ModelError(error.message, "mend or remove it: it says which tokens end a generated text") from error
 
 
-def refuse_adapter(file: Path, name: str, alone: bool) -> None:
+def check_no_adapter(file: Path, name: str, alone: bool) -> None:
     """Refuse an adapter beside a model or in its place.
 
     Args:
@@ -77,7 +77,7 @@ def refuse_adapter(file: Path, name: str, alone: bool) -> None:
     )
 
 
-def refuse_other_tensors(model: nn.Module, found: Mapping[str, Iterable[Any]], name: str) -> None:
+def check_checkpoint_tensors(model: nn.Module, found: Mapping[str, Iterable[Any]], name: str) -> None:
     """Refuse a checkpoint whose tensors are those of another model than its config.json describes.
 
     Tensors of another head, or of a part that the model does not have at all, are left out. One of a layer that the

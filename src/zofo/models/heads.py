@@ -88,7 +88,7 @@ def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int 
     return {"num_labels": labels or own, "problem_type": "single_label_classification"}
 
 
-def refuse_other_labels(named: Sequence[str], name: str, labels: Sequence[tuple[str, ...]]) -> None:
+def check_head_labels(named: Sequence[str], name: str, labels: Sequence[tuple[str, ...]]) -> None:
     """Refuse a checkpoint's own classification head whose outputs are named, and not as the labels in their place.
 
     Args:

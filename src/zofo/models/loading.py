@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
-from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, first_line, refuse_out_of_memory
-from zofo.models.folder_checks import refuse_adapter, refuse_other_tensors, refuse_unclear_folder
+from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, first_line, raise_if_out_of_memory
+from zofo.models.folder_checks import check_checkpoint_tensors, check_model_folder, check_no_adapter
 from zofo.models.heads import Head, complete_head, default_head, head_class, head_options, output_names, pool_last
-from zofo.models.padding_check import refuse_unfit_for_scoring
+from zofo.models.padding_check import check_fit_for_scoring
 from zofo.models.tokenizer_loading import complete_padding, embeddings_of, read_tokenizer
 
 
@@ -114,7 +114,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
                 ignore_mismatched_sizes=True,  # which are refused below, by name
                 **options,
             )
-        refuse_other_tensors(model, found, config.name)
+        check_checkpoint_tensors(model, found, config.name)
         complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
         complete_padding(tokenizer, embeddings_of(model), config.name)
     model.config.use_cache = False
@@ -125,13 +125,13 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     try:
         model.eval().to(config.device or PartialState().device)
     except (RuntimeError, AssertionError) as error:
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"cannot put the model on {config.device!r}: {first_line(error)}", "set model.device=cpu"
         ) from error
     if head == "causal-lm":
         with quiet_transformers():
-            refuse_unfit_for_scoring(model, tokenizer.pad_token_id, config.name)
+            check_fit_for_scoring(model, tokenizer.pad_token_id, config.name)
     outputs = output_names(model, content) if head == "classification" else ()
     return LoadedModel(model, tokenizer, config.name, head, outputs)
 
@@ -162,7 +162,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
         raise RunError(f"cannot read {str(path)!r}: {str(error)[:200]}") from error
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
@@ -175,7 +175,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def refuse_unknown_model(name: str) -> None:
+def check_known_model(name: str) -> None:
     """Find out whether a model's name can stand for one; nothing is fetched, and a Hub id is believed.
 
     Raises:
@@ -185,7 +185,7 @@ def refuse_unknown_model(name: str) -> None:
     if name in EMBEDDED_MODELS:
         return
     if Path(name).is_dir():
-        refuse_unclear_folder(Path(name), name)
+        check_model_folder(Path(name), name)
         if not (Path(name) / "config.json").is_file():
             raise ModelError(f"the folder {name!r} holds no config.json", "name a folder written by save_pretrained")
     elif "/" not in name or name.startswith(("/", ".", "~")):
@@ -200,7 +200,7 @@ def refuse_unknown_model(name: str) -> None:
 def _source(config: ModelConfig) -> str:
     from transformers.utils import cached_file, find_adapter_config_file
 
-    refuse_unknown_model(config.name)
+    check_known_model(config.name)
     if config.name in EMBEDDED_MODELS:
         return str(EMBEDDED_MODELS[config.name]())
     found = None if Path(config.name).is_dir() else find_adapter_config_file(config.name, revision=config.revision)
@@ -208,7 +208,7 @@ def _source(config: ModelConfig) -> str:
         own = cached_file(
             config.name, "config.json", revision=config.revision, _raise_exceptions_for_missing_entries=False
         )
-        refuse_adapter(Path(found), config.name, alone=own is None)
+        check_no_adapter(Path(found), config.name, alone=own is None)
     return config.name
 
 
@@ -228,7 +228,7 @@ def _reading(name: str) -> Iterator[None]:
     except ZofoError:
         raise
     except Exception as error:  # a damaged folder fails in as many ways as it has readers
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
         raise ModelError(
             f"cannot load the model {name!r}: {first_line(error)}",
             "without a Hub, use model=smollm2-135m or a folder written by save_pretrained",

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zofo.errors import ModelError, first_line, refuse_out_of_memory
+from zofo.errors import ModelError, first_line, raise_if_out_of_memory
 from zofo.models.heads import Head, takes
 
 _LENGTH, _MORE, _ATTEMPTS = 5, 3, 3
@@ -25,7 +25,7 @@ _ROUNDINGS = 8  # how many times what padding alone does to a score, far from an
 
 
 @torch.no_grad()
-def refuse_unfit_for_scoring(model: Any, pad: int, name: str) -> None:
+def check_fit_for_scoring(model: Any, pad: int, name: str) -> None:
     """Refuse a model whose logits of a token depend on the tokens after it, or on padding on the left.
 
     In one forward, five tokens stand before three more, and again behind three of padding, which is masked; positions
@@ -47,7 +47,7 @@ def refuse_unfit_for_scoring(model: Any, pad: int, name: str) -> None:
                 return
             ahead = not _agrees(model, pad, padding=0)
     except Exception as error:  # a forward fails in as many ways as there are models
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
         raise ModelError(f"{shown}, which cannot score a padded row: {first_line(error)}", _HINT) from error
     if ahead:
         raise ModelError(
@@ -58,7 +58,7 @@ def refuse_unfit_for_scoring(model: Any, pad: int, name: str) -> None:
 
 
 @torch.no_grad()
-def refuse_mixed_lengths(
+def check_mixed_lengths(
     model: Any, pad: int, name: str, head: Head, rows: Collection[Sequence[int]], longest: int
 ) -> None:
     """Refuse rows of which a long one changes the scores of a short one beside it.
@@ -87,10 +87,10 @@ def refuse_mixed_lengths(
     own = sorted(set(map(len, rows)))
     shortest = {next((length for length in own if length > number), longest) for number in (0, *numbers)}
     for length in sorted(shortest - {longest}):
-        _refuse_beside_longer(model, pad, name, head, [row for row in rows if len(row) >= length], longest, numbers)
+        _check_beside_longer(model, pad, name, head, [row for row in rows if len(row) >= length], longest, numbers)
 
 
-def _refuse_beside_longer(
+def _check_beside_longer(
     model: Any,
     pad: int,
     name: str,
@@ -111,7 +111,7 @@ def _refuse_beside_longer(
         with torch.random.fork_rng(devices=[]):
             usable = probe.longest_usable(shortest, near, lengths)
     except Exception as error:  # a forward fails in as many ways as there are models
-        refuse_out_of_memory(error)
+        raise_if_out_of_memory(error)
         raise ModelError(f"{shown}, which cannot score a padded row: {first_line(error)}", hint) from error
     if usable is None:
         return

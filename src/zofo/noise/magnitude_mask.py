@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from zofo.displacement import Key
 from zofo.noise.base import Block
-from zofo.noise.masks import MASKS, Counts, Mask, MaskSelection, Share, refuse_share, unit_count
+from zofo.noise.masks import MASKS, Counts, Mask, MaskSelection, Share, check_density, unit_count
 
 _AT_ONCE = 1 << 18  # entries looked at together, a multiple of 8: what finding them takes in memory
 _HALVES = 1 << 16
@@ -41,7 +41,7 @@ class Magnitude(Mask):
     """
 
     def __init__(self, density: Share = 0.25, keep: Literal["smallest", "largest"] = "smallest") -> None:
-        refuse_share(density)
+        check_density(density)
         self.density = density
         self.keep = keep
 

@@ -223,7 +223,7 @@ def _drawn(
     return z.masked_fill_(~units, 0.0)
 
 
-def refuse_share(density: float) -> None:
+def check_density(density: float) -> None:
     """Raises ConfigError for what is no share."""
     if not 0 < density <= 1:
         raise ConfigError(
@@ -250,7 +250,7 @@ class RandomMask(Mask):
     """
 
     def __init__(self, density: Share = 0.25, refresh_every: Count | None = None) -> None:
-        refuse_share(density)
+        check_density(density)
         if refresh_every is not None and refresh_every < 1:
             raise ConfigError(
                 f"method.mask.refresh_every is {refresh_every}, but must be 1 or more",

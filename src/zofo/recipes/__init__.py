@@ -64,7 +64,7 @@ class Recipe(Config):
             found.update(layer)
         return found
 
-    def refuse_missing(self, given: Mapping[str, Any]) -> None:
+    def check_required(self, given: Mapping[str, Any]) -> None:
         """Refuse a configuration that lacks what the recipe needs.
 
         Args:

@@ -81,7 +81,7 @@ def _trained(start: Path) -> str | None:
         return None
 
 
-def refuse_mixed(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
+def check_same_content(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
     """Refuse to compare results that use one name for different content.
 
     Args:

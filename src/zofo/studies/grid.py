@@ -44,7 +44,7 @@ class Grid:
         if len(self.cells) < len(self._combinations()):
             raise ConfigError("two models or tasks of the study have the same name", "name each under models and tasks")
         self.entries = [(name, cell) for cell in self.cells for name in config.methods if self._takes_part(name, cell)]
-        self._refuse_left_out()
+        self._check_methods_used()
         search = config.search
         self.trials: list[Run] = [
             self._run(name, cell, seed, number)
@@ -53,7 +53,7 @@ class Grid:
             for seed in (search.seeds if search else [])
         ]
         """Every trial."""
-        self._refuse_equal_trials()
+        self._check_distinct_trials()
         for name in config.pretraining:  # one that no method starts from may have mistakes, too
             self._start(name, next(iter(self.cells)))
         of = [(config.methods[name].init_from, cell) for name, cell in self.entries]
@@ -101,7 +101,7 @@ class Grid:
         """
         return [self._run(name, cell, seed, None, chosen) for seed in self.seeds(name)]
 
-    def _refuse_left_out(self) -> None:
+    def _check_methods_used(self) -> None:
         """Raises ConfigError for a method that is in no cell, or in one in which nothing is chosen for it."""
         for name in self.config.methods.keys() - {name for name, _ in self.entries}:
             raise ConfigError(f"methods.{name} is left out of every cell", "take it out of the study")
@@ -113,7 +113,7 @@ class Grid:
                     f"leave {name} out of it, too",
                 )
 
-    def _refuse_equal_trials(self) -> None:
+    def _check_distinct_trials(self) -> None:
         """Raises ConfigError for a setting that is tried twice: the method would have fewer trials than others."""
         seen: dict[tuple[str, Cell, int, str], int] = {}
         for run in self.trials:

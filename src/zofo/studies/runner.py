@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zofo.errors import RunError
-from zofo.studies.content import Content, refuse_mixed
+from zofo.studies.content import Content, check_same_content
 from zofo.studies.frames import as_score, as_time
 from zofo.studies.grid import Grid
 from zofo.studies.load import Study
@@ -99,7 +99,7 @@ def report_study(study: Study, folder: Path) -> StudyResult:
             none of them is of the study as it is now: the report of them stays.
     """
     store, grid = Store(folder), study.grid
-    store.refuse_others(study.name)
+    store.check_study(study.name)
     choices = choices_of(grid, store.outcomes(grid.trials))
     runs = [*grid.trials, *final_runs(grid, choices)]
     outcomes = store.outcomes([*grid.starts, *runs])
@@ -109,7 +109,7 @@ def report_study(study: Study, folder: Path) -> StudyResult:
             "put back what has changed since, such as the folder of a model; or type the command again without "
             "--report to make them again",
         )
-    refuse_mixed([*grid.starts, *runs], outcomes)
+    check_same_content([*grid.starts, *runs], outcomes)
     write_results(study, runs, outcomes, choices, folder, store.outdated())
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
     waiting = {place for place, choice in choices.items() if not choice.done}

@@ -51,9 +51,9 @@ class Store:
         content = json.loads(json.dumps({"study": name, "config": config}))  # as it will be read: keys are text
         try:
             if (self.folder / _STUDY).is_file():
-                before = self.refuse_others(name)
+                before = self.check_study(name)
             else:
-                self._refuse_foreign()
+                self._check_no_foreign_files()
                 self.runs.mkdir(parents=True, exist_ok=True)
                 before = content
             atomic_write_text(self.folder / _STUDY, json.dumps(content, indent=1) + "\n")
@@ -61,7 +61,7 @@ class Store:
             raise RunError(f"cannot use {str(self.folder)!r} for a study: {error}") from error
         return bool(before != content)
 
-    def refuse_others(self, name: str) -> dict[str, Any]:
+    def check_study(self, name: str) -> dict[str, Any]:
         """What is known of the study in the folder; raises RunError where it holds none, or another."""
         if not (self.folder / _STUDY).is_file():
             raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report")
@@ -71,7 +71,7 @@ class Store:
             raise RunError(message, "choose another folder with --out")
         return content
 
-    def _refuse_foreign(self) -> None:
+    def _check_no_foreign_files(self) -> None:
         """Raises RunError for a folder in which there is something, and no study."""
         if not self.folder.is_dir() or (self.folder / _STUDY).is_file():
             return
@@ -153,5 +153,5 @@ class Store:
         Raises:
             RunError: another one does, or the folder cannot be written.
         """
-        self._refuse_foreign()
+        self._check_no_foreign_files()
         return locked(self.folder / _LOCK, "running a study in")

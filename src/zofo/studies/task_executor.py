@@ -14,7 +14,7 @@ from zofo.config import parse_model
 from zofo.errors import DataError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
-from zofo.models import LoadedModel, refuse_unknown_model
+from zofo.models import LoadedModel, check_known_model
 from zofo.objectives import OBJECTIVES
 from zofo.studies.executor import ConfigFault, Executor, Loading
 from zofo.studies.result import INNER, Outcome
@@ -41,7 +41,7 @@ class TaskRuns(Executor):
 
         Loading the model and reading the rows takes time: each run does that itself.
         """
-        yield from _fault("model.name", lambda: refuse_unknown_model(config.model.name))
+        yield from _fault("model.name", lambda: check_known_model(config.model.name))
         if config.training.objective is not None:
             yield from _fault("training.objective", lambda: OBJECTIVES[str(config.training.objective)])
         yield from _faults_of_task(config.task)

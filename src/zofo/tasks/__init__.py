@@ -3,7 +3,7 @@
 from zofo.tasks.auto_task import load_examples, resolve_task
 from zofo.tasks.collation import Batch, TextBatch, collate, collate_masked, collate_texts
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination_runs import refuse_trained_on
+from zofo.tasks.contamination_runs import check_not_trained_on
 from zofo.tasks.control_tokens import Speller
 from zofo.tasks.dataset import origins_of
 from zofo.tasks.example import Example
@@ -21,9 +21,9 @@ from zofo.tasks.tokenization_channel import encode_channel
 from zofo.tasks.tokenization_encoder import (
     TokenizedCloze,
     TokenizedText,
+    check_token_ids,
     encode_masked,
     encode_texts,
-    refuse_unknown_tokens,
 )
 
 __all__ = [
@@ -59,9 +59,9 @@ __all__ = [
     "origins_of",
     "packaged_text",
     "readable_splits",
-    "refuse_trained_on",
+    "check_not_trained_on",
     "register_tasks",
-    "refuse_unknown_tokens",
+    "check_token_ids",
     "render",
     "resolve_task",
     "row_notes",

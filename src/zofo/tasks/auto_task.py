@@ -9,14 +9,14 @@ from typing import Any
 
 from zofo.errors import ConfigError
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination import refuse_shared_rows
+from zofo.tasks.contamination import check_no_shared_rows
 from zofo.tasks.dataset import load_examples as load_of_one
 from zofo.tasks.dataset import origins_of, read_data
 from zofo.tasks.example import Example
 from zofo.tasks.free_answers import free_answer_scores, last_content
 from zofo.tasks.gold import label_of
 from zofo.tasks.metaicl import in_free_words, metaicl_content, type_of
-from zofo.tasks.multi_task import combined_task, refuse_free_words, subtask_config, task_inputs, tasks_of
+from zofo.tasks.multi_task import check_has_options, combined_task, subtask_config, task_inputs, tasks_of
 from zofo.tasks.readers import Format, Row, check_labels, detect, folders_with_rows
 from zofo.tasks.readers.choices import is_keyed
 from zofo.tasks.readers.row import NamedLabel, all_rows
@@ -86,7 +86,7 @@ def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) ->
     """
     names, unseen = tasks_of(config)
     mixed: dict[Split, list[Example]] = {split: [] for split in splits}
-    refuse_free_words(config, unseen)
+    check_has_options(config, unseen)
     held = (
         {} if config.allow_overlap else {name: rows for name in unseen if (rows := task_inputs(config, name, "test"))}
     )
@@ -108,7 +108,7 @@ def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) ->
         if "train" in found and held:
             bare = own.model_copy(update={"num_fewshot": 0})
             plain = load_of_one(task, bare, ["train"], False, right, True) if own.num_fewshot else found
-            refuse_shared_rows(name, {one.where: one.prompt.strip() for one in plain["train"]}, held)
+            check_no_shared_rows(name, {one.where: one.prompt.strip() for one in plain["train"]}, held)
     for split in splits:
         if not mixed[split]:
             raise ConfigError(

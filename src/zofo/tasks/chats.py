@@ -170,7 +170,7 @@ class _Writer:
     ) -> None:
         self._speller, self._tools, self._marked, self._where, self._way = speller, tools, marked, where, way or {}
         text = str(speller.tokenizer.chat_template)
-        _refuse_chance(text)
+        _check_deterministic(text)
         self._dated = "strftime_now" in text
         undated = _undated(speller.tokenizer.get_chat_template(None, tools)) if self._dated else None
         self._given = {"chat_template": undated} if self._dated else {}
@@ -239,7 +239,7 @@ class _Writer:
             DataError: it does not write the content of a turn, another key, or the tools.
         """
         whole = self.write(turns)
-        self._refuse_lost_content(turns, whole)
+        self._check_content_kept(turns, whole)
         unwritten = []
         for key in dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content")):
             without = [{name: value for name, value in turn.items() if name != key} for turn in turns]
@@ -263,7 +263,7 @@ class _Writer:
         dated = [f"the date of today, in place of which every prompt has {_DAY:%d %B %Y}"] if self._dated else []
         return (*unwritten, *dated)
 
-    def _refuse_lost_content(self, turns: Sequence[Mapping[str, Any]], whole: str) -> None:
+    def _check_content_kept(self, turns: Sequence[Mapping[str, Any]], whole: str) -> None:
         """Raises DataError for a turn before the answer whose content the template leaves out or changes.
 
         Of an earlier answer its thoughts may be left out; what a tool says may be written in another form.
@@ -287,7 +287,7 @@ class _Writer:
                 )
 
 
-def _refuse_chance(template: str) -> None:
+def _check_deterministic(template: str) -> None:
     """Raises ModelError for a template that draws by chance."""
     found = re.search(r"\|\s*random\b|\blipsum\s*\(", template)
     if found is not None:

@@ -29,7 +29,7 @@ def twins(trained: Sequence[str], tested: Sequence[str]) -> str:
     return ", ".join(texts) + (f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else "")
 
 
-def refuse_twins(trained: Sequence[str], unseen: Sequence[str]) -> None:
+def check_no_overlapping_tasks(trained: Sequence[str], unseen: Sequence[str]) -> None:
     """Raises ConfigError for a task that is both trained on and kept for the test, under any of its names."""
     if same := twins(trained, unseen):
         raise ConfigError(
@@ -44,7 +44,7 @@ def inputs_in(folder: Path, split: Split) -> dict[str, str]:
     return {row.where: str(row.fields.get("input", "")).strip() for row in rows}
 
 
-def refuse_shared_rows(
+def check_no_shared_rows(
     name: str,
     trained: Mapping[str, str],
     held: Mapping[str, Mapping[str, str]],
@@ -75,7 +75,7 @@ def refuse_shared_rows(
             )
 
 
-def refuse_known_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
+def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
     """Raises DataError for a row of test that is in train or validation, where the task forbids it."""
     if not task.disjoint or "test" not in examples:
         return

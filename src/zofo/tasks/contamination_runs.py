@@ -8,7 +8,7 @@ from pathlib import Path
 from zofo.errors import ConfigError, DataError
 from zofo.tasks.auto_task import resolve_task
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination import inputs_in, refuse_shared_rows, twins
+from zofo.tasks.contamination import check_no_shared_rows, inputs_in, twins
 from zofo.tasks.dataset import load_examples
 from zofo.tasks.multi_task import subtask_config, task_inputs, tasks_of
 from zofo.tasks.task import SPLITS
@@ -17,7 +17,7 @@ from zofo.tasks.task_files import task_content
 _INSTEAD = "take a run that was not trained on it"
 
 
-def refuse_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, scored: bool = False) -> None:
+def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, scored: bool = False) -> None:
     """Refuse to test a run on a task that it was trained on as one of several: by any of its names, or by its rows.
 
     Rows are compared if they are MetaICL's and have not been moved.
@@ -51,7 +51,7 @@ def refuse_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, scored: 
     for name in names:
         if known.isdisjoint(task_inputs(trained, name, "train").values()):
             continue
-        refuse_shared_rows(name, _trained_rows(trained, name), held, f" in the run {run!r}", _INSTEAD)
+        check_no_shared_rows(name, _trained_rows(trained, name), held, f" in the run {run!r}", _INSTEAD)
 
 
 def _tested(asked: TaskConfig, scored: bool) -> Mapping[str, Mapping[str, str]]:

@@ -10,7 +10,7 @@ from zofo.embedded import EMBEDDED_DATA
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination import refuse_known_test_rows
+from zofo.tasks.contamination import check_test_rows
 from zofo.tasks.drawing import divide
 from zofo.tasks.example import Example
 from zofo.tasks.few_shot import with_demonstrations
@@ -72,9 +72,9 @@ def load_examples(
             kept = chosen[: config.max_rows if split == "train" or not of_several else None]
             examples[split] = _rendered(task, kept, prompt, head, answered)
             if split == "train" and answered:
-                _refuse_one_label(task, rows, examples[split], prompt, head)
+                _check_several_labels(task, rows, examples[split], prompt, head)
     if not config.allow_overlap:
-        refuse_known_test_rows(task, examples)
+        check_test_rows(task, examples)
     if config.train_examples_per_label is not None and "train" in needed:
         examples["train"] = _few(task, examples["train"], config.train_examples_per_label, config.split_seed)
     if config.num_fewshot:
@@ -115,7 +115,7 @@ def _compared(task: Task, config: TaskConfig, needed: Sequence[Split], of_severa
     ]
 
 
-def _refuse_one_label(
+def _check_several_labels(
     task: Task, rows: Sequence[Row], examples: Sequence[Example], prompt: str | None, head: bool
 ) -> None:
     """Raises DataError for rows of train that all have the same candidates and the same right ones among them.

@@ -13,7 +13,7 @@ from zofo.tasks.readers.row import NamedLabel, RowError
 from zofo.tasks.task import ChoicesFromColumn, Task
 
 
-def refuse_missing(name: str, columns: Iterable[str], fields: Mapping[str, Any]) -> None:
+def check_columns(name: str, columns: Iterable[str], fields: Mapping[str, Any]) -> None:
     """Raises RowError for a row that lacks a column of the task of that name."""
     for column in columns:
         if column not in fields:
@@ -32,7 +32,7 @@ def label_of(label: str, fields: Mapping[str, Any], name: str) -> Any:
         columns = columns_of(label, expression=True) or [label]
     except ValueError:  # a name with a blank in it
         columns = [label]
-    refuse_missing(name, columns, fields)
+    check_columns(name, columns, fields)
     return fill(label, fields, expression=True)
 
 
@@ -102,7 +102,7 @@ def _keys(task: Task, labels: list[Any] | str, fields: Mapping[str, Any], choice
     """The label of each choice of a row: `labels`, or the list in the row that it names."""
     if isinstance(labels, list):
         return labels[:choices]
-    refuse_missing(task.name, columns_of(labels, expression=True), fields)
+    check_columns(task.name, columns_of(labels, expression=True), fields)
     keys = fill(labels, fields, expression=True)
     if not isinstance(keys, list | tuple) or len(keys) != choices:
         what = f"{len(keys)} labels" if isinstance(keys, list | tuple) else repr(keys)

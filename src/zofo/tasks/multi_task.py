@@ -12,7 +12,7 @@ from typing import Any
 from zofo.config import is_name
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.tasks.config import OF_ONE, TaskConfig
-from zofo.tasks.contamination import inputs_in, refuse_twins
+from zofo.tasks.contamination import check_no_overlapping_tasks, inputs_in
 from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
 from zofo.tasks.readers import file_name
 from zofo.tasks.task import SPLITS, Split, Task
@@ -33,7 +33,7 @@ def combined_task(config: TaskConfig) -> Task:
         **choice_content(),
     }
     if not config.allow_overlap:
-        refuse_twins(names, unseen)
+        check_no_overlapping_tasks(names, unseen)
     return parse_task(content, "task.tasks")
 
 
@@ -114,7 +114,7 @@ def subtask_config(config: TaskConfig, name: str) -> TaskConfig:
     return config.model_copy(update=own)
 
 
-def refuse_free_words(config: TaskConfig, unseen: Sequence[str]) -> None:
+def check_has_options(config: TaskConfig, unseen: Sequence[str]) -> None:
     """Raises ConfigError for a task that is kept for the test but has no options to score."""
     for name in unseen:
         folder = _folder(config, name)

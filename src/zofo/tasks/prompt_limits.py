@@ -112,7 +112,7 @@ def counted(values: Iterable[Any]) -> Iterator[Any]:
         yield value
 
 
-def _refuse_large(name: str, given: Any, arguments: Iterable[Any]) -> None:
+def _check_result_length(name: str, given: Any, arguments: Iterable[Any]) -> None:
     """Raises OverflowError for a growing filter or method whose result would be too long, before it is made."""
     if name not in _GROWING:
         return
@@ -138,7 +138,7 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         first = arguments[:1] if passes else ()
         values = _measured_parts(name, arguments[len(first) :])
         if values:
-            _refuse_large(name, values[0], [*values[1:], *options.values()])
+            _check_result_length(name, values[0], [*values[1:], *options.values()])
         return _measured(function(*first, *values, **options))
 
     return limited_function
@@ -173,7 +173,7 @@ class PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
         tree = super()._parse(source, name, filename)
-        _refuse_chance(tree)
+        _check_deterministic(tree)
         for loop in tree.find_all(jinja2.nodes.For):
             if loop.recursive:
                 raise jinja2.TemplateSyntaxError("loops of prompts are not recursive", loop.lineno)
@@ -202,7 +202,7 @@ class PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(self, context: jinja2.runtime.Context, function: Any, *arguments: Any, **options: Any) -> Any:
         """A function, method or macro, its work and what it is given and makes counted."""
         name = getattr(function, "__name__", "")
-        _refuse_large(name, getattr(function, "__self__", None), [*arguments, *options.values()])
+        _check_result_length(name, getattr(function, "__self__", None), [*arguments, *options.values()])
         if max(map(_size, arguments), default=0) > MOST_CHARACTERS:
             raise OverflowError(f"a call is given more than {MOST_CHARACTERS:,} characters")
         return _measured(super().call(context, function, *_measured_parts(name, arguments), **options))
@@ -216,7 +216,7 @@ def _through(name: str, node: Any) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
-def _refuse_chance(tree: jinja2.nodes.Template) -> None:
+def _check_deterministic(tree: jinja2.nodes.Template) -> None:
     """Raises TemplateSyntaxError for what is not a function of the row."""
     for call in tree.find_all(jinja2.nodes.Call):
         if isinstance(call.node, jinja2.nodes.Name) and call.node.name in _CHANCE:
@@ -229,7 +229,7 @@ def _refuse_chance(tree: jinja2.nodes.Template) -> None:
             )
 
 
-def refuse_address(text: str, fields: Mapping[str, Any]) -> None:
+def check_no_address(text: str, fields: Mapping[str, Any]) -> None:
     """Raises TypeError for a text that holds the place of an object in memory, unless the row has it."""
     for found in _ADDRESS.findall(text):
         if found not in str(dict(fields)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from zofo.tasks.chats import REASONING, texts_of
 from zofo.tasks.example import Example, Message
-from zofo.tasks.gold import gold_choices, label_index, label_of, refuse_missing
+from zofo.tasks.gold import check_columns, gold_choices, label_index, label_of
 from zofo.tasks.prompt_templates import CHOICE, checked_fields, columns_of, fill
 from zofo.tasks.readers.look_alikes import first_repeated
 from zofo.tasks.readers.row import RowError, at_row
@@ -53,7 +53,7 @@ def _example(task: Task, fields: Mapping[str, Any], prompt: str | None, head: bo
     text = "" if plain_head else fill(asked.template, known, own=own)
     common: dict[str, Any] = {}
     if right:
-        refuse_missing(task.name, task.group, fields)
+        check_columns(task.name, task.group, fields)
         common["group"] = "\x1f".join(str(fields[column]) for column in task.group)
     if head:
         common["texts"] = tuple(fill(one, known, own=own) for one in task.texts or ()) if plain_head else (text,)
@@ -78,7 +78,7 @@ def _example(task: Task, fields: Mapping[str, Any], prompt: str | None, head: bo
 
 def _fields(task: Task, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """The columns that are needed, checked."""
-    refuse_missing(task.name, (column for column in columns if column not in task.optional_columns), fields)
+    check_columns(task.name, (column for column in columns if column not in task.optional_columns), fields)
     return checked_fields(fields, columns, task.optional_columns)
 
 
@@ -117,7 +117,7 @@ def _choices(choices: Choices, fields: Mapping[str, Any], own: list[str]) -> tup
 def _answers(name: str, expression: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The accepted answers of a generation as the row writes them, each once, in order."""
     columns = columns_of(expression, expression=True)
-    refuse_missing(name, columns, fields)
+    check_columns(name, columns, fields)
     found = fill(expression, {column: fields[column] for column in columns}, expression=True)
     texts = [found] if isinstance(found, str) else found
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
@@ -139,7 +139,7 @@ def _continuation(prompt: str, answer: str, stop: Sequence[str]) -> str:
 
 def _chat(name: str, column: str, fields: Mapping[str, Any], right: bool) -> Example:
     """A chat: all turns up to the last one of the assistant are asked, and that one is the answer."""
-    refuse_missing(name, [column], fields)
+    check_columns(name, [column], fields)
     turns = fields[column]
     check_turns(column, turns, answered=right)
     messages = tuple(_message(turn) for turn in turns)

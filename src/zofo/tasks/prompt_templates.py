@@ -11,7 +11,7 @@ import jinja2
 import jinja2.meta
 import jinja2.nodes
 
-from zofo.tasks.prompt_limits import WRITTEN, PromptEnvironment, counted, limited, refuse_address
+from zofo.tasks.prompt_limits import WRITTEN, PromptEnvironment, check_no_address, counted, limited
 from zofo.tasks.readers.row import RowError
 from zofo.tasks.readers.row_checks import check_text, has_half
 
@@ -119,7 +119,7 @@ def check_prompt(template: str) -> str:
     return template
 
 
-def refuse_telling(templates: Sequence[str], right: str) -> None:
+def check_no_answer_leak(templates: Sequence[str], right: str) -> None:
     """Raises ValueError for a template that names the column of what is right.
 
     Args:
@@ -158,7 +158,7 @@ def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own
             value = parsed.run(**{ROW: fields, **fields, WRITTEN: written})
             value = list(counted(value)) if isinstance(value, Iterator) else value
         if isinstance(value, str):
-            refuse_address(value, fields)
+            check_no_address(value, fields)
     except (jinja2.TemplateError, *FAILURES) as error:
         raise RowError(
             f"the template {template!r} cannot be filled: {error}",

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError
-from zofo.tasks.prompt_templates import check_expression, check_prompt, check_template, columns_of, refuse_telling
+from zofo.tasks.prompt_templates import check_expression, check_no_answer_leak, check_prompt, check_template, columns_of
 from zofo.tasks.readers.look_alikes import first_repeated
 
 Split = Literal["train", "validation", "test"]
@@ -230,7 +230,7 @@ class Task(Config):
                 raise ValueError("all prompts must have verbalizers for the same labels")
         if self.messages is None:
             templates = [text for one in self.prompts.values() for text in (one.template, one.ending)]
-            refuse_telling([*templates, *(self.texts or [])], str(self.answers or self.label))
+            check_no_answer_leak([*templates, *(self.texts or [])], str(self.answers or self.label))
         return self
 
     @property

@@ -82,7 +82,7 @@ def encode(
         return []
     speller = Speller(tokenizer)
     asked = [_asked(speller, example) for example in examples]
-    _refuse_mixed(asked)
+    _check_reasoning_prompts(asked)
     add = {"add_special_tokens": not examples[0].messages}
     wholes = iter(speller.code([one.spelt(one.prompt + text) for one in asked for text in one.candidates], **add))
     alone = iter(speller.code([one.spelt(one.prompt) for one in asked if len(one.candidates) == 1], **add))
@@ -100,11 +100,11 @@ def encode(
         if start == 0 and first is not None:
             rows, start = [(first, *row) for row in rows], 1
         for candidate, row in enumerate(rows):
-            _refuse_unscorable(one.example, candidate, start, len(row))
+            _check_scorable(one.example, candidate, start, len(row))
         scored = tuple(len(row) - start for row in rows)
         head = leading(rows[0], speller.special)
         rows = fitted(rows, [(head, start - 1 - head)], limit, truncate, one.example)
-        _refuse_clash(one.example, rows)
+        _check_distinct(one.example, rows)
         gold = one.example.gold
         encoded.append(TokenizedChoices(tuple(rows), scored, gold, one.example, one.stops, joined, one.unwritten))
     return encoded
@@ -128,7 +128,7 @@ def _asked(speller: Speller, example: Example) -> Asked:
     return Asked(example, prompt, tuple(candidates), marked)
 
 
-def _refuse_mixed(asked: Sequence[Asked]) -> None:
+def _check_reasoning_prompts(asked: Sequence[Asked]) -> None:
     """Raises DataError for chats with and without reasoning, if the template gives them different prompts."""
     with_block = [one.example for one in asked if one.block]
     first = {example.thinks: example for example in reversed(with_block)}
@@ -237,7 +237,7 @@ def too_long(example: Example, tokens: int, limit: int) -> DataError:
     )
 
 
-def _refuse_unscorable(example: Example, candidate: int, start: int, end: int) -> None:
+def _check_scorable(example: Example, candidate: int, start: int, end: int) -> None:
     if 0 < start < end:
         return
     problem = "has no token of its own" if start == end else "has no token before it to be predicted from"
@@ -247,7 +247,7 @@ def _refuse_unscorable(example: Example, candidate: int, start: int, end: int) -
     )
 
 
-def _refuse_clash(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
+def _check_distinct(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
     first: dict[tuple[int, ...], int] = {}
     for index, row in enumerate(rows):
         if row in first:

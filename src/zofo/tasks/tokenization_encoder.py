@@ -164,7 +164,7 @@ def _cutting_on_the_left(tokenizer: Any) -> Iterator[None]:
         tokenizer.truncation_side = before
 
 
-def refuse_unknown_tokens(
+def check_token_ids(
     examples: Sequence[TokenizedChoices | TokenizedCloze | TokenizedText], tokenizer: Any, embeddings: int
 ) -> None:
     """Check that the model has an embedding for every token.

@@ -213,7 +213,7 @@ def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), *
     of_run = nullcontext() if file is None else naming_lost_plugins(Path(file).parent)
     with error_context(str(file)) if file is not None else nullcontext(), of_run:
         if recipe is not None:
-            recipe.refuse_missing(tree)
+            recipe.check_required(tree)
         return parse_model(RunConfig, tree)
 
 

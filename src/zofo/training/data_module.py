@@ -13,11 +13,11 @@ from zofo.methods import METHODS, TrainingContext
 from zofo.models import (
     LoadedModel,
     ModelConfig,
+    check_head_labels,
+    check_mixed_lengths,
     embeddings_of,
     head_of,
     load_model,
-    refuse_mixed_lengths,
-    refuse_other_labels,
 )
 from zofo.objectives import (
     Generation,
@@ -35,6 +35,7 @@ from zofo.tasks import (
     Split,
     Task,
     TaskConfig,
+    check_token_ids,
     collate,
     collate_masked,
     collate_texts,
@@ -44,7 +45,6 @@ from zofo.tasks import (
     encode_texts,
     load_examples,
     readable_splits,
-    refuse_unknown_tokens,
     resolve_task,
     row_notes,
     unwritten_notes,
@@ -102,7 +102,7 @@ def load_material(
     task = resolve_task(config.task) if task is None else task
     start = opened_start(config)
     if start is not None:
-        start.refuse_trained_on(config.task)
+        start.check_not_trained_on(config.task)
     try:
         head = head_of(config.model) == "classification"
     except ZofoError:
@@ -112,7 +112,7 @@ def load_material(
     loaded = load(config.model, remote_code, len(task.label_names) or None)
     if loaded.outputs and task.label_names:
         words = zip(task.label_names, task.verbalizers_of(config.task.prompt).values(), strict=True)
-        refuse_other_labels(loaded.outputs, loaded.name, [(str(label), word.strip()) for label, word in words])
+        check_head_labels(loaded.outputs, loaded.name, [(str(label), word.strip()) for label, word in words])
     if start is not None:
         start.restore(loaded)
     scorer = scorer_of(config, task, loaded)
@@ -264,12 +264,12 @@ def _encode(config: RunConfig, task: Task, loaded: LoadedModel, examples: Sequen
     limit = _limit(config, task, loaded)
     truncate = config.task.truncate == "left" or config.task.num_fewshot > 0
     encoded = encoder_of(loaded.head, config.task)(loaded.tokenizer, examples, limit, truncate)
-    refuse_unknown_tokens(encoded, loaded.tokenizer, embeddings_of(loaded.model))
-    _refuse_mixed_lengths(config, task, loaded, encoded)
+    check_token_ids(encoded, loaded.tokenizer, embeddings_of(loaded.model))
+    _check_mixed_lengths(config, task, loaded, encoded)
     return encoded
 
 
-def _refuse_mixed_lengths(config: RunConfig, task: Task, loaded: LoadedModel, encoded: Sequence[Any]) -> None:
+def _check_mixed_lengths(config: RunConfig, task: Task, loaded: LoadedModel, encoded: Sequence[Any]) -> None:
     """Refuse rows that do not score the same beside each other as alone."""
     rows = [row for one in encoded for row in getattr(one, "rows", None) or (one.tokens,)]
     longest = max(map(len, rows), default=0)
@@ -278,7 +278,7 @@ def _refuse_mixed_lengths(config: RunConfig, task: Task, loaded: LoadedModel, en
         rows += prompts
         longest = max(longest, max(map(len, prompts), default=0) + task.max_new_tokens)
     longest += _virtual_tokens(config)
-    refuse_mixed_lengths(loaded.model, loaded.tokenizer.pad_token_id, loaded.name, loaded.head, rows, longest)
+    check_mixed_lengths(loaded.model, loaded.tokenizer.pad_token_id, loaded.name, loaded.head, rows, longest)
 
 
 _NO_LIMIT = 1 << 30

@@ -313,7 +313,7 @@ def said(found: Mapping[str, str], run: str, model: str = "", task: str = "", ve
     return "; ".join(sentences)
 
 
-def refuse_changes(
+def check_unchanged(
     began: Identity,
     now: Identity,
     run: str,

@@ -28,7 +28,7 @@ from zofo.training.chat_form import in_trained_form
 from zofo.training.config import RunConfig, read_config
 from zofo.training.data_module import PreparedRun, load_material, scorer_of
 from zofo.training.evaluation import Evaluation
-from zofo.training.identity import Identity, refuse_changes, split_identity
+from zofo.training.identity import Identity, check_unchanged, split_identity
 from zofo.training.run_folder import RunFolder
 
 
@@ -98,7 +98,7 @@ def evaluate_run(
         # the task as it was then, whatever has become of its file
         config = config.model_copy(update={"task": config.task.model_copy(update={"name": str(run.task_file)})})
     if not asked.several or (asked.tasks, asked.metaicl_setting) != (own.tasks, own.metaicl_setting):
-        run.refuse_trained_on(config.task, scored=True)
+        run.check_not_trained_on(config.task, scored=True)
     chosen = known_split(split or "validation")
     if not named:
         material, on = load_material(config, remote_code, (chosen,)), str(chosen)
@@ -106,15 +106,15 @@ def evaluate_run(
         material, on = _on_all_rows(run, config, overrides, chosen, remote_code)
     run.restore(material.loaded, variant, best)
     if not by_intent:
-        refuse_other_rows(run, split_identity(material.examples, material.encoded))
+        check_rows(run, split_identity(material.examples, material.encoded))
     return _evaluate(replace(material, scorer=run.scorer(material.scorer)), chosen, on)
 
 
-def refuse_other_rows(run: RunFolder, rows: Identity) -> None:
+def check_rows(run: RunFolder, rows: Identity) -> None:
     """Raises RunError for rows of a split, or their tokens, that are not those that a run began with; a split that it
     did not read is not compared."""
     hint = f"put them back, or name the rows that are meant: zofo eval {shlex.quote(str(run.path))} --data FILE"
-    refuse_changes(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
+    check_unchanged(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
 
 
 def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code: bool = False) -> Evaluation:
@@ -177,7 +177,7 @@ def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -
 
 def _pool(run: RunFolder) -> list[Example]:
     """The rows of train that a run draws demonstrations from; others than it began with are refused."""
-    refuse_other_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
+    check_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
     own = run.config.task.model_copy(update={"num_fewshot": 0})
     return load_examples(run.task, own, ["train"])["train"]
 

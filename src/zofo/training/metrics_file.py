@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import RunError
-from zofo.filesystem import refuse_special
+from zofo.filesystem import check_not_special
 
 
 def metrics_lines(path: Path) -> list[dict[str, Any]]:
@@ -17,7 +17,7 @@ def metrics_lines(path: Path) -> list[dict[str, Any]]:
         RunError: the file cannot be read, or a line is not one that a run writes; names it.
     """
     try:
-        refuse_special(path)
+        check_not_special(path)
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error

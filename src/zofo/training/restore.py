@@ -79,7 +79,7 @@ def _covers(weights: Path, model: Any, trajectory: Trajectory) -> bool:
         raise RunError(f"cannot read {str(weights)!r}: {str(error)[:200]}") from error
 
 
-def refuse_strange_adapter(folder: Path, method: MethodConfig) -> None:
+def check_run_adapter(folder: Path, method: MethodConfig) -> None:
     """Raises RunError for the adapter of a run that zofo could not have written: a run folder may come from anyone, and
     peft's configurations can name modules to import, files to read and sizes to allocate.
 

@@ -23,9 +23,9 @@ from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.data_module import PreparedRun
 from zofo.training.identity import (
     Identity,
+    check_unchanged,
     differences,
     model_identity,
-    refuse_changes,
     split_identity,
     task_content_of,
     task_hash,
@@ -149,7 +149,7 @@ def check_provenance(run: RunFolder, material: PreparedRun, now: Identity) -> li
         "objective": f"give train(reward=...) and training.objective as they were, or {where}",
         "": f"put back what it began with, or {where}",
     }
-    refuse_changes(began, now, repr(str(run.path)), hints, model=material.loaded.name, task=task)
+    check_unchanged(began, now, repr(str(run.path)), hints, model=material.loaded.name, task=task)
     notes = [run.identity.note] if run.identity.note else []
     others = [
         f"{key} was {was} and is {is_now}"

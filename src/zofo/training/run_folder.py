@@ -12,12 +12,12 @@ from zofo.errors import RunError
 from zofo.filesystem import real, sha256_of
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.models import LoadedModel, load_model
-from zofo.tasks import TaskConfig, refuse_trained_on
+from zofo.tasks import TaskConfig, check_not_trained_on
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import TaskEvaluator
-from zofo.training.identity import Identity, model_identity, refuse_changes
+from zofo.training.identity import Identity, check_unchanged, model_identity
 from zofo.training.replay_cache import ReplayCache
-from zofo.training.restore import refuse_strange_adapter, restore_weights
+from zofo.training.restore import check_run_adapter, restore_weights
 from zofo.training.run_record import CONFIG, REPLAYED, WEIGHTS, RunRecord
 from zofo.training.versions import device_fingerprint
 from zofo.trajectory.replay import uses_builtin_parts_only
@@ -93,7 +93,7 @@ class RunFolder(RunRecord):
         folder, last = self.kept(best)
         adapter = self.adapter_of(variant, best)
         if adapter is not None:
-            refuse_strange_adapter(adapter, self.config.method)
+            check_run_adapter(adapter, self.config.method)
         trajectory, cache = self.backbone_trajectory, None
         if trajectory is not None and (self.path / REPLAYED).is_dir() and uses_builtin_parts_only(trajectory.header):
             hashes = {"base": self.base_hash, "trajectory": sha256_of(self.trajectory)}
@@ -121,15 +121,17 @@ class RunFolder(RunRecord):
             start = before[-1]
             start.restore(loaded)
             now = Identity(start=start.trained_hash)
-            refuse_changes(self.identity, now, repr(str(self.path)), {"": f"put back {str(start.path)!r} as it was"})
+            check_unchanged(self.identity, now, repr(str(self.path)), {"": f"put back {str(start.path)!r} as it was"})
         now, hint = model_identity(loaded), f"name that model, with its files as they were: {_BY_MODEL}"
-        refuse_changes(self.identity, now, repr(str(self.path)), {"": hint}, model=loaded.name, verb="was trained from")
+        check_unchanged(
+            self.identity, now, repr(str(self.path)), {"": hint}, model=loaded.name, verb="was trained from"
+        )
 
-    def refuse_trained_on(self, asked: TaskConfig, scored: bool = False) -> None:
+    def check_not_trained_on(self, asked: TaskConfig, scored: bool = False) -> None:
         """Raises ConfigError for a task to test on that this run, or one that it started from, was trained on as one of
         several; `scored`: several tasks are all scored, and not trained on again."""
         for run in reversed(self.chain()):
-            refuse_trained_on(run.config.task, asked, str(run.path), scored)
+            check_not_trained_on(run.config.task, asked, str(run.path), scored)
 
     def chain(self) -> list[RunFolder]:
         """The runs that led to this one, each started from the one before it; this one is the last.

@@ -52,7 +52,7 @@ class RunRecord:
         """While it is open, no other process may train in the folder; raises RunError where another one does."""
         return locked(self.path / LOCK, "training in")
 
-    def refuse_ended(self) -> None:
+    def check_not_ended(self) -> None:
         """Raises RunError if another process ended the run before this one had the lock."""
         if self.ended:
             raise RunError(f"another process has just ended the run {str(self.path)!r}", "look at what it made")

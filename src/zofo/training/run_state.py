@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, Va
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from zofo.errors import CheckpointError, RunError, refuse_out_of_memory
+from zofo.errors import CheckpointError, RunError, raise_if_out_of_memory
 from zofo.methods import Method
 from zofo.state_dict import StateDict
 from zofo.training.callbacks import BestCheckpoint, EvaluationCallback, MetricsLogger
@@ -158,17 +158,17 @@ class Progress:
         content = checkpoint.json(_PROGRESS)
         try:
             progress = _Progress.model_validate(content)
-            self._refuse_other_run(progress, checkpoint)
+            self._check_run(progress, checkpoint)
             if self._began is not None and progress.began not in ("", self._began):
                 record = str(metrics.parent / ENVIRONMENT)
                 raise CheckpointError(f"{record!r} was changed since the checkpoint was written", _COPY_OR_AGAIN)
-            _refuse_other_log(metrics, progress.metrics.bytes, progress.metrics.sha256)
+            _check_log(metrics, progress.metrics.bytes, progress.metrics.sha256)
             if progress.trajectory is not None:
-                _refuse_other_log(trajectory, progress.trajectory)
+                _check_log(trajectory, progress.trajectory)
                 self._replay(trajectory, progress.trajectory, header)
             self._load(progress, checkpoint)
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
-            refuse_out_of_memory(error)
+            raise_if_out_of_memory(error)
             raise CheckpointError(
                 f"the checkpoint {str(checkpoint.path)!r} does not fit this run: {_reason(error)}",
                 "it may be of another version of zofo; start again with another output_dir=",
@@ -176,7 +176,7 @@ class Progress:
         self._best.load_state_dict(content["best"], checkpoint.path)  # a full disk is not the checkpoint's fault
         return ResumePoint(progress.steps, progress.seconds, progress.metrics.bytes, progress.trajectory)
 
-    def _refuse_other_run(self, progress: _Progress, checkpoint: Checkpoint) -> None:
+    def _check_run(self, progress: _Progress, checkpoint: Checkpoint) -> None:
         """Raises ValueError for what cannot be of this run and this checkpoint."""
         scored = progress.evaluating["last"]
         for key, fits in {
@@ -256,7 +256,7 @@ def _check_like(found: Any, like: Any, at: str) -> None:
         _check_like(found[key], value, f"{at}: {key}")
 
 
-def _refuse_other_log(path: Path, size: int, sha256: str = "") -> None:
+def _check_log(path: Path, size: int, sha256: str = "") -> None:
     """Raises CheckpointError for a log that does not begin with what it held when the checkpoint was written."""
     found = path.stat().st_size if path.is_file() else 0
     if found < size:

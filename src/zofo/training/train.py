@@ -91,7 +91,7 @@ def train(
     notes = check_every_split(config, material)
     folder = begun or new_folder(config)
     with folder.locked(), writing("the run", folder.path, _GOES_ON):
-        folder.refuse_ended()
+        folder.check_not_ended()
         if begun is None:
             config = config.model_copy(update={"output_dir": folder.path})
             write_provenance(folder, config.anchored(), material, identity)

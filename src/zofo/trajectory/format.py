@@ -30,7 +30,7 @@ from zofo.backbone import Update, UpdateLog
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.evaluators import EVALUATORS
-from zofo.filesystem import refuse_special
+from zofo.filesystem import check_not_special
 from zofo.retired_keys import method_as_now
 
 MAGIC = b"ZOFOTRJ2"
@@ -193,7 +193,7 @@ class Trajectory:
             RunError: not a trajectory, a header or record whose checksum is wrong, or a number that is not finite.
         """
         try:
-            refuse_special(path)
+            check_not_special(path)
             data = path.read_bytes()[:size]
         except OSError as error:
             raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error

@@ -56,7 +56,7 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
     """
     import pyarrow
 
-    _refuse_twice(table.schema, source)
+    _check_distinct_columns(table.schema, source)
     try:
         for column in table.columns:
             if column.type == pyarrow.time64("ns"):
@@ -75,7 +75,7 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
     )
 
 
-def _refuse_twice(fields: Any, place: str) -> None:
+def _check_distinct_columns(fields: Any, place: str) -> None:
     """Raises DataError for two columns of one name, at any depth: a row would keep only one."""
     import pyarrow
 
@@ -87,7 +87,9 @@ def _refuse_twice(fields: Any, place: str) -> None:
         while pyarrow.types.is_list(inner) or pyarrow.types.is_large_list(inner):
             inner = inner.value_type
         if pyarrow.types.is_struct(inner):
-            _refuse_twice([inner.field(i) for i in range(inner.num_fields)], f"{place}: column {field.name!r}")
+            _check_distinct_columns(
+                [inner.field(i) for i in range(inner.num_fields)], f"{place}: column {field.name!r}"
+            )
 
 
 def _features(metadata: Mapping[bytes, bytes], source: str) -> Mapping[str, Any]:

@@ -149,7 +149,7 @@ def check_right_choice(column: str, choices: Any, answer_column: str, answer: An
         raise RowError(what, hint, "answer")
 
 
-def refuse_unknown_start(choices_column: str, column: str, rows: Sequence[Row]) -> None:
+def check_index_base(choices_column: str, column: str, rows: Sequence[Row]) -> None:
     """Refuse numbers of choices that may count from 0 or from 1: no row has 0, whatever letters and texts others have.
 
     Raises:

@@ -36,7 +36,7 @@ def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:
             _check_header(names, delimiter)
     rows = all_rows(((f"{path}:{one.start}", one.values) for one in records), lambda values: _fields(names, values))
     if '"' in text and not characters:
-        _refuse_two_readings(path, lines, delimiter)
+        _check_one_reading(path, lines, delimiter)
     return rows
 
 
@@ -189,7 +189,7 @@ def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
     return several is not None
 
 
-def _refuse_two_readings(path: Path, lines: Sequence[str], delimiter: str) -> None:
+def _check_one_reading(path: Path, lines: Sequence[str], delimiter: str) -> None:
     """Refuse quotes that were read as standing around values, where they may be characters.
 
     Raises:
@@ -201,7 +201,7 @@ def _refuse_two_readings(path: Path, lines: Sequence[str], delimiter: str) -> No
         if record.end > record.start and _are_rows(record, lines, delimiter, known):
             raise _one_row_or_several(path, record, lines)
         if delimiter == ",":
-            _refuse_stray_quote(path, record, "".join(lines[record.start - 1 : record.end]))
+            _check_quotes(path, record, "".join(lines[record.start - 1 : record.end]))
 
 
 def _repeated(records: Sequence[_Record]) -> list[Collection[str]]:
@@ -235,7 +235,7 @@ def _one_row_or_several(path: Path, record: _Record, lines: Sequence[str]) -> Da
     )
 
 
-def _refuse_stray_quote(path: Path, record: _Record, raw: str) -> None:
+def _check_quotes(path: Path, record: _Record, raw: str) -> None:
     """Raises DataError for a quote that opens after a space, or follows a backslash, and was read as a character."""
     values = record.values
     for number, value in enumerate(values):

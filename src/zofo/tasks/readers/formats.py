@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.errors import DataError, listed, truncate_repr
-from zofo.tasks.readers.choices import check_choices, check_metaicl, check_right_choice, refuse_unknown_start
+from zofo.tasks.readers.choices import check_choices, check_index_base, check_metaicl, check_right_choice
 from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
 from zofo.tasks.readers.row import NamedLabel, Row, RowError, all_rows, at_row, with_valid_example
 from zofo.tasks.readers.row_checks import check_label, check_text, check_turns
@@ -84,10 +84,10 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
     if found is None:
         raise _no_format(rows[0])
     if found.name == "choices-answer" and answers:
-        refuse_unknown_start(found.columns["choices"], found.columns["answer"], rows)
+        check_index_base(found.columns["choices"], found.columns["answer"], rows)
     all_rows(((row.where, row.fields) for row in rows), lambda fields: _checked(found, fields, known, answers))
     if found.name == "text-label":
-        _refuse_header(found.columns["label"], rows)
+        _check_no_repeated_header(found.columns["label"], rows)
         check_labels(found.columns["label"], rows, named)
     return found
 
@@ -199,7 +199,7 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
             raise with_valid_example(DataError(what, "write a label the same way in all rows"), 1, earlier)
     for none in ("-1", "-100"):  # -100 is what PyTorch passes over
         if none in first and not any(str(label) == none for label in named):
-            _refuse_no_label(column, first, none)
+            _check_missing_label(column, first, none)
     if len(first) == 1:
         raise single_label_error(column, rows[0].fields[column], rows)
     if len(first) > MOST_LABELS:
@@ -210,7 +210,7 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
         )
 
 
-def _refuse_header(column: str, rows: Sequence[Row]) -> None:
+def _check_no_repeated_header(column: str, rows: Sequence[Row]) -> None:
     """Raises DataError for a label that is its column's name, as where a second file was appended with its header."""
     row = next((row for row in rows if look_alike_key(row.fields[column]) == column.strip().casefold()), None)
     if row is not None:
@@ -220,7 +220,7 @@ def _refuse_header(column: str, rows: Sequence[Row]) -> None:
         )
 
 
-def _refuse_no_label(column: str, first: Mapping[str, Row], none: str) -> None:
+def _check_missing_label(column: str, first: Mapping[str, Row], none: str) -> None:
     """Raises DataError for -1 or -100 among labels: it may be a label, or mean that there is none."""
     others = [key for key in first if key != none]
     if any(isinstance(row.fields[column], NamedLabel) for row in first.values()):
