@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
+from zofo.methods.optimizers import build_optimizer
 
 from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_setting, quadratic_setting
 from conftest import build_model, build_tokenizer
@@ -30,7 +31,6 @@ from zofo.errors import ConfigError
 from zofo.estimators import Estimate
 from zofo.methods.bilevel.backbone_distance import Moved
 from zofo.methods.bilevel.penalty_schedule import LARGEST, PenaltySchedule, penalty_at, rate_note, rounding_note
-from zofo.methods.optimizers import build_optimizer
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
 from zofo.rules import DenseAdam
 from zofo.training import RunFolder, read_config, train

@@ -74,6 +74,7 @@ class PeftAdapters(Adapters):
         zo_in_forward: whether a forward pass can carry directions of its tensors.
         theta_in_forward: whether it can carry directions of the model's own weights beside it.
         starts_neutral: whether a new adapter leaves the model's function as it was.
+        fills_cache: whether it stands in the cache of keys and values, so that a layer cannot be run twice.
     """
 
     lr: ClassVar[float] = 1e-3
@@ -82,6 +83,7 @@ class PeftAdapters(Adapters):
     zo_in_forward: ClassVar[bool] = True
     theta_in_forward: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = False
+    fills_cache: ClassVar[bool] = False
 
     model: Any
     _peft: Any

@@ -43,6 +43,7 @@ class PrefixAdapters(PeftAdapters):
     lr = 1e-2
     zo_lr = 1e-2
     zo_epsilon = 1e-1
+    fills_cache = True
 
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from zofo.backbone import at_least_float32
-from zofo.errors import NonFiniteError
+from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators.base import Objective
 from zofo.evaluators.counts import Counts, counting_forwards
 
@@ -20,11 +23,17 @@ class Gradient:
     Args:
         model: run by the objective.
         counts: where the work is counted.
+        checkpointing: run each layer a second time in the backward pass, in place of keeping what is between. Such a
+            run is not counted: it belongs to the backward pass.
+
+    Raises:
+        ConfigError: `checkpointing` of a model whose layers transformers does not mark.
     """
 
-    def __init__(self, model: nn.Module, counts: Counts) -> None:
+    def __init__(self, model: nn.Module, counts: Counts, checkpointing: bool = False) -> None:
         self.model = model
         self.counts = counts
+        self._layers = _layers(model) if checkpointing else []
 
     def accumulate(
         self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float = 1.0
@@ -43,14 +52,15 @@ class Gradient:
         Raises:
             NonFiniteError: a loss or a gradient is not finite; no `.grad` was touched.
         """
-        with torch.enable_grad(), counting_forwards(self.model, self.counts):
-            losses = at_least_float32(objective(self.model, batch))
-        self.counts.queries += losses.numel()
-        finite = losses.detach()
-        if not torch.isfinite(finite).all():
-            where = int((~torch.isfinite(finite)).nonzero()[0, 0])
-            raise NonFiniteError(f"loss {finite[where].item()} of example {where} of the batch")
-        gradients = torch.autograd.grad(losses.mean() * weight, list(parameters), allow_unused=True)
+        with _checkpointed(self._layers) if self._layers else nullcontext():
+            with torch.enable_grad(), counting_forwards(self.model, self.counts):
+                losses = at_least_float32(objective(self.model, batch))
+            self.counts.queries += losses.numel()
+            finite = losses.detach()
+            if not torch.isfinite(finite).all():
+                where = int((~torch.isfinite(finite)).nonzero()[0, 0])
+                raise NonFiniteError(f"loss {finite[where].item()} of example {where} of the batch")
+            gradients = torch.autograd.grad(losses.mean() * weight, list(parameters), allow_unused=True)
         self.counts.backwards += 1
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
             raise NonFiniteError("gradient of a finite loss")
@@ -58,3 +68,32 @@ class Gradient:
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return finite
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that can be run again by themselves."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"method.gradient_checkpointing needs layers that transformers marks, and {type(model).__name__} has none",
+            "set method.gradient_checkpointing=false, or a smaller method.batch_size",
+        )
+    return layers
+
+
+@contextmanager
+def _checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """While it is open, the layers keep their inputs only, in whichever mode they are."""
+    own = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        vars(layer)["forward"] = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            if forward is None:
+                del vars(layer)["forward"]
+            else:
+                vars(layer)["forward"] = forward

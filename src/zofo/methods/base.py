@@ -177,6 +177,7 @@ class Method(ABC):
         queries_per_step: what one step costs in queries; the first one, where they differ.
         trained_names: of the tensors that steps move, where they are a choice of the configuration.
         score: how candidates are scored in evaluation; by their likelihood, or by a head, for most methods.
+        lr_factor: by the number of a step, what all learning rates are multiplied by in it; see `training.lr_schedule`.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -193,6 +194,7 @@ class Method(ABC):
     queries_per_step: int
     trained_names: tuple[str, ...] = ()
     score: ScoreFunction = staticmethod(scores)
+    lr_factor: Callable[[int], float] = staticmethod(lambda step: 1.0)
 
     @abstractmethod
     def __init__(self, config: Any, context: TrainingContext) -> None: ...

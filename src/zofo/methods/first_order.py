@@ -5,28 +5,30 @@ The baseline that zeroth-order methods stand beside.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
 
-from zofo.adapters import AdapterConfig, Adapters, PeftAdapters, kind_of
+from zofo.adapters import Adapters, PeftAdapters, kind_of
 from zofo.backbone import matching, movable, selected
 from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
-from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
-from zofo.methods.optimizers import OptimizerName, build_optimizer
+from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
+from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.models import save_tensors
 from zofo.models.heads import is_classifier
-from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
+from zofo.state_dict import StateDict
 
 LR_OF_WEIGHTS, LR_OF_WEIGHTS_BY_SGD, LR_OF_HEAD = 1e-5, 1e-3, 1e-3
 """Default learning rates where no adapter is trained."""
 
 
-class FirstOrderConfig(MethodConfig):
+class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
     """Configuration of `first-order`."""
 
     name: Literal["first-order"] = "first-order"
@@ -36,13 +38,14 @@ class FirstOrderConfig(MethodConfig):
     trainable: list[str] | None = Field(None, min_length=1)
     """Glob patterns of the parameters that are trained among these, for example `["*.layers.29.*"]`; `!pattern` leaves
     out. By default all of them."""
-    optimizer: OptimizerName = "adam"
-    """Adam or SGD."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Batches whose mean gradient one step takes: a step has `batch_size` times as many examples."""
     lr: NonNegative = PeftAdapters.lr
     """The learning rate; by default 1e-3 for LoRA, DoRA, IA3 and a head, 1e-2 for a prefix or prompt, and for weights
     1e-5, or 1e-3 by SGD."""
-    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
-    """The adapter, for `parameters=adapter`."""
+
+    def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
+        return batches_of_epochs(epochs, sum(rows), self.batch_size * self.gradient_accumulation_steps)
 
     @model_validator(mode="before")
     @classmethod
@@ -99,25 +102,27 @@ class FirstOrder(Method):
         own = {id(parameter) for parameter in self.trained}
         self.trained_names = tuple(name for name, p in context.model.named_parameters() if id(p) in own)
         self.counts = Counts()
-        self._gradient = Gradient(self.model, self.counts)
-        self._optimizer = build_optimizer(config.optimizer, self.trained, config.lr)
-        self.queries_per_step = config.batch_size
+        self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
+        self._step = FirstOrderStep(self.trained, config, config.lr)
+        self._parts = config.gradient_accumulation_steps
+        self.queries_per_step = config.batch_size * self._parts
 
     def step(self, number: int) -> StepLog:
-        before = self.counts.copy()
-        losses = self._gradient.accumulate(self.trained, self._objective, self._batches[number])
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return StepLog(losses.mean().item(), self.counts - before)
+        before, losses = self.counts.copy(), []
+        self._step.zero_grad()  # of a step that a loss without an end has cut off
+        for part in range(self._parts):
+            batch = self._batches[number * self._parts + part]
+            found = self._gradient.accumulate(self.trained, self._objective, batch, 1 / self._parts)
+            losses.append(found.mean().item())
+        self._step.step(self.lr_factor(number))
+        return StepLog(math.fsum(losses) / self._parts, self.counts - before)
 
     def state_dict(self, weights: bool) -> StateDict:
         counts = StateDict(dict(self.counts.as_dict()))
-        whole = StateDict().put("counts", counts).put("trained", tensors_to_state(self.trained))
-        return whole.put("optimizer", optimizer_to_state(self._optimizer))
+        return self._step.state_in(StateDict().put("counts", counts), "trained", "optimizer")
 
     def load_state_dict(self, state: StateDict) -> None:
-        load_tensors_state(self.trained, state.part("trained"))
-        load_optimizer_state(self._optimizer, state.part("optimizer"))
+        self._step.load_state_of(state, "trained", "optimizer")
         self.counts.include(Counts(**state.part("counts").values))
 
     def save(self, folder: Path) -> None:

@@ -13,18 +13,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from zofo.adapters import AdapterConfig, Adapters, PeftAdapters
+from zofo.adapters import Adapters, PeftAdapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
-from zofo.methods.optimizers import OptimizerName, build_optimizer
+from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
-from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
+from zofo.state_dict import StateDict
 
 
-class TwoStageConfig(MethodConfig, ZerothOrderConfig):
+class TwoStageConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """Configuration of `two-stage`. A plain `lr` is the rate of the adapter; `rule.lr` is the backbone's."""
 
     lr_means = adapter_rates = ("lr_adapter",)
@@ -33,12 +33,8 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig):
     """Which method."""
     adapter_steps: int = Field(50, ge=1)
     """First-order steps on the adapter; every later step of the run is a zeroth-order step on the backbone."""
-    optimizer: OptimizerName = "adam"
-    """Optimiser of the adapter."""
     lr_adapter: NonNegative = PeftAdapters.lr
     """Learning rate of the adapter; by default 1e-3, and 1e-2 for a prefix or prompt."""
-    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
-    """The adapter."""
 
     def check_steps(self, steps: int) -> None:
         """The second stage has a step."""
@@ -82,19 +78,18 @@ class TwoStage(Method):
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self._adapters: Adapters = config.adapter.build(context.model, self.variants, context.seed)
         self._p = self._adapters.parameters(self.variants[0])
-        self._optimizer = build_optimizer(config.optimizer, self._p, config.lr_adapter)
+        self._first = FirstOrderStep(self._p, config, config.lr_adapter)
         self.counts = self._zo.evaluator.counts
-        self._gradient = Gradient(self.model, self.counts)
+        self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         self.queries_per_step = config.batch_size
 
     def step(self, number: int) -> StepLog:
         before, batch = self.counts.copy(), self._batches[number]
         if number < self._config.adapter_steps:
             losses = self._gradient.accumulate(self._p, self._objective, batch)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
+            self._first.step(self.lr_factor(number))
             return StepLog(losses.mean().item(), self.counts - before)
-        estimate, update = self._zo.step(number, [(self._objective, batch)])
+        estimate, update = self._zo.step(number, [(self._objective, batch)], self.lr_factor(number))
         coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
         return StepLog(estimate.loss, self.counts - before, coefficients, update)
 
@@ -124,13 +119,11 @@ class TwoStage(Method):
         return self._zo.replay_header(self._config.replay_header())
 
     def state_dict(self, weights: bool) -> StateDict:
-        whole = StateDict().put("zo", self._zo.state_dict(weights)).put("adapter", tensors_to_state(self._p))
-        return whole.put("optimizer", optimizer_to_state(self._optimizer))
+        return self._first.state_in(StateDict().put("zo", self._zo.state_dict(weights)), "adapter", "optimizer")
 
     def load_state_dict(self, state: StateDict) -> None:
         self._zo.load_state_dict(state.part("zo"))
-        load_tensors_state(self._p, state.part("adapter"))
-        load_optimizer_state(self._optimizer, state.part("optimizer"))
+        self._first.load_state_of(state, "adapter", "optimizer")
 
     def save(self, folder: Path) -> None:
         """The adapter, as the peft folder `adapter`."""

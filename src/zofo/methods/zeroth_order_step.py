@@ -201,6 +201,7 @@ class ZerothOrder:
         self.backbone = Backbone(model, noise, config.trainable if names is None else names, mask=mask)
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
+        self._lr = config.rule.options.get("lr")
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
         self.theta = self.evaluator.theta
         self.state: State = self.rule.init()
@@ -268,13 +269,28 @@ class ZerothOrder:
                 f"set method.{option}=shared, or method.noise=low-rank and method.evaluator=in-forward",
             )
 
-    def step(self, number: int, asks: Sequence[LossRequest]) -> tuple[Estimate, Update]:
+    def rate(self, lr_factor: float) -> float | None:
+        """The learning rate of a step, as a rule takes it: None for the rule's own.
+
+        Raises:
+            ConfigError: a rule without a learning rate, which a schedule cannot change.
+        """
+        if lr_factor == 1:
+            return None
+        if self._lr is None:
+            raise ConfigError(
+                "training.lr_scheduler_type changes the rule's learning rate, which this one has not got",
+                "set training.lr_scheduler_type=constant",
+            )
+        return float(self._lr) * lr_factor
+
+    def step(self, number: int, asks: Sequence[LossRequest], lr_factor: float = 1.0) -> tuple[Estimate, Update]:
         """Ask along the directions of step `number`, estimate, and update the backbone."""
         directions = self.directions(number)
         with self.evaluator.probe(asks, self.estimator.ask(directions)) as visit:
             estimate = self.estimator.tell(directions, visit.losses)
             update, state = self.rule.update(
-                estimate.normalized_by_std() if self._normalize_by_std else estimate, self.state
+                estimate.normalized_by_std() if self._normalize_by_std else estimate, self.state, self.rate(lr_factor)
             )
             visit.update(update)
         self.state = state

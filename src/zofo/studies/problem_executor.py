@@ -22,8 +22,13 @@ from zofo.studies.result import Outcome
 from zofo.training import TrainingConfig
 from zofo.training.config import method_config
 from zofo.training.identity import Identity
+from zofo.training.lr_schedule import lr_schedule
 
-_USED = {"seed", "steps", "max_queries", "num_evals", "eval_steps", "eval_on_test"}
+_USED = {"seed", "steps", "max_queries", "num_evals", "eval_steps", "eval_on_test"} | {
+    "lr_scheduler_type",
+    "warmup_steps",
+    "lr_scheduler_kwargs",
+}
 _CURVE = ("train", "validation")  # the data are small, and a paper's curves are of the training loss
 
 
@@ -64,6 +69,7 @@ class ProblemRuns(Executor):
     def execute(self, config: ProblemRun, folder: Path, remote_code: bool) -> Outcome:
         problem, method = _built(config)
         steps = steps_of(method, config)
+        method.lr_factor = lr_schedule(config.training, steps)
         method.check()
         scoring = _Scoring(problem, method, folder)
         due = config.training.evaluated_after(steps)

@@ -56,15 +56,18 @@ class MetricsLogger(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
     A file that goes on keeps its first `keep` bytes, what it has beyond them is cut off, and `seconds` are counted on.
+    Where a schedule changes the learning rates (`scheduled`), each step's factor is written.
     """
 
-    def __init__(self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0, scheduled: bool = False
+    ) -> None:
         self._file = path.open("xb" if keep is None else "r+b")
         self._digest, self._size = hashlib.sha256(), keep or 0
         if keep is not None:
             self._file.truncate(keep)
             self._digest.update(self._file.read())
-        self._method = method
+        self._method, self._scheduled = method, scheduled
         self._start = time.perf_counter() - seconds
 
     @property
@@ -79,6 +82,8 @@ class MetricsLogger(Callback):
 
     def after_step(self, number: int, log: StepLog) -> None:
         line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
+        if self._scheduled:
+            line["lr_factor"] = self._method.lr_factor(number)
         self._write(line)
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:

@@ -22,6 +22,19 @@ from zofo.retired_keys import run_as_now
 from zofo.tasks import TaskConfig
 from zofo.yaml_loader import parse_yaml, read_yaml
 
+LrSchedulerType = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+"""Schedules of `transformers.get_scheduler` that depend on the number of the step alone."""
+
 
 class TrainingConfig(Config):
     """How long, how often evaluated, and with which seed."""
@@ -37,6 +50,13 @@ class TrainingConfig(Config):
     `bilevel`, all rows of D_p."""
     objective: str | None = None
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
+    lr_scheduler_type: LrSchedulerType = "constant"
+    """How all learning rates of the method change from step to step, by the name in `transformers.get_scheduler`;
+    `linear` and `cosine` fall to 0 at the end."""
+    warmup_steps: float = Field(0, ge=0, lt=1 << 32, allow_inf_nan=False)
+    """Steps in which the learning rates rise from 0; below 1, a share of all steps."""
+    lr_scheduler_kwargs: dict[str, float] = {}
+    """Options of the schedule, such as `{num_cycles: 2}` for `cosine_with_restarts`."""
     group_by_length: bool = True
     """Let examples of similar length share a batch, so that less of it is padding."""
     eval_steps: int | None = Field(None, ge=1)
@@ -96,6 +116,21 @@ class TrainingConfig(Config):
             raise ConfigError(
                 f"training.epochs and training.{'steps' if steps else 'max_queries'} both say how long the run is",
                 "give one of training.steps, training.max_queries and training.epochs; null takes one back",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainingConfig:
+        if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.lr_scheduler_kwargs):
+            key = "warmup_steps" if self.warmup_steps else "lr_scheduler_kwargs"
+            raise ConfigError(
+                f"training.{key} has no effect with training.lr_scheduler_type=constant",
+                "set training.lr_scheduler_type=constant_with_warmup, linear or cosine",
+            )
+        if self.warmup_steps % 1 and self.warmup_steps > 1:
+            raise ConfigError(
+                f"training.warmup_steps is {self.warmup_steps:g}, which is neither a number of steps nor a share",
+                "give a whole number, or a share below 1",
             )
         return self
 

@@ -36,6 +36,7 @@ from zofo.training.data_module import PreparedRun, check_every_split, load_mater
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
+from zofo.training.lr_schedule import lr_schedule
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.resume import (
     as_begun,
@@ -155,7 +156,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     done = _resumed(folder, progress, checkpoints.latest(warn), header)
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
-    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
+    scheduled = training.lr_scheduler_type != "constant"
+    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, scheduled)
     callbacks: list[Callback] = [metrics, best, evaluating]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
@@ -251,6 +253,7 @@ def _checked_steps(config: RunConfig, method: Method, material: PreparedRun, sco
     for split in scored:
         majority_of(material.task, material.examples[split])  # refuses a score that cannot be given
     method.check_steps(steps)
+    method.lr_factor = lr_schedule(config.training, steps)
     method.check()
     return steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 from torch import nn
 
 from zofo.adapters import Adapters
-from zofo.errors import NonFiniteError
 from zofo.evaluators import Gradient, LossRequest, Objective
-from zofo.methods.optimizers import OptimizerName, build_optimizer
-from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
+from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
+from zofo.state_dict import StateDict
 
 VARIANTS = ("adapter", "lower_adapter")
 """What p and s are called."""
@@ -27,7 +25,7 @@ class AdapterPair:
         adapters: of the model; they hold p and s under the names in `VARIANTS`.
         objective: F, one loss for each example.
         gradient: of the model.
-        optimizer: of both.
+        config: of the steps of both.
         lr_adapter: learning rate of p.
         lr_lower: learning rate of s.
     """
@@ -37,7 +35,7 @@ class AdapterPair:
         adapters: Adapters,
         objective: Objective,
         gradient: Gradient,
-        optimizer: OptimizerName,
+        config: FirstOrderStepConfig,
         lr_adapter: float,
         lr_lower: float,
     ) -> None:
@@ -45,15 +43,14 @@ class AdapterPair:
         self._objective = objective
         self._gradient = gradient
         self._p, self._s = (adapters.parameters(name) for name in VARIANTS)
-        self._optimizer_p = build_optimizer(optimizer, self._p, lr_adapter)
-        self._optimizer_s = build_optimizer(optimizer, self._s, lr_lower)
+        self._step_p = FirstOrderStep(self._p, config, lr_adapter)
+        self._step_s = FirstOrderStep(self._s, config, lr_lower)
 
-    def inner_step(self, batch: Any) -> float:
+    def inner_step(self, batch: Any, lr_factor: float = 1.0) -> float:
         """One step on s for F(theta, s; batch); gives the loss before it."""
         with self.adapters.using(VARIANTS[1]):
             losses = self._gradient.accumulate(self._s, self._objective, batch)
-        self._optimizer_s.step()
-        self._optimizer_s.zero_grad()
+        self._step_s.step(lr_factor)
         return losses.mean().item()
 
     def differentiate(self, b_f: Any, b_p: Any, penalty: float) -> tuple[float, float]:
@@ -65,7 +62,7 @@ class AdapterPair:
         Returns:
             F(theta, p; b_f) and F(theta, p; b_p).
         """
-        self._optimizer_p.zero_grad()
+        self._step_p.zero_grad()
         with self.adapters.using(VARIANTS[0]):
             lower = self._gradient.accumulate(self._p, self._objective, b_p).mean().item()
             for parameter in self._p:
@@ -74,9 +71,9 @@ class AdapterPair:
             upper = self._gradient.accumulate(self._p, self._objective, b_f).mean().item()
         return upper, lower
 
-    def step_adapter(self) -> None:
+    def step_adapter(self, lr_factor: float = 1.0) -> None:
         """The step on p along what `differentiate` found."""
-        self._optimizer_p.step()
+        self._step_p.step(lr_factor)
 
     def asks(self, b_f: Any, b_p: Any) -> list[LossRequest]:
         """F(theta, p; b_f), F(theta, p; b_p) and F(theta, s; b_p), as an evaluator is asked for them."""
@@ -94,31 +91,19 @@ class AdapterPair:
 
     def state_dict(self) -> StateDict:
         """Both adapters and optimisers."""
-        whole = StateDict().put("p", tensors_to_state(self._p)).put("s", tensors_to_state(self._s))
-        return whole.put("optimizer_p", optimizer_to_state(self._optimizer_p)).put(
-            "optimizer_s", optimizer_to_state(self._optimizer_s)
-        )
+        return self._step_s.state_in(self._step_p.state_in(StateDict(), "p", "optimizer_p"), "s", "optimizer_s")
 
     def load_state_dict(self, state: StateDict) -> None:
         """Take back what `state_dict` gave."""
-        load_tensors_state(self._p, state.part("p"))
-        load_tensors_state(self._s, state.part("s"))
-        load_optimizer_state(self._optimizer_p, state.part("optimizer_p"))
-        load_optimizer_state(self._optimizer_s, state.part("optimizer_s"))
+        self._step_p.load_state_of(state, "p", "optimizer_p")
+        self._step_s.load_state_of(state, "s", "optimizer_s")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """While it is open an outer step is made: one that is abandoned takes its steps on s back, too."""
-        s_before = [tensor.detach().clone() for tensor in self._s]
-        optimizer_before = copy.deepcopy(self._optimizer_s.state_dict())
         try:
-            yield
-        except NonFiniteError:
-            with torch.no_grad():
-                for tensor, old in zip(self._s, s_before, strict=True):
-                    tensor.copy_(old)
-            self._optimizer_s.load_state_dict(optimizer_before)
-            raise
+            with self._step_s.undone_by_non_finite():
+                yield
         finally:
-            self._optimizer_p.zero_grad()
-            self._optimizer_s.zero_grad()
+            self._step_p.zero_grad()
+            self._step_s.zero_grad()

@@ -82,13 +82,16 @@ class BackboneStep:
             decays = config.rule.options.get("weight_decay", 0.0) > 0
             self._moved = Moved(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
 
-    def step(self, number: int, asks: Sequence[LossRequest], examples: int) -> tuple[dict[str, float], Update | None]:
+    def step(
+        self, number: int, asks: Sequence[LossRequest], examples: int, lr_factor: float = 1.0
+    ) -> tuple[dict[str, float], Update | None]:
         """Make step `number`.
 
         Args:
             number: of the outer step.
             asks: F(theta, p; B_f) of every task, then all F(theta, p; B_p), then all F(theta, s; B_p).
             examples: in all B_f together, and in all B_p together.
+            lr_factor: of the learning rate, in this step.
 
         Returns:
             What a log holds of it, and what happened to theta.
@@ -107,7 +110,7 @@ class BackboneStep:
                 other_f = zo.directions(number, after=1, examples=examples)
                 other_p = zo.directions(number, first=examples, after=1, examples=examples)
                 gradient = _elsewhere(gradient, dict(_pairs(along_f, other_f) + _pairs(along_p, other_p)))
-            update, state = zo.rule.update(upper.with_gradient(gradient), zo.state)
+            update, state = zo.rule.update(upper.with_gradient(gradient), zo.state, zo.rate(lr_factor))
             visit.update(update)
         zo.state = state
         self._moved.add(update)

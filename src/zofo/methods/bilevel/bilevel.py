@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from zofo.adapters import AdapterConfig, Adapters, PeftAdapters
+from zofo.adapters import Adapters, PeftAdapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
@@ -23,13 +23,13 @@ from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingCo
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
 from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest, penalty_at
-from zofo.methods.optimizers import OptimizerName
+from zofo.methods.first_order_step import FirstOrderStepConfig
 from zofo.methods.zeroth_order_step import ZerothOrderConfig
 from zofo.noise import permutation
 from zofo.state_dict import StateDict
 
 
-class BilevelConfig(MethodConfig, ZerothOrderConfig):
+class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """Configuration of `bilevel`. A plain `lr` is the rate of both adapters; `rule.lr` is the backbone's."""
 
     lr_means = adapter_rates = ("lr_lower", "lr_adapter")
@@ -43,14 +43,10 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig):
     `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
     backbone_update: BackboneStepKind = "zeroth-order"
     """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
-    optimizer: OptimizerName = "adam"
-    """Optimiser of both adapters."""
     lr_lower: NonNegative = PeftAdapters.lr
     """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
     lr_adapter: NonNegative = PeftAdapters.lr
     """Learning rate of the adapter p; by default 1e-3, and 1e-2 for a prefix or prompt."""
-    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
-    """The shape of both adapters."""
 
     @classmethod
     def slope_factor(cls, given: Mapping[str, Any]) -> float:
@@ -109,9 +105,9 @@ class Bilevel(Method):
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self._adapters: Adapters = adapters or config.adapter.build(context.model, self.variants, context.seed)
-        gradient = Gradient(self.model, self.counts)
+        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         rates = config.lr_adapter, config.lr_lower
-        self._pair = AdapterPair(self._adapters, context.objective, gradient, config.optimizer, *rates)
+        self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
         self.queries_per_step = (config.inner_steps + 2 + 3 * theta.points) * size
 
     def step(self, number: int) -> StepLog:
@@ -120,10 +116,11 @@ class Bilevel(Method):
 
     def _step(self, number: int) -> StepLog:
         pair, penalty, inner_steps = self._pair, penalty_at(self._config.penalty, number), self._config.inner_steps
-        before = self.counts.copy()
+        before, rate = self.counts.copy(), self.lr_factor(number)
         self._theta.flush()  # first-order steps look at the weights
 
-        inner = [pair.inner_step(self._batches_inner[number * inner_steps + t]) for t in range(inner_steps)]
+        batches = (self._batches_inner[number * inner_steps + t] for t in range(inner_steps))
+        inner = [pair.inner_step(batch, rate) for batch in batches]
 
         b_f, b_p = self._batches_f[number], self._batches_p[number]
         f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
@@ -131,8 +128,8 @@ class Bilevel(Method):
         if inner:
             coefficients["loss_inner"] = math.fsum(inner) / len(inner)
 
-        found, update = self._theta.step(number, pair.asks(b_f, b_p), self._config.batch_size)
-        pair.step_adapter()
+        found, update = self._theta.step(number, pair.asks(b_f, b_p), self._config.batch_size, rate)
+        pair.step_adapter(rate)
         return StepLog(f_upper, self.counts - before, coefficients | found, update)
 
     def check(self) -> None:

@@ -125,9 +125,9 @@ class MetaBilevel(Method):
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self._adapters: Adapters = config.adapter.build(context.model, VARIANTS, context.seed)
-        gradient = Gradient(self.model, self.counts)
+        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         rates = config.lr_adapter, config.lr_lower
-        self._pair = AdapterPair(self._adapters, context.objective, gradient, config.optimizer, *rates)
+        self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
         self._store = AdapterStore(config.adapter_offload)
         self._fresh = _copied(self._pair.state_dict())
         self._variant = BACKBONE
@@ -146,7 +146,7 @@ class MetaBilevel(Method):
             coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
 
         examples = len(tuned) * config.batch_size
-        found, update = self._theta.step(number, self._asks(list(tuned.values())), examples)
+        found, update = self._theta.step(number, self._asks(list(tuned.values())), examples, self.lr_factor(number))
         coefficients |= found
         for name, one in tuned.items():
             self._store.put(name, one.after)
@@ -160,10 +160,11 @@ class MetaBilevel(Method):
         self._load(task.name)
         b_f, b_p = task.batches_f[number], task.batches_p[number]
         with pair.transaction():
-            inner = [pair.inner_step(task.batches_inner[number * inner_steps + t]) for t in range(inner_steps)]
+            batches = (task.batches_inner[number * inner_steps + t] for t in range(inner_steps))
+            inner = [pair.inner_step(batch, self.lr_factor(number)) for batch in batches]
             f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
             old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
-            pair.step_adapter()
+            pair.step_adapter(self.lr_factor(number))
         found = {"loss_upper": f_upper, "loss_lower": f_lower}
         if inner:
             found["loss_inner"] = math.fsum(inner) / len(inner)

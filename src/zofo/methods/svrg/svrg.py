@@ -205,6 +205,7 @@ class SVRG(ForwardOnly):
         if config.uses_anchor and config.anchor != "displacement":
             device = torch.device("cpu") if config.anchor == "offload" else None
             self._anchor = CopiedAnchor(zo.evaluator, self.backbone, device)
+        self._factor = 1.0  # of both learning rates, in this step
         self._full: Estimate | None = None  # over the full batch, at the anchor
         self._anchored = 0  # the step that set the anchor
         self.queries_per_step = zo.points * self._full_size
@@ -216,6 +217,7 @@ class SVRG(ForwardOnly):
     def step(self, number: int) -> StepLog:
         """A full-batch step that found a loss that is not finite is made again by the next step."""
         q, before = self._config.anchor_interval, self.counts.copy()
+        self._factor = self._annealing.factor * self.lr_factor(number)
         if number % q == 0 or self._full is None:
             loss, coefficients, update = self._full_step(number)
         else:
@@ -236,7 +238,7 @@ class SVRG(ForwardOnly):
             full = zo.estimator.tell(along, visit.losses)
             update = self._update(full, self._lr_full, visit)
         self._full, self._anchored = full, number
-        coefficients = {"lr": self._lr_full * self._annealing.factor}
+        coefficients = {"lr": self._lr_full * self._factor}
         if len(full.projected_gradients) <= _MOST_LOGGED:
             coefficients |= self._coefficients(full, "_full")
         return full.loss, coefficients, update
@@ -257,12 +259,12 @@ class SVRG(ForwardOnly):
     def _mini_step(self, number: int, batch: Any, full: Estimate) -> tuple[float, dict[str, float], Update]:
         """See the class for what each kind of pair does."""
         if self._config.control_variate == "none":
-            return full.loss, {"lr": self._lr * self._annealing.factor}, self._update(full, self._lr)
+            return full.loss, {"lr": self._lr * self._factor}, self._update(full, self._lr)
         if self._config.control_variate == "as-released":
             here, there, update = self._as_released(number, batch, full)
         else:
             here, there, update = self._with_anchor(number, batch, full)
-        coefficients = {"lr": self._lr * self._annealing.factor, **self._coefficients(here)}
+        coefficients = {"lr": self._lr * self._factor, **self._coefficients(here)}
         return here.loss, coefficients | self._coefficients(there, "_anchor"), update
 
     def _with_anchor(self, number: int, batch: Any, full: Estimate) -> tuple[Estimate, Estimate, Update]:
@@ -303,7 +305,7 @@ class SVRG(ForwardOnly):
 
     def _update(self, estimate: Estimate, lr: float, visit: Probe | None = None) -> Update:
         """Move theta by what the rule makes of an estimate, on the way home from a visit if there is one."""
-        update, state = self._zo.rule.update(estimate, self._zo.state, lr * self._annealing.factor)
+        update, state = self._zo.rule.update(estimate, self._zo.state, lr * self._factor)
         (visit.update if visit is not None else self._zo.theta.apply)(update)
         self._zo.state = state
         return update

@@ -1,0 +1,108 @@
+"""The first-order step: an optimiser of torch on some parameters, with what is done to their gradients before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from zofo.adapters import AdapterConfig
+from zofo.config import NonNegative
+from zofo.errors import ConfigError, NonFiniteError
+from zofo.methods.base import MethodOptions
+from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
+
+_OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+class FirstOrderStepConfig(MethodOptions):
+    """Options of first-order steps."""
+
+    adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
+    """The adapter that first-order steps train."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Optimiser of first-order steps, of `torch.optim`."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay of first-order steps, as the optimiser defines it: added to the gradient by `adam` and `sgd`,
+    decoupled by `adamw`. Tensors with one axis, such as biases and norms, do not decay."""
+    max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Gradients of first-order steps that are longer together are scaled to this length; by default none is."""
+    gradient_checkpointing: bool = False
+    """Run each layer a second time in the backward pass, in place of keeping what is between: less memory, about a
+    third more time, the same gradients."""
+
+    @model_validator(mode="after")
+    def _layers_run_twice(self) -> FirstOrderStepConfig:
+        if self.gradient_checkpointing and self.adapter.kind.fills_cache:
+            raise ConfigError(
+                f"method.gradient_checkpointing runs each layer twice, and method.adapter={self.adapter.name} would give "
+                "it its keys and values twice",
+                "set method.gradient_checkpointing=false, or method.adapter=prompt",
+            )
+        return self
+
+
+class FirstOrderStep:
+    """Steps of an optimiser on some parameters, along the gradients that stand in their `.grad`.
+
+    Args:
+        parameters: that move.
+        config: which optimiser, and how.
+        lr: the learning rate.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: FirstOrderStepConfig, lr: float) -> None:
+        self.parameters = list(parameters)
+        self._lr, self._max_norm = lr, config.max_grad_norm
+        groups: list[dict[str, Any]] = [{"params": self.parameters}]
+        if config.weight_decay:
+            groups = [{"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay}]
+            groups.append({"params": [p for p in self.parameters if p.ndim <= 1]})
+        groups = [group for group in groups if group["params"]]
+        self._optimizer: torch.optim.Optimizer = _OPTIMIZERS[config.optimizer](groups, lr=lr, weight_decay=0.0)
+
+    def step(self, lr_factor: float = 1.0) -> None:
+        """Move the parameters, and forget their gradients.
+
+        Args:
+            lr_factor: of the learning rate, in this step.
+        """
+        if self._max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self._max_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr * lr_factor
+        self._optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self._optimizer.zero_grad()
+
+    @contextmanager
+    def undone_by_non_finite(self) -> Iterator[None]:
+        """While it is open, an error by a loss that is not finite takes back the steps that were made in it."""
+        before = [parameter.detach().clone() for parameter in self.parameters]
+        optimizer = copy.deepcopy(self._optimizer.state_dict())
+        try:
+            yield
+        except NonFiniteError:
+            with torch.no_grad():
+                for parameter, old in zip(self.parameters, before, strict=True):
+                    parameter.copy_(old)
+            self._optimizer.load_state_dict(optimizer)
+            raise
+
+    def state_in(self, whole: StateDict, parameters: str, optimizer: str) -> StateDict:
+        """Put the parameters and the optimiser into the state of a method, under these names."""
+        whole.put(parameters, tensors_to_state(self.parameters))
+        return whole.put(optimizer, optimizer_to_state(self._optimizer))
+
+    def load_state_of(self, whole: StateDict, parameters: str, optimizer: str) -> None:
+        """Take back what `state_in` put there."""
+        load_tensors_state(self.parameters, whole.part(parameters))
+        load_optimizer_state(self._optimizer, whole.part(optimizer))
