@@ -11,6 +11,7 @@ from transformers import get_scheduler
 from least_squares import BATCH, IN_FORWARD, IN_PLACE, LR, LR_FULL, LeastSquares, build, theta_of, training_context
 from zofo.errors import ConfigError
 from zofo.methods import METHODS
+from zofo.rules import RULES
 from zofo.training import TrainingConfig, read_config, train
 from zofo.training.lr_schedule import lr_schedule, warmup_steps
 from zofo.trajectory import Trajectory
@@ -65,7 +66,7 @@ def falling(step):
     return 1 / (1 + step)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum", "sign", "dense-momentum", "dense-adam"])
+@pytest.mark.parametrize("rule", RULES)
 def test_each_zeroth_order_step_has_its_rate(rule):
     """As a method that is built with that rate makes it, from the same state."""
     options = {"rule": {"name": rule, "lr": LR}, "lr_full": None, "anchor_interval": None}
@@ -219,3 +220,18 @@ def test_a_scheduled_run_is_logged_goes_on_and_is_replayed(configured, case, mod
 
     replayed = replay(AutoModelForCausalLM.from_pretrained(model_folder), Trajectory.read(run.trajectory))
     assert replayed.fingerprint() == run.summary["backbone"]
+
+
+@pytest.mark.promise(6)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_goes_on_to_the_same_bits(rule):
+    options = {"rule": {"name": rule, "lr": LR}, "lr_full": None, "anchor_interval": None}
+    whole, first, second = (build(LeastSquares(), kind=METHODS["mezo"], **options) for _ in range(3))
+    for method in (whole, first, second):
+        method.lr_factor = falling
+    for step in range(6):
+        whole.step(step)
+        (first if step < 3 else second).step(step)
+        if step == 2:
+            second.load_state_dict(copy.deepcopy(first.state_dict(weights=True)))
+    assert torch.equal(theta_of(whole), theta_of(second))

@@ -10,7 +10,7 @@ from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.estimators import Estimate
 from zofo.noise import NOISES, Gaussian, LowRank
-from zofo.rules import RULES, SGD, DenseAdam, DenseMomentum, Momentum, Rule, Sign, State
+from zofo.rules import RULES, SGD, DenseAdam, DenseMomentum, Momentum, RmsSGD, Rule, Sign, State
 
 STEPS = 50
 every_rule = pytest.mark.parametrize("name", RULES)
@@ -244,3 +244,46 @@ def test_the_step_size_scales_the_first_update(name):
     one, two = (train(RULES[name](lr=lr), Gaussian(), [estimate])[0] for lr in (0.01, 0.02))
     for tensor in start:
         torch.testing.assert_close(two[tensor] - start[tensor], 2 * (one[tensor] - start[tensor]), rtol=1e-4, atol=3e-7)
+
+
+# steps of a length that the scale of the loss does not change
+
+
+def with_coefficients(coefficients, scale=1.0):
+    return [Estimate.of(Displacement({Key(3, step, 0): scale * c})) for step, c in enumerate(coefficients)]
+
+
+def test_one_average_for_all_entries_is_adams_of_the_coefficient():
+    """`torch.optim.Adam` without momentum, on a single number whose gradient is the coefficient."""
+    coefficients = [math.sin(1.7 * step + 1) * (1 + step % 5) for step in range(STEPS)]
+    rule, state, number = RmsSGD(lr=0.02, beta=0.9), State(), nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    adam = torch.optim.Adam([number], lr=0.02, betas=(0.0, 0.9), eps=0.0)
+    for estimate, coefficient in zip(with_coefficients(coefficients), coefficients, strict=True):
+        update, state = rule.update(estimate, state)
+        before = number.item()
+        number.grad = torch.tensor([coefficient], dtype=torch.float64)
+        adam.step()
+        ((_, moved),) = update.displacement.items()
+        assert moved == pytest.approx(number.item() - before, rel=1e-12)
+
+
+def test_a_loss_of_another_scale_gives_the_same_steps():
+    coefficients = [0.3, -2.0, 0.0, 5.0]
+    found = []
+    for scale in (1.0, 1e4, 1e-6):
+        rule, state, steps = RmsSGD(lr=0.1), State(), []
+        for estimate in with_coefficients(coefficients, scale):
+            update, state = rule.update(estimate, state)
+            steps.append([c for _, c in update.displacement.items()])
+        found.append(steps)
+    assert found[0][0] == [pytest.approx(-0.1)]
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert one == pytest.approx(two, rel=1e-9)
+
+
+def test_nothing_moves_before_a_scale_is_known():
+    update, state = RmsSGD(weight_decay=0.5, lr=0.1).update(Estimate.of(Displacement()), State())
+    assert len(update.displacement) == 0
+    assert update.decay_factor == pytest.approx(0.05)
+    assert state.steps == 1

@@ -40,8 +40,8 @@ class FirstOrderStepConfig(MethodOptions):
     def _layers_run_twice(self) -> FirstOrderStepConfig:
         if self.gradient_checkpointing and self.adapter.kind.fills_cache:
             raise ConfigError(
-                f"method.gradient_checkpointing runs each layer twice, and method.adapter={self.adapter.name} would give "
-                "it its keys and values twice",
+                "method.gradient_checkpointing runs each layer twice, and "
+                f"method.adapter={self.adapter.name} would give it its keys and values twice",
                 "set method.gradient_checkpointing=false, or method.adapter=prompt",
             )
         return self

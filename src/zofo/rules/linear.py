@@ -1,9 +1,12 @@
-"""Rules whose update is itself a displacement: SGD and momentum."""
+"""Rules whose update is itself a displacement: SGD, momentum, and SGD of a length that no scale of the loss changes."""
 
 from __future__ import annotations
 
+import math
+
 from zofo.backbone import Update
 from zofo.config import NonNegative, Share
+from zofo.displacement import Displacement
 from zofo.estimators import Estimate
 from zofo.rules.base import RULES, Rule, State
 
@@ -51,3 +54,39 @@ class Momentum(Rule):
         largest = max((abs(c) for _, c in momentum.items()), default=0.0)
         momentum = momentum.pruned(self.tolerance * largest)
         return Update(-(self.lr if lr is None else lr) * momentum), State(state.steps + 1, momentum)
+
+
+@RULES.register("rms-sgd")
+class RmsSGD(Rule):
+    """theta <- theta - lr gradient / rms, where rms is the running root mean square of the gradient's length.
+
+    The length of a gradient sum_k c_k z_k is |c| = sqrt(sum_k c_k**2), in units of a direction. With t updates so far,
+
+    v <- beta v + (1 - beta) |c|**2;  rms = sqrt(v / (1 - beta**t)).
+
+    A loss that is multiplied by a constant, such as by the penalty of a bilevel problem, gives the same steps, as with
+    Adam; and |lr gradient / rms| is about lr a step. Adam divides each entry of the gradient by an average of its own.
+    Of a zeroth-order estimate along one direction that average is, in every entry, that of c**2, since E[z_i**2] = 1: so
+    one number stands for it, and no buffer is kept. Adam's other average is `momentum`'s.
+
+    Args:
+        lr: the length of a step, in units of a direction.
+        beta: how much of v is kept a step, as Adam's second beta.
+        weight_decay: as in `torch.optim.AdamW`, for tensors that decay.
+
+    Source: Kingma & Ba (2015), Adam; with one average for all entries.
+    """
+
+    def __init__(self, lr: NonNegative = 1e-3, beta: Share = 0.99, weight_decay: NonNegative = 0.0) -> None:
+        self.lr = lr
+        self.beta = beta
+        self.weight_decay = weight_decay
+
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        """A gradient of 0 moves nothing; before any other came, nothing is known of the scale."""
+        lr, steps = self.lr if lr is None else lr, state.steps + 1
+        length = math.fsum(c * c for _, c in estimate.gradient.items())
+        mean_square = self.beta * state.mean_square + (1 - self.beta) * length
+        rms = math.sqrt(mean_square / (1 - self.beta**steps))
+        moved = -(lr / rms) * estimate.gradient if rms > 0 else Displacement()
+        return Update(moved, lr * self.weight_decay), State(steps, mean_square=mean_square)
