@@ -273,7 +273,7 @@ def test_unknown_names_get_the_nearest(override, guess):
         ("method.penalty=.nan", "method.penalty"),
         ("method.lr_lower=-0.1", "method.lr_lower"),
         ("method.lr_adapter=-0.1", "method.lr_adapter"),
-        ("method.optimizer=adamw", "method.optimizer"),
+        ("method.optimizer=lion", "method.optimizer"),
         ("method.num_directions=0", "method.num_directions"),
         ("method.adapter.rank=0", "method.adapter.rank"),
         ("method.adapter.alpha=0", "method.adapter.alpha"),

@@ -66,8 +66,8 @@ class RmsSGD(Rule):
 
     A loss that is multiplied by a constant, such as by the penalty of a bilevel problem, gives the same steps, as with
     Adam; and |lr gradient / rms| is about lr a step. Adam divides each entry of the gradient by an average of its own.
-    Of a zeroth-order estimate along one direction that average is, in every entry, that of c**2, since E[z_i**2] = 1: so
-    one number stands for it, and no buffer is kept. Adam's other average is `momentum`'s.
+    Of a zeroth-order estimate along one direction that average is, in every entry, that of c**2, since E[z_i**2] = 1:
+    so one number stands for it, and no buffer is kept. Adam's other average is `momentum`'s.
 
     Args:
         lr: the length of a step, in units of a direction.
