@@ -286,7 +286,7 @@ def test_adam_goes_on_below_a_penalty_that_is_the_largest(penalty):
         backbone = Backbone(torch.nn.Linear(4, 4, bias=False), Gaussian())
         start, z = backbone.tensors["weight"].clone(), backbone.noise.whole(Key(0, 0), "weight", (4, 4))
         gradient = Displacement({Key(0, 0): penalty * slope})
-        update, _ = DenseAdam(lr=1e-3).update(Estimate.of(gradient), DenseAdam().init())
+        update, _ = DenseAdam(lr=1e-3).update(Estimate.from_gradient(gradient), DenseAdam().init())
         backbone.apply_(update)
         moved = backbone.tensors["weight"] - start
         torch.testing.assert_close(moved, -1e-3 * z.sign(), rtol=1e-3, atol=1e-6)

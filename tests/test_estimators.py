@@ -448,7 +448,7 @@ def test_an_epsilon_that_is_not_above_zero_is_refused(name, epsilon):
 
 def test_an_estimate_read_from_a_log_and_a_sum_of_gradients_keep_what_they_should():
     gradient = Displacement({Key(0, 1): 2.0})
-    read = Estimate.of(gradient)
+    read = Estimate.from_gradient(gradient)
     assert (read.gradient, read.queries, dict(read.projected_gradients)) == (gradient, 0, {})
     estimate = TwoSided(0.5).tell([Key(0, 1)], torch.tensor([[3.0], [1.0]]))
     other = estimate.with_gradient(5 * estimate.gradient)

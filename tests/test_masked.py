@@ -70,7 +70,7 @@ def kept_entries(noise, key, name):
     """Which entries of a tensor a masked noise keeps, by its own account."""
     shape, by_rows = SHAPES[name], isinstance(noise.of, LowRank)
     count = unit_count(shape, by_rows)
-    units = noise.kept.units(key, name, (0, count), CPU)
+    units = noise.selection.units(key, name, (0, count), CPU)
     return units.repeat_interleave(math.prod(shape) // count).view(shape)
 
 
@@ -90,7 +90,7 @@ def test_a_masked_direction_has_the_noise_s_own_bits_where_it_is_kept_and_zeros_
         z, plain = part.whole(key, name, SHAPES[name]), noise.whole(key, name, SHAPES[name])
         keep = kept_entries(part, key, name)
         assert same_bits(z, torch.where(keep, plain, torch.zeros(())))
-        assert part.kept.moves(key, name) or not keep.any()
+        assert part.selection.is_active(key, name) or not keep.any()
         seen |= set(keep.flatten().tolist())
     assert seen == {True, False}
 
@@ -110,11 +110,11 @@ def test_every_block_of_a_tensor_holds_the_bits_of_the_whole(mask, noise):
 @every_mask
 def test_a_mask_of_many_keys_and_tensors_at_once_is_that_of_each(mask):
     for by_rows in (False, True):
-        kept = mask.taken(base_weights(), by_rows)
+        kept = mask.select(base_weights(), by_rows)
         for names in (list(SHAPES), list(SHAPES)[::-1], ["scale"]):
             counts = {name: unit_count(SHAPES[name], by_rows) for name in names}
             alone = [torch.cat([kept.units(key, n, (0, c), CPU) for n, c in counts.items()]) for key in KEYS]
-            assert torch.equal(kept.together(counts, CPU)(KEYS), torch.stack(alone))
+            assert torch.equal(kept.batched(counts, CPU)(KEYS), torch.stack(alone))
 
 
 @every_noise
@@ -176,7 +176,7 @@ GOLDEN = {  # units 0 to 32 of "norm.weight", of key (5, 4, 0)
 
 @pytest.mark.parametrize("label", GOLDEN)
 def test_random_masks_are_those_of_stream_version_1(label):
-    units = KINDS[label].taken({}, by_rows=False).units(Key(5, 4), "norm.weight", (0, 33), CPU)
+    units = KINDS[label].select({}, by_rows=False).units(Key(5, 4), "norm.weight", (0, 33), CPU)
     assert "".join("01"[unit] for unit in units.tolist()) == GOLDEN[label]
 
 
@@ -188,8 +188,8 @@ def test_masks_are_the_same_on_cpu_and_on_the_device(mask):
     for by_rows, key in itertools.product((False, True), KEYS[:3]):
         for name, tensor in weights.items():
             block = (0, unit_count(tuple(tensor.shape), by_rows))
-            one = mask.taken(weights, by_rows).units(key, name, block, CPU)
-            assert torch.equal(one, mask.taken(there, by_rows).units(key, name, block, device).cpu())
+            one = mask.select(weights, by_rows).units(key, name, block, CPU)
+            assert torch.equal(one, mask.select(there, by_rows).units(key, name, block, device).cpu())
 
 
 def test_the_order_of_blocks_is_that_of_stream_version_1():
@@ -248,7 +248,7 @@ def test_rows_are_ranked_at_any_scale_of_the_weights(scale):
 def test_empty_tensors_and_all_of_a_tensor():
     for by_rows in (False, True):
         for share in (1e-9, 1.0):
-            kept = Magnitude(share).taken({"none": torch.zeros(0, 4), "all": torch.ones(12, 2)}, by_rows)
+            kept = Magnitude(share).select({"none": torch.zeros(0, 4), "all": torch.ones(12, 2)}, by_rows)
             assert kept.units(Key(0, 0), "none", (0, 0), CPU).numel() == 0
             n = 12 if by_rows else 24
             assert kept.units(Key(0, 0), "all", (0, n), CPU).sum() == (n if share == 1 else 1)
@@ -259,9 +259,9 @@ def test_the_share_of_every_tensor_is_exact_and_the_two_halves_of_a_tensor_compl
     weights = {"w": CASES["many ties"], "v": CASES["normal"]}
     for by_rows, (name, tensor) in itertools.product((False, True), weights.items()):
         n = unit_count(tuple(tensor.shape), by_rows)
-        small = Magnitude(share).taken(weights, by_rows).units(Key(0, 0), name, (0, n), CPU)
+        small = Magnitude(share).select(weights, by_rows).units(Key(0, 0), name, (0, n), CPU)
         assert small.sum() == max(1, round(share * n))
-        large = Magnitude((n - int(small.sum())) / n or 1.0, "largest").taken(weights, by_rows)
+        large = Magnitude((n - int(small.sum())) / n or 1.0, "largest").select(weights, by_rows)
         if share < 1:
             assert torch.equal(large.units(Key(0, 0), name, (0, n), CPU), ~small)
 
@@ -271,7 +271,7 @@ def test_a_mask_of_entries_takes_a_bit_an_entry_and_one_of_rows_a_bit_a_row():
     for noise, units in ((NOISE["gaussian"], torch.Tensor.numel), (LowRank(), len)):
         backbone = Backbone(module, noise, mask=Magnitude(0.25))
         expected = sum(-(-units(tensor) // 8) for tensor in backbone.tensors.values())
-        assert sum(bits.packed.nbytes for bits in backbone.noise.kept._bits.values()) == expected
+        assert sum(bits.packed.nbytes for bits in backbone.noise.selection._bits.values()) == expected
 
 
 def test_the_mask_stays_what_it_was_when_the_weights_move():
@@ -293,13 +293,13 @@ def test_the_mask_stays_what_it_was_when_the_weights_move():
 def test_random_masks_keep_the_share_they_are_asked_for(share):
     """Not Phi(share), as a comparison of normal numbers with it does: 0.54 for 0.1, 0.82 for 0.9."""
     n = 1_000_001
-    units = RandomMask(share).taken({}, False).units(Key(3, 1), "w", (0, n), CPU)
+    units = RandomMask(share).select({}, False).units(Key(3, 1), "w", (0, n), CPU)
     assert abs(units.double().mean().item() - share) <= 4 * (share * (1 - share) / n) ** 0.5
 
 
 def test_units_of_a_random_mask_and_masks_of_other_keys_and_tensors_are_independent():
     n, share = 100_000, 0.3
-    kept = RandomMask(share).taken({}, False)
+    kept = RandomMask(share).select({}, False)
     keys = [Key(0, 0), Key(0, 0, 1), Key(0, 1), Key(1, 0)]
     rows = [kept.units(key, name, (0, n), CPU) for key in keys for name in ("w", "v", "w/mask")]
     row = rows[0].double() - share
@@ -310,11 +310,11 @@ def test_units_of_a_random_mask_and_masks_of_other_keys_and_tensors_are_independ
 
 
 def test_steps_of_one_window_share_a_random_mask():
-    kept = RandomMask(0.5, refresh_every=3).taken({}, False)
+    kept = RandomMask(0.5, refresh_every=3).select({}, False)
     masks = [[kept.units(Key(9, step, i), "w", (0, 64), CPU).tolist() for i in (0, 5)] for step in range(7)]
     assert all(one == two for one, two in masks)
     assert masks[0] == masks[1] == masks[2] != masks[3] == masks[4] == masks[5] != masks[6]
-    each = RandomMask(0.5).taken({}, False)
+    each = RandomMask(0.5).select({}, False)
     assert each.units(Key(9, 0, 0), "w", (0, 64), CPU).tolist() != each.units(Key(9, 0, 1), "w", (0, 64), CPU).tolist()
 
 
@@ -324,8 +324,8 @@ def test_steps_of_one_window_share_a_random_mask():
 def turns(mask, steps, tensors=None, seed=4, index=0):
     """For each step the names that move."""
     tensors = tensors or base_weights()
-    kept = mask.taken(tensors, False)
-    return [tuple(name for name in tensors if kept.moves(Key(seed, step, index), name)) for step in steps]
+    kept = mask.select(tensors, False)
+    return [tuple(name for name in tensors if kept.is_active(Key(seed, step, index), name)) for step in steps]
 
 
 @pytest.mark.parametrize("order", ["shuffled", "cyclic"])
@@ -382,7 +382,7 @@ def test_in_place_only_tensors_of_the_block_are_drawn_for_and_written(monkeypatc
     evaluator = InPlace(module, backbone)
     for step in range(4):
         key = Key(0, step)
-        own = {name for name in backbone.tensors if backbone.moves(key, name)}
+        own = {name for name in backbone.tensors if backbone.is_active(key, name)}
         seen.clear()
         written.clear()
         evaluator.losses(token_loss, IDS, TwoSided().ask([key]))
@@ -401,7 +401,7 @@ def test_estimates_are_unbiased_for_the_masked_gradient_within_4_standard_errors
     gradient = model.gradients(model.theta()).mean(0)
     backbone = Backbone(model, noise, mask=BlockRotation(2) if label == "rotation" else KINDS[label])
     evaluator, estimator, ids = InPlace(model, backbone), TwoSided(0.1), torch.arange(len(model.x))
-    units = {n: backbone.noise.kept.units(Key(8, 1), n, (0, _units(backbone, n)), CPU) for n in backbone.tensors}
+    units = {n: backbone.noise.selection.units(Key(8, 1), n, (0, _units(backbone, n)), CPU) for n in backbone.tensors}
     kept = [u.repeat_interleave(backbone.tensors[n].numel() // len(u)) for n, u in units.items()]
     mask, estimates = torch.cat(kept), []
     for index in range(150):
@@ -483,13 +483,13 @@ def test_in_the_forward_tensors_of_other_blocks_run_as_they_are(monkeypatch):
     assert carried[0] == set(backbone.tensors)  # a check looks at every tensor
     carried.clear()
     for step in range(4):
-        own = {name for name in backbone.tensors if backbone.moves(Key(0, step), name)}
+        own = {name for name in backbone.tensors if backbone.is_active(Key(0, step), name)}
         evaluator.losses(token_loss, IDS, [Displacement({Key(0, step, i): 0.1}) for i in range(2)])
         assert carried.pop() == own
     evaluator.theta.apply(Update(Displacement({Key(0, 0): 0.1})))
     evaluator.losses(token_loss, IDS, TwoSided().ask([Key(0, 1)]))
     assert carried.pop() == {
-        n for n in backbone.tensors if backbone.moves(Key(0, 0), n) or backbone.moves(Key(0, 1), n)
+        n for n in backbone.tensors if backbone.is_active(Key(0, 0), n) or backbone.is_active(Key(0, 1), n)
     }
 
 
@@ -555,7 +555,7 @@ def test_every_method_moves_what_the_mask_keeps_only_and_a_replay_has_its_bits(t
     writer.close()
     theta = {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
     for name, tensor in theta.items():
-        kept = method.backbone.noise.kept
+        kept = method.backbone.noise.selection
         keep = torch.zeros(tensor.shape, dtype=torch.bool)
         for key in seen:
             units = kept.units(key, name, (0, _units(method.backbone, name)), CPU)
@@ -627,7 +627,10 @@ def test_a_mask_that_cannot_be_meant_names_the_key(given, message):
         (lambda: RandomMask(1.01), "method.mask.density is 1.01"),
         (lambda: RandomMask(refresh_every=0), "method.mask.refresh_every is 0"),
         (lambda: BlockRotation(0), "method.mask.num_blocks is 0"),
-        (lambda: BlockRotation(6).taken(base_weights(), False), "method.mask.num_blocks is 6, but only 5 tensors move"),
+        (
+            lambda: BlockRotation(6).select(base_weights(), False),
+            "method.mask.num_blocks is 6, but only 5 tensors move",
+        ),
     ],
     ids=["none", "too much", "never", "no block", "too many blocks"],
 )

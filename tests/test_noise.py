@@ -18,7 +18,7 @@ from scipy import stats
 
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.noise import NOISES, Gaussian, LowRank, Rademacher, permutation, words
+from zofo.noise import NOISES, Gaussian, LowRank, Rademacher, permutation, random_words
 from zofo.noise.dense import _gaussian_values
 
 CPU = torch.device("cpu")
@@ -277,13 +277,13 @@ def splitmix64(key, name, position):
 @pytest.mark.parametrize("start", [0, 1, 1000, 2**31 - 5, 2**40])
 def test_the_integer_stream_is_splitmix64_addressed_by_counter(start):
     for key, name in ((Key(0, 0), "w"), (Key(2**64 - 1, 2**32 - 1, 2**32 - 1), "modèle.poids")):
-        drawn = [word % 2**64 for word in words(key, name, start, start + 200, CPU).tolist()]
+        drawn = [word % 2**64 for word in random_words(key, name, start, start + 200, CPU).tolist()]
         assert drawn == [splitmix64(key, name, position) for position in range(start, start + 200)]
 
 
 def test_every_bit_of_the_stream_is_fair_and_independent_of_every_other():
     n = 20_000
-    drawn = words(Key(0, 0), "w", 0, n, CPU)
+    drawn = random_words(Key(0, 0), "w", 0, n, CPU)
     bits = (drawn.unsqueeze(1).bitwise_right_shift(torch.arange(64)) & 1).double() * 2 - 1
     assert bits.mean(dim=0).abs().max() < 4.5 / n**0.5  # the largest of 64, and below of 2,016
     products = (bits.T @ bits / n).fill_diagonal_(0)
@@ -320,9 +320,11 @@ def test_every_registered_noise_has_frozen_bits():
 
 
 def test_the_words_the_gaussian_table_and_permutations_are_those_of_stream_version_1():
-    first = [word % 2**64 for word in words(Key(0, 0, 0), "w", 0, 4, CPU).tolist()]
+    first = [word % 2**64 for word in random_words(Key(0, 0, 0), "w", 0, 4, CPU).tolist()]
     assert first == [0x68F1A81FB7EC74A5, 0x98F938B87E87302D, 0x6DA0C197BF4651F0, 0x3888135F6D678CC7]
-    last = [word % 2**64 for word in words(Key(2**64 - 1, 2**32 - 1, 2**32 - 1), "ü", 2**40, 2**40 + 2, CPU).tolist()]
+    last = [
+        word % 2**64 for word in random_words(Key(2**64 - 1, 2**32 - 1, 2**32 - 1), "ü", 2**40, 2**40 + 2, CPU).tolist()
+    ]
     assert last == [0xDECB9EC270DA912B, 0xE433E988D7A21016]
     table = hashlib.sha256(_gaussian_values().numpy().tobytes()).hexdigest()
     assert table == "6c3b526c92038c0e66c0a97e8ad20358721b8e54ea869310a5a7f9a02093e8ea"
@@ -336,7 +338,7 @@ def test_a_million_entries_have_the_same_bits_on_cpu_and_on_the_device(noise):
     key, device = Key(1, 2, 3), torch.device("cuda")
     one, two = (noise.whole(key, "w", (1000, 1000), where).cpu().flatten() for where in (CPU, device))
     assert mismatching_bits(one, two) == 0
-    assert torch.equal(words(key, "w", 0, 1_000_000, CPU), words(key, "w", 0, 1_000_000, device).cpu())
+    assert torch.equal(random_words(key, "w", 0, 1_000_000, CPU), random_words(key, "w", 0, 1_000_000, device).cpu())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def estimates(count, directions=2):
     """Estimates with coefficients that change in size and sign, as training gives them."""
     for step in range(count):
         terms = {Key(3, step, i): math.sin(1.7 * step + i + 1) * (1 + step % 5) for i in range(directions)}
-        yield Estimate.of(Displacement(terms))
+        yield Estimate.from_gradient(Displacement(terms))
 
 
 def values(module):
@@ -111,7 +111,7 @@ def test_every_registered_rule_has_a_reference():
 def test_weight_decay_reaches_matrices_only():
     rule = SGD(lr=0.1, weight_decay=0.5)
     start = values(make_module())
-    decayed, _ = train(rule, Gaussian(), [Estimate.of(Displacement())] * 3)
+    decayed, _ = train(rule, Gaussian(), [Estimate.from_gradient(Displacement())] * 3)
     for name, value in decayed.items():
         matrix = name in ("0.weight", "3.weight")
         torch.testing.assert_close(value, start[name] * (0.95**3 if matrix else 1.0), rtol=1e-6, atol=0)
@@ -132,7 +132,7 @@ def test_sign_leaves_entries_where_the_estimate_is_zero():
     module, key = make_module(), Key(0, 0)
     backbone = Backbone(module, LowRank(rank=2, factor_distribution="rademacher"))  # half of its entries are zero
     before, gradient = values(module), backbone.values(Displacement({key: 1.0}))
-    update, _ = Sign(lr=0.5).update(Estimate.of(Displacement({key: 1.0})), State())
+    update, _ = Sign(lr=0.5).update(Estimate.from_gradient(Displacement({key: 1.0})), State())
     backbone.apply_(update)
     zero = gradient["0.weight"] == 0
     assert 0 < zero.sum() < zero.numel()
@@ -157,7 +157,7 @@ def test_momentum_drops_a_term_once_it_is_below_a_share_of_the_largest_and_keeps
     rule, whole = Momentum(lr=1.0, beta=beta, tolerance=tolerance), Momentum(lr=1.0, beta=beta, tolerance=0)
     state, state_whole = rule.init(), whole.init()
     for step in range(40):
-        estimate = Estimate.of(Displacement({Key(0, step): scale}))
+        estimate = Estimate.from_gradient(Displacement({Key(0, step): scale}))
         _, state = rule.update(estimate, state)
         _, state_whole = whole.update(estimate, state_whole)
         largest = max(abs(c) for _, c in state.momentum.items())
@@ -221,7 +221,7 @@ def test_an_update_goes_against_the_estimate(name):
 @every_rule
 def test_an_estimate_of_zero_moves_the_weights_as_torch_would(name):
     """What momentum and Adam remember goes on; SGD, rms-sgd and sign stand still."""
-    zero, rule = Estimate.of(Displacement()), RULES[name](lr=0.01)
+    zero, rule = Estimate.from_gradient(Displacement()), RULES[name](lr=0.01)
     before, _ = train(rule, Gaussian(), estimates(5))
     after, state = train(RULES[name](lr=0.01), Gaussian(), [*estimates(5), zero, zero])
     assert state.steps == 7
@@ -250,7 +250,7 @@ def test_the_step_size_scales_the_first_update(name):
 
 
 def with_coefficients(coefficients, scale=1.0):
-    return [Estimate.of(Displacement({Key(3, step, 0): scale * c})) for step, c in enumerate(coefficients)]
+    return [Estimate.from_gradient(Displacement({Key(3, step, 0): scale * c})) for step, c in enumerate(coefficients)]
 
 
 def test_one_average_for_all_entries_is_adams_of_the_coefficient():
@@ -283,7 +283,7 @@ def test_a_loss_of_another_scale_gives_the_same_steps():
 
 
 def test_nothing_moves_before_a_scale_is_known():
-    update, state = RmsSGD(weight_decay=0.5, lr=0.1).update(Estimate.of(Displacement()), State())
+    update, state = RmsSGD(weight_decay=0.5, lr=0.1).update(Estimate.from_gradient(Displacement()), State())
     assert len(update.displacement) == 0
     assert update.decay_factor == pytest.approx(0.05)
     assert state.steps == 1

@@ -14,7 +14,7 @@ from zofo.adapters.base import ADAPTERS, PeftAdapters, task_type
 from zofo.config import Positive
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.noise import words
+from zofo.noise import random_words
 
 _SHOWN = 12  # names in a hint
 
@@ -178,7 +178,7 @@ def _start_low_rank(adapters: PeftAdapters, seed: int) -> None:
             if "lora_A" in name.split("."):
                 bound = 1 / math.sqrt(parameter[0].numel())  # Kaiming-uniform with a = sqrt(5), as LoRA's authors
                 stream = f"lora/base_model.model.{name}"
-                uniform = words(Key(seed, 0), stream, 0, parameter.numel(), torch.device("cpu")).double()
+                uniform = random_words(Key(seed, 0), stream, 0, parameter.numel(), torch.device("cpu")).double()
                 parameter.copy_((uniform * (bound / 2**63)).view_as(parameter))
             elif "lora_B" in name.split("."):
                 parameter.zero_()

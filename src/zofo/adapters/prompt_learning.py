@@ -13,7 +13,7 @@ from zofo.adapters.virtual_token_hooks import inject
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.models.heads import is_encoder
-from zofo.noise import Gaussian, words
+from zofo.noise import Gaussian, random_words
 
 Tokens = Annotated[int, Field(ge=1)]
 
@@ -129,7 +129,7 @@ def _random_words(model: Any, count: int, seed: int) -> torch.Tensor:
         ids = getattr(config, name, None)
         special.update(ids if isinstance(ids, list) else [ids])
     plain = torch.tensor([token for token in range(config.vocab_size) if token not in special])
-    drawn = words(Key(seed, 0), "virtual tokens/words", 0, count, torch.device("cpu"))
+    drawn = random_words(Key(seed, 0), "virtual tokens/words", 0, count, torch.device("cpu"))
     return plain[drawn % len(plain)].unsqueeze(0).to(model.get_input_embeddings().weight.device)
 
 

@@ -42,8 +42,8 @@ class Update:
     lr: float | None = None
 
     @property
-    def newest(self) -> Key | None:
-        """The newest of its keys, which names the bits of stochastic rounding."""
+    def rounding_key(self) -> Key | None:
+        """The newest of its keys, which gives the bits of stochastic rounding."""
         return max(self.displacement, default=None)
 
     def check_finite(self) -> None:
@@ -126,9 +126,9 @@ class Backbone:
         """The number types among the selected tensors."""
         return frozenset(parameter.dtype for parameter in self.parameters.values())
 
-    def moves(self, key: Key, name: str) -> bool:
+    def is_active(self, key: Key, name: str) -> bool:
         """Whether z(key) may be other than zero in a tensor; the same for all keys of a step."""
-        return self.noise.moves(key, name)
+        return self.noise.is_active(key, name)
 
     @torch.no_grad()
     def apply_(
@@ -166,7 +166,7 @@ class Backbone:
             return
         divisible = leaving is None and update.dense_update_fn is None
         parts = _parts(update, self.noise.keys_at_once) if divisible else [update]
-        writes = [(part, part.newest if stochastic else None) for part in parts]
+        writes = [(part, part.rounding_key if stochastic else None) for part in parts]
         if self._gathered is not None:
             if divisible and directions is None:
                 self._gather(writes)
@@ -212,7 +212,7 @@ class Backbone:
         for name, tensor in self.tensors.items():
             if len(writes) > 1 and tensor.dtype in _DIRECT and not any(update.decay_factor for update, _ in writes):
                 terms = [update.displacement.items() for update, _ in writes]
-                sums = [[(key, value) for key, value in each if self.moves(key, name)] for each in terms]
+                sums = [[(key, value) for key, value in each if self.is_active(key, name)] for each in terms]
                 for block, piece in self._pieces(name, tensor, directions.whole, None):
                     directions.add_sequentially(piece, sums, name, block)
             else:
@@ -234,7 +234,7 @@ class Backbone:
         keep = 1.0 - update.decay_factor if name in self.decays else 1.0
         # one term for each key: a direction that is both left and updated along is drawn once
         add = home * keep + update.displacement if update.dense_update_fn is None else home * keep
-        terms = [(key, coefficient) for key, coefficient in add.items() if self.moves(key, name)]
+        terms = [(key, coefficient) for key, coefficient in add.items() if self.is_active(key, name)]
         if not terms and keep == 1.0 and update.dense_update_fn is None:
             return
         at_once = directions.whole and update.dense_update_fn is None

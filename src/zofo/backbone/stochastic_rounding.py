@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from zofo.displacement import Key
-from zofo.noise import Block, words
+from zofo.noise import Block, random_words
 
 _SMALLEST_NORMAL_FLOAT16 = 2.0**-14
 _STEPS_BELOW = 2.0**24  # float16 numbers below the smallest normal one are 2**-24 apart
@@ -36,7 +36,7 @@ def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch
 def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
     """The bits that round positions `block` of a tensor when the update named by `key` is written: int16."""
     first = block[0] // 4  # four to a word
-    drawn = words(key, name + "/rounding", first, -(-block[1] // 4), device).view(torch.int16)
+    drawn = random_words(key, name + "/rounding", first, -(-block[1] // 4), device).view(torch.int16)
     return drawn[block[0] - first * 4 : block[1] - first * 4]
 
 

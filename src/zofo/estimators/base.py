@@ -40,7 +40,7 @@ class Estimate:
     spread: float = math.nan
 
     @classmethod
-    def of(cls, gradient: Displacement) -> Estimate:
+    def from_gradient(cls, gradient: Displacement) -> Estimate:
         """A gradient that was read from a log; the losses behind it are not known."""
         return cls(math.nan, gradient, {}, 0)
 

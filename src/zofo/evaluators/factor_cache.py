@@ -81,7 +81,7 @@ class FactorCache:
         """left [slots, rows, rank] and right [slots, columns, rank] of a matrix."""
         return self.layout.matrix(self.numbers, name)
 
-    def thin(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def flat_matrix(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """The same as matrices [rows, slots * rank] and [columns, slots * rank], all slots side by side."""
         key = name, len(self.numbers)
         if key in self._thin:

@@ -207,7 +207,7 @@ class InForward(Evaluator):
 
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
         """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
-        steps, moves = {key._replace(index=0) for key in self._bank}, self.backbone.moves
+        steps, moves = {key._replace(index=0) for key in self._bank}, self.backbone.is_active
         chosen = [each for each in self._parameters if self._only is None or each[1] in self._only]
         return [(p, name) for p, name in chosen if self._checking or any(moves(key, name) for key in steps)]
 

@@ -166,7 +166,7 @@ class PerturbedForward:
         name = weight.carried_name
         x, weight = _autocast(self._layout.with_rows(x, name, self._terms.rows)), _autocast(weight)
         # the carried product first: adding the model's own onto it costs nothing, adding it afterwards one more pass
-        out = self._terms.product(x, name, transposed)
+        out = self._terms.delta_matmul(x, name, transposed)
         out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
         return self._plus(out.view(*x.shape[:-1], out.shape[-1]), bias)
 

@@ -86,7 +86,7 @@ class LowRankTerms:
         self._run: list[tuple[str, bool]] = []  # by what
         self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x that will be asked for next
 
-    def product(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
+    def delta_matmul(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
         """`x @ Delta.T`, or `x @ Delta` if `transposed`, with the Delta that each row carries: [T, outputs].
 
         The thin products are made once for all matrices that the same x is multiplied by, while it is in the cache.
@@ -106,8 +106,8 @@ class LowRankTerms:
             if self._run[0] not in self._siblings or len(self._run) > len(self._siblings[self._run[0]]):
                 self._siblings[self._run[0]] = tuple(self._run)
             together = (matrix,) if again or version is None else self._siblings[matrix]
-            self._x, self._ahead = (x, version), self._thin(x.reshape(-1, x.shape[-1]), together)
-        return self._widened(self._ahead.pop(matrix), name, 1 if transposed else 0)
+            self._x, self._ahead = (x, version), self._down_project(x.reshape(-1, x.shape[-1]), together)
+        return self._up_project(self._ahead.pop(matrix), name, 1 if transposed else 0)
 
     def _check_unchanged(self, x: torch.Tensor, name: str, again: bool) -> None:
         if again and self._copy is not None and not _same(self._copy, x):
@@ -121,12 +121,12 @@ class LowRankTerms:
     def delta_embedding(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""
         if self._index is None:
-            thin = self._bank.thin(name)[0][ids].to(dtype)
+            thin = self._bank.flat_matrix(name)[0][ids].to(dtype)
         else:
             left = self._bank.matrix(name)[0]
             thin = left[self._index.unsqueeze(2), ids.view(self._blocks, 1, -1)].to(dtype)  # [blocks, keys, T, rank]
             thin = thin.transpose(1, 2).flatten(2).flatten(0, 1)
-        return self._widened(self._weighted_(thin), name, 1)
+        return self._up_project(self._weighted_(thin), name, 1)
 
     def vectors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each selected tensor with one axis or none, at each point: [P, entries], in the coefficients' number type; or
@@ -143,7 +143,9 @@ class LowRankTerms:
         values = torch.addmm(base.unsqueeze(0), self._of_vectors, numbers)
         return {name: values[:, places[name]] for name in tensors}
 
-    def _thin(self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]) -> dict[tuple[str, bool], torch.Tensor]:
+    def _down_project(
+        self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]
+    ) -> dict[tuple[str, bool], torch.Tensor]:
         """x times the first factor of each matrix, and times its coefficients: [T, columns]; x [T, inputs]."""
         into = _joined([self._factor(name, 0 if transposed else 1, x.dtype) for name, transposed in matrices])
         thin = x @ into if self._index is None else (x.view(self._blocks, -1, x.shape[1]) @ into).flatten(0, 1)
@@ -156,7 +158,7 @@ class LowRankTerms:
         thin.view(self.rows, -1, thin.shape[1]).mul_(relative)
         return thin
 
-    def _widened(self, thin: torch.Tensor, name: str, side: int) -> torch.Tensor:
+    def _up_project(self, thin: torch.Tensor, name: str, side: int) -> torch.Tensor:
         """`thin` times the second factor: [T, outputs]."""
         onto = self._factor(name, side, thin.dtype)
         if self._index is None:
@@ -170,7 +172,7 @@ class LowRankTerms:
     def _factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
         """left (side 0) or right (1) of a matrix, keys side by side: [rows, columns], or one such for each block."""
         if self._index is None:
-            return self._bank.thin(name)[side].to(dtype)
+            return self._bank.flat_matrix(name)[side].to(dtype)
         factor = self._bank.matrix(name)[side]
         chosen = factor.index_select(0, self._index.flatten()).to(dtype)
         return chosen.view(*self._index.shape, *factor.shape[1:]).transpose(1, 2).flatten(2)

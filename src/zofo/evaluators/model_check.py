@@ -124,7 +124,7 @@ def moved(backbone: Backbone, names: Collection[str], point: Displacement) -> It
     try:
         for name, before in kept.items():
             flat = before.reshape(-1).clone()
-            terms = [(key, coefficient) for key, coefficient in point.items() if backbone.moves(key, name)]
+            terms = [(key, coefficient) for key, coefficient in point.items() if backbone.is_active(key, name)]
             directions.add_to(flat, terms, name, (0, flat.numel()))
             tensors[name].copy_(flat.view(before.shape))
         yield

@@ -1,7 +1,7 @@
 """Distributions of directions, each a pure function of (key, tensor name, position)."""
 
 from zofo.noise.base import NOISES, Block, DirectionSampler, Noise, Shape
-from zofo.noise.counter_rng import STREAM_VERSION, permutation, words
+from zofo.noise.counter_rng import STREAM_VERSION, permutation, random_words
 from zofo.noise.dense import Gaussian, Rademacher
 from zofo.noise.low_rank import FactorBatch, FactoredNoise, FactorLayout, LowRank
 from zofo.noise.magnitude_mask import Magnitude
@@ -29,5 +29,5 @@ __all__ = [
     "Shape",
     "masked",
     "permutation",
-    "words",
+    "random_words",
 ]

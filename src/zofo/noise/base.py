@@ -30,7 +30,7 @@ class Noise(ABC):
 
     keys_at_once: int | None = None
 
-    def moves(self, key: Key, name: str) -> bool:
+    def is_active(self, key: Key, name: str) -> bool:
         """Whether z(key) may be other than zero in the tensor called `name`; the same for all keys of a step."""
         return True
 

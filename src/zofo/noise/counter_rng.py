@@ -52,7 +52,7 @@ def _long_counter(length: int, device: torch.device) -> torch.Tensor:
     return torch.arange(length, dtype=torch.int64, device=device)
 
 
-def words(key: Key, name: str, start: int, stop: int, device: torch.device) -> torch.Tensor:
+def random_words(key: Key, name: str, start: int, stop: int, device: torch.device) -> torch.Tensor:
     """Words `start` to `stop` of the stream of (key, name): int64, shape [stop - start], uniform over all 64 bits."""
     origin, increment = _origin_and_increment(key)
     first = _signed((origin + (_offset(name) + start) * increment) % (1 << 64))
@@ -61,8 +61,8 @@ def words(key: Key, name: str, start: int, stop: int, device: torch.device) -> t
     return _mixed_(state)
 
 
-def places(streams: Iterable[tuple[str, int]], device: torch.device) -> torch.Tensor:
-    """Where the first words of several streams are, one stream after the other, for `words_at`: int64.
+def stream_offsets(streams: Iterable[tuple[str, int]], device: torch.device) -> torch.Tensor:
+    """Where the first words of several streams are, one stream after the other, for `random_words_at`: int64.
 
     Args:
         streams: name and number of words of each.
@@ -72,8 +72,8 @@ def places(streams: Iterable[tuple[str, int]], device: torch.device) -> torch.Te
     return torch.cat([torch.zeros(0, dtype=torch.int64), *parts]).to(device)
 
 
-def words_at(keys: Sequence[Key], places: torch.Tensor) -> torch.Tensor:
-    """The words at `places`, for each key: int64, shape [keys, places]; the same bits as `words`, in one draw."""
+def random_words_at(keys: Sequence[Key], places: torch.Tensor) -> torch.Tensor:
+    """The words at `places`, for each key: int64, [keys, places]; the same bits as `random_words`, in one draw."""
     pairs = [tuple(map(_signed, _origin_and_increment(key))) for key in keys]
     origins, increments = torch.tensor(pairs, dtype=torch.int64, device=places.device).reshape(-1, 2, 1).unbind(1)
     state = places * increments
@@ -95,5 +95,5 @@ def _mixed_(state: torch.Tensor) -> torch.Tensor:
 
 def permutation(key: Key, name: str, length: int) -> list[int]:
     """A random order of range(length): the positions of the first `length` words of a stream, sorted by their value."""
-    order = words(key, name, 0, length, torch.device("cpu")).argsort(stable=True)
+    order = random_words(key, name, 0, length, torch.device("cpu")).argsort(stable=True)
     return [int(i) for i in order]

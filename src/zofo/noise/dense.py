@@ -11,7 +11,7 @@ import torch
 
 from zofo.displacement import Key
 from zofo.noise.base import NOISES, Block, Noise, Shape
-from zofo.noise.counter_rng import words
+from zofo.noise.counter_rng import random_words
 
 
 class DenseNoise(Noise):
@@ -31,7 +31,7 @@ class DenseNoise(Noise):
         """Positions `block` of z(key): float32, shape [stop - start]."""
         start, stop = block
         first = start // self.per_word
-        entries = self.values(words(key, name, first, -(-stop // self.per_word), device))
+        entries = self.values(random_words(key, name, first, -(-stop // self.per_word), device))
         return entries[start - first * self.per_word : stop - first * self.per_word]
 
 

@@ -13,7 +13,7 @@ import torch
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise.base import NOISES, Block, DirectionSampler, Noise, Shape
-from zofo.noise.counter_rng import places, words_at
+from zofo.noise.counter_rng import random_words_at, stream_offsets
 from zofo.noise.dense import DenseNoise
 
 
@@ -164,7 +164,7 @@ class FactorLayout:
                 self.size += count * per_word
             if len(shape) > 1:
                 self._vectors_from = self.size
-        self._places = places(streams, device)
+        self._places = stream_offsets(streams, device)
 
     def _streams(self, name: str, shape: Shape) -> list[tuple[str, int]]:
         """The streams of one tensor and their entries, as `LowRank.factors` and `LowRank.draw` name them."""
@@ -179,7 +179,7 @@ class FactorLayout:
         at_a_time = len(keys) if self.device.type != "cpu" else 1  # one key's words stay in a core's cache
         for first in range(0, len(keys), at_a_time or 1):
             some = slice(first, first + at_a_time)
-            numbers[some] = self.noise.entries.values(words_at(keys[some], self._places))
+            numbers[some] = self.noise.entries.values(random_words_at(keys[some], self._places))
         return numbers
 
     def matrix(self, numbers: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:

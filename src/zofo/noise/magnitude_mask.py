@@ -45,7 +45,7 @@ class Magnitude(Mask):
         self.density = density
         self.keep = keep
 
-    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+    def select(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
         ranked = smallest_rows if by_rows else smallest_entries
         bits, counts = {}, {}
         for name, tensor in tensors.items():
@@ -68,10 +68,10 @@ class _Fixed(MaskSelection):
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
         return self._bits[name].read(block, device)
 
-    def number(self, key: Key, name: str, count: int) -> float:
+    def expected_count(self, key: Key, name: str, count: int) -> float:
         return float(self._counts[name])
 
-    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+    def batched(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
         row = torch.cat([self._bits[name].read((0, count), device) for name, count in counts.items()])
         return lambda keys: row.expand(len(keys), -1)
 

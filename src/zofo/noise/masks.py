@@ -20,7 +20,7 @@ from pydantic import Field
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise.base import Block, Noise, Shape
-from zofo.noise.counter_rng import permutation, places, words, words_at
+from zofo.noise.counter_rng import permutation, random_words, random_words_at, stream_offsets
 from zofo.noise.low_rank import FactoredNoise, FactorLayout
 from zofo.registry import Registry
 
@@ -33,9 +33,9 @@ Counts = Mapping[str, int]
 
 
 class MaskSelection(ABC):
-    """What a mask keeps of the tensors that it was taken of."""
+    """What a mask keeps of the tensors that it has seen."""
 
-    def moves(self, key: Key, name: str) -> bool:
+    def is_active(self, key: Key, name: str) -> bool:
         """Whether z(key) may be other than zero anywhere in a tensor; the same for all keys of a step."""
         return True
 
@@ -44,11 +44,11 @@ class MaskSelection(ABC):
         """Which of the units start <= i < stop of a tensor z(key) keeps: bool, [stop - start]."""
 
     @abstractmethod
-    def number(self, key: Key, name: str, count: int) -> float:
+    def expected_count(self, key: Key, name: str, count: int) -> float:
         """How many of a tensor's `count` units z(key) keeps; their mean for units that are drawn for each key."""
 
     @abstractmethod
-    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+    def batched(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
         """The same for all units of several tensors at once, for many keys.
 
         Args:
@@ -67,7 +67,7 @@ class Mask(ABC):
     """
 
     @abstractmethod
-    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+    def select(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
         """Decide on the tensors as they are now, which are the base weights, so that a replay decides the same.
 
         Args:
@@ -97,20 +97,20 @@ class Masked(Noise):
 
     def __init__(self, of: Noise, kept: MaskSelection) -> None:
         self.of = of
-        self.kept = kept
+        self.selection = kept
         self.keys_at_once = of.keys_at_once
 
-    def moves(self, key: Key, name: str) -> bool:
+    def is_active(self, key: Key, name: str) -> bool:
         """Whether the mask keeps anything of the tensor."""
-        return self.kept.moves(key, name)
+        return self.selection.is_active(key, name)
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """The bits of what is kept are those of the noise."""
-        return _drawn(self.of, self.kept, 1, key, name, shape, block, device)
+        return _drawn(self.of, self.selection, 1, key, name, shape, block, device)
 
     def squared_length(self, key: Key, shapes: Mapping[str, Shape], device: torch.device) -> float:
         """Its mean, the number of entries that are kept."""
-        return math.fsum(self.kept.number(key, name, math.prod(shape)) for name, shape in shapes.items())
+        return math.fsum(self.selection.expected_count(key, name, math.prod(shape)) for name, shape in shapes.items())
 
 
 class MaskedLowRank(FactoredNoise):
@@ -123,31 +123,31 @@ class MaskedLowRank(FactoredNoise):
 
     def __init__(self, of: FactoredNoise, kept: MaskSelection) -> None:
         self.of = of
-        self.kept = kept
+        self.selection = kept
         self.rank, self.scale, self.entries = of.rank, of.scale, of.entries
         self.keys_at_once = of.keys_at_once
         self._layouts: dict[object, FactorLayout] = {}
 
-    def moves(self, key: Key, name: str) -> bool:
+    def is_active(self, key: Key, name: str) -> bool:
         """Whether the mask keeps anything of the tensor."""
-        return self.kept.moves(key, name)
+        return self.selection.is_active(key, name)
 
     def draw(self, key: Key, name: str, shape: Shape, block: Block, device: torch.device) -> torch.Tensor:
         """The bits of what is kept are those of the noise."""
-        return _drawn(self.of, self.kept, math.prod(shape[1:]), key, name, shape, block, device)
+        return _drawn(self.of, self.selection, math.prod(shape[1:]), key, name, shape, block, device)
 
     def factors(
         self, key: Key, name: str, shape: Shape, device: torch.device | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of left that the mask does not keep are 0."""
         left, right = self.of.factors(key, name, shape, device)
-        return left.masked_fill_(~self.kept.units(key, name, (0, len(left)), left.device).unsqueeze(1), 0.0), right
+        return left.masked_fill_(~self.selection.units(key, name, (0, len(left)), left.device).unsqueeze(1), 0.0), right
 
     def layout(self, shapes: Mapping[str, Shape], device: torch.device) -> FactorLayout:
         wanted = tuple(shapes.items()), device
         if wanted not in self._layouts:
             kept = self._layouts if len(self._layouts) < _LAYOUTS else {}
-            self._layouts = {**kept, wanted: MaskedLayout(self.of, self.kept, shapes, device)}
+            self._layouts = {**kept, wanted: MaskedLayout(self.of, self.selection, shapes, device)}
         return self._layouts[wanted]
 
 
@@ -166,7 +166,7 @@ class MaskedLayout(FactorLayout):
     ) -> None:
         super().__init__(noise, shapes, device)
         counts = {name: unit_count(shape, by_rows=True) for name, shape in shapes.items()}
-        self._kept = kept.together(counts, device)
+        self._kept = kept.batched(counts, device)
         every = sum(counts.values())  # the unit after the last one, which is always kept, is that of all other numbers
         unit, start = torch.full((1, self.size), every), 0
         for name, count in counts.items():
@@ -195,11 +195,11 @@ def masked(noise: Noise, mask: Mask, tensors: Mapping[str, torch.Tensor]) -> Mas
         tensors: all that move, by name, as they are before anything has moved them.
 
     Raises:
-        ConfigError: as `Mask.taken`.
+        ConfigError: as `Mask.select`.
     """
     if isinstance(noise, FactoredNoise):
-        return MaskedLowRank(noise, mask.taken(tensors, by_rows=True))
-    return Masked(noise, mask.taken(tensors, by_rows=False))
+        return MaskedLowRank(noise, mask.select(tensors, by_rows=True))
+    return Masked(noise, mask.select(tensors, by_rows=False))
 
 
 def _drawn(
@@ -213,7 +213,7 @@ def _drawn(
     device: torch.device,
 ) -> torch.Tensor:
     """Positions `block` of z' where a unit is `columns` entries."""
-    if not kept.moves(key, name):
+    if not kept.is_active(key, name):
         return torch.zeros(block[1] - block[0], device=device)
     z = noise.draw(key, name, shape, block, device)
     first = block[0] // columns
@@ -259,7 +259,7 @@ class RandomMask(Mask):
         self.density = density
         self.refresh_every = refresh_every
 
-    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+    def select(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
         return _Drawn(self.density, self.refresh_every)
 
 
@@ -275,21 +275,21 @@ class _Drawn(MaskSelection):
 
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
         first = block[0] // 2
-        drawn = words(self._key(key), name + "/mask", first, -(-block[1] // 2), device).view(torch.int32)
+        drawn = random_words(self._key(key), name + "/mask", first, -(-block[1] // 2), device).view(torch.int32)
         return drawn[block[0] - first * 2 : block[1] - first * 2] <= self._limit
 
-    def number(self, key: Key, name: str, count: int) -> float:
+    def expected_count(self, key: Key, name: str, count: int) -> float:
         """Their mean, by a share of about 1 / sqrt(count) from what it is."""
         return count * (self._limit + 1 + 2**31) / 2**32
 
-    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
-        where = places([(name + "/mask", -(-count // 2)) for name, count in counts.items()], device)
+    def batched(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+        where = stream_offsets([(name + "/mask", -(-count // 2)) for name, count in counts.items()], device)
         starts = itertools.accumulate((-(-count // 2) * 2 for count in counts.values()), initial=0)
         used = torch.cat([torch.arange(s, s + count) for s, count in zip(starts, counts.values(), strict=False)])
         used = used.to(device)
 
         def kept(keys: Sequence[Key]) -> torch.Tensor:
-            drawn = words_at([self._key(key) for key in keys], where).view(torch.int32)
+            drawn = random_words_at([self._key(key) for key in keys], where).view(torch.int32)
             return drawn[:, used] <= self._limit
 
         return kept
@@ -323,7 +323,7 @@ class BlockRotation(Mask):
         self.num_blocks = num_blocks
         self.order = order
 
-    def taken(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
+    def select(self, tensors: Mapping[str, torch.Tensor], by_rows: bool) -> MaskSelection:
         if self.num_blocks > len(tensors):
             raise ConfigError(
                 f"method.mask.num_blocks is {self.num_blocks}, but only {len(tensors)} tensors move",
@@ -346,16 +346,16 @@ class _Turns(MaskSelection):
         turn, place = divmod(key.step, self._blocks)
         return _order(key.seed, turn, self._blocks)[place] if self._shuffled else place
 
-    def moves(self, key: Key, name: str) -> bool:
+    def is_active(self, key: Key, name: str) -> bool:
         return self._block_of[name] == self._turn(key)
 
     def units(self, key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
-        return torch.full((block[1] - block[0],), self.moves(key, name), device=device)
+        return torch.full((block[1] - block[0],), self.is_active(key, name), device=device)
 
-    def number(self, key: Key, name: str, count: int) -> float:
-        return float(count * self.moves(key, name))
+    def expected_count(self, key: Key, name: str, count: int) -> float:
+        return float(count * self.is_active(key, name))
 
-    def together(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
+    def batched(self, counts: Counts, device: torch.device) -> Callable[[Sequence[Key]], torch.Tensor]:
         numbers = torch.tensor([self._block_of[name] for name in counts])
         blocks = numbers.repeat_interleave(torch.tensor([*counts.values()])).to(device)
         return lambda keys: blocks == torch.tensor([[self._turn(key)] for key in keys], device=device)

@@ -15,7 +15,7 @@ import torch
 from zofo.displacement import Key
 from zofo.errors import ModelError
 from zofo.models import quiet_transformers
-from zofo.noise import words
+from zofo.noise import random_words
 from zofo.tasks import TokenizedChoices
 
 
@@ -151,7 +151,7 @@ class _Drawn:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step, count = input_ids.shape[1] - self._start, scores.shape[1]
         keys = [Key(self._how.seed, step, index) for index in self._indices]
-        drawn = torch.stack([words(key, "generation", 0, count, scores.device) for key in keys])
+        drawn = torch.stack([random_words(key, "generation", 0, count, scores.device) for key in keys])
         uniform = (drawn.double() / 2.0**64 + 0.5).clamp(1e-12, 1 - 1e-12)
         return scores / self._how.temperature - (-uniform.log()).log().to(scores.dtype)
 

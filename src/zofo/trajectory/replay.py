@@ -121,7 +121,7 @@ def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> Non
             elif isinstance(record, Update):
                 update = record
                 if not rule.linear:
-                    update, state = rule.update(Estimate.of(record.displacement), state, record.lr)
+                    update, state = rule.update(Estimate.from_gradient(record.displacement), state, record.lr)
                 theta.apply(update)
 
 

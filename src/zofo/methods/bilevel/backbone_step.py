@@ -18,7 +18,7 @@ from zofo.methods.bilevel.backbone_distance import Moved
 from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
 from zofo.methods.zeroth_order_step import EvaluatorConfig, ZerothOrder, ZerothOrderConfig
-from zofo.noise import words
+from zofo.noise import random_words
 from zofo.rules import Rule
 from zofo.state_dict import StateDict
 
@@ -205,6 +205,6 @@ def _elsewhere(gradient: Displacement, others: Mapping[Key, Key]) -> Displacemen
     """A sum of as many terms, with the same |coefficients|, along other keys, whose streams give the signs."""
 
     def sign(key: Key) -> float:
-        return -1.0 if int(words(key, "bilevel/sign", 0, 1, torch.device("cpu"))) < 0 else 1.0
+        return -1.0 if int(random_words(key, "bilevel/sign", 0, 1, torch.device("cpu"))) < 0 else 1.0
 
     return Displacement({others[key]: abs(c) * sign(others[key]) for key, c in gradient.items()})

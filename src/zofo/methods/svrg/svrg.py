@@ -327,7 +327,7 @@ class SVRG(ForwardOnly):
         self._annealing.factor, self._annealing.losses = annealing["factor"], list(map(float, annealing["losses"]))
         if state.values["g"] is not None:
             g = state.part("g").values
-            self._full = replace(Estimate.of(to_displacement(g["gradient"])), loss=float(g["loss"]))
+            self._full = replace(Estimate.from_gradient(to_displacement(g["gradient"])), loss=float(g["loss"]))
             self._anchored = int(g["step"])
 
     def steps_within(self, queries: int) -> int:
