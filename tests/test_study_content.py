@@ -119,6 +119,7 @@ def test_results_of_different_content_are_in_no_table_together(study, made):
 
 
 def test_results_of_an_older_version_are_said_to_be(study, made):
+    assert "older version" not in (study / "out" / "report.md").read_text(encoding="utf-8")
     for path in (study / "out" / "runs").glob("*/outcome.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         environment = path.with_name("environment.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def _about(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Choic
     done = [outcomes[digest] for digest in digests if digest in outcomes]
     methods = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
     methods += [["(all)", format_overrides(config.defaults.tree)]] if config.defaults.tree else []
-    notes = dict.fromkeys(outcome.made_from.note for outcome in done if outcome.config.get("model"))
+    of_tasks = [outcome for outcome in done if outcome.config.get("model")]
+    notes = dict.fromkeys(replace(one.made_from, configuration=one.config).note for one in of_tasks)
     return {
         "done": done,
         "seconds": sum(outcome.seconds + outcome.evaluation.get("seconds", 0) for outcome in done),
