@@ -299,8 +299,9 @@ class ZerothOrder:
     def state_dict(self, weights: bool) -> StateDict:
         """What the rule remembers; with `weights` also theta, and what waits to be written into it."""
         state = self.state
-        values = {"steps": state.steps, "momentum": of_displacement(state.momentum), "mean_square": state.mean_square}
-        rule = StateDict(values)
+        rule = StateDict({"steps": state.steps, "momentum": of_displacement(state.momentum)})
+        if state.mean_square is not None:
+            rule.values["mean_square"] = state.mean_square
         for buffer, tensors in state.buffers.items():
             rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
         whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
@@ -315,7 +316,7 @@ class ZerothOrder:
         for name, tensor in rule.tensors.items():
             buffer, of = name.split("/", 1)
             buffers.setdefault(buffer, {})[of] = tensor.to(self.backbone.device)
-        momentum, mean_square = to_displacement(rule.values["momentum"]), float(rule.values.get("mean_square", 0.0))
+        momentum, mean_square = to_displacement(rule.values["momentum"]), rule.values.get("mean_square")
         self.state = State(rule.values["steps"], momentum, mean_square, buffers)
         self.evaluator.counts.include(Counts(**state.values["counts"]))
         self.theta.load_state_dict(state.part("evaluator"))

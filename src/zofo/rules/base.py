@@ -20,14 +20,14 @@ class State:
     Args:
         steps: updates made so far.
         momentum: the decaying sum of gradients, for rules that keep it as a displacement.
-        mean_square: the running mean of the squared length of gradients, for rules that divide by its root.
+        mean_square: the running mean of the squared length of gradients, for rules that divide by its root; else None.
         buffers: parameter-sized float32 tensors by buffer and tensor name, for rules that say they are dense. They are
             written in place while an update is folded in.
     """
 
     steps: int = 0
     momentum: Displacement = field(default_factory=Displacement)
-    mean_square: float = 0.0
+    mean_square: float | None = None
     buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
 

@@ -82,11 +82,15 @@ class RmsSGD(Rule):
         self.beta = beta
         self.weight_decay = weight_decay
 
+    def init(self) -> State:
+        """Nothing is known of the scale."""
+        return State(mean_square=0.0)
+
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         """A gradient of 0 moves nothing; before any other came, nothing is known of the scale."""
         lr, steps = self.lr if lr is None else lr, state.steps + 1
         length = math.fsum(c * c for _, c in estimate.gradient.items())
-        mean_square = self.beta * state.mean_square + (1 - self.beta) * length
+        mean_square = self.beta * (state.mean_square or 0.0) + (1 - self.beta) * length
         rms = math.sqrt(mean_square / (1 - self.beta**steps))
         moved = -(lr / rms) * estimate.gradient if rms > 0 else Displacement()
         return Update(moved, lr * self.weight_decay), State(steps, mean_square=mean_square)

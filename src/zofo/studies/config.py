@@ -18,7 +18,7 @@ COUNTED = ("forwards", "backwards", "queries")
 CURVE_COLUMNS = ("steps", "queries", "split", "loss", "score")
 RESULT_COLUMNS = (
     *("setting", "chosen", "metric", "score", "majority"),
-    *(f"{split}_{what}" for split in ("validation", "test") for what in ("loss", "score")),
+    *(f"{split}_{what}" for split in ("validation", "test", "test_last") for what in ("loss", "score")),
     *("steps", *COUNTED, "seconds"),
     *(f"evaluation_{name}" for name in (*COUNTED, "seconds")),
     *("failed", "run"),
@@ -206,6 +206,9 @@ class StudyConfig(Config):
     """An axis: its first value is compared with each other one, for each method, in pairs of the same seed."""
     split: Literal["test", "validation"] = "test"
     """The split whose scores the tables show."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Where a final run is scored on test: after its last step, or at its best evaluation on validation, as in the
+    papers. With `best` the results hold the score after the last step, too, as `test_last_score`."""
     figure: FigureConfig | None = None
     """Draw the curves: options of the figure, or `true` for the defaults."""
 
@@ -294,6 +297,11 @@ def _check_names(config: StudyConfig) -> None:
     """Raises ConfigError for a name that is unknown, or taken."""
     if not config.methods:
         raise ConfigError("methods: a study without a method has no runs", "name one, or several to compare")
+    if config.checkpoint == "best" and config.split == "validation":
+        raise ConfigError(
+            "checkpoint: best is chosen on validation, so that its score there says too much",
+            "set split: test, or checkpoint: last",
+        )
     if config.baseline is not None and config.baseline not in config.methods:
         raise UnknownNameError("method of baseline", config.baseline, config.methods)
     used = {contender.init_from for contender in config.methods.values()} - {None}

@@ -259,7 +259,9 @@ class Grid:
 
     def _scored(self, evaluations: int) -> Tree:
         """How a final run is scored. The test split is scored only by runs that nothing is chosen from."""
-        return {"num_evals": evaluations, **({"eval_on_test": True} if self.config.split == "test" else {})}
+        if self.config.split != "test":
+            return {"num_evals": evaluations}
+        return {"num_evals": evaluations, "eval_on_test": "best" if self.config.checkpoint == "best" else True}
 
     def _seeds(self, tree: Mapping[str, Any], seed: int) -> Tree:
         keys = self.config.seed_keys or (SEEDED[:1] if "problem" in tree else SEEDED)

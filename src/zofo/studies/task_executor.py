@@ -97,7 +97,8 @@ class TaskRuns(Executor):
 
         def scoring(config: RunConfig, steps: int) -> float:
             looks = len(config.training.evaluated_after(steps)) * len(material.encoded["validation"])
-            return each * (looks + (len(material.encoded["test"]) if config.training.eval_on_test else 0))
+            on_test = config.training.eval_on_test and (2 if config.training.eval_on_test == "best" else 1)  # or more
+            return each * (looks + (len(material.encoded["test"]) * on_test if on_test else 0))
 
         return method, each, scoring
 
@@ -109,6 +110,8 @@ def _splits(test: bool) -> tuple[Split, ...]:
 def _scores(summary: Mapping[str, Any], variant: str) -> dict[str, dict[str, float]]:
     """What an outcome says of one of the models that a run leaves, of each split that was scored."""
     metric, splits = summary["metric"], {"validation": summary["variants"], "test": summary.get("test", {})}
+    if best := summary["best"].get("test"):
+        splits |= {"test": best, "test_last": splits["test"]}
     return {
         split: {"score": found[metric], "loss": found["loss"], "majority": found["majority"]}
         for split, variants in splits.items()

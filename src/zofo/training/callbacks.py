@@ -127,23 +127,39 @@ class TrajectoryLogger(Callback):
 
 
 class BestCheckpoint(Callback):
-    """Keeps the adapters or weights of the best evaluation so far in a folder, and remembers which one it was."""
+    """Keeps the adapters or weights of the best evaluation so far in a folder, and remembers which one it was.
 
-    def __init__(self, folder: Path, save: Callable[[Path], None]) -> None:
-        self._folder = folder
-        self._save = save
+    With `testing` the test split is scored there, too: chosen on validation, and never by it.
+    """
+
+    def __init__(self, folder: Path, save: Callable[[Path], None], testing: EvaluationCallback | None = None) -> None:
+        self._folder, self._save, self._testing = folder, save, testing
         self.score: float | None = None  # nothing was evaluated yet
         self.step = 0
+
+    @property
+    def tests(self) -> bool:
+        """Whether the test split is scored, too."""
+        return self._testing is not None
+
+    @property
+    def test_scores(self) -> dict[str, Any]:
+        """What the test split gave there, by variant; empty where it is not scored."""
+        last = {} if self._testing is None else self._testing.last
+        return {variant: score.as_dict() for variant, score in last.items()}
 
     def state_dict(self, folder: Path) -> dict[str, Any]:
         """Which one it is, as JSON; what was kept of it goes into a folder."""
         if self._folder.is_dir():
             shutil.copytree(self._folder, folder / self._folder.name)
-        return {"score": self.score, "step": self.step}
+        tested = {} if self._testing is None else {"test": self._testing.state_dict()}
+        return {"score": self.score, "step": self.step, **tested}
 
     def load_state_dict(self, values: Mapping[str, Any], folder: Path) -> None:
         """Take back what `state_dict` gave."""
         self.score, self.step = values["score"], values["step"]
+        if self._testing is not None:
+            self._testing.load_state_dict(values["test"])
         part = temp_path(self._folder)
         shutil.rmtree(part, ignore_errors=True)
         if (folder / self._folder.name).is_dir():
@@ -158,6 +174,8 @@ class BestCheckpoint(Callback):
             self.score, self.step = first.score, steps
             self._folder.mkdir(exist_ok=True)
             self._save(self._folder)
+            if self._testing is not None:
+                self._testing()
 
 
 class ProgressBar(Callback):

@@ -63,8 +63,9 @@ class TrainingConfig(Config):
     """Steps between evaluations on validation; by default only at the end."""
     num_evals: int | None = Field(None, ge=1)
     """How many evaluations, evenly spaced, in place of `eval_steps`."""
-    eval_on_test: bool = False
-    """Score the test split once, after the last step."""
+    eval_on_test: bool | Literal["best"] = False
+    """Score the test split once, after the last step; with `best`, also each time validation is the best so far, which
+    gives the test score of the best checkpoint beside that of the last step."""
     eval_batch_size: int = Field(32, ge=1)
     """Examples a batch in evaluation."""
     on_non_finite: Literal["stop", "skip"] = "stop"

@@ -61,6 +61,7 @@ class _Log(_Part):
 class _Best(_Part):
     score: float | None
     step: NonNegativeInt
+    test: dict[str, Any] | None = None
 
 
 class _Progress(_Part):
@@ -183,7 +184,8 @@ class Progress:
             "steps": progress.steps == checkpoint.step,
             "trajectory": (progress.trajectory is None) == (self._method.evaluator is None),
             "weights": progress.weights == self._weights,
-            "best": (progress.best.score is None) == (not scored),
+            "best": (progress.best.score is None) == (not scored)
+            and self._best.tests == (progress.best.test is not None),
             "evaluating": not scored or scored.keys() == set(self._method.variants),
         }.items():
             if not fits:

@@ -144,8 +144,9 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:
         say(console, note)
     evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
+    testing_best = _scoring(method, material, "test")
     memory, signals = PeakMemory(material.loaded.device), Signals()
-    best = BestCheckpoint(folder.best, method.save)
+    best = BestCheckpoint(folder.best, method.save, testing_best if training.eval_on_test == "best" else None)
     checkpoints = Checkpoints(folder.checkpoints, training.save_total_limit)
     skips = NonFiniteSkipCounter(training.max_consecutive_skips if training.on_non_finite == "skip" else 0)
     weights = should_checkpoint_weights(method, training.checkpoint_weights)
@@ -174,8 +175,9 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
-        seconds = round(time.perf_counter() - start - evaluating.seconds - testing.seconds, 3)
-        outcome = _outcome(config, trained, evaluating, testing, best)
+        scorings = (evaluating, testing, testing_best)
+        seconds = round(time.perf_counter() - start - sum(scoring.seconds for scoring in scorings), 3)
+        outcome = _outcome(config, trained, scorings, best)
         folder.write_outcome({**outcome, "seconds": seconds, "peak_bytes": memory.bytes, "stopped": stopped})
 
     skipped = warn if training.on_save_error == "skip" else None
@@ -203,15 +205,24 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 def _outcome(
     config: RunConfig,
     trained: _Session,
-    evaluating: EvaluationCallback,
-    testing: EvaluationCallback,
+    scorings: Sequence[EvaluationCallback],
     best: BestCheckpoint,
 ) -> dict[str, Any]:
-    """What a run says of itself in the end, but for its files, its time and its memory."""
+    """What a run says of itself in the end, but for its files, its time and its memory.
+
+    Args:
+        config: of the run.
+        trained: what was trained.
+        scorings: on validation, on test after the last step, and on test at the best evaluation.
+        best: which one that was.
+    """
+    evaluating, testing, _ = scorings
     task, method, backbone = trained.material.task, trained.method, trained.method.backbone
     scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
     tested = {variant: score.as_dict() for variant, score in testing.last.items()}
-    counts, seconds = evaluating.counts + testing.counts, evaluating.seconds + testing.seconds
+    counts, seconds = Counts(), sum(scoring.seconds for scoring in scorings)
+    for scoring in scorings:
+        counts.include(scoring.counts)
     return {
         "method": config.method.name,
         "task": task.name,
@@ -225,7 +236,7 @@ def _outcome(
         "variants": {variant: scores.get(variant, {}) for variant in method.variants},
         **({"test": tested} if tested else {}),
         "trained": list(method.trained_names),
-        "best": {"step": best.step, "score": best.score},
+        "best": {"step": best.step, "score": best.score, **({"test": best.test_scores} if best.test_scores else {})},
         **method.counts.as_dict(),
         "evaluation": {**counts.as_dict(), "seconds": round(seconds, 3)},
         # which a replay is compared with
