@@ -1,6 +1,6 @@
 """Training methods, each in a file that names its paper."""
 
-from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, StepLog, TrainingContext
+from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, StepLog, TrainingContext, unscheduled
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig
 from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
 from zofo.methods.first_order import FirstOrder, FirstOrderConfig
@@ -45,4 +45,5 @@ __all__ = [
     "ZerothOrder",
     "ZerothOrderConfig",
     "load_probe",
+    "unscheduled",
 ]

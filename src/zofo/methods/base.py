@@ -85,6 +85,11 @@ class StepLog:
     update: Update | None = None
 
 
+def unscheduled(step: int) -> float:
+    """The factor of the learning rates in each step of a run without a schedule."""
+    return 1.0
+
+
 class MethodOptions(Config):
     """Options of a method, or of a part that several methods have."""
 
@@ -194,7 +199,7 @@ class Method(ABC):
     queries_per_step: int
     trained_names: tuple[str, ...] = ()
     score: ScoreFunction = staticmethod(scores)
-    lr_factor: Callable[[int], float] = staticmethod(lambda step: 1.0)
+    lr_factor: Callable[[int], float] = staticmethod(unscheduled)
 
     @abstractmethod
     def __init__(self, config: Any, context: TrainingContext) -> None: ...

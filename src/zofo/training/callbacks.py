@@ -19,7 +19,7 @@ from zofo.backbone import Theta, UpdateLog
 from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts
 from zofo.filesystem import temp_path
-from zofo.methods import Method, StepLog
+from zofo.methods import Method, StepLog, unscheduled
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.peak_memory import PeakMemory
 from zofo.trajectory.format import TrajectoryWriter
@@ -56,18 +56,16 @@ class MetricsLogger(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
     A file that goes on keeps its first `keep` bytes, what it has beyond them is cut off, and `seconds` are counted on.
-    Where a schedule changes the learning rates (`scheduled`), each step's factor is written.
+    Where a schedule changes the learning rates, each step's factor is written.
     """
 
-    def __init__(
-        self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0, scheduled: bool = False
-    ) -> None:
+    def __init__(self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0) -> None:
         self._file = path.open("xb" if keep is None else "r+b")
         self._digest, self._size = hashlib.sha256(), keep or 0
         if keep is not None:
             self._file.truncate(keep)
             self._digest.update(self._file.read())
-        self._method, self._scheduled = method, scheduled
+        self._method = method
         self._start = time.perf_counter() - seconds
 
     @property
@@ -82,7 +80,7 @@ class MetricsLogger(Callback):
 
     def after_step(self, number: int, log: StepLog) -> None:
         line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
-        if self._scheduled:
+        if self._method.lr_factor is not unscheduled:
             line["lr_factor"] = self._method.lr_factor(number)
         self._write(line)
 

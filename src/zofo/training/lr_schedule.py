@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from zofo.errors import ConfigError
+from zofo.methods import unscheduled
 from zofo.training.config import TrainingConfig
 
 
@@ -24,7 +25,7 @@ def lr_schedule(training: TrainingConfig, steps: int) -> Callable[[int], float]:
     """
     name, warmup = training.lr_scheduler_type, warmup_steps(training, steps)
     if name == "constant":
-        return lambda step: 1.0
+        return unscheduled
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

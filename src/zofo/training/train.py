@@ -143,8 +143,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     material, method, steps, training = trained.material, trained.method, trained.steps, config.training
     for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:
         say(console, note)
-    evaluating, testing = _scoring(method, material, "validation"), _scoring(method, material, "test")
-    testing_best = _scoring(method, material, "test")
+    splits: tuple[Split, ...] = ("validation", "test", "test")  # the last one at the best evaluation
+    scorings = evaluating, testing, testing_best = [_scoring(method, material, split) for split in splits]
     memory, signals = PeakMemory(material.loaded.device), Signals()
     best = BestCheckpoint(folder.best, method.save, testing_best if training.eval_on_test == "best" else None)
     checkpoints = Checkpoints(folder.checkpoints, training.save_total_limit)
@@ -157,8 +157,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     done = _resumed(folder, progress, checkpoints.latest(warn), header)
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
-    scheduled = training.lr_scheduler_type != "constant"
-    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, scheduled)
+    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
@@ -175,7 +174,6 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
-        scorings = (evaluating, testing, testing_best)
         seconds = round(time.perf_counter() - start - sum(scoring.seconds for scoring in scorings), 3)
         outcome = _outcome(config, trained, scorings, best)
         folder.write_outcome({**outcome, "seconds": seconds, "peak_bytes": memory.bytes, "stopped": stopped})
