@@ -71,7 +71,10 @@ class Estimator(ABC):
 
     def __init__(self, epsilon: Positive = 1e-3) -> None:
         if not 0 < epsilon < math.inf:
-            raise ConfigError(f"estimator.epsilon is {epsilon}, but must be a finite number above 0")
+            raise ConfigError(
+                f"method.estimator.epsilon is {epsilon}, but must be a finite number above 0",
+                "set method.estimator.epsilon=1e-3",
+            )
         self.epsilon = epsilon
 
     @abstractmethod

@@ -65,8 +65,8 @@ class Evaluator(ABC):
         """Ask for the losses at `points`; the weights may be away from home only inside the `with` block.
 
         When the block ends, by itself or by an exception, the weights are home: updated if `Probe.update` was called in
-        it, as before otherwise. Only an interrupt in the middle of a sweep cannot be undone; it marks the backbone as
-        torn, and every later use of it is refused.
+        it, as before otherwise. Only an interrupt in the middle of a sweep cannot be undone; it sets
+        `is_corrupt` of the backbone, and every later use of it is refused.
 
         Args:
             asks: objectives, each with its batch; their losses stand side by side, in this order.

@@ -100,7 +100,8 @@ class ForwardOnly(Method):
         self._zo.load_state_dict(state.part("zo"))
 
     def save(self, folder: Path) -> None:
-        """The adapter as a peft folder `adapter`; else nothing in float32, where the trajectory is the model."""
+        """The adapter as a peft folder `adapter`. Without one: nothing in float32, where the trajectory is the model,
+        and the tensors that moved in half precision."""
         if self._adapters is None:
             self._zo.save(folder)
         elif not self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing

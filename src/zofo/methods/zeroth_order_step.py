@@ -219,9 +219,8 @@ class ZerothOrder:
         self.points = len(self.estimator.ask(self.directions(0)))
 
     def replay_header(self, header: Mapping[str, Any]) -> dict[str, Any]:
-        """What the configuration puts into the header of a trajectory, with the tensors by name where it does not say
-        which they are: a replay runs no forward. Of an evaluator that says otherwise how many updates are written
-        together, that number stands there, too."""
+        """The header of a trajectory, with the names of the tensors that move, which a replay cannot find out, and with
+        `flush_every` where the evaluator has another than it is configured with."""
         together, said = self.theta.flush_every, header["evaluator"].get("flush_every", 1)
         return {**header, "trainable": self._trainable, **({} if together == said else {"flush_every": together})}
 
@@ -238,7 +237,7 @@ class ZerothOrder:
         Args:
             step: its number.
             first: number of the first example of the batch; for a second batch in the same step, the size of the first.
-            after: how many times the step has drawn directions already, for others than those.
+            after: how many sets of directions this step has used already; gives the next set.
             examples: in the batch, where it is not of the configured size.
             sharing: who shares a direction, in place of what is configured.
 

@@ -73,7 +73,7 @@ class TrainingConfig(Config):
     max_consecutive_skips: int = Field(3, ge=1)
     """Steps in a row that may be skipped before the run stops after all."""
     save_steps: int | None = Field(None, ge=1)
-    """Steps between checkpoints; by default by time, so that they take less than 2 % of it."""
+    """Steps between checkpoints; by default by time, so that they take less than 2 % of the run's."""
     save_total_limit: int = Field(2, ge=1)
     """Checkpoints that are kept while the run goes on, the newest ones."""
     on_save_error: Literal["stop", "skip"] = "stop"

@@ -28,8 +28,8 @@ def restore_weights(
 ) -> Backbone | None:
     """Turn the weights that a run began with into those that it trained.
 
-    A trajectory is replayed unless the file of weights holds all that it moves, as runs in half precision save them:
-    then a replay would write nothing that the file does not.
+    If the file of weights holds every tensor that the trajectory moves, as for half precision, it is loaded; else the
+    trajectory is replayed.
 
     Args:
         loaded: the model, with the weights that the run began with.

@@ -78,9 +78,9 @@ def parts_of(header: Mapping[str, Any]) -> dict[str, PartConfig]:
     missing = [part for part in ("noise", "rule", "trainable", "evaluator") if part not in header]
     if missing:
         raise RunError(f"the header of the trajectory lacks {missing[0]!r}")
-    select = header["trainable"]
-    if select is not None and not (isinstance(select, list) and select and all(isinstance(n, str) for n in select)):
-        raise RunError("the trajectory's header holds no 'select' that can be used: it is no list of names")
+    names = header["trainable"]
+    if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+        raise RunError("'trainable' of the trajectory's header must be null, or a list of names that is not empty")
     parts: dict[str, PartConfig] = {}
     for name, kind in _PARTS.items():
         if name != "mask" or header.get(name) is not None:

@@ -134,9 +134,8 @@ class BackboneStep:
             self._zo.evaluator.check(asks)
 
     def notes(self) -> list[str]:
-        """Of a penalty that multiplies rounding, or the rate, too far; of a `flush_every` without
-        effect; and of a copy of theta.
-        """
+        """Warnings: the penalty multiplies rounding, or makes the rate too high; `flush_every` has no effect; theta is
+        copied."""
         zo, rule = self._zo, self._config.rule
         if zo is None:
             return []
