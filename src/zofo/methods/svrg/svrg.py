@@ -166,8 +166,8 @@ class SVRG(ForwardOnly):
     is the updates since, so nothing as large as the weights is kept. A full-batch step takes 2 N queries, a minibatch
     step 4 b; minibatch steps alone draw batches.
 
-    `control_variate` chooses what stands beside it: `independent` (another z at the anchor), `full-batch` (g's z for both),
-    `as-released` (the paper's released code: no anchor, the second estimate after the move of the first, three
+    `control_variate` chooses what stands beside it: `independent` (another z at the anchor), `full-batch` (g's z for
+    both), `as-released` (the paper's released code: no anchor, the second estimate after the move of the first, three
     different z), and `none` (theta <- theta - lr g, which takes no queries). With q = 1 every step is full-batch MeZO.
 
     Args:
