@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import build_model
 from zofo.cli import main
 from zofo.methods import METHODS
 from zofo.training import read_config
@@ -17,7 +18,17 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-PAPERS = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+def page(name: str) -> str:
+    """A page of the documentation."""
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def with_few_steps(text: str) -> str:
+    """A page whose commands and programs make two steps."""
+    return re.sub(r"""(training\.steps=|"steps": )\d+""", r"\g<1>2", text)
+
+
+PAPERS = page("papers")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -57,11 +68,46 @@ def test_commands(model_folder, data_dir, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.soak
 def test_commands_of_the_tutorial(model_folder, tmp_path, monkeypatch, capsys):
-    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    few = re.sub(r"training\.steps=\d+", "training.steps=2", text)
-    verbs = run_commands(few, model_folder, tmp_path, monkeypatch, capsys)
+    verbs = run_commands(with_few_steps(page("tutorial")), model_folder, tmp_path, monkeypatch, capsys)
     assert verbs >= {"validate", "eval", "train", "predict", "export", "tune", "apply"}
     assert (tmp_path / "tickets-model" / "config.json").is_file()
+
+
+GUIDES = {
+    "classify": {"validate", "train", "eval", "predict"},
+    "chat": {"preview", "eval", "train", "predict"},
+    "reward": {"train"},
+    "big-model": {"train", "export"},
+    "many-runs": {"study"},
+}
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def chat_model(tmp_path, tokenizer) -> Path:
+    """A tiny model with room for a chat, and a chat template."""
+    folder = tmp_path / "tiny-chat"
+    build_model("llama", len(tokenizer), positions=256).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", GUIDES)
+def test_commands_of_a_guide(name, chat_model, tmp_path, monkeypatch, capsys):
+    """Also its programs and its study; the pages after the first take the rows of the first."""
+    text, model = with_few_steps(page(name)), str(chat_model)
+    (rows,) = (block for block in blocks("sh", page("classify")) if "printf " in block)
+    subprocess.run(["bash", "-c", rows], check=True, cwd=tmp_path)
+    for study in blocks("yaml", text):
+        (tmp_path / "compare.yaml").write_text(study.replace("minilm", model), encoding="utf-8")
+    assert run_commands(text, chat_model, tmp_path, monkeypatch, capsys) == GUIDES[name]
+    for program in blocks("python", text):
+        exec(compile(program.replace("smollm2-135m", model), name, "exec"), {})  # noqa: S102
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
@@ -85,14 +131,14 @@ def test_make_targets_that_are_named_exist():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    "file", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 )
-def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+def test_links_lead_somewhere(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
     for target, anchor in re.findall(r"\]\((?!https?:)([\w/.-]*)#?([\w-]*)\)", text):
-        file = (ROOT / page).parent / target if target else ROOT / page
-        assert file.is_file(), target
-        titles = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
+        led_to = (ROOT / file).parent / target if target else ROOT / file
+        assert led_to.is_file(), target
+        titles = re.findall(r"^#+ (.*)", led_to.read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
         found = {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
         assert not anchor or anchor in found, f"{target}#{anchor}"
 
