@@ -31,7 +31,13 @@ def say(console: Console, text: str) -> None:
 
 
 class Callback:
-    """Told what happens in the loop, in the order in which the callbacks are given."""
+    """Told what happens in the loop, in the order in which the callbacks are given.
+
+    Attributes:
+        seconds: that it has taken for work that is not training.
+    """
+
+    seconds: float = 0.0
 
     def after_step(self, number: int, log: StepLog) -> None:
         """A step was made; `number` counts from 0."""
@@ -90,6 +96,10 @@ class MetricsLogger(Callback):
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         for variant, score in scores.items():
             self._write({"event": "evaluation", "steps": steps, "variant": variant, **score.as_dict()})
+
+    def write(self, event: str, values: Mapping[str, Any]) -> None:
+        """A line of an event of its own."""
+        self._write({"event": event, **values})
 
     def after_run(self, error: BaseException | None) -> None:
         if error is not None:

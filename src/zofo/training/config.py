@@ -66,6 +66,11 @@ class TrainingConfig(Config):
     eval_on_test: bool | Literal["best"] = False
     """Score the test split once, after the last step; with `best`, also each time validation is the best so far, which
     gives the test score of the best checkpoint beside that of the last step."""
+    treatment_steps: int | None = Field(None, ge=1)
+    """Steps between measurements of how strong the treatment is: the gradient of theta, its spread over examples, and
+    the predicted descent, by a backward pass an example; by default none."""
+    treatment_examples: int = Field(16, ge=2)
+    """Training examples of such a measurement."""
     eval_batch_size: int = Field(32, ge=1)
     """Examples a batch in evaluation."""
     on_non_finite: Literal["stop", "skip"] = "stop"

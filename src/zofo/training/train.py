@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
 from zofo.training.lr_schedule import lr_schedule
+from zofo.training.metrics_file import metrics_lines
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.resume import (
     as_begun,
@@ -51,6 +53,7 @@ from zofo.training.resume import (
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_state import Progress, ResumePoint, should_checkpoint_weights
 from zofo.training.signals import Signals
+from zofo.training.treatment import TreatmentLogger, check_treatment
 from zofo.trajectory.format import TrajectoryWriter
 
 
@@ -89,6 +92,8 @@ def train(
     header = begun_header(begun)
     method = METHODS[config.method.name](as_begun(config.method, header, material.loaded.model), setting)
     steps = _checked_steps(config, method, material, scored)
+    if config.training.treatment_steps is not None:
+        check_treatment(method, setting)
     notes = check_every_split(config, material)
     folder = begun or new_folder(config)
     with folder.locked(), writing("the run", folder.path, _GOES_ON):
@@ -141,8 +146,7 @@ def _trajectory_header(config: RunConfig, trained: _Session) -> dict[str, Any]:
 def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     material, method, steps, training = trained.material, trained.method, trained.steps, config.training
-    for note in [*_notes(config, material, method), *(f"note: {note}" for note in trained.notes)]:
-        say(console, note)
+    _say_notes(config, trained, console)
     splits: tuple[Split, ...] = ("validation", "test", "test")  # the last one at the best evaluation
     scorings = evaluating, testing, testing_best = [_scoring(method, material, split) for split in splits]
     memory, signals = PeakMemory(material.loaded.device), Signals()
@@ -159,34 +163,35 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         say(console, f"goes on after {done.steps} of {steps} steps")
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
+    measuring = _treatment(folder, config, trained, metrics, done.steps)
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
+    callbacks += measuring
     callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
     start = time.perf_counter() - done.seconds
 
     def write(made: int, into: Path) -> None:
-        for log in (folder.metrics, folder.trajectory):
-            if log.is_file():
-                fsync(log)  # of which the checkpoint keeps the length
+        for log in filter(Path.is_file, (folder.metrics, folder.trajectory)):
+            fsync(log)  # of which the checkpoint keeps the length
         progress.save(made, into, metrics, writer, time.perf_counter() - start)
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
-        seconds = round(time.perf_counter() - start - sum(scoring.seconds for scoring in scorings), 3)
-        outcome = _outcome(config, trained, scorings, best)
-        folder.write_outcome({**outcome, "seconds": seconds, "peak_bytes": memory.bytes, "stopped": stopped})
+        seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*scorings, *measuring))
+        outcome = _outcome(config, trained, scorings, best) | {"seconds": round(seconds, 3)}
+        folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
 
     skipped = warn if training.on_save_error == "skip" else None
     kept = None if method.fixed_steps is not None else checkpoints
-    after = training.evaluated_after(steps)
     callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped))
     scored = evaluating.steps_evaluated if evaluating.last else None
     with signals.caught():
         try:
             with memory.watching():
-                run_loop(method, steps, callbacks, evaluating, after, done.steps, skips, scored)
+                due = training.evaluated_after(steps)
+                run_loop(method, steps, callbacks, evaluating, due, done.steps, skips, scored)
                 if training.eval_on_test:
                     checkpointing.stop_if_asked(steps)
                     testing()
@@ -198,6 +203,18 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         checkpoints.clear()
     if signals.received is not None:
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
+
+
+def _treatment(
+    folder: RunFolder, config: RunConfig, trained: _Session, metrics: MetricsLogger, steps: int
+) -> list[TreatmentLogger]:
+    """The measurements of the treatment, if they are asked for, of a run that has made `steps` steps."""
+    every = config.training.treatment_steps
+    if every is None:
+        return []
+    found = TreatmentLogger(metrics, trained.method, trained.setting, every, config.training.treatment_examples)
+    found.resume(metrics_lines(folder.metrics), steps)
+    return [found]
 
 
 def _outcome(
@@ -300,6 +317,11 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
     if steps >= 1 << 32:
         raise ConfigError(f"training.max_queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32")
     return steps
+
+
+def _say_notes(config: RunConfig, trained: _Session, console: Console) -> None:
+    for note in [*_notes(config, trained.material, trained.method), *(f"note: {note}" for note in trained.notes)]:
+        say(console, note)
 
 
 def _notes(config: RunConfig, material: PreparedRun, method: Method) -> list[str]:

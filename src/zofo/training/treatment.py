@@ -1,0 +1,185 @@
+"""How strong the treatment of a run is: the gradient that theta has, and how far down it the steps can be expected."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from zofo.backbone import Backbone, Update, at_least_float32
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.evaluators import Counts
+from zofo.methods import Method, StepLog, TrainingContext
+from zofo.noise import permutation
+from zofo.training.callbacks import Callback, MetricsLogger
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """The gradient g of the mean training loss in the tensors that zeroth-order steps move.
+
+    Args:
+        gradient_squared: |g|^2, without bias: over n examples, (n |mean|^2 - mean |g_i|^2) / (n - 1).
+        spread_squared: s^2, the variance of one example's gradient: mean |g_i - mean|^2 n / (n - 1).
+        update_slope: g . D along an update D, the change of the loss that it makes to first order; nan for an update
+            that is no displacement.
+        counts: what the measurement took.
+    """
+
+    gradient_squared: float
+    spread_squared: float
+    update_slope: float
+    counts: Counts
+
+
+def measure(
+    backbone: Backbone, context: TrainingContext, examples: Sequence[Any], update: Update | None = None
+) -> Treatment:
+    """Measure by one forward and one backward pass an example; a gradient of theta's size is held, and one more.
+
+    Args:
+        backbone: with no update pending.
+        context: whose objective is differentiated.
+        examples: at least two of the training examples.
+        update: along which the slope is given.
+    """
+    tensors, counts = backbone.parameters, Counts()
+    mean = {name: torch.zeros_like(tensor, dtype=_wide(tensor)) for name, tensor in tensors.items()}
+    squares = []
+    with _differentiable(tensors):
+        for example in examples:
+            with torch.enable_grad():
+                loss = at_least_float32(context.objective(context.model, context.make([example]))).mean()
+            found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+            counts.include(Counts(1, 1, 1))
+            own = dict(zip(tensors, found, strict=True))
+            squares.append(math.fsum(_square(gradient) for gradient in own.values() if gradient is not None))
+            for name, gradient in own.items():
+                if gradient is not None:
+                    mean[name] += gradient / len(examples)
+    n, of_mean, of_each = len(examples), math.fsum(map(_square, mean.values())), math.fsum(squares) / len(squares)
+    spread = (of_each - of_mean) * n / (n - 1)
+    return Treatment(of_mean - spread / n, spread, _slope(backbone, mean, update), counts)
+
+
+def _slope(backbone: Backbone, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:
+    """g . D, a tensor at a time."""
+    if update is None or update.dense_update_fn is not None:
+        return math.nan
+    directions, total = backbone.directions(update.displacement), 0.0
+    for name, along in gradient.items():
+        written = torch.zeros(along.numel(), dtype=torch.float32, device=along.device)
+        directions.add_to(written, update.displacement.items(), name, (0, along.numel()))
+        total += torch.dot(written.double(), along.reshape(-1).double()).item()
+    return total
+
+
+def check_treatment(method: Method, context: TrainingContext) -> None:
+    """Find out, before anything is written, whether the treatment can be measured.
+
+    Raises:
+        ConfigError: no zeroth-order steps, an objective without a gradient, or fewer than two examples.
+    """
+    off = "set training.treatment_steps=null"
+    if method.backbone is None or method.rule is None:
+        what = "the gradient in the tensors that zeroth-order steps move, and this method has none"
+        raise ConfigError(f"training.treatment_steps measures {what}", off)
+    if context.log_ties:
+        what = f"the objective's gradient, and {context.objective_name!r} has none"
+        raise ConfigError(f"training.treatment_steps measures {what}", f"{off}, or training.objective=classification")
+    if len(context.examples) < 2:
+        raise ConfigError("training.treatment_steps compares training examples, and there is only one", off)
+
+
+class TreatmentLogger(Callback):
+    """A line `treatment` in `metrics.jsonl` every few steps, with what `measure` finds.
+
+    `predicted_descent` is the sum over the steps so far of lr |g|^2, which SGD along unbiased estimates of g descends
+    to first order, in units of the loss; it is there for rules whose steps are lr times the estimate. The work and its
+    seconds are written in the line, and are in none of the run's counts. The model is measured as it would be
+    evaluated, so that updates which wait are written.
+
+    Args:
+        metrics: the log.
+        method: which is measured as its first variant.
+        context: that it trains with.
+        every: steps from one measurement to the next.
+        examples: how many of the training set, drawn by seed, the same each time.
+
+    Attributes:
+        seconds: that all measurements of the run took.
+    """
+
+    def __init__(self, metrics: MetricsLogger, method: Method, context: TrainingContext, every: int, examples: int):
+        check_treatment(method, context)
+        assert method.backbone is not None
+        assert method.rule is not None
+        chosen = permutation(Key(context.seed, 0), "treatment", len(context.examples))[:examples]
+        self._metrics, self._method, self._context, self._every = metrics, method, context, every
+        self._backbone, self._examples = method.backbone, [context.examples[i] for i in chosen]
+        plain = method.rule.plain
+        self._lr = float(getattr(method.rule, "lr", math.nan)) if plain else math.nan
+        self._factors: list[float] = []
+        self._descent = self.seconds = 0.0
+
+    def resume(self, lines: Sequence[Mapping[str, Any]], steps: int) -> None:
+        """Go on after `steps` steps, with what the log holds of the measurements before."""
+        before = [line for line in lines if line["event"] == "treatment"]
+        self.seconds = math.fsum(line["measured_seconds"] for line in before)
+        if before and before[-1]["predicted_descent"] is not None:
+            self._descent = before[-1]["predicted_descent"]
+        self._factors = [self._method.lr_factor(step) for step in range(steps - steps % self._every, steps)]
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        self._factors.append(self._method.lr_factor(number))
+        if (number + 1) % self._every:
+            return
+        start = time.perf_counter()
+        with self._method.using(self._method.variants[0]):
+            found = measure(self._backbone, self._context, self._examples, log.update)
+        self._descent += self._lr * math.fsum(self._factors) * found.gradient_squared
+        self._factors, seconds = [], time.perf_counter() - start
+        self.seconds += seconds
+        self._metrics.write(
+            "treatment",
+            {
+                "steps": number + 1,
+                "gradient_squared": found.gradient_squared,
+                "spread_squared": found.spread_squared,
+                "update_slope": _known(found.update_slope),
+                "predicted_descent": _known(self._descent),
+                **{f"measured_{name}": value for name, value in found.counts.as_dict().items()},
+                "measured_seconds": round(seconds, 3),
+            },
+        )
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _square(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=_wide(tensor)).item() ** 2)
+
+
+@contextmanager
+def _differentiable(tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """While it is open, the tensors require a gradient."""
+    before = {name: tensor.requires_grad for name, tensor in tensors.items()}
+    try:
+        for tensor in tensors.values():
+            tensor.requires_grad_(True)
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.requires_grad_(before[name])

@@ -1,0 +1,138 @@
+"""How strong the treatment is: against gradients that are known, and against the logs of runs."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from least_squares import LeastSquares, build, theta_of, training_context
+from zofo.errors import ConfigError
+from zofo.methods import METHODS
+from zofo.training import read_config, train
+from zofo.training.treatment import measure
+
+PLAIN = {"kind": METHODS["mezo"], "lr_full": None, "anchor_interval": None}
+
+
+def test_the_gradient_and_its_spread_are_those_of_the_closed_form():
+    model = LeastSquares()
+    method = build(model, **PLAIN)
+    found = measure(method.backbone, training_context(model), range(len(model.x)))
+    each = model.gradients(model.theta())
+    n, mean = len(each), each.mean(0)
+    spread = ((each - mean) ** 2).sum().item() / (n - 1)
+    assert found.spread_squared == pytest.approx(spread, rel=1e-9)
+    assert found.gradient_squared == pytest.approx((mean**2).sum().item() - spread / n, rel=1e-9)
+    assert found.counts.as_dict() == {"forwards": n, "backwards": n, "queries": n}
+    assert math.isnan(found.update_slope)
+    assert not model.W.requires_grad
+
+
+def test_the_squared_gradient_of_a_few_examples_has_no_bias():
+    """Its mean over all pairs of examples is that of the population: |mean of all|^2, less what pairs share."""
+    model = LeastSquares()
+    method = build(model, **PLAIN)
+    n = len(model.x)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+    found = [measure(method.backbone, training_context(model), pair).gradient_squared for pair in pairs]
+    each = model.gradients(model.theta())
+    products = [(each[i] @ each[j]).item() for i, j in pairs]  # whose expectation is |g|^2 for two independent examples
+    assert sum(found) / len(found) == pytest.approx(sum(products) / len(products), rel=1e-9)
+
+
+def test_the_slope_of_an_update_is_the_change_of_the_loss():
+    model = LeastSquares()
+    method = build(model, **PLAIN, rule={"lr": 1e-6})
+    examples = range(len(model.x))
+    before = model.losses_at(model.theta().expand(len(model.x), -1), slice(None)).mean().item()
+    log = method.step(0)
+    theta_of(method)
+    found = measure(method.backbone, training_context(model), examples, log.update)
+    after = model.losses_at(model.theta().expand(len(model.x), -1), slice(None)).mean().item()
+    assert found.update_slope == pytest.approx(after - before, rel=1e-4)
+
+
+@pytest.fixture
+def configured(model_folder, data_dir, tmp_path):
+    def make(name, method, **training):
+        task = {"name": "sst2", "data_dir": str(data_dir), "split_sizes": {"train": 24, "validation": 4}}
+        given = {"steps": 6, "treatment_steps": 2, "treatment_examples": 4, **training}
+        whole = {"batch_size": 4, **method}
+        return read_config(
+            model=str(model_folder), task=task, method=whole, training=given, output_dir=str(tmp_path / name)
+        )
+
+    return make
+
+
+def lines_of(run, event):
+    return [line for line in map(json.loads, run.metrics.read_text().splitlines()) if line["event"] == event]
+
+
+def test_a_run_logs_its_treatment_apart_from_its_work(configured):
+    method = {"name": "mezo", "rule": {"lr": 1e-4}}
+    run = train(configured("run", method, lr_scheduler_type="linear"))
+    lines = lines_of(run, "treatment")
+    assert [line["steps"] for line in lines] == [2, 4, 6]
+    assert all(line["measured_queries"] == line["measured_backwards"] == 4 for line in lines)
+    assert run.summary["backwards"] == 0
+    factors = [line["lr_factor"] for line in lines_of(run, "step")]
+    predicted = 0.0
+    for number, line in enumerate(lines):
+        predicted += 1e-4 * sum(factors[2 * number : 2 * number + 2]) * line["gradient_squared"]
+        assert line["predicted_descent"] == pytest.approx(predicted)
+
+
+def test_a_run_that_goes_on_counts_on(configured):
+    """As one that was killed after its second checkpoint."""
+    import shutil
+
+    method = {"name": "bilevel", "inner_steps": 1}
+    whole = train(configured("whole", method, save_steps=3, treatment_steps=2))
+    config = configured("run", method, save_steps=3, treatment_steps=2)
+
+    from zofo.training.checkpoint import Checkpoints
+
+    kept = []
+    inner = Checkpoints.clear
+    try:
+        Checkpoints.clear = lambda self: kept.append(self)  # the run is as it was before its end
+        run = train(config)
+    finally:
+        Checkpoints.clear = inner
+    for path in sorted((run.path / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)
+    (run.path / "summary.json").unlink()
+    again = train(config)
+    drop = ("seconds", "measured_seconds")
+    first, second = (
+        [{k: v for k, v in line.items() if k not in drop} for line in lines_of(one, "treatment")]
+        for one in (whole, again)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "message"),
+    [
+        ({"name": "first-order"}, {}, "this method has none"),
+        ({"name": "bilevel", "backbone_update": "frozen"}, {}, "this method has none"),
+        ({"name": "mezo"}, {"objective": "accuracy"}, "the objective's gradient, and 'accuracy' has none"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_written(configured, method, training, message):
+    config = configured("run", method, **training)
+    with pytest.raises(ConfigError, match=message):
+        train(config)
+    assert not config.output_dir.exists()
+
+
+def test_half_precision_is_measured_in_float32():
+    model = LeastSquares(dtype=torch.bfloat16)
+    exact = LeastSquares()
+    found = measure(
+        build(model, **PLAIN, evaluator="in-forward", noise="low-rank").backbone, training_context(model), range(12)
+    )
+    there = measure(build(exact, **PLAIN).backbone, training_context(exact), range(12))
+    assert found.gradient_squared == pytest.approx(there.gradient_squared, rel=0.05)
