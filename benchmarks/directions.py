@@ -33,7 +33,7 @@ from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS
 from zofo.objectives import classification_loss
-from zofo.training import RunConfig, load_material, read_config, tune_lr
+from zofo.training import RunConfig, prepare_run, read_config, tune_lr
 from zofo.training.data_module import PreparedRun, training_context
 
 LOW_RANK, RADEMACHER = {"name": "low-rank"}, {"name": "low-rank", "factor_distribution": "rademacher"}
@@ -77,11 +77,11 @@ class Bench:
         with self.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def material(self, config: RunConfig) -> PreparedRun:
+    def prepared(self, config: RunConfig) -> PreparedRun:
         """Model and task, loaded once."""
         name = config.task.name
         if name not in self._materials:
-            self._materials[name] = load_material(config, splits=("train", "validation"))
+            self._materials[name] = prepare_run(config, splits=("train", "validation"))
         return self._materials[name]
 
     def lr(self, task: str, arm: str) -> float:
@@ -90,7 +90,7 @@ class Bench:
             if line["kind"] == "tuning" and (line["task"], line["arm"]) == (task, arm):
                 return float(line["largest"]) / 2
         config = configuration(task, self._sst2, arm, 0)
-        tuning = tune_lr(config, material=self.material(config))
+        tuning = tune_lr(config, prepared=self.prepared(config))
         self.note({"kind": "tuning", "task": task, "arm": arm, **tuning.as_dict()})
         return tuning.largest / 2
 
@@ -98,16 +98,16 @@ class Bench:
         """Train once, and note the curve."""
         lr = self.lr(task, arm)
         config = configuration(task, self._sst2, arm, seed, lr)
-        material = self.material(config)
-        model = material.loaded.model
+        prepared = self.prepared(config)
+        model = prepared.loaded.model
         home = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        method = METHODS["mezo"](config.method, training_context(config, material))
+        method = METHODS["mezo"](config.method, training_context(config, prepared))
         curve = []
         start, seconds = time.perf_counter(), 0.0
 
         def look(steps: int) -> None:
             with method.using("model"):
-                seen = material.scorer.evaluate(model, material.encoded["validation"][:JUDGED], Counts())
+                seen = prepared.scorer.evaluate(model, prepared.encoded["validation"][:JUDGED], Counts())
             curve.append({"queries": method.counts.queries, "steps": steps, **seen.as_dict()})
 
         look(0)
@@ -223,12 +223,12 @@ def spread(options: argparse.Namespace) -> None:
     """|g|^2 and s^2 of the classification loss at the pretrained weights, from 64 examples of each task."""
     for task in ["movie-reviews", *(["sst2"] if options.sst2 else [])]:
         config = configuration(task, options.sst2, "rank 1, shared", 0)
-        material = load_material(config, splits=("train",))
-        model = material.loaded.model
+        prepared = prepare_run(config, splits=("train",))
+        model = prepared.loaded.model
         parameters = [p.requires_grad_(True) for p in model.parameters()]
         total, squares, count = [torch.zeros_like(p) for p in parameters], 0.0, 64
-        for example in material.encoded["train"][:count]:
-            loss = classification_loss(model, material.scorer.make([example])).sum()
+        for example in prepared.encoded["train"][:count]:
+            loss = classification_loss(model, prepared.scorer.collate([example])).sum()
             gradients = torch.autograd.grad(loss, parameters)
             for one, gradient in zip(total, gradients, strict=True):
                 one += gradient

@@ -21,7 +21,7 @@ from zofo.models import LoadedModel, ModelConfig, load_model
 from zofo.noise import Gaussian, LowRank, Noise
 from zofo.objectives import classification_loss
 from zofo.tasks import Batch
-from zofo.training import load_material, read_config
+from zofo.training import prepare_run, read_config
 
 EPSILONS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 NOISES: dict[str, Noise] = {
@@ -67,10 +67,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = read_config(model="smollm2-135m", task="movie-reviews")
-    material = load_material(config, splits=("train",))
-    batch = material.scorer.make(material.encoded["train"][:16])
+    prepared = prepare_run(config, splits=("train",))
+    batch = prepared.scorer.collate(prepared.encoded["train"][:16])
     keys = [Key(0, step) for step in range(options.keys)]
-    exact = {name: derivatives(material.loaded, noise, batch, keys) for name, noise in NOISES.items()}
+    exact = {name: derivatives(prepared.loaded, noise, batch, keys) for name, noise in NOISES.items()}
     report = []
     print("| noise | number type | " + " | ".join(f"{epsilon:g}" for epsilon in EPSILONS) + " |")
     print("|---|---|" + "---|" * len(EPSILONS))

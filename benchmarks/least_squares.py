@@ -152,7 +152,7 @@ def by_zofo(way: str, seed: int, looks: tuple[int, ...] = LOOKS) -> Array:
     if way != "mezo":
         given |= {"lr_full": ETA, "anchor_interval": Q, "anchor_chunk": EXAMPLES, "control_variate": way}
     kind = METHODS["mezo" if way == "mezo" else "svrg"]
-    method = kind(kind.Config.model_validate(given), problem.setting(seed))
+    method = kind(kind.Config.model_validate(given), problem.training_context(seed))
     found = []
     for step in range(max(looks)):
         method.step(step)

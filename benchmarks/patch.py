@@ -3,7 +3,7 @@
     python benchmarks/patch.py [--model smollm2-135m] [--steps 1000] [--task movie-reviews] [--out DIR] [--json FILE]
 
 Trains LoRA-Bilevel, writes its patch and its merged folder, applies the patch to the base model, and replays the
-trajectory record by record and folded. Promised for 1,000 steps of SmolLM2: a patch of at most 64 KiB beside its
+trajectory record by record and summed. Promised for 1,000 steps of SmolLM2: a patch of at most 64 KiB beside its
 adapter, and a replay 50 times as fast as training. Time of training is without evaluation, of a replay without loading;
 ratios are of the clock and of processor time, which other processes change less.
 """
@@ -50,12 +50,12 @@ class Watch:
         return time.perf_counter() - self._clock, time.process_time() - self._processor
 
 
-def replay_seconds(run: RunFolder, folded: bool) -> tuple[tuple[float, float], bool]:
+def replay_seconds(run: RunFolder, summed: bool) -> tuple[tuple[float, float], bool]:
     """Seconds of a replay, by the clock and of the processor, and whether it gave the bits of training."""
     loaded = run.load_base()
     trajectory = Trajectory.read(run.trajectory)
     watch = Watch()
-    backbone = replay(loaded.model, trajectory, folded=folded)
+    backbone = replay(loaded.model, trajectory, summed=summed)
     return watch.read(), backbone.fingerprint() == run.summary["backbone"]
 
 
@@ -77,7 +77,7 @@ def measured(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     summary = run.summary
     patch, merged, applied = folder / "model.zofo", folder / "merged", folder / "applied"
     size = export_run(run.path, "patch", patch, force=True).size
-    folded_size = export_run(run.path, "patch", folder / "folded.zofo", folded=True, force=True).size
+    folded_size = export_run(run.path, "patch", folder / "folded.zofo", summed=True, force=True).size
     adapter = sum(map(len, Patch.read(patch).adapter.values()))
     export_run(run.path, "merged", merged, force=True)
     watch = Watch()
@@ -85,8 +85,8 @@ def measured(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     apply_seconds, _ = watch.read()
     theirs = logits_of(run.load().model)
     apart = {at.name: (logits_of(load_model(str(at)).model) - theirs).abs().max().item() for at in (merged, applied)}
-    (record, record_processor), same_after_replay = replay_seconds(run, folded=False)
-    (folded, folded_processor), _ = replay_seconds(run, folded=True)
+    (record, record_processor), same_after_replay = replay_seconds(run, summed=False)
+    (folded, folded_processor), _ = replay_seconds(run, summed=True)
     return {
         "steps": summary["steps"],
         "patch_bytes": size,

@@ -45,7 +45,7 @@ def measure_all(options: argparse.Namespace, progress: Console) -> list[StepRepo
         size = f"{examples} x {tokens}"
         chosen = StepOptions(options.model, examples, tokens, options.rank, options.repeats, options.dtype)
         told = lambda text, size=size: progress.print(f"{size}: {text}", highlight=False)  # noqa: E731
-        reports.append(bench_step(chosen, not options.no_memory, told=told))
+        reports.append(bench_step(chosen, not options.no_memory, on_progress=told))
         if options.json:
             figures = {"sizes": [report.as_dict() for report in reports]}
             options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

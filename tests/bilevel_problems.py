@@ -83,14 +83,14 @@ class Vectors(Adapters):
         raise NotImplementedError
 
 
-def quadratic_setting(model: Quadratic, seed: int = 0) -> TrainingContext:
+def quadratic_context(model: Quadratic, seed: int = 0) -> TrainingContext:
     """Examples are roles, placed so that the method's own split gives D_f the upper and D_p the lower losses."""
     upper = set(permutation(Key(seed, 0), "bilevel/split", N)[: N // 3])
     roles = ["f" if i in upper else "p" for i in range(N)]
     return TrainingContext(model, lambda m, batch: m(batch).to(torch.float64), roles, list, seed)
 
 
-def language_setting(count: int = 24, seed: int = 3) -> TrainingContext:
+def language_context(count: int = 24, seed: int = 3) -> TrainingContext:
     """A tiny Llama and sentences with two candidates each."""
     tokenizer = build_tokenizer()
     examples = [Example(f"a joy film number {i} . It was", (" terrible", " great"), (i % 2,)) for i in range(count)]

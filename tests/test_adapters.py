@@ -144,7 +144,7 @@ def test_scores_do_not_depend_on_padding_or_packing(attached, words, name, kind,
     expected = torch.stack(alone).view(3, -1)
     for limit, branched in ((64, True), (0, False)):
         batch = collate(encoded, 0, CPU, pack_limit=limit)
-        assert batch.branched == branched
+        assert batch.packed == branched
         torch.testing.assert_close(candidate_scores(model, batch), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -290,11 +290,11 @@ METHODS_WITH = {"first-order": FirstOrder, "mezo": MeZO, "bilevel": Bilevel}
 
 
 def trained(bases, words, method, name, kind, seed=3, steps=3):
-    setting = training_context(copy.deepcopy(bases(kind)), words, seed)
-    built = METHODS_WITH[method](CONFIGS[method]({"name": name}), setting)
+    context = training_context(copy.deepcopy(bases(kind)), words, seed)
+    built = METHODS_WITH[method](CONFIGS[method]({"name": name}), context)
     built.check()
     logs = [built.step(number) for number in range(steps)]
-    return built, logs, setting
+    return built, logs, context
 
 
 IN_TURN = {(EVERY[i], method) for i, method in zip(range(0, len(EVERY), 2), itertools.cycle(CONFIGS), strict=False)}
@@ -310,22 +310,22 @@ IN_TURN = {(EVERY[i], method) for i, method in zip(range(0, len(EVERY), 2), iter
 )
 def test_three_steps_move_the_adapter_and_only_what_the_method_moves(bases, words, tmp_path, name, kind, method):
     model, start = bases(kind), ADAPTERS[name](copy.deepcopy(bases(kind)), ("adapter",), 3)
-    built, logs, setting = trained(bases, words, method, name, kind)
+    built, logs, context = trained(bases, words, method, name, kind)
     with built.using("adapter"):
         moved = [
             (a - b).abs().max().item()
             for a, b in zip(built._adapters.parameters("adapter"), start.parameters("adapter"), strict=True)
         ]
         assert max(moved) > 1e-6
-        theta = dict(setting.model.named_parameters())
+        theta = dict(context.model.named_parameters())
         now = {tensor.replace(".base_layer", ""): p for tensor, p in theta.items()}
         same = [torch.equal(now[tensor], p) for tensor, p in model.named_parameters()]
         assert all(same) == (method != "bilevel")
         assert all(log.loss == log.loss for log in logs)
         assert (logs[0].update is None) == (method == "first-order")
-        batch = setting.make(setting.examples[:4])
+        batch = context.collate(context.examples[:4])
         with torch.no_grad():
-            ours = candidate_scores(setting.model, batch)
+            ours = candidate_scores(context.model, batch)
             built.save(tmp_path)
             base = copy.deepcopy(model)
             if method == "bilevel":
@@ -345,8 +345,8 @@ def test_zeroth_order_steps_on_an_adapter_are_those_in_place(bases, words, name)
     """What the forward carries of an adapter's directions is what moving its tensors gives."""
     found = []
     for evaluator in ("in-forward", "in-place"):
-        setting = training_context(copy.deepcopy(bases("llama")), words)
-        method = MeZO(MeZOConfig(batch_size=4, adapter=name, evaluator=evaluator), setting)
+        context = training_context(copy.deepcopy(bases("llama")), words)
+        method = MeZO(MeZOConfig(batch_size=4, adapter=name, evaluator=evaluator), context)
         logs = [method.step(number) for number in range(2)]
         found.append([log.coefficients["projected_gradient_0"] for log in logs])
         assert set(method.trained_names) == set(method.backbone.tensors)
@@ -399,8 +399,8 @@ def test_defaults_follow_the_adapter():
 
 
 def first_order(bases, words, kind="llama", head=transformers.AutoModelForCausalLM, **options):
-    setting = training_context(copy.deepcopy(bases(kind, head)), words)
-    return FirstOrder(FirstOrderConfig(batch_size=4, **options), setting)
+    context = training_context(copy.deepcopy(bases(kind, head)), words)
+    return FirstOrder(FirstOrderConfig(batch_size=4, **options), context)
 
 
 def test_partial_fine_tuning_lists_what_matched(bases, words):

@@ -68,10 +68,10 @@ def language_model(kind, dtype, nudge=None):
 def trained(kind=ONE_LAYER, dtype=torch.float32, steps=10, nudge=None, **options):
     """A method after some steps on a language model, with what it logged."""
     given = {"batch_size": BATCH, "rule": {"lr": 1e-3}, "lr_full": 1e-3, **options}
-    setting = TrainingContext(
+    context = TrainingContext(
         language_model(kind, dtype, nudge), token_losses, list(sequences(N, 0)), torch.stack, SEED
     )
-    method = SVRG(SVRGConfig.model_validate(given), setting)
+    method = SVRG(SVRGConfig.model_validate(given), context)
     return method, [method.step(step) for step in range(steps)]
 
 
@@ -340,9 +340,9 @@ def live_bytes(name, steps=4, **options):
     for parameter in model.parameters():
         parameter.requires_grad_(False).copy_(torch.randn(WIDE, WIDE, generator=draw) / WIDE**0.5)
     rows = list(torch.randn(N, WIDE, generator=draw))
-    setting = TrainingContext(model, lambda m, x: m(x).square().mean(-1), rows, torch.stack, SEED)
+    context = TrainingContext(model, lambda m, x: m(x).square().mean(-1), rows, torch.stack, SEED)
     kind = METHODS[name]
-    method = kind(kind.Config.model_validate({"batch_size": BATCH, "rule": {"lr": 1e-5}, **options}), setting)
+    method = kind(kind.Config.model_validate({"batch_size": BATCH, "rule": {"lr": 1e-5}, **options}), context)
     gc.collect()  # what earlier tests left would be taken for what is let go here
     with Live([*model.parameters(), *rows]) as live:
         for step in range(steps):

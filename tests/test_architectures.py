@@ -53,7 +53,7 @@ def method_of(model, select, batch):
     """MeZO in the forward, checked as before a run."""
     rows = range(len(batch["input_ids"]))
     config = MeZOConfig(batch_size=len(rows), evaluator={"name": "in-forward"}, trainable=select)
-    made = {"make": lambda chosen: {name: tensor[list(chosen)] for name, tensor in batch.items()}}
+    made = {"collate": lambda chosen: {name: tensor[list(chosen)] for name, tensor in batch.items()}}
     method = MeZO(config, TrainingContext(model, token_loss, list(rows), **made))
     method.check()
     return method

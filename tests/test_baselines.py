@@ -24,7 +24,7 @@ from zofo.tasks import METRICS, Example, encode
 from zofo.tasks.metrics import token_f1
 from zofo.tasks.task_files import parse_task
 from zofo.training import TaskEvaluator, evaluate_run, predict, read_config, train
-from zofo.training.data_module import batch_maker, load_material
+from zofo.training.data_module import batch_maker, prepare_run
 from zofo.training.evaluation import most_frequent
 
 COMMON = {
@@ -64,7 +64,7 @@ def scorer_for(loaded: LoadedModel, task, **options) -> TaskEvaluator:
     return TaskEvaluator(
         task=task,
         encode=lambda examples: encode(loaded.tokenizer, examples),
-        make=batch_maker(loaded),
+        collate=batch_maker(loaded),
         generation=Generation(loaded.tokenizer, ("\n",), task.max_new_tokens),
         **options,
     )
@@ -326,14 +326,14 @@ def test_zero_shot_is_the_model_as_it_is(folder, tmp_path):
     (line,) = lines_of(run, "evaluation")
     assert line["steps"] == 0
     assert not run.trajectory.exists()
-    material = load_material(config, splits=("validation",))
+    prepared = prepare_run(config, splits=("validation",))
     by_hand = [
-        max(range(2), key=lambda c, p=p: sums(LoadedModel(*loaded_pair(material)), p, PAIR)[c][0])
-        for p in prompts(material)
+        max(range(2), key=lambda c, p=p: sums(LoadedModel(*loaded_pair(prepared)), p, PAIR)[c][0])
+        for p in prompts(prepared)
     ]
     assert (
         summary["accuracy"]
-        == sum(b == e.gold for b, e in zip(by_hand, material.encoded["validation"], strict=True)) / 10
+        == sum(b == e.gold for b, e in zip(by_hand, prepared.encoded["validation"], strict=True)) / 10
     )
     restored_as_reported(run)
 
@@ -341,12 +341,12 @@ def test_zero_shot_is_the_model_as_it_is(folder, tmp_path):
 PAIR = (" terrible", " great")
 
 
-def loaded_pair(material):
-    return material.loaded.model, material.loaded.tokenizer, "model"
+def loaded_pair(prepared):
+    return prepared.loaded.model, prepared.loaded.tokenizer, "model"
 
 
-def prompts(material, split: str = "validation") -> list[str]:
-    return [example.prompt for example in material.examples[split]]
+def prompts(prepared, split: str = "validation") -> list[str]:
+    return [example.prompt for example in prepared.examples[split]]
 
 
 def test_in_context_has_four_demonstrations_of_train_unless_told_otherwise(folder, tmp_path):
@@ -355,10 +355,10 @@ def test_in_context_has_four_demonstrations_of_train_unless_told_otherwise(folde
     run = train(config)
     summary = run.summary
     assert (summary["steps"], summary["queries"], summary["evaluation"]["queries"]) == (0, 0, 10)
-    material = load_material(config)
+    prepared = prepare_run(config)
     own = {row["sentence"]: row["label"] for row in review_rows(24)}
     for split in ("train", "validation", "test"):
-        for prompt in prompts(material, split):
+        for prompt in prompts(prepared, split):
             *solved, asked = prompt.split("\n\n")
             assert len(solved) == 4
             assert len(set(solved)) == 4
@@ -376,8 +376,8 @@ def test_in_context_has_four_demonstrations_of_train_unless_told_otherwise(folde
 
 def test_demonstrations_are_each_examples_own_or_fixed_and_drawn_by_split_seed(folder):
     def shown(*more: str) -> list[str]:
-        material = load_material(config_of(folder, "method=in-context", *more), splits=("validation",))
-        return [prompt.rpartition("\n\n")[0] for prompt in prompts(material)]
+        prepared = prepare_run(config_of(folder, "method=in-context", *more), splits=("validation",))
+        return [prompt.rpartition("\n\n")[0] for prompt in prompts(prepared)]
 
     own, fixed = shown(), shown("task.fewshot_sampling=fixed")
     assert len(set(own)) > 5
@@ -389,10 +389,10 @@ def test_demonstrations_are_each_examples_own_or_fixed_and_drawn_by_split_seed(f
 
 def test_demonstrations_that_do_not_fit_lose_their_oldest_tokens(folder):
     config = config_of(folder, "method=in-context", "task.num_fewshot=20", "task.max_length=40")
-    material = load_material(config, splits=("validation",))
-    for example, one in zip(material.examples["validation"], material.encoded["validation"], strict=True):
+    prepared = prepare_run(config, splits=("validation",))
+    for example, one in zip(prepared.examples["validation"], prepared.encoded["validation"], strict=True):
         assert one.length == 40
-        text = material.loaded.tokenizer.decode(one.rows[0])
+        text = prepared.loaded.tokenizer.decode(one.rows[0])
         assert (example.prompt + example.candidates[0]).endswith(text)
 
 
@@ -408,12 +408,12 @@ def test_a_method_that_reads_needs_no_objective_of_its_own_for_any_model(folder,
 # the probe
 
 
-def plain_features(material, split: str) -> torch.Tensor:
+def plain_features(prepared, split: str) -> torch.Tensor:
     """The last layer's states where the answer is predicted: one text at a time, by transformers' own outputs."""
     found = []
-    for one in material.encoded[split]:
+    for one in prepared.encoded[split]:
         with torch.no_grad():
-            states = material.loaded.model(
+            states = prepared.loaded.model(
                 input_ids=torch.tensor([one.prompt]), output_hidden_states=True
             ).hidden_states[-1]
         found.append(states[0, -1])
@@ -428,9 +428,9 @@ def test_the_probe_is_a_logistic_regression_on_the_last_states(folder, tmp_path)
     summary = run.summary
     assert (summary["steps"], summary["queries"], summary["forwards"], summary["backwards"]) == (1, 24, 4, 0)
     assert set(summary["parts"]) == {"probe.safetensors", "best/probe.safetensors"}
-    material = load_material(config)
-    train_x, test_x = (plain_features(material, split).numpy() for split in ("train", "validation"))
-    gold = [one.gold for one in material.encoded["train"]]
+    prepared = prepare_run(config)
+    train_x, test_x = (plain_features(prepared, split).numpy() for split in ("train", "validation"))
+    gold = [one.gold for one in prepared.encoded["train"]]
     scaler = sklearn.preprocessing.StandardScaler().fit(train_x)
     reference = sklearn.linear_model.LogisticRegressionCV(cv=5, max_iter=5000, scoring="neg_log_loss")
     with warnings.catch_warnings():
@@ -438,17 +438,17 @@ def test_the_probe_is_a_logistic_regression_on_the_last_states(folder, tmp_path)
         reference.fit(scaler.transform(train_x), gold)
     expected = torch.tensor(reference.predict_proba(scaler.transform(test_x)))
     with torch.no_grad():
-        scorer = run.scorer(material.scorer)
-        found = scorer.candidates(material.loaded.model, material.encoded["validation"], Counts()).softmax(1)
+        scorer = run.scorer(prepared.scorer)
+        found = scorer.candidates(prepared.loaded.model, prepared.encoded["validation"], Counts()).softmax(1)
     torch.testing.assert_close(found.double(), expected, rtol=1e-2, atol=1e-3)
-    right = torch.tensor([one.gold for one in material.encoded["validation"]])
+    right = torch.tensor([one.gold for one in prepared.encoded["validation"]])
     assert summary["accuracy"] == float((expected.argmax(1) == right).double().mean())
     assert summary["loss"] == pytest.approx(float(-expected[torch.arange(10), right].log().mean()), rel=1e-2)
     own = torch.tensor(reference.predict_proba(scaler.transform(train_x)))
     (step,) = lines_of(run, "step")
     assert step["loss"] == pytest.approx(float(-own[torch.arange(24), gold].log().mean()), rel=1e-2)
     assert summary["accuracy"] >= 0.8  # the words tell the labels apart
-    texts = [example.prompt.removesuffix(" It was") for example in material.examples["validation"]]
+    texts = [example.prompt.removesuffix(" It was") for example in prepared.examples["validation"]]
     answers = restored_as_reported(run, texts)
     assert [one.label for one in answers] == expected.argmax(1).tolist()
     assert [one.probability for one in answers] == pytest.approx(expected.max(1).values.tolist(), abs=1e-3)
@@ -494,7 +494,7 @@ def test_one_probe_seed_or_thread_of_batches_gives_the_same_probe(folder, tmp_pa
         train(config_of(folder, "method=linear-probe", *more, f"output_dir={tmp_path / str(i)}"))
         for i, more in enumerate(([], [], ["method.batch_size=1"]))
     ]
-    assert runs[0].digests() == runs[1].digests()
+    assert runs[0].artifact_hashes() == runs[1].artifact_hashes()
     assert runs[2].summary["loss"] == pytest.approx(runs[0].summary["loss"], rel=1e-3)
 
 
@@ -571,14 +571,14 @@ def test_zero_shot_takes_no_demonstrations_and_in_context_needs_them(folder):
 @pytest.mark.parametrize("number", [24, 1000])
 def test_more_demonstrations_than_rows_are_refused(folder, number):
     with pytest.raises(ConfigError, match=f"task.num_fewshot is {number}, but train has 24 rows"):
-        load_material(config_of(folder, "method=in-context", f"task.num_fewshot={number}"))
+        prepare_run(config_of(folder, "method=in-context", f"task.num_fewshot={number}"))
     if number == 24:
-        load_material(config_of(folder, "method=in-context", "task.num_fewshot=23"))
+        prepare_run(config_of(folder, "method=in-context", "task.num_fewshot=23"))
 
 
 def test_a_head_takes_no_demonstrations(folder):
     with pytest.raises(ConfigError, match="a classification head takes no demonstrations"):
-        load_material(config_of(folder, "method=in-context", model="head"))
+        prepare_run(config_of(folder, "method=in-context", model="head"))
 
 
 def test_methods_that_read_leave_the_global_generators_alone(folder, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel_problems import IN_PLACE, LATENT, RHO, D, Quadratic, Vectors, language_setting, quadratic_setting
+from bilevel_problems import IN_PLACE, LATENT, RHO, D, Quadratic, Vectors, language_context, quadratic_context
 from conftest import build_model, build_tokenizer
 from test_anchor import Live
 from zofo import Backbone, Bilevel, BilevelConfig, Displacement, Gaussian, InPlace, Key, TrainingContext, TwoSided
@@ -42,7 +42,7 @@ def test_converges_to_the_closed_form_within_2000_steps(penalty, directions, rul
         rule=rule,
         **IN_PLACE,
     )
-    method = Bilevel(config, quadratic_setting(model), Vectors(model))
+    method = Bilevel(config, quadratic_context(model), Vectors(model))
     for step in range(steps):
         method.step(step)
     expected = model.solution(penalty)
@@ -67,7 +67,7 @@ def mean_step(model, penalty, directions):
         **IN_PLACE,
     )
     before = model.theta.clone()
-    Bilevel(config, quadratic_setting(model), Vectors(model)).step(0)
+    Bilevel(config, quadratic_context(model), Vectors(model)).step(0)
     return before - model.theta
 
 
@@ -123,8 +123,8 @@ def test_the_step_on_theta_takes_no_more_memory_than_the_largest_tensor(monkeypa
         monkeypatch.setattr(f"zofo.backbone.backbone.{block}", 1 << 13)
     model = Deep()
     rows = list(torch.randn(12, WIDE, generator=torch.Generator().manual_seed(1)))
-    setting = TrainingContext(model, lambda m, batch: m(batch), rows, torch.stack)
-    method = Bilevel(BilevelConfig(batch_size=4, inner_steps=1, rule={"lr": 1e-5}, **parts), setting, Vectors(model))
+    context = TrainingContext(model, lambda m, batch: m(batch), rows, torch.stack)
+    method = Bilevel(BilevelConfig(batch_size=4, inner_steps=1, rule={"lr": 1e-5}, **parts), context, Vectors(model))
     method.step(0)  # tables that are made once in a process
     taken = []
 
@@ -163,7 +163,7 @@ def test_one_z_serves_all_three_terms_and_the_log_holds_each():
         rule={"lr": 0.5},
         **IN_PLACE,
     )
-    method = Bilevel(config, quadratic_setting(model), Vectors(model))
+    method = Bilevel(config, quadratic_context(model), Vectors(model))
     log = method.step(3)
     z = method.backbone.noise.whole(Key(0, 3, 0), "theta", (D,)).double()
     upper = RHO * (theta - model.b) @ z
@@ -189,7 +189,7 @@ def test_one_z_serves_all_three_terms_and_the_log_holds_each():
 )
 def test_counts_of_an_outer_step(parts, forwards, sweeps):
     config = BilevelConfig(batch_size=4, inner_steps=5, penalty=10.0, **parts)
-    method = Bilevel(config, language_setting())
+    method = Bilevel(config, language_context())
     log = method.step(0)
     assert log.counts.as_dict() == {"forwards": 5 + 2 + forwards, "backwards": 5 + 2, "queries": (5 + 2 + 6) * 4}
     assert method.queries_per_step == log.counts.queries
@@ -199,16 +199,16 @@ def test_counts_of_an_outer_step(parts, forwards, sweeps):
 
 
 def outer_steps(parts, steps=3):
-    setting = language_setting()
+    context = language_context()
     config = {"batch_size": 4, "inner_steps": 2, "penalty": 10.0, "estimator": {"epsilon": 0.01}, "rule": {"lr": 1e-4}}
-    method = Bilevel(BilevelConfig(**{**config, **parts}), setting)
+    method = Bilevel(BilevelConfig(**{**config, **parts}), context)
     logs = [method.step(step) for step in range(steps)]
     with method.using("adapter"):
         return logs, {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
 
 
 def test_steps_in_the_forward_are_those_in_place():
-    start = {name: p.detach().clone() for name, p in language_setting().model.named_parameters()}
+    start = {name: p.detach().clone() for name, p in language_context().model.named_parameters()}
     (one, theta), (two, same) = (outer_steps({"evaluator": e}) for e in ("in-forward", "in-place"))
     for a, b in zip(one, two, strict=True):
         assert list(a.coefficients) == list(b.coefficients)
@@ -258,7 +258,7 @@ def test_names_and_directions_do_not_depend_on_the_adapters():
 
 
 def test_losses_of_the_same_point_are_those_of_the_in_place_evaluator():
-    """The probe of the outer step is one visit to two points, three losses each."""
+    """The probe of the outer step is one probe of two points, three losses each."""
     model = Quadratic()
     backbone = Backbone(model, Gaussian(), ["theta"])
     points = TwoSided(0.1).ask([Key(0, 0)])
@@ -297,7 +297,7 @@ def test_adam_on_the_backbone_is_that_of_torch():
 
 def in_place_method(model, rule):
     config = {"batch_size": 1, "inner_steps": 1, "penalty": 3.0, "optimizer": "sgd", "rule": rule, **IN_PLACE}
-    return Bilevel(BilevelConfig(**config), quadratic_setting(model), Vectors(model))
+    return Bilevel(BilevelConfig(**config), quadratic_context(model), Vectors(model))
 
 
 def estimate_of(method, log, step):

@@ -10,9 +10,8 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
-from zofo.methods.optimizers import build_optimizer
 
-from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_setting, quadratic_setting
+from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_context, quadratic_context
 from conftest import build_model, build_tokenizer
 from zofo import (
     Backbone,
@@ -29,7 +28,7 @@ from zofo import (
 from zofo.backbone import Update
 from zofo.errors import ConfigError
 from zofo.estimators import Estimate
-from zofo.methods.bilevel.backbone_distance import Moved
+from zofo.methods.bilevel.backbone_distance import BackboneDistance
 from zofo.methods.bilevel.penalty_schedule import LARGEST, PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
 from zofo.rules import DenseAdam
@@ -39,14 +38,14 @@ from zofo.trajectory import Trajectory
 T, BATCH = 2, 4
 
 
-def method_of(setting=None, **options):
+def method_of(context=None, **options):
     rule = {"lr": 1e-3} if options.get("rule") is None else options.pop("rule")
     config = {"batch_size": BATCH, "inner_steps": T, "penalty": 10.0, "rule": rule, **options}
-    return Bilevel(BilevelConfig(**config), setting or language_setting())
+    return Bilevel(BilevelConfig(**config), context or language_context())
 
 
-def stepped(steps=3, setting=None, **options):
-    method = method_of(setting, **options)
+def stepped(steps=3, context=None, **options):
+    method = method_of(context, **options)
     return method, [method.step(number) for number in range(steps)]
 
 
@@ -73,7 +72,7 @@ def test_frozen_is_a_step_of_nothing_without_its_forwards(adapter):
     """Adapters, losses and data are, to the bit, those of a run whose backbone steps have length 0."""
     still, still_logs = stepped(adapter=adapter, rule={"lr": 0.0})
     frozen, logs = stepped(adapter=adapter, backbone_update="frozen")
-    start = dict(language_setting().model.named_parameters())
+    start = dict(language_context().model.named_parameters())
     one, other = tensors_of(still), tensors_of(frozen)
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -81,7 +80,7 @@ def test_frozen_is_a_step_of_nothing_without_its_forwards(adapter):
     for log, beside in zip(logs, still_logs, strict=True):
         for name in ("loss_upper", "loss_lower", "loss_inner", "penalty"):
             assert log.coefficients[name] == beside.coefficients[name]
-        assert log.coefficients["backbone_moved"] == 0 == beside.coefficients["backbone_moved"]
+        assert log.coefficients["backbone_distance"] == 0 == beside.coefficients["backbone_distance"]
         assert log.counts.as_dict() == {"forwards": T + 2, "backwards": T + 2, "queries": (T + 2) * BATCH}
         assert log.update is None
     assert frozen.queries_per_step == (T + 2) * BATCH
@@ -147,7 +146,7 @@ def test_random_steps_do_not_descend():
         model = Quadratic()
         config = {"batch_size": 1, "inner_steps": 1, "optimizer": "sgd", "lr_lower": 0.8, "lr_adapter": 0.1}
         config |= {"penalty": 3.0, "num_directions": 4, "rule": {"lr": 0.02}, "backbone_update": how, **IN_PLACE}
-        method = Bilevel(BilevelConfig(**config), quadratic_setting(model), Vectors(model))
+        method = Bilevel(BilevelConfig(**config), quadratic_context(model), Vectors(model))
         expected = model.solution(3.0)
         before = (model.theta - expected).norm()
         for number in range(60):
@@ -278,7 +277,7 @@ def test_adam_goes_on_below_a_penalty_that_is_the_largest(penalty):
     """With ordinary slopes and with very steep ones: p, by torch's Adam, and theta, by dense-adam."""
     for slope in (20.0, 1e6):
         p = torch.nn.Parameter(torch.zeros(3))
-        optimizer = build_optimizer("adam", [p], 1e-3)
+        optimizer = torch.optim.Adam([p], 1e-3)
         for number in range(1, 4):
             p.grad = torch.full((3,), penalty * slope)
             optimizer.step()
@@ -309,9 +308,9 @@ def test_the_default_rate_falls_as_the_penalty_multiplies_slopes(penalty, larges
 
 def test_a_large_penalty_does_not_go_through_the_backward_pass_of_half_precision():
     """p's gradient is multiplied, not the loss: in float16 a loss times 1e6 has no finite gradient."""
-    setting = language_setting()
-    setting.model.half()
-    method = method_of(setting, penalty=1e6, estimator={"epsilon": 3e-3}, rule={"lr": 0.0})
+    context = language_context()
+    context.model.half()
+    method = method_of(context, penalty=1e6, estimator={"epsilon": 3e-3}, rule={"lr": 0.0})
     log = method.step(0)
     assert all(math.isfinite(value) for value in log.coefficients.values())
 
@@ -373,9 +372,9 @@ def test_the_distance_in_the_log_is_how_far_theta_is_from_its_start(case):
     start = theta_of(method)
     logs = [method.step(number) for number in range(4)]
     length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
-    found = logs[-1].coefficients["backbone_moved"]
+    found = logs[-1].coefficients["backbone_distance"]
     assert found == pytest.approx(distance(theta_of(method), start) / length, rel=0.05)
-    assert found > logs[0].coefficients["backbone_moved"] > 0
+    assert found > logs[0].coefficients["backbone_distance"] > 0
 
 
 @pytest.mark.parametrize(("noise", "exact"), [(LowRank(1), 1e-5), (LowRank(3), 1e-5), (Gaussian(), 0.05)])
@@ -383,7 +382,7 @@ def test_the_distance_after_one_key_in_two_updates(noise, exact):
     """Momentum's coefficients of one key add up; those of a key that was left behind stay."""
     model = build_model("llama")
     backbone = Backbone(model, noise)
-    moved = Moved(backbone)
+    moved = BackboneDistance(backbone)
     start = {name: tensor.clone() for name, tensor in backbone.tensors.items()}
     length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
     for update in (Displacement({Key(0, 0): 0.1}), Displacement({Key(0, 0): 0.05})):
@@ -399,7 +398,10 @@ def test_the_distance_after_one_key_in_two_updates(noise, exact):
 def test_the_distance_with_weight_decay(select, noise):
     """Each coefficient shrinks with theta at every update after its own, in the tensors that decay and in no other."""
     backbone = Backbone(build_model("llama"), noise, select)
-    moved, start = Moved(backbone, decays=True), {name: tensor.clone() for name, tensor in backbone.tensors.items()}
+    moved, start = (
+        BackboneDistance(backbone, decays=True),
+        {name: tensor.clone() for name, tensor in backbone.tensors.items()},
+    )
     length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
     close = 0.3 if backbone.size < 1000 else 0.05  # with few entries, directions have products and other lengths
     for keys, decay_factor in (([0], 0.0), ([0, 1], 0.5), ([1], 0.4), ([], 0.6), ([2], 0.0)):
@@ -407,14 +409,14 @@ def test_the_distance_with_weight_decay(select, noise):
         backbone.apply_(update)
         moved.add(update)
         assert moved.relative == pytest.approx(distance(backbone.tensors, start) / length, rel=close)
-    again = Moved(Backbone(build_model("llama"), noise, select), decays=True)
+    again = BackboneDistance(Backbone(build_model("llama"), noise, select), decays=True)
     again.load_state_dict(moved.state_dict())
     assert again.relative == moved.relative
 
 
 def test_the_distance_is_unknown_where_theta_shrinks_unannounced():
     """As a rule of the user's own may do."""
-    moved = Moved(Backbone(build_model("llama"), LowRank(1)))
+    moved = BackboneDistance(Backbone(build_model("llama"), LowRank(1)))
     moved.add(Update(Displacement({Key(0, 0): 0.01})))
     assert moved.relative > 0
     moved.add(Update(Displacement({Key(0, 1): 0.01}), 0.1))
@@ -423,7 +425,7 @@ def test_the_distance_is_unknown_where_theta_shrinks_unannounced():
 
 def test_a_rule_whose_updates_are_no_displacements_logs_no_distance():
     _, logs = stepped(2, rule={"name": "sign", "lr": 1e-4})
-    assert all("backbone_moved" not in log.coefficients for log in logs)
+    assert all("backbone_distance" not in log.coefficients for log in logs)
 
 
 @pytest.mark.parametrize("evaluator", ["in-forward", "in-place"])
@@ -433,7 +435,7 @@ def test_rules_with_buffers_of_theta_log_the_distance_itself(rule, evaluator):
     start = theta_of(method)
     logs = [method.step(number) for number in range(3)]
     length = math.sqrt(sum(tensor.double().square().sum().item() for tensor in start.values()))
-    assert logs[-1].coefficients["backbone_moved"] == pytest.approx(
+    assert logs[-1].coefficients["backbone_distance"] == pytest.approx(
         distance(theta_of(method), start) / length, rel=1e-5
     )
     assert any("copy of the backbone" in note for note in method.notes())
@@ -442,8 +444,8 @@ def test_rules_with_buffers_of_theta_log_the_distance_itself(rule, evaluator):
     for number in range(2):
         first.step(number)
     second.load_state_dict(first.state_dict(weights=True))  # in a model that stands at the base weights
-    found = second.step(2).coefficients["backbone_moved"]
-    assert found == pytest.approx(logs[-1].coefficients["backbone_moved"], rel=1e-5)
+    found = second.step(2).coefficients["backbone_distance"]
+    assert found == pytest.approx(logs[-1].coefficients["backbone_distance"], rel=1e-5)
 
 
 # whole runs
@@ -473,7 +475,7 @@ def test_every_line_of_a_run_says_what_the_step_did(configured):
     run, shown = shown_by(configured("run"))
     steps = [line for line in lines_of(run) if line["event"] == "step"]
     of_pairs = {f"projected_gradient_{part}_0" for part in ("upper", "lower_p", "lower_s")}
-    losses = {"loss_upper", "loss_lower", "loss_inner", "penalty_gap", "penalty", "backbone_moved"}
+    losses = {"loss_upper", "loss_lower", "loss_inner", "penalty_gap", "penalty", "backbone_distance"}
     for number, line in enumerate(steps):
         assert of_pairs | losses | {"forwards", "backwards", "queries"} <= set(line)
         assert line["queries"] == (number + 1) * (T + 8) * BATCH
@@ -526,7 +528,7 @@ def test_what_is_said_before_a_run(configured):
 )
 def test_too_few_examples_for_a_batch(count, batch, message, hint):
     with pytest.raises(ConfigError) as refused:
-        method_of(language_setting(count), batch_size=batch)
+        method_of(language_context(count), batch_size=batch)
     assert message in refused.value.message
     assert hint in refused.value.hint
     assert "batch_size=0" not in refused.value.hint
@@ -544,9 +546,9 @@ def test_too_few_examples_for_a_batch(count, batch, message, hint):
 )
 def test_adapters_that_the_model_cannot_take(kind, adapter, message, how):
     head = transformers.AutoModelForSequenceClassification if kind == "bert" else transformers.AutoModelForCausalLM
-    setting = TrainingContext(build_model(kind, 300, head=head), None, list(range(24)), list, 0)
+    context = TrainingContext(build_model(kind, 300, head=head), None, list(range(24)), list, 0)
     with pytest.raises(ConfigError, match=message):
-        method_of(setting, adapter=adapter, backbone_update=how)
+        method_of(context, adapter=adapter, backbone_update=how)
 
 
 def test_an_unknown_control():

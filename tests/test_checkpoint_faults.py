@@ -23,7 +23,7 @@ from zofo.filesystem import writing
 from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint
 from zofo.training.checkpoint import Checkpoints, damage_of
-from zofo.training.data_module import load_material
+from zofo.training.data_module import prepare_run
 from zofo.training.resume import new_folder
 
 STEPS = 5
@@ -183,9 +183,9 @@ def test_a_run_that_another_process_ends_meanwhile_is_left_alone(config, whole, 
     def load(*arguments):
         monkeypatch.undo()
         train(asked)
-        return load_material(*arguments)
+        return prepare_run(*arguments)
 
-    monkeypatch.setattr(sys.modules[train.__module__], "load_material", load)
+    monkeypatch.setattr(sys.modules[train.__module__], "prepare_run", load)
     with pytest.raises(RunError, match="another process has just ended the run"):
         train(asked)
     assert contents(stopped.path) == whole

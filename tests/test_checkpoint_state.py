@@ -17,9 +17,9 @@ from zofo.methods import METHODS
 from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint, EvaluationCallback
 from zofo.training.checkpoint import Checkpoints
-from zofo.training.data_module import load_material, training_context
+from zofo.training.data_module import prepare_run, training_context
 from zofo.training.identity import content_hash
-from zofo.training.run_state import Progress, should_checkpoint_weights
+from zofo.training.run_state import RunState, should_checkpoint_weights
 
 DISK = "meta-bilevel, on disk"
 CASES = ["mezo, momentum", "mezo, dense adam", "svrg", "svrg, copy", "first-order", "bilevel", "two-stage", DISK]
@@ -61,11 +61,11 @@ def stopped(model_folder, tmp_path_factory):
 
 def restore(config, run, checkpoint):
     """Take a checkpoint back in a method that was built anew."""
-    material = load_material(config, False, ("train", "validation"))
-    method = METHODS[config.method.name](config.method, training_context(config, material, None))
+    prepared = prepare_run(config, False, ("train", "validation"))
+    method = METHODS[config.method.name](config.method, training_context(config, prepared, None))
     best, evaluating = BestCheckpoint(run.best, method.save), EvaluationCallback(method, lambda _: None)
     began = content_hash(run.identity.as_dict())
-    progress = Progress(method, best, evaluating, should_checkpoint_weights(method, None), began=began)
+    progress = RunState(method, best, evaluating, should_checkpoint_weights(method, None), began=began)
     return progress.restore(checkpoint, run.metrics, run.trajectory)
 
 

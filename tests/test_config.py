@@ -13,7 +13,7 @@ from zofo.config import PartConfig
 from zofo.errors import ConfigError, UnknownNameError, ZofoError
 from zofo.methods import METHODS, BilevelConfig, FirstOrderConfig, MeZOConfig
 from zofo.models import ModelConfig
-from zofo.overrides import flat
+from zofo.overrides import flatten
 from zofo.tasks import TaskConfig, load_task, task_names
 from zofo.tasks.task_files import parse_task
 from zofo.training import RunConfig, TrainingConfig, read_config
@@ -440,9 +440,9 @@ def test_options_of_the_task_with_mistakes(override, message):
 def test_a_plain_lr_is_the_rate_that_the_method_is_known_by(method, keys):
     usual = read_config(None, [f"method={method}"]).method.model_dump()
     given = read_config(None, [f"method={method}", "method.lr=0.5"]).method.model_dump()
-    changed = {key for key, value in flat(given) if dict(flat(usual))[key] != value}
+    changed = {key for key, value in flatten(given) if dict(flatten(usual))[key] != value}
     assert changed == set(keys)
-    assert all(dict(flat(given))[key] == 0.5 for key in keys)
+    assert all(dict(flatten(given))[key] == 0.5 for key in keys)
     if keys != ["lr"]:
         with pytest.raises(ConfigError, match=f"method.lr stands for method.{keys[0]}, and both are given"):
             read_config(None, [f"method={method}", "method.lr=0.5", f"method.{keys[0]}=0.1"])

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from zofo.errors import ConfigError
-from zofo.overrides import flat
+from zofo.overrides import flatten
 from zofo.training import explain_config, read_config
 
 
@@ -17,7 +17,7 @@ def found(*overrides, file=None):
 
 def test_every_key_of_the_resolved_tree_is_there_with_its_value():
     overrides = ["method=mezo", "method.adapter=lora", "training.steps=7"]
-    resolved = dict(flat(read_config(None, overrides).model_dump(mode="json")))
+    resolved = dict(flatten(read_config(None, overrides).model_dump(mode="json")))
     assert {key: one.value for key, one in found(*overrides).items()} == resolved
 
 

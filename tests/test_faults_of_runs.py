@@ -191,7 +191,7 @@ def test_steps_that_end_twice_or_backwards_are_refused(steps):
     with pytest.raises(RunError, match="ends step"):
         Trajectory.parse(headed({"seed": 0}, *steps), "a")
     assert Trajectory.parse(headed({"seed": (1 << 64) - 1}, 0, 1, 2), "a").steps == 3
-    assert Trajectory.parse(headed({"seed": 0}, 4), "a").steps == 5  # a folded patch
+    assert Trajectory.parse(headed({"seed": 0}, 4), "a").steps == 5  # a summed patch
 
 
 HOSTILE = [True, False, -1, 0, 10**30, 1 << 63, 1 << 40, 0.5, "x", "1", [], {}, None, float("nan"), float("inf"), 1e308]

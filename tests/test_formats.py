@@ -45,7 +45,7 @@ def test_the_base_model_is_what_it_was():
 def test_a_trajectory_of_format_2(tmp_path):
     trajectory = Trajectory.read(TRAJECTORY)
     kinds = [type(record).__name__ for record in trajectory.records]
-    assert kinds == ["Moved", "Update", "Stepped", "Settled", "Update", "Stepped", "Update", "Stepped"]
+    assert kinds == ["Moved", "Update", "Stepped", "Flushed", "Update", "Stepped", "Update", "Stepped"]
     assert trajectory.whole
     assert trajectory.updates[0].displacement[Key(7, 0, 1)] == 0.125
     assert (trajectory.updates[1].decay_factor, trajectory.updates[2].lr) == (0.001, 0.02)

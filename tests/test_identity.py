@@ -193,13 +193,13 @@ def test_a_prompt_that_has_changed_is_named_and_a_run_that_ended_keeps_its_own(p
 @pytest.mark.promise(22)
 def test_rows_that_are_drawn_otherwise_are_named_by_their_tokens(place, monkeypatch):
     """As by another version of the tokenizers library, which reads the same file and the same rows."""
-    import zofo.training.data_module as material
+    import zofo.training.data_module as prepared
 
     def encoded(*given):
         first, *others = encode(*given)
         return [replace(first, rows=tuple((7, *row[1:]) for row in first.rows)), *others]
 
-    monkeypatch.setattr(material, "encode", encoded)
+    monkeypatch.setattr(prepared, "encode", encoded)
     match = "the train and validation and test tokens of the rows of the task 'movie-reviews' are not those"
     with pytest.raises(RunError, match=match):
         train(configured(place, "stopped"))

@@ -252,7 +252,7 @@ def encoded(examples, candidates, tokens, prompt):
 def test_losses_of_candidates_agree(kind, tokens, prompt, limit, branched, micro_batch):
     model = build_model(kind)
     batch = collate(encoded(5, 3, tokens, prompt), 0, torch.device("cpu"), limit if kind == "llama" else 0)
-    assert batch.branched == (branched and kind == "llama")
+    assert batch.packed == (branched and kind == "llama")
     evaluator = build(model, micro_batch=micro_batch)
     evaluator.check([(classification_loss, batch)])
     check_agreement(evaluator, classification_loss, batch, [POINTS[0], own_points(5)[0]])
@@ -273,8 +273,8 @@ def test_several_objectives_with_batches_of_their_own_stand_side_by_side():
 
     few, batch, evaluator = mlp_batch(2), mlp_batch(7), build(make_mlp())
     shared, each = POINTS[0], own_points(11)[0]
-    with evaluator.probe([(square_loss, batch), (absolute, few), (square_loss, few)], [shared, each]) as visit:
-        losses = visit.losses
+    with evaluator.probe([(square_loss, batch), (absolute, few), (square_loss, few)], [shared, each]) as probe:
+        losses = probe.losses
     assert losses.shape == (2, 11)
     for first, objective, own in ((0, square_loss, batch), (7, absolute, few), (9, square_loss, few)):
         last = first + batch_protocol.size(own)

@@ -127,8 +127,8 @@ def test_several_objectives_with_batches_of_their_own_stand_side_by_side_and_sha
 
     few, module = tuple(part[:2] for part in MLP_BATCH), make_mlp()
     evaluator = build(module)
-    with evaluator.probe([(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)], POINTS) as visit:
-        losses = visit.losses
+    with evaluator.probe([(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)], POINTS) as probe:
+        losses = probe.losses
     alone = [(square_loss, MLP_BATCH), (absolute, few), (square_loss, few)]
     expected = [reference_losses(make_mlp(), *ask, POINTS, Gaussian()) for ask in alone]
     torch.testing.assert_close(losses, torch.cat(expected, dim=1), rtol=1e-5, atol=1e-5)
@@ -271,9 +271,9 @@ def test_one_half_precision_tensor_among_many_is_refused_unless_it_is_left_out()
 
 
 def step(evaluator, estimator, keys, objective=square_loss, batch=MLP_BATCH, lr=0.01):
-    with evaluator.probe([(objective, batch)], estimator.ask(keys)) as visit:
-        estimate = estimator.tell(keys, visit.losses)
-        visit.update(SGD(lr).update(estimate, SGD(lr).init())[0])
+    with evaluator.probe([(objective, batch)], estimator.ask(keys)) as probe:
+        estimate = estimator.tell(keys, probe.losses)
+        probe.update(SGD(lr).update(estimate, SGD(lr).init())[0])
     return estimate
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel_problems import language_setting
+from bilevel_problems import language_context
 from conftest import build_model
 from covering import grid
 from least_squares import LeastSquares
@@ -526,10 +526,10 @@ METHOD = {
     "bilevel": {"name": "bilevel", "batch_size": 2, "inner_steps": 1, "rule": {"lr": 1e-4}},
     "two-stage": {"name": "two-stage", "batch_size": 4, "adapter_steps": 2, "rule": {"lr": 1e-3}},
 }
-BASE = language_setting()
+BASE = language_context()
 
 
-def setting(dtype):
+def context(dtype):
     made = copy.copy(BASE)
     object.__setattr__(made, "model", copy.deepcopy(BASE.model).to(dtype))
     return made
@@ -541,7 +541,7 @@ def test_every_method_moves_what_the_mask_keeps_only_and_a_replay_has_its_bits(t
     expected = "in-place" if "noise" in METHOD[case] or "in place" in case else "in-forward"
     assert options.evaluator.name == expected
     dtype = torch.bfloat16 if "bfloat16" in case else torch.float32
-    given = setting(dtype)
+    given = context(dtype)
     before = {name: tensor.detach().clone() for name, tensor in given.model.named_parameters()}
     method = METHODS[METHOD[case]["name"]](options, given)
     writer = TrajectoryWriter(tmp_path / "t", given.seed, {"stream": STREAM_VERSION, **method.replay_header()})
@@ -563,7 +563,7 @@ def test_every_method_moves_what_the_mask_keeps_only_and_a_replay_has_its_bits(t
         changed = tensor != before[name]
         assert not (changed & ~keep).any()
     assert any((tensor != before[name]).any() for name, tensor in theta.items())
-    again = setting(dtype).model
+    again = context(dtype).model
     replay(again, Trajectory.read(tmp_path / "t"))
     assert all(torch.equal(dict(again.named_parameters())[name], tensor) for name, tensor in theta.items())
 

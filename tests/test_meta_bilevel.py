@@ -22,7 +22,7 @@ from zofo.methods.bilevel.adapter_pair import AdapterPair
 from zofo.methods.bilevel.bilevel import split
 from zofo.objectives import token_loss
 from zofo.tasks import Example, collate, encode
-from zofo.training import RunFolder, evaluate_run, load_material, read_config, run_state, train
+from zofo.training import RunFolder, evaluate_run, prepare_run, read_config, run_state, train
 
 TOKENIZER = build_tokenizer()
 NAMES = ("mood", "tone", "pick")
@@ -30,7 +30,7 @@ SMALL = {"batch_size": 2, "inner_steps": 2, "tasks_per_step": 2, "lr_lower": 0.0
 DENSE = {"noise": "gaussian", "evaluator": "in-place"}
 
 
-def setting(names=NAMES, count=12, seed=3, objective=token_loss):
+def new_context(names=NAMES, count=12, seed=3, objective=token_loss):
     """A tiny Llama and made-up rows of several tasks."""
     examples = []
     for name in names:
@@ -46,7 +46,7 @@ def setting(names=NAMES, count=12, seed=3, objective=token_loss):
 
 
 def method(given=None, **options):
-    return MetaBilevel(MetaBilevelConfig(**{**SMALL, **options}), given or setting())
+    return MetaBilevel(MetaBilevelConfig(**{**SMALL, **options}), given or new_context())
 
 
 def drawn(log):
@@ -62,8 +62,9 @@ def theta_of(model):
 def alone(name, given):
     """The pair of one task on a model of its own, and its batches."""
     model = build_model("llama", len(TOKENIZER))
-    adapters = MetaBilevelConfig(**SMALL).adapter.build(model, ("adapter", "lower_adapter"), given.seed)
-    pair = AdapterPair(adapters, given.objective, Gradient(model, Counts()), "adam", 0.01, 0.02)
+    config = MetaBilevelConfig(**SMALL)
+    adapters = config.adapter.build(model, ("adapter", "lower_adapter"), given.seed)
+    pair = AdapterPair(adapters, given.objective, Gradient(model, Counts()), config, 0.01, 0.02)
     own = TrainingContext(**{**vars(given), "examples": [one for one in given.examples if one.example.task == name]})
     upper, lower = split(own, 2)
     named = (("D_f", upper), ("D_p", lower), ("D_p, inner", lower))
@@ -72,10 +73,9 @@ def alone(name, given):
 
 @pytest.mark.parametrize("adapters", ["cpu", "disk"])
 def test_each_task_goes_as_if_it_were_alone(adapters):
-    given = setting()
-    meta = method(
-        given, adapter_offload=adapters, penalty=3.0, rule={"lr": 0.0}
-    )  # theta rests, so that tasks do not meet
+    given = new_context()
+    # theta rests, so that tasks do not meet
+    meta = method(given, adapter_offload=adapters, penalty=3.0, rule={"lr": 0.0})
     single = {name: alone(name, given) for name in NAMES}
     seen = []
     for number in range(5):
@@ -103,7 +103,7 @@ def test_each_task_goes_as_if_it_were_alone(adapters):
 
 
 def test_theta_moves_once_along_one_z_by_the_mean_over_the_tasks():
-    given = setting()
+    given = new_context()
     before = theta_of(given.model)
     meta = method(given, inner_steps=0, tasks_per_step=3, rule={"lr": 0.1}, **DENSE)
     log = meta.step(4)
@@ -127,7 +127,7 @@ def test_theta_moves_once_along_one_z_by_the_mean_over_the_tasks():
 
 
 def test_the_gap_of_the_penalty_is_with_the_new_s_and_the_old_p():
-    given = setting()
+    given = new_context()
     meta = method(given, penalty=5.0, rule={"lr": 0.1}, **DENSE)
     log = meta.step(0)
     found = {part: log.coefficients[f"projected_gradient_{part}_0"] for part in ("upper", "lower_p", "lower_s")}
@@ -178,7 +178,7 @@ def test_in_the_forward_and_in_place_agree_and_tasks_can_have_directions_of_thei
 
 
 def test_controls_leave_theta_or_move_it_elsewhere_by_as_much():
-    given = setting()
+    given = new_context()
     before = theta_of(given.model)
     frozen = method(given, backbone_update="frozen")
     assert frozen.step(0).update is None
@@ -207,7 +207,7 @@ def bytes_after(tasks, adapters):
     """What a run on so many tasks holds once it has looked at all of them, and bytes of one adapter."""
     names = [f"task{number}" for number in range(tasks)]
     before = live_bytes()
-    meta = method(setting(names), adapter_offload=adapters, inner_steps=1, **DENSE)
+    meta = method(new_context(names), adapter_offload=adapters, inner_steps=1, **DENSE)
     for number in range(200):
         meta.step(number)
         if len(meta._store.names) == tasks:
@@ -244,7 +244,7 @@ def saved(meta, folder):
         save(*arguments)
 
     nothing = SimpleNamespace(remember=lambda *_: {})
-    kept = run_state.Progress(meta, nothing, nothing, weights=False)
+    kept = run_state.RunState(meta, nothing, nothing, weights=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_state, "save_file", counting)
         folder.mkdir()
@@ -278,7 +278,7 @@ def test_a_save_with_adapters_on_disk_takes_no_more_memory_for_more_tasks(tmp_pa
 def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
     """With names that are no names of files."""
     names = ["unifiedqa:mood", "a/tone", "pick"]
-    disk, cpu = (method(setting(names), adapter_offload=where) for where in ("disk", "cpu"))
+    disk, cpu = (method(new_context(names), adapter_offload=where) for where in ("disk", "cpu"))
     for number in range(4):
         for one in (disk, cpu):
             one.step(number)
@@ -287,7 +287,7 @@ def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
     assert len(files.files) == len(disk._store.names)
     for remembered in (files, tensors):
         for where in ("disk", "cpu"):
-            other = method(setting(names), adapter_offload=where)
+            other = method(new_context(names), adapter_offload=where)
             other.load_state_dict(
                 type(remembered)(json.loads(json.dumps(remembered.values)), remembered.tensors, remembered.files)
             )
@@ -297,20 +297,20 @@ def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
                 assert here.values == there.values
                 assert here.tensors.keys() == there.tensors.keys()
                 assert all(torch.equal(here.tensors[key], there.tensors[key]) for key in here.tensors)
-    wider = method(setting(names), adapter={"name": "lora", "rank": 2})
+    wider = method(new_context(names), adapter={"name": "lora", "rank": 2})
     with pytest.raises(CheckpointError, match="is not of shape"):
         wider.load_state_dict(files)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing_of_any_task():
-    given, broken = setting(), []
+    given, broken = new_context(), []
 
     def objective(model, batch):
         losses = token_loss(model, batch)
-        return losses * float("nan") if broken and batch.members[0].example.task == broken[0] else losses
+        return losses * float("nan") if broken and batch.examples[0].example.task == broken[0] else losses
 
     given = TrainingContext(**{**vars(given), "objective": objective})
-    meta, same = method(given), method(setting())
+    meta, same = method(given), method(new_context())
     for one in (meta, same):
         one.step(0)
     names = drawn(same.step(1))
@@ -365,7 +365,7 @@ def json_roundtrip(remembered):
 )
 def test_what_cannot_be_is_refused(given, options, message):
     with pytest.raises(ConfigError, match=message):
-        method(setting(given), **options)
+        method(new_context(given), **options)
 
 
 # as a run
@@ -398,11 +398,11 @@ def test_a_run_scores_theta_and_both_adapters_of_each_task_and_replays_theta(con
     for variant in ("adapter", "lower_adapter"):
         losses = []
         for name in NAMES:  # each task by its own adapter
-            material = load_material(run.config, splits=["validation"])
-            run.restore(material.loaded)
-            load_adapter(material.loaded.model, run.path / variant / name)
-            rows = [one for one in material.encoded["validation"] if one.example.task == name]
-            losses.append(material.scorer.evaluate(material.loaded.model, rows, Counts()).loss)
+            prepared = prepare_run(run.config, splits=["validation"])
+            run.restore(prepared.loaded)
+            load_adapter(prepared.loaded.model, run.path / variant / name)
+            rows = [one for one in prepared.encoded["validation"] if one.example.task == name]
+            losses.append(prepared.scorer.evaluate(prepared.loaded.model, rows, Counts()).loss)
         assert summary["variants"][variant]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-4)
         assert summary["variants"][variant]["loss"] != summary["loss"]
     assert summary["queries"] == 4 * 2 * (2 + 2 + 3 * 2) * 2

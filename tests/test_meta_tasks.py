@@ -14,7 +14,7 @@ from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.objectives import candidate_scores
 from zofo.tasks import TaskConfig, collate, encode, encode_channel, load_examples, packaged_text, resolve_task
 from zofo.tasks.contamination import canonical_task_name
-from zofo.training import RunConfig, evaluate_run, load_material, read_config
+from zofo.training import RunConfig, evaluate_run, prepare_run, read_config
 from zofo.training.data_report import validate
 
 
@@ -212,14 +212,14 @@ def test_each_of_training_rows_that_are_there_twice_is_found_among_the_test_rows
 def saved_run(folder, task, **more):
     """A run's folder as far as it says what the run was trained on."""
     folder.mkdir()
-    (folder / "config.yaml").write_text(RunConfig(task=task, **more).anchored().to_yaml())
+    (folder / "config.yaml").write_text(RunConfig(task=task, **more).with_absolute_paths().to_yaml())
     (folder / "environment.json").write_text('{"model_hash": "sha256:0"}')
     return folder
 
 
 def begun(start, **task):
     """What is loaded for a run that starts from another; its model is none."""
-    return load_material(RunConfig(model="no/such-model", task=task, init_from=start))
+    return prepare_run(RunConfig(model="no/such-model", task=task, init_from=start))
 
 
 def test_a_run_on_several_tasks_is_not_tested_on_one_of_them(root, tmp_path):

@@ -10,7 +10,7 @@ from tiny_architectures import build_tiny
 from zofo.errors import ModelError
 from zofo.models.loading import quiet_transformers
 from zofo.models.padding_check import check_mixed_lengths
-from zofo.training import load_material, read_config
+from zofo.training import prepare_run, read_config
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
 PHI3 = ("phi3", {"original_max_position_embeddings": 32, "rope_parameters": LONGROPE})
@@ -134,6 +134,6 @@ def test_long_rows_are_found_before_a_run(tmp_path):
         write_rows(tmp_path / f"{split}.jsonl", rows)
     words = [f"model={tmp_path / 'model'}", "task=sst2", f"task.data_dir={tmp_path}"]
     with pytest.raises(ModelError) as error:
-        load_material(read_config(None, words), splits=["train"])
+        prepare_run(read_config(None, words), splits=["train"])
     assert "task.max_length=32" in error.value.hint
-    load_material(read_config(None, [*words, "task.max_length=32", "task.truncate=left"]), splits=["train"])
+    prepare_run(read_config(None, [*words, "task.max_length=32", "task.truncate=left"]), splits=["train"])

@@ -59,7 +59,9 @@ def method_of(module, evaluator="in-forward", batch=None, objective=loss, **opti
     batch = randn(8, 6) if batch is None else batch
     config = zofo.MeZOConfig(batch_size=4, evaluator={"name": evaluator}, rule={"name": "sgd", "lr": 1e-2}, **options)
     examples = list(range(len(batch)))
-    return zofo.MeZO(config, zofo.TrainingContext(module, objective, examples, make=lambda i: batch[torch.tensor(i)]))
+    return zofo.MeZO(
+        config, zofo.TrainingContext(module, objective, examples, collate=lambda i: batch[torch.tensor(i)])
+    )
 
 
 def agrees(evaluator, batch):
@@ -226,11 +228,11 @@ def test_tensors_that_share_memory_under_another_form_are_refused_by_name(kind, 
 
 def test_first_order_steps_refuse_shared_memory_too():
     config = FirstOrderConfig(name="first-order", parameters="all", batch_size=4)
-    setting = zofo.TrainingContext(
-        seeded(SHARED["rows"]), loss, list(range(8)), make=lambda i: randn(8, 6)[torch.tensor(i)]
+    context = zofo.TrainingContext(
+        seeded(SHARED["rows"]), loss, list(range(8)), collate=lambda i: randn(8, 6)[torch.tensor(i)]
     )
     with pytest.raises(ModelError, match="share memory"):
-        FirstOrder(config, setting)
+        FirstOrder(config, context)
 
 
 def test_a_tensor_that_holds_a_number_several_times_is_refused():

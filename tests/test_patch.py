@@ -82,14 +82,14 @@ def test_variant_and_best_are_those_of_the_run(made, patches, model_folder, tmp_
 
 
 def test_a_folded_patch_is_smaller_and_agrees_up_to_rounding(made, patches, model_folder, tmp_path):
-    whole, folded = patches("in place"), patches("in place", folded=True)
-    assert folded.stat().st_size < whole.stat().st_size
-    assert len(Patch.read(folded).stages[0].trajectory.updates) == 1
-    apply_patch(folded, str(model_folder), tmp_path / "folded")
-    apply_patch(whole, str(model_folder), tmp_path / "added", folded=True)
+    whole, summed = patches("in place"), patches("in place", summed=True)
+    assert summed.stat().st_size < whole.stat().st_size
+    assert len(Patch.read(summed).stages[0].trajectory.updates) == 1
+    apply_patch(summed, str(model_folder), tmp_path / "summed")
+    apply_patch(whole, str(model_folder), tmp_path / "added", summed=True)
     theirs = logits(made("in place").load().model)  # which adds them up, too
-    assert torch.equal(logits(loaded(tmp_path / "folded")), logits(loaded(tmp_path / "added")))
-    assert torch.equal(logits(loaded(tmp_path / "folded")), theirs)
+    assert torch.equal(logits(loaded(tmp_path / "summed")), logits(loaded(tmp_path / "added")))
+    assert torch.equal(logits(loaded(tmp_path / "summed")), theirs)
 
 
 @pytest.mark.promise(17)
@@ -112,7 +112,7 @@ def test_half_precision_keeps_its_bits_without_its_weights(made, model_folder, t
     assert apply_patch(tmp_path / "p.zofo", str(model_folder), tmp_path / "out").same_bits
     assert torch.equal(logits(loaded(tmp_path / "out", torch.bfloat16)), logits(run.load().model))
     with pytest.raises(RunError, match="rounded one by one"):
-        export_run(run.path, "patch", tmp_path / "f.zofo", folded=True)
+        export_run(run.path, "patch", tmp_path / "f.zofo", summed=True)
 
 
 def test_a_patch_is_some_bytes_a_step_and_its_adapter(made, patches):

@@ -161,8 +161,8 @@ def stand_still(dtype, steps):
         evaluator = InForward(module, Backbone(module, LowRank()), flush_every=flush_every)
         for step in range(steps):
             keys = [Key(0, step)]
-            with evaluator.probe([(mean_square, x)], estimator.ask(keys)) as visit:
-                visit.update(rule.update(estimator.tell(keys, visit.losses), rule.init())[0])
+            with evaluator.probe([(mean_square, x)], estimator.ask(keys)) as probe:
+                probe.update(rule.update(estimator.tell(keys, probe.losses), rule.init())[0])
         evaluator.theta.flush()
     assert torch.equal(bits(module), before)
 
@@ -239,9 +239,9 @@ def run_steps(dtype, flush_every, steps=12, kind=None):
     losses = []
     for step in range(steps):
         points = [Displacement({Key(1, step): 1e-2}), [Displacement({Key(2, step, i): 1e-2}) for i in range(5)]]
-        with evaluator.probe([(mean_square, x)], points) as visit:
-            losses.append(visit.losses)
-            visit.update(Update(Displacement({Key(1, step): 2e-2})))
+        with evaluator.probe([(mean_square, x)], points) as probe:
+            losses.append(probe.losses)
+            probe.update(Update(Displacement({Key(1, step): 2e-2})))
     return torch.stack(losses), evaluator
 
 

@@ -26,19 +26,19 @@ def squares():
     return LeastSquares()
 
 
-def method_of(tree, setting):
+def method_of(tree, context):
     kind = METHODS[tree["name"]]
-    return kind(parse_model(kind.Config, tree), setting)
+    return kind(parse_model(kind.Config, tree), context)
 
 
 def trained(problem, tree, seed, steps):
     """The model that a method leaves behind."""
-    setting = problem.setting(seed)
-    method = method_of(tree, setting)
+    context = problem.training_context(seed)
+    method = method_of(tree, context)
     for number in range(steps):
         method.step(number)
     with method.using(method.variants[0]):
-        return setting.model, method
+        return context.model, method
 
 
 # what every problem promises
@@ -48,7 +48,7 @@ def trained(problem, tree, seed, steps):
 def test_a_problem_gives_the_same_data_and_the_same_start_whatever_the_global_generators_hold(name):
     before = torch.get_rng_state()
     one, other = PROBLEMS[name](), PROBLEMS[name]()
-    a, b, c = one.setting(3), other.setting(3), one.setting(4)
+    a, b, c = one.training_context(3), other.training_context(3), one.training_context(4)
     assert torch.equal(torch.get_rng_state(), before)
     assert set(one.splits) == {"train", "validation", "test"}
     for split in one.splits:
@@ -63,19 +63,19 @@ def test_a_problem_gives_the_same_data_and_the_same_start_whatever_the_global_ge
 @pytest.mark.parametrize("name", sorted(PROBLEMS))
 def test_the_objective_gives_one_loss_an_example_whose_mean_is_the_score(name):
     problem = PROBLEMS[name]()
-    setting = problem.setting(0)
-    batch = setting.make([5, 0, 7])
-    losses = setting.objective(setting.model, batch)
+    context = problem.training_context(0)
+    batch = context.collate([5, 0, 7])
+    losses = context.objective(context.model, batch)
     assert losses.shape == (3,)
     assert losses.dtype == torch.float32
     assert torch.equal(batch.x[1], problem.splits["train"].x[0])
-    torch.testing.assert_close(losses[1:2], setting.objective(setting.model, setting.make([0])))
-    whole = setting.objective(setting.model, setting.make(setting.examples)).double().mean().item()
-    scores = problem.evaluate(setting.model, "train")
+    torch.testing.assert_close(losses[1:2], context.objective(context.model, context.collate([0])))
+    whole = context.objective(context.model, context.collate(context.examples)).double().mean().item()
+    scores = problem.evaluate(context.model, "train")
     assert scores["loss"] == pytest.approx(whole, rel=1e-6)
     assert problem.metric in scores
     with pytest.raises(UnknownNameError, match="validaton"):
-        problem.evaluate(setting.model, "validaton")
+        problem.evaluate(context.model, "validaton")
 
 
 @pytest.mark.parametrize("name", sorted(PROBLEMS))
@@ -84,10 +84,10 @@ def test_both_evaluators_give_the_same_losses_at_the_same_points(name):
     points = [Displacement({key: 1e-2}), Displacement({key: -1e-2}), Displacement({Key(0, 1): 0.1})]
     found = []
     for evaluator in ("in-place", "in-forward"):
-        setting = problem.setting(0)
+        context = problem.training_context(0)
         tree = {"name": "mezo", "noise": "low-rank", "evaluator": evaluator}
-        method = method_of(tree, setting)
-        found.append(method._zo.evaluator.losses(setting.objective, setting.make(range(16)), points))
+        method = method_of(tree, context)
+        found.append(method._zo.evaluator.losses(context.objective, context.collate(range(16)), points))
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found[0][0], found[0][1], rtol=1e-3)
 

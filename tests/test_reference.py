@@ -9,7 +9,7 @@ import pytest
 
 from zofo.methods import METHODS
 from zofo.noise import MASKS, NOISES
-from zofo.overrides import flat
+from zofo.overrides import flatten
 from zofo.rules import RULES
 from zofo.training import read_config
 from zofo.training.reference import COLUMNS, COMMAND, reference_page
@@ -23,7 +23,7 @@ def test_the_page_is_that_of_this_source():
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].__module__.startswith("zofo.")])
 def test_every_key_of_a_run_is_on_it(method):
-    keys = {key.removesuffix(".name") for key, _ in flat(read_config(None, [f"method={method}"]).model_dump())}
+    keys = {key.removesuffix(".name") for key, _ in flatten(read_config(None, [f"method={method}"]).model_dump())}
     page = reference_page()
     assert {key for key in keys if f"`{key}`" not in page} - {"model", "task", "method"} == set()
 

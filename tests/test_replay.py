@@ -41,7 +41,7 @@ METHOD = {
 
 
 @pytest.fixture(scope="module")
-def setting():
+def context():
     """Settings on copies of the same tiny model."""
     tokenizer = build_tokenizer()
     words = [" terrible", " great"]
@@ -58,10 +58,10 @@ def setting():
     return make
 
 
-def trained(setting, options, path, steps=STEPS, looked_at=LOOKED_AT):
+def trained(context, options, path, steps=STEPS, looked_at=LOOKED_AT):
     """Train, looking at the weights once in between, and give the base tensors of theta as they are in the end."""
-    method = METHODS[options["name"]](METHODS[options["name"]].Config.model_validate(options), setting)
-    writer = TrajectoryWriter(path, setting.seed, {"stream": STREAM_VERSION, **method.replay_header()})
+    method = METHODS[options["name"]](METHODS[options["name"]].Config.model_validate(options), context)
+    writer = TrajectoryWriter(path, context.seed, {"stream": STREAM_VERSION, **method.replay_header()})
     method.evaluator.theta.log = writer
     for number in range(steps):
         method.step(number)
@@ -79,14 +79,14 @@ def tensors(model):
 
 @pytest.mark.promise(17)
 @pytest.mark.parametrize(("case", "dtype"), grid(METHOD, (torch.float32, torch.bfloat16), strength=1))
-def test_a_replay_has_the_bits_of_training(setting, tmp_path, case, dtype):
+def test_a_replay_has_the_bits_of_training(context, tmp_path, case, dtype):
     options = dict(METHOD[case])
     if dtype == torch.bfloat16 and (options.get("evaluator") == "in-place"):
         options["evaluator"] = {"name": "in-place", "allow_half": True}
-    theta = trained(setting(dtype), options, tmp_path / "t")
+    theta = trained(context(dtype), options, tmp_path / "t")
     trajectory = Trajectory.read(tmp_path / "t")
     assert trajectory.steps == STEPS
-    model = setting(dtype).model
+    model = context(dtype).model
     assert any(not torch.equal(tensor, theta[name]) for name, tensor in tensors(model).items())
     replay(model, trajectory)
     differing = [name for name, tensor in tensors(model).items() if not torch.equal(tensor, theta[name])]
@@ -95,12 +95,12 @@ def test_a_replay_has_the_bits_of_training(setting, tmp_path, case, dtype):
 
 @pytest.mark.promise(17)
 @pytest.mark.parametrize("case", ["mezo", "mezo, in place"])
-def test_a_replay_of_many_steps_has_the_bits_of_training(setting, tmp_path, case):
-    """Updates were folded together many times."""
-    theta = trained(setting(), METHOD[case], tmp_path / "t", steps=60, looked_at=37)
+def test_a_replay_of_many_steps_has_the_bits_of_training(context, tmp_path, case):
+    """Updates were written together many times."""
+    theta = trained(context(), METHOD[case], tmp_path / "t", steps=60, looked_at=37)
     trajectory = Trajectory.read(tmp_path / "t")
     assert trajectory.steps == len(trajectory.updates) == 60
-    model = setting().model
+    model = context().model
     replay(model, trajectory)
     assert [name for name, tensor in tensors(model).items() if not torch.equal(tensor, theta[name])] == []
 
@@ -110,29 +110,29 @@ def test_a_replay_of_many_steps_has_the_bits_of_training(setting, tmp_path, case
     "case",
     with_soak(["mezo", "mezo, in place, one-sided", "svrg", "bilevel", "two-stage"], ["mezo", "svrg", "two-stage"]),
 )
-def test_a_replay_of_some_steps_is_the_run_that_stopped_there(setting, tmp_path, case):
-    trained(setting(), METHOD[case], tmp_path / "all")
+def test_a_replay_of_some_steps_is_the_run_that_stopped_there(context, tmp_path, case):
+    trained(context(), METHOD[case], tmp_path / "all")
     trajectory = Trajectory.read(tmp_path / "all")
     for steps in (0, 1, LOOKED_AT, 9):
-        theta = trained(setting(), METHOD[case], tmp_path / str(steps), steps)
-        model = setting().model
+        theta = trained(context(), METHOD[case], tmp_path / str(steps), steps)
+        model = context().model
         replay(model, trajectory, steps)
         assert all(torch.equal(tensor, theta[name]) for name, tensor in tensors(model).items())
 
 
-def test_a_replay_at_once_agrees_up_to_rounding(setting, tmp_path):
-    theta = trained(setting(), METHOD["mezo, in place"], tmp_path / "t")
-    model = setting().model
-    replay(model, Trajectory.read(tmp_path / "t"), folded=True)
+def test_a_replay_at_once_agrees_up_to_rounding(context, tmp_path):
+    theta = trained(context(), METHOD["mezo, in place"], tmp_path / "t")
+    model = context().model
+    replay(model, Trajectory.read(tmp_path / "t"), summed=True)
     for name, tensor in tensors(model).items():
         torch.testing.assert_close(tensor, theta[name], rtol=1e-5, atol=2e-6)
 
 
-def test_the_bits_do_not_depend_on_whether_factors_were_kept(setting, tmp_path):
+def test_the_bits_do_not_depend_on_whether_factors_were_kept(context, tmp_path):
     """More keys than are written at a time: those of a step are at hand, those that waited longer are drawn again."""
     options = METHOD["mezo, more keys than are held at once"]
-    theta = trained(setting(), options, tmp_path / "t", steps=3)
+    theta = trained(context(), options, tmp_path / "t", steps=3)
     assert len(Trajectory.read(tmp_path / "t").updates[0].displacement) == 80
-    model = setting().model
+    model = context().model
     replay(model, Trajectory.read(tmp_path / "t"))
     assert all(torch.equal(tensor, theta[name]) for name, tensor in tensors(model).items())

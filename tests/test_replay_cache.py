@@ -54,9 +54,9 @@ def replays(monkeypatch):
     """How many steps each replay was asked for; None for all."""
     found, replay = [], restore_module.replay
 
-    def watched(model, trajectory, steps=None, folded=False):
+    def watched(model, trajectory, steps=None, summed=False):
         found.append(steps)
-        return replay(model, trajectory, steps, folded)
+        return replay(model, trajectory, steps, summed)
 
     monkeypatch.setattr(restore_module, "replay", watched)
     return found
@@ -104,7 +104,7 @@ def test_a_replay_is_made_once_for_each_number_of_steps_and_has_the_same_bits(ru
     assert replays == [None, step]
     names = {"weights.safetensors", f"weights-{step}.safetensors"}
     assert {file.name for file in (run.path / "replayed").glob("[!.]*")} == names
-    assert run.digests() == run.summary["parts"]  # it is no part of the run
+    assert run.artifact_hashes() == run.summary["parts"]  # it is no part of the run
 
 
 def damaged(change):

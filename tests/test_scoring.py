@@ -95,8 +95,8 @@ def test_scores_equal_the_reference(models, tokenizers, kind, case, bos):
     expected = reference(models[kind], examples)
     assert expected.isfinite().sum() == sum(len(e.rows) for e in examples)
     batch, apart = collate(examples, 0, CPU), collate(examples, 0, CPU, pack_limit=0)
-    assert batch.branched == (case in BRANCHED)
-    assert not apart.branched
+    assert batch.packed == (case in BRANCHED)
+    assert not apart.packed
     assert len(batch.input_ids) == len(examples)
     assert len(apart.input_ids) > len(examples) or case not in BRANCHED
     for attention in ("eager", "sdpa"):
@@ -118,7 +118,7 @@ def test_which_token_pads_does_not_matter(models, tokenizers, kind):
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_the_company_in_a_batch_does_not_matter(models, tokenizers, kind):
-    """Alone, with longer and shorter ones, and with some that make the batch a branched one."""
+    """Alone, with longer and shorter ones, and with some that make the batch a packed one."""
     single, ragged, many = (encoded_case(tokenizers[False], case) for case in ("single", "ragged", "many"))
     example = single[0]
     alone = candidate_scores(models[kind], collate([example], 0, CPU))[0]
@@ -175,7 +175,7 @@ def test_gradients_through_packed_scores_equal_those_through_one_row_a_candidate
     for limit in (None, 0):
         model = build_model(kind, len(tokenizers[False]))
         batch = collate(examples, 0, CPU, limit)
-        assert batch.branched == (limit is None)
+        assert batch.packed == (limit is None)
         classification_loss(model, batch).sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert gradients[0].abs().max() > 0.1
@@ -234,35 +234,35 @@ def test_candidates_are_packed_exactly_when_that_saves_a_fifth():
         for size in range(2, 14):
             batch = collate([made_up(prompt, size, size)] * 3, 0, CPU)
             apart, packed = 2 * (prompt + size - 1), prompt + 2 * (size - 1)
-            assert batch.branched == (apart - packed >= apart / 5)
-            assert batch.input_ids.numel() == 3 * (packed if batch.branched else apart)
-            seen.add(batch.branched)
+            assert batch.packed == (apart - packed >= apart / 5)
+            assert batch.input_ids.numel() == 3 * (packed if batch.packed else apart)
+            seen.add(batch.packed)
     assert seen == {False, True}
 
 
 def test_padding_counts_when_packing_is_decided():
     """Four long candidates make a long row, to which the others would be padded."""
     short, long = made_up(20, 2, 2), made_up(20, 30, 30, 30, 30)
-    assert collate([short] * 3, 0, CPU).branched
-    assert collate([long], 0, CPU).branched
-    assert not collate([short] * 3 + [long], 0, CPU).branched
+    assert collate([short] * 3, 0, CPU).packed
+    assert collate([long], 0, CPU).packed
+    assert not collate([short] * 3 + [long], 0, CPU).packed
 
 
 def test_packed_rows_are_not_longer_than_the_limit():
     for limit, branched in ((None, True), (22, True), (21, False), (0, False)):
-        assert collate([made_up(20, 2, 2), made_up(9, 1, 1)], 0, CPU, limit).branched == branched
+        assert collate([made_up(20, 2, 2), made_up(9, 1, 1)], 0, CPU, limit).packed == branched
 
 
 def test_one_row_that_needs_no_mask_of_its_own_is_no_packing():
     """One-token candidates share the last position of the prompt, and one longer candidate may follow it."""
     batch = collate([made_up(5, 1, 1, 1), made_up(4, 1, 40)], 0, CPU, pack_limit=0)
-    assert not batch.branched
+    assert not batch.packed
     assert batch.input_ids.shape == (2, 43)
 
 
 def test_a_packed_row_sees_the_prompt_and_its_own_branch():
     batch = collate([made_up(4, 3, 2), made_up(4, 2, 2)], 0, CPU)
-    assert batch.branched
+    assert batch.packed
     assert batch.input_ids.tolist() == [[3, 4, 5, 6, 100, 101, 200], [0, 3, 4, 5, 6, 100, 200]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 4], [0, 0, 1, 2, 3, 4, 4]]
     seen = [[[k for k in range(7) if row[q][k]] for q in range(7)] for row in batch.visible[:, 0].tolist()]
@@ -276,7 +276,7 @@ def test_a_packed_row_sees_the_prompt_and_its_own_branch():
 )
 def test_parts_and_repetitions_have_the_scores_of_their_examples(models, tokenizers, case, limit):
     batch = collate(encoded_case(tokenizers[False], case), 0, CPU, limit)
-    assert batch.branched == (case == "many" and limit is None)
+    assert batch.packed == (case == "many" and limit is None)
     scores = candidate_scores(models["gpt2"], batch)
     for start, stop in ((0, 4), (0, 1), (1, 3), (3, 4)):
         part = batch.part(start, stop)
@@ -340,7 +340,7 @@ def test_only_models_that_score_branches_apart_get_packed_rows(tokenizers, kind)
     assert packing_limit(model) == limit
     examples = encoded_case(tokenizers[False], "two")
     batch = batch_maker(LoadedModel(model, tokenizers[False], kind))(examples)
-    assert batch.branched == (limit > 0)
+    assert batch.packed == (limit > 0)
     if limit:
         assert close(candidate_scores(model, batch), reference(model, examples))
 

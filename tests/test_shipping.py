@@ -67,8 +67,8 @@ def test_a_replay_to_step_zero_is_the_base_model(made, model_folder, tmp_path):
 
 def test_a_folded_replay_agrees_up_to_rounding(made, tmp_path):
     run = made("in place")
-    found = replay_run(run.path, out=tmp_path / "out", folded=True)
-    assert (found.folded, found.verdict) == (True, "same loss")
+    found = replay_run(run.path, out=tmp_path / "out", summed=True)
+    assert (found.summed, found.verdict) == (True, "same loss")
     torch.testing.assert_close(logits(loaded(tmp_path / "out")), logits(run.load().model), rtol=1e-5, atol=1e-5)
 
 
@@ -100,7 +100,7 @@ def test_a_trajectory_that_was_cut_is_replayed_to_its_last_whole_step(made, tmp_
         ("mezo", {"step": -1}, "has 5 steps, not -1"),
         ("first-order", {}, "its backbone did not move"),
         ("adapter", {}, "moves an adapter"),
-        ("weight decay", {"folded": True}, "weight decay shrinks the weights"),
+        ("weight decay", {"summed": True}, "weight decay shrinks the weights"),
     ],
 )
 def test_what_cannot_be_replayed_is_said(made, case, options, text):
@@ -522,7 +522,7 @@ def test_the_verbs(run_zofo, made, tmp_path, model_folder):
     assert code == 0
     assert "same bits (the hash of training's weights)" in out
     assert "adapters exist as of its last step" in out
-    code, out, _ = run_zofo("replay", run.path, "--json", "--step", 2, "--folded")
+    code, out, _ = run_zofo("replay", run.path, "--json", "--step", 2, "--summed")
     assert json.loads(out)["verdict"] == "nothing to compare with"
     assert run_zofo("diff", run.path, made("bilevel", "again").path)[0] == 0
     code, out, _ = run_zofo("diff", run.path, made("mezo").path)

@@ -113,7 +113,7 @@ def test_results_of_different_content_are_in_no_table_together(study, made):
         RunError, match="cannot be compared: the validation rows of the task .* are not those"
     ) as refused:
         report_study(read_study(study / "study.yaml"), study / "out")
-    assert "without --report" in refused.value.hint
+    assert "without --report-only" in refused.value.hint
     made_by(study)
     assert len(made) == 1
 

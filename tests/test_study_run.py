@@ -130,7 +130,9 @@ def test_a_final_run_is_the_method_itself(study, tmp_path):
     problem = LeastSquares(40, 4)
     from zofo.methods import METHODS
 
-    method = METHODS["mezo"](METHODS["mezo"].Config.model_validate({**MEZO, "rule": {"lr": 1e-2}}), problem.setting(1))
+    method = METHODS["mezo"](
+        METHODS["mezo"].Config.model_validate({**MEZO, "rule": {"lr": 1e-2}}), problem.training_context(1)
+    )
     for number in range(10):
         method.step(number)
     with method.using("model"):
@@ -258,7 +260,7 @@ def test_a_signal_at_the_end_of_a_run_stops_the_study_and_keeps_the_run(
     def asked(*given):
         perform(*given)
         if len(made) == 3:
-            with Signals().caught() if inside else nullcontext():  # as a run does until it has written its outcome
+            with Signals().defer_signals() if inside else nullcontext():  # as a run, until its outcome is written
                 signal.raise_signal(number)
 
     def handler(*_):
@@ -623,7 +625,7 @@ def test_a_plan_counts_a_control_and_names_the_trial_that_does_not_suit_it(study
 def test_a_plan_says_what_cannot_run_before_it_times_anything(study, tmp_path):
     told = []
     with pytest.raises(ZofoError, match="methods.mezo, least-squares: .*one step of 'mezo' takes 16"):
-        plan_study(study({**TOY, "budget": {"queries": 10}}), tmp_path / "out", told=told.append)
+        plan_study(study({**TOY, "budget": {"queries": 10}}), tmp_path / "out", on_progress=told.append)
     assert told == []
 
 
@@ -785,7 +787,7 @@ def test_the_command_runs_plans_and_reports(run_zofo, study, tmp_path, monkeypat
     assert "7 runs are done" in out
     assert "[7/7] sgd least-squares seed 4: loss " in err
     assert (tmp_path / "runs" / "toy" / "report.md").is_file()
-    code, out, _ = run_zofo("study", "toy.yaml", "--report")
+    code, out, _ = run_zofo("study", "toy.yaml", "--report-only")
     assert code == 0
     assert "4 runs are done; 6 are not done" in out  # the trials are the same; the file's own seeds have no runs yet
 
@@ -795,7 +797,7 @@ def test_a_report_is_not_written_over_by_one_of_nothing(run_zofo, study, tmp_pat
     study()
     assert run_zofo("study", "toy.yaml")[0] == 0
     report = (tmp_path / "runs" / "toy" / "report.md").read_bytes()
-    code, _, err = run_zofo("study", "toy.yaml", "--report", "--set", "search.seeds=[77]", "--set", "seeds=[78]")
+    code, _, err = run_zofo("study", "toy.yaml", "--report-only", "--set", "search.seeds=[77]", "--set", "seeds=[78]")
     assert code == 2
     assert f"holds {RUNS} results, and none of them is of the study as it is now" in err
     assert (tmp_path / "runs" / "toy" / "report.md").read_bytes() == report
@@ -810,8 +812,8 @@ def test_a_report_is_not_written_over_by_one_of_nothing(run_zofo, study, tmp_pat
         (["toy.yaml", "--set", "seeds=[0,0]"], "seeds: 0 is given twice"),
         (["toy.yaml", "--out", "toy.yaml"], "cannot use 'toy.yaml'"),
         (["toy.yaml", "--set", "budget.queries=3"], "one step of"),
-        (["toy.yaml", "--report"], "holds no study"),
-        (["toy.yaml", "--plan", "--report"], "--plan shows runs and --report writes results"),
+        (["toy.yaml", "--report-only"], "holds no study"),
+        (["toy.yaml", "--plan", "--report-only"], "--plan shows runs and --report-only writes results"),
     ],
 )
 def test_a_mistake_is_one_message_and_code_2(run_zofo, study, tmp_path, monkeypatch, arguments, message):

@@ -464,7 +464,9 @@ class AsZofoDraws:
 
     def __init__(self, seeds, size):
         self._seeds = seeds
-        self._batches = [replace(LeastSquaresProblem().setting(s), make=list).batches(size, "train") for s in seeds]
+        self._batches = [
+            replace(LeastSquaresProblem().training_context(s), collate=list).batches(size, "train") for s in seeds
+        ]
 
     def direction(self, step, number):
         draw = Gaussian()
@@ -549,7 +551,7 @@ def test_a_run_replays_to_the_weights_of_training(configured, monkeypatch, case)
     for exact in (True, False):
         moved = dict(zip(weights, Backbone(loaded, methods[0].backbone.noise).tensors.values(), strict=True))
         base = {name: tensor.clone() for name, tensor in moved.items()}
-        replay(loaded, trajectory, folded=not exact)
+        replay(loaded, trajectory, summed=not exact)
         for name, tensor in weights.items():
             if exact:
                 assert torch.equal(moved[name], tensor)
@@ -572,7 +574,7 @@ def test_the_trajectory_of_the_toy_replays_in_float64_to_the_last_digits(tmp_pat
         writer.close()
         for exact in (True, False):
             again = LeastSquares()
-            replay(again, Trajectory.read(path), folded=not exact)
+            replay(again, Trajectory.read(path), summed=not exact)
             if exact:
                 assert torch.equal(again.theta(), theta)
             torch.testing.assert_close(again.theta(), theta, rtol=1e-9, atol=1e-9)

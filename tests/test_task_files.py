@@ -628,16 +628,16 @@ def test_in_context_scores_are_those_of_the_longer_prompt(folders, data, causal,
 @pytest.mark.parametrize("name", ["sst2", "copa", "record"])
 def test_calibrated_scores(folders, data, causal, tokenizers, name):
     """sum log p(candidate | prompt) - sum log p(candidate | prompt without content), by hand."""
-    from zofo.training import load_material, read_config
+    from zofo.training import prepare_run, read_config
 
     task = {"name": name, "data_dir": str(data[name])}
     tables = {}
     for scoring in ("mean", "sum", "calibrated"):
         config = read_config(model=str(folders["llama"]), task={**task, "scoring": scoring})
-        material = load_material(config, splits=["validation"])
-        model, encoded = material.loaded.model, material.encoded["validation"]
-        tables[scoring] = material.scorer.candidates(model, encoded, Counts())
-    for number, one in enumerate(material.examples["validation"]):
+        prepared = prepare_run(config, splits=["validation"])
+        model, encoded = prepared.loaded.model, prepared.encoded["validation"]
+        tables[scoring] = prepared.scorer.candidates(model, encoded, Counts())
+    for number, one in enumerate(prepared.examples["validation"]):
         model, tokenizer = causal["llama"], tokenizers[False]
         mean = plain_scores(model, tokenizer, one.prompt, one.candidates)
         total = plain_scores(model, tokenizer, one.prompt, one.candidates, mean=False)

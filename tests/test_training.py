@@ -152,7 +152,7 @@ def test_a_run_leaves_the_whole_folder(configured, name):
         assert len(trajectory.updates) == 4 - SHORT[name].get("adapter_steps", 0)
         assert trajectory.whole
         assert trajectory.header["seed"] == config.training.seed
-    assert set(run.digests()) == set(run.summary["parts"])
+    assert set(run.artifact_hashes()) == set(run.summary["parts"])
 
 
 def test_coefficients_of_each_step_are_logged(configured):
@@ -478,7 +478,7 @@ def test_a_non_finite_loss_ends_the_run_and_leaves_what_was_learned(configured, 
     (stopped,) = lines_of(run, "stopped")
     assert (stopped["error"], error.message in stopped["message"]) == ("NonFiniteError", True)
     assert error.message in run.summary["stopped"]
-    assert set(run.digests()) == set(run.summary["parts"])
+    assert set(run.artifact_hashes()) == set(run.summary["parts"])
 
 
 @pytest.mark.promise(9)
@@ -612,9 +612,9 @@ def test_a_run_can_be_loaded_as_a_model_also_after_its_base_has_moved(configured
 
 def test_a_second_method_on_a_model_that_carries_adapters_is_refused(tokenizer):
     model = build_model("llama", len(tokenizer))
-    setting = TrainingContext(model, None, list(range(30)), list)
-    Bilevel(BilevelConfig(batch_size=2), setting)
-    for build in (lambda: MeZO(MeZOConfig(), setting), lambda: FirstOrder(FirstOrderConfig(), setting)):
+    context = TrainingContext(model, None, list(range(30)), list)
+    Bilevel(BilevelConfig(batch_size=2), context)
+    for build in (lambda: MeZO(MeZOConfig(), context), lambda: FirstOrder(FirstOrderConfig(), context)):
         with pytest.raises(ConfigError, match="carries"):
             build()
 

@@ -14,7 +14,7 @@ from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.trajectory import Trajectory, TrajectoryWriter
-from zofo.trajectory.format import MAGIC, Moved, Settled, Stepped
+from zofo.trajectory.format import MAGIC, Flushed, Moved, Stepped
 
 SEED = 2**64 - 1
 HEADER = {"stream": 1, "noise": {"name": "gaussian"}, "trainable": None}
@@ -32,7 +32,7 @@ def made_up_records(count=12):
         records += [
             *([Moved(Displacement(terms))] if step % 2 else []),
             Update(Displacement(terms), 1e-7 if step % 3 == 0 else 0.0, lr=rate),
-            *([Settled()] if step % 4 == 3 else []),
+            *([Flushed()] if step % 4 == 3 else []),
             Stepped(step),
         ]
     return records

@@ -8,7 +8,7 @@ import torch
 from conftest import with_soak
 from zofo import read_config
 from zofo.errors import ConfigError
-from zofo.training import load_material, tune_lr
+from zofo.training import prepare_run, tune_lr
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def test_weights_that_went_far_away_are_unstable_however_low_their_loss(config):
 @pytest.mark.parametrize("rule", ["sgd", "sign", "dense-adam"])
 def test_the_weights_are_as_before_to_the_bit(config, rule):
     given = config(rule={"name": rule, "lr": 1e-2})
-    material = load_material(given, splits=("train",))
-    before = {name: tensor.clone() for name, tensor in material.loaded.model.state_dict().items()}
-    tune_lr(given, steps=3, material=material)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in material.loaded.model.state_dict().items())
+    prepared = prepare_run(given, splits=("train",))
+    before = {name: tensor.clone() for name, tensor in prepared.loaded.model.state_dict().items()}
+    tune_lr(given, steps=3, prepared=prepared)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in prepared.loaded.model.state_dict().items())
 
 
 @pytest.mark.parametrize("adapter", with_soak(["lora", "prefix"], ["lora"]))
@@ -61,7 +61,7 @@ def test_every_trial_of_an_adapter_starts_from_its_start(config, adapter):
 
 def test_what_is_told_is_what_was_tried_and_all_work_is_counted(config):
     told = []
-    found = tune_lr(config(), steps=3, told=told.append)
+    found = tune_lr(config(), steps=3, on_progress=told.append)
     assert tuple(told) == found.trials
     judged = 40  # all of the training split, once before the trials and once after each
     finite = sum(trial.loss < float("inf") for trial in found.trials)

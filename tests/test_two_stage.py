@@ -21,7 +21,7 @@ SHORT = {"batch_size": SIZE, "adapter_steps": FIRST}
 
 
 @pytest.fixture(scope="module")
-def setting():
+def context():
     tokenizer = build_tokenizer()
     texts = ("a joy", "it drags on and on", "warm and funny")
     examples = [
@@ -46,8 +46,8 @@ def theta_of(model):
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "prefix", "prompt"])
-def test_the_first_stage_is_first_order_and_the_second_leaves_the_adapter_alone(setting, adapter):
-    one, two = setting(), setting()
+def test_the_first_stage_is_first_order_and_the_second_leaves_the_adapter_alone(context, adapter):
+    one, two = context(), context()
     start = theta_of(one.model)
     method = TwoStage(TwoStageConfig(**SHORT, adapter=adapter, rule={"lr": 1e-3}), one)
     alone = FirstOrder(FirstOrderConfig(batch_size=SIZE, adapter=adapter), two)
@@ -71,9 +71,9 @@ def test_the_first_stage_is_first_order_and_the_second_leaves_the_adapter_alone(
     assert any(not torch.equal(tensor, start[name]) for name, tensor in now.items())
 
 
-def test_the_second_stage_descends_the_loss_with_the_adapter(setting):
+def test_the_second_stage_descends_the_loss_with_the_adapter(context):
     """What a zeroth-order step asks for is the loss with the adapter, at theta plus and minus epsilon z."""
-    one = setting()
+    one = context()
     config = TwoStageConfig(
         **SHORT, noise="gaussian", evaluator="in-place", estimator={"epsilon": 1e-2}, lr_adapter=0.1
     )
@@ -91,8 +91,8 @@ def test_the_second_stage_descends_the_loss_with_the_adapter(setting):
     assert method.step(FIRST).coefficients["projected_gradient_0"] == pytest.approx(slope, rel=1e-3, abs=1e-4)
 
 
-def test_a_budget_pays_for_both_stages(setting):
-    method = TwoStage(TwoStageConfig(**SHORT, num_directions=2), setting())
+def test_a_budget_pays_for_both_stages(context):
+    method = TwoStage(TwoStageConfig(**SHORT, num_directions=2), context())
     dear = 4 * SIZE
     for budget, steps in (
         (SIZE - 1, 0),
@@ -106,9 +106,9 @@ def test_a_budget_pays_for_both_stages(setting):
 
 
 @pytest.mark.parametrize("estimator", ["two-sided", "one-sided"])
-def test_steps_that_end_in_the_first_stage_are_refused_with_what_to_type(setting, estimator):
+def test_steps_that_end_in_the_first_stage_are_refused_with_what_to_type(context, estimator):
     config = TwoStageConfig(**SHORT, num_directions=3, estimator=estimator)
-    method = TwoStage(config, setting())
+    method = TwoStage(config, context())
     method.check_steps(FIRST + 1)
     with pytest.raises(ConfigError, match=f"takes {FIRST} steps on its adapter, .* none of {FIRST} ") as refused:
         method.check_steps(FIRST)
@@ -180,17 +180,17 @@ def test_a_run_that_would_not_get_to_its_second_stage_is_refused(configured, tmp
         configured("short", steps=FIRST)
 
 
-def test_the_saved_parts_give_the_trained_model(setting, tmp_path):
+def test_the_saved_parts_give_the_trained_model(context, tmp_path):
     from zofo.adapters import load_adapter
 
-    one = setting()
+    one = context()
     method = TwoStage(TwoStageConfig(**SHORT, rule={"lr": 1e-3}), one)
     for number in range(FIRST + 2):
         method.step(number)
     with method.using("adapter"):
         method.save(tmp_path)
-        fresh = setting()
-        batch = one.make(one.examples[:4])
+        fresh = context()
+        batch = one.collate(one.examples[:4])
         with torch.no_grad():
             for name, parameter in fresh.model.named_parameters():
                 parameter.copy_(theta_of(one.model)[name])

@@ -14,7 +14,7 @@ from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.errors import DataError, ModelError
 from zofo.tasks import resolve_task
 from zofo.training import RunConfig, RunFolder
-from zofo.training.data_module import check_every_split, load_material
+from zofo.training.data_module import check_every_split, prepare_run
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -737,7 +737,7 @@ def test_two_runs_of_one_command_are_the_same(run_zofo, models, data, tmp_path):
         )
         assert code == 0, err
     one, two = (RunFolder.open(run) for run in runs)
-    assert one.digests() == two.digests()
+    assert one.artifact_hashes() == two.artifact_hashes()
     assert one.task_file.read_bytes() == two.task_file.read_bytes()
     timed = {"seconds", "peak_bytes", "evaluation"}
     assert {k: v for k, v in one.summary.items() if k not in timed} == {
@@ -970,10 +970,10 @@ def test_a_head_that_names_its_outputs_otherwise_is_refused(models, tmp_path, ou
     task = {"data": str(data)} | ({} if verbalizers is None else {"verbalizers": verbalizers})
     config = RunConfig(model={"name": str(folder)}, task=task)
     if message is None:
-        load_material(config)
+        prepare_run(config)
         return
     with pytest.raises(ModelError, match=message) as caught:
-        load_material(config)
+        prepare_run(config)
     assert "task.verbalizers=" in caught.value.hint
 
 
@@ -986,13 +986,13 @@ def test_a_test_split_of_the_hub_is_looked_through_before_the_first_step(models,
         datasets, "load_dataset", lambda hub, config, revision, split: datasets.Dataset.from_list(splits[split])
     )
     config = RunConfig(model={"name": str(models / "plain")}, task={"data": "some/hub"})
-    material = load_material(config, splits=("train", "validation"))
+    prepared = prepare_run(config, splits=("train", "validation"))
     with pytest.raises(DataError, match="some/hub/test row 3: the text has .* tokens"):
-        check_every_split(config, material)
+        check_every_split(config, prepared)
     del splits["test"]
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda hub: ["train", "validation", "test"])
     monkeypatch.setattr(datasets, "load_dataset", lambda hub, config, revision, split: _found(splits, split))
-    assert any(note.startswith("test cannot be scored: cannot load") for note in check_every_split(config, material))
+    assert any(note.startswith("test cannot be scored: cannot load") for note in check_every_split(config, prepared))
 
 
 def _found(splits, split):
@@ -1011,8 +1011,8 @@ def test_answers_that_no_generation_can_give_are_said(models, tmp_path):
         model={"name": str(models / "plain")}, task={"data": str(tmp_path / "rows.jsonl"), "max_new_tokens": 40}
     )
     task = resolve_task(config.task).model_copy(update={"stop": ("\n",)})
-    material = load_material(config, task=task)
-    notes = "\n".join(check_every_split(config, material))
+    prepared = prepare_run(config, task=task)
+    notes = "\n".join(check_every_split(config, prepared))
     assert "1 of 12 rows have an answer of more tokens than task.max_new_tokens=40; the first is " in notes
     assert "whose 'one line\\nand another' is read back as 'one line'" in notes
 
@@ -1020,7 +1020,7 @@ def test_answers_that_no_generation_can_give_are_said(models, tmp_path):
 def test_rows_that_max_rows_leaves_out_are_said(models, tmp_path):
     data = write_csv(tmp_path / "rows.csv", labelled(24))
     config = RunConfig(model={"name": str(models / "plain")}, task={"data": str(data), "max_rows": 3})
-    notes = check_every_split(config, load_material(config))
+    notes = check_every_split(config, prepare_run(config))
     assert "task.max_rows=3 leaves 3 rows of train, validation, test: scores are of these rows alone" in notes
 
 

@@ -132,7 +132,7 @@ def _kinds(annotation: Any) -> set[Any]:
     return {annotation}.union(*(_kinds(inner) for inner in typing.get_args(annotation)))
 
 
-def named(value: Any) -> Any:
+def as_group(value: Any) -> Any:
     """A bare name as the group that it stands for."""
     return {"name": value} if isinstance(value, str) else value
 

@@ -55,11 +55,11 @@ def get_by_path(tree: Mapping[str, Any], key: str) -> Any:
     return found
 
 
-def flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of a tree, dotted, with its value."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{before}{key}.")
+            yield from flatten(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", value
 
@@ -136,4 +136,4 @@ def set_by_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 def format_overrides(tree: Tree) -> str:
     """A tree on one line, as `key=value` would be typed on the command line."""
-    return " ".join(f"{key}={value}" for key, value in flat(tree))
+    return " ".join(f"{key}={value}" for key, value in flatten(tree))

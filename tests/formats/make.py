@@ -32,7 +32,7 @@ from zofo.tasks import Example, collate, encode  # noqa: E402
 from zofo.training import read_config, train  # noqa: E402
 from zofo.training.callbacks import BestCheckpoint, EvaluationCallback, MetricsLogger  # noqa: E402
 from zofo.training.checkpoint import Checkpoints  # noqa: E402
-from zofo.training.run_state import Progress, should_checkpoint_weights  # noqa: E402
+from zofo.training.run_state import RunState, should_checkpoint_weights  # noqa: E402
 from zofo.trajectory import TrajectoryWriter  # noqa: E402
 
 TRAJECTORY, CHECKPOINT = HERE / "trajectory-2.bin", HERE / "checkpoint-1"
@@ -96,17 +96,17 @@ def method_of(model: Any) -> Method:
     tokenizer = build_tokenizer()
     rows = [Example(f"film number {i} was", (" terrible", " great"), (i % 2,)) for i in range(12)]
     examples = encode(tokenizer, rows, 64, False)
-    setting = TrainingContext(model, classification_loss, examples, lambda some: collate(some, 0, torch.device("cpu")))
-    return METHODS["bilevel"](METHODS["bilevel"].Config.model_validate(BILEVEL), setting)
+    context = TrainingContext(model, classification_loss, examples, lambda some: collate(some, 0, torch.device("cpu")))
+    return METHODS["bilevel"](METHODS["bilevel"].Config.model_validate(BILEVEL), context)
 
 
-def progress_of(method: Method, folder: Path) -> Progress:
+def progress_of(method: Method, folder: Path) -> RunState:
     """What a checkpoint of the method holds; nothing was evaluated."""
 
     def score(counts: Any) -> Any:
         raise AssertionError("nothing is evaluated")
 
-    return Progress(
+    return RunState(
         method,
         BestCheckpoint(folder / "best", method.save),
         EvaluationCallback(method, score),

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from zofo.config import PartConfig, named
+from zofo.config import PartConfig, as_group
 from zofo.errors import ConfigError, ZofoError, raise_if_out_of_memory
 from zofo.models import save_tensors
 from zofo.models.heads import is_classifier
@@ -207,7 +207,7 @@ def kind_of(given: Any) -> type[PeftAdapters] | None:
     Args:
         given: what `adapter` is set to: a name, or a group with or without one.
     """
-    name = named(given).get("name", AdapterConfig.default) if isinstance(given, str | dict) else None
+    name = as_group(given).get("name", AdapterConfig.default) if isinstance(given, str | dict) else None
     if not isinstance(name, str) or name not in ADAPTERS:
         return None
     return ADAPTERS[name]

@@ -17,7 +17,7 @@ from rich.text import Text
 from zofo.errors import RunError
 from zofo.evaluators import Counts
 from zofo.interpreters import python_command
-from zofo.training import Evaluation, RunFolder, as_percent, load_material, read_config
+from zofo.training import Evaluation, RunFolder, as_percent, prepare_run, read_config
 from zofo.training.signals import Signals
 
 QUERIES = 960
@@ -111,13 +111,13 @@ def _make_room(folder: Path) -> None:
 
 
 def _zero_shot(console: Console, model: str, task: Any) -> tuple[Evaluation, Counts]:
-    material = load_material(read_config(model=model, task=task), splits=("validation",))
-    examples, counts = material.encoded["validation"], Counts()
-    example = material.examples["validation"][0]
+    prepared = prepare_run(read_config(model=model, task=task), splits=("validation",))
+    examples, counts = prepared.encoded["validation"], Counts()
+    example = prepared.examples["validation"][0]
     candidates = " or ".join(map(repr, example.candidates))
     shown = f"An example: {example.prompt!r} followed by {candidates}"
     console.print(shown, highlight=False, markup=False, soft_wrap=True)
-    score = material.scorer.evaluate(material.loaded.model, examples, counts)
+    score = prepared.scorer.evaluate(prepared.loaded.model, examples, counts)
     about = f"Zero-shot {score.metric} on {len(examples)} validation sentences: "
     majority = f" (always the more frequent label: {as_percent(score.majority)})"
     console.print(Text.assemble(about, (as_percent(score.score), "bold"), majority), soft_wrap=True)

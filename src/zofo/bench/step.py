@@ -116,7 +116,7 @@ def bench_step(
     options: StepOptions,
     memory: bool = True,
     file: Path | None = None,
-    told: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
 ) -> StepReport:
     """Measure what a step costs in each of `WAYS`.
 
@@ -134,7 +134,7 @@ def bench_step(
         options: what is measured.
         memory: measure peaks, too.
         file: where the report goes as JSON; also when ways failed for memory, which then have an `error`.
-        told: called with a line about what is being done.
+        on_progress: called with a line about what is being done.
 
     Raises:
         ConfigError: a number below 1, a rank that does not fit into the model, more tokens than it takes, an unknown
@@ -145,10 +145,10 @@ def bench_step(
     _check(options)
     if file is not None:
         check_writable(file)
-    told(f"loading {options.model}")
+    on_progress(f"loading {options.model}")
     errors: dict[str, str] = {}
-    device, parameters, seconds = _time_all(options, errors, told)
-    peaks = _peaks(options, errors, told) if memory else {}
+    device, parameters, seconds = _time_all(options, errors, on_progress)
+    peaks = _peaks(options, errors, on_progress) if memory else {}
     rows = tuple(_cost(name, seconds, peaks, errors.get(name)) for name in WAYS)
     report = StepReport(options, device, torch.get_num_threads(), parameters, rows)
     if file is not None:
@@ -213,12 +213,12 @@ def over_the_same_tensors(model: Any) -> Any:
 
 
 def _time_all(
-    options: StepOptions, errors: dict[str, str], told: Callable[[str], None]
+    options: StepOptions, errors: dict[str, str], on_progress: Callable[[str], None]
 ) -> tuple[str, int, dict[str, list[float]]]:
     """The device, the number of parameters, and the seconds of each way in each round; failures go into `errors`."""
     loaded = load_own(options)
     _check_fits(options, loaded.model)
-    told("first steps, which are not counted")
+    on_progress("first steps, which are not counted")
     module, ways = own_modules(loaded.model), dict[str, StepVariant]()
     for name, build in WAYS.items():
         with _noted(name, errors):
@@ -228,7 +228,7 @@ def _time_all(
     device = loaded.device
     named = f"{device.type} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    return named, parameters, _rounds(ways, options.repeats, errors, told)
+    return named, parameters, _rounds(ways, options.repeats, errors, on_progress)
 
 
 @contextmanager
@@ -241,13 +241,13 @@ def _noted(name: str, errors: dict[str, str]) -> Iterator[None]:
 
 
 def _rounds(
-    ways: dict[str, StepVariant], repeats: int, errors: dict[str, str], told: Callable[[str], None]
+    ways: dict[str, StepVariant], repeats: int, errors: dict[str, str], on_progress: Callable[[str], None]
 ) -> dict[str, list[float]]:
     """The seconds of each way in each round; of a way that fails in one, none."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for number in range(repeats):
-        told(f"round {number + 1} of {repeats}")
+        on_progress(f"round {number + 1} of {repeats}")
         first = number % max(len(names), 1)
         for name in names[first:] + names[:first]:
             if name not in errors:
@@ -256,14 +256,14 @@ def _rounds(
     return {name: taken for name, taken in seconds.items() if name not in errors}
 
 
-def _peaks(options: StepOptions, errors: dict[str, str], told: Callable[[str], None]) -> dict[str, int]:
+def _peaks(options: StepOptions, errors: dict[str, str], on_progress: Callable[[str], None]) -> dict[str, int]:
     """The peak of each way in bytes."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     peaks = {}
     for name in WAYS:
-        told(f"memory of {name}")
+        on_progress(f"memory of {name}")
         with _noted(name, errors):
             peaks[name] = measure_peak(name, options)
     return peaks

@@ -85,7 +85,7 @@ class AmortizedSteps(StepVariant):
 
     A step costs a little more with each update that waits, so the step in the middle of the cycle (or the two there, if
     n is even) costs what a step of the cycle costs on average. It is timed with as many updates waiting as it meets in
-    the cycle. Then what waits is folded and timed by itself, and divided by the updates that it wrote: about n / 2, so
+    the cycle. Then what waits is written and timed by itself, and divided by the updates that it wrote: about n / 2, so
     that the share is, if anything, too large. `prepare` makes one whole cycle, and learns n.
 
     Args:
@@ -239,8 +239,8 @@ def _in_forward(model: Any, options: StepOptions, directions: str) -> StepVarian
 def _first_order(model: Any, options: StepOptions, parameters: Literal["adapter", "all"]) -> StepVariant:
     """The step by back-propagation, with Adam."""
     batch = _batch(model, options)
-    setting = TrainingContext(model, classification_loss, range(options.examples), lambda chosen: batch)
-    method = FirstOrder(FirstOrderConfig(batch_size=options.examples, parameters=parameters), setting)
+    context = TrainingContext(model, classification_loss, range(options.examples), lambda chosen: batch)
+    method = FirstOrder(FirstOrderConfig(batch_size=options.examples, parameters=parameters), context)
     return UniformSteps(method.step, model.device)
 
 

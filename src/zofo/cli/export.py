@@ -10,10 +10,10 @@ import typer
 from zofo.cli.options import AsJson, BaseModel, Best, Force, RemoteCode, Variant, out, verbs
 
 commands = verbs()
-Folded = Annotated[
+Summed = Annotated[
     bool,
     typer.Option(
-        "--folded", help="Write the sum of the updates at once, not record by record: faster, equal up to rounding."
+        "--summed", help="Write the sum of the updates at once, not record by record: faster, equal up to rounding."
     ),
 ]
 
@@ -34,7 +34,7 @@ def replay(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Write the backbone there, as a transformers folder.")
     ] = None,
-    folded: Folded = False,
+    summed: Summed = False,
     force: Force = False,
     model: BaseModel = None,
     as_json: AsJson = False,
@@ -43,7 +43,7 @@ def replay(
     """Rebuild the weights of any step from the base model and the trajectory, and check them: zofo replay RUN."""
     from zofo.export import replay_run
 
-    found = replay_run(run, step, folder, folded=folded, force=force, model=model, remote_code=trust_remote_code)
+    found = replay_run(run, step, folder, summed=summed, force=force, model=model, remote_code=trust_remote_code)
     _show(found, as_json)
     if found.failed:
         raise typer.Exit(1)
@@ -76,10 +76,10 @@ def export(
     ] = None,
     variant: Variant = None,
     best: Best = False,
-    folded: Annotated[
+    summed: Annotated[
         bool,
         typer.Option(
-            "--folded", help="Of a patch: hold the sum of the updates, not record by record what was written."
+            "--summed", help="Of a patch: hold the sum of the updates, not record by record what was written."
         ),
     ] = False,
     force: Force = False,
@@ -101,7 +101,7 @@ def export(
         variant=variant,
         best=best,
         force=force,
-        folded=folded,
+        summed=summed,
         model=model,
         remote_code=trust_remote_code,
     )
@@ -120,12 +120,12 @@ def apply(
         str | None,
         typer.Option(help="Branch, tag or commit of the base model on the Hub; by default the one in the patch."),
     ] = None,
-    folded: Folded = False,
+    summed: Summed = False,
     force: Force = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Make the trained model of its base model and a patch: zofo apply FILE --base MODEL --out DIR."""
     from zofo.export import apply_patch
 
-    found = apply_patch(file, base, folder, force, folded, trust_remote_code, revision)
+    found = apply_patch(file, base, folder, force, summed, trust_remote_code, revision)
     _say(*found.lines())

@@ -42,7 +42,9 @@ def study(
         Path | None, typer.Option("--out", help="Where the runs and report.md go; by default runs/NAME.")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show the runs and the time they would take, and stop.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Write the results of what is done, and stop.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Write the results of what is done, and stop.")
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.", min=1)] = 1,
     data: Annotated[
         Path | None, typer.Option(help="A folder that holds a folder for each task.", show_default=False)
@@ -59,8 +61,8 @@ def study(
     from zofo.errors import ConfigError
     from zofo.studies import plan_study, read_study, report_study, run_study
 
-    if plan and report:
-        raise ConfigError("--plan shows runs and --report writes results: a command does one of them", "leave one out")
+    if plan and report_only:
+        raise ConfigError("--plan shows runs and --report-only writes results: a command does one", "leave one out")
     asked = read_study(name, settings or [], data, skip_missing)
     folder = folder or Path("runs") / asked.name
     if plan:
@@ -72,7 +74,7 @@ def study(
             out.say(line)
         return
     with leaving_when_stopped("type the same command again"):
-        found = report_study(asked, folder) if report else run_study(asked, folder, err, jobs, trust_remote_code)
+        found = report_study(asked, folder) if report_only else run_study(asked, folder, err, jobs, trust_remote_code)
     failed = f", {found.failed} of them failed" if found.failed else ""
     missing = f"; {found.missing} are not done" if found.missing else ""
     out.say(f"{found.done} runs are done{failed}{missing}")

@@ -126,10 +126,10 @@ def tune_lr(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """The largest stable learning rate of method=mezo: zofo tune lr [CONFIG.yaml] [key=value ...]."""
-    from zofo.training import Trial
+    from zofo.training import LrTrial
     from zofo.training import tune_lr as search
 
-    def show(trial: Trial) -> None:
+    def show(trial: LrTrial) -> None:
         verdict = "stable" if trial.stable else "unstable"
         err.say(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}")
 

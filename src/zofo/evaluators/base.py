@@ -73,13 +73,13 @@ class Evaluator(ABC):
             points: where to look.
 
         Raises:
-            EvaluatorError: a point this evaluator cannot visit.
+            EvaluatorError: a point this evaluator cannot evaluate.
         """
 
     def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         """Objective at `points`, as `Probe.losses`; the weights are as before when it returns."""
-        with self.probe([(objective, batch)], points) as visit:
-            return visit.losses
+        with self.probe([(objective, batch)], points) as probe:
+            return probe.losses
 
     def check(self, asks: Sequence[LossRequest]) -> None:  # noqa: B027  # most evaluators can ask any model
         """Find out, before anything is trained, whether the model can be asked at all; what it takes is not counted.

@@ -107,11 +107,11 @@ class InForward(Evaluator):
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
-        visit = _InForwardVisit(self)
+        probe = _InForwardProbe(self)
         with counting_forwards(self.model, self.counts):
-            visit.losses = self._ask(asks, points)
-        self.counts.queries += visit.losses.numel()
-        yield visit
+            probe.losses = self._ask(asks, points)
+        self.counts.queries += probe.losses.numel()
+        yield probe
 
     @torch.no_grad()
     def _ask(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
@@ -357,7 +357,7 @@ class InForward(Evaluator):
             return self._ask([(objective, batch)], points), uses
 
 
-class _InForwardVisit(Probe):
+class _InForwardProbe(Probe):
     def __init__(self, evaluator: InForward) -> None:
         self._evaluator = evaluator
 

@@ -53,7 +53,7 @@ class InPlace(Evaluator):
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
-        visit = _InPlaceVisit(self)
+        probe = _InPlaceProbe(self)
         try:
             with torch.no_grad(), counting_forwards(self.model, self.counts):
                 rows = []
@@ -63,8 +63,8 @@ class InPlace(Evaluator):
                         torch.cat([at_least_float32(objective(self.model, batch)) for objective, batch in asks])
                     )
                     self.counts.queries += rows[-1].numel()
-                visit.losses = torch.stack(rows)
-            yield visit
+                probe.losses = torch.stack(rows)
+            yield probe
         finally:
             if not self.backbone.is_corrupt:  # by an interrupt inside a sweep: there is no way home
                 self.theta.move_to(Displacement())
@@ -79,7 +79,7 @@ class InPlace(Evaluator):
             check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
 
 
-class _InPlaceVisit(Probe):
+class _InPlaceProbe(Probe):
     def __init__(self, evaluator: InPlace) -> None:
         self._evaluator = evaluator
 

@@ -14,7 +14,7 @@ from zofo.backbone import Backbone, leaving_out
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
 from zofo.evaluators.base import Objective
-from zofo.evaluators.parameter_use import check_same_use, look
+from zofo.evaluators.parameter_use import check_same_use, observe
 from zofo.evaluators.row_layout import Use
 
 _LARGE = 1 << 26  # entries
@@ -42,7 +42,7 @@ def check_by_itself(
     """
     losses: list[torch.Tensor] = []
     try:
-        looks = look(model, lambda: losses.append(objective(model, batch).float()), parameters, times=2)
+        looks = observe(model, lambda: losses.append(objective(model, batch).float()), parameters, times=2)
     except (ZofoError, MemoryError):
         raise
     except Exception as error:  # a forward fails in as many ways as there are models

@@ -151,7 +151,7 @@ class Looked:
             self.written.setdefault(name, operation)
 
 
-def look(
+def observe(
     model: nn.Module, run: Callable[[], Any], parameters: Sequence[tuple[str, nn.Parameter]], times: int = 1
 ) -> list[Looked]:
     """Run a model, without a trace, and see what it does with its parameters each time.
@@ -185,7 +185,7 @@ def unused_by(model: nn.Module, run: Callable[[], Any]) -> frozenset[str]:
         run: runs it, on a few examples.
     """
     try:
-        (looked,) = look(model, run, list(model.named_parameters(remove_duplicate=False)))
+        (looked,) = observe(model, run, list(model.named_parameters(remove_duplicate=False)))
     except Exception:  # noqa: BLE001  # it fails in as many ways as there are models, and a check says how
         return frozenset()
     return unused(model, looked)

@@ -70,7 +70,7 @@ def apply_patch(
     base: str,
     out: Path,
     force: bool = False,
-    folded: bool = False,
+    summed: bool = False,
     remote_code: bool = False,
     revision: str | None = None,
 ) -> PatchResult:
@@ -84,7 +84,7 @@ def apply_patch(
         base: its base model: an embedded name, a folder or a Hub id.
         out: the new folder.
         force: write into a folder that holds something.
-        folded: write the sum of the updates at once: faster, and equal up to rounding.
+        summed: write the sum of the updates at once: faster, and equal up to rounding.
         remote_code: allow the base model's repository to run its own code.
         revision: branch, tag or commit of a Hub id; by default that of the patch, if `base` is its name there.
 
@@ -100,7 +100,7 @@ def apply_patch(
             patch.inspect(adapter)
         loaded = _base(file, patch.header.base, base, revision, remote_code)
         try:
-            same = _replay(loaded, patch, folded, Path(temporary))
+            same = _replay(loaded, patch, summed, Path(temporary))
             merged = not patch.adapter or _attached(loaded, adapter)
             check_finite(loaded.model)
         except (ConfigError, ModelError, NonFiniteError) as error:
@@ -132,15 +132,15 @@ def _named(name: str, revision: str | None) -> str:
     return repr(name) if revision is None else f"{name!r} at the revision {revision!r}"
 
 
-def _replay(loaded: LoadedModel, patch: Patch, folded: bool, folder: Path) -> bool | None:
+def _replay(loaded: LoadedModel, patch: Patch, summed: bool, folder: Path) -> bool | None:
     """Replay every stage on the base model; returns whether the bits are those of training, None if unknown."""
     same = None
     for number, stage in enumerate(patch.stages):
         weights, last = folder / f"weights-{number}.safetensors", stage is patch.stages[-1]
         if stage.weights is not None:
             weights.write_bytes(stage.weights)
-        by_record = stage.header.exact and not (folded and last)
-        backbone = restore_weights(loaded, stage.trajectory, weights, folded=not by_record)
+        by_record = stage.header.exact and not (summed and last)
+        backbone = restore_weights(loaded, stage.trajectory, weights, summed=not by_record)
         if backbone is not None and last and by_record and patch.header.backbone is not None:
             same = backbone.fingerprint() == patch.header.backbone
     return same

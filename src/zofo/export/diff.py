@@ -14,7 +14,7 @@ from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
 from zofo.training.metrics_file import metrics_lines
 from zofo.trajectory import Trajectory
-from zofo.trajectory.format import Moved, Record, Settled, Stepped
+from zofo.trajectory.format import Flushed, Moved, Record, Stepped
 
 _BY_CLOCK = ("seconds",)
 _SHOWN = 12
@@ -131,7 +131,7 @@ def _versions(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
 def _left(first: RunFolder, second: RunFolder) -> Iterator[Difference]:
     """Differences of files of the trained model; the trajectory is compared step by step instead."""
     files = [
-        {name: digest for name, digest in run.digests().items() if name != run.trajectory.name}
+        {name: digest for name, digest in run.artifact_hashes().items() if name != run.trajectory.name}
         for run in (first, second)
     ]
     for name, digests in differences(files[0], files[1]):
@@ -170,7 +170,7 @@ def _by_step(trajectory: Trajectory) -> Iterator[tuple[int, list[Record]]]:
             records, number = [], record.number + 1
         else:
             records.append(record)
-    if any(not isinstance(record, Settled) for record in records):
+    if any(not isinstance(record, Flushed) for record in records):
         yield number, records
 
 

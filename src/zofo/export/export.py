@@ -68,7 +68,7 @@ def export_run(
     variant: str | None = None,
     best: bool = False,
     force: bool = False,
-    folded: bool = False,
+    summed: bool = False,
     model: str | None = None,
     remote_code: bool = False,
 ) -> ExportResult:
@@ -85,7 +85,7 @@ def export_run(
         variant: which model of the run; by default the one reported first.
         best: as of the best evaluation instead of the last step.
         force: write over what is there.
-        folded: for a patch: hold the sum of the updates instead of each one.
+        summed: for a patch: hold the sum of the updates instead of each one.
         model: where the base model is now, if it has moved.
         remote_code: allow the model's repository to run its own code.
 
@@ -101,8 +101,8 @@ def export_run(
     if kind == "patch":
         check_file_not_taken(out, force, read)
         if model is not None:  # else it is compared where the patch is applied
-            run.begin(run.load_base(model, remote_code))
-        write_file(out, patch_of(run, variant, best, folded))
+            run.load_start_weights(run.load_base(model, remote_code))
+        write_file(out, patch_of(run, variant, best, summed))
         return ExportResult(kind, out, (), model_card(run, kind, variant, best))
     check_not_taken(out, force, read)  # before the model is loaded
     head: Head
@@ -134,7 +134,7 @@ def _checked_adapter(
         )
     check_run_adapter(adapter, run.config.method)
     if model is not None or Path(run.config.model.name).is_dir():
-        run.begin(run.load_base(model, remote_code))
+        run.load_start_weights(run.load_base(model, remote_code))
     head = _head_of(run, adapter, model)
     if head == "classification":
         check_complete(adapter, run.base_config(model), len(run.task.label_names) or None, remote_code)

@@ -21,8 +21,8 @@ from zofo.trajectory.format import Stepped
 from zofo.trajectory.replay import sum_of_updates
 
 
-def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, folded: bool = False) -> bytes:
-    """The content of a run's patch; with `folded` it holds the sum of the updates, 16 bytes for each direction.
+def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, summed: bool = False) -> bytes:
+    """The content of a run's patch; with `summed` it holds the sum of the updates, 16 bytes for each direction.
 
     Raises RunError where the run is damaged, trained nothing, or holds something that a patch cannot.
     """
@@ -38,7 +38,7 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
                 f"the run started from {str(one.path)!r}, whose adapter a patch has no place for",
                 "write the whole model with --merged DIR",
             )
-        stages.append(_stage_of(one, number, parts, best and one is run, folded if one is run else None))
+        stages.append(_stage_of(one, number, parts, best and one is run, summed if one is run else None))
     if adapter is not None:
         check_untrusted_adapter(adapter)
         tensors = (adapter / ADAPTER[1]).read_bytes()
@@ -63,15 +63,15 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, fol
     return packed(header, parts)
 
 
-def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, folded: bool | None) -> dict[str, Any]:
-    """The header of a run's stage, whose parts are added to `parts`. With `folded` None, it is as a run is restored."""
+def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, summed: bool | None) -> dict[str, Any]:
+    """The header of a run's stage, whose parts are added to `parts`. With `summed` None, it is as a run is restored."""
     (folder, steps), trajectory = run.kept(best), run.backbone_trajectory
     stage: dict[str, Any] = {"steps": steps, "exact": True, "trajectory": None, "weights": None}
     if trajectory is not None:
-        folded = not (trajectory.cheap or run.config.model.dtype != "float32") if folded is None else folded
+        summed = not (trajectory.cheap or run.config.model.dtype != "float32") if summed is None else summed
         check_trajectory_limits(trajectory)
-        stage |= {"exact": not folded, "trajectory": f"trajectory_{number}.bin"}
-        parts[stage["trajectory"]] = _bytes_of(run, trajectory, steps, folded)
+        stage |= {"exact": not summed, "trajectory": f"trajectory_{number}.bin"}
+        parts[stage["trajectory"]] = _bytes_of(run, trajectory, steps, summed)
         return stage if steps is not None else stage | {"steps": trajectory.steps}
     weights = folder / WEIGHTS
     if weights.is_file():
@@ -80,13 +80,13 @@ def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, 
     return stage if steps is not None else stage | {"steps": int(run.summary["steps"])}
 
 
-def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, folded: bool) -> bytes:
-    """A trajectory file of the first so many steps, record by record or folded."""
+def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, summed: bool) -> bytes:
+    """A trajectory file of the first so many steps, record by record or summed."""
     file = io.BytesIO()
     header = {name: value for name, value in trajectory.header.items() if name != "seed"}
     writer = TrajectoryWriter(file, trajectory.header["seed"], header)
     records = trajectory.records if steps is None else trajectory.first(steps)
-    if folded:
+    if summed:
         ended = [record for record in records if isinstance(record, Stepped)]
         records = (Update(folded_updates(run, trajectory, steps)), *ended[-1:])
     for record in records:
@@ -97,7 +97,7 @@ def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, folded:
 def folded_updates(run: RunFolder, trajectory: Trajectory, steps: int | None = None) -> Displacement:
     """The sum of the first updates of a run; raises RunError where they do not add up."""
     if run.config.model.dtype != "float32":
-        raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --folded")
+        raise RunError("half-precision updates are rounded one by one, so they do not add up", "leave out --summed")
     return sum_of_updates(trajectory, steps)
 
 

@@ -36,7 +36,7 @@ class ReplayReport:
         steps: number of steps that were replayed.
         of: number of steps of the run.
         seconds: time of the replay, without loading the model.
-        folded: whether the sum of the updates was written at once, instead of record by record.
+        summed: whether the sum of the updates was written at once, instead of record by record.
         fingerprint: SHA-256 of the tensors that the run moves.
         verdict: result of the comparison with what the run has left.
         detail: what it was compared with.
@@ -48,7 +48,7 @@ class ReplayReport:
     steps: int
     of: int
     seconds: float
-    folded: bool
+    summed: bool
     fingerprint: str
     verdict: Verdict
     detail: str
@@ -63,7 +63,7 @@ class ReplayReport:
 
     def lines(self) -> list[str]:
         """The result as lines of text."""
-        how = "folded" if self.folded else "record by record"
+        how = "summed" if self.summed else "record by record"
         lines = [f"replayed {self.steps} of {self.of} steps in {self.seconds:.2f} s, {how}: {self.fingerprint}"]
         lines.append(f"{self.verdict} ({self.detail})")
         if self.cut:
@@ -85,7 +85,7 @@ def replay_run(
     step: int | None = None,
     out: Path | None = None,
     *,
-    folded: bool = False,
+    summed: bool = False,
     force: bool = False,
     model: str | None = None,
     remote_code: bool = False,
@@ -93,7 +93,7 @@ def replay_run(
     """Rebuild the backbone as it was after some steps, and compare it with what the run has left. The run is only read.
 
     By default record by record: everything that training wrote is written again, to the same bits on the same device.
-    With `folded` the sum of the updates is written at once: faster, above all for runs in place, and equal up to
+    With `summed` the sum of the updates is written at once: faster, above all for runs in place, and equal up to
     rounding.
 
     After the last step the weights are compared with their hash in `summary.json` (or with `weights.safetensors`);
@@ -103,7 +103,7 @@ def replay_run(
         path: folder of the run.
         step: number of steps to replay; by default all, 0 for the base model.
         out: the new transformers folder of the backbone; by default nothing is written.
-        folded: write the sum of the updates at once.
+        summed: write the sum of the updates at once.
         force: write into a folder that holds something.
         model: where the base model is now, if it has moved.
         remote_code: allow the model's repository to run its own code.
@@ -121,24 +121,24 @@ def replay_run(
     read = run.sources(model)
     if out is not None:
         check_not_taken(out, force, read)
-    if folded:
+    if summed:
         folded_updates(run, trajectory, steps)  # refuses
     loaded = run.load_base(model, remote_code)
-    run.begin(loaded)
+    run.load_start_weights(loaded)
     start = time.perf_counter()
     whole = steps == trajectory.steps
-    backbone = replay(loaded.model, trajectory, None if whole else steps, folded=folded)
+    backbone = replay(loaded.model, trajectory, None if whole else steps, summed=summed)
     seconds = time.perf_counter() - start
     fingerprint = backbone.fingerprint()
     summary = run.summary if (run.path / SUMMARY).is_file() else {}  # of a run that has ended
     adapters = any((run.path / variant).is_dir() for variant in summary.get("variants", {}))
-    found = _compared_bits(run, backbone, fingerprint, summary.get("backbone")) if whole and not folded else None
+    found = _compared_bits(run, backbone, fingerprint, summary.get("backbone")) if whole and not summed else None
     verdict, detail = found or _compared_loss(run, loaded, steps, adapters)
     if out is not None:
         with new_folder(out, force, read) as folder:
             save_model(loaded, folder, label_texts(run.only_task))
     return ReplayReport(
-        steps, trajectory.steps, seconds, folded, fingerprint, verdict, detail, out, adapters, not trajectory.whole
+        steps, trajectory.steps, seconds, summed, fingerprint, verdict, detail, out, adapters, not trajectory.whole
     )
 
 

@@ -39,7 +39,7 @@ class TrainingContext:
         model: any torch module.
         objective: turns (model, batch) into one float32 loss for each example.
         examples: the training examples.
-        make: turns a list of examples into the batch that `objective` takes.
+        collate: turns a list of examples into the batch that `objective` takes.
         seed: of the run; every draw of the method depends on it alone.
         length: of an example, so that those of similar length share a batch; None does not group.
         objective_name: what the objective is called, for the run's summary.
@@ -50,7 +50,7 @@ class TrainingContext:
     model: nn.Module
     objective: Objective
     examples: Sequence[Any]
-    make: Callable[[Sequence[Any]], Any]
+    collate: Callable[[Sequence[Any]], Any]
     seed: int = 0
     length: Callable[[Any], int] | None = None
     log_ties: bool = False
@@ -60,7 +60,7 @@ class TrainingContext:
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> EpochSampler[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""
         chosen = self.examples if examples is None else examples
-        return EpochSampler(chosen, size, self.make, self.seed, name, self.length)
+        return EpochSampler(chosen, size, self.collate, self.seed, name, self.length)
 
     def unused_by(self, batch: Any) -> frozenset[str]:
         """The names of the model's parameters that no forward uses, as far as this batch tells."""

@@ -57,7 +57,7 @@ class LinearProbe(Method):
 
     def __init__(self, config: LinearProbeConfig, context: TrainingContext) -> None:
         self._config = config
-        self._setting = context
+        self._context = context
         self.model = context.model
         self.counts = Counts()
         self.queries_per_step = len(context.examples)
@@ -82,7 +82,7 @@ class LinearProbe(Method):
 
         before = self.counts.copy()
         features = self._features()
-        gold = [one.gold for one in self._setting.examples]
+        gold = [one.gold for one in self._context.examples]
         scaler = StandardScaler().fit(features.numpy())
         probe = LogisticRegressionCV(cv=self._folds, max_iter=5000, scoring="neg_log_loss")
         with warnings.catch_warnings():  # notes on defaults that will be named otherwise, but mean the same
@@ -96,7 +96,7 @@ class LinearProbe(Method):
                 torch.cat([-intercept, intercept]) / 2,
             )
         scaled = coefficients / torch.tensor(scaler.scale_, dtype=torch.float32)
-        width = len(self._setting.examples[0].example.candidates)
+        width = len(self._context.examples[0].example.candidates)
         self._weight = torch.zeros(width, features.shape[1])
         self._bias = torch.full((width,), _UNSEEN)
         classes = torch.tensor(fitted.classes_)
@@ -108,13 +108,13 @@ class LinearProbe(Method):
 
     @torch.no_grad()
     def _features(self) -> torch.Tensor:
-        examples, size = self._setting.examples, self._config.batch_size
+        examples, size = self._context.examples, self._config.batch_size
         order = sorted(range(len(examples)), key=lambda i: int(examples[i].length))
         found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
         with counting_forwards(self.model, self.counts):
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
-                values = features_of(self.model, self._setting.make([examples[i] for i in chosen]))
+                values = features_of(self.model, self._context.collate([examples[i] for i in chosen]))
                 self.counts.queries += len(chosen)
                 for i, value in zip(chosen, values, strict=True):
                     found[i] = value
@@ -137,7 +137,7 @@ def features_of(model: nn.Module, batch: Any) -> torch.Tensor:
         scores(model, batch)
     finally:
         handle.remove()
-    return seen[-1][:, -batch.keep :].flatten(0, 1)[batch.sources[:, 0, 0]].float().cpu()
+    return seen[-1][:, -batch.logits_to_keep :].flatten(0, 1)[batch.gather_index[:, 0, 0]].float().cpu()
 
 
 def output_embedding(model: Any) -> nn.Module:

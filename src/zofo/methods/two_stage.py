@@ -71,7 +71,7 @@ class TwoStage(Method):
         self.model = context.model
         self._objective = context.objective
         self._batches = context.batches(config.batch_size, "train")
-        self._two = context.make(context.examples[:2])
+        self._two = context.collate(context.examples[:2])
         # before peft, so that names stay the model's
         unused = context.unused_by(self._two)
         self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, unused=unused)

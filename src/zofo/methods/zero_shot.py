@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from zofo.config import named
+from zofo.config import as_group
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
@@ -70,7 +70,7 @@ class InContextConfig(MethodConfig):
     @classmethod
     def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
         """With the default number of demonstrations."""
-        task = named(tree.get("task", {}))
+        task = as_group(tree.get("task", {}))
         if not isinstance(task, dict):
             return tree
         return {**tree, "task": {"num_fewshot": DEMONSTRATIONS, **task}}

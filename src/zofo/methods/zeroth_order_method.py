@@ -50,7 +50,7 @@ class ForwardOnly(Method):
         self._check_objective = context.check_objective or context.objective
         self._log_ties = context.log_ties
         self._batches = context.batches(config.batch_size, "train")
-        self._two = context.make(context.examples[:2])
+        self._two = context.collate(context.examples[:2])
         self._adapters: Adapters | None = None
         among = None
         if config.adapter is not None:

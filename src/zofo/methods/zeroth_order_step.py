@@ -13,7 +13,7 @@ from torch import nn
 
 from zofo.adapters import PeftAdapters, carries_adapters, kind_of
 from zofo.backbone import Backbone, Update, matching, movable, named_by, selected
-from zofo.config import PartConfig, named
+from zofo.config import PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
 from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
@@ -115,7 +115,7 @@ class ZerothOrderConfig(MethodOptions):
         if not isinstance(given, dict):
             return given
         noise, evaluator, rule, estimator = (
-            named(given.get(part, {})) for part in ("noise", "evaluator", "rule", "estimator")
+            as_group(given.get(part, {})) for part in ("noise", "evaluator", "rule", "estimator")
         )
         moved = cls._moved(given)
         beside = kind_of(given.get("adapter", {})) if cls.adapter_rates else None
@@ -133,8 +133,8 @@ class ZerothOrderConfig(MethodOptions):
     @classmethod
     def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
         """With the epsilon that suits the number type of the model."""
-        model, method = tree.get("model"), named(tree.get("method", {}))
-        estimator = named(method.get("estimator", {}))
+        model, method = tree.get("model"), as_group(tree.get("method", {}))
+        estimator = as_group(method.get("estimator", {}))
         half = isinstance(model, dict) and model.get("dtype") in HALF
         if not half or not isinstance(estimator, dict):
             return tree
@@ -210,7 +210,7 @@ class ZerothOrder:
         self._num_directions = config.num_directions
         self._normalize_by_std = config.normalize_by_std
         self._group = _group_size(config.directions)
-        self.refuse_sharing("directions", config.directions, config.evaluator.name)
+        self.check_direction_sharing("directions", config.directions, config.evaluator.name)
         if config.normalize_by_std and batch_size * config.num_directions < 2:
             raise ConfigError(
                 "method.normalize_by_std divides by how much the examples' slopes differ, but a step has only one",
@@ -259,7 +259,7 @@ class ZerothOrder:
             )
         return [[key._replace(index=key.index + group) for group in groups] for key in keys]
 
-    def refuse_sharing(self, option: str, directions: DirectionSharing, evaluator: str) -> None:
+    def check_direction_sharing(self, option: str, directions: DirectionSharing, evaluator: str) -> None:
         """Raises ConfigError for examples with directions of their own that the evaluator cannot give them."""
         if _group_size(directions) and not self.evaluator.per_example:
             raise ConfigError(
@@ -286,12 +286,12 @@ class ZerothOrder:
     def step(self, number: int, asks: Sequence[LossRequest], lr_factor: float = 1.0) -> tuple[Estimate, Update]:
         """Ask along the directions of step `number`, estimate, and update the backbone."""
         directions = self.directions(number)
-        with self.evaluator.probe(asks, self.estimator.ask(directions)) as visit:
-            estimate = self.estimator.tell(directions, visit.losses)
+        with self.evaluator.probe(asks, self.estimator.ask(directions)) as probe:
+            estimate = self.estimator.tell(directions, probe.losses)
             update, state = self.rule.update(
                 estimate.normalized_by_std() if self._normalize_by_std else estimate, self.state, self.rate(lr_factor)
             )
-            visit.update(update)
+            probe.update(update)
         self.state = state
         return estimate, update
 

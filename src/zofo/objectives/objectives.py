@@ -92,13 +92,13 @@ def reward_objective(reward: Reward, task: Task, how: Generation, name: str = "r
     def losses(model: nn.Module, batch: Any) -> torch.Tensor:
         found = [
             -_number(reward(one.example, answer), one.example)
-            for one, answer in zip(batch.members, _asked(model, batch), strict=True)
+            for one, answer in zip(batch.examples, _asked(model, batch), strict=True)
         ]
         return torch.tensor(found, dtype=torch.float32, device=batch.gold.device)
 
     def _asked(model: nn.Module, batch: Any) -> Sequence[Answer]:
         if task.kind == "generation":
-            return generate(model, batch.members, how)
+            return generate(model, batch.examples, how)
         answers: list[Answer] = scores(model, batch).argmax(dim=1).tolist()
         return answers
 

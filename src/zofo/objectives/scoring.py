@@ -18,19 +18,19 @@ def candidate_scores(model: nn.Module, batch: Batch, by: str = "mean") -> torch.
     """Mean log-likelihood of the tokens of each candidate after its prompt, or their sum.
 
     score[e, c] = (1 / n) sum over the n tokens of candidate c of log p(token | prompt, tokens before it). Logits are
-    asked for only at the positions of `batch.keep`: at one position when every candidate is one token. In a masked
+    asked for only at the last `batch.logits_to_keep` positions: at one where every candidate is one token. In a masked
     language model a candidate is one token, in the mask's place.
 
     Args:
         model: a language model of transformers, with or without adapters.
-        batch: E examples with up to C candidates; a `branched` one only for a model with a `packing_limit` for it.
+        batch: E examples with up to C candidates; a `packed` one only for a model with a `packing_limit` for it.
         by: `mean`, so that length does not count, or `sum`.
 
     Returns:
         float32, shape [E, C]; -inf where an example has fewer candidates.
     """
     likelihoods = _logits(model, batch).log_softmax(dim=-1).flatten(0, 1)
-    tokens = likelihoods[batch.sources, batch.targets].masked_fill(~batch.target_mask, 0.0)
+    tokens = likelihoods[batch.gather_index, batch.targets].masked_fill(~batch.target_mask, 0.0)
     counts = batch.target_mask.sum(dim=-1)
     sums = tokens.sum(dim=-1)
     return (sums / counts.clamp(min=1) if by == "mean" else sums).masked_fill(counts == 0, -torch.inf)
@@ -112,20 +112,20 @@ _LIMITS = ("max_position_embeddings", "sliding_window", "attention_chunk_size", 
 
 
 def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits at the last `batch.keep` positions, float32, [R, keep, vocabulary]."""
+    """Logits at the last `batch.logits_to_keep` positions, float32, [R, keep, vocabulary]."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": _attention_mask(model, batch)}
     bare = _unwrapped(model)
     if batch.position_ids is not None and takes(bare, "position_ids"):
         inputs["position_ids"] = batch.position_ids
     if takes(bare, "logits_to_keep"):  # positions and not their number: gathered, they make the head one matrix product
-        inputs["logits_to_keep"] = torch.arange(-batch.keep, 0, device=batch.input_ids.device)
+        inputs["logits_to_keep"] = torch.arange(-batch.logits_to_keep, 0, device=batch.input_ids.device)
     logits: torch.Tensor = model(**inputs).logits
-    return at_least_float32(logits[:, -batch.keep :])
+    return at_least_float32(logits[:, -batch.logits_to_keep :])
 
 
 def _attention_mask(model: nn.Module, batch: Batch) -> torch.Tensor:
     """[R, L], or [R, 1, L, L] to be added to the products of attention: 0 where a position is seen, else the lowest."""
-    if not batch.branched:
+    if not batch.packed:
         return batch.attention_mask
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     visible = batch.visible

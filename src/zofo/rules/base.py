@@ -22,7 +22,7 @@ class State:
         momentum: the decaying sum of gradients, for rules that keep it as a displacement.
         mean_square: the running mean of the squared length of gradients, for rules that divide by its root; else None.
         buffers: parameter-sized float32 tensors by buffer and tensor name, for rules that say they are dense. They are
-            written in place while an update is folded in.
+            written in place while an update is written.
     """
 
     steps: int = 0

@@ -50,7 +50,7 @@ class DenseMomentum(Rule):
         self.beta = beta
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """Momentum; the buffer is written while the update is folded in."""
+        """Momentum; the buffer is written while the update is written."""
         buffers, rate = state.buffers or {"m": {}}, self.lr if lr is None else lr
 
         def step(name: str, size: int, block: Block, gradient: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,7 @@ class DenseAdam(Rule):
         self.eps = eps
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
-        """Adam; the buffers are written while the update is folded in."""
+        """Adam; the buffers are written while the update is written."""
         buffers = state.buffers or {"m": {}, "v": {}}
         steps = state.steps + 1
         step = self._step(buffers, steps, self.lr if lr is None else lr)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError, nearest
-from zofo.overrides import Tree, flat, format_overrides, get_by_path, merge_trees
+from zofo.overrides import Tree, flatten, format_overrides, get_by_path, merge_trees
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class AxisValue(Changes):
     """For single methods, configuration in place of the value's own `method`; null leaves the method out here."""
 
 
-class Start(Changes):
+class PretrainingRun(Changes):
     """A run that is made first and that methods start from, such as training on many tasks. Its configuration is merged
     into `model` and `training` of `defaults`."""
 
@@ -189,7 +189,7 @@ class StudyConfig(Config):
     """Tasks or problems by their names in the tables."""
     axes: Named[Named[AxisValue]] = {}
     """More axes, each with its values by name."""
-    pretraining: Named[Start] = {}
+    pretraining: Named[PretrainingRun] = {}
     """Runs that are made first, once for each model, for `methods` to start from."""
     methods: Named[MethodSpec]
     """Methods by their names in the tables."""
@@ -365,7 +365,7 @@ def _check_tuned_by(config: StudyConfig, name: str, other: str) -> None:
         alone, theirs = (level.methods.get(one) or nothing for one in (name, other))
         said.append((f"{place}.methods.{name}", alone.tree, theirs.tree))
     for number, trial in enumerate(config.tried(other), 1):
-        for (place, tree, others), (key, _) in itertools.product(said, flat(trial)):
+        for (place, tree, others), (key, _) in itertools.product(said, flatten(trial)):
             if get_by_path(tree, key) not in (None, get_by_path(others, key)):
                 raise ConfigError(
                     f"{place}.{key}: trial {number} of {other} sets this, so that it would have no effect",

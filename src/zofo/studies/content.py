@@ -11,7 +11,7 @@ from pathlib import Path
 from zofo.errors import RunError, ZofoError
 from zofo.models import LoadedModel, ModelConfig, load_model
 from zofo.studies.result import Outcome
-from zofo.studies.trial import Run
+from zofo.studies.trial import StudyRun
 from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, model_identity, said
 
@@ -32,7 +32,7 @@ class Content:
         self.unread: dict[str, str] = {}
         """Runs whose content could not be read, and why."""
 
-    def changed(self, run: Run, outcome: Outcome) -> str:
+    def changed(self, run: StudyRun, outcome: Outcome) -> str:
         """What has changed since a kept result was made, in a sentence; empty for nothing."""
         now = self._now(run)
         found = changes(outcome.made_from, now)
@@ -44,7 +44,7 @@ class Content:
             self._model = None
             gc.collect()
 
-    def _now(self, run: Run) -> Identity:
+    def _now(self, run: StudyRun) -> Identity:
         tree = run.tree
         key = json.dumps([tree.get("model"), tree.get("task"), tree["method"].get("adapter")])
         if key not in self._known:
@@ -81,7 +81,7 @@ def _trained(start: Path) -> str | None:
         return None
 
 
-def check_same_content(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> None:
+def check_same_content(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> None:
     """Refuse to compare results that use one name for different content.
 
     Args:
@@ -91,10 +91,10 @@ def check_same_content(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> 
     Raises:
         RunError: names two runs, and what differs.
     """
-    first: dict[str, tuple[Run, Identity]] = {}
+    first: dict[str, tuple[StudyRun, Identity]] = {}
     for run in runs:
         outcome = outcomes.get(run.digest)
-        if outcome is None or not outcome.final or "model" not in run.tree:
+        if outcome is None or not outcome.is_final or "model" not in run.tree:
             continue
         model, task, made = run.tree["model"], run.tree["task"], outcome.made_from
         of_model = (
@@ -109,5 +109,5 @@ def check_same_content(runs: Sequence[Run], outcomes: Mapping[str, Outcome]) -> 
                 raise RunError(
                     f"the runs {str(other)!r} and {str(run)!r} cannot be compared: "
                     + said(found, f"{str(other)!r}", str(model["name"]), run.cell.task, "was made with"),
-                    "type the study's command again, without --report: what no longer matches is made again",
+                    "type the study's command again, without --report-only: what no longer matches is made again",
                 )

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from zofo.errors import RunError
 from zofo.studies.config import COUNTED, CURVE_COLUMNS, RESULT_COLUMNS, StudyConfig
 from zofo.studies.selection import Choices, Outcomes
-from zofo.studies.trial import Run
+from zofo.studies.trial import StudyRun
 
 if TYPE_CHECKING:
     import pandas
 
 
-def result_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, choices: Choices) -> pandas.DataFrame:
+def result_frame(
+    config: StudyConfig, runs: Sequence[StudyRun], outcomes: Outcomes, choices: Choices
+) -> pandas.DataFrame:
     """A row for each run that is done, trials among them; and below a final run one for each further model that it
     leaves, with its scores, whose method is called as in `row_name`.
 
@@ -46,7 +48,7 @@ def result_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes, c
     return frame.reindex(columns=[*_place_columns(config), *RESULT_COLUMNS])
 
 
-def curve_frame(config: StudyConfig, runs: Sequence[Run], outcomes: Outcomes) -> pandas.DataFrame:
+def curve_frame(config: StudyConfig, runs: Sequence[StudyRun], outcomes: Outcomes) -> pandas.DataFrame:
     """A row for each evaluation along a run.
 
     Columns: `method, model, task`, the axes, `seed, trial`, then `steps, queries, split, loss, score`.
@@ -76,7 +78,7 @@ def _place_columns(config: StudyConfig) -> list[str]:
     return ["method", "model", "task", *config.axes, "seed", "trial"]
 
 
-def _place(config: StudyConfig, run: Run) -> dict[str, Any]:
+def _place(config: StudyConfig, run: StudyRun) -> dict[str, Any]:
     values = [run.method, run.cell.model, run.cell.task, *run.cell.axes, run.seed, run.trial is not None]
     return dict(zip(_place_columns(config), values, strict=True))
 

@@ -16,7 +16,7 @@ from zofo.studies.config import SEEDED, ZERO_SHOT, AxisValue, Budget, StudyConfi
 from zofo.studies.executor import Executor
 from zofo.studies.problem_executor import ProblemRuns
 from zofo.studies.task_executor import TaskRuns
-from zofo.studies.trial import Cell, Run
+from zofo.studies.trial import Cell, StudyRun
 
 _SHOWN = 8  # faults of one message
 
@@ -46,7 +46,7 @@ class Grid:
         self.entries = [(name, cell) for cell in self.cells for name in config.methods if self._takes_part(name, cell)]
         self._check_methods_used()
         search = config.search
-        self.trials: list[Run] = [
+        self.trials: list[StudyRun] = [
             self._run(name, cell, seed, number)
             for name, cell in self.entries
             for number in range(len(config.methods[name].trials))
@@ -58,21 +58,21 @@ class Grid:
             self._start(name, next(iter(self.cells)))
         of = [(config.methods[name].init_from, cell) for name, cell in self.entries]
         starts = [self._start(start, cell) for start, cell in of if start is not None]
-        self.starts: list[Run] = list({run.digest: run for run in starts}.values())
+        self.starts: list[StudyRun] = list({run.digest: run for run in starts}.values())
         """The runs that others start from, each once."""
-        self.zero_shots: list[Run] = [
+        self.zero_shots: list[StudyRun] = [
             self._zero_shot(cell, seed) for cell in self.cells for seed in config.seeds if config.zero_shot
         ]
         """The untrained model in every cell, with every seed, if the study asks for it."""
         first = [run for name, cell in self.entries for run in self.finals(name, cell, 0)]
-        self.final_runs: list[Run] = [*first, *self.zero_shots]
+        self.final_runs: list[StudyRun] = [*first, *self.zero_shots]
         """The final runs of methods with one setting, and as many of the others, as if their first were chosen."""
         others = [
             self._run(name, cell, self.seeds(name)[0], None, number)
             for name, cell in self.entries
             for number in range(1, len(config.tried(name)))
         ]
-        self.one_of_each: list[Run] = [
+        self.one_of_each: list[StudyRun] = [
             *self.starts,
             *(run for run in self.trials if search is None or run.seed == search.seeds[0]),
             *(run for run in first if run.seed == self.seeds(run.method)[0]),
@@ -90,7 +90,7 @@ class Grid:
         assert self.config.search is not None
         return _shorter(self.config.search.budget, self.config.methods[name].budget)
 
-    def finals(self, name: str, cell: Cell, chosen: int) -> list[Run]:
+    def finals(self, name: str, cell: Cell, chosen: int) -> list[StudyRun]:
         """The final runs of a method in a cell.
 
         Args:
@@ -125,7 +125,7 @@ class Grid:
                     "give each setting once; an option at its default is the same as one that is left out",
                 )
 
-    def _start(self, name: str, cell: Cell) -> Run:
+    def _start(self, name: str, cell: Cell) -> StudyRun:
         """The run that a method starts from with the model of a cell; all tasks of the study are unseen in it."""
         start, model = self.config.pretraining[name], self.cells[cell][0].tree
         base = merge_trees(self.config.defaults.tree, model)
@@ -167,7 +167,7 @@ class Grid:
     def _takes_part(self, name: str, cell: Cell) -> bool:
         return all(level.methods.get(name, {}) is not None for level in self.cells[cell])
 
-    def _run(self, name: str, cell: Cell, seed: int, trial: int | None, chosen: int = 0) -> Run:
+    def _run(self, name: str, cell: Cell, seed: int, trial: int | None, chosen: int = 0) -> StudyRun:
         contender, config = self.config.methods[name], self.config
         number = chosen if trial is None else trial
         where = self._named(name, number)
@@ -209,7 +209,7 @@ class Grid:
             *([(trial, tried[number])] if tried else []),
         ]
 
-    def where(self, run: Run, key: str) -> str:
+    def where(self, run: StudyRun, key: str) -> str:
         """The place in the study's file that sets a key of a run; else a name of the run.
 
         Args:
@@ -242,7 +242,7 @@ class Grid:
             first.message = "\n".join([*messages[:_SHOWN], *more])
             raise first
 
-    def _zero_shot(self, cell: Cell, seed: int) -> Run:
+    def _zero_shot(self, cell: Cell, seed: int) -> StudyRun:
         """The untrained model: what is said about methods does not concern it, nor does the budget."""
         levels = (_without_method(level.tree) for level in self.cells[cell])
         written = merge_trees(_without_method(self.config.defaults.tree), *levels)
@@ -253,9 +253,9 @@ class Grid:
         tree = merge_trees({"method": ZERO_SHOT}, written, self._seeds(written, seed), {"training": last})
         return self._complete_run(ZERO_SHOT, cell, seed, None, tree, f"zero_shot, {cell}")
 
-    def _complete_run(self, name: str, cell: Cell, seed: int, trial: int | None, tree: Tree, where: str) -> Run:
+    def _complete_run(self, name: str, cell: Cell, seed: int, trial: int | None, tree: Tree, where: str) -> StudyRun:
         execution = execution_of(tree)
-        return Run(name, cell, seed, trial, _complete(execution, tree, where), execution)
+        return StudyRun(name, cell, seed, trial, _complete(execution, tree, where), execution)
 
     def _scored(self, evaluations: int) -> Tree:
         """How a final run is scored. The test split is scored only by runs that nothing is chosen from."""

@@ -16,7 +16,7 @@ from zofo.studies.frames import as_time
 from zofo.studies.load import Study
 from zofo.studies.runner import content_of, known_runs
 from zofo.studies.store import Store
-from zofo.studies.trial import Run
+from zofo.studies.trial import StudyRun
 
 Place = tuple[str, str, str]
 """Method, model and cell."""
@@ -127,7 +127,7 @@ def plan_study(
     folder: Path,
     jobs: int = 1,
     remote_code: bool = False,
-    told: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str], None] = lambda text: None,
     limit: float = _SECONDS,
 ) -> Plan:
     """The runs of a study and what those that are not done would take. Nothing is written.
@@ -141,7 +141,7 @@ def plan_study(
         folder: of the study, whose finished runs are counted out.
         jobs: runs at a time.
         remote_code: allow the model's repository to run its own code.
-        told: called with what is being timed.
+        on_progress: called with what is being timed.
         limit: seconds after which nothing more is timed.
 
     Raises:
@@ -150,11 +150,11 @@ def plan_study(
     study.grid.check()
     store, deadline = Store(folder, content_of(study, folder, remote_code)), time.perf_counter() + limit
     runs, outcomes = known_runs(study.grid, store)
-    groups: dict[Place, list[Run]] = {}
+    groups: dict[Place, list[StudyRun]] = {}
     for run in runs.values():
         groups.setdefault((run.method, run.cell.model, str(run.cell)), []).append(run)
     left = {
-        place: [run for run in own if run.digest not in outcomes or not outcomes[run.digest].final]
+        place: [run for run in own if run.digest not in outcomes or not outcomes[run.digest].is_final]
         for place, own in groups.items()
     }
     costs: Costs = {}
@@ -162,7 +162,7 @@ def plan_study(
     for place in _each_model_early(list(groups)):
         if not left[place] or time.perf_counter() > deadline:
             continue
-        told(f"timing {place[0]} {place[2]}")
+        on_progress(f"timing {place[0]} {place[2]}")
         chosen = {run.trial is not None: run for run in reversed(left[place])}
         try:
             first = next(iter(chosen.values()))
@@ -190,7 +190,7 @@ def _cost(costs: Costs, place: Place, trial: bool) -> CostEstimate | None:
     return None
 
 
-def _row(place: Place, runs: list[Run], left: list[Run], costs: Costs, fault: str | None) -> PlanRow:
+def _row(place: Place, runs: list[StudyRun], left: list[StudyRun], costs: Costs, fault: str | None) -> PlanRow:
     estimates = {trial: _cost(costs, place, trial) for trial in (True, False)}
     needed = [estimates[run.trial is not None] for run in left]
     known = [cost.seconds for cost in needed if cost is not None]
@@ -209,7 +209,7 @@ def _row(place: Place, runs: list[Run], left: list[Run], costs: Costs, fault: st
     )
 
 
-def _queries(runs: list[Run], trial: bool, cost: CostEstimate | None) -> int | None:
+def _queries(runs: list[StudyRun], trial: bool, cost: CostEstimate | None) -> int | None:
     """Queries of a run: counted, or else its budget, of which whole steps may leave a rest."""
     if cost is not None:
         return cost.queries

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
-from zofo.config import Config, named, parse_model
+from zofo.config import Config, as_group, parse_model
 from zofo.errors import ConfigError, NonFiniteError, ZofoError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods import METHODS, Method, MethodConfig
@@ -35,7 +35,7 @@ _CURVE = ("train", "validation")  # the data are small, and a paper's curves are
 class ProblemRun(Config):
     """Everything that a run on a toy problem depends on."""
 
-    problem: Annotated[ProblemConfig, BeforeValidator(named)]
+    problem: Annotated[ProblemConfig, BeforeValidator(as_group)]
     """The problem, with its options."""
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(partial(method_config, default="mezo"))]
     """The method, with its parts."""
@@ -74,16 +74,16 @@ class ProblemRuns(Executor):
         scoring = _Scoring(problem, method, folder)
         due = config.training.evaluated_after(steps)
         seconds = 0.0
-        scoring.look(0)
+        scoring.evaluate_if_due(0)
         best = _BestTest(scoring, problem.higher_is_better) if config.training.eval_on_test == "best" else None
         for number in range(steps):
             start = time.perf_counter()
             method.step(number)
             seconds += time.perf_counter() - start
             if number + 1 in due:
-                scoring.look(number + 1)
+                scoring.evaluate_if_due(number + 1)
                 if best is not None:
-                    best.look(number + 1)
+                    best.evaluate_if_due(number + 1)
         splits = ("validation", "test") if config.training.eval_on_test else ("validation",)
         scores = {split: scoring.score(split, steps) for split in splits}
         if best is not None:
@@ -127,7 +127,7 @@ def _problem(written: str) -> Problem:
 
 def _built(config: ProblemRun) -> tuple[Problem, Method]:
     problem = _problem(config.problem.model_dump_json())
-    return problem, METHODS[config.method.name](config.method, problem.setting(config.training.seed))
+    return problem, METHODS[config.method.name](config.method, problem.training_context(config.training.seed))
 
 
 _POINTS = "curve.jsonl"
@@ -141,7 +141,7 @@ class _BestTest:
         self._best = -math.inf
         self.test: dict[str, float] = {}
 
-    def look(self, steps: int) -> None:
+    def evaluate_if_due(self, steps: int) -> None:
         """After `steps` steps, which are scored on validation by the last point of the curve."""
         score = self._sign * self._scoring.curve[-1]["score"]
         if score > self._best:
@@ -171,7 +171,7 @@ class _Scoring:
             raise NonFiniteError(f"loss on {split} after {steps} steps", consequence="the run ends there")
         return {"score": found[self._problem.metric], "loss": found["loss"]}
 
-    def look(self, steps: int) -> None:
+    def evaluate_if_due(self, steps: int) -> None:
         """Add a point for each split to the curve."""
         for split in _CURVE:
             counted = {"steps": steps, "queries": self._method.counts.queries, "split": split}

@@ -21,7 +21,7 @@ from zofo.interpreters import safe_path
 from zofo.studies.grid import execution_of
 from zofo.studies.result import Outcome, made_from
 from zofo.studies.store import Store
-from zofo.studies.trial import Run
+from zofo.studies.trial import StudyRun
 from zofo.training.signals import Signals
 
 
@@ -82,7 +82,7 @@ class Workers:
                 child.terminate()
         self._pool.shutdown(cancel_futures=True)
 
-    def make(self, runs: Sequence[Run], store: Store) -> Iterator[Run]:
+    def make(self, runs: Sequence[StudyRun], store: Store) -> Iterator[StudyRun]:
         """Make runs, and give each back when it is over.
 
         Args:

@@ -20,7 +20,7 @@ from zofo.studies.load import Study
 from zofo.studies.report_tables import Scores, contrast_table, difference_table, score_table
 from zofo.studies.result import BLOWN_UP
 from zofo.studies.selection import Choices, Outcomes, Selection
-from zofo.studies.trial import Run
+from zofo.studies.trial import StudyRun
 from zofo.training import environment
 
 _TEMPLATE = Path(__file__).parent / "files" / "report.md.jinja"
@@ -28,7 +28,7 @@ _TEMPLATE = Path(__file__).parent / "files" / "report.md.jinja"
 
 def write_results(
     study: Study,
-    runs: Sequence[Run],
+    runs: Sequence[StudyRun],
     outcomes: Outcomes,
     choices: Choices,
     folder: Path,
@@ -77,7 +77,7 @@ def write_results(
         raise RunError(f"cannot write the report into {str(folder)!r}: {error.strerror}") from error
 
 
-def _about(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
+def _about(study: Study, runs: Sequence[StudyRun], outcomes: Outcomes, choices: Choices) -> dict[str, Any]:
     """What the template says of the methods, of the runs that are done, and of how settings were chosen."""
     config, digests = study.config, dict.fromkeys(run.digest for run in runs)
     done = [outcomes[digest] for digest in digests if digest in outcomes]
@@ -95,7 +95,9 @@ def _about(study: Study, runs: Sequence[Run], outcomes: Outcomes, choices: Choic
         "single": [name for name in config.methods if not config.tried(name)],
         "trial_budgets": _trial_budgets(study.grid),
         "trials": _trials(choices),
-        "waiting": [_waiting(study.grid, choice) for choice in choices.values() if choice.accident is not None],
+        "waiting": [
+            _waiting(study.grid, choice) for choice in choices.values() if choice.transient_failure is not None
+        ],
     }
 
 
@@ -143,10 +145,10 @@ def _trials(choices: Choices) -> str:
 
 def _waiting(grid: Grid, choice: Selection) -> str:
     names = ", ".join([choice.method, *grid.config.controls(choice.method)])
-    return f"- **{names} {choice.cell}: no final runs yet.** A trial failed: {choice.accident}"
+    return f"- **{names} {choice.cell}: no final runs yet.** A trial failed: {choice.transient_failure}"
 
 
-def _starts(starts: Sequence[Run], outcomes: Outcomes) -> str:
+def _starts(starts: Sequence[StudyRun], outcomes: Outcomes) -> str:
     """The runs that methods start from, and what they took, which no table of scores counts."""
     rows = []
     for run in starts:
@@ -162,7 +164,7 @@ def _starts(starts: Sequence[Run], outcomes: Outcomes) -> str:
     return markdown(header, rows, texts=3) if rows else ""
 
 
-def _failures(runs: Sequence[Run], outcomes: Outcomes) -> str:
+def _failures(runs: Sequence[StudyRun], outcomes: Outcomes) -> str:
     found = [(run, outcomes[run.digest].failed) for run in runs if run.digest in outcomes]
     rows = [[str(run), failed["error"], failed["message"]] for run, failed in found if failed]
     return markdown(["run", "error", "message"], rows, texts=3) if rows else ""

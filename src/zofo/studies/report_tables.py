@@ -12,7 +12,7 @@ from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.selection import Choices, Outcomes
 from zofo.studies.statistics import Interval, interval, paired
-from zofo.studies.trial import Cell, Run
+from zofo.studies.trial import Cell, StudyRun
 
 _WORK = ("queries", "forwards", "backwards")
 
@@ -45,7 +45,7 @@ class Scores:
             be made again has none yet.
     """
 
-    def __init__(self, grid: Grid, finals: Sequence[Run], outcomes: Outcomes, choices: Choices) -> None:
+    def __init__(self, grid: Grid, finals: Sequence[StudyRun], outcomes: Outcomes, choices: Choices) -> None:
         self._config, self._grid, self._choices = grid.config, grid, choices
         self.methods = [*([ZERO_SHOT] if self._config.zero_shot else []), *self._config.methods]
         self._done: dict[tuple[str, Cell], dict[int, Outcome]] = {}
@@ -101,7 +101,7 @@ class Scores:
         if choice is not None and choice.done and choice.chosen is None:
             return Finals(scores, _UNSTABLE, True)
         runs = len(self._grid.seeds(method) if method in self._config.methods else self._config.seeds)
-        failed = sum(not one.final for one in done.values())
+        failed = sum(not one.is_final for one in done.values())
         missing = runs - len(scored) - len(diverged) - failed
         others = ((len(diverged), "diverged"), (failed, "failed"), (missing, "not done"))
         parts = [f"{count} {what}" for count, what in others if count]

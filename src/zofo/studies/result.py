@@ -67,14 +67,14 @@ class Outcome:
         return replace(Identity.read(self.identity), configuration=None)
 
     @property
-    def ended_by_loss(self) -> bool:
+    def diverged_nonfinite(self) -> bool:
         """Whether a non-finite loss ended the run."""
         return self.failed is not None and self.failed["error"] == NonFiniteError.__name__
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         """Whether it would end the same way again: it succeeded or diverged; other failures may have been fixed."""
-        return self.failed is None or self.ended_by_loss
+        return self.failed is None or self.diverged_nonfinite
 
     @property
     def loss_before(self) -> float | None:
@@ -93,7 +93,7 @@ class Outcome:
         """
         after = self.scores.get("validation", {}).get("loss")
         if self.failed is not None or after is None:
-            return self.ended_by_loss
+            return self.diverged_nonfinite
         return not math.isfinite(after) or (before is not None and 0 < BLOWN_UP * before < after)
 
     def better_key(self, by: str) -> float:

@@ -20,7 +20,7 @@ from zofo.studies.report import write_results
 from zofo.studies.result import Outcome
 from zofo.studies.selection import Selection, choices_of, final_runs
 from zofo.studies.store import Store
-from zofo.studies.trial import Run
+from zofo.studies.trial import StudyRun
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def report_study(study: Study, folder: Path) -> StudyResult:
         raise RunError(
             f"{str(folder)!r} holds {store.count} results, and none of them is of the study as it is now",
             "put back what has changed since, such as the folder of a model; or type the command again without "
-            "--report to make them again",
+            "--report-only to make them again",
         )
     check_same_content([*grid.starts, *runs], outcomes)
     write_results(study, runs, outcomes, choices, folder, store.outdated())
@@ -129,14 +129,14 @@ def content_of(study: Study, folder: Path, remote_code: bool) -> Content:
     return Content(folder / "runs", remote_code, study.config.split == "test")
 
 
-def known_runs(grid: Grid, store: Store) -> tuple[dict[str, Run], dict[str, Outcome]]:
+def known_runs(grid: Grid, store: Store) -> tuple[dict[str, StudyRun], dict[str, Outcome]]:
     """Starts, trials, and final runs by digest, those of the first setting where none is chosen yet; and the outcomes
     of those that are done."""
     outcomes = store.outcomes([*grid.starts, *grid.trials])
     chosen = final_runs(grid, choices_of(grid, outcomes))
     known = {(run.method, run.cell) for run in chosen}
     finals = [*chosen, *(run for run in grid.final_runs if (run.method, run.cell) not in known)]
-    runs: dict[str, Run] = {}
+    runs: dict[str, StudyRun] = {}
     for run in [*grid.starts, *grid.trials, *finals]:
         runs.setdefault(run.digest, run)  # the same run may stand in several places
     return runs, outcomes | store.outcomes(finals)
@@ -150,7 +150,7 @@ class _Progress:
         self._whole = {run.digest for run in grid.starts}  # which others need
         self._keeps = grid.config.keep_weights
         runs, self.outcomes = known_runs(grid, store)
-        self._total, self._done = len(runs), sum(outcome.final for outcome in self.outcomes.values())
+        self._total, self._done = len(runs), sum(outcome.is_final for outcome in self.outcomes.values())
         self._left = sum(_work(run) for run in runs.values() if not self._is_done(run))
         self._seconds, self._made = 0.0, 0
 
@@ -168,7 +168,7 @@ class _Progress:
         for name, why in content.unread.items():
             self._say(f"{name} and others like it are kept, but not compared with what there is now: {why}")
 
-    def make(self, runs: Sequence[Run], workers: Workers) -> None:
+    def make(self, runs: Sequence[StudyRun], workers: Workers) -> None:
         """Make those runs that are not done."""
         for run in runs:
             self.outcomes.pop(run.digest, None)  # what a run starts from may have been made again
@@ -183,14 +183,14 @@ class _Progress:
     def waiting(self, study: Study, choices: Iterable[Selection]) -> None:
         """Say which final runs are not made yet, and why."""
         for choice in choices:
-            if choice.accident is not None:
+            if choice.transient_failure is not None:
                 controls = "".join(f" and those of {name}" for name in study.config.controls(choice.method))
                 self._say(
                     f"{choice.method} {choice.cell}: its final runs{controls} wait for a trial that failed by accident "
-                    f"({choice.accident}); type the same again to make it again"
+                    f"({choice.transient_failure}); type the same again to make it again"
                 )
 
-    def _over(self, run: Run) -> None:
+    def _over(self, run: StudyRun) -> None:
         """Read what came of a run, say it, and remove the weights that nobody needs."""
         outcome = self._store.outcome(run, compared=False)
         assert outcome is not None
@@ -208,15 +208,15 @@ class _Progress:
         kept = f"{self._done} of {self._total} runs are done and kept in {self._store.folder}"
         self._say(f"interrupted: {kept}; type the same again to go on, with the next one from its start")
 
-    def _is_done(self, run: Run) -> bool:
+    def _is_done(self, run: StudyRun) -> bool:
         found = self.outcomes.get(run.digest)
-        return found is not None and found.final
+        return found is not None and found.is_final
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _work(run: Run) -> int:
+def _work(run: StudyRun) -> int:
     """How much of the study's time a run takes, in no unit: its queries, or else its steps."""
     training = run.tree["training"]
     return int(training["max_queries"] or training["steps"])

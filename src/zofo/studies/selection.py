@@ -9,7 +9,7 @@ from itertools import groupby
 
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
-from zofo.studies.trial import Cell, Run
+from zofo.studies.trial import Cell, StudyRun
 
 Outcomes = Mapping[str, Outcome]
 """The outcomes of the runs that are done, by digest."""
@@ -63,7 +63,7 @@ class Selection:
         return all(trial.done for trial in self.trials)
 
     @property
-    def accident(self) -> str | None:
+    def transient_failure(self) -> str | None:
         """What the final runs wait for: the message of the first trial that has to be made again; None without one."""
         return next((trial.message for trial in self.trials if trial.state == "failed"), None)
 
@@ -77,7 +77,7 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
 
     argmin over settings of (1 / seeds) sum over seeds of the loss on validation (or of minus the score), both after the
     last step of the trial. A setting of which a trial diverged is the worst and not chosen; of equal ones the first is.
-    Nothing is chosen while a trial is not done or was ended by accident: fewer settings would be compared than for
+    Nothing is chosen while a trial is not done or was ended by an accident: fewer settings would be compared than for
     other methods.
 
     Args:
@@ -96,9 +96,9 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
     return found
 
 
-def _result(setting: str, runs: list[Run], outcomes: Outcomes, by: str) -> TrialResult:
+def _result(setting: str, runs: list[StudyRun], outcomes: Outcomes, by: str) -> TrialResult:
     made = [outcomes[run.digest] for run in runs if run.digest in outcomes]
-    ended = {"diverged" if one.final else "failed": one.failed["message"] for one in reversed(made) if one.failed}
+    ended = {"diverged" if one.is_final else "failed": one.failed["message"] for one in reversed(made) if one.failed}
     done = len(made) == len(runs) and "failed" not in ended
     for state in ("failed", "diverged"):
         if state in ended:
@@ -112,7 +112,7 @@ def _result(setting: str, runs: list[Run], outcomes: Outcomes, by: str) -> Trial
     return TrialResult(setting, done, state, message, loss, score, made[0].metric, None if state else key)
 
 
-def final_runs(grid: Grid, choices: Choices) -> list[Run]:
+def final_runs(grid: Grid, choices: Choices) -> list[StudyRun]:
     """The final runs whose setting is known: chosen, or the only one; the untrained model's first."""
     found = list(grid.zero_shots)
     for name, cell in grid.entries:

@@ -15,7 +15,7 @@ from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text, locked
 from zofo.studies.content import Content
 from zofo.studies.result import FILE, Outcome
-from zofo.studies.trial import Run
+from zofo.studies.trial import StudyRun
 from zofo.training.run_record import WEIGHTS
 
 _STUDY, _LOCK, _WHY = "study.json", "study.lock", "what-changed.txt"
@@ -64,7 +64,7 @@ class Store:
     def check_study(self, name: str) -> dict[str, Any]:
         """What is known of the study in the folder; raises RunError where it holds none, or another."""
         if not (self.folder / _STUDY).is_file():
-            raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report")
+            raise RunError(f"{str(self.folder)!r} holds no study", "run it first, without --report-only")
         content = read_json_object(self.folder / _STUDY)
         if content.get("study") != name:
             message = f"{str(self.folder)!r} holds the study {content.get('study')!r}, not {name!r}"
@@ -78,7 +78,7 @@ class Store:
         if any(entry.name != _LOCK for entry in self.folder.iterdir()):
             raise RunError(f"{str(self.folder)!r} exists and holds no study", "choose another folder with --out")
 
-    def outcome(self, run: Run, compared: bool = True) -> Outcome | None:
+    def outcome(self, run: StudyRun, compared: bool = True) -> Outcome | None:
         """What came of a run; None where it has not been made, or was made from something else than there is now.
 
         A run is known by its whole configuration, whatever the study calls it now, and by the content of what it names.
@@ -91,7 +91,7 @@ class Store:
             found = Outcome.read(folder)
             if found is None or not run.was_made_with(found.config):
                 continue
-            looked_at = self._content if compared and found.final else None
+            looked_at = self._content if compared and found.is_final else None
             what = "" if looked_at is None else looked_at.changed(run, found)
             if not what:
                 return found
@@ -103,14 +103,14 @@ class Store:
         """How many results there are, of this study or of what it was before."""
         return sum(1 for _ in self.runs.glob(f"*/{FILE}"))
 
-    def outcomes(self, runs: Sequence[Run]) -> dict[str, Outcome]:
+    def outcomes(self, runs: Sequence[StudyRun]) -> dict[str, Outcome]:
         """The outcomes of those runs that are done, by digest."""
         found = {run.digest: self.outcome(run) for run in runs}
         if self._content is not None:
             self._content.release()
         return {digest: outcome for digest, outcome in found.items() if outcome is not None}
 
-    def room_for(self, run: Run) -> Path:
+    def room_for(self, run: StudyRun) -> Path:
         """A folder for a run that does not exist; what was left of an earlier attempt is removed.
 
         A result of something else than there is now is not: it is put into `outdated/`, with what has changed.
@@ -140,7 +140,7 @@ class Store:
             for file in sorted(self._outdated.glob(f"*/{_WHY}"))
         }
 
-    def drop_weights(self, run: Run) -> None:
+    def drop_weights(self, run: StudyRun) -> None:
         """Remove the trained weights of a run, of its last step and of its best; what they scored is known."""
         for folder in self.runs.glob(f"*-{run.digest}"):
             for place in (folder, folder / "best"):

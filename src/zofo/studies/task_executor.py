@@ -19,10 +19,10 @@ from zofo.objectives import OBJECTIVES
 from zofo.studies.executor import ConfigFault, Executor, Loading
 from zofo.studies.result import INNER, Outcome
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
-from zofo.training import RunConfig, RunFolder, load_material, train, training_context
+from zofo.training import RunConfig, RunFolder, prepare_run, train, training_context
 from zofo.training.identity import Identity
 from zofo.training.metrics_file import metrics_lines
-from zofo.training.resume import material_identity
+from zofo.training.resume import prepared_identity
 
 _INNER_POINTS = 50  # of the curve of an inner problem
 
@@ -72,7 +72,7 @@ class TaskRuns(Executor):
             return found
 
         alone = config.model_copy(update={"init_from": None})
-        return material_identity(load_material(alone, remote_code, _splits(test), load=loaded), model)
+        return prepared_identity(prepare_run(alone, remote_code, _splits(test), load=loaded), model)
 
     def curve(self, folder: Path) -> list[dict[str, Any]]:
         path = folder / "metrics.jsonl"
@@ -87,18 +87,18 @@ class TaskRuns(Executor):
     def prepare(self, configs: Sequence[RunConfig], remote_code: bool) -> tuple[Method, float, Callable[..., float]]:
         first = configs[0].model_copy(update={"init_from": None})  # which may not be made yet, and takes no time
         splits = _splits(any(config.training.eval_on_test for config in configs))
-        material = load_material(first, remote_code, splits)
-        method = METHODS[first.method.name](first.method, training_context(first, material))
-        some = material.encoded["validation"][: first.training.eval_batch_size]
+        prepared = prepare_run(first, remote_code, splits)
+        method = METHODS[first.method.name](first.method, training_context(first, prepared))
+        some = prepared.encoded["validation"][: first.training.eval_batch_size]
         with method.using(method.variants[0]):
             start = time.perf_counter()
-            material.scorer.evaluate(method.model, some, Counts())
+            prepared.scorer.evaluate(method.model, some, Counts())
             each = (time.perf_counter() - start) / len(some)
 
         def scoring(config: RunConfig, steps: int) -> float:
-            looks = len(config.training.evaluated_after(steps)) * len(material.encoded["validation"])
+            looks = len(config.training.evaluated_after(steps)) * len(prepared.encoded["validation"])
             on_test = config.training.eval_on_test and (2 if config.training.eval_on_test == "best" else 1)  # or more
-            return each * (looks + (len(material.encoded["test"]) * on_test if on_test else 0))
+            return each * (looks + (len(prepared.encoded["test"]) * on_test if on_test else 0))
 
         return method, each, scoring
 
@@ -171,7 +171,7 @@ def _start_beside(folder: Path, start: Path | None) -> Path | None:
     if outcome is None or outcome.failed:
         why = f" failed: {outcome.failed['message']}" if outcome and outcome.failed else " was not made"
         message = f"the run {start.name!r}, which this one starts from,{why}"
-        if outcome is not None and outcome.ended_by_loss:
+        if outcome is not None and outcome.diverged_nonfinite:
             raise NonFiniteError(f"start: {message}", consequence="this one cannot be made")
         raise RunError(message, "see what failed in report.md")
     with suppress(OSError):  # then each of the runs that start there replays it for itself

@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One run, complete before it is made.
 
     Args:

@@ -17,7 +17,7 @@ from zofo.tasks.free_answers import free_answer_scores, last_content
 from zofo.tasks.gold import label_of
 from zofo.tasks.metaicl import in_free_words, metaicl_content, type_of
 from zofo.tasks.multi_task import check_has_options, combined_task, subtask_config, task_inputs, tasks_of
-from zofo.tasks.readers import Format, Row, check_labels, detect, folders_with_rows
+from zofo.tasks.readers import DataFormat, Row, check_labels, detect, folders_with_rows
 from zofo.tasks.readers.choices import is_keyed
 from zofo.tasks.readers.row import NamedLabel, all_rows
 from zofo.tasks.task import SPLITS, Split, Task
@@ -154,7 +154,7 @@ def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> di
     named = config.verbalizers or ()
     if config.template is not None and config.label is not None:
         label = config.label
-        found = Format("text-label", {"label": label}, f"label from {label!r}")
+        found = DataFormat("text-label", {"label": label}, f"label from {label!r}")
         held = all_rows(
             ((row.where, row.fields) for row in rows), lambda fields: {label: label_of(label, fields, data)}
         )
@@ -176,7 +176,7 @@ def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> di
     return {"name": Path(data).stem, "version": 1, "about": about, "splits": splits, **shape}
 
 
-def _shape(found: Format, rows: list[Row]) -> dict[str, Any]:
+def _shape(found: DataFormat, rows: list[Row]) -> dict[str, Any]:
     """The part of a task file that says how rows of a format are asked about."""
     named = {role: column if column.isidentifier() else f"row[{column!r}]" for role, column in found.columns.items()}
     written = {role: f"{{{{ {name} }}}}" for role, name in named.items()}  # as templates refer to the columns

@@ -27,29 +27,30 @@ class Batch:
         input_ids: [R, L], padded on the left.
         attention_mask: [R, L], 1 where there is a token.
         position_ids: [R, L], counted from the first token of the prompt; 0 on padding. None lets the model count.
-        branches: [R, L], 0 in a prompt and on padding, n in the n-th branch of a row.
-        branched: whether a row has several branches with tokens, so that the model needs `visible` as its mask.
+        branch_ids: [R, L], 0 in a prompt and on padding, n in the n-th branch of a row.
+        packed: whether a row has several branches with tokens, so that the model needs `visible` as its mask.
         row_examples: [R] which example each row belongs to, on the CPU.
-        keep: how many positions at the end of the rows are enough to predict all scored tokens from.
+        logits_to_keep: how many positions at the end of the rows are enough to predict all scored tokens from.
         targets: [E, C, T] ids of the scored tokens of each candidate.
-        sources: [E, C, T] where each is predicted: row times `keep`, plus a place among the last `keep` positions.
+        gather_index: [E, C, T] where each is predicted: its row times `logits_to_keep`, plus a place among the last so
+            many positions.
         target_mask: bool, [E, C, T], where `targets` holds a token.
         gold: [E] index of the candidate that is trained on.
-        members: the E examples in tokens.
+        examples: the E examples in tokens.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor | None
-    branches: torch.Tensor
-    branched: bool
+    branch_ids: torch.Tensor
+    packed: bool
     row_examples: torch.Tensor
-    keep: int
+    logits_to_keep: int
     targets: torch.Tensor
-    sources: torch.Tensor
+    gather_index: torch.Tensor
     target_mask: torch.Tensor
     gold: torch.Tensor
-    members: tuple[Any, ...] = ()
+    examples: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -61,8 +62,8 @@ class Batch:
         A token sees the prompt up to itself and the tokens of its own branch up to itself; padding sees itself only.
         """
         places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
-        own = self.branches.unsqueeze(2) == self.branches.unsqueeze(1)
-        seen = (own | (self.branches.unsqueeze(1) == 0)) & self.attention_mask.bool().unsqueeze(1)
+        own = self.branch_ids.unsqueeze(2) == self.branch_ids.unsqueeze(1)
+        seen = (own | (self.branch_ids.unsqueeze(1) == 0)) & self.attention_mask.bool().unsqueeze(1)
         seen = seen & (places.unsqueeze(1) >= places) | (places.unsqueeze(1) == places)
         return seen.unsqueeze(1)
 
@@ -77,8 +78,8 @@ class Batch:
         parts = _mapped(self, _BY_ROW, lambda tensor: tensor[first:last])
         parts |= _mapped(self, _BY_EXAMPLE, lambda tensor: tensor[start:stop])
         parts["row_examples"] = parts["row_examples"] - start
-        parts["sources"] = parts["sources"] - first * self.keep
-        return replace(self, **parts, members=self.members[start:stop])
+        parts["gather_index"] = parts["gather_index"] - first * self.logits_to_keep
+        return replace(self, **parts, examples=self.examples[start:stop])
 
     def repeated(self, times: int) -> Batch:
         """The batch repeated: `times` E examples, all E before the first comes again."""
@@ -86,9 +87,9 @@ class Batch:
         copies = torch.arange(times)
         rows = len(self.input_ids)
         parts["row_examples"] += copies.repeat_interleave(rows) * len(self)
-        shift = copies.repeat_interleave(len(self)) * rows * self.keep
-        parts["sources"] += shift.to(self.sources.device).view(-1, 1, 1)
-        return replace(self, **parts, members=self.members * times)
+        shift = copies.repeat_interleave(len(self)) * rows * self.logits_to_keep
+        parts["gather_index"] += shift.to(self.gather_index.device).view(-1, 1, 1)
+        return replace(self, **parts, examples=self.examples * times)
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,14 @@ class TextBatch:
         attention_mask: [E, L], 1 where there is a token.
         token_type_ids: [E, L], which text of a pair a token belongs to; None where the tokenizer gives none.
         gold: [E] index of the label that is trained on.
-        members: the E examples in tokens.
+        examples: the E examples in tokens.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     token_type_ids: torch.Tensor | None
     gold: torch.Tensor
-    members: tuple[Any, ...] = ()
+    examples: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -120,12 +121,12 @@ class TextBatch:
     def part(self, start: int, stop: int) -> TextBatch:
         """The examples from `start` to `stop`, with the same padding."""
         parts = _mapped(self, _OF_TEXTS, lambda tensor: tensor[start:stop])
-        return replace(self, **parts, members=self.members[start:stop])
+        return replace(self, **parts, examples=self.examples[start:stop])
 
     def repeated(self, times: int) -> TextBatch:
         """The batch repeated `times` times."""
         parts = _mapped(self, _OF_TEXTS, lambda tensor: torch.cat([tensor] * times))
-        return replace(self, **parts, members=self.members * times)
+        return replace(self, **parts, examples=self.examples * times)
 
 
 def _mapped(
@@ -135,8 +136,8 @@ def _mapped(
     return {name: change(tensor) for name in names if (tensor := getattr(batch, name)) is not None}
 
 
-_BY_ROW = ("input_ids", "attention_mask", "position_ids", "branches", "row_examples")  # of a Batch
-_BY_EXAMPLE = ("targets", "sources", "target_mask", "gold")
+_BY_ROW = ("input_ids", "attention_mask", "position_ids", "branch_ids", "row_examples")  # of a Batch
+_BY_EXAMPLE = ("targets", "gather_index", "target_mask", "gold")
 _OF_TEXTS = ("input_ids", "attention_mask", "token_type_ids", "gold")  # of a TextBatch
 
 
@@ -152,7 +153,7 @@ def collate(
     An example is one row if that needs no mask of its own, which is so when at most one of its candidates has more
     than one token after the prompt that all share; else it is one row a candidate. If that leaves several rows to an
     example, and one row an example would save a fifth of the batch's tokens or more, padding counted, then every
-    example is *packed* into one row, and the batch is `branched`.
+    example is *packed* into one row, and the batch is `packed`.
 
     Args:
         examples: one or more.
@@ -163,8 +164,8 @@ def collate(
     """
     table = [_rows_of(example, packed=False) for example in examples]
     packed = [_rows_of(example, packed=True) for example in examples] if pack_limit != 0 else table
-    branched = _worth_packing(table, packed, pack_limit)
-    batch = _batch(examples, packed if branched else table, pad, side, branched)
+    pays = _worth_packing(table, packed, pack_limit)
+    batch = _batch(examples, packed if pays else table, pad, side, pays)
     return batch.to(device)
 
 
@@ -182,7 +183,7 @@ def collate_masked(examples: Sequence[TokenizedCloze], pad: int, device: torch.d
         sources = {number: [one.place] for number in range(len(one.targets))}
         targets = {number: [target] for number, target in enumerate(one.targets)}
         table.append([_Row(list(one.tokens), none, none, sources, targets)])
-    return replace(_batch(examples, table, pad, "right", branched=False), position_ids=None).to(device)
+    return replace(_batch(examples, table, pad, "right", packed=False), position_ids=None).to(device)
 
 
 def collate_texts(examples: Sequence[TokenizedText], pad: int, device: torch.device) -> TextBatch:
@@ -223,7 +224,7 @@ class _Row:
         return length - len(self.tokens) if side == "left" else 0
 
 
-def _batch(examples: Sequence[Any], table: Sequence[Sequence[_Row]], pad: int, side: Side, branched: bool) -> Batch:
+def _batch(examples: Sequence[Any], table: Sequence[Sequence[_Row]], pad: int, side: Side, packed: bool) -> Batch:
     """The batch of the rows of each example; without a token, a source stays within its example."""
     rows = [row for own in table for row in own]
     input_ids, attention_mask = padded([row.tokens for row in rows], pad, side)
@@ -247,15 +248,15 @@ def _batch(examples: Sequence[Any], table: Sequence[Sequence[_Row]], pad: int, s
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=padded([row.positions for row in rows], 0, side)[0],
-        branches=padded([row.branches for row in rows], 0, side)[0],
-        branched=branched,
+        branch_ids=padded([row.branches for row in rows], 0, side)[0],
+        packed=packed,
         row_examples=torch.tensor([number for number, own in enumerate(table) for _ in own]),
-        keep=keep,
+        logits_to_keep=keep,
         targets=targets,
-        sources=sources,
+        gather_index=sources,
         target_mask=mask,
         gold=torch.tensor([example.gold for example in examples]),
-        members=tuple(examples),
+        examples=tuple(examples),
     )
 
 

@@ -26,7 +26,7 @@ class EpochSampler(Generic[T, B]):
     Args:
         examples: what is drawn from.
         size: examples a batch.
-        make: turns a list of examples into a batch.
+        collate: turns a list of examples into a batch.
         seed: of the run.
         name: tells apart several sequences of one run.
         length: of an example, to group by; None does not group.
@@ -39,7 +39,7 @@ class EpochSampler(Generic[T, B]):
         self,
         examples: Sequence[T],
         size: int,
-        make: Callable[[Sequence[T]], B],
+        collate: Callable[[Sequence[T]], B],
         seed: int,
         name: str,
         length: Callable[[T], int] | None = None,
@@ -52,7 +52,7 @@ class EpochSampler(Generic[T, B]):
         self.examples = examples
         self.size = size
         self.per_epoch = len(examples) // size
-        self._make = make
+        self._collate = collate
         self._seed = seed
         self._name = name
         self._length = length
@@ -62,7 +62,7 @@ class EpochSampler(Generic[T, B]):
         epoch, place = divmod(number, self.per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._draw(epoch))
-        return self._make([self.examples[i] for i in self._epoch[1][place]])
+        return self._collate([self.examples[i] for i in self._epoch[1][place]])
 
     def _draw(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch, as indices of examples."""

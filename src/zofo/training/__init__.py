@@ -1,13 +1,13 @@
 """Training: configuration, loop, callbacks, trajectory and run folder."""
 
 from zofo.training.config import RunConfig, TrainingConfig, read_config
-from zofo.training.data_module import PreparedRun, load_material, scorer_of, training_context
+from zofo.training.data_module import PreparedRun, prepare_run, scorer_of, training_context
 from zofo.training.data_report import TaskReport, copy_recipe, copy_task, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
 from zofo.training.explain import ResolvedKey, explain_config
 from zofo.training.identity import model_hash
 from zofo.training.inference import Prediction, evaluate_run, evaluate_zero_shot, predict
-from zofo.training.lr_finder import LrSearchResult, Trial, tune_lr
+from zofo.training.lr_finder import LrSearchResult, LrTrial, tune_lr
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.preview import Preview, preview
 from zofo.training.run_folder import RunFolder
@@ -24,7 +24,7 @@ __all__ = [
     "RunFolder",
     "TaskEvaluator",
     "TrainingConfig",
-    "Trial",
+    "LrTrial",
     "LrSearchResult",
     "TaskReport",
     "as_percent",
@@ -36,7 +36,7 @@ __all__ = [
     "explain_config",
     "evaluate_run",
     "evaluate_zero_shot",
-    "load_material",
+    "prepare_run",
     "model_hash",
     "names",
     "predict",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from zofo.config import Config, named, parse_model, read_json_object
+from zofo.config import Config, as_group, parse_model, read_json_object
 from zofo.errors import ConfigError, UnknownNameError, error_context
 from zofo.methods import METHODS, MethodConfig
 from zofo.models import ModelConfig
@@ -163,7 +163,7 @@ def method_config(value: Any, *, default: str = _METHOD) -> Any:
     Raises:
         ConfigError: no such method, or an option that it does not have.
     """
-    value = named(value)
+    value = as_group(value)
     if not isinstance(value, dict):
         return value
     kind = METHODS[value.get("name", default)].Config
@@ -172,7 +172,7 @@ def method_config(value: Any, *, default: str = _METHOD) -> Any:
 
 def _method_class(method: Any) -> type[MethodConfig] | None:
     """The class of a method's configuration, as it is written; None where that names none."""
-    method = named(method)
+    method = as_group(method)
     name = method.get("name", _METHOD) if isinstance(method, dict) else None
     return METHODS[name].Config if isinstance(name, str) and name in METHODS else None
 
@@ -180,9 +180,9 @@ def _method_class(method: Any) -> type[MethodConfig] | None:
 class RunConfig(Config):
     """Everything that a run depends on. A bare name may stand for a group that has one: `model: smollm2-135m`."""
 
-    model: Annotated[ModelConfig, BeforeValidator(named)] = ModelConfig()
+    model: Annotated[ModelConfig, BeforeValidator(as_group)] = ModelConfig()
     """Which model."""
-    task: Annotated[TaskConfig, BeforeValidator(named)] = TaskConfig()
+    task: Annotated[TaskConfig, BeforeValidator(as_group)] = TaskConfig()
     """Which task."""
     method: Annotated[SerializeAsAny[MethodConfig], BeforeValidator(method_config)] = Field(
         default_factory=METHODS[_METHOD].Config
@@ -212,7 +212,7 @@ class RunConfig(Config):
         self.method.check_task(self.task)
         return self
 
-    def anchored(self) -> RunConfig:
+    def with_absolute_paths(self) -> RunConfig:
         """The same, with every local path absolute, so that a run can be used from any folder."""
         task, model = self.task, self.model
         if task.data_dir is not None:

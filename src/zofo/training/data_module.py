@@ -78,7 +78,7 @@ class PreparedRun:
         return list(Counter(example.task for example in self.examples["train"]).values())
 
 
-def load_material(
+def prepare_run(
     config: RunConfig,
     remote_code: bool = False,
     splits: Sequence[Split] = SPLITS,
@@ -120,36 +120,36 @@ def load_material(
     return PreparedRun(loaded, task, examples, encoded, scorer)
 
 
-def check_every_split(config: RunConfig, material: PreparedRun) -> list[str]:
+def check_every_split(config: RunConfig, prepared: PreparedRun) -> list[str]:
     """Tokenise the splits that are at hand and were not loaded, so that no row is found too long after training.
 
     Gives what a user should know of the rows, a line each. Raises ZofoError for a row that cannot be rendered, or is
     too long, or whose prompt without its content, which calibrated scores need, cannot be made.
     """
-    task, head = material.task, material.loaded.head == "classification"
+    task, head = prepared.task, prepared.loaded.head == "classification"
     bare = config.task.model_copy(update={"num_fewshot": 0})
     examples: dict[Split, Sequence[Example]] = {}
     notes = []
     at_hand = readable_splits(task, config.task)
     of_hub = not config.task.several and config.task.data_dir is None  # whose other splits are only looked through
     for split in SPLITS if of_hub else at_hand:
-        rows: Sequence[Example] | None = material.examples.get(split)
+        rows: Sequence[Example] | None = prepared.examples.get(split)
         if rows is None:
             rows, note = _unscored(config, task, split, head, refuse=split in at_hand)
             notes += [note] if note else []
             if rows:
-                material.scorer.encode(rows)
+                prepared.scorer.encode(rows)
             if split not in at_hand:
                 continue
         examples[split] = load_examples(task, bare, [split], head)[split] if config.task.num_fewshot else rows
         if config.task.scoring == "calibrated":
-            material.scorer.encode_content_free(rows)
-    encoded = [one for rows in material.encoded.values() for one in rows]
-    lost = unwritten_notes(material.loaded.tokenizer, encoded)
+            prepared.scorer.encode_content_free(rows)
+    encoded = [one for rows in prepared.encoded.values() for one in rows]
+    lost = unwritten_notes(prepared.loaded.tokenizer, encoded)
     if task.kind == "generation":
-        lost += answer_notes(encoded, material.scorer.generation)
+        lost += answer_notes(encoded, prepared.scorer.generation)
     most = config.task.max_rows
-    cut = [split for split, rows in material.examples.items() if len(rows) == most]
+    cut = [split for split, rows in prepared.examples.items() if len(rows) == most]
     if cut:
         notes.append(f"task.max_rows={most} leaves {most} rows of {', '.join(cut)}: scores are of these rows alone")
     return [*notes, *row_notes(task, examples), *lost]
@@ -191,7 +191,7 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
     return TaskEvaluator(
         task=task,
         encode=functools.partial(_encode, config, task, loaded),
-        make=batch_maker(loaded),
+        collate=batch_maker(loaded),
         generation=Generation(
             tokenizer=loaded.tokenizer,
             stop=(*task.stop, *([task.separator] if config.task.num_fewshot else [])),
@@ -204,9 +204,9 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
     )
 
 
-def training_context(config: RunConfig, material: PreparedRun, reward: Reward | None = None) -> TrainingContext:
+def training_context(config: RunConfig, prepared: PreparedRun, reward: Reward | None = None) -> TrainingContext:
     """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
-    objective = _objective(config, material, reward)
+    objective = _objective(config, prepared, reward)
     if not objective.differentiable and METHODS[config.method.name].needs_gradient:
         raise ConfigError(
             f"training.objective is {objective.name!r}, which has no gradient, but method={config.method.name} takes "
@@ -214,7 +214,7 @@ def training_context(config: RunConfig, material: PreparedRun, reward: Reward | 
             "choose method=mezo, or training.objective=classification",
         )
     if config.task.several and objective.compares_candidates:
-        free = next((one.example for one in material.encoded["train"] if len(one.example.candidates) == 1), None)
+        free = next((one.example for one in prepared.encoded["train"] if len(one.example.candidates) == 1), None)
         if free is not None:
             raise ConfigError(
                 f"training.objective is {objective.name!r}, which compares options, but {free.where} has none",
@@ -222,10 +222,12 @@ def training_context(config: RunConfig, material: PreparedRun, reward: Reward | 
             )
     only_reads = METHODS[config.method.name].fixed_steps is not None  # as evaluation does, examples as they are
     return TrainingContext(
-        model=material.loaded.model,
+        model=prepared.loaded.model,
         objective=objective.losses,
-        examples=material.encoded["train"],
-        make=lambda examples: material.scorer.make(examples if only_reads else [*map(objective.prepare, examples)]),
+        examples=prepared.encoded["train"],
+        collate=lambda examples: prepared.scorer.collate(
+            examples if only_reads else [*map(objective.prepare, examples)]
+        ),
         seed=config.training.seed,
         length=(lambda example: example.length) if config.training.group_by_length else None,
         log_ties=not objective.differentiable,
@@ -234,11 +236,11 @@ def training_context(config: RunConfig, material: PreparedRun, reward: Reward | 
     )
 
 
-def _objective(config: RunConfig, material: PreparedRun, reward: Reward | None) -> TrainingObjective:
-    task, how = material.task, material.scorer.generation
+def _objective(config: RunConfig, prepared: PreparedRun, reward: Reward | None) -> TrainingObjective:
+    task, how = prepared.task, prepared.scorer.generation
     if reward is not None:
         return reward_objective(reward, task, how)
-    causal = material.loaded.head == "causal-lm"
+    causal = prepared.loaded.head == "causal-lm"
     name = config.training.objective or (default_objective(task) if causal else "classification")
     return build_objective(name, task, how, causal)
 

@@ -52,7 +52,7 @@ class TaskEvaluator:
     Args:
         task: its kind and scores.
         encode: examples as text -> in tokens.
-        make: examples in tokens -> a batch.
+        collate: examples in tokens -> a batch.
         generation: how texts are generated.
         scoring: `mean`, `sum`, `calibrated` or `channel`.
         batch_size: examples a batch.
@@ -61,7 +61,7 @@ class TaskEvaluator:
 
     task: Task
     encode: Callable[[Sequence[Example]], list[Any]]
-    make: Callable[[Sequence[Any]], Any]
+    collate: Callable[[Sequence[Any]], Any]
     generation: Generation
     scoring: str = "mean"
     batch_size: int = 32
@@ -153,7 +153,7 @@ class TaskEvaluator:
         found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
         with counting_forwards(model, counts):
             for chosen in self._batches(examples):
-                values = ask(self.make([examples[i] for i in chosen])).float().cpu()
+                values = ask(self.collate([examples[i] for i in chosen])).float().cpu()
                 counts.queries += len(chosen)
                 for i, value in zip(chosen, values, strict=True):
                     found[i] = value

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from zofo.config import PartConfig, parse_model
 from zofo.errors import ZofoError
-from zofo.overrides import flat, get_by_path
+from zofo.overrides import flatten, get_by_path
 from zofo.training.config import Change, RunConfig, changed, given_layers, read_config
 
 
@@ -51,7 +51,7 @@ def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()
     config = read_config(file, overrides)
     content, changes, _ = given_layers(file, overrides, {})
     tree, sources = _with_sources(content, changes, str(file))
-    resolved = dict(flat(config.model_dump(mode="json")))
+    resolved = dict(flatten(config.model_dump(mode="json")))
     deciding = _deciding(tree, sources, resolved)
     found = []
     for key, value in resolved.items():
@@ -70,12 +70,12 @@ def _with_sources(
     A key that a later one replaced, such as an option of a method that gave way to another, is in neither.
     """
     tree = dict(content)
-    sources = {key: file for key, _ in flat(tree)}
+    sources = {key: file for key, _ in flatten(tree)}
     for path, value in changes:
         tree, whole = changed(tree, [(path, value)]), ".".join(path)
-        typed = {f"{whole}.{key}" for key, _ in flat(value)} if isinstance(value, Mapping) and value else {whole}
+        typed = {f"{whole}.{key}" for key, _ in flatten(value)} if isinstance(value, Mapping) and value else {whole}
         typed |= {f"{whole}.name"} if isinstance(value, str) else set()
-        sources = {key: "command line" if key in typed else sources.get(key, file) for key, _ in flat(tree)}
+        sources = {key: "command line" if key in typed else sources.get(key, file) for key, _ in flatten(tree)}
     return tree, sources
 
 
@@ -97,7 +97,7 @@ def _deciding(tree: Mapping[str, Any], sources: Mapping[str, str], resolved: Map
     for given in sources:
         value = get_by_path(tree, given)
         try:
-            other = dict(flat(parse_model(RunConfig, _without(tree, given.split("."))).model_dump(mode="json")))
+            other = dict(flatten(parse_model(RunConfig, _without(tree, given.split("."))).model_dump(mode="json")))
         except ZofoError:
             continue
         said = f"{given}={value if isinstance(value, str) else json.dumps(value, default=str)}"

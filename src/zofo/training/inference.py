@@ -26,7 +26,7 @@ from zofo.tasks import (
 )
 from zofo.training.chat_form import in_trained_form
 from zofo.training.config import RunConfig, read_config
-from zofo.training.data_module import PreparedRun, load_material, scorer_of
+from zofo.training.data_module import PreparedRun, prepare_run, scorer_of
 from zofo.training.evaluation import Evaluation
 from zofo.training.identity import Identity, check_unchanged, split_identity
 from zofo.training.run_folder import RunFolder
@@ -101,13 +101,13 @@ def evaluate_run(
         run.check_not_trained_on(config.task, scored=True)
     chosen = known_split(split or "validation")
     if not named:
-        material, on = load_material(config, remote_code, (chosen,)), str(chosen)
+        prepared, on = prepare_run(config, remote_code, (chosen,)), str(chosen)
     else:
-        material, on = _on_all_rows(run, config, overrides, chosen, remote_code)
-    run.restore(material.loaded, variant, best)
+        prepared, on = _on_all_rows(run, config, overrides, chosen, remote_code)
+    run.restore(prepared.loaded, variant, best)
     if not by_intent:
-        check_rows(run, split_identity(material.examples, material.encoded))
-    return _evaluate(replace(material, scorer=run.scorer(material.scorer)), chosen, on)
+        check_rows(run, split_identity(prepared.examples, prepared.encoded))
+    return _evaluate(replace(prepared, scorer=run.scorer(prepared.scorer)), chosen, on)
 
 
 def check_rows(run: RunFolder, rows: Identity) -> None:
@@ -127,10 +127,10 @@ def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code:
     """
     data = config.task.data
     if split is None and data is not None and not config.task.several and origins_of(data) is None:
-        material, on = _load_whole(config, data, "validation", remote_code)
-        return _evaluate(material, "validation", on)
+        prepared, on = _load_whole(config, data, "validation", remote_code)
+        return _evaluate(prepared, "validation", on)
     chosen = known_split(split or "validation")
-    return _evaluate(load_material(config, remote_code, (chosen,)), chosen, chosen)
+    return _evaluate(prepare_run(config, remote_code, (chosen,)), chosen, chosen)
 
 
 def _on_all_rows(
@@ -140,7 +140,7 @@ def _on_all_rows(
     task, data = config.task, config.task.data
     drawn = any(one.startswith("task.split_sizes") for one in overrides)  # the user says how the splits are drawn
     if data is None or task.several or drawn:
-        return load_material(config, remote_code, (split,)), split
+        return prepare_run(config, remote_code, (split,)), split
     limits = {"split_sizes": {}} if any(one.startswith("task.max_rows=") for one in overrides) else _UNLIMITED
     config = config.model_copy(update={"task": task.model_copy(update=limits)})
     origins = origins_of(data)
@@ -152,16 +152,16 @@ def _on_all_rows(
             )
         if split == "train":  # of which rows might be drawn for others
             return _load_whole(config, data, split, remote_code)
-        return load_material(config, remote_code, (split,)), split
+        return prepare_run(config, remote_code, (split,)), split
     bare = config.model_copy(update={"task": config.task.model_copy(update={"num_fewshot": 0})})
-    material, on = _load_whole(bare, data, split, remote_code)
+    prepared, on = _load_whole(bare, data, split, remote_code)
     if task.num_fewshot:  # of the run's own rows, as `predict` has them
-        solved = with_demonstrations(material.examples[split], _pool(run), task, material.task.separator)
-        scorer = scorer_of(config, material.task, material.loaded)
-        material = replace(material, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
+        solved = with_demonstrations(prepared.examples[split], _pool(run), task, prepared.task.separator)
+        scorer = scorer_of(config, prepared.task, prepared.loaded)
+        prepared = replace(prepared, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
     own = run.config.task.data
     trained = own is not None and Path(own).absolute() == Path(data).absolute()
-    return material, f"{on}, among them those that it was trained on" if trained else on
+    return prepared, f"{on}, among them those that it was trained on" if trained else on
 
 
 _UNLIMITED: dict[str, Any] = {"split_sizes": {}, "max_rows": None}
@@ -171,8 +171,8 @@ def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -
     """A model with all rows of a file as a split, and what these are called."""
     task = resolve_task(config.task, whole=True)
     one = config.task.model_copy(update={"allow_overlap": True})  # every split is that file
-    material = load_material(config.model_copy(update={"task": one}), remote_code, (split,), task=task)
-    return material, f"all {len(material.examples[split])} rows of {Path(data).name}"
+    prepared = prepare_run(config.model_copy(update={"task": one}), remote_code, (split,), task=task)
+    return prepared, f"all {len(prepared.examples[split])} rows of {Path(data).name}"
 
 
 def _pool(run: RunFolder) -> list[Example]:
@@ -182,8 +182,8 @@ def _pool(run: RunFolder) -> list[Example]:
     return load_examples(run.task, own, ["train"])["train"]
 
 
-def _evaluate(material: PreparedRun, split: Split, on: str) -> Evaluation:
-    scored = material.scorer.evaluate(material.loaded.model, material.encoded[split], Counts())
+def _evaluate(prepared: PreparedRun, split: Split, on: str) -> Evaluation:
+    scored = prepared.scorer.evaluate(prepared.loaded.model, prepared.encoded[split], Counts())
     return replace(scored, on=on)
 
 

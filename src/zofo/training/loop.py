@@ -46,7 +46,7 @@ def run_loop(
         NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
     """
 
-    def look(steps_made: int) -> None:
+    def evaluate_if_due(steps_made: int) -> None:
         if steps_made not in evaluated_after and steps_made != steps:
             return
         for callback in callbacks:
@@ -59,10 +59,10 @@ def run_loop(
     error: BaseException | None = None
     try:
         if scored != first and (first or not steps):  # stopped before it, or a method that only reads
-            look(first)
+            evaluate_if_due(first)
         for number in range(first, steps):
             _make_step(method, number, callbacks, counted)
-            look(number + 1)
+            evaluate_if_due(number + 1)
             if number + 1 < steps:
                 for callback in callbacks:
                     callback.between_steps(number + 1)

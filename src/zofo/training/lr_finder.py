@@ -13,7 +13,7 @@ from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, ForwardOnlyConfig
 from zofo.training.config import RunConfig
-from zofo.training.data_module import PreparedRun, load_material, training_context
+from zofo.training.data_module import PreparedRun, prepare_run, training_context
 
 _RISE = 1.02  # of the loss, that a stable trial may end with: steps of almost nothing move it a little, too
 _FAR = 0.5  # as a share of their length, that weights have moved when the step was certainly too large
@@ -22,7 +22,7 @@ _EXAMPLES = 64  # of the training split, that tell whether a trial was stable
 
 
 @dataclass(frozen=True)
-class Trial:
+class LrTrial:
     """A few steps at one learning rate.
 
     Args:
@@ -55,7 +55,7 @@ class LrSearchResult:
     lr: float
     largest: float
     loss: float
-    trials: tuple[Trial, ...]
+    trials: tuple[LrTrial, ...]
     steps: int
     counts: Counts
 
@@ -72,9 +72,9 @@ def _known(value: float) -> float | None:
 def tune_lr(
     config: RunConfig,
     steps: int = 12,
-    told: Callable[[Trial], None] = lambda trial: None,
+    on_progress: Callable[[LrTrial], None] = lambda trial: None,
     remote_code: bool = False,
-    material: PreparedRun | None = None,
+    prepared: PreparedRun | None = None,
 ) -> LrSearchResult:
     """Find the largest stable learning rate of a zeroth-order method, to a factor of two.
 
@@ -88,9 +88,9 @@ def tune_lr(
     Args:
         config: of the run that the learning rate is for; its own is where the search begins.
         steps: of each trial.
-        told: called with each trial when it is over.
+        on_progress: called with each trial when it is over.
         remote_code: allow the model's repository to run its own code.
-        material: what `config` names, if it is loaded already; its weights are as before when this returns.
+        prepared: what `config` names, if it is loaded already; its weights are as before when this returns.
 
     Raises:
         ConfigError: the method has no zeroth-order step of its own, or no learning rate was stable, or all were.
@@ -101,13 +101,13 @@ def tune_lr(
             f"tune lr finds the learning rate of zeroth-order steps by themselves, not that of {method.name!r}",
             "tune it with method=mezo and the same noise; a penalty above 1 wants smaller steps",
         )
-    material = material or load_material(config, remote_code, ("train",))
-    search = _Search(config, method, material, steps, remote_code)
-    trials: list[Trial] = []
+    prepared = prepared or prepare_run(config, remote_code, ("train",))
+    search = _Search(config, method, prepared, steps, remote_code)
+    trials: list[LrTrial] = []
 
     def tried(lr: float) -> bool:
         trials.append(search.trial(lr))
-        told(trials[-1])
+        on_progress(trials[-1])
         return trials[-1].stable
 
     lr = float(method.rule.options["lr"]) or 1e-6
@@ -128,29 +128,29 @@ class _Search:
     """Trials that all start from the same weights."""
 
     def __init__(
-        self, config: RunConfig, method: ForwardOnlyConfig, material: PreparedRun, steps: int, remote_code: bool
+        self, config: RunConfig, method: ForwardOnlyConfig, prepared: PreparedRun, steps: int, remote_code: bool
     ) -> None:
         self._config = config
         self._method = method
-        self._material = material
+        self._prepared = prepared
         self._steps = steps
         self._remote_code = remote_code
-        self._judges = material.encoded["train"][:_EXAMPLES]
+        self._judges = prepared.encoded["train"][:_EXAMPLES]
         self.counts = Counts()
-        METHODS[method.name](method, training_context(config, material)).check()
+        METHODS[method.name](method, training_context(config, prepared)).check()
         self.loss = self._loss()
         if not math.isfinite(self.loss):
             raise NonFiniteError("loss of the untrained model", consequence="nothing was tried")
 
     def _loss(self) -> float:
-        return self._material.scorer.evaluate(self._material.loaded.model, self._judges, self.counts).loss
+        return self._prepared.scorer.evaluate(self._prepared.loaded.model, self._judges, self.counts).loss
 
-    def trial(self, lr: float) -> Trial:
+    def trial(self, lr: float) -> LrTrial:
         """Make the steps, judge, and put the weights back."""
         if self._method.adapter is not None:  # which a model carries only once
-            self._material = load_material(self._config, self._remote_code, ("train",))
+            self._prepared = prepare_run(self._config, self._remote_code, ("train",))
         tried = self._method.model_copy(update={"rule": self._method.rule.with_options(lr=lr)})
-        method = METHODS[tried.name](tried, training_context(self._config, self._material))
+        method = METHODS[tried.name](tried, training_context(self._config, self._prepared))
         assert method.backbone is not None
         tensors = method.backbone.tensors
         before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
@@ -164,7 +164,7 @@ class _Search:
         finally:
             self.counts += method.counts
             moved = self._put_back(tensors, before)
-        return Trial(lr, loss, moved, loss <= _RISE * self.loss and moved < _FAR)
+        return LrTrial(lr, loss, moved, loss <= _RISE * self.loss and moved < _FAR)
 
     @torch.no_grad()
     def _put_back(self, tensors: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:

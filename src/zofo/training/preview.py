@@ -9,7 +9,7 @@ from typing import Any
 from zofo.objectives import Generation, answer_notes
 from zofo.tasks import Example, Speller, TokenizedCloze, TokenizedText, known_split, unwritten_notes
 from zofo.training.config import RunConfig
-from zofo.training.data_module import load_material
+from zofo.training.data_module import prepare_run
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Preview:
 def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code: bool = False) -> Preview:
     """Render and tokenise a split, and show the first examples."""
     chosen = known_split(split)
-    material = load_material(config, remote_code, (chosen,))
-    tokenizer = material.loaded.tokenizer
-    pairs = list(zip(material.examples[chosen], material.encoded[chosen], strict=True))
+    prepared = prepare_run(config, remote_code, (chosen,))
+    tokenizer = prepared.loaded.tokenizer
+    pairs = list(zip(prepared.examples[chosen], prepared.encoded[chosen], strict=True))
     shown = [_shown(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
     lengths = [encoded.length for _, encoded in pairs]
-    sequences = max(len(material.scorer.make([encoded]).row_examples) for _, encoded in pairs)
-    how = material.scorer.generation if material.task.kind == "generation" else None
-    notes = token_notes(tokenizer, material.encoded[chosen], how)
+    sequences = max(len(prepared.scorer.collate([encoded]).row_examples) for _, encoded in pairs)
+    how = prepared.scorer.generation if prepared.task.kind == "generation" else None
+    notes = token_notes(tokenizer, prepared.encoded[chosen], how)
     return Preview(tuple(shown), len(pairs), min(lengths), sum(lengths) / len(lengths), max(lengths), sequences, notes)
 
 

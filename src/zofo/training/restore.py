@@ -23,7 +23,7 @@ def restore_weights(
     weights: Path,
     steps: int | None = None,
     *,
-    folded: bool,
+    summed: bool,
     cache: ReplayCache | None = None,
 ) -> Backbone | None:
     """Turn the weights that a run began with into those that it trained.
@@ -36,7 +36,7 @@ def restore_weights(
         trajectory: of the backbone; None where it did not move.
         weights: the safetensors file of weights that were trained by first-order steps; it need not be there.
         steps: how many of the trajectory; all by default.
-        folded: whether the updates are added up and written at once.
+        summed: whether the updates are added up and written at once.
         cache: where an earlier replay may have kept what it led to.
 
     Returns:
@@ -51,7 +51,7 @@ def restore_weights(
     if trajectory is not None and not _covers(weights, loaded.model, trajectory):
 
         def replayed() -> Backbone:
-            return replay(loaded.model, trajectory, steps, folded)
+            return replay(loaded.model, trajectory, steps, summed)
 
         if cache is None:
             moved = replayed()

@@ -79,7 +79,9 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
     if not (path / CONFIG).is_file() or run.ended:
         new_folder(config)  # refuses what has ended, or is no run
         return None  # its process was killed before anything had begun
-    given, saved = (c.model_dump(mode="json", exclude={"output_dir"}) for c in (config.anchored(), run.config))
+    given, saved = (
+        c.model_dump(mode="json", exclude={"output_dir"}) for c in (config.with_absolute_paths(), run.config)
+    )
     for key, (new, old) in differences(given, saved):
         if _are_places(new, old):
             continue  # what lies there is known by its content
@@ -90,21 +92,21 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
     return run
 
 
-def identity_of(config: RunConfig, material: PreparedRun, objective: str | None = None) -> Identity:
+def identity_of(config: RunConfig, prepared: PreparedRun, objective: str | None = None) -> Identity:
     """What decides the result of a run, by content; `objective` is as `objective_name` gives it, or not known."""
     start = opened_start(config)
     return replace(
-        material_identity(material, model_identity(material.loaded, material.task.kind == "generation")),
+        prepared_identity(prepared, model_identity(prepared.loaded, prepared.task.kind == "generation")),
         objective=objective,
         start=None if start is None else start.trained_hash,
-        configuration=config.anchored().model_dump(mode="json", exclude={"output_dir"}),
+        configuration=config.with_absolute_paths().model_dump(mode="json", exclude={"output_dir"}),
     )
 
 
-def material_identity(material: PreparedRun, model: Identity) -> Identity:
+def prepared_identity(prepared: PreparedRun, model: Identity) -> Identity:
     """The identity of what a configuration names, with that of its model."""
-    splits = split_identity(material.examples, material.encoded)
-    return replace(model, task=task_hash(material.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
+    splits = split_identity(prepared.examples, prepared.encoded)
+    return replace(model, task=task_hash(prepared.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
 
 
 def objective_name(objective: str, reward: Reward | None) -> str:
@@ -115,12 +117,12 @@ def objective_name(objective: str, reward: Reward | None) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def write_provenance(run: RunFolder, config: RunConfig, material: PreparedRun, identity: Identity) -> None:
+def write_provenance(run: RunFolder, config: RunConfig, prepared: PreparedRun, identity: Identity) -> None:
     """Write what is known before the first step: the task, versions and hashes, and last the configuration."""
     run.task_file.write_text(
-        yaml.safe_dump(task_content_of(material.task), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        yaml.safe_dump(task_content_of(prepared.task), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
-    device, rows = material.loaded.device, material.examples["train"]
+    device, rows = prepared.loaded.device, prepared.examples["train"]
     begun = {**device_fingerprint(device), **identity.as_dict(), **chat_form(rows)}
     (run.path / ENVIRONMENT).write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
     for path in (run.task_file, run.path / ENVIRONMENT):
@@ -129,15 +131,15 @@ def write_provenance(run: RunFolder, config: RunConfig, material: PreparedRun, i
     fsync(run.path.parent)
 
 
-def check_provenance(run: RunFolder, material: PreparedRun, now: Identity) -> list[str]:
+def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity) -> list[str]:
     """Refuse to go on with a run that began with another base model, task, objective or start, or with other rows.
 
     Gives what its user is told: what an older version did not write down, and where the bits may differ, with other
     versions or on another device.
     """
     where = f"choose another folder with output_dir={run.path}-2"
-    task, began = material.task.name, run.identity
-    for key, (new, old) in differences(material.task.model_dump(mode="json"), run.task.model_dump(mode="json")):
+    task, began = prepared.task.name, run.identity
+    for key, (new, old) in differences(prepared.task.model_dump(mode="json"), run.task.model_dump(mode="json")):
         raise RunError(
             f"the task {task!r} is not the one that {str(run.path)!r} began with: {key} was {old!r}, and is {new!r}",
             f"set it back as {str(run.task_file)!r} has it, or {where}",
@@ -149,11 +151,11 @@ def check_provenance(run: RunFolder, material: PreparedRun, now: Identity) -> li
         "objective": f"give train(reward=...) and training.objective as they were, or {where}",
         "": f"put back what it began with, or {where}",
     }
-    check_unchanged(began, now, repr(str(run.path)), hints, model=material.loaded.name, task=task)
+    check_unchanged(began, now, repr(str(run.path)), hints, model=prepared.loaded.name, task=task)
     notes = [run.identity.note] if run.identity.note else []
     others = [
         f"{key} was {was} and is {is_now}"
-        for key, is_now in device_fingerprint(material.loaded.device).items()
+        for key, is_now in device_fingerprint(prepared.loaded.device).items()
         if (key in _OF_BITS or key.startswith("plugin ")) and (was := run.environment.get(key, is_now)) != is_now
     ]
     if others:

@@ -89,7 +89,7 @@ class RunFolder(RunRecord):
         """
         self._known_variant(variant)
         self.verify()
-        self.begin(loaded)
+        self.load_start_weights(loaded)
         folder, last = self.kept(best)
         adapter = self.adapter_of(variant, best)
         if adapter is not None:
@@ -98,8 +98,8 @@ class RunFolder(RunRecord):
         if trajectory is not None and (self.path / REPLAYED).is_dir() and uses_builtin_parts_only(trajectory.header):
             hashes = {"base": self.base_hash, "trajectory": sha256_of(self.trajectory)}
             cache = ReplayCache(self.path / REPLAYED, last, {**device_fingerprint(loaded.device), **hashes})
-        folded = trajectory is not None and not trajectory.cheap
-        restore_weights(loaded, trajectory, folder / WEIGHTS, last, folded=folded, cache=cache)
+        summed = trajectory is not None and not trajectory.cheap
+        restore_weights(loaded, trajectory, folder / WEIGHTS, last, summed=summed, cache=cache)
         if adapter is not None:
             attach(loaded.model, adapter)
 
@@ -111,7 +111,7 @@ class RunFolder(RunRecord):
         if self.trajectory.is_file():
             (self.path / REPLAYED).mkdir(exist_ok=True)
 
-    def begin(self, loaded: LoadedModel) -> None:
+    def load_start_weights(self, loaded: LoadedModel) -> None:
         """Bring the freshly loaded base model to where the run began: to the end of the run it started from, if any.
 
         Raises RunError where the base model is not the run's.

@@ -146,7 +146,7 @@ class RunRecord:
         base = Path(self.base_config(model).name)
         return [self.path, base] if base.is_dir() else [self.path]
 
-    def digests(self) -> dict[str, str]:
+    def artifact_hashes(self) -> dict[str, str]:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
         left_out = {self.checkpoints, self.path / REPLAYED}
         return {
@@ -192,7 +192,9 @@ class RunRecord:
     def write_outcome(self, outcome: dict[str, Any]) -> None:
         """Write `summary.json`, with all parts of the model: whole, and after all that it names is on the disk."""
         fsync_tree(self.path)
-        atomic_write_text(self.path / SUMMARY, json.dumps({**outcome, "parts": self.digests()}, indent=2) + "\n")
+        atomic_write_text(
+            self.path / SUMMARY, json.dumps({**outcome, "parts": self.artifact_hashes()}, indent=2) + "\n"
+        )
 
     def _known_variant(self, variant: str | None) -> str:
         variants = list(self.summary["variants"])

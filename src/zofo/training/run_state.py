@@ -88,7 +88,7 @@ class _Progress(_Part):
         return {"skipped": 0, **given, "metrics": {"bytes": given.get("metrics"), "sha256": ""}}
 
 
-class Progress:
+class RunState:
     """Everything of a run that a checkpoint holds.
 
     Args:

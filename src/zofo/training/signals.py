@@ -21,7 +21,7 @@ class Signals:
         self.received: int | None = None
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
+    def defer_signals(self) -> Iterator[None]:
         """While it is open, the first SIGTERM or Ctrl-C is only remembered; a second one does what it did before.
 
         Outside the main thread, where no handler can be set, signals do what they always do.
@@ -53,7 +53,7 @@ class Signals:
         """Of the signal, once there was one."""
         return None if self.received is None else signal.Signals(self.received).name
 
-    def repeated(self, error: BaseException) -> bool:
+    def is_second_signal(self, error: BaseException) -> bool:
         """Whether an error is that of a second signal, after which nothing is written any more."""
         again = isinstance(error, KeyboardInterrupt) and not isinstance(error, Interrupted)
         return again and self.received is not None

@@ -33,7 +33,7 @@ from zofo.training.callbacks import (
 from zofo.training.checkpoint import Checkpoint, Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
 from zofo.training.config import RunConfig, TrainingConfig
-from zofo.training.data_module import PreparedRun, check_every_split, load_material, training_context
+from zofo.training.data_module import PreparedRun, check_every_split, prepare_run, training_context
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
@@ -51,7 +51,7 @@ from zofo.training.resume import (
     write_provenance,
 )
 from zofo.training.run_folder import RunFolder
-from zofo.training.run_state import Progress, ResumePoint, should_checkpoint_weights
+from zofo.training.run_state import ResumePoint, RunState, should_checkpoint_weights
 from zofo.training.signals import Signals
 from zofo.training.treatment import TreatmentLogger, check_treatment
 from zofo.trajectory.format import TrajectoryWriter
@@ -85,27 +85,27 @@ def train(
     console = console or Console(quiet=True)
     begun = find_resumable_run(config)  # refuses, before anything is loaded
     scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
-    material = load_material(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
-    setting = training_context(config, material, reward)
+    prepared = prepare_run(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
+    context = training_context(config, prepared, reward)
     # before a method attaches adapters to the model
-    identity = identity_of(config, material, objective_name(setting.objective_name, reward))
+    identity = identity_of(config, prepared, objective_name(context.objective_name, reward))
     header = begun_header(begun)
-    method = METHODS[config.method.name](as_begun(config.method, header, material.loaded.model), setting)
-    steps = _checked_steps(config, method, material, scored)
+    method = METHODS[config.method.name](as_begun(config.method, header, prepared.loaded.model), context)
+    steps = _checked_steps(config, method, prepared, scored)
     if config.training.treatment_steps is not None:
-        check_treatment(method, setting)
-    notes = check_every_split(config, material)
+        check_treatment(method, context)
+    notes = check_every_split(config, prepared)
     folder = begun or new_folder(config)
     with folder.locked(), writing("the run", folder.path, _GOES_ON):
         folder.check_not_ended()
         if begun is None:
             config = config.model_copy(update={"output_dir": folder.path})
-            write_provenance(folder, config.anchored(), material, identity)
+            write_provenance(folder, config.with_absolute_paths(), prepared, identity)
         else:
-            for note in check_provenance(begun, material, identity):
+            for note in check_provenance(begun, prepared, identity):
                 say(console, note)
         try:
-            trained = _Session(material, setting, method, steps, str(identity.model_hash), notes, header)
+            trained = _Session(prepared, context, method, steps, str(identity.model_hash), notes, header)
             _train_in(folder, config, trained, console)
         except Interrupted as stop:
             again = "begin again" if stop.steps is None else "go on"
@@ -126,8 +126,8 @@ _GOES_ON = "type the same command again: the run goes on from its newest checkpo
 class _Session:
     """What is trained, built and checked; of a run that goes on, `begun` is the header of its trajectory."""
 
-    material: PreparedRun
-    setting: TrainingContext
+    prepared: PreparedRun
+    context: TrainingContext
     method: Method
     steps: int
     base_hash: str
@@ -145,16 +145,16 @@ def _trajectory_header(config: RunConfig, trained: _Session) -> dict[str, Any]:
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
-    material, method, steps, training = trained.material, trained.method, trained.steps, config.training
+    prepared, method, steps, training = trained.prepared, trained.method, trained.steps, config.training
     _say_notes(config, trained, console)
     splits: tuple[Split, ...] = ("validation", "test", "test")  # the last one at the best evaluation
-    scorings = evaluating, testing, testing_best = [_scoring(method, material, split) for split in splits]
-    memory, signals = PeakMemory(material.loaded.device), Signals()
+    scorings = evaluating, testing, testing_best = [_scoring(method, prepared, split) for split in splits]
+    memory, signals = PeakMemory(prepared.loaded.device), Signals()
     best = BestCheckpoint(folder.best, method.save, testing_best if training.eval_on_test == "best" else None)
     checkpoints = Checkpoints(folder.checkpoints, training.save_total_limit)
     skips = NonFiniteSkipCounter(training.max_consecutive_skips if training.on_non_finite == "skip" else 0)
     weights = should_checkpoint_weights(method, training.checkpoint_weights)
-    progress = Progress(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
+    progress = RunState(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
     checkpoints.sweep()
     warn = functools.partial(_warn, console)
     header = _trajectory_header(config, trained)
@@ -187,7 +187,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     kept = None if method.fixed_steps is not None else checkpoints
     callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped))
     scored = evaluating.steps_evaluated if evaluating.last else None
-    with signals.caught():
+    with signals.defer_signals():
         try:
             with memory.watching():
                 due = training.evaluated_after(steps)
@@ -196,7 +196,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
                     checkpointing.stop_if_asked(steps)
                     testing()
         except BaseException as error:
-            if not signals.repeated(error):
+            if not signals.is_second_signal(error):
                 finish(str(error) or type(error).__name__)
             raise
         finish(None)  # only then are the checkpoints, which all of it could be made from, no longer needed
@@ -212,7 +212,7 @@ def _treatment(
     every = config.training.treatment_steps
     if every is None:
         return []
-    found = TreatmentLogger(metrics, trained.method, trained.setting, every, config.training.treatment_examples)
+    found = TreatmentLogger(metrics, trained.method, trained.context, every, config.training.treatment_examples)
     found.resume(metrics_lines(folder.metrics), steps)
     return [found]
 
@@ -232,7 +232,7 @@ def _outcome(
         best: which one that was.
     """
     evaluating, testing, _ = scorings
-    task, method, backbone = trained.material.task, trained.method, trained.method.backbone
+    task, method, backbone = trained.prepared.task, trained.method, trained.method.backbone
     scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
     tested = {variant: score.as_dict() for variant, score in testing.last.items()}
     counts, seconds = Counts(), sum(scoring.seconds for scoring in scorings)
@@ -256,11 +256,11 @@ def _outcome(
         "evaluation": {**counts.as_dict(), "seconds": round(seconds, 3)},
         # which a replay is compared with
         **({"backbone": backbone.fingerprint()} if backbone is not None and not backbone.is_corrupt else {}),
-        "objective": trained.setting.objective_name,
+        "objective": trained.context.objective_name,
     }
 
 
-def _resumed(folder: RunFolder, progress: Progress, saved: Checkpoint | None, header: Mapping[str, Any]) -> ResumePoint:
+def _resumed(folder: RunFolder, progress: RunState, saved: Checkpoint | None, header: Mapping[str, Any]) -> ResumePoint:
     """Take the run back to its newest checkpoint, or to its beginning; the outcome of an earlier stop goes."""
     if saved is None:
         folder.clear_logs()
@@ -273,23 +273,23 @@ def _warn(console: Console, text: str) -> None:
     say(console, f"warning: {text}")
 
 
-def _checked_steps(config: RunConfig, method: Method, material: PreparedRun, scored: Sequence[Split]) -> int:
+def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scored: Sequence[Split]) -> int:
     """How many steps are made; what cannot be made or scored is refused."""
-    steps = number_of_steps(config, method, material.train_rows)
+    steps = number_of_steps(config, method, prepared.train_rows)
     for split in scored:
-        majority_of(material.task, material.examples[split])  # refuses a score that cannot be given
+        majority_of(prepared.task, prepared.examples[split])  # refuses a score that cannot be given
     method.check_steps(steps)
     method.lr_factor = lr_schedule(config.training, steps)
     method.check()
     return steps
 
 
-def _scoring(method: Method, material: PreparedRun, split: Split) -> EvaluationCallback:
+def _scoring(method: Method, prepared: PreparedRun, split: Split) -> EvaluationCallback:
     """Scores the method as it stands on a split, which is looked up when it is asked for."""
 
     def score(counts: Counts) -> Evaluation:
-        scorer = dataclasses.replace(material.scorer, score=method.score)
-        return scorer.evaluate(method.model, material.encoded[split], counts)
+        scorer = dataclasses.replace(prepared.scorer, score=method.score)
+        return scorer.evaluate(method.model, prepared.encoded[split], counts)
 
     return EvaluationCallback(method, score)
 
@@ -320,13 +320,13 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
 
 
 def _say_notes(config: RunConfig, trained: _Session, console: Console) -> None:
-    for note in [*_notes(config, trained.material, trained.method), *(f"note: {note}" for note in trained.notes)]:
+    for note in [*_notes(config, trained.prepared, trained.method), *(f"note: {note}" for note in trained.notes)]:
         say(console, note)
 
 
-def _notes(config: RunConfig, material: PreparedRun, method: Method) -> list[str]:
+def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
     """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
-    notes = [f"{material.task.kind}, {material.task.about}"] if config.task.name is None else []
+    notes = [f"{prepared.task.kind}, {prepared.task.about}"] if config.task.name is None else []
     if method.trained_names:
         shown = ", ".join(method.trained_names[:_SHOWN])
         more = f" and {len(method.trained_names) - _SHOWN} more" if len(method.trained_names) > _SHOWN else ""

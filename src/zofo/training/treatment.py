@@ -55,7 +55,7 @@ def measure(
     with _differentiable(tensors):
         for example in examples:
             with torch.enable_grad():
-                loss = at_least_float32(context.objective(context.model, context.make([example]))).mean()
+                loss = at_least_float32(context.objective(context.model, context.collate([example]))).mean()
             found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
             counts.include(Counts(1, 1, 1))
             own = dict(zip(tensors, found, strict=True))

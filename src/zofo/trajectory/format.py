@@ -50,7 +50,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class Settled:
+class Flushed:
     """Updates that waited were written."""
 
 
@@ -61,7 +61,7 @@ class Stepped:
     number: int
 
 
-Record = Update | Moved | Settled | Stepped
+Record = Update | Moved | Flushed | Stepped
 
 
 class TrajectoryWriter(UpdateLog):
@@ -112,7 +112,7 @@ class TrajectoryWriter(UpdateLog):
         """Write a record that was read from a trajectory of the same seed."""
         if isinstance(record, Moved):
             self.on_move(record.point)
-        elif isinstance(record, Settled):
+        elif isinstance(record, Flushed):
             self.on_flush()
         elif isinstance(record, Stepped):
             self.stepped(record.number)
@@ -246,7 +246,7 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
         if kind not in {*_UPDATES, _MOVE, _SETTLE, _STEP} or _checksum(kind, number, data[body:end]) != checksum:
             raise RunError(f"{place} is damaged (its checksum is wrong)")
         if kind == _SETTLE:
-            records.append(Settled())
+            records.append(Flushed())
         elif kind == _STEP:
             if number < steps:
                 raise RunError(f"{place} ends step {number}, which has ended")

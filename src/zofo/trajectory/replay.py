@@ -14,10 +14,10 @@ from zofo.estimators import Estimate
 from zofo.methods.zeroth_order_step import EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.noise import STREAM_VERSION
 from zofo.rules import Rule
-from zofo.trajectory.format import Moved, Record, Settled, Trajectory
+from zofo.trajectory.format import Flushed, Moved, Record, Trajectory
 
 
-def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded: bool = False) -> Backbone:
+def replay(model: Any, trajectory: Trajectory, steps: int | None = None, summed: bool = False) -> Backbone:
     """Apply a trajectory to its base model.
 
     Record by record, everything that training wrote is written again, in the same order and by the same operations, so
@@ -29,7 +29,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
         model: the base model.
         trajectory: from the run.
         steps: how many steps; all by default.
-        folded: whether to add them up; updates that are no displacements are written record by record all the same.
+        summed: whether to add them up; updates that are no displacements are written record by record all the same.
 
     Returns:
         The tensors that the trajectory moves, as they are now.
@@ -47,7 +47,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, folded:
         )
     rule: Rule = parts["rule"].build()
     records = trajectory.records if steps is None else trajectory.first(steps)
-    if folded and rule.linear and not any(isinstance(record, Update) and record.decay_factor for record in records):
+    if summed and rule.linear and not any(isinstance(record, Update) and record.decay_factor for record in records):
         backbone.apply_(_total(records))
         return backbone
     theta = Theta(backbone, int(header.get("flush_every", parts["evaluator"].options.get("flush_every", 1))))
@@ -105,7 +105,7 @@ def sum_of_updates(trajectory: Trajectory, steps: int | None = None) -> Displace
     shrinks = any(isinstance(record, Update) and record.decay_factor for record in records)
     if not rule.linear or shrinks:
         why = "weight decay shrinks the weights" if shrinks else f"{type(rule).__name__} works entry by entry"
-        raise RunError(f"the updates of this run do not add up to one displacement: {why}", "leave out --folded")
+        raise RunError(f"the updates of this run do not add up to one displacement: {why}", "leave out --summed")
     return _total(records)
 
 
@@ -116,7 +116,7 @@ def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> Non
         for record in records:
             if isinstance(record, Moved):
                 theta.move_to(record.point)
-            elif isinstance(record, Settled):
+            elif isinstance(record, Flushed):
                 theta.flush()
             elif isinstance(record, Update):
                 update = record

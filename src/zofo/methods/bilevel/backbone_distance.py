@@ -16,7 +16,7 @@ from zofo.state_dict import StateDict
 _BLOCK = 1 << 20  # entries compared at a time
 
 
-class Moved:
+class BackboneDistance:
     """|theta - theta_0| / |theta_0|, from the keys and coefficients of the updates alone.
 
     sqrt(sum over keys of c^2 |z(key)|^2) / |theta_0|, with c the sum of all coefficients that a key has had. What that

@@ -14,7 +14,7 @@ from zofo.errors import ConfigError
 from zofo.estimators import Direction
 from zofo.evaluators import Counts, Evaluator, LossRequest
 from zofo.methods.base import TrainingContext
-from zofo.methods.bilevel.backbone_distance import Moved
+from zofo.methods.bilevel.backbone_distance import BackboneDistance
 from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
 from zofo.methods.zeroth_order_step import EvaluatorConfig, ZerothOrder, ZerothOrderConfig
@@ -75,12 +75,12 @@ class BackboneStep:
         self.evaluator: Evaluator | None = None
         self.counts, self.points = Counts(), 0
         if move != "frozen":
-            unused = context.unused_by(context.make(context.examples[:2]))
+            unused = context.unused_by(context.collate(context.examples[:2]))
             zo = self._zo = ZerothOrder(config, context.model, context.seed, batch_size, unused=unused)
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
             self.counts, self.points = zo.evaluator.counts, zo.points
             decays = config.rule.options.get("weight_decay", 0.0) > 0
-            self._moved = Moved(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
+            self._moved = BackboneDistance(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
 
     def step(
         self, number: int, asks: Sequence[LossRequest], examples: int, lr_factor: float = 1.0
@@ -97,12 +97,12 @@ class BackboneStep:
             What a log holds of it, and what happened to theta.
         """
         if self._zo is None:
-            return {"backbone_moved": 0.0}, None
+            return {"backbone_distance": 0.0}, None
         zo, penalty = self._zo, penalty_at(self._penalty, number)
         along_f = zo.directions(number, examples=examples)
         along_p = zo.directions(number, first=examples, examples=examples)
-        with zo.evaluator.probe(asks, zo.estimator.ask(_side_by_side(along_f, along_p, along_p))) as visit:
-            parts = visit.losses.chunk(3, dim=1)
+        with zo.evaluator.probe(asks, zo.estimator.ask(_side_by_side(along_f, along_p, along_p))) as probe:
+            parts = probe.losses.chunk(3, dim=1)
             told = zip((along_f, along_p, along_p), parts, strict=True)
             upper, lower_p, lower_s = (zo.estimator.tell(along, losses) for along, losses in told)
             gradient = upper.gradient + penalty * (lower_p.gradient - lower_s.gradient)
@@ -111,13 +111,13 @@ class BackboneStep:
                 other_p = zo.directions(number, first=examples, after=1, examples=examples)
                 gradient = _elsewhere(gradient, dict(_pairs(along_f, other_f) + _pairs(along_p, other_p)))
             update, state = zo.rule.update(upper.with_gradient(gradient), zo.state, zo.rate(lr_factor))
-            visit.update(update)
+            probe.update(update)
         zo.state = state
         self._moved.add(update)
 
         coefficients = {"penalty_gap": lower_p.loss - lower_s.loss}
         if (moved := self._moved.relative) is not None:
-            coefficients["backbone_moved"] = moved
+            coefficients["backbone_distance"] = moved
         for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
             for key, projected_gradient in estimate.projected_gradients.items():
                 coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
@@ -147,7 +147,7 @@ class BackboneStep:
             self._folding_note(),
         ]
         if copied := self._moved.copied:
-            notes.append(f"backbone_moved is measured from a copy of the backbone: {copied / 2**30:.2f} GiB")
+            notes.append(f"backbone_distance is measured from a copy of the backbone: {copied / 2**30:.2f} GiB")
         return [note for note in notes if note]
 
     def _folding_note(self) -> str | None:

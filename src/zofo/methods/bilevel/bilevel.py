@@ -80,7 +80,7 @@ class Bilevel(Method):
     Args:
         config: its parts and sizes.
         context: model, objective and examples.
-        adapters: p and s, called `adapter` and `lower_adapter`; by default as configured, on the setting's model.
+        adapters: p and s, called `adapter` and `lower_adapter`; by default as configured, on the context's model.
 
     Raises:
         ConfigError: loss-spread steps, or too few examples for a batch of D_f.
@@ -98,7 +98,7 @@ class Bilevel(Method):
         self._batches_f = context.batches(size, "D_f", d_f)
         self._batches_p = context.batches(size, "D_p", d_p)
         self._batches_inner = context.batches(size, "D_p, inner", d_p)
-        self._two = context.make(context.examples[:2])
+        self._two = context.collate(context.examples[:2])
 
         move, penalty = config.backbone_update, config.penalty
         theta = self._theta = BackboneStep(config, context, config.name, move, penalty, size)  # before peft: see there

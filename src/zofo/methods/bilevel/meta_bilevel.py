@@ -55,7 +55,7 @@ class MetaBilevelConfig(BilevelConfig):
 
 
 @dataclass(frozen=True)
-class _Task:
+class _TaskBatches:
     """The batches of one task."""
 
     name: str
@@ -65,7 +65,7 @@ class _Task:
 
 
 @dataclass(frozen=True)
-class _Tuned:
+class _TaskStep:
     """A task of a step, after its first-order steps: what the zeroth-order step looks at, and what is kept afterwards.
 
     Args:
@@ -116,7 +116,7 @@ class MetaBilevel(Method):
         self._objective = context.objective
         self.model = context.model
         self._tasks = _tasks(context, config.batch_size)
-        self._two = context.make(context.examples[:2])
+        self._two = context.collate(context.examples[:2])
         self._number = min(config.tasks_per_step, len(self._tasks))
 
         theta = self._theta = BackboneStep(
@@ -140,7 +140,7 @@ class MetaBilevel(Method):
         self._theta.flush()  # first-order steps look at the weights
         order = permutation(Key(self._seed, number), "meta/tasks", len(self._tasks))
         coefficients: dict[str, float] = {"penalty": penalty}
-        tuned: dict[str, _Tuned] = {}
+        tuned: dict[str, _TaskStep] = {}
         for task in (self._tasks[i] for i in order[: self._number]):
             tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty)
             coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
@@ -154,7 +154,7 @@ class MetaBilevel(Method):
             coefficients[loss] = math.fsum(coefficients[f"{loss}/{name}"] for name in tuned) / len(tuned)
         return StepLog(coefficients["loss_upper"], self.counts - before, coefficients, update)
 
-    def _first_order_steps(self, task: _Task, number: int, penalty: float) -> tuple[_Tuned, dict[str, float]]:
+    def _first_order_steps(self, task: _TaskBatches, number: int, penalty: float) -> tuple[_TaskStep, dict[str, float]]:
         """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
         pair, inner_steps = self._pair, self._config.inner_steps
         self._load(task.name)
@@ -168,16 +168,16 @@ class MetaBilevel(Method):
         found = {"loss_upper": f_upper, "loss_lower": f_lower}
         if inner:
             found["loss_inner"] = math.fsum(inner) / len(inner)
-        return _Tuned(old, b_f, b_p, _copied(pair.state_dict())), found
+        return _TaskStep(old, b_f, b_p, _copied(pair.state_dict())), found
 
-    def _asks(self, tuned: list[_Tuned]) -> list[LossRequest]:
+    def _asks(self, tuned: list[_TaskStep]) -> list[LossRequest]:
         """What `BackboneStep` asks for: all F(p; B_f), all F(p; B_p), all F(s; B_p)."""
         p, s = VARIANTS
         asks: list[LossRequest] = [(self._with(one, p), one.b_f) for one in tuned]
         asks += [(self._with(one, p), one.b_p) for one in tuned]
         return asks + [(self._with(one, s), one.b_p) for one in tuned]
 
-    def _with(self, tuned: _Tuned, variant: str) -> Objective:
+    def _with(self, tuned: _TaskStep, variant: str) -> Objective:
         """The objective of the model that carries p or s of a task."""
         carried = self._pair.objective(variant)
 
@@ -196,7 +196,7 @@ class MetaBilevel(Method):
     def _score(self, model: nn.Module, batch: Any, by: str) -> torch.Tensor:
         """Scores with the adapter of the task that the batch is of, which the variant in use names."""
         if self._variant != BACKBONE:
-            self._load(batch.members[0].example.task)
+            self._load(batch.examples[0].example.task)
         return scores(model, batch, by)
 
     def check(self) -> None:
@@ -252,7 +252,7 @@ def _refuse(config: MetaBilevelConfig) -> None:
         )
 
 
-def _tasks(context: TrainingContext, batch_size: int) -> list[_Task]:
+def _tasks(context: TrainingContext, batch_size: int) -> list[_TaskBatches]:
     """The batches of every task, in the order in which the tasks come.
 
     Raises:
@@ -274,7 +274,7 @@ def _tasks(context: TrainingContext, batch_size: int) -> list[_Task]:
         except ConfigError as error:
             raise ConfigError(f"{name}: {error.message}", error.hint) from error
         parts = (("D_f", d_f), ("D_p", d_p), ("D_p, inner", d_p))
-        tasks.append(_Task(name, *(own.batches(batch_size, f"{name}, {part}", some) for part, some in parts)))
+        tasks.append(_TaskBatches(name, *(own.batches(batch_size, f"{name}, {part}", some) for part, some in parts)))
     return tasks
 
 

@@ -19,7 +19,7 @@ class Anchor(ABC):
     """Where the anchor is, seen from theta."""
 
     @abstractmethod
-    def place(self) -> None:
+    def set(self) -> None:
         """The anchor becomes theta, whose updates must all have been written."""
 
     @abstractmethod
@@ -51,7 +51,7 @@ class DisplacedAnchor(Anchor):
         self._evaluator = evaluator
         self.since = Displacement()  # updates of theta
 
-    def place(self) -> None:
+    def set(self) -> None:
         self.since = Displacement()
 
     def on_update(self, update: Update) -> None:
@@ -85,7 +85,7 @@ class CopiedAnchor(Anchor):
         self._device = device
         self._stored: dict[str, torch.Tensor] = {}
 
-    def place(self) -> None:
+    def set(self) -> None:
         for name, tensor in self._backbone.tensors.items():
             if name not in self._stored:
                 self._stored[name] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device or tensor.device)
@@ -99,7 +99,7 @@ class CopiedAnchor(Anchor):
 
     def load_state_dict(self, state: StateDict) -> None:
         if state.tensors:
-            self.place()
+            self.set()
             load_tensors_state(
                 list(self._stored.values()), tensors_to_state([state.tensors[name] for name in self._stored])
             )

@@ -94,10 +94,10 @@ class SVRGConfig(ForwardOnlyConfig):
                 "method.anneal compares the losses of minibatch steps, which method.control_variate=none has not got",
                 "set method.anneal=false",
             )
-        self._refuse_rule()
+        self._check_rule()
         return self
 
-    def _refuse_rule(self) -> None:
+    def _check_rule(self) -> None:
         """An anchor that is a sum of updates needs updates that are displacements, and so does a step of two."""
         rule, decay = self.rule.name, self.rule.options.get("weight_decay", 0)
         released, displaced = self.control_variate == "as-released", self.uses_anchor and self.anchor == "displacement"
@@ -192,10 +192,12 @@ class SVRG(ForwardOnly):
         self._config: SVRGConfig = config
         zo = self._zo
         self._full_size = _anchor_size(config, len(context.examples), zo.points)
-        zo.refuse_sharing("anchor_directions", config.anchor_directions or config.directions, config.evaluator.name)
+        zo.check_direction_sharing(
+            "anchor_directions", config.anchor_directions or config.directions, config.evaluator.name
+        )
         self._examples, self._make, self._length, self._seed = (
             context.examples,
-            context.make,
+            context.collate,
             context.length,
             context.seed,
         )
@@ -232,11 +234,11 @@ class SVRG(ForwardOnly):
         zo, config = self._zo, self._config
         self._full = None  # until all of it is known
         zo.theta.flush()  # the weights themselves are the anchor
-        self._anchor.place()
+        self._anchor.set()
         along = zo.directions(number, examples=self._full_size, sharing=config.anchor_directions)
-        with zo.evaluator.probe(self._full_batch(number), zo.estimator.ask(along)) as visit:
-            full = zo.estimator.tell(along, visit.losses)
-            update = self._update(full, self._lr_full, visit)
+        with zo.evaluator.probe(self._full_batch(number), zo.estimator.ask(along)) as probe:
+            full = zo.estimator.tell(along, probe.losses)
+            update = self._update(full, self._lr_full, probe)
         self._full, self._anchored = full, number
         coefficients = {"lr": self._lr_full * self._factor}
         if len(full.projected_gradients) <= _MOST_LOGGED:
@@ -272,10 +274,10 @@ class SVRG(ForwardOnly):
         # apart from those at theta, which takes no more memory than a step of MeZO
         losses = self._anchor.losses(self._objective, batch, zo.estimator.ask(along_anchor))
         there = zo.estimator.tell(along_anchor, losses)
-        with zo.evaluator.probe([(self._objective, batch)], zo.estimator.ask(along)) as visit:
-            here = zo.estimator.tell(along, visit.losses)
+        with zo.evaluator.probe([(self._objective, batch)], zo.estimator.ask(along)) as probe:
+            here = zo.estimator.tell(along, probe.losses)
             gradient = here.gradient - there.gradient + full.gradient
-            update = self._update(here.with_gradient(gradient), self._lr, visit)
+            update = self._update(here.with_gradient(gradient), self._lr, probe)
         return here, there, update
 
     def _along(self, number: int) -> tuple[list[Direction], list[Direction]]:
@@ -290,23 +292,23 @@ class SVRG(ForwardOnly):
         zo, asks = self._zo, [(self._objective, batch)]
         first, second = zo.directions(number), zo.directions(number, after=1)
         state = zo.state
-        with zo.evaluator.probe(asks, zo.estimator.ask(first)) as visit:
-            here = zo.estimator.tell(first, visit.losses)
-            forth = self._update(here, self._lr, visit)
+        with zo.evaluator.probe(asks, zo.estimator.ask(first)) as probe:
+            here = zo.estimator.tell(first, probe.losses)
+            forth = self._update(here, self._lr, probe)
         try:
-            with zo.evaluator.probe(asks, zo.estimator.ask(second)) as visit:
-                there = zo.estimator.tell(second, visit.losses)
-                back = self._update(there.with_gradient(full.gradient - there.gradient), self._lr, visit)
+            with zo.evaluator.probe(asks, zo.estimator.ask(second)) as probe:
+                there = zo.estimator.tell(second, probe.losses)
+                back = self._update(there.with_gradient(full.gradient - there.gradient), self._lr, probe)
         except NonFiniteError:  # an abandoned step takes its first move back, and what the rule remembers of it
             zo.theta.apply(Update(-forth.displacement))
             zo.state = state
             raise
         return here, there, Update(forth.displacement + back.displacement)
 
-    def _update(self, estimate: Estimate, lr: float, visit: Probe | None = None) -> Update:
-        """Move theta by what the rule makes of an estimate, on the way home from a visit if there is one."""
+    def _update(self, estimate: Estimate, lr: float, probe: Probe | None = None) -> Update:
+        """Move theta by what the rule makes of an estimate, on the way home from a probe if there is one."""
         update, state = self._zo.rule.update(estimate, self._zo.state, lr * self._factor)
-        (visit.update if visit is not None else self._zo.theta.apply)(update)
+        (probe.update if probe is not None else self._zo.theta.apply)(update)
         self._zo.state = state
         return update
 

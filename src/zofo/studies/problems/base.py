@@ -61,7 +61,7 @@ class Problem(ABC):
             UnknownNameError: there is no such split.
         """
 
-    def setting(self, seed: int) -> TrainingContext:
+    def training_context(self, seed: int) -> TrainingContext:
         """What a method trains with: a fresh model, and the training split.
 
         Args:
@@ -69,11 +69,11 @@ class Problem(ABC):
         """
         train = self.splits["train"]
 
-        def make(chosen: Any) -> Rows:
+        def collate(chosen: Any) -> Rows:
             index = torch.tensor(list(chosen))
             return Rows(train.x[index], train.y[index])
 
-        return TrainingContext(self.model(seed), self.losses, range(len(train.y)), make, seed)
+        return TrainingContext(self.model(seed), self.losses, range(len(train.y)), collate, seed)
 
     def rows(self, split: str) -> Rows:
         """The examples of a split.

@@ -45,7 +45,7 @@ _EXPECTED = "rows are read with columns prompt and completion, text and label, c
 
 
 @dataclass(frozen=True)
-class Format:
+class DataFormat:
     """The format of the user's own rows.
 
     Args:
@@ -60,7 +60,7 @@ class Format:
     about: str
 
 
-def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = True) -> Format:
+def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = True) -> DataFormat:
     """The format of rows, all of which are checked.
 
     Args:
@@ -95,7 +95,7 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
 # recognising
 
 
-def _fit(names: Sequence[str], others: Sequence[str] = ()) -> Format | None:
+def _fit(names: Sequence[str], others: Sequence[str] = ()) -> DataFormat | None:
     """The first format whose columns are all among the names; optional columns may be among the others as well."""
     for shape, roles in _SHAPES.items():
         columns = _columns(names, roles)
@@ -107,7 +107,7 @@ def _fit(names: Sequence[str], others: Sequence[str] = ()) -> Format | None:
                 columns[role] = column
         parts = [f"{role} from {column!r}" if role != column else repr(column) for role, column in columns.items()]
         unused = listed(name for name in every if name not in columns.values())
-        return Format(shape, columns, f"{shape} ({', '.join(parts)}{'; not used: ' + unused if unused else ''})")
+        return DataFormat(shape, columns, f"{shape} ({', '.join(parts)}{'; not used: ' + unused if unused else ''})")
     return None
 
 
@@ -145,7 +145,7 @@ def _advice(names: Sequence[str]) -> str:
 
 
 def _checked(
-    format: Format, fields: Mapping[str, Any], known: Mapping[tuple[str, ...], Format | None], answers: bool
+    format: DataFormat, fields: Mapping[str, Any], known: Mapping[tuple[str, ...], DataFormat | None], answers: bool
 ) -> Mapping[str, Any]:
     """The columns of a row as they are; raises RowError where they are not of the format."""
     columns = format.columns
