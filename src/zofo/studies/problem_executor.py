@@ -74,16 +74,16 @@ class ProblemRuns(Executor):
         scoring = _Scoring(problem, method, folder)
         due = config.training.evaluated_after(steps)
         seconds = 0.0
-        scoring.evaluate_if_due(0)
+        scoring.record(0)
         best = _BestTest(scoring, problem.higher_is_better) if config.training.eval_on_test == "best" else None
         for number in range(steps):
             start = time.perf_counter()
             method.step(number)
             seconds += time.perf_counter() - start
             if number + 1 in due:
-                scoring.evaluate_if_due(number + 1)
+                scoring.record(number + 1)
                 if best is not None:
-                    best.evaluate_if_due(number + 1)
+                    best.update(number + 1)
         splits = ("validation", "test") if config.training.eval_on_test else ("validation",)
         scores = {split: scoring.score(split, steps) for split in splits}
         if best is not None:
@@ -141,7 +141,7 @@ class _BestTest:
         self._best = -math.inf
         self.test: dict[str, float] = {}
 
-    def evaluate_if_due(self, steps: int) -> None:
+    def update(self, steps: int) -> None:
         """After `steps` steps, which are scored on validation by the last point of the curve."""
         score = self._sign * self._scoring.curve[-1]["score"]
         if score > self._best:
@@ -171,7 +171,7 @@ class _Scoring:
             raise NonFiniteError(f"loss on {split} after {steps} steps", consequence="the run ends there")
         return {"score": found[self._problem.metric], "loss": found["loss"]}
 
-    def evaluate_if_due(self, steps: int) -> None:
+    def record(self, steps: int) -> None:
         """Add a point for each split to the curve."""
         for split in _CURVE:
             counted = {"steps": steps, "queries": self._method.counts.queries, "split": split}
