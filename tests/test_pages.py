@@ -17,11 +17,24 @@ SOURCE = Path(zofo.__file__).parent
 MOST_COLUMNS = 120
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")), *DOCS],
+    ids=lambda page: page.stem,
+)
 def test_lines_are_short(page):
     """But for rows of tables, which cannot be broken."""
     lines = enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
     assert [number for number, line in lines if len(line) > MOST_COLUMNS and not line.startswith("|")] == []
+
+
+def test_the_changelog_says_nothing_twice():
+    """As where two changes to it were joined: each section stands once in a version, and no line stands twice."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for version in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        assert re.findall(r"^### (.*)", version, re.MULTILINE) == ["Added", "Changed", "Fixed"]
+        lines = [line for line in version.splitlines() if line.strip()]
+        assert [line for line in set(lines) if lines.count(line) > 1] == []
 
 
 def test_the_menu_has_every_page_once():
