@@ -372,3 +372,5 @@ def test_retired_names_do_not_come_back():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.name not in retired, f"{path}:{node.lineno}: {node.name} is {retired[node.name]} now"
+                refuses = node.name.lstrip("_").startswith("refuse_")
+                assert not refuses, f"{path}:{node.lineno}: {node.name}: what raises is called check_..."

@@ -24,7 +24,7 @@ from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint
 from zofo.training.checkpoint import Checkpoints, damage_of
 from zofo.training.data_module import prepare_run
-from zofo.training.resume import new_folder
+from zofo.training.resume import create_run_folder
 
 STEPS = 5
 BILEVEL = {"name": "bilevel", "batch_size": 2, "inner_steps": 1, "rule": {"lr": 1e-4}}
@@ -598,6 +598,6 @@ def test_a_folder_with_a_task_file_of_a_user_is_not_taken_for_a_run_that_had_beg
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "task.yaml").write_text("# mine\n", encoding="utf-8")
     with pytest.raises(RunError, match="exists"):
-        new_folder(read_config(config, [f"output_dir={tmp_path / 'run'}"]))
+        create_run_folder(read_config(config, [f"output_dir={tmp_path / 'run'}"]))
     (tmp_path / "run" / "run.lock").touch()
-    assert new_folder(read_config(config, [f"output_dir={tmp_path / 'run'}"])).path == tmp_path / "run"
+    assert create_run_folder(read_config(config, [f"output_dir={tmp_path / 'run'}"])).path == tmp_path / "run"

@@ -243,7 +243,7 @@ def saved(meta, folder):
         counted.append(live_bytes())
         save(*arguments)
 
-    nothing = SimpleNamespace(remember=lambda *_: {})
+    nothing = SimpleNamespace(state_dict=lambda *_: {})
     kept = run_state.RunState(meta, nothing, nothing, weights=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_state, "save_file", counting)

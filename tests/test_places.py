@@ -8,10 +8,10 @@ import threading
 import pytest
 
 from zofo.errors import RunError
-from zofo.filesystem import check_file_not_taken, check_not_special, new_folder, real
+from zofo.filesystem import atomic_folder, check_file_not_taken, check_not_special, real
 from zofo.training import RunFolder, read_config
 from zofo.training.metrics_file import metrics_lines
-from zofo.training.resume import new_folder as new_run
+from zofo.training.resume import create_run_folder
 from zofo.trajectory import Trajectory
 
 
@@ -63,13 +63,13 @@ def test_links_in_a_circle_hold_no_folder(tmp_path):
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     assert real(tmp_path / "circle") == tmp_path / "circle"
     for place in (tmp_path / "circle", tmp_path / "circle" / "inside"):
-        with pytest.raises(RunError, match="circle|symbolic links"), new_folder(place, force=True):
+        with pytest.raises(RunError, match="circle|symbolic links"), atomic_folder(place, force=True):
             pass
     assert [each.name for each in tmp_path.iterdir()] == ["circle"]
 
 
 def test_a_folder_has_a_name_that_libraries_can_write(tmp_path):
-    with pytest.raises(RunError, match="no text in UTF-8"), new_folder(tmp_path / os.fsdecode(b"\xff"), force=True):
+    with pytest.raises(RunError, match="no text in UTF-8"), atomic_folder(tmp_path / os.fsdecode(b"\xff"), force=True):
         pass
     assert not list(tmp_path.iterdir())
 
@@ -81,7 +81,7 @@ def test_runs_without_a_name_that_begin_at_once_have_a_folder_each(tmp_path, mon
 
     def begin():
         ready.wait()
-        found.append(new_run(config).path)
+        found.append(create_run_folder(config).path)
 
     threads = [threading.Thread(target=begin) for _ in range(8)]
     for thread in threads:

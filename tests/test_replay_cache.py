@@ -98,8 +98,8 @@ def test_a_replay_is_made_once_for_each_number_of_steps_and_has_the_same_bits(ru
     assert usual != base
     step = run.summary["best"]["step"]
     replays.clear()
-    run.keep_replays()
-    run.keep_replays()  # twice is once
+    run.enable_replay_cache()
+    run.enable_replay_cache()  # twice is once
     assert [bits(run), bits(run), bits(run, best=True), bits(run, best=True)] == [usual, usual, best, best]
     assert replays == [None, step]
     names = {"weights.safetensors", f"weights-{step}.safetensors"}
@@ -141,7 +141,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_a_file_that_does_not_fit_is_replaced(run, replays, how):
-    run.keep_replays()
+    run.enable_replay_cache()
     usual, file = bits(run), run.path / "replayed" / "weights.safetensors"
     DAMAGE[how](file)
     assert bits(run) == usual
@@ -151,7 +151,7 @@ def test_a_file_that_does_not_fit_is_replaced(run, replays, how):
 
 
 def test_a_damaged_trajectory_is_refused_though_its_replay_is_kept(run):
-    run.keep_replays()
+    run.enable_replay_cache()
     bits(run)
     data = bytearray(run.trajectory.read_bytes())
     data[-1] ^= 1
@@ -162,7 +162,7 @@ def test_a_damaged_trajectory_is_refused_though_its_replay_is_kept(run):
 
 def test_a_full_disk_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
     usual = bits(run)
-    run.keep_replays()
+    run.enable_replay_cache()
 
     def full(tensors, path, metadata):
         path.write_bytes(b"half")
@@ -181,7 +181,7 @@ def test_a_full_disk_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
 def test_a_folder_that_can_only_be_read_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
     """As on a disk that is mounted so, with what another machine has kept there."""
     usual = bits(run)
-    run.keep_replays()
+    run.enable_replay_cache()
     bits(run)
     DAMAGE["another device"](run.path / "replayed" / "weights.safetensors")
     before = {file.name: file.read_bytes() for file in (run.path / "replayed").iterdir()}
@@ -197,7 +197,7 @@ def test_a_folder_that_can_only_be_read_costs_a_replay_and_nothing_else(run, rep
 
 
 def test_of_several_that_come_at_once_one_replays(run, replays):
-    run.keep_replays()
+    run.enable_replay_cache()
     models = [run.load_base() for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(run.restore, models))
@@ -207,7 +207,7 @@ def test_of_several_that_come_at_once_one_replays(run, replays):
 
 def test_the_checked_file_is_the_one_that_is_read(run, replays, monkeypatch):
     """Another process may give its name to another file in between, or remove it."""
-    run.keep_replays()
+    run.enable_replay_cache()
     usual, file = bits(run), run.path / "replayed" / "weights.safetensors"
 
     def checked(tensors):
@@ -222,7 +222,7 @@ def test_the_checked_file_is_the_one_that_is_read(run, replays, monkeypatch):
 
 def test_what_depends_on_code_of_the_users_own_is_not_kept(run, replays, monkeypatch):
     """Its version says nothing of it."""
-    run.keep_replays()
+    run.enable_replay_cache()
     monkeypatch.setattr(LowRank, "__module__", "mine")
     assert bits(run) == bits(run)
     assert replays == [None, None]
@@ -230,12 +230,12 @@ def test_what_depends_on_code_of_the_users_own_is_not_kept(run, replays, monkeyp
 
 def test_a_run_without_a_trajectory_keeps_nothing(run):
     run.trajectory.unlink()
-    run.keep_replays()
+    run.enable_replay_cache()
     assert not (run.path / "replayed").exists()
 
 
 def test_what_is_written_says_what_it_is_the_bits_of(run):
-    run.keep_replays()
+    run.enable_replay_cache()
     run.load()
     with safe_open(run.path / "replayed" / "weights.safetensors", framework="pt") as file:
         told = file.metadata()

@@ -38,7 +38,7 @@ from zofo.tasks import load_task
 from zofo.training import RunFolder, predict, read_config, train
 from zofo.training.checkpoint import Checkpoints, damage_of
 from zofo.training.restore import check_run_adapter
-from zofo.training.resume import new_folder
+from zofo.training.resume import create_run_folder
 
 SOURCE = Path(zofo.__file__).parent
 SECONDS = 1.0
@@ -585,7 +585,9 @@ def test_a_task_is_a_packaged_one_or_a_file(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["a\0b", "CON", "nul.txt", "x\ny", "con/a/AUX", "a\x1b[2J", "x" * 300])
 def test_a_run_folder_has_a_name_that_every_system_has(made, tmp_path, name):
     with refused(RunError):
-        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"output_dir": tmp_path / name}))
+        create_run_folder(
+            read_config(made / "adapter" / "config.yaml").model_copy(update={"output_dir": tmp_path / name})
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -601,7 +603,7 @@ def test_a_run_folder_is_a_new_one(made, tmp_path, kind):
     elif kind == "file":
         path.write_text("precious", encoding="utf-8")
     with refused(RunError):
-        new_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"output_dir": path}))
+        create_run_folder(read_config(made / "adapter" / "config.yaml").model_copy(update={"output_dir": path}))
     assert not (tmp_path / "nothing").exists()
 
 

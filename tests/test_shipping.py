@@ -25,7 +25,7 @@ from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.export import Patch, apply_patch, compare_runs, export_run, push, replay_run
 from zofo.export.run_metrics import metrics_of
-from zofo.filesystem import new_folder
+from zofo.filesystem import atomic_folder
 from zofo.training import RunFolder, train
 from zofo.trajectory import Trajectory, TrajectoryWriter
 from zofo.trajectory.format import Stepped
@@ -145,7 +145,7 @@ def left_of(folder):
 
 def test_a_folder_is_replaced_with_what_nothing_took_the_place_of(taken):
     mode = taken.stat().st_mode
-    with new_folder(taken, force=True) as folder:
+    with atomic_folder(taken, force=True) as folder:
         (folder / "config.json").write_text("new")
         (folder / "model.safetensors").write_text("new weights")
         assert (taken / "config.json").read_text() == "old"  # until the new one is complete
@@ -189,7 +189,7 @@ def test_a_folder_stays_as_it_is_where_its_replacement_cannot_be_written(taken, 
     failing = Full(getattr(pkgutil.resolve_name(place), name), at, error)
 
     def write():
-        with new_folder(taken, force=True) as folder:
+        with atomic_folder(taken, force=True) as folder:
             Path.write_text(folder / "config.json", "new")
             Path.write_text(folder / "model.safetensors", "new weights")
 
@@ -207,19 +207,19 @@ def test_a_folder_stays_as_it_is_where_its_replacement_cannot_be_written(taken, 
 def test_a_process_killed_while_two_folders_change_places_costs_neither(taken):
     before = left_of(taken)
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom zofo.filesystem import new_folder\n"
+        "import os, sys\nfrom pathlib import Path\nfrom zofo.filesystem import atomic_folder\n"
         "rename, calls = os.rename, []\n"
         "def dying(*given):\n"
         "    calls.append(given)\n"
         "    if len(calls) == 2: os._exit(9)\n"
         "    rename(*given)\n"
         "os.rename = dying\n"
-        "with new_folder(Path(sys.argv[1]), True) as folder: (folder / 'config.json').write_text('new')\n"
+        "with atomic_folder(Path(sys.argv[1]), True) as folder: (folder / 'config.json').write_text('new')\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(taken)], check=False)
     assert done.returncode == 9
     assert not taken.exists()  # the one moment at which neither is there
-    with pytest.raises(RunError, match="is not empty"), new_folder(taken, force=False):
+    with pytest.raises(RunError, match="is not empty"), atomic_folder(taken, force=False):
         pass
     assert left_of(taken) == before
 
@@ -230,12 +230,12 @@ def test_an_old_folder_whose_place_was_taken_meanwhile_is_named_and_kept(taken):
     taken.rename(old)
     taken.mkdir()
     (taken / "another.txt").touch()
-    with pytest.raises(RunError, match="when a process was killed") as error, new_folder(taken, force=True):
+    with pytest.raises(RunError, match="when a process was killed") as error, atomic_folder(taken, force=True):
         pass
     assert repr(str(old)) in error.value.message
     assert left_of(old)[0] == before
     (taken / "another.txt").unlink()  # empty: nobody's
-    with new_folder(taken, force=True):
+    with atomic_folder(taken, force=True):
         pass
     assert not old.exists()
 

@@ -33,11 +33,11 @@ def test_the_search_ends_between_a_stable_and_an_unstable_rate(config, lr):
 
 def test_a_trial_is_stable_if_its_loss_rose_by_no_more_than_a_fiftieth_and_the_weights_stayed_near(config):
     found = tune_lr(config(), steps=4)
-    assert all(trial.stable == (trial.loss <= 1.02 * found.loss and trial.moved < 0.5) for trial in found.trials)
+    assert all(trial.stable == (trial.loss <= 1.02 * found.loss and trial.distance < 0.5) for trial in found.trials)
 
 
 def test_weights_that_went_far_away_are_unstable_however_low_their_loss(config):
-    assert all(trial.moved >= 0.5 for trial in tune_lr(config(10.0), steps=4).trials if trial.lr >= 5)
+    assert all(trial.distance >= 0.5 for trial in tune_lr(config(10.0), steps=4).trials if trial.lr >= 5)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "sign", "dense-adam"])

@@ -191,7 +191,7 @@ _OF_MODELS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "ad
 
 
 @contextmanager
-def new_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iterator[Path]:
+def atomic_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> Iterator[Path]:
     """A folder to write into while it is open; what was written stands at `path` afterwards, or what was there before.
 
     A folder that holds something is replaced by one that holds what was written, and what nothing of that took the
@@ -287,7 +287,7 @@ def _gone(path: Path) -> Path:
 
 
 def check_not_taken(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> None:
-    """Raises RunError for a place that may not be written; see `new_folder`."""
+    """Raises RunError for a place that may not be written; see `atomic_folder`."""
     own = real(path)
     if own.is_symlink():
         raise RunError(f"the links of {str(path)!r} lead in a circle", advice(errno.ELOOP))

@@ -68,7 +68,7 @@ class PrefixAdapters(PeftAdapters):
             first = Gaussian().whole(Key(seed, 0), "prefix/start", tuple(first.shape)) * _SPREAD
         shape = peft.PrefixTuningConfig(num_virtual_tokens=num_virtual_tokens, task_type=task_type(model))
         self._attach(model, names, shape, "choose method.adapter=lora")
-        _start(self, first)
+        _init_parameters(self, first)
         inject(model, self._peft)
 
 
@@ -107,7 +107,7 @@ class PromptAdapters(PeftAdapters):
             num_virtual_tokens=num_virtual_tokens, task_type=task_type(model), prompt_tuning_init="RANDOM"
         )
         self._attach(model, names, shape, "choose method.adapter=lora")
-        _start(self, first)
+        _init_parameters(self, first)
         inject(model, self._peft)
 
 
@@ -152,7 +152,7 @@ def _activations(model: Any, count: int, seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _start(adapters: PeftAdapters, first: torch.Tensor) -> None:
+def _init_parameters(adapters: PeftAdapters, first: torch.Tensor) -> None:
     """The same start for all adapters; a classification head beside them starts as the model's."""
     for adapter in adapters.names:
         (parameter,) = (p for name, p in adapters.tensors(adapter).items() if name.startswith("prompt_encoder."))

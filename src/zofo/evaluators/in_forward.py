@@ -24,8 +24,8 @@ from zofo.evaluators.model_check import (
     IN_PLACE,
     agreement,
     check_by_itself,
+    displaced,
     explaining,
-    moved,
     one_of_each_kind,
     selected_parameters,
 )
@@ -318,7 +318,7 @@ class InForward(Evaluator):
         rounding = agreement(uses, self.backbone.dtypes)
         if rounding >= AGREES_TF32:
             return
-        with without_trace(self.model), uncompiled(), moved(self.backbone, self._only, point + self.theta.pending):
+        with without_trace(self.model), uncompiled(), displaced(self.backbone, self._only, point + self.theta.pending):
             apart = float((carried[0] - at_least_float32(objective(self.model, batch))).abs().max())
         if not self._only_rounding(apart, rounding, objective, batch, [point], carried):
             raise EvaluatorError(

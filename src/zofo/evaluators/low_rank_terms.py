@@ -20,25 +20,29 @@ NARROW = 32
 
 
 def coefficients_of(
-    points: Sequence[Point], row_examples: torch.Tensor, bank: FactorCache, everywhere: Displacement, dtype: torch.dtype
+    points: Sequence[Point],
+    row_examples: torch.Tensor,
+    cache: FactorCache,
+    everywhere: Displacement,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The coefficient of each key of a bank for each row at each point: [points, rows, keys].
+    """The coefficient of each key of a cache for each row at each point: [points, rows, keys].
 
     Args:
         points: each for all examples, or with a displacement for each.
         row_examples: the example of each row.
-        bank: which holds the keys.
+        cache: which holds the keys.
         everywhere: what all rows carry beside their point.
         dtype: of the coefficients.
     """
-    table = torch.zeros(len(points), int(row_examples.max()) + 1, len(bank.numbers), dtype=torch.float64)
+    table = torch.zeros(len(points), int(row_examples.max()) + 1, len(cache.numbers), dtype=torch.float64)
     for place, point in enumerate(points):
         places = table[place] if own_points(point) else [table[place]]
         for displacement, where in zip(displacements(point), places, strict=True):
             for key, coefficient in displacement.items():
-                where[..., bank.slot(key)] += coefficient
+                where[..., cache.slot(key)] += coefficient
     for key, coefficient in everywhere.items():
-        table[..., bank.slot(key)] += coefficient
+        table[..., cache.slot(key)] += coefficient
     return table[:, row_examples].to(dtype)
 
 
@@ -49,7 +53,7 @@ class LowRankTerms:
     multiplied by the factors of its own keys; otherwise all rows are one block.
 
     Args:
-        bank: the factors of K keys.
+        cache: the factors of K keys.
         coefficients: of these keys for each row, float32 or float64, [P, R, K]; the P R rows of the batch are those of
             one point after another.
         siblings: which matrices the model multiplies by one and the same x; found out during the first forward.
@@ -57,18 +61,18 @@ class LowRankTerms:
     """
 
     def __init__(
-        self, bank: FactorCache, coefficients: torch.Tensor, siblings: SharedInputGroups, wary: bool = False
+        self, cache: FactorCache, coefficients: torch.Tensor, siblings: SharedInputGroups, wary: bool = False
     ) -> None:
         points, rows, _ = coefficients.shape
         self.rows = points * rows
-        self._bank, self._siblings = bank, siblings
+        self._cache, self._siblings = cache, siblings
         uniform = bool((coefficients == coefficients[:, :1]).all())  # a point's rows carry the same
-        device = bank.layout.device
+        device = cache.layout.device
         self._of_vectors = (coefficients[:, 0] if uniform else coefficients.flatten(0, 1)).to(device)
         # a coefficient may be too small for float16: they are taken relative to the largest, which multiplies last
         self._largest = float(coefficients.abs().amax()) if coefficients.numel() else 0.0
-        relative = coefficients * (bank.layout.noise.scale / (self._largest or 1))
-        block = rows if uniform else _rows_of_a_block(coefficients != 0, bank.layout.noise.rank)
+        relative = coefficients * (cache.layout.noise.scale / (self._largest or 1))
+        block = rows if uniform else _rows_of_a_block(coefficients != 0, cache.layout.noise.rank)
         self._blocks = 1 if block == rows else self.rows // block
         self._index: torch.Tensor | None = None  # which keys a block has, int64, [blocks, keys]
         if self._blocks > 1:
@@ -78,7 +82,7 @@ class LowRankTerms:
             chosen = order[:, : int(held.sum(1).amax())]  # those that a block has come first
             relative = relative.gather(2, chosen.unsqueeze(1).expand(-1, block, -1))
             self._index = chosen.to(device)
-        columns = relative.repeat_interleave(bank.layout.noise.rank, -1)
+        columns = relative.repeat_interleave(cache.layout.noise.rank, -1)
         self._relative = columns.reshape(self.rows, 1, -1).to(device)
         self._x: tuple[torch.Tensor, int | None] | None = None  # what was multiplied last, and its version
         self._wary = wary
@@ -121,9 +125,9 @@ class LowRankTerms:
     def delta_embedding(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""
         if self._index is None:
-            thin = self._bank.flat_matrix(name)[0][ids].to(dtype)
+            thin = self._cache.flat_matrix(name)[0][ids].to(dtype)
         else:
-            left = self._bank.matrix(name)[0]
+            left = self._cache.matrix(name)[0]
             thin = left[self._index.unsqueeze(2), ids.view(self._blocks, 1, -1)].to(dtype)  # [blocks, keys, T, rank]
             thin = thin.transpose(1, 2).flatten(2).flatten(0, 1)
         return self._up_project(self._weighted_(thin), name, 1)
@@ -135,7 +139,7 @@ class LowRankTerms:
         Args:
             tensors: these tensors by name.
         """
-        numbers, places = self._bank.layout.vectors(self._bank.numbers)
+        numbers, places = self._cache.layout.vectors(self._cache.numbers)
         numbers = numbers.to(self._of_vectors.dtype)
         base = torch.zeros(numbers.shape[1], dtype=numbers.dtype, device=numbers.device)
         for name, tensor in tensors.items():
@@ -172,8 +176,8 @@ class LowRankTerms:
     def _factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
         """left (side 0) or right (1) of a matrix, keys side by side: [rows, columns], or one such for each block."""
         if self._index is None:
-            return self._bank.flat_matrix(name)[side].to(dtype)
-        factor = self._bank.matrix(name)[side]
+            return self._cache.flat_matrix(name)[side].to(dtype)
+        factor = self._cache.matrix(name)[side]
         chosen = factor.index_select(0, self._index.flatten()).to(dtype)
         return chosen.view(*self._index.shape, *factor.shape[1:]).transpose(1, 2).flatten(2)
 

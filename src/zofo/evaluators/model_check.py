@@ -117,7 +117,7 @@ def one_of_each_kind(backbone: Backbone) -> frozenset[str]:
 
 
 @contextmanager
-def moved(backbone: Backbone, names: Collection[str], point: Displacement) -> Iterator[None]:
+def displaced(backbone: Backbone, names: Collection[str], point: Displacement) -> Iterator[None]:
     """While it is open, some tensors of theta stand at a point; they get back their bits, of which a copy is held."""
     directions, tensors = backbone.directions(point), backbone.tensors
     kept = {name: tensors[name].clone() for name in names}

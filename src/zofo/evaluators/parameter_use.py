@@ -53,7 +53,7 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operation: Any = func
         with torch._C.DisableTorchFunctionSubclass():
             self.chooses |= operation._schema.name.partition("::")[2] in _CHOOSING
-            written = _written(operation, args, kwargs or {})
+            written = _written_arguments(operation, args, kwargs or {})
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.numel():
                     self._look(value, str(func), any(value is each for each in written))
@@ -76,7 +76,7 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             parameter.data.copy_(before)
 
 
-def _written(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def _written_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """The tensors that an operation writes into."""
     found = []
     for place, argument in enumerate(operation._schema.arguments):
@@ -130,7 +130,7 @@ def without_trace(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-class Looked:
+class ObservedUse:
     """What a model did with its parameters, by name.
 
     Attributes:
@@ -153,7 +153,7 @@ class Looked:
 
 def observe(
     model: nn.Module, run: Callable[[], Any], parameters: Sequence[tuple[str, nn.Parameter]], times: int = 1
-) -> list[Looked]:
+) -> list[ObservedUse]:
     """Run a model, without a trace, and see what it does with its parameters each time.
 
     Args:
@@ -165,7 +165,7 @@ def observe(
     looks = []
     with without_trace(model), torch.no_grad(), uncompiled():
         for _ in range(times):
-            looked = Looked()
+            looked = ObservedUse()
             held = [(name, parameter, parameter.data_ptr()) for name, parameter in parameters]
             with ParameterTracker(parameters, looked.tell) as watching:
                 run()
@@ -191,7 +191,7 @@ def unused_by(model: nn.Module, run: Callable[[], Any]) -> frozenset[str]:
     return unused(model, looked)
 
 
-def unused(model: nn.Module, looked: Looked) -> frozenset[str]:
+def unused(model: nn.Module, looked: ObservedUse) -> frozenset[str]:
     """The names of parameters that no forward uses, by what one of them did.
 
     Among modules that are made alike and stand side by side, such as experts or layers, those that a forward left out
@@ -222,7 +222,7 @@ def _joined(start: str, child: str, rest: str) -> str:
     return f"{start}{child}.{rest}" if rest else f"{start}{child}"
 
 
-def check_same_use(looked: Looked, again: Looked, selected: Iterable[str]) -> None:
+def check_same_use(looked: ObservedUse, again: ObservedUse, selected: Iterable[str]) -> None:
     """Refuse a model that writes selected tensors itself, or keeps what it made of them.
 
     Args:

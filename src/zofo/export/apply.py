@@ -13,7 +13,7 @@ from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError, Run
 from zofo.export.patch import Base, Patch
 from zofo.export.run_metrics import EVALUATED, unscored
 from zofo.export.save_pretrained import check_finite, save_model
-from zofo.filesystem import check_not_taken, new_folder
+from zofo.filesystem import atomic_folder, check_not_taken
 from zofo.models import LoadedModel, load_model
 from zofo.training.identity import check_unchanged, model_identity
 from zofo.training.restore import restore_weights
@@ -105,7 +105,7 @@ def apply_patch(
             check_finite(loaded.model)
         except (ConfigError, ModelError, NonFiniteError) as error:
             raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
-    with new_folder(out, force, read) as folder:
+    with atomic_folder(out, force, read) as folder:
         save_model(loaded, folder if merged else folder / "model", patch.header.base.label_names)
         if not merged:
             patch.write_adapter(folder / "adapter")

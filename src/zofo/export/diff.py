@@ -149,7 +149,7 @@ def _steps(run: RunFolder) -> dict[int, Facts]:
         trajectory = Trajectory.read(run.trajectory)
         steps[-1] = {f"trajectory: {name}": value for name, value in trajectory.header.items() if name != "model_hash"}
         for number, records in _by_step(trajectory):
-            steps.setdefault(number, {}).update(_written(records))
+            steps.setdefault(number, {}).update(_describe_records(records))
     for line in metrics_lines(run.metrics) if run.metrics.is_file() else ():
         number = line["step"] if "step" in line else line.get("steps", 0) - 1
         kind = line.pop("event")
@@ -174,7 +174,7 @@ def _by_step(trajectory: Trajectory) -> Iterator[tuple[int, list[Record]]]:
         yield number, records
 
 
-def _written(records: list[Record]) -> Facts:
+def _describe_records(records: list[Record]) -> Facts:
     facts: Facts = {}
     updates = [record for record in records if isinstance(record, Update)]
     for number, update in enumerate(updates):

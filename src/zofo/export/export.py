@@ -14,7 +14,7 @@ from zofo.errors import ConfigError, RunError
 from zofo.export.model_card import model_card
 from zofo.export.pack import patch_of
 from zofo.export.save_pretrained import check_complete, label_texts, save_adapter, save_model
-from zofo.filesystem import check_file_not_taken, check_not_taken, new_folder, write_file
+from zofo.filesystem import atomic_folder, check_file_not_taken, check_not_taken, write_file
 from zofo.methods.linear_probe import PROBE
 from zofo.models import LoadedModel, head_of
 from zofo.models.heads import Head
@@ -115,7 +115,7 @@ def export_run(
         head = loaded.head
         save = functools.partial(_save_merged, run, loaded)
     card = model_card(run, kind, variant, best, head)
-    with new_folder(out, force, read) as folder:
+    with atomic_folder(out, force, read) as folder:
         save(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))

@@ -65,7 +65,7 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, sum
 
 def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, summed: bool | None) -> dict[str, Any]:
     """The header of a run's stage, whose parts are added to `parts`. With `summed` None, it is as a run is restored."""
-    (folder, steps), trajectory = run.kept(best), run.backbone_trajectory
+    (folder, steps), trajectory = run.artifact_folder(best), run.backbone_trajectory
     stage: dict[str, Any] = {"steps": steps, "exact": True, "trajectory": None, "weights": None}
     if trajectory is not None:
         summed = not (trajectory.cheap or run.config.model.dtype != "float32") if summed is None else summed

@@ -15,7 +15,7 @@ from zofo.evaluators import Counts
 from zofo.export.pack import folded_updates
 from zofo.export.run_metrics import evaluations
 from zofo.export.save_pretrained import label_texts, save_model
-from zofo.filesystem import check_not_taken, new_folder
+from zofo.filesystem import atomic_folder, check_not_taken
 from zofo.models import LoadedModel, head_of
 from zofo.tasks import load_examples
 from zofo.training import RunFolder, scorer_of
@@ -135,7 +135,7 @@ def replay_run(
     found = _compared_bits(run, backbone, fingerprint, summary.get("backbone")) if whole and not summed else None
     verdict, detail = found or _compared_loss(run, loaded, steps, adapters)
     if out is not None:
-        with new_folder(out, force, read) as folder:
+        with atomic_folder(out, force, read) as folder:
             save_model(loaded, folder, label_texts(run.only_task))
     return ReplayReport(
         steps, trajectory.steps, seconds, summed, fingerprint, verdict, detail, out, adapters, not trajectory.whole

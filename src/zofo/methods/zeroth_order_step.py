@@ -64,7 +64,7 @@ class EvaluatorConfig(PartConfig):
     default = "in-forward"
 
 
-def _written(value: Any, info: ValidationInfo) -> Any:
+def _parse_sharing(value: Any, info: ValidationInfo) -> Any:
     if isinstance(value, str) and not re.fullmatch(r"shared|per-example|per-group\([1-9]\d*\)", value):
         raise ConfigError(
             f"method.{info.field_name} is {value!r}, but must be shared, per-example or per-group(n)",
@@ -73,7 +73,7 @@ def _written(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
-DirectionSharing = Annotated[str, BeforeValidator(_written)]
+DirectionSharing = Annotated[str, BeforeValidator(_parse_sharing)]
 
 
 def _part(kind: type[PartConfig]) -> Any:

@@ -181,11 +181,11 @@ def complete_head(model: Any, missing: Iterable[str], head: Head, name: str, see
             "set model.head=classification, or choose a checkpoint that has one",
         )
     for key in absent:
-        _start(own[key], key, model, seed)
+        _init_parameter(own[key], key, model, seed)
 
 
 @torch.no_grad()
-def _start(parameter: nn.Parameter, name: str, model: Any, seed: int) -> None:
+def _init_parameter(parameter: nn.Parameter, name: str, model: Any, seed: int) -> None:
     if name.endswith("bias"):
         parameter.zero_()
     elif parameter.dim() < 2 and "norm" in type(model.get_submodule(name.rpartition(".")[0])).__name__.lower():

@@ -132,7 +132,7 @@ def _answer(task: Task, how: Generation) -> TrainingObjective:
 @OBJECTIVES.register("text")
 def _text(task: Task, how: Generation) -> TrainingObjective:
     """Mean negative log-likelihood of all tokens of prompt and right candidate: the full language-model loss."""
-    return TrainingObjective("text", token_loss, TokenizedChoices.whole, causal_only=True)
+    return TrainingObjective("text", token_loss, TokenizedChoices.full_sequence, causal_only=True)
 
 
 @OBJECTIVES.register("accuracy")

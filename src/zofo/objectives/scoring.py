@@ -72,7 +72,7 @@ def token_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     """Mean negative log-likelihood of the scored tokens of the gold candidate: -score[gold].
 
     On examples as `TokenizedChoices.gold_only` makes them, that is the language-model loss on the answer; as
-    `TokenizedChoices.whole` makes them, that on the whole text.
+    `TokenizedChoices.full_sequence` makes them, that on the whole text.
 
     Returns:
         float32, shape [E].

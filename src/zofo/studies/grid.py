@@ -55,9 +55,9 @@ class Grid:
         """Every trial."""
         self._check_distinct_trials()
         for name in config.pretraining:  # one that no method starts from may have mistakes, too
-            self._start(name, next(iter(self.cells)))
+            self._pretraining_run(name, next(iter(self.cells)))
         of = [(config.methods[name].init_from, cell) for name, cell in self.entries]
-        starts = [self._start(start, cell) for start, cell in of if start is not None]
+        starts = [self._pretraining_run(start, cell) for start, cell in of if start is not None]
         self.starts: list[StudyRun] = list({run.digest: run for run in starts}.values())
         """The runs that others start from, each once."""
         self.zero_shots: list[StudyRun] = [
@@ -125,7 +125,7 @@ class Grid:
                     "give each setting once; an option at its default is the same as one that is left out",
                 )
 
-    def _start(self, name: str, cell: Cell) -> StudyRun:
+    def _pretraining_run(self, name: str, cell: Cell) -> StudyRun:
         """The run that a method starts from with the model of a cell; all tasks of the study are unseen in it."""
         start, model = self.config.pretraining[name], self.cells[cell][0].tree
         base = merge_trees(self.config.defaults.tree, model)
@@ -180,7 +180,7 @@ class Grid:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
         tree = merge_trees(written, self._seeds(written, seed), {"training": {**budget.training, **last}})
         if contender.init_from is not None:
-            tree["init_from"] = self._start(contender.init_from, cell).id
+            tree["init_from"] = self._pretraining_run(contender.init_from, cell).id
         return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
 
     def _named(self, name: str, number: int) -> str:

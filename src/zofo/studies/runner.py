@@ -201,7 +201,7 @@ class _Progress:
         if outcome.counts.get("queries"):  # those that only read say nothing of how long training takes
             self._made += _work(run)
         left = f"; about {as_time(self._seconds / self._made * max(0, self._left))} left" if self._made else ""
-        self._say(f"[{self._done}/{self._total}] {run}: {_shown(outcome)}{left}")
+        self._say(f"[{self._done}/{self._total}] {run}: {_describe(outcome)}{left}")
 
     def interrupted(self) -> None:
         """Say what is done, and how to go on."""
@@ -222,7 +222,7 @@ def _work(run: StudyRun) -> int:
     return int(training["max_queries"] or training["steps"])
 
 
-def _shown(outcome: Outcome) -> str:
+def _describe(outcome: Outcome) -> str:
     """What came of a run, in a few words."""
     if outcome.failed:
         return f"failed: {outcome.failed['message']}"

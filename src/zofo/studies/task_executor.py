@@ -175,7 +175,7 @@ def _start_beside(folder: Path, start: Path | None) -> Path | None:
             raise NonFiniteError(f"start: {message}", consequence="this one cannot be made")
         raise RunError(message, "see what failed in report.md")
     with suppress(OSError):  # then each of the runs that start there replays it for itself
-        RunFolder(folder.parent / start).keep_replays()
+        RunFolder(folder.parent / start).enable_replay_cache()
     return folder.parent / start
 
 

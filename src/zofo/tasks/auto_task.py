@@ -10,8 +10,7 @@ from typing import Any
 from zofo.errors import ConfigError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.contamination import check_no_shared_rows
-from zofo.tasks.dataset import load_examples as load_of_one
-from zofo.tasks.dataset import origins_of, read_data
+from zofo.tasks.dataset import load_task_examples, origins_of, read_data
 from zofo.tasks.example import Example
 from zofo.tasks.free_answers import free_answer_scores, last_content
 from zofo.tasks.gold import label_of
@@ -62,7 +61,7 @@ def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = Fal
 def load_examples(
     task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS, head: bool = False, right: bool = True
 ) -> dict[Split, list[Example]]:
-    """Read, check, split and render all rows of a task, or of several at once; see `zofo.tasks.dataset.load_examples`.
+    """Read, check, split and render all rows of a task, or of several at once; see `dataset.load_task_examples`.
 
     Raises:
         DataError: rows that cannot be used; with file, line and column.
@@ -70,7 +69,7 @@ def load_examples(
             candidates other than by MetaICL's rows; no task with options; rows that are test rows of an unseen task.
     """
     if not config.several:
-        return load_of_one(task, config, splits, head, right)
+        return load_task_examples(task, config, splits, head, right)
     if head:
         raise ConfigError(
             "a classification head gives the same labels to every row, and several tasks have each their own",
@@ -100,14 +99,14 @@ def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) ->
                 "leave it out of task.tasks",
             )
         wanted: list[Split] = [split for split in splits if split == "train" or not free]
-        found = load_of_one(task, own, wanted, False, right, of_several=True)
+        found = load_task_examples(task, own, wanted, False, right, of_several=True)
         for split, examples in found.items():
             for one in examples:
                 only: dict[str, Any] = {"candidates": one.answers[:1], "answers": (), "ends": False} if free else {}
                 mixed[split].append(replace(one, task=name, **only))
         if "train" in found and held:
             bare = own.model_copy(update={"num_fewshot": 0})
-            plain = load_of_one(task, bare, ["train"], False, right, True) if own.num_fewshot else found
+            plain = load_task_examples(task, bare, ["train"], False, right, True) if own.num_fewshot else found
             check_no_shared_rows(name, {one.where: one.prompt.strip() for one in plain["train"]}, held)
     for split in splits:
         if not mixed[split]:

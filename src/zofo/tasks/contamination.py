@@ -21,7 +21,7 @@ def canonical_task_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", _COLLECTIONS.sub("", name.lower()))
 
 
-def twins(trained: Sequence[str], tested: Sequence[str]) -> str:
+def overlapping_tasks(trained: Sequence[str], tested: Sequence[str]) -> str:
     """The tasks that are trained on and tested, also under another name, as a message names them; "" for none."""
     known = {canonical_task_name(name): name for name in trained}
     pairs = [(known[canonical_task_name(name)], name) for name in tested if canonical_task_name(name) in known]
@@ -31,7 +31,7 @@ def twins(trained: Sequence[str], tested: Sequence[str]) -> str:
 
 def check_no_overlapping_tasks(trained: Sequence[str], unseen: Sequence[str]) -> None:
     """Raises ConfigError for a task that is both trained on and kept for the test, under any of its names."""
-    if same := twins(trained, unseen):
+    if same := overlapping_tasks(trained, unseen):
         raise ConfigError(
             f"tasks that are kept for the test are trained on: {same}",
             "take them out of one of the lists, or allow it with task.allow_overlap=true",

@@ -8,8 +8,8 @@ from pathlib import Path
 from zofo.errors import ConfigError, DataError
 from zofo.tasks.auto_task import resolve_task
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination import check_no_shared_rows, inputs_in, twins
-from zofo.tasks.dataset import load_examples
+from zofo.tasks.contamination import check_no_shared_rows, inputs_in, overlapping_tasks
+from zofo.tasks.dataset import load_task_examples
 from zofo.tasks.multi_task import subtask_config, task_inputs, tasks_of
 from zofo.tasks.task import SPLITS
 from zofo.tasks.task_files import task_content
@@ -42,7 +42,7 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
             "put the file back, or allow any task with task.allow_overlap=true",
         ) from error
     held = _tested(asked, scored)
-    if same := twins(names, list(held)):
+    if same := overlapping_tasks(names, list(held)):
         raise ConfigError(
             f"the run {run!r} was trained on tasks that it shall be tested on: {same}",
             f"{_INSTEAD}, or allow it with task.allow_overlap=true",
@@ -80,5 +80,5 @@ def _names(asked: TaskConfig) -> Sequence[str]:
 def _trained_rows(trained: TaskConfig, name: str) -> dict[str, str]:
     """The inputs of a training task's rows by place."""
     own = subtask_config(trained, name).model_copy(update={"num_fewshot": 0, "allow_overlap": True})
-    examples = load_examples(resolve_task(own, free_words=True), own, ["train"], of_several=True)
+    examples = load_task_examples(resolve_task(own, free_words=True), own, ["train"], of_several=True)
     return {one.where: one.prompt.strip() for one in examples["train"]}

@@ -30,7 +30,7 @@ from zofo.tasks.readers import (
 from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
 
 
-def load_examples(
+def load_task_examples(
     task: Task,
     config: TaskConfig,
     splits: Sequence[Split] = SPLITS,

@@ -102,7 +102,7 @@ def _interleaved(units: Sequence[Unit], label: str | None) -> list[Unit]:
 
 def _labels(unit: Unit, label: str | None) -> Hashable:
     """The labels of the rows of a unit."""
-    return frozenset(_written(row.fields.get(label)) for row in unit) if label is not None else frozenset()
+    return frozenset(_as_text(row.fields.get(label)) for row in unit) if label is not None else frozenset()
 
 
 def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
@@ -115,7 +115,7 @@ def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
         keys.append(lambda row: ("group", str(row.fields.get(task.group[0]))))
     if config.draw == "stratified" and not config.allow_overlap:
         columns = _columns(task)
-        keys.append(lambda row: ("asks", tuple(_written(row.fields.get(column)) for column in columns)))
+        keys.append(lambda row: ("asks", tuple(_as_text(row.fields.get(column)) for column in columns)))
     units: list[Unit] = []
     place: dict[Hashable, int] = {}  # of each key, its unit
     joined: list[int] = []  # of each unit, one that it is joined with, or itself
@@ -150,7 +150,7 @@ def _columns(task: Task) -> list[str]:
     return [column for column in dict.fromkeys(named) if column != task.label]
 
 
-def _written(value: Any) -> str:
+def _as_text(value: Any) -> str:
     """A value in normalised form; a chat without its final answer."""
     if isinstance(value, list) and value and isinstance(value[-1], dict) and value[-1].get("role") == "assistant":
         value = value[:-1]

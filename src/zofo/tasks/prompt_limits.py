@@ -145,7 +145,7 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
 
 @jinja2.pass_context
-def _written(context: jinja2.runtime.Context, value: Any) -> Any:
+def _finalize(context: jinja2.runtime.Context, value: Any) -> Any:
     """What a template writes: no function, iterator or other thing that has no text of its own."""
     if callable(value) and not isinstance(value, jinja2.Undefined):
         raise TypeError(f"{getattr(value, '__name__', value)!r} is a function: call it, as in column.strip()")
@@ -163,7 +163,7 @@ class PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_written
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_finalize
         )
         for name in _CHANCE:
             del self.globals[name]

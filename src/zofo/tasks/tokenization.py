@@ -50,7 +50,7 @@ class TokenizedChoices:
         """The example with only the candidate that is trained on."""
         return replace(self, rows=(self.rows[self.gold],), scored=(self.scored[self.gold],), gold=0)
 
-    def whole(self) -> TokenizedChoices:
+    def full_sequence(self) -> TokenizedChoices:
         """As `gold_only`, with every token scored but the first."""
         row = self.rows[self.gold]
         return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0)

@@ -28,14 +28,14 @@ class LrTrial:
     Args:
         lr: the learning rate.
         loss: mean loss on the judging examples after them; inf where a loss was not finite.
-        moved: how far the weights had moved by then, as a share of their length.
+        distance: how far the weights had moved by then, as a share of their length.
         stable: whether the loss is no higher than before them, but for 2 %, and the weights are still near where they
             were: norms and losses saturate, so that weights far away need not have a higher loss.
     """
 
     lr: float
     loss: float
-    moved: float
+    distance: float
     stable: bool
 
 
@@ -163,8 +163,8 @@ class _Search:
             loss = math.inf
         finally:
             self.counts += method.counts
-            moved = self._put_back(tensors, before)
-        return LrTrial(lr, loss, moved, loss <= _RISE * self.loss and moved < _FAR)
+            distance = self._put_back(tensors, before)
+        return LrTrial(lr, loss, distance, loss <= _RISE * self.loss and distance < _FAR)
 
     @torch.no_grad()
     def _put_back(self, tensors: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:

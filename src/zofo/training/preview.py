@@ -49,7 +49,7 @@ def preview(config: RunConfig, split: str = "train", rows: int = 3, remote_code:
     prepared = prepare_run(config, remote_code, (chosen,))
     tokenizer = prepared.loaded.tokenizer
     pairs = list(zip(prepared.examples[chosen], prepared.encoded[chosen], strict=True))
-    shown = [_shown(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
+    shown = [_preview_of(example, encoded, tokenizer) for example, encoded in pairs[:rows]]
     lengths = [encoded.length for _, encoded in pairs]
     sequences = max(len(prepared.scorer.collate([encoded]).row_examples) for _, encoded in pairs)
     how = prepared.scorer.generation if prepared.task.kind == "generation" else None
@@ -79,7 +79,7 @@ def token_notes(tokenizer: Any, encoded: Sequence[Any], how: Generation | None =
     return (*unusual, *unwritten_notes(tokenizer, encoded), *answers)
 
 
-def _shown(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:
+def _preview_of(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExample:
     if isinstance(encoded, TokenizedText):
         scored: list[list[int]] = [[] for _ in example.candidates]
         prompt = tokenizer.decode(encoded.tokens)

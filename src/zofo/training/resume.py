@@ -38,7 +38,7 @@ _BEGUN = {LOCK, temp_path(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a p
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
 
 
-def new_folder(config: RunConfig) -> RunFolder:
+def create_run_folder(config: RunConfig) -> RunFolder:
     """A new folder for a run: the configured one, or a new one under `runs`. Raises RunError where there is none to be
     had."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
@@ -77,7 +77,7 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
     run = RunFolder(path)
     run.clear_leftovers()
     if not (path / CONFIG).is_file() or run.ended:
-        new_folder(config)  # refuses what has ended, or is no run
+        create_run_folder(config)  # refuses what has ended, or is no run
         return None  # its process was killed before anything had begun
     given, saved = (
         c.model_dump(mode="json", exclude={"output_dir"}) for c in (config.with_absolute_paths(), run.config)

@@ -90,7 +90,7 @@ class RunFolder(RunRecord):
         self._known_variant(variant)
         self.verify()
         self.load_start_weights(loaded)
-        folder, last = self.kept(best)
+        folder, last = self.artifact_folder(best)
         adapter = self.adapter_of(variant, best)
         if adapter is not None:
             check_run_adapter(adapter, self.config.method)
@@ -103,7 +103,7 @@ class RunFolder(RunRecord):
         if adapter is not None:
             attach(loaded.model, adapter)
 
-    def keep_replays(self) -> None:
+    def enable_replay_cache(self) -> None:
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
 
         A run without a trajectory has nothing to replay, and keeps nothing.

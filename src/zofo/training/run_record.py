@@ -37,7 +37,7 @@ class RunRecord:
     `metrics.jsonl` a line a step and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft
     adapter (`lower_adapter/` the second one of `bilevel`), `weights.safetensors` weights trained by first-order steps,
     `best/` the same as of the best evaluation, `summary.json` the outcome, `replayed/` what replays led to, see
-    `keep_replays`.
+    `enable_replay_cache`.
 
     Args:
         path: the folder.
@@ -223,7 +223,7 @@ class RunRecord:
         """Versions of what the run was made with, and hashes of the weights and the rows that it began with."""
         return read_json_object(self.path / ENVIRONMENT)
 
-    def kept(self, best: bool = False) -> tuple[Path, int | None]:
+    def artifact_folder(self, best: bool = False) -> tuple[Path, int | None]:
         """Where adapters and weights lie, and after how many steps they are so; None for all."""
         if not best:
             return self.path, None
@@ -234,7 +234,7 @@ class RunRecord:
     def adapter_of(self, variant: str | None = None, best: bool = False) -> Path | None:
         """The folder of a variant's adapter; None for a variant without one, RunError for one with an adapter for each
         task."""
-        variant, (folder, _) = self._known_variant(variant), self.kept(best)
+        variant, (folder, _) = self._known_variant(variant), self.artifact_folder(best)
         if not (folder / variant).is_dir():
             return None
         if not (folder / variant / "adapter_config.json").is_file():

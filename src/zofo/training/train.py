@@ -44,9 +44,9 @@ from zofo.training.resume import (
     as_begun,
     begun_header,
     check_provenance,
+    create_run_folder,
     find_resumable_run,
     identity_of,
-    new_folder,
     objective_name,
     write_provenance,
 )
@@ -95,7 +95,7 @@ def train(
     if config.training.treatment_steps is not None:
         check_treatment(method, context)
     notes = check_every_split(config, prepared)
-    folder = begun or new_folder(config)
+    folder = begun or create_run_folder(config)
     with folder.locked(), writing("the run", folder.path, _GOES_ON):
         folder.check_not_ended()
         if begun is None:

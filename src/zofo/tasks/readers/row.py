@@ -50,18 +50,18 @@ class NamedLabel(int):
 def shown_row(row: Row) -> str:
     """A row for a message: its line, and its truncated values."""
     place = re.search(r"( row |:)(\d+)(:\d+)?$", row.where)
-    text = json.dumps({key: _short(value) for key, value in row.fields.items()}, ensure_ascii=False, default=str)
+    text = json.dumps({key: _shortened(value) for key, value in row.fields.items()}, ensure_ascii=False, default=str)
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be printed
     text = truncate(text, _SHORT)
     return f"{'line' if place[1] == ':' else 'row'} {place[2]}: {text}" if place else text
 
 
-def _short(value: Any) -> Any:
+def _shortened(value: Any) -> Any:
     if isinstance(value, str):
         return truncate(value, _SHORTER)
     if isinstance(value, list):
-        return [_short(entry) for entry in value]
-    return {key: _short(entry) for key, entry in value.items()} if isinstance(value, dict) else value
+        return [_shortened(entry) for entry in value]
+    return {key: _shortened(entry) for key, entry in value.items()} if isinstance(value, dict) else value
 
 
 class RowError(DataError):
