@@ -95,10 +95,10 @@ def test_keys_that_are_no_text_are_values():
 def test_every_run_is_there_once_with_its_seed_setting_and_budget(read):
     grid = read(TOY).grid
     assert [(run.method, run.trial, run.seed) for run in grid.trials] == [
-        ("mezo", 0, 0),
-        ("mezo", 1, 0),
-        ("sgd", 0, 0),
-        ("sgd", 1, 0),
+        ("mezo", 0, 1000),
+        ("mezo", 1, 1000),
+        ("sgd", 0, 1000),
+        ("sgd", 1, 1000),
     ]
     assert [run.tree["training"]["max_queries"] for run in grid.trials] == [160] * 4
     assert [run.tree["method"]["rule"]["lr"] for run in grid.trials[:2]] == [1e-2, 1e-3]

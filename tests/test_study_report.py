@@ -18,7 +18,7 @@ from zofo.studies.frames import as_p, as_score, as_time, markdown
 from zofo.studies.report import write_results
 from zofo.studies.result import Outcome
 from zofo.studies.selection import choices_of, final_runs
-from zofo.studies.statistics import interval, paired
+from zofo.studies.statistics import detectable, holm, interval, paired
 
 # statistics
 
@@ -256,19 +256,23 @@ def test_differences_are_in_pairs_of_the_same_task_and_seed(report):
     lines = report()
     one = paired(SCORES["lora", "rte"], SCORES["mezo", "rte"])
     cells = row(lines, "lora", "rte", "3")
+    other = paired(SCORES["lora", "sst2"], SCORES["mezo", "sst2"])
     assert cells[3:] == [
         f"+{100 * one.difference.mean:.1f} ± {100 * one.difference.half:.1f}",
+        one.verdict(None),
+        f"{100 * one.detectable:.1f}",
         "2 / 1",
         as_p(one.t_test),
+        as_p(holm([other.t_test, one.t_test])[1]),
         "-",
     ]
     every = [SCORES[method, "sst2"] + SCORES[method, "rte"] for method in ("lora", "mezo")]
     both = paired(*every)
     cells = row(lines, "lora", "all tasks", "6")
-    assert cells[4:] == ["5 / 1", as_p(both.t_test), as_p(both.wilcoxon)]
+    assert cells[6:] == ["5 / 1", as_p(both.t_test), "-", as_p(both.wilcoxon)]
     assert both.t_test == pytest.approx(stats.ttest_rel(*every).pvalue)
     assert both.wilcoxon == pytest.approx(stats.wilcoxon(np.subtract(*every)).pvalue)
-    assert any("6 such rows were tested and no p is corrected" in line for line in lines)
+    assert any("6 such rows were tested; p (Holm) is corrected" in line for line in lines)
 
 
 def test_of_a_loss_less_is_better(tmp_path):
@@ -290,7 +294,8 @@ def test_of_a_loss_less_is_better(tmp_path):
         made[run.digest] = Outcome(run.tree, "loss", False, {"test": score, "validation": score}, 1, counts)
     write_results(study, study.grid.final_runs, made, {}, tmp_path)
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
-    assert row(lines, "good", "least-squares", "2")[3:5] == ["+2.5 ± 6.353", "2 / 0"]
+    smallest = as_score(detectable([3.0, 2.0]), "loss")
+    assert row(lines, "good", "least-squares", "2")[3:7] == ["+2.5 ± 6.353", "open", smallest, "2 / 0"]
     assert "Nothing was searched" in " ".join(lines)
     assert any("A step costs some methods more queries" in line for line in lines)
 
@@ -356,14 +361,14 @@ def test_a_run_that_is_not_done_is_missing_and_said_so(report):
     lines = report(without=[("mezo", "sst2", seed) for seed in range(3)])
     assert any("Not all runs are done" in line for line in lines)
     assert row(lines, "mezo", "-")[2].startswith("62.0")
-    assert row(lines, "lora", "sst2", "0")[3:] == ["-"] * 4
+    assert row(lines, "lora", "sst2", "0")[3:] == ["-"] * 7
 
 
 def test_one_seed_has_no_interval_and_that_is_said(report):
     lines = report({**STUDY, "seeds": [1]})
     assert row(lines, "mezo", "82.0")[2:4] == ["61.0", "71.5"]
     assert any(line.startswith("One seed: no interval can be given") for line in lines)
-    assert row(lines, "lora", "sst2", "1")[3:] == ["+9.0", "1 / 0", "-", "-"]
+    assert row(lines, "lora", "sst2", "1")[3:] == ["+9.0", "open", "-", "1 / 0", "-", "-", "-"]
     assert any("2 such rows were tested" in line for line in lines)  # the pairs of both tasks
 
 
@@ -371,9 +376,9 @@ def test_every_trial_is_listed_with_the_one_that_was_chosen(report):
     lines = report()
     first = row(lines, "mezo", "tiny sst2", "method.rule.lr=0.001")
     second = row(lines, "mezo", "tiny sst2", "method.rule.lr=0.0001")
-    assert (first[3:], second[3:]) == (["0.7", "50.0", ""], ["0.6", "50.0", "chosen"])
+    assert (first[3:], second[3:]) == (["0.7", "50.0", ""], ["0.6", "50.0", "chosen, at the edge of method.rule.lr"])
     text = " ".join(lines)
-    assert "Each method that is searched tried 2 settings in each cell, 32 queries each, with seed 0." in text
+    assert "Each method that is searched tried 2 settings in each cell, 32 queries each, with seed 1000." in text
     assert "No trial was scored on the test split." in text
 
 
@@ -410,7 +415,7 @@ def test_a_search_says_the_budget_of_each_method(report):
     methods = {**STUDY["methods"], "lora": {**STUDY["methods"]["lora"], "budget": {"queries": 16}}}
     text = " ".join(report({**STUDY, "methods": methods}))
     assert (
-        "Each method that is searched tried 2 settings in each cell, 32 queries each (lora 16 queries), with seed 0."
+        "Each method that is searched tried 2 settings in each cell, 32 queries each (lora 16 queries), with seed 1000."
         in text
     )
     assert "Every final run has the same budget" not in text

@@ -85,8 +85,8 @@ class Search(Config):
 
     budget: Budget
     """Length of one trial."""
-    seeds: Seeds = [0]
-    """Seeds of the trials; their means are compared."""
+    seeds: Seeds = [1000]
+    """Seeds of the trials, none of which may be one of the final runs; their means are compared."""
     metric: Literal["loss", "score"] = "loss"
     """What is compared, on validation after the last step: the lowest loss or the best score wins."""
 
@@ -206,6 +206,8 @@ class StudyConfig(Config):
     """An axis: its first value is compared with each other one, for each method, in pairs of the same seed."""
     split: Literal["test", "validation"] = "test"
     """The split whose scores the tables show."""
+    margin: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Differences that are surely smaller than this, in units of the score (0.02 is two points), count as equal."""
     checkpoint: Literal["last", "best"] = "last"
     """Where a final run is scored on test: after its last step, or at its best evaluation on validation, as in the
     papers. With `best` the results hold the score after the last step, too, as `test_last_score`."""
@@ -297,6 +299,12 @@ def _check_names(config: StudyConfig) -> None:
     """Raises ConfigError for a name that is unknown, or taken."""
     if not config.methods:
         raise ConfigError("methods: a study without a method has no runs", "name one, or several to compare")
+    final = {seed for method in config.methods.values() for seed in method.seeds or config.seeds}
+    if config.search is not None and (both := sorted(final & set(config.search.seeds))):
+        raise ConfigError(
+            f"search.seeds: {both[0]} is a seed of final runs, too, which would be scored with what was chosen for it",
+            f"choose with seeds of their own, for example search: {{seeds: [{max(final) + 1}]}}",
+        )
     if config.checkpoint == "best" and config.split == "validation":
         raise ConfigError(
             "checkpoint: best is chosen on validation, so that its score there says too much",

@@ -13,13 +13,13 @@ import jinja2
 from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text
 from zofo.overrides import format_overrides
-from zofo.studies.config import MethodSpec
+from zofo.studies.config import MethodSpec, StudyConfig
 from zofo.studies.frames import as_score, as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.studies.grid import Grid
 from zofo.studies.load import Study
 from zofo.studies.report_tables import Scores, contrast_table, difference_table, score_table
 from zofo.studies.result import BLOWN_UP
-from zofo.studies.selection import Choices, Outcomes, Selection
+from zofo.studies.selection import Choices, Outcomes, Selection, edges_of
 from zofo.studies.trial import StudyRun
 from zofo.training import environment
 
@@ -94,7 +94,7 @@ def _about(study: Study, runs: Sequence[StudyRun], outcomes: Outcomes, choices: 
         "tried": len(next(iter(choices.values())).trials) if choices else 0,
         "single": [name for name in config.methods if not config.tried(name)],
         "trial_budgets": _trial_budgets(study.grid),
-        "trials": _trials(choices),
+        "trials": _trials(config, choices),
         "waiting": [
             _waiting(study.grid, choice) for choice in choices.values() if choice.transient_failure is not None
         ],
@@ -128,15 +128,17 @@ def _trial_budgets(grid: Grid) -> list[str]:
     return [f"{name} {budget}" for name, budget in budgets.items() if config.search and budget != config.search.budget]
 
 
-def _trials(choices: Choices) -> str:
-    """A row for each setting of each method in each cell."""
+def _trials(config: StudyConfig, choices: Choices) -> str:
+    """A row for each setting of each method in each cell; of the chosen one, which keys are at an edge of the grid."""
     rows = []
     for choice in choices.values():
         place = [choice.method, str(choice.cell)]
         for number, trial in enumerate(choice.trials):
             loss = f"{trial.loss:.4g}" if trial.loss is not None else trial.state
             score = "" if trial.score is None or trial.metric == "loss" else as_score(trial.score, trial.metric)
-            rows.append([*place, trial.setting, loss, score, "chosen" if number == choice.chosen else ""])
+            edges = edges_of(config.tried(choice.method), number) if number == choice.chosen else []
+            mark = "chosen" + (f", at the edge of {', '.join(edges)}" if edges else "")
+            rows.append([*place, trial.setting, loss, score, mark if number == choice.chosen else ""])
         if choice.done and choice.chosen is None:
             rows.append([*place, "every trial diverged: no final run", "", "", ""])
     header = ["method", "where", "setting", "validation loss", "validation score", ""]

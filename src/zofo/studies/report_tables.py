@@ -11,7 +11,7 @@ from zofo.studies.frames import as_p, as_score, as_time, is_share, markdown, row
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.selection import Choices, Outcomes
-from zofo.studies.statistics import Interval, interval, paired
+from zofo.studies.statistics import Interval, holm, interval, paired
 from zofo.studies.trial import Cell, StudyRun
 
 _WORK = ("queries", "forwards", "backwards")
@@ -208,14 +208,18 @@ def _pairs(first: Mapping[int, float], second: Mapping[int, float], sign: int = 
     return [(sign * first[seed], sign * second[seed]) for seed in sorted(first.keys() & second.keys())]
 
 
-def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> tuple[str, int]:
+def difference_table(
+    scores: Scores, cells: Sequence[Cell], reference: str, margin: float | None = None
+) -> tuple[str, int]:
     """How every method differs from one of them, on each task and on all of them together; and the number of tests.
 
     Args:
         scores: of all final runs.
         cells: of one model and one value of each axis.
         reference: the method that the others are compared with.
+        margin: differences within which count as equal.
     """
+    p_values: list[float | None] = []
     rows, tests, pooled = [], 0, len(cells) > 1
     metrics = [scores.metric(cell) for cell in cells]
     whole = pooled and (scores.comparable(cells) or len({metric for metric, _ in metrics}) == 1)
@@ -226,23 +230,32 @@ def difference_table(scores: Scores, cells: Sequence[Cell], reference: str) -> t
         for cell, (metric, sign) in zip(cells, metrics, strict=True):
             pairs = _pairs(scores.finals(method, cell).scores, scores.finals(reference, cell).scores, sign)
             every += pairs
-            rows.append([method, cell.task, *_difference(pairs, metric), "-"])
+            rows.append([method, cell.task, *_difference(pairs, metric, margin), "-"])
+            p_values.append(_p_of(pairs))
             tests += len(pairs) > 1
         if whole and every:
             wilcoxon = as_p(paired(*zip(*every, strict=True)).wilcoxon)
-            rows.append([method, "all tasks", *_difference(every, metrics[0][0]), wilcoxon])
+            rows.append([method, "all tasks", *_difference(every, metrics[0][0], margin), wilcoxon])
+            p_values.append(None)  # of pairs that are not independent
             tests += 1
-    header = ["method", "task", "pairs", "difference", "better / worse", "p (t-test)", "p (Wilcoxon)"]
-    return markdown(header, rows, texts=2), tests
+    rows = [[*row[:-1], as_p(p), row[-1]] for row, p in zip(rows, holm(p_values), strict=True)]
+    header = ["method", "task", "pairs", "difference", "verdict", "detectable", "better / worse"]
+    return markdown([*header, "p (t-test)", "p (Holm)", "p (Wilcoxon)"], rows, texts=2), tests
 
 
-def _difference(pairs: Pairs, metric: str) -> list[str]:
-    """Pairs, difference, pairs that are better and worse, and p of the t-test."""
+def _p_of(pairs: Pairs) -> float | None:
+    return paired(*zip(*pairs, strict=True)).t_test if pairs else None
+
+
+def _difference(pairs: Pairs, metric: str, margin: float | None = None) -> list[str]:
+    """Pairs, difference, verdict, detectable difference, pairs that are better and worse, and p of the t-test."""
     if not pairs:
-        return ["0", "-", "-", "-"]
+        return ["0", "-", "-", "-", "-", "-"]
     found = paired(*zip(*pairs, strict=True))
     difference = _with_interval(found.difference, metric, signed=True)
-    return [str(len(pairs)), difference, f"{found.wins} / {found.losses}", as_p(found.t_test)]
+    smallest = "-" if found.detectable is None else as_score(found.detectable, metric)
+    told = [found.verdict(margin), smallest, f"{found.wins} / {found.losses}"]
+    return [str(len(pairs)), difference, *told, as_p(found.t_test)]
 
 
 def contrast_table(scores: Scores, axis: str) -> tuple[str, int]:
@@ -260,7 +273,7 @@ def contrast_table(scores: Scores, axis: str) -> tuple[str, int]:
                 tests += len(pairs) > 1
                 metric, _ = scores.metric(first)
                 means = [as_score(mean(side), metric) for side in zip(*pairs, strict=True)]
-                n, difference, _, p = _difference(pairs, metric)
+                n, difference, *_, p = _difference(pairs, metric)
                 rows.append([method, where, value, *means, difference, n, p])
     header = ["method", "where", axis, scores.first_value(axis), "that", "difference", "pairs", "p (t-test)"]
     return markdown(header, rows, texts=3), tests

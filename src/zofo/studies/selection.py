@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
+from zofo.overrides import Tree, flat
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.trial import Cell, StudyRun
@@ -120,4 +122,24 @@ def final_runs(grid: Grid, choices: Choices) -> list[StudyRun]:
         chosen = 0 if choice is None else choice.chosen
         if chosen is not None:
             found += grid.finals(name, cell, chosen)
+    return found
+
+
+def edges_of(tried: Sequence[Tree], chosen: int) -> list[str]:
+    """The keys whose chosen value is the smallest or the largest number of those that were tried: a better one may lie
+    beyond it.
+
+    Args:
+        tried: the settings.
+        chosen: which one, from 0.
+    """
+    values: dict[str, list[Any]] = {}
+    for tree in tried:
+        for key, value in flat(tree):
+            values.setdefault(key, []).append(value)
+    found = []
+    for key, value in flat(tried[chosen]):
+        numbers = {one for one in values[key] if isinstance(one, int | float) and not isinstance(one, bool)}
+        if len(numbers) > 1 and value in (min(numbers), max(numbers)):
+            found.append(key)
     return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-LEVEL = 0.95
+LEVEL, POWER = 0.95, 0.8
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,36 @@ def t_quantile(n: int) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, n - 1))
 
 
+def detectable(values: Sequence[float]) -> float | None:
+    """The smallest true mean that a two-sided t-test of so many values, which spread as these do, finds with 80 %
+    probability: (t(0.975, n - 1) + t(0.8, n - 1)) s / sqrt(n); None for fewer than two values.
+
+    Source: the usual approximation of the power of a t-test by a shifted t distribution.
+    """
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        return None
+    return (t_quantile(n) + float(stats.t.ppf(POWER, n - 1))) * stdev(values) / math.sqrt(n)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p values corrected for their number: the chance that any of them is so small, if no difference were real.
+
+    Sorted p(1) <= ... <= p(m), the k-th becomes max over j <= k of min(1, (m - j + 1) p(j)); None stays None.
+
+    Source: Holm (1979), A simple sequentially rejective multiple test procedure.
+    """
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    found: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        found[place] = largest
+    return found
+
+
 @dataclass(frozen=True)
 class Paired:
     """How a method differs from another, in pairs.
@@ -55,6 +85,7 @@ class Paired:
         wilcoxon: p of Wilcoxon's signed-rank test; None for fewer than two pairs, or when no pair differs.
         wins: pairs in which the first is the higher.
         losses: pairs in which it is the lower.
+        detectable: the smallest true difference that so many pairs would probably show, see `detectable`.
     """
 
     difference: Interval
@@ -62,6 +93,17 @@ class Paired:
     wilcoxon: float | None
     wins: int
     losses: int
+    detectable: float | None = None
+
+    def verdict(self, margin: float | None) -> str:
+        """What the 95 % interval says: `better`, `worse`, or neither is known: `open`. With a margin, `equal` where the
+        whole interval lies within it."""
+        middle, half = self.difference.mean, self.difference.half
+        if half is None:
+            return "open"
+        if margin is not None and abs(middle) + half < margin:
+            return "equal"
+        return "open" if abs(middle) <= half else "better" if middle > 0 else "worse"
 
 
 _ROUNDING = 1e-12  # of differences that would be equal in exact arithmetic, as a share of the scores
@@ -87,4 +129,4 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
         if len(exact) > 1 and any(differences):
             wilcoxon = float(stats.wilcoxon(differences).pvalue)
     wins, losses = sum(one > 0 for one in differences), sum(one < 0 for one in differences)
-    return Paired(interval(differences), t_test, wilcoxon, wins, losses)
+    return Paired(interval(differences), t_test, wilcoxon, wins, losses, detectable(differences))
