@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from zofo.overrides import Tree, flat
+from zofo.overrides import Tree, flatten
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.trial import Cell, StudyRun
@@ -135,10 +135,10 @@ def edges_of(tried: Sequence[Tree], chosen: int) -> list[str]:
     """
     values: dict[str, list[Any]] = {}
     for tree in tried:
-        for key, value in flat(tree):
+        for key, value in flatten(tree):
             values.setdefault(key, []).append(value)
     found = []
-    for key, value in flat(tried[chosen]):
+    for key, value in flatten(tried[chosen]):
         numbers = {one for one in values[key] if isinstance(one, int | float) and not isinstance(one, bool)}
         if len(numbers) > 1 and value in (min(numbers), max(numbers)):
             found.append(key)
