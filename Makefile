@@ -19,11 +19,12 @@ test: $(STAMP)
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m "soak or promise" -s --promises
 
+# mkdocs without --quiet, under which --strict counts no warnings.
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -16,7 +16,7 @@ _TERM = struct.Struct("<QIId")  # seed, step, index, coefficient: 24 bytes
 class Key(NamedTuple):
     """The name of one random direction, forever.
 
-    Args:
+    Attributes:
         seed: of the run, 0 <= seed < 2**64.
         step: in which the direction is drawn, 0 <= step < 2**32.
         index: which direction of this step (which probe, which example), 0 <= index < 2**32.
