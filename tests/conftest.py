@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import io
 import json
@@ -190,6 +191,37 @@ def data_dir(tmp_path) -> Path:
     write_rows(folder / "validation.jsonl", review_rows(12, 60))
     write_rows(folder / "test.jsonl", review_rows(12, 80))
     return folder
+
+
+LEARNED = {}
+"""What evaluators learned from each check that `checks_once` has seen pass."""
+
+ASKING = ("name", "noise", "evaluator", "estimator", "adapter", "directions", "mask", "trainable", "backbone_update")
+"""What of a method decides how the model is asked, and so what its check finds."""
+
+
+@pytest.fixture(autouse=True)
+def checks_once(request, monkeypatch):
+    """A model whose check has passed in this process is not checked again, which takes half of a tiny run.
+
+    What the checks find is in test_model_checks.py; tests of `make soak` make all of them.
+    """
+    module = sys.modules.get("zofo.training.train")
+    if module is None or request.node.get_closest_marker("soak"):
+        return
+    checked_steps = module._checked_steps
+
+    def once(config, method, material, scored):
+        parts = {name: getattr(config.method, name, None) for name in ASKING}
+        key = (repr(config.model), config.task.name, repr(parts), getattr(method, "_objective", None))
+        kept = vars(method.evaluator) if method.evaluator is not None else {}
+        if key in LEARNED:
+            method.check = lambda: kept.update(copy.deepcopy(LEARNED[key]))
+        steps = checked_steps(config, method, material, scored)
+        LEARNED[key] = copy.deepcopy({name: kept[name] for name in ("_layout", "_siblings", "_tried") if name in kept})
+        return steps
+
+    monkeypatch.setattr(module, "_checked_steps", once)
 
 
 @pytest.fixture
