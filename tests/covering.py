@@ -17,22 +17,23 @@ def shares(row, strength):
     return set(itertools.combinations(enumerate(row), strength))
 
 
-def covering(*sizes, strength=2):
+def covering(*sizes, strength=2, possible=None):
     """Rows that cover every combination of values of so many axes.
 
     Args:
         sizes: how many values each axis has.
         strength: how many axes; 1 has each value once, 2 each pair of values.
+        possible: which rows there may be; all by default.
 
     Returns:
         Rows of numbers of values, one for each axis; the same ones in every process. Each is the one that covers most
         of what the rows before left, and of those that cover as much the first.
     """
-    rows = list(itertools.product(*map(range, sizes)))
-    left, chosen = set().union(*(shares(row, strength) for row in rows)), []
+    shared = {row: shares(row, strength) for row in filter(possible, itertools.product(*map(range, sizes)))}
+    left, chosen = set().union(*shared.values()), []
     while left:
-        best = max(rows, key=lambda row: (len(left & shares(row, strength)), -_turn(row, len(chosen), sizes)))
-        left -= shares(best, strength)
+        best = max(shared, key=lambda row: (len(left & shared[row]), -_turn(row, len(chosen), sizes)))
+        left -= shared[best]
         chosen.append(best)
     return chosen
 

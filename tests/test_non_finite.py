@@ -1,6 +1,6 @@
 """Losses that are not finite, at either probe or both: no bit of a run changes, and every such step is in its log.
 
-Which parts refuse them, and that a poisoned model ends a run of any method: test_estimators.py, test_training.py.
+Which parts refuse them, and that one ends a run of any method: test_estimators.py, test_conformance.py.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ CASES = {
     "bilevel": {"name": "bilevel", "batch_size": 2, "inner_steps": 1, "rule": {"lr": 1e-4}},
     "bilevel, in place": {"name": "bilevel", "batch_size": 2, "inner_steps": 1, "rule": {"lr": 1e-4}} | IN_PLACE,
 }
-QUICK = ("mezo", "mezo, in place", "svrg", "bilevel")
+QUICK = ("mezo", "svrg")
 
 
 @pytest.mark.promise(9)
