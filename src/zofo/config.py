@@ -6,6 +6,7 @@ its constructor, so that no option is declared twice.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import re
@@ -71,7 +72,8 @@ class PartConfig(BaseModel):
         kind = cls.registry.kind
         given = dict(value)
         name = given.pop("name", cls.default)
-        options = options_of(cls.registry[name])
+        part = cls.registry[name]
+        options = options_of(part)
         for key in given:
             if key not in options:
                 raise ConfigError(
@@ -82,9 +84,9 @@ class PartConfig(BaseModel):
         for key, (annotation, _) in options.items():
             if key in given and (problem := _number_problem(given[key], annotation)):
                 raise ConfigError(f"{cls.inside}{kind}.{key}: {problem}")
-        for key, (annotation, default) in options.items():
+        for key, (_, default) in options.items():
             try:
-                complete[key] = TypeAdapter(annotation).validate_python(given.get(key, default))
+                complete[key] = _option_type(part, key).validate_python(given.get(key, default))
             except pydantic.ValidationError as error:
                 raise ConfigError(
                     f"{cls.inside}{kind}.{key}: {error.errors()[0]['msg']}, got {truncate_repr(given[key])}"
@@ -105,6 +107,13 @@ class PartConfig(BaseModel):
         return self.registry[self.name](*parts, **self.options)
 
 
+@functools.cache
+def _option_type(part: Any, option: str) -> TypeAdapter[Any]:
+    """What validates an option: a millisecond's work, and the grid of a study has thousands of them."""
+    return TypeAdapter(options_of(part)[option][0])
+
+
+@functools.cache
 def options_of(part: Any) -> dict[str, tuple[Any, Any]]:
     """Annotation and default of each option: the constructor's arguments that have a default."""
     hints = typing.get_type_hints(part.__init__, include_extras=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Study:
         return Grid(self.config)
 
 
+@cache
 def study_names() -> dict[str, str]:
     """The packaged studies, with a line on each."""
     found = {}

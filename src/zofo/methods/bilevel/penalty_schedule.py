@@ -55,6 +55,9 @@ class PenaltySchedule(Config):
         return self.start + (self.end - self.start) * share
 
 
+_NUMBER = TypeAdapter(NonNegative)
+
+
 def as_penalty(value: Any) -> float | PenaltySchedule:
     """A number or a schedule as it is written, or a message that says what would be one."""
     if isinstance(value, PenaltySchedule):
@@ -63,7 +66,7 @@ def as_penalty(value: Any) -> float | PenaltySchedule:
         found = parse_model(PenaltySchedule, value, _PLACE)
     else:
         try:
-            found = TypeAdapter(NonNegative).validate_python(value)
+            found = _NUMBER.validate_python(value)
         except pydantic.ValidationError as error:
             raise ConfigError(
                 f"{_PLACE} is {value!r}, but must be a finite number of 0 or more, or a schedule",
