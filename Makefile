@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/zofo demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not soak" -n 2 --dist worksteal
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m "soak or promise" -s --promises

@@ -10,7 +10,7 @@ import pytest
 import transformers
 import yaml
 
-from conftest import build_model, build_tokenizer, review_rows, write_rows
+from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from zofo.adapters.base import quiet_peft
 from zofo.errors import RunError
 from zofo.export import apply_patch, export_run, replay_run
@@ -184,14 +184,14 @@ def asked(run, rows, capsys, folder):
             assert names["found"].softmax(-1).max().item() == pytest.approx(expected.probability, abs=2e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", with_soak(CASES, list(CASES)[::2]))
 def test_the_program_on_the_card_of_a_merged_model_answers_as_the_run_does(made, tmp_path, capsys, case):
     run = made(*CASES[case])
     export_run(run.path, "merged", tmp_path / "out")
     asked(run, shown_rows(run), capsys, tmp_path / "out")
 
 
-@pytest.mark.parametrize("case", ADAPTERS)
+@pytest.mark.parametrize("case", with_soak(ADAPTERS, ADAPTERS[::2]))
 def test_the_program_on_the_card_of_an_adapter_answers_as_the_run_does(made, tmp_path, capsys, monkeypatch, case):
     run = made(*{**CASES, **VIRTUAL}[case])
     export_run(run.path, "adapter", tmp_path / "out")

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from conftest import with_soak
+from covering import grid
 from least_squares import (
     BATCH,
     IN_FORWARD,
@@ -298,15 +299,13 @@ A_VECTOR = {**IN_FORWARD, "trainable": ["v"]}  # whose low-rank noise is Gaussia
 
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize(
-    ("directions", "options"),
-    [("shared", IN_PLACE), ("shared", {**A_VECTOR, **SEVERAL}), ("per-example", A_VECTOR)],
-    ids=["shared in place", "shared", "per-example"],
+    ("kind", "pair"), grid(["shared in place", "shared", "per-example"], ["same", "independent"], strength=1)
 )
-@pytest.mark.parametrize("pair", ["same", "independent"])
-def test_the_variance_given_the_minibatch_is_the_formula_within_4_standard_errors(pair, directions, options, steps):
+def test_the_variance_given_the_minibatch_is_the_formula_within_4_standard_errors(pair, kind, steps):
     """The gradients are Delta_i = grad f_i(theta) - grad f_i(anchor) if both places share z; if not, those at theta and
     those at the anchor, whose variances add up. The batch is all the data, so that it is the same in every step."""
-    model = LeastSquares(examples=8)
+    options = {"shared in place": IN_PLACE, "shared": {**A_VECTOR, **SEVERAL}, "per-example": A_VECTOR}[kind]
+    directions, model = kind.partition(" ")[0], LeastSquares(examples=8)
     method, anchor, g, theta = held_still(
         model, 0.02, batch_size=8, control_variate=pair, directions=directions, **options
     )
@@ -341,11 +340,12 @@ def test_mean_and_variance_of_the_anchors_gradient_are_those_of_the_formula(dire
 # what it costs
 
 
-@pytest.mark.parametrize("q", [1, 2, 5])
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize(("estimator", "points"), [("two-sided", 2), ("one-sided", 3)])
-@pytest.mark.parametrize("evaluator", [IN_PLACE, IN_FORWARD], ids=["in place", "in the forward"])
-def test_every_query_is_counted_and_a_budget_pays_for_whole_steps(q, pair, estimator, points, evaluator):
+@pytest.mark.parametrize(
+    ("q", "pair", "estimator", "evaluator"),
+    grid([1, 2, 5], PAIRS, ["two-sided", "one-sided"], [IN_PLACE, IN_FORWARD]),
+)
+def test_every_query_is_counted_and_a_budget_pays_for_whole_steps(q, pair, estimator, evaluator):
+    points = {"two-sided": 2, "one-sided": 3}[estimator]
     directions = 1 if estimator == "two-sided" else 2
     parts = {"estimator": estimator, "num_directions": directions, **evaluator}
     method = build(
@@ -561,23 +561,23 @@ def test_a_run_replays_to_the_weights_of_training(configured, monkeypatch, case)
     assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], abs=1e-6)
 
 
-def test_the_trajectory_of_the_toy_replays_in_float64_to_the_last_digits(tmp_path):
-    for number, options in enumerate(WRITTEN_OUT.values()):
-        method = build(LeastSquares(), **options)
-        path = tmp_path / str(number)
-        writer = TrajectoryWriter(path, SEED, {"stream": STREAM_VERSION, **method.replay_header()})
-        method.evaluator.theta.log = writer
-        for step in range(11):
-            method.step(step)
-            writer.stepped(step)
-        theta = theta_of(method)
-        writer.close()
-        for exact in (True, False):
-            again = LeastSquares()
-            replay(again, Trajectory.read(path), summed=not exact)
-            if exact:
-                assert torch.equal(again.theta(), theta)
-            torch.testing.assert_close(again.theta(), theta, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("case", with_soak(WRITTEN_OUT, list(WRITTEN_OUT)[::4]))
+def test_the_trajectory_of_the_toy_replays_in_float64_to_the_last_digits(tmp_path, case):
+    method = build(LeastSquares(), **WRITTEN_OUT[case])
+    path = tmp_path / "trajectory"
+    writer = TrajectoryWriter(path, SEED, {"stream": STREAM_VERSION, **method.replay_header()})
+    method.evaluator.theta.log = writer
+    for step in range(11):
+        method.step(step)
+        writer.stepped(step)
+    theta = theta_of(method)
+    writer.close()
+    for exact in (True, False):
+        again = LeastSquares()
+        replay(again, Trajectory.read(path), summed=not exact)
+        if exact:
+            assert torch.equal(again.theta(), theta)
+        torch.testing.assert_close(again.theta(), theta, rtol=1e-9, atol=1e-9)
 
 
 def test_annealing_too_short_is_refused_before_the_run_folder_is_made(configured):

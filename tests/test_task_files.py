@@ -13,7 +13,7 @@ import transformers
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from conftest import build_model, build_tokenizer, write_rows
+from conftest import build_model, build_tokenizer, with_soak, write_rows
 from covering import grid
 from task_rows import COUNT, ROWS, write_task
 from zofo.adapters import ADAPTERS
@@ -41,6 +41,9 @@ DOCS = Path(__file__).parents[1] / "docs" / "tasks.md"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TASKS = {name: load_task(name) for name in task_names()}
 BY_KIND = {kind: [name for name in TASKS if TASKS[name].kind == kind] for kind in ("classification", "multiple-choice")}
+OF_EACH_KIND = {"sst2", "cb", "wic", "copa", "record", "squad", "drop"}
+"""Tasks of two, three and as many labels as a row has, of one text and of several, and of free answers."""
+
 PROMPTS = [(name, prompt) for name, task in TASKS.items() for prompt in task.prompt_names]
 SOURCES = {  # Hub id, configuration
     "sst2": ("nyu-mll/glue", "sst2"),
@@ -535,7 +538,7 @@ def majority(config):
     return max(counts.values()) / len(examples)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", with_soak(TASKS, OF_EACH_KIND))
 def test_every_task_trains_and_is_scored(short_run, name):
     short_run(name, MEZO)
 
@@ -563,7 +566,13 @@ def test_every_task_trains_every_adapter(short_run, name, adapter, method):
     short_run(name, method | {"adapter": adapter})
 
 
-@pytest.mark.parametrize(("name", "head"), grid(BY_KIND["classification"], ["classification", "masked-lm"], strength=1))
+@pytest.mark.parametrize(
+    ("name", "head"),
+    with_soak(
+        [(name, head) for name in BY_KIND["classification"] for head in ("classification", "masked-lm")],
+        {("sst2", "masked-lm"), ("rte", "classification"), ("cb", "masked-lm"), ("wic", "classification")},
+    ),
+)
 def test_every_classification_has_a_head_and_a_mask(short_run, name, head):
     short_run(name, MEZO, model="bert", head=head)
 

@@ -10,7 +10,7 @@ import datasets
 import pytest
 import transformers
 
-from conftest import build_model, build_tokenizer, review_rows, write_rows
+from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from zofo.errors import DataError, ModelError
 from zofo.tasks import resolve_task
 from zofo.training import RunConfig, RunFolder
@@ -140,7 +140,7 @@ def test_each_format_is_checked_without_a_model(run_zofo, data, file):
     assert out.endswith("every row can be used\n")
 
 
-@pytest.mark.parametrize("file", FORMATS)
+@pytest.mark.parametrize("file", with_soak(FORMATS, {"labels.csv", "questions.jsonl", "chats.jsonl"}))
 def test_each_format_goes_through_all_verbs(run_zofo, models, data, tmp_path, file):
     kind, scores, model = FORMATS[file]
     counts = COUNTS[file.partition(".")[0]]
