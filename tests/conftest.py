@@ -211,13 +211,13 @@ def checks_once(request, monkeypatch):
         return
     checked_steps = module._checked_steps
 
-    def once(config, method, material, scored):
+    def once(config, method, prepared, scored):
         parts = {name: getattr(config.method, name, None) for name in ASKING}
         key = (repr(config.model), config.task.name, repr(parts), getattr(method, "_objective", None))
         kept = vars(method.evaluator) if method.evaluator is not None else {}
         if key in LEARNED:
             method.check = lambda: kept.update(copy.deepcopy(LEARNED[key]))
-        steps = checked_steps(config, method, material, scored)
+        steps = checked_steps(config, method, prepared, scored)
         LEARNED[key] = copy.deepcopy({name: kept[name] for name in ("_layout", "_siblings", "_tried") if name in kept})
         return steps
 
