@@ -164,7 +164,7 @@ def is_whole(run, config):
     for line in scores[len(variants) :]:
         assert summary["variants"][line["variant"]] == {k: line[k] for k in ("accuracy", "loss", "majority")}
     assert summary["evaluation"]["queries"] >= ROWS * len(scores)
-    assert set(run.digests()) == set(summary["parts"])
+    assert set(run.artifact_hashes()) == set(summary["parts"])
     environment = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
     assert environment["model_hash"].startswith("sha256:")
     assert environment["torch"] == torch.__version__
