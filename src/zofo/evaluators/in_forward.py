@@ -85,7 +85,9 @@ class InForward(Evaluator):
             )
         self.model = model
         self.theta = Theta(backbone, flush_every)
-        self.theta.drawn = lambda keys: self._bank.directions(keys) if all(key in self._bank for key in keys) else None
+        self.theta.drawn = lambda keys: (
+            self._factor_cache.directions(keys) if all(key in self._factor_cache for key in keys) else None
+        )
         self.counts = Counts()
         self._micro_batch = micro_batch
         self._noise = backbone.noise
@@ -98,7 +100,7 @@ class InForward(Evaluator):
         self._drawn: FactorCache | None = None
 
     @property
-    def _bank(self) -> FactorCache:
+    def _factor_cache(self) -> FactorCache:
         """The factors of this step's keys, and of those that are pending."""
         device = self.backbone.device  # a model may be moved between two steps
         if self._drawn is None or self._drawn.layout.device != device:
@@ -122,7 +124,7 @@ class InForward(Evaluator):
             and len({*asked, *self.theta.pending}) * self._noise.rank > NARROW
         ):
             self.theta.flush()  # what all rows carry would stand in the factors of every block of rows
-        self._bank.hold([*self.theta.pending, *asked])
+        self._factor_cache.hold([*self.theta.pending, *asked])
         columns, start = [], 0
         for objective, batch in asks:
             size = batch_protocol.size(batch)
@@ -182,9 +184,9 @@ class InForward(Evaluator):
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         dtype = torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32
         coefficients = coefficients_of(
-            points, batch_protocol.row_examples(batch), self._bank, self.theta.pending, dtype
+            points, batch_protocol.row_examples(batch), self._factor_cache, self.theta.pending, dtype
         )
-        terms = LowRankTerms(self._bank, coefficients, self._siblings, wary=self._checking)
+        terms = LowRankTerms(self._factor_cache, coefficients, self._siblings, wary=self._checking)
         with uncompiled(), self._each_call(), PerturbedForward(self._moved(), terms, self._layout):
             losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
         if losses.shape != (len(points) * batch_protocol.size(batch),):
@@ -207,7 +209,7 @@ class InForward(Evaluator):
 
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
         """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
-        steps, moves = {key._replace(index=0) for key in self._bank}, self.backbone.is_active
+        steps, moves = {key._replace(index=0) for key in self._factor_cache}, self.backbone.is_active
         chosen = [each for each in self._parameters if self._only is None or each[1] in self._only]
         return [(p, name) for p, name in chosen if self._checking or any(moves(key, name) for key in steps)]
 
@@ -235,10 +237,10 @@ class InForward(Evaluator):
 
     def state_dict(self) -> StateDict:
         """The order in which a forward sums its terms."""
-        return StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._bank.slots.items()})})
+        return StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._factor_cache.slots.items()})})
 
     def load_state_dict(self, state: StateDict) -> None:
-        self._bank.restore({key: int(slot) for key, slot in to_numbers(state.values["slots"]).items()})
+        self._factor_cache.restore({key: int(slot) for key, slot in to_numbers(state.values["slots"]).items()})
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         """Ask two examples at points of their own, together and one by one: a model that mixes rows differs.
@@ -342,8 +344,8 @@ class InForward(Evaluator):
             return not apart > least
         nudge = 1 + 100 * torch.finfo(losses.dtype).eps
         nudged = [at * nudge if isinstance(at, Displacement) else [each * nudge for each in at] for at in points]
-        self._bank.hold(
-            [*self._bank, *(key for at in points for each in batch_protocol.displacements(at) for key in each)]
+        self._factor_cache.hold(
+            [*self._factor_cache, *(key for at in points for each in batch_protocol.displacements(at) for key in each)]
         )
         with without_trace(self.model):
             again = self._carried(objective, batch, nudged)

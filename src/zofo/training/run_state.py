@@ -64,7 +64,7 @@ class _Best(_Part):
     test: dict[str, Any] | None = None
 
 
-class _Progress(_Part):
+class _SavedState(_Part):
     """The file `progress.json`."""
 
     steps: int
@@ -158,7 +158,7 @@ class RunState:
         """
         content = checkpoint.json(_PROGRESS)
         try:
-            progress = _Progress.model_validate(content)
+            progress = _SavedState.model_validate(content)
             self._check_run(progress, checkpoint)
             if self._began is not None and progress.began not in ("", self._began):
                 record = str(metrics.parent / ENVIRONMENT)
@@ -177,7 +177,7 @@ class RunState:
         self._best.load_state_dict(content["best"], checkpoint.path)  # a full disk is not the checkpoint's fault
         return ResumePoint(progress.steps, progress.seconds, progress.metrics.bytes, progress.trajectory)
 
-    def _check_run(self, progress: _Progress, checkpoint: Checkpoint) -> None:
+    def _check_run(self, progress: _SavedState, checkpoint: Checkpoint) -> None:
         """Raises ValueError for what cannot be of this run and this checkpoint."""
         scored = progress.evaluating["last"]
         for key, fits in {
@@ -207,7 +207,7 @@ class RunState:
             assert method.evaluator is not None
             replay_records(recorded.records, method.rule, method.evaluator.theta)
 
-    def _load(self, progress: _Progress, checkpoint: Checkpoint) -> None:
+    def _load(self, progress: _SavedState, checkpoint: Checkpoint) -> None:
         """Load the state of the method and the scores; ValueError for one that is not whole."""
         method, state, scores = self._method, checkpoint.json(_STATE), progress.evaluating
         tensors = load_file(checkpoint.path / _TENSORS)
