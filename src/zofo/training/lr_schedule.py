@@ -53,6 +53,6 @@ def warmup_steps(training: TrainingConfig, steps: int) -> int:
     if warmup and warmup >= steps:
         raise ConfigError(
             f"training.warmup_steps is {asked:g}, but the run has {steps} steps, and some must follow the warm-up",
-            f"set training.warmup_steps={steps // 10} or so, or a share such as 0.1, or train longer",
+            "set training.warmup_steps=0.1 for a tenth of the steps, or train longer",
         )
     return warmup
