@@ -162,15 +162,26 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and not is_device(text)
 
 
-def read_json_object(path: Path, error: type[RunError] = RunError) -> dict[str, Any]:
+def read_json_object(path: Path, error: type[RunError] = RunError, finite: bool = False) -> dict[str, Any]:
     """The JSON object in a file that zofo or peft wrote.
 
+    Args:
+        path: of the file.
+        error: the kind that is raised.
+        finite: whether NaN and Infinity, which are no JSON, are refused.
+
     Raises:
-        RunError: of the kind that is given: it cannot be read, or holds something else.
+        RunError: of that kind: it cannot be read, or holds something else.
     """
+
+    def constant(name: str) -> float:
+        if finite:
+            raise ValueError(f"{name} is no number of JSON")
+        return float(name)
+
     try:
         check_not_special(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=constant)
     except (OSError, ValueError, RecursionError) as problem:
         raise error(f"cannot read {str(path)!r}: {problem}", advice(getattr(problem, "errno", None))) from problem
     if not isinstance(content, dict):

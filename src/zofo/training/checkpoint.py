@@ -32,7 +32,7 @@ class Checkpoint:
 
     def json(self, name: str) -> dict[str, Any]:
         """One of its JSON files. Raises CheckpointError where it holds something else."""
-        return read_json_object(self.path / name, CheckpointError)
+        return read_json_object(self.path / name, CheckpointError, finite=True)
 
 
 class Checkpoints:
