@@ -13,7 +13,7 @@ from zofo.errors import ConfigError
 from zofo.methods import METHODS
 from zofo.rules import RULES
 from zofo.training import TrainingConfig, read_config, train
-from zofo.training.lr_schedule import lr_schedule, warmup_steps
+from zofo.training.lr_schedule import lr_schedule
 from zofo.trajectory import Trajectory
 from zofo.trajectory.replay import replay
 
@@ -43,15 +43,26 @@ def test_a_schedule_is_that_of_transformers(name):
 
 
 def test_a_warm_up_is_a_number_of_steps_or_a_share_of_them():
-    asked = [warmup_steps(TrainingConfig(lr_scheduler_type="linear", warmup_steps=w), 40) for w in (0, 7, 0.1)]
-    assert asked == [0, 7, 4]
+    asked = [TrainingConfig(lr_scheduler_type="linear", warmup_steps=w).warmup(40) for w in (0, 7, 0.1, 0.001)]
+    assert asked == [0, 7, 4, 1]
 
 
 @pytest.mark.parametrize(
     ("given", "steps", "message"),
     [
         ({"lr_scheduler_type": "linear", "warmup_steps": 12}, 12, "the run has 12 steps, and some must follow"),
-        ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"num_cycles": 2}}, 12, "cannot be made of"),
+        (
+            {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"num_cycles": 2}},
+            12,
+            "not an option of the schedule",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-5}},
+            12,
+            "min_lr: not an option of the schedule 'cosine_with_min_lr' here",
+        ),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, 12, "not between 0 and 1"),
+        ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, 12, "cannot be made of"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, 12, "cannot be made of"),
         ({"warmup_steps": 3}, 12, "has no effect with training.lr_scheduler_type=constant"),
         ({"lr_scheduler_type": "cosine", "warmup_steps": 1.5}, 12, "neither a number of steps nor a share"),
@@ -60,6 +71,19 @@ def test_a_warm_up_is_a_number_of_steps_or_a_share_of_them():
 def test_what_a_run_cannot_hold_is_refused(given, steps, message):
     with pytest.raises(ConfigError, match=message):
         lr_schedule(TrainingConfig(**given), steps)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_option_is_a_finite_number(value):
+    with pytest.raises(ValueError, match="finite"):
+        TrainingConfig(lr_scheduler_type="cosine", lr_scheduler_kwargs={"num_cycles": value})
+
+
+def test_a_warm_up_that_leaves_no_step_is_refused_before_anything_is_loaded():
+    given = ["method=mezo", "training.steps=10", "training.lr_scheduler_type=linear", "training.warmup_steps=20"]
+    with pytest.raises(ConfigError, match="the run has 10 steps"):
+        read_config(None, given)
+    read_config(None, ["method=zero-shot", *given[1:]])  # it makes no step, and has no rate
 
 
 def falling(step):
@@ -166,6 +190,11 @@ def test_first_order_steps_are_those_of_torch(optimizer, options, written):
 def test_gradient_checkpointing_needs_layers():
     with pytest.raises(ConfigError, match="LeastSquares has none"):
         trained(LeastSquares(), gradient_checkpointing=True)
+
+
+def test_weight_decay_does_not_go_with_factors():
+    with pytest.raises(ConfigError, match="which leave the model as it is at 1"):
+        read_config(None, ["method=first-order", "method.adapter=ia3", "method.weight_decay=0.1"])
 
 
 def test_gradient_checkpointing_does_not_go_with_a_prefix():

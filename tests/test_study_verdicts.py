@@ -61,6 +61,12 @@ def test_a_verdict_is_what_the_interval_says(differences, margin, verdict):
         ([{"method": {"rule": {"lr": lr}}} for lr in (1e-5, 1e-4, 1e-3)], 1, []),
         ([{"method": {"rule": {"lr": lr}}} for lr in (1e-5, 1e-4, 1e-3)], 2, ["method.rule.lr"]),
         ([{"method": {"rule": {"lr": lr}}} for lr in (1e-5, 1e-5)], 0, []),
+        (
+            [{"method": {"rule": {"lr": lr}}} for lr in ("1e-5", "1e-4", "1e-3")],
+            0,
+            ["method.rule.lr"],
+        ),  # as YAML has it
+        ([{"task": {"flag": True}}, {"task": {"flag": 1}}, {"task": {"flag": 2}}], 0, []),
         ([{"method": {"lr": 1, "noise": "a"}}, {"method": {"lr": 2, "noise": "b"}}], 0, ["method.lr"]),
     ],
 )

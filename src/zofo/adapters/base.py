@@ -74,6 +74,7 @@ class PeftAdapters(Adapters):
         zo_in_forward: whether a forward pass can carry directions of its tensors.
         theta_in_forward: whether it can carry directions of the model's own weights beside it.
         starts_neutral: whether a new adapter leaves the model's function as it was.
+        decays: whether weight decay draws its tensors to what leaves the model as it is.
         fills_cache: whether it stands in the cache of keys and values, so that a layer cannot be run twice.
     """
 
@@ -83,6 +84,7 @@ class PeftAdapters(Adapters):
     zo_in_forward: ClassVar[bool] = True
     theta_in_forward: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = False
+    decays: ClassVar[bool] = True
     fills_cache: ClassVar[bool] = False
 
     model: Any

@@ -118,6 +118,8 @@ class Ia3Adapters(PeftAdapters):
     Learning".
     """
 
+    decays = False  # they start at one
+
     starts_neutral = True
     zo_lr = 5e-3
     zo_in_forward = False

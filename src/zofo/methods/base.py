@@ -77,12 +77,14 @@ class StepLog:
         counts: forwards, backwards and queries it took.
         coefficients: every coefficient it used, by name: projected gradients, parts of the loss, the penalty.
         update: what happened to the backbone; None for a step that does not move it.
+        rate: the learning rate of a step that moves the backbone by so many times its estimate; None for any other.
     """
 
     loss: float
     counts: Counts
     coefficients: Mapping[str, float] = field(default_factory=dict)
     update: Update | None = None
+    rate: float | None = None
 
 
 def unscheduled(step: int) -> float:

@@ -37,12 +37,18 @@ class FirstOrderStepConfig(MethodOptions):
     third more time, the same gradients."""
 
     @model_validator(mode="after")
-    def _layers_run_twice(self) -> FirstOrderStepConfig:
+    def _suits_the_adapter(self) -> FirstOrderStepConfig:
         if self.gradient_checkpointing and self.adapter.kind.fills_cache:
             raise ConfigError(
                 "method.gradient_checkpointing runs each layer twice, and "
                 f"method.adapter={self.adapter.name} would give it its keys and values twice",
                 "set method.gradient_checkpointing=false, or method.adapter=prompt",
+            )
+        if self.weight_decay and not self.adapter.kind.decays:
+            raise ConfigError(
+                f"method.weight_decay draws tensors to 0, and those of method.adapter={self.adapter.name} are factors, "
+                "which leave the model as it is at 1",
+                "set method.weight_decay=0, or method.adapter=lora",
             )
         return self
 

@@ -33,5 +33,7 @@ class MeZO(ForwardOnly):
 
     def step(self, number: int) -> StepLog:
         before = self.counts.copy()
-        estimate, update = self._zo.step(number, [(self._objective, self._batches[number])], self.lr_factor(number))
-        return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update)
+        factor = self.lr_factor(number)
+        estimate, update = self._zo.step(number, [(self._objective, self._batches[number])], factor)
+        rate = self._zo.sgd_rate(factor)
+        return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update, rate)

@@ -91,7 +91,8 @@ class TwoStage(Method):
             return StepLog(losses.mean().item(), self.counts - before)
         estimate, update = self._zo.step(number, [(self._objective, batch)], self.lr_factor(number))
         coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
-        return StepLog(estimate.loss, self.counts - before, coefficients, update)
+        rate = self._zo.sgd_rate(self.lr_factor(number))
+        return StepLog(estimate.loss, self.counts - before, coefficients, update, rate)
 
     def steps_within(self, queries: int) -> int:
         first = min(queries // self.queries_per_step, self._config.adapter_steps)

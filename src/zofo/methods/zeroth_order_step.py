@@ -283,6 +283,11 @@ class ZerothOrder:
             )
         return float(self._lr) * lr_factor
 
+    def sgd_rate(self, lr_factor: float) -> float | None:
+        """The learning rate of a step that moves theta by so many times the estimate; None for any other step."""
+        plain = self.rule.plain and not self._normalize_by_std and self._lr is not None
+        return float(self._lr or 0.0) * lr_factor if plain else None
+
     def step(self, number: int, asks: Sequence[LossRequest], lr_factor: float = 1.0) -> tuple[Estimate, Update]:
         """Ask along the directions of step `number`, estimate, and update the backbone."""
         directions = self.directions(number)

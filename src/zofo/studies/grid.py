@@ -138,7 +138,9 @@ class Grid:
                 "add it there, or leave task.held_out_tasks out",
             )
         if get_by_path(tree, "method.name") is None:
-            raise ConfigError(f"starts.{name}: no method is named", "write for example method: {name: meta-bilevel}")
+            raise ConfigError(
+                f"pretraining.{name}: no method is named", "write for example method: {name: meta-bilevel}"
+            )
         if get_by_path(tree, "task.tasks") is None and get_by_path(tree, "task.metaicl_setting") is None:
             tree["task"].pop("held_out_tasks", None)
         tree = merge_trees(tree, {"training": {**start.budget.training, "num_evals": 1}})

@@ -47,6 +47,8 @@ class ProblemRun(Config):
         for key in sorted(self.training.model_fields_set - _USED):
             if getattr(self.training, key) != TrainingConfig.model_fields[key].default:
                 raise ConfigError(f"training.{key} has no meaning for a problem", f"leave it out: {self.problem.name}")
+        if self.training.length_key == "steps":
+            self.training.warmup(self.training.steps)
         return self
 
 

@@ -235,8 +235,9 @@ def difference_table(
             tests += len(pairs) > 1
         if whole and every:
             wilcoxon = as_p(paired(*zip(*every, strict=True)).wilcoxon)
-            rows.append([method, "all tasks", *_difference(every, metrics[0][0], margin), wilcoxon])
-            p_values.append(None)  # of pairs that are not independent
+            n, difference, _, _, counted, p = _difference(every, metrics[0][0])
+            rows.append([method, "all tasks", n, difference, "-", "-", counted, p, wilcoxon])
+            p_values.append(None)  # as for the verdict, its pairs would have to be independent
             tests += 1
     rows = [[*row[:-1], as_p(p), row[-1]] for row, p in zip(rows, holm(p_values), strict=True)]
     header = ["method", "task", "pairs", "difference", "verdict", "detectable", "better / worse"]

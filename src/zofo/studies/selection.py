@@ -133,13 +133,22 @@ def edges_of(tried: Sequence[Tree], chosen: int) -> list[str]:
         tried: the settings.
         chosen: which one, from 0.
     """
-    values: dict[str, list[Any]] = {}
+    values: dict[str, set[float]] = {}
     for tree in tried:
         for key, value in flatten(tree):
-            values.setdefault(key, []).append(value)
-    found = []
-    for key, value in flatten(tried[chosen]):
-        numbers = {one for one in values[key] if isinstance(one, int | float) and not isinstance(one, bool)}
-        if len(numbers) > 1 and value in (min(numbers), max(numbers)):
-            found.append(key)
-    return found
+            if (number := _number(value)) is not None:
+                values.setdefault(key, set()).add(number)
+    taken = {key: _number(value) for key, value in flatten(tried[chosen])}
+    return [
+        key
+        for key, number in taken.items()
+        if number is not None and len(values[key]) > 1 and number in (min(values[key]), max(values[key]))
+    ]
+
+
+def _number(value: Any) -> float | None:
+    """A value as a number, also as YAML reads `1e-3`, which is text to it; None for any other."""
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,6 +1,6 @@
 """Training: configuration, loop, callbacks, trajectory and run folder."""
 
-from zofo.training.config import RunConfig, TrainingConfig, read_config
+from zofo.training.config import RunConfig, read_config
 from zofo.training.data_module import PreparedRun, prepare_run, scorer_of, training_context
 from zofo.training.data_report import TaskReport, copy_recipe, copy_task, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
@@ -12,6 +12,7 @@ from zofo.training.peak_memory import PeakMemory
 from zofo.training.preview import Preview, preview
 from zofo.training.run_folder import RunFolder
 from zofo.training.train import train
+from zofo.training.training_config import TrainingConfig
 from zofo.training.versions import describe_environment, environment, names
 
 __all__ = [

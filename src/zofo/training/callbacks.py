@@ -72,6 +72,7 @@ class MetricsLogger(Callback):
             self._file.truncate(keep)
             self._digest.update(self._file.read())
         self._method = method
+        self.with_rates = False
         self._start = time.perf_counter() - seconds
 
     @property
@@ -86,6 +87,8 @@ class MetricsLogger(Callback):
 
     def after_step(self, number: int, log: StepLog) -> None:
         line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
+        if self.with_rates and log.update is not None:
+            line["rate"] = log.rate
         if self._method.lr_factor is not unscheduled:
             line["lr_factor"] = self._method.lr_factor(number)
         self._write(line)
@@ -144,6 +147,7 @@ class BestCheckpoint(Callback):
         self._folder, self._save, self._testing = folder, save, testing
         self.score: float | None = None  # nothing was evaluated yet
         self.step = 0
+        self._tested: Mapping[str, Evaluation] = {}
 
     @property
     def tests(self) -> bool:
@@ -153,8 +157,7 @@ class BestCheckpoint(Callback):
     @property
     def test_scores(self) -> dict[str, Any]:
         """What the test split gave there, by variant; empty where it is not scored."""
-        last = {} if self._testing is None else self._testing.last
-        return {variant: score.as_dict() for variant, score in last.items()}
+        return {variant: score.as_dict() for variant, score in self._tested.items()}
 
     def state_dict(self, folder: Path) -> dict[str, Any]:
         """Which one it is, as JSON; what was kept of it goes into a folder."""
@@ -163,11 +166,15 @@ class BestCheckpoint(Callback):
         tested = {} if self._testing is None else {"test": self._testing.state_dict()}
         return {"score": self.score, "step": self.step, **tested}
 
-    def load_state_dict(self, values: Mapping[str, Any], folder: Path) -> None:
-        """Take back what `state_dict` gave."""
+    def load_state_dict(self, values: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave, but for the files; ValueError for values of another kind."""
         self.score, self.step = values["score"], values["step"]
         if self._testing is not None:
             self._testing.load_state_dict(values["test"])
+            self._tested = self._testing.last
+
+    def load_files(self, folder: Path) -> None:
+        """Take back the files that `state_dict` put into a folder."""
         part = temp_path(self._folder)
         shutil.rmtree(part, ignore_errors=True)
         if (folder / self._folder.name).is_dir():
@@ -179,11 +186,10 @@ class BestCheckpoint(Callback):
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         first = next(iter(scores.values()))
         if self.score is None or first.score > self.score:
-            self.score, self.step = first.score, steps
+            tested = {} if self._testing is None else self._testing()  # first: it may fail, or be stopped
             self._folder.mkdir(exist_ok=True)
             self._save(self._folder)
-            if self._testing is not None:
-                self._testing()
+            self.score, self.step, self._tested = first.score, steps, tested
 
 
 class ProgressBar(Callback):

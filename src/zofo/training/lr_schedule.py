@@ -8,7 +8,7 @@ import torch
 
 from zofo.errors import ConfigError
 from zofo.methods import unscheduled
-from zofo.training.config import TrainingConfig
+from zofo.training.training_config import TrainingConfig
 
 
 def lr_schedule(training: TrainingConfig, steps: int) -> Callable[[int], float]:
@@ -23,36 +23,39 @@ def lr_schedule(training: TrainingConfig, steps: int) -> Callable[[int], float]:
     Raises:
         ConfigError: the warm-up leaves no step, or the schedule does not have such options.
     """
-    name, warmup = training.lr_scheduler_type, warmup_steps(training, steps)
+    name, warmup, options = training.lr_scheduler_type, training.warmup(steps), dict(training.lr_scheduler_kwargs)
     if name == "constant":
         return unscheduled
     from transformers import get_scheduler
 
+    if unknown := sorted(options.keys() - OPTIONS[name]):
+        raise ConfigError(
+            f"training.lr_scheduler_kwargs.{unknown[0]}: not an option of the schedule {name!r} here",
+            f"it has: {', '.join(OPTIONS[name]) or 'none'}",
+        )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
-        scheduler = get_scheduler(name, optimizer, warmup, steps, dict(training.lr_scheduler_kwargs))
+        scheduler = get_scheduler(name, optimizer, warmup, steps, options)
         factor: Callable[[int], float] = scheduler.lr_lambdas[0]
-        factor(0)
-    except (TypeError, ValueError) as error:
+        seen = [factor(step) for step in {*range(0, steps, max(1, steps // 1000)), steps - 1}]
+        if not all(0 <= one <= 1 + 1e-9 for one in seen):
+            raise ValueError(f"its factors go from {min(seen):g} to {max(seen):g}, and not between 0 and 1")
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
-            f"training.lr_scheduler_kwargs: the schedule {name!r} cannot be made of {training.lr_scheduler_kwargs}: "
-            f"{error}",
+            f"training.lr_scheduler_kwargs: the schedule {name!r} cannot be made of {options}: {error}",
             "see `transformers.get_scheduler` for its options",
         ) from error
     return lambda step: float(factor(step))
 
 
-def warmup_steps(training: TrainingConfig, steps: int) -> int:
-    """How many steps the rates rise: `training.warmup_steps`, or that share of the steps where it is below 1.
-
-    Raises:
-        ConfigError: they are all of the run, or more.
-    """
-    asked = training.warmup_steps
-    warmup = int(asked) if asked >= 1 else round(asked * steps)
-    if warmup and warmup >= steps:
-        raise ConfigError(
-            f"training.warmup_steps is {asked:g}, but the run has {steps} steps, and some must follow the warm-up",
-            "set training.warmup_steps=0.1 for a tenth of the steps, or train longer",
-        )
-    return warmup
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "constant_with_warmup": (),
+    "linear": (),
+    "cosine": ("num_cycles",),
+    "cosine_with_restarts": ("num_cycles",),
+    "cosine_with_min_lr": ("min_lr_rate", "num_cycles"),
+    "polynomial": ("power",),
+    "inverse_sqrt": ("timescale",),
+    "warmup_stable_decay": ("num_decay_steps", "min_lr_ratio", "num_cycles"),
+}
+"""The options of each schedule: those of transformers, but for rates that would count for one learning rate alone."""

@@ -21,8 +21,9 @@ from zofo.methods import METHODS
 from zofo.methods.zeroth_order_step import EstimatorConfig, EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.models import ModelConfig
 from zofo.tasks import TaskConfig
-from zofo.training.config import RunConfig, TrainingConfig
+from zofo.training.config import RunConfig
 from zofo.training.explain import about_option
+from zofo.training.training_config import TrainingConfig
 from zofo.training.versions import names
 
 COMMAND = "python -m zofo.training.reference > docs/reference.md"

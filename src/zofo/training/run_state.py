@@ -174,7 +174,7 @@ class RunState:
                 f"the checkpoint {str(checkpoint.path)!r} does not fit this run: {_reason(error)}",
                 "it may be of another version of zofo; start again with another output_dir=",
             ) from error
-        self._best.load_state_dict(content["best"], checkpoint.path)  # a full disk is not the checkpoint's fault
+        self._best.load_files(checkpoint.path)  # a full disk is not the checkpoint's fault
         return ResumePoint(progress.steps, progress.seconds, progress.metrics.bytes, progress.trajectory)
 
     def _check_run(self, progress: _SavedState, checkpoint: Checkpoint) -> None:
@@ -219,6 +219,7 @@ class RunState:
         _check_like(state, _as_read(method.state_dict(self._weights).values), _STATE)
         method.load_state_dict(StateDict(state, tensors, files))
         self._evaluating.load_state_dict(scores)
+        self._best.load_state_dict(progress.best.model_dump(exclude_none=True) | {"score": progress.best.score})
         if _as_read([method.state_dict(self._weights).values, self._evaluating.state_dict()]) != [state, scores]:
             raise ValueError("something is missing")
         self._skips.in_a_row = progress.skipped

@@ -32,7 +32,7 @@ from zofo.training.callbacks import (
 )
 from zofo.training.checkpoint import Checkpoint, Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
-from zofo.training.config import RunConfig, TrainingConfig
+from zofo.training.config import RunConfig
 from zofo.training.data_module import PreparedRun, check_every_split, prepare_run, training_context
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
@@ -53,6 +53,7 @@ from zofo.training.resume import (
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_state import ResumePoint, RunState, should_checkpoint_weights
 from zofo.training.signals import Signals
+from zofo.training.training_config import TrainingConfig
 from zofo.training.treatment import TreatmentLogger, check_treatment
 from zofo.trajectory.format import TrajectoryWriter
 
@@ -163,7 +164,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         say(console, f"goes on after {done.steps} of {steps} steps")
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
-    measuring = _treatment(folder, config, trained, metrics, done.steps)
+    measuring = _treatment(folder, config, trained, metrics)
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
@@ -206,14 +207,14 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
 
 def _treatment(
-    folder: RunFolder, config: RunConfig, trained: _Session, metrics: MetricsLogger, steps: int
+    folder: RunFolder, config: RunConfig, trained: _Session, metrics: MetricsLogger
 ) -> list[TreatmentLogger]:
-    """The measurements of the treatment, if they are asked for, of a run that has made `steps` steps."""
+    """The measurements of the treatment, if they are asked for."""
     every = config.training.treatment_steps
     if every is None:
         return []
     found = TreatmentLogger(metrics, trained.method, trained.context, every, config.training.treatment_examples)
-    found.resume(metrics_lines(folder.metrics), steps)
+    found.resume(metrics_lines(folder.metrics))
     return [found]
 
 
@@ -279,7 +280,8 @@ def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, sco
     for split in scored:
         majority_of(prepared.task, prepared.examples[split])  # refuses a score that cannot be given
     method.check_steps(steps)
-    method.lr_factor = lr_schedule(config.training, steps)
+    if method.fixed_steps is None:
+        method.lr_factor = lr_schedule(config.training, steps)
     method.check()
     return steps
 

@@ -69,11 +69,14 @@ def measure(
 
 
 def _slope(backbone: Backbone, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:
-    """g . D, a tensor at a time."""
+    """g . D, a tensor at a time, with what weight decay does to the tensors that decay."""
     if update is None or update.dense_update_fn is not None:
         return math.nan
     directions, total = backbone.directions(update.displacement), 0.0
     for name, along in gradient.items():
+        if update.decay_factor and name in backbone.decays:
+            theta = backbone.parameters[name].detach().reshape(-1).double()
+            total -= update.decay_factor * torch.dot(theta, along.reshape(-1).double()).item()
         written = torch.zeros(along.numel(), dtype=torch.float32, device=along.device)
         directions.add_to(written, update.displacement.items(), name, (0, along.numel()))
         total += torch.dot(written.double(), along.reshape(-1).double()).item()
@@ -123,28 +126,32 @@ class TreatmentLogger(Callback):
         chosen = permutation(Key(context.seed, 0), "treatment", len(context.examples))[:examples]
         self._metrics, self._method, self._context, self._every = metrics, method, context, every
         self._backbone, self._examples = method.backbone, [context.examples[i] for i in chosen]
-        plain = method.rule.plain
-        self._lr = float(getattr(method.rule, "lr", math.nan)) if plain else math.nan
-        self._factors: list[float] = []
+        metrics.with_rates = True
+        self._rates: list[float | None] = []
         self._descent = self.seconds = 0.0
 
-    def resume(self, lines: Sequence[Mapping[str, Any]], steps: int) -> None:
-        """Go on after `steps` steps, with what the log holds of the measurements before."""
+    def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Go on with what the log holds of the steps and measurements before."""
         before = [line for line in lines if line["event"] == "treatment"]
         self.seconds = math.fsum(line["measured_seconds"] for line in before)
-        if before and before[-1]["predicted_descent"] is not None:
-            self._descent = before[-1]["predicted_descent"]
-        self._factors = [self._method.lr_factor(step) for step in range(steps - steps % self._every, steps)]
+        if before:
+            known = before[-1]["predicted_descent"]
+            self._descent = math.nan if known is None else known
+        last = before[-1]["steps"] if before else 0
+        since = (line for line in lines if line["event"] == "step" and line["step"] >= last)
+        self._rates = [line["rate"] for line in since if "rate" in line]
 
     def after_step(self, number: int, log: StepLog) -> None:
-        self._factors.append(self._method.lr_factor(number))
+        if log.update is not None:
+            self._rates.append(log.rate)
         if (number + 1) % self._every:
             return
         start = time.perf_counter()
         with self._method.using(self._method.variants[0]):
             found = measure(self._backbone, self._context, self._examples, log.update)
-        self._descent += self._lr * math.fsum(self._factors) * found.gradient_squared
-        self._factors, seconds = [], time.perf_counter() - start
+        rates = [math.nan if rate is None else rate for rate in self._rates]
+        self._descent += math.fsum(rates) * found.gradient_squared
+        self._rates, seconds = [], time.perf_counter() - start
         self.seconds += seconds
         self._metrics.write(
             "treatment",

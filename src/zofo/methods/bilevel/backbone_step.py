@@ -123,6 +123,10 @@ class BackboneStep:
                 coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
         return coefficients, update
 
+    def sgd_rate(self, lr_factor: float) -> float | None:
+        """The learning rate of a step that moves theta by so many times the estimate; None for any other."""
+        return None if self._zo is None or self._random else self._zo.sgd_rate(lr_factor)
+
     def flush(self) -> None:
         """Write what is pending, for whoever looks at the weights next."""
         if self._zo is not None:

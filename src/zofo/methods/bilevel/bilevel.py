@@ -130,7 +130,7 @@ class Bilevel(Method):
 
         found, update = self._theta.step(number, pair.asks(b_f, b_p), self._config.batch_size, rate)
         pair.step_adapter(rate)
-        return StepLog(f_upper, self.counts - before, coefficients | found, update)
+        return StepLog(f_upper, self.counts - before, coefficients | found, update, self._theta.sgd_rate(rate))
 
     def check(self) -> None:
         self._theta.check([(self._pair.objective(variant), self._two) for variant in self.variants])

@@ -152,7 +152,8 @@ class MetaBilevel(Method):
             self._store.put(name, one.after)
         for loss in found_of_each:  # their means over the tasks
             coefficients[loss] = math.fsum(coefficients[f"{loss}/{name}"] for name in tuned) / len(tuned)
-        return StepLog(coefficients["loss_upper"], self.counts - before, coefficients, update)
+        rate = self._theta.sgd_rate(self.lr_factor(number))
+        return StepLog(coefficients["loss_upper"], self.counts - before, coefficients, update, rate)
 
     def _first_order_steps(self, task: _TaskBatches, number: int, penalty: float) -> tuple[_TaskStep, dict[str, float]]:
         """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""

@@ -228,7 +228,8 @@ class SVRG(ForwardOnly):
             if self._config.anneal:
                 self._annealing.observe(loss)
         self._anchor.on_update(update)
-        return StepLog(loss, self.counts - before, coefficients, update)
+        plain = self._zo.rule.plain and self._config.control_variate != "as-released"
+        return StepLog(loss, self.counts - before, coefficients, update, coefficients["lr"] if plain else None)
 
     def _full_step(self, number: int) -> tuple[float, dict[str, float], Update]:
         zo, config = self._zo, self._config

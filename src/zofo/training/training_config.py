@@ -1,0 +1,156 @@
+"""The configuration of training: how long, with which seed, how learning rates change, and when it is evaluated."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from zofo.config import Config
+from zofo.errors import ConfigError
+
+LrSchedulerType = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+"""Schedules of `transformers.get_scheduler` that depend on the number of the step alone."""
+
+
+class TrainingConfig(Config):
+    """How long, how often evaluated, and with which seed."""
+
+    seed: int = Field(0, ge=0, lt=1 << 64)
+    """Of the run: directions, data order and adapters depend on it alone."""
+    steps: int = Field(100, ge=1, lt=1 << 32)
+    """Steps to train; for `bilevel`, outer steps."""
+    max_queries: int | None = Field(None, ge=1)
+    """A budget of queries in place of `steps`: as many whole steps as it pays for."""
+    epochs: float | None = Field(None, gt=0, lt=1 << 32, allow_inf_nan=False)
+    """Passes over the training rows in place of `steps`: as many steps as draw so many times all rows, rounded up; for
+    `bilevel`, all rows of D_p."""
+    objective: str | None = None
+    """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
+    lr_scheduler_type: LrSchedulerType = "constant"
+    """How all learning rates of the method change from step to step, by the name in `transformers.get_scheduler`;
+    `linear` and `cosine` fall to 0 at the end."""
+    warmup_steps: float = Field(0, ge=0, lt=1 << 32, allow_inf_nan=False)
+    """Steps in which the learning rates rise from 0; below 1, a share of all steps."""
+    lr_scheduler_kwargs: dict[str, FiniteFloat] = {}
+    """Options of the schedule, such as `{num_cycles: 2}` for `cosine_with_restarts`."""
+    group_by_length: bool = True
+    """Let examples of similar length share a batch, so that less of it is padding."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Steps between evaluations on validation; by default only at the end."""
+    num_evals: int | None = Field(None, ge=1)
+    """How many evaluations, evenly spaced, in place of `eval_steps`."""
+    eval_on_test: bool | Literal["best"] = False
+    """Score the test split once, after the last step; with `best`, also each time validation is the best so far, which
+    gives the test score of the best checkpoint beside that of the last step."""
+    treatment_steps: int | None = Field(None, ge=1)
+    """Steps between measurements of how strong the treatment is: the gradient of theta, its spread over examples, and
+    the predicted descent, by a backward pass an example; by default none."""
+    treatment_examples: int = Field(16, ge=2)
+    """Training examples of such a measurement."""
+    eval_batch_size: int = Field(32, ge=1)
+    """Examples a batch in evaluation."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What to do about a step whose loss is not finite, which never updates anything: stop, or go on with the next."""
+    max_consecutive_skips: int = Field(3, ge=1)
+    """Steps in a row that may be skipped before the run stops after all."""
+    save_steps: int | None = Field(None, ge=1)
+    """Steps between checkpoints; by default by time, so that they take less than 2 % of the run's."""
+    save_total_limit: int = Field(2, ge=1)
+    """Checkpoints that are kept while the run goes on, the newest ones."""
+    on_save_error: Literal["stop", "skip"] = "stop"
+    """What to do about a checkpoint that cannot be written, on a full disk: stop, or go on and try again when the next
+    one is due."""
+    checkpoint_weights: bool | None = None
+    """Whether a checkpoint holds the backbone's weights too, and not only the trajectory; by default where a replay
+    would be slow."""
+
+    def warmup(self, steps: int) -> int:
+        """How many steps the learning rates rise: `warmup_steps`, or that share of all, rounded up.
+
+        Args:
+            steps: of the whole run.
+
+        Raises:
+            ConfigError: they are all of the run, or more.
+        """
+        warmup = math.ceil(self.warmup_steps if self.warmup_steps >= 1 else self.warmup_steps * steps)
+        if warmup and warmup >= steps:
+            raise ConfigError(
+                f"training.warmup_steps is {self.warmup_steps:g}, but the run has {steps} steps, and some must follow "
+                "the warm-up",
+                "set training.warmup_steps=0.1 for a tenth of the steps, or train longer",
+            )
+        return warmup
+
+    def evaluated_after(self, steps: int) -> frozenset[int]:
+        """The numbers of steps after which validation is scored, the last one among them.
+
+        With `num_evals` = n they are k steps / n, rounded up, for k = 1 .. n.
+
+        Args:
+            steps: of the whole run.
+        """
+        if self.num_evals is not None:
+            return frozenset(-(-steps * k // self.num_evals) for k in range(1, self.num_evals + 1))
+        every = self.eval_steps or max(steps, 1)
+        return frozenset((*range(every, steps, every), steps))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _taken_back(cls, given: Any) -> Any:
+        """Without `steps: null` where another key says how long the run is."""
+        if not isinstance(given, dict) or given.get("steps", 0) is not None:
+            return given
+        others = given.get("epochs") is not None or given.get("max_queries") is not None
+        return {key: value for key, value in given.items() if key != "steps"} if others else given
+
+    @property
+    def length_key(self) -> str:
+        """The key that says how long the run is."""
+        return "epochs" if self.epochs is not None else "max_queries" if self.max_queries is not None else "steps"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        steps = self.steps != type(self).model_fields["steps"].default  # a saved configuration holds the default, too
+        if self.epochs is not None and (steps or self.max_queries is not None):
+            raise ConfigError(
+                f"training.epochs and training.{'steps' if steps else 'max_queries'} both say how long the run is",
+                "give one of training.steps, training.max_queries and training.epochs; null takes one back",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainingConfig:
+        if self.lr_scheduler_type == "constant" and (self.warmup_steps or self.lr_scheduler_kwargs):
+            key = "warmup_steps" if self.warmup_steps else "lr_scheduler_kwargs"
+            raise ConfigError(
+                f"training.{key} has no effect with training.lr_scheduler_type=constant",
+                "set training.lr_scheduler_type=constant_with_warmup, linear or cosine",
+            )
+        if self.warmup_steps % 1 and self.warmup_steps > 1:
+            raise ConfigError(
+                f"training.warmup_steps is {self.warmup_steps:g}, which is neither a number of steps nor a share",
+                "give a whole number, or a share below 1",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_spacing(self) -> TrainingConfig:
+        if self.num_evals is not None and self.eval_steps is not None:
+            raise ConfigError(
+                "training.num_evals and training.eval_steps both say when to evaluate",
+                "give one of them; null takes one back",
+            )
+        return self
