@@ -61,8 +61,17 @@ def test_a_warm_up_is_a_number_of_steps_or_a_share_of_them():
             12,
             "min_lr: not an option of the schedule 'cosine_with_min_lr' here",
         ),
-        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": -1}}, 12, "not between 0 and 1"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 3}},
+            12,
+            "not between 0 and 1",
+        ),
         ({"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, 12, "cannot be made of"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": -5}},
+            12,
+            "must not be below 0",
+        ),
         ({"lr_scheduler_type": "warmup_stable_decay"}, 12, "cannot be made of"),
         ({"warmup_steps": 3}, 12, "has no effect with training.lr_scheduler_type=constant"),
         ({"lr_scheduler_type": "cosine", "warmup_steps": 1.5}, 12, "neither a number of steps nor a share"),
@@ -185,6 +194,12 @@ def test_first_order_steps_are_those_of_torch(optimizer, options, written):
     parts = options.get("gradient_accumulation_steps", 1)
     assert method.queries_per_step == BATCH * parts
     assert method.counts.queries == 5 * BATCH * parts
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_adam_is_refused_for_weights_in_float16(optimizer):
+    with pytest.raises(ConfigError, match="which is 0 in float16"):
+        trained(LeastSquares(dtype=torch.float16), optimizer=optimizer)
 
 
 def test_gradient_checkpointing_needs_layers():

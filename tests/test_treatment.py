@@ -84,6 +84,27 @@ def test_a_run_logs_its_treatment_apart_from_its_work(configured):
         assert line["predicted_descent"] == pytest.approx(predicted)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "mezo", "mask": {"name": "random", "density": 0.5}},
+        {"name": "mezo", "normalize_by_std": True},
+        {"name": "mezo", "rule": "sign"},
+        {"name": "bilevel", "inner_steps": 1, "backbone_update": "random"},
+    ],
+)
+def test_no_descent_is_predicted_of_steps_that_are_not_sgds(configured, method):
+    lines = lines_of(train(configured("run", method, steps=2)), "treatment")
+    assert [line["predicted_descent"] for line in lines] == [None]
+
+
+def test_steps_that_do_not_move_theta_descend_nothing(configured):
+    method = {"name": "two-stage", "adapter_steps": 2, "rule": {"lr": 1e-4}}
+    lines = lines_of(train(configured("run", method, steps=4)), "treatment")
+    assert lines[0]["predicted_descent"] == 0.0
+    assert lines[1]["predicted_descent"] == pytest.approx(2e-4 * lines[1]["gradient_squared"])
+
+
 def test_a_run_that_goes_on_counts_on(configured):
     """As one that was killed after its second checkpoint."""
     import shutil

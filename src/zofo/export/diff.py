@@ -16,7 +16,7 @@ from zofo.training.metrics_file import metrics_lines
 from zofo.trajectory import Trajectory
 from zofo.trajectory.format import Flushed, Moved, Record, Stepped
 
-_BY_CLOCK = ("seconds",)
+_BY_CLOCK = ("seconds", "measured_seconds")
 _SHOWN = 12
 
 

@@ -64,6 +64,12 @@ class FirstOrderStep:
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: FirstOrderStepConfig, lr: float) -> None:
         self.parameters = list(parameters)
+        if config.optimizer != "sgd" and any(parameter.dtype == torch.float16 for parameter in self.parameters):
+            raise ConfigError(
+                f"method.optimizer={config.optimizer} divides by a root plus 1e-8, which is 0 in float16: the weights "
+                "would be no numbers any more",
+                "set model.dtype=bfloat16 or float32, or method.optimizer=sgd, or train an adapter",
+            )
         self._lr, self._max_norm = lr, config.max_grad_norm
         groups: list[dict[str, Any]] = [{"params": self.parameters}]
         if config.weight_decay:

@@ -208,7 +208,7 @@ class ZerothOrder:
         self._seed = seed
         self._batch_size = batch_size
         self._num_directions = config.num_directions
-        self._normalize_by_std = config.normalize_by_std
+        self._normalize_by_std, self._masked = config.normalize_by_std, config.mask is not None
         self._group = _group_size(config.directions)
         self.check_direction_sharing("directions", config.directions, config.evaluator.name)
         if config.normalize_by_std and batch_size * config.num_directions < 2:
@@ -284,8 +284,9 @@ class ZerothOrder:
         return float(self._lr) * lr_factor
 
     def sgd_rate(self, lr_factor: float) -> float | None:
-        """The learning rate of a step that moves theta by so many times the estimate; None for any other step."""
-        plain = self.rule.plain and not self._normalize_by_std and self._lr is not None
+        """The learning rate of a step that moves theta by so many times an unbiased estimate; None for any other step,
+        such as one whose directions a mask keeps a part of."""
+        plain = self.rule.plain and not self._normalize_by_std and not self._masked and self._lr is not None
         return float(self._lr or 0.0) * lr_factor if plain else None
 
     def step(self, number: int, asks: Sequence[LossRequest], lr_factor: float = 1.0) -> tuple[Estimate, Update]:

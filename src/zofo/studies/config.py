@@ -206,8 +206,9 @@ class StudyConfig(Config):
     """An axis: its first value is compared with each other one, for each method, in pairs of the same seed."""
     split: Literal["test", "validation"] = "test"
     """The split whose scores the tables show."""
-    margin: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Differences that are surely smaller than this, in units of the score (0.02 is two points), count as equal."""
+    margin: float | None = Field(None, gt=0, lt=1)
+    """Differences that are surely smaller than this count as equal: a share, so that 0.02 is two points of a score in
+    percent; of a loss, 0.02 of its units."""
     checkpoint: Literal["last", "best"] = "last"
     """Where a final run is scored on test: after its last step, or at its best evaluation on validation, as in the
     papers. With `best` the results hold the score after the last step, too, as `test_last_score`."""

@@ -83,7 +83,7 @@ def _about(study: Study, runs: Sequence[StudyRun], outcomes: Outcomes, choices: 
     done = [outcomes[digest] for digest in digests if digest in outcomes]
     methods = [[name, format_overrides(one.tree) + _whose_setting(one)] for name, one in config.methods.items()]
     methods += [["(all)", format_overrides(config.defaults.tree)]] if config.defaults.tree else []
-    of_tasks = [outcome for outcome in done if outcome.config.get("model")]
+    of_tasks = [outcome for outcome in done if outcome.config.get("model") and not outcome.failed]
     notes = dict.fromkeys(replace(one.made_from, configuration=one.config).note for one in of_tasks)
     return {
         "done": done,

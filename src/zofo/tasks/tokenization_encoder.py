@@ -77,6 +77,11 @@ def encode_masked(
 
     Source: the label words of LM-BFF (Gao, Fisch, Chen 2021), as in MeZO's RoBERTa experiments.
     """
+    if tokenizer.mask_token_id is None:
+        raise DataError(
+            "a masked language model fills a mask, and this tokenizer has no mask token",
+            "set model.head=classification, or name one in the folder's tokenizer_config.json",
+        )
     speller = Speller(tokenizer)
     marked = [speller.in_marks(one, (one.prompt, one.ending, *one.candidates)) for one in examples]
     spelt = [

@@ -33,6 +33,11 @@ def lr_schedule(training: TrainingConfig, steps: int) -> Callable[[int], float]:
             f"training.lr_scheduler_kwargs.{unknown[0]}: not an option of the schedule {name!r} here",
             f"it has: {', '.join(OPTIONS[name]) or 'none'}",
         )
+    if negative := next((key for key, value in options.items() if value < 0), None):
+        raise ConfigError(
+            f"training.lr_scheduler_kwargs.{negative} is {options[negative]:g}, but must not be below 0",
+            "see `transformers.get_scheduler` for its options",
+        )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         scheduler = get_scheduler(name, optimizer, warmup, steps, options)

@@ -157,8 +157,8 @@ class TreatmentLogger(Callback):
             "treatment",
             {
                 "steps": number + 1,
-                "gradient_squared": found.gradient_squared,
-                "spread_squared": found.spread_squared,
+                "gradient_squared": _known(found.gradient_squared),
+                "spread_squared": _known(found.spread_squared),
                 "update_slope": _known(found.update_slope),
                 "predicted_descent": _known(self._descent),
                 **{f"measured_{name}": value for name, value in found.counts.as_dict().items()},
