@@ -587,9 +587,9 @@ def test_a_disk_that_is_full_when_the_best_model_is_taken_back_costs_neither_of_
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copytree", full)
         with pytest.raises(OSError, match="No space"):
-            best.load_state_dict({"score": 1.0, "step": 2}, saved.parent)
+            best.load_files(saved.parent)
     assert (kept / "weights").read_text() == "of the stop"
-    best.load_state_dict({"score": 1.0, "step": 2}, saved.parent)
+    best.load_files(saved.parent)
     assert (kept / "weights").read_text() == "of the checkpoint"
     assert [each.name for each in tmp_path.iterdir() if each.name not in ("best", "checkpoint")] == []
 
