@@ -70,7 +70,8 @@ class RmsSGD(Rule):
     so one number stands for it, and no buffer is kept. Adam's other average is `momentum`'s.
 
     Args:
-        lr: the length of a step, in units of a direction.
+        lr: the length of a step, in units of a direction. The default is a quarter of the largest stable one of
+            SmolLM2-135M on movie-reviews, as `zofo tune lr` finds it.
         beta: how much of v is kept a step, as Adam's second beta.
         weight_decay: as in `torch.optim.AdamW`, for tensors that decay.
 
