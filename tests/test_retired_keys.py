@@ -72,6 +72,17 @@ def test_a_recorded_configuration_is_read_with_either_name(overrides):
     assert run_as_now(old(tree)) == run_as_now(tree) == tree
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "of-a-guest", "layers": ["a"], "pair": "b"},
+        {"name": "mezo", "mask": {"name": "of-a-guest", "share": 0.5}, "adapter": {"name": "of-a-guest", "start": 1}},
+    ],
+)
+def test_an_option_of_a_part_of_another_package_keeps_its_name(method):
+    assert run_as_now({"method": method}) == {"method": method}
+
+
 def test_partial_is_all_with_trainable():
     then = {"method": {"name": "first-order", "parameters": "partial", "layers": ["*.1.*"]}}
     assert run_as_now(then) == {"method": {"name": "first-order", "parameters": "all", "trainable": ["*.1.*"]}}

@@ -124,6 +124,7 @@ def test_a_run_that_goes_on_counts_on(configured):
         Checkpoints.clear = inner
     for path in sorted((run.path / "checkpoints").iterdir())[1:]:
         shutil.rmtree(path)
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["step-00000003"]  # it goes on from there
     (run.path / "summary.json").unlink()
     again = train(config)
     drop = ("seconds", "measured_seconds")

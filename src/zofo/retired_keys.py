@@ -45,6 +45,15 @@ OF_RUNS = {
 }
 """Keys of the configuration of a run, dotted."""
 
+_OWNERS = {
+    "method.": ("bilevel", "first-order", "meta-bilevel", "mezo", "svrg", "two-stage", "zo-svrg"),
+    "method.noise.": ("low-rank",),
+    "method.mask.": ("magnitude", "random", "rotation"),
+    "method.evaluator.": ("in-forward",),
+    "method.adapter.": ("prefix", "prompt"),
+}
+"""The parts whose options had these names: a part of another package may have an option that is called so today."""
+
 OF_TASK_FILES = {"also": "extra_metrics", "optional": "optional_columns"}
 """Keys of a task file."""
 
@@ -98,8 +107,9 @@ def task_as_now(content: Any) -> Any:
 
 def _renamed(tree: Mapping[str, Any], where: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
+    own = "name" not in tree or where not in _OWNERS or tree["name"] in _OWNERS[where]
     for key, value in tree.items():
-        name = OF_RUNS.get(f"{where}{key}")
+        name = OF_RUNS.get(f"{where}{key}") if own else None
         value = _renamed(value, f"{where}{key}.") if isinstance(value, Mapping) else value
         if name is None:
             made[key] = value

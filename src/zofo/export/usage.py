@@ -52,7 +52,7 @@ def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
 
 
 def _asked(task: Task, prompt: str | None, head: Head) -> dict[str, Any]:
-    """How the program asks, and with which texts of the task."""
+    """What the example program fills in: how candidates are scored, and the texts of the task."""
     if head == "classification":
         plain = prompt is None and task.texts is not None
         return {"way": "head", "templates": task.texts if plain else [task.prompt(prompt).template]}

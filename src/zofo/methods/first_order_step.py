@@ -24,7 +24,7 @@ class FirstOrderStepConfig(MethodOptions):
     """Options of first-order steps."""
 
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))
-    """The adapter that first-order steps train."""
+    """The adapter that first-order steps train; the two of `bilevel` have the same shape."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Optimiser of first-order steps, of `torch.optim`."""
     weight_decay: NonNegative = 0.0

@@ -104,9 +104,9 @@ class TreatmentLogger(Callback):
     """A line `treatment` in `metrics.jsonl` every few steps, with what `measure` finds.
 
     `predicted_descent` is the sum over the steps so far of lr |g|^2, which SGD along unbiased estimates of g descends
-    to first order, in units of the loss; it is there for rules whose steps are lr times the estimate. The work and its
-    seconds are written in the line, and are in none of the run's counts. The model is measured as it would be
-    evaluated, so that updates which wait are written.
+    to first order, in units of the loss. It is null once a step was no such step: by another rule, under a mask, or
+    divided by a standard deviation. The work and its seconds are written in the line, and are in none of the run's
+    counts. The model is measured as it would be evaluated: pending updates are written first.
 
     Args:
         metrics: the log.
