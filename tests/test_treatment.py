@@ -74,12 +74,19 @@ def test_a_run_logs_its_treatment_apart_from_its_work(configured):
     method = {"name": "mezo", "rule": {"lr": 1e-4}}
     run = train(configured("run", method, lr_scheduler_type="linear"))
     lines = lines_of(run, "treatment")
-    assert [line["steps"] for line in lines] == [2, 4, 6]
+    assert [line["steps"] for line in lines] == [0, 2, 4, 6]
     assert all(line["measured_queries"] == line["measured_backwards"] == 4 for line in lines)
     assert run.summary["backwards"] == 0
     factors = [line["lr_factor"] for line in lines_of(run, "step")]
+    assert (lines[0]["predicted_descent"], lines[0]["backbone_distance"]) == (0.0, 0.0)
+    told, first, last = run.summary["treatment"], lines[0], lines[-1]
+    assert told["gradient_squared"] == [first["gradient_squared"], last["gradient_squared"]]
+    assert (told["predicted_descent"], told["backbone_distance"]) == (
+        last["predicted_descent"],
+        last["backbone_distance"],
+    )
     predicted = 0.0
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines[1:]):
         predicted += 1e-4 * sum(factors[2 * number : 2 * number + 2]) * line["gradient_squared"]
         assert line["predicted_descent"] == pytest.approx(predicted)
 
@@ -95,14 +102,39 @@ def test_a_run_logs_its_treatment_apart_from_its_work(configured):
 )
 def test_no_descent_is_predicted_of_steps_that_are_not_sgds(configured, method):
     lines = lines_of(train(configured("run", method, steps=2)), "treatment")
-    assert [line["predicted_descent"] for line in lines] == [None]
+    assert [line["predicted_descent"] for line in lines] == [0.0, None]
 
 
 def test_steps_that_do_not_move_theta_descend_nothing(configured):
     method = {"name": "two-stage", "adapter_steps": 2, "rule": {"lr": 1e-4}}
     lines = lines_of(train(configured("run", method, steps=4)), "treatment")
-    assert lines[0]["predicted_descent"] == 0.0
-    assert lines[1]["predicted_descent"] == pytest.approx(2e-4 * lines[1]["gradient_squared"])
+    assert lines[1]["predicted_descent"] == lines[1]["backbone_distance"] == 0.0
+    assert lines[2]["predicted_descent"] == pytest.approx(2e-4 * lines[2]["gradient_squared"])
+    assert lines[2]["backbone_distance"] > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "moves"),
+    [
+        ({"name": "first-order"}, False),
+        ({"name": "first-order", "parameters": "all", "lr": 1e-3}, True),
+        ({"name": "bilevel", "backbone_update": "frozen", "inner_steps": 1}, False),
+    ],
+)
+def test_without_zeroth_order_steps_the_gradient_in_the_models_own_weights_is_measured(configured, method, moves):
+    """What is left there beside a trained adapter, and how far first-order steps have moved them."""
+    run = train(configured("run", method, steps=2))
+    before = train(configured("mezo", {"name": "mezo"}, steps=2))
+    first, last = lines_of(run, "treatment")
+    assert first["gradient_squared"] == pytest.approx(lines_of(before, "treatment")[0]["gradient_squared"], rel=1e-4)
+    assert first["predicted_descent"] is last["predicted_descent"] is None
+    assert (last["backbone_distance"] > 0) == moves
+
+
+def test_the_distance_is_that_of_bilevels_own_log(configured):
+    run = train(configured("run", {"name": "bilevel", "inner_steps": 1, "rule": {"lr": 1e-3}}, steps=2))
+    own = lines_of(run, "step")[-1]["backbone_distance"]
+    assert lines_of(run, "treatment")[-1]["backbone_distance"] == pytest.approx(own, rel=0.05)
 
 
 def test_a_run_that_goes_on_counts_on(configured):
@@ -138,8 +170,7 @@ def test_a_run_that_goes_on_counts_on(configured):
 @pytest.mark.parametrize(
     ("method", "training", "message"),
     [
-        ({"name": "first-order"}, {}, "this method has none"),
-        ({"name": "bilevel", "backbone_update": "frozen"}, {}, "this method has none"),
+        ({"name": "zero-shot"}, {}, "this method makes none"),
         ({"name": "mezo"}, {"objective": "accuracy"}, "the objective's gradient, and 'accuracy' has none"),
     ],
 )

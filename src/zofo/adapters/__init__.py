@@ -1,6 +1,6 @@
 """Small adapters, through peft: LoRA, DoRA, IA3, prefix and prompt."""
 
-from zofo.adapters.base import ADAPTERS, AdapterConfig, Adapters, PeftAdapters, carries_adapters, kind_of
+from zofo.adapters.base import ADAPTERS, AdapterConfig, Adapters, PeftAdapters, carries_adapters, kind_of, own_weights
 from zofo.adapters.checkpoint import load_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
 from zofo.adapters.merging import adapter_content, can_merge, merge_adapter
@@ -24,5 +24,6 @@ __all__ = [
     "load_adapter",
     "load_strange_adapter",
     "merge_adapter",
+    "own_weights",
     "check_untrusted_adapter",
 ]

@@ -195,6 +195,12 @@ def carries_adapters(model: nn.Module) -> bool:
     return any(_holder(name.split(".")) is not None for name, _ in model.named_parameters())
 
 
+def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's floating-point parameters but those of adapters, by the names that they have now."""
+    named = model.named_parameters()
+    return {name: p for name, p in named if p.is_floating_point() and _holder(name.split(".")) is None}
+
+
 def task_type(model: Any) -> str | None:
     """What peft calls the model's task: with one, it also trains and saves a classification head."""
     if is_classifier(model):

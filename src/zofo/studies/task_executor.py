@@ -58,6 +58,8 @@ class TaskRuns(Executor):
             counts={name: summary[name] for name in Counts().as_dict()},
             evaluation=summary["evaluation"],
             seconds=summary["seconds"],
+            peak_bytes=summary["peak_bytes"],
+            treatment=summary.get("treatment", {}),
             curve=_curve(run.metrics, first, metric),
             variants={variant: _scores(summary, variant) for variant in others},
         )

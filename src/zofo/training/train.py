@@ -159,17 +159,19 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     checkpoints.sweep()
     warn = functools.partial(_warn, console)
     header = _trajectory_header(config, trained)
+    measuring = _treatment(config, trained)
     done = _resumed(folder, progress, checkpoints.latest(warn), header)
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     callbacks: list[Callback] = [metrics, best, evaluating]
-    measuring = _treatment(folder, config, trained, metrics)
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
-    callbacks += measuring
+    if measuring is not None:
+        measuring.begin(metrics, list(metrics_lines(folder.metrics)))
+        callbacks.append(measuring)
     callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
     start = time.perf_counter() - done.seconds
 
@@ -180,8 +182,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
-        seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*scorings, *measuring))
-        outcome = _outcome(config, trained, scorings, best) | {"seconds": round(seconds, 3)}
+        seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*scorings, measuring) if one)
+        outcome = _outcome(config, trained, scorings, best, measuring) | {"seconds": round(seconds, 3)}
         folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
 
     skipped = warn if training.on_save_error == "skip" else None
@@ -206,16 +208,10 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
 
 
-def _treatment(
-    folder: RunFolder, config: RunConfig, trained: _Session, metrics: MetricsLogger
-) -> list[TreatmentLogger]:
-    """The measurements of the treatment, if they are asked for."""
-    every = config.training.treatment_steps
-    if every is None:
-        return []
-    found = TreatmentLogger(metrics, trained.method, trained.context, every, config.training.treatment_examples)
-    found.resume(metrics_lines(folder.metrics))
-    return [found]
+def _treatment(config: RunConfig, trained: _Session) -> TreatmentLogger | None:
+    """The measurements of the treatment, if they are asked for; of a method whose theta is where the run begins."""
+    every, examples = config.training.treatment_steps, config.training.treatment_examples
+    return None if every is None else TreatmentLogger(trained.method, trained.context, every, examples)
 
 
 def _outcome(
@@ -223,6 +219,7 @@ def _outcome(
     trained: _Session,
     scorings: Sequence[EvaluationCallback],
     best: BestCheckpoint,
+    measuring: TreatmentLogger | None,
 ) -> dict[str, Any]:
     """What a run says of itself in the end, but for its files, its time and its memory.
 
@@ -231,6 +228,7 @@ def _outcome(
         trained: what was trained.
         scorings: on validation, on test after the last step, and on test at the best evaluation.
         best: which one that was.
+        measuring: how strong the treatment was, if that was measured.
     """
     evaluating, testing, _ = scorings
     task, method, backbone = trained.prepared.task, trained.method, trained.method.backbone
@@ -258,6 +256,7 @@ def _outcome(
         # which a replay is compared with
         **({"backbone": backbone.fingerprint()} if backbone is not None and not backbone.is_corrupt else {}),
         "objective": trained.context.objective_name,
+        **({} if measuring is None else {"treatment": measuring.summary()}),
     }
 
 

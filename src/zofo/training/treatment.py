@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zofo.adapters import own_weights
 from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Key
 from zofo.errors import ConfigError
@@ -22,7 +23,7 @@ from zofo.training.callbacks import Callback, MetricsLogger
 
 @dataclass(frozen=True)
 class Treatment:
-    """The gradient g of the mean training loss in the tensors that zeroth-order steps move.
+    """The gradient g of the mean training loss in theta.
 
     Args:
         gradient_squared: |g|^2, without bias: over n examples, (n |mean|^2 - mean |g_i|^2) / (n - 1).
@@ -39,17 +40,20 @@ class Treatment:
 
 
 def measure(
-    backbone: Backbone, context: TrainingContext, examples: Sequence[Any], update: Update | None = None
+    theta: Backbone | Mapping[str, torch.Tensor],
+    context: TrainingContext,
+    examples: Sequence[Any],
+    update: Update | None = None,
 ) -> Treatment:
     """Measure by one forward and one backward pass an example; a gradient of theta's size is held, and one more.
 
     Args:
-        backbone: with no update pending.
+        theta: the tensors, or a backbone with no update pending.
         context: whose objective is differentiated.
         examples: at least two of the training examples.
-        update: along which the slope is given.
+        update: of the backbone, along which the slope is given.
     """
-    tensors, counts = backbone.parameters, Counts()
+    backbone, tensors, counts = theta if isinstance(theta, Backbone) else None, _tensors(theta), Counts()
     mean = {name: torch.zeros_like(tensor, dtype=_wide(tensor)) for name, tensor in tensors.items()}
     squares = []
     with _differentiable(tensors):
@@ -68,9 +72,9 @@ def measure(
     return Treatment(of_mean - spread / n, spread, _slope(backbone, mean, update), counts)
 
 
-def _slope(backbone: Backbone, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:
+def _slope(backbone: Backbone | None, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:
     """g . D, a tensor at a time, with what weight decay does to the tensors that decay."""
-    if update is None or update.dense_update_fn is not None:
+    if backbone is None or update is None or update.dense_update_fn is not None:
         return math.nan
     directions, total = backbone.directions(update.displacement), 0.0
     for name, along in gradient.items():
@@ -87,12 +91,11 @@ def check_treatment(method: Method, context: TrainingContext) -> None:
     """Find out, before anything is written, whether the treatment can be measured.
 
     Raises:
-        ConfigError: no zeroth-order steps, an objective without a gradient, or fewer than two examples.
+        ConfigError: no steps, an objective without a gradient, or fewer than two examples.
     """
     off = "set training.treatment_steps=null"
-    if method.backbone is None or method.rule is None:
-        what = "the gradient in the tensors that zeroth-order steps move, and this method has none"
-        raise ConfigError(f"training.treatment_steps measures {what}", off)
+    if method.fixed_steps == 0:
+        raise ConfigError("training.treatment_steps measures between the steps, and this method makes none", off)
     if context.log_ties:
         what = f"the objective's gradient, and {context.objective_name!r} has none"
         raise ConfigError(f"training.treatment_steps measures {what}", f"{off}, or training.objective=classification")
@@ -101,70 +104,97 @@ def check_treatment(method: Method, context: TrainingContext) -> None:
 
 
 class TreatmentLogger(Callback):
-    """A line `treatment` in `metrics.jsonl` every few steps, with what `measure` finds.
+    """A line `treatment` in `metrics.jsonl`, before the first step and every few steps, with what `measure` finds.
 
+    `backbone_distance` is |theta - theta_0| / |theta_0|, entry by entry: a copy of theta_0 is kept.
     `predicted_descent` is the sum over the steps so far of lr |g|^2, which SGD along unbiased estimates of g descends
     to first order, in units of the loss. It is null once a step was no such step: by another rule, under a mask, or
-    divided by a standard deviation. The work and its seconds are written in the line, and are in none of the run's
-    counts. The model is measured as it would be evaluated: pending updates are written first.
+    divided by a standard deviation; and for a method without zeroth-order steps, of which the gradient in all of the
+    model's own weights is measured: what such steps would find there. The work and its seconds are written in the line,
+    and are in none of the run's counts. The model is measured as it would be evaluated: pending updates are written
+    first.
 
     Args:
-        metrics: the log.
-        method: which is measured as its first variant.
+        method: which is measured as its first variant; its theta is where the run begins.
         context: that it trains with.
         every: steps from one measurement to the next.
         examples: how many of the training set, drawn by seed, the same each time.
 
     Attributes:
         seconds: that all measurements of the run took.
+        lines: the first measurement and the last one, as they are in the log.
     """
 
-    def __init__(self, metrics: MetricsLogger, method: Method, context: TrainingContext, every: int, examples: int):
+    def __init__(self, method: Method, context: TrainingContext, every: int, examples: int):
         check_treatment(method, context)
-        assert method.backbone is not None
-        assert method.rule is not None
         chosen = permutation(Key(context.seed, 0), "treatment", len(context.examples))[:examples]
-        self._metrics, self._method, self._context, self._every = metrics, method, context, every
-        self._backbone, self._examples = method.backbone, [context.examples[i] for i in chosen]
-        metrics.with_rates = True
+        self._method, self._context, self._every = method, context, every
+        self._examples = [context.examples[i] for i in chosen]
+        self._theta = own_weights(context.model) if method.backbone is None else method.backbone
+        self._start = {name: tensor.detach().clone() for name, tensor in _tensors(self._theta).items()}
         self._rates: list[float | None] = []
-        self._descent = self.seconds = 0.0
+        self._descent, self.seconds = math.nan if method.backbone is None else 0.0, 0.0
+        self.lines: list[Mapping[str, Any]] = []
 
-    def resume(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Go on with what the log holds of the steps and measurements before."""
+    def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Measure before the first step, or go on with what the log holds of the steps and measurements before."""
+        self._metrics, metrics.with_rates = metrics, True
         before = [line for line in lines if line["event"] == "treatment"]
+        if not before:
+            return self._measure(0, None)
+        self.lines = [before[0], before[-1]]
         self.seconds = math.fsum(line["measured_seconds"] for line in before)
-        if before:
-            known = before[-1]["predicted_descent"]
-            self._descent = math.nan if known is None else known
-        last = before[-1]["steps"] if before else 0
-        since = (line for line in lines if line["event"] == "step" and line["step"] >= last)
+        known = before[-1]["predicted_descent"]
+        self._descent = math.nan if known is None else known
+        since = (line for line in lines if line["event"] == "step" and line["step"] >= before[-1]["steps"])
         self._rates = [line["rate"] for line in since if "rate" in line]
+        return None
 
     def after_step(self, number: int, log: StepLog) -> None:
         if log.update is not None:
             self._rates.append(log.rate)
-        if (number + 1) % self._every:
-            return
+        if (number + 1) % self._every == 0:
+            self._measure(number + 1, log.update)
+
+    def _measure(self, steps: int, update: Update | None) -> None:
         start = time.perf_counter()
         with self._method.using(self._method.variants[0]):
-            found = measure(self._backbone, self._context, self._examples, log.update)
+            found = measure(self._theta, self._context, self._examples, update)
+            distance = _distance(self._start, _tensors(self._theta))
         rates = [math.nan if rate is None else rate for rate in self._rates]
         self._descent += math.fsum(rates) * found.gradient_squared
         self._rates, seconds = [], time.perf_counter() - start
         self.seconds += seconds
-        self._metrics.write(
-            "treatment",
-            {
-                "steps": number + 1,
-                "gradient_squared": _known(found.gradient_squared),
-                "spread_squared": _known(found.spread_squared),
-                "update_slope": _known(found.update_slope),
-                "predicted_descent": _known(self._descent),
-                **{f"measured_{name}": value for name, value in found.counts.as_dict().items()},
-                "measured_seconds": round(seconds, 3),
-            },
-        )
+        line = {
+            "steps": steps,
+            "gradient_squared": _known(found.gradient_squared),
+            "spread_squared": _known(found.spread_squared),
+            "update_slope": _known(found.update_slope),
+            "predicted_descent": _known(self._descent),
+            "backbone_distance": _known(distance),
+            **{f"measured_{name}": value for name, value in found.counts.as_dict().items()},
+            "measured_seconds": round(seconds, 3),
+        }
+        self.lines = [*self.lines[:1], line]
+        self._metrics.write("treatment", line)
+
+    def summary(self) -> dict[str, Any]:
+        """Of the whole run: |g|^2 and s^2 at its start and end, the predicted descent, and how far theta has moved."""
+        first, last = self.lines[0], self.lines[-1]
+        both = {name: [first[name], last[name]] for name in ("gradient_squared", "spread_squared")}
+        return {**both, **{name: last[name] for name in ("predicted_descent", "backbone_distance")}}
+
+
+def _tensors(theta: Backbone | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return theta.parameters if isinstance(theta, Backbone) else theta
+
+
+@torch.no_grad()
+def _distance(start: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> float:
+    """|now - start| / |start|."""
+    moved = math.fsum(_square(tensor.to(_wide(tensor)) - start[name].to(_wide(tensor))) for name, tensor in now.items())
+    length = math.fsum(map(_square, start.values()))
+    return math.sqrt(moved / length) if length else math.nan
 
 
 def _known(value: float) -> float | None:
