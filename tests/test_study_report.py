@@ -199,11 +199,12 @@ def test_the_table_has_a_row_for_each_method_and_a_column_for_each_task(report):
         "forwards",
         "backwards",
         "seconds",
+        "peak GiB",
     ]
     half = 100 * interval([0.80, 0.82, 0.84]).half
     average = interval([0.70, 0.715, 0.745])
     cells = row(lines, "mezo", f"82.0 ± {half:.1f}")
-    assert cells[3:] == [f"{100 * average.mean:.1f} ± {100 * average.half:.1f}", "320", "20", "0", "12 s"]
+    assert cells[3:] == [f"{100 * average.mean:.1f} ± {100 * average.half:.1f}", "320", "20", "0", "12 s", "-"]
     assert row(lines, "majority")[1:4] == ["53.0", "53.0", "53.0"]
     assert row(lines, "zero-shot")[1] == "50.0 ± 0.0"
 
@@ -227,7 +228,7 @@ def test_a_further_model_of_the_runs_of_a_method_has_rows_of_its_own(tmp_path):
     assert cells[1].startswith("67.0 ± ")
     assert cells[2].startswith("39.0 ± ")
     assert cells[2].endswith("(n = 2)")
-    assert cells[3:] == ["-", "", "", "", ""]
+    assert cells[3:] == ["-", "", "", "", "", ""]
     assert sum("lora, lower adapter" in line for line in lines) == 1  # no test of it
     results = pd.read_csv(tmp_path / "results.csv")
     own = results[results["method"] == "lora, lower adapter"]
@@ -250,6 +251,29 @@ def test_an_outcome_without_further_models_can_be_read(tmp_path):
     (tmp_path / "outcome.json").write_text(json.dumps({**content, "variants": {"s": {"test": {}}}}), encoding="utf-8")
     with pytest.raises(RunError, match="damaged"):
         Outcome.read(tmp_path)
+
+
+def test_the_treatment_and_the_memory_of_runs_stand_beside_their_scores(tmp_path):
+    path = tmp_path / "made-up.yaml"
+    path.write_text(yaml.safe_dump(STUDY, sort_keys=False), encoding="utf-8")
+    study = read_study(path)
+    trials = {run.digest: outcome(run) for run in study.grid.trials}
+    choices = choices_of(study.grid, trials)
+    finals, made = final_runs(study.grid, choices), {}
+    for run in finals:
+        told = {"gradient_squared": [4.0 + run.seed, 1.0], "spread_squared": [8.0, 0.125], "backbone_distance": 0.001}
+        told["predicted_descent"] = 0.02 if run.method == "mezo" else None
+        measured = told if run.method != "zero-shot" else {}
+        made[run.digest] = replace(outcome(run), treatment=measured, peak_bytes=2**29 * (1 + run.seed))
+    write_results(study, [*study.grid.trials, *finals], {**trials, **made}, choices, tmp_path)
+    lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert row(lines, "mezo", "sst2", "3")[3:] == ["5 to 1", "8 to 0.125", "0.02", "0.001"]
+    assert row(lines, "lora", "rte", "3")[3:] == ["5 to 1", "8 to 0.125", "-", "0.001"]
+    assert row(lines, "zero-shot")[-1] == "1.00"
+    results = pd.read_csv(tmp_path / "results.csv").set_index(["method", "task", "seed"])
+    one = results[results["trial"] == False].loc[("mezo", "rte", 2)]  # noqa: E712
+    assert (one["treatment_gradient_squared_first"], one["treatment_backbone_distance"]) == (6.0, 0.001)
+    assert one["peak_bytes"] == 1.5 * 2**30
 
 
 def test_differences_are_in_pairs_of_the_same_task_and_seed(report):

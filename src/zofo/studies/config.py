@@ -19,8 +19,10 @@ CURVE_COLUMNS = ("steps", "queries", "split", "loss", "score")
 RESULT_COLUMNS = (
     *("setting", "chosen", "metric", "score", "majority"),
     *(f"{split}_{what}" for split in ("validation", "test", "test_last") for what in ("loss", "score")),
-    *("steps", *COUNTED, "seconds"),
+    *("steps", *COUNTED, "seconds", "peak_bytes"),
     *(f"evaluation_{name}" for name in (*COUNTED, "seconds")),
+    *(f"treatment_{name}_{end}" for name in ("gradient_squared", "spread_squared") for end in ("first", "last")),
+    *("treatment_predicted_descent", "treatment_backbone_distance"),
     *("failed", "run"),
 )
 COLUMNS = frozenset(("method", "model", "task", "seed", "trial", *RESULT_COLUMNS, *CURVE_COLUMNS))

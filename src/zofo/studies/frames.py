@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ def result_frame(
     Columns: `method, model, task`, the axes, `seed, trial` (whether it is one), `setting` (of the trial, or chosen),
     `chosen` (whether that setting was), `metric`, `score` and `majority` on the split that is compared, loss and score
     on validation and test, `steps, forwards, backwards, queries, seconds` of training, the same of evaluation,
+    `peak_bytes` of the process, `treatment_...` (see `zofo.training.treatment`; the gradient's first and last),
     `failed` (the message) and `run` (the folder).
     """
     import pandas
@@ -35,7 +36,8 @@ def result_frame(
         outcome, choice = outcomes[run.digest], choices.get((config.searched(run.method), run.cell))
         number = run.trial if run.trial is not None or choice is None else choice.chosen
         row = {**dict.fromkeys(COUNTED, 0), **outcome.counts, "evaluation": outcome.evaluation}
-        row |= {name: getattr(outcome, name) for name in ("metric", "steps", "seconds")}
+        row |= {name: getattr(outcome, name) for name in ("metric", "steps", "seconds", "peak_bytes")}
+        row["treatment"] = _ends(outcome.treatment)
         row["setting"] = config.settings(run.method)[number] if choice and number is not None else ""
         row["chosen"] = choice is None or number == choice.chosen
         row |= {"failed": outcome.failed["message"] if outcome.failed else "", "run": outcome.folder}
@@ -72,6 +74,14 @@ def write_frames(results: pandas.DataFrame, curves: pandas.DataFrame, folder: Pa
         curves.to_csv(folder / "curves.csv", index=False)
     except OSError as error:
         raise RunError(f"cannot write the results into {str(folder)!r}: {error.strerror or error}") from error
+
+
+def _ends(treatment: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a treatment, those at its start and end by names of their own."""
+    flat: dict[str, Any] = {}
+    for name, value in treatment.items():
+        flat |= {f"{name}_first": value[0], f"{name}_last": value[1]} if isinstance(value, list) else {name: value}
+    return flat
 
 
 def _place_columns(config: StudyConfig) -> list[str]:

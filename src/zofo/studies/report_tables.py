@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zofo.studies.config import MAJORITY, ZERO_SHOT
 from zofo.studies.frames import as_p, as_score, as_time, is_share, markdown, row_name
@@ -15,6 +15,8 @@ from zofo.studies.statistics import Interval, holm, interval, paired
 from zofo.studies.trial import Cell, StudyRun
 
 _WORK = ("queries", "forwards", "backwards")
+_COSTS = len(_WORK) + 2  # with seconds and memory
+_GRADIENT = ("gradient_squared", "spread_squared")
 
 
 _UNSTABLE = "every trial diverged"
@@ -155,15 +157,15 @@ def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
     if known:
         texts = ["-" if one is None else as_score(one, metric) for one, metric in zip(majority, metrics, strict=True)]
         whole = as_score(mean(known), "share") if len(known) == len(cells) else "-"
-        rows.append([MAJORITY, *texts, *([whole] * len(average)), *[""] * (len(_WORK) + 1)])
+        rows.append([MAJORITY, *texts, *([whole] * len(average)), *[""] * _COSTS])
     for method in scores.methods:
         for variant in (None, *scores.variants(method, cells)):
             found = [scores.finals(method, cell, variant) for cell in cells]
             texts = [_score(one, metric, scores.usual_runs) for one, metric in zip(found, metrics, strict=True)]
             texts += [_average([one.scores for one in found], scores.usual_runs)] if average else []
-            took = _took(scores, method, cells) if variant is None else [""] * (len(_WORK) + 1)  # the same run
+            took = _took(scores, method, cells) if variant is None else [""] * _COSTS  # the same run
             rows.append([row_name(method, variant), *texts, *took])
-    return markdown(["", *tasks, *average, *_WORK, "seconds"], rows)
+    return markdown(["", *tasks, *average, *_WORK, "seconds", "peak GiB"], rows)
 
 
 def _score(found: Finals, metric: str, usual: int) -> str:
@@ -192,12 +194,49 @@ def _average(found: Sequence[Mapping[int, float]], usual: int) -> str:
 
 
 def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
-    """Queries, forwards, backwards and seconds of a run: the mean of those that did not fail."""
+    """Queries, forwards, backwards, seconds and peak memory of a run: the mean of those that did not fail."""
     done = [one for cell in cells for one in scores.outcomes(method, cell).values() if not one.failed]
     if not done:
-        return ["-"] * (len(_WORK) + 1)
+        return ["-"] * _COSTS
     counts = [f"{mean(one.counts[name] for one in done):,.0f}" for name in _WORK]
-    return [*counts, as_time(mean(one.seconds for one in done))]
+    peaks = [one.peak_bytes for one in done if one.peak_bytes]
+    memory = f"{mean(peaks) / 2**30:.2f}" if peaks else "-"
+    return [*counts, as_time(mean(one.seconds for one in done)), memory]
+
+
+def treatment_table(scores: Scores, cells: Sequence[Cell]) -> str:
+    """How strong the treatment of theta was, by method and task: means over the runs that measured it; else nothing.
+
+    Args:
+        scores: of all final runs.
+        cells: of one model and one value of each axis.
+    """
+    rows = []
+    for method in scores.methods:
+        for cell in cells:
+            found = [one.treatment for one in scores.outcomes(method, cell).values() if one.treatment]
+            if found:
+                first, last = ([_mean_of(found, name, at) for name in _GRADIENT] for at in (0, -1))
+                rows.append(
+                    [
+                        *(method, cell.task, str(len(found))),
+                        *(f"{_short(begin)} to {_short(end)}" for begin, end in zip(first, last, strict=True)),
+                        _short(_mean_of(found, "predicted_descent")),
+                        _short(_mean_of(found, "backbone_distance")),
+                    ]
+                )
+    header = ["method", "task", "runs", "|g|^2", "s^2", "predicted descent", "backbone distance"]
+    return markdown(header, rows, texts=2) if rows else ""
+
+
+def _mean_of(found: Sequence[Mapping[str, Any]], name: str, at: int | None = None) -> float | None:
+    """The mean over runs of a value, or of one end of it; None where a run does not know it."""
+    values = [one[name] if at is None else one[name][at] for one in found]
+    return None if None in values else mean(values)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 Pairs = list[tuple[float, float]]

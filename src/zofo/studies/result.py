@@ -37,8 +37,6 @@ class Outcome:
         counts: forwards, backwards and queries of training.
         evaluation: the same of all scoring, where it was counted.
         seconds: of training alone.
-        peak_bytes: the most memory in use, with that of measuring the treatment; 0 where it is not known.
-        treatment: how strong it was, where that was measured, as summary.json has it.
         curve: an evaluation each, in order: steps, queries, split, loss, score; then, without a score, the loss of the
             inner problem along the run, where there is one.
         failed: kind and message of the error that ended the run, or None.
@@ -47,6 +45,8 @@ class Outcome:
         folder: name of the folder that it was read from.
         identity: what the run was made from, by content, as `Identity` has it; of an older version, what
             environment.json holds of it; empty of a problem.
+        peak_bytes: the most memory in use, with that of measuring the treatment; 0 where it is not known.
+        treatment: how strong it was, where that was measured, as summary.json has it.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -57,13 +57,13 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     evaluation: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    peak_bytes: int = 0
-    treatment: dict[str, Any] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] | None = None
     variants: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     folder: str = ""
     identity: dict[str, Any] = field(default_factory=dict)
+    peak_bytes: int = 0
+    treatment: dict[str, Any] = field(default_factory=dict)
 
     @property
     def made_from(self) -> Identity:
