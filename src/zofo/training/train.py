@@ -157,9 +157,9 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     weights = should_checkpoint_weights(method, training.checkpoint_weights)
     progress = RunState(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
     checkpoints.sweep()
-    warn = functools.partial(_warn, console)
-    header = _trajectory_header(config, trained)
-    measuring = _treatment(config, trained)
+    warn, header = functools.partial(_warn, console), _trajectory_header(config, trained)
+    every, examples = training.treatment_steps, training.treatment_examples
+    measuring = None if every is None else TreatmentLogger(method, trained.context, every, examples)
     done = _resumed(folder, progress, checkpoints.latest(warn), header)
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
@@ -169,11 +169,10 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
-    if measuring is not None:
-        measuring.begin(metrics, list(metrics_lines(folder.metrics)))
-        callbacks.append(measuring)
-    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
     start = time.perf_counter() - done.seconds
+    if measuring is not None:
+        callbacks.append(measuring.begin(metrics, list(metrics_lines(folder.metrics))))
+    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
 
     def write(made: int, into: Path) -> None:
         for log in filter(Path.is_file, (folder.metrics, folder.trajectory)):
@@ -187,7 +186,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
 
     skipped = warn if training.on_save_error == "skip" else None
-    kept = None if method.fixed_steps is not None else checkpoints
+    kept = checkpoints if method.fixed_steps is None else None
     callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped))
     scored = evaluating.steps_evaluated if evaluating.last else None
     with signals.defer_signals():
@@ -206,12 +205,6 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         checkpoints.clear()
     if signals.received is not None:
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
-
-
-def _treatment(config: RunConfig, trained: _Session) -> TreatmentLogger | None:
-    """The measurements of the treatment, if they are asked for; of a method whose theta is where the run begins."""
-    every, examples = config.training.treatment_steps, config.training.treatment_examples
-    return None if every is None else TreatmentLogger(trained.method, trained.context, every, examples)
 
 
 def _outcome(

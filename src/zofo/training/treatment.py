@@ -136,19 +136,20 @@ class TreatmentLogger(Callback):
         self._descent, self.seconds = math.nan if method.backbone is None else 0.0, 0.0
         self.lines: list[Mapping[str, Any]] = []
 
-    def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> None:
+    def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> TreatmentLogger:
         """Measure before the first step, or go on with what the log holds of the steps and measurements before."""
         self._metrics, metrics.with_rates = metrics, True
         before = [line for line in lines if line["event"] == "treatment"]
         if not before:
-            return self._measure(0, None)
+            self._measure(0, None)
+            return self
         self.lines = [before[0], before[-1]]
         self.seconds = math.fsum(line["measured_seconds"] for line in before)
         known = before[-1]["predicted_descent"]
         self._descent = math.nan if known is None else known
         since = (line for line in lines if line["event"] == "step" and line["step"] >= before[-1]["steps"])
         self._rates = [line["rate"] for line in since if "rate" in line]
-        return None
+        return self
 
     def after_step(self, number: int, log: StepLog) -> None:
         if log.update is not None:
