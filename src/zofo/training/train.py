@@ -188,11 +188,10 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     skipped = warn if training.on_save_error == "skip" else None
     kept = checkpoints if method.fixed_steps is None else None
     callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped))
-    scored = evaluating.steps_evaluated if evaluating.last else None
+    due, scored = training.evaluated_after(steps), evaluating.steps_evaluated if evaluating.last else None
     with signals.defer_signals():
         try:
             with memory.watching():
-                due = training.evaluated_after(steps)
                 run_loop(method, steps, callbacks, evaluating, due, done.steps, skips, scored)
                 if training.eval_on_test:
                     checkpointing.stop_if_asked(steps)
