@@ -45,6 +45,7 @@ class TrainingContext:
         objective_name: what the objective is called, for the run's summary.
         check_objective: by which the model is checked before the first step; None for `objective`.
         log_ties: log how often a direction told nothing, which objectives without a gradient make likely.
+        by_objective: the same with another objective, by its name; `reward` is the function that training was given.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class TrainingContext:
     log_ties: bool = False
     objective_name: str = "given"
     check_objective: Objective | None = None
+    by_objective: Callable[[str], TrainingContext] | None = None
 
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> EpochSampler[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""
@@ -132,6 +134,11 @@ class MethodConfig(MethodOptions):
                 raise ConfigError(f"method.lr stands for method.{key}, and both are given", "leave one of them out")
             set_by_path(made, key.split("."), rate)
         return made
+
+    @property
+    def reward_has_a_place(self) -> bool:
+        """Whether a function that is given to train with is one of several objectives, by the configuration."""
+        return False
 
     @property
     def adapter_configs(self) -> list[AdapterConfig]:

@@ -3,6 +3,7 @@
 from zofo.objectives.generation import Generation, answer_notes, generate
 from zofo.objectives.objectives import (
     OBJECTIVES,
+    REWARD,
     Reward,
     TrainingObjective,
     build_objective,
@@ -20,6 +21,7 @@ from zofo.objectives.scoring import (
 
 __all__ = [
     "OBJECTIVES",
+    "REWARD",
     "Generation",
     "Reward",
     "TrainingObjective",

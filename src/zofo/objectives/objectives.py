@@ -24,6 +24,10 @@ The prediction is the index of a candidate, or the text of a generation.
 """
 
 
+REWARD = "reward"
+"""The name of the objective that is a user's own function."""
+
+
 @dataclass(frozen=True)
 class TrainingObjective:
     """What is minimised: one float32 number for each example.
@@ -73,13 +77,13 @@ def build_objective(name: str, task: Task, how: Generation, causal: bool) -> Tra
     made = OBJECTIVES[name](task, how)
     if not causal and made.causal_only:
         raise ConfigError(
-            f"training.objective is {name!r}, which is the loss of a causal language model",
-            "set training.objective=classification, or choose a causal language model",
+            f"the objective {name!r} is the loss of a causal language model",
+            "choose 'classification', as in training.objective=classification, or a causal language model",
         )
     return made
 
 
-def reward_objective(reward: Reward, task: Task, how: Generation, name: str = "reward") -> TrainingObjective:
+def reward_objective(reward: Reward, task: Task, how: Generation, name: str = REWARD) -> TrainingObjective:
     """Minus a reward of what the model predicts; it has no gradient, and one forward pass decides it.
 
     Args:
@@ -154,6 +158,6 @@ def _f1(task: Task, how: Generation) -> TrainingObjective:
 
 def _unfit(name: str, task: Task, better: str) -> ConfigError:
     return ConfigError(
-        f"training.objective is {name!r}, which has no meaning for the {task.kind} task {task.name!r}",
-        f"set training.objective={better}",
+        f"the objective {name!r} has no meaning for the {task.kind} task {task.name!r}",
+        f"choose {better!r}, as in training.objective={better}",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zofo.errors import ConfigError, DataError, ZofoError
@@ -20,6 +20,7 @@ from zofo.models import (
     load_model,
 )
 from zofo.objectives import (
+    REWARD,
     Generation,
     Reward,
     TrainingObjective,
@@ -206,13 +207,27 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
 
 def training_context(config: RunConfig, prepared: PreparedRun, reward: Reward | None = None) -> TrainingContext:
     """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
-    objective = _objective(config, prepared, reward)
+    objective = _objective(config, prepared, None if config.method.reward_has_a_place else reward)
     if not objective.differentiable and METHODS[config.method.name].needs_gradient:
         raise ConfigError(
             f"training.objective is {objective.name!r}, which has no gradient, but method={config.method.name} takes "
             "first-order steps",
-            "choose method=mezo, or training.objective=classification",
+            "choose method=mezo, training.objective=classification, or method=bilevel with method.upper_objective",
         )
+
+    def by_objective(name: str) -> TrainingContext:
+        if name == REWARD and reward is None:
+            raise ConfigError(
+                f"an objective is {REWARD!r}, the function that zofo.train(config, reward=...) is given, and none is",
+                "train from Python with one, or name an objective of `zofo list objectives`",
+            )
+        return _context(config, prepared, _objective(config, prepared, reward if name == REWARD else None, name))
+
+    return replace(_context(config, prepared, objective), by_objective=by_objective)
+
+
+def _context(config: RunConfig, prepared: PreparedRun, objective: TrainingObjective) -> TrainingContext:
+    """What trains by one objective; raises ConfigError where an example has no options to compare."""
     if config.task.several and objective.compares_candidates:
         free = next((one.example for one in prepared.encoded["train"] if len(one.example.candidates) == 1), None)
         if free is not None:
@@ -236,13 +251,16 @@ def training_context(config: RunConfig, prepared: PreparedRun, reward: Reward | 
     )
 
 
-def _objective(config: RunConfig, prepared: PreparedRun, reward: Reward | None) -> TrainingObjective:
+def _objective(
+    config: RunConfig, prepared: PreparedRun, reward: Reward | None, name: str | None = None
+) -> TrainingObjective:
+    """The function that is maximised, or the objective of that name; by default the configured one."""
     task, how = prepared.task, prepared.scorer.generation
     if reward is not None:
         return reward_objective(reward, task, how)
     causal = prepared.loaded.head == "causal-lm"
-    name = config.training.objective or (default_objective(task) if causal else "classification")
-    return build_objective(name, task, how, causal)
+    usual = default_objective(task) if causal else "classification"
+    return build_objective(name or config.training.objective or usual, task, how, causal)
 
 
 def batch_maker(loaded: LoadedModel) -> Callable[[Sequence[Any]], Any]:

@@ -27,6 +27,7 @@ from zofo.training.callbacks import (
     EvaluationCallback,
     MetricsLogger,
     ProgressBar,
+    TiesWarning,
     TrajectoryLogger,
     say,
 )
@@ -164,7 +165,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
-    callbacks: list[Callback] = [metrics, best, evaluating]
+    callbacks: list[Callback] = [metrics, best, evaluating, TiesWarning(warn)]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)

@@ -53,14 +53,22 @@ class AdapterPair:
         self._step_s.step(lr_factor)
         return losses.mean().item()
 
-    def differentiate(self, b_f: Any, b_p: Any, penalty: float) -> tuple[float, float]:
+    def differentiate(
+        self, b_f: Any, b_p: Any, penalty: float, upper: Objective | None = None
+    ) -> tuple[float | None, float]:
         """p.grad <- grad F(theta, p; b_f) + penalty grad F(theta, p; b_p), one graph after the other.
 
         The gradient is multiplied, in p's own number type, and not the loss: a large penalty does not go through the
         backward pass of a model in half precision.
 
+        Args:
+            b_f: a batch of D_f; None leaves its term out.
+            b_p: a batch of D_p.
+            penalty: of the step.
+            upper: the objective on D_f; by default F.
+
         Returns:
-            F(theta, p; b_f) and F(theta, p; b_p).
+            F(theta, p; b_f), None where it was left out, and F(theta, p; b_p).
         """
         self._step_p.zero_grad()
         with self.adapters.using(VARIANTS[0]):
@@ -68,24 +76,26 @@ class AdapterPair:
             for parameter in self._p:
                 if parameter.grad is not None:
                     parameter.grad.mul_(penalty)
-            upper = self._gradient.accumulate(self._p, self._objective, b_f).mean().item()
-        return upper, lower
+            if b_f is None:
+                return None, lower
+            return self._gradient.accumulate(self._p, upper or self._objective, b_f).mean().item(), lower
 
     def step_adapter(self, lr_factor: float = 1.0) -> None:
         """The step on p along what `differentiate` found."""
         self._step_p.step(lr_factor)
 
-    def asks(self, b_f: Any, b_p: Any) -> list[LossRequest]:
-        """F(theta, p; b_f), F(theta, p; b_p) and F(theta, s; b_p), as an evaluator is asked for them."""
+    def asks(self, b_f: Any, b_p: Any, upper: Objective | None = None) -> list[LossRequest]:
+        """F(theta, p; b_f), by another objective if one is given, F(theta, p; b_p) and F(theta, s; b_p), as an
+        evaluator is asked for them."""
         p, s = (self.objective(name) for name in VARIANTS)
-        return [(p, b_f), (p, b_p), (s, b_p)]
+        return [(self.objective(VARIANTS[0], upper), b_f), (p, b_p), (s, b_p)]
 
-    def objective(self, adapter: str) -> Objective:
-        """The objective of the model that carries one of the adapters."""
+    def objective(self, adapter: str, other: Objective | None = None) -> Objective:
+        """The objective, or another one, of the model that carries one of the adapters."""
 
         def losses(model: nn.Module, batch: Any) -> torch.Tensor:
             with self.adapters.using(adapter):
-                return self._objective(model, batch)
+                return (other or self._objective)(model, batch)
 
         return losses
 

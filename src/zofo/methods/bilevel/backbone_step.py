@@ -42,6 +42,7 @@ class BackboneStep:
             directions, by as much.
         penalty: of all steps.
         batch_size: examples of a task in a batch.
+        log_ties: the upper objective has no gradient: log its mean, and how often a direction told nothing of it.
 
     Attributes:
         backbone: what moves; None for `frozen`, as are the next two.
@@ -62,7 +63,9 @@ class BackboneStep:
         move: BackboneStepKind,
         penalty: float | PenaltySchedule,
         batch_size: int,
+        log_ties: bool = False,
     ) -> None:
+        self._log_ties = log_ties
         if config.normalize_by_std:
             raise ConfigError(
                 f"method.normalize_by_std divides by the spread of one loss, but {method} adds three",
@@ -115,12 +118,16 @@ class BackboneStep:
         zo.state = state
         self._moved.add(update)
 
-        coefficients = {"penalty_gap": lower_p.loss - lower_s.loss}
+        coefficients = {"loss_upper": upper.loss} if self._log_ties else {}
+        coefficients["penalty_gap"] = lower_p.loss - lower_s.loss
         if (moved := self._moved.relative) is not None:
             coefficients["backbone_distance"] = moved
         for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
             for key, projected_gradient in estimate.projected_gradients.items():
                 coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
+        if self._log_ties:
+            slopes = upper.projected_gradients.values()
+            coefficients["ties_upper"] = sum(slope == 0 for slope in slopes) / len(slopes)
         return coefficients, update
 
     def sgd_rate(self, lr_factor: float) -> float | None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from zofo.adapters import Adapters, PeftAdapters
@@ -26,7 +27,9 @@ from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest, 
 from zofo.methods.first_order_step import FirstOrderStepConfig
 from zofo.methods.zeroth_order_step import ZerothOrderConfig
 from zofo.noise import permutation
+from zofo.objectives import REWARD
 from zofo.state_dict import StateDict
+from zofo.tasks import EpochSampler
 
 
 class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
@@ -43,6 +46,11 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
     backbone_update: BackboneStepKind = "zeroth-order"
     """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
+    upper_objective: str | None = None
+    """The objective on D_f, where it is another one than below (`training.objective`, on D_p): one of `zofo list
+    objectives`, or `reward` for the function that `zofo.train` is given. One without a gradient moves theta alone."""
+    upper_surrogate: bool = False
+    """Whether the step on p follows `training.objective` on D_f, too, where `upper_objective` has no gradient."""
     lr_lower: NonNegative = PeftAdapters.lr
     """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
     lr_adapter: NonNegative = PeftAdapters.lr
@@ -52,6 +60,10 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     def slope_factor(cls, given: Mapping[str, Any]) -> float:
         """1 + the largest penalty."""
         return 1 + largest(as_penalty(given.get("penalty", 1.0)))
+
+    @property
+    def reward_has_a_place(self) -> bool:
+        return self.upper_objective == REWARD
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         """Passes over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
@@ -74,6 +86,10 @@ class Bilevel(Method):
     3 and 4 both read the old theta and p. The losses are float32 and each example's two are subtracted before anything
     is averaged or multiplied by the penalty.
 
+    With `upper_objective`, F(theta, p; D_f) is another function than F on D_p, such as accuracy or a reward. One
+    without a gradient leaves its term out of 3, or has F in its place there (`upper_surrogate`), so that it moves theta
+    alone: the one part of the problem that a first-order step cannot do.
+
     Two controls differ in 4 alone: `frozen` leaves it out, with its forwards; `random` moves theta along other
     directions, by as much.
 
@@ -91,24 +107,32 @@ class Bilevel(Method):
     variants = VARIANTS
 
     def __init__(self, config: BilevelConfig, context: TrainingContext, adapters: Adapters | None = None) -> None:
-        self._config = config
+        self._config, self._context = config, context
         self.model = context.model
+        self._upper = _upper(config, context)
         size = config.batch_size
         d_f, d_p = split(context, size)
-        self._batches_f = context.batches(size, "D_f", d_f)
+        self._batches_f = EpochSampler(d_f, size, list, context.seed, "D_f", context.length)
         self._batches_p = context.batches(size, "D_p", d_p)
         self._batches_inner = context.batches(size, "D_p, inner", d_p)
-        self._two = context.collate(context.examples[:2])
 
-        move, penalty = config.backbone_update, config.penalty
-        theta = self._theta = BackboneStep(config, context, config.name, move, penalty, size)  # before peft: see there
+        move, penalty, ties = config.backbone_update, config.penalty, self._upper.log_ties
+        theta = self._theta = BackboneStep(config, context, config.name, move, penalty, size, ties)  # before peft
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self._adapters: Adapters = adapters or config.adapter.build(context.model, self.variants, context.seed)
         gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         rates = config.lr_adapter, config.lr_lower
         self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
-        self.queries_per_step = (config.inner_steps + 2 + 3 * theta.points) * size
+        firsts = config.inner_steps + (1 if self._follows is None else 2)
+        self.queries_per_step = (firsts + 3 * theta.points) * size
+
+    @property
+    def _follows(self) -> TrainingContext | None:
+        """Whose objective on D_f the step on p follows; None for none."""
+        if not self._upper.log_ties:
+            return self._upper
+        return self._context if self._config.upper_surrogate else None
 
     def step(self, number: int) -> StepLog:
         with self._pair.transaction():
@@ -122,21 +146,40 @@ class Bilevel(Method):
         batches = (self._batches_inner[number * inner_steps + t] for t in range(inner_steps))
         inner = [pair.inner_step(batch, rate) for batch in batches]
 
-        b_f, b_p = self._batches_f[number], self._batches_p[number]
-        f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
-        coefficients = {"penalty": penalty, "loss_upper": f_upper, "loss_lower": f_lower}
+        examples, b_p, upper, follows = self._batches_f[number], self._batches_p[number], self._upper, self._follows
+        b_f = upper.collate(examples)
+        followed = None if follows is None else b_f if follows is upper else follows.collate(examples)
+        objective = None if follows is None else follows.objective
+        f_upper, f_lower = pair.differentiate(followed, b_p, penalty, objective)
+        above = {} if f_upper is None else {"loss_upper" if follows is upper else "loss_surrogate": f_upper}
+        coefficients = {"penalty": penalty, **above, "loss_lower": f_lower}
         if inner:
             coefficients["loss_inner"] = math.fsum(inner) / len(inner)
 
-        found, update = self._theta.step(number, pair.asks(b_f, b_p), self._config.batch_size, rate)
+        asks = pair.asks(b_f, b_p, upper.objective)
+        found, update = self._theta.step(number, asks, self._config.batch_size, rate)
         pair.step_adapter(rate)
-        return StepLog(f_upper, self.counts - before, coefficients | found, update, self._theta.sgd_rate(rate))
+        coefficients |= found
+        loss = coefficients.get("loss_upper", f_lower)  # without any step for it, it is not known
+        return StepLog(loss, self.counts - before, coefficients, update, self._theta.sgd_rate(rate))
 
     def check(self) -> None:
-        self._theta.check([(self._pair.objective(variant), self._two) for variant in self.variants])
+        two, upper = self._context.examples[:2], self._upper
+        asks = [(self._pair.objective(variant), self._context.collate(two)) for variant in self.variants]
+        if upper is not self._context:
+            asked = self._pair.objective(self.variants[0], upper.check_objective or upper.objective)
+            asks.append((asked, upper.collate(two)))
+            with torch.no_grad():  # a user's function that fails costs no step
+                upper.objective(self.model, upper.collate(two))
+        self._theta.check(asks)
 
     def notes(self) -> list[str]:
-        return self._theta.notes()
+        still = self._follows is None and not largest(self._config.penalty)
+        note = (
+            "p stays as it starts: its step would follow the penalty's term alone, and the penalty is 0; to let it "
+            "follow training.objective, set method.upper_surrogate=true"
+        )
+        return [*self._theta.notes(), *([note] if still else [])]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
@@ -160,6 +203,28 @@ class Bilevel(Method):
         self._theta.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
+
+
+def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:
+    """The context whose objective is that on D_f.
+
+    Raises:
+        ConfigError: an objective of that name does not suit the task, or a surrogate has nothing to stand for.
+    """
+    upper = context
+    if config.upper_objective is not None:
+        if context.by_objective is None:
+            raise ConfigError(
+                "this training context has one objective, and method.upper_objective names another",
+                "give it `by_objective`, or set method.upper_objective=null",
+            )
+        upper = context.by_objective(config.upper_objective)
+    if config.upper_surrogate and not upper.log_ties:
+        raise ConfigError(
+            "method.upper_surrogate stands for an objective without a gradient, and the one on D_f has a gradient",
+            "set method.upper_surrogate=false, or method.upper_objective=accuracy",
+        )
+    return upper
 
 
 def split_sizes(rows: int) -> tuple[int, int]:

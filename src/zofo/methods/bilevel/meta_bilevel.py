@@ -164,6 +164,7 @@ class MetaBilevel(Method):
             batches = (task.batches_inner[number * inner_steps + t] for t in range(inner_steps))
             inner = [pair.inner_step(batch, self.lr_factor(number)) for batch in batches]
             f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
+            assert f_upper is not None
             old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
             pair.step_adapter(self.lr_factor(number))
         found = {"loss_upper": f_upper, "loss_lower": f_lower}
@@ -244,6 +245,11 @@ class MetaBilevel(Method):
 
 
 def _refuse(config: MetaBilevelConfig) -> None:
+    if config.upper_objective is not None or config.upper_surrogate:
+        raise ConfigError(
+            "method=meta-bilevel has one objective for both levels of all tasks",
+            "set method.upper_objective=null and method.upper_surrogate=false, or choose method=bilevel",
+        )
     if not config.adapter.kind.starts_neutral:
         neutral = [name for name in ADAPTERS if ADAPTERS[name].starts_neutral]
         raise ConfigError(

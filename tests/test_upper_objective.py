@@ -1,0 +1,116 @@
+"""Bilevel with another objective on D_f than below: one without a gradient moves theta alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+
+from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_context, quadratic_context
+from test_treatment import configured, lines_of  # noqa: F401  # a fixture
+from zofo import Bilevel, BilevelConfig
+from zofo.errors import ConfigError
+from zofo.training import train
+
+
+def stepped(penalty=2.0, **options):
+    """A problem after one step; by another name, the same upper losses are said to have no gradient."""
+    model = Quadratic()
+    context = quadratic_context(model)
+    without = replace(context, log_ties=True)
+    config = BilevelConfig(
+        batch_size=2,
+        inner_steps=1,
+        penalty=penalty,
+        optimizer="sgd",
+        lr_lower=0.5,
+        lr_adapter=0.1,
+        **IN_PLACE,
+        **options,
+    )
+    method = Bilevel(config, replace(context, by_objective=lambda name: without), Vectors(model))
+    return model, method, method.step(0)
+
+
+def test_theta_steps_as_with_a_gradient_and_p_follows_the_penaltys_term_alone():
+    usual, _, log = stepped()
+    model, method, other = stepped(upper_objective="accuracy")
+    assert torch.equal(model.theta, usual.theta)
+    assert torch.equal(model.w["lower_adapter"], usual.w["lower_adapter"])
+    start = Quadratic()
+    expected = -0.1 * 2.0 * (start.w["adapter"] - start.lower_solution(start.theta))
+    assert torch.allclose(model.w["adapter"], expected)
+    assert not torch.allclose(usual.w["adapter"], expected)
+    assert other.coefficients["loss_upper"] == pytest.approx(log.coefficients["loss_upper"], abs=1e-3)
+    assert other.coefficients["ties_upper"] == 0.0
+    assert other.counts.queries == method.queries_per_step == log.counts.queries - 2
+
+
+def test_a_surrogate_stands_for_it_in_the_step_on_p():
+    usual, _, _ = stepped()
+    model, _, log = stepped(upper_objective="accuracy", upper_surrogate=True)
+    for one in ("adapter", "lower_adapter"):
+        assert torch.equal(model.w[one], usual.w[one])
+    assert {"loss_upper", "loss_surrogate"} <= log.coefficients.keys()
+
+
+@pytest.mark.parametrize("surrogate", [False, True])
+def test_a_run_maximises_a_score_above_a_loss(configured, surrogate):  # noqa: F811
+    method = {"name": "bilevel", "inner_steps": 1, "upper_objective": "accuracy", "upper_surrogate": surrogate}
+    run = train(configured("run", {**method, "estimator": {"epsilon": 1e-2}}, steps=2, treatment_steps=None))
+    lines = lines_of(run, "step")
+    assert all(-1 <= line["loss_upper"] <= 0 for line in lines)
+    assert all(line["loss"] == line["loss_upper"] and 0 <= line["ties_upper"] <= 1 for line in lines)
+    assert lines[0]["loss_lower"] > 0
+    assert run.summary["queries"] == 2 * 4 * (1 + (2 if surrogate else 1) + 3 * 2)
+
+
+def test_a_function_is_asked_of_d_f_alone(configured):  # noqa: F811
+    asked = []
+
+    def reward(example, prediction):
+        asked.append(example.prompt)
+        return 0.25 * prediction
+
+    method = {"name": "bilevel", "inner_steps": 1, "upper_objective": "reward"}
+    config = configured("run", method, steps=6, treatment_steps=None)
+    with pytest.raises(ConfigError, match="and none is"):
+        train(config)
+    assert not config.output_dir.exists()
+    run = train(config, reward=reward)
+    assert 0 < len(set(asked)) <= 8 + 2  # a third of 24 rows, and two for the check
+    assert all(-0.25 <= line["loss_upper"] <= 0 for line in lines_of(run, "step"))
+
+
+def test_what_has_no_meaning_is_refused(configured):  # noqa: F811
+    bilevel = {"name": "bilevel", "inner_steps": 1}
+    wrong = [
+        ({**bilevel, "upper_surrogate": True}, "the one on D_f has a gradient"),
+        ({**bilevel, "upper_objective": "f1"}, "'f1' has no meaning for the classification task"),
+        ({**bilevel, "upper_objective": "accurracy"}, "accurracy"),
+    ]
+    for method, message in wrong:
+        config = configured("run", method, treatment_steps=None)
+        with pytest.raises(ConfigError, match=message):
+            train(config)
+        assert not config.output_dir.exists()
+    with pytest.raises(ConfigError, match="has one objective"):
+        Bilevel(BilevelConfig(batch_size=2, upper_objective="accuracy"), language_context())
+
+
+def test_p_that_nothing_moves_is_said():
+    _, method, _ = stepped(penalty=0.0, upper_objective="accuracy")
+    assert any("p stays as it starts" in note for note in method.notes())
+    assert not any("p stays" in note for note in stepped(penalty=0.0)[1].notes())
+
+
+@pytest.mark.parametrize(
+    "method", [{"name": "mezo"}, {"name": "bilevel", "inner_steps": 1, "upper_objective": "reward"}]
+)
+def test_a_reward_that_is_constant_is_said_once(configured, method):  # noqa: F811
+    console = Console(file=StringIO(), width=200)
+    train(configured("run", method, steps=21, treatment_steps=None), console, reward=lambda example, prediction: 0.5)
+    assert console.file.getvalue().count("is the reward constant?") == 1
