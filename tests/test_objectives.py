@@ -260,7 +260,7 @@ def test_which_objectives_have_a_gradient(llama):
 )
 def test_objectives_without_a_meaning_for_a_task_are_refused(tokenizer, name, kind, better):
     with pytest.raises(
-        ConfigError, match=f"training.objective is '{name}', which has no meaning for the {kind}"
+        ConfigError, match=f"training.objective is '{name}' has no meaning for the {kind}"
     ) as caught:
         build_objective(name, TASKS[kind], how(tokenizer), causal=True)
     assert caught.value.hint == f"set training.objective={better}"
@@ -270,7 +270,7 @@ def test_objectives_without_a_meaning_for_a_task_are_refused(tokenizer, name, ki
 @pytest.mark.parametrize("name", ["answer", "text"])
 @pytest.mark.parametrize("kind", ["classification", "multiple-choice"])
 def test_the_losses_of_a_causal_model_are_refused_for_others(tokenizer, name, kind):
-    with pytest.raises(ConfigError, match=f"'{name}', which is the loss of a causal language model") as caught:
+    with pytest.raises(ConfigError, match=f"'{name}' is the loss of a causal language model") as caught:
         build_objective(name, TASKS[kind], how(tokenizer), causal=False)
     assert "training.objective=classification" in caught.value.hint
     build_objective("classification", TASKS[kind], how(tokenizer), causal=False)
@@ -488,7 +488,7 @@ def test_methods_with_first_order_steps_refuse_what_has_no_gradient(folder, tmp_
 @pytest.mark.parametrize("objective", ["answer", "text"])
 def test_heads_refuse_the_losses_of_causal_models(folder, tmp_path, model, objective):
     options = ["method=mezo", f"training.objective={objective}", f"output_dir={tmp_path / 'run'}"]
-    with pytest.raises(ConfigError, match=f"'{objective}', which is the loss of a causal language model"):
+    with pytest.raises(ConfigError, match=f"'{objective}' is the loss of a causal language model"):
         train(given(folder, "labels", *options, model=model))
     assert not (tmp_path / "run").exists()
 
