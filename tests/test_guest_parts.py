@@ -134,5 +134,5 @@ def test_an_objective_of_causal_models_is_refused_for_others(monkeypatch):
     made = TrainingObjective("own", classification_loss, causal_only=True)
     monkeypatch.setitem(OBJECTIVES._parts, "own", lambda task, how: made)
     assert build_objective("own", None, None, causal=True) is made
-    with pytest.raises(ConfigError, match="'own', which is the loss of a causal language model"):
+    with pytest.raises(ConfigError, match="'own' is the loss of a causal language model"):
         build_objective("own", None, None, causal=False)
