@@ -259,11 +259,9 @@ def test_which_objectives_have_a_gradient(llama):
     ],
 )
 def test_objectives_without_a_meaning_for_a_task_are_refused(tokenizer, name, kind, better):
-    with pytest.raises(
-        ConfigError, match=f"the objective '{name}' has no meaning for the {kind}"
-    ) as caught:
+    with pytest.raises(ConfigError, match=f"the objective '{name}' has no meaning for the {kind}") as caught:
         build_objective(name, TASKS[kind], how(tokenizer), causal=True)
-    assert caught.value.hint == f"set training.objective={better}"
+    assert caught.value.hint == f"choose {better!r}, as in training.objective={better}"
     build_objective(better, TASKS[kind], how(tokenizer), causal=True)
 
 
