@@ -1,10 +1,20 @@
-"""Small adapters, through peft: LoRA, DoRA, IA3, prefix and prompt."""
+"""Small adapters, through peft: LoRA, DoRA, IA3, the subspace of inputs, prefix and prompt."""
 
-from zofo.adapters.base import ADAPTERS, AdapterConfig, Adapters, PeftAdapters, carries_adapters, kind_of, own_weights
+from zofo.adapters.base import (
+    ADAPTERS,
+    AdapterConfig,
+    Adapters,
+    Forward,
+    PeftAdapters,
+    carries_adapters,
+    kind_of,
+    own_weights,
+)
 from zofo.adapters.checkpoint import load_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
 from zofo.adapters.merging import adapter_content, can_merge, merge_adapter
 from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
+from zofo.adapters.subspace import SubspaceAdapters
 from zofo.adapters.untrusted import check_untrusted_adapter, load_strange_adapter
 
 __all__ = [
@@ -12,11 +22,13 @@ __all__ = [
     "AdapterConfig",
     "Adapters",
     "DoraAdapters",
+    "Forward",
     "Ia3Adapters",
     "LoraAdapters",
     "PeftAdapters",
     "PrefixAdapters",
     "PromptAdapters",
+    "SubspaceAdapters",
     "adapter_content",
     "can_merge",
     "carries_adapters",

@@ -10,7 +10,7 @@ import copy
 import json
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,10 +19,14 @@ import torch
 from torch import nn
 
 from zofo.config import PartConfig, as_group
-from zofo.errors import ConfigError, ZofoError, raise_if_out_of_memory
+from zofo.errors import CheckpointError, ConfigError, ZofoError, raise_if_out_of_memory
 from zofo.models import save_tensors
 from zofo.models.heads import is_classifier
 from zofo.registry import Registry
+from zofo.state_dict import StateDict, load_tensors_state, tensors_to_state
+
+Forward = tuple[Callable[[], object], torch.Tensor | None]
+"""A forward of some training rows, to be called; and where they hold tokens, [rows, positions], None for everywhere."""
 
 
 class Adapters(ABC):
@@ -30,13 +34,15 @@ class Adapters(ABC):
 
     Attributes:
         names: of the adapters; the first is active at the start.
+        calibration_batches: of training rows, that `calibrate` wants to see before the first step.
     """
 
     names: tuple[str, ...]
+    calibration_batches: int = 0
 
     @abstractmethod
     def parameters(self, adapter: str) -> list[nn.Parameter]:
-        """The tensors of one adapter, in the model's order."""
+        """The tensors of one adapter that steps move, in the model's order."""
 
     @property
     @abstractmethod
@@ -50,6 +56,24 @@ class Adapters(ABC):
     @abstractmethod
     def save(self, adapter: str, folder: Path) -> None:
         """Write one adapter into a folder of its own."""
+
+    def calibrate(self, forwards: Iterable[Forward]) -> None:  # noqa: B027  # most start from their seed alone
+        """Start from what the model computes in some forwards, of which `calibration_batches` says how many.
+
+        Raises:
+            ConfigError: they do not tell enough.
+        """
+
+    def notes(self) -> list[str]:
+        """What a user should know of them before the first step, a sentence each."""
+        return []
+
+    def state_dict(self) -> StateDict:
+        """What no step moves, such as what a calibration found; the tensors that move are their method's."""
+        return StateDict()
+
+    def load_state_dict(self, state: StateDict) -> None:  # noqa: B027  # most keep nothing
+        """Take back what `state_dict` gave."""
 
     @contextmanager
     def using(self, adapter: str) -> Iterator[None]:
@@ -71,6 +95,8 @@ class PeftAdapters(Adapters):
         lr: default learning rate of first-order steps on it, by Adam.
         zo_lr: default learning rate of zeroth-order steps on it, by SGD.
         zo_epsilon: default epsilon of these.
+        zo_as_weights: whether a zeroth-order step on it is one on the model's own weights, whose defaults then hold in
+            place of these two.
         zo_in_forward: whether a forward pass can carry directions of its tensors.
         theta_in_forward: whether it can carry directions of the model's own weights beside it.
         starts_neutral: whether a new adapter leaves the model's function as it was.
@@ -81,6 +107,7 @@ class PeftAdapters(Adapters):
     lr: ClassVar[float] = 1e-3
     zo_lr: ClassVar[float] = 5e-4
     zo_epsilon: ClassVar[float] = 1e-2
+    zo_as_weights: ClassVar[bool] = False
     zo_in_forward: ClassVar[bool] = True
     theta_in_forward: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = False
@@ -126,13 +153,17 @@ class PeftAdapters(Adapters):
         self.use(names[0])
         self._peft.eval()
 
+    def is_trained(self, tensor: str) -> bool:
+        """Whether steps move a tensor, by the name that `tensors` gives it; the others stay as they start."""
+        return True
+
     def tensors(self, adapter: str) -> Mapping[str, nn.Parameter]:
         """The tensors of one adapter by names that do not depend on what the adapter is called."""
         return self._tensors[adapter]
 
     def parameters(self, adapter: str) -> list[nn.Parameter]:
-        """The tensors of one adapter, in the model's order."""
-        return list(self._tensors[adapter].values())
+        """The tensors of one adapter that steps move, in the model's order."""
+        return [parameter for name, parameter in self._tensors[adapter].items() if self.is_trained(name)]
 
     @property
     def active(self) -> str:
@@ -145,9 +176,26 @@ class PeftAdapters(Adapters):
             return
         self._peft.set_adapter(adapter)
         for name, tensors in self._tensors.items():
-            for parameter in tensors.values():
-                parameter.requires_grad_(name == adapter)
+            for tensor, parameter in tensors.items():
+                parameter.requires_grad_(name == adapter and self.is_trained(tensor))
         self._active = adapter
+
+    def state_dict(self) -> StateDict:
+        """The tensors that stay, which are the same in all adapters."""
+        first = self._tensors[self.names[0]]
+        return StateDict({}, {name: p.detach() for name, p in first.items() if not self.is_trained(name)})
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take back the tensors that stay.
+
+        Raises:
+            CheckpointError: they are of another adapter.
+        """
+        names = list(self.state_dict().tensors)
+        if set(names) != state.tensors.keys():
+            raise CheckpointError("the checkpoint holds other tensors of the adapter than those that stay")
+        for own in self._tensors.values():
+            load_tensors_state([own[name] for name in names], tensors_to_state([state.tensors[name] for name in names]))
 
     def save(self, adapter: str, folder: Path) -> None:
         """Write one adapter as a folder that `PeftModel.from_pretrained` loads."""

@@ -58,9 +58,7 @@ class LoraAdapters(PeftAdapters):
         alpha: Positive = 16.0,
         target_modules: list[str] | None = None,
     ) -> None:
-        self._attach(
-            model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=False), _targets_hint(model)
-        )
+        self._attach(model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=False), targets_hint(model))
         _start_low_rank(self, seed)
 
 
@@ -98,7 +96,7 @@ class DoraAdapters(PeftAdapters):
         alpha: Positive = 16.0,
         target_modules: list[str] | None = None,
     ) -> None:
-        self._attach(model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=True), _targets_hint(model))
+        self._attach(model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=True), targets_hint(model))
         _start_low_rank(self, seed)
 
 
@@ -165,7 +163,8 @@ def _matrices(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name for name, kind in named if kind in ("Linear", "Conv1D")))
 
 
-def _targets_hint(model: nn.Module) -> str:
+def targets_hint(model: nn.Module) -> str:
+    """What a user types to choose the layers of a model."""
     own = [name for name in _matrices(model) if not name.isdigit()]
     known = f" among {', '.join(own[:_SHOWN])}" if own else ""
     example = ",".join(own[:2]) or "NAME"

@@ -35,6 +35,10 @@ class Counts:
         self.backwards += other.backwards
         self.queries += other.queries
 
+    def become(self, other: Counts) -> None:
+        """Take the numbers of others, such as those of a checkpoint."""
+        self.forwards, self.backwards, self.queries = other.forwards, other.backwards, other.queries
+
     def copy(self) -> Counts:
         """The numbers as they are now."""
         return replace(self)

@@ -89,6 +89,21 @@ class StepLog:
     rate: float | None = None
 
 
+@dataclass(frozen=True)
+class AdapterStart:
+    """How the adapters of a method started.
+
+    Args:
+        notes: what a user should know of it, a sentence each.
+        counts: what their calibration took; it is part of the method's counts.
+        calibration: what a run's summary holds of it: how many examples, a hash of the rows, the seed and the counts.
+    """
+
+    notes: tuple[str, ...] = ()
+    counts: Counts = field(default_factory=Counts)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+
+
 def unscheduled(step: int) -> float:
     """The factor of the learning rates in each step of a run without a schedule."""
     return 1.0
@@ -190,6 +205,7 @@ class Method(ABC):
         counts: work done so far.
         queries_per_step: what one step costs in queries; the first one, where they differ.
         trained_names: of the tensors that steps move, where they are a choice of the configuration.
+        adapter_start: how its adapters started.
         score: how candidates are scored in evaluation; by their likelihood, or by a head, for most methods.
         lr_factor: by the number of a step, what all learning rates are multiplied by in it; see `training.lr_schedule`.
     """
@@ -207,6 +223,7 @@ class Method(ABC):
     counts: Counts
     queries_per_step: int
     trained_names: tuple[str, ...] = ()
+    adapter_start: AdapterStart = AdapterStart()
     score: ScoreFunction = staticmethod(scores)
     lr_factor: Callable[[int], float] = staticmethod(unscheduled)
 

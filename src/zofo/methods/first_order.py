@@ -18,6 +18,7 @@ from zofo.backbone import matching, movable, selected
 from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
+from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.models import save_tensors
@@ -89,7 +90,8 @@ class FirstOrder(Method):
         self.model = context.model
         if config.parameters == "adapter":
             self.variants = ("adapter",)
-            self._adapters = config.adapter.build(context.model, self.variants, context.seed)
+            size = config.batch_size
+            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
             own = {id(parameter) for parameter in self._adapters.parameters(self.variants[0])}
             named = {name: p for name, p in context.model.named_parameters() if id(p) in own}
             self.trained = list(_matching(named, config, "the adapter's", "tensors").values())
@@ -101,7 +103,7 @@ class FirstOrder(Method):
                 weight.requires_grad_(True)
         own = {id(parameter) for parameter in self.trained}
         self.trained_names = tuple(name for name, p in context.model.named_parameters() if id(p) in own)
-        self.counts = Counts()
+        self.counts = self.adapter_start.counts.copy()
         self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         self._step = FirstOrderStep(self.trained, config, config.lr)
         self._parts = config.gradient_accumulation_steps
@@ -119,11 +121,13 @@ class FirstOrder(Method):
 
     def state_dict(self, weights: bool) -> StateDict:
         counts = StateDict(dict(self.counts.as_dict()))
-        return self._step.state_in(StateDict().put("counts", counts), "trained", "optimizer")
+        whole = self._step.state_in(StateDict().put("counts", counts), "trained", "optimizer")
+        return remember_adapters(self._adapters, whole)
 
     def load_state_dict(self, state: StateDict) -> None:
         self._step.load_state_of(state, "trained", "optimizer")
-        self.counts.include(Counts(**state.part("counts").values))
+        restore_adapters(self._adapters, state)
+        self.counts.become(Counts(**state.part("counts").values))
 
     def save(self, folder: Path) -> None:
         """The adapter as a peft folder `adapter`, or the trained weights as `weights.safetensors`."""

@@ -18,6 +18,7 @@ from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
+from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
 from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
@@ -76,10 +77,13 @@ class TwoStage(Method):
         unused = context.unused_by(self._two)
         self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, unused=unused)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
-        self._adapters: Adapters = config.adapter.build(context.model, self.variants, context.seed)
+        self._adapters: Adapters
+        size = config.batch_size
+        self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
         self._p = self._adapters.parameters(self.variants[0])
         self._first = FirstOrderStep(self._p, config, config.lr_adapter)
         self.counts = self._zo.evaluator.counts
+        self.counts.include(self.adapter_start.counts)
         self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         self.queries_per_step = config.batch_size
 
@@ -120,11 +124,13 @@ class TwoStage(Method):
         return self._zo.replay_header(self._config.replay_header())
 
     def state_dict(self, weights: bool) -> StateDict:
-        return self._first.state_in(StateDict().put("zo", self._zo.state_dict(weights)), "adapter", "optimizer")
+        whole = StateDict().put("zo", self._zo.state_dict(weights))
+        return remember_adapters(self._adapters, self._first.state_in(whole, "adapter", "optimizer"))
 
     def load_state_dict(self, state: StateDict) -> None:
         self._zo.load_state_dict(state.part("zo"))
         self._first.load_state_of(state, "adapter", "optimizer")
+        restore_adapters(self._adapters, state)
 
     def save(self, folder: Path) -> None:
         """The adapter, as the peft folder `adapter`."""

@@ -12,6 +12,7 @@ import torch
 from zofo.adapters import AdapterConfig, Adapters
 from zofo.backbone import Backbone
 from zofo.estimators import Estimate
+from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
 from zofo.methods.base import Method, MethodConfig, TrainingContext
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.state_dict import StateDict
@@ -55,13 +56,15 @@ class ForwardOnly(Method):
         among = None
         if config.adapter is not None:
             self.variants = ("adapter",)
-            self._adapters = config.adapter.build(context.model, self.variants, context.seed)
+            size = config.batch_size
+            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
             among = self._adapters.parameters(self.variants[0])
         unused = context.unused_by(self._two)
         self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, among, unused)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self.trained_names = tuple(self.backbone.tensors)
         self.counts = self._zo.evaluator.counts
+        self.counts.include(self.adapter_start.counts)
         self.queries_per_step = self._zo.points * config.batch_size
 
     def _coefficients(self, estimate: Estimate, of: str = "") -> dict[str, float]:
@@ -94,10 +97,11 @@ class ForwardOnly(Method):
         return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
 
     def state_dict(self, weights: bool) -> StateDict:
-        return StateDict().put("zo", self._zo.state_dict(weights))
+        return remember_adapters(self._adapters, StateDict().put("zo", self._zo.state_dict(weights)))
 
     def load_state_dict(self, state: StateDict) -> None:
         self._zo.load_state_dict(state.part("zo"))
+        restore_adapters(self._adapters, state)
 
     def save(self, folder: Path) -> None:
         """The adapter as a peft folder `adapter`. Without one: nothing in float32, where the trajectory is the model,

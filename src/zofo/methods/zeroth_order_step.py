@@ -323,7 +323,7 @@ class ZerothOrder:
             buffers.setdefault(buffer, {})[of] = tensor.to(self.backbone.device)
         momentum, mean_square = to_displacement(rule.values["momentum"]), rule.values.get("mean_square")
         self.state = State(rule.values["steps"], momentum, mean_square, buffers)
-        self.evaluator.counts.include(Counts(**state.values["counts"]))
+        self.evaluator.counts.become(Counts(**state.values["counts"]))
         self.theta.load_state_dict(state.part("evaluator"))
         self.evaluator.load_state_dict(state.part("evaluator"))
         if "theta" in state.values:

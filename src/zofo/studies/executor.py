@@ -119,9 +119,10 @@ def seconds_per_query(method: Method) -> float:
 
 def queries_of(method: Method, steps: int) -> int:
     """What a number of steps costs: the smallest budget that pays for them."""
+    first = method.adapter_start.counts.queries
     if method.fixed_steps is not None:
-        return method.fixed_steps * method.queries_per_step
+        return first + method.fixed_steps * method.queries_per_step
     high = max(1, method.queries_per_step) * steps
     while method.steps_within(high) < steps:
         high *= 2
-    return bisect_left(range(high), steps, key=method.steps_within)
+    return first + bisect_left(range(high), steps, key=method.steps_within)

@@ -245,6 +245,7 @@ def _outcome(
         "trained": list(method.trained_names),
         "best": {"step": best.step, "score": best.score, **({"test": best.test_scores} if best.test_scores else {})},
         **method.counts.as_dict(),
+        **({"calibration": dict(calibration)} if (calibration := method.adapter_start.calibration) else {}),
         "evaluation": {**counts.as_dict(), "seconds": round(seconds, 3)},
         # which a replay is compared with
         **({"backbone": backbone.fingerprint()} if backbone is not None and not backbone.is_corrupt else {}),
@@ -302,11 +303,14 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
         return steps
     if budget is None:
         return training.steps
-    steps = method.steps_within(budget)
+    first = method.adapter_start.counts.queries
+    steps = method.steps_within(max(budget - first, 0))
     if steps < 1:
+        before = f", and the calibration of its adapter {first}" if first else ""
         raise ConfigError(
-            f"training.max_queries is {budget}, but one step of {config.method.name!r} takes {method.queries_per_step}",
-            f"give at least training.max_queries={method.queries_per_step}",
+            f"training.max_queries is {budget}, but one step of {config.method.name!r} takes "
+            f"{method.queries_per_step}{before}",
+            f"give at least training.max_queries={first + method.queries_per_step}",
         )
     if steps >= 1 << 32:
         raise ConfigError(f"training.max_queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32")
@@ -330,7 +334,7 @@ def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str
         notes.append(
             f"this rule keeps {method.rule.dense_buffers} float32 buffers of the backbone: {gigabytes:.2f} GiB"
         )
-    return [*notes, *method.notes()]
+    return [*notes, *method.adapter_start.notes, *method.notes()]
 
 
 _SHOWN = 4  # names of tensors; all are in summary.json

@@ -186,7 +186,7 @@ class BackboneStep:
     def load_state_dict(self, whole: StateDict) -> None:
         """Take back what `remember_in` put there."""
         if self._zo is None:
-            self.counts.include(Counts(**whole.part("counts").values))
+            self.counts.become(Counts(**whole.part("counts").values))
         else:
             self._zo.load_state_dict(whole.part("zo"))
             self._moved.load_state_dict(whole.part("moved"))

@@ -20,6 +20,7 @@ from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
+from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
@@ -120,7 +121,12 @@ class Bilevel(Method):
         theta = self._theta = BackboneStep(config, context, config.name, move, penalty, size, ties)  # before peft
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
-        self._adapters: Adapters = adapters or config.adapter.build(context.model, self.variants, context.seed)
+        self._adapters: Adapters
+        if adapters is None:
+            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
+        else:
+            self._adapters = adapters
+        self.counts.include(self.adapter_start.counts)
         gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         rates = config.lr_adapter, config.lr_lower
         self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
@@ -192,10 +198,12 @@ class Bilevel(Method):
         return self._theta.replay_header()
 
     def state_dict(self, weights: bool) -> StateDict:
-        return self._theta.remember_in(StateDict().put("pair", self._pair.state_dict()), weights)
+        whole = remember_adapters(self._adapters, StateDict().put("pair", self._pair.state_dict()))
+        return self._theta.remember_in(whole, weights)
 
     def load_state_dict(self, state: StateDict) -> None:
         self._pair.load_state_dict(state.part("pair"))
+        restore_adapters(self._adapters, state)
         self._theta.load_state_dict(state)
 
     def save(self, folder: Path) -> None:

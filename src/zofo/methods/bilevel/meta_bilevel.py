@@ -21,6 +21,7 @@ from zofo.adapters import ADAPTERS, Adapters
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient, LossRequest, Objective
+from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
 from zofo.methods.base import METHODS, Method, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
@@ -124,7 +125,9 @@ class MetaBilevel(Method):
         )  # before peft: see there
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
-        self._adapters: Adapters = config.adapter.build(context.model, VARIANTS, context.seed)
+        self._adapters: Adapters
+        self._adapters, self.adapter_start = attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
+        self.counts.include(self.adapter_start.counts)
         gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         rates = config.lr_adapter, config.lr_lower
         self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
@@ -225,12 +228,14 @@ class MetaBilevel(Method):
     def state_dict(self, weights: bool) -> StateDict:
         """The pairs of all tasks that a step has looked at."""
         whole = self._theta.remember_in(StateDict({"tasks": self._store.names}), weights)
+        remember_adapters(self._adapters, whole)
         for name in self._store.names:
             self._store.remember_in(whole, f"task {name}", name)
         return whole
 
     def load_state_dict(self, state: StateDict) -> None:
         self._theta.load_state_dict(state)
+        restore_adapters(self._adapters, state)
         for name in state.values["tasks"]:
             self._pair.load_state_dict(state.part(f"task {name}"))  # refuses what is of another model
             self._store.put(name, self._pair.state_dict())

@@ -1,0 +1,171 @@
+"""The directions in which the inputs of layers are largest, from a stream of batches, without a matrix of their size.
+
+peft's EVA (`initialize_lora_eva_weights`) is not used: it finds principal components of inputs about their mean, where
+the gradient of a layer is a sum over the inputs themselves; it repeats its data until the components stay, however many
+forwards that takes; and it reads padding and packed rows as if they were text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.noise import Gaussian
+
+_ITERATIONS = 2  # of the subspace iteration; the spectrum of inputs falls fast
+_AT_ONCE = 4096  # positions whose copies are held
+_NOTHING = 1e-12  # of the largest eigenvalue: rounding in float32
+
+
+class InputDirections:
+    """The top eigenvectors of the second moment sum x x^T of what each of some layers is given.
+
+    Of each distinct input a sketch S [k, inputs] with S^T S close to the moment is kept: a batch X turns it into the
+    top k right singular vectors of [S; X], each times its singular value, by a randomised singular value decomposition.
+    Layers that are given the very same tensor, such as query, key and value, share a sketch.
+
+    Args:
+        layers: the modules by name; only their inputs are looked at.
+        rank: how many directions are wanted; twice as many and 8 are kept meanwhile.
+        seed: of the run.
+
+    Source: Halko, Martinsson and Tropp (2011), "Finding Structure with Randomness", algorithm 4.4; the stream as in
+    Levy and Lindenbaum (2000), sequential Karhunen-Loeve, without the mean.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], rank: int, seed: int) -> None:
+        self._layers, self._rank, self._seed = layers, rank, seed
+        self._of: dict[str, _Sketch] = {}
+        self._last: tuple[torch.Tensor, int | None, _Sketch] | None = None
+        self._mask: torch.Tensor | None = None
+
+    @contextmanager
+    def watching(self, mask: torch.Tensor | None) -> Iterator[None]:
+        """While it is open, the layers' inputs are taken in.
+
+        Args:
+            mask: [rows, positions], where there is a token; inputs elsewhere are left out wherever they can be told
+                apart. None takes all.
+        """
+        self._mask = None if mask is None else mask.bool()
+        handles = [layer.register_forward_pre_hook(self._take_in(name)) for name, layer in self._layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._last = self._mask = None
+
+    def _take_in(self, name: str) -> Any:
+        def hook(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            x = given[0].detach()
+            version = None if x.is_inference() else x._version
+            last = self._last
+            same = last is not None and version is not None and last[0].is_set_to(x) and last[1] == version
+            if same and last is not None and self._of.setdefault(name, last[2]) is last[2]:
+                return
+            sketch = self._of.setdefault(name, _Sketch(x.shape[-1], 2 * self._rank + 8, self._seed))
+            kept = _positions(x, self._mask)
+            if not kept.isfinite().all():
+                raise ConfigError(
+                    f"the inputs of {name!r} in training rows are not finite numbers, so that they have no directions",
+                    "set method.adapter.init=random, or model.dtype=float32",
+                )
+            sketch.add(kept)
+            self._last = x, version, sketch
+
+        return hook
+
+    def directions(self, name: str) -> torch.Tensor:
+        """The directions of a layer: float32, [rank, inputs], orthonormal rows, the largest first.
+
+        Raises:
+            ConfigError: the inputs had fewer directions than that, or were no finite numbers.
+        """
+        sketch = self._of.get(name)
+        found = 0 if sketch is None else sketch.directions
+        if sketch is None or found < self._rank:
+            positions = 0 if sketch is None else sketch.positions
+            if not positions:
+                raise ConfigError(
+                    f"no row of the calibration reached {name!r}, so that nothing is known of its inputs",
+                    "raise method.adapter.calibration_batches, or name the layers with method.adapter.target_modules",
+                )
+            raise ConfigError(
+                f"the inputs of {name!r} in {positions} positions have {found} directions, which are too few for "
+                f"method.adapter.rank={self._rank}",
+                f"raise method.adapter.calibration_batches, or set method.adapter.rank={max(found, 1)}",
+            )
+        return orthonormal_rows(sketch.rows[: self._rank])
+
+
+class _Sketch:
+    """S of one input.
+
+    Attributes:
+        rows: S, the largest first.
+        positions: how many inputs it has seen.
+    """
+
+    def __init__(self, inputs: int, kept: int, seed: int) -> None:
+        self._inputs, self._kept, self._seed = inputs, min(kept, inputs), seed
+        self.rows = torch.empty(0, inputs)
+        self.positions = 0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Take in some inputs, [positions, inputs]."""
+        for first in range(0, len(x), _AT_ONCE):
+            self._add(x[first : first + _AT_ONCE].to(torch.promote_types(x.dtype, torch.float32)))
+        self.positions += len(x)
+
+    def _add(self, x: torch.Tensor) -> None:
+        rows, basis = self.rows.to(x), self._start.to(x)
+        with _exact_products(x.device):
+            for _ in range(_ITERATIONS if self._kept < self._inputs else 0):
+                basis = torch.linalg.qr(rows.T @ (rows @ basis) + x.T @ (x @ basis))[0]
+            thin = torch.cat([rows @ basis, x @ basis])
+            squares, turn = torch.linalg.eigh((thin.T @ thin).double().cpu())
+            order = squares.argsort(descending=True)
+            turned = basis @ turn[:, order].to(x)
+        self.rows = turned.T * squares[order].clamp(min=0).sqrt().to(x).unsqueeze(1)
+
+    @property
+    def _start(self) -> torch.Tensor:
+        if self._kept == self._inputs:
+            return torch.eye(self._inputs)
+        return Gaussian().whole(Key(self._seed, 0), "subspace/sketch", (self._inputs, self._kept))
+
+    @property
+    def directions(self) -> int:
+        """How many directions the inputs have, up to rounding; at most as many as are kept."""
+        squares = self.rows.double().square().sum(1)
+        return int((squares > _NOTHING * squares.amax()).sum()) if len(squares) else 0
+
+
+def orthonormal_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Orthonormal rows that span the same, one after the other; the largest entry of each is positive: float32."""
+    wide = rows.detach().cpu().double()
+    wide = wide / wide.norm(dim=1, keepdim=True)
+    basis = torch.linalg.qr(wide.T)[0].T
+    largest = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True))
+    rows_found: torch.Tensor = (basis * largest.sign()).float()
+    return rows_found
+
+
+def _positions(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The inputs, [positions, inputs], without those of padding where the shape tells which they are."""
+    flat = x.reshape(-1, x.shape[-1])
+    if mask is None or mask.numel() != len(flat):
+        return flat
+    return flat[mask.reshape(-1).to(flat.device)]
+
+
+def _exact_products(device: torch.device) -> Any:
+    """Without autocast, which would multiply in half precision."""
+    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()

@@ -1,0 +1,164 @@
+"""Weight directions in the subspace of the inputs, as a LoRA adapter of which B alone moves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from zofo.adapters.base import ADAPTERS, Forward, PeftAdapters, task_type
+from zofo.adapters.input_directions import InputDirections, orthonormal_rows
+from zofo.adapters.lora import Rank, targets_hint
+from zofo.displacement import Key
+from zofo.errors import ConfigError
+from zofo.models.heads import is_classifier
+from zofo.noise import Gaussian
+
+_SHOWN = 3  # kinds of tensors that stay
+
+
+@ADAPTERS.register("subspace")
+class SubspaceAdapters(PeftAdapters):
+    """LoRA with A frozen in the top directions of each layer's inputs: W x + B A x, moved in B alone.
+
+    The gradient G = sum over positions of delta x^T of a linear layer lies in the span of its inputs x. With the rows
+    of A the top eigenvectors of the second moment of x, G A^T A is nearly G, in out x rank numbers.
+
+    The scale is 1. A direction z of W, with entries N(0, 1) or u v^T of such factors, has the right factor A^T A v
+    after projection, and A v is N(0, I): so z A^T is in law what the same noise gives for B, and a step on B is a step
+    on W along z A^T A. The slope along it is that of the loss along z A^T A too, so that epsilon and learning rates are
+    those of the model's own weights.
+
+    B starts from zero, so that the model's function is as it was. The base model is only run, never read or written.
+
+    Args:
+        model: a transformers model; the adapters are attached to it in place.
+        names: of the adapters; the first is active. All have the same A.
+        seed: of the run.
+        rank: directions of each layer's inputs.
+        init: from the inputs that each layer gets in some training rows, or orthonormal at random.
+        calibration_batches: batches of training rows whose inputs are looked at, without a gradient, before the first
+            step.
+        target_modules: names of the linear layers that get one; by default all but the output head.
+
+    Raises:
+        ConfigError: a rank above a layer's number of inputs, a layer that is not linear, or names that match nothing.
+
+    Source: A from inputs as in EVA (Paischer et al. 2024), with the second moment in place of the covariance; B alone
+    as in LoRA-FA (Zhang et al. 2023).
+    """
+
+    zo_as_weights = True
+    starts_neutral = True
+
+    def __init__(
+        self,
+        model: Any,
+        names: Sequence[str],
+        seed: int,
+        rank: Rank = 16,
+        init: Literal["inputs", "random"] = "inputs",
+        calibration_batches: Annotated[int, Field(ge=1)] = 4,
+        target_modules: list[str] | None = None,
+    ) -> None:
+        import peft
+
+        shape = peft.LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=0.0,
+            target_modules=target_modules or linear_layers(model),
+            task_type=task_type(model),
+        )
+        self._attach(model, names, shape, targets_hint(model))
+        self._rank, self._seed = rank, seed
+        self._layers: dict[str, Any] = {n: part for n, part in model.named_modules() if hasattr(part, "lora_A")}
+        self._check_layers()
+        self.calibration_batches = calibration_batches if init == "inputs" else 0
+        for name, layer in self._layers.items():
+            inputs = layer.lora_A[names[0]].weight.shape[1]
+            self._start(layer, Gaussian().whole(Key(seed, 0), f"subspace/{name}", (rank, inputs)))
+
+    def is_trained(self, tensor: str) -> bool:
+        """All but A."""
+        return "lora_A" not in tensor.split(".")
+
+    def calibrate(self, forwards: Iterable[Forward]) -> None:
+        """A <- the top directions of each layer's inputs in some forwards."""
+        bare = {name: layer.get_base_layer() for name, layer in self._layers.items()}
+        found = InputDirections(bare, self._rank, self._seed)
+        for run, mask in forwards:
+            with found.watching(mask):
+                run()
+        for name, layer in self._layers.items():
+            self._start(layer, found.directions(name))
+
+    def notes(self) -> list[str]:
+        """Which tensors of the model have no adapter beside them."""
+        kinds: dict[str, int] = {}
+        owners = tuple(f"{name}." for name in self._layers)
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(owners) and "modules_to_save" not in name.split("."):
+                kind = re.sub(r"(?<![^.])\d+(?=\.)", "*", name)
+                kinds[kind] = kinds.get(kind, 0) + parameter.numel()
+        if not kinds:
+            return []
+        largest = sorted(kinds, key=lambda kind: -kinds[kind])
+        shown = ", ".join(f"{kind} ({kinds[kind]:,} numbers)" for kind in largest[:_SHOWN])
+        more = f" and {len(largest) - _SHOWN} more kinds" if len(largest) > _SHOWN else ""
+        return [f"the adapter sits beside {len(self._layers)} linear layers; what is none stays: {shown}{more}"]
+
+    def _check_layers(self) -> None:
+        for name, layer in self._layers.items():
+            own = layer.lora_A[self.names[0]].weight if self.names[0] in layer.lora_A else torch.empty(0)
+            if own.dim() != 2:
+                kind = type(layer.get_base_layer()).__name__
+                raise ConfigError(
+                    f"method.adapter=subspace sits beside linear layers, but {name!r} is a {kind}",
+                    targets_hint(self.model),
+                )
+            if self._rank > own.shape[1]:
+                raise ConfigError(
+                    f"method.adapter.rank is {self._rank}, but {name!r} has {own.shape[1]} inputs",
+                    f"set method.adapter.rank={own.shape[1]} or lower, or name the layers with "
+                    "method.adapter.target_modules",
+                )
+
+    @torch.no_grad()
+    def _start(self, layer: Any, rows: torch.Tensor) -> None:
+        """A <- orthonormal rows that span the same, B <- 0, in all adapters."""
+        rows = orthonormal_rows(rows)
+        for adapter in self.names:
+            layer.lora_A[adapter].weight.copy_(rows)
+            layer.lora_B[adapter].weight.zero_()
+
+
+def linear_layers(model: Any) -> list[str]:
+    """The names of a model's linear layers, quantised ones among them, but for the output head.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    from peft.utils.constants import SEQ_CLS_HEAD_NAMES  # which peft trains whole beside an adapter
+
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    heads = SEQ_CLS_HEAD_NAMES if is_classifier(model) else ()
+    idle = {id(part.out_proj) for part in model.modules() if isinstance(part, nn.MultiheadAttention)}  # never called
+    found = [
+        name
+        for name, part in model.named_modules()
+        if _is_linear(part) and part is not output and id(part) not in idle and name.partition(".")[0] not in heads
+    ]
+    if not found:
+        raise ConfigError(f"{type(model).__name__} has no linear layers", "choose method.adapter=prompt")
+    return found
+
+
+def _is_linear(part: nn.Module) -> bool:
+    """Whether a module is a linear layer, by its class or, of packages that quantise, by the name of it."""
+    name = type(part).__name__
+    return isinstance(part, nn.Linear) or name == "Conv1D" or ("Linear" in name and hasattr(part, "in_features"))

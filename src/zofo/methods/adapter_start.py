@@ -1,0 +1,81 @@
+"""Adapters attached to the model of a run, and what they read of its training rows before the first step."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from zofo.adapters import AdapterConfig, Adapters, Forward
+from zofo.evaluators import Counts, counting_forwards
+from zofo.evaluators.batch_protocol import size
+from zofo.evaluators.parameter_use import uncompiled
+from zofo.methods.base import AdapterStart, TrainingContext
+from zofo.state_dict import StateDict
+
+_STATE = "adapters"
+
+
+def attach_adapters(
+    config: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
+) -> tuple[Adapters, AdapterStart]:
+    """Build the adapters that a configuration asks for, and calibrate those that start from the model's own numbers.
+
+    A calibration looks at batches of training rows, drawn by the run's seed, without a gradient; at each row at most
+    once.
+
+    Args:
+        config: which adapters.
+        context: whose model they are attached to, and whose rows they look at.
+        names: of the adapters.
+        batch_size: rows of a batch.
+
+    Raises:
+        ConfigError: they do not fit the model, or the rows do not tell enough.
+    """
+    adapters: Adapters = config.build(context.model, names, context.seed)
+    wanted, counts, digest = adapters.calibration_batches, Counts(), hashlib.sha256()
+    notes = tuple(adapters.notes())
+    if not wanted:
+        return adapters, AdapterStart(notes)
+    batches = context.batches(min(batch_size, len(context.examples)), "calibration")
+    objective, examples = context.check_objective or context.objective, 0
+
+    def forwards() -> Iterator[Forward]:
+        nonlocal examples
+        for number in range(min(wanted, batches.per_epoch)):
+            batch = batches[number]
+            ids, mask = _of(batch, "input_ids"), _of(batch, "attention_mask")
+            for tensor in (ids, mask):
+                digest.update(repr(None if tensor is None else tensor.tolist()).encode())
+            yield functools.partial(objective, context.model, batch), mask
+            examples += size(batch)
+
+    with torch.no_grad(), uncompiled(), counting_forwards(context.model, counts):
+        adapters.calibrate(forwards())
+    counts.queries += examples
+    rows = f"sha256:{digest.hexdigest()}"
+    record = {"examples": examples, "rows": rows, "seed": context.seed, **counts.as_dict()}
+    told = f"calibrated on {examples} training rows, which took {counts.queries} queries: {rows}"
+    return adapters, AdapterStart((*notes, told), counts, record)
+
+
+def remember_adapters(adapters: Adapters | None, whole: StateDict) -> StateDict:
+    """Put what no step moves of adapters, and no seed gives, into what a checkpoint holds of a method."""
+    kept = StateDict() if adapters is None else adapters.state_dict()
+    return whole.put(_STATE, kept) if kept.tensors or kept.values else whole
+
+
+def restore_adapters(adapters: Adapters | None, whole: StateDict) -> None:
+    """Take back what `remember_adapters` put there."""
+    if adapters is not None and _STATE in whole.values:
+        adapters.load_state_dict(whole.part(_STATE))
+
+
+def _of(batch: Any, name: str) -> torch.Tensor | None:
+    """A tensor of a batch, which is an object or a mapping; None where it has none of that name."""
+    found = batch.get(name) if isinstance(batch, Mapping) else getattr(batch, name, None)
+    return found if isinstance(found, torch.Tensor) else None
