@@ -85,24 +85,26 @@ class InputDirections:
     def directions(self, name: str) -> torch.Tensor:
         """The directions of a layer: float32, [rank, inputs], orthonormal rows, the largest first.
 
+        Where the inputs have fewer directions than that, such as those behind a norm that takes the mean off, the
+        others are any.
+
         Raises:
-            ConfigError: the inputs had fewer directions than that, or were no finite numbers.
+            ConfigError: the layer was given fewer inputs than that.
         """
         sketch = self._of.get(name)
-        found = 0 if sketch is None else sketch.directions
-        if sketch is None or found < self._rank:
-            positions = 0 if sketch is None else sketch.positions
-            if not positions:
-                raise ConfigError(
-                    f"no row of the calibration reached {name!r}, so that nothing is known of its inputs",
-                    "raise method.adapter.calibration_batches, or name the layers with method.adapter.target_modules",
-                )
+        positions = 0 if sketch is None else sketch.positions
+        if sketch is None or positions < self._rank:
             raise ConfigError(
-                f"the inputs of {name!r} in {positions} positions have {found} directions, which are too few for "
-                f"method.adapter.rank={self._rank}",
-                f"raise method.adapter.calibration_batches, or set method.adapter.rank={max(found, 1)}",
+                f"method.adapter.rank={self._rank} directions cannot be told from {positions} inputs, which is what "
+                f"{name!r} got in the calibration",
+                "raise method.adapter.calibration_batches or method.batch_size, set a lower method.adapter.rank, or "
+                "leave the layer out with method.adapter.target_modules",
             )
         return orthonormal_rows(sketch.rows[: self._rank])
+
+    def found(self, name: str) -> int:
+        """How many of the directions of a layer its inputs have, up to rounding."""
+        return min(self._of[name].directions, self._rank)
 
 
 class _Sketch:
@@ -151,7 +153,7 @@ class _Sketch:
 def orthonormal_rows(rows: torch.Tensor) -> torch.Tensor:
     """Orthonormal rows that span the same, one after the other; the largest entry of each is positive: float32."""
     wide = rows.detach().cpu().double()
-    wide = wide / wide.norm(dim=1, keepdim=True)
+    wide = wide / wide.norm(dim=1, keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny)
     basis = torch.linalg.qr(wide.T)[0].T
     largest = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True))
     rows_found: torch.Tensor = (basis * largest.sign()).float()

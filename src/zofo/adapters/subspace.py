@@ -76,6 +76,7 @@ class SubspaceAdapters(PeftAdapters):
         )
         self._attach(model, names, shape, targets_hint(model))
         self._rank, self._seed = rank, seed
+        self._narrow: dict[str, int] = {}  # directions of layers whose inputs have fewer than `rank`
         self._layers: dict[str, Any] = {n: part for n, part in model.named_modules() if hasattr(part, "lora_A")}
         self._check_layers()
         self.calibration_batches = calibration_batches if init == "inputs" else 0
@@ -96,9 +97,18 @@ class SubspaceAdapters(PeftAdapters):
                 run()
         for name, layer in self._layers.items():
             self._start(layer, found.directions(name))
+            if found.found(name) < self._rank:
+                self._narrow[name] = found.found(name)
 
     def notes(self) -> list[str]:
-        """Which tensors of the model have no adapter beside them."""
+        """Which tensors of the model have no adapter beside them, and which layers need no such rank."""
+        name = next(iter(self._narrow), None)
+        narrow = f"the inputs of {len(self._narrow)} layers have fewer directions than method.adapter.rank={self._rank}"
+        staying = self._note_of_staying()
+        fewer = [] if name is None else [f"{narrow}, such as {name} with {self._narrow[name]}"]
+        return [*([staying] if staying else []), *fewer]
+
+    def _note_of_staying(self) -> str | None:
         kinds: dict[str, int] = {}
         owners = tuple(f"{name}." for name in self._layers)
         for name, parameter in self.model.named_parameters():
@@ -106,11 +116,11 @@ class SubspaceAdapters(PeftAdapters):
                 kind = re.sub(r"(?<![^.])\d+(?=\.)", "*", name)
                 kinds[kind] = kinds.get(kind, 0) + parameter.numel()
         if not kinds:
-            return []
+            return None
         largest = sorted(kinds, key=lambda kind: -kinds[kind])
         shown = ", ".join(f"{kind} ({kinds[kind]:,} numbers)" for kind in largest[:_SHOWN])
         more = f" and {len(largest) - _SHOWN} more kinds" if len(largest) > _SHOWN else ""
-        return [f"the adapter sits beside {len(self._layers)} linear layers; what is none stays: {shown}{more}"]
+        return f"the adapter sits beside {len(self._layers)} linear layers; all else stays as it is: {shown}{more}"
 
     def _check_layers(self) -> None:
         for name, layer in self._layers.items():

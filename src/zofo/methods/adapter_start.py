@@ -38,9 +38,8 @@ def attach_adapters(
     """
     adapters: Adapters = config.build(context.model, names, context.seed)
     wanted, counts, digest = adapters.calibration_batches, Counts(), hashlib.sha256()
-    notes = tuple(adapters.notes())
     if not wanted:
-        return adapters, AdapterStart(notes)
+        return adapters, AdapterStart(tuple(adapters.notes()))
     batches = context.batches(min(batch_size, len(context.examples)), "calibration")
     objective, examples = context.check_objective or context.objective, 0
 
@@ -60,7 +59,7 @@ def attach_adapters(
     rows = f"sha256:{digest.hexdigest()}"
     record = {"examples": examples, "rows": rows, "seed": context.seed, **counts.as_dict()}
     told = f"calibrated on {examples} training rows, which took {counts.queries} queries: {rows}"
-    return adapters, AdapterStart((*notes, told), counts, record)
+    return adapters, AdapterStart((*adapters.notes(), told), counts, record)
 
 
 def remember_adapters(adapters: Adapters | None, whole: StateDict) -> StateDict:
