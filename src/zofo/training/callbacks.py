@@ -257,8 +257,8 @@ class TiesWarning(Callback):
         self._in_a_row = self._in_a_row + 1 if ties and all(value == 1 for value in ties) else 0
         if self._in_a_row == self.STEPS:
             self._warn(
-                f"no direction of the last {self.STEPS} steps changed any score, so that none moved theta for it: is the "
-                "reward constant? Else raise method.estimator.epsilon (1e-2) or method.batch_size"
+                f"no direction of the last {self.STEPS} steps changed any score, so that none moved theta for it: is "
+                "the reward constant? Else raise method.estimator.epsilon (1e-2) or method.batch_size"
             )
 
 
