@@ -127,7 +127,7 @@ class _Sketch:
         self.positions += len(x)
 
     def _add(self, x: torch.Tensor) -> None:
-        rows, basis = self.rows.to(x), self._start.to(x)
+        rows, basis = self.rows.to(x), self._first_basis.to(x)
         with _exact_products(x.device):
             for _ in range(_ITERATIONS if self._kept < self._inputs else 0):
                 basis = torch.linalg.qr(rows.T @ (rows @ basis) + x.T @ (x @ basis))[0]
@@ -138,7 +138,7 @@ class _Sketch:
         self.rows = turned.T * squares[order].clamp(min=0).sqrt().to(x).unsqueeze(1)
 
     @property
-    def _start(self) -> torch.Tensor:
+    def _first_basis(self) -> torch.Tensor:
         if self._kept == self._inputs:
             return torch.eye(self._inputs)
         return Gaussian().whole(Key(self._seed, 0), "subspace/sketch", (self._inputs, self._kept))

@@ -82,7 +82,7 @@ class SubspaceAdapters(PeftAdapters):
         self.calibration_batches = calibration_batches if init == "inputs" else 0
         for name, layer in self._layers.items():
             inputs = layer.lora_A[names[0]].weight.shape[1]
-            self._start(layer, Gaussian().whole(Key(seed, 0), f"subspace/{name}", (rank, inputs)))
+            self._init_parameters(layer, Gaussian().whole(Key(seed, 0), f"subspace/{name}", (rank, inputs)))
 
     def is_trained(self, tensor: str) -> bool:
         """All but A."""
@@ -96,7 +96,7 @@ class SubspaceAdapters(PeftAdapters):
             with found.watching(mask):
                 run()
         for name, layer in self._layers.items():
-            self._start(layer, found.directions(name))
+            self._init_parameters(layer, found.directions(name))
             if found.found(name) < self._rank:
                 self._narrow[name] = found.found(name)
 
@@ -139,7 +139,7 @@ class SubspaceAdapters(PeftAdapters):
                 )
 
     @torch.no_grad()
-    def _start(self, layer: Any, rows: torch.Tensor) -> None:
+    def _init_parameters(self, layer: Any, rows: torch.Tensor) -> None:
         """A <- orthonormal rows that span the same, B <- 0, in all adapters."""
         rows = orthonormal_rows(rows)
         for adapter in self.names:
