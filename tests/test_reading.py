@@ -731,10 +731,11 @@ BAD_TURNS = {
     "none": ([], "column 'messages' is [], not a list of turns", "turns are written"),
     "a text": (["hello", ASSISTANT], "turn 1 is 'hello', without role and content", "turns are written"),
     "other keys": (
-        [{"from": "human", "value": "a"}],
-        "turn 1 has no 'role'; it has 'from', 'value'",
+        [{"speaker": "human", "value": "a"}],
+        "turn 1 has no 'role'; it has 'speaker', 'value'",
         "turns are written",
     ),
+    "another speaker": ([{"from": "robot", "value": "a"}, ASSISTANT], "turn 1 has the role 'robot'", "system, user"),
     "no content": ([USER, {"role": "assistant"}], "turn 2 has no 'content'; it has 'role'", "turns are written"),
     "role": ([{"role": "human", "content": "a"}, ASSISTANT], "turn 1 has the role 'human'", "system, user, assistant"),
     "parts": (

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from zofo.models import LoadedModel, ModelConfig, load_model
     from zofo.noise import Gaussian, LowRank, Noise, Rademacher
     from zofo.rules import SGD, Rule
-    from zofo.training import RunConfig, RunFolder, evaluate_run, predict, read_config, train
+    from zofo.training import RunConfig, RunFolder, evaluate_run, predict, predict_file, read_config, train
 
 __version__ = "0.1.0"
 
@@ -54,7 +54,7 @@ _HOMES = {
     "models": ("LoadedModel", "ModelConfig", "load_model"),
     "noise": ("Gaussian", "LowRank", "Noise", "Rademacher"),
     "rules": ("SGD", "Rule"),
-    "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "read_config", "train"),
+    "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "predict_file", "read_config", "train"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -95,6 +95,7 @@ __all__ = [
     "evaluate_run",
     "load_model",
     "predict",
+    "predict_file",
     "read_config",
     "train",
 ]

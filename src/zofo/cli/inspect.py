@@ -14,8 +14,10 @@ from zofo.cli.options import (
     AsJson,
     Data,
     DataDir,
+    Label,
     Overrides,
     RemoteCode,
+    Text,
     configured,
     given_config,
     out,
@@ -33,13 +35,15 @@ def preview(
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     data_dir: DataDir = None,
     data: Data = None,
+    text: Text = None,
+    label: Label = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Show what the model sees: prompts, candidates, what is scored, lengths."""
     from zofo.training import preview as look
 
-    seen = look(configured(arguments, data_dir, data), split, rows, trust_remote_code)
+    seen = look(configured(arguments, data_dir, data, text, label), split, rows, trust_remote_code)
     if as_json:
         out.say_json(asdict(seen))
         return
@@ -50,20 +54,26 @@ def preview(
             out.say("  ", repr(example.prompt)[1:-1], scored, (f"  scored: {tokens}", "dim"))
     lengths = f"shortest {seen.shortest}, mean {seen.mean:.1f}, longest {seen.longest}"
     sequences = "one sequence" if seen.sequences == 1 else f"{seen.sequences} sequences"
-    text = f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example"
-    out.say(text)
+    out.say(f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example")
     for note in seen.notes:
         out.say(f"note: {note}")
 
 
 @commands.command()
-def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, as_json: AsJson = False) -> None:
+def validate(
+    arguments: Overrides = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    as_json: AsJson = False,
+) -> None:
     """Check a task and all its rows, and with model=NAME their tokens: zofo validate task=my.yaml."""
     from zofo.errors import truncate
     from zofo.training import as_percent
     from zofo.training import validate as check
 
-    report = check(configured(arguments, data_dir, data))
+    report = check(configured(arguments, data_dir, data, text, label))
     if as_json:
         out.say_json(asdict(report))
         return
@@ -71,8 +81,8 @@ def validate(arguments: Overrides = None, data_dir: DataDir = None, data: Data =
     out.say((f"{about['name']}: {about['kind']}, scored by {', '.join(about['scores'])}", "bold"))
     if about["about"]:
         out.say((" ".join(about["about"].split()), "dim"))
-    for prompt, text, right in report.example:
-        out.say((f"{prompt}: ", "bold"), truncate(text, _SHOWN), (truncate(right, _SHOWN), "bold green"))
+    for prompt, shown, right in report.example:
+        out.say((f"{prompt}: ", "bold"), truncate(shown, _SHOWN), (truncate(right, _SHOWN), "bold green"))
     for split, found in report.splits.items():
         right = ", ".join(f"{name}: {count}" for name, count in found.right.items())
         line = f"{split}: {found.rows} rows; majority {as_percent(found.majority)}" + (f" ({right})" if right else "")
@@ -98,11 +108,18 @@ def copy(
 
 
 @commands.command()
-def config(arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, as_json: AsJson = False) -> None:
+def config(
+    arguments: Overrides = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    as_json: AsJson = False,
+) -> None:
     """Show every key of a configuration: its value, where that comes from, and what it does."""
     from zofo.training import explain_config
 
-    found = explain_config(*given_config(arguments, data_dir, data))
+    found = explain_config(*given_config(arguments, data_dir, data, text, label))
     if as_json:
         out.say_json([asdict(one) for one in found])
         return

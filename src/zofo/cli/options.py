@@ -39,6 +39,14 @@ Data = Annotated[
         help="Rows of your own: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
     ),
 ]
+Text = Annotated[
+    str | None,
+    typer.Option("--text", metavar="COLUMN", help="What the text's column is called in your rows.", show_default=False),
+]
+Label = Annotated[
+    str | None,
+    typer.Option("--label", metavar="COLUMN", help="What the label's column is called there.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Best = Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")]
 Variant = Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")]
@@ -47,15 +55,25 @@ BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base m
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
 
 
-def configured(arguments: list[str] | None, data_dir: Path | None = None, data: str | None = None) -> Any:
+def configured(
+    arguments: list[str] | None,
+    data_dir: Path | None = None,
+    data: str | None = None,
+    text: str | None = None,
+    label: str | None = None,
+) -> Any:
     """A configuration from arguments: a YAML file or a recipe first, if any, then key=value."""
     from zofo.training import read_config
 
-    return read_config(*given_config(arguments, data_dir, data))
+    return read_config(*given_config(arguments, data_dir, data, text, label))
 
 
 def given_config(
-    arguments: list[str] | None, data_dir: Path | None = None, data: str | None = None
+    arguments: list[str] | None,
+    data_dir: Path | None = None,
+    data: str | None = None,
+    text: str | None = None,
+    label: str | None = None,
 ) -> tuple[str | None, list[str]]:
     """The YAML file or the recipe that stands first, if any, and the overrides that follow."""
     given = list(arguments or [])
@@ -64,7 +82,21 @@ def given_config(
         given.append(f"task.data_dir={json.dumps(str(data_dir))}")
     if data is not None:
         given.append(f"task.data={json.dumps(data)}")
-    return file, given
+    return file, [*given, *column_keys(text, label)]
+
+
+def column_keys(text: str | None, label: str | None) -> list[str]:
+    """The overrides that say what the columns of text and label are called."""
+    columns = {"text": text, "label": label}
+    return [f"task.columns.{name}={json.dumps(own)}" for name, own in columns.items() if own is not None]
+
+
+def note_of(run: Path) -> None:
+    """Say what of a run could not be compared."""
+    from zofo.training import RunFolder
+
+    if note := RunFolder.open(run).identity.note:
+        err.say(note)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Verbs that train, and that ask what was trained."""
+"""Verbs that train, and that score what was trained."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import typer
 
 from zofo.cli.options import (
     AsJson,
-    BaseModel,
     Best,
     Data,
     DataDir,
+    Label,
     Overrides,
     RemoteCode,
+    Text,
     Variant,
+    column_keys,
     configured,
     err,
     leaving_when_stopped,
+    note_of,
     out,
     verbs,
 )
@@ -29,14 +32,19 @@ tune = verbs("Find a good value of an option by short trials.")
 
 @commands.command()
 def train(
-    arguments: Overrides = None, data_dir: DataDir = None, data: Data = None, trust_remote_code: RemoteCode = False
+    arguments: Overrides = None,
+    data_dir: DataDir = None,
+    data: Data = None,
+    text: Text = None,
+    label: Label = None,
+    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
     from zofo.training import as_percent
     from zofo.training import train as run_training
 
     with leaving_when_stopped():
-        run = run_training(configured(arguments, data_dir, data), err, trust_remote_code)
+        run = run_training(configured(arguments, data_dir, data, text, label), err, trust_remote_code)
     summary = run.summary
     metric, after = summary["metric"], f" after {summary['queries']} queries"
     for split, variants in ((summary["split"], summary["variants"]), ("test", summary.get("test", {}))):
@@ -57,6 +65,8 @@ def evaluate(
     best: Best = False,
     data_dir: DataDir = None,
     data: Data = None,
+    text: Text = None,
+    label: Label = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -67,53 +77,17 @@ def evaluate(
     from zofo.training import as_percent, evaluate_run, evaluate_zero_shot
 
     if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
-        run, overrides = Path(arguments[0]), arguments[1:]
+        run, overrides = Path(arguments[0]), [*arguments[1:], *column_keys(text, label)]
         score = evaluate_run(run, overrides, split, variant, best, data_dir, trust_remote_code, data)
         note_of(run)
     else:
-        score = evaluate_zero_shot(configured(arguments, data_dir, data), split, trust_remote_code)
+        score = evaluate_zero_shot(configured(arguments, data_dir, data, text, label), split, trust_remote_code)
     if as_json:
         out.say_json({"split": score.on, "rows": len(score.predictions), **score.as_dict()})
         return
-    text = f"{score.metric} {as_percent(score.score)} on {score.on} (majority {as_percent(score.majority)})"
+    line = f"{score.metric} {as_percent(score.score)} on {score.on} (majority {as_percent(score.majority)})"
     also = "".join(f", {name} {as_percent(value)}" for name, value in score.also.items())
-    out.say(f"{text}{also}, loss {score.loss:.4f}, {len(score.predictions)} rows")
-
-
-@commands.command()
-def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    texts: Annotated[list[str], typer.Argument(help="Texts; or rows as JSON objects, for tasks with several columns.")],
-    variant: Variant = None,
-    best: Best = False,
-    model: BaseModel = None,
-    as_json: AsJson = False,
-    trust_remote_code: RemoteCode = False,
-) -> None:
-    """Answer rows with a trained run: zofo predict RUN 'A joy from start to finish.'."""
-    from zofo.training import as_percent
-    from zofo.training import predict as label_texts
-
-    def warn(text: str) -> None:
-        err.say(f"warning: {text}")
-
-    note_of(run)
-    for prediction in label_texts(run, texts, variant, best, model, trust_remote_code, warn):
-        if as_json:
-            out.say_json(prediction.as_dict())
-            continue
-        chosen = str(prediction.label)
-        if prediction.probability is not None:
-            chosen += f"  ({prediction.answer.strip()}, {as_percent(prediction.probability)})"
-        out.say(f"{chosen}  {prediction.text}")
-
-
-def note_of(run: Path) -> None:
-    """Say what of a run could not be compared."""
-    from zofo.training import RunFolder
-
-    if note := RunFolder.open(run).identity.note:
-        err.say(note)
+    out.say(f"{line}{also}, loss {score.loss:.4f}, {len(score.predictions)} rows")
 
 
 @tune.command(name="lr")
@@ -122,6 +96,8 @@ def tune_lr(
     steps: Annotated[int, typer.Option(help="Steps of each trial.", min=1)] = 12,
     data_dir: DataDir = None,
     data: Data = None,
+    text: Text = None,
+    label: Label = None,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -133,7 +109,7 @@ def tune_lr(
         verdict = "stable" if trial.stable else "unstable"
         err.say(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}")
 
-    found = search(configured(arguments, data_dir, data), steps, show, trust_remote_code)
+    found = search(configured(arguments, data_dir, data, text, label), steps, show, trust_remote_code)
     if as_json:
         out.say_json(found.as_dict())
         return

@@ -20,7 +20,7 @@ from zofo.models import LoadedModel, head_of
 from zofo.tasks import load_examples
 from zofo.training import RunFolder, scorer_of
 from zofo.training.identity import split_identity
-from zofo.training.inference import check_rows
+from zofo.training.predictor import check_rows
 from zofo.training.run_record import SUMMARY, WEIGHTS
 from zofo.trajectory import Trajectory, replay
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError
+from zofo.tasks.column_names import columns_in_file
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.contamination import check_no_shared_rows
 from zofo.tasks.dataset import load_task_examples, origins_of, read_data
@@ -16,7 +17,17 @@ from zofo.tasks.free_answers import free_answer_scores, last_content
 from zofo.tasks.gold import label_of
 from zofo.tasks.metaicl import in_free_words, metaicl_content, type_of
 from zofo.tasks.multi_task import check_has_options, combined_task, subtask_config, task_inputs, tasks_of
-from zofo.tasks.readers import DataFormat, Row, check_labels, detect, folders_with_rows
+from zofo.tasks.readers import (
+    DataFormat,
+    Row,
+    check_labels,
+    check_present,
+    detect,
+    explaining,
+    folders_with_rows,
+    renamed,
+    turns_of,
+)
 from zofo.tasks.readers.choices import is_keyed
 from zofo.tasks.readers.row import NamedLabel, all_rows
 from zofo.tasks.task import SPLITS, Split, Task
@@ -47,7 +58,8 @@ def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = Fal
             content = {**content, "splits": _splits(config.data, whole)}
     else:
         assert config.data is not None
-        content, where = _content(config, config.data, free_words, whole), config.data
+        with explaining(config.columns or {}):
+            content, where = _content(config, config.data, free_words, whole), config.data
     if isinstance(content, dict):
         content = {**content, **config.overrides}
         if config.verbalizers is not None:
@@ -69,7 +81,8 @@ def load_examples(
             candidates other than by MetaICL's rows; no task with options; rows that are test rows of an unseen task.
     """
     if not config.several:
-        return load_task_examples(task, config, splits, head, right)
+        with explaining(columns_in_file(task, config.columns)):
+            return load_task_examples(task, config, splits, head, right)
     if head:
         raise ConfigError(
             "a classification head gives the same labels to every row, and several tasks have each their own",
@@ -149,7 +162,9 @@ def _splits(data: str, whole: bool = False) -> dict[str, dict[str, Any]]:
 def _content(config: TaskConfig, data: str, free_words: bool, whole: bool) -> dict[str, Any]:
     """A task file's content for rows in a known format, or with a template and a label column."""
     splits = _splits(data, whole)
-    rows = read_data(data, splits["train"]["from"])
+    rows, columns = read_data(data, splits["train"]["from"]), config.columns or {}
+    check_present(rows, columns, data)
+    rows = renamed(rows, columns)
     named = config.verbalizers or ()
     if config.template is not None and config.label is not None:
         label = config.label
@@ -198,7 +213,7 @@ def _shape(found: DataFormat, rows: list[Row]) -> dict[str, Any]:
         }
     free = {"kind": "generation", "stop": [], "max_new_tokens": 100}
     if found.name == "messages":
-        turns = [row.fields[found.columns["messages"]] for row in rows]
+        turns = [turns_of(row.fields, found.columns["messages"]) for row in rows]
         return {**free, **free_answer_scores(map(last_content, turns)), "messages": found.columns["messages"]}
     prompt, optional = written["prompt"], []
     if "input" in found.columns:  # what an instruction may be about

@@ -13,7 +13,7 @@ from zofo.tasks.task import ChoiceLabels, PromptTemplate, Split, Verbalizers
 DEFAULT_TASK = "movie-reviews"
 ROWS_OF_EACH = 768
 """Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
-OF_ONE = ("name", "prompt", "template", "label", "labels", "verbalizers", "metric")
+OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalizers", "metric")
 """Options that only a single task can have."""
 
 
@@ -26,6 +26,9 @@ class TaskConfig(Config):
     """Rows of your own: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder of them, or a Hub id."""
     data_dir: Path | None = None
     """A folder with the task's rows, one file for each source split, in place of its own source."""
+    columns: dict[str, str] | None = None
+    """What columns are called in your rows, such as `{text: Message, label: Team}`; a task file's own columns can be
+    named, and `text` and `label` stand for its only text and its label."""
     prompt: str | None = None
     """Name of one of the task's prompts; by default its first, and `none` for a classification head."""
     template: PromptTemplate | None = None

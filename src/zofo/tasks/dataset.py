@@ -9,6 +9,7 @@ from zofo.displacement import Key
 from zofo.embedded import EMBEDDED_DATA
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.noise import permutation
+from zofo.tasks.column_names import columns_in_file
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.contamination import check_test_rows
 from zofo.tasks.drawing import divide
@@ -24,6 +25,7 @@ from zofo.tasks.readers import (
     read_file,
     read_folder,
     read_hub,
+    renamed,
     single_label_error,
     with_valid_example,
 )
@@ -64,7 +66,7 @@ def load_task_examples(
     examples: dict[Split, list[Example]] = {}
     compared = _compared(task, config, needed, of_several)
     for origin in dict.fromkeys(task.splits[split].origin for split in (*needed, *compared)):
-        rows = _read(task, config, origin)
+        rows = renamed(_read(task, config, origin), columns_in_file(task, config.columns))
         for split, chosen in divide(task, origin, rows, config).items():
             if split not in needed and split not in compared:
                 continue

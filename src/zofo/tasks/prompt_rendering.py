@@ -14,6 +14,7 @@ from zofo.tasks.prompt_templates import CHOICE, checked_fields, columns_of, fill
 from zofo.tasks.readers.look_alikes import first_repeated
 from zofo.tasks.readers.row import RowError, at_row
 from zofo.tasks.readers.row_checks import check_turns
+from zofo.tasks.readers.sharegpt import turns_of
 from zofo.tasks.task import Choices, ChoicesFromColumn, Prompt, Task
 
 TOOLS = "tools"
@@ -140,7 +141,7 @@ def _continuation(prompt: str, answer: str, stop: Sequence[str]) -> str:
 def _chat(name: str, column: str, fields: Mapping[str, Any], right: bool) -> Example:
     """A chat: all turns up to the last one of the assistant are asked, and that one is the answer."""
     check_columns(name, [column], fields)
-    turns = fields[column]
+    turns = turns_of(fields, column)
     check_turns(column, turns, answered=right)
     messages = tuple(_message(turn) for turn in turns)
     asked = Example("", ("",), messages=messages, own=tuple(texts_of(turns)), tools=_tools(fields))

@@ -6,9 +6,11 @@ from zofo.training.data_report import TaskReport, copy_recipe, copy_task, valida
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
 from zofo.training.explain import ResolvedKey, explain_config
 from zofo.training.identity import model_hash
-from zofo.training.inference import Prediction, evaluate_run, evaluate_zero_shot, predict
+from zofo.training.inference import evaluate_run, evaluate_zero_shot, predict
 from zofo.training.lr_finder import LrSearchResult, LrTrial, tune_lr
 from zofo.training.peak_memory import PeakMemory
+from zofo.training.prediction_file import PredictionFile, predict_file
+from zofo.training.predictor import Prediction, Predictor
 from zofo.training.preview import Preview, preview
 from zofo.training.run_folder import RunFolder
 from zofo.training.train import train
@@ -20,6 +22,8 @@ __all__ = [
     "PreparedRun",
     "PeakMemory",
     "Prediction",
+    "PredictionFile",
+    "Predictor",
     "Preview",
     "RunConfig",
     "RunFolder",
@@ -41,6 +45,7 @@ __all__ = [
     "model_hash",
     "names",
     "predict",
+    "predict_file",
     "preview",
     "read_config",
     "scorer_of",

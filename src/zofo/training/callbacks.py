@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from zofo.backbone import Theta, UpdateLog
 from zofo.errors import NonFiniteError
@@ -22,12 +22,8 @@ from zofo.filesystem import temp_path
 from zofo.methods import Method, StepLog, unscheduled
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.peak_memory import PeakMemory
+from zofo.training.progress import progress_bar, say
 from zofo.trajectory.format import TrajectoryWriter
-
-
-def say(console: Console, text: str) -> None:
-    """Show a text as it is, on one line however narrow the terminal is."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Callback:
@@ -207,8 +203,7 @@ class ProgressBar(Callback):
         self._score = ""
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[shown]}"), console=console)
+            self._bar = progress_bar(console)
             self._task = self._bar.add_task(name, total=steps, completed=first, shown="")
             self._bar.start()
 

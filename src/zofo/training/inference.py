@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError, DataError, nearest
 from zofo.evaluators import Counts
-from zofo.models import head_of
-from zofo.tasks import (
-    NO_PROMPT,
-    SPLITS,
-    Example,
-    Split,
-    known_split,
-    load_examples,
-    origins_of,
-    render,
-    resolve_task,
-    with_demonstrations,
-)
-from zofo.training.chat_form import in_trained_form
+from zofo.tasks import SPLITS, Split, known_split, origins_of, resolve_task, with_demonstrations
 from zofo.training.config import RunConfig, read_config
 from zofo.training.data_module import PreparedRun, prepare_run, scorer_of
 from zofo.training.evaluation import Evaluation
-from zofo.training.identity import Identity, check_unchanged, split_identity
+from zofo.training.identity import split_identity
+from zofo.training.predictor import Prediction, Predictor, check_rows, solved_rows
 from zofo.training.run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model answers to a row.
-
-    Args:
-        text: the row, as it was given.
-        label: of a classification, its label; of a multiple choice, the number of the choice from 0; of a generation,
-            the text itself.
-        answer: the verbalizer, choice or generated text.
-        probability: among the candidates, from 0 to 1; None for a generation.
-    """
-
-    text: str
-    label: int | str
-    answer: str
-    probability: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
 
 
 def evaluate_run(
@@ -110,13 +75,6 @@ def evaluate_run(
     return _evaluate(replace(prepared, scorer=run.scorer(prepared.scorer)), chosen, on)
 
 
-def check_rows(run: RunFolder, rows: Identity) -> None:
-    """Raises RunError for rows of a split, or their tokens, that are not those that a run began with; a split that it
-    did not read is not compared."""
-    hint = f"put them back, or name the rows that are meant: zofo eval {shlex.quote(str(run.path))} --data FILE"
-    check_unchanged(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
-
-
 def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code: bool = False) -> Evaluation:
     """Score the model of a configuration as it is.
 
@@ -156,7 +114,7 @@ def _on_all_rows(
     bare = config.model_copy(update={"task": config.task.model_copy(update={"num_fewshot": 0})})
     prepared, on = _load_whole(bare, data, split, remote_code)
     if task.num_fewshot:  # of the run's own rows, as `predict` has them
-        solved = with_demonstrations(prepared.examples[split], _pool(run), task, prepared.task.separator)
+        solved = with_demonstrations(prepared.examples[split], solved_rows(run), task, prepared.task.separator)
         scorer = scorer_of(config, prepared.task, prepared.loaded)
         prepared = replace(prepared, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
     own = run.config.task.data
@@ -173,13 +131,6 @@ def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -
     one = config.task.model_copy(update={"allow_overlap": True})  # every split is that file
     prepared = prepare_run(config.model_copy(update={"task": one}), remote_code, (split,), task=task)
     return prepared, f"all {len(prepared.examples[split])} rows of {Path(data).name}"
-
-
-def _pool(run: RunFolder) -> list[Example]:
-    """The rows of train that a run draws demonstrations from; others than it began with are refused."""
-    check_rows(run, split_identity(load_examples(run.task, run.config.task, ["train"])))
-    own = run.config.task.model_copy(update={"num_fewshot": 0})
-    return load_examples(run.task, own, ["train"])["train"]
 
 
 def _evaluate(prepared: PreparedRun, split: Split, on: str) -> Evaluation:
@@ -213,36 +164,12 @@ def predict(
     """
     if isinstance(texts, str):
         raise DataError("predict takes a list of texts, not one text", f"predict(path, [{texts[:20]!r}])")
-    run = RunFolder.open(path)
-    task, wanted = run.task, run.config.task
-    head = head_of(run.config.model) == "classification"
-    prompt = None if head and wanted.prompt == NO_PROMPT else wanted.prompt
-    columns = [
-        column for column in task.columns(prompt, head and prompt is None) if column not in task.optional_columns
-    ]
-    examples = []
+    predictor = Predictor(RunFolder.open(path), variant, best, model, remote_code, warn)
+    columns, examples = predictor.columns, []
     for number, text in enumerate(texts, start=1):
-        row, plain = _row(text, columns, number, task.messages)
-        example = render(task, row, f"text {number}", prompt, head, right=False)
-        if task.messages is not None:
-            example = in_trained_form(example, plain, run.environment, warn)
-        examples.append(example)
-    if wanted.num_fewshot:
-        examples = with_demonstrations(examples, _pool(run), wanted, task.separator)
-    loaded = run.load(variant, best, model, remote_code)
-    scorer = run.scorer(scorer_of(run.config, task, loaded))
-    encoded = scorer.encode(examples)
-    if task.kind == "generation":
-        found = scorer.generated(loaded.model, encoded, Counts())
-        return [Prediction(text, answer, answer, None) for text, answer in zip(texts, found, strict=True)]
-    probabilities, chosen = scorer.candidates(loaded.model, encoded, Counts()).softmax(dim=1).max(dim=1)
-    labels = task.label_names
-    return [
-        Prediction(text, labels[index] if labels else index, example.candidates[index], probability)
-        for text, example, index, probability in zip(
-            texts, examples, chosen.tolist(), probabilities.tolist(), strict=True
-        )
-    ]
+        row, plain = _row(text, columns, number, predictor.task.messages)
+        examples.append(predictor.example(row, f"text {number}", plain))
+    return predictor.answers(texts, predictor.encode(examples))
 
 
 _USUAL = ("text", "sentence", "input", "prompt", "question")  # columns that a row is likely to have for a text

@@ -29,7 +29,6 @@ from zofo.training.callbacks import (
     ProgressBar,
     TiesWarning,
     TrajectoryLogger,
-    say,
 )
 from zofo.training.checkpoint import Checkpoint, Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
@@ -41,6 +40,7 @@ from zofo.training.loop import NonFiniteSkipCounter, run_loop
 from zofo.training.lr_schedule import lr_schedule
 from zofo.training.metrics_file import metrics_lines
 from zofo.training.peak_memory import PeakMemory
+from zofo.training.progress import say
 from zofo.training.resume import (
     as_begun,
     begun_header,

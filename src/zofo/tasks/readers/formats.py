@@ -14,6 +14,7 @@ from zofo.tasks.readers.choices import check_choices, check_index_base, check_me
 from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
 from zofo.tasks.readers.row import NamedLabel, Row, RowError, all_rows, at_row, with_valid_example
 from zofo.tasks.readers.row_checks import check_label, check_text, check_turns
+from zofo.tasks.readers.sharegpt import turns_of
 
 Label = int | str
 MOST_LABELS = 100
@@ -38,9 +39,9 @@ _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {  # in the order in which they
 _OPTIONAL: dict[str, dict[str, tuple[str, ...]]] = {
     "choices-answer": {"prompt": _PROMPT},
     "prompt-completion": {"input": ("input",)},
-    "messages": {"tools": ("tools",)},
+    "messages": {"system": ("system",), "tools": ("tools",)},
 }
-_MAY_BE_MISSING = ("input", "tools")  # what an instruction is about, and what may be called in a chat
+_MAY_BE_MISSING = ("input", "system", "tools")  # what an instruction is about; how a chat begins, and what it may call
 _EXPECTED = "rows are read with columns prompt and completion, text and label, choices and answer, or messages"
 
 
@@ -86,6 +87,7 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
     if found.name == "choices-answer" and answers:
         check_index_base(found.columns["choices"], found.columns["answer"], rows)
     all_rows(((row.where, row.fields) for row in rows), lambda fields: _checked(found, fields, known, answers))
+    _check_no_verdicts(found, rows)
     if found.name == "text-label":
         _check_no_repeated_header(found.columns["label"], rows)
         check_labels(found.columns["label"], rows, named)
@@ -122,7 +124,41 @@ def _no_format(row: Row) -> DataError:
     names = list(row.fields)
     if not names:
         return DataError(f"{row.where}: the row has no columns", _EXPECTED)
-    return DataError(f"{row.where}: the columns {listed(names)} fit no known format", f"{_advice(names)}{_EXPECTED}")
+    if (preferences := _preferences(row)) is not None:
+        return preferences
+    hint = f"{_advice(names)}{_EXPECTED}; others are named by --text COLUMN --label COLUMN, or by task.columns"
+    return DataError(f"{row.where}: the columns {listed(names)} fit no known format", hint)
+
+
+def _preferences(row: Row) -> DataError | None:
+    """The error for a row that says which of two answers is the better one; None for any other row."""
+    given = {name.lower(): name for name in row.fields}
+    if not {"chosen", "rejected"} <= set(given):
+        return None
+    chosen, prompt = given["chosen"], next((given[one] for one in _PROMPT if one in given), None)
+    keys = {"completion": chosen} if prompt is not None else {"messages": chosen}
+    written = ", ".join(f"{role}: {column}" for role, column in keys.items())
+    return DataError(
+        f"{row.where}: rows of preferences, of which {chosen!r} is better than {given['rejected']!r}; "
+        "zofo trains on one answer a row",
+        f"to train on the better answers alone: 'task.columns={{{written}}}'; to prefer one to the other, "
+        "train by a reward from Python (docs/reward.md)",
+    )
+
+
+def _check_no_verdicts(format: DataFormat, rows: Sequence[Row]) -> None:
+    """Raises DataError for answers that are marked as good or bad, such as those for KTO: the bad ones are to learn
+    nothing from."""
+    column = next((name for name in rows[0].fields if name.lower() == "label"), None)
+    if format.name != "prompt-completion" or column is None:
+        return
+    if all(isinstance(row.fields.get(column), bool) for row in rows):
+        bad = next((row for row in rows if not row.fields[column]), rows[0])
+        raise DataError(
+            f"{bad.where}: rows of preferences without pairs: column {column!r} says whether an answer is a good one; "
+            "zofo trains on every answer",
+            f"keep the rows whose {column!r} is true, and leave that column out",
+        )
 
 
 def _advice(names: Sequence[str]) -> str:
@@ -158,7 +194,7 @@ def _checked(
             what = f"the column {column!r} is missing; the row has {listed(fields) or 'nothing'}"
             raise RowError(what, "add it, or remove the row", f"missing {column}")
     if format.name == "messages":
-        check_turns(columns["messages"], fields[columns["messages"]])
+        check_turns(columns["messages"], turns_of(fields, columns["messages"]))
     elif format.name == "metaicl":
         check_metaicl(*(fields[columns[role]] for role in ("input", "output", "options")))
     else:

@@ -1,0 +1,322 @@
+"""A file of rows answered by a trained run, and written with the answers beside them.
+
+What is answered is kept beside the output, in a journal with a line for each batch, until all of it is there: work that
+was stopped goes on with the first batch that the journal lacks, and its output is the same to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from zofo.errors import ConfigError, DataError, Interrupted, RunError, listed
+from zofo.filesystem import atomic_write_text, check_file_not_taken, locked, real, sha256_of, write_file, writing
+from zofo.tasks import Example
+from zofo.tasks.column_names import columns_in_file
+from zofo.tasks.readers import Row, check_present, explaining, read_file, renamed, turns_of, with_valid_example
+from zofo.training.identity import content_hash
+from zofo.training.predictor import Prediction, Predictor
+from zofo.training.progress import RowProgress, say
+from zofo.training.row_files import WRITTEN, row_bytes
+from zofo.training.run_folder import RunFolder
+from zofo.training.signals import Signals
+
+_JOURNAL = "zofo predictions 1"
+
+
+@dataclass(frozen=True)
+class PredictionFile:
+    """What was written.
+
+    Args:
+        path: the file.
+        rows: in all.
+        kept: rows among them that were answered before, by the same command.
+        columns: that were added to those of the rows.
+    """
+
+    path: Path
+    rows: int
+    kept: int
+    columns: tuple[str, ...]
+
+
+def predict_file(
+    path: Path | str,
+    data: Path | str,
+    out: Path | str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    prefix: str = "",
+    batch_size: int | None = None,
+    force: bool = False,
+    variant: str | None = None,
+    best: bool = False,
+    model: str | None = None,
+    remote_code: bool = False,
+    console: Console | None = None,
+) -> PredictionFile:
+    """Answer all rows of a file with a trained run, and write them with the answers.
+
+    The output has the rows in their order with all of their columns, and `prediction`: the label, the number of the
+    choice, or the text. Of a classification there are `probability`, of that label, and `probability_LABEL` for each
+    one; of a multiple choice `answer`, its text, and `probabilities`, a list. Rows need no label and no answer; the
+    answer that ends a chat is not asked with. Stopped, the same call goes on after the last batch that was answered.
+
+    Args:
+        path: of the run.
+        data: rows: a JSONL, JSON, CSV, TSV or parquet file.
+        out: the new file, in the form that its name ends in: .jsonl, .csv, .tsv or .parquet.
+        columns: what columns of the task are called in the file, as `task.columns` of the configuration; by default as
+            in the rows that the run was trained on.
+        prefix: stands before the names of the new columns.
+        batch_size: rows a batch; by default the run's `training.eval_batch_size`.
+        force: write over an output that is there, and begin again where other work was stopped.
+        variant: which model of the run.
+        best: as of the best evaluation.
+        model: where the base model is now, if it has moved; its hash must be the run's.
+        remote_code: allow the model's repository to run its own code.
+        console: where progress is shown; by default nowhere.
+
+    Raises:
+        DataError: a row that cannot be read or asked, with file, row and column, before anything is computed.
+        RunError: the output exists; or what was kept of it is of another run, model or file.
+        Interrupted: the process was asked to stop; what was answered is kept.
+    """
+    out, data, console = Path(out), Path(data), console or Console(quiet=True)
+    run = RunFolder.open(path)
+    _check_places(run, data, out, force)
+    predictor = Predictor(run, variant, best, model, remote_code, lambda text: say(console, f"warning: {text}"))
+    names = columns_in_file(predictor.task, {**(run.config.task.columns or {}), **(columns or {})})
+    work = _Work(predictor, out, read_file(data), _Added(predictor, prefix), names, console)
+    examples = work.checked_examples(data)
+    size = batch_size or run.config.training.eval_batch_size
+    asked = {"variant": variant, "best": best, "batch_size": size, "columns": names}
+    about = {"run": _run_hash(run), "rows": sha256_of(data), **asked}
+    with _lock(out), writing("the answers", out, "type the same command again: it goes on"):
+        kept = work.write(examples, size, _Journal(out.with_name(f"{out.name}.part")), about, force)
+    return PredictionFile(out, len(examples), kept, work.added.names)
+
+
+def _check_places(run: RunFolder, data: Path, out: Path, force: bool) -> None:
+    if out.suffix.lower() not in WRITTEN:
+        raise ConfigError(
+            f"{str(out)!r} does not end in a kind of file that answers are written to",
+            f"end it in {', '.join(WRITTEN)}",
+        )
+    if real(out) == real(data):
+        raise RunError(f"{str(out)!r} holds the rows that are read", "choose another name for the output")
+    check_file_not_taken(out, force, [run.path])
+
+
+def _run_hash(run: RunFolder) -> str:
+    """What the answers depend on: the trained model, its task and its configuration."""
+    return content_hash({"trained": run.trained_hash, **run.identity.as_dict()})
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """While it is open, no other process writes the output; the lock's file goes with it."""
+    lock = out.with_name(f".{out.name}.lock")
+    with locked(lock, f"writing {out.name!r} in"):
+        yield
+    lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _stopping(answered: Mapping[int, Any], rows: int) -> Iterator[None]:
+    """While it is open, Ctrl-C and SIGTERM leave at once: what the journal has is whole at any time."""
+    try:
+        with Signals().raise_on_signal():
+            yield
+    except Interrupted as stop:
+        stop.message = f"stopped after {len(answered)} of {rows} rows, which are kept"
+        stop.hint = "to go on, type the same command again"
+        raise
+
+
+def _asked(fields: Mapping[str, Any], messages: str | None) -> tuple[Mapping[str, Any], bool]:
+    """A row without the answer that ends its chat, and whether it is the only turn of a user: a text."""
+    if messages is None or messages not in fields:
+        return fields, False
+    turns = turns_of(fields, messages)
+    if isinstance(turns, str):
+        return {**fields, messages: [{"role": "user", "content": turns}]}, True
+    if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping) and turns[-1].get("role") == "assistant":
+        turns = turns[:-1]
+    return {**fields, messages: turns}, False
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Rows, what answers them, and where the answers go; `names` are those of the task's columns in the rows."""
+
+    predictor: Predictor
+    out: Path
+    rows: Sequence[Row]
+    added: _Added
+    names: Mapping[str, str]
+    console: Console
+
+    def checked_examples(self, data: Path) -> list[Example]:
+        """The rows of a file as examples; a row that cannot be asked, or written as it is, is refused."""
+        self.added.check_free(data, self.rows)
+        self._bytes([row.fields for row in self.rows])
+        needed = {name: own for name, own in self.names.items() if name in self.predictor.columns}
+        check_present(self.rows, needed, str(data))
+        examples: list[Example] = []
+        for row in renamed(self.rows, self.names):
+            try:
+                with explaining(self.names):
+                    fields, plain = _asked(row.fields, self.predictor.task.messages)
+                    examples.append(self.predictor.example(fields, row.where, plain))
+            except DataError as error:
+                lacks = next((name for name in self.predictor.columns if name not in row.fields), None)
+                if lacks is not None:
+                    key = "--text COLUMN" if len(self.predictor.columns) == 1 else f"--column {lacks}=COLUMN"
+                    error.hint = f"say which column of the rows it is: {key}"
+                raise with_valid_example(error, 1, self.rows[0] if examples else None) from error
+        return examples
+
+    def write(
+        self, examples: Sequence[Example], size: int, journal: _Journal, about: Mapping[str, Any], force: bool
+    ) -> int:
+        """Answer what the journal lacks, and write the output; gives how many rows it had."""
+        answered = {number: one for number, one in journal.open(about, force).items() if number < len(examples)}
+        kept = len(answered)
+        if kept:
+            say(self.console, f"goes on after {kept} of {len(examples)} rows")
+        with _stopping(answered, len(examples)):
+            self._answer(examples, size, answered, journal)
+        made = [{**row.fields, **self.added.values(answered[number])} for number, row in enumerate(self.rows)]
+        write_file(self.out, self._bytes(made))
+        journal.remove()
+        return kept
+
+    def _bytes(self, rows: Sequence[Mapping[str, Any]]) -> bytes:
+        return row_bytes(self.out, rows, [row.where for row in self.rows])
+
+    def _answer(self, examples: Sequence[Example], size: int, answered: dict[int, Any], journal: _Journal) -> None:
+        """Batch by batch, the longest rows first: memory that runs out does so at once."""
+        if len(answered) == len(examples):
+            return
+        say(self.console, f"loading {self.predictor.run.config.model.name}")
+        encoded = self.predictor.encode(examples)  # all of them: no row is found too long after others were answered
+        order = sorted(range(len(encoded)), key=lambda number: -int(encoded[number].length))
+        left = [number for number in order if number not in answered]
+        with RowProgress(self.console, "predict", len(examples), len(answered)) as progress:
+            for start in range(0, len(left), size):
+                chosen = left[start : start + size]
+                found = self.predictor.answers(["" for _ in chosen], [encoded[number] for number in chosen])
+                made = {number: _kept(one) for number, one in zip(chosen, found, strict=True)}
+                journal.write(made)
+                answered.update(made)
+                progress.advance(len(chosen))
+
+
+def _kept(one: Prediction) -> dict[str, Any]:
+    """What the journal keeps of an answer."""
+    return {"label": one.label, "answer": one.answer, "scores": list((one.probabilities or {}).values())}
+
+
+class _Added:
+    """The columns that answers add to a row.
+
+    Args:
+        predictor: what answers.
+        prefix: of their names.
+    """
+
+    def __init__(self, predictor: Predictor, prefix: str) -> None:
+        task = predictor.task
+        more = {
+            "classification": ("probability", *(f"probability_{label}" for label in task.label_names)),
+            "multiple-choice": ("answer", "probability", "probabilities"),
+            "generation": (),
+        }
+        self._kind = task.kind
+        self.names = tuple(f"{prefix}{name}" for name in ("prediction", *more[task.kind]))
+
+    def check_free(self, data: Path, rows: Sequence[Row]) -> None:
+        """Raises DataError where the rows have one of the columns already."""
+        taken = [name for name in self.names if any(name in row.fields for row in rows)]
+        if taken:
+            raise DataError(
+                f"{data}: the rows have the column {listed(taken)} already",
+                "put something before the names of the new ones: --prefix second_",
+            )
+
+    def values(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """The values for one row."""
+        scores = answer["scores"]
+        values = [answer["label"]]
+        if self._kind == "classification":
+            values += [max(scores), *scores]
+        elif self._kind == "multiple-choice":
+            values += [answer["answer"].strip(), max(scores), scores]
+        return dict(zip(self.names, values, strict=True))
+
+
+class _Journal:
+    """What was answered so far: a line that says what of, and a line for each batch.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self, about: Mapping[str, Any], force: bool) -> dict[int, Any]:
+        """What was kept of the same work, by number of the row; a line that a kill has cut is left out.
+
+        Raises RunError where it is of other work, unless `force` is set.
+        """
+        lines = _whole_lines(self._path)
+        first = {"format": _JOURNAL, **about}
+        if lines and lines[0] != first and not force:
+            differs = [key for key in first if key not in lines[0] or lines[0][key] != first[key]]
+            raise RunError(
+                f"{str(self._path)!r} keeps answers of other work, with another {' and another '.join(differs)}",
+                "type that command again, or begin again with --force",
+            )
+        if not lines or lines[0] != first:
+            lines = [first]
+        atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
+        return {int(number): answer for line in lines[1:] for number, answer in line.items()}
+
+    def write(self, answers: Mapping[int, Any]) -> None:
+        """Keep the answers of a batch."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(answers) + "\n")
+
+    def remove(self) -> None:
+        """The output is written: nothing more is kept."""
+        self._path.unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal up to the first that is none."""
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(content, dict) or lines and not all(map(_is_answer, content.items())):
+            break
+        lines.append(content)
+    return lines
+
+
+def _is_answer(item: tuple[str, Any]) -> bool:
+    number, answer = item
+    return number.isdecimal() and isinstance(answer, dict) and {"label", "answer", "scores"} <= set(answer)

@@ -1,0 +1,63 @@
+"""How far a piece of work is, on a terminal as a bar and elsewhere as a line now and then."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_EVERY = 10.0  # seconds between two lines where there is no terminal
+
+
+def say(console: Console, text: str) -> None:
+    """Show a text as it is, on one line however narrow the terminal is."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with what is done, how many there are, and the time that is left; with a `shown` text for each task."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, TextColumn("{task.fields[shown]}"), console=console)
+
+
+class RowProgress:
+    """Rows that are done, of all of them, with rows a second and the time that is left.
+
+    Args:
+        console: where it is shown.
+        name: of the work.
+        total: rows in all.
+        done: of them, before it began.
+    """
+
+    def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
+        self._console, self._name, self._total, self._done, self._first = console, name, total, done, done
+        self._start = self._last = time.perf_counter()
+        self._bar = progress_bar(console) if console.is_terminal else None
+
+    def __enter__(self) -> RowProgress:
+        if self._bar is not None:
+            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, shown="")
+            self._bar.start()
+        return self
+
+    def advance(self, rows: int) -> None:
+        """So many rows more are done."""
+        self._done += rows
+        now = time.perf_counter()
+        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+        shown = f"{rate:.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, shown=shown)
+        elif now - self._last >= _EVERY and self._done < self._total:
+            self._last = now
+            left = (self._total - self._done) / rate
+            say(self._console, f"{self._name}  {self._done}/{self._total} rows  {shown}  {left:.0f} s left")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
