@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -316,3 +317,40 @@ def test_ctrl_c_leaves_at_once_and_the_same_command_goes_on(home, tmp_path):
     assert not out.exists()
     assert zofo.predict_file(home / "runs" / "mail", data, out, batch_size=1).kept in (kept, kept - 1)
     assert [row["id"] for row in read_back(out)] == [row["id"] for row in rows]
+
+
+def test_a_chat_goes_on_turn_by_turn(run_zofo, home, monkeypatch):
+    """Lines of a pipe are turns of one conversation, in the run's own template and with its system turn."""
+    run, asked = home / "runs" / "chat", []
+    generated = zofo.training.TaskEvaluator.generated
+
+    def seen(self, model, examples, counts):
+        asked.append([one.example.messages for one in examples])
+        return generated(self, model, examples, counts)
+
+    monkeypatch.setattr(zofo.training.TaskEvaluator, "generated", seen)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("is film 3 good ?\n\nwhy ?\n/new\nis film 3 good ?\n"))
+    code, out, _ = run_zofo("chat", run)
+    assert code == 0
+    first, second, third = out.splitlines()
+    assert first == third == zofo.predict(run, ["is film 3 good ?"])[0].answer
+    begun = (("system", "be short"), ("user", "is film 3 good ?"))
+    remembered = (("assistant", first),) if first else ()
+    assert [one for (one,) in asked[:3]] == [begun, (*begun, *remembered, ("user", "why ?")), begun]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("is film 3 good ?\n"))
+    assert run_zofo("chat", run, "--system", "be long", "--max-new-tokens", "1", "--temperature", "0.5")[0] == 0
+    assert asked[-1][0][0] == ("system", "be long")
+    code, _, err = run_zofo("chat", home / "runs" / "mail")
+    assert code == 2
+    assert "the run was trained on a classification, and writes no texts" in err
+
+
+def test_at_a_terminal_a_turn_that_cannot_be_asked_does_not_end_a_chat(run_zofo, home, monkeypatch):
+    typed = io.StringIO(f"{'long ' * 400}\nis film 3 good ?\n/exit\n")
+    typed.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", typed)
+    code, out, err = run_zofo("chat", home / "runs" / "chat")
+    assert code == 0
+    assert "what you said" in err
+    assert "/new begins again" in err
+    assert len(out.splitlines()) == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +71,83 @@ def predict(
         answer_file(run, data, file, **options)
     else:
         answer_texts(run, texts or [], as_json, **options)
+
+
+@commands.command()
+def chat(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    system: Annotated[
+        str | None, typer.Option(help="The first turn, in place of the run's own.", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The most tokens of an answer.", min=1, show_default=False)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 0, answers are drawn.", min=0, show_default=False)
+    ] = None,
+    variant: Variant = None,
+    best: Best = False,
+    model: BaseModel = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Talk to a trained run: zofo chat RUN. Of a pipe, each line is a turn, and answers go to standard output."""
+    from zofo.training import Conversation, Predictor, RunFolder
+
+    note_of(run)
+    opened, talking = RunFolder.open(run), sys.stdin.isatty()
+    predictor = Predictor(opened, variant, best, model, trust_remote_code, warn_once(), max_new_tokens, temperature)
+    conversation = Conversation(predictor, system)
+    err.say(f"loading {opened.config.model.name}")
+    _ = predictor.loaded  # before the first question
+    if not conversation.remembers:
+        err.say("this run was not trained on chats: each text is asked by itself")
+    if talking:
+        err.say("type a text; /new begins again, /exit or Ctrl-D ends")
+    while text := next_text(talking):
+        if text == "/exit":
+            break
+        if text == "/new":
+            conversation.restart()
+            continue
+        answer_turn(conversation, text, talking)
+
+
+def next_text(talking: bool) -> str:
+    """The next line that holds something, "" after the last one."""
+    while True:
+        if talking:
+            err.print("> ", end="")
+        line = sys.stdin.readline()
+        if not line or line.strip():
+            return line.strip()
+
+
+def answer_turn(conversation: Any, text: str, talking: bool) -> None:
+    """Show the answer to a text; where a person talks, a text that cannot be asked does not end the conversation."""
+    from zofo.errors import ZofoError
+
+    try:
+        with err.status("answering") if talking else nullcontext():
+            answer = conversation.say(text)
+    except ZofoError as error:
+        if not talking:
+            raise
+        err.say(f"error: {error.message}")
+        err.say(f"hint: {error.hint or 'say it in another way'}; /new begins again")
+    else:
+        out.print(answer or "(no answer)" if talking else answer)
+
+
+def warn_once() -> Callable[[str], None]:
+    """Shows each warning the first time that it comes."""
+    said: set[str] = set()
+
+    def warn(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            err.say(f"warning: {text}")
+
+    return warn
 
 
 def answer_file(run: Path, data: Path, file: Path, **options: Any) -> None:

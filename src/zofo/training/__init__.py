@@ -1,6 +1,7 @@
 """Training: configuration, loop, callbacks, trajectory and run folder."""
 
 from zofo.training.config import RunConfig, read_config
+from zofo.training.conversation import Conversation
 from zofo.training.data_module import PreparedRun, prepare_run, scorer_of, training_context
 from zofo.training.data_report import TaskReport, copy_recipe, copy_task, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
@@ -18,6 +19,7 @@ from zofo.training.training_config import TrainingConfig
 from zofo.training.versions import describe_environment, environment, names
 
 __all__ = [
+    "Conversation",
     "Evaluation",
     "PreparedRun",
     "PeakMemory",

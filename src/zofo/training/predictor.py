@@ -56,6 +56,8 @@ class Predictor:
         model: where the base model is now, if it has moved; its hash must be the run's.
         remote_code: allow the model's repository to run its own code.
         warn: told where a text is asked in another form than the run was trained with.
+        max_new_tokens: the most tokens of a text that is written, in place of the run's.
+        temperature: of the draws of its tokens, in place of the run's.
     """
 
     def __init__(
@@ -66,8 +68,13 @@ class Predictor:
         model: str | None = None,
         remote_code: bool = False,
         warn: Callable[[str], None] = _nothing,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
     ) -> None:
-        self.run, self.task, self._wanted, self._warn = run, run.task, run.config.task, warn
+        longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        drawn = {} if temperature is None else {"temperature": temperature}
+        self.run, self.task, self._warn = run, run.task.model_copy(update=longest), warn
+        self._wanted = run.config.task.model_copy(update=drawn)
         self._head = head_of(run.config.model) == "classification"
         none = self._head and self._wanted.prompt == NO_PROMPT
         self._prompt = None if none else self._wanted.prompt
@@ -103,7 +110,8 @@ class Predictor:
 
     @cached_property
     def _scorer(self) -> TaskEvaluator:
-        return self.run.scorer(scorer_of(self.run.config, self.task, self.loaded))
+        config = self.run.config.model_copy(update={"task": self._wanted})
+        return self.run.scorer(scorer_of(config, self.task, self.loaded))
 
     def encode(self, examples: Sequence[Example]) -> list[Any]:
         """Examples in tokens, with the demonstrations that the run is asked with.
