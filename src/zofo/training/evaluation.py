@@ -30,6 +30,7 @@ class Evaluation:
         predictions: for each example, in the order given, the index of the predicted candidate or the generated text.
         also: further scores of the task by name.
         on: what was scored, in words: a split, or all rows of a file; "" where that is known.
+        losses: of each example, in the order given.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Evaluation:
     predictions: tuple[Answer, ...]
     also: Mapping[str, float] = field(default_factory=dict)
     on: str = ""
+    losses: tuple[float, ...] = ()
 
     def as_dict(self) -> dict[str, float]:
         """The numbers by name, the score under the name of its metric."""
@@ -82,18 +84,23 @@ class TaskEvaluator:
         given = [one.example for one in examples]
         metric = METRICS[self.task.metric]
         majority = majority_of(self.task, given)[self.task.metric]
-        predictions, loss = self.answers(model, examples, counts)
+        predictions, loss, losses = self.answers(model, examples, counts)
         also = {name: METRICS[name].score(given, predictions) for name in self.task.extra_metrics}
-        return Evaluation(self.task.metric, metric.score(given, predictions), loss, majority, tuple(predictions), also)
+        score = metric.score(given, predictions)
+        return Evaluation(self.task.metric, score, loss, majority, tuple(predictions), also, losses=losses)
 
-    def answers(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> tuple[list[Answer], float]:
-        """What the model predicts for each example, and its mean loss."""
+    def answers(
+        self, model: nn.Module, examples: Sequence[Any], counts: Counts
+    ) -> tuple[list[Answer], float, tuple[float, ...]]:
+        """What the model predicts for each example, its mean loss, and the loss of each."""
         if self.task.kind == "generation":
-            loss = self._by_batch(model, examples, counts, lambda batch: token_loss(model, batch))
-            return list(self.generated(model, examples, counts)), loss.mean().item()
+            losses = self._by_batch(model, examples, counts, lambda batch: token_loss(model, batch))
+            return list(self.generated(model, examples, counts)), losses.mean().item(), tuple(losses.tolist())
         table = self.candidates(model, examples, counts)
         gold = torch.tensor([one.gold for one in examples])
-        return table.argmax(dim=1).tolist(), torch.nn.functional.cross_entropy(table, gold).item()
+        each = torch.nn.functional.cross_entropy(table, gold, reduction="none")
+        mean = torch.nn.functional.cross_entropy(table, gold).item()
+        return table.argmax(dim=1).tolist(), mean, tuple(each.tolist())
 
     def candidates(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> torch.Tensor:
         """Scores of the candidates of each example: float32 on the CPU, [examples, candidates].

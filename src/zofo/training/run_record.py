@@ -24,7 +24,8 @@ from zofo.yaml_loader import read_yaml
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
 SUMMARY, REPLAYED = "summary.json", "replayed"
 WEIGHTS = "weights.safetensors"
-_RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, "metrics.jsonl"}  # files that hold no part of the model
+ANSWERS = "answers.jsonl"
+_RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, ANSWERS, "metrics.jsonl"}  # files that hold no part of the model
 
 
 R = TypeVar("R", bound="RunRecord")

@@ -21,6 +21,7 @@ from zofo.methods import METHODS, Method, TrainingContext
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
+from zofo.training.answers_file import write_answers
 from zofo.training.callbacks import (
     BestCheckpoint,
     Callback,
@@ -52,6 +53,7 @@ from zofo.training.resume import (
     write_provenance,
 )
 from zofo.training.run_folder import RunFolder
+from zofo.training.run_record import ANSWERS
 from zofo.training.run_state import ResumePoint, RunState, should_checkpoint_weights
 from zofo.training.signals import Signals
 from zofo.training.training_config import TrainingConfig
@@ -149,8 +151,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     prepared, method, steps, training = trained.prepared, trained.method, trained.steps, config.training
     _say_notes(config, trained, console)
-    splits: tuple[Split, ...] = ("validation", "test", "test")  # the last one at the best evaluation
-    scorings = evaluating, testing, testing_best = [_scoring(method, prepared, split) for split in splits]
+    scorings = evaluating, testing, testing_best = _scorings(method, prepared)
     memory, signals = PeakMemory(prepared.loaded.device), Signals()
     best = BestCheckpoint(folder.best, method.save, testing_best if training.eval_on_test == "best" else None)
     checkpoints = Checkpoints(folder.checkpoints, training.save_total_limit)
@@ -182,6 +183,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
+        _write_answers(folder, prepared, evaluating, testing)
         seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*scorings, measuring) if one)
         outcome = _outcome(config, trained, scorings, best, measuring) | {"seconds": round(seconds, 3)}
         folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
@@ -205,6 +207,14 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         checkpoints.clear()
     if signals.received is not None:
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
+
+
+def _write_answers(
+    folder: RunFolder, prepared: PreparedRun, evaluating: EvaluationCallback, testing: EvaluationCallback
+) -> None:
+    """What the models last answered to each example, for reports and comparisons."""
+    last: Mapping[Split, Mapping[str, Evaluation]] = {"validation": evaluating.last, "test": testing.last}
+    write_answers(folder.path / ANSWERS, {split: (prepared.examples[split], one) for split, one in last.items() if one})
 
 
 def _outcome(
@@ -277,6 +287,12 @@ def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, sco
         method.lr_factor = lr_schedule(config.training, steps)
     method.check()
     return steps
+
+
+def _scorings(method: Method, prepared: PreparedRun) -> list[EvaluationCallback]:
+    """Of validation, of test after the last step, and of test at the best evaluation."""
+    splits: tuple[Split, ...] = ("validation", "test", "test")
+    return [_scoring(method, prepared, split) for split in splits]
 
 
 def _scoring(method: Method, prepared: PreparedRun, split: Split) -> EvaluationCallback:

@@ -1,0 +1,117 @@
+"""`answers.jsonl`: what the models of a run answered to each example that they were last scored on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from zofo.errors import RunError
+from zofo.filesystem import atomic_write_text, check_not_special
+from zofo.tasks import Example
+from zofo.tasks.metrics import Answer
+from zofo.training.evaluation import Evaluation
+
+LONGEST = 1000
+"""Characters of an example's text that are kept."""
+
+
+@dataclass(frozen=True)
+class ScoredExample:
+    """An example, and what each model of a run answered.
+
+    Args:
+        split: that it is of.
+        where: file and line, or source and row.
+        text: the prompt, or the texts of a classifier, or the turns before the answer; its end, if it is long.
+        candidates: texts that may follow; for a generation, the answer to train on.
+        golds: the right candidates.
+        answers: for a generation, every accepted answer.
+        group: rows with the same group belong together.
+        task: name of the task, if there are several at once.
+        predicted: by variant, the index of the predicted candidate, or the generated text.
+        losses: by variant.
+    """
+
+    split: str
+    where: str
+    text: str
+    candidates: tuple[str, ...]
+    golds: tuple[int, ...]
+    answers: tuple[str, ...]
+    group: str
+    task: str
+    predicted: Mapping[str, Answer]
+    losses: Mapping[str, float | None]
+
+    @property
+    def example(self) -> Example:
+        """The example as metrics take it."""
+        return Example(self.text, self.candidates, self.golds, self.answers, self.group, self.where, task=self.task)
+
+    def said(self, variant: str) -> str:
+        """What was answered, as text."""
+        found = self.predicted[variant]
+        return self.candidates[found].strip() if isinstance(found, int) else found
+
+    @property
+    def right(self) -> str:
+        """What would have been right, as text."""
+        return " / ".join(self.answers or [self.candidates[gold].strip() for gold in self.golds])
+
+
+def write_answers(path: Path, scored: Mapping[str, tuple[Sequence[Example], Mapping[str, Evaluation]]]) -> None:
+    """Write a line an example: whole, or not at all.
+
+    Args:
+        path: of the file.
+        scored: by split, its examples and the evaluation of each variant.
+    """
+    lines = [json.dumps(asdict(one)) + "\n" for split, given in scored.items() for one in _examples(split, *given)]
+    if lines:
+        atomic_write_text(path, "".join(lines))
+
+
+def _examples(split: str, examples: Sequence[Example], scores: Mapping[str, Evaluation]) -> Iterator[ScoredExample]:
+    for i, one in enumerate(examples if scores else ()):
+        yield ScoredExample(
+            split,
+            one.where,
+            _text_of(one)[-LONGEST:],
+            *(one.candidates, one.golds, one.answers, one.group, one.task),
+            {variant: score.predictions[i] for variant, score in scores.items()},
+            {variant: score.losses[i] if score.losses else None for variant, score in scores.items()},
+        )
+
+
+def _text_of(example: Example) -> str:
+    if example.messages:
+        return "\n".join(f"{role}: {content}" for role, content, *_ in example.messages)
+    return "\n".join(example.texts) or example.prompt
+
+
+def read_answers(path: Path) -> list[ScoredExample]:
+    """The examples of such a file; none where there is no file, as of a run of an older version.
+
+    Raises:
+        RunError: the file is damaged; names the line.
+    """
+    check_not_special(path)
+    if not path.is_file():
+        return []
+    adapter: Any = TypeAdapter(ScoredExample)
+    found = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                found.append(adapter.validate_json(line))
+            except (ValidationError, UnicodeDecodeError) as error:
+                raise RunError(
+                    f"{str(path)!r}, line {number}, is not as a run writes it; the file is damaged",
+                    "remove it: only reports and comparisons need it",
+                ) from error
+    return found
