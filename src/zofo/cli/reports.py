@@ -1,0 +1,133 @@
+"""Verbs that look at runs that are there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from zofo.cli.options import AsJson, out, verbs
+
+if TYPE_CHECKING:
+    from zofo.report import Comparison
+
+commands = verbs()
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of studies.")]
+_REFRESH = 10  # seconds
+
+
+@commands.command()
+def compare(
+    runs: Runs,
+    split: Annotated[
+        str | None, typer.Option(help="validation or test; by default test, where all have it.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set runs side by side: scores, what differs, and whether that is more than noise: zofo compare RUN_A RUN_B."""
+    from zofo.report import compare_runs
+
+    found = compare_runs(runs, split)
+    if as_json:
+        out.say_json(_as_json(found))
+        return
+    out.print(_table(found), soft_wrap=False)
+    if found.options:
+        out.say((f"and {len(found.options)} options of parts that not all of them have: see --json", "dim"))
+    for pair in found.pairs:
+        out.say((pair.verdict, "bold"))
+        if pair.mcnemar is not None:
+            alone = f"{pair.against} alone is right on {pair.only_first}, {pair.name} alone on {pair.only_second}"
+            out.say(f"  {alone} of {pair.examples} examples (McNemar's exact test: p = {pair.mcnemar:.3g})")
+        if pair.loss is not None:
+            low, high = pair.loss.low, pair.loss.high
+            out.say(f"  loss of {pair.name}: {pair.loss.value:+.4f} (95 %: {low:+.4f} to {high:+.4f})")
+    for note in found.notes:
+        out.say((f"note: {note}", "yellow"))
+
+
+@commands.command()
+def report(
+    runs: Runs,
+    file: Annotated[Path, typer.Option("-o", "--out", help="The page that is written.")] = Path("report.html"),
+    live: Annotated[
+        bool, typer.Option("--live", help="Write it again every ten seconds, until all runs have ended.")
+    ] = False,
+) -> None:
+    """Write one page about runs that needs no network: curves, scores, examples: zofo report RUN... -o report.html."""
+    from zofo.report import read_runs, write_report
+
+    found = read_runs(runs)
+    going = live and any(run.state for run in found)
+    write_report(found, file, _REFRESH if going else None)
+    out.say(f"report: {file}; open it in a browser")
+    try:
+        while going:
+            time.sleep(_REFRESH)
+            found = read_runs(runs)
+            going = any(not run.summary for run in found)
+            write_report(found, file, _REFRESH if going else None)
+    except KeyboardInterrupt:
+        write_report(found, file)  # which no longer loads itself again
+        out.say("the page is as it was last written; the runs go on")
+
+
+@commands.command()
+def watch(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
+    """Follow a run from another terminal; it is not touched, and Ctrl-C ends the following alone: zofo watch RUN."""
+    from zofo.report import watch_run
+
+    try:
+        for line in watch_run(run):
+            out.say(line)
+    except KeyboardInterrupt:
+        out.say("the run goes on")
+
+
+def _table(found: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for run in found.runs:
+        table.add_column(run.name, justify="right", overflow="fold")
+    scores = [run.scores(found.split) for run in found.runs]
+    metrics = dict.fromkeys(run.metric for run in found.runs)
+    for metric in metrics:
+        table.add_row(f"{metric} on {found.split}", *(_share(one.get(metric), metric) for one in scores), style="bold")
+    table.add_row("majority", *(_share(one.get("majority"), run.metric) for one, run in _both(scores, found)))
+    table.add_row("loss", *(_number(one.get("loss")) for one in scores))
+    table.add_row("queries", *(f"{run.steps[-1]['queries']:,}" if run.steps else "0" for run in found.runs))
+    table.add_row("seconds", *(_number(run.summary.get("seconds")) for run in found.runs))
+    peaks = [run.summary.get("peak_bytes") for run in found.runs]
+    table.add_row("peak GiB", *("-" if peak is None else _number(peak / 2**30) for peak in peaks))
+    for key, values in found.settings:
+        table.add_row(key, *("-" if value is None else str(value) for value in values), style="dim")
+    return table
+
+
+def _both(scores: list[dict[str, float]], found: Comparison) -> Any:
+    return zip(scores, found.runs, strict=True)
+
+
+def _share(value: float | None, metric: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if metric == "loss" else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _as_json(found: Comparison) -> dict[str, Any]:
+    runs = [{"name": run.name, "folder": str(run.folder.path), **run.scores(found.split)} for run in found.runs]
+    return {
+        "split": found.split,
+        "runs": runs,
+        "settings": dict([*found.settings, *found.options]),
+        "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in found.pairs],
+        "notes": found.notes,
+    }

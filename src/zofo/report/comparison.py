@@ -1,0 +1,203 @@
+"""Two or more runs, example by example: is one better, and is that more than noise?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zofo.errors import ConfigError
+from zofo.report.runs import ReportedRun, Settings, differing_settings, read_runs
+from zofo.tasks import METRICS
+from zofo.tasks.metrics import Answer
+from zofo.training.answers_file import ScoredExample
+
+RESAMPLES = 1000
+"""Bootstrap samples of the examples."""
+_LEVEL = (2.5, 97.5)  # percentiles of the 95 % interval
+_POWER = 2.8  # standard errors: a difference of 1.96 + 0.84 of them is found with 80 % probability
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number of one run less that of another, over the same examples.
+
+    Args:
+        value: the difference.
+        low: lower end of its 95 % interval, by a paired bootstrap over examples (over groups, where rows have groups).
+        high: upper end.
+        detectable: the smallest true difference that so many examples would probably show.
+    """
+
+    value: float
+    low: float
+    high: float
+    detectable: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class PairedRuns:
+    """One run against the first one, over the examples that both were scored on.
+
+    Args:
+        name: of the run.
+        against: name of the first one.
+        split: that both were scored on.
+        metric: the score.
+        examples: how many both answered.
+        score: the difference of the score.
+        loss: the difference of the mean loss; None where it is not known.
+        only_first: examples that the first alone has right; None of generations, which are not right or wrong.
+        only_second: examples that the other alone has right.
+        mcnemar: p of the exact McNemar test of these two numbers, two-sided.
+    """
+
+    name: str
+    against: str
+    split: str
+    metric: str
+    examples: int
+    score: Difference
+    loss: Difference | None
+    only_first: int | None
+    only_second: int | None
+    mcnemar: float | None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the score differs by more than noise: the interval says so and, where there is one, the exact test,
+        which holds for few examples, too."""
+        return self.score.is_clear and (self.mcnemar is None or self.mcnemar < 0.05)
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, in words."""
+        found, unit = self.score, 1 if self.metric == "loss" else 100
+        interval = f"95 %: {unit * found.low:+.1f} to {unit * found.high:+.1f}"
+        if not self.is_clear:
+            least = f"a true difference below {unit * found.detectable:.1f} would hardly show"
+            both = f"no difference between {self.name} and {self.against}"
+            return f"{both} that {self.examples} examples can show ({interval}; {least})"
+        better, other = (self.name, self.against) if found.value > 0 else (self.against, self.name)
+        return f"{better} is better than {other} by {unit * abs(found.value):.1f} points of {self.metric} ({interval})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be said of some runs.
+
+    Args:
+        runs: in the order given.
+        split: whose scores are compared.
+        settings: the keys in which they differ, and the value of each run; None where it has none.
+        options: the same, of parts that not all of them have.
+        pairs: each further run against the first one, where both kept what they answered to the same examples.
+        notes: what a reader has to know.
+    """
+
+    runs: list[ReportedRun]
+    split: str
+    settings: Settings
+    options: Settings
+    pairs: list[PairedRuns]
+    notes: list[str]
+
+
+def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str | None = None) -> Comparison:
+    """Compare runs by their first models.
+
+    Args:
+        paths: of two or more runs, or studies; or runs that were read already.
+        split: validation or test; by default test where all were scored on it.
+
+    Raises:
+        RunError: see `read_runs`.
+        ConfigError: fewer than two runs, or another split.
+    """
+    runs = [one for one in paths if isinstance(one, ReportedRun)]
+    runs = runs or read_runs([one for one in paths if not isinstance(one, ReportedRun)])
+    if len(runs) < 2:
+        raise ConfigError("a comparison needs two runs or more", "name them: zofo compare RUN_A RUN_B")
+    if split not in (None, "validation", "test"):
+        raise ConfigError(f"a run is scored on validation and test, not on {split!r}", "choose --split validation")
+    chosen = split or ("test" if all(run.scores("test") for run in runs) else "validation")
+    notes, pairs = [f"{run.name} {run.state}" for run in runs if run.state], []
+    for other in runs[1:]:
+        found = _pair(runs[0], other, chosen)
+        pairs += [found] if isinstance(found, PairedRuns) else []
+        notes += [found] if isinstance(found, str) else []
+    if pairs:
+        notes.append("The intervals are over examples: another seed of the same configuration may differ by more.")
+    return Comparison(runs, chosen, *differing_settings(runs), pairs, notes)
+
+
+def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | str:
+    """The comparison, or why there is none."""
+    for run in (first, other):
+        if not run.answered(split):
+            return f"{run.name} has no answers on {split}: it was not scored there, or is of an older version"
+    if first.metric != other.metric:
+        return f"{first.name} is scored by {first.metric} and {other.name} by {other.metric}: no test between them"
+    theirs = {_place(one): one for one in other.answered(split)}
+    both = [(one, theirs[_place(one)]) for one in first.answered(split) if _place(one) in theirs]
+    counts = f"{len(first.answered(split))} and {len(theirs)}"
+    if not both:
+        return f"{first.name} and {other.name} were scored on other examples: none of their {counts} is the same"
+    mine, others = [one for one, _ in both], [one for _, one in both]
+    said = [one.predicted[first.variant] for one in mine], [one.predicted[other.variant] for one in others]
+    only_first, only_second, p = _mcnemar(mine, *said)
+    lost = [one.losses[first.variant] for one in mine], [one.losses[other.variant] for one in others]
+    loss = None
+    if None not in (*lost[0], *lost[1]):
+        apart = np.subtract(np.array(lost[1], float), np.array(lost[0], float))
+        loss = _bootstrap(mine, lambda chosen: float(apart[chosen].mean()))
+    sign = 1 if first.metric != "loss" else -1
+    score, whole = METRICS[first.metric].score, [one.example for one in mine]
+
+    def difference(chosen: Any) -> float:
+        examples = [whole[i] for i in chosen]
+        one, two = ([answers[i] for i in chosen] for answers in said)
+        return sign * (score(examples, two) - score(examples, one))
+
+    found = _bootstrap(mine, difference)
+    counted = (len(both), found, loss, only_first, only_second, p)
+    return PairedRuns(other.name, first.name, split, first.metric, *counted)
+
+
+def _place(example: ScoredExample) -> tuple[str, str, tuple[str, ...], str]:
+    """What tells an example from others: folders of rows may lie elsewhere."""
+    return example.task, example.text, example.candidates, example.where.rsplit("/", 1)[-1]
+
+
+def _mcnemar(
+    examples: Sequence[ScoredExample], first: Sequence[Answer], second: Sequence[Answer]
+) -> tuple[int | None, int | None, float | None]:
+    """Examples that only the first, and only the second, has right, and the p of McNemar's exact test."""
+    if any(one.answers for one in examples):
+        return None, None, None
+    from scipy import stats
+
+    right = [(a in one.golds, b in one.golds) for one, a, b in zip(examples, first, second, strict=True)]
+    one, two = sum(a and not b for a, b in right), sum(b and not a for a, b in right)
+    return one, two, float(stats.binomtest(one, one + two).pvalue) if one + two else 1.0
+
+
+def _bootstrap(examples: Sequence[ScoredExample], statistic: Callable[[Any], float]) -> Difference:
+    """A statistic of chosen examples, with its percentile interval; those of a group are drawn together."""
+    units: dict[str, list[int]] = {}
+    for place, one in enumerate(examples):
+        units.setdefault(one.group or f"\0{place}", []).append(place)
+    groups, random = [np.array(unit) for unit in units.values()], np.random.default_rng(0)
+    drawn = (random.integers(len(groups), size=len(groups)) for _ in range(RESAMPLES))
+    single = len(groups) == len(examples)
+    found = [statistic(chosen if single else np.concatenate([groups[i] for i in chosen])) for chosen in drawn]
+    low, high = np.percentile(found, _LEVEL)
+    return Difference(statistic(np.arange(len(examples))), float(low), float(high), _POWER * float(np.std(found)))

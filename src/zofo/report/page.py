@@ -1,0 +1,167 @@
+"""A report: one page of HTML that holds all that it shows and asks nothing of the network."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from zofo.errors import RunError
+from zofo.filesystem import atomic_write_text
+from zofo.report.charts import AXES, charts_of
+from zofo.report.comparison import compare_runs
+from zofo.report.runs import ReportedRun
+from zofo.training.answers_file import ScoredExample
+
+_FILES = Path(__file__).parent / "files"
+_WORST = 5
+_MOST_LABELS = 12  # of a confusion matrix
+
+
+def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = None) -> None:
+    """Write the page.
+
+    Args:
+        runs: in the order in which they are shown; those of different tasks in groups.
+        file: of the page.
+        refresh: seconds after which an open page loads itself again, while runs go on; None for never.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    from plotly.offline import get_plotlyjs
+
+    tasks = {task: list(own) for task, own in itertools.groupby(sorted(runs, key=lambda one: one.task), _task_of)}
+    sections = [_section(number, task, own) for number, (task, own) in enumerate(tasks.items())]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string((_FILES / "report.html.jinja").read_text(encoding="utf-8"))
+    page = template.render(
+        title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
+        several=len(tasks) > 1,
+        sections=sections,
+        refresh=refresh,
+        axes=AXES,
+        style=(_FILES / "report.css").read_text(encoding="utf-8"),
+        script=(_FILES / "report.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
+    )
+    try:
+        atomic_write_text(file, page)
+    except OSError as error:
+        raise RunError(
+            f"cannot write the report {str(file)!r}: {error.strerror}", "name another file with -o"
+        ) from error
+
+
+def _task_of(run: ReportedRun) -> str:
+    return run.task
+
+
+def _section(number: int, task: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
+    """What the page says of the runs of one task."""
+    colours = {group: place for place, group in enumerate(dict.fromkeys(run.group for run in runs))}
+    compared = compare_runs(runs) if len(runs) > 1 else None
+    split = compared.split if compared else "test" if runs[0].scores("test") else "validation"
+    return {
+        "number": number,
+        "task": task,
+        "split": split,
+        "rows": [_row(run, split, colours) for run in runs],
+        "metric": runs[0].metric,
+        "compared": compared,
+        "charts": charts_of(runs, colours),
+        "runs": [_details(run, split) for run in runs],
+        "names": [run.name for run in runs],
+    }
+
+
+def _row(run: ReportedRun, split: str, colours: Mapping[str, int]) -> dict[str, Any]:
+    """The cells of a run in the table of results."""
+    scores, summary = run.scores(split), run.summary
+    interval = _interval(run, split)
+    return {
+        "name": run.name,
+        "colour": colours[run.group],
+        "state": run.state,
+        "score": _score(scores.get(run.metric), run.metric) + interval,
+        "majority": _score(scores.get("majority"), run.metric),
+        "loss": _number(scores.get("loss")),
+        "steps": f"{len(run.steps):,}",
+        "queries": f"{run.steps[-1]['queries']:,}" if run.steps else "0",
+        "seconds": _number(summary.get("seconds")),
+        "memory": _number(summary["peak_bytes"] / 2**30) if summary.get("peak_bytes") else "-",
+        "distance": _number(_distance(run)),
+    }
+
+
+def _interval(run: ReportedRun, split: str) -> str:
+    """The 95 % interval of a share of right answers over examples, by Wilson; empty for other scores."""
+    own = run.answered(split)
+    if run.metric != "accuracy" or not own:
+        return ""
+    from scipy import stats
+
+    right = sum(one.predicted[run.variant] in one.golds for one in own)
+    found = stats.binomtest(right, len(own)).proportion_ci(method="wilson")
+    return f" ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def _distance(run: ReportedRun) -> float | None:
+    """The last distance of the backbone from its start that the log has."""
+    found = [line["backbone_distance"] for line in run.events if line.get("backbone_distance") is not None]
+    return found[-1] if found else None
+
+
+def _score(value: float | None, metric: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if metric == "loss" else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _details(run: ReportedRun, split: str) -> dict[str, Any]:
+    """A run by itself: how to make it again, what it confused, and where it was most wrong."""
+    own, variant = run.answered(split), run.variant
+    known = [one for one in own if one.losses.get(variant) is not None]
+    worst = sorted(known, key=lambda one: -float(one.losses[variant] or 0))[:_WORST]
+    return {
+        "name": run.name,
+        "state": run.state,
+        "command": f"zofo train {shlex.quote(str(run.folder.path / 'config.yaml'))} output_dir=runs/again",
+        "settings": [(key, value) for key, value in run.settings.items() if value not in (None, {}, [])],
+        "confusion": _confusion(own, variant),
+        "worst": [
+            {
+                "where": one.where.rsplit("/", 1)[-1],
+                "text": one.text,
+                "right": one.right,
+                "said": one.said(variant),
+                "loss": _number(one.losses[variant]),
+            }
+            for one in worst
+        ],
+    }
+
+
+def _confusion(examples: Sequence[ScoredExample], variant: str) -> dict[str, Any] | None:
+    """How often each label was given for each; None where the examples do not share a few labels."""
+    labels = [label.strip() for label in examples[0].candidates] if examples and not examples[0].answers else []
+    same = all([label.strip() for label in one.candidates] == labels for one in examples)
+    if not same or not 1 < len(labels) <= _MOST_LABELS:
+        return None
+    counts = [[0] * len(labels) for _ in labels]
+    for one in examples:
+        for gold in one.golds[:1]:
+            counts[gold][int(one.predicted[variant])] += 1
+    rows = [
+        (label, [(count, count / sum(row) if sum(row) else 0.0) for count in row])
+        for label, row in zip(labels, counts, strict=True)
+    ]
+    return {"labels": labels, "rows": rows}

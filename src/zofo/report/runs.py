@@ -1,0 +1,154 @@
+"""What a report knows of a run: its configuration, its log, its outcome and what its models answered."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import RunError
+from zofo.filesystem import real
+from zofo.overrides import flatten
+from zofo.training import RunFolder
+from zofo.training.answers_file import ScoredExample, read_answers
+from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_record import ANSWERS, SUMMARY
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run as a report shows it.
+
+    Args:
+        name: that tells it from the others.
+        folder: of the run.
+        task: as people call it.
+        settings: every key of its configuration, dotted, with its value.
+        events: the lines of its log, in order.
+        summary: its outcome; empty of a run that is going on, or whose process died.
+        examples: what its models last answered; none of a run of an older version.
+        group: runs of one group differ in their seed alone.
+    """
+
+    name: str
+    folder: RunFolder
+    task: str
+    settings: dict[str, Any]
+    events: list[dict[str, Any]]
+    summary: dict[str, Any] = field(default_factory=dict)
+    examples: list[ScoredExample] = field(default_factory=list)
+    group: str = ""
+
+    @property
+    def state(self) -> str:
+        """Whether it has ended, in words; empty where it has."""
+        if not self.summary:
+            return "has not ended: it is going on, or was killed"
+        stopped = self.summary.get("stopped")
+        return f"was stopped: {stopped}" if stopped else ""
+
+    @property
+    def metric(self) -> str:
+        """Name of its score; empty before the first evaluation."""
+        first = next(self.evaluations, None)
+        names = (key for key in first or () if key not in ("event", "steps", "variant"))
+        return str(self.summary.get("metric") or next(names, ""))
+
+    @property
+    def variant(self) -> str:
+        """The model that is reported first."""
+        first = next(self.evaluations, {"variant": "model"})
+        return str(next(iter(self.summary.get("variants", {})), first["variant"]))
+
+    @property
+    def evaluations(self) -> Any:
+        """The evaluations on validation in its log."""
+        return (line for line in self.events if line["event"] == "evaluation")
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps in its log."""
+        return [line for line in self.events if line["event"] == "step"]
+
+    def scores(self, split: str) -> dict[str, float]:
+        """Scores, loss and majority of the first model on a split; of a run without an outcome, those of its last
+        evaluation; empty where it was not scored."""
+        variants = self.summary.get("test", {}) if split == "test" else self.summary.get("variants", {})
+        found = variants.get(self.variant)
+        if found or split == "test" or self.summary:
+            return dict(found or {})
+        own = [line for line in self.evaluations if line["variant"] == self.variant]
+        return {k: v for k, v in own[-1].items() if isinstance(v, int | float)} if own else {}
+
+    def answered(self, split: str) -> list[ScoredExample]:
+        """The examples of a split."""
+        return [one for one in self.examples if one.split == split]
+
+
+def read_runs(paths: Sequence[Path | str]) -> list[ReportedRun]:
+    """Read runs, and of a study its final runs.
+
+    Raises:
+        RunError: a folder that is neither a run nor a study, or one that is given twice; names it.
+    """
+    found: list[ReportedRun] = []
+    for path in map(Path, paths):
+        found += _of_study(path) if (path / "study.json").is_file() else [_read(path, path.name or str(path))]
+    seen: set[Path] = set()
+    for run in found:
+        if real(run.folder.path) in seen:
+            raise RunError(f"the run {str(run.folder.path)!r} is given twice", "name each run once")
+        seen.add(real(run.folder.path))
+    if len({run.name for run in found}) < len(found):  # folders of one name in several places
+        found = [replace(run, name=str(run.folder.path)) for run in found]
+    if not found:
+        raise RunError("the study has no final run that is done", "run it first: zofo study NAME")
+    return found
+
+
+def _of_study(path: Path) -> list[ReportedRun]:
+    """The final runs of a study, as its results name them."""
+    results = path / "results.csv"
+    if not results.is_file():
+        raise RunError(f"{str(path)!r} is a study without results.csv", "write it first: zofo study NAME --report-only")
+    with results.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["trial"] == "False" and not row["failed"]]
+    found: dict[str, ReportedRun] = {}
+    for row in rows:
+        folder = path / "runs" / row["run"]
+        if row["run"] not in found and (folder / "config.yaml").is_file():
+            name = ", ".join(filter(None, [row["method"], row["task"], f"seed {row['seed']}"]))
+            found[row["run"]] = _read(folder, name, ", ".join(filter(None, [row["method"], row["task"]])))
+    return list(found.values())
+
+
+def _read(path: Path, name: str, group: str = "") -> ReportedRun:
+    run = RunFolder.open(path)
+    config = run.config
+    summary = run.summary if (run.path / SUMMARY).is_file() else {}
+    return ReportedRun(
+        name,
+        run,
+        str(summary.get("task") or config.task.title),
+        dict(flatten(config.model_dump(mode="json", exclude={"output_dir"}))),
+        metrics_lines(run.metrics) if run.metrics.is_file() else [],
+        summary,
+        read_answers(run.path / ANSWERS) if summary else [],  # those of an earlier stop are not of this outcome
+        group or name,
+    )
+
+
+Settings = list[tuple[str, list[Any]]]
+"""Keys, and the value that each run has; None where it has none."""
+
+
+def differing_settings(runs: Sequence[ReportedRun]) -> tuple[Settings, Settings]:
+    """Every key that not all runs have with the same value: of the parts that all of them have, with the names of
+    those that they have not; and the options of these."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    rows = ((key, [run.settings.get(key) for run in runs]) for key in keys)
+    apart = [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+    main = [(key, values) for key, values in apart if None not in values or key.endswith(".name")]
+    return main, [one for one in apart if one not in main]

@@ -1,0 +1,208 @@
+"""Runs side by side: paired tests against numbers worked out by hand, and the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from test_treatment import configured  # noqa: F401  # a fixture
+from zofo.cli import main
+from zofo.errors import ConfigError, RunError
+from zofo.report import compare_runs, read_runs, watch_run, write_report
+from zofo.report.charts import safe_json
+from zofo.training import train
+from zofo.training.answers_file import ScoredExample
+
+EVIL = "</script><script>window.broken = 1</script><img src=x onerror=broken()>"
+
+
+@pytest.fixture
+def two(configured):  # noqa: F811
+    """Two runs of one task, by other methods."""
+    mezo = {"name": "mezo", "lr": 1e-3}
+    first = train(configured("first", mezo, steps=4, treatment_steps=None, eval_steps=2))
+    other = train(configured("other", {"name": "first-order", "lr": 1e-2}, steps=4, treatment_steps=2, eval_steps=2))
+    return first.path, other.path
+
+
+def answered(run, right, losses=None, groups=None):
+    """The run, as if it had been right on some of as many examples as there are marks: `+` for right."""
+    texts, losses = range(len(right)), losses or [0.5] * len(right)
+    examples = [
+        ScoredExample(
+            *("validation", f"rows.csv:{i}", f"text {i}", ("no", "yes"), (1,), ()),
+            groups[i] if groups else "",
+            "",
+            {run.variant: int(right[i] == "+")},
+            {run.variant: losses[i]},
+        )
+        for i in texts
+    ]
+    return replace(run, examples=examples)
+
+
+def test_two_runs_are_compared_example_by_example(two):
+    first, other = read_runs(two)
+    marks = ["++++----++" * 10, "+++++++-+-" * 10]
+    losses = [[0.1 * (i % 7) for i in range(100)], [0.1 * (i % 5) for i in range(100)]]
+    pair = compare_runs([answered(first, marks[0], losses[0]), answered(other, marks[1], losses[1])]).pairs[0]
+    assert (pair.examples, pair.only_first, pair.only_second) == (100, 10, 30)
+    assert pair.mcnemar == pytest.approx(stats.binomtest(10, 40).pvalue)
+    assert pair.score.value == pytest.approx(0.2)
+    apart = np.array([b == "+" for b in marks[1]], float) - np.array([a == "+" for a in marks[0]], float)
+    error = apart.std() / 10
+    assert pair.score.low == pytest.approx(0.2 - 1.96 * error, abs=0.02)
+    assert pair.score.high == pytest.approx(0.2 + 1.96 * error, abs=0.02)
+    assert pair.score.detectable == pytest.approx(2.8 * error, rel=0.1)
+    assert pair.loss.value == pytest.approx(np.mean(losses[1]) - np.mean(losses[0]))
+    assert pair.verdict.startswith("other is better than first by 20.0 points of accuracy (95 %: +")
+    same = compare_runs([answered(first, marks[0]), answered(other, marks[0])]).pairs[0]
+    assert (same.mcnemar, same.score.low, same.score.high) == (1.0, 0.0, 0.0)
+    few = compare_runs([answered(first, "---+"), answered(other, "++++")]).pairs[0]
+    assert few.score.is_clear  # a bootstrap of four examples is too sure
+    assert few.verdict.startswith("no difference")
+    assert same.verdict.startswith("no difference between other and first that 100 examples can show")
+
+
+def test_rows_of_a_group_are_drawn_together(two):
+    """Ten groups of ten rows that are right together say as little as ten rows."""
+    first, other = read_runs(two)
+    marks = ["+" * 50 + "-" * 50, "+" * 70 + "-" * 30]
+    groups = [str(i // 10) for i in range(100)]
+    wide = compare_runs([answered(run, marks[i], groups=groups) for i, run in enumerate((first, other))]).pairs[0]
+    narrow = compare_runs([answered(run, marks[i]) for i, run in enumerate((first, other))]).pairs[0]
+    assert wide.score.value == narrow.score.value == pytest.approx(0.2)
+    assert wide.score.high - wide.score.low > 2 * (narrow.score.high - narrow.score.low)
+
+
+def test_what_cannot_be_compared_is_said(two, tmp_path):
+    first, other = read_runs(two)
+    found = compare_runs([answered(first, "+-"), replace(answered(other, "+-"), examples=[])])
+    assert not found.pairs
+    assert "other has no answers on validation" in found.notes[0]
+    elsewhere = [replace(one, text="another") for one in answered(other, "+-").examples]
+    found = compare_runs([answered(first, "+-"), replace(other, examples=elsewhere)])
+    assert "none of their 2 and 2 is the same" in found.notes[0]
+    with pytest.raises(ConfigError, match="two runs or more"):
+        compare_runs(two[:1])
+    with pytest.raises(ConfigError, match="not on 'train'"):
+        compare_runs(two, "train")
+    with pytest.raises(RunError, match="given twice"):
+        compare_runs([two[0], two[0]])
+    with pytest.raises(RunError, match="not a run folder"):
+        read_runs([tmp_path])
+
+
+def test_the_command_line_compares(two, capsys):
+    typed("compare", *two)
+    shown = capsys.readouterr().out
+    assert re.search(r"method\.name +mezo +first-order", shown)
+    assert "between other and first" in shown or "is better than" in shown
+    typed("compare", *two, "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in told["runs"]] == ["first", "other"]
+    assert told["settings"]["method.name"] == ["mezo", "first-order"]
+    assert told["pairs"][0]["examples"] == 4
+
+
+def test_the_page_holds_everything_and_runs_no_text(two, tmp_path, capsys):
+    lines = (two[0] / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    changed = [json.dumps({**json.loads(line), "text": EVIL}) for line in lines]
+    (two[0] / "answers.jsonl").write_text("\n".join(changed) + "\n", encoding="utf-8")
+    page = tmp_path / "page.html"
+    typed("report", *two, "-o", page)
+    assert str(page) in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    assert len(text.encode()) < 5e6
+    assert EVIL not in text
+    assert "&lt;/script&gt;&lt;script&gt;window.broken" in text
+    own = re.sub(
+        r"<script>.*?</script>", "", text, flags=re.DOTALL
+    )  # Plotly's source names addresses that it never asks
+    assert not re.search(r"(src|href)=[\"']?(http|//)", own)
+    assert "default-src 'none'" in text
+    found = dict(re.findall(r'<script type="application/json" id="plot-0-([\w-]+)-data">(.*?)</script>', text))
+    assert {"validation-score", "validation-loss", "training-loss", "slopes", "seconds", "peak_bytes"} <= found.keys()
+    curve = json.loads(found["validation-score"])["data"]
+    assert [trace["name"] for trace in curve] == ["first", "other"]
+    assert curve[0]["meta"]["axes"]["steps"] == [2, 4]
+    assert curve[0]["meta"]["axes"]["queries"] == [2 * 4 * 2, 4 * 4 * 2]
+    assert json.loads(found["distance"])["data"][0]["y"][-1] == 0.0  # of the run that measured its treatment
+
+
+def test_json_in_a_page_ends_no_script():
+    assert "<" not in safe_json({"a": EVIL})
+    assert json.loads(safe_json({"a": EVIL})) == {"a": EVIL}
+
+
+def test_runs_that_go_on_or_were_stopped_or_are_of_other_tasks_are_said(two, tmp_path):
+    (two[1] / "summary.json").unlink()  # as while it runs
+    going = read_runs(two)
+    assert going[1].state.startswith("has not ended")
+    assert going[1].examples == []
+    assert going[1].scores("validation")["accuracy"] == going[1].events[-1]["accuracy"]
+    assert "other has not ended: it is going on, or was killed" in compare_runs(going).notes
+    stopped = replace(going[0], summary={**going[0].summary, "stopped": "SIGTERM"}, task="another")
+    write_report([stopped, going[1]], tmp_path / "page.html", refresh=10)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "was stopped: SIGTERM" in text
+    assert "The runs are of different tasks" in text
+    assert '<meta http-equiv="refresh" content="10">' in text
+    with pytest.raises(RunError, match="cannot write the report"):
+        write_report(going, tmp_path / "no" / "such" / "folder.html")
+
+
+def test_a_run_is_followed_until_it_ends(two):
+    """Its process is this one, which has its lock until it is done."""
+    path, summary = two[0], (two[0] / "summary.json").read_bytes()
+    lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "summary.json").unlink()
+    (path / "metrics.jsonl").write_bytes(b"")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        (path / "metrics.jsonl").write_bytes(b"".join(lines[: len(waits)]))
+        if len(waits) == len(lines):
+            (path / "summary.json").write_bytes(summary)
+
+    with read_runs([path])[0].folder.locked():
+        shown = list(watch_run(path, sleep))
+    assert shown[0] == "no step is made yet"
+    assert shown[1].startswith("step 1 of 4, loss ")
+    assert "accuracy" in shown[-2]
+    assert shown[-1] == "the run has ended"
+    (path / "summary.json").unlink()
+    assert list(watch_run(path, sleep))[-1].startswith("no process is at the run")
+
+
+def typed(*arguments):
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, arguments)])
+    assert left.value.code == 0
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_a_browser_draws_every_chart_without_an_error(two, tmp_path):
+    page = tmp_path / "page.html"
+    write_report(read_runs(two), page)
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=20000"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    command = [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    plots = done.stdout.count("data-switchable=")
+    assert plots >= 7
+    drawn = re.findall(r'class="plot js-plotly-plot"', done.stdout)
+    assert len(drawn) == plots
+    assert "CONSOLE" not in done.stderr
