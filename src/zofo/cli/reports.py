@@ -13,7 +13,7 @@ from rich.table import Table
 from zofo.cli.options import AsJson, out, verbs
 
 if TYPE_CHECKING:
-    from zofo.report import Comparison
+    from zofo.report import RunComparison
 
 commands = verbs()
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or of studies.")]
@@ -88,7 +88,7 @@ def watch(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of
         out.say("the run goes on")
 
 
-def _table(found: Comparison) -> Table:
+def _table(found: RunComparison) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for run in found.runs:
@@ -108,7 +108,7 @@ def _table(found: Comparison) -> Table:
     return table
 
 
-def _both(scores: list[dict[str, float]], found: Comparison) -> Any:
+def _both(scores: list[dict[str, float]], found: RunComparison) -> Any:
     return zip(scores, found.runs, strict=True)
 
 
@@ -122,7 +122,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _as_json(found: Comparison) -> dict[str, Any]:
+def _as_json(found: RunComparison) -> dict[str, Any]:
     runs = [{"name": run.name, "folder": str(run.folder.path), **run.scores(found.split)} for run in found.runs]
     return {
         "split": found.split,

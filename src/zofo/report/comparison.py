@@ -91,7 +91,7 @@ class PairedRuns:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """What can be said of some runs.
 
     Args:
@@ -111,7 +111,7 @@ class Comparison:
     notes: list[str]
 
 
-def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str | None = None) -> Comparison:
+def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str | None = None) -> RunComparison:
     """Compare runs by their first models.
 
     Args:
@@ -136,7 +136,7 @@ def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str
         notes += [found] if isinstance(found, str) else []
     if pairs:
         notes.append("The intervals are over examples: another seed of the same configuration may differ by more.")
-    return Comparison(runs, chosen, *differing_settings(runs), pairs, notes)
+    return RunComparison(runs, chosen, *differing_settings(runs), pairs, notes)
 
 
 def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | str:
