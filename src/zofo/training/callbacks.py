@@ -69,6 +69,7 @@ class MetricsLogger(Callback):
             self._digest.update(self._file.read())
         self._method = method
         self.with_rates = False
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # get each line that is written
         self._start = time.perf_counter() - seconds
 
     @property
@@ -112,6 +113,8 @@ class MetricsLogger(Callback):
         self._file.flush()
         self._digest.update(written)
         self._size += len(written)
+        for listen in self.listeners:
+            listen(stamped)
 
 
 class TrajectoryLogger(Callback):

@@ -24,7 +24,7 @@ from zofo.yaml_loader import read_yaml
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
 SUMMARY, REPLAYED = "summary.json", "replayed"
 WEIGHTS = "weights.safetensors"
-ANSWERS = "answers.jsonl"
+ANSWERS, TRACKING = "answers.jsonl", "tracking"
 _RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, ANSWERS, "metrics.jsonl"}  # files that hold no part of the model
 
 
@@ -38,7 +38,7 @@ class RunRecord:
     `metrics.jsonl` a line a step and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft
     adapter (`lower_adapter/` the second one of `bilevel`), `weights.safetensors` weights trained by first-order steps,
     `best/` the same as of the best evaluation, `summary.json` the outcome, `replayed/` what replays led to, see
-    `enable_replay_cache`.
+    `enable_replay_cache`, `tracking/` what trackers keep.
 
     Args:
         path: the folder.
@@ -149,7 +149,7 @@ class RunRecord:
 
     def artifact_hashes(self) -> dict[str, str]:
         """SHA-256 of every file that holds a part of the trained model, by its path inside the run."""
-        left_out = {self.checkpoints, self.path / REPLAYED}
+        left_out = {self.checkpoints, self.path / REPLAYED, self.path / TRACKING}
         return {
             path.relative_to(self.path).as_posix(): sha256_of(path)
             for path in sorted(self.path.rglob("*"))

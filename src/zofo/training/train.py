@@ -56,6 +56,7 @@ from zofo.training.run_folder import RunFolder
 from zofo.training.run_record import ANSWERS
 from zofo.training.run_state import ResumePoint, RunState, should_checkpoint_weights
 from zofo.training.signals import Signals
+from zofo.training.trackers import Trackers, check_trackers
 from zofo.training.training_config import TrainingConfig
 from zofo.training.treatment import TreatmentLogger, check_treatment
 from zofo.trajectory.format import TrajectoryWriter
@@ -88,6 +89,7 @@ def train(
     """
     console = console or Console(quiet=True)
     begun = find_resumable_run(config)  # refuses, before anything is loaded
+    check_trackers(config.training.report_to)
     scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
     prepared = prepare_run(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
     context = training_context(config, prepared, reward)
@@ -112,15 +114,17 @@ def train(
             trained = _Session(prepared, context, method, steps, str(identity.model_hash), notes, header)
             _train_in(folder, config, trained, console)
         except Interrupted as stop:
-            again = "begin again" if stop.steps is None else "go on"
-            trusting = " --trust-remote-code" if remote_code else ""
-            stop.hint = f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{trusting}"
-            if reward is not None:
-                stop.hint = (
-                    f"to {again}: train with output_dir={folder.path}, the same configuration and the same reward"
-                )
+            stop.hint = _how_to_go_on(stop, folder, remote_code, reward)
             raise
     return folder
+
+
+def _how_to_go_on(stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Reward | None) -> str:
+    again = "begin again" if stop.steps is None else "go on"
+    if reward is not None:
+        return f"to {again}: train with output_dir={folder.path}, the same configuration and the same reward"
+    trusting = " --trust-remote-code" if remote_code else ""
+    return f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{trusting}"
 
 
 _GOES_ON = "type the same command again: the run goes on from its newest checkpoint"
@@ -137,6 +141,14 @@ class _Session:
     base_hash: str
     notes: Sequence[str]
     begun: Mapping[str, Any] | None
+
+
+def _measuring(trained: _Session, training: TrainingConfig) -> TreatmentLogger | None:
+    """What measures the treatment, if that is asked for."""
+    every = training.treatment_steps
+    if every is None:
+        return None
+    return TreatmentLogger(trained.method, trained.context, every, training.treatment_examples)
 
 
 def _trajectory_header(config: RunConfig, trained: _Session) -> dict[str, Any]:
@@ -160,13 +172,13 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     progress = RunState(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
     checkpoints.sweep()
     warn, header = functools.partial(_warn, console), _trajectory_header(config, trained)
-    every, examples = training.treatment_steps, training.treatment_examples
-    measuring = None if every is None else TreatmentLogger(method, trained.context, every, examples)
+    measuring = _measuring(trained, training)
     done = _resumed(folder, progress, checkpoints.latest(warn), header)
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
-    callbacks: list[Callback] = [metrics, best, evaluating, TiesWarning(warn)]
+    tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
+    callbacks: list[Callback] = [tracking, metrics, best, evaluating, TiesWarning(warn)]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError
@@ -22,6 +22,13 @@ LrSchedulerType = Literal[
     "warmup_stable_decay",
 ]
 """Schedules of `transformers.get_scheduler` that depend on the number of the step alone."""
+
+
+def _as_names(given: Any) -> Any:
+    """One name, or none, as a list."""
+    if isinstance(given, str):
+        return [] if given == "none" else [given]
+    return [] if given is None else given
 
 
 class TrainingConfig(Config):
@@ -72,6 +79,9 @@ class TrainingConfig(Config):
     on_save_error: Literal["stop", "skip"] = "stop"
     """What to do about a checkpoint that cannot be written, on a full disk: stop, or go on and try again when the next
     one is due."""
+    report_to: Annotated[list[str], BeforeValidator(_as_names)] = []
+    """Trackers that get the numbers of `metrics.jsonl`, too: `tensorboard`, `trackio`, `mlflow`, `wandb`, or others
+    that accelerate knows."""
     checkpoint_weights: bool | None = None
     """Whether a checkpoint holds the backbone's weights too, and not only the trajectory; by default where a replay
     would be slow."""
