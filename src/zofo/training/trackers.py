@@ -125,7 +125,7 @@ class Trackers(Callback):
         digest = hashlib.sha256(str(real(self._folder)).encode()).hexdigest()[:6]
         name = str(known.get("name", f"{self._folder.name}-{digest}"))
         for kind in names:
-            found = self._safely(kind, self._start, kind, _Place(place, name, known.get(kind), steps))
+            found = self._safely(kind, self._opened, kind, _Place(place, name, known.get(kind), steps))
             if found is not None:
                 self._open[kind] = found
                 known[kind] = _KINDS[kind].id_of(found.tracker)
@@ -133,7 +133,7 @@ class Trackers(Callback):
         metrics.listeners.append(self.log)
         return self
 
-    def _start(self, kind: str, place: _Place) -> Any:
+    def _opened(self, kind: str, place: _Place) -> Any:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         own = kind == "tensorboard"  # whose runs are folders
