@@ -208,7 +208,7 @@ def test_a_copy_elsewhere_is_the_same_copy(parts):
     (one, logs), (other, others) = (trained(anchor=kind, anchor_interval=4, **parts) for kind in ("copy", "offload"))
     assert logs == others
     assert one.backbone.fingerprint() == other.backbone.fingerprint()
-    assert all(tensor.device.type == "cpu" for tensor in other._anchor._stored.values())
+    assert all(tensor.device.type == "cpu" for tensor in other._anchored._anchor._stored.values())
 
 
 # half precision
@@ -264,14 +264,14 @@ def test_how_many_minibatch_steps_it_is_exact_for_follows_from_the_columns(rank,
     given = {"noise": noise, "num_directions": directions, "anchor_interval": 20, **options}
     method, _ = trained(dtype=torch.bfloat16, steps=0, **given)
     anchor, kept = method.backbone.fingerprint(), []
-    ask = method._anchor.losses
+    ask = method._anchored._anchor.losses
 
     def asked(*where):
         found = ask(*where)
         kept.append(method.backbone.fingerprint() == anchor)
         return found
 
-    method._anchor.losses = asked
+    method._anchored._anchor.losses = asked
     for step in range(10):
         method.step(step)
     assert kept == [True] * exact + [False] * (9 - exact)
@@ -522,7 +522,7 @@ def build_to(steps, failed, parts, anchor):
     method = build(LeastSquares(), anchor=anchor, anchor_interval=2, **parts)
     for step in range(failed):
         method.step(step)
-    method._full = None
+    method._anchored.full = None
     for step in range(failed + 1, steps):
         method.step(step)
     return method

@@ -25,7 +25,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["studies", "testing", "report"],
     ["bench", "export"],
     ["training"],
-    ["trajectory"],
+    ["trajectory", "optim"],
     ["methods"],
     ["estimators", "rules"],
     ["evaluators"],

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from zofo.models import LoadedModel, ModelConfig, load_model
     from zofo.noise import Gaussian, LowRank, Noise, Rademacher
-    from zofo.rules import SGD, Rule
+    from zofo.rules import Rule
     from zofo.training import RunConfig, RunFolder, evaluate_run, predict, predict_file, read_config, train
 
 __version__ = "0.1.0"
@@ -53,13 +53,13 @@ _HOMES = {
     ),
     "models": ("LoadedModel", "ModelConfig", "load_model"),
     "noise": ("Gaussian", "LowRank", "Noise", "Rademacher"),
-    "rules": ("SGD", "Rule"),
+    "rules": ("Rule",),
     "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "predict_file", "read_config", "train"),
 }
+_ROOMS = ("optim",)  # that are imported by their own names
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "SGD",
     "Backbone",
     "Bilevel",
     "BilevelConfig",
@@ -103,12 +103,15 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used: torch takes a second, and `zofo --help` needs none of it."""
+    if name in _ROOMS:
+        return import_module(f"zofo.{name}")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'zofo' has no attribute {name!r}")
+        instead = "; the rule is zofo.rules.SGD, an optimizer is zofo.optim.MeZO" if name == "SGD" else ""
+        raise AttributeError(f"module 'zofo' has no attribute {name!r}{instead}")
     value = getattr(import_module(f"zofo.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, *_ROOMS])

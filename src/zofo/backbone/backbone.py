@@ -304,6 +304,22 @@ class Backbone:
                 tensor.copy_(flat.view(tensor.shape))
         self.is_corrupt = False
 
+    @torch.no_grad()
+    def keep(self, stored: dict[str, torch.Tensor]) -> None:
+        """Copy the selected tensors into `stored`, where memory for them is made the first time."""
+        for name, tensor in self.tensors.items():
+            if name not in stored or stored[name].device != tensor.device:
+                stored[name] = torch.empty_like(tensor)
+            stored[name].copy_(tensor)
+
+    @torch.no_grad()
+    def restore_(self, stored: Mapping[str, torch.Tensor]) -> None:
+        """Give the selected tensors the bits that `keep` stored, also after a sweep that was interrupted."""
+        self.is_corrupt = True
+        for name, tensor in self.tensors.items():
+            tensor.copy_(stored[name])
+        self.is_corrupt = False
+
     def fingerprint(self) -> str:
         """See the function `fingerprint`, of the selected tensors."""
         return fingerprint(self.tensors)

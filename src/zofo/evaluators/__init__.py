@@ -4,7 +4,7 @@ from zofo.evaluators.backward import Gradient
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Objective, Point, Probe
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.in_forward import InForward
-from zofo.evaluators.in_place import InPlace
+from zofo.evaluators.in_place import FromCopy, InPlace
 from zofo.evaluators.parameter_use import unused_by
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "LossRequest",
     "Counts",
     "Evaluator",
+    "FromCopy",
     "Gradient",
     "InForward",
     "InPlace",

@@ -46,12 +46,14 @@ class Evaluator(ABC):
     Attributes:
         per_example: whether it can visit a point of its own for each example of a batch.
         writes_points: whether it writes each point into the weights, so that a replay has to do so, too.
+        repeats_batch: whether it asks for all points in one call of the objective, with the batch repeated.
         theta: what it looks around.
         counts: forwards and queries made so far by this evaluator.
     """
 
     per_example = False
     writes_points = False
+    repeats_batch = False
     theta: Theta
     counts: Counts
 

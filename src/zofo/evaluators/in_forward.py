@@ -74,6 +74,7 @@ class InForward(Evaluator):
     """
 
     per_example = True
+    repeats_batch = True
 
     def __init__(
         self, model: nn.Module, backbone: Backbone, flush_every: Count = 8, micro_batch: Count | None = None

@@ -1,4 +1,4 @@
-"""The in-place evaluator: moves the weights to each point and back. Any noise, any torch module."""
+"""The in-place evaluators: they move the weights to each point and back. Any noise, any torch module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from zofo.backbone import Backbone, Theta, Update, at_least_float32
 from zofo.displacement import Displacement
-from zofo.errors import EvaluatorError
+from zofo.errors import EvaluatorError, ModelError, out_of_memory
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Point, Probe
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.model_check import check_by_itself
@@ -45,7 +45,8 @@ class InPlace(Evaluator):
             kind = str(min(half, key=str)).removeprefix("torch.")
             raise EvaluatorError(
                 f"moving {kind} weights in place loses most of each update and drifts by percents in 1,000 steps",
-                "load the model with model.dtype=float32, or accept the drift with method.evaluator.allow_half=true",
+                "set method.evaluator=in-forward or from-copy, load the model with model.dtype=float32, or accept the "
+                "drift with method.evaluator.allow_half=true",
             )
         self.model = model
         self.theta = Theta(backbone)
@@ -59,9 +60,7 @@ class InPlace(Evaluator):
                 rows = []
                 for point in points:
                     self.theta.move_to(_shared(point))
-                    rows.append(
-                        torch.cat([at_least_float32(objective(self.model, batch)) for objective, batch in asks])
-                    )
+                    rows.append(_losses(self.model, asks))
                     self.counts.queries += rows[-1].numel()
                 probe.losses = torch.stack(rows)
             yield probe
@@ -79,8 +78,71 @@ class InPlace(Evaluator):
             check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
 
 
+@EVALUATORS.register("from-copy")
+class FromCopy(Evaluator):
+    """Moves the weights to each point from a copy of the tensors that move, and takes their bits back from it.
+
+    Every point is exactly theta plus its displacement, and theta is what it was to the bit, whatever the model or the
+    losses do: also after an error, or an interrupt in the middle of a sweep. So half precision does not drift, and
+    updates are rounded stochastically. It takes the memory of what moves a second time, which is little for an adapter;
+    `in-forward` is as exact without it.
+
+    Args:
+        model: run by the objective; in evaluation mode if dropout is to be off.
+        backbone: the tensors that move.
+    """
+
+    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
+        self.model = model
+        self.theta = Theta(backbone)
+        self.counts = Counts()
+        self._stored: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
+        probe, backbone = _InPlaceProbe(self), self.backbone
+        self._keep()
+        try:
+            with torch.no_grad(), counting_forwards(self.model, self.counts):
+                rows = []
+                for point in points:
+                    backbone.apply_(_shared(point))
+                    rows.append(_losses(self.model, asks))
+                    self.counts.queries += rows[-1].numel()
+                    backbone.restore_(self._stored)
+                probe.losses = torch.stack(rows)
+            yield probe
+        except BaseException:  # an interrupt, too
+            backbone.restore_(self._stored)
+            raise
+
+    def _keep(self) -> None:
+        """Raises EvaluatorError where the copy does not fit into memory."""
+        if self.backbone.is_corrupt:
+            raise ModelError("the weights were left in the middle of a sweep", "load the model again")
+        try:
+            self.backbone.keep(self._stored)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            size = sum(tensor.numel() * tensor.element_size() for tensor in self.backbone.tensors.values())
+            raise EvaluatorError(
+                f"a copy of the tensors that move, of {size / 2**30:.1f} GiB, does not fit into memory",
+                "set method.evaluator=in-place, which keeps none",
+            ) from error
+
+    def check(self, asks: Sequence[LossRequest]) -> None:
+        for objective, batch in asks:
+            check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
+
+
+def _losses(model: nn.Module, asks: Sequence[LossRequest]) -> torch.Tensor:
+    """The losses of all that is asked, where the weights stand."""
+    return torch.cat([at_least_float32(objective(model, batch)) for objective, batch in asks])
+
+
 class _InPlaceProbe(Probe):
-    def __init__(self, evaluator: InPlace) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
 
     def update(self, update: Update) -> None:

@@ -34,6 +34,6 @@ class MeZO(ForwardOnly):
     def step(self, number: int) -> StepLog:
         before = self.counts.copy()
         factor = self.lr_factor(number)
-        estimate, update = self._zo.step(number, [(self._objective, self._batches[number])], factor)
+        estimate, update = self._zo.step(number, [(self._objective, self._batches[number])], self._zo.rate(factor))
         rate = self._zo.sgd_rate(factor)
         return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update, rate)

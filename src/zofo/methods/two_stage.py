@@ -93,7 +93,7 @@ class TwoStage(Method):
             losses = self._gradient.accumulate(self._p, self._objective, batch)
             self._first.step(self.lr_factor(number))
             return StepLog(losses.mean().item(), self.counts - before)
-        estimate, update = self._zo.step(number, [(self._objective, batch)], self.lr_factor(number))
+        estimate, update = self._zo.step(number, [(self._objective, batch)], self._zo.rate(self.lr_factor(number)))
         coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
         rate = self._zo.sgd_rate(self.lr_factor(number))
         return StepLog(estimate.loss, self.counts - before, coefficients, update, rate)

@@ -289,13 +289,22 @@ class ZerothOrder:
         plain = self.rule.plain and not self._normalize_by_std and not self._masked and self._lr is not None
         return float(self._lr or 0.0) * lr_factor if plain else None
 
-    def step(self, number: int, asks: Sequence[LossRequest], lr_factor: float = 1.0) -> tuple[Estimate, Update]:
-        """Ask along the directions of step `number`, estimate, and update the backbone."""
-        directions = self.directions(number)
+    def step(
+        self, number: int, asks: Sequence[LossRequest], rate: float | None = None, examples: int | None = None
+    ) -> tuple[Estimate, Update]:
+        """Ask along the directions of step `number`, estimate, and update the backbone.
+
+        Args:
+            number: of the step.
+            asks: the objective, and its batches.
+            rate: the learning rate, in place of the rule's own; see `rate`.
+            examples: in the batches, where they are not of the configured size.
+        """
+        directions = self.directions(number, examples=examples)
         with self.evaluator.probe(asks, self.estimator.ask(directions)) as probe:
             estimate = self.estimator.tell(directions, probe.losses)
             update, state = self.rule.update(
-                estimate.normalized_by_std() if self._normalize_by_std else estimate, self.state, self.rate(lr_factor)
+                estimate.normalized_by_std() if self._normalize_by_std else estimate, self.state, rate
             )
             probe.update(update)
         self.state = state

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement
-from zofo.evaluators import Evaluator, Objective, Point
+from zofo.evaluators import Evaluator, LossRequest, Point
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
 
 
@@ -35,8 +34,8 @@ class Anchor(ABC):
         """Take back what `state_dict` gave."""
 
     @abstractmethod
-    def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        """Objective at points relative to the anchor, [points, examples]; theta is as before when it returns."""
+    def losses(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
+        """Losses at points relative to the anchor, [points, examples]; theta is as before when it returns."""
 
 
 class DisplacedAnchor(Anchor):
@@ -63,8 +62,9 @@ class DisplacedAnchor(Anchor):
     def load_state_dict(self, state: StateDict) -> None:
         self.since = to_displacement(state.values["since"])
 
-    def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        return self._evaluator.losses(objective, batch, [_shifted(point, -self.since) for point in points])
+    def losses(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
+        with self._evaluator.probe(asks, [_shifted(point, -self.since) for point in points]) as probe:
+            return probe.losses
 
 
 class CopiedAnchor(Anchor):
@@ -104,10 +104,10 @@ class CopiedAnchor(Anchor):
                 list(self._stored.values()), tensors_to_state([state.tensors[name] for name in self._stored])
             )
 
-    def losses(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+    def losses(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
         """The copy's values are in the model meanwhile."""
-        with self._in_the_model():
-            return self._evaluator.losses(objective, batch, points)
+        with self._in_the_model(), self._evaluator.probe(asks, points) as probe:
+            return probe.losses
 
     @contextmanager
     def _in_the_model(self) -> Iterator[None]:

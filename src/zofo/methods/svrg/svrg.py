@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from zofo.backbone import Update
 from zofo.config import NonNegative
 from zofo.displacement import Key
-from zofo.errors import ConfigError, NonFiniteError
-from zofo.estimators import Direction, Estimate
-from zofo.evaluators import LossRequest, Probe
+from zofo.errors import ConfigError
+from zofo.evaluators import LossRequest
 from zofo.methods.base import METHODS, StepLog, TrainingContext
-from zofo.methods.svrg.anchor import Anchor, CopiedAnchor, DisplacedAnchor
+from zofo.methods.svrg.anchored_step import AnchoredStep
 from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.zeroth_order_step import DirectionSharing
 from zofo.noise import permutation
 from zofo.rules import RULES
-from zofo.state_dict import StateDict, of_displacement, to_displacement
+from zofo.state_dict import StateDict
 
 LARGEST_FULL = 4096
 """Examples up to which an anchor's gradient is over all of them without being asked to."""
@@ -203,13 +200,7 @@ class SVRG(ForwardOnly):
         )
         self._lr, self._lr_full = self._rates()
         self._annealing = Annealing(self._batches.per_epoch, config.anneal_threshold, config.anneal_factor)
-        self._anchor: Anchor = DisplacedAnchor(zo.evaluator)
-        if config.uses_anchor and config.anchor != "displacement":
-            device = torch.device("cpu") if config.anchor == "offload" else None
-            self._anchor = CopiedAnchor(zo.evaluator, self.backbone, device)
-        self._factor = 1.0  # of both learning rates, in this step
-        self._full: Estimate | None = None  # over the full batch, at the anchor
-        self._anchored = 0  # the step that set the anchor
+        self._anchored = AnchoredStep(zo, config)
         self.queries_per_step = zo.points * self._full_size
 
     def _rates(self) -> tuple[float, float]:
@@ -219,32 +210,17 @@ class SVRG(ForwardOnly):
     def step(self, number: int) -> StepLog:
         """A full-batch step that found a loss that is not finite is made again by the next step."""
         q, before = self._config.anchor_interval, self.counts.copy()
-        self._factor = self._annealing.factor * self.lr_factor(number)
-        if number % q == 0 or self._full is None:
-            loss, coefficients, update = self._full_step(number)
-        else:
-            batch = self._batches[number - number // q - 1] if self._config.control_variate != "none" else None
-            loss, coefficients, update = self._mini_step(number, batch, self._full)
-            if self._config.anneal:
-                self._annealing.observe(loss)
-        self._anchor.on_update(update)
+        factor = self._annealing.factor * self.lr_factor(number)
+        full = number % q == 0 or self._anchored.full is None
+        lr = (self._lr_full if full else self._lr) * factor
+        loss, coefficients, update = self._full_step(number, lr) if full else self._mini_step(number, lr)
         plain = self._zo.rule.plain and self._config.control_variate != "as-released"
-        return StepLog(loss, self.counts - before, coefficients, update, coefficients["lr"] if plain else None)
+        return StepLog(loss, self.counts - before, {"lr": lr, **coefficients}, update, lr if plain else None)
 
-    def _full_step(self, number: int) -> tuple[float, dict[str, float], Update]:
-        zo, config = self._zo, self._config
-        self._full = None  # until all of it is known
-        zo.theta.flush()  # the weights themselves are the anchor
-        self._anchor.set()
-        along = zo.directions(number, examples=self._full_size, sharing=config.anchor_directions)
-        with zo.evaluator.probe(self._full_batch(number), zo.estimator.ask(along)) as probe:
-            full = zo.estimator.tell(along, probe.losses)
-            update = self._update(full, self._lr_full, probe)
-        self._full, self._anchored = full, number
-        coefficients = {"lr": self._lr_full * self._factor}
-        if len(full.projected_gradients) <= _MOST_LOGGED:
-            coefficients |= self._coefficients(full, "_full")
-        return full.loss, coefficients, update
+    def _full_step(self, number: int, lr: float) -> tuple[float, dict[str, float], Update]:
+        full, update = self._anchored.full_step(number, self._full_batch(number), lr, self._full_size)
+        few = len(full.projected_gradients) <= _MOST_LOGGED
+        return full.loss, self._coefficients(full, "_full") if few else {}, update
 
     def _full_batch(self, number: int) -> list[LossRequest]:
         """The anchor batch in chunks, those of similar length together."""
@@ -259,79 +235,27 @@ class SVRG(ForwardOnly):
         pieces = [examples[start : start + chunk] for start in range(0, len(examples), chunk)]
         return [(self._objective, self._make(piece)) for piece in pieces]
 
-    def _mini_step(self, number: int, batch: Any, full: Estimate) -> tuple[float, dict[str, float], Update]:
+    def _mini_step(self, number: int, lr: float) -> tuple[float, dict[str, float], Update]:
         """See the class for what each kind of pair does."""
-        if self._config.control_variate == "none":
-            return full.loss, {"lr": self._lr * self._factor}, self._update(full, self._lr)
-        if self._config.control_variate == "as-released":
-            here, there, update = self._as_released(number, batch, full)
-        else:
-            here, there, update = self._with_anchor(number, batch, full)
-        coefficients = {"lr": self._lr * self._factor, **self._coefficients(here)}
-        return here.loss, coefficients | self._coefficients(there, "_anchor"), update
-
-    def _with_anchor(self, number: int, batch: Any, full: Estimate) -> tuple[Estimate, Estimate, Update]:
-        zo, (along, along_anchor) = self._zo, self._along(number)
-        # apart from those at theta, which takes no more memory than a step of MeZO
-        losses = self._anchor.losses(self._objective, batch, zo.estimator.ask(along_anchor))
-        there = zo.estimator.tell(along_anchor, losses)
-        with zo.evaluator.probe([(self._objective, batch)], zo.estimator.ask(along)) as probe:
-            here = zo.estimator.tell(along, probe.losses)
-            gradient = here.gradient - there.gradient + full.gradient
-            update = self._update(here.with_gradient(gradient), self._lr, probe)
-        return here, there, update
-
-    def _along(self, number: int) -> tuple[list[Direction], list[Direction]]:
-        """The directions at theta, and at the anchor."""
-        zo, pair = self._zo, self._config.control_variate
-        if pair == "full-batch":
-            number = self._anchored
-        return zo.directions(number), zo.directions(number, after=1 if pair == "independent" else 0)
-
-    def _as_released(self, number: int, batch: Any, full: Estimate) -> tuple[Estimate, Estimate, Update]:
-        """theta <- theta - lr pg_I(theta) z1;  theta <- theta + lr pg_I(theta) z2, at the new theta;  - lr g."""
-        zo, asks = self._zo, [(self._objective, batch)]
-        first, second = zo.directions(number), zo.directions(number, after=1)
-        state = zo.state
-        with zo.evaluator.probe(asks, zo.estimator.ask(first)) as probe:
-            here = zo.estimator.tell(first, probe.losses)
-            forth = self._update(here, self._lr, probe)
-        try:
-            with zo.evaluator.probe(asks, zo.estimator.ask(second)) as probe:
-                there = zo.estimator.tell(second, probe.losses)
-                back = self._update(there.with_gradient(full.gradient - there.gradient), self._lr, probe)
-        except NonFiniteError:  # an abandoned step takes its first move back, and what the rule remembers of it
-            zo.theta.apply(Update(-forth.displacement))
-            zo.state = state
-            raise
-        return here, there, Update(forth.displacement + back.displacement)
-
-    def _update(self, estimate: Estimate, lr: float, probe: Probe | None = None) -> Update:
-        """Move theta by what the rule makes of an estimate, on the way home from a probe if there is one."""
-        update, state = self._zo.rule.update(estimate, self._zo.state, lr * self._factor)
-        (probe.update if probe is not None else self._zo.theta.apply)(update)
-        self._zo.state = state
-        return update
+        asks: list[LossRequest] = []
+        if self._config.control_variate != "none":
+            asks = [(self._objective, self._batches[number - number // self._config.anchor_interval - 1])]
+        here, there, update = self._anchored.mini_step(number, asks, lr)
+        coefficients = {} if there is None else self._coefficients(here) | self._coefficients(there, "_anchor")
+        if self._config.anneal:
+            self._annealing.observe(here.loss)
+        return here.loss, coefficients, update
 
     def state_dict(self, weights: bool) -> StateDict:
         """G, the anchor, and the annealing."""
         annealing = StateDict({"factor": self._annealing.factor, "losses": self._annealing.losses})
-        whole = super().state_dict(weights).put("anchor", self._anchor.state_dict()).put("annealing", annealing)
-        if self._full is None:
-            whole.values["g"] = None
-            return whole
-        g = {"loss": self._full.loss, "gradient": of_displacement(self._full.gradient), "step": self._anchored}
-        return whole.put("g", StateDict(g))
+        return self._anchored.put_state(super().state_dict(weights)).put("annealing", annealing)
 
     def load_state_dict(self, state: StateDict) -> None:
         super().load_state_dict(state)
-        self._anchor.load_state_dict(state.part("anchor"))
+        self._anchored.load_state(state)
         annealing = state.part("annealing").values
         self._annealing.factor, self._annealing.losses = annealing["factor"], list(map(float, annealing["losses"]))
-        if state.values["g"] is not None:
-            g = state.part("g").values
-            self._full = replace(Estimate.from_gradient(to_displacement(g["gradient"])), loss=float(g["loss"]))
-            self._anchored = int(g["step"])
 
     def steps_within(self, queries: int) -> int:
         full, rest = self.queries_per_step, self._config.anchor_interval - 1

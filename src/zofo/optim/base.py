@@ -1,0 +1,326 @@
+"""What the optimizers have in common: zofo's zeroth-order step behind `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+
+from zofo.adapters import PeftAdapters, carries_adapters
+from zofo.config import as_group, options_of, parse_model
+from zofo.errors import CheckpointError, ConfigError, EvaluatorError, ZofoError
+from zofo.evaluators import EVALUATORS, Counts, batch_protocol, unused_by
+from zofo.methods import StepLog, ZerothOrder, ZerothOrderConfig
+from zofo.noise import STREAM_VERSION
+from zofo.optim.closures import Closure, ClosureObjective, check_modes
+from zofo.optim.interrupts import Interrupts
+from zofo.optim.parameters import Movable, given
+from zofo.state_dict import StateDict
+
+_OURS, _VERSION = "zofo", 1
+_EXAMPLES = 1 << 15  # of a batch, where only the batch itself tells
+
+Ask = tuple[ClosureObjective, Any]
+"""A closure as an objective, and the batch it is given; None where it has its own."""
+
+Part = str | Mapping[str, Any]
+"""A part by its name, or its name and options: "gaussian", {"name": "low-rank", "rank": 2}."""
+
+
+class ZerothOrderOptimizer(torch.optim.Optimizer):
+    """An optimizer whose step asks a closure for losses, and needs no gradient.
+
+    A final class adds its options and `_make_step`.
+
+    Args:
+        movable: what moves.
+        options: of the zeroth-order step, as they are written under `method`.
+        lr: of the rule; None for the default.
+        weight_decay: of the rule.
+        seed: of the directions.
+
+    Attributes:
+        Config: the class of its configuration.
+        steps: made so far.
+        last_step: what the last step did: its loss, projected gradients and counts.
+        notes: which tensors stay that a user may expect to move; known after the first step.
+    """
+
+    Config: ClassVar[type[ZerothOrderConfig]] = ZerothOrderConfig
+    _zo: ZerothOrder
+
+    def __init__(
+        self, movable: Movable, options: Mapping[str, Any], lr: float | None, weight_decay: float, seed: int
+    ) -> None:
+        found = given(movable)
+        self._model, self._decaying, self._seed = found.module, found.decaying, seed
+        self._interrupts, self._modes = Interrupts(), b""
+        self.last_step: StepLog | None = None
+        self.steps = 0
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
+            raise ConfigError(f"seed is {seed!r}, but must be a whole number from 0 below 2**64", "set seed=0")
+        decay = weight_decay if found.weight_decay is None else found.weight_decay
+        rate = found.lr if found.lr is not None else lr
+        with own_words():
+            self._config = _config_of(self.Config, self._model, options, rate, decay)
+            self._build(frozenset())
+        self._decay = decay
+        default = float(self._config.rule.options.get("lr", 0.0))
+        groups = found.groups or [{"params": list(self._zo.backbone.parameters.values())}]
+        self._built = False
+        super().__init__(groups, {"lr": default, "weight_decay": decay})
+        self._built = True
+
+    def _build(self, unused: frozenset[str]) -> None:
+        """Make the parts of the step, with those tensors left where they are that no forward uses."""
+        among = None
+        if carries_adapters(self._model) and self._config.trainable is None:
+            among = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        zo = ZerothOrder(self._config, self._model, self._seed, _EXAMPLES, among, unused)
+        if zo.theta.flush_every > 1:
+            raise ConfigError(
+                "flush_every lets updates wait, so that between two steps the model's weights would not be theta",
+                "leave it out, or set it to 1",
+            )
+        if self._decaying is not None:
+            zo.backbone.decays = self._decaying
+        self._zo = zo
+
+    @property
+    def counts(self) -> Counts:
+        """Forwards and queries made so far."""
+        return self._zo.evaluator.counts
+
+    @property
+    def notes(self) -> list[str]:
+        """Which tensors stay that a user may expect to move; known after the first step."""
+        return list(self._zo.notes)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused once the optimizer is built: what moves is fixed, since a direction spans all of it."""
+        if getattr(self, "_built", False):
+            raise ConfigError("an optimizer of zofo takes no more parameters later", "build a new one")
+        super().add_param_group(param_group)
+
+    def step(self, closure: Closure | None = None, batch: Any = None) -> torch.Tensor:  # type: ignore[override]
+        """Ask the closure for losses at the points of a step, and move the parameters.
+
+        Args:
+            closure: gives the losses of one batch, the same each time: a float32 tensor with one loss for each
+                example, or their mean. It calls no `backward`, and is called several times, without gradients.
+            batch: given to the closure where it is not None. `evaluator="in-forward"` needs it: tensors whose first
+                axis is the examples (or tuples, lists or dicts of such), of which the closure gives one loss each.
+
+        Returns:
+            The mean of the losses that were asked for, near the loss before the step.
+
+        Raises:
+            EvaluatorError: the closure or the model cannot be asked at two points; says why.
+            NonFiniteError: a loss that is not a finite number. Nothing was updated.
+        """
+        if closure is None:
+            raise ConfigError(
+                f"{type(self).__name__} needs losses at several points, and no gradients",
+                "call loss = optimizer.step(closure), with a closure that returns the loss; leave out loss.backward()",
+            )
+        return self.step_on([self.ask(closure, batch)])
+
+    def ask(self, closure: Closure, batch: Any = None) -> Ask:
+        """A closure as an objective of this optimizer, with its batch.
+
+        Raises:
+            EvaluatorError: the batch is needed, and there is none.
+        """
+        repeated = self._zo.evaluator.repeats_batch
+        if batch is None and repeated:
+            raise EvaluatorError(
+                "all points share one forward, so that the closure has to be given the batch",
+                "call optimizer.step(closure, batch), with a closure that takes the batch; or set evaluator=in-place",
+            )
+        least = 2 if self._config.normalize_by_std and self._config.num_directions == 1 else 1
+        return ClosureObjective(closure, batch is not None, not repeated, least, self._interrupts), batch
+
+    def step_on(self, asks: Sequence[Ask]) -> torch.Tensor:
+        """As `step`, for objectives with batches of their own, whose losses count as those of one batch."""
+        with own_words(), self._interrupts.held(), torch.no_grad():
+            self._check(asks)
+            before = self.counts.copy()
+            loss, coefficients = self._make_step(asks, self._rate())
+            self.steps += 1
+            self.last_step = StepLog(loss, self.counts - before, coefficients)
+        return torch.tensor(loss)
+
+    @abstractmethod
+    def _make_step(self, asks: Sequence[Ask], rate: float) -> tuple[float, dict[str, float]]:
+        """Its loss, and what it found."""
+
+    def _rate(self) -> float:
+        """Raises ConfigError for groups that were given different rates, or another weight decay than before."""
+        rates = {float(group["lr"]) for group in self.param_groups}
+        if len(rates) > 1:
+            raise ConfigError(
+                f"the groups of parameters have the learning rates {sorted(rates)}, but a zeroth-order step moves all "
+                "tensors along one direction",
+                "give all groups the same",
+            )
+        if {float(group["weight_decay"]) for group in self.param_groups} - {0.0, self._decay}:
+            raise ConfigError("weight_decay was changed after the optimizer was built", "build a new one")
+        return rates.pop()
+
+    def _check(self, asks: Sequence[Ask]) -> None:
+        """See before the first step, and when modules have changed their modes, whether the model can be asked."""
+        modes = bytes(part.training for part in self._model.modules())
+        if modes == self._modes:
+            return
+        check_modes(self._model)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            _check_alone(torch.distributed.get_world_size())
+        if not self._modes:
+            self._leave_out_unused(asks)
+        self._zo.evaluator.check(asks)
+        self._modes = modes
+
+    def _leave_out_unused(self, asks: Sequence[Ask]) -> None:
+        """Build the step again without the tensors that no forward uses. Raises what the closure raises."""
+        objective, batch = asks[0]
+        unused = unused_by(self._model, lambda: objective(self._model, batch))
+        if objective.failure is not None:
+            raise objective.failure
+        if unused & self._zo.backbone.parameters.keys():
+            state = self._state()
+            self._build(unused)
+            self._load_state(state)
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the bits of a step, beside the learning rate."""
+        options = self._config.model_dump(mode="json")
+        del options["rule"]["lr"]
+        shapes = {name: list(p.shape) for name, p in self._model.named_parameters() if p.requires_grad}
+        digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
+        return {"seed": self._seed, "stream": STREAM_VERSION, "parameters": digest, **options}
+
+    def _state(self) -> StateDict:
+        """What the steps keep beside the weights."""
+        return StateDict().put("zo", self._zo.state_dict(weights=False))
+
+    def _load_state(self, state: StateDict) -> None:
+        self.counts.include(Counts() - self.counts)
+        self._zo.load_state_dict(state.part("zo"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """A few numbers: the groups' rates, the number of steps, and what the rule remembers. Only a rule that says it
+        is dense keeps tensors. The weights are the model's to save."""
+        state = self._state()
+        own = {
+            "version": _VERSION,
+            "steps": self.steps,
+            "settings": self._settings(),
+            "values": state.values,
+            "tensors": state.tensors,
+        }
+        whole = super().state_dict()
+        return {**whole, "state": {_OURS: own}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where another optimizer stood, to the same bits; the model's weights are loaded by their owner.
+
+        Raises:
+            CheckpointError: the state is of another optimizer, model or setting; says which.
+        """
+        own = state_dict.get("state", {}).get(_OURS)
+        if not isinstance(own, dict) or own.get("version") != _VERSION:
+            raise CheckpointError(
+                f"this is no state of a {type(self).__name__}", "load what its state_dict() gave, with this version"
+            )
+        now = json.loads(json.dumps(self._settings()))
+        for key, value in json.loads(json.dumps(own["settings"])).items():
+            if now.get(key) != value:
+                raise CheckpointError(
+                    f"the state was made with {key}={value!r}, and this optimizer has {now.get(key)!r}",
+                    "build the optimizer as it was built then",
+                )
+        super().load_state_dict({**state_dict, "state": {}})
+        self._load_state(StateDict(dict(own["values"]), dict(own["tensors"])))
+        self.steps = int(own["steps"])
+
+
+def examples_of(asks: Sequence[Ask]) -> int | None:
+    """How many examples the batches hold, where closures are given them."""
+    if any(batch is None for _, batch in asks):
+        return None
+    return sum(batch_protocol.size(batch) for _, batch in asks)
+
+
+def options_of_step(
+    epsilon: float | None,
+    momentum: float,
+    noise: Part,
+    estimator: Part,
+    rule: Part,
+    evaluator: Part,
+    trainable: Sequence[str] | None,
+) -> dict[str, Any]:
+    """The options that both optimizers have, as they are written under `method`."""
+    asked, moved, where = as_group(estimator), as_group(rule), {"name": "from-copy", **as_group(evaluator)}
+    if "flush_every" in options_of(EVALUATORS[where["name"]]):
+        where = {"flush_every": 1, **where}  # whoever looks at the weights between two steps finds theta
+    if momentum and rule != "sgd":
+        raise ConfigError("momentum and rule are both given", "leave momentum out, or give it as an option of the rule")
+    if momentum:
+        moved = {"name": "momentum", "beta": momentum}
+    return {
+        "noise": as_group(noise),
+        "estimator": {**asked, **({} if epsilon is None else {"epsilon": epsilon})},
+        "rule": moved,
+        "evaluator": where,
+        "trainable": None if trainable is None else list(trainable),
+    }
+
+
+def _config_of(
+    kind: type[ZerothOrderConfig],
+    model: torch.nn.Module,
+    options: Mapping[str, Any],
+    lr: float | None,
+    decay: float,
+) -> ZerothOrderConfig:
+    """The configuration of the step, with the defaults that suit the model."""
+    tree = {key: value for key, value in options.items() if value is not None}
+    if carries_adapters(model) and options.get("trainable") is None:
+        tree["rule"] = {"lr": PeftAdapters.zo_lr, **tree["rule"]}
+        tree["estimator"] = {"epsilon": PeftAdapters.zo_epsilon, **tree["estimator"]}
+    given = {"lr": lr, "weight_decay": decay or None}
+    tree["rule"] = {**tree["rule"], **{key: value for key, value in given.items() if value is not None}}
+    halves = [str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize == 2]
+    whole = kind.complete({"model": {"dtype": halves[0]} if halves else {}, "method": tree})
+    return parse_model(kind, dict(whole["method"]), "method")
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """While it is open, errors name the options of an optimizer, and not the keys of a configuration."""
+    try:
+        yield
+    except ZofoError as error:
+        error.message = _as_option(error.message)
+        error.hint = error.hint and _as_option(error.hint)
+        error.args = (error.message,)
+        raise
+
+
+def _as_option(text: str) -> str:
+    return re.sub(r"\bmethod\.(?=[a-z])", "", text)
+
+
+def _check_alone(processes: int) -> None:
+    """Raises ConfigError for more than one process."""
+    if processes > 1:
+        raise ConfigError(
+            f"{processes} processes would each move their weights by losses of their own, and part", "train in one"
+        )

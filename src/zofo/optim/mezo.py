@@ -1,0 +1,80 @@
+"""MeZO as an optimizer of torch.
+
+Malladi et al. (2023), "Fine-Tuning Language Models with Just Forward Passes".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zofo.optim.base import Ask, Part, ZerothOrderOptimizer, examples_of, options_of_step
+from zofo.optim.parameters import Movable
+
+
+class MeZO(ZerothOrderOptimizer):
+    """pg = [L(theta + e z) - L(theta - e z)] / 2e; theta <- theta - lr (pg z + weight_decay theta).
+
+    It is built and stepped as every optimizer of torch, but takes no gradient: the closure returns losses, of any
+    module, also of one that has no gradient or is in half precision.
+
+    Args:
+        model: the module whose parameters move. A module tells what parameters alone do not: the names that directions
+            are drawn by (so that the bits are those of `zofo train`), which tensors are biases and norms, and whether
+            dropout is on. Parameters, or groups that differ in weight_decay, are taken as well.
+        lr: the learning rate, of the rule; the default suits low-rank noise on a language model (see docs/methods.md).
+        epsilon: how far from theta losses are asked for; by default 1e-3, and 3e-3 for half precision.
+        weight_decay: as in `torch.optim.SGD`; not on biases and norms.
+        momentum: of the estimates, kept as a few numbers and no buffer; 0 keeps none.
+        num_directions: whose estimates are averaged a step; each costs two forwards.
+        noise: the distribution of directions, a name or a dict with its options; see `zofo list noises`.
+        estimator: how losses become a gradient: "two-sided", or "one-sided".
+        rule: how an estimate becomes an update; see `zofo list rules`. "sgd" needs no memory.
+        evaluator: "from-copy" keeps a copy of what moves, so that theta is what it was to the bit after any error;
+            "in-place" keeps none, and is off by the rounding of float32; "in-forward" asks for all points in one
+            forward and writes nothing, and needs `step(closure, batch)`.
+        directions: who shares a direction: "shared" (the batch), or "per-example" and "per-group(n)" in the forward.
+        normalize_by_std: divide each estimate by the standard deviation of the examples' slopes.
+        trainable: glob patterns of the parameters that move, `!pattern` leaves out; by default those that require a
+            gradient and that a forward uses.
+        seed: of the directions; nothing else is random.
+
+    Raises:
+        ConfigError: options that do not fit together.
+        EvaluatorError: a model that cannot be asked in this way.
+
+    Example:
+        >>> import torch
+        >>> from zofo.optim import MeZO
+        >>> model, x = torch.nn.Linear(4, 1), torch.ones(8, 4)
+        >>> optimizer = MeZO(model, lr=1e-2)
+        >>> losses = [optimizer.step(lambda: (model(x) - 3).square().mean()) for _ in range(200)]
+        >>> bool(losses[-1] < losses[0])
+        True
+    """
+
+    def __init__(
+        self,
+        model: Movable,
+        lr: float | None = None,
+        epsilon: float | None = None,
+        *,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        num_directions: int = 1,
+        noise: Part = "low-rank",
+        estimator: Part = "two-sided",
+        rule: Part = "sgd",
+        evaluator: Part = "from-copy",
+        directions: str = "shared",
+        normalize_by_std: bool = False,
+        trainable: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        options = options_of_step(epsilon, momentum, noise, estimator, rule, evaluator, trainable)
+        options |= {"num_directions": num_directions, "directions": directions, "normalize_by_std": normalize_by_std}
+        super().__init__(model, options, lr, weight_decay, seed)
+
+    def _make_step(self, asks: Sequence[Ask], rate: float) -> tuple[float, dict[str, float]]:
+        estimate, _ = self._zo.step(self.steps, asks, rate, examples_of(asks))
+        slopes = estimate.projected_gradients.items()
+        return estimate.loss, {f"projected_gradient_{key.index}": slope for key, slope in slopes}
