@@ -211,11 +211,14 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
         place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{place}: unknown key", _guess(place, _keys_at(model, first["loc"]))) from error
-        message = first["msg"].removeprefix("Value error, ")
+        message, hint = first["msg"].removeprefix("Value error, "), None
         if first["type"] in ("dict_type", "model_type"):
             message = "expected keys with values"
+        if first["type"] == "literal_error" and isinstance(first["input"], str):
+            near = nearest(first["input"], re.findall(r"'([^']*)'", str(first["ctx"]["expected"])))
+            hint = f"did you mean {near!r}?" if near else None
         got = "" if first["type"] in ("missing", "value_error") else f", got {truncate_repr(first['input'])}"
-        raise ConfigError(f"{place}: {message}{got}".removeprefix(": ")) from error
+        raise ConfigError(f"{place}: {message}{got}".removeprefix(": "), hint) from error
 
 
 def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

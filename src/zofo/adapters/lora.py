@@ -158,9 +158,13 @@ def _found_targets(model: Any) -> list[str] | None:
 
 
 def _matrices(model: nn.Module) -> list[str]:
-    """What the model calls its linear layers, each name once."""
-    named = ((name.rpartition(".")[2], type(part).__name__) for name, part in model.named_modules())
-    return list(dict.fromkeys(name for name, kind in named if kind in ("Linear", "Conv1D")))
+    """What the model calls its linear layers, packed or not, each name once."""
+    layers = (
+        name.rpartition(".")[2]
+        for name, part in model.named_modules()
+        if type(part).__name__ == "Conv1D" or ("Linear" in type(part).__name__ and hasattr(part, "in_features"))
+    )
+    return list(dict.fromkeys(layers))
 
 
 def targets_hint(model: nn.Module) -> str:

@@ -12,6 +12,7 @@ from zofo.adapters.base import quiet_peft
 from zofo.adapters.checkpoint import load_adapter
 from zofo.config import read_json_object
 from zofo.errors import RunError
+from zofo.models import quantized_as
 
 _VIRTUAL = ("PREFIX_TUNING", "PROMPT_TUNING")
 
@@ -53,6 +54,7 @@ def merge_attached(model: Any, peft_model: Any) -> None:
     Raises:
         RunError: as `merge_adapter`.
     """
+    check_can_take_up(model)
     uses = Counter(p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
     for name, part in peft_model.named_modules():
         layer: Any = part
@@ -70,6 +72,17 @@ def merge_attached(model: Any, peft_model: Any) -> None:
     for left in ("peft_config", "_hf_peft_config_loaded"):
         vars(model).pop(left, None)
     model.requires_grad_(False).eval()
+
+
+def check_can_take_up(model: Any) -> None:
+    """Raises RunError for a model whose packed weights no adapter can be added to: packing again would round it away."""
+    method = quantized_as(model)
+    if method is not None:
+        raise RunError(QUANTIZED.format(method), ADAPTER_ALONE)
+
+
+QUANTIZED = "the weights of the base model are quantised ({}), and what was trained cannot be written into them"
+ADAPTER_ALONE = "write the adapter itself with --adapter DIR, which stands beside the quantised model"
 
 
 def adapter_content(folder: Path) -> Mapping[str, Any]:

@@ -1,7 +1,15 @@
 """The tensors that move, and the models they belong to."""
 
 from zofo.backbone.backbone import Backbone, Elementwise, Update, fingerprint
-from zofo.backbone.selection import leaving_out, matching, memory_of, movable, named_by, selected
+from zofo.backbone.selection import (
+    check_plain_weights,
+    leaving_out,
+    matching,
+    memory_of,
+    movable,
+    named_by,
+    selected,
+)
 from zofo.backbone.stochastic_rounding import at_least_float32
 from zofo.backbone.theta import Theta
 from zofo.backbone.update_log import UpdateLog
@@ -13,6 +21,7 @@ __all__ = [
     "Elementwise",
     "Update",
     "at_least_float32",
+    "check_plain_weights",
     "fingerprint",
     "leaving_out",
     "matching",

@@ -14,6 +14,7 @@ from zofo.backbone.selection import movable
 from zofo.backbone.stochastic_rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
 from zofo.errors import ModelError, NonFiniteError
+from zofo.models import plain_tensors
 from zofo.noise import Block, DirectionSampler, Mask, Noise, Shape, masked
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
@@ -344,12 +345,12 @@ def _parts(update: Update, keys: int | None) -> list[Update]:
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names, types, shapes and bits of tensors, as `sha256:...`."""
+    """SHA-256 over the names, types, shapes and bits of tensors, as `sha256:...`; of packed ones, those of all parts."""
     digest = hashlib.sha256()
-    for name in sorted(tensors):  # one at a time: a mapping may read them from a file
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for whole in sorted(tensors):  # one at a time: a mapping may read them from a file
+        for name, tensor in plain_tensors(whole, tensors[whole]):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zofo.errors import ConfigError, ModelError, nearest
+from zofo.models import is_packed, plain_tensors, quantized_as
 
 _MOVABLE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 EVERYTHING = "*"
@@ -102,13 +103,29 @@ def movable(
             f"name them, for example 'method.trainable={json.dumps(frozen[:1])}', or set requires_grad",
         )
     for name, parameter in moving.items():
-        if parameter.dtype not in _MOVABLE:
+        if parameter.dtype not in _MOVABLE or is_packed(parameter):
+            kind = parameter.dtype if parameter.dtype not in _MOVABLE else f"packed ({type(parameter).__name__})"
             raise ModelError(
-                f"{name!r} holds {parameter.dtype} numbers, which a direction cannot be added to",
+                f"{name!r} holds {kind} numbers, which a direction cannot be added to",
                 f"load the model without quantisation, or {leaving_out(name)}",
             )
     check_separate_tensors(moving)
     return moving, frozen
+
+
+def check_plain_weights(module: nn.Module) -> None:
+    """Refuse to move weights of a quantised model, which are only read.
+
+    Raises:
+        ModelError: its weights are packed.
+    """
+    method = quantized_as(module)
+    if method is not None:
+        raise ModelError(
+            f"the weights of the model are quantised ({method}), so that they can be read but not moved",
+            "move an adapter's tensors: method=mezo method.adapter=lora, or method=first-order; or load weights that "
+            "are not quantised",
+        )
 
 
 def named_by(names: Sequence[str], patterns: Sequence[str] | None) -> frozenset[str]:
@@ -176,7 +193,10 @@ def _unique_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
                 f"{name!r} has no shape until the model has run", "run the model once on a batch before it is trained"
             )
         held = parameter.numel() and not parameter.is_meta
-        place = (parameter.data_ptr(), tuple(parameter.shape), parameter.stride()) if held else (name,)
+        place: tuple[object, ...] = (name,)
+        if held:
+            numbers = tuple(tensor.data_ptr() for _, tensor in plain_tensors(name, parameter))
+            place = (numbers, tuple(parameter.shape), parameter.stride())
         if place not in seen:
             seen.add(place)
             yield name, parameter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; a mistake of the user is one message and an exit code, never a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree"):  # which tell of kernels for other machines
+        logging.getLogger(name).setLevel(logging.ERROR)
     from zofo.cli.terminal import guarded_streams
 
     with guarded_streams():

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from zofo.backbone import leaving_out, memory_of
 from zofo.errors import EvaluatorError
+from zofo.models import plain_tensors
 
 _CHOOSING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"}  # what follows is up to numbers
 
@@ -39,13 +40,15 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], tell: Told) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tell = tell
-        self._memory: dict[int, list[tuple[int, int, str, nn.Parameter]]] = {}
-        self._before: dict[str, tuple[nn.Parameter, torch.Tensor]] = {}
+        self._memory: dict[int, list[tuple[int, int, str, torch.Tensor]]] = {}
+        self._before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.chooses = False
         for name, parameter in parameters:
-            if parameter.numel() and not parameter.is_meta:
-                of_storage = self._memory.setdefault(parameter.untyped_storage().data_ptr(), [])
-                of_storage.append((*memory_of(parameter), name, parameter))
+            if not parameter.numel() or parameter.is_meta:
+                continue
+            for _, held in plain_tensors(name, parameter):
+                of_storage = self._memory.setdefault(held.untyped_storage().data_ptr(), [])
+                of_storage.append((*memory_of(held), name, held))
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -64,16 +67,16 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             held, (start, end) = self._memory.get(value.untyped_storage().data_ptr(), ()), memory_of(value)
         except (RuntimeError, NotImplementedError):  # has no memory of its own
             return
-        for first, last, name, parameter in held:
+        for first, last, name, tensor in held:
             if start < last and first < end:
                 self._tell(name, operation, written)
-                if written and name not in self._before:
-                    self._before[name] = parameter, parameter.data.clone()
+                if written and id(tensor) not in self._before:
+                    self._before[id(tensor)] = tensor, tensor.data.clone()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        for parameter, before in self._before.values():
-            parameter.data.copy_(before)
+        for tensor, before in self._before.values():
+            tensor.data.copy_(before)
 
 
 def _written_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from zofo.adapters import merge_adapter
-from zofo.adapters.merging import adapter_content
+from zofo.adapters.merging import ADAPTER_ALONE, QUANTIZED, adapter_content
 from zofo.errors import ConfigError, RunError
 from zofo.export.model_card import model_card
 from zofo.export.pack import patch_of
@@ -98,6 +98,7 @@ def export_run(
     read = run.sources(model)
     if kind != "adapter":
         _check_no_probe(run)
+        _check_not_quantized(run)
     if kind == "patch":
         check_file_not_taken(out, force, read)
         if model is not None:  # else it is compared where the patch is applied
@@ -162,6 +163,13 @@ def _check_no_probe(run: RunFolder) -> None:
             f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
             f"use the run itself: zofo predict {run.path} TEXT",
         )
+
+
+def _check_not_quantized(run: RunFolder) -> None:
+    own = (run.identity.model_config or {}).get("quantization_config")
+    method = run.config.model.quantization or (own.get("quant_method") if isinstance(own, dict) else None)
+    if method is not None:
+        raise RunError(QUANTIZED.format(method), ADAPTER_ALONE)
 
 
 def _check_no_earlier_adapter(run: RunFolder) -> None:

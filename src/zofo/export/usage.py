@@ -12,6 +12,7 @@ from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import DataError
 from zofo.export.save_pretrained import label_texts, portable_name
 from zofo.models.heads import Head, auto_class_name
+from zofo.models.quantization import source_of
 from zofo.tasks import NO_PROMPT, Task, render
 from zofo.tasks.prompt_templates import columns_of
 from zofo.tasks.task import ChoicesFromColumn
@@ -37,6 +38,7 @@ def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
         "is_embedded": name in EMBEDDED_MODELS,
         "backbone": _moved(run),
         "dtype": model.dtype,
+        "quantization": None if model.quantization is None else source_of(model.quantization, model.dtype),
         "revision": "" if model.revision is None else f", revision={model.revision!r}",
         "num_labels": f", num_labels={len(labels)}" if head == "classification" and labels else "",
         "row": row,

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zofo.adapters import Adapters, PeftAdapters, kind_of
-from zofo.backbone import matching, movable, selected
+from zofo.backbone import check_plain_weights, matching, movable, selected
 from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
@@ -140,6 +140,7 @@ class FirstOrder(Method):
 def _chosen(model: Any, config: FirstOrderConfig) -> dict[str, nn.Parameter]:
     """The weights that are trained, by name, tied ones once."""
     if config.parameters == "all":
+        check_plain_weights(model)
         return movable(model, config.trainable, "method.trainable")[0]
     named = selected(model)
     if is_classifier(model):

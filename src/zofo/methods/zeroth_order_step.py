@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
 from zofo.adapters import PeftAdapters, carries_adapters, kind_of
-from zofo.backbone import Backbone, Update, matching, movable, named_by, selected
+from zofo.backbone import Backbone, Update, check_plain_weights, matching, movable, named_by, selected
 from zofo.config import PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
@@ -357,6 +357,7 @@ def _moving(
     named = selected(model)
     option = "method.trainable"
     if among is None:
+        check_plain_weights(model)
         moving, frozen = movable(model, config.trainable, option)
         chosen, letter = list(moving), list(selected(model, config.trainable))
     else:

@@ -13,6 +13,7 @@ from zofo.models.loading import (
     save_tensors,
 )
 from zofo.models.padding_check import check_mixed_lengths
+from zofo.models.quantization import is_packed, plain_tensors, quantized_as
 from zofo.models.tokenizer_loading import embeddings_of
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "ModelConfig",
     "embeddings_of",
     "head_of",
+    "is_packed",
     "load_model",
     "load_tensors",
     "load_tokenizer",
+    "plain_tensors",
+    "quantized_as",
     "quiet_transformers",
     "check_mixed_lengths",
     "check_head_labels",

@@ -12,6 +12,7 @@ from torch import nn
 
 from zofo.displacement import Key
 from zofo.errors import ModelError
+from zofo.models.quantization import is_packed
 from zofo.noise import Gaussian
 
 Head = Literal["causal-lm", "masked-lm", "classification"]
@@ -181,6 +182,11 @@ def complete_head(model: Any, missing: Iterable[str], head: Head, name: str, see
             "set model.head=classification, or choose a checkpoint that has one",
         )
     for key in absent:
+        if is_packed(own[key]):
+            raise ModelError(
+                f"the checkpoint of {name!r} lacks {key!r}, and a quantised model has packed what stands in its place",
+                "leave out model.quantization, or choose a checkpoint that has it",
+            )
         _init_parameter(own[key], key, model, seed)
 
 

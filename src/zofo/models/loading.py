@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,13 @@ from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, first
 from zofo.models.folder_checks import check_checkpoint_tensors, check_model_folder, check_no_adapter
 from zofo.models.heads import Head, complete_head, default_head, head_class, head_options, output_names, pool_last
 from zofo.models.padding_check import check_fit_for_scoring
+from zofo.models.quantization import (
+    Quantization,
+    missing_package_hint,
+    quantization_options,
+    quantized_as,
+    settle_packed_layers,
+)
 from zofo.models.tokenizer_loading import complete_padding, embeddings_of, read_tokenizer
 
 
@@ -28,7 +36,11 @@ class ModelConfig(Config):
     name: str = "smollm2-135m"
     """An embedded model (`zofo list models`), a folder with a transformers model, or a Hub id (`facebook/opt-125m`)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type of the weights."""
+    """Number type of the weights; of a quantised model, that of products and of what is not packed."""
+    quantization: Quantization | None = None
+    """How weights are packed as they are loaded, so that an adapter on them can be trained in less memory: `nf4` or
+    `int8` by bitsandbytes, `int8-weight-only` or `int4-weight-only` by torchao; by default as the checkpoint has
+    them."""
     revision: str | None = None
     """Branch, tag or commit, for a Hub id."""
     device: str | None = None
@@ -94,26 +106,31 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
         ModelError: nothing loadable there, the Hub cannot be reached and its cache does not hold it, or a model that
-            cannot do what its head is for; or a checkpoint that holds an adapter, or another model's tensors.
+            cannot do what its head is for; a checkpoint that holds an adapter, or another model's tensors; or weights
+            that cannot be packed as they are to be.
     """
     config = ModelConfig(name=config) if isinstance(config, str) else config
     from accelerate import PartialState  # takes seconds, so mistakes found before a model is loaded do not wait for it
 
     options = {"revision": config.revision, "trust_remote_code": remote_code}
-    with quiet_transformers(), _reading(config.name):
+    device, dtype = config.device or PartialState().device, getattr(torch, config.dtype)
+    content: dict[str, Any] = {}
+    with quiet_transformers(), _reading(config.name, content):
         source = _source(config)
-        content = _content(source, config.revision)
+        content |= _content(source, config.revision)
         head = config.head or default_head(content)
         tokenizer = read_tokenizer(source, config.name, **options)
         options |= head_options(head, content, config.name, labels)
+        options |= quantization_options(config.quantization, content, dtype, device, config.name)
         with torch.random.fork_rng(devices=[]):  # transformers draws new heads, which are overwritten below
             model, found = head_class(head).from_pretrained(
                 source,
-                dtype=getattr(torch, config.dtype),
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # which are refused below, by name
                 **options,
             )
+        settle_packed_layers(model, dtype)
         check_checkpoint_tensors(model, found, config.name)
         complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
         complete_padding(tokenizer, embeddings_of(model), config.name)
@@ -123,7 +140,9 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(False)  # else it says which tensors are to stay, such as a table of positions
     try:
-        model.eval().to(config.device or PartialState().device)
+        model.eval()
+        if quantized_as(model) is None:  # else it is there, and may not be moved
+            model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise_if_out_of_memory(error)
         raise ModelError(
@@ -221,12 +240,16 @@ def _content(source: str, revision: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Whatever goes wrong while it is open is said to be wrong with the model."""
+def _reading(name: str, content: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Whatever goes wrong while it is open is said to be wrong with the model, whose config.json is `content`."""
     try:
         yield
     except ZofoError:
         raise
+    except ImportError as error:
+        raise ModelError(
+            f"cannot load the model {name!r}: {first_line(error)}", missing_package_hint(content)
+        ) from error
     except Exception as error:  # a damaged folder fails in as many ways as it has readers
         raise_if_out_of_memory(error)
         raise ModelError(

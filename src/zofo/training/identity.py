@@ -10,10 +10,12 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.config import read_json_object
 from zofo.errors import RunError, ZofoError, error_context, truncate_repr
-from zofo.models import LoadedModel
+from zofo.models import LoadedModel, quantized_as
 from zofo.noise import Gaussian
 from zofo.retired_keys import OF_TASK_FILES
 from zofo.tasks import Example, Split, Task
@@ -133,8 +135,13 @@ def title_of(part: str) -> str:
 
 
 def model_hash(loaded: LoadedModel) -> str:
-    """SHA-256 of all weights of a freshly loaded model."""
-    return Backbone(loaded.model, Gaussian(), list(selected(loaded.model))).fingerprint()
+    """SHA-256 of all weights of a freshly loaded model; of a quantised one also of what packed weights are unpacked by,
+    wherever it keeps that."""
+    named = selected(loaded.model)
+    if quantized_as(loaded.model) is None:
+        return Backbone(loaded.model, Gaussian(), list(named)).fingerprint()
+    state = loaded.model.state_dict(keep_vars=True).items()
+    return fingerprint({**{name: tensor for name, tensor in state if isinstance(tensor, torch.Tensor)}, **named})
 
 
 def model_identity(loaded: LoadedModel, generates: bool = True) -> Identity:
@@ -145,7 +152,9 @@ def model_identity(loaded: LoadedModel, generates: bool = True) -> Identity:
     settings = getattr(model, "generation_config", None)
     return Identity(
         model_hash=model_hash(loaded),
-        buffers=fingerprint({name: tensor for name, tensor in state if id(tensor) not in parameters}),
+        buffers=fingerprint(
+            {n: tensor for n, tensor in state if isinstance(tensor, torch.Tensor) and id(tensor) not in parameters}
+        ),
         model_config=_model_keys(model.config.to_dict()),
         generation_config=_model_keys(settings.to_diff_dict()) if generates and settings is not None else None,
         tokenizer=content_hash(_tokenizer_content(tokenizer)),

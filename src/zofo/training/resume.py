@@ -16,6 +16,7 @@ from zofo.config import is_device
 from zofo.errors import RunError, ZofoError
 from zofo.filesystem import atomic_write_text, fsync, temp_path
 from zofo.methods import MethodConfig
+from zofo.models import quantized_as
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.training.chat_form import chat_form
@@ -32,7 +33,7 @@ from zofo.training.identity import (
 )
 from zofo.training.run_folder import RunFolder, opened_start
 from zofo.training.run_record import CONFIG, LOCK, TASK
-from zofo.training.versions import device_fingerprint
+from zofo.training.versions import OF_QUANTIZED, device_fingerprint
 
 _BEGUN = {LOCK, temp_path(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
 _OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
@@ -153,10 +154,11 @@ def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity) -> li
     }
     check_unchanged(began, now, repr(str(run.path)), hints, model=prepared.loaded.name, task=task)
     notes = [run.identity.note] if run.identity.note else []
+    packed = OF_QUANTIZED if quantized_as(prepared.loaded.model) else ()
     others = [
         f"{key} was {was} and is {is_now}"
         for key, is_now in device_fingerprint(prepared.loaded.device).items()
-        if (key in _OF_BITS or key.startswith("plugin ")) and (was := run.environment.get(key, is_now)) != is_now
+        if (key in (*_OF_BITS, *packed) or key.startswith("plugin ")) and (was := run.environment.get(key, is_now)) != is_now
     ]
     if others:
         bits = "it may not end with the bits of one that was never stopped"

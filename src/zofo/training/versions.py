@@ -24,6 +24,9 @@ from zofo.rules import RULES
 from zofo.tasks import METRICS, load_task, task_names
 
 _PACKAGES = ("zofo", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors", "jinja2", "torchmetrics")
+_MISSING = "not installed"
+OF_QUANTIZED = ("bitsandbytes", "torchao")
+"""Packages that pack weights; they are named where they are installed."""
 
 
 @functools.cache
@@ -31,13 +34,14 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return _MISSING
 
 
 def environment() -> dict[str, str]:
     """Versions of what a result depends on."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     found |= {package: _version(package) for package in _PACKAGES}
+    found |= {package: _version(package) for package in OF_QUANTIZED if _version(package) != _MISSING}
     return {**found, **{f"plugin {package}": number for package, number in used_packages().items()}}
 
 
