@@ -96,6 +96,11 @@ class DoraAdapters(PeftAdapters):
         alpha: Positive = 16.0,
         target_modules: list[str] | None = None,
     ) -> None:
+        if getattr(model, "is_loaded_in_8bit", False):  # by bitsandbytes; peft loses the scales when it takes norms
+            raise ConfigError(
+                "DoRA takes the norms of weights anew in each forward, which it cannot of bitsandbytes' 8-bit weights",
+                "set method.adapter=lora, or model.quantization=nf4 or int8-weight-only",
+            )
         self._attach(model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=True), targets_hint(model))
         _start_low_rank(self, seed)
 
@@ -159,12 +164,13 @@ def _found_targets(model: Any) -> list[str] | None:
 
 def _matrices(model: nn.Module) -> list[str]:
     """What the model calls its linear layers, packed or not, each name once."""
-    layers = (
-        name.rpartition(".")[2]
-        for name, part in model.named_modules()
-        if type(part).__name__ == "Conv1D" or ("Linear" in type(part).__name__ and hasattr(part, "in_features"))
-    )
-    return list(dict.fromkeys(layers))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name, part in model.named_modules() if is_linear(part)))
+
+
+def is_linear(part: nn.Module) -> bool:
+    """Whether a module is a linear layer, by its class or, of packages that quantise, by the name of it."""
+    name = type(part).__name__
+    return isinstance(part, nn.Linear) or name == "Conv1D" or ("Linear" in name and hasattr(part, "in_features"))
 
 
 def targets_hint(model: nn.Module) -> str:

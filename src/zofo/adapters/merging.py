@@ -75,7 +75,7 @@ def merge_attached(model: Any, peft_model: Any) -> None:
 
 
 def check_can_take_up(model: Any) -> None:
-    """Raises RunError for a model whose packed weights no adapter can be added to: packing again would round it away."""
+    """Raises RunError for a model with packed weights: packing them again would round an adapter away."""
     method = quantized_as(model)
     if method is not None:
         raise RunError(QUANTIZED.format(method), ADAPTER_ALONE)

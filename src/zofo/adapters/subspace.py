@@ -12,7 +12,7 @@ from torch import nn
 
 from zofo.adapters.base import ADAPTERS, Forward, PeftAdapters, task_type
 from zofo.adapters.input_directions import InputDirections, orthonormal_rows
-from zofo.adapters.lora import Rank, targets_hint
+from zofo.adapters.lora import Rank, is_linear, targets_hint
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.models.heads import is_classifier
@@ -161,14 +161,8 @@ def linear_layers(model: Any) -> list[str]:
     found = [
         name
         for name, part in model.named_modules()
-        if _is_linear(part) and part is not output and id(part) not in idle and name.partition(".")[0] not in heads
+        if is_linear(part) and part is not output and id(part) not in idle and name.partition(".")[0] not in heads
     ]
     if not found:
         raise ConfigError(f"{type(model).__name__} has no linear layers", "choose method.adapter=prompt")
     return found
-
-
-def _is_linear(part: nn.Module) -> bool:
-    """Whether a module is a linear layer, by its class or, of packages that quantise, by the name of it."""
-    name = type(part).__name__
-    return isinstance(part, nn.Linear) or name == "Conv1D" or ("Linear" in name and hasattr(part, "in_features"))

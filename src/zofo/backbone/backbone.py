@@ -345,7 +345,7 @@ def _parts(update: Update, keys: int | None) -> list[Update]:
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names, types, shapes and bits of tensors, as `sha256:...`; of packed ones, those of all parts."""
+    """SHA-256 over the names, types, shapes and bits of tensors, as `sha256:...`; a packed one gives its parts."""
     digest = hashlib.sha256()
     for whole in sorted(tensors):  # one at a time: a mapping may read them from a file
         for name, tensor in plain_tensors(whole, tensors[whole]):

@@ -97,8 +97,7 @@ def export_run(
     adapter = run.adapter_of(variant, best)
     read = run.sources(model)
     if kind != "adapter":
-        _check_no_probe(run)
-        _check_not_quantized(run)
+        _check_can_be_whole(run)
     if kind == "patch":
         check_file_not_taken(out, force, read)
         if model is not None:  # else it is compared where the patch is applied
@@ -157,15 +156,13 @@ def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
     return run.config.model.head or said or head_of(run.base_config(model))
 
 
-def _check_no_probe(run: RunFolder) -> None:
+def _check_can_be_whole(run: RunFolder) -> None:
+    """Raises RunError for what a model cannot take up: a probe, or anything where its weights are quantised."""
     if (run.path / PROBE).is_file():
         raise RunError(
             f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
             f"use the run itself: zofo predict {run.path} TEXT",
         )
-
-
-def _check_not_quantized(run: RunFolder) -> None:
     own = (run.identity.model_config or {}).get("quantization_config")
     method = run.config.model.quantization or (own.get("quant_method") if isinstance(own, dict) else None)
     if method is not None:

@@ -30,6 +30,7 @@ def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
     prompt = None if head == "classification" and wanted.prompt == NO_PROMPT else wanted.prompt
     row, missing = _row(run, task, prompt, head)
     labels, name = label_texts(task), portable_name(model.name)
+    packed = (run.identity.model_config or {}).get("quantization_config") or {}
     given: dict[str, Any] = {
         "kind": kind,
         "auto": auto_class_name(head),
@@ -38,7 +39,7 @@ def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
         "is_embedded": name in EMBEDDED_MODELS,
         "backbone": _moved(run),
         "dtype": model.dtype,
-        "quantization": None if model.quantization is None else source_of(model.quantization, model.dtype),
+        "quantization": None if model.quantization is None else source_of(model.quantization, model.dtype, packed),
         "revision": "" if model.revision is None else f", revision={model.revision!r}",
         "num_labels": f", num_labels={len(labels)}" if head == "classification" and labels else "",
         "row": row,

@@ -13,7 +13,7 @@ from zofo.models.loading import (
     save_tensors,
 )
 from zofo.models.padding_check import check_mixed_lengths
-from zofo.models.quantization import is_packed, plain_tensors, quantized_as
+from zofo.models.quantization import is_packed, packing_note, plain_tensors, quantized_as
 from zofo.models.tokenizer_loading import embeddings_of
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "load_model",
     "load_tensors",
     "load_tokenizer",
+    "packing_note",
     "plain_tensors",
     "quantized_as",
     "quiet_transformers",

@@ -152,6 +152,24 @@ def head_class(head: Head) -> Any:
     return getattr(transformers, auto_class_name(head))
 
 
+def head_layers(head: Head, source: str, **options: Any) -> list[str]:
+    """The names of what stands beside the body of a classifier, which training moves; empty for other heads.
+
+    Args:
+        head: which one the model is loaded with.
+        source: where its config.json is.
+        options: of `from_pretrained`.
+    """
+    if head != "classification":
+        return []
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(source, **options)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # no numbers are drawn
+        model = head_class(head).from_config(config, trust_remote_code=options.get("trust_remote_code", False))
+    return [name for name, _ in model.named_children() if name != model.base_model_prefix]
+
+
 def complete_head(model: Any, missing: Iterable[str], head: Head, name: str, seed: int) -> None:
     """Start what the checkpoint did not bring of a classification head, or refuse a model that lacks anything else.
 

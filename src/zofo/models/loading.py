@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +19,20 @@ from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, first_line, raise_if_out_of_memory
 from zofo.models.folder_checks import check_checkpoint_tensors, check_model_folder, check_no_adapter
-from zofo.models.heads import Head, complete_head, default_head, head_class, head_options, output_names, pool_last
+from zofo.models.heads import (
+    Head,
+    complete_head,
+    default_head,
+    head_class,
+    head_layers,
+    head_options,
+    output_names,
+    pool_last,
+)
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.models.quantization import (
     Quantization,
+    check_packed,
     missing_package_hint,
     quantization_options,
     quantized_as,
@@ -121,7 +132,8 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
         head = config.head or default_head(content)
         tokenizer = read_tokenizer(source, config.name, **options)
         options |= head_options(head, content, config.name, labels)
-        options |= quantization_options(config.quantization, content, dtype, device, config.name)
+        layers = functools.partial(head_layers, head, source, **options)
+        options |= quantization_options(config.quantization, content, dtype, device, config.name, layers)
         with torch.random.fork_rng(devices=[]):  # transformers draws new heads, which are overwritten below
             model, found = head_class(head).from_pretrained(
                 source,
@@ -130,6 +142,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
                 ignore_mismatched_sizes=True,  # which are refused below, by name
                 **options,
             )
+        check_packed(model, config.quantization, config.name)
         settle_packed_layers(model, dtype)
         check_checkpoint_tensors(model, found, config.name)
         complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
@@ -139,20 +152,23 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
         pool_last(model, tokenizer.pad_token_id)
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.requires_grad_(False)  # else it says which tensors are to stay, such as a table of positions
-    try:
-        model.eval()
-        if quantized_as(model) is None:  # else it is there, and may not be moved
-            model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise_if_out_of_memory(error)
-        raise ModelError(
-            f"cannot put the model on {config.device!r}: {first_line(error)}", "set model.device=cpu"
-        ) from error
+    _put(model.eval(), device, config.device)
     if head == "causal-lm":
         with quiet_transformers():
             check_fit_for_scoring(model, tokenizer.pad_token_id, config.name)
     outputs = output_names(model, content) if head == "classification" else ()
     return LoadedModel(model, tokenizer, config.name, head, outputs)
+
+
+def _put(model: Any, device: Any, asked: str | None) -> None:
+    """Move a model to a device; a quantised one is there, and may not be moved."""
+    if quantized_as(model) is not None:
+        return
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise_if_out_of_memory(error)
+        raise ModelError(f"cannot put the model on {asked!r}: {first_line(error)}", "set model.device=cpu") from error
 
 
 def load_tokenizer(config: ModelConfig, remote_code: bool = False) -> Any:

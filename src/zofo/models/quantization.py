@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -44,21 +45,30 @@ def quantized_as(model: Any) -> str | None:
 
 def is_packed(parameter: torch.Tensor) -> bool:
     """Whether a parameter holds packed numbers: whole ones, or those of a class that unpacks itself."""
-    return not parameter.is_floating_point() or is_traceable_wrapper_subclass(parameter)
+    return not parameter.is_floating_point() or _unpacks_itself(parameter)
+
+
+def _unpacks_itself(tensor: torch.Tensor) -> bool:
+    return bool(is_traceable_wrapper_subclass(tensor))
 
 
 def plain_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain tensors that hold the numbers of one, with their names: itself, for most."""
-    if not is_traceable_wrapper_subclass(tensor):
+    if not _unpacks_itself(tensor):
         yield name, tensor
         return
-    parts, _ = tensor.__tensor_flatten__()
-    for part in sorted(parts):
+    whole: Any = tensor
+    for part in sorted(whole.__tensor_flatten__()[0]):
         yield from plain_tensors(f"{name}.{part}", getattr(tensor, part))
 
 
 def quantization_options(
-    wanted: Quantization | None, content: Mapping[str, Any], dtype: torch.dtype, device: Any, name: str
+    wanted: Quantization | None,
+    content: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: Any,
+    name: str,
+    head_layers: Callable[[], list[str]],
 ) -> dict[str, Any]:
     """What transformers is told to load a checkpoint with, where its weights are packed, or are to be; else nothing.
 
@@ -68,6 +78,8 @@ def quantization_options(
         dtype: number type of what is not packed, and of products.
         device: where the weights go; they are packed there.
         name: of the model, for messages.
+        head_layers: gives the names of the layers that are not packed, because they are trained; empty leaves it to
+            transformers, which does not pack the output embedding.
 
     Raises:
         ModelError: the checkpoint is quantised already, or in a way that transformers does not know; a package is
@@ -82,7 +94,9 @@ def quantization_options(
         _check_installed(wanted)
         _check_runs(wanted, dtype, device)
     options: dict[str, Any] = {"device_map": {"": device}}  # a packed model does not move
-    return options if own is not None or wanted is None else {**options, "quantization_config": _config(wanted, dtype)}
+    if wanted is not None:
+        options["quantization_config"] = _config(wanted, dtype, head_layers())
+    return options
 
 
 def missing_package_hint(content: Mapping[str, Any]) -> str:
@@ -90,6 +104,42 @@ def missing_package_hint(content: Mapping[str, Any]) -> str:
     own = content.get("quantization_config")
     method = _method(own) if isinstance(own, Mapping) else ""
     return _OF_CHECKPOINTS.get(method, "install what the message names, or take a checkpoint that is not quantised")
+
+
+def check_packed(model: nn.Module, wanted: Quantization | None, name: str) -> None:
+    """Refuse a model that is to be quantised, or says that it is, and holds weights that nothing has packed.
+
+    Args:
+        model: as transformers loaded it.
+        wanted: how plain weights were to be packed.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: names a layer, or says that there is none that can be packed.
+    """
+    for layer, part in model.named_modules():
+        if hasattr(part, "support_avx512bf16_for_cpu") and getattr(part.weight, "quant_state", None) is None:
+            raise ModelError(
+                f"the config.json of {name!r} says that its weights are quantised, but those of {layer!r} are not",
+                "take out quantization_config of its config.json, or take both from one checkpoint",
+            )
+    if wanted is not None and not any(map(is_packed, model.parameters())):
+        kinds = sorted({type(part).__name__ for part in model.modules() if hasattr(part, "weight")})
+        raise ModelError(
+            f"model.quantization={wanted} packs linear layers, of which {name!r} has none but its head: its layers are "
+            f"{', '.join(kinds)}",
+            "set model.quantization=nf4, which packs Conv1D, too, or leave it out",
+        )
+
+
+def packing_note(model: nn.Module) -> str:
+    """How much of a quantised model is packed, and what it takes with what its weights are unpacked by."""
+    packed = sum(map(is_packed, model.parameters()))
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if torch.is_tensor(tensor)}
+    parts = [part for tensor in tensors.values() for _, part in plain_tensors("", tensor)]
+    size = sum(part.numel() * part.element_size() for part in parts)
+    found = f"{packed} tensors are packed; " if packed else ""
+    return f"quantised ({quantized_as(model)}): {found}the weights take {size / 2**30:.2f} GiB"
 
 
 def settle_packed_layers(model: nn.Module, dtype: torch.dtype) -> None:
@@ -164,19 +214,16 @@ def _check_runs(wanted: Quantization, dtype: torch.dtype, device: Any) -> None:
 
 def _packed_layer(wanted: Quantization, layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> nn.Module:
     if wanted in _TORCHAO:
-        from torchao.quantization import quantize_
-
         stack = nn.Sequential(layer.to(device))
-        quantize_(stack, _torchao_config(wanted))
+        import_module("torchao.quantization").quantize_(stack, _torchao_config(wanted))
         return stack
-    import bitsandbytes
-
+    layers = import_module("bitsandbytes.nn")
     size = layer.in_features, layer.out_features
     packed: nn.Module
     if wanted == "nf4":
-        packed = bitsandbytes.nn.Linear4bit(*size, bias=False, compute_dtype=dtype, quant_type="nf4")
+        packed = layers.Linear4bit(*size, bias=False, compute_dtype=dtype, quant_type="nf4")
     else:
-        packed = bitsandbytes.nn.Linear8bitLt(*size, bias=False, has_fp16_weights=False)
+        packed = layers.Linear8bitLt(*size, bias=False, has_fp16_weights=False)
     packed.load_state_dict(layer.state_dict())
     packed = packed.to(device).eval()
     settle_packed_layers(packed, dtype)
@@ -185,19 +232,17 @@ def _packed_layer(wanted: Quantization, layer: nn.Linear, dtype: torch.dtype, de
 
 def _torchao_config(wanted: Quantization) -> Any:
     """torchao's own configuration; it would change the precision of float32 products everywhere if it was let."""
-    import torchao.quantization
-
     name, options = _TORCHAO[wanted]
-    return getattr(torchao.quantization, name)(**options)
+    return getattr(import_module("torchao.quantization"), name)(**options)
 
 
-def _config(wanted: Quantization, dtype: torch.dtype) -> Any:
-    """The configuration of transformers."""
+def _config(wanted: Quantization, dtype: torch.dtype, kept: list[str]) -> Any:
+    """The configuration of transformers; layers of the names `kept` are not packed."""
     import transformers
 
     if wanted in _TORCHAO:
-        return transformers.TorchAoConfig(_torchao_config(wanted))
-    return transformers.BitsAndBytesConfig(**_bitsandbytes_options(wanted, str(dtype).removeprefix("torch.")))
+        return transformers.TorchAoConfig(_torchao_config(wanted), modules_to_not_convert=kept or None)
+    return transformers.BitsAndBytesConfig(**_bitsandbytes_options(wanted, str(dtype).removeprefix("torch."), kept))
 
 
 _TORCHAO: dict[str, tuple[str, dict[str, Any]]] = {
@@ -209,31 +254,35 @@ _TORCHAO: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def _bitsandbytes_options(wanted: Quantization, dtype: str) -> dict[str, Any]:
+def _bitsandbytes_options(wanted: Quantization, dtype: str, kept: list[str]) -> dict[str, Any]:
+    skipped = {"llm_int8_skip_modules": kept} if kept else {}
     if wanted == "int8":
-        return {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+        return {"load_in_8bit": True, "llm_int8_threshold": 0.0, **skipped}
     return {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": dtype,
+        **skipped,
     }
 
 
-def source_of(wanted: Quantization, dtype: str) -> tuple[str, str]:
-    """The line that imports what packs weights in the same way with transformers alone, and the expression that makes
-    it."""
+def source_of(wanted: Quantization, dtype: str, recorded: Mapping[str, Any]) -> tuple[str, str]:
+    """The lines that import what packs weights in the same way with transformers alone, and the expression for it.
 
-    def call(name: str, options: Mapping[str, Any]) -> str:
-        return f"{name}({', '.join(f'{key}={value!r}' for key, value in options.items())})"
+    Args:
+        wanted: how they were packed.
+        dtype: number type of products.
+        recorded: the quantisation as the model's configuration has it.
+    """
 
+    def call(name: str, options: Mapping[str, Any], *first: str) -> str:
+        return f"{name}({', '.join([*first, *(f'{key}={value!r}' for key, value in options.items())])})"
+
+    kept = recorded.get("llm_int8_skip_modules") or recorded.get("modules_to_not_convert") or []
     if wanted in _TORCHAO:
         name, options = _TORCHAO[wanted]
-        return (
-            f"from torchao.quantization import {name}\nfrom transformers import TorchAoConfig",
-            f"TorchAoConfig({call(name, options)})",
-        )
-    return (
-        "from transformers import BitsAndBytesConfig",
-        call("BitsAndBytesConfig", _bitsandbytes_options(wanted, dtype)),
-    )
+        made = call("TorchAoConfig", {"modules_to_not_convert": kept} if kept else {}, call(name, options))
+        return f"from torchao.quantization import {name}\nfrom transformers import TorchAoConfig", made
+    packed = call("BitsAndBytesConfig", _bitsandbytes_options(wanted, dtype, kept))
+    return "from transformers import BitsAndBytesConfig", packed

@@ -158,7 +158,8 @@ def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity) -> li
     others = [
         f"{key} was {was} and is {is_now}"
         for key, is_now in device_fingerprint(prepared.loaded.device).items()
-        if (key in (*_OF_BITS, *packed) or key.startswith("plugin ")) and (was := run.environment.get(key, is_now)) != is_now
+        if (key in (*_OF_BITS, *packed) or key.startswith("plugin "))
+        and (was := run.environment.get(key, is_now)) != is_now
     ]
     if others:
         bits = "it may not end with the bits of one that was never stopped"

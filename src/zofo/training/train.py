@@ -18,6 +18,7 @@ from zofo.errors import ConfigError, Interrupted
 from zofo.evaluators import Counts
 from zofo.filesystem import fsync, writing
 from zofo.methods import METHODS, Method, TrainingContext
+from zofo.models import packing_note, quantized_as
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import Reward
 from zofo.tasks import Split
@@ -353,6 +354,8 @@ def _say_notes(config: RunConfig, trained: _Session, console: Console) -> None:
 def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
     """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
     notes = [f"{prepared.task.kind}, {prepared.task.about}"] if config.task.name is None else []
+    if quantized_as(prepared.loaded.model) is not None:
+        notes.append(packing_note(prepared.loaded.model))
     if method.trained_names:
         shown = ", ".join(method.trained_names[:_SHOWN])
         more = f" and {len(method.trained_names) - _SHOWN} more" if len(method.trained_names) > _SHOWN else ""
