@@ -129,7 +129,7 @@ def test_packed_weights_stay_as_they_are_in_every_way_to_train(configured, tmp_p
 def test_weights_that_are_packed_do_not_move(configured, tmp_path, method, more):
     with pytest.raises(ModelError, match="quantised .bitsandbytes., so that they can be read but not moved") as error:
         zofo.train(configured(tmp_path / "run", "nf4", method, None, **more))
-    assert "method.adapter=lora" in error.value.hint
+    assert "method.adapter=subspace" in error.value.hint
     assert not (tmp_path / "run").exists()
 
 

@@ -101,7 +101,7 @@ def chat_model(tmp_path, tokenizer) -> Path:
 def test_commands_of_a_guide(name, chat_model, tmp_path, monkeypatch, capsys):
     """Also its programs and its study; the pages after the first take the rows of the first."""
     text, model = with_few_steps(page(name)), str(chat_model)
-    (rows,) = (block for block in blocks("sh", page("classify")) if "printf " in block)
+    rows = next(block for block in blocks("sh", page("classify")) if "printf " in block)
     subprocess.run(["bash", "-c", rows], check=True, cwd=tmp_path)
     for study in blocks("yaml", text):
         (tmp_path / "compare.yaml").write_text(study.replace("minilm", model), encoding="utf-8")

@@ -54,7 +54,7 @@ def merge_attached(model: Any, peft_model: Any) -> None:
     Raises:
         RunError: as `merge_adapter`.
     """
-    check_can_take_up(model)
+    check_can_take_up(quantized_as(model))
     uses = Counter(p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
     for name, part in peft_model.named_modules():
         layer: Any = part
@@ -74,15 +74,14 @@ def merge_attached(model: Any, peft_model: Any) -> None:
     model.requires_grad_(False).eval()
 
 
-def check_can_take_up(model: Any) -> None:
-    """Raises RunError for a model with packed weights: packing them again would round an adapter away."""
-    method = quantized_as(model)
+def check_can_take_up(method: str | None) -> None:
+    """Raises RunError for a base model whose weights are quantised by a method: packing them again would round what is
+    added to them away."""
     if method is not None:
-        raise RunError(QUANTIZED.format(method), ADAPTER_ALONE)
-
-
-QUANTIZED = "the weights of the base model are quantised ({}), and what was trained cannot be written into them"
-ADAPTER_ALONE = "write the adapter itself with --adapter DIR, which stands beside the quantised model"
+        raise RunError(
+            f"the weights of the base model are quantised ({method}), and what was trained cannot be written into them",
+            "write the adapter itself with --adapter DIR, which stands beside the quantised model",
+        )
 
 
 def adapter_content(folder: Path) -> Mapping[str, Any]:

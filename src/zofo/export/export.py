@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from zofo.adapters import merge_adapter
-from zofo.adapters.merging import ADAPTER_ALONE, QUANTIZED, adapter_content
+from zofo.adapters.merging import adapter_content, check_can_take_up
 from zofo.errors import ConfigError, RunError
 from zofo.export.model_card import model_card
 from zofo.export.pack import patch_of
@@ -164,9 +164,7 @@ def _check_can_be_whole(run: RunFolder) -> None:
             f"use the run itself: zofo predict {run.path} TEXT",
         )
     own = (run.identity.model_config or {}).get("quantization_config")
-    method = run.config.model.quantization or (own.get("quant_method") if isinstance(own, dict) else None)
-    if method is not None:
-        raise RunError(QUANTIZED.format(method), ADAPTER_ALONE)
+    check_can_take_up(run.config.model.quantization or (own.get("quant_method") if isinstance(own, dict) else None))
 
 
 def _check_no_earlier_adapter(run: RunFolder) -> None:
