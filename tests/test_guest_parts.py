@@ -127,7 +127,7 @@ def test_meta_training_takes_adapters_that_start_as_nothing(monkeypatch):
     config = read_config(None, ["method=meta-bilevel", "method.adapter=other"]).method
     with pytest.raises(ConfigError, match="method.adapter=other changes what the model does") as refused:
         MetaBilevel(config, None)
-    assert refused.value.hint == "choose one of dora, ia3, lora, own"
+    assert refused.value.hint == "choose one of dora, ia3, lora, own, subspace"
 
 
 def test_an_objective_of_causal_models_is_refused_for_others(monkeypatch):

@@ -119,7 +119,7 @@ def test_a_study_makes_its_runs_in_several_processes(example, tmp_path):
     tree = given(tmp_path)
     study = {
         "about": "Does a method of another package run in a study?",
-        "base": {"model": tree["model"]},
+        "defaults": {"model": tree["model"]},
         "tasks": {"example-reviews": {"task.data_dir": tree["task"]["data_dir"]}},
         "methods": {"guest": {"method": tree["method"]}, "mezo": {"method": {"name": "mezo", "batch_size": 2}}},
         "budget": {"steps": 4},

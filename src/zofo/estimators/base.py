@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -67,7 +68,15 @@ class Estimator(ABC):
 
     Args:
         epsilon: how far from theta the losses are asked for, > 0.
+
+    Attributes:
+        linear: whether the estimate is linear in the losses, so that it follows their gradient's length, and those of
+            several losses can be added.
     """
+
+    linear: bool = True
+    compares_members: ClassVar[bool] = False
+    """Whether its points are members of a population, of which each has one score."""
 
     def __init__(self, epsilon: Positive = 1e-3) -> None:
         if not 0 < epsilon < math.inf:
@@ -141,6 +150,13 @@ class Estimator(ABC):
         key = first if isinstance(first, Key) or not first else first[0]
         step = key.step if isinstance(key, Key) else None
         raise NonFiniteError(f"loss {losses[point, example].item()} of example {example} at {terms}", step)
+
+
+def along(direction: Direction, coefficient: float) -> Point:
+    """The point at so many times a direction from theta, of each example where these have their own."""
+    if isinstance(direction, Key):
+        return Displacement({direction: coefficient})
+    return [Displacement({key: coefficient}) for key in direction]
 
 
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from zofo.displacement import Displacement, Key
-from zofo.estimators.base import ESTIMATORS, Direction, Estimator
+from zofo.displacement import Displacement
+from zofo.estimators.base import ESTIMATORS, Direction, Estimator, along
 from zofo.evaluators import Point
 
 
@@ -22,7 +22,7 @@ class TwoSided(Estimator):
 
     def ask(self, directions: Sequence[Direction]) -> Sequence[Point]:
         """+e z and -e z for each direction in turn: 2 n points."""
-        return [_along(direction, sign * self.epsilon) for direction in directions for sign in (1.0, -1.0)]
+        return [along(direction, sign * self.epsilon) for direction in directions for sign in (1.0, -1.0)]
 
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
         return (losses[0::2] - losses[1::2]) / (2 * self.epsilon)
@@ -37,13 +37,7 @@ class OneSided(Estimator):
 
     def ask(self, directions: Sequence[Direction]) -> Sequence[Point]:
         """Theta itself, then +e z for each direction: n + 1 points."""
-        return [Displacement(), *(_along(direction, self.epsilon) for direction in directions)]
+        return [Displacement(), *(along(direction, self.epsilon) for direction in directions)]
 
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
         return (losses[1:] - losses[0]) / self.epsilon
-
-
-def _along(direction: Direction, coefficient: float) -> Point:
-    if isinstance(direction, Key):
-        return Displacement({direction: coefficient})
-    return [Displacement({key: coefficient}) for key in direction]

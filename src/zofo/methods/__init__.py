@@ -3,6 +3,7 @@
 from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, StepLog, TrainingContext, unscheduled
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig
 from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
+from zofo.methods.es import ES, ESConfig
 from zofo.methods.first_order import FirstOrder, FirstOrderConfig
 from zofo.methods.linear_probe import LinearProbe, LinearProbeConfig, load_probe
 from zofo.methods.mezo import MeZO, MeZOConfig
@@ -14,11 +15,13 @@ from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 
 __all__ = [
+    "ES",
     "METHODS",
     "SVRG",
     "ZOSVRG",
     "Bilevel",
     "BilevelConfig",
+    "ESConfig",
     "FirstOrder",
     "FirstOrderConfig",
     "ForwardOnly",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from zofo.methods.base import METHODS, StepLog
+from zofo.methods.base import METHODS
 from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 
 
@@ -30,10 +30,3 @@ class MeZO(ForwardOnly):
 
     Config = MeZOConfig
     paper = "Malladi et al. 2023, Fine-Tuning Language Models with Just Forward Passes"
-
-    def step(self, number: int) -> StepLog:
-        before = self.counts.copy()
-        factor = self.lr_factor(number)
-        estimate, update = self._zo.step(number, [(self._objective, self._batches[number])], self._zo.rate(factor))
-        rate = self._zo.sgd_rate(factor)
-        return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update, rate)

@@ -13,7 +13,7 @@ from zofo.adapters import AdapterConfig, Adapters
 from zofo.backbone import Backbone
 from zofo.estimators import Estimate
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
-from zofo.methods.base import Method, MethodConfig, TrainingContext
+from zofo.methods.base import Method, MethodConfig, StepLog, TrainingContext
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.state_dict import StateDict
 
@@ -34,7 +34,8 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
 class ForwardOnly(Method):
     """A method whose every step moves theta by zeroth-order estimates; with an adapter, theta is its tensors.
 
-    What such methods do alike: they are built, checked, evaluated, replayed and saved. A method adds its step.
+    What such methods do alike: they are built, checked, evaluated, replayed and saved. A step asks for the losses of
+    one batch along the step's directions, and moves along their estimate by the rule; a method may have another.
 
     Args:
         config: its parts and sizes.
@@ -67,10 +68,18 @@ class ForwardOnly(Method):
         self.counts.include(self.adapter_start.counts)
         self.queries_per_step = self._zo.points * config.batch_size
 
+    def step(self, number: int) -> StepLog:
+        before = self.counts.copy()
+        factor = self.lr_factor(number)
+        estimate, update = self._zo.step(number, [(self._objective, self._batches[number])], self._zo.rate(factor))
+        rate = self._zo.sgd_rate(factor)
+        return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update, rate)
+
     def _coefficients(self, estimate: Estimate, of: str = "") -> dict[str, float]:
         """The slopes of an estimate as a log has them, and how many directions told nothing where that is likely."""
         found = estimate.projected_gradients
-        coefficients = {f"projected_gradient{of}_{key.index}": slope for key, slope in found.items()}
+        what = "projected_gradient" if self._zo.estimator.linear else "shaped_score"
+        coefficients = {f"{what}{of}_{key.index}": slope for key, slope in found.items()}
         if self._log_ties:
             coefficients[f"ties{of}"] = sum(slope == 0 for slope in found.values()) / len(found)
         return coefficients

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
 from zofo.adapters import PeftAdapters, carries_adapters, kind_of
-from zofo.backbone import Backbone, Update, check_plain_weights, matching, movable, named_by, selected
+from zofo.backbone import Backbone, Update
 from zofo.config import PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
@@ -20,12 +20,12 @@ from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
 from zofo.evaluators import EVALUATORS, Counts, Evaluator, LossRequest
 from zofo.methods.base import MethodOptions
 from zofo.methods.zeroth_order_defaults import HALF, default_epsilon, default_evaluator, default_lr
+from zofo.methods.zeroth_order_selection import moving_tensors
 from zofo.models import save_tensors
 from zofo.noise import MASKS, NOISES, Mask, Noise
 from zofo.rules import RULES, Rule, State
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
 
-_SHOWN = 3  # names of tensors that stay
 _EACH = 1 << 16  # keys of one step: index = number of the direction * _EACH + number of the group
 
 
@@ -123,7 +123,7 @@ class ZerothOrderConfig(MethodOptions):
         if isinstance(noise, dict) and isinstance(evaluator, dict):
             chosen = default_evaluator(noise.get("name", NoiseConfig.default), moved, beside)
             filled["evaluator"] = {"name": chosen, **evaluator}
-        if isinstance(rule, dict) and _is_plain(rule.get("name", RuleConfig.default)):
+        if isinstance(rule, dict) and is_plain(rule.get("name", RuleConfig.default)):
             filled["rule"] = {"lr": default_lr(given, moved, cls.slope_factor(given)), **rule}
         epsilon = default_epsilon(moved, half=False)
         if isinstance(estimator, dict) and epsilon is not None:
@@ -195,7 +195,7 @@ class ZerothOrder:
                 "the model carries adapters, so that its parameters have other names and other directions",
                 "load it again for another method, or name what moves with method.trainable",
             )
-        names, self.notes = _moving(config, model, among, unused)
+        names, self.notes = moving_tensors(config.trainable, model, among, unused)
         self._trainable = config.trainable if names is None or among is not None else names
         mask: Mask | None = None if config.mask is None else config.mask.build()
         self.backbone = Backbone(model, noise, config.trainable if names is None else names, mask=mask)
@@ -215,6 +215,12 @@ class ZerothOrder:
             raise ConfigError(
                 "method.normalize_by_std divides by how much the examples' slopes differ, but a step has only one",
                 "set method.batch_size=2 or more, or method.normalize_by_std=false",
+            )
+        if config.normalize_by_std and not self.estimator.linear:
+            raise ConfigError(
+                "method.normalize_by_std divides slopes, and the scores of method.estimator="
+                f"{config.estimator.name} are divided already",
+                "set method.normalize_by_std=false",
             )
         self.points = len(self.estimator.ask(self.directions(0)))
 
@@ -259,6 +265,15 @@ class ZerothOrder:
             )
         return [[key._replace(index=key.index + group) for group in groups] for key in keys]
 
+    def check_addable(self, method: str) -> None:
+        """Raises ConfigError for an estimator whose estimates of several losses do not add up to that of their sum."""
+        if not self.estimator.linear:
+            raise ConfigError(
+                f"{method} adds the estimates of several losses, and those of method.estimator do not follow the size "
+                "of these",
+                "set method.estimator.scores=plain, or method.estimator=two-sided",
+            )
+
     def check_direction_sharing(self, option: str, directions: DirectionSharing, evaluator: str) -> None:
         """Raises ConfigError for examples with directions of their own that the evaluator cannot give them."""
         if _group_size(directions) and not self.evaluator.per_example:
@@ -286,7 +301,8 @@ class ZerothOrder:
     def sgd_rate(self, lr_factor: float) -> float | None:
         """The learning rate of a step that moves theta by so many times an unbiased estimate; None for any other step,
         such as one whose directions a mask keeps a part of."""
-        plain = self.rule.plain and not self._normalize_by_std and not self._masked and self._lr is not None
+        unbiased = self.estimator.linear and not self._normalize_by_std and not self._masked
+        plain = self.rule.plain and unbiased and self._lr is not None
         return float(self._lr or 0.0) * lr_factor if plain else None
 
     def step(
@@ -350,43 +366,7 @@ class ZerothOrder:
             save_tensors(self.backbone.tensors, folder / "weights.safetensors")
 
 
-def _moving(
-    config: ZerothOrderConfig, model: nn.Module, among: Sequence[nn.Parameter] | None, unused: frozenset[str]
-) -> tuple[list[str] | None, list[str]]:
-    """The names of what moves, None for all that the configuration takes to the letter; and a note for what stays."""
-    named = selected(model)
-    option = "method.trainable"
-    if among is None:
-        check_plain_weights(model)
-        moving, frozen = movable(model, config.trainable, option)
-        chosen, letter = list(moving), list(selected(model, config.trainable))
-    else:
-        own = {id(parameter) for parameter in among}
-        letter = [name for name, parameter in named.items() if id(parameter) in own]
-        if config.trainable is not None:
-            letter = matching(letter, config.trainable, option, "the adapter's", "tensors")
-        chosen, frozen = letter, []
-    asked = named_by(letter, config.trainable)
-    idle = [name for name in chosen if name in unused and name not in asked]
-    if len(idle) == len(chosen):  # a forward that uses none of them tells nothing
-        idle = []
-    kinds = (("that no forward uses", idle), ("with requires_grad=False", frozen))
-    notes = [_note_of_staying(kind, names, named) for kind, names in kinds if names]
-    left = set(idle)
-    moves = [name for name in chosen if name not in left]
-    return (None if moves == letter and among is None else moves), notes
-
-
-def _note_of_staying(kind: str, names: Sequence[str], named: Mapping[str, nn.Parameter]) -> str:
-    size = sum(named[name].numel() for name in names)
-    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    return (
-        f"{len(names)} tensors {kind} ({size:,} numbers) stay as they are: {shown}; to move them, name them in "
-        "method.trainable by more than '*'"
-    )
-
-
-def _is_plain(rule: Any) -> bool:
+def is_plain(rule: Any) -> bool:
     """Whether a rule's default learning rate is the method's to decide."""
     return isinstance(rule, str) and rule in RULES and RULES[rule].plain
 

@@ -81,6 +81,7 @@ class BackboneStep:
             unused = context.unused_by(context.collate(context.examples[:2]))
             zo = self._zo = ZerothOrder(config, context.model, context.seed, batch_size, unused=unused)
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
+            zo.check_addable(method)
             self.counts, self.points = zo.evaluator.counts, zo.points
             decays = config.rule.options.get("weight_decay", 0.0) > 0
             self._moved = BackboneDistance(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)

@@ -188,6 +188,7 @@ class SVRG(ForwardOnly):
             )
         self._config: SVRGConfig = config
         zo = self._zo
+        zo.check_addable(config.name)
         self._full_size = _anchor_size(config, len(context.examples), zo.points)
         zo.check_direction_sharing(
             "anchor_directions", config.anchor_directions or config.directions, config.evaluator.name
