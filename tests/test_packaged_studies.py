@@ -81,6 +81,8 @@ def tiny(name, folders):
         ((level or {}).get("task") or {}).pop("split_sizes", None)
     for contender in content["methods"].values():
         contender["method"].pop("batch_size", None)
+        if "rank" in (adapter := contender["method"].get("adapter", {})):
+            adapter["rank"] = min(adapter["rank"], 8)  # of 16 inputs
     base["method"] = {**base.get("method", {}), "batch_size": 4}
     return content
 

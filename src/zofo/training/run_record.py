@@ -160,7 +160,7 @@ class RunRecord:
         """Raises RunError for a part of the trained model that is missing, or has not the SHA-256 in `summary.json`."""
         for name, digest in self.summary["parts"].items():
             path = self.path / name
-            if not path.is_relative_to(self.path) or ".." in path.parts or "\0" in name:
+            if not path.is_relative_to(self.path) or ".." in Path(name).parts or "\0" in name:
                 raise RunError(f"{name!r} is no part of a run: it lies elsewhere")
             if not path.is_file():
                 dropped = path.name == WEIGHTS and (self.path / "outcome.json").is_file()
