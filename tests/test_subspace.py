@@ -11,13 +11,14 @@ import transformers
 from conftest import build_model, build_tokenizer
 from test_adapters import CPU, examples_of, training_context
 from tiny_architectures import build_tiny
-from zofo import FirstOrder, FirstOrderConfig, MeZO, MeZOConfig, TrainingContext
-from zofo.adapters import load_adapter, merge_adapter
+from zofo import Bilevel, BilevelConfig, FirstOrder, FirstOrderConfig, MeZO, MeZOConfig, TrainingContext
+from zofo.adapters import check_untrusted_adapter, load_adapter, merge_adapter
 from zofo.adapters.input_directions import InputDirections, orthonormal_rows
 from zofo.adapters.subspace import SubspaceAdapters, linear_layers
 from zofo.displacement import Displacement, Key
 from zofo.errors import CheckpointError, ConfigError, RunError
 from zofo.methods.adapter_start import attach_adapters
+from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
 from zofo.noise import LowRank
 from zofo.objectives import candidate_scores, classification_loss
 from zofo.tasks import collate
@@ -211,6 +212,41 @@ def test_a_run_that_goes_on_has_the_a_of_its_checkpoint(base, words):
         again._adapters.load_state_dict(random.state_dict(weights=True))
 
 
+def test_the_theta_of_bilevel_can_be_an_adapter_beneath_the_others(base, words, tmp_path):
+    """Theta's B moves by forwards alone, p and s by gradients alone, the base not at all; saved is their sum."""
+    context = training_context(copy.deepcopy(base), words)
+    before = {id(p): p.detach().clone() for p in context.model.parameters()}
+    config = {"batch_size": 4, "inner_steps": 2, "adapter": {"name": "lora", "rank": 2}}
+    method = Bilevel(BilevelConfig(**config, backbone_adapter={"name": "subspace", "rank": 4}), context)
+    method.check()
+    p = [tensor.clone() for tensor in method._adapters.parameters("adapter")]
+    for number in range(2):
+        theta = {name: tensor.clone() for name, tensor in method.backbone.tensors.items()}
+        assert all("lora_B.backbone" in name for name in theta)
+        log = method.step(number)
+        assert log.update is not None
+        method._theta.flush()
+        assert all(not torch.equal(tensor, theta[name]) for name, tensor in method.backbone.tensors.items())
+    assert any(not torch.equal(a, b) for a, b in zip(p, method._adapters.parameters("adapter"), strict=True))
+    assert all(torch.equal(p, before[id(p)]) for p in context.model.parameters() if id(p) in before)
+    method.save(tmp_path)
+    batch = context.collate(context.examples)
+    for variant in method.variants:
+        with method.using(variant), torch.no_grad():
+            expected = candidate_scores(context.model, batch)
+        model = copy.deepcopy(base)
+        load_adapter(model, tmp_path / variant)
+        torch.testing.assert_close(candidate_scores(model, batch), expected, rtol=1e-4, atol=1e-5)
+        check_untrusted_adapter(tmp_path / variant)
+
+
+def test_a_bilevel_run_with_theta_as_an_adapter_goes_on_and_comes_back(tmp_path):
+    options = {"inner_steps": 1, "adapter": "lora", "backbone_adapter": {"name": "subspace", "rank": 4}}
+    run = check_method("bilevel", tmp_path, batch_size=2, **options)
+    assert run.config.method.estimator.options["epsilon"] == MeZOConfig().estimator.options["epsilon"]
+    assert run.backbone_trajectory is None  # it does not move the base
+
+
 # refusals
 
 
@@ -227,6 +263,13 @@ def test_what_cannot_be_is_refused_with_what_to_type(base, words):
     with pytest.raises(ConfigError, match="rank=6 directions cannot be told from 5 inputs") as refused:
         directions.directions("layer")
     assert "calibration_batches" in refused.value.hint
+    with pytest.raises(ConfigError, match="dora is no low-rank term"):
+        BilevelConfig(adapter="dora", backbone_adapter="subspace")
+    with pytest.raises(ConfigError, match="has many"):
+        MetaBilevel(MetaBilevelConfig(backbone_adapter="subspace"), training_context(copy.deepcopy(base), words))
+    classifier = build_model("llama", len(words), head=transformers.AutoModelForSequenceClassification)
+    with pytest.raises(ConfigError, match="classification head"):
+        Bilevel(BilevelConfig(batch_size=4, backbone_adapter="subspace"), training_context(classifier, words))
     broken = copy.deepcopy(base)
     with torch.no_grad():
         broken.model.layers[0].self_attn.v_proj.weight[0] = float("nan")

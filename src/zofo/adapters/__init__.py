@@ -14,6 +14,7 @@ from zofo.adapters.checkpoint import load_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
 from zofo.adapters.merging import adapter_content, can_merge, merge_adapter
 from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
+from zofo.adapters.stacked import StackedAdapters
 from zofo.adapters.subspace import SubspaceAdapters
 from zofo.adapters.untrusted import check_untrusted_adapter, load_strange_adapter
 
@@ -28,6 +29,7 @@ __all__ = [
     "PeftAdapters",
     "PrefixAdapters",
     "PromptAdapters",
+    "StackedAdapters",
     "SubspaceAdapters",
     "adapter_content",
     "can_merge",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,7 @@ class PeftAdapters(Adapters):
         zo_in_forward: whether a forward pass can carry directions of its tensors.
         theta_in_forward: whether it can carry directions of the model's own weights beside it.
         starts_neutral: whether a new adapter leaves the model's function as it was.
+        adds_low_rank: whether all it does is to add low-rank terms to the outputs of layers, so that two are one.
         decays: whether weight decay draws its tensors to what leaves the model as it is.
         fills_cache: whether it stands in the cache of keys and values, so that a layer cannot be run twice.
     """
@@ -111,6 +113,7 @@ class PeftAdapters(Adapters):
     zo_in_forward: ClassVar[bool] = True
     theta_in_forward: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = False
+    adds_low_rank: ClassVar[bool] = False
     decays: ClassVar[bool] = True
     fills_cache: ClassVar[bool] = False
 
@@ -118,6 +121,7 @@ class PeftAdapters(Adapters):
     _peft: Any
     _active: str
     _tensors: dict[str, dict[str, nn.Parameter]]
+    _below: PeftAdapters | None = None
 
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
@@ -135,13 +139,17 @@ class PeftAdapters(Adapters):
         """
         import peft  # takes seconds, so only those who use adapters wait for it
 
-        if carries_adapters(model):
+        below = self._below = _CARRYING.get(model)
+        if below is None and carries_adapters(model):
             raise ConfigError("the model carries adapters already", "load it again for another method")
         model.requires_grad_(False)
         with quiet_peft(), torch.random.fork_rng():  # peft draws its own starts; those that matter are overwritten
             try:
-                self._peft = peft.get_peft_model(model, copy.deepcopy(shape), adapter_name=names[0])
-                for name in names[1:]:
+                if below is None:
+                    self._peft = peft.get_peft_model(model, copy.deepcopy(shape), adapter_name=names[0])
+                else:
+                    self._peft = below._peft
+                for name in names[1 if below is None else 0 :]:
                     self._peft.add_adapter(name, copy.deepcopy(shape))
             except Exception as error:  # peft fails in as many ways as there are models
                 kind = str(getattr(shape.peft_type, "value", shape.peft_type)).replace("_", " ")
@@ -152,6 +160,15 @@ class PeftAdapters(Adapters):
         self._tensors = {name: dict(_tensors_of(model, name)) for name in names}
         self.use(names[0])
         self._peft.eval()
+
+    @contextmanager
+    def carrying_others(self) -> Iterator[None]:
+        """While it is open, further adapters can be attached to the model; these stay active beside each of them."""
+        _CARRYING[self.model] = self
+        try:
+            yield
+        finally:
+            del _CARRYING[self.model]
 
     def is_trained(self, tensor: str) -> bool:
         """Whether steps move a tensor, by the name that `tensors` gives it; the others stay as they start."""
@@ -174,7 +191,12 @@ class PeftAdapters(Adapters):
         """Make one adapter the active one; only its parameters require a gradient."""
         if adapter == self._active:
             return
-        self._peft.set_adapter(adapter)
+        if self._below is None:
+            self._peft.set_adapter(adapter)
+        else:
+            self._peft.base_model.set_adapter([self._below.active, adapter])
+            for parameter in self._below.tensors(self._below.active).values():
+                parameter.requires_grad_(False)
         for name, tensors in self._tensors.items():
             for tensor, parameter in tensors.items():
                 parameter.requires_grad_(name == adapter and self.is_trained(tensor))
@@ -199,18 +221,14 @@ class PeftAdapters(Adapters):
 
     def save(self, adapter: str, folder: Path) -> None:
         """Write one adapter as a folder that `PeftModel.from_pretrained` loads."""
-        folder.mkdir(parents=True, exist_ok=True)
         import peft
 
         state = peft.get_peft_model_state_dict(self._peft, adapter_name=adapter, save_embedding_layers=False)
-        save_tensors(state, folder / "adapter_model.safetensors")
-        config = self._peft.peft_config[adapter]
-        config.save_pretrained(str(folder))
-        path = folder / "adapter_config.json"
-        content = json.loads(path.read_text(encoding="utf-8"))
-        sets = {key: sorted(value) for key, value in content.items() if isinstance(getattr(config, key, None), set)}
-        # the order of a set differs from process to process
-        path.write_text(json.dumps({**content, **sets}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_adapter(self.configuration(adapter), state, folder)
+
+    def configuration(self, adapter: str) -> Any:
+        """peft's configuration of one adapter."""
+        return self._peft.peft_config[adapter]
 
 
 ADAPTERS: Registry[type[PeftAdapters]] = Registry("adapter")
@@ -226,6 +244,24 @@ class AdapterConfig(PartConfig):
     def kind(self) -> type[PeftAdapters]:
         """The class of the adapter, which knows its defaults."""
         return ADAPTERS[self.name]
+
+
+def write_adapter(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write an adapter as peft does, with the same bytes in every process.
+
+    Args:
+        config: peft's configuration of it.
+        tensors: by the names that peft's files have.
+        folder: is made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(tensors, folder / "adapter_model.safetensors")
+    config.save_pretrained(str(folder))
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    sets = {key: sorted(value) for key, value in content.items() if isinstance(getattr(config, key, None), set)}
+    # the order of a set differs from process to process
+    path.write_text(json.dumps({**content, **sets}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def cannot_be_attached(adapter: str, error: Exception, hint: str) -> Exception:
@@ -269,6 +305,7 @@ def kind_of(given: Any) -> type[PeftAdapters] | None:
     return ADAPTERS[name]
 
 
+_CARRYING: weakref.WeakKeyDictionary[nn.Module, PeftAdapters] = weakref.WeakKeyDictionary()
 _SHORT = {"LORA": "LoRA", "IA3": "IA3"}
 _HOLDERS = ("modules_to_save", "prompt_encoder")
 

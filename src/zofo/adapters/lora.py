@@ -48,6 +48,7 @@ class LoraAdapters(PeftAdapters):
     """
 
     starts_neutral = True
+    adds_low_rank = True
 
     def __init__(
         self,

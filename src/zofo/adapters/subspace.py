@@ -54,6 +54,7 @@ class SubspaceAdapters(PeftAdapters):
 
     zo_as_weights = True
     starts_neutral = True
+    adds_low_rank = True
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class SubspaceAdapters(PeftAdapters):
         self._attach(model, names, shape, targets_hint(model))
         self._rank, self._seed = rank, seed
         self._narrow: dict[str, int] = {}  # directions of layers whose inputs have fewer than `rank`
-        self._layers: dict[str, Any] = {n: part for n, part in model.named_modules() if hasattr(part, "lora_A")}
+        self._layers: dict[str, Any] = {n: part for n, part in model.named_modules() if _has(part, names[0])}
         self._check_layers()
         self.calibration_batches = calibration_batches if init == "inputs" else 0
         for name, layer in self._layers.items():
@@ -112,7 +113,7 @@ class SubspaceAdapters(PeftAdapters):
         kinds: dict[str, int] = {}
         owners = tuple(f"{name}." for name in self._layers)
         for name, parameter in self.model.named_parameters():
-            if not name.startswith(owners) and "modules_to_save" not in name.split("."):
+            if not name.startswith(owners) and ".lora_" not in name and "modules_to_save" not in name.split("."):
                 kind = re.sub(r"(?<![^.])\d+(?=\.)", "*", name)
                 kinds[kind] = kinds.get(kind, 0) + parameter.numel()
         if not kinds:
@@ -159,10 +160,16 @@ def linear_layers(model: Any) -> list[str]:
     heads = SEQ_CLS_HEAD_NAMES if is_classifier(model) else ()
     idle = {id(part.out_proj) for part in model.modules() if isinstance(part, nn.MultiheadAttention)}  # never called
     found = [
-        name
+        name.removesuffix(".base_layer")  # of a layer that has an adapter already
         for name, part in model.named_modules()
         if is_linear(part) and part is not output and id(part) not in idle and name.partition(".")[0] not in heads
+        if ".lora_" not in name
     ]
     if not found:
         raise ConfigError(f"{type(model).__name__} has no linear layers", "choose method.adapter=prompt")
     return found
+
+
+def _has(part: Any, adapter: str) -> bool:
+    """Whether a module is a layer with an adapter of that name."""
+    return hasattr(part, "lora_A") and (adapter in part.lora_A or adapter in part.lora_embedding_A)

@@ -8,20 +8,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
-from zofo.adapters import AdapterConfig, Adapters, Forward
+from zofo.adapters import AdapterConfig, Adapters, Forward, PeftAdapters, StackedAdapters
+from zofo.errors import ConfigError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.evaluators.batch_protocol import size
 from zofo.evaluators.parameter_use import uncompiled
 from zofo.methods.base import AdapterStart, TrainingContext
+from zofo.models.heads import is_classifier
 from zofo.state_dict import StateDict
+
+BACKBONE = "backbone"
+"""What the adapter is called that stands for theta."""
 
 _STATE = "adapters"
 
 
 def attach_adapters(
     config: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
-) -> tuple[Adapters, AdapterStart]:
+) -> tuple[PeftAdapters, AdapterStart]:
     """Build the adapters that a configuration asks for, and calibrate those that start from the model's own numbers.
 
     A calibration looks at batches of training rows, drawn by the run's seed, without a gradient; at each row at most
@@ -36,7 +42,7 @@ def attach_adapters(
     Raises:
         ConfigError: they do not fit the model, or the rows do not tell enough.
     """
-    adapters: Adapters = config.build(context.model, names, context.seed)
+    adapters: PeftAdapters = config.build(context.model, names, context.seed)
     wanted, counts, digest = adapters.calibration_batches, Counts(), hashlib.sha256()
     if not wanted:
         return adapters, AdapterStart(tuple(adapters.notes()))
@@ -60,6 +66,32 @@ def attach_adapters(
     record = {"examples": examples, "rows": rows, "seed": context.seed, **counts.as_dict()}
     told = f"calibrated on {examples} training rows, which took {counts.queries} queries: {rows}"
     return adapters, AdapterStart((*adapters.notes(), told), counts, record)
+
+
+def attach_stacked(
+    below: AdapterConfig, above: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
+) -> tuple[StackedAdapters, list[nn.Parameter], AdapterStart]:
+    """Build adapters above another one, which moves by itself; gives its tensors, too.
+
+    Args:
+        below: the one that is active with each of the others.
+        above: these.
+        context: whose model they are attached to, and whose rows they look at.
+        names: of those above.
+        batch_size: rows of a batch.
+
+    Raises:
+        ConfigError: they do not fit the model or each other, or the rows do not tell enough.
+    """
+    if is_classifier(context.model):
+        raise ConfigError(
+            "method.backbone_adapter shares the model with other adapters, and each would have a classification head",
+            "set model.head=causal-lm, or method.backbone_adapter=null",
+        )
+    theta, first = attach_adapters(below, context, (BACKBONE,), batch_size)
+    with theta.carrying_others():
+        pair, second = attach_adapters(above, context, names, batch_size)
+    return StackedAdapters(theta, pair), theta.parameters(BACKBONE), first.and_then(second)
 
 
 def remember_adapters(adapters: Adapters | None, whole: StateDict) -> StateDict:

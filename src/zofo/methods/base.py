@@ -103,6 +103,12 @@ class AdapterStart:
     counts: Counts = field(default_factory=Counts)
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
+    def and_then(self, other: AdapterStart) -> AdapterStart:
+        """Both, one after the other; those that looked at the same rows say so once."""
+        notes = tuple(dict.fromkeys([*self.notes, *other.notes]))
+        counts, calibration = self.counts + other.counts, {**other.calibration, **self.calibration}
+        return AdapterStart(notes, counts, {**calibration, **counts.as_dict()} if calibration else {})
+
 
 def unscheduled(step: int) -> float:
     """The factor of the learning rates in each step of a run without a schedule."""

@@ -22,7 +22,7 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     """Configuration of a method that makes zeroth-order steps only."""
 
     lr_means = ("rule.lr",)
-    moves_adapter = True
+    moved_adapter = "adapter"
     one_rate: ClassVar[bool] = True
     """Whether `rule.lr` is the rate of every step, so that `zofo tune lr` can find it."""
 

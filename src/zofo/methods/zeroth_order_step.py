@@ -103,8 +103,8 @@ class ZerothOrderConfig(MethodOptions):
     """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
     that a forward uses and that require a gradient."""
 
-    moves_adapter: ClassVar[bool] = False
-    """Whether the steps move the tensors of `adapter` where there is one, and not the model's weights."""
+    moved_adapter: ClassVar[str | None] = None
+    """The key of the adapter whose tensors the steps move where there is one, and not the model's weights."""
     adapter_rates: ClassVar[tuple[str, ...]] = ()
     """The keys of the learning rates of first-order steps on `adapter`."""
 
@@ -144,7 +144,7 @@ class ZerothOrderConfig(MethodOptions):
     @classmethod
     def _moved(cls, given: Mapping[str, Any]) -> type[PeftAdapters] | None:
         """The class of the adapter whose tensors the steps move."""
-        return kind_of(given.get("adapter")) if cls.moves_adapter else None
+        return None if cls.moved_adapter is None else kind_of(given.get(cls.moved_adapter))
 
     @classmethod
     def slope_factor(cls, given: Mapping[str, Any]) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement, Key
@@ -64,6 +65,7 @@ class BackboneStep:
         penalty: float | PenaltySchedule,
         batch_size: int,
         log_ties: bool = False,
+        among: Sequence[nn.Parameter] | None = None,
     ) -> None:
         self._log_ties = log_ties
         if config.normalize_by_std:
@@ -79,7 +81,7 @@ class BackboneStep:
         self.counts, self.points = Counts(), 0
         if move != "frozen":
             unused = context.unused_by(context.collate(context.examples[:2]))
-            zo = self._zo = ZerothOrder(config, context.model, context.seed, batch_size, unused=unused)
+            zo = self._zo = ZerothOrder(config, context.model, context.seed, batch_size, among, unused)
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
             zo.check_addable(method)
             self.counts, self.points = zo.evaluator.counts, zo.points

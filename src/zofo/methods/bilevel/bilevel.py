@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from zofo.adapters import Adapters, PeftAdapters
+from zofo.adapters import ADAPTERS, AdapterConfig, Adapters, PeftAdapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
-from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
+from zofo.methods.adapter_start import attach_adapters, attach_stacked, remember_adapters, restore_adapters
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
@@ -37,6 +37,7 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """Configuration of `bilevel`. A plain `lr` is the rate of both adapters; `rule.lr` is the backbone's."""
 
     lr_means = adapter_rates = ("lr_lower", "lr_adapter")
+    moved_adapter = "backbone_adapter"
 
     name: Literal["bilevel"] = "bilevel"
     """Which method."""
@@ -52,6 +53,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     objectives`, or `reward` for the function that `zofo.train` is given. One without a gradient moves theta alone."""
     upper_surrogate: bool = False
     """Whether the step on p follows `training.objective` on D_f, too, where `upper_objective` has no gradient."""
+    backbone_adapter: AdapterConfig | None = None
+    """An adapter that stands for theta, such as `subspace`: its tensors move in place of the model's weights, which are
+    only read, so that the model may be one that cannot be written. It decides epsilon and `rule.lr` as for `mezo`."""
     lr_lower: NonNegative = PeftAdapters.lr
     """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
     lr_adapter: NonNegative = PeftAdapters.lr
@@ -61,6 +65,20 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     def slope_factor(cls, given: Mapping[str, Any]) -> float:
         """1 + the largest penalty."""
         return 1 + largest(as_penalty(given.get("penalty", 1.0)))
+
+    @model_validator(mode="after")
+    def _adapters_add_up(self) -> BilevelConfig:
+        if self.backbone_adapter is None:
+            return self
+        for key, one in (("backbone_adapter", self.backbone_adapter), ("adapter", self.adapter)):
+            if not one.kind.adds_low_rank:
+                fit = ", ".join(name for name in ADAPTERS if ADAPTERS[name].adds_low_rank)
+                raise ConfigError(
+                    f"with method.backbone_adapter two adapters act at once and are saved as one, but method.{key}="
+                    f"{one.name} is no low-rank term",
+                    f"choose among {fit}, or set method.backbone_adapter=null",
+                )
+        return self
 
     @property
     def reward_has_a_place(self) -> bool:
@@ -118,7 +136,13 @@ class Bilevel(Method):
         self._batches_inner = context.batches(size, "D_p, inner", d_p)
 
         move, penalty, ties = config.backbone_update, config.penalty, self._upper.log_ties
-        theta = self._theta = BackboneStep(config, context, config.name, move, penalty, size, ties)  # before peft
+        among = None
+        if config.backbone_adapter is not None:
+            theirs = config.backbone_adapter, config.adapter
+            adapters, among, self.adapter_start = attach_stacked(*theirs, context, self.variants, size)
+        theta = self._theta = BackboneStep(  # before peft, where it moves the model's own weights: see there
+            config, context, config.name, move, penalty, size, ties, among
+        )
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self._adapters: Adapters
@@ -195,7 +219,8 @@ class Bilevel(Method):
             yield
 
     def replay_header(self) -> dict[str, Any]:
-        return self._theta.replay_header()
+        header, theta = self._theta.replay_header(), self._config.backbone_adapter
+        return header if theta is None else {**header, "adapter": theta.model_dump(mode="json")}
 
     def state_dict(self, weights: bool) -> StateDict:
         whole = remember_adapters(self._adapters, StateDict().put("pair", self._pair.state_dict()))
@@ -208,7 +233,8 @@ class Bilevel(Method):
 
     def save(self, folder: Path) -> None:
         """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
-        self._theta.save(folder)
+        if self._config.backbone_adapter is None:  # else theta is in both
+            self._theta.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
 
