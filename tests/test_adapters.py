@@ -383,7 +383,7 @@ def test_defaults_follow_the_adapter():
     assert MeZOConfig(adapter="lora").estimator.options["epsilon"] == 1e-2
     for name in ADAPTERS:
         of_weights = MeZOConfig().rule.options["lr"]
-        lr = of_weights if ADAPTERS[name].zo_as_weights else ADAPTERS[name].zo_lr
+        lr = of_weights if ADAPTERS[name].projects_weights else ADAPTERS[name].zo_lr
         assert MeZOConfig(adapter=name).rule.options["lr"] == lr
         assert MeZOConfig(adapter=name, rule={"lr": 0.5}).rule.options["lr"] == 0.5
     for name in VIRTUAL:

@@ -96,8 +96,8 @@ class PeftAdapters(Adapters):
         lr: default learning rate of first-order steps on it, by Adam.
         zo_lr: default learning rate of zeroth-order steps on it, by SGD.
         zo_epsilon: default epsilon of these.
-        zo_as_weights: whether a zeroth-order step on it is one on the model's own weights, whose defaults then hold in
-            place of these two.
+        projects_weights: whether its moving tensors are the model's weights, projected on orthonormal rows: then
+            zeroth-order steps have the defaults of weights in place of these two, and its gradient is part of theirs.
         zo_in_forward: whether a forward pass can carry directions of its tensors.
         theta_in_forward: whether it can carry directions of the model's own weights beside it.
         starts_neutral: whether a new adapter leaves the model's function as it was.
@@ -109,7 +109,7 @@ class PeftAdapters(Adapters):
     lr: ClassVar[float] = 1e-3
     zo_lr: ClassVar[float] = 5e-4
     zo_epsilon: ClassVar[float] = 1e-2
-    zo_as_weights: ClassVar[bool] = False
+    projects_weights: ClassVar[bool] = False
     zo_in_forward: ClassVar[bool] = True
     theta_in_forward: ClassVar[bool] = True
     starts_neutral: ClassVar[bool] = False
@@ -122,6 +122,7 @@ class PeftAdapters(Adapters):
     _active: str
     _tensors: dict[str, dict[str, nn.Parameter]]
     _below: PeftAdapters | None = None
+    _learning: Sequence[nn.Parameter] = ()
 
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
@@ -170,6 +171,12 @@ class PeftAdapters(Adapters):
         finally:
             del _CARRYING[self.model]
 
+    def learn_beneath(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Let some of their tensors require a gradient, whichever adapter above them is active."""
+        self._learning = parameters
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
     def is_trained(self, tensor: str) -> bool:
         """Whether steps move a tensor, by the name that `tensors` gives it; the others stay as they start."""
         return True
@@ -197,6 +204,8 @@ class PeftAdapters(Adapters):
             self._peft.base_model.set_adapter([self._below.active, adapter])
             for parameter in self._below.tensors(self._below.active).values():
                 parameter.requires_grad_(False)
+            for parameter in self._below._learning:
+                parameter.requires_grad_(True)
         for name, tensors in self._tensors.items():
             for tensor, parameter in tensors.items():
                 parameter.requires_grad_(name == adapter and self.is_trained(tensor))

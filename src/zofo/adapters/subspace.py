@@ -52,7 +52,7 @@ class SubspaceAdapters(PeftAdapters):
     as in LoRA-FA (Zhang et al. 2023).
     """
 
-    zo_as_weights = True
+    projects_weights = True
     starts_neutral = True
     adds_low_rank = True
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from zofo.adapters import AdapterConfig, Adapters, Forward, PeftAdapters, StackedAdapters
 from zofo.errors import ConfigError
@@ -70,8 +69,8 @@ def attach_adapters(
 
 def attach_stacked(
     below: AdapterConfig, above: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
-) -> tuple[StackedAdapters, list[nn.Parameter], AdapterStart]:
-    """Build adapters above another one, which moves by itself; gives its tensors, too.
+) -> tuple[StackedAdapters, PeftAdapters, AdapterStart]:
+    """Build adapters above another one, which moves by itself; gives that one, too.
 
     Args:
         below: the one that is active with each of the others.
@@ -85,13 +84,14 @@ def attach_stacked(
     """
     if is_classifier(context.model):
         raise ConfigError(
-            "method.backbone_adapter shares the model with other adapters, and each would have a classification head",
-            "set model.head=causal-lm, or method.backbone_adapter=null",
+            "a model of several adapters at once, as method.backbone_adapter and method.control_variate have it, would "
+            "have a classification head for each",
+            "set model.head=causal-lm, or these to null",
         )
     theta, first = attach_adapters(below, context, (BACKBONE,), batch_size)
     with theta.carrying_others():
         pair, second = attach_adapters(above, context, names, batch_size)
-    return StackedAdapters(theta, pair), theta.parameters(BACKBONE), first.and_then(second)
+    return StackedAdapters(theta, pair), theta, first.and_then(second)
 
 
 def remember_adapters(adapters: Adapters | None, whole: StateDict) -> StateDict:

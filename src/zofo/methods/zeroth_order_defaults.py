@@ -12,7 +12,7 @@
 | `evaluator` | noise with factors, and no adapter that hinders it | `in-forward` |
 | | otherwise | `in-place` |
 
-An adapter that is `zo_as_weights` has the numbers of weights. A rate is a quarter of the largest stable one of
+An adapter that is `projects_weights` has the numbers of weights. A rate is a quarter of the largest stable one of
 SmolLM2-135M on two tasks; see docs/methods.md, and `zofo tune lr` for a model of your own. Where a method adds several
 slopes of one loss, it is divided by their number. The rates and the epsilon of other adapters stand in their class, see
 `PeftAdapters`.
@@ -43,7 +43,7 @@ def default_lr(given: Mapping[str, Any], moved: Adapter, slopes: float) -> float
     """
     if given.get("normalize_by_std"):
         rate = LR_OVER_SPREAD
-    elif moved is not None and not moved.zo_as_weights:
+    elif moved is not None and not moved.projects_weights:
         rate = moved.zo_lr
     else:
         several = given.get("num_directions", 1) not in (1, 2) or given.get("directions", "shared") != "shared"
@@ -58,7 +58,7 @@ def default_epsilon(moved: Adapter, half: bool) -> float | None:
         moved: the class of the adapter whose tensors move; None for the model's own weights.
         half: whether the model is in half precision.
     """
-    if moved is not None and not moved.zo_as_weights:
+    if moved is not None and not moved.projects_weights:
         return moved.zo_epsilon
     return EPSILON_OF_HALF if half else None
 

@@ -84,7 +84,7 @@ class MetricsLogger(Callback):
 
     def after_step(self, number: int, log: StepLog) -> None:
         line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
-        if self.with_rates and log.update is not None:
+        if self.with_rates and (log.update is not None or log.rate is not None):
             line["rate"] = log.rate
         if self._method.lr_factor is not unscheduled:
             line["lr_factor"] = self._method.lr_factor(number)

@@ -152,7 +152,7 @@ class TreatmentLogger(Callback):
         return self
 
     def after_step(self, number: int, log: StepLog) -> None:
-        if log.update is not None:
+        if log.update is not None or log.rate is not None:
             self._rates.append(log.rate)
         if (number + 1) % self._every == 0:
             self._measure(number + 1, log.update)

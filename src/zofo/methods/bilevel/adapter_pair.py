@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,12 @@ class AdapterPair:
         return losses.mean().item()
 
     def differentiate(
-        self, b_f: Any, b_p: Any, penalty: float, upper: Objective | None = None
+        self,
+        b_f: Any,
+        b_p: Any,
+        penalty: float,
+        upper: Objective | None = None,
+        theta: Sequence[nn.Parameter] = (),
     ) -> tuple[float | None, float]:
         """p.grad <- grad F(theta, p; b_f) + penalty grad F(theta, p; b_p), one graph after the other.
 
@@ -66,19 +71,26 @@ class AdapterPair:
             b_p: a batch of D_p.
             penalty: of the step.
             upper: the objective on D_f; by default F.
+            theta: further tensors, which p and s have in common. Their `.grad`, which must be None, becomes that of
+                F(theta, p; b_f) + penalty (F(theta, p; b_p) - F(theta, s; b_p)), by a backward pass more.
 
         Returns:
             F(theta, p; b_f), None where it was left out, and F(theta, p; b_p).
         """
         self._step_p.zero_grad()
         with self.adapters.using(VARIANTS[0]):
-            lower = self._gradient.accumulate(self._p, self._objective, b_p).mean().item()
-            for parameter in self._p:
+            lower = self._gradient.accumulate([*self._p, *theta], self._objective, b_p).mean().item()
+        if theta:
+            with self.adapters.using(VARIANTS[1]):
+                self._gradient.accumulate(theta, self._objective, b_p, -1.0)
+        with self.adapters.using(VARIANTS[0]):
+            for parameter in (*self._p, *theta):
                 if parameter.grad is not None:
                     parameter.grad.mul_(penalty)
             if b_f is None:
                 return None, lower
-            return self._gradient.accumulate(self._p, upper or self._objective, b_f).mean().item(), lower
+            found = self._gradient.accumulate([*self._p, *theta], upper or self._objective, b_f)
+        return found.mean().item(), lower
 
     def step_adapter(self, lr_factor: float = 1.0) -> None:
         """The step on p along what `differentiate` found."""

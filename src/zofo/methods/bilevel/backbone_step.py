@@ -16,6 +16,7 @@ from zofo.estimators import Direction
 from zofo.evaluators import Counts, Evaluator, LossRequest
 from zofo.methods.base import TrainingContext
 from zofo.methods.bilevel.backbone_distance import BackboneDistance
+from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
 from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
 from zofo.methods.zeroth_order_step import EvaluatorConfig, ZerothOrder, ZerothOrderConfig
@@ -89,7 +90,12 @@ class BackboneStep:
             self._moved = BackboneDistance(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
 
     def step(
-        self, number: int, asks: Sequence[LossRequest], examples: int, lr_factor: float = 1.0
+        self,
+        number: int,
+        asks: Sequence[LossRequest],
+        examples: int,
+        lr_factor: float = 1.0,
+        control: FirstOrderControlVariate | None = None,
     ) -> tuple[dict[str, float], Update | None]:
         """Make step `number`.
 
@@ -98,6 +104,7 @@ class BackboneStep:
             asks: F(theta, p; B_f) of every task, then all F(theta, p; B_p), then all F(theta, s; B_p).
             examples: in all B_f together, and in all B_p together.
             lr_factor: of the learning rate, in this step.
+            control: with the gradient of this step, as `AdapterPair.differentiate` leaves it.
 
         Returns:
             What a log holds of it, and what happened to theta.
@@ -116,14 +123,19 @@ class BackboneStep:
                 other_f = zo.directions(number, after=1, examples=examples)
                 other_p = zo.directions(number, first=examples, after=1, examples=examples)
                 gradient = _elsewhere(gradient, dict(_pairs(along_f, other_f) + _pairs(along_p, other_p)))
+            told_of: dict[str, float] = {}
+            if control is not None:
+                gradient, told_of = control.corrected(gradient, [key for key in along_f if isinstance(key, Key)])
             update, state = zo.rule.update(upper.with_gradient(gradient), zo.state, zo.rate(lr_factor))
             probe.update(update)
         zo.state = state
         self._moved.add(update)
+        if control is not None:
+            control.apply(zo.sgd_rate(lr_factor) or 0.0)
 
-        coefficients = {"loss_upper": upper.loss} if self._log_ties else {}
+        coefficients = {"loss_upper": upper.loss, **told_of} if self._log_ties else told_of
         coefficients["penalty_gap"] = lower_p.loss - lower_s.loss
-        if (moved := self._moved.relative) is not None:
+        if control is None and (moved := self._moved.relative) is not None:  # else it is not all of theta's way
             coefficients["backbone_distance"] = moved
         for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
             for key, projected_gradient in estimate.projected_gradients.items():

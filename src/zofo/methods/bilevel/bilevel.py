@@ -20,10 +20,11 @@ from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
-from zofo.methods.adapter_start import attach_adapters, attach_stacked, remember_adapters, restore_adapters
+from zofo.methods.adapter_start import BACKBONE, attach_adapters, attach_stacked, remember_adapters, restore_adapters
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
+from zofo.methods.bilevel.control_variate import FirstOrderControlVariate, check_control_variate
 from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest, penalty_at
 from zofo.methods.first_order_step import FirstOrderStepConfig
 from zofo.methods.zeroth_order_step import ZerothOrderConfig
@@ -56,6 +57,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     backbone_adapter: AdapterConfig | None = None
     """An adapter that stands for theta, such as `subspace`: its tensors move in place of the model's weights, which are
     only read, so that the model may be one that cannot be written. It decides epsilon and `rule.lr` as for `mezo`."""
+    control_variate: AdapterConfig | None = None
+    """An adapter whose first-order gradient is taken off the noise of theta's step, `subspace`: an unbiased estimate of
+    less variance, for a backward pass more and a part of theta that is kept with p and s."""
     lr_lower: NonNegative = PeftAdapters.lr
     """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
     lr_adapter: NonNegative = PeftAdapters.lr
@@ -68,16 +72,19 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
 
     @model_validator(mode="after")
     def _adapters_add_up(self) -> BilevelConfig:
-        if self.backbone_adapter is None:
-            return self
-        for key, one in (("backbone_adapter", self.backbone_adapter), ("adapter", self.adapter)):
-            if not one.kind.adds_low_rank:
-                fit = ", ".join(name for name in ADAPTERS if ADAPTERS[name].adds_low_rank)
-                raise ConfigError(
-                    f"with method.backbone_adapter two adapters act at once and are saved as one, but method.{key}="
-                    f"{one.name} is no low-rank term",
-                    f"choose among {fit}, or set method.backbone_adapter=null",
-                )
+        beneath = {"backbone_adapter": self.backbone_adapter, "control_variate": self.control_variate}
+        given = {key: one for key, one in beneath.items() if one is not None}
+        for key in given:
+            for name, one in {**given, "adapter": self.adapter}.items():
+                if not one.kind.adds_low_rank:
+                    fit = ", ".join(name for name in ADAPTERS if ADAPTERS[name].adds_low_rank)
+                    raise ConfigError(
+                        f"with method.{key} two adapters act at once and are saved as one, but method.{name}="
+                        f"{one.name} is no low-rank term",
+                        f"choose among {fit}, or set method.{key}=null",
+                    )
+        if self.control_variate is not None:
+            check_control_variate(self, self.control_variate)
         return self
 
     @property
@@ -136,15 +143,23 @@ class Bilevel(Method):
         self._batches_inner = context.batches(size, "D_p, inner", d_p)
 
         move, penalty, ties = config.backbone_update, config.penalty, self._upper.log_ties
-        among = None
+        among, below = None, None
         if config.backbone_adapter is not None:
             theirs = config.backbone_adapter, config.adapter
-            adapters, among, self.adapter_start = attach_stacked(*theirs, context, self.variants, size)
+            adapters, below, self.adapter_start = attach_stacked(*theirs, context, self.variants, size)
+            among = below.parameters(BACKBONE)
         theta = self._theta = BackboneStep(  # before peft, where it moves the model's own weights: see there
             config, context, config.name, move, penalty, size, ties, among
         )
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
+        self._control: FirstOrderControlVariate | None = None
+        if config.control_variate is not None:
+            assert theta.backbone is not None  # or the configuration is refused
+            self._check_gradient_above()
+            theirs = config.control_variate, config.adapter
+            adapters, below, self.adapter_start = attach_stacked(*theirs, context, self.variants, size)
+            self._control = FirstOrderControlVariate(below, theta.backbone)
         self._adapters: Adapters
         if adapters is None:
             self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
@@ -154,8 +169,15 @@ class Bilevel(Method):
         gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
         rates = config.lr_adapter, config.lr_lower
         self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
-        firsts = config.inner_steps + (1 if self._follows is None else 2)
+        firsts = config.inner_steps + (1 if self._follows is None else 2) + (self._control is not None)
         self.queries_per_step = (firsts + 3 * theta.points) * size
+
+    def _check_gradient_above(self) -> None:
+        if self._upper.log_ties:
+            raise ConfigError(
+                "method.control_variate needs the gradient of all three losses, and the objective on D_f has none",
+                "set method.control_variate=null",
+            )
 
     @property
     def _follows(self) -> TrainingContext | None:
@@ -180,18 +202,22 @@ class Bilevel(Method):
         b_f = upper.collate(examples)
         followed = None if follows is None else b_f if follows is upper else follows.collate(examples)
         objective = None if follows is None else follows.objective
-        f_upper, f_lower = pair.differentiate(followed, b_p, penalty, objective)
+        along = () if self._control is None else self._control.parameters
+        if self._control is not None:
+            self._control.zero_grad()
+        f_upper, f_lower = pair.differentiate(followed, b_p, penalty, objective, along)
         above = {} if f_upper is None else {"loss_upper" if follows is upper else "loss_surrogate": f_upper}
         coefficients = {"penalty": penalty, **above, "loss_lower": f_lower}
         if inner:
             coefficients["loss_inner"] = math.fsum(inner) / len(inner)
 
         asks = pair.asks(b_f, b_p, upper.objective)
-        found, update = self._theta.step(number, asks, self._config.batch_size, rate)
+        found, update = self._theta.step(number, asks, self._config.batch_size, rate, self._control)
         pair.step_adapter(rate)
         coefficients |= found
         loss = coefficients.get("loss_upper", f_lower)  # without any step for it, it is not known
-        return StepLog(loss, self.counts - before, coefficients, update, self._theta.sgd_rate(rate))
+        told = update if self._control is None else None  # which is not all that theta does
+        return StepLog(loss, self.counts - before, coefficients, told, self._theta.sgd_rate(rate))
 
     def check(self) -> None:
         two, upper = self._context.examples[:2], self._upper
@@ -209,7 +235,7 @@ class Bilevel(Method):
             "p stays as it starts: its step would follow the penalty's term alone, and the penalty is 0; to let it "
             "follow training.objective, set method.upper_surrogate=true"
         )
-        return [*self._theta.notes(), *([note] if still else [])]
+        return [*self._theta.notes(), *([note] if still else []), *([_KEPT] if self._control is not None else [])]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
@@ -224,11 +250,15 @@ class Bilevel(Method):
 
     def state_dict(self, weights: bool) -> StateDict:
         whole = remember_adapters(self._adapters, StateDict().put("pair", self._pair.state_dict()))
+        if self._control is not None:
+            whole.put("control_variate", self._control.state_dict())
         return self._theta.remember_in(whole, weights)
 
     def load_state_dict(self, state: StateDict) -> None:
         self._pair.load_state_dict(state.part("pair"))
         restore_adapters(self._adapters, state)
+        if self._control is not None:
+            self._control.load_state_dict(state.part("control_variate"))
         self._theta.load_state_dict(state)
 
     def save(self, folder: Path) -> None:
@@ -237,6 +267,12 @@ class Bilevel(Method):
             self._theta.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
+
+
+_KEPT = (
+    "the first-order part of theta's steps is a low-rank term, which is kept in `adapter` and `lower_adapter` with p "
+    "and s: the trajectory alone is not all of theta"
+)
 
 
 def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:

@@ -255,11 +255,12 @@ def _refuse(config: MetaBilevelConfig) -> None:
             "method=meta-bilevel has one objective for both levels of all tasks",
             "set method.upper_objective=null and method.upper_surrogate=false, or choose method=bilevel",
         )
-    if config.backbone_adapter is not None:
-        raise ConfigError(
-            "method.backbone_adapter is of one task, whose adapters it is saved with, and method=meta-bilevel has many",
-            "set method.backbone_adapter=null, or choose method=bilevel",
-        )
+    for key in ("backbone_adapter", "control_variate"):
+        if getattr(config, key) is not None:
+            raise ConfigError(
+                f"method.{key} is of one task, whose adapters it is saved with, and method=meta-bilevel has many",
+                f"set method.{key}=null, or choose method=bilevel",
+            )
     if not config.adapter.kind.starts_neutral:
         neutral = [name for name in ADAPTERS if ADAPTERS[name].starts_neutral]
         raise ConfigError(

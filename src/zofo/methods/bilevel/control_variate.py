@@ -1,0 +1,162 @@
+"""A first-order control variate for the zeroth-order step on theta: what a frozen-A adapter's gradient knows of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.adapters import ADAPTERS, AdapterConfig, PeftAdapters
+from zofo.backbone import Backbone
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError
+from zofo.rules import RULES
+from zofo.state_dict import StateDict, load_tensors_state, tensors_to_state
+
+
+class FirstOrderControlVariate:
+    """g_hat + (pg(z) - <g_hat, z>) z in place of pg(z) z, with g_hat a projection of theta's gradient G.
+
+    An adapter W x + B A x with B = 0 at first and the rows of A orthonormal has dL/dB = G A^T, so g_hat = (dL/dB) A is
+    G A^T A, the part of G in the subspace of A. For any direction z that does not depend on it, the estimate has the
+    mean G, and the variance of G - g_hat in place of G: that of pg(z) z times 1 - rho, rho = |g_hat|^2 / |G|^2.
+
+    theta <- theta - lr g_hat is B <- B - lr dL/dB. So theta is the sum of its displaced weights, of which all is in the
+    trajectory, and of B A, which is kept as an adapter is.
+
+    rho is logged as 1 - sum (pg(z) - <g_hat, z>)^2 / sum pg(z)^2 over the run, since these have the means
+    |G - g_hat|^2 and |G|^2.
+
+    Args:
+        adapters: the one with A frozen and orthonormal, attached beneath those of the method.
+        backbone: theta's own weights; a layer that is not among them is left out.
+
+    Raises:
+        ConfigError: none of the layers is among them.
+    """
+
+    def __init__(self, adapters: PeftAdapters, backbone: Backbone) -> None:
+        name = adapters.names[0]
+        self._backbone = backbone
+        self._layers: dict[str, Any] = {
+            f"{own}.weight": layer
+            for own, layer in adapters.model.named_modules()
+            if hasattr(layer, "lora_A") and name in layer.lora_A and f"{own}.weight" in backbone.parameters
+        }
+        self._name = name
+        if not self._layers:
+            raise ConfigError(
+                "method.control_variate knows the gradient of linear layers, and method.trainable moves none of them",
+                "set method.trainable=null, or method.control_variate=null",
+            )
+        self.parameters: list[nn.Parameter] = [layer.lora_B[name].weight for layer in self._layers.values()]
+        adapters.learn_beneath(self.parameters)
+        self._residuals = self._slopes = 0.0  # sums of squares
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def corrected(self, gradient: Displacement, keys: Sequence[Key]) -> tuple[Displacement, dict[str, float]]:
+        """The coefficients pg(z) / n with <g_hat, z> / n taken off each, and what a log holds of it.
+
+        Args:
+            gradient: pg(z) / n along each of n directions that all examples share.
+            keys: of these.
+        """
+        inner, slopes, n = self._inner(keys), dict(gradient.items()), len(keys)  # a slope of 0 is no term
+        left = {key: slopes.get(key, 0.0) - inner[key] / n for key in keys}
+        self._slopes += math.fsum((n * slope) ** 2 for slope in slopes.values())
+        self._residuals += math.fsum((n * slope) ** 2 for slope in left.values())
+        squared = math.fsum(float(g.double().square().sum()) for g in self._gradients())
+        found = {"control_variate_squared": squared}
+        found |= {f"control_variate_slope_{key.index}": slope for key, slope in inner.items()}
+        if self._slopes:
+            found["rho"] = 1.0 - self._residuals / self._slopes
+        return Displacement(left), found
+
+    def _inner(self, keys: Sequence[Key]) -> dict[Key, float]:
+        """<g_hat, z> = sum over layers of <dL/dB, z A^T>, a tensor at a time."""
+        directions, total = self._backbone.directions(keys), dict.fromkeys(keys, 0.0)
+        for (weight, layer), gradient in zip(self._layers.items(), self._gradients(), strict=True):
+            shape = self._backbone.shapes[weight]
+            rows = layer.lora_A[self._name].weight.float()
+            for key in keys:
+                z = torch.zeros(math.prod(shape), dtype=torch.float32, device=rows.device)
+                directions.add_to(z, [(key, 1.0)], weight, (0, z.numel()))
+                along = z.view(shape).T if layer.fan_in_fan_out else z.view(shape)
+                total[key] += float((gradient.float() * (along @ rows.T)).double().sum())
+        return total
+
+    def _gradients(self) -> Sequence[torch.Tensor]:
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+
+    @torch.no_grad()
+    def apply(self, lr: float) -> None:
+        """theta <- theta - lr g_hat."""
+        for parameter, gradient in zip(self.parameters, self._gradients(), strict=True):
+            parameter.sub_(gradient, alpha=lr)
+        self.zero_grad()
+
+    def state_dict(self) -> StateDict:
+        """B, and what is known of rho."""
+        sums = StateDict({"residuals": self._residuals, "slopes": self._slopes})
+        return sums.put("b", tensors_to_state(self.parameters))
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take back what `state_dict` gave."""
+        self._residuals, self._slopes = state.values["residuals"], state.values["slopes"]
+        load_tensors_state(self.parameters, state.part("b"))
+
+
+def check_control_variate(config: Any, adapter: AdapterConfig) -> None:
+    """Find out whether the parts of a bilevel configuration leave room for a control variate.
+
+    Args:
+        config: of the method.
+        adapter: the adapter of the control variate.
+
+    Raises:
+        ConfigError: they do not; says which.
+    """
+    fit = ", ".join(name for name in ADAPTERS if ADAPTERS[name].projects_weights)
+    rule = config.rule
+    for wrong, why, instead in (
+        (
+            not adapter.kind.projects_weights,
+            f"the gradient of method.control_variate={adapter.name} is no projection of that of the weights",
+            f"choose {fit}",
+        ),
+        (
+            config.backbone_adapter is not None,
+            "method.backbone_adapter moves nothing outside an adapter, whose gradient a first-order step knows whole",
+            "set method.backbone_adapter=null",
+        ),
+        (
+            config.backbone_update != "zeroth-order",
+            f"method.backbone_update={config.backbone_update} makes no zeroth-order steps",
+            "set method.backbone_update=zeroth-order",
+        ),
+        (
+            config.directions != "shared",
+            f"method.directions={config.directions} gives each example a slope of its own",
+            "set method.directions=shared",
+        ),
+        (config.mask is not None, "method.mask leaves a part of each direction out", "set method.mask=null"),
+        (
+            not RULES[rule.name].plain or rule.options.get("weight_decay", 0) > 0,
+            f"method.rule={rule.name} {'with weight decay' if RULES[rule.name].plain else ''} is no plain step along "
+            "the estimate".replace("  ", " "),
+            "set method.rule=sgd, without weight_decay",
+        ),
+    ):
+        if wrong:
+            raise ConfigError(
+                f"method.control_variate takes what a gradient knows off the noise of the estimate, but {why}",
+                f"{instead}, or set method.control_variate=null",
+            )
