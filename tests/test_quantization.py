@@ -112,6 +112,7 @@ def test_packed_weights_stay_as_they_are_in_every_way_to_train(configured, tmp_p
         ("svrg", {"anchor_batch_size": 8}),
         ("first-order", {"gradient_checkpointing": True}),
         ("mezo", {"adapter": "prompt"}),
+        ("bilevel", {"inner_steps": 1, "backbone_adapter": {"name": "subspace", "rank": 4}}),
     ):
         run = zofo.train(configured(tmp_path / method, "nf4", method, **more))
         assert run.summary["queries"]

@@ -123,8 +123,8 @@ def check_plain_weights(module: nn.Module) -> None:
     if method is not None:
         raise ModelError(
             f"the weights of the model are quantised ({method}), so that they can be read but not moved",
-            "move an adapter's tensors: method=mezo method.adapter=subspace, or method=first-order; or load weights "
-            "that are not quantised",
+            "move an adapter's tensors: method=mezo method.adapter=subspace, method=bilevel "
+            "method.backbone_adapter=subspace, or method=first-order; or load weights that are not quantised",
         )
 
 
