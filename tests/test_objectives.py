@@ -444,9 +444,9 @@ def test_mezo_trains_a_users_reward(folder, tmp_path, rows, evaluator):
     assert all(isinstance(example, Example) for example, _ in seen)
     steps = [line for line in metrics_of(run) if line["event"] == "step"]
     assert len(steps) == 3
-    # two examples are asked before the first step; then, in place, the mean of what is rewarded at both points
+    # seven examples are asked before the first step; then, in place, the mean of what is rewarded at both points
     if evaluator == "in-place":
-        rewards = [float(len(str(p)) + len(e.prompt) % 3) for e, p in seen[2:]]
+        rewards = [float(len(str(p)) + len(e.prompt) % 3) for e, p in seen[7:]]
         for number, step in enumerate(steps):
             own = rewards[8 * number : 8 * number + 8]
             assert step["loss"] == pytest.approx(-sum(own) / 8)

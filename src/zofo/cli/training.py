@@ -37,14 +37,24 @@ def train(
     data: Data = None,
     text: Text = None,
     label: Label = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="FILE.py:NAME of a function that scores answers and is maximised; again for several, with *WEIGHT.",
+            show_default=False,
+        ),
+    ] = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
+    from zofo.objectives import load_reward
     from zofo.training import as_percent
     from zofo.training import train as run_training
 
     with leaving_when_stopped():
-        run = run_training(configured(arguments, data_dir, data, text, label), err, trust_remote_code)
+        rewards = [load_reward(one) for one in reward or []]
+        asked = configured(arguments, data_dir, data, text, label)
+        run = run_training(asked, err, trust_remote_code, rewards or None)
     summary = run.summary
     metric, after = summary["metric"], f" after {summary['queries']} queries"
     for split, variants in ((summary["split"], summary["variants"]), ("test", summary.get("test", {}))):

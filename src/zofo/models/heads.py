@@ -166,7 +166,8 @@ def head_layers(head: Head, source: str, **options: Any) -> list[str]:
 
     config = transformers.AutoConfig.from_pretrained(source, **options)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):  # no numbers are drawn
-        model = head_class(head).from_config(config, trust_remote_code=options.get("trust_remote_code", False))
+        trusted = bool(options.get("trust_remote_code", False))
+        model = head_class(head).from_config(config, trust_remote_code=trusted)
     return [name for name, _ in model.named_children() if name != model.base_model_prefix]
 
 

@@ -4,12 +4,12 @@ from zofo.objectives.generation import Generation, answer_notes, generate
 from zofo.objectives.objectives import (
     OBJECTIVES,
     REWARD,
-    Reward,
     TrainingObjective,
     build_objective,
     default_objective,
     reward_objective,
 )
+from zofo.objectives.rewards import Reward, Rewards, WeightedReward, as_rewards, load_reward
 from zofo.objectives.scoring import (
     candidate_scores,
     classification_loss,
@@ -24,7 +24,11 @@ __all__ = [
     "REWARD",
     "Generation",
     "Reward",
+    "Rewards",
     "TrainingObjective",
+    "WeightedReward",
+    "as_rewards",
+    "load_reward",
     "answer_notes",
     "build_objective",
     "candidate_scores",

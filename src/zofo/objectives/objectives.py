@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,17 +11,11 @@ from torch import nn
 
 from zofo.errors import ConfigError
 from zofo.objectives.generation import Generation, generate
+from zofo.objectives.rewards import as_rewards
 from zofo.objectives.scoring import classification_loss, scores, token_loss
 from zofo.registry import Registry
-from zofo.tasks import Example, Task, TokenizedChoices
+from zofo.tasks import METRICS, Task, TokenizedChoices
 from zofo.tasks.metrics import Answer, token_f1
-
-Reward = Callable[[Example, Answer], float]
-"""A user's own objective: (example, prediction) -> a number, higher is better.
-
-The prediction is the index of a candidate, or the text of a generation.
-"""
-
 
 REWARD = "reward"
 """The name of the objective that is a user's own function."""
@@ -83,22 +76,20 @@ def build_objective(name: str, task: Task, how: Generation, causal: bool) -> Tra
     return made
 
 
-def reward_objective(reward: Reward, task: Task, how: Generation, name: str = REWARD) -> TrainingObjective:
+def reward_objective(reward: Any, task: Task, how: Generation, name: str = REWARD) -> TrainingObjective:
     """Minus a reward of what the model predicts; it has no gradient, and one forward pass decides it.
 
     Args:
-        reward: of an example and a prediction.
+        reward: a function, see `Reward`, or several, see `as_rewards`.
         task: whose kind says what a prediction is.
         how: texts are generated.
         name: of the objective.
     """
+    rewards = as_rewards(reward)
 
     def losses(model: nn.Module, batch: Any) -> torch.Tensor:
-        found = [
-            -_number(reward(one.example, answer), one.example)
-            for one, answer in zip(batch.examples, _asked(model, batch), strict=True)
-        ]
-        return torch.tensor(found, dtype=torch.float32, device=batch.gold.device)
+        found = rewards([one.example for one in batch.examples], _asked(model, batch))
+        return -torch.tensor(found, dtype=torch.float32, device=batch.gold.device)
 
     def _asked(model: nn.Module, batch: Any) -> Sequence[Answer]:
         if task.kind == "generation":
@@ -108,15 +99,6 @@ def reward_objective(reward: Reward, task: Task, how: Generation, name: str = RE
 
     check_losses = token_loss if task.kind == "generation" else classification_loss
     return TrainingObjective(name, losses, differentiable=False, check_losses=check_losses)
-
-
-def _number(given: Any, example: Example) -> float:
-    if isinstance(given, bool | int | float) and math.isfinite(given):
-        return float(given)
-    raise ConfigError(
-        f"{example.where or repr(example.prompt[:40])}: the reward is {given!r}, not a finite number",
-        "return a number for every example and prediction",
-    )
 
 
 @OBJECTIVES.register("classification")
@@ -154,6 +136,34 @@ def _f1(task: Task, how: Generation) -> TrainingObjective:
     if task.kind != "generation":
         raise _unfit("f1", task, "accuracy")
     return reward_objective(lambda example, text: token_f1(str(text), example.answers), task, how, "f1")
+
+
+@OBJECTIVES.register("exact-match")
+def _exact_match(task: Task, how: Generation) -> TrainingObjective:
+    """Minus 1 for a generated text that equals an accepted answer, as SQuAD compares them; no gradient."""
+    return _by_metric("exact-match", task, how)
+
+
+@OBJECTIVES.register("number-match")
+def _number_match(task: Task, how: Generation) -> TrainingObjective:
+    """Minus 1 for a generated text that is the number of an accepted answer; no gradient."""
+    return _by_metric("number-match", task, how)
+
+
+@OBJECTIVES.register("brevity")
+def _brevity(task: Task, how: Generation) -> TrainingObjective:
+    """Minus 1 / (1 + words of the generated text); no gradient. Nonsense is short, too: look at the answers."""
+    if task.kind != "generation":
+        raise _unfit("brevity", task, "accuracy")
+    return reward_objective(lambda example, text: 1 / (1 + len(str(text).split())), task, how, "brevity")
+
+
+def _by_metric(name: str, task: Task, how: Generation) -> TrainingObjective:
+    """Minus the metric of that name of each text by itself."""
+    if task.kind != "generation":
+        raise _unfit(name, task, "accuracy")
+    score = METRICS[name].score
+    return reward_objective(lambda example, text: score([example], [text]), task, how, name)
 
 
 def _unfit(name: str, task: Task, better: str) -> ConfigError:

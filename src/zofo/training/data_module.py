@@ -22,7 +22,6 @@ from zofo.models import (
 from zofo.objectives import (
     REWARD,
     Generation,
-    Reward,
     TrainingObjective,
     answer_notes,
     build_objective,
@@ -205,7 +204,7 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
     )
 
 
-def training_context(config: RunConfig, prepared: PreparedRun, reward: Reward | None = None) -> TrainingContext:
+def training_context(config: RunConfig, prepared: PreparedRun, reward: Any | None = None) -> TrainingContext:
     """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
     objective = _objective(config, prepared, None if config.method.reward_has_a_place else reward)
     if not objective.differentiable and METHODS[config.method.name].needs_gradient:
@@ -252,7 +251,7 @@ def _context(config: RunConfig, prepared: PreparedRun, objective: TrainingObject
 
 
 def _objective(
-    config: RunConfig, prepared: PreparedRun, reward: Reward | None, name: str | None = None
+    config: RunConfig, prepared: PreparedRun, reward: Any | None, name: str | None = None
 ) -> TrainingObjective:
     """The function that is maximised, or the objective of that name; by default the configured one."""
     task, how = prepared.task, prepared.scorer.generation

@@ -18,7 +18,7 @@ from zofo.filesystem import atomic_write_text, fsync, temp_path
 from zofo.methods import MethodConfig
 from zofo.models import quantized_as
 from zofo.noise import STREAM_VERSION
-from zofo.objectives import Reward
+from zofo.objectives import as_rewards
 from zofo.training.chat_form import chat_form
 from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.data_module import PreparedRun
@@ -110,12 +110,9 @@ def prepared_identity(prepared: PreparedRun, model: Identity) -> Identity:
     return replace(model, task=task_hash(prepared.task), rows=splits.rows, tokens=splits.tokens, stream=STREAM_VERSION)
 
 
-def objective_name(objective: str, reward: Reward | None) -> str:
-    """What a run writes down of its objective: its name, or module and name of the function that takes its place."""
-    if reward is None:
-        return objective
-    named: Any = reward if isinstance(getattr(reward, "__qualname__", None), str) else type(reward)
-    return f"{named.__module__}.{named.__qualname__}"
+def objective_name(objective: str, reward: Any | None) -> str:
+    """What a run writes down of its objective: its name, or those of the functions that take its place."""
+    return objective if reward is None else as_rewards(reward).name
 
 
 def write_provenance(run: RunFolder, config: RunConfig, prepared: PreparedRun, identity: Identity) -> None:

@@ -20,7 +20,7 @@ from zofo.filesystem import fsync, writing
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.models import packing_note, quantized_as
 from zofo.noise import STREAM_VERSION
-from zofo.objectives import Reward
+from zofo.objectives import REWARD, as_rewards
 from zofo.tasks import Split
 from zofo.training.answers_file import write_answers
 from zofo.training.callbacks import (
@@ -53,6 +53,7 @@ from zofo.training.resume import (
     objective_name,
     write_provenance,
 )
+from zofo.training.reward_trial import reward_trial
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_record import ANSWERS
 from zofo.training.run_state import ResumePoint, RunState, should_checkpoint_weights
@@ -64,7 +65,7 @@ from zofo.trajectory.format import TrajectoryWriter
 
 
 def train(
-    config: RunConfig, console: Console | None = None, remote_code: bool = False, reward: Reward | None = None
+    config: RunConfig, console: Console | None = None, remote_code: bool = False, reward: Any | None = None
 ) -> RunFolder:
     """Train what `config` describes and write its run folder; go on with it where it was stopped.
 
@@ -75,8 +76,9 @@ def train(
         config: the whole configuration.
         console: where progress is shown; by default nowhere.
         remote_code: allow the model's repository to run its own code.
-        reward: what is maximised in place of the configured objective: (example, prediction) -> a number. It needs no
-            gradient, so it suits zeroth-order methods.
+        reward: what is maximised in place of the configured objective, or above it (`method.upper_objective=reward`): a
+            function, see `zofo.objectives.Reward`, or several, whose sum it is. It needs no gradient, so it suits
+            zeroth-order methods.
 
     Returns:
         The run, with adapters or trajectory, metrics and summary.
@@ -101,6 +103,9 @@ def train(
     steps = _checked_steps(config, method, prepared, scored)
     if config.training.treatment_steps is not None:
         check_treatment(method, context)
+    if reward is not None:
+        for line in reward_trial(context.by_objective(REWARD) if context.by_objective else context):
+            say(console, line)
     notes = check_every_split(config, prepared)
     folder = begun or create_run_folder(config)
     with folder.locked(), writing("the run", folder.path, _GOES_ON):
@@ -120,12 +125,15 @@ def train(
     return folder
 
 
-def _how_to_go_on(stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Reward | None) -> str:
+def _how_to_go_on(stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Any | None) -> str:
     again = "begin again" if stop.steps is None else "go on"
-    if reward is not None:
+    typed = [part.typed for part in as_rewards(reward).parts] if reward is not None else []
+    if not all(typed):
         return f"to {again}: train with output_dir={folder.path}, the same configuration and the same reward"
-    trusting = " --trust-remote-code" if remote_code else ""
-    return f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{trusting}"
+    options = "".join(f" --reward {shlex.quote(one)}" for one in typed) + (
+        " --trust-remote-code" if remote_code else ""
+    )
+    return f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{options}"
 
 
 _GOES_ON = "type the same command again: the run goes on from its newest checkpoint"

@@ -1,0 +1,244 @@
+"""A user's own rewards: functions of what a model answered, given in Python or named by file on the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zofo.errors import ConfigError, nearest
+from zofo.filesystem import check_not_special
+from zofo.tasks import Example
+from zofo.tasks.metrics import Answer
+
+Reward = Callable[..., Any]
+"""A user's own objective; higher is better. Either of
+
+- (example, prediction) -> a number. The prediction is the index of a candidate, or the text of a generation.
+- (prompts, completions, **columns) -> a list of a number or None for each, as TRL's GRPOTrainer takes it. Columns are
+  `answer`, the first accepted answer or right candidate, and `answers`, all of them. Of a chat, prompts and completions
+  are lists of messages. None says nothing of an answer.
+"""
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """A reward, and how much it counts.
+
+    Args:
+        function: of answers.
+        weight: that its values are multiplied by.
+        file: that the function was read from, with its content's hash; empty for one of Python.
+        typed: what names it on the command line.
+    """
+
+    function: Reward
+    weight: float = 1.0
+    file: str = ""
+    typed: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a run writes down of it: module and name, or file, name and content; and its weight."""
+        one = self.function
+        named: Any = one if isinstance(getattr(one, "__qualname__", None), str) else type(one)
+        whole = f"{self.file}:{named.__qualname__}" if self.file else f"{named.__module__}.{named.__qualname__}"
+        return whole if self.weight == 1 else f"{whole}*{self.weight:g}"
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The sum of several rewards."""
+
+    parts: tuple[WeightedReward, ...]
+
+    @property
+    def name(self) -> str:
+        """Of all of them."""
+        return " + ".join(part.name for part in self.parts)
+
+    def __call__(self, examples: Sequence[Example], answers: Sequence[Answer]) -> list[float]:
+        """A number for each answer.
+
+        Raises:
+            ConfigError: a reward failed, or gave something else than a finite number for each; or all gave None.
+        """
+        columns = [_asked(part, examples, answers) for part in self.parts]
+        found = []
+        for example, values in zip(examples, zip(*columns, strict=True), strict=True):
+            known = [part.weight * value for part, value in zip(self.parts, values, strict=True) if value is not None]
+            if not known:
+                raise ConfigError(
+                    f"{_place(example)}: no reward gives a number: {self.name} gave None",
+                    "return a number for every answer, at least from one of the rewards",
+                )
+            found.append(math.fsum(known))
+        return found
+
+
+def as_rewards(given: Reward | WeightedReward | Rewards | Sequence[Any]) -> Rewards:
+    """One or several rewards, as functions or with weights."""
+    if isinstance(given, Rewards):
+        return given
+    parts = given if isinstance(given, Sequence) else [given]
+    return Rewards(tuple(part if isinstance(part, WeightedReward) else WeightedReward(part) for part in parts))
+
+
+def load_reward(spec: str) -> WeightedReward:
+    """The function that `FILE.py:NAME` or `FILE.py:NAME*WEIGHT` names; runs the file, which the user has typed.
+
+    Raises:
+        ConfigError: no such file or function, or the file fails; names what is there.
+    """
+    place, _, weight = spec.partition("*")
+    path_text, separator, name = place.rpartition(":")
+    path = Path(path_text)
+    if not separator or path.suffix != ".py" or not name:
+        raise ConfigError(f"--reward {spec!r} names no function of a file", "type --reward FILE.py:NAME")
+    try:
+        factor = float(weight) if weight else 1.0
+    except ValueError:
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise ConfigError(f"--reward {spec!r}: the weight {weight!r} is no number", f"type --reward '{place}*0.5'")
+    try:
+        check_not_special(path)
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the rewards {str(path)!r}: {error.strerror}", "see the path") from error
+    module = _module(path)
+    own = [
+        key
+        for key, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", "") == module.__name__
+    ]
+    function = getattr(module, name, None)
+    if not callable(function):
+        near = nearest(name, own)
+        raise ConfigError(
+            f"{str(path)!r} has no function {name!r}",
+            f"did you mean {near!r}?" if near else f"it has: {', '.join(own) or 'none'}",
+        )
+    return WeightedReward(function, factor, f"{path.name} sha256:{hashlib.sha256(content).hexdigest()[:16]}", spec)
+
+
+def _module(path: Path) -> Any:
+    """The module of a file, under a name of its own; raises ConfigError where it cannot be run."""
+    spec = importlib.util.spec_from_file_location(f"zofo_rewards_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # where dataclasses and the like look for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # noqa: BLE001  # whatever a user's file does
+        sys.modules.pop(spec.name)
+        if before is not None:
+            sys.modules[spec.name] = before
+        raise ConfigError(f"the file of rewards {str(path)!r} fails: {_their_fault(error, path)}") from error
+    return module
+
+
+def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[Answer]) -> list[float | None]:
+    """What one reward gives for each answer, checked."""
+    parameters = inspect.signature(part.function).parameters
+    if "completions" not in parameters:
+        return [_called(part, [one], one, answer) for one, answer in zip(examples, answers, strict=True)]
+    found = _called(part, examples, **_columns(part, parameters, examples, answers))
+    try:
+        values = list(found)
+    except TypeError:
+        values = [found]
+    if len(values) != len(examples):
+        raise ConfigError(
+            f"the reward {part.name} gave {len(values)} values for {len(examples)} completions",
+            "return a list with a number or None for each completion, in their order",
+        )
+    return [_number(value, one, part) for value, one in zip(values, examples, strict=True)]
+
+
+def _columns(
+    part: WeightedReward,
+    parameters: Mapping[str, inspect.Parameter],
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+) -> dict[str, Any]:
+    """The arguments of a function as TRL calls it, as far as it takes them."""
+    texts = [
+        one.candidates[answer].strip() if isinstance(answer, int) else answer
+        for one, answer in zip(examples, answers, strict=True)
+    ]
+    right = [list(one.answers) or [one.candidates[gold].strip() for gold in one.golds] for one in examples]
+    chats = [bool(one.messages) for one in examples]
+    columns: dict[str, Any] = {
+        "prompts": [
+            [{"role": role, "content": content} for role, content, *_ in one.messages] if chat else one.prompt
+            for one, chat in zip(examples, chats, strict=True)
+        ],
+        "completions": [
+            [{"role": "assistant", "content": text}] if chat else text for text, chat in zip(texts, chats, strict=True)
+        ],
+        "answer": [known[0] if known else None for known in right],
+        "answers": right,
+    }
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return columns
+    needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
+    if missing := sorted(needed - columns.keys()):
+        raise ConfigError(
+            f"the reward {part.name} wants {', '.join(missing)}, which is no column here",
+            f"take one of {', '.join(columns)}, or give it a default",
+        )
+    return {name: values for name, values in columns.items() if name in parameters}
+
+
+def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, **named: Any) -> Any:
+    """What the function gives; of one example, its number. What it raises is said with its row and line."""
+    try:
+        found = part.function(*arguments, **named)
+    except Exception as error:  # noqa: BLE001  # whatever a user's function raises
+        where = _place(examples[0]) if len(examples) == 1 else f"{_place(examples[0])} and {len(examples) - 1} more"
+        raise ConfigError(
+            f"the reward {part.name} failed for {where}: {_their_fault(error)}",
+            "mend the function: nothing was updated",
+        ) from error
+    return _number(found, examples[0], part) if arguments else found
+
+
+def _number(given: Any, example: Example, part: WeightedReward) -> float | None:
+    if given is None:
+        return None
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if math.isfinite(value) and not isinstance(given, str):
+        return value
+    raise ConfigError(
+        f"{_place(example)}: the reward {part.name} is {given!r}, not a finite number",
+        "return a number for every example and prediction",
+    )
+
+
+def _place(example: Example) -> str:
+    return example.where or repr(example.prompt[:40])
+
+
+def _their_fault(error: BaseException, file: Path | None = None) -> str:
+    """The line of the user's own code that an error came from, and the error."""
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not _is_ours(one.filename)]
+    own = [one for one in frames if file is None or Path(one.filename) == file] or frames
+    at = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}: " if own else ""
+    return f"{at}{type(error).__name__}: {error}"
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).is_relative_to(Path(__file__).parents[1]) or "importlib" in file

@@ -1,0 +1,160 @@
+"""A user's own rewards: both signatures, several at once, from files; and what they do wrong."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from test_treatment import configured, lines_of  # noqa: F401  # a fixture
+from zofo.cli import main
+from zofo.errors import ConfigError
+from zofo.objectives import WeightedReward, as_rewards, build_objective, load_reward
+from zofo.tasks import Example
+from zofo.training import RunFolder, train
+
+CHOICE = Example("It was", (" bad", " good"), (1,), where="rows.csv:2")
+TEXT = Example("2 + 2 =", (" 4",), (0,), answers=("4", "four"), where="sums.jsonl:1")
+CHAT = Example("", ("hi",), (0,), answers=("hi",), messages=(("user", "hello"),), where="chats.jsonl:7")
+
+FILE = '''
+import math
+
+def brief(prompts, completions, **columns):
+    """Few letters."""
+    return [1 / (1 + len(text)) for text in completions]
+
+def positive(example, prediction):
+    return float(prediction == 1)
+
+def broken(example, prediction):
+    return 1 / (prediction - prediction)
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my rewards.py"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+def test_a_function_of_an_example_and_of_a_batch_are_both_taken():
+    seen = {}
+
+    def of_batch(prompts, completions, answer, **columns):
+        seen.update(columns, prompts=prompts, completions=completions, answer=answer)
+        return [0.5, None, 2]
+
+    assert as_rewards(lambda example, prediction: prediction)([CHOICE], [1]) == [1.0]
+    rewards = as_rewards([of_batch, WeightedReward(lambda example, prediction: 1.0, 10.0)])
+    assert rewards([CHOICE, TEXT, CHAT], [0, "5", "hey"]) == [10.5, 10.0, 12.0]
+    assert seen["prompts"] == ["It was", "2 + 2 =", [{"role": "user", "content": "hello"}]]
+    assert seen["completions"] == ["bad", "5", [{"role": "assistant", "content": "hey"}]]
+    assert seen["answer"] == ["good", "4", "hi"]
+    assert seen["answers"] == [["good"], ["4", "four"], ["hi"]]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (
+            lambda example, prediction: 1 / 0,
+            r"failed for sums.jsonl:1: test_rewards.py, line \d+: .*1 / 0.*ZeroDivisionError",
+        ),
+        (lambda example, prediction: "much", "sums.jsonl:1: the reward .* is 'much', not a finite number"),
+        (lambda example, prediction: float("nan"), "is nan, not a finite number"),
+        (lambda example, prediction: None, "no reward gives a number"),
+        (lambda prompts, completions: [1.0, 2.0], "gave 2 values for 1 completions"),
+        (lambda prompts, completions: 1.0, None),
+        (lambda prompts, completions, ground_truth: [1.0], "wants ground_truth, which is no column"),
+        (lambda prompts, completions, **columns: [float("inf")], "is inf, not a finite number"),
+    ],
+)
+def test_what_a_reward_does_wrong_is_said_with_the_row(reward, message):
+    if message is None:
+        assert as_rewards(reward)([TEXT], ["4"]) == [1.0]
+        return
+    with pytest.raises(ConfigError, match=message):
+        as_rewards(reward)([TEXT], ["4"])
+
+
+def test_a_file_names_a_function(file):
+    one = load_reward(f"{file}:positive*0.5")
+    assert as_rewards(one)([CHOICE], [1]) == [0.5]
+    assert one.name.startswith("my rewards.py sha256:")
+    assert one.name.endswith(":positive*0.5")
+    before = one.name
+    file.write_text(FILE + "\n# changed\n", encoding="utf-8")
+    assert load_reward(f"{file}:positive*0.5").name != before
+    with pytest.raises(
+        ConfigError, match=r"failed for rows.csv:2: my rewards.py, line 12: return 1 / .*ZeroDivisionError"
+    ):
+        as_rewards(load_reward(f"{file}:broken"))([CHOICE], [1])
+
+
+def test_a_file_that_is_none_or_fails_is_said(file, tmp_path):
+    (tmp_path / "failing.py").write_text("import os\nx = os.no_such_thing\n", encoding="utf-8")
+    for spec, message, hint in (
+        ("brief", "names no function of a file", "FILE.py:NAME"),
+        (f"{file}", "names no function", "FILE.py:NAME"),
+        (f"{tmp_path}/none.py:brief", "cannot read the rewards", ""),
+        (f"{file}:breif", "has no function 'breif'", "did you mean 'brief'"),
+        (f"{file}:zzzzzz", "has no function", "it has: brief, positive, broken"),
+        (f"{file}:brief*much", "the weight 'much' is no number", "*0.5"),
+        (f"{tmp_path}/failing.py:brief", "failing.py, line 2: x = os.no_such_thing: AttributeError", ""),
+    ):
+        with pytest.raises(ConfigError, match=message.replace("(", "\\(")) as caught:
+            load_reward(spec)
+        assert hint in (caught.value.hint or "")
+
+
+def typed(*arguments):
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, arguments)])
+    return left.value.code
+
+
+def test_the_command_line_trains_by_a_file(configured, file, tmp_path, capsys):  # noqa: F811
+    config = configured("run", {"name": "es", "population": 4}, treatment_steps=None)
+    (tmp_path / "run.yaml").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    given = ("train", tmp_path / "run.yaml", "--reward", f"{file}:positive", "--reward", f"{file}:brief*0.1")
+    assert typed(*given) == 0, capsys.readouterr().err
+    assert "the reward of the first 5 rows, untrained:" in capsys.readouterr().err
+    run = RunFolder.open(tmp_path / "run")
+    assert "positive" in run.identity.objective
+    assert "brief*0.1" in run.identity.objective
+    assert all(-1.1 <= line["loss"] <= 0 for line in lines_of(run, "step"))
+    (tmp_path / "run.yaml").write_text(
+        (tmp_path / "run.yaml").read_text().replace('/run"', '/other"'), encoding="utf-8"
+    )
+    assert typed("train", tmp_path / "run.yaml", "--reward", f"{file}:broken") == 2
+    shown = capsys.readouterr().err
+    assert "my rewards.py, line 12" in shown
+    assert "Traceback" not in shown
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_reward_is_tried_on_five_rows_before_anything_is_trained(configured):  # noqa: F811
+    console = Console(file=StringIO(), width=300)
+    config = configured("run", {"name": "mezo"}, steps=1, treatment_steps=None)
+    train(config, console, reward=lambda example, prediction: 0.25)
+    shown = console.file.getvalue()
+    assert "the reward of the first 5 rows, untrained: 0.25, 0.25, 0.25, 0.25, 0.25;" in shown
+    assert "it is the same for all of them" in shown
+
+
+@pytest.mark.parametrize("name", ["exact-match", "number-match", "brevity"])
+def test_packaged_rewards_are_of_texts(name):
+    class Generates:
+        kind, name = "generation", "sums"
+
+    class Chooses:
+        kind, name = "classification", "reviews"
+
+    made = build_objective(name, Generates, None, causal=True)
+    assert not made.differentiable
+    with pytest.raises(ConfigError, match=f"'{name}' has no meaning for the classification task"):
+        build_objective(name, Chooses, None, causal=True)
