@@ -7,7 +7,7 @@ import functools
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from zofo.training.checkpoint import Checkpoint, Checkpoints
 from zofo.training.checkpoint_callback import CheckpointCallback
 from zofo.training.config import RunConfig
 from zofo.training.data_module import PreparedRun, check_every_split, prepare_run, training_context
+from zofo.training.divergence import DivergenceWarning
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
@@ -187,14 +188,14 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         say(console, f"goes on after {done.steps} of {steps} steps")
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
-    callbacks: list[Callback] = [tracking, metrics, best, evaluating, TiesWarning(warn)]
+    callbacks: list[Callback] = [tracking, metrics, best, evaluating, *_alarms(folder, config, method, warn)]
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
     start = time.perf_counter() - done.seconds
     if measuring is not None:
-        callbacks.append(measuring.begin(metrics, list(metrics_lines(folder.metrics))))
+        callbacks.append(measuring.begin(metrics, metrics_lines(folder.metrics)))
     callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
 
     def write(made: int, into: Path) -> None:
@@ -228,6 +229,13 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         checkpoints.clear()
     if signals.received is not None:
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
+
+
+def _alarms(folder: RunFolder, config: RunConfig, method: Method, warn: Callable[[str], None]) -> list[Callback]:
+    """What watches for steps that move nothing, or break the model."""
+    own = None if "adapter" in method.replay_header() else method.backbone
+    diverging = DivergenceWarning(warn, config.method.model_dump(), own)
+    return [TiesWarning(warn), diverging.begin(metrics_lines(folder.metrics))]
 
 
 def _write_answers(

@@ -1,0 +1,92 @@
+"""Divergence, said while it happens: the loss leaves where it began, and does not come back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+from zofo.backbone import Backbone
+from zofo.methods import StepLog
+from zofo.overrides import get_by_path
+from zofo.training.callbacks import Callback
+
+WINDOW = 5
+"""Steps whose median is compared: one batch that is hard says nothing."""
+_TIMES, _LEAST = 4.0, 0.5  # the first losses, and by how much more at least: losses near 0 grow by large factors
+_BROKEN = 3.0  # times the first loss: higher ones after it are no measure of the start
+_FAR = 0.5  # as a share of their length, that weights have moved when steps were certainly too large
+_LOWER = 4.0  # what a rate that diverges is divided by: the advice of `zofo tune lr`
+
+
+class DivergenceWarning(Callback):
+    """Warns, once, that training diverges, and names the learning rate to lower. Either of these says so:
+
+    - The median loss of the last 5 steps is more than 4 times the loss at the start, and more than it by 0.5. The
+      start is the median of the first 5, but at most 3 times the first one, the only one before any update. An
+      objective that may be below 0, such as minus a score, has no such factor.
+    - Zeroth-order steps have moved the model's weights by half of their length or more, as far as the updates' keys and
+      coefficients tell: norms and losses saturate, so that weights that are far away need not have a higher loss.
+
+    Args:
+        warn: shows a text.
+        options: of the method, by which its rates are found.
+        backbone: whose weights zeroth-order steps move; None where they move an adapter, or nothing.
+    """
+
+    def __init__(
+        self, warn: Callable[[str], None], options: Mapping[str, Any], backbone: Backbone | None = None
+    ) -> None:
+        self._warn, self._options = warn, options
+        self._first: list[float] = []
+        self._last: list[float] = []
+        self._moved, self._length, self._size = 0.0, 0.0, 0
+        if backbone is not None:
+            norms = (torch.linalg.vector_norm(t, dtype=torch.float32).item() for t in backbone.tensors.values())
+            self._length, self._size = math.hypot(*norms), backbone.size
+        self._said = False
+
+    def begin(self, lines: Iterable[Mapping[str, Any]]) -> DivergenceWarning:
+        """Go on with what the log holds of the steps before; how far they moved the weights is not in it."""
+        for line in lines:
+            if line["event"] == "step":
+                self._see(line["step"], line["loss"])
+        return self
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        if log.update is not None and log.update.dense_update_fn is None:  # |z|^2 is about the number of entries
+            self._moved += self._size * math.fsum(c**2 for _, c in log.update.displacement.items())
+        self._see(number, log.loss)
+
+    def _see(self, number: int, loss: float) -> None:
+        if len(self._first) < WINDOW:
+            self._first.append(loss)
+        self._last = [*self._last[1 - WINDOW :], loss]
+        if self._said:
+            return None
+        if self._length and math.sqrt(self._moved) > _FAR * self._length:
+            share = f"{100 * math.sqrt(self._moved) / self._length:.0f} %"
+            return self._say(f"{number + 1} steps have moved the weights by about {share} of their length")
+        if len(self._last) < WINDOW or min(self._first) <= 0:
+            return None
+        start, now = min(median(self._first), _BROKEN * self._first[0]), median(self._last)
+        if math.isfinite(now) and now > max(_TIMES * start, start + _LEAST):
+            was = f"it was {self._first[0]:.3g} before the first step"
+            self._say(f"{was}, and is {now:.3g} over the last {WINDOW} of {number + 1}")
+        return None
+
+    def _say(self, what: str) -> None:
+        self._said = True
+        self._warn(f"training diverges: {what}. {self._advice()}")
+
+    def _advice(self) -> str:
+        """What to type: each rate, divided by four."""
+        rates = {key: get_by_path(self._options, key) for key in ("rule.lr", "lr", "lr_full", "lr_lower", "lr_adapter")}
+        known = {key: rate for key, rate in rates.items() if isinstance(rate, int | float) and rate > 0}
+        if not known:
+            return "Stop it, and lower what the steps are multiplied by"
+        lower = " ".join(f"method.{key}={rate / _LOWER:.2g}" for key, rate in known.items())
+        return f"Stop it with Ctrl-C and try {lower}; zofo tune lr finds the largest rate that is stable for mezo"

@@ -1,0 +1,86 @@
+"""A run that diverges says so while it happens; one that learns, or wanders, does not."""
+
+from __future__ import annotations
+
+import random
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from test_treatment import configured  # noqa: F401  # a fixture
+from zofo.evaluators import Counts
+from zofo.methods import StepLog
+from zofo.training import train
+from zofo.training.divergence import DivergenceWarning
+
+
+def said(losses, method=None):
+    """What is said of a run of such losses, and after how many steps."""
+    found = []
+    watching = DivergenceWarning(found.append, method or {"rule": {"lr": 4e-4}})
+    for number, loss in enumerate(losses):
+        watching.after_step(number, StepLog(loss, Counts()))
+        if found:
+            return found[0], number + 1
+    return None
+
+
+def test_a_loss_that_leaves_is_named_with_the_rate_to_lower():
+    text, steps = said([0.7, 0.9, 1.5, 2.5, 4.0, 6.0, 8.0, 9.0, 9.0])
+    assert steps <= 9
+    assert "it was 0.7 before the first step" in text
+    assert "method.rule.lr=0.0001" in text
+    text, steps = said([0.7, 11.0, 11.0, 11.0, 11.0, 11.0])  # by the first update
+    assert steps == 5
+    text, _ = said([0.7, *[9.0] * 9], {"lr": 1.0, "lr_lower": 0.4, "rule": {"lr": None}})
+    assert "method.lr=0.25 method.lr_lower=0.1" in text
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [0.7, 0.6, 3.0, 0.5, 0.4, 4.0, 0.3, 0.2],  # single batches
+        [-0.5, -0.1, -0.9, -0.2, 0.0, 0.0, 0.0],
+        [0.02, 0.01, 0.2, 0.1, 0.3, 0.2, 0.1],  # small losses grow by large factors
+        [1.2, 0.9, 1.4, 1.1, 1.8, 1.3, 1.5, 1.6],
+    ],
+)
+def test_what_does_not_diverge_is_not_named(losses):
+    assert said(losses) is None
+
+
+def test_noisy_batches_raise_no_alarm():
+    """300 runs of 200 steps, each batch of whose losses spreads by a half."""
+    draw = random.Random(0)
+    assert not any(said([0.69 * draw.lognormvariate(0, 0.4) for _ in range(200)]) for _ in range(300))
+
+
+def shown(config):
+    console = Console(file=StringIO(), width=300)
+    train(config, console)
+    return console.file.getvalue()
+
+
+def test_a_run_says_it(configured):  # noqa: F811
+    method = {"name": "mezo", "batch_size": 8, "rule": {"lr": 0.3}}
+    text = shown(configured("run", method, steps=12, treatment_steps=None))
+    assert text.count("training diverges") == 1
+    assert "method.rule.lr=0.075" in text
+
+
+@pytest.mark.soak
+def test_planted_divergence_is_named_within_ten_steps_in_20_of_20_runs_and_no_alarm_is_false_in_50(configured):  # noqa: F811
+    named = []
+    for seed in range(20):
+        method = {"name": "mezo", "batch_size": 8, "rule": {"lr": 0.3}}
+        config = configured(f"planted{seed}", method, steps=11, treatment_steps=None, seed=seed)
+        named.append("training diverges" in shown(config))
+    false = []
+    for seed in range(50):
+        method = {"name": ("mezo", "bilevel", "svrg")[seed % 3], "batch_size": 4}
+        config = configured(f"healthy{seed}", method, steps=25, treatment_steps=None, seed=seed)
+        false.append("training diverges" in shown(config))
+    print(f"named {sum(named)} of 20, false alarms {sum(false)} of 50")
+    assert sum(named) == 20
+    assert not any(false)
