@@ -31,6 +31,7 @@ IN_HALF = {"noise": "gaussian", "evaluator": {"name": "in-place", "allow_half": 
 META = {"name": "meta-bilevel", "batch_size": 2, "inner_steps": 1, "tasks_per_step": 2, "rule": {"lr": 1e-4}}
 METHOD = {
     "mezo": {"name": "mezo", "batch_size": 4} | LR,
+    "es": {"name": "es", "batch_size": 4, "population": 4} | LR,
     "mezo, momentum": {"name": "mezo", "batch_size": 4, "rule": {"name": "momentum", "lr": 1e-3}},
     "mezo, in place": {"name": "mezo", "batch_size": 4} | LR | IN_PLACE,
     "mezo, dense adam": {"name": "mezo", "batch_size": 4, "rule": {"name": "dense-adam", "lr": 1e-4}},

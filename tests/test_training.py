@@ -37,6 +37,7 @@ from zofo.trajectory import Trajectory
 BATCH, T = 4, 2
 SHORT = {
     "mezo": {"name": "mezo", "batch_size": BATCH, "rule": {"lr": 1e-3}},
+    "es": {"name": "es", "batch_size": BATCH, "population": 2, "rule": {"lr": 1e-4}},
     "bilevel": {"name": "bilevel", "batch_size": BATCH, "inner_steps": T, "lr_lower": 0.01, "lr_adapter": 0.02}
     | {"rule": {"lr": 1e-5}},
     "first-order": {"name": "first-order", "batch_size": BATCH, "lr": 0.02},
@@ -420,7 +421,7 @@ def test_work_is_counted_step_by_step_and_evaluation_apart(configured, method, f
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_budget_of_queries_pays_for_whole_steps(configured, name):
-    step = {"mezo": 2 * BATCH, "first-order": BATCH, "bilevel": (T + 8) * BATCH}.get(name, BATCH)
+    step = {"mezo": 2 * BATCH, "es": 2 * BATCH, "first-order": BATCH, "bilevel": (T + 8) * BATCH}.get(name, BATCH)
     step = 2 * 2 * BATCH if name in ("svrg", "zo-svrg") else step  # the first: over the anchor batch, of two batches
     three = BATCH + 2 * 2 * BATCH if name == "two-stage" else 3 * step  # one step on the adapter, two of both sides
     for budget in (three, three + step - 1):
