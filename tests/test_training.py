@@ -813,7 +813,8 @@ def test_the_longest_text_that_a_head_can_take(configured, headed, data_dir, kin
 def test_a_reward_that_is_no_number_ends_the_run(configured):
     config = configured(MEZO)
     for wrong in (float("nan"), None, "good"):
-        with pytest.raises(ConfigError, match=f"the reward is {wrong!r}, not a finite number") as refused:
+        what = "no reward gives a number" if wrong is None else f"is {wrong!r}, not a finite number"
+        with pytest.raises(ConfigError, match=what) as refused:
             train(config, reward=lambda example, answer, wrong=wrong: wrong)
         assert "train.jsonl:" in refused.value.message
     assert not config.output_dir.exists()
