@@ -159,6 +159,7 @@ def test_a_slope_of_b_is_the_slope_of_the_weights_along_the_projected_direction(
     assert slope == pytest.approx(((losses[0] - losses[1]) / 2e-3).item(), rel=5e-3, abs=1e-4)
     assert MeZOConfig(adapter="subspace").estimator == MeZOConfig().estimator
     assert MeZOConfig(adapter="subspace").rule == MeZOConfig().rule
+    assert FirstOrderConfig(adapter="subspace").lr == 3e-4
 
 
 # runs

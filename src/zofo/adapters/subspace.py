@@ -52,6 +52,7 @@ class SubspaceAdapters(PeftAdapters):
     as in LoRA-FA (Zhang et al. 2023).
     """
 
+    lr = 3e-4
     projects_weights = True
     starts_neutral = True
     adds_low_rank = True

@@ -42,8 +42,8 @@ class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Batches whose mean gradient one step takes: a step has `batch_size` times as many examples."""
     lr: NonNegative = PeftAdapters.lr
-    """The learning rate; by default 1e-3 for LoRA, DoRA, IA3 and a head, 1e-2 for a prefix or prompt, and for weights
-    1e-5, or 1e-3 by SGD."""
+    """The learning rate; by default 1e-3 for LoRA, DoRA, IA3 and a head, 1e-2 for a prefix or prompt, 3e-4 for
+    `subspace`, and for weights 1e-5, or 1e-3 by SGD."""
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         return batches_of_epochs(epochs, sum(rows), self.batch_size * self.gradient_accumulation_steps)

@@ -35,7 +35,7 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     adapter_steps: int = Field(50, ge=1)
     """First-order steps on the adapter; every later step of the run is a zeroth-order step on the backbone."""
     lr_adapter: NonNegative = PeftAdapters.lr
-    """Learning rate of the adapter; by default 1e-3, and 1e-2 for a prefix or prompt."""
+    """Learning rate of the adapter; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
 
     def check_steps(self, steps: int) -> None:
         """The second stage has a step."""

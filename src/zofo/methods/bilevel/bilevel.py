@@ -61,9 +61,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """An adapter whose first-order gradient is taken off the noise of theta's step, `subspace`: an unbiased estimate of
     less variance, for a backward pass more and a part of theta that is kept with p and s."""
     lr_lower: NonNegative = PeftAdapters.lr
-    """Learning rate of the lower adapter s; by default 1e-3, and 1e-2 for a prefix or prompt."""
+    """Learning rate of the lower adapter s; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
     lr_adapter: NonNegative = PeftAdapters.lr
-    """Learning rate of the adapter p; by default 1e-3, and 1e-2 for a prefix or prompt."""
+    """Learning rate of the adapter p; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
 
     @classmethod
     def slope_factor(cls, given: Mapping[str, Any]) -> float:
