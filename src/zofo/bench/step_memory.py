@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,16 +40,30 @@ def measure_peak(name: str, options: StepOptions) -> int:
     Raises:
         ModelError: the steps could not be made, or the process was ended, most likely for its memory.
     """
-    command = python_command(_CHILD, json.dumps([name, asdict(options)]))
+    return int(in_a_process(_CHILD, [name, asdict(options)], name)["peak_bytes"])
+
+
+def in_a_process(code: str, given: Any, name: str) -> dict[str, Any]:
+    """What a fresh process answers in its last line, as JSON.
+
+    Args:
+        code: what it runs.
+        given: what it finds in `sys.argv[1]`, as JSON.
+        name: of what it measures, for messages.
+
+    Raises:
+        ModelError: it could not, or was ended, most likely for its memory.
+    """
+    command = python_command(code, json.dumps(given))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1]
         ended = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"failed: {last}"
         raise ModelError(f"the process that measures the memory of {name!r} {ended}")
-    answered = json.loads(done.stdout.splitlines()[-1])
+    answered: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if "error" in answered:
         raise ModelError(answered["error"])
-    return int(answered["peak_bytes"])
+    return answered
 
 
 def answer() -> None:

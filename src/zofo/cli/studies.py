@@ -35,6 +35,30 @@ def bench_step(
     out.print(report.table(), soft_wrap=False)
 
 
+@bench.command(name="memory")
+def bench_memory(
+    model: Annotated[
+        str, typer.Option(help="An embedded model, a folder, a Hub id, or llama-300m or llama-1b of random weights.")
+    ] = "smollm2-135m",
+    rows: Annotated[int, typer.Option(help="Examples in the batch.")] = 8,
+    tokens: Annotated[int, typer.Option(help="Tokens of each example's prompt.")] = 256,
+    steps: Annotated[int, typer.Option(help="Steps that each way makes.")] = 3,
+    ways: Annotated[
+        list[str] | None, typer.Option("--way", help="One way; may be given several times.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--json", help="Add a row a way; those that it holds are kept.", show_default=False)
+    ] = None,
+) -> None:
+    """Peak memory of asking and training a model in every way, each in its own process, and the time of a step."""
+    from zofo.bench import MemoryOptions, frontier_table
+    from zofo.bench import bench_memory as measure
+
+    options = MemoryOptions(model, rows, tokens, steps)
+    found = measure(options, ways or [], file, lambda text: err.say((text, "dim")))
+    out.print(frontier_table(found), soft_wrap=False)
+
+
 @commands.command()
 def study(
     name: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file, or a study of `zofo list studies`.")],

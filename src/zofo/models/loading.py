@@ -33,6 +33,7 @@ from zofo.models.padding_check import check_fit_for_scoring
 from zofo.models.quantization import (
     Quantization,
     check_packed,
+    let_go_of_file,
     missing_package_hint,
     quantization_options,
     quantized_as,
@@ -142,8 +143,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
                 ignore_mismatched_sizes=True,  # which are refused below, by name
                 **options,
             )
-        check_packed(model, config.quantization, config.name)
-        settle_packed_layers(model, dtype)
+        _settle(model, config, dtype)
         check_checkpoint_tensors(model, found, config.name)
         complete_head(model, found["missing_keys"], head, config.name, config.head_seed)
         complete_padding(tokenizer, embeddings_of(model), config.name)
@@ -158,6 +158,14 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
             check_fit_for_scoring(model, tokenizer.pad_token_id, config.name)
     outputs = output_names(model, content) if head == "classification" else ()
     return LoadedModel(model, tokenizer, config.name, head, outputs)
+
+
+def _settle(model: Any, config: ModelConfig, dtype: torch.dtype) -> None:
+    """Check what was packed, if anything was to be, and set it right."""
+    check_packed(model, config.quantization, config.name)
+    settle_packed_layers(model, dtype)
+    if config.quantization is not None:
+        let_go_of_file(model)
 
 
 def _put(model: Any, device: Any, asked: str | None) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -130,6 +134,18 @@ def check_packed(model: nn.Module, wanted: Quantization | None, name: str) -> No
             f"{', '.join(kinds)}",
             "set model.quantization=nf4, which packs Conv1D, too, or leave it out",
         )
+
+
+def let_go_of_file(model: nn.Module) -> None:
+    """Take what is not packed out of the checkpoint's mapped file, so that the file, all of which was read, leaves
+    memory; and give back what packing has used."""
+    for parameter in model.parameters():
+        if not is_packed(parameter):
+            parameter.data = parameter.data.clone()
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def packing_note(model: nn.Module) -> str:

@@ -1,0 +1,323 @@
+"""The memory frontier: the peak of a process for each way to ask or train a model, and the time of a step beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from zofo.bench.shapes import SHAPES, random_model
+from zofo.bench.step_memory import failure, in_a_process, peak_of
+from zofo.bench.step_variants import StepOptions, random_examples, timed
+from zofo.config import parse_model
+from zofo.errors import ConfigError, RunError, UnknownNameError, ZofoError, first_line
+from zofo.methods import METHODS, Method, TrainingContext
+from zofo.models import LoadedModel, ModelConfig, load_model, plain_tensors, quantized_as
+from zofo.objectives import classification_loss
+from zofo.tasks import collate
+
+FLOOR, ADAM, OF_ACTIVATIONS = "inference", "adam", "lora"
+_CHILD = "from zofo.bench.memory import answer; answer()"
+_ROOM = 1.1  # of what a way is predicted to take, so that nothing else on the machine is ended
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to use memory.
+
+    Args:
+        model: keys of `model`, beside its name.
+        method: keys of `method`; None for inference.
+        halved: whether a step takes its examples in two forwards, so that each has as many rows as inference.
+    """
+
+    model: Mapping[str, str]
+    method: Mapping[str, Any] | None
+    halved: bool = False
+
+
+_BF16, _NF4 = {"dtype": "bfloat16"}, {"quantization": "nf4"}
+_SUBSPACE = {"name": "mezo", "adapter": {"name": "subspace", "calibration_batches": 1}}
+_LORA, _AGAIN = {"name": "first-order", "adapter": "lora"}, {"gradient_checkpointing": True}
+
+WAYS: dict[str, Way] = {
+    FLOOR: Way({}, None),
+    "inference-bf16": Way(_BF16, None),
+    "inference-nf4": Way(_NF4, None),
+    "mezo": Way({}, {"name": "mezo"}),
+    "mezo-halved": Way({}, {"name": "mezo"}, halved=True),
+    "mezo-subspace": Way({}, _SUBSPACE),
+    "mezo-subspace-bf16": Way(_BF16, _SUBSPACE),
+    "mezo-subspace-nf4": Way(_NF4, _SUBSPACE),
+    "mezo-subspace-nf4-halved": Way(_NF4, _SUBSPACE, halved=True),
+    OF_ACTIVATIONS: Way({}, _LORA),
+    "lora-checkpointing": Way({}, {**_LORA, **_AGAIN}),
+    "qlora-nf4": Way(_NF4, _LORA),
+    "qlora-nf4-checkpointing": Way(_NF4, {**_LORA, **_AGAIN}),
+    "bilevel": Way({}, {"name": "bilevel", "inner_steps": 1}),
+    "bilevel-checkpointing": Way({}, {"name": "bilevel", "inner_steps": 1, **_AGAIN}),
+    ADAM: Way({}, {"name": "first-order", "parameters": "all"}),
+}
+"""The ways by name, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What is measured.
+
+    Args:
+        model: an embedded model, a folder, a Hub id, or a shape of `SHAPES`, which is built with random weights.
+        examples: in the batch, B.
+        tokens: of each example's prompt.
+        steps: that are made; the time is the median of those after the first, if there are any.
+    """
+
+    model: str = "smollm2-135m"
+    examples: int = 8
+    tokens: int = 256
+    steps: int = 3
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """What one way takes.
+
+    Args:
+        way: its name.
+        model: as it was asked for.
+        examples: in the batch.
+        tokens: of each.
+        parameters: of the model; of a quantised one, as many as are packed together count as one.
+        weights_bytes: of the model as it is loaded, with what packed weights are unpacked by.
+        peak_bytes: the most memory of the process from loading to the last step; None where it failed.
+        seconds: of a step.
+        predicted: whether the peak was not measured: that of LoRA and three more tensors for each weight.
+        device: where.
+        threads: of torch on the CPU.
+        torch: its version.
+        error: why it failed; None if nothing went wrong.
+    """
+
+    way: str
+    model: str
+    examples: int
+    tokens: int
+    parameters: int | None = None
+    weights_bytes: int | None = None
+    peak_bytes: int | None = None
+    seconds: float | None = None
+    predicted: bool = False
+    device: str = "cpu"
+    threads: int = 1
+    torch: str = torch.__version__
+    error: str | None = None
+
+
+def bench_memory(
+    options: MemoryOptions,
+    ways: Sequence[str] = (),
+    file: Path | None = None,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> list[MemoryRow]:
+    """Measure what each way takes, one after the other, each in a process of its own.
+
+    The process loads the model, forgets the peak of loading, builds the method, with its adapter and calibration, and
+    makes the steps on a batch of random tokens. Inference is one forward of the batch. A step of MeZO asks for two
+    points in one forward, of twice as many rows, or with `-halved` in two forwards.
+
+    All weights by Adam are predicted where there is no room to measure them.
+
+    Args:
+        options: what is measured.
+        ways: which; by default all.
+        file: a row of JSON is added to it for each way; those that it holds already are taken from it.
+        on_progress: called with a line about what is being done.
+
+    Raises:
+        ConfigError: a number below 1, before anything is measured.
+        UnknownNameError: no such way.
+        RunError: the file cannot be read or written.
+    """
+    for name in ("examples", "tokens", "steps"):
+        if getattr(options, name) < 1:
+            flag = {"examples": "--rows"}.get(name, f"--{name}")
+            raise ConfigError(f"{flag} is {getattr(options, name)}, but must be 1 or more", f"set {flag}=1 or more")
+    for name in ways:
+        if name not in WAYS:
+            raise UnknownNameError("way", name, WAYS)
+    known = {row.way: row for row in _rows_of(file) if _is_of(row, options)}
+    with _at_hand(options, on_progress) as model:
+        for name in [name for name in WAYS if not ways or name in ways]:
+            if name in known:
+                continue
+            on_progress(f"{name}: measured in a process of its own")
+            known[name] = _predicted(name, options, known) or _measured(name, model, options)
+            if file is not None:
+                _add(file, known[name])
+    return [known[name] for name in WAYS if name in known and (not ways or name in ways)]
+
+
+def frontier_table(rows: Sequence[MemoryRow]) -> Table:
+    """The rows, as a terminal shows them; ratios are over inference in float32."""
+    first = rows[0]
+    title = f"{first.model}, {first.examples} x {first.tokens} tokens, {first.device}, {first.threads} threads"
+    table = Table(title=Text(title), box=None, pad_edge=False)
+    table.add_column("\nway", no_wrap=True)
+    for heading in ("\nweights", "peak\nmemory", "peak /\ninference", "\nseconds", "time /\ninference"):
+        table.add_column(heading, justify="right")
+    floor = next((row for row in rows if row.way == FLOOR), None)
+    for row in rows:
+        table.add_row(*cells_of(row, floor))
+    notes = [f"{row.way}: {row.error}" for row in rows if row.error]
+    notes += [f"{row.way}: predicted, not measured" for row in rows if row.predicted]
+    table.caption = Text("\n".join(notes)) if notes else None
+    return table
+
+
+def cells_of(row: MemoryRow, floor: MemoryRow | None) -> list[str]:
+    """The cells of a row of the table: its way, weights and peak in GiB, seconds, and both over those of inference."""
+
+    def gibibytes(size: int | None) -> str:
+        return "" if size is None else f"{size / 2**30:.2f} GiB"
+
+    def over(own: float | None, other: float | None) -> str:
+        return "" if own is None or not other else f"{own / other:.2f}"
+
+    below = floor or MemoryRow("", "", 0, 0)
+    seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+    peaks = [gibibytes(row.weights_bytes), gibibytes(row.peak_bytes), over(row.peak_bytes, below.peak_bytes)]
+    return [row.way, *peaks, seconds, over(row.seconds, below.seconds)]
+
+
+def _measured(name: str, model: str, options: MemoryOptions) -> MemoryRow:
+    """The row of a way, from a process of its own."""
+    own: dict[str, Any] = {key: value for key, value in asdict(options).items() if key != "steps"} | {"way": name}
+    try:
+        found = in_a_process(_CHILD, [name, {**asdict(options), "model": model}], name)
+    except ZofoError as error:
+        return MemoryRow(**own, error=error.message)
+    return MemoryRow(**own, **found)
+
+
+def answer() -> None:
+    """Inside that process: print what the way took, or what went wrong, as one line of JSON."""
+    name, given = json.loads(sys.argv[1])
+    try:
+        print(json.dumps(_take(WAYS[name], MemoryOptions(**given))))
+    except (ZofoError, RuntimeError, MemoryError) as error:
+        print(json.dumps({"error": failure(error)}))
+
+
+def _take(way: Way, options: MemoryOptions) -> dict[str, Any]:
+    """Go one way, and tell what it took."""
+    loaded = load_model(parse_model(ModelConfig, {"name": options.model, **way.model}))
+    if quantized_as(loaded.model) is None:  # packed ones are in memory of their own
+        for parameter in loaded.model.parameters():
+            parameter.data = parameter.data.clone()
+    tensors = {id(tensor): tensor for tensor in loaded.model.state_dict(keep_vars=True).values()}
+    parts = [part for tensor in tensors.values() for _, part in plain_tensors("", tensor)]
+    weights = sum(part.numel() * part.element_size() for part in parts)
+    seconds: list[float] = []
+    gc.collect()
+
+    def work() -> None:
+        step = _steps(way, loaded, options)
+        seconds.extend(timed(step, loaded.device) for _ in range(options.steps))
+
+    peak = peak_of(work, loaded.device)
+    return {
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "weights_bytes": weights,
+        "peak_bytes": peak,
+        "seconds": statistics.median(seconds[1:] or seconds),
+        "device": loaded.device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _steps(way: Way, loaded: LoadedModel, options: MemoryOptions) -> Callable[[], object]:
+    """What makes a step of a way, once the model was checked for it."""
+    size, model = options.examples, loaded.model
+    # bilevel takes a third of the rows for D_f
+    rows = random_examples(len(loaded.tokenizer), StepOptions(examples=3 * size, tokens=options.tokens))
+    context = TrainingContext(model, classification_loss, rows, lambda chosen: collate(chosen, 0, loaded.device))
+    if way.method is None:
+        batch = context.collate(rows[:size])
+
+        @torch.no_grad()
+        def forward() -> None:
+            classification_loss(model, batch)
+
+        return forward
+    options_of = {"batch_size": size, **way.method}
+    if way.halved:
+        options_of["evaluator"] = {"name": "in-forward", "micro_batch": max(1, size // 2)}
+    kind = METHODS[str(way.method["name"])]
+    method: Method = kind(parse_model(kind.Config, options_of), context)
+    method.check()
+    numbers = iter(range(1 << 31))
+
+    def step() -> None:
+        method.step(next(numbers))
+
+    return step
+
+
+def _predicted(name: str, options: MemoryOptions, known: Mapping[str, MemoryRow]) -> MemoryRow | None:
+    """All weights by Adam, where there is no room for them: what LoRA takes, and for each weight its gradient and two
+    moments; None for any other way."""
+    lora = known.get(OF_ACTIVATIONS)
+    if name != ADAM or lora is None or lora.peak_bytes is None or lora.weights_bytes is None:
+        return None
+    peak = lora.peak_bytes + 3 * lora.weights_bytes
+    if lora.device != "cpu" or peak * _ROOM < psutil.virtual_memory().available:
+        return None
+    kept = {field.name: getattr(lora, field.name) for field in fields(MemoryRow)}
+    return MemoryRow(**{**kept, "way": name, "peak_bytes": peak, "seconds": None, "predicted": True})
+
+
+@contextlib.contextmanager
+def _at_hand(options: MemoryOptions, on_progress: Callable[[str], None]) -> Iterator[str]:
+    """The name that the model is loaded by; one of random weights is in a folder of its own while this is open."""
+    if options.model not in SHAPES:
+        yield options.model
+        return
+    with tempfile.TemporaryDirectory(prefix="zofo-shape-") as folder:
+        on_progress(f"{options.model}: random weights are written into {folder}")
+        yield str(random_model(options.model, Path(folder) / options.model))
+
+
+def _is_of(row: MemoryRow, options: MemoryOptions) -> bool:
+    return (row.model, row.examples, row.tokens) == (options.model, options.examples, options.tokens)
+
+
+def _rows_of(file: Path | None) -> list[MemoryRow]:
+    """The rows that a file holds; none where it is not there."""
+    if file is None or not file.exists():
+        return []
+    try:
+        return [MemoryRow(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"cannot read {str(file)!r}: {first_line(error)}", "choose another file with --json, or remove this one"
+        ) from error
+
+
+def _add(file: Path, row: MemoryRow) -> None:
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(asdict(row)) + "\n")
+    except OSError as error:
+        raise RunError(f"cannot write {str(file)!r}: {error.strerror}", "choose another file with --json") from error
