@@ -248,7 +248,7 @@ def encoded(examples, candidates, tokens, prompt):
     [(1, 5, None, False), (3, 4, 0, False), (3, 24, None, True)],
     ids=["one row an example", "several rows an example", "packed rows"],
 )
-@pytest.mark.parametrize(("kind", "micro_batch"), [("llama", None), ("llama", 2), ("opt", None)])
+@pytest.mark.parametrize(("kind", "micro_batch"), [("llama", None), ("llama", 2), ("llama", 1), ("opt", None)])
 def test_losses_of_candidates_agree(kind, tokens, prompt, limit, branched, micro_batch):
     model = build_model(kind)
     batch = collate(encoded(5, 3, tokens, prompt), 0, torch.device("cpu"), limit if kind == "llama" else 0)

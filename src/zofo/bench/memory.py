@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import statistics
 import sys
@@ -25,6 +24,7 @@ from zofo.config import parse_model
 from zofo.errors import ConfigError, RunError, UnknownNameError, ZofoError, first_line
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.models import LoadedModel, ModelConfig, load_model, plain_tensors, quantized_as
+from zofo.models.quantization import release_memory
 from zofo.objectives import classification_loss
 from zofo.tasks import collate
 
@@ -230,7 +230,7 @@ def _take(way: Way, options: MemoryOptions) -> dict[str, Any]:
     parts = [part for tensor in tensors.values() for _, part in plain_tensors("", tensor)]
     weights = sum(part.numel() * part.element_size() for part in parts)
     seconds: list[float] = []
-    gc.collect()
+    release_memory()
 
     def work() -> None:
         step = _steps(way, loaded, options)

@@ -129,7 +129,7 @@ class InForward(Evaluator):
         columns, start = [], 0
         for objective, batch in asks:
             size = batch_protocol.size(batch)
-            chunk = min(self._micro_batch or size, size)
+            chunk = size if self._checking else min(self._micro_batch or size, size)  # a check compares rows together
             for first in range(0, size, chunk):
                 last = min(first + chunk, size)
                 part = batch_protocol.part(batch, first, last) if chunk < size else batch

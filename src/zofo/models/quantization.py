@@ -142,6 +142,11 @@ def let_go_of_file(model: nn.Module) -> None:
     for parameter in model.parameters():
         if not is_packed(parameter):
             parameter.data = parameter.data.clone()
+    release_memory()
+
+
+def release_memory() -> None:
+    """Give memory that nothing uses any more back to the system, where the C library can be asked to."""
     gc.collect()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such function

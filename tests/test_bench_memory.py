@@ -1,0 +1,90 @@
+"""`zofo bench memory`: a row a way, kept in a file; what is predicted; models of random weights; and wrong input."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from zofo.bench import MemoryOptions, MemoryRow, bench_memory, memory, shapes
+from zofo.errors import RunError, UnknownNameError
+from zofo.models import load_model
+
+SOME = ("inference", "mezo-halved", "mezo-subspace-nf4", "bilevel")
+
+
+@pytest.fixture
+def options(model_folder):
+    return MemoryOptions(str(model_folder), examples=2, tokens=6, steps=1)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The rank of subspaces that fits into the tiny model."""
+    own = {**memory.WAYS}
+    for name, way in own.items():
+        adapter = (way.method or {}).get("adapter")
+        if isinstance(adapter, dict):
+            own[name] = replace(way, method={**way.method, "adapter": {**adapter, "rank": 4}})
+    monkeypatch.setattr(memory, "WAYS", own)
+
+
+def test_each_way_has_a_row_that_a_second_call_keeps(options, children_here, small, tmp_path, run_zofo):
+    file = tmp_path / "rows.jsonl"
+    rows = bench_memory(options, SOME[::-1], file)
+    assert [row.way for row in rows] == list(SOME)
+    assert all(row.error is None and row.peak_bytes > row.weights_bytes > 0 and row.seconds > 0 for row in rows)
+    assert len({row.weights_bytes for row in rows}) == 2
+    assert [MemoryRow(**json.loads(line)) for line in file.read_text().splitlines()] == rows
+    code, shown, said = run_zofo(
+        *("bench", "memory", "--model", options.model, "--rows", 2, "--tokens", 6, "--json", file),
+        *(part for way in SOME for part in ("--way", way)),
+    )
+    assert (code, said) == (0, "")
+    assert shown.count("GiB") == 2 * len(SOME)
+    assert len(children_here) == len(SOME)
+
+
+def test_all_weights_by_adam_are_predicted_where_there_is_no_room(options, monkeypatch):
+    lora = MemoryRow("lora", options.model, 2, 6, parameters=10, weights_bytes=40, peak_bytes=100, seconds=1.0)
+
+    class Room:
+        available = 231
+
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: Room)
+    found = memory._predicted("adam", options, {"lora": lora})
+    assert (found.peak_bytes, found.seconds, found.predicted) == (220, None, True)
+    Room.available = 250
+    assert memory._predicted("adam", options, {"lora": lora}) is None
+
+
+def test_a_shape_is_a_model_of_random_weights(tokenizer, monkeypatch, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "heads": 2, "groups": 1}
+    monkeypatch.setitem(shapes.SHAPES, "tiny", sizes)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.setattr(shapes, "EMBEDDED_MODELS", {"smollm2-135m": lambda: tmp_path / "tokenizer"})
+    state = torch.random.get_rng_state()
+    first, second = (load_model(str(shapes.random_model("tiny", tmp_path / name))).model for name in "ab")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert type(first) is transformers.LlamaForCausalLM
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_wrong_input_is_said_before_anything_is_measured(options, tmp_path, run_zofo):
+    code, _, said = run_zofo("bench", "memory", "--rows", 0)
+    assert code == 2
+    assert "--rows is 0" in said
+    with pytest.raises(UnknownNameError, match="Did you mean 'qlora-nf4'"):
+        bench_memory(options, ["qlora-nf"])
+    (tmp_path / "rows.jsonl").write_text('{"way": 1', encoding="utf-8")
+    with pytest.raises(RunError, match="cannot read"):
+        bench_memory(options, ["inference"], tmp_path / "rows.jsonl")
+
+
+def test_a_way_that_fails_is_a_row_with_the_reason(options, children_here, tmp_path):
+    (row,) = bench_memory(replace(options, model=str(tmp_path / "nothing")), ["inference"])
+    assert row.peak_bytes is None
+    assert "nothing" in row.error
