@@ -13,7 +13,7 @@ from zofo.bench import MemoryOptions, MemoryRow, bench_memory, memory, shapes
 from zofo.errors import RunError, UnknownNameError
 from zofo.models import load_model
 
-SOME = ("inference", "mezo-halved", "mezo-subspace-nf4", "bilevel")
+SOME = ("inference", "mezo-halved", "mezo-subspace-nf4", "bilevel-nf4-checkpointing")
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def small(monkeypatch):
     """The rank of subspaces that fits into the tiny model."""
     own = {**memory.WAYS}
     for name, way in own.items():
-        adapter = (way.method or {}).get("adapter")
-        if isinstance(adapter, dict):
-            own[name] = replace(way, method={**way.method, "adapter": {**adapter, "rank": 4}})
+        adapters = {key: value for key, value in (way.method or {}).items() if isinstance(value, dict)}
+        if adapters:
+            own[name] = replace(way, method={**way.method, **{key: {**a, "rank": 4} for key, a in adapters.items()}})
     monkeypatch.setattr(memory, "WAYS", own)
 
 

@@ -49,7 +49,9 @@ class Way:
 
 
 _BF16, _NF4 = {"dtype": "bfloat16"}, {"quantization": "nf4"}
-_SUBSPACE = {"name": "mezo", "adapter": {"name": "subspace", "calibration_batches": 1}}
+_IN_INPUTS = {"name": "subspace", "calibration_batches": 1}
+_SUBSPACE = {"name": "mezo", "adapter": _IN_INPUTS}
+_BILEVEL = {"name": "bilevel", "inner_steps": 1}
 _LORA, _AGAIN = {"name": "first-order", "adapter": "lora"}, {"gradient_checkpointing": True}
 
 WAYS: dict[str, Way] = {
@@ -66,8 +68,9 @@ WAYS: dict[str, Way] = {
     "lora-checkpointing": Way({}, {**_LORA, **_AGAIN}),
     "qlora-nf4": Way(_NF4, _LORA),
     "qlora-nf4-checkpointing": Way(_NF4, {**_LORA, **_AGAIN}),
-    "bilevel": Way({}, {"name": "bilevel", "inner_steps": 1}),
-    "bilevel-checkpointing": Way({}, {"name": "bilevel", "inner_steps": 1, **_AGAIN}),
+    "bilevel": Way({}, _BILEVEL),
+    "bilevel-checkpointing": Way({}, {**_BILEVEL, **_AGAIN}),
+    "bilevel-nf4-checkpointing": Way(_NF4, {**_BILEVEL, **_AGAIN, "backbone_adapter": _IN_INPUTS}),
     ADAM: Way({}, {"name": "first-order", "parameters": "all"}),
 }
 """The ways by name, in the order of the table."""
