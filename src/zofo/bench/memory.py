@@ -34,7 +34,7 @@ _ROOM = 1.1  # of what a way is predicted to take, so that nothing else on the m
 
 
 @dataclass(frozen=True)
-class Way:
+class MemoryVariant:
     """A way to use memory.
 
     Args:
@@ -54,24 +54,24 @@ _SUBSPACE = {"name": "mezo", "adapter": _IN_INPUTS}
 _BILEVEL = {"name": "bilevel", "inner_steps": 1}
 _LORA, _AGAIN = {"name": "first-order", "adapter": "lora"}, {"gradient_checkpointing": True}
 
-WAYS: dict[str, Way] = {
-    FLOOR: Way({}, None),
-    "inference-bf16": Way(_BF16, None),
-    "inference-nf4": Way(_NF4, None),
-    "mezo": Way({}, {"name": "mezo"}),
-    "mezo-halved": Way({}, {"name": "mezo"}, halved=True),
-    "mezo-subspace": Way({}, _SUBSPACE),
-    "mezo-subspace-bf16": Way(_BF16, _SUBSPACE),
-    "mezo-subspace-nf4": Way(_NF4, _SUBSPACE),
-    "mezo-subspace-nf4-halved": Way(_NF4, _SUBSPACE, halved=True),
-    OF_ACTIVATIONS: Way({}, _LORA),
-    "lora-checkpointing": Way({}, {**_LORA, **_AGAIN}),
-    "qlora-nf4": Way(_NF4, _LORA),
-    "qlora-nf4-checkpointing": Way(_NF4, {**_LORA, **_AGAIN}),
-    "bilevel": Way({}, _BILEVEL),
-    "bilevel-checkpointing": Way({}, {**_BILEVEL, **_AGAIN}),
-    "bilevel-nf4-checkpointing": Way(_NF4, {**_BILEVEL, **_AGAIN, "backbone_adapter": _IN_INPUTS}),
-    ADAM: Way({}, {"name": "first-order", "parameters": "all"}),
+WAYS: dict[str, MemoryVariant] = {
+    FLOOR: MemoryVariant({}, None),
+    "inference-bf16": MemoryVariant(_BF16, None),
+    "inference-nf4": MemoryVariant(_NF4, None),
+    "mezo": MemoryVariant({}, {"name": "mezo"}),
+    "mezo-halved": MemoryVariant({}, {"name": "mezo"}, halved=True),
+    "mezo-subspace": MemoryVariant({}, _SUBSPACE),
+    "mezo-subspace-bf16": MemoryVariant(_BF16, _SUBSPACE),
+    "mezo-subspace-nf4": MemoryVariant(_NF4, _SUBSPACE),
+    "mezo-subspace-nf4-halved": MemoryVariant(_NF4, _SUBSPACE, halved=True),
+    OF_ACTIVATIONS: MemoryVariant({}, _LORA),
+    "lora-checkpointing": MemoryVariant({}, {**_LORA, **_AGAIN}),
+    "qlora-nf4": MemoryVariant(_NF4, _LORA),
+    "qlora-nf4-checkpointing": MemoryVariant(_NF4, {**_LORA, **_AGAIN}),
+    "bilevel": MemoryVariant({}, _BILEVEL),
+    "bilevel-checkpointing": MemoryVariant({}, {**_BILEVEL, **_AGAIN}),
+    "bilevel-nf4-checkpointing": MemoryVariant(_NF4, {**_BILEVEL, **_AGAIN, "backbone_adapter": _IN_INPUTS}),
+    ADAM: MemoryVariant({}, {"name": "first-order", "parameters": "all"}),
 }
 """The ways by name, in the order of the table."""
 
@@ -223,7 +223,7 @@ def answer() -> None:
         print(json.dumps({"error": failure(error)}))
 
 
-def _take(way: Way, options: MemoryOptions) -> dict[str, Any]:
+def _take(way: MemoryVariant, options: MemoryOptions) -> dict[str, Any]:
     """Go one way, and tell what it took."""
     loaded = load_model(parse_model(ModelConfig, {"name": options.model, **way.model}))
     if quantized_as(loaded.model) is None:  # packed ones are in memory of their own
@@ -250,7 +250,7 @@ def _take(way: Way, options: MemoryOptions) -> dict[str, Any]:
     }
 
 
-def _steps(way: Way, loaded: LoadedModel, options: MemoryOptions) -> Callable[[], object]:
+def _steps(way: MemoryVariant, loaded: LoadedModel, options: MemoryOptions) -> Callable[[], object]:
     """What makes a step of a way, once the model was checked for it."""
     size, model = options.examples, loaded.model
     # bilevel takes a third of the rows for D_f
