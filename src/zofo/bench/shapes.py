@@ -39,9 +39,16 @@ def random_model(shape: str, folder: Path) -> Path:
         tie_word_embeddings=True,
         **sizes,
     )
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    with quiet_transformers(), torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with quiet_transformers(), torch.no_grad():
+        model.to_empty(device="cpu").tie_weights()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=config.initializer_range, generator=generator)
+            else:  # of a norm
+                parameter.fill_(1.0)
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
