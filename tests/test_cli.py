@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_train_from_a_file_and_overrides(run_zofo, given, tmp_path):
     assert "after 16 queries" in out
     assert f"run: {run}" in out.splitlines()
     note, *lines = err.splitlines()
-    assert note.startswith("trains 20 tensors: model.embed_tokens.weight, ")
+    assert re.fullmatch(r"trains ([\d,]+) of \1 parameters \(100 %\) in 20 tensors", note)
     assert [line.split("  ")[:2] for line in lines] == [
         ["mezo", "step 1/2"],
         ["mezo", "step 2/2"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import random
 import shutil
 import signal
@@ -136,10 +137,12 @@ def contents(run, without=("config.yaml", "environment.json")):
 
 
 def stopped_at(config, step, number=signal.SIGTERM):
-    before = signal.getsignal(number)
+    before, shown = signal.getsignal(number), Stopping(step, number)
     with pytest.raises(Interrupted) as stopped:
-        train(config, Console(file=Stopping(step, number)))
+        train(config, Console(file=shown))
     assert signal.getsignal(number) is before
+    said = rf"finishing (step {step}|the evaluation after step {step}), saving; Ctrl-C again to leave now"
+    assert re.search(said, shown.getvalue())
     return stopped.value
 
 
@@ -240,9 +243,9 @@ def test_ctrl_c_leaves_with_130(configured, ctrl_c):
 
 @pytest.mark.promise(10)
 def test_a_second_ctrl_c_writes_nothing_more(configured, ctrl_c):
-    config = configured("mezo, lora", save_steps=2)
+    config, console = configured("mezo, lora", save_steps=2), Stopping(3, signal.SIGINT, times=2)
     with pytest.raises(KeyboardInterrupt) as left:
-        train(config, Console(file=Stopping(3, signal.SIGINT, times=2)))
+        train(config, Console(file=console))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not isinstance(left.value, Interrupted)
     assert Checkpoints(config.output_dir / "checkpoints").latest().step == 2

@@ -30,7 +30,7 @@ commands = verbs()
 tune = verbs("Find a good value of an option by short trials.")
 
 
-@commands.command()
+@commands.command(no_args_is_help=True)
 def train(
     arguments: Overrides = None,
     data_dir: DataDir = None,
@@ -100,7 +100,7 @@ def evaluate(
     out.say(f"{line}{also}, loss {score.loss:.4f}, {len(score.predictions)} rows")
 
 
-@tune.command(name="lr")
+@tune.command(name="lr", no_args_is_help=True)
 def tune_lr(
     arguments: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps of each trial.", min=1)] = 12,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from zofo.config import Config
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ModelError, RunError, UnknownNameError, ZofoError, first_line, raise_if_out_of_memory
+from zofo.hub import asking_cache, near_path, unreachable
 from zofo.models.folder_checks import check_checkpoint_tensors, check_model_folder, check_no_adapter
 from zofo.models.heads import (
     Head,
@@ -238,6 +239,8 @@ def check_known_model(name: str) -> None:
             EMBEDDED_MODELS,
             f"embedded models: {', '.join(EMBEDDED_MODELS)}; or a folder, or a Hub id such as facebook/opt-125m",
         )
+    elif (near := near_path(name)) is not None:
+        raise ModelError(f"there is no folder {name!r}. Did you mean {near!r}?", "name a folder, or a Hub id")
 
 
 def _source(config: ModelConfig) -> str:
@@ -265,9 +268,13 @@ def _content(source: str, revision: str | None) -> dict[str, Any]:
 
 @contextmanager
 def _reading(name: str, content: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
-    """Whatever goes wrong while it is open is said to be wrong with the model, whose config.json is `content`."""
+    """Whatever goes wrong while it is open is said to be wrong with the model, whose config.json is `content`; a Hub
+    that cannot be reached is not asked, but for its cache."""
+    local = name in EMBEDDED_MODELS or Path(name).is_dir() or "/" not in name
+    lost = None if local else unreachable()
     try:
-        yield
+        with nullcontext() if lost is None else asking_cache():
+            yield
     except ZofoError:
         raise
     except ImportError as error:
@@ -276,8 +283,9 @@ def _reading(name: str, content: Mapping[str, Any] = MappingProxyType({})) -> It
         ) from error
     except Exception as error:  # a damaged folder fails in as many ways as it has readers
         raise_if_out_of_memory(error)
+        why = first_line(error) if lost is None else f"the Hub cannot be reached, nor is it in its cache ({lost})"
         raise ModelError(
-            f"cannot load the model {name!r}: {first_line(error)}",
+            f"cannot load the model {name!r}: {why}",
             "without a Hub, use model=smollm2-135m or a folder written by save_pretrained",
         ) from error
 

@@ -27,6 +27,7 @@ class CheckpointCallback(Callback):
         every: steps from one to the next; None for by time.
         skipped: told of one that could not be written, where the run goes on without it; None to stop the run. One that
             is written because the run was asked to stop is never skipped.
+        first: how many steps have been made already.
     """
 
     def __init__(
@@ -36,17 +37,26 @@ class CheckpointCallback(Callback):
         signals: Signals,
         every: int | None,
         skipped: Callable[[str], None] | None = None,
+        first: int = 0,
     ) -> None:
         self._checkpoints, self._write, self._signals, self._every = checkpoints, write, signals, every
         self._skipped = skipped
         self._last, self._took = time.perf_counter(), 0.0
+        self._waits_for(first)
+
+    def _waits_for(self, steps: int) -> None:
+        """A signal waits for the step after `steps` from now on."""
+        self._signals.doing = f"step {steps + 1}, saving" if self._checkpoints is not None else "what is left"
 
     def before_evaluation(self, steps: int) -> None:
         """An evaluation may take longer than one who asks a process to stop waits."""
         self.stop_if_asked(steps)
+        saving = ", saving" if self._checkpoints is not None else ""
+        self._signals.doing = f"the evaluation after step {steps}{saving}"
 
     def between_steps(self, steps: int) -> None:
         self.stop_if_asked(steps)
+        self._waits_for(steps)
         if self._every is not None:
             due = steps % self._every == 0
         else:

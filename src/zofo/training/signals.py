@@ -19,18 +19,25 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.doing = ""  # what is finished before the process leaves
 
     @contextmanager
-    def defer_signals(self) -> Iterator[None]:
+    def defer_signals(self, answer: Callable[[str], None] = lambda _: None) -> Iterator[None]:
         """While it is open, the first SIGTERM or Ctrl-C is only remembered; a second one does what it did before.
 
         Outside the main thread, where no handler can be set, signals do what they always do.
+
+        Args:
+            answer: told at once of the first one, with what is being finished.
         """
 
         def remember(number: int, restore: Callable[[], None]) -> None:
             for one in _open:
                 one.received = number
             restore()
+            if self.doing:  # in a thread, since it may have come in the middle of a line that is being written
+                said = f"finishing {self.doing}; Ctrl-C again to leave now"
+                threading.Thread(target=answer, args=[said]).start()
 
         with self._handling(remember):
             yield

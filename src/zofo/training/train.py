@@ -212,9 +212,9 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
     skipped = warn if training.on_save_error == "skip" else None
     kept = checkpoints if method.fixed_steps is None else None
-    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped))
+    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped, done.steps))
     due, scored = training.evaluated_after(steps), evaluating.steps_evaluated if evaluating.last else None
-    with signals.defer_signals():
+    with signals.defer_signals(functools.partial(say, console)):
         try:
             with memory.watching():
                 run_loop(method, steps, callbacks, evaluating, due, done.steps, skips, scored)
@@ -370,12 +370,15 @@ def _say_notes(config: RunConfig, trained: _Session, console: Console) -> None:
 def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
     """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
     notes = [f"{prepared.task.kind}, {prepared.task.about}"] if config.task.name is None else []
-    if quantized_as(prepared.loaded.model) is not None:
+    packed = quantized_as(prepared.loaded.model) is not None  # several weights in a number, so that none are counted
+    if packed:
         notes.append(packing_note(prepared.loaded.model))
-    if method.trained_names:
-        shown = ", ".join(method.trained_names[:_SHOWN])
-        more = f" and {len(method.trained_names) - _SHOWN} more" if len(method.trained_names) > _SHOWN else ""
-        notes.append(f"trains {len(method.trained_names)} tensors: {shown}{more}")
+    moved, whole = _sizes(method)
+    if moved:
+        share = "" if packed else f" of {whole:,}"
+        part = "" if packed else f" ({100 * moved / whole:.3g} %)"
+        tensors = f" in {len(method.trained_names)} tensors" if method.trained_names else ""
+        notes.append(f"trains {moved:,}{share} parameters{part}{tensors}")
     if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
         gigabytes = method.rule.dense_buffers * method.backbone.size * 4 / 2**30
         notes.append(
@@ -384,4 +387,11 @@ def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str
     return [*notes, *method.adapter_start.notes, *method.notes()]
 
 
-_SHOWN = 4  # names of tensors; all are in summary.json
+def _sizes(method: Method) -> tuple[int, int]:
+    """How many parameters steps move, and how many the model has, with all of its adapters."""
+    theta = set(method.backbone.tensors) if method.backbone is not None else set()
+    sizes = [
+        (one.numel(), name in theta or one.requires_grad or not set(method.variants).isdisjoint(name.split(".")[-2:]))
+        for name, one in ((name.replace(".base_layer.", "."), one) for name, one in method.model.named_parameters())
+    ]
+    return sum(size for size, moves in sizes if moves), sum(size for size, _ in sizes)

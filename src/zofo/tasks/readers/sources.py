@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import DataError, first_line
+from zofo.hub import asking_cache, near_path, unreachable
 from zofo.tasks.readers.arrow_tables import read_arrow_file
 from zofo.tasks.readers.csv import read_table
 from zofo.tasks.readers.folders import (
@@ -158,10 +160,18 @@ def _from_hub(hub: str, name: str, load: Callable[[], Any]) -> Any:
     import datasets
 
     datasets.utils.logging.set_verbosity_error()
+    if (near := near_path(hub)) is not None:
+        raise DataError(f"there is no file or folder {hub!r}. Did you mean {near!r}?", "name a file, or a Hub id")
+    lost, offline = unreachable(), datasets.config.HF_HUB_OFFLINE
     try:
-        return load()
+        with nullcontext() if lost is None else asking_cache():
+            datasets.config.HF_HUB_OFFLINE = offline or lost is not None
+            return load()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        why = first_line(error) if lost is None else f"the Hub cannot be reached ({lost})"
         raise DataError(
-            f"cannot load {hub!r} from the Hub or its cache: {first_line(error)}",
+            f"cannot load {hub!r} from the Hub or its cache: {why}",
             f"give a folder of JSONL with --data-dir, or use task=movie-reviews ({name} needs the Hub once)",
         ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline

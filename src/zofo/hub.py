@@ -1,0 +1,71 @@
+"""Whether the Hub can be reached, found out in seconds: its client tries again for half a minute."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from zofo.errors import nearest
+
+_SECONDS = 3.0  # to look a name up and to be answered
+_MINUTE = 60  # for which an answer holds
+
+
+def unreachable() -> str | None:
+    """Why the Hub, or the proxy on the way to it, cannot be reached; None where it can, or where only its cache is
+    asked."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    host = urlsplit(constants.ENDPOINT).hostname or ""
+    proxies = {} if urllib.request.proxy_bypass(host) else urllib.request.getproxies()
+    address = urlsplit(proxies.get(urlsplit(constants.ENDPOINT).scheme) or constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    return _cannot_connect(address.hostname or "", port, int(time.monotonic() // _MINUTE))
+
+
+@functools.lru_cache(maxsize=1)
+def _cannot_connect(host: str, port: int, _minute: int) -> str | None:
+    said: list[str | None] = [f"no answer of {host} in {_SECONDS:g} seconds"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), _SECONDS).close()
+            said.append(None)
+        except OSError as error:
+            said.append(f"{host}: {error.strerror or error}")
+
+    thread = threading.Thread(target=connect, daemon=True)  # a name may be looked up for longer than anybody waits
+    thread.start()
+    thread.join(_SECONDS + 0.5)
+    return said[-1]
+
+
+@contextmanager
+def asking_cache() -> Iterator[None]:
+    """While it is open, the Hub's client reads its cache alone."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def near_path(name: str) -> str | None:
+    """A file or folder beside which `name` would be, and that is called nearly so; None where nothing is."""
+    path = Path(name)
+    if not path.parent.is_dir() or path.parent == Path("."):
+        return None
+    near = nearest(path.name, (other.name for other in path.parent.iterdir()))
+    return None if near is None else str(path.parent / near)
