@@ -23,6 +23,7 @@ from zofo.cli.options import (
     note_of,
     out,
     verbs,
+    waiting,
 )
 
 commands = verbs()
@@ -97,8 +98,8 @@ def chat(
     opened, talking = RunFolder.open(run), sys.stdin.isatty()
     predictor = Predictor(opened, variant, best, model, trust_remote_code, warn_once(), max_new_tokens, temperature)
     conversation = Conversation(predictor, system)
-    err.say(f"loading {opened.config.model.name}")
-    _ = predictor.loaded  # before the first question
+    with waiting(f"loading {opened.config.model.name}"):
+        _ = predictor.loaded  # before the first question
     if not conversation.remembers:
         err.say("this run was not trained on chats: each text is asked by itself")
     if talking:
@@ -127,7 +128,7 @@ def answer_turn(conversation: Any, text: str, talking: bool) -> None:
     from zofo.errors import ZofoError
 
     try:
-        with err.status("answering") if talking else nullcontext():
+        with waiting("answering") if talking else nullcontext():
             answer = conversation.say(text)
     except ZofoError as error:
         if not talking:
@@ -167,7 +168,9 @@ def answer_texts(run: Path, texts: Sequence[str], as_json: bool, **options: Any)
     def warn(text: str) -> None:
         err.say(f"warning: {text}")
 
-    for prediction in label_texts(run, texts, warn=warn, **options):
+    with waiting("loading the run and asking it"):
+        found = label_texts(run, texts, warn=warn, **options)
+    for prediction in found:
         if as_json:
             out.say_json(prediction.as_dict())
             continue

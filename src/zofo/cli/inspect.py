@@ -128,7 +128,7 @@ def config(
         table.add_row(
             one.key, one.value if isinstance(one.value, str) else json.dumps(one.value), one.source, one.about
         )
-    out.print(table, soft_wrap=False)
+    out.say_table(table)
 
 
 @commands.command(name="list")
@@ -148,7 +148,7 @@ def list_names(
     for group, entries in found.items():
         for number, (name, about) in enumerate(entries.items()):
             table.add_row(group if number == 0 else "", name, about)
-    out.print(table, soft_wrap=False)
+    out.say_table(table)
 
 
 @commands.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +18,36 @@ out = Terminal()
 err = Terminal(stderr=True)
 
 
+class _Verbs(typer.Typer):
+    """Verbs whose libraries are loaded, which takes seconds, while a terminal says so."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
+        """As typer's, for a function that imports zofo.training by itself."""
+        register = super().command(*arguments, **options)
+
+        def registered(verb: Callable[..., None]) -> Callable[..., None]:
+            @functools.wraps(verb)
+            def loading_first(*given: Any, **named: Any) -> None:
+                with waiting("loading torch and transformers"):
+                    importlib.import_module("zofo.training")
+                verb(*given, **named)
+
+            register(loading_first)
+            return verb
+
+        return registered
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """While it is open, a terminal shows what is being done."""
+    with err.status(what) if err.is_terminal else nullcontext():
+        yield
+
+
 def verbs(about: str | None = None) -> typer.Typer:
     """Verbs that belong together."""
-    return typer.Typer(
+    return _Verbs(
         help=about,
         no_args_is_help=True,
         pretty_exceptions_enable=False,

@@ -35,7 +35,7 @@ def compare(
     if as_json:
         out.say_json(_as_json(found))
         return
-    out.print(_table(found), soft_wrap=False)
+    out.say_table(_table(found))
     if found.options:
         out.say((f"and {len(found.options)} options of parts that not all of them have: see --json", "dim"))
     for pair in found.pairs:

@@ -32,7 +32,7 @@ def bench_step(
 
     options = StepOptions(model, rows, tokens, rank, repeats, dtype)
     report = measure(options, memory, file, lambda text: err.say((text, "dim")))
-    out.print(report.table(), soft_wrap=False)
+    out.say_table(report.table())
 
 
 @bench.command(name="memory")
@@ -93,7 +93,7 @@ def study(
         for note in asked.notes:
             err.say(note)
         planned = plan_study(asked, folder, jobs, trust_remote_code, lambda text: err.say((text, "dim")))
-        out.print(planned.table(), soft_wrap=False)
+        out.say_table(planned.table())
         for line in planned.lines():
             out.say(line)
         return

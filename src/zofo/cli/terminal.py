@@ -12,10 +12,11 @@ import re
 import struct
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, TextIO
+from typing import IO, Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 # control characters but tab and new line, marks that turn the order of a line around or hide in it, lone surrogates
@@ -35,6 +36,9 @@ def as_line(text: str) -> str:
     return escaped(text.replace("\n", "\\n"))
 
 
+_UNLIMITED = 100_000  # columns
+
+
 class Terminal(Console):
     """A console that shows texts as they are: no markup, no names of emoji, nothing that a terminal would obey.
 
@@ -42,15 +46,33 @@ class Terminal(Console):
 
     Args:
         stderr: whether it is standard error, and not standard output.
+        width: in columns; by default that of the terminal.
     """
 
-    def __init__(self, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    def __init__(self, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
+
+    @property
+    def file(self) -> IO[str]:
+        """Where it goes: to the stream itself, also while rich has put its own in front, as under a progress bar."""
+        found = Console.file.fget(self)  # type: ignore[attr-defined]
+        while isinstance(found, _Escaping):
+            found = found.rich_proxied_file
+        return cast(IO[str], found)
+
+    @file.setter
+    def file(self, new: IO[str]) -> None:
+        Console.file.fset(self, new)  # type: ignore[attr-defined]
 
     def say(self, *parts: str | tuple[str, str]) -> None:
         """Show texts on one line, each of them as it is or with its style."""
         pairs = [(part, "") if isinstance(part, str) else part for part in parts]
         self.print(Text.assemble(*((as_line(text), style) for text, style in pairs)))
+
+    def say_table(self, table: Table) -> None:
+        """Show a table; a terminal gets it in its width, and a pipe as wide as it is, a line for each row."""
+        shown = self if self.is_terminal else Terminal(self.stderr, _UNLIMITED)
+        shown.print(table, soft_wrap=False)
 
     def say_json(self, value: Any) -> None:
         """Show a value as a line of JSON; what it holds is the same in all terminals and pipes."""

@@ -88,10 +88,10 @@ def evaluate(
 
     if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
         run, overrides = Path(arguments[0]), [*arguments[1:], *column_keys(text, label)]
-        score = evaluate_run(run, overrides, split, variant, best, data_dir, trust_remote_code, data)
+        score = evaluate_run(run, overrides, split, variant, best, data_dir, trust_remote_code, data, err)
         note_of(run)
     else:
-        score = evaluate_zero_shot(configured(arguments, data_dir, data, text, label), split, trust_remote_code)
+        score = evaluate_zero_shot(configured(arguments, data_dir, data, text, label), split, trust_remote_code, err)
     if as_json:
         out.say_json({"split": score.on, "rows": len(score.predictions), **score.as_dict()})
         return

@@ -22,7 +22,7 @@ from zofo.filesystem import temp_path
 from zofo.methods import Method, StepLog, unscheduled
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.peak_memory import PeakMemory
-from zofo.training.progress import progress_bar, say
+from zofo.training.progress import EvaluationProgress, progress_bar, say
 from zofo.trajectory.format import TrajectoryWriter
 
 
@@ -194,21 +194,29 @@ class BestCheckpoint(Callback):
 class ProgressBar(Callback):
     """One line: step, loss, score, queries a second, time left, memory. Plain lines when there is no terminal.
 
-    A run that goes on has made its `first` steps before.
+    A run that goes on has made its `first` steps before. Below it `evaluations` are shown.
     """
 
     def __init__(
-        self, console: Console, name: str, steps: int, method: Method, memory: PeakMemory, first: int = 0
+        self,
+        console: Console,
+        name: str,
+        steps: int,
+        method: Method,
+        memory: PeakMemory,
+        first: int,
+        evaluations: EvaluationProgress,
     ) -> None:
         self._console, self._name, self._steps, self._method, self._memory = console, name, steps, method, memory
         self._start = time.perf_counter()
         self._queries, self._first = method.counts.queries, first
-        self._score = ""
+        self._score, self._evaluations = "", evaluations
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = progress_bar(console)
             self._task = self._bar.add_task(name, total=steps, completed=first, shown="")
             self._bar.start()
+            evaluations.below = self._bar
 
     def after_step(self, number: int, log: StepLog) -> None:
         done = number + 1
@@ -229,6 +237,7 @@ class ProgressBar(Callback):
             say(self._console, f"{self._name}  after {steps} steps{self._score}  loss {first[1].loss:.3f}{shown}")
 
     def after_run(self, error: BaseException | None) -> None:
+        self._evaluations.below = None
         if self._bar is not None:
             self._bar.stop()
 

@@ -10,6 +10,7 @@ from zofo.errors import CheckpointError
 from zofo.training.callbacks import Callback
 from zofo.training.checkpoint import Checkpoints
 from zofo.training.signals import Signals
+from zofo.training.training_config import TrainingConfig
 
 _AT_LEAST, _SHARE = 60.0, 50.0  # seconds between two checkpoints, and how many times as long as one of them took
 
@@ -24,9 +25,9 @@ class CheckpointCallback(Callback):
         checkpoints: where to; None for a method that only reads, which begins again.
         write: writes everything of the run after some steps into a folder.
         signals: that ask the run to stop.
-        every: steps from one to the next; None for by time.
-        skipped: told of one that could not be written, where the run goes on without it; None to stop the run. One that
-            is written because the run was asked to stop is never skipped.
+        training: says how many steps there are from one to the next, and whether the run goes on without one that
+            could not be written. One that is written because the run was asked to stop is never skipped.
+        warn: told of one that was skipped.
         first: how many steps have been made already.
     """
 
@@ -35,12 +36,12 @@ class CheckpointCallback(Callback):
         checkpoints: Checkpoints | None,
         write: Callable[[int, Path], None],
         signals: Signals,
-        every: int | None,
-        skipped: Callable[[str], None] | None = None,
+        training: TrainingConfig,
+        warn: Callable[[str], None],
         first: int = 0,
     ) -> None:
-        self._checkpoints, self._write, self._signals, self._every = checkpoints, write, signals, every
-        self._skipped = skipped
+        self._checkpoints, self._write, self._signals, self._every = checkpoints, write, signals, training.save_steps
+        self._skipped = warn if training.on_save_error == "skip" else None
         self._last, self._took = time.perf_counter(), 0.0
         self._waits_for(first)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,10 @@ class Evaluation:
         return {self.metric: self.score, **self.also, "loss": self.loss, "majority": self.majority}
 
 
+def _unseen(_: int) -> None:
+    """Nobody watches an evaluation."""
+
+
 @dataclass(frozen=True)
 class TaskEvaluator:
     """How the examples of a task are scored with a model.
@@ -59,6 +64,7 @@ class TaskEvaluator:
         scoring: `mean`, `sum`, `calibrated` or `channel`.
         batch_size: examples a batch.
         score: how candidates are scored; methods that read may bring their own.
+        watch: opened with the number of examples that a pass over them has; gives what is told of each batch.
     """
 
     task: Task
@@ -68,6 +74,7 @@ class TaskEvaluator:
     scoring: str = "mean"
     batch_size: int = 32
     score: ScoreFunction = scores
+    watch: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(_unseen)
 
     def evaluate(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> Evaluation:
         """Score a model. Examples of similar length share a batch; the numbers do not depend on that.
@@ -144,12 +151,13 @@ class TaskEvaluator:
     def generated(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> list[str]:
         """A text for each example."""
         texts = [""] * len(examples)
-        with counting_forwards(model, counts):
+        with counting_forwards(model, counts), self.watch(len(examples)) as done:
             for chosen in self._batches(examples):
                 found = generate(model, [examples[i] for i in chosen], self.generation)
                 counts.queries += len(chosen)
                 for i, text in zip(chosen, found, strict=True):
                     texts[i] = text
+                done(len(chosen))
         return texts
 
     @torch.no_grad()
@@ -158,12 +166,13 @@ class TaskEvaluator:
     ) -> torch.Tensor:
         """What is asked of each batch, in the order of the examples; rows of unequal width are filled with -inf."""
         found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
-        with counting_forwards(model, counts):
+        with counting_forwards(model, counts), self.watch(len(examples)) as done:
             for chosen in self._batches(examples):
                 values = ask(self.collate([examples[i] for i in chosen])).float().cpu()
                 counts.queries += len(chosen)
                 for i, value in zip(chosen, values, strict=True):
                     found[i] = value
+                done(len(chosen))
         if not found or found[0].dim() == 0:
             return torch.stack(found)
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-torch.inf)

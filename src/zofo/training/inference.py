@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from zofo.errors import ConfigError, DataError, nearest
 from zofo.evaluators import Counts
 from zofo.tasks import SPLITS, Split, known_split, origins_of, resolve_task, with_demonstrations
@@ -16,6 +18,7 @@ from zofo.training.data_module import PreparedRun, prepare_run, scorer_of
 from zofo.training.evaluation import Evaluation
 from zofo.training.identity import split_identity
 from zofo.training.predictor import Prediction, Predictor, check_rows, solved_rows
+from zofo.training.progress import EvaluationProgress, working
 from zofo.training.run_folder import RunFolder
 
 
@@ -28,6 +31,7 @@ def evaluate_run(
     data_dir: Path | None = None,
     remote_code: bool = False,
     data: str | None = None,
+    console: Console | None = None,
 ) -> Evaluation:
     """Score a trained run on a split of its task, or of another task given by overrides; or on all rows of other data.
 
@@ -42,12 +46,13 @@ def evaluate_run(
         data_dir: a folder with other rows of the task.
         remote_code: allow the model's repository to run its own code.
         data: other rows of the user's own: a file, a folder or a Hub id.
+        console: where progress is shown; by default nowhere.
 
     Raises:
         RunError: no run there, or the base model is not the one it was trained from.
         ConfigError: a task that the run was trained on as one of several; or one that cannot work.
     """
-    run = RunFolder.open(path)
+    run, console = RunFolder.open(path), console or Console(quiet=True)
     given = list(overrides)
     if data_dir is not None:
         given += ["task.data=null", f"task.data_dir={json.dumps(str(data_dir))}"]
@@ -65,30 +70,37 @@ def evaluate_run(
     if not asked.several or (asked.tasks, asked.metaicl_setting) != (own.tasks, own.metaicl_setting):
         run.check_not_trained_on(config.task, scored=True)
     chosen = known_split(split or "validation")
-    if not named:
-        prepared, on = prepare_run(config, remote_code, (chosen,)), str(chosen)
-    else:
-        prepared, on = _on_all_rows(run, config, overrides, chosen, remote_code)
-    run.restore(prepared.loaded, variant, best)
+    with working(console, f"reading the rows, loading {config.model.name}"):
+        if not named:
+            prepared, on = prepare_run(config, remote_code, (chosen,)), str(chosen)
+        else:
+            prepared, on = _on_all_rows(run, config, overrides, chosen, remote_code)
+        run.restore(prepared.loaded, variant, best)
     if not by_intent:
         check_rows(run, split_identity(prepared.examples, prepared.encoded))
-    return _evaluate(replace(prepared, scorer=run.scorer(prepared.scorer)), chosen, on)
+    return _evaluate(replace(prepared, scorer=run.scorer(prepared.scorer)), chosen, on, console)
 
 
-def evaluate_zero_shot(config: RunConfig, split: str | None = None, remote_code: bool = False) -> Evaluation:
+def evaluate_zero_shot(
+    config: RunConfig, split: str | None = None, remote_code: bool = False, console: Console | None = None
+) -> Evaluation:
     """Score the model of a configuration as it is.
 
     Args:
         config: which model, and which task.
         split: train, validation or test; by default validation, or every row where all rows are in one file.
         remote_code: allow the model's repository to run its own code.
+        console: where progress is shown; by default nowhere.
     """
-    data = config.task.data
+    data, console = config.task.data, console or Console(quiet=True)
     if split is None and data is not None and not config.task.several and origins_of(data) is None:
-        prepared, on = _load_whole(config, data, "validation", remote_code)
-        return _evaluate(prepared, "validation", on)
+        with working(console, f"reading the rows, loading {config.model.name}"):
+            prepared, on = _load_whole(config, data, "validation", remote_code)
+        return _evaluate(prepared, "validation", on, console)
     chosen = known_split(split or "validation")
-    return _evaluate(prepare_run(config, remote_code, (chosen,)), chosen, chosen)
+    with working(console, f"reading the rows, loading {config.model.name}"):
+        prepared = prepare_run(config, remote_code, (chosen,))
+    return _evaluate(prepared, chosen, chosen, console)
 
 
 def _on_all_rows(
@@ -133,8 +145,9 @@ def _load_whole(config: RunConfig, data: str, split: Split, remote_code: bool) -
     return prepared, f"all {len(prepared.examples[split])} rows of {Path(data).name}"
 
 
-def _evaluate(prepared: PreparedRun, split: Split, on: str) -> Evaluation:
-    scored = prepared.scorer.evaluate(prepared.loaded.model, prepared.encoded[split], Counts())
+def _evaluate(prepared: PreparedRun, split: Split, on: str, console: Console) -> Evaluation:
+    scorer = replace(prepared.scorer, watch=EvaluationProgress(console))
+    scored = scorer.evaluate(prepared.loaded.model, prepared.encoded[split], Counts())
     return replace(scored, on=on)
 
 

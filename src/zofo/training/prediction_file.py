@@ -22,7 +22,7 @@ from zofo.tasks.column_names import columns_in_file
 from zofo.tasks.readers import Row, check_present, explaining, read_file, renamed, turns_of, with_valid_example
 from zofo.training.identity import content_hash
 from zofo.training.predictor import Prediction, Predictor
-from zofo.training.progress import RowProgress, say
+from zofo.training.progress import RowProgress, say, working
 from zofo.training.row_files import WRITTEN, row_bytes
 from zofo.training.run_folder import RunFolder
 from zofo.training.signals import Signals
@@ -206,18 +206,18 @@ class _Work:
         """Batch by batch, the longest rows first: memory that runs out does so at once."""
         if len(answered) == len(examples):
             return
-        say(self.console, f"loading {self.predictor.run.config.model.name}")
-        encoded = self.predictor.encode(examples)  # all of them: no row is found too long after others were answered
+        with working(self.console, f"loading {self.predictor.run.config.model.name}"):
+            encoded = self.predictor.encode(examples)  # all: no row is found too long after others were answered
         order = sorted(range(len(encoded)), key=lambda number: -int(encoded[number].length))
         left = [number for number in order if number not in answered]
-        with RowProgress(self.console, "predict", len(examples), len(answered)) as progress:
+        with RowProgress(self.console, "predict", len(examples), len(answered)) as done:
             for start in range(0, len(left), size):
                 chosen = left[start : start + size]
                 found = self.predictor.answers(["" for _ in chosen], [encoded[number] for number in chosen])
                 made = {number: _kept(one) for number, one in zip(chosen, found, strict=True)}
                 journal.write(made)
                 answered.update(made)
-                progress.advance(len(chosen))
+                done(len(chosen))
 
 
 def _kept(one: Prediction) -> dict[str, Any]:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
 
@@ -16,10 +28,23 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+class _Shown(ProgressColumn):
+    """The `shown` text of a task, as much of it as a narrow terminal has room for."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["shown"], no_wrap=True, overflow="crop")
+
+
 def progress_bar(console: Console) -> Progress:
     """A bar with what is done, how many there are, and the time that is left; with a `shown` text for each task."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[shown]}"), console=console)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10, table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        _Shown(table_column=Column()),
+    )
+    return Progress(*columns, console=console)
 
 
 class RowProgress:
@@ -30,18 +55,19 @@ class RowProgress:
         name: of the work.
         total: rows in all.
         done: of them, before it began.
+        bar: that is on the terminal already, to which a line is added while the work lasts.
     """
 
-    def __init__(self, console: Console, name: str, total: int, done: int = 0) -> None:
+    def __init__(self, console: Console, name: str, total: int, done: int = 0, bar: Progress | None = None) -> None:
         self._console, self._name, self._total, self._done, self._first = console, name, total, done, done
         self._start = self._last = time.perf_counter()
-        self._bar = progress_bar(console) if console.is_terminal else None
+        self._bar, self._own = bar or (progress_bar(console) if console.is_terminal else None), bar is None
 
-    def __enter__(self) -> RowProgress:
+    def __enter__(self) -> Callable[[int], None]:
         if self._bar is not None:
             self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, shown="")
             self._bar.start()
-        return self
+        return self.advance
 
     def advance(self, rows: int) -> None:
         """So many rows more are done."""
@@ -59,5 +85,30 @@ class RowProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
+        if self._bar is not None and self._own:
             self._bar.stop()
+        elif self._bar is not None:
+            self._bar.remove_task(self._task)
+
+
+class EvaluationProgress:
+    """Shows each pass of an evaluation over its rows; below the bar of the steps, while that is there.
+
+    Args:
+        console: where it is shown.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.below: Progress | None = None
+
+    def __call__(self, rows: int) -> RowProgress:
+        """What is opened for a pass over so many rows."""
+        return RowProgress(self._console, "evaluation", rows, bar=self.below)
+
+
+@contextmanager
+def working(console: Console, what: str) -> Iterator[None]:
+    """While it is open, a terminal shows what is being done."""
+    with console.status(what) if console.is_terminal else nullcontext():
+        yield

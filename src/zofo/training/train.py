@@ -43,7 +43,7 @@ from zofo.training.loop import NonFiniteSkipCounter, run_loop
 from zofo.training.lr_schedule import lr_schedule
 from zofo.training.metrics_file import metrics_lines
 from zofo.training.peak_memory import PeakMemory
-from zofo.training.progress import say
+from zofo.training.progress import EvaluationProgress, say, working
 from zofo.training.resume import (
     as_begun,
     begun_header,
@@ -94,20 +94,21 @@ def train(
     console = console or Console(quiet=True)
     begun = find_resumable_run(config)  # refuses, before anything is loaded
     check_trackers(config.training.report_to)
-    scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
-    prepared = prepare_run(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
-    context = training_context(config, prepared, reward)
-    # before a method attaches adapters to the model
-    identity = identity_of(config, prepared, objective_name(context.objective_name, reward))
-    header = begun_header(begun)
-    method = METHODS[config.method.name](as_begun(config.method, header, prepared.loaded.model), context)
-    steps = _checked_steps(config, method, prepared, scored)
-    if config.training.treatment_steps is not None:
-        check_treatment(method, context)
-    if reward is not None:
-        for line in reward_trial(context.by_objective(REWARD) if context.by_objective else context):
-            say(console, line)
-    notes = check_every_split(config, prepared)
+    with working(console, f"reading the rows, loading and checking {config.model.name}"):
+        scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
+        prepared = prepare_run(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
+        context = training_context(config, prepared, reward)
+        # before a method attaches adapters to the model
+        identity = identity_of(config, prepared, objective_name(context.objective_name, reward))
+        header = begun_header(begun)
+        method = METHODS[config.method.name](as_begun(config.method, header, prepared.loaded.model), context)
+        steps = _checked_steps(config, method, prepared, scored)
+        if config.training.treatment_steps is not None:
+            check_treatment(method, context)
+        if reward is not None:
+            for line in reward_trial(context.by_objective(REWARD) if context.by_objective else context):
+                say(console, line)
+        notes = check_every_split(config, prepared)
     folder = begun or create_run_folder(config)
     with folder.locked(), writing("the run", folder.path, _GOES_ON):
         folder.check_not_ended()
@@ -173,7 +174,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     prepared, method, steps, training = trained.prepared, trained.method, trained.steps, config.training
     _say_notes(config, trained, console)
-    scorings = evaluating, testing, testing_best = _scorings(method, prepared)
+    scorings = evaluating, testing, testing_best = _scorings(method, prepared, shown := EvaluationProgress(console))
     memory, signals = PeakMemory(prepared.loaded.device), Signals()
     best = BestCheckpoint(folder.best, method.save, testing_best if training.eval_on_test == "best" else None)
     checkpoints = Checkpoints(folder.checkpoints, training.save_total_limit)
@@ -196,7 +197,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     start = time.perf_counter() - done.seconds
     if measuring is not None:
         callbacks.append(measuring.begin(metrics, metrics_lines(folder.metrics)))
-    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps))
+    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps, shown))
 
     def write(made: int, into: Path) -> None:
         for log in filter(Path.is_file, (folder.metrics, folder.trajectory)):
@@ -210,9 +211,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
         outcome = _outcome(config, trained, scorings, best, measuring) | {"seconds": round(seconds, 3)}
         folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
 
-    skipped = warn if training.on_save_error == "skip" else None
     kept = checkpoints if method.fixed_steps is None else None
-    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training.save_steps, skipped, done.steps))
+    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training, warn, done.steps))
     due, scored = training.evaluated_after(steps), evaluating.steps_evaluated if evaluating.last else None
     with signals.defer_signals(functools.partial(say, console)):
         try:
@@ -318,17 +318,17 @@ def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, sco
     return steps
 
 
-def _scorings(method: Method, prepared: PreparedRun) -> list[EvaluationCallback]:
+def _scorings(method: Method, prepared: PreparedRun, shown: EvaluationProgress) -> list[EvaluationCallback]:
     """Of validation, of test after the last step, and of test at the best evaluation."""
     splits: tuple[Split, ...] = ("validation", "test", "test")
-    return [_scoring(method, prepared, split) for split in splits]
+    return [_scoring(method, prepared, split, shown) for split in splits]
 
 
-def _scoring(method: Method, prepared: PreparedRun, split: Split) -> EvaluationCallback:
+def _scoring(method: Method, prepared: PreparedRun, split: Split, shown: EvaluationProgress) -> EvaluationCallback:
     """Scores the method as it stands on a split, which is looked up when it is asked for."""
 
     def score(counts: Counts) -> Evaluation:
-        scorer = dataclasses.replace(prepared.scorer, score=method.score)
+        scorer = dataclasses.replace(prepared.scorer, score=method.score, watch=shown)
         return scorer.evaluate(method.model, prepared.encoded[split], counts)
 
     return EvaluationCallback(method, score)
