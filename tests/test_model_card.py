@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 
@@ -15,7 +16,7 @@ from zofo.adapters.base import quiet_peft
 from zofo.errors import RunError
 from zofo.export import apply_patch, export_run, replay_run
 from zofo.models import load_model
-from zofo.training import predict, read_config, train
+from zofo.training import evaluate_run, predict, predict_file, read_config, train
 
 ROW = "warm and funny film number 5"
 SPLITS = {split: {"from": split} for split in ("train", "validation", "test")}
@@ -214,6 +215,49 @@ def test_a_pipeline_gives_the_labels_and_probabilities_of_the_run(made, tmp_path
         assert [one["label"] for one in found] == [str(one.label) for one in expected]
         for one, other in zip(found, expected, strict=True):
             assert one["score"] == pytest.approx(other.probability, abs=2e-5)
+
+
+def test_a_pipeline_goes_on_with_a_chat_as_the_run_does(made, tmp_path):
+    """By the template and the settings in the folder alone, as servers of chats read them."""
+    run = made(*CASES["chat"])
+    export_run(run.path, "merged", tmp_path / "out")
+    talk = transformers.pipeline("text-generation", model=str(tmp_path / "out"))
+    for row in shown_rows(run, 3):
+        found = talk(row["messages"])[0]["generated_text"][-1]
+        (expected,) = predict(run.path, [json.dumps(row)])
+        assert (found["role"], found["content"].strip()) == ("assistant", expected.answer.strip())
+
+
+@pytest.mark.soak
+@pytest.mark.filterwarnings("default")  # of a package that is not ours
+def test_lm_eval_gives_the_score_and_the_likelihoods_of_the_run(made, tmp_path, monkeypatch):
+    """Of a task that both know, from local rows: likelihoods are summed, as lm_eval does it for `acc`."""
+    lm_eval = pytest.importorskip("lm_eval")
+    run = made("llama", "causal-lm", "reviews", "task.scoring=sum")
+    export_run(run.path, "merged", tmp_path / "out")
+    rows, asked = review_rows(40, 100), run.task.prompt().template.replace("{{ sentence }}", "{{sentence}}")
+    write_rows(tmp_path / "rows.jsonl", rows)
+    task = {
+        "task": "reviews",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": asked,
+        "doc_to_choice": [text.strip() for text in run.task.verbalizers_of().values()],
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    model = f"pretrained={tmp_path / 'out'},dtype=float32"
+    found = lm_eval.simple_evaluate("hf", model_args=model, tasks=[task], device="cpu", log_samples=True)
+    predict_file(run.path, tmp_path / "rows.jsonl", tmp_path / "ours.jsonl")
+    ours = [json.loads(line) for line in (tmp_path / "ours.jsonl").read_text().splitlines()]
+    theirs = sorted(found["samples"]["reviews"], key=lambda sample: sample["doc_id"])
+    for one, other in zip(ours, theirs, strict=True):
+        first, second = (float(one[0]) for one in other["filtered_resps"])
+        assert one["probability_0"] == pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)
+    score = evaluate_run(run.path, data=str(tmp_path / "rows.jsonl")).score
+    assert found["results"]["reviews"]["acc,none"] == pytest.approx(score)
 
 
 def test_the_labels_of_a_task_are_in_every_folder_that_is_written(made, tmp_path):
