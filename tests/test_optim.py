@@ -495,7 +495,7 @@ def test_a_peft_model_moves_its_adapter_alone():
 def test_lightning_steps_it_by_hand_and_goes_on_from_its_checkpoint(tmp_path):
     import lightning
 
-    (program,) = re.findall(r"```py\n(.*?)```", PAGE, flags=re.DOTALL)
+    (program,) = re.findall(r"```py\n(class Classifier.*?)```", PAGE, flags=re.DOTALL)
     exec(program, shown := {"lightning": lightning, "MeZO": MeZO, "cross_entropy": F.mse_loss})  # noqa: S102  # our own
 
     class Module(lightning.LightningModule):

@@ -56,7 +56,7 @@ _HOMES = {
     "rules": ("Rule",),
     "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "predict_file", "read_config", "train"),
 }
-_ROOMS = ("optim",)  # that are imported by their own names
+_ROOMS = ("integrations", "optim")  # that are imported by their own names
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [

@@ -62,6 +62,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._model, self._decaying, self._seed = found.module, found.decaying, seed
         self._interrupts, self._modes = Interrupts(), b""
         self.last_step: StepLog | None = None
+        self._ahead: torch.Tensor | None = None  # the loss of a step that was made before it was asked for
         self.steps = 0
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 1 << 64:
             raise ConfigError(f"seed is {seed!r}, but must be a whole number from 0 below 2**64", "set seed=0")
@@ -93,8 +94,13 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         self._zo = zo
 
     @property
+    def repeats_batch(self) -> bool:
+        """Whether all points share a forward, so that closures are given the batch."""
+        return self._zo.evaluator.repeats_batch
+
+    @property
     def counts(self) -> Counts:
-        """Forwards and queries made so far."""
+        """Forwards and queries made so far; where a closure gives the mean of a batch, a query is such a mean."""
         return self._zo.evaluator.counts
 
     @property
@@ -124,6 +130,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
             EvaluatorError: the closure or the model cannot be asked at two points; says why.
             NonFiniteError: a loss that is not a finite number. Nothing was updated.
         """
+        if closure is None and self._ahead is not None:
+            loss, self._ahead = self._ahead, None
+            return loss
         if closure is None:
             raise ConfigError(
                 f"{type(self).__name__} needs losses at several points, and no gradients",
@@ -137,14 +146,19 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         Raises:
             EvaluatorError: the batch is needed, and there is none.
         """
-        repeated = self._zo.evaluator.repeats_batch
-        if batch is None and repeated:
+        if batch is None and self.repeats_batch:
             raise EvaluatorError(
                 "all points share one forward, so that the closure has to be given the batch",
                 "call optimizer.step(closure, batch), with a closure that takes the batch; or set evaluator=in-place",
             )
         least = 2 if self._config.normalize_by_std and self._config.num_directions == 1 else 1
-        return ClosureObjective(closure, batch is not None, not repeated, least, self._interrupts), batch
+        return ClosureObjective(closure, batch is not None, not self.repeats_batch, least, self._interrupts), batch
+
+    def step_ahead(self, asks: Sequence[Ask]) -> torch.Tensor:
+        """As `step_on`, for a loop that calls `step()` once more where gradients would be applied; it does nothing."""
+        self._ahead = None
+        self._ahead = self.step_on(asks)
+        return self._ahead
 
     def step_on(self, asks: Sequence[Ask]) -> torch.Tensor:
         """As `step`, for objectives with batches of their own, whose losses count as those of one batch."""

@@ -1,0 +1,101 @@
+"""The arguments that a trainer of transformers takes for zeroth-order steps, and those that have no meaning there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from zofo.errors import ConfigError
+
+_PARTS = ("zo_noise", "zo_estimator", "zo_rule", "zo_evaluator")
+_OF_GRADIENTS = (
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+)
+
+
+def _said(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ZerothOrderArguments:
+    """What is added to a class of `TrainingArguments`; put it before that class.
+
+    `learning_rate`, `weight_decay`, `seed`, the schedule and all that is about data, evaluation and checkpoints are
+    those of `TrainingArguments`.
+
+    Raises:
+        ConfigError: an argument that has no meaning without gradients; says what to do instead.
+    """
+
+    learning_rate: float = _said(5e-5, "The learning rate, which suits low-rank noise; about 5e-4 for an adapter.")
+    max_grad_norm: float = _said(0.0, "Must be 0: there is no gradient whose norm could be clipped.")
+    bf16: bool = _said(False, "Must be False: load the model in bfloat16 instead.")
+    gradient_checkpointing: bool | None = _said(None, "Must not be set: nothing is stored for a backward pass.")
+    zo_epsilon: float | None = _said(
+        None, "How far from theta losses are asked for; by default 1e-3, 3e-3 in half precision, 1e-2 for an adapter."
+    )
+    zo_num_directions: int = _said(1, "Directions a step; their estimates are averaged.")
+    zo_noise: str = _said("low-rank", "The distribution of directions; a name, or a dict with its options.")
+    zo_estimator: str = _said("two-sided", "How losses become a gradient estimate: two-sided or one-sided.")
+    zo_rule: str = _said("sgd", "How an estimate becomes an update; a name, or a dict with its options.")
+    zo_momentum: float = _said(0.0, "Momentum of the estimates, kept as a few numbers and no buffer.")
+    zo_evaluator: str = _said(
+        "in-place",
+        "How losses at points are found: in-place takes no memory, from-copy a copy of what moves and half precision, "
+        "in-forward asks for all points in one forward.",
+    )
+    zo_directions: str = _said("shared", "Who shares a direction: shared, or per-example and per-group(n) in-forward.")
+    zo_normalize_by_std: bool = _said(False, "Divide by the standard deviation of the examples' slopes; in-forward.")
+    zo_trainable: list[str] | None = _said(None, "Glob patterns of the parameters that move; !pattern leaves out.")
+
+    def __post_init__(self) -> None:
+        self._check_meaningful()
+        for name in _PARTS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith("{"):
+                setattr(self, name, json.loads(value))
+        super().__post_init__()  # type: ignore[misc]
+        if getattr(self, "mixed_precision", "no") not in ("no", None):
+            raise _meaningless("mixed_precision", self.mixed_precision, _IN_HALF)  # type: ignore[attr-defined]
+
+    def _check_meaningful(self) -> None:
+        given: Any = self
+        for name, instead in _MEANINGLESS.items():
+            if value := getattr(given, name, None):
+                raise _meaningless(name, value, instead)
+        defaults = {one.name: one.default for one in fields(given) if one.name in _OF_GRADIENTS}
+        for name, default in defaults.items():
+            if getattr(given, name) != default:
+                raise _meaningless(name, getattr(given, name), "leave it out, and see zo_rule")
+
+
+_IN_HALF = "load the model with dtype=torch.bfloat16: its updates are rounded stochastically, so that small ones arrive"
+_MEANINGLESS = {
+    "fp16": _IN_HALF,
+    "bf16": _IN_HALF,
+    "max_grad_norm": "leave it out",
+    "gradient_checkpointing": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
+    "activation_checkpointing": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
+    "activation_offloading": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
+    "deepspeed": "leave it out: every step writes whole tensors, and there are no gradients or buffers to share out",
+    "fsdp": "leave it out: every step writes whole tensors",
+    "neftune_noise_alpha": "leave it out: two points of one step would have other noise in their embeddings",
+}
+
+
+def _meaningless(name: str, value: Any, instead: str) -> ConfigError:
+    return ConfigError(f"{name}={value!r} has no meaning for zeroth-order steps", instead)
+
+
+def options_of(args: Any) -> dict[str, Any]:
+    """The options of `zofo.optim.MeZO` that some arguments ask for."""
+    named = {one.name for one in fields(ZerothOrderArguments) if one.name.startswith("zo_")}
+    options = {name.removeprefix("zo_"): getattr(args, name) for name in sorted(named)}
+    return {**options, "lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}

@@ -1,0 +1,200 @@
+"""Zeroth-order steps in the loop of a `transformers.Trainer`, or of a class that is made of one."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from zofo.config import read_json_object
+from zofo.errors import CheckpointError, ConfigError, ZofoError
+from zofo.integrations.arguments import ZerothOrderArguments, options_of
+from zofo.integrations.losses import example_losses, loss_of_its_own
+from zofo.integrations.trainer_losses import TrainerLosses
+from zofo.optim import MeZO
+from zofo.optim.base import ZerothOrderOptimizer
+
+_OPTIMIZER, _TENSORS, _SCHEDULER = "optimizer.json", "optimizer.safetensors", "scheduler.json"
+_MOST_LOGGED = 8  # coefficients of a step
+
+
+class ZerothOrderMixin:
+    """Makes a trainer take zeroth-order steps; put it before the trainer's class.
+
+    Everything but the step is the trainer's: data, evaluation, metrics, callbacks, schedules, logging, checkpoints. A
+    step asks for the loss that the trainer computes, summed over the batches that are accumulated, at the points of the
+    step, in evaluation mode: dropout is off. Checkpoints hold the weights as ever, and the optimizer's and the
+    schedule's state as JSON; `resume_from_checkpoint` goes on to the same bits.
+
+    With `zo_evaluator="in-forward"` the loss is that of `compute_losses`, one for each example, whose mean must be the
+    trainer's.
+
+    Raises:
+        ConfigError: arguments, or an optimizer, that take gradients; several processes or devices.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+    _accumulated: list[tuple[Any, Any]]
+    _losses: TrainerLosses
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        if not isinstance(given.get("args"), ZerothOrderArguments):
+            raise ConfigError(
+                f"args is {type(given.get('args')).__name__}, which does not say how zeroth-order steps are made",
+                "give ZerothOrderTrainingArguments, of zofo.integrations.transformers",
+            )
+        optimizers = (given.get("optimizers") or (None, None))[0], given.get("optimizer_cls_and_kwargs")
+        if any(one is not None and not isinstance(one, ZerothOrderOptimizer) for one in optimizers):
+            raise ConfigError(
+                "the optimizer that was given takes gradients", "leave it out, or give one of zofo.optim, as SVRG"
+            )
+        super().__init__(*args, **kwargs)
+        self._accumulated, self._losses = [], TrainerLosses(self)
+        trainer: Any = self
+        if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
+            raise ConfigError(
+                f"{max(trainer.args.world_size, trainer.args.n_gpu)} processes or devices would each see other losses",
+                "train in one process, on one device: CUDA_VISIBLE_DEVICES=0",
+            )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """`zofo.optim.MeZO` on the model, with the options of the arguments."""
+        trainer: Any = self
+        if self.optimizer is None:
+            with _in_arguments():
+                self.optimizer = MeZO(trainer.model, **options_of(trainer.args))
+        found: torch.optim.Optimizer = self.optimizer
+        return found
+
+    @property
+    def zeroth_order(self) -> ZerothOrderOptimizer:
+        """The optimizer itself, without what accelerate puts around it."""
+        found: ZerothOrderOptimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return found
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """The step itself, once all batches that are accumulated are there; the loss, or 0 before.
+
+        The call of `optimizer.step()` that follows does nothing more.
+
+        Raises:
+            NonFiniteError: a loss that is not a finite number. Nothing was updated.
+        """
+        trainer: Any = self
+        self._accumulated.append((trainer._prepare_inputs(inputs), num_items_in_batch))
+        if not trainer.accelerator.sync_gradients:
+            return torch.zeros((), device=trainer.args.device)
+        batches, self._accumulated = self._accumulated, []
+        _off(model, marked=hasattr(self, "_metrics"))
+        optimizer = self.zeroth_order
+        with _in_arguments():
+            loss = optimizer.step_ahead(self._losses.asks(model, batches, optimizer))
+        return loss.to(trainer.args.device)
+
+    def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """One loss for each example of a batch: float32, [examples].
+
+        They are used where all points share a forward, and, where their mean is the trainer's loss, in place as well,
+        since differences of single losses have less rounding. Override it for a model whose loss is another one.
+
+        Raises:
+            ConfigError: the trainer has a loss of its own, or the model's head or labels are of another kind.
+        """
+        trainer: Any = self
+        if trainer.label_smoother is not None or trainer.compute_loss_func is not None or self._losses.own:
+            raise loss_of_its_own()
+        return example_losses(model, inputs, self._losses.shifted)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With the projected gradients of the last step, by the names that `zofo train` gives them."""
+        step = None if self.optimizer is None else self.zeroth_order.last_step
+        if step is not None and "loss" in logs:
+            logs.update(step.coefficients if len(step.coefficients) <= _MOST_LOGGED else {})
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """There is none, and none is logged."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """There is none, and none is logged."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As JSON, and what a dense rule keeps as safetensors."""
+        trainer: Any = self
+        if not trainer.args.should_save:
+            return
+        folder, state = Path(output_dir), self.zeroth_order.state_dict()
+        own = dict(state["state"]["zofo"])
+        tensors = {name: tensor.detach().contiguous() for name, tensor in own.pop("tensors").items()}
+        if tensors:
+            save_file(tensors, folder / _TENSORS)
+        _write(folder / _OPTIMIZER, {**state, "state": {"zofo": own}})
+        _write(folder / _SCHEDULER, self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """What was saved with a checkpoint.
+
+        Raises:
+            CheckpointError: it is not there, or of another optimizer.
+        """
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        if not (folder / _OPTIMIZER).is_file():
+            raise CheckpointError(
+                f"{str(folder)!r} holds no {_OPTIMIZER}, so that its steps were made by another trainer, or it was "
+                "saved with save_only_model",
+                "load its weights with from_pretrained, and train without resume_from_checkpoint",
+            )
+        state = read_json_object(folder / _OPTIMIZER, CheckpointError)
+        tensors = load_file(folder / _TENSORS) if (folder / _TENSORS).is_file() else {}
+        state["state"]["zofo"]["tensors"] = tensors
+        with _in_arguments():
+            self.zeroth_order.load_state_dict(state)
+        self.lr_scheduler.load_state_dict(read_json_object(folder / _SCHEDULER, CheckpointError))
+
+
+def _off(model: nn.Module, marked: bool) -> None:
+    """Evaluation mode, so that two points of a step are one model.
+
+    Args:
+        model: of the trainer.
+        marked: leave the model's own flag at `training`, by which some trainers know what they count; its parts, which
+            hold whatever is random, are in evaluation mode all the same.
+    """
+    if any(part.training for part in model.modules()):
+        model.eval()
+    if marked:
+        model.training = True
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    try:
+        text = json.dumps(state)
+    except TypeError as error:
+        raise CheckpointError(
+            f"the state for {str(path)!r} cannot be written as JSON: {error}", "use another lr_scheduler_type"
+        ) from error
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _in_arguments() -> Iterator[None]:
+    """While it is open, errors name the arguments of a trainer."""
+    try:
+        yield
+    except ZofoError as error:
+        error.hint = error.hint and re.sub(
+            r"\bset (?=evaluator|noise|num_directions|trainable|rule)", "set zo_", error.hint
+        )
+        raise

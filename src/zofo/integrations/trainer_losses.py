@@ -1,0 +1,146 @@
+"""The loss of a trainer's step as an optimizer of zofo asks for it: a number for all, or one for each example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.errors import ConfigError
+from zofo.integrations.losses import scored
+from zofo.optim.base import Ask, ZerothOrderOptimizer
+
+Batch = tuple[dict[str, Any], Any]
+"""A batch, and how many labels all batches of its step have, where the trainer counts them."""
+
+_WEIGHT = "zofo_weight"
+_SAME, _SAME_HALF = 1e-4, 5e-2  # of two ways to sum the same losses, relative
+
+
+class TrainerLosses:
+    """What a trainer computes as the loss of one step, whose batches may be several.
+
+    Args:
+        trainer: a `transformers.Trainer` with `compute_losses`.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self._counts_items: bool | None = None
+        self._single: bool | None = None  # whether single losses are asked for; None before the first step
+
+    @property
+    def own(self) -> bool:
+        """Whether the trainer's class computes another loss than the model does."""
+        return not type(self._trainer).compute_loss.__module__.startswith("transformers.")
+
+    @property
+    def shifted(self) -> bool:
+        """Whether the model's loss is that of the next token."""
+        model = self._trainer.model
+        inner = getattr(model, "get_base_model", lambda: model)()
+        return str(getattr(inner, "loss_type", "")) == "ForCausalLM"
+
+    def asks(self, model: nn.Module, batches: Sequence[Batch], optimizer: ZerothOrderOptimizer) -> list[Ask]:
+        """What an optimizer is to ask for in a step.
+
+        Raises:
+            ConfigError: all points share a forward, and the losses of examples are not known, or not the trainer's.
+        """
+        if self._counts_items is None and len(batches) > 1:
+            self._counts_items = self._look_at_items(model, *batches[0])
+        if self._single is None:
+            self._single = self._look_at_losses(model, batches, optimizer.repeats_batch)
+        if self._single:
+            losses = self._weighted_losses(model)
+            return [optimizer.ask(losses, batch) for batch in self._weighted(batches)]
+        tokens = vars(self._trainer).get("_total_train_tokens")  # that TRL counts in each forward
+        return [optimizer.ask(lambda: self._whole(model, batches, tokens))]
+
+    def _whole(self, model: nn.Module, batches: Sequence[Batch], tokens: Any = None) -> torch.Tensor:
+        """The loss as the trainer computes it, over all batches; their tokens count once."""
+        trainer, total = self._trainer, torch.zeros(())
+        if tokens is not None:
+            trainer._total_train_tokens = tokens
+        for inputs, items in batches:
+            with trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(model, dict(inputs), num_items_in_batch=items)
+            total = total.to(loss) + (loss if self._adds_up(items) else loss / len(batches))
+        return total
+
+    def _adds_up(self, items: Any) -> bool:
+        """Whether the trainer's losses of accumulated batches add up to that of all; else their mean is."""
+        trainer, said = self._trainer, getattr(self._trainer, "loss_is_scaled_for_ga", None)
+        if said is not None:
+            return bool(said)
+        counted = trainer.model_accepts_loss_kwargs and items is not None and self._counts_items is not False
+        return bool(counted or trainer.compute_loss_func is not None)
+
+    @torch.no_grad()
+    def _look_at_items(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> bool | None:
+        """Whether the loss of one of several batches depends on how many labels all have; None where nobody says so.
+
+        Some models take the number and do not use it, so that the sum of their losses would be several times the mean.
+        """
+        trainer = self._trainer
+        if items is None or not trainer.model_accepts_loss_kwargs:
+            return None
+        with trainer.compute_loss_context_manager():
+            counted = float(trainer.compute_loss(model, dict(inputs), num_items_in_batch=items))
+            alone = float(trainer.compute_loss(model, dict(inputs)))
+        return counted != alone or not alone
+
+    @torch.no_grad()
+    def _look_at_losses(self, model: nn.Module, batches: Sequence[Batch], needed: bool) -> bool:
+        """Whether one loss for each example can be asked for: its mean is the trainer's loss.
+
+        Args:
+            model: of the trainer.
+            batches: of the first step.
+            needed: whether nothing else will do.
+        """
+        trainer = self._trainer
+        if self.own and not needed:  # it may count what it sees
+            return False
+        try:
+            losses = self._weighted_losses(model)
+            single = float(torch.cat([losses(batch) for batch in self._weighted(batches)]).mean())
+        except ConfigError:
+            if needed:
+                raise
+            return False
+        if self.own:
+            return True
+        whole = float(self._whole(model, batches))
+        half = any(parameter.dtype.itemsize == 2 for parameter in model.parameters())
+        same = abs(single - whole) <= (_SAME_HALF if half else _SAME) * abs(whole)
+        if not same and needed and type(trainer).compute_losses.__module__.startswith("zofo."):
+            raise ConfigError(
+                f"the loss of the first step is {whole:g}, but one loss for each example has the mean {single:g}, so "
+                "that the model adds something to it",
+                "override compute_losses(model, inputs) of the trainer, or set zo_evaluator=in-place",
+            )
+        return same or needed
+
+    def _weighted_losses(self, model: nn.Module) -> Any:
+        def losses(batch: dict[str, Any]) -> torch.Tensor:
+            inputs = {name: value for name, value in batch.items() if name != _WEIGHT}
+            weights: torch.Tensor = batch[_WEIGHT]
+            each: torch.Tensor = self._trainer.compute_losses(model, inputs)
+            return each * weights
+
+        return losses
+
+    def _weighted(self, batches: Sequence[Batch]) -> Iterator[dict[str, Any]]:
+        """Each batch with the share of each example, so that the mean over all is the trainer's loss."""
+        held = [next(value for value in inputs.values() if isinstance(value, torch.Tensor)) for inputs, _ in batches]
+        examples = sum(len(tensor) for tensor in held)
+        for tensor, (inputs, items) in zip(held, batches, strict=True):
+            counted = scored(inputs.get("labels"), len(tensor), self.shifted).double()
+            if self._adds_up(items) and items is not None:
+                share = counted * examples / float(items)
+            else:
+                share = counted / counted.mean().clamp(min=1e-9) * examples / (len(batches) * len(tensor))
+            yield {**inputs, _WEIGHT: share.float().to(tensor.device)}
