@@ -35,7 +35,14 @@ class SVRG(ZerothOrderOptimizer):
         lr_full: the learning rate of these; by default `lr`. A schedule changes both alike.
         anchor: "displacement" (the updates since, no memory), "copy" (beside the weights), or "offload" (on the CPU).
         weight_decay: as in `MeZO`; needs a copy as the anchor.
-        momentum, num_directions, noise, estimator, rule, evaluator, trainable, seed: as in `MeZO`.
+        momentum: of the estimates.
+        num_directions: whose estimates are averaged.
+        noise: the distribution of directions.
+        estimator: how losses become a gradient.
+        rule: how an estimate becomes an update.
+        evaluator: how losses at points are found; all of these as in `MeZO`.
+        trainable: glob patterns of the parameters that move.
+        seed: of the directions.
 
     Raises:
         ConfigError: options that do not fit together.
