@@ -158,6 +158,9 @@ def test_a_state_of_another_optimizer_is_refused():
         MeZO(network()).load_state_dict(state)
     with pytest.raises(CheckpointError, match="with parameters="):
         MeZO(nn.Linear(2, 2), seed=1).load_state_dict(state)
+    frozen = MeZO(network().requires_grad_(False), seed=1).state_dict()  # all of it moves
+    with pytest.raises(CheckpointError, match="with parameters="):
+        MeZO(nn.Linear(2, 2).requires_grad_(False), seed=1).load_state_dict(frozen)
     with pytest.raises(CheckpointError, match="no state of a MeZO"):
         MeZO(network()).load_state_dict(torch.optim.SGD(network().parameters(), lr=1.0).state_dict())
 

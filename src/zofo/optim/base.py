@@ -215,7 +215,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """What decides the bits of a step, beside the learning rate."""
         options = self._config.model_dump(mode="json")
         del options["rule"]["lr"]
-        shapes = {name: list(p.shape) for name, p in self._model.named_parameters() if p.requires_grad}
+        shapes = {name: list(parameter.shape) for name, parameter in self._model.named_parameters()}
         digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
         return {"seed": self._seed, "stream": STREAM_VERSION, "parameters": digest, **options}
 
