@@ -1,5 +1,6 @@
 """The optimizers: zofo's steps in a script of one's own, with what people expect of torch.optim."""
 
+import copy
 import os
 import re
 import signal
@@ -290,6 +291,8 @@ def drawing(model):
 
 REFUSED = {
     "no closure": (lambda m: MeZO(m).step(), "needs losses at several points"),
+    "a loss": (lambda m: MeZO(m).step(losses_of(m)()), "the closure is Tensor"),
+    "a copy": (lambda m: copy.deepcopy(MeZO(m)), "cannot be copied"),
     "backward": (lambda m: MeZO(m).step(backwards(m)), "calls backward"),
     "another batch each time": (lambda m: MeZO(m).step(drawing(m)), "differ from one run to the next"),
     "half losses": (lambda m: MeZO(m).step(lambda: losses_of(m)().bfloat16()), "gave bfloat16 losses"),
@@ -375,6 +378,17 @@ def test_named_parameters_move_as_the_module_does_and_decay_as_their_group():
     MeZO(groups, lr=0.1).step(lambda: torch.ones(1))
     for name, tensor in third.state_dict().items():
         torch.testing.assert_close(tensor, before[name] * (0.95 if name.startswith("0.") else 1.0))
+
+
+def test_it_works_in_inference_mode_and_outside_of_it():
+    one, other = network(), network()
+    optimizer, beside = MeZO(one, lr=3e-3, momentum=0.5), MeZO(other, lr=3e-3, momentum=0.5)
+    with torch.inference_mode():
+        optimizer.step(losses_of(one))
+    optimizer.step(losses_of(one))
+    beside.step(losses_of(other))
+    beside.step(losses_of(other))
+    assert same(one, bits(other))
 
 
 def test_what_no_forward_uses_and_what_is_frozen_stays():

@@ -108,6 +108,12 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         """Which tensors stay that a user may expect to move; known after the first step."""
         return list(self._zo.notes)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Refused: what moves belongs to a model, of which a copy would have none."""
+        raise ConfigError(
+            "an optimizer of zofo cannot be copied or pickled", "keep its state_dict(), and build another"
+        )
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused once the optimizer is built: what moves is fixed, since a direction spans all of it."""
         if getattr(self, "_built", False):
@@ -146,6 +152,11 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         Raises:
             EvaluatorError: the batch is needed, and there is none.
         """
+        if not callable(closure):
+            raise ConfigError(
+                f"the closure is {type(closure).__name__}, and no function",
+                "give one that computes the loss anew: optimizer.step(lambda: loss_of(model(inputs), labels))",
+            )
         if batch is None and self.repeats_batch:
             raise EvaluatorError(
                 "all points share one forward, so that the closure has to be given the batch",
@@ -162,7 +173,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     def step_on(self, asks: Sequence[Ask]) -> torch.Tensor:
         """As `step`, for objectives with batches of their own, whose losses count as those of one batch."""
-        with own_words(), self._interrupts.held(), torch.no_grad():
+        with own_words(), self._interrupts.held(), torch.inference_mode(False), torch.no_grad():
             self._check(asks)
             before = self.counts.copy()
             loss, coefficients = self._make_step(asks, self._rate())
