@@ -47,9 +47,8 @@ def own_method(model: Any, rows: list[Any], size: int, evaluator: str) -> zofo.M
     def objective(model: Any, batch: Any) -> torch.Tensor:
         return example_losses(model, batch, shifted=True)
 
-    where = {"name": evaluator, "flush_every": 1} if evaluator == "in-forward" else {"name": evaluator}
     context = zofo.TrainingContext(model, objective, rows, collate)
-    method = zofo.MeZO(zofo.MeZOConfig(batch_size=size, evaluator=where, rule={"name": "sgd", "lr": 1e-7}), context)
+    method = zofo.MeZO(zofo.MeZOConfig(batch_size=size, evaluator=evaluator, rule={"name": "sgd", "lr": 1e-7}), context)
     method.check()
     return method
 

@@ -95,11 +95,10 @@ def other_than(model, kept):
 def test_the_first_losses_are_those_of_zofo_train(built, tokenizer, data_dir, tmp_path, evaluator):
     build_model("llama", len(tokenizer), head=CLASSIFIER).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    where = {"name": evaluator, "flush_every": 1} if evaluator == "in-forward" else {"name": evaluator}
     config = read_config(
         model={"name": str(tmp_path / "model"), "dtype": "float32"},
         task={"name": "sst2", "data_dir": str(data_dir)},
-        method={"name": "mezo", "batch_size": 4, "lr": 2e-4, "evaluator": where},
+        method={"name": "mezo", "batch_size": 4, "lr": 2e-4, "evaluator": evaluator},
         training={"steps": 20, "seed": 3, "lr_scheduler_type": "linear", "warmup_steps": 4},
         output_dir=tmp_path / "zofo",
     )
@@ -154,6 +153,25 @@ def test_it_goes_on_to_the_same_bits_with_metrics_callbacks_and_the_best_model(b
     assert whole.predict(whole.eval_dataset).metrics["test_accuracy"] == whole.state.best_metric
     rebuilt = CLASSIFIER.from_pretrained(whole.state.best_model_checkpoint)
     assert same(rebuilt, bits(whole.model))
+
+
+def test_updates_that_wait_are_written_when_the_trainer_ends_saves_or_evaluates(built, tokenizer, tmp_path):
+    """So that in the forward a resumed run has the same bits, and the model is theta."""
+    options = {"zo_evaluator": "in-forward", "max_steps": 7, "save_strategy": "steps", "save_steps": 3}
+    options |= {"eval_strategy": "steps", "eval_steps": 2}
+    whole = built("whole", **options)
+    assert whole.create_optimizer()._zo.theta.flush_every == 8
+    whole.train()
+    assert not len(whole.zeroth_order._zo.theta.pending)
+    rest = built("rest", **options)
+    rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert losses(rest) == losses(whole)
+    assert same(rest.model, bits(whole.model))
+    at_once = built("at once", **{**options, "zo_evaluator": {"name": "in-forward", "flush_every": 1}})
+    at_once.train()
+    assert losses(at_once) == pytest.approx(losses(whole), abs=5e-6)
+    scores = [[line["eval_loss"] for line in one.state.log_history if "eval_loss" in line] for one in (whole, at_once)]
+    assert scores[0] == pytest.approx(scores[1], abs=5e-6)
 
 
 @pytest.mark.parametrize("kind", ["causal", "classification"])

@@ -112,6 +112,7 @@ RESUMED = {
     "momentum in the forward": (MeZO, {"momentum": 0.9, "evaluator": "in-forward"}),
     "adam in place": (MeZO, {"rule": "dense-adam", "evaluator": "in-place", "num_directions": 2}),
     "examples": (MeZO, {"directions": "per-example", "evaluator": "in-forward", "rule": "rms-sgd"}),
+    "updates that wait": (MeZO, {"evaluator": {"name": "in-forward", "flush_every": 2}}),
     "svrg": (SVRG, {"anchor_interval": 3}),
     "svrg in the forward": (SVRG, {"anchor_interval": 3, "evaluator": "in-forward", "lr_full": 2e-3}),
     "svrg and a copy": (SVRG, {"anchor_interval": 3, "anchor": "copy", "weight_decay": 0.1}),
@@ -309,7 +310,10 @@ REFUSED = {
         lambda m: MeZO([{"params": [p], "lr": lr} for p, lr in zip(list(m.parameters())[:2], (1, 2), strict=True)]),
         "learning rates of their own",
     ),
-    "waiting": (lambda m: MeZO(m, evaluator={"name": "in-forward", "flush_every": 8}), "flush_every lets updates wait"),
+    "waiting": (
+        lambda m: MeZO(m.parameters(), evaluator={"name": "in-forward", "flush_every": 8}),
+        "flush_every lets updates wait",
+    ),
     "half in place": (lambda m: MeZO(m.bfloat16(), evaluator="in-place"), "moving bfloat16 weights in place"),
     "anchor": (lambda m: SVRG(m, losses_of(m), weight_decay=0.1), "anchor=displacement undoes updates"),
     "an anchor that is drawn": (lambda m: SVRG(m, drawing(m)).step(losses_of(m)), "differ from one run to the next"),
@@ -389,6 +393,30 @@ def test_it_works_in_inference_mode_and_outside_of_it():
     beside.step(losses_of(other))
     beside.step(losses_of(other))
     assert same(one, bits(other))
+
+
+def test_updates_that_wait_are_written_before_anybody_looks():
+    look = {
+        "model": lambda model, optimizer: model(X),
+        "weights": lambda model, optimizer: model.state_dict(),
+        "optimizer": lambda model, optimizer: optimizer.state_dict(),
+        "flush": lambda model, optimizer: optimizer.flush(),
+    }
+    at_once, found = network(), {}
+    optimizer = MeZO(at_once, lr=3e-3, evaluator="in-forward")
+    losses = stepped(optimizer, at_once, 5)
+    for name, act in look.items():
+        model = network()
+        start = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer = MeZO(model, lr=3e-3, evaluator={"name": "in-forward", "flush_every": 8})
+        torch.testing.assert_close(stepped(optimizer, model, 5), losses, rtol=1e-5, atol=1e-4)
+        assert all(torch.equal(p, before) for p, before in zip(model.parameters(), start, strict=True))
+        act(model, optimizer)
+        found[name] = [parameter.detach().clone() for parameter in model.parameters()]
+        torch.testing.assert_close(found[name], [p.detach() for p in at_once.parameters()], rtol=0, atol=1e-5)
+        copied = copy.deepcopy(model)
+        assert same(copied, bits(model))
+    assert all(torch.equal(a, b) for one in found.values() for a, b in zip(one, found["flush"], strict=True))
 
 
 def test_what_no_forward_uses_and_what_is_frozen_stays():

@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from zofo.config import as_group
+from zofo.config import options_of as part_options
 from zofo.errors import ConfigError
+from zofo.evaluators import EVALUATORS
 
 _PARTS = ("zo_noise", "zo_estimator", "zo_rule", "zo_evaluator")
 _OF_GRADIENTS = (
@@ -98,4 +101,8 @@ def options_of(args: Any) -> dict[str, Any]:
     """The options of `zofo.optim.MeZO` that some arguments ask for."""
     named = {one.name for one in fields(ZerothOrderArguments) if one.name.startswith("zo_")}
     options = {name.removeprefix("zo_"): getattr(args, name) for name in sorted(named)}
+    where = as_group(options["evaluator"])
+    known = part_options(EVALUATORS[where["name"]])
+    if "flush_every" in known:  # updates wait until the trainer evaluates, saves or ends
+        options["evaluator"] = {"flush_every": known["flush_every"][1], **where}
     return {**options, "lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}

@@ -82,6 +82,14 @@ class ZerothOrderMixin:
         found: ZerothOrderOptimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         return found
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the trainer; then all updates are written into the model."""
+        try:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if self.optimizer is not None:
+                self.zeroth_order.flush()
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """The step itself, once all batches that are accumulated are there; the loss, or 0 before.
 

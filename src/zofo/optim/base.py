@@ -76,7 +76,9 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         groups = found.groups or [{"params": list(self._zo.backbone.parameters.values())}]
         self._built = False
         super().__init__(groups, {"lr": default, "weight_decay": decay})
-        self._built = True
+        self._built, self._stepping = True, False
+        if self._zo.theta.flush_every > 1:
+            _flush_before_use(self._model, self)
 
     def _build(self, unused: frozenset[str]) -> None:
         """Make the parts of the step, with those tensors left where they are that no forward uses."""
@@ -84,10 +86,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if carries_adapters(self._model) and self._config.trainable is None:
             among = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         zo = ZerothOrder(self._config, self._model, self._seed, _EXAMPLES, among, unused)
-        if zo.theta.flush_every > 1:
+        if zo.theta.flush_every > 1 and self._decaying is not None:
             raise ConfigError(
-                "flush_every lets updates wait, so that between two steps the model's weights would not be theta",
-                "leave it out, or set it to 1",
+                "flush_every lets updates wait until the model is looked at, but only its parameters were given",
+                "give the module, MeZO(model), or leave flush_every out",
             )
         if self._decaying is not None:
             zo.backbone.decays = self._decaying
@@ -173,13 +175,33 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     def step_on(self, asks: Sequence[Ask]) -> torch.Tensor:
         """As `step`, for objectives with batches of their own, whose losses count as those of one batch."""
-        with own_words(), self._interrupts.held(), torch.inference_mode(False), torch.no_grad():
+        with own_words(), self._writing():
             self._check(asks)
             before = self.counts.copy()
             loss, coefficients = self._make_step(asks, self._rate())
             self.steps += 1
             self.last_step = StepLog(loss, self.counts - before, coefficients)
         return torch.tensor(loss)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """While it is open, weights are written: no Ctrl-C in a sweep, no gradients, and nobody else looks."""
+        self._stepping = True
+        try:
+            with self._interrupts.held(), torch.inference_mode(False), torch.no_grad():
+                yield
+        finally:
+            self._stepping = False
+
+    def flush(self) -> None:
+        """Write the updates that wait, where `flush_every` of the evaluator lets them.
+
+        It is done before the model is called or its `state_dict` is taken, and by `state_dict` of the optimizer. Call
+        it before parameters are read in another way.
+        """
+        if not self._stepping:
+            with self._writing():
+                self._zo.theta.flush()
 
     @abstractmethod
     def _make_step(self, asks: Sequence[Ask], rate: float) -> tuple[float, dict[str, float]]:
@@ -241,6 +263,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """A few numbers: the groups' rates, the number of steps, and what the rule remembers. Only a rule that says it
         is dense keeps tensors. The weights are the model's to save."""
+        self.flush()
         state = self._state()
         own = {
             "version": _VERSION,
@@ -341,6 +364,16 @@ def own_words() -> Iterator[None]:
 
 def _as_option(text: str) -> str:
     return re.sub(r"\bmethod\.(?=[a-z])", "", text)
+
+
+def _flush_before_use(model: torch.nn.Module, optimizer: ZerothOrderOptimizer) -> None:
+    """Let whoever calls a model, or saves it, find the weights up to date, as long as the model lives."""
+
+    def flush(*_: Any) -> None:  # a function, which a copy of the model shares
+        optimizer.flush()
+
+    model.register_forward_pre_hook(flush)
+    model.register_state_dict_pre_hook(flush)  # type: ignore[no-untyped-call]
 
 
 def _check_alone(processes: int) -> None:
