@@ -125,8 +125,10 @@ def _lock(out: Path) -> Iterator[None]:
     """While it is open, no other process writes the output; the lock's file goes with it."""
     lock = out.with_name(f".{out.name}.lock")
     with locked(lock, f"writing {out.name!r} in"):
-        yield
-    lock.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -136,8 +138,8 @@ def _stopping(answered: Mapping[int, Any], rows: int) -> Iterator[None]:
         with Signals().raise_on_signal():
             yield
     except Interrupted as stop:
-        stop.message = f"stopped after {len(answered)} of {rows} rows, which are kept"
-        stop.hint = "to go on, type the same command again"
+        kept = f"after {len(answered)} of {rows} rows, which are kept" if answered else "before a row was answered"
+        stop.message, stop.hint = f"stopped {kept}", "to go on, type the same command again"
         raise
 
 
