@@ -112,6 +112,11 @@ def test_an_update_is_a_key_and_a_number_a_member(configured):  # noqa: F811
 def test_the_rate_is_half_of_sigma_and_directions_follow_from_the_population(configured):  # noqa: F811
     config = configured("run", {"name": "es", "estimator": {"epsilon": 0.02}}).method
     assert (config.rule.options["lr"], config.num_directions, config.population) == (0.01, 15, 30)
+    for typed in ({"epsilon": "2e-2"}, {"epsilon": 0.02, "mirrored": "true"}):
+        same = configured("run", {"name": "es", "population": "30", "estimator": typed}).method
+        assert same == config
+    apart = configured("run", {"name": "es", "population": 8.0, "estimator": {"mirrored": "no"}}).method
+    assert (apart.population, apart.num_directions) == (8, 8)
     again = type(config).model_validate(json.loads(config.model_dump_json()))
     assert again == config
 
@@ -126,7 +131,8 @@ def test_the_rate_is_half_of_sigma_and_directions_follow_from_the_population(con
         ({"name": "es", "estimator": "two-sided"}, "compares the members of a population"),
         ({"name": "bilevel", "inner_steps": 1, "estimator": "population"}, "adds the estimates of several losses"),
         ({"name": "svrg", "estimator": "population"}, "adds the estimates of several losses"),
-        ({"name": "mezo", "estimator": "population", "normalize_by_std": True}, "divided already"),
+        ({"name": "mezo", "estimator": "population", "directions": "per-example"}, "has one score, of the whole batch"),
+        ({"name": "mezo", "estimator": "population", "normalize_by_std": True}, "has one score, of the whole batch"),
     ],
 )
 def test_what_has_no_meaning_is_refused(configured, method, message):  # noqa: F811

@@ -71,6 +71,31 @@ def test_two_runs_are_compared_example_by_example(two):
     assert same.verdict.startswith("no difference between other and first that 100 examples can show")
 
 
+def test_another_score_than_accuracy_is_judged_by_its_own_interval(two):
+    """A model that never says the rare label, and one that does, with as many right answers: F1 differs alone."""
+    first, other = read_runs(two)
+    examples = []
+    for i in range(200):
+        gold = int(i < 40)
+        one, two_ = 0, int(i < 30 or 40 <= i < 70)  # 30 of the rare found, and 30 false alarms
+        examples.append((gold, one, two_))
+
+    def made(run, place):
+        scored = [
+            ScoredExample(
+                *("validation", f"{i}", f"text {i}", ("no", "yes"), (row[0],), (), "", ""),
+                *({run.variant: row[place]}, {run.variant: 0.5}),
+            )
+            for i, row in enumerate(examples)
+        ]
+        return replace(run, examples=scored, summary={**run.summary, "metric": "f1"})
+
+    pair = compare_runs([made(first, 1), made(other, 2)]).pairs[0]
+    assert pair.mcnemar > 0.9
+    assert pair.score.value > 0.5
+    assert pair.verdict.startswith("other is better than first")
+
+
 def test_rows_of_a_group_are_drawn_together(two):
     """Ten groups of ten rows that are right together say as little as ten rows."""
     first, other = read_runs(two)

@@ -42,7 +42,7 @@ def compare(
         out.say((pair.verdict, "bold"))
         if pair.mcnemar is not None:
             alone = f"{pair.against} alone is right on {pair.only_first}, {pair.name} alone on {pair.only_second}"
-            out.say(f"  {alone} of {pair.examples} examples (McNemar's exact test: p = {pair.mcnemar:.3g})")
+            out.say(f"  {alone} of {pair.examples} examples (McNemar's exact test of accuracy: p = {pair.mcnemar:.3g})")
         if pair.loss is not None:
             low, high = pair.loss.low, pair.loss.high
             out.say(f"  loss of {pair.name}: {pair.loss.value:+.4f} (95 %: {low:+.4f} to {high:+.4f})")

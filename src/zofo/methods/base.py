@@ -206,6 +206,7 @@ class Method(ABC):
         model: the context's model, to evaluate in one of the variants; adapters are attached to it in place.
         variants: the models that training leaves behind, the one to report first; one for most methods.
         backbone: the tensors that zeroth-order steps move, or None.
+        backbone_is_theta: whether these are all of theta; else a method keeps a part of it elsewhere.
         rule: how estimates become updates of the backbone, or None.
         evaluator: what looks around theta, or None.
         counts: work done so far.
@@ -224,6 +225,7 @@ class Method(ABC):
     model: nn.Module
     variants: tuple[str, ...] = ("model",)
     backbone: Backbone | None = None
+    backbone_is_theta: bool = True
     rule: Rule | None = None
     evaluator: Evaluator | None = None
     counts: Counts

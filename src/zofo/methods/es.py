@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from zofo.config import as_group
 from zofo.errors import ConfigError
@@ -18,6 +18,7 @@ from zofo.methods.zeroth_order_defaults import default_epsilon
 from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.zeroth_order_step import EstimatorConfig, RuleConfig, is_plain
 
+_WHOLE = TypeAdapter(int)
 _PER_SIGMA = 0.5  # the learning rate of normalised scores, as a share of sigma
 
 
@@ -44,38 +45,35 @@ class ESConfig(ForwardOnlyConfig):
         if not isinstance(given, dict):
             return given
         estimator, rule = as_group(given.get("estimator", {})), as_group(given.get("rule", {}))
-        members = given.get("population", cls.model_fields["population"].default)
-        if not isinstance(estimator, dict) or not isinstance(rule, dict) or not isinstance(members, int):
+        if not isinstance(estimator, dict) or not isinstance(rule, dict):
             return given  # a mistake, which is named by its key
-        mirrored = estimator.get("mirrored", True)
+        sigma = default_epsilon(cls._moved(given), half=False)
+        own = {} if sigma is None else {"epsilon": sigma}
+        try:  # numbers as they are meant, such as 1e-2, which is a text in YAML
+            shape = PopulationConfig.model_validate({**own, **estimator}).options
+            members = _WHOLE.validate_python(given.get("population", cls.model_fields["population"].default))
+            asked = _WHOLE.validate_python(given.get("num_directions", 0))
+        except (ConfigError, ValidationError):
+            return given
+        mirrored = shape.get("mirrored", True)
         if mirrored and members % 2:
             raise ConfigError(
                 f"method.population is {members}, but mirrored members come in pairs",
                 f"set method.population={members + 1}, or method.estimator.mirrored=false",
             )
         directions = members // 2 if mirrored else members
-        if given.get("num_directions", directions) != directions:
+        if asked not in (0, directions):
             raise ConfigError(
-                f"method.population={members} has {directions} directions, not method.num_directions="
-                f"{given['num_directions']}",
+                f"method.population={members} has {directions} directions, not method.num_directions={asked}",
                 "leave method.num_directions out",
             )
         filled = {**given, "num_directions": directions}
-        if estimator.get("scores") != "plain":
-            sigma = estimator.get("epsilon", default_epsilon(cls._moved(given), half=False) or 1e-3)
-            if isinstance(sigma, int | float):
-                plain = is_plain(rule.get("name", RuleConfig.default))
-                filled["rule"] = {"lr": _PER_SIGMA * sigma, **rule} if plain else rule
+        if shape.get("scores") != "plain" and is_plain(rule.get("name", RuleConfig.default)):
+            filled["rule"] = {"lr": _PER_SIGMA * shape["epsilon"], **rule}
         return filled
 
     @model_validator(mode="after")
-    def _one_score_a_member(self) -> ESConfig:
-        if self.directions != "shared" or self.normalize_by_std:
-            raise ConfigError(
-                "a member of a population has one score, of the whole batch: its examples share their direction, and "
-                "nothing is divided by the spread of their slopes",
-                "set method.directions=shared and method.normalize_by_std=false, or method=mezo",
-            )
+    def _compares_members(self) -> ESConfig:
         if not ESTIMATORS[self.estimator.name].compares_members:
             raise ConfigError(
                 f"method=es compares the members of a population, which method.estimator={self.estimator.name} has not",

@@ -216,11 +216,11 @@ class ZerothOrder:
                 "method.normalize_by_std divides by how much the examples' slopes differ, but a step has only one",
                 "set method.batch_size=2 or more, or method.normalize_by_std=false",
             )
-        if config.normalize_by_std and not self.estimator.linear:
+        if self.estimator.compares_members and (self._group or config.normalize_by_std):
             raise ConfigError(
-                "method.normalize_by_std divides slopes, and the scores of method.estimator="
-                f"{config.estimator.name} are divided already",
-                "set method.normalize_by_std=false",
+                "a member of a population has one score, of the whole batch: its examples share their direction, and "
+                "nothing is divided by the spread of their slopes",
+                "set method.directions=shared and method.normalize_by_std=false, or method.estimator=two-sided",
             )
         self.points = len(self.estimator.ask(self.directions(0)))
 

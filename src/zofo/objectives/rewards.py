@@ -139,7 +139,7 @@ def _module(path: Path) -> Any:
     sys.modules[spec.name] = module  # where dataclasses and the like look for it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001  # whatever a user's file does
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's file does
         sys.modules.pop(spec.name)
         if before is not None:
             sys.modules[spec.name] = before
@@ -150,7 +150,8 @@ def _module(path: Path) -> Any:
 def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[Answer]) -> list[float | None]:
     """What one reward gives for each answer, checked."""
     parameters = inspect.signature(part.function).parameters
-    if "completions" not in parameters:
+    keywords_alone = all(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    if "completions" not in parameters and not (parameters and keywords_alone):
         return [_called(part, [one], one, answer) for one, answer in zip(examples, answers, strict=True)]
     found = _called(part, examples, **_columns(part, parameters, examples, answers))
     try:
@@ -204,7 +205,7 @@ def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, 
     """What the function gives; of one example, its number. What it raises is said with its row and line."""
     try:
         found = part.function(*arguments, **named)
-    except Exception as error:  # noqa: BLE001  # whatever a user's function raises
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's function raises
         where = _place(examples[0]) if len(examples) == 1 else f"{_place(examples[0])} and {len(examples) - 1} more"
         raise ConfigError(
             f"the reward {part.name} failed for {where}: {_their_fault(error)}",
@@ -218,7 +219,7 @@ def _number(given: Any, example: Example, part: WeightedReward) -> float | None:
         return None
     try:
         value = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if math.isfinite(value) and not isinstance(given, str):
         return value

@@ -57,7 +57,7 @@ class PairedRuns:
         loss: the difference of the mean loss; None where it is not known.
         only_first: examples that the first alone has right; None of generations, which are not right or wrong.
         only_second: examples that the other alone has right.
-        mcnemar: p of the exact McNemar test of these two numbers, two-sided.
+        mcnemar: p of the exact McNemar test of these two numbers, two-sided: of the accuracy, whatever the score is.
     """
 
     name: str
@@ -73,9 +73,9 @@ class PairedRuns:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the score differs by more than noise: the interval says so and, where there is one, the exact test,
-        which holds for few examples, too."""
-        return self.score.is_clear and (self.mcnemar is None or self.mcnemar < 0.05)
+        """Whether the score differs by more than noise: the interval says so and, of accuracy, the exact test, which
+        holds for few examples, too."""
+        return self.score.is_clear and (self.metric != "accuracy" or self.mcnemar is None or self.mcnemar < 0.05)
 
     @property
     def verdict(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import jinja2
 
 from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text
+from zofo.objectives import OBJECTIVES
 from zofo.report.charts import AXES, charts_of
 from zofo.report.comparison import compare_runs
 from zofo.report.runs import ReportedRun
@@ -35,7 +35,10 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
     """
     from plotly.offline import get_plotlyjs
 
-    tasks = {task: list(own) for task, own in itertools.groupby(sorted(runs, key=lambda one: one.task), _task_of)}
+    tasks: dict[str, list[ReportedRun]] = {}
+    for run in runs:
+        metrics = {one.metric for one in runs if one.task == run.task}
+        tasks.setdefault(f"{run.task}, by {run.metric}" if len(metrics) > 1 else run.task, []).append(run)
     sections = [_section(number, task, own) for number, (task, own) in enumerate(tasks.items())]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((_FILES / "report.html.jinja").read_text(encoding="utf-8"))
@@ -55,10 +58,6 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
         raise RunError(
             f"cannot write the report {str(file)!r}: {error.strerror}", "name another file with -o"
         ) from error
-
-
-def _task_of(run: ReportedRun) -> str:
-    return run.task
 
 
 def _section(number: int, task: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
     return {
         "name": run.name,
         "state": run.state,
-        "command": f"zofo train {shlex.quote(str(run.folder.path / 'config.yaml'))} output_dir=runs/again",
+        "command": _command(run),
         "settings": [(key, value) for key, value in run.settings.items() if value not in (None, {}, [])],
         "confusion": _confusion(own, variant),
         "worst": [
@@ -148,6 +147,14 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
             for one in worst
         ],
     }
+
+
+def _command(run: ReportedRun) -> str:
+    """What makes the run again; of a reward, as far as it is known."""
+    objective = str(run.folder.identity.objective or "")
+    names = [*OBJECTIVES, ""]
+    reward = "" if objective in names else f"  # with the reward {objective}, which no configuration holds: --reward"
+    return f"zofo train {shlex.quote(str(run.folder.path / 'config.yaml'))} output_dir=runs/again{reward}"
 
 
 def _confusion(examples: Sequence[ScoredExample], variant: str) -> dict[str, Any] | None:

@@ -28,13 +28,14 @@ class DivergenceWarning(Callback):
     - The median loss of the last 5 steps is more than 4 times the loss at the start, and more than it by 0.5. The
       start is the median of the first 5, but at most 3 times the first one, the only one before any update. An
       objective that may be below 0, such as minus a score, has no such factor.
-    - Zeroth-order steps have moved the model's weights by half of their length or more, as far as the updates' keys and
-      coefficients tell: norms and losses saturate, so that weights that are far away need not have a higher loss.
+    - Zeroth-order steps have moved the model's weights by half of their length or more, as far as the coefficients of
+      the updates tell: norms and losses saturate, so that weights that are far away need not have a higher loss. Not
+      known of masked directions, nor of updates along directions of earlier steps, such as a momentum.
 
     Args:
         warn: shows a text.
         options: of the method, by which its rates are found.
-        backbone: whose weights zeroth-order steps move; None where they move an adapter, or nothing.
+        backbone: whose weights zeroth-order steps move; None where they move an adapter or nothing, or masked.
     """
 
     def __init__(
@@ -57,8 +58,11 @@ class DivergenceWarning(Callback):
         return self
 
     def after_step(self, number: int, log: StepLog) -> None:
-        if log.update is not None and log.update.dense_update_fn is None:  # |z|^2 is about the number of entries
-            self._moved += self._size * math.fsum(c**2 for _, c in log.update.displacement.items())
+        if log.update is not None:
+            terms = dict(log.update.displacement.items())
+            if log.update.dense_update_fn is not None or any(key.step != number for key in terms):
+                self._length = 0.0
+            self._moved += self._size * math.fsum(c**2 for c in terms.values())  # |z|^2 is about the number of entries
         self._see(number, log.loss)
 
     def _see(self, number: int, loss: float) -> None:

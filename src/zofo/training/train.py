@@ -233,7 +233,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
 
 def _alarms(folder: RunFolder, config: RunConfig, method: Method, warn: Callable[[str], None]) -> list[Callback]:
     """What watches for steps that move nothing, or break the model."""
-    own = None if "adapter" in method.replay_header() else method.backbone
+    header = method.replay_header()
+    own = None if "adapter" in header or header.get("mask") else method.backbone
     diverging = DivergenceWarning(warn, config.method.model_dump(), own)
     return [TiesWarning(warn), diverging.begin(metrics_lines(folder.metrics))]
 

@@ -28,8 +28,8 @@ class Treatment:
     Args:
         gradient_squared: |g|^2, without bias: over n examples, (n |mean|^2 - mean |g_i|^2) / (n - 1).
         spread_squared: s^2, the variance of one example's gradient: mean |g_i - mean|^2 n / (n - 1).
-        update_slope: g . D along an update D, the change of the loss that it makes to first order; nan for an update
-            that is no displacement.
+        update_slope: g . D along an update D that has been made: the slope where it ends; nan for one that is no
+            displacement.
         counts: what the measurement took.
     """
 
@@ -106,7 +106,8 @@ def check_treatment(method: Method, context: TrainingContext) -> None:
 class TreatmentLogger(Callback):
     """A line `treatment` in `metrics.jsonl`, before the first step and every few steps, with what `measure` finds.
 
-    `backbone_distance` is |theta - theta_0| / |theta_0|, entry by entry: a copy of theta_0 is kept.
+    `backbone_distance` is |theta - theta_0| / |theta_0|, entry by entry: a copy of theta_0 is kept. It is null where
+    the method keeps a part of theta elsewhere.
     `predicted_descent` is the sum over the steps so far of lr |g|^2, which SGD along unbiased estimates of g descends
     to first order, in units of the loss. It is null once a step was no such step: by another rule, under a mask, or
     divided by a standard deviation; and for a method without zeroth-order steps, of which the gradient in all of the
@@ -161,7 +162,8 @@ class TreatmentLogger(Callback):
         start = time.perf_counter()
         with self._method.using(self._method.variants[0]):
             found = measure(self._theta, self._context, self._examples, update)
-            distance = _distance(self._start, _tensors(self._theta))
+            whole = self._method.backbone_is_theta
+            distance = _distance(self._start, _tensors(self._theta)) if whole else math.nan
         rates = [math.nan if rate is None else rate for rate in self._rates]
         self._descent += math.fsum(rates) * found.gradient_squared
         self._rates, seconds = [], time.perf_counter() - start

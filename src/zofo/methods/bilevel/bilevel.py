@@ -154,6 +154,7 @@ class Bilevel(Method):
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self._control: FirstOrderControlVariate | None = None
+        self.backbone_is_theta = config.control_variate is None
         if config.control_variate is not None:
             assert theta.backbone is not None  # or the configuration is refused
             self._check_gradient_above()
