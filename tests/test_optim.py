@@ -419,6 +419,17 @@ def test_updates_that_wait_are_written_before_anybody_looks():
     assert all(torch.equal(a, b) for one in found.values() for a, b in zip(one, found["flush"], strict=True))
 
 
+def test_weights_that_are_loaded_are_not_written_upon_by_updates_from_before():
+    model = network()
+    best = copy.deepcopy(model.state_dict())
+    optimizer = MeZO(model, lr=3e-3, evaluator={"name": "in-forward", "flush_every": 8})
+    stepped(optimizer, model, 3)
+    model.load_state_dict(best)
+    model(X)
+    optimizer.flush()
+    assert all(torch.equal(tensor, best[name]) for name, tensor in model.state_dict().items())
+
+
 def test_what_no_forward_uses_and_what_is_frozen_stays():
     class Pooled(nn.Module):
         def __init__(self):

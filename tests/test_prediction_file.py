@@ -20,6 +20,7 @@ from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.errors import ConfigError, DataError, Interrupted, RunError
 from zofo.tasks.readers import read_file
 from zofo.training import Predictor, read_config
+from zofo.training.row_files import row_bytes
 
 CHATTING = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -128,6 +129,13 @@ def test_labels_and_their_probabilities_in_every_kind_of_file(home, tmp_path, as
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("a.csv", "a.jsonl", "a.parquet", "a.tsv", "new.csv", "new.jsonl")
     ]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
+def test_texts_with_any_line_end_come_back(tmp_path, name):
+    rows = [{"text": text, "n": "1"} for text in ("a\rb", "a\nb", "a\r\nb", 'a"b', "a,b\tc")]
+    (tmp_path / name).write_bytes(row_bytes(tmp_path / name, rows, ["row"] * len(rows)))
+    assert read_back(tmp_path / name) == rows
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -160,7 +160,7 @@ def bench_memory(
     for name in ways:
         if name not in WAYS:
             raise UnknownNameError("way", name, WAYS)
-    known = {row.way: row for row in _rows_of(file) if _is_of(row, options)}
+    known = {row.way: row for row in _rows_of(file) if _is_of(row, options) and row.error is None}
     with _at_hand(options, on_progress) as model:
         for name in [name for name in WAYS if not ways or name in ways]:
             if name in known:

@@ -84,6 +84,7 @@ class ZerothOrderMixin:
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As of the trainer; then all updates are written into the model."""
+        self._accumulated = []  # those of a training that was interrupted between them
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:

@@ -374,6 +374,8 @@ def _flush_before_use(model: torch.nn.Module, optimizer: ZerothOrderOptimizer) -
 
     model.register_forward_pre_hook(flush)
     model.register_state_dict_pre_hook(flush)  # type: ignore[no-untyped-call]
+    # else what waits would be written onto what was loaded
+    model.register_load_state_dict_pre_hook(flush)  # type: ignore[no-untyped-call]
 
 
 def _check_alone(processes: int) -> None:

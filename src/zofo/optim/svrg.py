@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
 
+from zofo.errors import ConfigError
 from zofo.methods import SVRGConfig
 from zofo.methods.svrg.anchored_step import AnchoredStep
 from zofo.optim.base import Ask, Part, ZerothOrderOptimizer, examples_of, options_of_step
@@ -91,6 +92,8 @@ class SVRG(ZerothOrderOptimizer):
     def _build(self, unused: frozenset[str]) -> None:
         super()._build(unused)
         self._options = cast(SVRGConfig, self._config)
+        if self._options.lr_full is not None and not self._options.rule.options.get("lr"):
+            raise ConfigError("lr is 0, so that a schedule could not change lr_full with it", "give an lr above 0")
         self._anchored = AnchoredStep(self._zo, self._options)
 
     def _make_step(self, asks: Sequence[Ask], rate: float) -> tuple[float, dict[str, float]]:

@@ -56,7 +56,7 @@ def _table(delimiter: str) -> Callable[[Rows, Sequence[str]], bytes]:
     def write(rows: Rows, places: Sequence[str]) -> bytes:
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO(newline="")
-        writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+        writer = csv.writer(text, delimiter=delimiter, lineterminator="\r\n")  # else a lone \\r would not be quoted
         writer.writerow(names)
         for row, place in zip(rows, places, strict=True):
             cells = {name: _cell(value, f"{place}: column {name!r}") for name, value in row.items()}

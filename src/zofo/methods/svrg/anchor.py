@@ -10,6 +10,7 @@ import torch
 
 from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement
+from zofo.errors import CheckpointError
 from zofo.evaluators import Evaluator, LossRequest, Point
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
 
@@ -100,9 +101,11 @@ class CopiedAnchor(Anchor):
     def load_state_dict(self, state: StateDict) -> None:
         if state.tensors:
             self.set()
-            load_tensors_state(
-                list(self._stored.values()), tensors_to_state([state.tensors[name] for name in self._stored])
-            )
+            if unknown := state.tensors.keys() - self._stored.keys():
+                raise CheckpointError(f"the copy of the anchor holds {min(unknown)!r}, which does not move here")
+            # those that it lacks are no part of any forward, and stay as they are
+            own = [self._stored[name] for name in state.tensors]
+            load_tensors_state(own, tensors_to_state(list(state.tensors.values())))
 
     def losses(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
         """The copy's values are in the model meanwhile."""
