@@ -44,11 +44,13 @@ class _Kind(NamedTuple):
         options: for the class, beside the name of the project.
         id_of: its object for the run -> what it needs to go on with it.
         package: that has to be installed.
+        project: its runs stand in; of TensorBoard, the folder.
     """
 
     options: Callable[[_Place], dict[str, Any]]
     id_of: Callable[[Any], str | None]
     package: str
+    project: str = _PROJECT
 
 
 def _tensorboard(place: _Place) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def _nothing(_: Any) -> str | None:
 
 
 _KINDS: dict[str, _Kind] = {
-    "tensorboard": _Kind(_tensorboard, lambda writer: str(writer.log_dir), "tensorboard"),
+    "tensorboard": _Kind(_tensorboard, lambda writer: str(writer.log_dir), "tensorboard", "tensorboard"),
     "trackio": _Kind(
         lambda place: {"name": place.name, "resume": "never" if place.known is None else "allow", "embed": False},
         lambda run: str(run.name),
@@ -136,8 +138,7 @@ class Trackers(Callback):
     def _opened(self, kind: str, place: _Place) -> Any:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        own = kind == "tensorboard"  # whose runs are folders
-        tracker = LOGGER_TYPE_TO_CLASS[kind](kind if own else _PROJECT, **_KINDS[kind].options(place))
+        tracker = LOGGER_TYPE_TO_CLASS[kind](_KINDS[kind].project, **_KINDS[kind].options(place))
         tracker.start()
         if place.known is None:
             tracker.store_init_configuration(dict(_flat(self._config.model_dump(mode="json"))))
