@@ -215,6 +215,8 @@ def test_what_has_no_meaning_without_gradients_is_refused(built, name):
 
 def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, trainers, tokenizer, tmp_path):
     model = build_model("llama", len(tokenizer), head=CLASSIFIER)
+    with pytest.raises(ConfigError, match="zo_noise='{rank: 2}' cannot be read"):
+        built(zo_noise="{rank: 2}")
     with pytest.raises(ConfigError, match="args is TrainingArguments"):
         trainers.ZerothOrderTrainer(model, transformers.TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ConfigError, match="optimizer that was given takes gradients"):

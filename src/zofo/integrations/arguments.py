@@ -63,7 +63,7 @@ class ZerothOrderArguments:
         for name in _PARTS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):
-                setattr(self, name, json.loads(value))
+                setattr(self, name, _parsed(name, value))
         super().__post_init__()  # type: ignore[misc]
         if getattr(self, "mixed_precision", "no") not in ("no", None):
             raise _meaningless("mixed_precision", self.mixed_precision, _IN_HALF)  # type: ignore[attr-defined]
@@ -77,6 +77,15 @@ class ZerothOrderArguments:
         for name, default in defaults.items():
             if getattr(given, name) != default:
                 raise _meaningless(name, getattr(given, name), "leave it out, and see zo_rule")
+
+
+def _parsed(name: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name}={value!r} cannot be read: {error}", 'write {"name": "low-rank", "rank": 2}'
+        ) from error
 
 
 _IN_HALF = "load the model with dtype=torch.bfloat16: its updates are rounded stochastically, so that small ones arrive"
