@@ -165,7 +165,7 @@ def test_with_a_penalty_of_0_only_d_f_counts(how):
         p = other._adapters.parameters("adapter")
         reference = torch.optim.Adam(p, lr=1e-3)
         for number in range(3):
-            losses = other._pair._objective(other.model, other._batches_f[number])
+            losses = other._pair._objective(other.model, other._upper.collate(other._batches_f[number]))
             reference.zero_grad()
             losses.mean().backward(inputs=p)
             reference.step()
@@ -319,7 +319,7 @@ def test_the_gradient_of_p_is_that_of_its_last_batches_alone():
     """Whatever was there before, as an outer step that differentiates twice shows."""
     method, fresh = method_of(), method_of()
     pair, p = method._pair, method._adapters.parameters("adapter")
-    b_f, b_p = method._batches_f[0], method._batches_p[0]
+    b_f, b_p = method._upper.collate(method._batches_f[0]), method._batches_p[0]
     pair.differentiate(b_f, b_p, 3.0)
     pair.differentiate(b_f, b_p, 3.0)
     fresh._pair.differentiate(b_f, b_p, 3.0)
