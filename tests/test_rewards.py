@@ -67,6 +67,7 @@ def test_a_function_of_an_example_and_of_a_batch_are_both_taken():
         (lambda example, prediction: "much", "sums.jsonl:1: the reward .* is 'much', not a finite number"),
         (lambda example, prediction: float("nan"), "is nan, not a finite number"),
         (lambda example, prediction: None, "no reward gives a number"),
+        (lambda a, b, c: 1.0, r"takes \(a, b, c\)"),
         (lambda prompts, completions: [1.0, 2.0], "gave 2 values for 1 completions"),
         (lambda prompts, completions: 1.0, None),
         (lambda prompts, completions, ground_truth: [1.0], "wants ground_truth, which is no column"),
@@ -135,6 +136,12 @@ def test_the_command_line_trains_by_a_file(configured, file, tmp_path, capsys): 
     assert "my rewards.py, line 12" in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "other").exists()
+
+
+def test_a_reward_and_an_objective_are_not_both_taken(configured):  # noqa: F811
+    config = configured("run", {"name": "mezo"}, objective="accuracy", treatment_steps=None)
+    with pytest.raises(ConfigError, match="one would not count"):
+        train(config, reward=lambda example, prediction: 1.0)
 
 
 def test_a_reward_is_tried_on_five_rows_before_anything_is_trained(configured):  # noqa: F811

@@ -88,8 +88,9 @@ class PartConfig(BaseModel):
             try:
                 complete[key] = _option_type(part, key).validate_python(given.get(key, default))
             except pydantic.ValidationError as error:
+                first = error.errors()[0]
                 raise ConfigError(
-                    f"{cls.inside}{kind}.{key}: {error.errors()[0]['msg']}, got {truncate_repr(given[key])}"
+                    f"{cls.inside}{kind}.{key}: {first['msg']}, got {truncate_repr(given[key])}", _near_literal(first)
                 ) from error
         return complete
 
@@ -183,7 +184,9 @@ def read_json_object(path: Path, error: type[RunError] = RunError, finite: bool 
         check_not_special(path)
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=constant)
     except (OSError, ValueError, RecursionError) as problem:
-        raise error(f"cannot read {str(path)!r}: {problem}", advice(getattr(problem, "errno", None))) from problem
+        damaged = None if isinstance(problem, OSError) else "the file is damaged: put back a copy of it"
+        hint = advice(getattr(problem, "errno", None)) or damaged
+        raise error(f"cannot read {str(path)!r}: {problem}", hint) from problem
     if not isinstance(content, dict):
         raise error(f"{str(path)!r} holds no JSON object")
     return content
@@ -211,12 +214,10 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
         place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{place}: unknown key", _guess(place, _keys_at(model, first["loc"]))) from error
-        message, hint = first["msg"].removeprefix("Value error, "), None
+        message = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("dict_type", "model_type"):
             message = "expected keys with values"
-        if first["type"] == "literal_error" and isinstance(first["input"], str):
-            near = nearest(first["input"], re.findall(r"'([^']*)'", str(first["ctx"]["expected"])))
-            hint = f"did you mean {near!r}?" if near else None
+        hint = _near_literal(first)
         got = "" if first["type"] in ("missing", "value_error") else f", got {truncate_repr(first['input'])}"
         raise ConfigError(f"{place}: {message}{got}".removeprefix(": "), hint) from error
 
@@ -228,6 +229,14 @@ def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
         inside = _kinds(field.annotation) if field else set()
         model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
     return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _near_literal(error: Any) -> str | None:
+    """What to type in place of a text that is none of those that a key can be."""
+    if error["type"] != "literal_error" or not isinstance(error["input"], str):
+        return None
+    near = nearest(error["input"], re.findall(r"'([^']*)'", str(error["ctx"]["expected"])))
+    return f"did you mean {near!r}?" if near else None
 
 
 def _guess(place: str, known: typing.Iterable[str]) -> str:

@@ -45,6 +45,11 @@ class WeightedReward:
     typed: str = ""
 
     @property
+    def short(self) -> str:
+        """How messages call it: as it was typed, or its name."""
+        return self.typed or str(getattr(self.function, "__name__", type(self.function).__name__))
+
+    @property
     def name(self) -> str:
         """What a run writes down of it: module and name, or file, name and content; and its weight."""
         one = self.function
@@ -75,8 +80,9 @@ class Rewards:
         for example, values in zip(examples, zip(*columns, strict=True), strict=True):
             known = [part.weight * value for part, value in zip(self.parts, values, strict=True) if value is not None]
             if not known:
+                names = ", ".join(part.short for part in self.parts)
                 raise ConfigError(
-                    f"{_place(example)}: no reward gives a number: {self.name} gave None",
+                    f"{_place(example)}: no reward gives a number: {names} gave None",
                     "return a number for every answer, at least from one of the rewards",
                 )
             found.append(math.fsum(known))
@@ -88,7 +94,29 @@ def as_rewards(given: Reward | WeightedReward | Rewards | Sequence[Any]) -> Rewa
     if isinstance(given, Rewards):
         return given
     parts = given if isinstance(given, Sequence) else [given]
-    return Rewards(tuple(part if isinstance(part, WeightedReward) else WeightedReward(part) for part in parts))
+    made = tuple(part if isinstance(part, WeightedReward) else WeightedReward(part) for part in parts)
+    for part in made:
+        _check_signature(part)
+    return Rewards(made)
+
+
+def _check_signature(part: WeightedReward) -> None:
+    """Raises ConfigError for a function that can be called in neither way."""
+    try:
+        signature = inspect.signature(part.function)
+    except (TypeError, ValueError):  # such as a builtin
+        return
+    if "completions" in signature.parameters:
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        keywords = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in signature.parameters.values())
+        if not keywords:
+            raise ConfigError(
+                f"the reward {part.short} takes {signature}",
+                "let it take (example, prediction), or (prompts, completions, **columns)",
+            ) from None
 
 
 def load_reward(spec: str) -> WeightedReward:
@@ -160,7 +188,7 @@ def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[
         values = [found]
     if len(values) != len(examples):
         raise ConfigError(
-            f"the reward {part.name} gave {len(values)} values for {len(examples)} completions",
+            f"the reward {part.short} gave {len(values)} values for {len(examples)} completions",
             "return a list with a number or None for each completion, in their order",
         )
     return [_number(value, one, part) for value, one in zip(values, examples, strict=True)]
@@ -195,7 +223,7 @@ def _columns(
     needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
     if missing := sorted(needed - columns.keys()):
         raise ConfigError(
-            f"the reward {part.name} wants {', '.join(missing)}, which is no column here",
+            f"the reward {part.short} wants {', '.join(missing)}, which is no column here",
             f"take one of {', '.join(columns)}, or give it a default",
         )
     return {name: values for name, values in columns.items() if name in parameters}
@@ -208,7 +236,7 @@ def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, 
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's function raises
         where = _place(examples[0]) if len(examples) == 1 else f"{_place(examples[0])} and {len(examples) - 1} more"
         raise ConfigError(
-            f"the reward {part.name} failed for {where}: {_their_fault(error)}",
+            f"the reward {part.short} failed for {where}: {_their_fault(error)}",
             "mend the function: nothing was updated",
         ) from error
     return _number(found, examples[0], part) if arguments else found
@@ -224,7 +252,7 @@ def _number(given: Any, example: Example, part: WeightedReward) -> float | None:
     if math.isfinite(value) and not isinstance(given, str):
         return value
     raise ConfigError(
-        f"{_place(example)}: the reward {part.name} is {given!r}, not a finite number",
+        f"{_place(example)}: the reward {part.short} is {given!r}, not a finite number",
         "return a number for every example and prediction",
     )
 

@@ -143,7 +143,10 @@ def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | st
     """The comparison, or why there is none."""
     for run in (first, other):
         if not run.answered(split):
-            return f"{run.name} has no answers on {split}: it was not scored there, or is of an older version"
+            why = "it was not scored there, is of an older version, or answers.jsonl was removed"
+            if not run.summary:
+                why = "they are read once it has ended"
+            return f"{run.name} has no answers on {split}: {why}"
     if first.metric != other.metric:
         return f"{first.name} is scored by {first.metric} and {other.name} by {other.metric}: no test between them"
     theirs = {_place(one): one for one in other.answered(split)}

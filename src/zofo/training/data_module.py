@@ -206,12 +206,20 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
 
 def training_context(config: RunConfig, prepared: PreparedRun, reward: Any | None = None) -> TrainingContext:
     """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
-    objective = _objective(config, prepared, None if config.method.reward_has_a_place else reward)
+    beneath = config.method.reward_has_a_place
+    if reward is not None and not beneath and config.training.objective is not None:
+        raise ConfigError(
+            f"training.objective is {config.training.objective!r}, and a reward is given, too: one would not count",
+            "leave out one of them; of bilevel, method.upper_objective=reward has a place for both",
+        )
+    objective = _objective(config, prepared, None if beneath else reward)
     if not objective.differentiable and METHODS[config.method.name].needs_gradient:
         raise ConfigError(
-            f"training.objective is {objective.name!r}, which has no gradient, but method={config.method.name} takes "
-            "first-order steps",
-            "choose method=mezo, training.objective=classification, or method=bilevel with method.upper_objective",
+            f"the objective {objective.name!r} has no gradient, but method={config.method.name} takes first-order "
+            "steps",
+            "choose method=mezo or es, or method=bilevel with method.upper_objective; or leave the "
+            + ("reward" if reward is not None else "objective")
+            + " out",
         )
 
     def by_objective(name: str) -> TrainingContext:

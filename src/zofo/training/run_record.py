@@ -131,7 +131,10 @@ class RunRecord:
         """The outcome; raises RunError for a run that has not ended."""
         path = self.path / SUMMARY
         if not path.is_file():
-            raise RunError(f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped")
+            raise RunError(
+                f"{str(self.path)!r} has no summary.json: the run has not ended, or was stopped",
+                f"to go on: zofo train {shlex.quote(str(self.path / CONFIG))}",
+            )
         content = read_json_object(path)
         missing = [key for key in ("variants", "best", "parts") if not isinstance(content.get(key), dict)]
         if missing:
