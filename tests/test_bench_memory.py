@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,3 +89,20 @@ def test_a_way_that_fails_is_a_row_with_the_reason(options, children_here, tmp_p
     (row,) = bench_memory(replace(options, model=str(tmp_path / "nothing")), ["inference"])
     assert row.peak_bytes is None
     assert "nothing" in row.error
+
+
+def table_of(rows):
+    """The rows of one model as the page shows them, in the order of the ways: without times."""
+    floor = next((row for row in rows if row.way == "inference"), None) or rows[0]
+    ordered = [row for way in memory.WAYS for row in rows if row.way == way]
+    return "".join(f"| {' | '.join(memory.cells_of(row, floor)[:4])} |\n" for row in ordered)
+
+
+def test_the_tables_of_the_page_are_those_of_the_archived_rows():
+    root = Path(__file__).parent.parent
+    lines = (root / "benchmarks" / "results" / "memory.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [MemoryRow(**json.loads(line)) for line in lines]
+    page = (root / "docs" / "big-model.md").read_text(encoding="utf-8")
+    for model in dict.fromkeys(row.model for row in rows):
+        own = [row for row in rows if row.model == model]
+        assert table_of(own) in page

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ Quantization = Literal["nf4", "int8", "int8-weight-only", "int4-weight-only"]
 """How weights are packed when they are loaded."""
 
 EXTRA = "pip install 'zofo[quantized]'"
-_PACKAGE = {name: "bitsandbytes" if name in ("nf4", "int8") else "torchao" for name in Quantization.__args__}  # type: ignore[attr-defined]
+_PACKAGE = {name: "bitsandbytes" if name in ("nf4", "int8") else "torchao" for name in get_args(Quantization)}
 _OF_CHECKPOINTS = {  # what transformers needs to read a checkpoint that is packed by a method, where it is one package
     "bitsandbytes": EXTRA,
     "torchao": EXTRA,
@@ -104,10 +104,11 @@ def quantization_options(
 
 
 def missing_package_hint(content: Mapping[str, Any]) -> str:
-    """What to type where a package is missing that reads the packed weights of a checkpoint."""
+    """What to type where a package is missing that a checkpoint needs, such as one that unpacks its weights."""
     own = content.get("quantization_config")
-    method = _method(own) if isinstance(own, Mapping) else ""
-    return _OF_CHECKPOINTS.get(method, "install what the message names, or take a checkpoint that is not quantised")
+    if own is None:
+        return "install what the message names, or choose another model"
+    return _OF_CHECKPOINTS.get(_method(own), "install what the message names, or take a checkpoint that is not packed")
 
 
 def check_packed(model: nn.Module, wanted: Quantization | None, name: str) -> None:
