@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from conftest import review_rows, write_rows
 from crash_points import REMOVALS, ForkServer
 from test_resume import contents
-from zofo.errors import RunError
+from zofo.errors import ConfigError, RunError
 from zofo.filesystem import writing
 from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint
@@ -261,7 +261,7 @@ def test_what_a_run_left_is_on_the_disk_before_it_says_that_it_has_ended(config,
     saved = max(i for i, event in enumerate(happened) if event[1].name == "complete" and event[0] == "replace")
     last = [event for event in happened[saved + 1 :] if run.checkpoints not in event[1].parents]
     ended = last.index(("replace", run.path / "summary.json", True))  # while the checkpoints were still there
-    before = {path for _, path in last[:ended]}
+    before = {event[1] for event in last[:ended]}
     parts = {run.path / name for name in run.summary["parts"]}
     assert len(parts) >= 5
     assert before >= {*parts, *(path.parent for path in parts), run.metrics, run.path / ".summary.json"}
@@ -492,7 +492,7 @@ def test_a_file_that_a_reward_does_not_find_is_no_full_disk(config, tmp_path):
         return float((tmp_path / "rewards.json").read_text(encoding="utf-8")) if run.metrics.is_file() else 1.0
 
     content = yaml.safe_load(config.read_text(encoding="utf-8")) | {"method": {"name": "mezo", "batch_size": 2}}
-    with pytest.raises(FileNotFoundError, match="rewards.json"):
+    with pytest.raises(ConfigError, match="FileNotFoundError.*rewards.json"):
         train(read_config(**content, output_dir=str(run.path)), reward=reward)
     assert "rewards.json" in run.summary["stopped"]
 

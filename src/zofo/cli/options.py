@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,7 +28,7 @@ class _Verbs(typer.Typer):
             @functools.wraps(verb)
             def loading_first(*given: Any, **named: Any) -> None:
                 with waiting("loading torch and transformers"):
-                    importlib.import_module("zofo.training")
+                    import zofo.training  # noqa: F401
                 verb(*given, **named)
 
             register(loading_first)
