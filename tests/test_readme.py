@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,13 +40,19 @@ def blocks(language: str, text: str = README) -> list[str]:
 PROGRAMS = [*blocks("python"), *blocks("python", PAPERS)]
 
 
+def shell(text, **options):
+    """Run lines of a page; `zofo` is the one beside this Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    subprocess.run(["bash", "-c", text], check=True, env={**os.environ, "PATH": path}, **options)
+
+
 def run_commands(text, model_folder, tmp_path, monkeypatch, capsys, data_dir=None):
     """Run the shell blocks of a page as they stand, with a tiny model in place of the named ones; the verbs of zofo."""
     monkeypatch.chdir(tmp_path)
     verbs = set()
     for block in blocks("sh", text):
         if "printf " in block:
-            subprocess.run(["bash", "-c", re.split(r"^zofo ", block, flags=re.MULTILINE)[0]], check=True)
+            shell(re.split(r"^zofo ", block, flags=re.MULTILINE)[0])
         for line in block.replace("\\\n", " ").splitlines():
             if not line.startswith("zofo "):
                 continue
@@ -90,7 +98,7 @@ TEMPLATE = (
 def chat_model(tmp_path, tokenizer) -> Path:
     """A tiny model with room for a chat, and a chat template."""
     folder = tmp_path / "tiny-chat"
-    build_model("llama", len(tokenizer), positions=256).save_pretrained(folder)
+    build_model("llama", len(tokenizer), positions=2048).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     return folder
@@ -102,7 +110,10 @@ def test_commands_of_a_guide(name, chat_model, tmp_path, monkeypatch, capsys):
     """Also its programs and its study; the pages after the first take the rows of the first."""
     text, model = with_few_steps(page(name)), str(chat_model)
     rows = next(block for block in blocks("sh", page("classify")) if "printf " in block)
-    subprocess.run(["bash", "-c", rows], check=True, cwd=tmp_path)
+    shell(rows, cwd=tmp_path)
+    for program in blocks("python", text):
+        if file := re.match(r"# (\w+\.py)\n", program):
+            (tmp_path / file[1]).write_text(program, encoding="utf-8")
     for study in blocks("yaml", text):
         (tmp_path / "compare.yaml").write_text(study.replace("minilm", model), encoding="utf-8")
     assert run_commands(text, chat_model, tmp_path, monkeypatch, capsys) == GUIDES[name]
