@@ -89,6 +89,9 @@ def watch(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of
 
 
 def _table(found: RunComparison) -> Table:
+    """Runs side by side; shares in percent."""
+    from zofo.report.numbers import as_number, as_score
+
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for run in found.runs:
@@ -96,13 +99,15 @@ def _table(found: RunComparison) -> Table:
     scores = [run.scores(found.split) for run in found.runs]
     metrics = dict.fromkeys(run.metric for run in found.runs)
     for metric in metrics:
-        table.add_row(f"{metric} on {found.split}", *(_share(one.get(metric), metric) for one in scores), style="bold")
-    table.add_row("majority", *(_share(one.get("majority"), run.metric) for one, run in _both(scores, found)))
-    table.add_row("loss", *(_number(one.get("loss")) for one in scores))
+        table.add_row(
+            f"{metric} on {found.split}", *(as_score(one.get(metric), metric) for one in scores), style="bold"
+        )
+    table.add_row("majority", *(as_score(one.get("majority"), run.metric) for one, run in _both(scores, found)))
+    table.add_row("loss", *(as_number(one.get("loss")) for one in scores))
     table.add_row("queries", *(f"{run.steps[-1]['queries']:,}" if run.steps else "0" for run in found.runs))
-    table.add_row("seconds", *(_number(run.summary.get("seconds")) for run in found.runs))
+    table.add_row("seconds", *(as_number(run.summary.get("seconds")) for run in found.runs))
     peaks = [run.summary.get("peak_bytes") for run in found.runs]
-    table.add_row("peak GiB", *("-" if peak is None else _number(peak / 2**30) for peak in peaks))
+    table.add_row("peak GiB", *("-" if peak is None else as_number(peak / 2**30) for peak in peaks))
     for key, values in found.settings:
         table.add_row(key, *("-" if value is None else str(value) for value in values), style="dim")
     return table
@@ -110,16 +115,6 @@ def _table(found: RunComparison) -> Table:
 
 def _both(scores: list[dict[str, float]], found: RunComparison) -> Any:
     return zip(scores, found.runs, strict=True)
-
-
-def _share(value: float | None, metric: str) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if metric == "loss" else f"{100 * value:.1f} %"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _as_json(found: RunComparison) -> dict[str, Any]:

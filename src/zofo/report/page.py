@@ -14,6 +14,7 @@ from zofo.filesystem import atomic_write_text
 from zofo.objectives import OBJECTIVES
 from zofo.report.charts import AXES, charts_of
 from zofo.report.comparison import compare_runs
+from zofo.report.numbers import as_number, as_score
 from zofo.report.runs import ReportedRun
 from zofo.training.answers_file import ScoredExample
 
@@ -86,14 +87,14 @@ def _row(run: ReportedRun, split: str, colours: Mapping[str, int]) -> dict[str, 
         "name": run.name,
         "colour": colours[run.group],
         "state": run.state,
-        "score": _score(scores.get(run.metric), run.metric) + interval,
-        "majority": _score(scores.get("majority"), run.metric),
-        "loss": _number(scores.get("loss")),
+        "score": as_score(scores.get(run.metric), run.metric) + interval,
+        "majority": as_score(scores.get("majority"), run.metric),
+        "loss": as_number(scores.get("loss")),
         "steps": f"{len(run.steps):,}",
         "queries": f"{run.steps[-1]['queries']:,}" if run.steps else "0",
-        "seconds": _number(summary.get("seconds")),
-        "memory": _number(summary["peak_bytes"] / 2**30) if summary.get("peak_bytes") else "-",
-        "distance": _number(_distance(run)),
+        "seconds": as_number(summary.get("seconds")),
+        "memory": as_number(summary["peak_bytes"] / 2**30) if summary.get("peak_bytes") else "-",
+        "distance": as_number(_distance(run)),
     }
 
 
@@ -115,16 +116,6 @@ def _distance(run: ReportedRun) -> float | None:
     return found[-1] if found else None
 
 
-def _score(value: float | None, metric: str) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if metric == "loss" else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def _details(run: ReportedRun, split: str) -> dict[str, Any]:
     """A run by itself: how to make it again, what it confused, and where it was most wrong."""
     own, variant = run.answered(split), run.variant
@@ -142,7 +133,7 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
                 "text": one.text,
                 "right": one.right,
                 "said": one.said(variant),
-                "loss": _number(one.losses[variant]),
+                "loss": as_number(one.losses[variant]),
             }
             for one in worst
         ],
