@@ -100,8 +100,8 @@ def _table(found: RunComparison) -> Table:
     metrics = dict.fromkeys(run.metric for run in found.runs)
     for metric in metrics:
         unit = "" if metric == "loss" else ", %"
-        values = (as_score(one.get(metric), metric) for one in scores)
-        table.add_row(f"{metric} on {found.split}{unit}", *values, style="bold")
+        shares = [as_score(one.get(metric), metric) for one in scores]
+        table.add_row(f"{metric} on {found.split}{unit}", *shares, style="bold")
     table.add_row("majority", *(as_score(one.get("majority"), run.metric) for one, run in _both(scores, found)))
     table.add_row("loss", *(as_number(one.get("loss")) for one in scores))
     table.add_row("queries", *(f"{run.steps[-1]['queries']:,}" if run.steps else "0" for run in found.runs))
