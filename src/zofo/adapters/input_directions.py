@@ -103,7 +103,7 @@ class InputDirections:
         return orthonormal_rows(sketch.rows[: self._rank])
 
     def found(self, name: str) -> int:
-        """How many of the directions of a layer its inputs have, up to rounding."""
+        """The number of directions that a layer's inputs span, up to rounding."""
         return min(self._of[name].directions, self._rank)
 
 
@@ -145,7 +145,7 @@ class _Sketch:
 
     @property
     def directions(self) -> int:
-        """How many directions the inputs have, up to rounding; at most as many as are kept."""
+        """The number of directions that the inputs span, up to rounding; at most as many as are kept."""
         squares = self.rows.double().square().sum(1)
         return int((squares > _NOTHING * squares.amax()).sum()) if len(squares) else 0
 

@@ -78,7 +78,7 @@ WAYS: dict[str, MemoryVariant] = {
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What is measured.
+    """The model and the sizes of a memory benchmark.
 
     Args:
         model: an embedded model, a folder, a Hub id, or a shape of `SHAPES`, which is built with random weights.

@@ -78,7 +78,7 @@ def report(
 
 @commands.command()
 def watch(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
-    """Follow a run from another terminal; it is not touched, and Ctrl-C ends the following alone: zofo watch RUN."""
+    """Follow a run from another terminal; Ctrl-C ends the following, and not the run: zofo watch RUN."""
     from zofo.report import watch_run
 
     try:

@@ -28,7 +28,7 @@ def _said(default: Any, text: str) -> Any:
 
 @dataclass
 class ZerothOrderArguments:
-    """What is added to a class of `TrainingArguments`; put it before that class.
+    """The options of zeroth-order steps, for a subclass of `TrainingArguments`; name it before that class.
 
     `learning_rate`, `weight_decay`, `seed`, the schedule and all that is about data, evaluation and checkpoints are
     those of `TrainingArguments`.

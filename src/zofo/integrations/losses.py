@@ -45,7 +45,7 @@ def example_losses(model: nn.Module, inputs: dict[str, Any], shifted: bool) -> t
 
 
 def scored(labels: Any, examples: int, shifted: bool) -> torch.Tensor:
-    """How many labels of each example count: [examples]."""
+    """The number of labels that count in each example: shape [examples]."""
     if not isinstance(labels, torch.Tensor) or labels.dim() != 2 or labels.is_floating_point():
         return torch.ones(examples)
     counted = labels[:, 1:] if shifted else labels

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from zofo.config import read_json_object
 from zofo.errors import ConfigError, UnknownNameError, first_line
 from zofo.filesystem import atomic_write_text, real
+from zofo.overrides import flatten
 from zofo.training.callbacks import Callback, MetricsLogger
 from zofo.training.config import RunConfig
 from zofo.training.run_record import TRACKING
@@ -175,10 +176,7 @@ class Trackers(Callback):
             return None
 
 
-def _flat(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The values of a tree by their keys, as `key=value` names them; lists as text."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    for key, value in flatten(tree):
+        yield key, value if isinstance(value, bool | int | float | str) else json.dumps(value)
