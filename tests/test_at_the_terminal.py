@@ -18,7 +18,7 @@ from conftest import review_rows, write_rows
 from zofo import hub
 from zofo.cli.terminal import Terminal, guarded_streams
 from zofo.errors import DataError, ModelError
-from zofo.tasks.readers import read_hub
+from zofo.tasks.readers.sources import read_hub
 from zofo.training.progress import EvaluationProgress, RowProgress, progress_bar
 
 

@@ -14,7 +14,7 @@ from test_generation import Scripted
 from zofo.errors import DataError, ModelError, ZofoError
 from zofo.objectives import Generation, generate
 from zofo.tasks import Example, TaskConfig, encode, load_examples, resolve_task, unwritten_notes
-from zofo.training.chat_form import chat_form, in_trained_form
+from zofo.training.predictor import chat_form, in_trained_form
 
 SYSTEM = {"role": "system", "content": "be kind"}
 ASKED = {"role": "user", "content": "was it good ?"}

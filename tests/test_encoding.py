@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from conftest import build_tokenizer
 from zofo.errors import DataError, ModelError
 from zofo.tasks import Example, check_token_ids, encode, encode_masked, encode_texts
-from zofo.training.preview import token_notes
+from zofo.training.data_report import token_notes
 
 REVIEW = "the film is a joy from start to finish ."
 

@@ -22,7 +22,7 @@ from zofo.studies.result import Outcome
 from zofo.studies.store import Store
 from zofo.training import RunFolder, read_config, train
 from zofo.training.checkpoint import Checkpoints
-from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_logs import metrics_lines
 from zofo.trajectory import Trajectory
 from zofo.trajectory.format import MAGIC
 

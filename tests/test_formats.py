@@ -24,7 +24,7 @@ from formats.make import (
 )
 from zofo.displacement import Key
 from zofo.export import Patch, apply_patch
-from zofo.export.container import VERSION
+from zofo.export.patch import VERSION
 from zofo.training.checkpoint import Checkpoints
 from zofo.trajectory import Trajectory, replay
 

@@ -13,7 +13,7 @@ from zofo.errors import ConfigError
 from zofo.methods import METHODS
 from zofo.rules import RULES
 from zofo.training import TrainingConfig, read_config, train
-from zofo.training.lr_schedule import lr_schedule
+from zofo.training.training_config import lr_schedule
 from zofo.trajectory import Trajectory
 from zofo.trajectory.replay import replay
 

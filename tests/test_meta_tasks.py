@@ -13,7 +13,7 @@ from metaicl_rows import choosing, labelled, write_tasks
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.objectives import candidate_scores
 from zofo.tasks import TaskConfig, collate, encode, encode_channel, load_examples, packaged_text, resolve_task
-from zofo.tasks.contamination import canonical_task_name
+from zofo.tasks.multi_task import canonical_task_name
 from zofo.training import RunConfig, evaluate_run, prepare_run, read_config
 from zofo.training.data_report import validate
 

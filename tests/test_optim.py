@@ -22,7 +22,7 @@ from zofo.objectives import classification_loss
 from zofo.optim import SVRG, MeZO
 from zofo.training import read_config, train
 from zofo.training.data_module import prepare_run, training_context
-from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_logs import metrics_lines
 
 X = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
 Y = X.sum(dim=1, keepdim=True)

@@ -19,7 +19,7 @@ from conftest import build_model, build_tokenizer
 from shipped_runs import contents, loaded, logits, maker, with_adapter
 from zofo.errors import PatchError, RunError, ZofoError
 from zofo.export import Patch, apply_patch, export_run
-from zofo.export.container import VERSION, packed, unpacked
+from zofo.export.patch import VERSION, packed, unpacked
 from zofo.models import load_model
 from zofo.trajectory import Trajectory
 

@@ -10,8 +10,8 @@ import pytest
 from zofo.errors import RunError
 from zofo.filesystem import atomic_folder, check_file_not_taken, check_not_special, real
 from zofo.training import RunFolder, read_config
-from zofo.training.metrics_file import metrics_lines
 from zofo.training.resume import create_run_folder
+from zofo.training.run_logs import metrics_lines
 from zofo.trajectory import Trajectory
 
 

@@ -16,11 +16,11 @@ import pyarrow.parquet
 import pytest
 
 from zofo.errors import DataError
-from zofo.tasks.readers import Row, folder_origins, has_split, hub_origins, read_file, read_folder, read_hub
 from zofo.tasks.readers.choices import gold_readings
 from zofo.tasks.readers.formats import detect
 from zofo.tasks.readers.look_alikes import label_notes
-from zofo.tasks.readers.row import shown_row
+from zofo.tasks.readers.row import Row, shown_row
+from zofo.tasks.readers.sources import folder_origins, has_split, hub_origins, read_file, read_folder, read_hub
 
 GOOD = [{"text": f"film {i} is a joy", "label": i % 2} for i in range(5)]
 TURNS = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
@@ -1044,8 +1044,8 @@ def test_nothing_heavy_is_imported_for_plain_files(tmp_path):
 
     path = write(tmp_path / "rows.jsonl", lines_of(GOOD))
     code = (
-        "import sys, pathlib; from zofo.tasks.readers import read_file; from zofo.tasks.readers.formats import detect; "
-        f"detect(read_file(pathlib.Path({str(path)!r}))); "
+        "import sys, pathlib; from zofo.tasks.readers.sources import read_file; "
+        f"from zofo.tasks.readers.formats import detect; detect(read_file(pathlib.Path({str(path)!r}))); "
         "print([name for name in ('datasets', 'pyarrow', 'sklearn', 'torchmetrics') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from test_resume import METHOD
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.errors import RunError
 from zofo.noise import Gaussian, LowRank
-from zofo.training import RunFolder, read_config, replay_cache, train
+from zofo.training import RunFolder, read_config, train
 from zofo.training import restore as restore_module
 
 
@@ -168,7 +168,7 @@ def test_a_full_disk_costs_a_replay_and_nothing_else(run, replays, monkeypatch):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(replay_cache, "save_file", full)
+    monkeypatch.setattr(restore_module, "save_file", full)
     assert bits(run) == usual
     assert bits(run) == usual
     assert not list((run.path / "replayed").glob("*.safetensors"))
@@ -189,8 +189,8 @@ def test_a_folder_that_can_only_be_read_costs_a_replay_and_nothing_else(run, rep
     def refused(*given, **how):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(replay_cache, "save_file", refused)
-    monkeypatch.setattr(replay_cache, "FileLock", refused)
+    monkeypatch.setattr(restore_module, "save_file", refused)
+    monkeypatch.setattr(restore_module, "FileLock", refused)
     monkeypatch.setattr(type(run.path), "unlink", refused)
     assert bits(run) == usual
     assert {file.name: file.read_bytes() for file in (run.path / "replayed").iterdir()} == before
@@ -215,7 +215,7 @@ def test_the_checked_file_is_the_one_that_is_read(run, replays, monkeypatch):
         file.unlink()
         return found
 
-    monkeypatch.setattr(replay_cache, "fingerprint", checked)
+    monkeypatch.setattr(restore_module, "fingerprint", checked)
     assert bits(run) == usual
     assert replays == [None]
 

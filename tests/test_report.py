@@ -18,7 +18,7 @@ from zofo.errors import ConfigError, RunError
 from zofo.report import compare_runs, comparison, read_runs, watch_run, write_report
 from zofo.report.charts import safe_json
 from zofo.training import train
-from zofo.training.answers_file import ScoredExample
+from zofo.training.run_logs import ScoredExample
 
 EVIL = "</script><script>window.broken = 1</script><img src=x onerror=broken()>"
 

@@ -598,8 +598,8 @@ def test_a_plan_that_has_no_time_for_a_place_takes_that_of_another(study, tmp_pa
     assert "not known" in plan.lines()[-1]
     clock = iter([0.0, *[1.0] * 2, *[99.0] * 99])
     monkeypatch.setattr("zofo.studies.plan.time.perf_counter", lambda: next(clock))
-    from zofo.studies.executor import CostEstimate
     from zofo.studies.problem_executor import ProblemRuns
+    from zofo.studies.trial import CostEstimate
 
     monkeypatch.setattr(
         ProblemRuns, "costs", lambda self, configs, remote_code: [CostEstimate(160, 2.0), CostEstimate(80, 1.0)]

@@ -15,7 +15,7 @@ import zofo
 from zofo.errors import ConfigError, UnknownNameError
 from zofo.methods import METHODS
 from zofo.training import read_config
-from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_logs import metrics_lines
 from zofo.training.run_record import TRACKING
 
 

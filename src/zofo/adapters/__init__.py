@@ -10,9 +10,8 @@ from zofo.adapters.base import (
     kind_of,
     own_weights,
 )
-from zofo.adapters.checkpoint import load_adapter
+from zofo.adapters.checkpoint import adapter_content, can_merge, load_adapter, merge_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
-from zofo.adapters.merging import adapter_content, can_merge, merge_adapter
 from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
 from zofo.adapters.stacked import StackedAdapters
 from zofo.adapters.subspace import SubspaceAdapters

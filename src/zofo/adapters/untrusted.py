@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from zofo.adapters.base import quiet_peft
-from zofo.adapters.checkpoint import check_known_options, load_adapter
-from zofo.adapters.merging import adapter_content, merge_attached
+from zofo.adapters.checkpoint import adapter_content, check_known_options, load_adapter, merge_attached
 from zofo.errors import RunError, as_ascii, printable
 
 

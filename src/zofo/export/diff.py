@@ -12,7 +12,7 @@ from zofo.backbone import Update
 from zofo.errors import truncate
 from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
-from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_logs import metrics_lines
 from zofo.trajectory import Trajectory
 from zofo.trajectory.format import Flushed, Moved, Record, Stepped
 

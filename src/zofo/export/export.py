@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from zofo.adapters import merge_adapter
-from zofo.adapters.merging import adapter_content, check_can_take_up
+from zofo.adapters.checkpoint import adapter_content, check_can_take_up
 from zofo.errors import ConfigError, RunError
 from zofo.export.model_card import model_card
 from zofo.export.pack import patch_of

@@ -1,11 +1,22 @@
-"""The model card of an export."""
+"""The model card of an export, with a program that loads it and answers a row as zofo does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from zofo.embedded import EMBEDDED_MODELS
+from zofo.errors import DataError
 from zofo.export.run_metrics import EVALUATED, metrics_of, unscored
-from zofo.export.save_pretrained import portable_name
-from zofo.export.usage import TEMPLATES, usage
-from zofo.models.heads import Head
+from zofo.export.save_pretrained import label_texts, portable_name
+from zofo.models.heads import Head, auto_class_name
+from zofo.models.quantization import source_of
+from zofo.tasks import NO_PROMPT, Task, render
+from zofo.tasks.prompt_templates import columns_of
+from zofo.tasks.task import ChoicesFromColumn
 from zofo.training import RunFolder, environment
 
 _WHAT = {
@@ -56,3 +67,92 @@ def model_card(
         program=program,
     )
     return str(card)
+
+
+TEMPLATES = Path(__file__).with_name("templates")
+"""The texts of a model card and of its program."""
+
+
+def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
+    """The code that a card shows, with REPO in place of the repository's name; and what it does not do that zofo does,
+    or None."""
+    wanted, model = run.config.task, run.config.model
+    task = run.only_task
+    prompt = None if head == "classification" and wanted.prompt == NO_PROMPT else wanted.prompt
+    row, missing = _row(run, task, prompt, head)
+    labels, name = label_texts(task), portable_name(model.name)
+    packed = (run.identity.model_config or {}).get("quantization_config") or {}
+    given: dict[str, Any] = {
+        "kind": kind,
+        "auto": auto_class_name(head),
+        "piped": kind == "merged" and head == "classification",  # a pipeline of transformers gives the answer
+        "base": name,
+        "is_embedded": name in EMBEDDED_MODELS,
+        "backbone": _moved(run),
+        "dtype": model.dtype,
+        "quantization": None if model.quantization is None else source_of(model.quantization, model.dtype, packed),
+        "revision": "" if model.revision is None else f", revision={model.revision!r}",
+        "num_labels": f", num_labels={len(labels)}" if head == "classification" and labels else "",
+        "row": row,
+    }
+    if task is not None and row is not None:
+        given |= {"task": task, "source": task.model_dump_json(), "labels": labels, "scoring": wanted.scoring}
+        given |= _asked(task, prompt, head)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["repr"] = repr
+    return environment.get_template("program.py.jinja").render(given), missing
+
+
+def _asked(task: Task, prompt: str | None, head: Head) -> dict[str, Any]:
+    """What the example program fills in: how candidates are scored, and the texts of the task."""
+    if head == "classification":
+        plain = prompt is None and task.texts is not None
+        return {"way": "head", "templates": task.texts if plain else [task.prompt(prompt).template]}
+    asked: dict[str, Any] = {"way": "masked" if head == "masked-lm" else "causal"}
+    if task.messages is None:
+        asked["prompt"] = task.prompt(prompt)
+    if task.kind == "generation":
+        return asked | {"way": "generation"}
+    if task.kind == "classification":
+        return asked | {"verbalizers": list(task.verbalizers_of(prompt).values())}
+    return asked | {"choices": task.choices_of(prompt)}
+
+
+def _moved(run: RunFolder) -> str | None:
+    """How to write the backbone that an adapter was trained beside, where that is not the base model."""
+    if run.backbone_trajectory is not None:
+        return "zofo replay RUN --out BACKBONE"
+    return None if run.config.init_from is None else "zofo export START --merged BACKBONE, of the run it started from"
+
+
+def _row(
+    run: RunFolder, task: Task | None, prompt: str | None, head: Head
+) -> tuple[Mapping[str, Any] | None, str | None]:
+    """A made-up row that the task's templates can be filled with, or None; and what no program can do as zofo does."""
+    wanted, ask = run.config.task, "Rows are asked about with `zofo predict RUN TEXT`"
+    if task is None:
+        return None, f"It was trained on several tasks, each with a prompt of its own. {ask}"
+    if wanted.num_fewshot:
+        return None, f"{wanted.num_fewshot} solved rows of train stand before each prompt. {ask}"
+    if wanted.scoring in ("calibrated", "channel"):
+        return None, f"Candidates are compared by `task.scoring={wanted.scoring}`, not by their likelihood alone. {ask}"
+    if wanted.temperature:
+        return None, f"Answers are drawn at task.temperature={wanted.temperature}. {ask}"
+    cut = None
+    if wanted.truncate == "left":
+        limit = f"{wanted.max_length} tokens" if wanted.max_length else "what the model can take"
+        cut = f"Texts longer than {limit} lost the oldest tokens of their prompt, which this program does not do"
+    if task.messages is not None:
+        return {task.messages: [{"role": "user", "content": "A question."}]}, cut
+    plain = head == "classification" and prompt is None and task.texts is not None
+    columns = [name for name in task.columns(prompt, plain) if name not in task.optional_columns]
+    row: dict[str, Any] = {name: f"Some {name.replace('_', ' ')}." for name in columns}
+    if task.kind == "multiple-choice" and isinstance(choices := task.choices_of(prompt), ChoicesFromColumn):
+        row |= dict.fromkeys(columns_of(choices.each, expression=True), ["one", "another"])
+    try:
+        render(task, row, "the card", prompt, head == "classification", right=False)
+    except DataError:
+        return None, f"A row needs the columns {', '.join(columns)}. {ask}"
+    return row, cut

@@ -9,8 +9,7 @@ from zofo.adapters import check_untrusted_adapter
 from zofo.backbone import Update
 from zofo.displacement import Displacement
 from zofo.errors import RunError
-from zofo.export.container import packed
-from zofo.export.patch import ADAPTER, check_trajectory_limits
+from zofo.export.patch import ADAPTER, check_trajectory_limits, packed
 from zofo.export.run_metrics import metrics_of
 from zofo.export.save_pretrained import label_texts, portable_config, portable_name
 from zofo.noise import STREAM_VERSION

@@ -8,7 +8,7 @@ from typing import Any
 
 from zofo.errors import RunError
 from zofo.training import RunFolder
-from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_logs import metrics_lines
 
 EVALUATED = "evaluated_after"
 """Key of the step of the last evaluation, where the exported step is another."""

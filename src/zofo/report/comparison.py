@@ -13,7 +13,7 @@ from zofo.errors import ConfigError
 from zofo.report.runs import ReportedRun, Settings, differing_settings, read_runs
 from zofo.tasks import METRICS
 from zofo.tasks.metrics import Answer
-from zofo.training.answers_file import ScoredExample
+from zofo.training.run_logs import ScoredExample
 
 RESAMPLES = 1000
 """Bootstrap samples of the examples."""

@@ -16,7 +16,7 @@ from zofo.report.charts import AXES, charts_of
 from zofo.report.comparison import compare_runs
 from zofo.report.numbers import as_number, as_score
 from zofo.report.runs import ReportedRun
-from zofo.training.answers_file import ScoredExample
+from zofo.training.run_logs import ScoredExample
 
 _FILES = Path(__file__).parent / "files"
 _WORST = 5

@@ -12,8 +12,7 @@ from zofo.errors import RunError
 from zofo.filesystem import real
 from zofo.overrides import flatten
 from zofo.training import RunFolder
-from zofo.training.answers_file import ScoredExample, read_answers
-from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_logs import ScoredExample, metrics_lines, read_answers
 from zofo.training.run_record import ANSWERS, SUMMARY
 
 

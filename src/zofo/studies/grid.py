@@ -13,10 +13,9 @@ from zofo.config import Config
 from zofo.errors import ConfigError, ZofoError
 from zofo.overrides import Tree, get_by_path, merge_trees
 from zofo.studies.config import SEEDED, ZERO_SHOT, AxisValue, Budget, StudyConfig
-from zofo.studies.executor import Executor
 from zofo.studies.problem_executor import ProblemRuns
 from zofo.studies.task_executor import TaskRuns
-from zofo.studies.trial import Cell, StudyRun
+from zofo.studies.trial import Cell, Executor, StudyRun
 
 _SHOWN = 8  # faults of one message
 

@@ -11,12 +11,11 @@ from statistics import mean
 from rich.table import Table
 
 from zofo.errors import ZofoError
-from zofo.studies.executor import CostEstimate
 from zofo.studies.frames import as_time
 from zofo.studies.load import Study
 from zofo.studies.runner import content_of, known_runs
 from zofo.studies.store import Store
-from zofo.studies.trial import StudyRun
+from zofo.studies.trial import CostEstimate, StudyRun
 
 Place = tuple[str, str, str]
 """Method, model and cell."""

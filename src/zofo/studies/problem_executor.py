@@ -16,13 +16,13 @@ from zofo.config import Config, as_group, parse_model
 from zofo.errors import ConfigError, NonFiniteError, ZofoError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods import METHODS, Method, MethodConfig
-from zofo.studies.executor import ConfigFault, Executor, Loading, steps_of
 from zofo.studies.problems import Problem, ProblemConfig
 from zofo.studies.result import Outcome
+from zofo.studies.trial import ConfigFault, Executor, Loading, steps_of
 from zofo.training import TrainingConfig
 from zofo.training.config import method_config
 from zofo.training.identity import Identity
-from zofo.training.lr_schedule import lr_schedule
+from zofo.training.training_config import lr_schedule
 
 _USED = {"seed", "steps", "max_queries", "num_evals", "eval_steps", "eval_on_test"} | {
     "lr_scheduler_type",

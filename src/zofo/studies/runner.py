@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 
 from zofo.errors import RunError
-from zofo.studies.content import Content, check_same_content
 from zofo.studies.frames import as_score, as_time
 from zofo.studies.grid import Grid
 from zofo.studies.load import Study
@@ -19,7 +18,7 @@ from zofo.studies.process_pool import Workers
 from zofo.studies.report import write_results
 from zofo.studies.result import Outcome
 from zofo.studies.selection import Selection, choices_of, final_runs
-from zofo.studies.store import Store
+from zofo.studies.store import Content, Store, check_same_content
 from zofo.studies.trial import StudyRun
 
 

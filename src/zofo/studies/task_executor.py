@@ -16,13 +16,13 @@ from zofo.evaluators import Counts
 from zofo.methods import METHODS, Method
 from zofo.models import LoadedModel, check_known_model
 from zofo.objectives import OBJECTIVES
-from zofo.studies.executor import ConfigFault, Executor, Loading
 from zofo.studies.result import INNER, Outcome
+from zofo.studies.trial import ConfigFault, Executor, Loading
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
 from zofo.training import RunConfig, RunFolder, prepare_run, train, training_context
 from zofo.training.identity import Identity
-from zofo.training.metrics_file import metrics_lines
 from zofo.training.resume import prepared_identity
+from zofo.training.run_logs import metrics_lines
 
 _INNER_POINTS = 50  # of the curve of an inner problem
 

@@ -1,17 +1,27 @@
-"""A run of a study, complete before it is made, and the cell that it stands in."""
+"""A run of a study, complete before it is made, the cell that it stands in, and how runs of one kind are made."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import time
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from zofo.config import Config
+from zofo.errors import ZofoError
+from zofo.methods import Method
+from zofo.models import LoadedModel, ModelConfig
 from zofo.overrides import Tree
-from zofo.studies.executor import Executor
+from zofo.studies.result import Outcome
+from zofo.training.identity import Identity
+from zofo.training.train import number_of_steps
 
 
 class Cell(NamedTuple):
@@ -101,3 +111,114 @@ def _same(old: Any, new: Any, chosen: Any) -> bool:
     chosen = chosen if isinstance(chosen, dict) else {}
     added = any(key in chosen for key in new if key not in old)
     return not added and all(key in new and _same(value, new[key], chosen.get(key)) for key, value in old.items())
+
+
+Loading = Callable[[ModelConfig, bool, int | None], tuple[LoadedModel, Identity]]
+
+_LONG = 3.0  # seconds of a first step after which no other one is timed
+_TIMED = 2  # steps that are timed, after the first
+
+
+class CostEstimate(NamedTuple):
+    """The queries of a run's training, and the seconds of training and evaluation, estimated from a few steps."""
+
+    queries: int
+    seconds: float
+
+
+class ConfigFault(NamedTuple):
+    """What is wrong with a run, and the dotted key of its configuration; empty where no single one is at fault."""
+
+    key: str
+    error: ZofoError
+
+
+class Executor(ABC):
+    """How runs of one kind are made.
+
+    In all methods `config` is the configuration of a run, as `Executor.config` gives it, and `remote_code` allows the
+    model's repository to run its own code.
+    """
+
+    @abstractmethod
+    def config(self, tree: Mapping[str, Any]) -> Config:
+        """The complete configuration that a tree stands for; raises ConfigError for what is wrong with it."""
+
+    @abstractmethod
+    def label(self, config: Any, column: str) -> str:
+        """What the results call the model or the task of a run whose study gives it no name."""
+
+    @abstractmethod
+    def faults(self, config: Any) -> Iterator[ConfigFault]:
+        """Why the run cannot be made, as far as it takes no time to find out; nothing where it can."""
+
+    @abstractmethod
+    def execute(self, config: Any, folder: Path, remote_code: bool) -> Outcome:
+        """Make the run in a folder that does not exist yet; raises ZofoError where it failed."""
+
+    @abstractmethod
+    def identity(self, config: Any, remote_code: bool, test: bool, load: Loading) -> Identity:
+        """What the run would be made from now, by content; raises ZofoError where rows or model cannot be read.
+
+        Args:
+            config: of the run.
+            remote_code: as above.
+            test: whether the rows of test are part of it.
+            load: loads a model, and says what it is known by.
+        """
+
+    @abstractmethod
+    def curve(self, folder: Path) -> list[dict[str, Any]]:
+        """The evaluations that a failed run has left in its folder."""
+
+    @abstractmethod
+    def prepare(self, configs: Sequence[Any], remote_code: bool) -> tuple[Method, float, Callable[[Any, int], float]]:
+        """What `costs` asks for: the method of the first run just before its first step, the seconds of a query where
+        it only reads, and (configuration, steps) -> the seconds in which such a run is scored."""
+
+    def costs(self, configs: Sequence[Any], remote_code: bool) -> list[CostEstimate]:
+        """What runs of the same method in the same cell would take, which differ in their settings and length.
+
+        A few steps of the first are timed. Raises ZofoError where one of them cannot be made.
+        """
+        method, reading, scoring = self.prepare(configs, remote_code)
+        steps = [steps_of(method, config) for config in configs]
+        queries = [queries_of(method, number) for number in steps]
+        each = seconds_per_query(method) if method.fixed_steps is None else reading
+        seconds = [
+            n * each + scoring(config, number) for n, config, number in zip(queries, configs, steps, strict=True)
+        ]
+        return list(map(CostEstimate, queries, seconds))
+
+
+def steps_of(method: Method, config: Any) -> int:
+    """How many steps a run makes, with its `method` and `training`.
+
+    Raises:
+        ConfigError: the budget does not pay for one, or so many cannot do what is configured.
+    """
+    steps = number_of_steps(config, method)
+    method.check_steps(steps)
+    return steps
+
+
+def seconds_per_query(method: Method) -> float:
+    """What a query takes, from two steps after the first, or from that one where it takes long."""
+    before, start = method.counts.copy(), time.perf_counter()
+    method.step(0)
+    if time.perf_counter() - start < _LONG:
+        before, start = method.counts.copy(), time.perf_counter()
+        for number in range(1, 1 + _TIMED):
+            method.step(number)
+    return (time.perf_counter() - start) / max(1, (method.counts - before).queries)
+
+
+def queries_of(method: Method, steps: int) -> int:
+    """What a number of steps costs: the smallest budget that pays for them."""
+    first = method.adapter_start.counts.queries
+    if method.fixed_steps is not None:
+        return first + method.fixed_steps * method.queries_per_step
+    high = max(1, method.queries_per_step) * steps
+    while method.steps_within(high) < steps:
+        high *= 2
+    return first + bisect_left(range(high), steps, key=method.steps_within)

@@ -8,16 +8,15 @@ from zofo.tasks.control_tokens import Speller
 from zofo.tasks.dataset import origins_of
 from zofo.tasks.example import Example
 from zofo.tasks.few_shot import with_demonstrations
-from zofo.tasks.metaicl import has_metaicl_rows
 from zofo.tasks.metrics import METRICS, Metric
+from zofo.tasks.multi_task import has_metaicl_rows
 from zofo.tasks.prompt_rendering import render
-from zofo.tasks.readers import file_name
+from zofo.tasks.readers.sources import file_name
 from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
 from zofo.tasks.sampler import EpochSampler
 from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split
 from zofo.tasks.task_files import load_task, packaged_text, parse_task, register_tasks, task_content, task_names
-from zofo.tasks.tokenization import TokenizedChoices, encode
-from zofo.tasks.tokenization_channel import encode_channel
+from zofo.tasks.tokenization import TokenizedChoices, encode, encode_channel
 from zofo.tasks.tokenization_encoder import (
     TokenizedCloze,
     TokenizedText,

@@ -8,28 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError
-from zofo.tasks.column_names import columns_in_file
+from zofo.tasks.columns import check_present, columns_in_file, explaining, renamed
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination import check_no_shared_rows
 from zofo.tasks.dataset import load_task_examples, origins_of, read_data
 from zofo.tasks.example import Example
 from zofo.tasks.free_answers import free_answer_scores, last_content
-from zofo.tasks.gold import label_of
-from zofo.tasks.metaicl import in_free_words, metaicl_content, type_of
-from zofo.tasks.multi_task import check_has_options, combined_task, subtask_config, task_inputs, tasks_of
-from zofo.tasks.readers import (
-    DataFormat,
-    Row,
-    check_labels,
-    check_present,
-    detect,
-    explaining,
-    folders_with_rows,
-    renamed,
-    turns_of,
+from zofo.tasks.multi_task import (
+    check_has_options,
+    check_no_shared_rows,
+    combined_task,
+    in_free_words,
+    metaicl_content,
+    subtask_config,
+    task_inputs,
+    tasks_of,
+    type_of,
 )
+from zofo.tasks.prompt_rendering import label_of
 from zofo.tasks.readers.choices import is_keyed
-from zofo.tasks.readers.row import NamedLabel, all_rows
+from zofo.tasks.readers.formats import DataFormat, check_labels, detect
+from zofo.tasks.readers.row import NamedLabel, Row, all_rows, turns_of
+from zofo.tasks.readers.sources import folders_with_rows
 from zofo.tasks.task import SPLITS, Split, Task
 from zofo.tasks.task_files import parse_task, task_content
 

@@ -8,9 +8,15 @@ from pathlib import Path
 from zofo.errors import ConfigError, DataError
 from zofo.tasks.auto_task import resolve_task
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination import check_no_shared_rows, inputs_in, overlapping_tasks
 from zofo.tasks.dataset import load_task_examples
-from zofo.tasks.multi_task import subtask_config, task_inputs, tasks_of
+from zofo.tasks.multi_task import (
+    check_no_shared_rows,
+    inputs_in,
+    overlapping_tasks,
+    subtask_config,
+    task_inputs,
+    tasks_of,
+)
 from zofo.tasks.task import SPLITS
 from zofo.tasks.task_files import task_content
 

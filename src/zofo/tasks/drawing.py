@@ -11,7 +11,7 @@ from zofo.errors import ConfigError, DataError
 from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.duplicates import normalized
-from zofo.tasks.readers import Row
+from zofo.tasks.readers.row import Row
 from zofo.tasks.task import SPLITS, Split, Task
 
 Unit = list[Row]

@@ -16,7 +16,7 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.duplicates import question_of
 from zofo.tasks.example import Example
 from zofo.tasks.task import SEPARATOR
-from zofo.tasks.tokenization_channel import in_channel
+from zofo.tasks.tokenization import in_channel
 
 
 def with_demonstrations(

@@ -1,20 +1,27 @@
-"""Several tasks at once, for meta-training: whose rows they have, and that none of them is kept for the test.
+"""Several tasks at once, for meta-training: MetaICL's rows and setting files, and that no test data is trained on.
 
-Setting files are those of MetaICL (Min et al. 2022): `{"train": ["glue-mrpc", ...], "test": ["glue-rte", ...]}`.
+A row is `{"task", "input", "output", "options"}`, and has no prompt of ours: the input, a line break and the output;
+three line breaks between demonstrations; macro-F1 for classifications and accuracy for the rest. A setting file is
+`{"train": ["glue-mrpc", ...], "test": ["glue-rte", ...]}`.
+
+Source: Min, Lewis, Zettlemoyer, Hajishirzi (2022), "MetaICL: Learning to Learn In Context".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from zofo.config import is_name
-from zofo.errors import ConfigError, DataError, UnknownNameError
+from zofo.config import is_name, read_json_object
+from zofo.errors import ConfigError, DataError, RunError, UnknownNameError
 from zofo.tasks.config import OF_ONE, TaskConfig
-from zofo.tasks.contamination import check_no_overlapping_tasks, inputs_in
-from zofo.tasks.metaicl import choice_content, has_metaicl_rows, in_free_words, read_object
-from zofo.tasks.readers import file_name
+from zofo.tasks.example import Example
+from zofo.tasks.readers.formats import check_labels
+from zofo.tasks.readers.row import Row
+from zofo.tasks.readers.sources import file_name, files_of, has_split, read_folder
 from zofo.tasks.task import SPLITS, Split, Task
 from zofo.tasks.task_files import parse_task, task_names
 
@@ -124,3 +131,194 @@ def check_has_options(config: TaskConfig, unseen: Sequence[str]) -> None:
                 "scored by likelihood",
                 "take it out of task.held_out_tasks, or out of the setting file's test",
             )
+
+
+COLUMNS = ("task", "input", "output", "options")
+"""Columns of a row."""
+
+Type = Literal["classification", "multiple-choice"]
+
+_ABOUT = "tasks.json"  # beside the folders: which type each task is of, `{"boolq": {"type": "qa"}}`
+
+
+_ASKED: dict[str, Any] = {"prompts": {"default": "{{ input }}\n"}, "separator": "\n\n\n", "disjoint": True}
+
+
+def choice_content() -> dict[str, Any]:
+    """The part of a task file for rows with options of their own."""
+    options = "options | unique(case_sensitive=true) | list"
+    choices = {"each": options, "text": "{{ choice }}"}
+    answer = {"label": "output", "labels": options}  # an output is the text of an option, also where it is a number
+    return {"kind": "multiple-choice", "metric": "accuracy", "choices": choices, **answer, **_ASKED}
+
+
+def metaicl_content(rows: Sequence[Row], kind: Type | None, free_words: bool = False) -> dict[str, Any]:
+    """The part of a task file for MetaICL's rows.
+
+    Args:
+        rows: rows of train, each checked separately.
+        kind: kind of the task; by default a classification if all rows have the same options.
+        free_words: whether rows without options are allowed; their outputs are free texts, only for training.
+
+    Raises:
+        DataError: the rows of a classification differ in their options or all have the same output; or rows lack
+            options although others have some, or free texts are not allowed.
+    """
+    free = [row for row in rows if not row.fields["options"]]
+    if free and not (free_words and len(free) == len(rows)):
+        others = ", but other rows have options" if len(free) < len(rows) else ", which cannot be scored by likelihood"
+        raise DataError(
+            f"{free[0].where}: column 'options' is empty: an output in free words{others}; {len(free)} such rows",
+            "mend or remove the rows"
+            if len(free) < len(rows)
+            else "train on such a task as one of task.tasks, and test on others",
+        )
+    if free:
+        return {"kind": "generation", "metric": "token-f1", "answers": "output", "stop": [], **_ASKED}
+    first = rows[0].fields["options"]
+    odd = next((row for row in rows if set(row.fields["options"]) != set(first)), None)
+    if kind == "multiple-choice" or kind is None and odd is not None:
+        return choice_content()
+    if odd is not None:
+        raise DataError(
+            f"{odd.where}: a classification, whose rows all have the same options, but this one has "
+            f"{', '.join(map(repr, odd.fields['options']))}",
+            f"mend the row, or give the task another type than classification in {_ABOUT}",
+        )
+    check_labels("output", rows)
+    verbalizers = {str(option): str(option) for option in dict.fromkeys(first)}
+    shape = {"kind": "classification", "metric": "macro-f1", "extra_metrics": ["accuracy"], "verbalizers": verbalizers}
+    return {**shape, "label": "output", **_ASKED}
+
+
+def type_of(folder: Path) -> Type | None:
+    """The kind of a task in `tasks.json` beside its folder; None where it is not given.
+
+    Raises:
+        DataError: the file is no JSON object.
+    """
+    path = folder.parent / _ABOUT
+    if not path.is_file():
+        return None
+    entry = read_object(path).get(folder.name)
+    kind = entry.get("type") if isinstance(entry, dict) else None
+    return None if kind is None else "classification" if kind == "classification" else "multiple-choice"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        DataError: it cannot be read, or holds something else; names the file and the line.
+    """
+    try:
+        return read_json_object(path)
+    except RunError as error:
+        raise DataError(error.message, 'give a file in UTF-8 with one JSON object, {"key": ...}') from error
+
+
+def has_metaicl_rows(folder: Path) -> bool:
+    """Whether the first row of a folder's train.jsonl has MetaICL's columns."""
+    return _first_row(folder) is not None
+
+
+def in_free_words(folder: Path) -> bool:
+    """Whether a folder has MetaICL's rows and the first has no options."""
+    row = _first_row(folder)
+    return row is not None and not row["options"]
+
+
+def _first_row(folder: Path) -> dict[str, Any] | None:
+    """The first row of a folder's train.jsonl; None where it is not MetaICL's."""
+    path = next(iter(files_of(folder, "train")), None)
+    if path is None or path.suffix != ".jsonl":
+        return None
+    with path.open(encoding="utf-8", errors="replace") as file:
+        try:
+            row = json.loads(file.readline())
+        except (ValueError, RecursionError):
+            return None
+    return row if isinstance(row, dict) and set(COLUMNS) <= set(row) else None
+
+
+_SHOWN = 3  # pairs of tasks in a message
+_COLLECTIONS = re.compile(r"^(glue|super_?glue|kilt|unifiedqa)[-_:]")
+
+
+def canonical_task_name(name: str) -> str:
+    """What tasks have in common that are the same by other names: `glue-sst2`, `SST-2` and `sst2`."""
+    return re.sub(r"[^a-z0-9]", "", _COLLECTIONS.sub("", name.lower()))
+
+
+def overlapping_tasks(trained: Sequence[str], tested: Sequence[str]) -> str:
+    """The tasks that are trained on and tested, also under another name, as a message names them; "" for none."""
+    known = {canonical_task_name(name): name for name in trained}
+    pairs = [(known[canonical_task_name(name)], name) for name in tested if canonical_task_name(name) in known]
+    texts = [repr(one) if one == other else f"{one!r} (tested as {other!r})" for one, other in pairs[:_SHOWN]]
+    return ", ".join(texts) + (f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else "")
+
+
+def check_no_overlapping_tasks(trained: Sequence[str], unseen: Sequence[str]) -> None:
+    """Raises ConfigError for a task that is both trained on and kept for the test, under any of its names."""
+    if same := overlapping_tasks(trained, unseen):
+        raise ConfigError(
+            f"tasks that are kept for the test are trained on: {same}",
+            "take them out of one of the lists, or allow it with task.allow_overlap=true",
+        )
+
+
+def inputs_in(folder: Path, split: Split) -> dict[str, str]:
+    """The inputs of MetaICL's rows in a folder by place; empty where it has no such rows."""
+    rows = read_folder(folder, split) if has_metaicl_rows(folder) and has_split(folder, split) else []
+    return {row.where: str(row.fields.get("input", "")).strip() for row in rows}
+
+
+def check_no_shared_rows(
+    name: str,
+    trained: Mapping[str, str],
+    held: Mapping[str, Mapping[str, str]],
+    of: str = "",
+    instead: str = "take one of the tasks out",
+) -> None:
+    """Refuse training rows that are test rows of another task.
+
+    Args:
+        name: name of the training task.
+        trained: inputs of its training rows by place.
+        held: for each task that is kept for the test, the inputs of its test rows by place.
+        of: the run that trains on it, for the message.
+        instead: what to do instead, for the hint.
+
+    Raises:
+        ConfigError: rows are shared; names the first.
+    """
+    for other, rows in held.items():
+        places = {text: where for where, text in rows.items()}
+        shared = [(where, places[text]) for where, text in trained.items() if text in places]
+        if shared:
+            where, held_where = shared[0]
+            raise ConfigError(
+                f"{len(shared)} training rows of {name!r}{of} are test rows of {other!r}, which is kept for the test: "
+                f"{where} is {held_where}",
+                f"{instead}, or allow it with task.allow_overlap=true",
+            )
+
+
+def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
+    """Raises DataError for a row of test that is in train or validation, where the task forbids it."""
+    if not task.disjoint or "test" not in examples:
+        return
+    with_options = task.kind != "generation"
+
+    def asked(one: Example) -> tuple[object, ...]:
+        return one.prompt, one.texts, one.messages, one.candidates if with_options else ()
+
+    seen = {asked(one): one for split in SPLITS[:2] for one in examples.get(split, ())}
+    same = [(one, seen[key]) for one in examples["test"] if (key := asked(one)) in seen]
+    if same:
+        row, known = same[0]
+        raise DataError(
+            f"{row.where}: the same input{' and options' if with_options else ''} as {known.where}, so that the test "
+            f"is known from training; {len(same)} such rows in {task.name!r}",
+            "remove them from one of the files, or allow them with task.allow_overlap=true",
+        )

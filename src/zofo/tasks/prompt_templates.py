@@ -12,8 +12,7 @@ import jinja2.meta
 import jinja2.nodes
 
 from zofo.tasks.prompt_limits import WRITTEN, PromptEnvironment, check_no_address, counted, limited
-from zofo.tasks.readers.row import RowError
-from zofo.tasks.readers.row_checks import check_text, has_half
+from zofo.tasks.readers.row import RowError, check_text, has_half
 
 CHOICE = "choice"
 """Name of the choice in a template of choices."""

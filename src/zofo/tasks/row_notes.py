@@ -10,8 +10,8 @@ from typing import Any
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.duplicates import repeat_notes
 from zofo.tasks.example import Example
-from zofo.tasks.readers import has_split
 from zofo.tasks.readers.look_alikes import label_notes
+from zofo.tasks.readers.sources import has_split
 from zofo.tasks.task import SPLITS, Split, Task
 
 _FEW = 2  # rows of a label

@@ -1,9 +1,8 @@
 """Training: configuration, loop, callbacks, trajectory and run folder."""
 
 from zofo.training.config import RunConfig, read_config
-from zofo.training.conversation import Conversation
 from zofo.training.data_module import PreparedRun, prepare_run, scorer_of, training_context
-from zofo.training.data_report import TaskReport, copy_recipe, copy_task, validate
+from zofo.training.data_report import Preview, TaskReport, copy_recipe, copy_task, preview, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
 from zofo.training.explain import ResolvedKey, explain_config
 from zofo.training.identity import model_hash
@@ -11,8 +10,7 @@ from zofo.training.inference import evaluate_run, evaluate_zero_shot, predict
 from zofo.training.lr_finder import LrSearchResult, LrTrial, tune_lr
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.prediction_file import PredictionFile, predict_file
-from zofo.training.predictor import Prediction, Predictor
-from zofo.training.preview import Preview, preview
+from zofo.training.predictor import Conversation, Prediction, Predictor
 from zofo.training.run_folder import RunFolder
 from zofo.training.train import train
 from zofo.training.training_config import TrainingConfig

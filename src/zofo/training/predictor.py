@@ -1,17 +1,17 @@
-"""A trained run that answers rows."""
+"""A trained run that answers rows, and talks turn by turn."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.models import LoadedModel, head_of
 from zofo.tasks import NO_PROMPT, Example, load_examples, render, with_demonstrations
-from zofo.training.chat_form import in_trained_form
 from zofo.training.data_module import scorer_of
 from zofo.training.evaluation import TaskEvaluator
 from zofo.training.identity import Identity, check_unchanged, split_identity
@@ -161,3 +161,104 @@ def check_rows(run: RunFolder, rows: Identity) -> None:
     did not read is not compared."""
     hint = f"put them back, or name the rows that are meant: zofo eval {shlex.quote(str(run.path))} --data FILE"
     check_unchanged(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
+
+
+_KEY = "chat"
+
+
+def chat_form(examples: Sequence[Example]) -> dict[str, Any]:
+    """What a run writes down of the chats it is trained on; as JSON, empty where they are none.
+
+    Returns:
+        `system`: the turn that begins all of them, "" where none has one, None where they begin in different ways;
+        `thinks`: whether their answers hold what was thought before them; `tools`: whether they name any.
+    """
+    chats = [example for example in examples if example.messages]
+    if not chats:
+        return {}
+    systems = {one.messages[0][1] if one.messages[0][0] == "system" else "" for one in chats}
+    system = systems.pop() if len(systems) == 1 else None
+    tools = any(one.tools for one in chats)
+    return {_KEY: {"system": system, "thinks": any(one.thinks for one in chats), "tools": tools}}
+
+
+def in_trained_form(
+    example: Example, plain: bool, environment: Mapping[str, Any], warn: Callable[[str], None]
+) -> Example:
+    """A chat in the form of those that a run was trained on, by its `environment`; before a plain text stands the
+    system turn of the run. `warn` is told where it stays different from the chats of the run."""
+    form = environment.get(_KEY)
+    if not isinstance(form, dict):
+        return example
+    example = replace(example, thinks=bool(form.get("thinks")))
+    if not plain:
+        return example
+    if form.get("tools"):
+        warn(f"{example.where}: the run was trained on chats with tools, and a plain text has none: give a row as JSON")
+    if form.get("system") is None:
+        warn(
+            f"{example.where}: the run was trained on chats that begin in different ways, and a plain text has no "
+            "system turn: give the turns as JSON"
+        )
+    elif form["system"]:
+        system = str(form["system"])
+        return replace(example, messages=(("system", system), *example.messages), own=(system, *example.own))
+    return example
+
+
+class Conversation:
+    """What was said so far, asked with the chat template of the run's model.
+
+    A run that was not trained on chats is asked each text by itself, in its own prompt.
+
+    Args:
+        predictor: the run; one that writes texts.
+        system: the first turn, in place of the one that the chats of the run begin with.
+
+    Raises:
+        ConfigError: the run does not write texts, or asks with several columns; or `system` for a run without chats.
+    """
+
+    def __init__(self, predictor: Predictor, system: str | None = None) -> None:
+        self._predictor, self._column = predictor, predictor.task.messages
+        if predictor.task.kind != "generation":
+            raise ConfigError(
+                f"the run was trained on a {predictor.task.kind}, and writes no texts to talk to",
+                "ask it with: zofo predict RUN TEXT",
+            )
+        if self._column is None and len(predictor.columns) != 1:
+            raise ConfigError(
+                f"the run asks with the columns {', '.join(predictor.columns)}, and a text has one",
+                "ask it with: zofo predict RUN --data FILE --out FILE",
+            )
+        if self._column is None and system is not None:
+            raise ConfigError("the run was not trained on chats, and has no system turn", "leave --system out")
+        self._first = [] if system is None else [{"role": "system", "content": system}]
+        self._turns: list[dict[str, Any]] = []
+
+    @property
+    def remembers(self) -> bool:
+        """Whether earlier turns are asked with."""
+        return self._column is not None
+
+    def restart(self) -> None:
+        """Forget what was said."""
+        self._turns = []
+
+    def say(self, text: str) -> str:
+        """The answer to a text. What fails, or is answered by nothing, is not remembered.
+
+        Raises:
+            DataError: the template refuses the turns, or they are too long for the model.
+        """
+        asked = {"role": "user", "content": text}
+        row: dict[str, Any]
+        if self._column is None:
+            row, plain = {self._predictor.columns[0]: text}, False
+        else:
+            row, plain = {self._column: [*self._first, *self._turns, asked]}, not self._first
+        example = self._predictor.example(row, "what you said", plain)
+        (answer,) = self._predictor.answers([text], self._predictor.encode([example]))
+        if self.remembers and answer.answer.strip():
+            self._turns += [asked, {"role": "assistant", "content": answer.answer}]
+        return answer.answer

@@ -19,7 +19,6 @@ from zofo.methods import MethodConfig
 from zofo.models import quantized_as
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import as_rewards
-from zofo.training.chat_form import chat_form
 from zofo.training.config import ENVIRONMENT, RunConfig
 from zofo.training.data_module import PreparedRun
 from zofo.training.identity import (
@@ -31,6 +30,7 @@ from zofo.training.identity import (
     task_content_of,
     task_hash,
 )
+from zofo.training.predictor import chat_form
 from zofo.training.run_folder import RunFolder, opened_start
 from zofo.training.run_record import CONFIG, LOCK, TASK
 from zofo.training.versions import OF_QUANTIZED, device_fingerprint

@@ -16,8 +16,7 @@ from zofo.tasks import TaskConfig, check_not_trained_on
 from zofo.training.config import RunConfig
 from zofo.training.evaluation import TaskEvaluator
 from zofo.training.identity import Identity, check_unchanged, model_identity
-from zofo.training.replay_cache import ReplayCache
-from zofo.training.restore import check_run_adapter, restore_weights
+from zofo.training.restore import ReplayCache, check_run_adapter, restore_weights
 from zofo.training.run_record import CONFIG, REPLAYED, WEIGHTS, RunRecord
 from zofo.training.versions import device_fingerprint
 from zofo.trajectory.replay import uses_builtin_parts_only

@@ -22,7 +22,6 @@ from zofo.models import packing_note, quantized_as
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import REWARD, as_rewards
 from zofo.tasks import Split
-from zofo.training.answers_file import write_answers
 from zofo.training.callbacks import (
     BestCheckpoint,
     Callback,
@@ -32,16 +31,13 @@ from zofo.training.callbacks import (
     TiesWarning,
     TrajectoryLogger,
 )
-from zofo.training.checkpoint import Checkpoint, Checkpoints
-from zofo.training.checkpoint_callback import CheckpointCallback
+from zofo.training.checkpoint import Checkpoint, CheckpointCallback, Checkpoints
 from zofo.training.config import RunConfig
-from zofo.training.data_module import PreparedRun, check_every_split, prepare_run, training_context
+from zofo.training.data_module import PreparedRun, check_every_split, prepare_run, reward_trial, training_context
 from zofo.training.divergence import DivergenceWarning
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
-from zofo.training.lr_schedule import lr_schedule
-from zofo.training.metrics_file import metrics_lines
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, say, working
 from zofo.training.resume import (
@@ -54,13 +50,13 @@ from zofo.training.resume import (
     objective_name,
     write_provenance,
 )
-from zofo.training.reward_trial import reward_trial
 from zofo.training.run_folder import RunFolder
+from zofo.training.run_logs import metrics_lines, write_answers
 from zofo.training.run_record import ANSWERS
 from zofo.training.run_state import ResumePoint, RunState, should_checkpoint_weights
 from zofo.training.signals import Signals
 from zofo.training.trackers import Trackers, check_trackers
-from zofo.training.training_config import TrainingConfig
+from zofo.training.training_config import TrainingConfig, lr_schedule
 from zofo.training.treatment import TreatmentLogger, check_treatment
 from zofo.trajectory.format import TrajectoryWriter
 

@@ -12,9 +12,18 @@ from typing import Any
 from zofo.errors import DataError, listed, truncate_repr
 from zofo.tasks.readers.choices import check_choices, check_index_base, check_metaicl, check_right_choice
 from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
-from zofo.tasks.readers.row import NamedLabel, Row, RowError, all_rows, at_row, with_valid_example
-from zofo.tasks.readers.row_checks import check_label, check_text, check_turns
-from zofo.tasks.readers.sharegpt import turns_of
+from zofo.tasks.readers.row import (
+    NamedLabel,
+    Row,
+    RowError,
+    all_rows,
+    at_row,
+    check_label,
+    check_text,
+    check_turns,
+    turns_of,
+    with_valid_example,
+)
 
 Label = int | str
 MOST_LABELS = 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,22 +10,16 @@ from typing import Any
 
 from zofo.errors import DataError, first_line
 from zofo.hub import asking_cache, near_path, unreachable
-from zofo.tasks.readers.arrow_tables import read_arrow_file
+from zofo.tasks.readers.arrow_tables import read_arrow_file, table_rows
 from zofo.tasks.readers.csv import read_table
-from zofo.tasks.readers.folders import (
-    PACKED,
-    SUFFIXES,
-    dataset_rows,
-    files_of,
-    is_saved,
-    names_of,
-    read_saved,
-    unpacking,
-)
 from zofo.tasks.readers.json import ONE_A_LINE, read_json
 from zofo.tasks.readers.look_alikes import look_alike_key
 from zofo.tasks.readers.row import Row
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Suffixes of files with rows."""
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Suffixes of compressed files."""
 _PLAIN = SUFFIXES[:-1]  # those that a user may write; .arrow is what programs keep for themselves
 _LONGEST_NAME = 100  # of a column
 _FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
@@ -175,3 +170,168 @@ def _from_hub(hub: str, name: str, load: Callable[[], Any]) -> Any:
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
+
+
+_ALIASES = {"validation": ("validation", "val", "dev")}
+_METAICL = re.compile(r"(?P<task>.+)_(?P<rows>\d+)_(?P<seed>\d+)_(?P<split>train|dev|test)")
+_ITS_SEED = 100  # of the training rows that MetaICL meta-trains on
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})")
+
+
+def folder_origins(folder: Path) -> set[str] | None:
+    """The splits that a folder has a file of; `val` and `dev` are validation; None for one saved Dataset.
+
+    Raises:
+        DataError: a compressed file of rows, or a saved data set that cannot be loaded.
+    """
+    known = {alias: origin for origin, aliases in _ALIASES.items() for alias in aliases}
+    if is_saved(folder):
+        saved = _load_saved(folder)
+        return {known.get(str(split), str(split)) for split in saved} if isinstance(saved, dict) else None
+    files = _files(folder)
+    metaicl: dict[str, str] = {
+        path.stem: split for split in ("train", "validation", "test") for path in _by_metaicl(files, split)
+    }
+    splits = {path: _split_of(path) for path in files}
+    return {metaicl.get(path.stem, known.get(split, split)) for path, split in splits.items()}
+
+
+def has_split(folder: Path, origin: str) -> bool:
+    """Whether a folder holds rows of a split, in however many files."""
+    if not folder.is_dir():
+        return False
+    if not is_saved(folder):
+        return bool(_fitting(_files(folder), origin))
+    saved = _load_saved(folder)
+    return isinstance(saved, dict) and any(alias in saved for alias in _ALIASES.get(origin, (origin,)))
+
+
+def files_of(folder: Path, origin: str) -> list[Path]:
+    """The files of a split, shards in their order; none where there are none.
+
+    Raises:
+        DataError: several files that are no shards of one, or a shard that is missing or there twice.
+    """
+    fitting = _fitting(_files(folder), origin) if folder.is_dir() else []
+    shards = [_SHARD.fullmatch(path.stem) for path in fitting]
+    totals = {
+        (shard["split"], shard["total"], path.suffix) for shard, path in zip(shards, fitting, strict=True) if shard
+    }
+    if len(fitting) == 1 and not totals:
+        return fitting
+    if len(totals) > 1 or fitting and not all(shards):
+        raise DataError(
+            f"the data folder {str(folder)!r} has {len(fitting)} files for the split {origin!r}: "
+            + ", ".join(path.name for path in fitting),
+            "keep one of them there",
+        )
+    numbered = [(int(shard["number"]), path) for shard, path in zip(shards, fitting, strict=True) if shard]
+    for name, total, suffix in totals:
+        wanted = [f"{name}-{number:05d}-of-{total}{suffix}" for number in range(int(total))]
+        lost = [one for one in wanted if one not in {path.name for path in fitting}]
+        if lost or len(numbered) > len(wanted):
+            what = f"{lost[0]} is missing" if lost else f"there are {len(numbered)} shards of {int(total)}"
+            raise DataError(f"the data folder {str(folder)!r}: {what}", f"fetch all {int(total)} shards of {origin!r}")
+    return [path for _, path in sorted(numbered)]
+
+
+def _split_of(path: Path) -> str:
+    shard = _SHARD.fullmatch(path.stem)
+    return str(shard["split"]) if shard else path.stem
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files with rows in a folder, or in its folder `data`, as a repository of the Hub has it."""
+    held = sorted(path for path in folder.iterdir() if path.is_file())
+    files = [path for path in held if path.suffix.lower() in SUFFIXES]
+    names = {path.name for path in files}
+    for path in held:
+        if path.suffix.lower() in PACKED and Path(path.stem).suffix.lower() in SUFFIXES and path.stem not in names:
+            raise DataError(f"{path}: the file is compressed, and is not read", f"unpack it first: {unpacking(path)}")
+    return files or (_files(folder / "data") if (folder / "data").is_dir() else [])
+
+
+def unpacking(path: Path) -> str:
+    """The command that unpacks a file, by the end of its name."""
+    tool = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}.get(path.suffix.lower(), "unzip")
+    return f"{tool} {path.name}"
+
+
+def _fitting(files: Sequence[Path], origin: str) -> list[Path]:
+    """The files of a split."""
+    fitting = [path for path in files if _split_of(path) in _ALIASES.get(origin, (origin,))]
+    if not fitting and origin.startswith("validation_"):  # MNLI's validation_matched, where there is only one
+        fitting = [path for path in files if _split_of(path) in _ALIASES["validation"]]
+    return fitting or _by_metaicl(files, origin)[:1]
+
+
+def _by_metaicl(files: Sequence[Path], origin: str) -> list[Path]:
+    """The files of MetaICL's scripts, FOLDER_ROWS_SEED_SPLIT.jsonl: most rows first, then its usual seed."""
+    found = []
+    for path in files:
+        parts = _METAICL.fullmatch(path.stem)
+        if parts is None or path.suffix != ".jsonl" or file_name(parts["task"]) != file_name(path.parent.name):
+            continue
+        if parts["split"] in _ALIASES.get(origin, (origin,)):
+            rows, seed = int(parts["rows"]), int(parts["seed"])
+            found.append(((-rows, seed != _ITS_SEED, seed), path))
+    return [path for _, path in sorted(found)]
+
+
+def file_name(task: str) -> str:
+    """The name of a task's file or folder on any system: `unifiedqa_squad2` for `unifiedqa:squad2`."""
+    return task.replace(":", "_")
+
+
+def names_of(folder: Path) -> str:
+    """The files with rows that a folder holds, for a message; "" for none."""
+    return ", ".join(path.name for path in _files(folder))
+
+
+def folders_with_rows(folder: Path) -> list[str]:
+    """The subfolders that hold files with rows, such as the configurations of a Hub repository."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [str(path) for path in inner if any(one.suffix.lower() in SUFFIXES for one in path.iterdir())]
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote a folder."""
+    one = all((folder / name).is_file() for name in ("dataset_info.json", "state.json"))
+    return one or (folder / "dataset_dict.json").is_file()
+
+
+def read_saved(folder: Path, origin: str) -> list[Row]:
+    """The rows of a split of a folder that `save_to_disk` wrote; all rows of a Dataset where the origin is `data`.
+
+    Raises:
+        DataError: it cannot be loaded, or has no such split.
+    """
+    saved = _load_saved(folder)
+    splits = saved if isinstance(saved, dict) else {"data": saved, str(saved.split): saved}
+    fitting = [split for split in _ALIASES.get(origin, (origin,)) if split in splits]
+    if len(fitting) != 1:
+        found = f"has {len(fitting)} splits for" if fitting else "has no split"
+        held = ", ".join(splits) if isinstance(saved, dict) else "one Dataset, in no splits"
+        raise DataError(
+            f"the data set that was saved in {str(folder)!r} {found} {origin!r}; it has {held}",
+            "save a DatasetDict with this split, or give a single Dataset to --data",
+        )
+    source = f"{folder}/{fitting[0]}" if isinstance(saved, dict) else str(folder)
+    return dataset_rows(splits[fitting[0]], source)
+
+
+def dataset_rows(dataset: Any, source: str) -> list[Row]:
+    """The rows of a `datasets.Dataset`; images and sounds stay as they are stored."""
+    return table_rows(dataset.with_format("arrow")[:], source, dataset.features.to_dict())
+
+
+def _load_saved(folder: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"cannot load the data set that was saved in {str(folder)!r}: {first_line(error)}",
+            "save it again with save_to_disk",
+        ) from error

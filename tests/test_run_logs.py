@@ -6,7 +6,7 @@ from test_treatment import configured  # noqa: F401  # a fixture
 from zofo.errors import RunError
 from zofo.tasks import METRICS
 from zofo.training import train
-from zofo.training.answers_file import read_answers
+from zofo.training.run_logs import read_answers
 
 
 def test_a_run_keeps_what_each_of_its_models_answered(configured):  # noqa: F811

@@ -1,4 +1,4 @@
-"""`answers.jsonl`: what the models of a run answered to each example that they were last scored on."""
+"""What a run wrote of itself: its steps in `metrics.jsonl`, and what its models answered in `answers.jsonl`."""
 
 from __future__ import annotations
 
@@ -114,4 +114,31 @@ def read_answers(path: Path) -> list[ScoredExample]:
                     f"{str(path)!r}, line {number}, is not as a run writes it; the file is damaged",
                     "remove it: only reports and comparisons need it",
                 ) from error
+    return found
+
+
+def metrics_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of the file; the last one is left out where a kill has cut it.
+
+    Raises:
+        RunError: the file cannot be read, or a line is not one that a run writes; names it.
+    """
+    try:
+        check_not_special(path)
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    found = []
+    for number, line in enumerate(lines[:-1], start=1):  # the last one ends without a line break: it is empty, or cut
+        try:
+            content = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise RunError(f"{str(path)!r}, line {number}, is no JSON: {reason}; the run is damaged") from error
+        if not isinstance(content, dict) or not isinstance(content.get("event"), str):
+            raise RunError(f"{str(path)!r}, line {number}, is no object with an event: the run is damaged")
+        place = content.get("step", content.get("steps", 0))
+        if not isinstance(place, int) or isinstance(place, bool):
+            raise RunError(f"{str(path)!r}, line {number}: the step cannot be {place!r}; the run is damaged")
+        found.append(content)
     return found
