@@ -506,7 +506,7 @@ def test_what_is_said_before_a_run(configured):
     rule = {"name": "dense-adam", "lr": 1e-4}
     run, shown = shown_by(configured("notes", penalty=1e6, rule=rule))
     gigabytes = 2 * 4 * size / 2**30
-    assert f"this rule keeps 2 float32 buffers of the backbone: {gigabytes:.2f} GiB" in shown
+    assert f"this rule keeps 2 buffers of the backbone's size: {gigabytes:.2f} GiB" in shown
     assert shown.count("the penalty multiplies rounding: 1e+06 x 1.2e-07") == 1
     assert shown.index("rounding") < shown.index("step 1/2")
     _, shown = shown_by(configured("rate", penalty=100, rule={"name": "sgd", "lr": 1e-5}))

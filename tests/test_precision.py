@@ -8,10 +8,12 @@ from conftest import build_model
 from zofo.backbone import Backbone, Update
 from zofo.backbone.stochastic_rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
+from zofo.errors import RunError
 from zofo.estimators import TwoSided
 from zofo.evaluators import InForward
-from zofo.noise import Gaussian, LowRank
+from zofo.noise import STREAM_VERSION, Gaussian, LowRank
 from zofo.rules import SGD
+from zofo.trajectory import Trajectory, replay
 
 HALF = (torch.bfloat16, torch.float16)
 every_half = pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -226,6 +228,23 @@ def test_rounding_to_nearest_would_lose_these_updates(dtype):
     for step in range(50):
         backbone.apply_(Displacement({Key(9, 0): 1e-5, Key(9, 1 + step): 1e-14}))
     assert torch.equal(bits(module), before)
+
+
+@pytest.mark.parametrize("steps", [{}, {"rounding": "stochastic"}, {"rounding": "nearest"}], ids=str)
+def test_a_trajectory_says_how_updates_were_rounded(steps, tmp_path):
+    parts = {"noise": {"name": "gaussian"}, "rule": {"name": "sgd"}, "evaluator": {"name": "in-place"}}
+    header = {"stream": STREAM_VERSION, "trainable": None, **parts, **steps}
+    updates = tuple(Update(Displacement({Key(9, step): 1e-5})) for step in range(50))
+    replayed, trained = entries(torch.bfloat16), entries(torch.bfloat16)
+    before = bits(trained)
+    backbone = Backbone(trained, Gaussian(), **steps)
+    for update in updates:
+        backbone.apply_(update)
+    replay(replayed, Trajectory(header, updates, 50))
+    assert torch.equal(bits(replayed), bits(trained))
+    assert torch.equal(bits(trained), before) == (steps.get("rounding") == "nearest")
+    with pytest.raises(RunError, match="'rounding' of the trajectory's header must be one of stochastic, nearest"):
+        replay(replayed, Trajectory({**header, "rounding": "up"}, updates, 50))
 
 
 # updates that wait in the in-forward evaluator

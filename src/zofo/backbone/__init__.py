@@ -1,6 +1,6 @@
 """The tensors that move, and the models they belong to."""
 
-from zofo.backbone.backbone import Backbone, Elementwise, Update, fingerprint
+from zofo.backbone.backbone import Backbone, Elementwise, Rounding, Update, fingerprint
 from zofo.backbone.selection import (
     check_plain_weights,
     leaving_out,
@@ -19,6 +19,7 @@ __all__ = [
     "UpdateLog",
     "Backbone",
     "Elementwise",
+    "Rounding",
     "Update",
     "at_least_float32",
     "check_plain_weights",

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -19,6 +20,9 @@ from zofo.noise import Block, DirectionSampler, Mask, Noise, Shape, masked
 
 Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 """(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
+
+Rounding = Literal["stochastic", "nearest"]
+"""How an update of half-precision weights is rounded."""
 
 _LARGEST = 3e38  # of a coefficient, in float32
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 18, 1 << 24  # entries: fits a core's cache; few launches
@@ -68,6 +72,7 @@ class Backbone:
             it, or where none of the module's requires a gradient.
         block: entries drawn at a time; the bits do not depend on it.
         mask: the part of every direction that is kept, decided on the tensors as they are now; None keeps all of it.
+        rounding: of updates of half-precision tensors.
 
     Attributes:
         parameters: that move, by name.
@@ -90,8 +95,10 @@ class Backbone:
         select: Sequence[str] | None = None,
         block: int | None = None,
         mask: Mask | None = None,
+        rounding: Rounding = "stochastic",
     ) -> None:
         self.sweeps = 0
+        self._stochastic = rounding == "stochastic"
         self._block = block
         self._gathered: list[tuple[Update, Key | None]] | None = None
         self.is_corrupt = False
@@ -144,7 +151,8 @@ class Backbone:
         time.
 
         An `Update` of half-precision tensors is rounded stochastically, by bits that its newest key names: what one
-        step is too small to change arrives in expectation over many. A plain displacement is rounded to nearest.
+        step is too small to change arrives in expectation over many. A plain displacement is rounded to nearest, as is
+        an update with `rounding="nearest"`.
 
         Args:
             update: the update, or a plain displacement to add.
@@ -158,7 +166,7 @@ class Backbone:
         """
         if self.is_corrupt:
             raise ModelError("the weights were left in the middle of a sweep", "load the model again")
-        stochastic = isinstance(update, Update)
+        stochastic = self._stochastic and isinstance(update, Update)
         update = update if isinstance(update, Update) else Update(update)
         update.check_finite()
         home = -leaving if leaving is not None else Displacement()

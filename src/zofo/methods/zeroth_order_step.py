@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
 from zofo.adapters import PeftAdapters, carries_adapters, kind_of
-from zofo.backbone import Backbone, Update
+from zofo.backbone import Backbone, Rounding, Update
 from zofo.config import PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
@@ -26,6 +26,7 @@ from zofo.noise import MASKS, NOISES, Mask, Noise
 from zofo.rules import RULES, Rule, State
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
 
+_REPLAYED = {"noise", "mask", "rule", "estimator", "evaluator", "rounding", "trainable"}
 _EACH = 1 << 16  # keys of one step: index = number of the direction * _EACH + number of the group
 
 
@@ -99,6 +100,9 @@ class ZerothOrderConfig(MethodOptions):
     """How an estimate becomes an update; holds the learning rate."""
     evaluator: EvaluatorConfig = _part(EvaluatorConfig)
     """How losses at points are found; by default `in-forward` for low-rank noise, else `in-place`."""
+    rounding: Rounding = "stochastic"
+    """How updates of half-precision weights are rounded: to `nearest`, as in other code, loses what is less than half
+    the distance of two numbers, which is most of a step."""
     trainable: list[str] | None = Field(None, min_length=1)
     """Glob patterns of the parameters that move, of an adapter where one moves; `!pattern` leaves out. By default all
     that a forward uses and that require a gradient."""
@@ -162,7 +166,7 @@ class ZerothOrderConfig(MethodOptions):
 
     def replay_header(self) -> dict[str, Any]:
         """The parts that a replay is made of, as they are configured."""
-        return self.model_dump(mode="json", include={"noise", "mask", "rule", "estimator", "evaluator", "trainable"})
+        return self.model_dump(mode="json", include=_REPLAYED)
 
 
 class ZerothOrder:
@@ -198,7 +202,8 @@ class ZerothOrder:
         names, self.notes = moving_tensors(config.trainable, model, among, unused)
         self._trainable = config.trainable if names is None or among is not None else names
         mask: Mask | None = None if config.mask is None else config.mask.build()
-        self.backbone = Backbone(model, noise, config.trainable if names is None else names, mask=mask)
+        select = config.trainable if names is None else names
+        self.backbone = Backbone(model, noise, select, mask=mask, rounding=config.rounding)
         self.estimator: Estimator = config.estimator.build()
         self.rule: Rule = config.rule.build()
         self._lr = config.rule.options.get("lr")

@@ -39,12 +39,14 @@ class Rule(ABC):
             holds the gradients the rule was given.
         plain: whether an update is -lr times the estimate, but for weight decay, so that `lr` means what it does for
             `sgd` and has the same default, which the method decides.
-        dense_buffers: how many parameter-sized float32 buffers the rule keeps; zero for all but those that say so.
+        dense_buffers: how many parameter-sized buffers the rule keeps; zero for all but those that say so.
+        buffer_bytes: of an entry of these.
     """
 
     linear = True
     plain = False
     dense_buffers = 0
+    buffer_bytes = 4
 
     def init(self) -> State:
         """The state before the first update."""

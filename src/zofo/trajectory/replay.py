@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
-from zofo.backbone import Backbone, Theta, Update, selected
+from zofo.backbone import Backbone, Rounding, Theta, Update, selected
 from zofo.config import PartConfig
 from zofo.displacement import Displacement
 from zofo.errors import RunError, first_line
@@ -44,6 +44,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, summed:
             parts["noise"].build(),
             list(selected(model, header["trainable"])),  # to the letter, whatever requires a gradient
             mask=parts["mask"].build() if "mask" in parts else None,
+            rounding=header.get("rounding", "stochastic"),
         )
     rule: Rule = parts["rule"].build()
     records = trajectory.records if steps is None else trajectory.first(steps)
@@ -81,6 +82,8 @@ def parts_of(header: Mapping[str, Any]) -> dict[str, PartConfig]:
     names = header["trainable"]
     if names is not None and not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
         raise RunError("'trainable' of the trajectory's header must be null, or a list of names that is not empty")
+    if header.get("rounding", "stochastic") not in get_args(Rounding):
+        raise RunError(f"'rounding' of the trajectory's header must be one of {', '.join(get_args(Rounding))}")
     parts: dict[str, PartConfig] = {}
     for name, kind in _PARTS.items():
         if name != "mask" or header.get(name) is not None:
