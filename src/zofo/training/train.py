@@ -378,9 +378,7 @@ def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str
         notes.append(f"trains {moved:,}{share} parameters{part}{tensors}")
     if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
         gigabytes = method.rule.dense_buffers * method.backbone.size * method.rule.buffer_bytes / 2**30
-        notes.append(
-            f"this rule keeps {method.rule.dense_buffers} buffers of the backbone's size: {gigabytes:.2f} GiB"
-        )
+        notes.append(f"this rule keeps {method.rule.dense_buffers} buffers of the backbone's size: {gigabytes:.2f} GiB")
     return [*notes, *method.adapter_start.notes, *method.notes()]
 
 
