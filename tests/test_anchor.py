@@ -355,7 +355,7 @@ def live_bytes(name, steps=4, **options):
     [pytest.param(IN_PLACE, marks=pytest.mark.soak, id="in place"), pytest.param(IN_FORWARD, id="in the forward")],
 )
 def test_a_displaced_anchor_takes_the_memory_of_mezo_and_a_copy_the_weights_once_more(monkeypatch, parts):
-    """Of tensors, exactly; what a process takes beside them is in docs/measured.md.
+    """Of tensors, exactly; what a process takes beside them is in docs/measured-details.md.
 
     In the forward both hold the factors of up to eight keys, which for these matrices are 1/256 of the weights each.
     Blocks of a sweep are as much smaller than the weights as they are for models of millions.

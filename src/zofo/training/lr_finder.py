@@ -83,7 +83,7 @@ def tune_lr(
     is stable if the mean loss of 64 training examples is afterwards at most 2 % above what it was before, and the
     weights have moved by less than half of their length. Longer runs
     become unstable at smaller steps than short ones (at half of the largest, losses rose again after 40 steps; see
-    docs/measured.md), so a quarter of the largest is what is advised.
+    docs/measured-details.md), so a quarter of the largest is what is advised.
 
     Args:
         config: of the run that the learning rate is for; its own is where the search begins.

