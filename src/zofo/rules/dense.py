@@ -73,9 +73,9 @@ class DenseAdam(Rule):
         lr: the step size.
         betas: b1 and b2, how much of each average is kept a step.
         eps: added to the denominator.
-        state_dtype: number type of the estimate and of m and v. `bfloat16` is what `torch.optim.Adam` has for a model in
-            bfloat16, and other code with it: half the memory, and a v that stands still, since 1 - b2 of it is less
-            than half the distance of two numbers.
+        state_dtype: number type of the estimate and of m and v. `bfloat16` is what `torch.optim.Adam` has for a model
+            in bfloat16: half the memory, and a v that stands still, since 1 - b2 of it is less than half the distance
+            of two numbers.
 
     Source: Kingma & Ba (2015), on zeroth-order estimates as in Zhang et al. (2024, ZO-Bench).
     """
