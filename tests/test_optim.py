@@ -302,7 +302,7 @@ REFUSED = {
     "no batch": (lambda m: MeZO(m, evaluator="in-forward").step(losses_of(m)), "has to be given the batch"),
     "one loss": (lambda m: MeZO(m, normalize_by_std=True).step(lambda: losses_of(m)().mean()), "gave one loss"),
     "noise": (lambda m: MeZO(m, noise="gausian"), "Did you mean 'gaussian'"),
-    "epsilon": (lambda m: MeZO(m, epsilon=0), "^estimator.epsilon: "),
+    "epsilon": (lambda m: MeZO(m, epsilon=0), "^epsilon: "),
     "option": (lambda m: MeZO(m, rule={"name": "sgd", "beta": 1}), "^rule.beta: not an option"),
     "seed": (lambda m: MeZO(m, seed=-1), "seed is -1"),
     "nothing": (lambda m: MeZO([]), "no parameters"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,18 @@ class ZofoError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+@contextmanager
+def reworded(change: Callable[[str], str]) -> Iterator[None]:
+    """While it is open, errors say what `change` makes of their message and of their hint."""
+    try:
+        yield
+    except ZofoError as error:
+        error.message = change(error.message)
+        error.hint = error.hint and change(error.hint)
+        error.args = (error.message,)
+        raise
 
 
 class ConfigError(ZofoError):

@@ -8,10 +8,12 @@ from zofo.adapters.base import (
     PeftAdapters,
     carries_adapters,
     kind_of,
+    own_state_dict,
     own_weights,
 )
 from zofo.adapters.checkpoint import adapter_content, can_merge, load_adapter, merge_adapter
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
+from zofo.adapters.peft_config import adapter_of
 from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
 from zofo.adapters.stacked import StackedAdapters
 from zofo.adapters.subspace import SubspaceAdapters
@@ -31,12 +33,14 @@ __all__ = [
     "StackedAdapters",
     "SubspaceAdapters",
     "adapter_content",
+    "adapter_of",
     "can_merge",
     "carries_adapters",
     "kind_of",
     "load_adapter",
     "load_strange_adapter",
     "merge_adapter",
+    "own_state_dict",
     "own_weights",
     "check_untrusted_adapter",
 ]

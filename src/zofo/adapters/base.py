@@ -294,6 +294,16 @@ def own_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in named if p.is_floating_point() and _holder(name.split(".")) is None}
 
 
+def own_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state without adapters, by the names that it has without them."""
+    kept: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.split(".")
+        if _holder(parts) is None:
+            kept[".".join(part for part in parts if part not in ("base_layer", "original_module"))] = tensor
+    return kept
+
+
 def task_type(model: Any) -> str | None:
     """What peft calls the model's task: with one, it also trains and saves a classification head."""
     if is_classifier(model):

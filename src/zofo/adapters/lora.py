@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -26,8 +27,32 @@ _QUERY_AND_VALUE = (  # what architectures call them, apart and in one layer wit
 Rank = Annotated[int, Field(ge=1)]
 
 
+class LowRankAdapters(PeftAdapters):
+    """What LoRA and DoRA have in common: how they are attached, and how A and B start."""
+
+    starts_neutral = True
+
+    @classmethod
+    def of_shape(cls, model: Any, names: Sequence[str], seed: int, shape: Any) -> LowRankAdapters:
+        """As the constructor, with a `peft.LoraConfig`, whose target modules and task are found where it has none."""
+        made, own = cls.__new__(cls), copy.deepcopy(shape)
+        own.target_modules = own.target_modules or _found_targets(model)
+        own.task_type = own.task_type or task_type(model)
+        made._begin(model, names, seed, own)
+        return made
+
+    def _begin(self, model: Any, names: Sequence[str], seed: int, shape: Any) -> None:
+        if shape.use_dora and getattr(model, "is_loaded_in_8bit", False):
+            raise ConfigError(  # of bitsandbytes; peft loses the scales when it takes norms
+                "DoRA takes the norms of weights anew in each forward, which it cannot of bitsandbytes' 8-bit weights",
+                "set method.adapter=lora, or model.quantization=nf4 or int8-weight-only",
+            )
+        self._attach(model, names, shape, targets_hint(model))
+        _start_low_rank(self, seed)
+
+
 @ADAPTERS.register("lora")
-class LoraAdapters(PeftAdapters):
+class LoraAdapters(LowRankAdapters):
     """LoRA: W x + (alpha / rank) B A x beside chosen linear layers.
 
     A starts from one seeded uniform draw and B from zero, so that the model's function is as it was. Dropout is off.
@@ -47,7 +72,6 @@ class LoraAdapters(PeftAdapters):
     Source: Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large Language Models".
     """
 
-    starts_neutral = True
     adds_low_rank = True
 
     def __init__(
@@ -59,12 +83,11 @@ class LoraAdapters(PeftAdapters):
         alpha: Positive = 16.0,
         target_modules: list[str] | None = None,
     ) -> None:
-        self._attach(model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=False), targets_hint(model))
-        _start_low_rank(self, seed)
+        self._begin(model, names, seed, _low_rank_shape(model, rank, alpha, target_modules, dora=False))
 
 
 @ADAPTERS.register("dora")
-class DoraAdapters(PeftAdapters):
+class DoraAdapters(LowRankAdapters):
     """DoRA: m (W + (alpha / rank) B A) / |W + (alpha / rank) B A|, the norms over each output's weights.
 
     As LoRA, with a magnitude m for each output, which starts at the norm of its weights. Each forward takes the norms
@@ -84,7 +107,6 @@ class DoraAdapters(PeftAdapters):
     Source: Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank Adaptation".
     """
 
-    starts_neutral = True
     zo_in_forward = False
     theta_in_forward = False
 
@@ -97,13 +119,7 @@ class DoraAdapters(PeftAdapters):
         alpha: Positive = 16.0,
         target_modules: list[str] | None = None,
     ) -> None:
-        if getattr(model, "is_loaded_in_8bit", False):  # by bitsandbytes; peft loses the scales when it takes norms
-            raise ConfigError(
-                "DoRA takes the norms of weights anew in each forward, which it cannot of bitsandbytes' 8-bit weights",
-                "set method.adapter=lora, or model.quantization=nf4 or int8-weight-only",
-            )
-        self._attach(model, names, _low_rank_shape(model, rank, alpha, target_modules, dora=True), targets_hint(model))
-        _start_low_rank(self, seed)
+        self._begin(model, names, seed, _low_rank_shape(model, rank, alpha, target_modules, dora=True))
 
 
 @ADAPTERS.register("ia3")

@@ -22,7 +22,8 @@ _OF_GRADIENTS = (
 )
 
 
-def _said(default: Any, text: str) -> Any:
+def said(default: Any, text: str) -> Any:
+    """A field of arguments, with its sentence."""
     return field(default=default, metadata={"help": text})
 
 
@@ -37,49 +38,50 @@ class ZerothOrderArguments:
         ConfigError: an argument that has no meaning without gradients; says what to do instead.
     """
 
-    learning_rate: float = _said(5e-5, "The learning rate, which suits low-rank noise; about 5e-4 for an adapter.")
-    max_grad_norm: float = _said(0.0, "Must be 0: there is no gradient whose norm could be clipped.")
-    bf16: bool = _said(False, "Must be False: load the model in bfloat16 instead.")
-    gradient_checkpointing: bool | None = _said(None, "Must not be set: nothing is stored for a backward pass.")
-    zo_epsilon: float | None = _said(
+    learning_rate: float = said(5e-5, "The learning rate, which suits low-rank noise; about 5e-4 for an adapter.")
+    max_grad_norm: float = said(0.0, "Must be 0: there is no gradient whose norm could be clipped.")
+    bf16: bool = said(False, "Must be False: load the model in bfloat16 instead.")
+    gradient_checkpointing: bool | None = said(None, "Must not be set: nothing is stored for a backward pass.")
+    zo_epsilon: float | None = said(
         None, "How far from theta losses are asked for; by default 1e-3, 3e-3 in half precision, 1e-2 for an adapter."
     )
-    zo_num_directions: int = _said(1, "Directions a step; their estimates are averaged.")
-    zo_noise: str = _said("low-rank", "The distribution of directions; a name, or a dict with its options.")
-    zo_estimator: str = _said("two-sided", "How losses become a gradient estimate: two-sided or one-sided.")
-    zo_rule: str = _said("sgd", "How an estimate becomes an update; a name, or a dict with its options.")
-    zo_momentum: float = _said(0.0, "Momentum of the estimates, kept as a few numbers and no buffer.")
-    zo_evaluator: str = _said(
+    zo_num_directions: int = said(1, "Directions a step; their estimates are averaged.")
+    zo_noise: str = said("low-rank", "The distribution of directions; a name, or a dict with its options.")
+    zo_estimator: str = said("two-sided", "How losses become a gradient estimate: two-sided or one-sided.")
+    zo_rule: str = said("sgd", "How an estimate becomes an update; a name, or a dict with its options.")
+    zo_momentum: float = said(0.0, "Momentum of the estimates, kept as a few numbers and no buffer.")
+    zo_evaluator: str = said(
         "in-place",
         "How losses at points are found: in-place takes no memory, from-copy a copy of what moves and half precision, "
         "in-forward asks for all points in one forward.",
     )
-    zo_directions: str = _said("shared", "Who shares a direction: shared, or per-example and per-group(n) in-forward.")
-    zo_normalize_by_std: bool = _said(False, "Divide by the standard deviation of the examples' slopes; in-forward.")
-    zo_trainable: list[str] | None = _said(None, "Glob patterns of the parameters that move; !pattern leaves out.")
+    zo_directions: str = said("shared", "Who shares a direction: shared, or per-example and per-group(n) in-forward.")
+    zo_normalize_by_std: bool = said(False, "Divide by the standard deviation of the examples' slopes; in-forward.")
+    zo_trainable: list[str] | None = said(None, "Glob patterns of the parameters that move; !pattern leaves out.")
 
     def __post_init__(self) -> None:
         self._check_meaningful()
         for name in _PARTS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):
-                setattr(self, name, _parsed(name, value))
+                setattr(self, name, parsed(name, value))
         super().__post_init__()  # type: ignore[misc]
         if getattr(self, "mixed_precision", "no") not in ("no", None):
-            raise _meaningless("mixed_precision", self.mixed_precision, _IN_HALF)  # type: ignore[attr-defined]
+            raise meaningless("mixed_precision", self.mixed_precision, IN_HALF)  # type: ignore[attr-defined]
 
     def _check_meaningful(self) -> None:
         given: Any = self
         for name, instead in _MEANINGLESS.items():
             if value := getattr(given, name, None):
-                raise _meaningless(name, value, instead)
+                raise meaningless(name, value, instead)
         defaults = {one.name: one.default for one in fields(given) if one.name in _OF_GRADIENTS}
         for name, default in defaults.items():
             if getattr(given, name) != default:
-                raise _meaningless(name, getattr(given, name), "leave it out, and see zo_rule")
+                raise meaningless(name, getattr(given, name), "leave it out, and see zo_rule")
 
 
-def _parsed(name: str, value: str) -> Any:
+def parsed(name: str, value: str) -> Any:
+    """A part with options, as a command line has it: JSON. Raises ConfigError where it cannot be read."""
     try:
         return json.loads(value)
     except ValueError as error:
@@ -88,10 +90,10 @@ def _parsed(name: str, value: str) -> Any:
         ) from error
 
 
-_IN_HALF = "load the model with dtype=torch.bfloat16: its updates are rounded stochastically, so that small ones arrive"
+IN_HALF = "load the model with dtype=torch.bfloat16: its updates are rounded stochastically, so that small ones arrive"
 _MEANINGLESS = {
-    "fp16": _IN_HALF,
-    "bf16": _IN_HALF,
+    "fp16": IN_HALF,
+    "bf16": IN_HALF,
     "max_grad_norm": "leave it out",
     "gradient_checkpointing": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
     "activation_checkpointing": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
@@ -102,7 +104,8 @@ _MEANINGLESS = {
 }
 
 
-def _meaningless(name: str, value: Any, instead: str) -> ConfigError:
+def meaningless(name: str, value: Any, instead: str) -> ConfigError:
+    """What to say of an argument that is refused."""
     return ConfigError(f"{name}={value!r} has no meaning for zeroth-order steps", instead)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from zofo.errors import ConfigError
 
 _IGNORED = -100
+_OVERRIDE = "override compute_losses(model, inputs) of the trainer, or set zo_evaluator=in-place of ZerothOrderTrainer"
 
 
 def example_losses(model: nn.Module, inputs: dict[str, Any], shifted: bool) -> torch.Tensor:
@@ -64,16 +65,12 @@ def _of_examples(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -
 
 
 def _unknown(what: str) -> ConfigError:
-    return ConfigError(
-        f"zo_evaluator=in-forward needs one loss for each example, but {what}",
-        "override compute_losses(model, inputs) of the trainer, or set zo_evaluator=in-place",
-    )
+    return ConfigError(f"one loss for each example is needed, but {what}", _OVERRIDE)
 
 
 def loss_of_its_own() -> ConfigError:
     """What to say of a trainer whose loss is not the model's."""
     return ConfigError(
-        "the trainer has a loss of its own, which is one number for a batch, but zo_evaluator=in-forward needs one for "
-        "each example",
-        "override compute_losses(model, inputs) of the trainer, or set zo_evaluator=in-place",
+        "the trainer has a loss of its own, which is one number for a batch, but one for each example is needed",
+        _OVERRIDE,
     )

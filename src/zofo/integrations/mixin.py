@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zofo.config import read_json_object
 from zofo.errors import CheckpointError, ConfigError, ZofoError
 from zofo.integrations.arguments import ZerothOrderArguments, options_of
 from zofo.integrations.losses import example_losses, loss_of_its_own
+from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.optim import MeZO
 from zofo.optim.base import ZerothOrderOptimizer
 
-_OPTIMIZER, _TENSORS, _SCHEDULER = "optimizer.json", "optimizer.safetensors", "scheduler.json"
 _MOST_LOGGED = 8  # coefficients of a step
 
 
@@ -144,11 +142,9 @@ class ZerothOrderMixin:
             return
         folder, state = Path(output_dir), self.zeroth_order.state_dict()
         own = dict(state["state"]["zofo"])
-        tensors = {name: tensor.detach().contiguous() for name, tensor in own.pop("tensors").items()}
-        if tensors:
-            save_file(tensors, folder / _TENSORS)
-        _write(folder / _OPTIMIZER, {**state, "state": {"zofo": own}})
-        _write(folder / _SCHEDULER, self.lr_scheduler.state_dict())
+        write_tensors(folder, own.pop("tensors"))
+        write_json(folder / OPTIMIZER, {**state, "state": {"zofo": own}})
+        write_json(folder / SCHEDULER, self.lr_scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """What was saved with a checkpoint.
@@ -159,18 +155,11 @@ class ZerothOrderMixin:
         if checkpoint is None:
             return
         folder = Path(checkpoint)
-        if not (folder / _OPTIMIZER).is_file():
-            raise CheckpointError(
-                f"{str(folder)!r} holds no {_OPTIMIZER}, so that its steps were made by another trainer, or it was "
-                "saved with save_only_model",
-                "load its weights with from_pretrained, and train without resume_from_checkpoint",
-            )
-        state = read_json_object(folder / _OPTIMIZER, CheckpointError)
-        tensors = load_file(folder / _TENSORS) if (folder / _TENSORS).is_file() else {}
+        state, tensors = read_optimizer(folder)
         state["state"]["zofo"]["tensors"] = tensors
         with _in_arguments():
             self.zeroth_order.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(read_json_object(folder / _SCHEDULER, CheckpointError))
+        self.lr_scheduler.load_state_dict(read_json_object(folder / SCHEDULER, CheckpointError))
 
 
 def _off(model: nn.Module, marked: bool) -> None:
@@ -185,16 +174,6 @@ def _off(model: nn.Module, marked: bool) -> None:
         model.eval()
     if marked:
         model.training = True
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    try:
-        text = json.dumps(state)
-    except TypeError as error:
-        raise CheckpointError(
-            f"the state for {str(path)!r} cannot be written as JSON: {error}", "use another lr_scheduler_type"
-        ) from error
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager

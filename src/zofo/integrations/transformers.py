@@ -1,4 +1,4 @@
-"""MeZO in a `transformers.Trainer`: two changed lines in a script that has one."""
+"""MeZO and Bilevel-ZOFO in a `transformers.Trainer`: two changed lines in a script that has one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from transformers import Trainer, TrainingArguments
 
 from zofo.integrations.arguments import ZerothOrderArguments
+from zofo.integrations.bilevel import BilevelTrainer
+from zofo.integrations.bilevel_arguments import BilevelTrainingArguments
 from zofo.integrations.mixin import ZerothOrderMixin
 
-__all__ = ["ZerothOrderArguments", "ZerothOrderMixin", "ZerothOrderTrainer", "ZerothOrderTrainingArguments"]
+__all__ = [
+    "BilevelTrainer",
+    "BilevelTrainingArguments",
+    "ZerothOrderArguments",
+    "ZerothOrderMixin",
+    "ZerothOrderTrainer",
+    "ZerothOrderTrainingArguments",
+]
 
 
 @dataclass

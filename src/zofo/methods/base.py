@@ -46,6 +46,7 @@ class TrainingContext:
         check_objective: by which the model is checked before the first step; None for `objective`.
         log_ties: log how often a direction told nothing, which objectives without a gradient make likely.
         by_objective: the same with another objective, by its name; `reward` is the function that training was given.
+        lower_examples: of a method that has two sets, those of D_p; then `examples` are D_f. By default it splits them.
     """
 
     model: nn.Module
@@ -58,6 +59,7 @@ class TrainingContext:
     objective_name: str = "given"
     check_objective: Objective | None = None
     by_objective: Callable[[str], TrainingContext] | None = None
+    lower_examples: Sequence[Any] | None = None
 
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> EpochSampler[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""

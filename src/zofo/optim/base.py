@@ -7,14 +7,14 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
 
 from zofo.adapters import PeftAdapters, carries_adapters
 from zofo.config import as_group, options_of, parse_model
-from zofo.errors import CheckpointError, ConfigError, EvaluatorError, ZofoError
+from zofo.errors import CheckpointError, ConfigError, EvaluatorError, reworded
 from zofo.evaluators import EVALUATORS, Counts, batch_protocol, unused_by
 from zofo.methods import StepLog, ZerothOrder, ZerothOrderConfig
 from zofo.noise import STREAM_VERSION
@@ -350,19 +350,13 @@ def _config_of(
     return parse_model(kind, dict(whole["method"]), "method")
 
 
-@contextmanager
-def own_words() -> Iterator[None]:
+def own_words() -> AbstractContextManager[None]:
     """While it is open, errors name the options of an optimizer, and not the keys of a configuration."""
-    try:
-        yield
-    except ZofoError as error:
-        error.message = _as_option(error.message)
-        error.hint = error.hint and _as_option(error.hint)
-        error.args = (error.message,)
-        raise
+    return reworded(_as_option)
 
 
 def _as_option(text: str) -> str:
+    text = re.sub(r"\bmethod\.(rule|estimator)\.(?=(lr|weight_decay|epsilon)\b)", "", text)
     return re.sub(r"\bmethod\.(?=[a-z])", "", text)
 
 

@@ -181,6 +181,11 @@ class Bilevel(Method):
             )
 
     @property
+    def adapters(self) -> Adapters:
+        """p and s, under the names of `variants`."""
+        return self._adapters
+
+    @property
     def _follows(self) -> TrainingContext | None:
         """Whose objective on D_f the step on p follows; None for none."""
         if not self._upper.log_ties:
@@ -303,12 +308,21 @@ def split_sizes(rows: int) -> tuple[int, int]:
     return rows // 3, rows - rows // 3
 
 
-def split(context: TrainingContext, batch_size: int) -> tuple[list[Any], list[Any]]:
-    """D_f and D_p: a third of the training examples, drawn by seed, and the rest.
+def split_indices(seed: int, rows: int) -> tuple[list[int], list[int]]:
+    """The numbers of the rows of D_f and of D_p: a third, drawn by seed, and the rest."""
+    order = permutation(Key(seed, 0), "bilevel/split", rows)
+    third, _ = split_sizes(rows)
+    return order[:third], order[third:]
+
+
+def split(context: TrainingContext, batch_size: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """D_f and D_p: the two sets of the context, or a third of its training examples, drawn by seed, and the rest.
 
     Raises:
         ConfigError: D_f, the smaller one, has fewer than a batch takes.
     """
+    if context.lower_examples is not None:
+        return context.examples, context.lower_examples
     count = len(context.examples)
     third, rest = split_sizes(count)
     if third < batch_size:
@@ -318,6 +332,5 @@ def split(context: TrainingContext, batch_size: int) -> tuple[list[Any], list[An
             f"takes {batch_size} of each",
             f"{lower}give at least {3 * batch_size} training examples, with task.split_sizes.train or more rows",
         )
-    order = permutation(Key(context.seed, 0), "bilevel/split", count)
-    d_f, d_p = ([context.examples[i] for i in part] for part in (order[:third], order[third:]))
+    d_f, d_p = ([context.examples[i] for i in part] for part in split_indices(context.seed, count))
     return d_f, d_p

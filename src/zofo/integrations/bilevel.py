@@ -1,0 +1,356 @@
+"""Bilevel-ZOFO as a `transformers.Trainer`: two data sets, an adapter, and a model that moves beneath it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from transformers import Trainer
+
+from zofo.adapters import AdapterConfig, adapter_of, carries_adapters
+from zofo.config import read_json_object
+from zofo.errors import CheckpointError, ConfigError, reworded
+from zofo.integrations.bilevel_arguments import BilevelTrainingArguments, as_arguments, method_of
+from zofo.integrations.bilevel_theta import BASE, load_theta, name_base, save_theta
+from zofo.integrations.losses import example_losses, loss_of_its_own
+from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
+from zofo.integrations.trainer_losses import TrainerLosses
+from zofo.methods import StepLog, TrainingContext
+from zofo.methods.bilevel.adapter_pair import VARIANTS
+from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig, split_indices
+from zofo.state_dict import StateDict
+
+_MOST_LOGGED = 8  # projected gradients of a step
+_LOG = logging.getLogger("zofo")
+
+
+class BilevelTrainer(Trainer):  # type: ignore[misc]
+    """min over theta, p, max over s of  F(theta, p; D_f) + penalty (F(theta, p; D_p) - F(theta, s; D_p)).
+
+    The steps are those of zofo's method `bilevel`: by gradients on the two adapters p and s, by forward passes on the
+    model theta. Data sets, collators, evaluation, callbacks, schedules, logging and checkpoints are the trainer's. What
+    is evaluated, predicted with and saved is the model with p.
+
+    Batches are drawn as in `zofo train`, by `args.seed`; an epoch is a pass over `train_dataset`.
+
+    Args:
+        train_dataset: D_f, the rows that the model and p are to be right on.
+        lower_train_dataset: D_p, the rows that the adapters are fitted to. By default `train_dataset` is split by seed,
+            a third D_f and the rest D_p; an epoch is then a pass over D_p.
+        peft_config: of peft (LoRA, DoRA, IA3, prompt, prefix), for both adapters; or an adapter of zofo by name.
+
+    All others are those of `transformers.Trainer`; `args` is a `BilevelTrainingArguments`.
+
+    Raises:
+        ConfigError: arguments, data or an adapter that do not fit; several processes or devices.
+
+    Source: Shirkavand et al. (2025), "Bilevel ZOFO".
+    """
+
+    args: BilevelTrainingArguments
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: BilevelTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *more: Any,
+        lower_train_dataset: Any = None,
+        peft_config: Any = "lora",
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(args, BilevelTrainingArguments):
+            raise ConfigError(
+                f"args is {type(args).__name__}, which does not say how the two levels are stepped",
+                "give BilevelTrainingArguments, of zofo.integrations.transformers",
+            )
+        if isinstance(model, nn.Module) and carries_adapters(model):
+            raise ConfigError("the model carries adapters already", "give the model itself, and peft_config")
+        if any(kwargs.get("optimizers") or (None,)) or kwargs.get("optimizer_cls_and_kwargs"):
+            raise ConfigError("the steps have optimizers of their own", "leave them out, and see optim and zo_rule")
+        with reworded(as_arguments):
+            self._adapter: AdapterConfig = adapter_of(peft_config)
+        with _adapters_to_come(model):
+            super().__init__(model, args, data_collator, train_dataset, eval_dataset, *more, **kwargs)
+        self.lower_train_dataset = lower_train_dataset
+        self._losses = TrainerLosses(self)
+        if args.world_size > 1 or args.n_gpu > 1:
+            raise ConfigError(
+                f"{max(args.world_size, args.n_gpu)} processes or devices would each see other losses",
+                "train in one process, on one device: CUDA_VISIBLE_DEVICES=0",
+            )
+
+    @property
+    def bilevel(self) -> Bilevel | None:
+        """The method, once training has begun."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer.method if isinstance(optimizer, BilevelOptimizer) else None
+
+    @property
+    def _steps(self) -> BilevelOptimizer:
+        found = getattr(self.optimizer, "optimizer", self.optimizer)
+        assert isinstance(found, BilevelOptimizer)
+        return found
+
+    def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """F: one loss for each example of a batch, float32, [examples]; of labels of tokens, the mean of an example.
+
+        Override it for a model or a loss of another kind.
+
+        Raises:
+            ConfigError: the trainer has a loss of its own, or the model's head or labels are of another kind.
+        """
+        if self.label_smoother is not None or self.compute_loss_func is not None or self._losses.own:
+            raise loss_of_its_own()
+        return example_losses(model, inputs, self._losses.shifted)
+
+    def get_train_dataloader(self) -> Any:
+        """As many empty batches as an epoch has steps: the method draws its rows itself, from two data sets."""
+        upper, lower = self._sets()
+        rows = lower if self.lower_train_dataset is None else upper
+        return DataLoader(
+            range(len(rows)),  # type: ignore[arg-type]
+            batch_size=self.args.per_device_train_batch_size,
+            drop_last=len(rows) >= self.args.per_device_train_batch_size,
+            collate_fn=_nothing,
+        )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Attach both adapters to the model, and build the method."""
+        if self.optimizer is None:
+            self.model.eval()
+            with reworded(as_arguments):
+                method, config = self._build()
+            for note in (*method.adapter_start.notes, *method.notes()):
+                _LOG.warning(as_arguments(note))
+            self.optimizer = BilevelOptimizer(method, config)
+        made: torch.optim.Optimizer = self.optimizer
+        return made
+
+    def _build(self) -> tuple[Bilevel, BilevelConfig]:
+        halves = [str(p.dtype).removeprefix("torch.") for p in self.model.parameters() if p.dtype.itemsize == 2]
+        config = method_of(self.args, self._adapter, halves[0] if halves else None)
+        collate = self._get_collator_with_removed_columns(self.data_collator, "training")
+        upper, lower = self._sets()
+        for name, rows in (("train_dataset", upper), ("lower_train_dataset", lower)):
+            if len(rows) < config.batch_size:
+                raise ConfigError(
+                    f"{name} has {len(rows)} rows of its level, fewer than a batch of {config.batch_size}",
+                    "give more rows, or set a lower per_device_train_batch_size",
+                )
+        context = TrainingContext(
+            model=self.model,
+            objective=self.compute_losses,
+            examples=upper,
+            lower_examples=lower,
+            collate=lambda rows: dict(self._prepare_inputs(collate(rows))),
+            seed=self.args.seed,
+            length=self._length if self.args.train_sampling_strategy == "group_by_length" else None,
+        )
+        method = Bilevel(config, context)
+        method.check()
+        return method, config
+
+    def _sets(self) -> tuple[_Rows, _Rows]:
+        """D_f and D_p."""
+        for name in ("train_dataset", "lower_train_dataset"):
+            rows = getattr(self, name)
+            if (rows is None and name == "train_dataset") or not hasattr(rows or [], "__len__"):
+                raise ConfigError(f"{name} is {type(rows).__name__}, and has no length", "give a data set with rows")
+        if self.lower_train_dataset is not None:
+            return _Rows(self.train_dataset), _Rows(self.lower_train_dataset)
+        d_f, d_p = split_indices(self.args.seed, len(self.train_dataset))
+        return _Rows(Subset(self.train_dataset, d_f)), _Rows(Subset(self.train_dataset, d_p))
+
+    def _length(self, row: Any) -> int:
+        given = row.get(self.args.length_column_name)
+        return len(row["input_ids"]) if given is None else int(given)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """A step of the method; the loss F(theta, p; B_f) before it.
+
+        Raises:
+            NonFiniteError: a loss that is not a finite number. Nothing was updated.
+        """
+        if any(part.training for part in model.modules()):
+            model.eval()
+        with reworded(as_arguments):
+            loss = self._steps.step_ahead()
+        return torch.tensor(loss, device=self.args.device)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not estimated; `trainer.bilevel.counts` has forwards, backwards and queries."""
+        return 0
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """With what the last step found, by the names that `zofo train` gives it."""
+        step = None if self.bilevel is None else self._steps.last_step
+        if step is not None and "loss" in logs:
+            slopes = {name for name in step.coefficients if name.startswith("projected_gradient")}
+            left_out = slopes if len(slopes) > _MOST_LOGGED else set()
+            logs.update({name: value for name, value in step.coefficients.items() if name not in left_out})
+        super().log(logs, *args, **kwargs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """The method does."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """The gradients of a step are gone; none is logged."""
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """p as a peft folder, s in `lower_adapter`, and theta, where it moved, as a transformers folder `base_model`.
+
+        The adapter names that folder as its base model, so that `from_pretrained(output_dir)` of a class of
+        transformers loads both.
+        """
+        method = self.bilevel
+        if method is None:
+            super()._save(output_dir, state_dict)
+            return
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        p, s = VARIANTS
+        method.adapters.save(p, folder)
+        method.adapters.save(s, folder / s)
+        if self._moves_base:
+            save_theta(method, folder)
+            for adapter in (folder, folder / s):
+                name_base(adapter, BASE if self.args.push_to_hub else str((folder / BASE).resolve()))
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    @property
+    def _moves_base(self) -> bool:
+        """Whether steps write the model's own weights, and no adapter in their place."""
+        return self.args.backbone_adapter is None and self.args.backbone_update != "frozen"
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """What the method keeps beside theta, as JSON and safetensors."""
+        if not self.args.should_save:
+            return
+        folder, steps = Path(output_dir), self._steps
+        state = steps.method.state_dict(weights=not self._moves_base)
+        write_tensors(folder, state.tensors)
+        rate = steps.param_groups[0]["lr"]  # which a schedule gives for the next step
+        values = {"steps": steps.steps, "lr": rate, "settings": steps.settings, "values": state.values}
+        write_json(folder / OPTIMIZER, {"state": {"zofo-bilevel": values}})
+        write_json(folder / SCHEDULER, self.lr_scheduler.state_dict())
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Later, once the adapters are attached; a folder that is no checkpoint is refused now."""
+        read_optimizer(Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """All that was saved with a checkpoint, theta among it.
+
+        Raises:
+            CheckpointError: it is not there, or of other settings.
+        """
+        if checkpoint is None:
+            return
+        self._load_method(Path(checkpoint))
+        self.lr_scheduler.load_state_dict(read_json_object(Path(checkpoint) / SCHEDULER, CheckpointError))
+
+    def _load_best_model(self) -> None:
+        """The model and the adapters of the best checkpoint."""
+        self._load_method(Path(self.state.best_model_checkpoint))
+
+    def _load_method(self, folder: Path) -> None:
+        content, tensors = read_optimizer(folder)
+        state = content.get("state", {}).get("zofo-bilevel")
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{str(folder)!r} is of no BilevelTrainer", "name a checkpoint of one")
+        steps = self._steps
+        now = json.loads(json.dumps(steps.settings))
+        for key, value in state["settings"].items():
+            if now.get(key) != value:
+                raise CheckpointError(
+                    as_arguments(f"{str(folder)!r} was made with method.{key}={value!r}, now it is {now.get(key)!r}"),
+                    "train with the arguments of then, or into another output_dir",
+                )
+        steps.method.load_state_dict(StateDict(state["values"], tensors))
+        if self._moves_base:
+            load_theta(steps.method, folder)
+        steps.steps, steps.param_groups[0]["lr"] = int(state["steps"]), float(state["lr"])
+
+
+class BilevelOptimizer(torch.optim.Optimizer):
+    """zofo's method as an optimizer that a trainer can schedule: its rate is that of p, and scales all others.
+
+    Args:
+        method: that makes the steps.
+        config: of it.
+
+    Attributes:
+        steps: made so far.
+        last_step: what the last one did.
+        settings: what decides the bits of a step, beside the learning rates.
+    """
+
+    def __init__(self, method: Bilevel, config: BilevelConfig) -> None:
+        self.method, self.steps = method, 0
+        self.last_step: StepLog | None = None
+        options = config.model_dump(mode="json", exclude={"lr_adapter", "lr_lower", "name"})
+        options["rule"].pop("lr", None)
+        self.settings = options
+        self._rate = config.lr_adapter or 1.0
+        parameters = [one for name in VARIANTS for one in method.adapters.parameters(name)]
+        super().__init__(parameters, {"lr": config.lr_adapter})
+
+    def step_ahead(self) -> float:
+        """Make a step; its loss."""
+        factor = float(self.param_groups[0]["lr"]) / self._rate
+        self.method.lr_factor = lambda _step: factor
+        self.last_step = self.method.step(self.steps)
+        self.steps += 1
+        with self.method.using(VARIANTS[0]):  # so that theta is written, for whoever looks at the model next
+            pass
+        return self.last_step.loss
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing: `step_ahead` has made it, where a trainer asks for the loss."""
+
+
+class _Rows(Sequence[Any]):
+    """The rows of a data set of torch or datasets, one by one."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self._rows[i] for i in range(*number.indices(len(self)))]
+        return self._rows[number]
+
+
+@contextmanager
+def _adapters_to_come(model: Any) -> Iterator[None]:
+    """While it is open, a trainer takes a quantised model, whose adapters are attached when training begins."""
+    if not getattr(model, "is_quantized", False):
+        yield
+        return
+    model._hf_peft_config_loaded = True
+    try:
+        yield
+    finally:
+        model._hf_peft_config_loaded = False
+
+
+def _nothing(rows: Any) -> dict[str, Any]:
+    return {}
