@@ -14,7 +14,7 @@ from zofo.errors import CheckpointError, ConfigError
 from zofo.methods.bilevel.bilevel import split_indices
 from zofo.training import read_config, train
 from zofo.training.data_module import prepare_run, training_context
-from zofo.training.metrics_file import metrics_lines
+from zofo.training.run_logs import metrics_lines
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft asks in an old way
