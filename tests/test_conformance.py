@@ -34,6 +34,7 @@ STEPS, STOP, ROWS = 4, 3, 12
 OPTIONS = {
     "mezo": {"batch_size": 4},
     "es": {"batch_size": 4, "population": 4},
+    "select": {"batch_size": 4, "population": 4, "gate_examples": 4},
     "svrg": {"batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 8},
     "zo-svrg": {"batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 8},
     "bilevel": {"batch_size": 2, "inner_steps": 1},
@@ -55,7 +56,8 @@ def possible(method, way, rule, adapter, estimator, head, dtype):
     """Whether parts may stand together; of first-order steps, which have fewer, only the first values of those axes."""
     return not (
         (method == "first-order" and (way, rule, estimator) != (WAYS[0], "sgd", "two-sided"))
-        or (method == "es" and estimator != "two-sided")
+        or (method in ("es", "select") and estimator != "two-sided")
+        or (method == "select" and rule not in ("sgd", "momentum"))
         or (method == "zo-svrg" and (way != WAYS[0] or rule not in ("sgd", "momentum")))
         or (method == "meta-bilevel" and (head != "causal-lm" or adapter == "prefix" or (way, rule) not in META))
     )
@@ -78,7 +80,7 @@ def options_of(method, way, rule, adapter, estimator, head, dtype):
         return options
     evaluator, noise = way
     parts = {"evaluator": {"name": evaluator}, "noise": noise}
-    if method != "es":  # which has an estimator of its own
+    if method not in ("es", "select"):  # which have an estimator of their own
         parts["estimator"] = estimator
     parts["rule"] = {"name": rule, "lr": RULES[rule]}
     if evaluator == "in-place":

@@ -33,6 +33,7 @@ META = {"name": "meta-bilevel", "batch_size": 2, "inner_steps": 1, "tasks_per_st
 METHOD = {
     "mezo": {"name": "mezo", "batch_size": 4} | LR,
     "es": {"name": "es", "batch_size": 4, "population": 4} | LR,
+    "select": {"name": "select", "batch_size": 4, "population": 4, "keep": 3, "gate_examples": 0},
     "mezo, momentum": {"name": "mezo", "batch_size": 4, "rule": {"name": "momentum", "lr": 1e-3}},
     "mezo, in place": {"name": "mezo", "batch_size": 4} | LR | IN_PLACE,
     "mezo, dense adam": {"name": "mezo", "batch_size": 4, "rule": {"name": "dense-adam", "lr": 1e-4}},

@@ -94,6 +94,17 @@ class Estimator(ABC):
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
         """From the losses [points, examples] at the points of n directions, each example's slope along each: [n, E]."""
 
+    def shaped(self, losses: torch.Tensor) -> torch.Tensor:
+        """u of each member of a population by its mean loss, of estimators that compare members; lower is better.
+
+        Args:
+            losses: float64, shape [members].
+
+        Returns:
+            float64, shape [members].
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not compare members")
+
     def tell(self, directions: Sequence[Direction], losses: torch.Tensor) -> Estimate:
         """Turn losses into an estimate.
 
@@ -105,7 +116,7 @@ class Estimator(ABC):
         Raises:
             NonFiniteError: a loss is not a finite number; it is named with its point and key.
         """
-        self._check_finite(directions, losses)
+        self.check_finite(directions, losses)
         exact = losses.cpu().double()  # few numbers; not every device has float64
         slopes = self.slopes(exact)
         examples = exact.shape[1]
@@ -138,7 +149,8 @@ class Estimator(ABC):
         rounding = torch.finfo(torch.float32).eps * losses.abs().max().item() / self.epsilon
         return spread if spread > rounding else 0.0
 
-    def _check_finite(self, directions: Sequence[Direction], losses: torch.Tensor) -> None:
+    def check_finite(self, directions: Sequence[Direction], losses: torch.Tensor) -> None:
+        """Raises NonFiniteError for a loss at the points of `ask` that is not a finite number."""
         bad = (~torch.isfinite(losses)).nonzero()
         if not len(bad):
             return

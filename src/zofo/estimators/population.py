@@ -51,7 +51,7 @@ class Population(Estimator):
 
     def slopes(self, losses: torch.Tensor) -> torch.Tensor:
         """u of each direction, the same for all examples; of `plain` scores, the slope of each example."""
-        members = losses if self._scores == "plain" else self._shaped(losses.mean(dim=1))[:, None].expand_as(losses)
+        members = losses if self._scores == "plain" else self.shaped(losses.mean(dim=1))[:, None].expand_as(losses)
         unit = 2 * self.epsilon if self._scores == "plain" else 2.0
         if self.mirrored:
             return (members[0::2] - members[1::2]) / unit
@@ -60,8 +60,9 @@ class Population(Estimator):
         others = len(members) - 1
         return (members - (members.sum(dim=0) - members) / others) / self.epsilon if others else members / self.epsilon
 
-    def _shaped(self, losses: torch.Tensor) -> torch.Tensor:
-        """u of each member by its mean loss: float64, [members]."""
+    def shaped(self, losses: torch.Tensor) -> torch.Tensor:
+        if self._scores == "plain":
+            return (losses - losses.mean()) / self.epsilon
         rounding = torch.finfo(torch.float32).eps * losses.abs().max()
         if losses.max() - losses.min() <= rounding:
             return torch.zeros_like(losses)

@@ -7,6 +7,7 @@ from zofo.methods.es import ES, ESConfig
 from zofo.methods.first_order import FirstOrder, FirstOrderConfig
 from zofo.methods.linear_probe import LinearProbe, LinearProbeConfig, load_probe
 from zofo.methods.mezo import MeZO, MeZOConfig
+from zofo.methods.select import Select, SelectConfig
 from zofo.methods.svrg.svrg import SVRG, SVRGConfig
 from zofo.methods.svrg.zo_svrg import ZOSVRG, ZOSVRGConfig
 from zofo.methods.two_stage import TwoStage, TwoStageConfig
@@ -38,6 +39,8 @@ __all__ = [
     "MethodConfig",
     "SVRGConfig",
     "ScoreFunction",
+    "Select",
+    "SelectConfig",
     "TrainingContext",
     "StepLog",
     "TwoStage",

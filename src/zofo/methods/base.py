@@ -217,6 +217,7 @@ class Method(ABC):
         adapter_start: how its adapters started.
         score: how candidates are scored in evaluation; by their likelihood, or by a head, for most methods.
         lr_factor: by the number of a step, what all learning rates are multiplied by in it; see `training.lr_schedule`.
+        planned_steps: how many steps the run makes; None where nobody has said so.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -236,6 +237,7 @@ class Method(ABC):
     adapter_start: AdapterStart = AdapterStart()
     score: ScoreFunction = staticmethod(scores)
     lr_factor: Callable[[int], float] = staticmethod(unscheduled)
+    planned_steps: int | None = None
 
     @abstractmethod
     def __init__(self, config: Any, context: TrainingContext) -> None: ...
@@ -269,6 +271,14 @@ class Method(ABC):
     def notes(self) -> list[str]:
         """What a user should know before the first step, a sentence each."""
         return []
+
+    def conclusions(self) -> list[str]:
+        """What a user should know after the last step, a sentence each."""
+        return []
+
+    def summary(self) -> dict[str, Any]:
+        """What a run's summary holds of this method, beside what it holds of all."""
+        return {}
 
     def replay_header(self) -> dict[str, Any]:
         """What a replay of the trajectory has to know: the noise, the rule and the selection, as configured."""

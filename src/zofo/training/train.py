@@ -221,6 +221,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
             if not signals.is_second_signal(error):
                 finish(str(error) or type(error).__name__)
             raise
+        _say_all(console, method.conclusions())
         finish(None)  # only then are the checkpoints, which all of it could be made from, no longer needed
         checkpoints.clear()
     if signals.received is not None:
@@ -286,6 +287,7 @@ def _outcome(
         # which a replay is compared with
         **({"backbone": backbone.fingerprint()} if backbone is not None and not backbone.is_corrupt else {}),
         "objective": trained.context.objective_name,
+        **method.summary(),
         **({} if measuring is None else {"treatment": measuring.summary()}),
     }
 
@@ -308,9 +310,10 @@ def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, sco
     steps = number_of_steps(config, method, prepared.train_rows)
     for split in scored:
         majority_of(prepared.task, prepared.examples[split])  # refuses a score that cannot be given
-    method.check_steps(steps)
+    method.planned_steps = steps
     if method.fixed_steps is None:
         method.lr_factor = lr_schedule(config.training, steps)
+    method.check_steps(steps)
     method.check()
     return steps
 
@@ -360,8 +363,13 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
 
 
 def _say_notes(config: RunConfig, trained: _Session, console: Console) -> None:
-    for note in [*_notes(config, trained.prepared, trained.method), *(f"note: {note}" for note in trained.notes)]:
-        say(console, note)
+    notes = [f"note: {note}" for note in trained.notes]
+    _say_all(console, [*_notes(config, trained.prepared, trained.method), *notes])
+
+
+def _say_all(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        say(console, line)
 
 
 def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:

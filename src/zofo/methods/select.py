@@ -1,0 +1,212 @@
+"""Selection: the best of many random displacements, the control that stands beside every other use of a population.
+
+Kept as one displacement, after a gate on rows that nothing was selected by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from zofo.backbone import Update
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError, NonFiniteError
+from zofo.estimators import Estimate
+from zofo.evaluators import LossRequest
+from zofo.methods.base import METHODS, StepLog, TrainingContext, unscheduled
+from zofo.methods.population import PopulationMethodConfig
+from zofo.methods.zeroth_order_method import ForwardOnly
+from zofo.noise import permutation
+from zofo.rules import RULES
+from zofo.state_dict import StateDict
+
+Member = tuple[int, int]
+"""A member by the step that asked for it, and its place among the points of that step."""
+
+
+class SelectConfig(PopulationMethodConfig):
+    """Configuration of `select`. `lr` is the length of what is kept; by default sigma, that of a member."""
+
+    lr_per_sigma, lr_is_length, one_rate = 1.0, True, False
+
+    name: Literal["select"] = "select"
+    """Which method."""
+    keep: int = Field(1, ge=1)
+    """K: how many of all members are kept, as one displacement weighted by their scores; 1 is "best of N"."""
+    gate_examples: int = Field(64, ge=0)
+    """Training rows, apart from those that members are scored on, where what is kept must be better than the model as
+    it is, or nothing moves; 0 moves without asking."""
+
+
+@METHODS.register("select")
+class Select(ForwardOnly):
+    """theta <- theta + lr sum over the best K members of w_i x_i / sigma, once, in the last step.
+
+    Each step asks N new members theta + x_i, with x_i = +-sigma z_i, for their loss l_i on the same `batch_size`
+    rows, and nothing moves: S steps choose among S N. With u what `estimator.scores` makes of all losses,
+    w_i = max(-u_i, 0), divided by their sum: by z-scores, as far as a member is better than the mean. At last, the
+    model with and without the displacement is asked for its loss on `gate_examples` other rows, and moves only where
+    this is lower. With K = 1 and lr = sigma the model becomes the best member. It is kept as K keys and numbers.
+
+    As many queries as `es` of as many steps takes, and two for each row of the gate. It takes a loss with a gradient as
+    well as a score.
+
+    Args:
+        config: its parts and sizes.
+        context: model, objective and examples.
+
+    Raises:
+        ConfigError: too few training rows, a rule that does not add a displacement, or a schedule of its rate.
+    """
+
+    Config = SelectConfig
+    paper = "the control: best of N random displacements (as in RandOpt), or their mean weighted by score"
+
+    def __init__(self, config: SelectConfig, context: TrainingContext) -> None:
+        super().__init__(config, context)
+        self._config: SelectConfig = config
+        _check_rule(config)
+        rows, size, gate = len(context.examples), config.batch_size, config.gate_examples
+        if size + gate > rows:
+            raise ConfigError(
+                f"method=select scores members on {size} rows and asks its gate of {gate} others, but there are {rows} "
+                "training rows",
+                "lower method.gate_examples or method.batch_size",
+            )
+        chosen = [context.examples[i] for i in permutation(Key(context.seed, 0), "select", rows)[: size + gate]]
+        rest = chosen[size:] if context.length is None else sorted(chosen[size:], key=context.length)
+        self._asked = context.collate(chosen[:size])
+        self._gate = [context.collate(rest[start : start + size]) for start in range(0, gate, size)]
+        self._losses: dict[Member, float] = {}
+        self._found: dict[str, Any] = {}
+        self._step_queries = config.population * size
+        self._gate_queries = 2 * gate
+        self.queries_per_step = self._step_queries + self._gate_queries
+
+    def step(self, number: int) -> StepLog:
+        before = self.counts.copy()
+        estimator, directions = self._zo.estimator, self._zo.directions(number)
+        losses = self._zo.evaluator.losses(self._objective, self._asked, estimator.ask(directions))
+        estimator.check_finite(directions, losses)
+        means: list[float] = losses.cpu().double().mean(dim=1).tolist()
+        members = {(number, place): mean for place, mean in enumerate(means)}
+        coefficients = {f"member_loss_{place}": mean for place, mean in enumerate(means)}
+        if self._log_ties:
+            coefficients["ties"] = float(len(set(means)) == 1)
+        update = None
+        if number + 1 == self.planned_steps:
+            update = self._conclude({**self._losses, **members})
+            coefficients |= {name: value for name, value in self._found.items() if name.startswith("gate_loss")}
+        self._losses |= members
+        return StepLog(math.fsum(means) / len(means), self.counts - before, coefficients, update)
+
+    def _conclude(self, losses: Mapping[Member, float]) -> Update | None:
+        """Weigh the best members, ask the gate, and move if it says so."""
+        weights = self._weights(losses)
+        found = {"members": len(losses), "kept": 0, "mean_loss": math.fsum(losses.values()) / len(losses)}
+        self._found = found
+        if not weights:
+            return None
+        found["best_loss"] = min(losses.values())
+        gradient = Displacement({key: -c / self._zo.estimator.epsilon for key, c in self._mean_of(weights).items()})
+        update, state = self._zo.rule.update(Estimate.from_gradient(gradient), self._zo.state)
+        if self._gate:
+            asks: list[LossRequest] = [(self._objective, batch) for batch in self._gate]
+            points = [Displacement(), update.displacement]
+            with self._zo.evaluator.probe(asks, points) as probe:
+                untrained, kept = self._gate_losses(probe.losses)
+                self._found |= {"gate_loss_untrained": untrained, "gate_loss_kept": kept}
+                if not kept < untrained:
+                    return None
+                probe.update(update)
+        else:
+            self._zo.theta.apply(update)
+        self._zo.state = state
+        self._found["kept"] = len(weights)
+        return update
+
+    @staticmethod
+    def _gate_losses(losses: torch.Tensor) -> list[float]:
+        """The mean losses of both points; raises NonFiniteError where one is no number."""
+        for place, where in enumerate(("of theta itself", "of what would be kept")):
+            if not torch.isfinite(losses[place]).all():
+                raise NonFiniteError(f"loss of a row of the gate, {where}")
+        means: list[float] = losses.cpu().double().mean(dim=1).tolist()
+        return means
+
+    def _weights(self, losses: Mapping[Member, float]) -> dict[Member, float]:
+        """w of the best members; none where all losses are equal."""
+        shaped = self._zo.estimator.shaped(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
+        ranked = sorted(zip(losses, shaped, strict=True), key=lambda one: (losses[one[0]], one[0]))
+        better = {member: -u for member, u in ranked[: self._config.keep] if u < 0}
+        return {member: weight / math.fsum(better.values()) for member, weight in better.items()}
+
+    def _mean_of(self, weights: Mapping[Member, float]) -> Displacement:
+        """The weighted mean of what members add to theta."""
+        asked = {step: self._zo.estimator.ask(self._zo.directions(step)) for step, _ in weights}
+        terms = []
+        for (step, place), weight in weights.items():
+            point = asked[step][place]
+            assert isinstance(point, Displacement)  # its directions are shared
+            terms.append(weight * point)
+        return Displacement.sum(terms)
+
+    def steps_within(self, queries: int) -> int:
+        return max(0, queries - self._gate_queries) // self._step_queries
+
+    def check_steps(self, steps: int) -> None:
+        """The one move has the rate that is configured."""
+        if self.lr_factor is not unscheduled:
+            raise ConfigError(
+                "method=select moves once, in its last step, so that its learning rate has no schedule",
+                "set training.lr_scheduler_type=constant and no warm-up",
+            )
+
+    def summary(self) -> dict[str, Any]:
+        return {"selection": self._found} if self._found else {}
+
+    def conclusions(self) -> list[str]:
+        """What was kept, or why nothing was."""
+        found = self._found
+        if not found:
+            return ["the last step was not made: nothing is kept, and the model is as it was"]
+        if "best_loss" not in found:
+            return [
+                f"all {found['members']} members have the same loss: nothing is kept; raise method.estimator.epsilon "
+                "or method.batch_size"
+            ]
+        who = "the best" if self._config.keep == 1 else f"the best {self._config.keep}"
+        said = f"{who} of {found['members']} members: loss {found['best_loss']:.4g} on the rows it was chosen by"
+        if "gate_loss_kept" in found:
+            lower = "kept" if found["kept"] else "not lower: nothing is kept, and the model is as it was"
+            said += (
+                f", {found['gate_loss_kept']:.4g} on the rows of the gate, where the untrained model has "
+                f"{found['gate_loss_untrained']:.4g}: {lower}"
+            )
+        return [said]
+
+    def state_dict(self, weights: bool) -> StateDict:
+        """The loss of each member, and what came out."""
+        members = [[step, place, loss] for (step, place), loss in self._losses.items()]
+        return super().state_dict(weights).put("select", StateDict({"members": members, "found": self._found}))
+
+    def load_state_dict(self, state: StateDict) -> None:
+        super().load_state_dict(state)
+        values = state.part("select").values
+        self._losses = {(int(step), int(place)): float(loss) for step, place, loss in values["members"]}
+        self._found = dict(values["found"])
+
+
+def _check_rule(config: SelectConfig) -> None:
+    """Raises ConfigError for a rule whose first update is more than the displacement that the gate is asked about."""
+    decay = config.rule.options.get("weight_decay", 0)
+    if decay or not RULES[config.rule.name].linear:
+        what = f"weight decay ({decay}) does more" if decay else f"updates by {config.rule.name!r} are none"
+        raise ConfigError(
+            f"method=select keeps a displacement, and {what}",
+            "set method.rule.weight_decay=0" if decay else "set method.rule=sgd",
+        )
