@@ -17,6 +17,7 @@ from zofo.cli import main
 from zofo.errors import ConfigError, RunError
 from zofo.report import compare_runs, comparison, read_runs, watch_run, write_report
 from zofo.report.charts import safe_json
+from zofo.report.runs import grouped
 from zofo.training import train
 from zofo.training.run_logs import ScoredExample
 
@@ -124,6 +125,35 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         compare_runs([two[0], two[0]])
     with pytest.raises(RunError, match="not a run folder"):
         read_runs([tmp_path])
+
+
+def test_runs_that_differ_in_their_seeds_are_a_group(two, tmp_path):
+    def seeds(run, scores):
+        for seed, score in enumerate(scores):
+            own = {run.variant: {**run.scores("validation"), "accuracy": score}}
+            settings = {**run.settings, "training.seed": seed}
+            name = f"{run.name} {seed}"
+            yield replace(run, name=name, settings=settings, summary={**run.summary, "variants": own}, group="")
+
+    first, other = read_runs(two)
+    runs = grouped([*seeds(first, [0.6, 0.7, 0.65]), *seeds(other, [0.9, 0.95, 0.94])])
+    assert [run.group for run in runs] == ["first 0"] * 3 + ["other 0"] * 3
+    found = compare_runs(runs)
+    assert [pair.name for pair in found.pairs] == ["other 0"]  # the seed of the first alone
+    differences = [0.3, 0.25, 0.29]
+    half = 100 * stats.t.ppf(0.975, 2) * stats.sem(differences)
+    assert found.groups[0].verdict == (
+        f"other 0 (3 seeds) is better than first 0 (3 seeds) by 28.0 points of accuracy (95 % over 3 pairs of seeds: {28 - half:+.1f} to "
+        f"{28 + half:+.1f})"
+    )
+    open_ = compare_runs(grouped([*seeds(first, [0.6, 0.7, 0.65]), *seeds(other, [0.9, 0.6, 0.8])])).groups[0].verdict
+    assert open_.startswith(
+        "no difference between other 0 (3 seeds) and first 0 (3 seeds) that 3 seeds can show (95 % over 3 pairs"
+    )
+    write_report(runs, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"<td>65.0 ± {100 * stats.t.ppf(0.975, 2) * stats.sem([0.6, 0.7, 0.65]):.1f}</td>" in page
+    assert found.groups[0].verdict in page
 
 
 def test_the_command_line_compares(two, capsys):

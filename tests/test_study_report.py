@@ -18,7 +18,7 @@ from zofo.studies.frames import as_p, as_score, as_time, markdown
 from zofo.studies.report import write_results
 from zofo.studies.result import Outcome
 from zofo.studies.selection import choices_of, final_runs
-from zofo.studies.statistics import detectable, holm, interval, paired
+from zofo.statistics import detectable, holm, interval, paired
 
 # statistics
 

@@ -10,7 +10,7 @@ from scipy import stats
 from zofo.errors import ConfigError
 from zofo.studies import read_study
 from zofo.studies.selection import edges_of
-from zofo.studies.statistics import detectable, holm, paired
+from zofo.statistics import detectable, holm, paired
 
 
 def test_holms_correction_is_that_of_the_definition():

@@ -38,6 +38,8 @@ def compare(
     out.say_table(_table(found))
     if found.options:
         out.say((f"and {len(found.options)} options of parts that not all of them have: see --json", "dim"))
+    for group in found.groups:
+        out.say((group.verdict, "bold"))
     for pair in found.pairs:
         out.say((pair.verdict, "bold"))
         if pair.mcnemar is not None:
@@ -124,5 +126,6 @@ def _as_json(found: RunComparison) -> dict[str, Any]:
         "runs": runs,
         "settings": dict([*found.settings, *found.options]),
         "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in found.pairs],
+        "groups": [{**asdict(group), "verdict": group.verdict} for group in found.groups],
         "notes": found.notes,
     }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zofo.errors import ConfigError
+from zofo.report.groups import PairedGroups, compare_groups
 from zofo.report.runs import ReportedRun, Settings, differing_settings, read_runs
 from zofo.tasks import METRICS
 from zofo.tasks.metrics import Answer
@@ -99,7 +100,9 @@ class RunComparison:
         split: whose scores are compared.
         settings: the keys in which they differ, and the value of each run; None where it has none.
         options: the same, of parts that not all of them have.
-        pairs: each further run against the first one, where both kept what they answered to the same examples.
+        pairs: each further run against the first one, where both kept what they answered to the same examples; of
+            runs that differ in their seeds, those with the first one's.
+        groups: the same over seeds, of runs that differ in these alone.
         notes: what a reader has to know.
     """
 
@@ -108,6 +111,7 @@ class RunComparison:
     settings: Settings
     options: Settings
     pairs: list[PairedRuns]
+    groups: list[PairedGroups]
     notes: list[str]
 
 
@@ -130,13 +134,16 @@ def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str
         raise ConfigError(f"a run is scored on validation and test, not on {split!r}", "choose --split validation")
     chosen = split or ("test" if all(run.scores("test") for run in runs) else "validation")
     notes, pairs = [f"{run.name} {run.state}" for run in runs if run.state], []
+    groups = compare_groups(runs, chosen)
     for other in runs[1:]:
+        if groups and other.seed != runs[0].seed:
+            continue
         found = _pair(runs[0], other, chosen)
         pairs += [found] if isinstance(found, PairedRuns) else []
         notes += [found] if isinstance(found, str) else []
     if pairs:
         notes.append("The intervals are over examples: another seed of the same configuration may differ by more.")
-    return RunComparison(runs, chosen, *differing_settings(runs), pairs, notes)
+    return RunComparison(runs, chosen, *differing_settings(runs), pairs, groups, notes)
 
 
 def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | str:

@@ -14,6 +14,7 @@ from zofo.filesystem import atomic_write_text
 from zofo.objectives import OBJECTIVES
 from zofo.report.charts import AXES, charts_of
 from zofo.report.comparison import compare_runs
+from zofo.report.groups import groups_of, mean_row
 from zofo.report.numbers import as_number, as_score
 from zofo.report.runs import ReportedRun
 from zofo.training.run_logs import ScoredExample
@@ -71,6 +72,7 @@ def _section(number: int, task: str, runs: Sequence[ReportedRun]) -> dict[str, A
         "task": task,
         "split": split,
         "rows": [_row(run, split, colours) for run in runs],
+        "means": [mean_row(name, own, split) for name, own in groups_of(runs).items()],
         "metric": runs[0].metric,
         "compared": compared,
         "charts": charts_of(runs, colours),

@@ -16,6 +16,10 @@ from zofo.training.run_logs import ScoredExample, metrics_lines, read_answers
 from zofo.training.run_record import ANSWERS, SUMMARY
 
 
+SEEDS = ("training.seed", "task.split_seed")
+"""The keys in which runs of one group may differ."""
+
+
 @dataclass(frozen=True)
 class ReportedRun:
     """A run as a report shows it.
@@ -28,7 +32,7 @@ class ReportedRun:
         events: the lines of its log, in order.
         summary: its outcome; empty of a run that is going on, or whose process died.
         examples: what its models last answered; none of a run of an older version.
-        group: runs of one group differ in their seed alone.
+        group: name of the group; runs of one differ in their seeds alone.
     """
 
     name: str
@@ -39,6 +43,11 @@ class ReportedRun:
     summary: dict[str, Any] = field(default_factory=dict)
     examples: list[ScoredExample] = field(default_factory=list)
     group: str = ""
+
+    @property
+    def seed(self) -> tuple[Any, ...]:
+        """What tells it from the others of its group."""
+        return tuple(self.settings.get(key) for key in SEEDS)
 
     @property
     def state(self) -> str:
@@ -102,9 +111,20 @@ def read_runs(paths: Sequence[Path | str]) -> list[ReportedRun]:
         seen.add(real(run.folder.path))
     if len({run.name for run in found}) < len(found):  # folders of one name in several places
         found = [replace(run, name=str(run.folder.path)) for run in found]
+    found = grouped(found)
     if not found:
         raise RunError("the study has no final run that is done", "run it first: zofo study NAME")
     return found
+
+
+def grouped(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
+    """The runs that no study has grouped, in a group with those that differ from them in seeds alone."""
+    first: dict[str, str] = {}
+    grouped = []
+    for run in runs:
+        same = repr([run.task, *((key, value) for key, value in run.settings.items() if key not in SEEDS)])
+        grouped.append(run if run.group else replace(run, group=first.setdefault(same, run.name)))
+    return grouped
 
 
 def _of_study(path: Path) -> list[ReportedRun]:
@@ -135,7 +155,7 @@ def _read(path: Path, name: str, group: str = "") -> ReportedRun:
         metrics_lines(run.metrics) if run.metrics.is_file() else [],
         summary,
         read_answers(run.path / ANSWERS) if summary else [],  # those of an earlier stop are not of this outcome
-        group or name,
+        group,
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from zofo.studies.config import FigureConfig
 from zofo.studies.result import INNER
-from zofo.studies.statistics import t_quantile
+from zofo.statistics import t_quantile
 
 if TYPE_CHECKING:  # both take long to import, and a study without a figure needs neither
     import pandas as pd

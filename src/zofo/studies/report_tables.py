@@ -11,7 +11,7 @@ from zofo.studies.frames import as_p, as_score, as_time, is_share, markdown, row
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.selection import Choices, Outcomes
-from zofo.studies.statistics import Interval, holm, interval, paired
+from zofo.statistics import Interval, holm, interval, paired
 from zofo.studies.trial import Cell, StudyRun
 
 _WORK = ("queries", "forwards", "backwards")

@@ -1,0 +1,89 @@
+"""Runs that differ in their seeds alone: their means, and whether one group is better than another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zofo.report.numbers import as_number, as_score
+from zofo.report.runs import ReportedRun
+from zofo.statistics import Paired, interval, paired
+
+
+@dataclass(frozen=True)
+class PairedGroups:
+    """A group of runs against the first one, in pairs of the same seeds.
+
+    Args:
+        name: of the group.
+        against: name of the first one.
+        metric: the score.
+        difference: of the score, in pairs.
+    """
+
+    name: str
+    against: str
+    metric: str
+    difference: Paired
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, in words."""
+        found, unit, n = self.difference, 1 if self.metric == "loss" else 100, self.difference.difference.n
+        middle, half = unit * found.difference.mean, unit * (found.difference.half or 0.0)
+        interval = f"95 % over {n} pairs of seeds: {middle - half:+.1f} to {middle + half:+.1f}"
+        kind = found.verdict(None)
+        if kind == "open":
+            least = unit * (found.detectable or 0.0)
+            both = f"no difference between {self.name} and {self.against} that {n} seeds can show"
+            return f"{both} ({interval}; a true difference below {least:.1f} would hardly show)"
+        better, other = (self.name, self.against) if kind == "better" else (self.against, self.name)
+        return f"{better} is better than {other} by {abs(middle):.1f} points of {self.metric} ({interval})"
+
+
+def groups_of(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
+    """The groups that have two or more runs with an outcome, in the order of the runs; called as a study calls them, or
+    by their first run."""
+    found: dict[str, list[ReportedRun]] = {}
+    for run in runs:
+        if run.summary:
+            found.setdefault(run.group, []).append(run)
+    several = {name: own for name, own in found.items() if len(own) > 1}
+    return {f"{name} ({len(own)} seeds)" if name == own[0].name else name: own for name, own in several.items()}
+
+
+def compare_groups(runs: Sequence[ReportedRun], split: str) -> list[PairedGroups]:
+    """Each further group against the first one, where two seeds or more are in both."""
+    found: list[PairedGroups] = []
+    (against, first), *others = list(groups_of(runs).items()) or [("", [])]
+    for name, own in others:
+        metric = first[0].metric
+        mine, theirs = ({run.seed: run.scores(split).get(metric) for run in group} for group in (first, own))
+        both = [(two, one) for seed, one in mine.items() if (two := theirs.get(seed)) is not None and one is not None]
+        if len(both) > 1:
+            sign = -1 if metric == "loss" else 1
+            pairs = paired([sign * two for two, _ in both], [sign * one for _, one in both])
+            found.append(PairedGroups(name, against, metric, pairs))
+    return found
+
+
+def mean_row(name: str, runs: Sequence[ReportedRun], split: str) -> dict[str, str]:
+    """The cells of a group in a table of means, each with its 95 % interval over seeds where there is one."""
+    metric = runs[0].metric
+
+    def cell(of: Callable[[ReportedRun], float | None], write: Callable[[float], str]) -> str:
+        known = [value for value in map(of, runs) if value is not None]
+        if len(known) < len(runs):
+            return "-"
+        found = interval(known)
+        return write(found.mean) + (f" ± {write(found.half)}" if found.half else "")
+
+    return {
+        "name": name,
+        "runs": str(len(runs)),
+        "score": cell(lambda run: run.scores(split).get(metric), lambda value: as_score(value, metric)),
+        "majority": cell(lambda run: run.scores(split).get("majority"), lambda value: as_score(value, metric)),
+        "loss": cell(lambda run: run.scores(split).get("loss"), as_number),
+        "queries": cell(lambda run: run.steps[-1]["queries"] if run.steps else 0, as_number),
+        "seconds": cell(lambda run: run.summary.get("seconds"), as_number),
+    }
