@@ -8,9 +8,9 @@ import yaml
 from scipy import stats
 
 from zofo.errors import ConfigError
+from zofo.statistics import detectable, holm, paired
 from zofo.studies import read_study
 from zofo.studies.selection import edges_of
-from zofo.statistics import detectable, holm, paired
 
 
 def test_holms_correction_is_that_of_the_definition():

@@ -15,7 +15,6 @@ from zofo.training import RunFolder
 from zofo.training.run_logs import ScoredExample, metrics_lines, read_answers
 from zofo.training.run_record import ANSWERS, SUMMARY
 
-
 SEEDS = ("training.seed", "task.split_seed")
 """The keys in which runs of one group may differ."""
 

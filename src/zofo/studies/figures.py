@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zofo.statistics import t_quantile
 from zofo.studies.config import FigureConfig
 from zofo.studies.result import INNER
-from zofo.statistics import t_quantile
 
 if TYPE_CHECKING:  # both take long to import, and a study without a figure needs neither
     import pandas as pd

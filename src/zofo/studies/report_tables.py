@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
+from zofo.statistics import Interval, holm, interval, paired
 from zofo.studies.config import MAJORITY, ZERO_SHOT
 from zofo.studies.frames import as_p, as_score, as_time, is_share, markdown, row_name
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.selection import Choices, Outcomes
-from zofo.statistics import Interval, holm, interval, paired
 from zofo.studies.trial import Cell, StudyRun
 
 _WORK = ("queries", "forwards", "backwards")
