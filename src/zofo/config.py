@@ -167,8 +167,6 @@ def read_json_object(path: Path, error: type[RunError] = RunError, finite: bool 
     """The JSON object in a file that zofo or peft wrote.
 
     Args:
-        path: of the file.
-        error: the kind that is raised.
         finite: whether NaN and Infinity, which are no JSON, are refused.
 
     Raises:
@@ -196,8 +194,6 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
     """Build a piece of configuration, or say what is wrong in one line.
 
     Args:
-        model: the class of the piece.
-        content: plain data, as YAML gives it.
         where: the path of keys that leads to it; empty for a whole file.
 
     Raises:

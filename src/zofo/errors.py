@@ -220,12 +220,7 @@ def listed(values: Iterable[Any]) -> str:
 
 
 def truncate(text: str, longest: int = 80) -> str:
-    """A text as a message shows it: the middle of a long one is left out.
-
-    Args:
-        text: of any length.
-        longest: how many characters it may have.
-    """
+    """A text as a message shows it: the middle of a long one is left out."""
     half = (longest - len(_CUT)) // 2
     return text if len(text) <= longest else f"{text[:half]}{_CUT}{text[-half:]}"
 

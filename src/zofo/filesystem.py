@@ -71,9 +71,7 @@ def writing(
 
     Args:
         what: is written, for messages: "the checkpoint".
-        path: of it.
         hint: what to type once that is done.
-        kind: of error that is raised.
         within: the folder in which every error is one of writing; by default `path`.
 
     Raises:
@@ -93,11 +91,8 @@ def cannot_write(
     """A failed write as a message: the path, what the system said, for a full disk its free bytes, and what to do.
 
     Args:
-        path: of what was written.
-        error: how it failed.
         what: was written, for messages.
         then: what to type next, once the reason is mended.
-        kind: of the message.
     """
     number = _number(error)
     free = f" ({_free(path)} bytes free)" if number in _OF_ROOM else ""
@@ -120,12 +115,7 @@ def temp_path(path: Path) -> Path:
 
 
 def _of_writing(error: OSError | SafetensorError, folder: Path) -> bool:
-    """Whether an error is that of a write, as far as its number and its file tell.
-
-    Args:
-        error: to tell.
-        folder: that is written.
-    """
+    """Whether an error is that of a write, as far as its number and its file tell."""
     number = _number(error)
     if number is None or number in _OF_WRITING:
         return number is not None
@@ -198,7 +188,6 @@ def atomic_folder(path: Path, force: bool, apart_from: Iterable[Path] = ()) -> I
     place of. It stays where it is until the new one is complete, beside it; then they change places.
 
     Args:
-        path: where it will be.
         force: write into a folder that holds something: files of the same name, and weights of another model, go.
         apart_from: folders that it may not be, nor lie in, nor hold.
 

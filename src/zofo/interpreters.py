@@ -14,12 +14,7 @@ _HAS_SAFE_PATH = sys.version_info >= (3, 11)  # the option -P, and PYTHONSAFEPAT
 
 
 def python_command(code: str, *arguments: str) -> list[str]:
-    """The command of a Python interpreter that runs some code.
-
-    Args:
-        code: what it runs.
-        arguments: what it finds in `sys.argv[1:]`.
-    """
+    """The command of a Python interpreter that runs some code."""
     if _HAS_SAFE_PATH:
         return [sys.executable, "-P", "-c", code, *arguments]
     return [sys.executable, "-c", f"import sys; sys.path.pop(0); {code}", *arguments]

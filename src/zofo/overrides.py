@@ -82,7 +82,6 @@ def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], A
 
     Args:
         override: `path.to.key=value`. A template, whose braces mean something else in YAML, may stand as it is.
-        example: what to write instead, for the hint.
 
     Raises:
         ConfigError: it has no key, or its value is not YAML.
@@ -110,7 +109,6 @@ def set_by_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
     Args:
         tree: changed in place; the groups on the way to the key are copied, so that others may share them.
-        path: the keys that lead to the one that is set.
         value: of the key; a group is joined with the one that is there.
 
     Raises:

@@ -110,12 +110,7 @@ _ROUNDING = 1e-12  # of differences that would be equal in exact arithmetic, as 
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """Both tests of the differences first - second, two-sided; the same place of both is a pair.
-
-    Args:
-        first: scores of a method.
-        second: scores of another, in the same order.
-    """
+    """Both tests of the differences first - second, two-sided; the same place of both is a pair."""
     from scipy import stats
 
     size = max((abs(value) for value in (*first, *second)), default=0.0)

@@ -114,9 +114,6 @@ def is_lost(text: str) -> bool:
 def check_unique_keys(text: str) -> None:
     """Find a key that is given twice in the same group.
 
-    Args:
-        text: YAML that can be parsed.
-
     Raises:
         ConfigError: names the keys that lead to it, and both lines.
     """

@@ -130,14 +130,7 @@ class PeftAdapters(Adapters):
         return 0
 
     def _attach(self, model: Any, names: Sequence[str], shape: Any, hint: str) -> None:
-        """Let peft build one adapter of this shape for each name.
-
-        Args:
-            model: a transformers model.
-            names: of the adapters.
-            shape: peft's configuration.
-            hint: what to type if peft cannot.
-        """
+        """Let peft build one adapter of this shape for each name."""
         import peft  # takes seconds, so only those who use adapters wait for it
 
         below = self._below = _CARRYING.get(model)
@@ -259,9 +252,7 @@ def write_adapter(config: Any, tensors: Mapping[str, torch.Tensor], folder: Path
     """Write an adapter as peft does, with the same bytes in every process.
 
     Args:
-        config: peft's configuration of it.
         tensors: by the names that peft's files have.
-        folder: is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(tensors, folder / "adapter_model.safetensors")

@@ -23,7 +23,6 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
     Args:
         model: the transformers model that it was trained with, without adapters.
-        folder: as `Adapters.save` or peft writes it, in safetensors.
 
     Returns:
         peft's model around it.
@@ -61,10 +60,6 @@ def check_known_options(content: Mapping[str, Any], adapter: str = "the adapter"
     peft itself leaves them out, and loads another adapter than was saved. Those that are empty (null, false, 0) change
     nothing, and are allowed.
 
-    Args:
-        content: of `adapter_config.json`.
-        adapter: what it is called in messages.
-
     Raises:
         RunError: names the option, or the kind of adapter, and the version of peft.
     """
@@ -101,10 +96,6 @@ def merge_adapter(model: Any, folder: Path) -> None:
 
     For LoRA, W <- W + (alpha / rank) B A in the number type of W, so that outputs agree up to its rounding.
 
-    Args:
-        model: the transformers model that it was trained with, without adapters.
-        folder: as `Adapters.save` or peft writes it.
-
     Raises:
         RunError: it does not fit the model; or it has virtual tokens, or sits on weights that the model uses in a
             second place, so that it cannot be merged.
@@ -120,10 +111,6 @@ def merge_adapter(model: Any, folder: Path) -> None:
 
 def merge_attached(model: Any, peft_model: Any) -> None:
     """The same for an adapter that is attached already.
-
-    Args:
-        model: the transformers model that carries it.
-        peft_model: what `load_adapter` gave.
 
     Raises:
         RunError: as `merge_adapter`.

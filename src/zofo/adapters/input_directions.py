@@ -33,7 +33,6 @@ class InputDirections:
     Args:
         layers: the modules by name; only their inputs are looked at.
         rank: how many directions are wanted; twice as many and 8 are kept meanwhile.
-        seed: of the run.
 
     Source: Halko, Martinsson and Tropp (2011), "Finding Structure with Randomness", algorithm 4.4; the stream as in
     Levy and Lindenbaum (2000), sequential Karhunen-Loeve, without the mean.

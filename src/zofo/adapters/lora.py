@@ -94,9 +94,6 @@ class DoraAdapters(LowRankAdapters):
     anew from all weights, so directions of neither can be carried beside them.
 
     Args:
-        model: a transformers model; the adapters are attached to it in place.
-        names: of the adapters; the first is active.
-        seed: of the run.
         rank: of each adapter matrix.
         alpha: scale of the low-rank part.
         target_modules: names of the linear layers that get one; by default as for LoRA.
@@ -125,11 +122,6 @@ class DoraAdapters(LowRankAdapters):
 @ADAPTERS.register("ia3")
 class Ia3Adapters(PeftAdapters):
     """IA3: a learned factor for each key, value and inner activation of the feed-forward layers. All start at one.
-
-    Args:
-        model: a transformers model; the adapters are attached to it in place.
-        names: of the adapters; the first is active.
-        seed: of the run; nothing is drawn.
 
     Raises:
         ConfigError: peft does not know which layers of the architecture to scale.

@@ -28,9 +28,6 @@ class PrefixAdapters(PeftAdapters):
     words before every row; a random start of another size than activations upsets it.
 
     Args:
-        model: a causal model of transformers.
-        names: of the adapters; the first is active.
-        seed: of the run.
         num_virtual_tokens: how many virtual tokens.
         init: from real activations, or from N(0, 0.02**2).
 
@@ -77,9 +74,6 @@ class PromptAdapters(PeftAdapters):
     """Prompt tuning: the embeddings of virtual tokens. They start as those of seeded random words of the vocabulary.
 
     Args:
-        model: a causal model of transformers.
-        names: of the adapters; the first is active.
-        seed: of the run.
         num_virtual_tokens: how many virtual tokens.
 
     Raises:

@@ -36,9 +36,6 @@ class SubspaceAdapters(PeftAdapters):
     B starts from zero, so that the model's function is as it was. The base model is only run, never read or written.
 
     Args:
-        model: a transformers model; the adapters are attached to it in place.
-        names: of the adapters; the first is active. All have the same A.
-        seed: of the run.
         rank: directions of each layer's inputs.
         init: from the inputs that each layer gets in some training rows, or orthonormal at random.
         calibration_batches: batches of training rows whose inputs are looked at, without a gradient, before the first

@@ -84,11 +84,6 @@ _KINDS = {
 def load_strange_adapter(model: Any, folder: Path, merge: bool = False) -> None:
     """Attach an adapter whose origin is unknown, or merge it; what zofo never writes into one is refused.
 
-    Args:
-        model: the transformers model, without adapters.
-        folder: of the adapter.
-        merge: write it into the weights.
-
     Raises:
         RunError: an option that zofo's adapters do not have, sizes that its tensors do not have, a number that is not
             finite, or tensors that the model lacks.

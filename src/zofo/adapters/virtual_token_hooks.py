@@ -23,10 +23,6 @@ class VirtualTokens:
     A prefix is given as the keys and values of tokens before the first. A prompt is given as embeddings before those of
     the row, so that logits have that many positions more, at the start. Either only where the cache is still empty;
     masks and positions count the virtual tokens in every call.
-
-    Args:
-        model: the transformers model inside `peft_model`.
-        peft_model: which holds the virtual tokens.
     """
 
     def __init__(self, model: Any, peft_model: Any) -> None:

@@ -83,17 +83,11 @@ BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base m
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
 
 
-def configured(
-    arguments: list[str] | None,
-    data_dir: Path | None = None,
-    data: str | None = None,
-    text: str | None = None,
-    label: str | None = None,
-) -> Any:
-    """A configuration from arguments: a YAML file or a recipe first, if any, then key=value."""
+def configured(arguments: list[str] | None, *rows: Any) -> Any:
+    """A configuration from arguments, see `given_config`."""
     from zofo.training import read_config
 
-    return read_config(*given_config(arguments, data_dir, data, text, label))
+    return read_config(*given_config(arguments, *rows))
 
 
 def given_config(

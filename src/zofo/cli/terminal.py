@@ -90,11 +90,7 @@ class Terminal(Console):
 
 
 class _Escaping(io.TextIOBase):
-    """A standard stream as others see it: libraries that warn, click and its messages on wrong arguments.
-
-    Args:
-        stream: where it goes.
-    """
+    """A standard stream as others see it: libraries that warn, click and its messages on wrong arguments."""
 
     def __init__(self, stream: TextIO) -> None:
         self.rich_proxied_file = stream  # to which a console writes, whose codes are its own

@@ -24,8 +24,6 @@ class PatchResult:
     """An applied patch.
 
     Args:
-        patch: the patch.
-        path: the folder that was written.
         merged: whether it is one transformers folder; else it holds `model` and `adapter`.
         same_bits: whether the backbone has the same bits as after training; None where that cannot be compared.
     """
@@ -80,9 +78,7 @@ def apply_patch(
     `out/adapter` instead.
 
     Args:
-        file: the patch.
         base: its base model: an embedded name, a folder or a Hub id.
-        out: the new folder.
         force: write into a folder that holds something.
         summed: write the sum of the updates at once: faster, and equal up to rounding.
         remote_code: allow the base model's repository to run its own code.

@@ -43,7 +43,6 @@ class RunDiff:
         step: the first step, counted from 0, that differs; None for none.
         at_step: the differences of that step.
         left: files of the trained model that differ.
-        steps: number of steps of each.
     """
 
     asked: tuple[Difference, ...]
@@ -83,10 +82,6 @@ def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
     """Find the differences of two runs: in their configuration, their steps, and the files that they left.
 
     Times and the runs' own folders are not compared.
-
-    Args:
-        first: folder of a run.
-        second: folder of another one.
 
     Raises:
         RunError: a folder holds no run, or a trajectory or log is damaged.

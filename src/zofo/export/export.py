@@ -32,9 +32,7 @@ class ExportResult:
 
     Args:
         kind: merged, adapter or patch.
-        path: the folder or file.
         files: names of the files in the folder; empty for a patch.
-        card: text of the model card.
     """
 
     kind: Kind
@@ -79,8 +77,6 @@ def export_run(
     * `patch`: one file, which `apply_patch` turns into the model again where the base model is, and compares then.
 
     Args:
-        path: of the run.
-        kind: merged, adapter or patch.
         out: the new folder, or file for a patch.
         variant: which model of the run; by default the one reported first.
         best: as of the best evaluation instead of the last step.

@@ -12,9 +12,7 @@ def push(exported: ExportResult, repo: str, private: bool = True, api: Any = Non
     """Upload an export with its model card, as one commit.
 
     Args:
-        exported: the result of `export_run`.
         repo: id of the repository, `owner/name`; created if it does not exist.
-        private: whether a new repository is private.
         api: the client; by default `huggingface_hub.HfApi()`, which uses the token of `hf auth login`.
 
     Returns:

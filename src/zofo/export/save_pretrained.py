@@ -39,8 +39,6 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
     """Write model and tokenizer as `from_pretrained` and `pipeline` read them, without a path of this machine.
 
     Args:
-        loaded: model and tokenizer.
-        folder: the new folder.
         labels: names of the outputs of a classification head; empty keeps those of the checkpoint.
         generation: generation settings in place of the model's own.
 

@@ -100,7 +100,6 @@ def replay_run(
     after any step whose loss on validation the run has logged, with that loss, where the model has no adapter.
 
     Args:
-        path: folder of the run.
         step: number of steps to replay; by default all, 0 for the base model.
         out: the new transformers folder of the backbone; by default nothing is written.
         summed: write the sum of the updates at once.

@@ -28,8 +28,6 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
     """Write the page.
 
     Args:
-        runs: in the order in which they are shown; those of different tasks in groups.
-        file: of the page.
         refresh: seconds after which an open page loads itself again, while runs go on; None for never.
 
     Raises:

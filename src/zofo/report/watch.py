@@ -16,10 +16,6 @@ INTERVAL = 2.0
 def watch_run(path: Path, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
     """A line whenever something has happened in a run, until it has ended, was stopped, or its process is gone.
 
-    Args:
-        path: of the run.
-        sleep: waits for so many seconds.
-
     Raises:
         RunError: no run there, or more than one.
     """

@@ -34,8 +34,6 @@ class Line:
     """One method in one panel.
 
     Args:
-        method: its name.
-        x: queries or steps, ascending.
         mean: over the seeds, at each x.
         low: lower edge of the band.
         high: upper edge of the band.

@@ -128,8 +128,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 
     """A table in Markdown, its columns aligned.
 
     Args:
-        header: of the columns.
-        rows: of the table.
         texts: how many columns, from the first, hold texts; the others hold numbers, which stand to the right.
     """
     cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]

@@ -30,9 +30,6 @@ def execution_of(tree: Mapping[str, Any]) -> Executor:
 class Grid:
     """All runs of a study, validated.
 
-    Args:
-        config: the study.
-
     Raises:
         ConfigError: some run could not be configured; names the method, the place and the key.
     """
@@ -93,8 +90,6 @@ class Grid:
         """The final runs of a method in a cell.
 
         Args:
-            name: of the method.
-            cell: one of `cells`.
             chosen: the trial whose setting they have, of the method or of its `tuned_by`; without meaning where there
                 is none.
         """
@@ -214,7 +209,6 @@ class Grid:
         """The place in the study's file that sets a key of a run; else a name of the run.
 
         Args:
-            run: of this grid.
             key: dotted, as a run's configuration has it; empty for the run as a whole.
         """
         if run in self.starts:

@@ -197,14 +197,8 @@ def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
 
 
 def _in_folder(base: Tree, tree: Tree, name: str, data: Path | None) -> Tree:
-    """A task's tree with its folder of all data, unless it names data of its own or brings them.
-
-    Args:
-        base: what it is laid over.
-        tree: of the task.
-        name: of its folder; empty for several tasks, whose folders are those of all data.
-        data: the folder that holds a folder for each task; None for none.
-    """
+    """A task's tree with its folder of all data, unless it names data of its own or brings them; with no name, that of
+    several tasks, whose folders are those of all data."""
     whole = merge_trees(base, tree)
     if data is None or get_by_path(whole, "task.data_dir") is not None or get_by_path(whole, "task.data") is not None:
         return tree

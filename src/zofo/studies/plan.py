@@ -32,10 +32,6 @@ class PlanRow:
     """A method in a cell.
 
     Args:
-        method: its name.
-        cell: its model, task and axes.
-        trials: number of trials.
-        finals: number of final runs.
         done: how many of both are done.
         trial_queries: queries of a trial; None where unknown.
         final_queries: queries of a final run; None where unknown.
@@ -58,12 +54,7 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study.
-
-    Args:
-        rows: a method in a cell each.
-        jobs: runs at a time.
-    """
+    """The runs of a study."""
 
     rows: tuple[PlanRow, ...]
     jobs: int
@@ -136,11 +127,7 @@ def plan_study(
     which it was timed, preferably of the same model.
 
     Args:
-        study: as it was read.
         folder: of the study, whose finished runs are counted out.
-        jobs: runs at a time.
-        remote_code: allow the model's repository to run its own code.
-        on_progress: called with what is being timed.
         limit: seconds after which nothing more is timed.
 
     Raises:

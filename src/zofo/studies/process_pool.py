@@ -26,13 +26,7 @@ from zofo.training.signals import Signals
 
 
 def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
-    """Make one run and write its outcome; one that an error ends has failed.
-
-    Args:
-        tree: the whole configuration of the run.
-        folder: of the run; it does not exist.
-        remote_code: allow the model's repository to run its own code.
-    """
+    """Make one run and write its outcome; one that an error ends has failed."""
     path, execution = Path(folder), execution_of(tree)
     try:
         outcome = replace(
@@ -57,10 +51,6 @@ class Workers:
 
     It is a context: when it is left by an error or an interrupt, runs that are being made are given up. While it is
     open, SIGTERM and Ctrl-C raise Interrupted; a run that is at its end is kept first.
-
-    Args:
-        jobs: how many runs at a time.
-        remote_code: allow the model's repository to run its own code.
     """
 
     def __init__(self, jobs: int, remote_code: bool) -> None:
@@ -87,7 +77,6 @@ class Workers:
 
         Args:
             runs: none of which is done.
-            store: where they are written.
 
         Raises:
             RunError: a process died.

@@ -37,11 +37,7 @@ def write_results(
     """Write the tables, the figures that the study asks for, and the report.
 
     Args:
-        study: as it was read.
         runs: trials, and the final runs that are known.
-        outcomes: of those runs that are done.
-        choices: the setting of each method in each cell.
-        folder: of the study.
         outdated: results that were made again, by folder: what has changed; None for none.
 
     Raises:

@@ -40,9 +40,6 @@ class Scores:
     """The scores of final runs by method, cell and seed.
 
     Args:
-        grid: the runs of the study.
-        finals: the final runs.
-        outcomes: of those that are done.
         choices: of settings; a method of which every trial diverged has no final run, and one of which a trial has to
             be made again has none yet.
     """
@@ -142,12 +139,7 @@ class Scores:
 
 
 def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
-    """A row for each method and each further model that it leaves, a column for each task, and what one run took.
-
-    Args:
-        scores: of all final runs.
-        cells: of one model and one value of each axis.
-    """
+    """A row for each method and each further model that it leaves, a column for each task, and what one run took."""
     metrics = [scores.metric(cell)[0] for cell in cells]
     average = ["average"] if scores.comparable(cells) else []
     tasks = [f"{cell.task} ({metric or '?'})" for cell, metric in zip(cells, metrics, strict=True)]
@@ -205,12 +197,7 @@ def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
 
 
 def treatment_table(scores: Scores, cells: Sequence[Cell]) -> str:
-    """How strong the treatment of theta was, by method and task: means over the runs that measured it; else nothing.
-
-    Args:
-        scores: of all final runs.
-        cells: of one model and one value of each axis.
-    """
+    """How strong the treatment of theta was, by method and task: means over the runs that measured it; else nothing."""
     rows = []
     for method in scores.methods:
         for cell in cells:
@@ -253,9 +240,6 @@ def difference_table(
     """How every method differs from one of them, on each task and on all of them together; and the number of tests.
 
     Args:
-        scores: of all final runs.
-        cells: of one model and one value of each axis.
-        reference: the method that the others are compared with.
         margin: differences within which count as equal.
     """
     p_values: list[float | None] = []
@@ -299,12 +283,7 @@ def _difference(pairs: Pairs, metric: str, margin: float | None = None) -> list[
 
 
 def contrast_table(scores: Scores, axis: str) -> tuple[str, int]:
-    """How the scores of each method differ between the first value of an axis and its others; and the number of tests.
-
-    Args:
-        scores: of all final runs.
-        axis: its name.
-    """
+    """How each method's scores differ between the first value of an axis and the others; and the number of tests."""
     rows, tests = [], 0
     for method in scores.methods:
         for first, other, where, value in scores.contrasts(axis):

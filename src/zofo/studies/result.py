@@ -30,10 +30,8 @@ class Outcome:
 
     Args:
         config: the whole configuration of the run; entered when the outcome is written.
-        metric: name of the score.
         higher_is_better: whether more of it is better.
         scores: of each split that was scored after the last step: "score", "loss", and "majority" where there is one.
-        steps: made.
         counts: forwards, backwards and queries of training.
         evaluation: the same of all scoring, where it was counted.
         seconds: of training alone.

@@ -49,11 +49,9 @@ def run_study(
     of its trials failed by accident, until that is made again.
 
     Args:
-        study: as `read_study` gives it.
         folder: of the study; runs that are done there are kept.
         console: where progress is shown; by default nowhere.
         jobs: runs at a time, each in a process of its own; 1 makes them in this one.
-        remote_code: allow the model's repository to run its own code.
 
     Returns:
         What was found.
@@ -89,10 +87,6 @@ def run_study(
 def report_study(study: Study, folder: Path) -> StudyResult:
     """Write the results of the runs that are done, and make none.
 
-    Args:
-        study: as `read_study` gives it.
-        folder: of the study.
-
     Raises:
         RunError: no study there, an outcome is damaged, or the folder cannot be written; or there are results, and
             none of them is of the study as it is now: the report of them stays.
@@ -118,13 +112,7 @@ def report_study(study: Study, folder: Path) -> StudyResult:
 
 
 def content_of(study: Study, folder: Path, remote_code: bool) -> Content:
-    """What the runs of a study would be made from now.
-
-    Args:
-        study: as it was read.
-        folder: of the study.
-        remote_code: allow the model's repository to run its own code.
-    """
+    """What the runs of a study would be made from now."""
     return Content(folder / "runs", remote_code, study.config.split == "test")
 
 

@@ -48,8 +48,6 @@ class Selection:
     """The settings of a method in one cell.
 
     Args:
-        method: its name in the tables.
-        cell: where it stands.
         trials: in the order of the file.
         chosen: number of the best, from 0; None where every one diverged, or some are not done.
     """
@@ -83,7 +81,6 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
     other methods.
 
     Args:
-        grid: of the study.
         outcomes: of its trials; the scores of other splits in them are not looked at.
     """
     by = grid.config.search.metric if grid.config.search else "loss"
@@ -127,12 +124,7 @@ def final_runs(grid: Grid, choices: Choices) -> list[StudyRun]:
 
 def edges_of(tried: Sequence[Tree], chosen: int) -> list[str]:
     """The keys whose chosen value is the smallest or the largest number of those that were tried: a better one may lie
-    beyond it.
-
-    Args:
-        tried: the settings.
-        chosen: which one, from 0.
-    """
+    beyond it."""
     values: dict[str, set[float]] = {}
     for tree in tried:
         for key, value in flatten(tree):

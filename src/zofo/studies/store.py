@@ -42,10 +42,6 @@ class Store:
     def claim(self, name: str, config: Any) -> bool:
         """Take the folder for a study.
 
-        Args:
-            name: of the study.
-            config: the study, as plain data.
-
         Returns:
             Whether the study was another one when it was last run here.
 
@@ -88,7 +84,6 @@ class Store:
         A run is known by its whole configuration, whatever the study calls it now, and by the content of what it names.
 
         Args:
-            run: which one.
             compared: whether its content is looked at; not of one that was made just now.
         """
         for folder in sorted(self.runs.glob(f"*-{run.digest}")):
@@ -165,8 +160,6 @@ class Content:
     """The present content of a study's models and tasks, each read once.
 
     Args:
-        runs: the folder of all runs.
-        remote_code: allow the model's repository to run its own code.
         test: whether rows of test are scored by any run.
     """
 
@@ -228,10 +221,6 @@ def _trained(start: Path) -> str | None:
 
 def check_same_content(runs: Sequence[StudyRun], outcomes: Mapping[str, Outcome]) -> None:
     """Refuse to compare results that use one name for different content.
-
-    Args:
-        runs: of the study.
-        outcomes: of those that are done, by digest.
 
     Raises:
         RunError: names two runs, and what differs.

@@ -161,11 +161,7 @@ def _start_beside(folder: Path, start: Path | None) -> Path | None:
     """The run that a run starts from: one of the same study, by the name of its folder, or any other by its path.
 
     What one of the same study ended with is kept beside it by the first run that starts there: a replay may take longer
-    than such a run does.
-
-    Raises:
-        RunError: it failed, so that what is in its folder is not what was asked for.
-        NonFiniteError: it diverged, as it would again.
+    than such a run does. One that failed, or diverged as it would again, is refused.
     """
     if start is None or start.is_absolute() or len(start.parts) > 1:
         return start

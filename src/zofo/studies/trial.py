@@ -46,12 +46,7 @@ class StudyRun:
     """One run, complete before it is made.
 
     Args:
-        method: its name in the tables.
-        cell: where it stands.
-        seed: of the run.
         trial: which setting is tried, from 0; None for a final run.
-        config: its whole configuration.
-        execution: how it is made.
         setting: which trial's setting it has, from 0; without meaning where nothing was tried.
     """
 
@@ -161,8 +156,6 @@ class Executor(ABC):
         """What the run would be made from now, by content; raises ZofoError where rows or model cannot be read.
 
         Args:
-            config: of the run.
-            remote_code: as above.
             test: whether the rows of test are part of it.
             load: loads a model, and says what it is known by.
         """

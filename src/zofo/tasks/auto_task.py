@@ -41,7 +41,6 @@ def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = Fal
     A task file keeps its splits, unless its rows come from one file: then all three are drawn from that.
 
     Args:
-        config: the configuration of the task.
         free_words: whether MetaICL's rows may lack options, as in one of several training tasks.
         whole: whether each split is a whole file, so that no rows are drawn.
 

@@ -79,7 +79,6 @@ def write_chat(speller: Speller, example: Example) -> Asked:
     """A chat as the model's template writes it.
 
     Args:
-        speller: speller of the model's tokenizer.
         example: an example with `messages`; its first candidate is the answer, "" where that is not known.
 
     Raises:
@@ -133,11 +132,7 @@ def _said(example: Example, whole: str, prompt: str, tail: str, lead: str) -> st
 
 
 def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
-    """The end of an answer, and the texts that stop generation: a token of the template, else the end of text.
-
-    Raises:
-        ModelError: there is neither.
-    """
+    """The end of an answer, and the texts that stop generation: a token of the template, else the end of text."""
     tokenizer = speller.tokenizer
     plain = without_marks(tail)
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
@@ -155,15 +150,7 @@ def _end(speller: Speller, tail: str) -> tuple[str, tuple[str, ...]]:
 
 
 class _Writer:
-    """Writes turns with a chat template, in the way in which it can be trained with.
-
-    Args:
-        speller: of the model's tokenizer.
-        tools: what the model may call; None for nothing.
-        marked: whether to mark control tokens.
-        where: file and line, for messages.
-        way: options of the template.
-    """
+    """Writes turns with a chat template, in the way in which it can be trained with."""
 
     def __init__(
         self, speller: Speller, tools: Any, marked: bool, where: str, way: Mapping[str, Any] | None = None

@@ -156,9 +156,7 @@ def collate(
     example is *packed* into one row, and the batch is `packed`.
 
     Args:
-        examples: one or more.
         pad: id of the padding token; which one does not matter, since it is masked.
-        device: where the tensors go.
         pack_limit: the longest packed row, in tokens; None for no limit, 0 for a model that takes none.
         side: where rows are padded; on the left, the positions that are scored lie together at the end.
     """
@@ -170,13 +168,7 @@ def collate(
 
 
 def collate_masked(examples: Sequence[TokenizedCloze], pad: int, device: torch.device) -> Batch:
-    """Put examples for a masked language model into one batch: one row each, padded on the right.
-
-    Args:
-        examples: one or more.
-        pad: id of the padding token.
-        device: where the tensors go.
-    """
+    """Put examples for a masked language model into one batch: one row each, padded on the right."""
     table = []
     for one in examples:
         none = [0] * len(one.tokens)
@@ -190,9 +182,7 @@ def collate_texts(examples: Sequence[TokenizedText], pad: int, device: torch.dev
     """Put texts into one batch.
 
     Args:
-        examples: one or more.
         pad: id of the padding token, which heads of causal models know the end of a text by.
-        device: where the tensors go.
     """
     input_ids, mask = padded([example.tokens for example in examples], pad, "right")
     types = None

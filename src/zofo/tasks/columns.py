@@ -15,7 +15,6 @@ def columns_in_file(task: Task, columns: Mapping[str, str] | None) -> dict[str, 
     """The names of a task's columns in the rows, of those that have another name there.
 
     Args:
-        task: whose columns are meant.
         columns: a column of the task, or `text` for its only text and `label` for its label -> the name in the rows.
 
     Raises:
@@ -51,7 +50,6 @@ def renamed(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
     """The same rows with columns under other names; a row that lacks a column keeps what it has.
 
     Args:
-        rows: as a file has them.
         columns: the new name -> the name in the file. Another column that has the new name already is left out.
     """
     if not columns:

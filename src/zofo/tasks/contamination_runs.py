@@ -29,9 +29,7 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
     Rows are compared if they are MetaICL's and have not been moved.
 
     Args:
-        trained: task configuration of the run.
         asked: task of a run that starts from it, or that it is scored on.
-        run: name of the run, for messages.
         scored: whether all tasks of `asked` are scored; else only the unseen ones are.
 
     Raises:

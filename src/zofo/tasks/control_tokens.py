@@ -21,11 +21,8 @@ class Spelt(NamedTuple):
     """A text, or a pair of texts, to be tokenised.
 
     Args:
-        text: the only or the first text.
-        second: the second text of a pair, or None.
         marked: whether marks tell the control tokens that a template writes from those that the row spells; without,
             every control token is the template's.
-        where: file and line, for messages.
     """
 
     text: str
@@ -38,7 +35,6 @@ class Coded(NamedTuple):
     """A text in tokens.
 
     Args:
-        ids: ids of the tokens.
         spans: for each token, its first character and the one after its last, marks counted.
         types: which text of a pair each token belongs to; empty where the tokenizer gives none.
     """
@@ -59,11 +55,7 @@ def with_marks(text: str, end: int) -> str:
 
 
 class Speller:
-    """Tokenises texts, with the control tokens that rows spell left as text.
-
-    Args:
-        tokenizer: a fast tokenizer.
-    """
+    """Tokenises texts, with the control tokens that rows spell left as text."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -83,7 +75,6 @@ class Speller:
         Args:
             text: a text that a template made.
             own: texts that the row wrote into it, in order; others are ignored.
-            where: file and line, for messages.
 
         Raises:
             DataError: the row wrote nothing but a control token, which the template writes as well.
@@ -144,7 +135,6 @@ class Speller:
 
         Args:
             texts: all by themselves, or all pairs.
-            options: of the tokenizer.
 
         Raises:
             DataError: the tokenizer makes a control token of a text even where it is spelt as text.

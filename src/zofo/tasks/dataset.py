@@ -33,8 +33,6 @@ def load_task_examples(
     """Read, check, split and render all rows of a task.
 
     Args:
-        task: how rows are asked about.
-        config: the configuration of rows and prompt.
         splits: those that are needed; the rows of others are read only where the task forbids rows of test in them.
         head: for a classification head instead of a language model.
         right: whether rows must hold what is right.
@@ -76,12 +74,7 @@ def load_task_examples(
 
 
 def _known_prompt(task: Task, config: TaskConfig, head: bool) -> str | None:
-    """The name of the prompt that rows are rendered with; None for the task's first, or a head's own.
-
-    Raises:
-        ConfigError: a head for a task or demonstrations that it cannot take.
-        UnknownNameError: the task has no such prompt.
-    """
+    """The name of the prompt that rows are rendered with; None for the task's first, or a head's own."""
     if head and task.kind != "classification":
         raise ConfigError(
             f"a classification head gives the same labels to every row, but {task.name!r} is a {task.kind} task",

@@ -68,13 +68,7 @@ def _sizes(task: Task, wanted: Sequence[Split], given: dict[Split, int], rows: i
 
 
 def _filled(units: Sequence[Unit], sizes: dict[Split, int], each: bool) -> dict[Split, Sequence[Row]]:
-    """The rows of each split: units in order, until the split has its size.
-
-    Args:
-        units: units in the order of the draw.
-        sizes: rows of each split.
-        each: whether every split gets at least one unit.
-    """
+    """The rows of each split: units in order, until it has its size; with `each`, every split gets at least one."""
     left: Iterator[Unit] = iter(units)
     divided: dict[Split, Sequence[Row]] = {}
     taken = 0

@@ -54,3 +54,10 @@ class Example:
     def gold(self) -> int:
         """Index of the candidate that is trained on; 0 where the right one is not known."""
         return self.golds[0] if self.golds else 0
+
+    @property
+    def text(self) -> str:
+        """What is asked, for people: the turns of a chat, the texts of a classifier, or else the prompt."""
+        if self.messages:
+            return "\n".join(f"{role}: {content}" for role, content, *_ in self.messages)
+        return "\n".join(self.texts) or self.prompt

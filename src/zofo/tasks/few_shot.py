@@ -28,10 +28,7 @@ def with_demonstrations(
     depends on `split_seed` and the example's number.
 
     Args:
-        examples: the examples.
         pool: solved examples, of train.
-        config: how many demonstrations, and whose.
-        separator: text between them.
 
     Raises:
         ConfigError: the pool is too small, or has too few rows that ask something else; or it holds chats.

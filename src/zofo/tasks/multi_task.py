@@ -283,11 +283,8 @@ def check_no_shared_rows(
     """Refuse training rows that are test rows of another task.
 
     Args:
-        name: name of the training task.
         trained: inputs of its training rows by place.
         held: for each task that is kept for the test, the inputs of its test rows by place.
-        of: the run that trains on it, for the message.
-        instead: what to do instead, for the hint.
 
     Raises:
         ConfigError: rows are shared; names the first.

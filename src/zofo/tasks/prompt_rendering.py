@@ -28,8 +28,6 @@ def render(
     """One row as an example.
 
     Args:
-        task: how rows are asked about.
-        fields: the row.
         where: file and line, or source and row.
         prompt: name of the prompt; by default the task's first.
         head: for a classification head, which sees the row's texts unless a prompt is named.
@@ -237,8 +235,6 @@ def gold_choices(
     """Indices of the right choices, from a label that is a number, a text, a letter, a key, or a list of them.
 
     Args:
-        task: the task.
-        fields: the row.
         values: texts of the choices, stripped.
         each: the list in the row that holds them, if there is one.
 

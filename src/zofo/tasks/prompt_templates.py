@@ -139,9 +139,6 @@ def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own
     """A template with the columns of one row in place: a text; of an expression, its value.
 
     Args:
-        template: or an expression.
-        fields: the columns of the row.
-        expression: whether it is one.
         own: a list to which the texts are added that the row wrote, in their order.
 
     Raises:

@@ -22,7 +22,6 @@ def row_notes(task: Task, examples: Mapping[Split, Sequence[Example]]) -> list[s
     """Notes on labels that look like mistakes, repeated rows, and labels that are missing or rare.
 
     Args:
-        task: the task.
         examples: examples of each split, without demonstrations.
     """
     notes = _likely_mistakes(task, examples) + repeat_notes(examples, task.kind == "generation")
@@ -64,10 +63,6 @@ def _likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) ->
 
 def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
     """Content of rows that the model does not see: the chat template drops it, or the tokenizer does not know it.
-
-    Args:
-        tokenizer: the model's tokenizer.
-        encoded: tokenised rows.
 
     Returns:
         A line for each kind, with the first such row.

@@ -24,10 +24,7 @@ class EpochSampler(Generic[T, B]):
     number.
 
     Args:
-        examples: what is drawn from.
-        size: examples a batch.
         collate: turns a list of examples into a batch.
-        seed: of the run.
         name: tells apart several sequences of one run.
         length: of an example, to group by; None does not group.
 

@@ -21,7 +21,6 @@ class TokenizedChoices:
         rows: for each candidate, the tokens of prompt and candidate together.
         scored: for each candidate, how many tokens at the end of its row belong to it.
         gold: index of the candidate that is trained on.
-        example: as text.
         stops: texts and tokens that end its answer, beside those of the task.
         joined: whether prompt and candidate have the tokens that they have as one text.
         unwritten: for a chat, content that the template drops or changes.
@@ -68,8 +67,6 @@ def encode(
     token that begins a text, or from the one that ends texts where a model has no other.
 
     Args:
-        tokenizer: a fast tokenizer.
-        examples: what to tokenise.
         limit: the longest row in tokens; None for no limit.
         truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it.
 
@@ -170,12 +167,7 @@ def _answered(
 
 
 def _from_one_place(coded: Sequence[Coded], prompt: int) -> tuple[list[tuple[int, ...]], int, bool]:
-    """The rows of several candidates, the place that all are scored from, and whether each begins there.
-
-    Args:
-        coded: prompt and candidate as one text, for each candidate.
-        prompt: characters of the prompt.
-    """
+    """The rows of several candidates, the place that all are scored from, and whether each begins there."""
     starts = [next((i for i, span in enumerate(one.spans) if span[1] > prompt), len(one.ids)) for one in coded]
     columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*(one.ids for one in coded), strict=False))
     start = min(*starts, sum(1 for _ in columns))
@@ -201,12 +193,8 @@ def fitted(
     """Rows within the limit; as many tokens are dropped for every candidate, so that all follow the same prompt.
 
     Args:
-        rows: one for each candidate.
         spare: what may be dropped, the first before the next: where it begins in a row, from the end if that is
             negative, and how many tokens it has.
-        limit: the longest row in tokens; None for no limit.
-        truncate: whether tokens may be dropped at all.
-        example: as text, for the message.
 
     Raises:
         DataError: the rows are too long.
@@ -278,9 +266,6 @@ def encode_channel(
     Every candidate is followed by the same tokens, those of the prompt, so that means and sums rank alike.
 
     Args:
-        tokenizer: a fast tokenizer.
-        examples: what to tokenise.
-        limit: the longest row in tokens; None for no limit.
         truncate: of longer rows, drop the oldest tokens: of the demonstrations, and then of the prompt.
 
     Raises:

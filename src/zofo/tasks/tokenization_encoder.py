@@ -22,7 +22,6 @@ class TokenizedCloze:
         place: where the mask is.
         targets: the token of each candidate.
         gold: index of the candidate that is trained on.
-        example: as text.
     """
 
     tokens: tuple[int, ...]
@@ -45,7 +44,6 @@ class TokenizedText:
         tokens: the text, or both with what the tokenizer puts between them.
         types: which of the two each token belongs to, where the model asks for that; else empty.
         gold: index of the label that is trained on.
-        example: as text.
     """
 
     tokens: tuple[int, ...]
@@ -67,9 +65,6 @@ def encode_masked(
     Each candidate is tokenised in its place, and must be one token there with the same tokens around it.
 
     Args:
-        tokenizer: a fast tokenizer with a mask token.
-        examples: what to tokenise.
-        limit: the longest text in tokens; None for no limit.
         truncate: drop the oldest tokens of a longer prompt instead of refusing it.
 
     Raises:
@@ -125,9 +120,6 @@ def encode_texts(
     token to put between.
 
     Args:
-        tokenizer: a tokenizer.
-        examples: what to tokenise.
-        limit: the longest text in tokens; None for no limit.
         truncate: drop the oldest tokens of the longer text instead of refusing it.
 
     Raises:
@@ -173,11 +165,6 @@ def check_token_ids(
     examples: Sequence[TokenizedChoices | TokenizedCloze | TokenizedText], tokenizer: Any, embeddings: int
 ) -> None:
     """Check that the model has an embedding for every token.
-
-    Args:
-        examples: tokenised examples.
-        tokenizer: their tokenizer.
-        embeddings: number of embeddings of the model.
 
     Raises:
         DataError: a token has none; names the row, the token and the number of such rows.

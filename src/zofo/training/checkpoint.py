@@ -48,7 +48,6 @@ class Checkpoints:
 
     Args:
         folder: where they are; made when the first one is saved.
-        keep: how many are kept, the newest ones.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -58,10 +57,6 @@ class Checkpoints:
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Write a checkpoint, then remove those that are too many.
-
-        Args:
-            step: how many steps have been made.
-            write: writes its files into the folder that it is given.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; the checkpoints before are as they were.
@@ -209,11 +204,8 @@ class CheckpointCallback(Callback):
 
     Args:
         checkpoints: where to; None for a method that only reads, which begins again.
-        write: writes everything of the run after some steps into a folder.
-        signals: that ask the run to stop.
         training: says how many steps there are from one to the next, and whether the run goes on without one that
             could not be written. One that is written because the run was asked to stop is never skipped.
-        warn: told of one that was skipped.
         first: how many steps have been made already.
     """
 

@@ -30,7 +30,6 @@ def method_config(value: Any, *, default: str = _METHOD) -> Any:
     """A method as it is written, as its own configuration; what is no group of keys is left to be refused.
 
     Args:
-        value: a name, or a group of options.
         default: the method that is meant when only options are given.
 
     Raises:

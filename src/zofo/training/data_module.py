@@ -62,8 +62,6 @@ class PreparedRun:
     """What a configuration names, loaded: the model, the task and its examples in tokens.
 
     Args:
-        loaded: model and tokenizer.
-        task: the task.
         examples: of each split, as text.
         encoded: of each split, in tokens.
         scorer: how examples are scored.
@@ -92,7 +90,6 @@ def prepare_run(
     """Load the task first, since its mistakes are the cheaper ones to find, then the model, and tokenise.
 
     Args:
-        config: what is loaded.
         remote_code: allow the model's repository to run its own code.
         splits: those that are needed; the rows of others are not read.
         right: whether rows must hold what is right.

@@ -83,7 +83,7 @@ def validate(config: RunConfig) -> TaskReport:
         asked = config.task.model_copy(update={"prompt": prompt})
         examples = load_examples(task, asked)
         first = examples["train"][0]
-        shown.append((prompt, _text(first), first.candidates[first.gold]))
+        shown.append((prompt, first.text, first.candidates[first.gold]))
         if tokenizer is not None and (head := head_of(config.model)) != "classification":
             way = encoder_of(head, config.task)
             encoded = [one for rows in examples.values() for one in way(tokenizer, rows)]
@@ -98,12 +98,6 @@ def validate(config: RunConfig) -> TaskReport:
         load_examples(task, config.task.model_copy(update={"prompt": None, "num_fewshot": 0}), head=True)
     about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.extra_metrics]}
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
-
-
-def _text(example: Example) -> str:
-    if example.messages:
-        return "\n".join(f"{role}: {content}" for role, content, *_ in example.messages)
-    return example.prompt
 
 
 def _report(task: Task, examples: Sequence[Example]) -> SplitReport:

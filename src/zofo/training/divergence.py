@@ -33,7 +33,6 @@ class DivergenceWarning(Callback):
       known of masked directions, nor of updates along directions of earlier steps, such as a momentum.
 
     Args:
-        warn: shows a text.
         options: of the method, by which its rates are found.
         backbone: whose weights zeroth-order steps move; None where they move an adapter or nothing, or masked.
     """

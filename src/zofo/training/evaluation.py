@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,12 +57,10 @@ class TaskEvaluator:
     """How the examples of a task are scored with a model.
 
     Args:
-        task: its kind and scores.
         encode: examples as text -> in tokens.
         collate: examples in tokens -> a batch.
         generation: how texts are generated.
         scoring: `mean`, `sum`, `calibrated` or `channel`.
-        batch_size: examples a batch.
         score: how candidates are scored; methods that read may bring their own.
         watch: opened with the number of examples that a pass over them has; gives what is told of each batch.
     """
@@ -150,32 +148,29 @@ class TaskEvaluator:
 
     def generated(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> list[str]:
         """A text for each example."""
-        texts = [""] * len(examples)
-        with counting_forwards(model, counts), self.watch(len(examples)) as done:
-            for chosen in self._batches(examples):
-                found = generate(model, [examples[i] for i in chosen], self.generation)
-                counts.queries += len(chosen)
-                for i, text in zip(chosen, found, strict=True):
-                    texts[i] = text
-                done(len(chosen))
-        return texts
+        return self._each(model, examples, counts, lambda some: generate(model, some, self.generation))
 
     @torch.no_grad()
     def _by_batch(
         self, model: nn.Module, examples: Sequence[Any], counts: Counts, ask: Callable[[Any], torch.Tensor]
     ) -> torch.Tensor:
         """What is asked of each batch, in the order of the examples; rows of unequal width are filled with -inf."""
-        found: list[torch.Tensor] = [torch.empty(0)] * len(examples)
-        with counting_forwards(model, counts), self.watch(len(examples)) as done:
-            for chosen in self._batches(examples):
-                values = ask(self.collate([examples[i] for i in chosen])).float().cpu()
-                counts.queries += len(chosen)
-                for i, value in zip(chosen, values, strict=True):
-                    found[i] = value
-                done(len(chosen))
+        found = self._each(model, examples, counts, lambda some: ask(self.collate(some)).float().cpu())
         if not found or found[0].dim() == 0:
             return torch.stack(found)
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-torch.inf)
+
+    def _each(
+        self, model: nn.Module, examples: Sequence[Any], counts: Counts, ask: Callable[[Sequence[Any]], Iterable[Any]]
+    ) -> list[Any]:
+        """What is asked of some examples at a time, in the order of all."""
+        found: dict[int, Any] = {}
+        with counting_forwards(model, counts), self.watch(len(examples)) as done:
+            for chosen in self._batches(examples):
+                found |= zip(chosen, ask([examples[i] for i in chosen]), strict=True)
+                counts.queries += len(chosen)
+                done(len(chosen))
+        return [found[i] for i in range(len(examples))]
 
     def _batches(self, examples: Sequence[Any]) -> list[list[int]]:
         """Places of the examples of each batch, those of similar length together, and of one task only."""

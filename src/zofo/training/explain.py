@@ -43,7 +43,6 @@ def explain_config(file: Path | str | None = None, overrides: Sequence[str] = ()
 
     Args:
         file: a YAML file or a recipe, as `read_config` takes it.
-        overrides: `path.to.key=value`.
 
     Raises:
         ConfigError: as `read_config`.

@@ -87,7 +87,6 @@ def evaluate_zero_shot(
     """Score the model of a configuration as it is.
 
     Args:
-        config: which model, and which task.
         split: train, validation or test; by default validation, or every row where all rows are in one file.
         remote_code: allow the model's repository to run its own code.
         console: where progress is shown; by default nowhere.

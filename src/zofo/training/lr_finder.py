@@ -26,7 +26,6 @@ class LrTrial:
     """A few steps at one learning rate.
 
     Args:
-        lr: the learning rate.
         loss: mean loss on the judging examples after them; inf where a loss was not finite.
         distance: how far the weights had moved by then, as a share of their length.
         stable: whether the loss is no higher than before them, but for 2 %, and the weights are still near where they
@@ -47,7 +46,6 @@ class LrSearchResult:
         lr: a quarter of the largest stable learning rate: the one to train with.
         largest: the largest at which a trial was stable; at twice that, one was not.
         loss: mean loss on the judging examples before any step.
-        trials: in the order in which they were made.
         steps: of each trial.
         counts: work that all of it took.
     """

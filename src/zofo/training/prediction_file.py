@@ -36,7 +36,6 @@ class PredictionFile:
     """What was written.
 
     Args:
-        path: the file.
         rows: in all.
         kept: rows among them that were answered before, by the same command.
         columns: that were added to those of the rows.
@@ -229,12 +228,7 @@ def _kept(one: Prediction) -> dict[str, Any]:
 
 
 class _Added:
-    """The columns that answers add to a row.
-
-    Args:
-        predictor: what answers.
-        prefix: of their names.
-    """
+    """The columns that answers add to a row."""
 
     def __init__(self, predictor: Predictor, prefix: str) -> None:
         task = predictor.task
@@ -267,11 +261,7 @@ class _Added:
 
 
 class _Journal:
-    """What was answered so far: a line that says what of, and a line for each batch.
-
-    Args:
-        path: of the file.
-    """
+    """What was answered so far: a line that says what of, and a line for each batch."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

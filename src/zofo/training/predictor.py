@@ -50,7 +50,6 @@ class Predictor:
     """A run that answers rows of its task.
 
     Args:
-        run: the run.
         variant: which model of the run.
         best: as of the best evaluation.
         model: where the base model is now, if it has moved; its hash must be the run's.
@@ -90,8 +89,6 @@ class Predictor:
         """A row as an example without what is right.
 
         Args:
-            row: its values by column.
-            where: its place, for messages.
             plain: whether it is a user's only turn, which is asked in the form of the chats that the run was trained
                 on.
 
@@ -125,10 +122,6 @@ class Predictor:
 
     def answers(self, texts: Sequence[str], encoded: Sequence[Any]) -> list[Prediction]:
         """What the model answers.
-
-        Args:
-            texts: the rows as they were given.
-            encoded: the same in tokens.
 
         Raises:
             NonFiniteError: the model gives scores that are not numbers.
@@ -212,7 +205,6 @@ class Conversation:
     A run that was not trained on chats is asked each text by itself, in its own prompt.
 
     Args:
-        predictor: the run; one that writes texts.
         system: the first turn, in place of the one that the chats of the run begin with.
 
     Raises:

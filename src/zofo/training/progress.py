@@ -51,9 +51,6 @@ class RowProgress:
     """Rows that are done, of all of them, with rows a second and the time that is left.
 
     Args:
-        console: where it is shown.
-        name: of the work.
-        total: rows in all.
         done: of them, before it began.
         bar: that is on the terminal already, to which a line is added while the work lasts.
     """
@@ -92,11 +89,7 @@ class RowProgress:
 
 
 class EvaluationProgress:
-    """Shows each pass of an evaluation over its rows; below the bar of the steps, while that is there.
-
-    Args:
-        console: where it is shown.
-    """
+    """Shows each pass of an evaluation over its rows; below the bar of the steps, while that is there."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

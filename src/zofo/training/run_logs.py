@@ -68,7 +68,6 @@ def write_answers(path: Path, scored: Mapping[str, tuple[Sequence[Example], Mapp
     """Write a line an example: whole, or not at all.
 
     Args:
-        path: of the file.
         scored: by split, its examples and the evaluation of each variant.
     """
     lines = [json.dumps(asdict(one)) + "\n" for split, given in scored.items() for one in _examples(split, *given)]
@@ -81,17 +80,11 @@ def _examples(split: str, examples: Sequence[Example], scores: Mapping[str, Eval
         yield ScoredExample(
             split,
             one.where,
-            _text_of(one)[-LONGEST:],
+            one.text[-LONGEST:],
             *(one.candidates, one.golds, one.answers, one.group, one.task),
             {variant: score.predictions[i] for variant, score in scores.items()},
             {variant: score.losses[i] if score.losses else None for variant, score in scores.items()},
         )
-
-
-def _text_of(example: Example) -> str:
-    if example.messages:
-        return "\n".join(f"{role}: {content}" for role, content, *_ in example.messages)
-    return "\n".join(example.texts) or example.prompt
 
 
 def read_answers(path: Path) -> list[ScoredExample]:

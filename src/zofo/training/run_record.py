@@ -39,9 +39,6 @@ class RunRecord:
     adapter (`lower_adapter/` the second one of `bilevel`), `weights.safetensors` weights trained by first-order steps,
     `best/` the same as of the best evaluation, `summary.json` the outcome, `replayed/` what replays led to, see
     `enable_replay_cache`, `tracking/` what trackers keep.
-
-    Args:
-        path: the folder.
     """
 
     def __init__(self, path: Path) -> None:

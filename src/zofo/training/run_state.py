@@ -92,9 +92,6 @@ class RunState:
     """Everything of a run that a checkpoint holds.
 
     Args:
-        method: what is trained.
-        best: which evaluation was the best.
-        evaluating: the scores so far.
         weights: whether theta itself is saved.
         skips: steps without a finite loss, as counted so far.
         began: SHA-256 of what the run began with, which a checkpoint keeps; None for what is not known.
@@ -146,8 +143,6 @@ class RunState:
         """Take it back, in a method that stands at the base weights.
 
         Args:
-            checkpoint: of the same run.
-            metrics: the log of the run.
             trajectory: of the run, which leads to theta where the checkpoint does not hold it.
             header: of the trajectory, as this version would begin it; by default any will do.
 

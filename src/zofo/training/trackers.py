@@ -26,7 +26,6 @@ class _Place(NamedTuple):
     """Where a run is tracked.
 
     Args:
-        folder: of the tracker's own files.
         name: of the run, which no other has.
         known: the tracker's id of it, where the run goes on; None where it begins.
         steps: that are made already.

@@ -251,15 +251,7 @@ def _outcome(
     best: BestCheckpoint,
     measuring: TreatmentLogger | None,
 ) -> dict[str, Any]:
-    """What a run says of itself in the end, but for its files, its time and its memory.
-
-    Args:
-        config: of the run.
-        trained: what was trained.
-        scorings: on validation, on test after the last step, and on test at the best evaluation.
-        best: which one that was.
-        measuring: how strong the treatment was, if that was measured.
-    """
+    """What a run says of itself in the end, but for its files, its time and its memory."""
     evaluating, testing, _ = scorings
     task, method, backbone = trained.prepared.task, trained.method, trained.method.backbone
     scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
@@ -320,18 +312,13 @@ def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, sco
 
 def _scorings(method: Method, prepared: PreparedRun, shown: EvaluationProgress) -> list[EvaluationCallback]:
     """Of validation, of test after the last step, and of test at the best evaluation."""
-    splits: tuple[Split, ...] = ("validation", "test", "test")
-    return [_scoring(method, prepared, split, shown) for split in splits]
 
-
-def _scoring(method: Method, prepared: PreparedRun, split: Split, shown: EvaluationProgress) -> EvaluationCallback:
-    """Scores the method as it stands on a split, which is looked up when it is asked for."""
-
-    def score(counts: Counts) -> Evaluation:
+    def score(split: Split, counts: Counts) -> Evaluation:  # the split is looked up when it is asked for
         scorer = dataclasses.replace(prepared.scorer, score=method.score, watch=shown)
         return scorer.evaluate(method.model, prepared.encoded[split], counts)
 
-    return EvaluationCallback(method, score)
+    splits: tuple[Split, ...] = ("validation", "test", "test")
+    return [EvaluationCallback(method, functools.partial(score, split)) for split in splits]
 
 
 def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> int:

@@ -92,9 +92,6 @@ class TrainingConfig(Config):
     def warmup(self, steps: int) -> int:
         """How many steps the learning rates rise: `warmup_steps`, or that share of all, rounded up.
 
-        Args:
-            steps: of the whole run.
-
         Raises:
             ConfigError: they are all of the run, or more.
         """
@@ -111,9 +108,6 @@ class TrainingConfig(Config):
         """The numbers of steps after which validation is scored, the last one among them.
 
         With `num_evals` = n they are k steps / n, rounded up, for k = 1 .. n.
-
-        Args:
-            steps: of the whole run.
         """
         if self.num_evals is not None:
             return frozenset(-(-steps * k // self.num_evals) for k in range(1, self.num_evals + 1))
@@ -173,10 +167,6 @@ def lr_schedule(training: TrainingConfig, steps: int) -> Callable[[int], float]:
     """What all learning rates of a run are multiplied by, as a pure function of the number of the step, from 0.
 
     It has no state: a run that goes on meets the same rates, and a replay finds each in its trajectory.
-
-    Args:
-        training: which schedule, its warm-up and its options.
-        steps: of the whole run.
 
     Raises:
         ConfigError: the warm-up leaves no step, or the schedule does not have such options.

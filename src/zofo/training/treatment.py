@@ -117,7 +117,6 @@ class TreatmentLogger(Callback):
 
     Args:
         method: which is measured as its first variant; its theta is where the run begins.
-        context: that it trains with.
         every: steps from one measurement to the next.
         examples: how many of the training set, drawn by seed, the same each time.
 

@@ -62,11 +62,7 @@ class Problem(ABC):
         """
 
     def training_context(self, seed: int) -> TrainingContext:
-        """What a method trains with: a fresh model, and the training split.
-
-        Args:
-            seed: of the run.
-        """
+        """What a method trains with: a fresh model, and the training split."""
         train = self.splits["train"]
 
         def collate(chosen: Any) -> Rows:

@@ -138,7 +138,6 @@ def read_idx(folder: Path, name: str, axes: int) -> npt.NDArray[np.uint8]:
     """The numbers of one file: uint8, with as many axes as asked for.
 
     Args:
-        folder: that holds the file.
         name: of the file, such as `train-images-idx3-ubyte`; it may end in `.gz`, or be written with `.idx3`.
         axes: how many sizes its header must give.
 

@@ -15,9 +15,6 @@ from zofo.studies.problems.base import PROBLEMS, Count, Problem, Rows, Seed
 class LinearModel(nn.Module):
     """x -> x . w, with w = 0 at the start.
 
-    Args:
-        dimensions: entries of w.
-
     Attributes:
         w: the only parameter, a plain vector, so that every noise draws independent entries of it.
     """

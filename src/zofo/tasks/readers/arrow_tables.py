@@ -48,7 +48,6 @@ def table_rows(table: Any, source: str, features: Mapping[str, Any] | None = Non
 
     Args:
         table: a `pyarrow.Table`; its schema may hold what `datasets` knows of the columns.
-        source: what it was read from, for messages.
         features: of a `datasets.Dataset`; by default, what the schema says of them.
 
     Raises:

@@ -66,9 +66,7 @@ def gold_choice(column: str, choices: Sequence[str], answer: Any, texts: str | N
     """The place of the right choice.
 
     Args:
-        column: that holds the answer.
         choices: their texts, without white space around them.
-        answer: a text or a number.
         texts: the column or expression of the choices, for the hint.
 
     Raises:
@@ -189,9 +187,7 @@ def check_metaicl(text: Any, output: Any, options: Any) -> None:
     """Refuse a row of MetaICL; an option may be there twice, and no option means an output in free words.
 
     Args:
-        text: the input.
         output: must be one of the options, letter by letter.
-        options: a list of texts.
 
     Raises:
         RowError: names the column.

@@ -16,11 +16,6 @@ from zofo.tasks.readers.row import Row, RowError, all_rows, at_row, decoded_file
 def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:
     """The rows below a line of column names; all values are text.
 
-    Args:
-        path: for messages.
-        data: the file.
-        delimiter: the sign between two columns.
-
     Raises:
         DataError: a header or a row that is not one, or quotes that can be read in two ways; names the line in the file
             and the column.
@@ -81,13 +76,7 @@ def _fields(names: Sequence[str], values: Sequence[str]) -> Mapping[str, Any]:
 
 
 class _Record(NamedTuple):
-    """Values of a row.
-
-    Args:
-        start: the line in which it begins, from 1.
-        end: the line in which it ends.
-        values: one for each column.
-    """
+    """Values of a row, one for each column, and the lines in which it begins and ends, counted from 1."""
 
     start: int
     end: int
@@ -101,11 +90,7 @@ def _plain_records(lines: Sequence[str], delimiter: str) -> list[_Record]:
 
 
 def _quoted_records(path: Path, lines: Sequence[str], delimiter: str) -> Iterator[_Record]:
-    """The records with quotes around values, as in RFC 4180.
-
-    Raises:
-        DataError: a quote that is not closed; names the place of its record, and its column.
-    """
+    """The records with quotes around values, as in RFC 4180; raises DataError for one that is not closed."""
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
@@ -147,15 +132,8 @@ def _broken_column(text: str, delimiter: str) -> int | None:
 
 
 def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
-    """Whether the quotes of a TSV file are characters, as in GLUE, because every line is a row by itself.
-
-    Args:
-        path: for messages.
-        lines: of the file, each with its end.
-
-    Raises:
-        DataError: they may as well stand around values, which are other ones then.
-    """
+    """Whether the quotes of a TSV file are characters, as in GLUE, because every line is a row by itself; raises
+    DataError where they may as well stand around values, which are other ones then."""
     plain = _plain_records(lines, "\t")
     count = len(plain[0].values) if plain else 0
     if count < 2 or any(len(record.values) != count for record in plain):
@@ -190,11 +168,8 @@ def _quotes_are_characters(path: Path, lines: Sequence[str]) -> bool:
 
 
 def _check_one_reading(path: Path, lines: Sequence[str], delimiter: str) -> None:
-    """Refuse quotes that were read as standing around values, where they may be characters.
-
-    Raises:
-        DataError: a text over several lines each of which is a row by itself; a quote after a space or a backslash.
-    """
+    """Raises DataError for quotes that may be characters: in a text over several lines each of which could be a row,
+    after a space or after a backslash."""
     records = list(_quoted_records(path, lines, delimiter))[1:]
     known = _repeated(records)
     for record in records:

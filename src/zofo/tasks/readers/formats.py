@@ -74,7 +74,6 @@ def detect(rows: Sequence[Row], named: Collection[Label] = (), answers: bool = T
     """The format of rows, all of which are checked.
 
     Args:
-        rows: at least one.
         named: labels that the user gives a verbalizer each.
         answers: whether the right choices are looked at; not where the user says what stands for each.
 
@@ -224,8 +223,6 @@ def check_labels(column: str, rows: Sequence[Row], named: Collection[Label] = ()
     """Refuse labels that are none, all one, too many, or look the same; and -1 where it may stand for no label.
 
     Args:
-        column: which every row has.
-        rows: at least one.
         named: labels that the user gives a verbalizer each, so that they are what they say.
 
     Raises:
@@ -288,8 +285,6 @@ def single_label_error(column: str, value: Any, rows: Sequence[Row]) -> DataErro
 
     Args:
         column: the label column, or an expression of columns.
-        value: the label.
-        rows: at least one.
     """
     return DataError(
         f"{rows[0].where}: column {column!r} is {truncate_repr(value)} in all {len(rows)} rows, "

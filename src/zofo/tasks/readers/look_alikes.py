@@ -71,11 +71,7 @@ def told_apart(one: Any, other: Any) -> tuple[str, str]:
 
 
 def label_notes(counts: Mapping[Any, int]) -> list[str]:
-    """What a user should look at among labels, each of which can be used.
-
-    Args:
-        counts: how many rows have each.
-    """
+    """What a user should look at among labels, each of which can be used."""
     notes = []
     texts = sorted((label for label in counts if isinstance(label, str)), key=lambda label: (-counts[label], label))
     for number, rare in enumerate(texts):

@@ -33,12 +33,7 @@ class Row:
 
 
 class NamedLabel(int):
-    """A label that is the number of a class, and whose class has a name, as in `datasets.ClassLabel`.
-
-    Args:
-        number: of the class.
-        name: of the class.
-    """
+    """A label that is the number of a class, and whose class has a name, as in `datasets.ClassLabel`."""
 
     name: str
 
@@ -70,8 +65,6 @@ class RowError(DataError):
     """A mistake in a row. It is raised without the row's place, which `at_row` puts before the message.
 
     Args:
-        message: what is wrong, with its column.
-        hint: what to do about it.
         kind: the same for rows that are wrong in the same way.
     """
 
@@ -194,8 +187,6 @@ def check_turns(column: str, turns: Any, answered: bool = True) -> None:
     """Refuse what are no turns of a chat.
 
     Args:
-        column: that holds them.
-        turns: the value.
         answered: whether the last one must be an answer; else any role may have it.
     """
     if not isinstance(turns, list | tuple) or not turns:
@@ -244,7 +235,6 @@ def turns_of(fields: Mapping[str, Any], column: str) -> Any:
     Args:
         fields: the row. A text in its column `system` is the first turn of a chat that begins with another one, as in
             the files of LLaMA-Factory.
-        column: that holds the turns.
     """
     turns, system = fields[column], fields.get("system")
     if not isinstance(turns, list | tuple) or not turns or not all(isinstance(turn, Mapping) for turn in turns):

@@ -125,11 +125,8 @@ def read_hub(hub: str, config: str | None, revision: str | None, origin: str, na
     """All rows of a split of a Hub data set, from the Hub or its cache.
 
     Args:
-        hub: id of the data set.
         config: which of its configurations; None where it has one.
         revision: branch, tag or commit; None for the newest.
-        origin: name of the split.
-        name: of the task, for messages.
 
     Raises:
         DataError: the data set cannot be loaded.
