@@ -118,7 +118,7 @@ GRID = [
 @pytest.mark.parametrize(("kind", "where", "q"), GRID)
 def test_in_float32_the_displaced_anchor_is_where_the_copy_is(kind, where, q):
     """At a rate at which steps do not make rounding grow: see the next test."""
-    steps = 60 if kind == ONE_LAYER and (where, q) in IN_SECONDS else 200
+    steps = 30 if kind == ONE_LAYER and (where, q) in IN_SECONDS else 200
     options = {"kind": kind, "steps": steps, "anchor_interval": q, **NOISES[where]}
     options |= {"rule": {"lr": 3e-4}, "lr_full": 3e-4}
     one = trained(**options)
@@ -158,7 +158,7 @@ def test_at_rates_that_make_rounding_grow_it_is_no_farther_than_a_copy_that_star
     [param for param in GRID if param.values[0] != "llama"],  # whose norms are in float32, whatever the model is in
 )
 def test_in_float64_it_is_there_to_nine_digits(kind, where, q):
-    steps = 40 if kind == ONE_LAYER else 200
+    steps = 20 if kind == ONE_LAYER else 200
     options = {"kind": kind, "dtype": torch.float64, "steps": steps, "anchor_interval": q, **NOISES[where]}
     losses, slopes, validation = differences(trained(**options), trained(anchor="copy", **options))
     assert losses < 1e-9
@@ -189,7 +189,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_so_it_is_with_every_part(case):
-    options = {"anchor_interval": 5, "steps": 12, **OTHERS[case]}
+    options = {"anchor_interval": 5, "steps": 8, **OTHERS[case]}
     one, other = (trained(anchor=kind, **options) for kind in ("displacement", "copy"))
     losses, slopes, validation = differences(one, other)
     assert losses < 1e-5
@@ -272,9 +272,9 @@ def test_how_many_minibatch_steps_it_is_exact_for_follows_from_the_columns(rank,
         return found
 
     method._anchored._anchor.losses = asked
-    for step in range(10):
+    for step in range(exact + 3):  # the first one is the anchor's own
         method.step(step)
-    assert kept == [True] * exact + [False] * (9 - exact)
+    assert kept == [True] * exact + [False, False]
 
 
 @pytest.mark.parametrize("q", [5, 7, 24])

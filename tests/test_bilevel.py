@@ -21,7 +21,7 @@ MOMENTUM = {"name": "momentum", "lr": 0.0012, "beta": 0.9}
 @pytest.mark.parametrize(
     ("penalty", "directions", "rule", "bias", "steps"),
     [
-        (10.0, 4, {"lr": 0.012}, 0.1, 650),
+        (10.0, 4, {"lr": 0.02}, 0.1, 350),
         pytest.param(10.0, 4, MOMENTUM, 0.1, 1200, marks=pytest.mark.soak),
         pytest.param(100.0, 64, {"lr": 0.003}, 0.01, 2000, marks=pytest.mark.soak),
     ],

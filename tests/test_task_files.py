@@ -32,7 +32,7 @@ from zofo.tasks import (
     render,
     task_names,
 )
-from zofo.tasks.few_shot import SEPARATOR
+from zofo.tasks.drawing import SEPARATOR
 from zofo.tasks.task_files import parse_task
 
 CPU = torch.device("cpu")

@@ -18,8 +18,10 @@ import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
+from bilevel_problems import language_context
 from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from covering import grid
+from zofo.config import parse_model
 from zofo.errors import ConfigError, DataError, NonFiniteError, RunError
 from zofo.methods import (
     METHODS,
@@ -408,12 +410,23 @@ def test_epochs_make_as_many_steps_as_draw_all_rows_so_often(configured, name):
         (BILEVEL | IN_PLACE | {"inner_steps": 5, "estimator": "one-sided"}, 5 + 2 + 6, 5 + 2, 13 * BATCH),
     ],
 )
-def test_work_is_counted_step_by_step_and_evaluation_apart(configured, method, forwards, backwards, queries):
+def test_the_work_of_a_step_is_counted(method, forwards, backwards, queries):
+    kind = METHODS[method["name"]]
+    made = kind(parse_model(kind.Config, method), language_context())
+    for number in range(1, 3):
+        made.step(number - 1)
+        expected = {"forwards": number * forwards, "backwards": number * backwards, "queries": number * queries}
+        assert made.counts.as_dict() == expected
+
+
+@pytest.mark.parametrize("method", [MEZO, BILEVEL], ids=["mezo", "bilevel"])
+def test_work_is_logged_step_by_step_and_evaluation_apart(configured, method):
     run = train(configured(method, eval_steps=1, eval_batch_size=5, steps=3))
-    each = {"forwards": forwards, "backwards": backwards, "queries": queries}
-    for number, line in enumerate(lines_of(run, "step"), start=1):
-        assert {key: line[key] for key in each} == {key: number * value for key, value in each.items()}
-    assert {key: run.summary[key] for key in each} == {key: 3 * value for key, value in each.items()}
+    each = ("forwards", "backwards", "queries")
+    first, *others = [{key: line[key] for key in each} for line in lines_of(run, "step")]
+    assert first["queries"] > 0
+    assert others == [{key: number * value for key, value in first.items()} for number in (2, 3)]
+    assert {key: run.summary[key] for key in each} == others[-1]
     variants = len(run.summary["variants"])
     evaluations = 3 * variants  # of 12 examples, in batches of 5
     work = run.summary["evaluation"]
@@ -427,10 +440,10 @@ def test_a_budget_of_queries_pays_for_whole_steps(configured, name):
     step = {**two_points, "first-order": BATCH, "bilevel": (T + 8) * BATCH}.get(name, BATCH)
     step = 2 * 2 * BATCH if name in ("svrg", "zo-svrg") else step  # the first: over the anchor batch, of two batches
     three = BATCH + 2 * 2 * BATCH if name == "two-stage" else 3 * step  # one step on the adapter, two of both sides
-    for budget in (three, three + step - 1):
-        run = train(configured(SHORT[name], f"run-{budget}", max_queries=budget))
-        assert run.summary["queries"] == three
-        assert run.summary["steps"] == 3
+    run = train(configured(SHORT[name], max_queries=three + step - 1))
+    assert (run.summary["queries"], run.summary["steps"]) == (three, 3)
+    method = METHODS[name](run.config.method, language_context())
+    assert [method.steps_within(three - less) for less in (0, 1)] == [3, 2]
     with pytest.raises(ConfigError, match=f"one step of '{name}' takes {step}") as refused:
         train(configured(SHORT[name], "none", max_queries=step - 1))
     assert f"training.max_queries={step}" in refused.value.hint

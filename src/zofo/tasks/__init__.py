@@ -6,8 +6,8 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.contamination_runs import check_not_trained_on
 from zofo.tasks.control_tokens import Speller
 from zofo.tasks.dataset import origins_of
+from zofo.tasks.drawing import with_demonstrations
 from zofo.tasks.example import Example
-from zofo.tasks.few_shot import with_demonstrations
 from zofo.tasks.metrics import METRICS, Metric
 from zofo.tasks.multi_task import has_metaicl_rows
 from zofo.tasks.prompt_rendering import render

@@ -11,14 +11,13 @@ from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.noise import permutation
 from zofo.tasks.columns import columns_in_file, renamed
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.drawing import divide
+from zofo.tasks.drawing import divide, with_demonstrations
 from zofo.tasks.example import Example
-from zofo.tasks.few_shot import with_demonstrations
-from zofo.tasks.multi_task import check_test_rows
 from zofo.tasks.prompt_rendering import label_of, render
 from zofo.tasks.readers.formats import single_label_error
 from zofo.tasks.readers.row import Row, with_valid_example
 from zofo.tasks.readers.sources import folder_origins, has_split, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.row_notes import check_test_rows
 from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
 
 

@@ -18,7 +18,6 @@ from typing import Any, Literal
 from zofo.config import is_name, read_json_object
 from zofo.errors import ConfigError, DataError, RunError, UnknownNameError
 from zofo.tasks.config import OF_ONE, TaskConfig
-from zofo.tasks.example import Example
 from zofo.tasks.readers.formats import check_labels
 from zofo.tasks.readers.row import Row
 from zofo.tasks.readers.sources import file_name, files_of, has_split, read_folder
@@ -299,23 +298,3 @@ def check_no_shared_rows(
                 f"{where} is {held_where}",
                 f"{instead}, or allow it with task.allow_overlap=true",
             )
-
-
-def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
-    """Raises DataError for a row of test that is in train or validation, where the task forbids it."""
-    if not task.disjoint or "test" not in examples:
-        return
-    with_options = task.kind != "generation"
-
-    def asked(one: Example) -> tuple[object, ...]:
-        return one.prompt, one.texts, one.messages, one.candidates if with_options else ()
-
-    seen = {asked(one): one for split in SPLITS[:2] for one in examples.get(split, ())}
-    same = [(one, seen[key]) for one in examples["test"] if (key := asked(one)) in seen]
-    if same:
-        row, known = same[0]
-        raise DataError(
-            f"{row.where}: the same input{' and options' if with_options else ''} as {known.where}, so that the test "
-            f"is known from training; {len(same)} such rows in {task.name!r}",
-            "remove them from one of the files, or allow them with task.allow_overlap=true",
-        )

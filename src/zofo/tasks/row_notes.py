@@ -1,14 +1,15 @@
-"""Notes on the rows of a task that a user should read before training."""
+"""Notes on the rows of a task that a user should read before training; and which rows ask the same."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zofo.errors import DataError
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.duplicates import repeat_notes
 from zofo.tasks.example import Example
 from zofo.tasks.readers.look_alikes import label_notes
 from zofo.tasks.readers.sources import has_split
@@ -89,3 +90,84 @@ def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
         return [split for split in SPLITS if has_split(folder, task.splits[split].origin)]
     local = Path(config.data).exists() if config.data is not None else bool(task.source and task.source.embedded)
     return [split for split in SPLITS if local or task.splits[split].origin in known]
+
+
+def normalized(text: str) -> str:
+    """A text in normalised form: NFKC, case folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def question_of(example: Example, with_candidates: bool) -> Hashable:
+    """What an example asks, normalised: its prompt or turns, its texts, and the candidates in any order.
+
+    Args:
+        example: without demonstrations.
+        with_candidates: whether candidates belong to the question; those of a generation hold its answer.
+    """
+    turns = tuple((role, normalized(content), *others) for role, content, *others in example.messages)
+    texts = tuple(normalized(text) for text in example.texts)
+    candidates = tuple(sorted(normalized(text) for text in example.candidates)) if with_candidates else ()
+    return normalized(example.prompt), turns, texts, candidates
+
+
+def repeat_notes(examples: Mapping[Split, Sequence[Example]], generation: bool) -> list[str]:
+    """Notes on rows that ask what an earlier row of their split asks, and on rows of validation and test in train.
+
+    Args:
+        examples: of each split, without demonstrations.
+        generation: whether they are free answers.
+    """
+    notes: list[str] = []
+    trained: dict[Hashable, Example] = {}
+    for split in (split for split in SPLITS if split in examples):
+        first: dict[Hashable, Example] = {}
+        repeated: list[tuple[Example, Example]] = []
+        known: list[tuple[Example, Example]] = []
+        for one in examples[split]:
+            question = question_of(one, not generation)
+            earlier = first.setdefault(question, one)
+            if earlier is not one:
+                repeated.append((one, earlier))
+            if question in trained:
+                known.append((one, trained[question]))
+        trained = first if split == "train" else trained
+        contradicting = [(one, earlier) for one, earlier in repeated if _right(one) != _right(earlier)]
+        others = f", {len(contradicting)} of them with another answer" if contradicting else ""
+        rows = f"of {len(examples[split])} rows of {split}"
+        if repeated:
+            shown = _pair(*(contradicting or repeated)[0])
+            notes.append(f"{len(repeated)} {rows} ask what an earlier row asks{others} ({shown})")
+        if known:
+            notes.append(f"{len(known)} {rows} are in train, too ({_pair(*known[0])})")
+    return notes
+
+
+def _pair(one: Example, other: Example) -> str:
+    return f"for example {one.where}, as {other.where}"
+
+
+def _right(example: Example) -> Hashable:
+    """What is right, as texts, whatever order the candidates stand in."""
+    if example.answers:
+        return frozenset(text.strip() for text in example.answers)
+    return frozenset(example.candidates[gold].strip() for gold in example.golds)
+
+
+def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> None:
+    """Raises DataError for a row of test that is in train or validation, where the task forbids it."""
+    if not task.disjoint or "test" not in examples:
+        return
+    with_options = task.kind != "generation"
+
+    def asked(one: Example) -> tuple[object, ...]:
+        return one.prompt, one.texts, one.messages, one.candidates if with_options else ()
+
+    seen = {asked(one): one for split in SPLITS[:2] for one in examples.get(split, ())}
+    same = [(one, seen[key]) for one in examples["test"] if (key := asked(one)) in seen]
+    if same:
+        row, known = same[0]
+        raise DataError(
+            f"{row.where}: the same input{' and options' if with_options else ''} as {known.where}, so that the test "
+            f"is known from training; {len(same)} such rows in {task.name!r}",
+            "remove them from one of the files, or allow them with task.allow_overlap=true",
+        )
