@@ -10,10 +10,10 @@ from rich.console import Console
 
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.cli import main
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, DataError
 from zofo.objectives import WeightedReward, as_rewards, build_objective, load_reward
 from zofo.tasks import Example
-from zofo.training import RunFolder, train
+from zofo.training import RunFolder, read_config, train
 
 CHOICE = Example("It was", (" bad", " good"), (1,), where="rows.csv:2")
 TEXT = Example("2 + 2 =", (" 4",), (0,), answers=("4", "four"), where="sums.jsonl:1")
@@ -99,7 +99,7 @@ def test_a_file_names_a_function(file):
 def test_a_file_that_is_none_or_fails_is_said(file, tmp_path):
     (tmp_path / "failing.py").write_text("import os\nx = os.no_such_thing\n", encoding="utf-8")
     for spec, message, hint in (
-        ("brief", "names no function of a file", "FILE.py:NAME"),
+        ("zzzzzz", "names no function of a file", "FILE.py:NAME"),
         (f"{file}", "names no function", "FILE.py:NAME"),
         (f"{tmp_path}/none.py:brief", "cannot read the rewards", ""),
         (f"{file}:breif", "has no function 'breif'", "did you mean 'brief'"),
@@ -165,3 +165,108 @@ def test_packaged_rewards_are_of_texts(name):
     assert not made.differentiable
     with pytest.raises(ConfigError, match=f"'{name}' has no meaning for the classification task"):
         build_objective(name, Chooses, None, causal=True)
+
+
+# packaged rewards, by what is typed
+
+
+def given(spec, *texts, example=TEXT):
+    """What a reward gives for texts as answers of an example."""
+    return as_rewards(spec)([example] * len(texts), list(texts))
+
+
+def test_packaged_rewards_of_the_library_alone():
+    assert given(r"regex:^\d+$", "12", "12 apples", "") == [1.0, 0.0, 0.0]
+    assert given(r"regex:\d*x*0.5", "1x", "y") == [0.5, 0.0]
+    assert given(r"regex:a*", "a", "b") == [1.0, 1.0]  # no weight: nothing follows the star
+    assert given("json", '{"a": 1}', "```json\n[1]\n```", "{a}", "[" * 10_000) == [1.0, 1.0, 0.0, 0.0]
+    assert given("exact-match", "Four.", "five") == [1.0, 0.0]
+    assert given(["number-match", "brevity*0.5"], "4", "5 ?") == [1 + 0.5 / 2, 0.5 / 3]
+    assert as_rewards(["brevity*0.5", r"regex:\d"]).name == r"brevity*0.5 + regex:\d"
+
+
+def test_json_that_meets_a_schema(tmp_path):
+    pytest.importorskip("jsonschema")
+    file = tmp_path / "person.json"
+    file.write_text('{"type": "object", "required": ["age"], "properties": {"age": {"type": "integer"}}}')
+    assert given(f"json:{file}", '{"age": 3}', '{"age": "3"}', "3", "age") == [1.0, 0.5, 0.5, 0.0]
+    file.write_text('{"$ref": "http://localhost:9/other.json"}')
+    with pytest.raises(ConfigError, match="which is not in it"):  # nothing is fetched
+        given(f"json:{file}", "3")
+    file.write_text('{"type": "nothing"}')
+    for spec, message in ((f"json:{file}", "is no JSON Schema"), (f"json:{tmp_path}/none", "cannot read the schema")):
+        with pytest.raises(ConfigError, match=message):
+            as_rewards(spec)
+
+
+def test_likeness_to_an_answer_is_that_of_the_libraries():
+    rouge, sacrebleu = pytest.importorskip("rouge_score.rouge_scorer"), pytest.importorskip("sacrebleu")
+    one = Example("Say", (" the cat sat on the mat",), (0,), answers=("the cat sat on the mat", "a cat sat"))
+    expected = rouge.RougeScorer(["rougeL"], use_stemmer=True).score(one.answers[1], "a cat sits")["rougeL"].fmeasure
+    assert given("rouge-l", one.answers[0], "a cat sits", "dog", example=one) == pytest.approx([1.0, expected, 0.0])
+    expected = sacrebleu.sentence_bleu("the cat sat on a mat", list(one.answers)).score / 100
+    assert given("bleu", one.answers[0], "the cat sat on a mat", example=one) == pytest.approx([1.0, expected])
+    with pytest.raises(ConfigError, match="the row has none"):
+        given("rouge-l", "a", example=Example("Say", ("",), where="rows.csv:3"))
+
+
+def test_the_instructions_of_ifeval_are_checked_by_its_own_registry():
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("langdetect")
+    row = {
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"relation": "at least", "num_words": 3, "num_highlights": None}],
+    }
+    one = Example("Write", ("x",), (0,), answers=("x",), where="rows.jsonl:1", columns=json.dumps(row))
+    assert given("ifeval", "one two three", "one, two three", "one, two", "", example=one) == [1.0, 0.5, 0.0, 0.0]
+    with pytest.raises(ConfigError, match="reads the columns instruction_id_list and kwargs"):
+        given("ifeval", "one")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("regex", "has no pattern"),
+        ("regex:(", "is no regular expression"),
+        ("brevity:3", "takes nothing after its name"),
+        ("brevity*nan", "the weight 'nan' is no number"),
+        ("brevty", "names no function of a file, and none of"),
+    ],
+)
+def test_a_packaged_reward_that_is_typed_wrong(spec, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        as_rewards(spec)
+    assert spec != "brevty" or refused.value.hint == "did you mean 'brevity'?"
+
+
+def test_columns_of_rows_reach_a_reward_and_each_reward_is_logged(tmp_path, model_folder):
+    """The log has the mean of each reward over all members, before its weight."""
+    rows = [{"prompt": f"{n} ?", "completion": "no", "most": n, "x": 1} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    seen = set()
+
+    def short(prompts, completions, most, **columns):
+        seen.update(most)
+        assert "x" not in columns
+        return [n / 10 for n in most]
+
+    def named(**more):
+        return read_config(
+            model=str(model_folder),
+            task={"data": str(tmp_path / "rows.jsonl"), "max_new_tokens": 2, "split_sizes": {"validation": 2}, **more},
+            method={"name": "es", "population": 2, "batch_size": 4, "lr": 0.0},
+            training={"steps": 2},
+            output_dir=str(tmp_path / f"run-{len(more)}"),
+        )
+
+    with pytest.raises(ConfigError, match="wants most, which is no column") as refused:
+        train(named(), reward=[short, "brevity"])
+    assert "task.reward_columns=[most]" in refused.value.hint
+    run = train(named(reward_columns=["most"]), reward=[short, WeightedReward(short, 2.0), "brevity*0.5"])
+    assert seen <= set(range(12))
+    for line in lines_of(run, "step"):
+        short_mean = line["reward_short"]
+        assert short_mean == line["reward_short_2"] > 0
+        assert -line["loss"] == pytest.approx(3 * short_mean + 0.5 * line["reward_brevity"], rel=1e-5)
+    with pytest.raises(DataError, match="the column 'mst'"):
+        train(named(reward_columns=["mst"], truncate="never"), reward=short)

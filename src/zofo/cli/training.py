@@ -40,7 +40,8 @@ def train(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            help="FILE.py:NAME of a function that scores answers and is maximised; again for several, with *WEIGHT.",
+            help="FILE.py:NAME of a function that scores answers and is maximised, or one of `zofo list rewards`; "
+            "again for several, with *WEIGHT.",
             show_default=False,
         ),
     ] = None,

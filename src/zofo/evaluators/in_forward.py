@@ -32,6 +32,7 @@ from zofo.evaluators.model_check import (
 from zofo.evaluators.parameter_use import ParameterTracker, uncompiled, without_trace
 from zofo.evaluators.row_layout import Layout, NotSeen, Use
 from zofo.noise import FactoredNoise
+from zofo.objectives import aside
 from zofo.state_dict import StateDict, of_numbers, to_numbers
 
 _CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
@@ -155,12 +156,14 @@ class InForward(Evaluator):
         try:
             losses = self._carried(objective, batch, points)
         except NotSeen:  # rows of another form than a check has seen
-            self.check([(objective, batch)])
+            with aside():
+                self.check([(objective, batch)])
             self.counts.forwards = forwards
             losses = self._carried(objective, batch, points)
         if not self._checking and self._tried is not None and losses.numel() > self._tried:
             forwards, self._tried = self.counts.forwards, losses.numel()
-            self._try_alone(objective, batch, points, losses)
+            with aside():
+                self._try_alone(objective, batch, points, losses)
             self.counts.forwards = forwards
         return losses
 

@@ -9,7 +9,8 @@ from zofo.objectives.objectives import (
     default_objective,
     reward_objective,
 )
-from zofo.objectives.rewards import Reward, Rewards, WeightedReward, as_rewards, load_reward
+from zofo.objectives.packaged_rewards import REWARDS
+from zofo.objectives.rewards import Reward, Rewards, WeightedReward, as_rewards, aside, load_reward
 from zofo.objectives.scoring import (
     candidate_scores,
     classification_loss,
@@ -22,12 +23,14 @@ from zofo.objectives.scoring import (
 __all__ = [
     "OBJECTIVES",
     "REWARD",
+    "REWARDS",
     "Generation",
     "Reward",
     "Rewards",
     "TrainingObjective",
     "WeightedReward",
     "as_rewards",
+    "aside",
     "load_reward",
     "answer_notes",
     "build_objective",

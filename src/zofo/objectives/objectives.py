@@ -11,10 +11,11 @@ from torch import nn
 
 from zofo.errors import ConfigError
 from zofo.objectives.generation import Generation, generate
-from zofo.objectives.rewards import as_rewards
+from zofo.objectives.packaged_rewards import REWARDS
+from zofo.objectives.rewards import WeightedReward, as_rewards
 from zofo.objectives.scoring import classification_loss, scores, token_loss
 from zofo.registry import Registry
-from zofo.tasks import METRICS, Task, TokenizedChoices
+from zofo.tasks import Task, TokenizedChoices
 from zofo.tasks.metrics import Answer, token_f1
 
 REWARD = "reward"
@@ -86,6 +87,8 @@ def reward_objective(reward: Any, task: Task, how: Generation, name: str = REWAR
         name: of the objective.
     """
     rewards = as_rewards(reward)
+    if task.kind != "generation" and any(part.of_texts for part in rewards.parts):
+        raise _unfit(next(part.short for part in rewards.parts if part.of_texts), task, "accuracy")
 
     def losses(model: nn.Module, batch: Any) -> torch.Tensor:
         found = rewards([one.example for one in batch.examples], _asked(model, batch))
@@ -141,29 +144,36 @@ def _f1(task: Task, how: Generation) -> TrainingObjective:
 @OBJECTIVES.register("exact-match")
 def _exact_match(task: Task, how: Generation) -> TrainingObjective:
     """Minus 1 for a generated text that equals an accepted answer, as SQuAD compares them; no gradient."""
-    return _by_metric("exact-match", task, how)
+    return _packaged("exact-match", task, how)
 
 
 @OBJECTIVES.register("number-match")
 def _number_match(task: Task, how: Generation) -> TrainingObjective:
     """Minus 1 for a generated text that is the number of an accepted answer; no gradient."""
-    return _by_metric("number-match", task, how)
+    return _packaged("number-match", task, how)
 
 
 @OBJECTIVES.register("brevity")
 def _brevity(task: Task, how: Generation) -> TrainingObjective:
     """Minus 1 / (1 + words of the generated text); no gradient. Nonsense is short, too: look at the answers."""
-    if task.kind != "generation":
-        raise _unfit("brevity", task, "accuracy")
-    return reward_objective(lambda example, text: 1 / (1 + len(str(text).split())), task, how, "brevity")
+    return _packaged("brevity", task, how)
 
 
-def _by_metric(name: str, task: Task, how: Generation) -> TrainingObjective:
-    """Minus the metric of that name of each text by itself."""
-    if task.kind != "generation":
-        raise _unfit(name, task, "accuracy")
-    score = METRICS[name].score
-    return reward_objective(lambda example, text: score([example], [text]), task, how, name)
+@OBJECTIVES.register("rouge-l")
+def _rouge_l(task: Task, how: Generation) -> TrainingObjective:
+    """Minus ROUGE-L of the generated text with the closest accepted answer; no gradient. Needs zofo[rewards]."""
+    return _packaged("rouge-l", task, how)
+
+
+@OBJECTIVES.register("bleu")
+def _bleu(task: Task, how: Generation) -> TrainingObjective:
+    """Minus BLEU of the generated text with the accepted answers, from 0 to 1; no gradient. Needs zofo[rewards]."""
+    return _packaged("bleu", task, how)
+
+
+def _packaged(name: str, task: Task, how: Generation) -> TrainingObjective:
+    """Minus the packaged reward of that name."""
+    return reward_objective(WeightedReward(REWARDS[name](""), typed=name, of_texts=True), task, how, name)
 
 
 def _unfit(name: str, task: Task, better: str) -> ConfigError:

@@ -8,13 +8,16 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from zofo.errors import ConfigError, nearest
 from zofo.filesystem import check_not_special
+from zofo.objectives.packaged_rewards import REWARDS
 from zofo.tasks import Example
 from zofo.tasks.metrics import Answer
 
@@ -23,8 +26,8 @@ Reward = Callable[..., Any]
 
 - (example, prediction) -> a number. The prediction is the index of a candidate, or the text of a generation.
 - (prompts, completions, **columns) -> a list of a number or None for each, as TRL's GRPOTrainer takes it. Columns are
-  `answer`, the first accepted answer or right candidate, and `answers`, all of them. Of a chat, prompts and completions
-  are lists of messages. None says nothing of an answer.
+  `answer`, the first accepted answer or right candidate, `answers`, all of them, and those of `task.reward_columns`. Of
+  a chat, prompts and completions are lists of messages. None says nothing of an answer.
 """
 
 
@@ -37,32 +40,70 @@ class WeightedReward:
         weight: that its values are multiplied by.
         file: that the function was read from, with its content's hash; empty for one of Python.
         typed: what names it on the command line.
+        of_texts: whether it is of generated texts alone.
     """
 
     function: Reward
     weight: float = 1.0
     file: str = ""
     typed: str = ""
+    of_texts: bool = False
 
     @property
     def short(self) -> str:
         """How messages call it: as it was typed, or its name."""
-        return self.typed or str(getattr(self.function, "__name__", type(self.function).__name__))
+        return self.typed or self._function_name
+
+    @property
+    def label(self) -> str:
+        """A word for logs: the name of the function, or of the packaged reward."""
+        return self.typed.partition(":")[0].partition("*")[0] if self.of_texts else self._function_name
+
+    @property
+    def _function_name(self) -> str:
+        return str(getattr(self.function, "__name__", type(self.function).__name__))
 
     @property
     def name(self) -> str:
         """What a run writes down of it: module and name, or file, name and content; and its weight."""
+        if self.of_texts:
+            return self.typed
         one = self.function
         named: Any = one if isinstance(getattr(one, "__qualname__", None), str) else type(one)
         whole = f"{self.file}:{named.__qualname__}" if self.file else f"{named.__module__}.{named.__qualname__}"
         return whole if self.weight == 1 else f"{whole}*{self.weight:g}"
 
 
+_ASIDE: ContextVar[bool] = ContextVar("aside", default=False)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """While it is open, what is asked of rewards is a check, and is no part of their means."""
+    token = _ASIDE.set(True)
+    try:
+        yield
+    finally:
+        _ASIDE.reset(token)
+
+
 @dataclass(frozen=True)
 class Rewards:
-    """The sum of several rewards."""
+    """The sum of several rewards, and what each of them gave since somebody asked."""
 
     parts: tuple[WeightedReward, ...]
+    _given: list[list[float]] = field(default_factory=list, compare=False, repr=False)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each reward's own values, before its weight, since this was last asked; None is left out."""
+        given = self._given[:]
+        self._given.clear()
+        found: dict[str, float] = {}
+        for number, (part, values) in enumerate(zip(self.parts, given, strict=False), start=1):
+            name = f"reward_{part.label}"
+            if values:
+                found[name if name not in found else f"{name}_{number}"] = math.fsum(values) / len(values)
+        return found
 
     @property
     def name(self) -> str:
@@ -76,6 +117,10 @@ class Rewards:
             ConfigError: a reward failed, or gave something else than a finite number for each; or all gave None.
         """
         columns = [_asked(part, examples, answers) for part in self.parts]
+        if not _ASIDE.get():
+            self._given.extend([] for _ in self.parts[len(self._given) :])
+            for kept, column in zip(self._given, columns, strict=True):
+                kept += [value for value in column if value is not None]
         found = []
         for example, values in zip(examples, zip(*columns, strict=True), strict=True):
             known = [part.weight * value for part, value in zip(self.parts, values, strict=True) if value is not None]
@@ -89,12 +134,19 @@ class Rewards:
         return found
 
 
-def as_rewards(given: Reward | WeightedReward | Rewards | Sequence[Any]) -> Rewards:
-    """One or several rewards, as functions or with weights."""
+def as_rewards(given: Reward | WeightedReward | Rewards | str | Sequence[Any]) -> Rewards:
+    """One or several rewards: functions, with weights, or as the command line names them, see `load_reward`."""
     if isinstance(given, Rewards):
         return given
-    parts = given if isinstance(given, Sequence) else [given]
-    made = tuple(part if isinstance(part, WeightedReward) else WeightedReward(part) for part in parts)
+    parts = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    made = tuple(
+        load_reward(part)
+        if isinstance(part, str)
+        else part
+        if isinstance(part, WeightedReward)
+        else WeightedReward(part)
+        for part in parts
+    )
     for part in made:
         _check_signature(part)
     return Rewards(made)
@@ -120,16 +172,24 @@ def _check_signature(part: WeightedReward) -> None:
 
 
 def load_reward(spec: str) -> WeightedReward:
-    """The function that `FILE.py:NAME` or `FILE.py:NAME*WEIGHT` names; runs the file, which the user has typed.
+    """A packaged reward by its name (`regex:PATTERN`, see `zofo list rewards`), or the function that `FILE.py:NAME`
+    names, for which the file is run that the user has typed; each with `*WEIGHT` or without.
 
     Raises:
-        ConfigError: no such file or function, or the file fails; names what is there.
+        ConfigError: no such reward, file or function, or the file fails; names what is there.
     """
+    packaged = _packaged(spec)
+    if packaged is not None:
+        return packaged
     place, _, weight = spec.partition("*")
     path_text, separator, name = place.rpartition(":")
     path = Path(path_text)
     if not separator or path.suffix != ".py" or not name:
-        raise ConfigError(f"--reward {spec!r} names no function of a file", "type --reward FILE.py:NAME")
+        near = nearest(spec.partition(":")[0], REWARDS)
+        raise ConfigError(
+            f"--reward {spec!r} names no function of a file, and none of: {', '.join(REWARDS)}",
+            f"did you mean {near!r}?" if near else "type --reward FILE.py:NAME",
+        )
     try:
         factor = float(weight) if weight else 1.0
     except ValueError:
@@ -155,6 +215,21 @@ def load_reward(spec: str) -> WeightedReward:
             f"did you mean {near!r}?" if near else f"it has: {', '.join(own) or 'none'}",
         )
     return WeightedReward(function, factor, f"{path.name} sha256:{hashlib.sha256(content).hexdigest()[:16]}", spec)
+
+
+def _packaged(spec: str) -> WeightedReward | None:
+    """The packaged reward that is meant; what follows the last `*` is its weight where it is a number."""
+    before, star, last = spec.rpartition("*")
+    try:
+        whole, weight = (before, float(last)) if star else (spec, 1.0)
+    except ValueError:
+        whole, weight = spec, 1.0
+    name, _, typed = whole.partition(":")
+    if name not in REWARDS:
+        return None
+    if not math.isfinite(weight):
+        raise ConfigError(f"--reward {spec!r}: the weight {last!r} is no number", f"type --reward '{whole}*0.5'")
+    return WeightedReward(REWARDS[name](typed), weight, typed=spec, of_texts=True)
 
 
 def _module(path: Path) -> Any:
@@ -218,15 +293,20 @@ def _columns(
         "answer": [known[0] if known else None for known in right],
         "answers": right,
     }
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
-        return columns
-    needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty}
+    for name in dict.fromkeys(key for one in examples for key in one.columns_of_row):
+        columns.setdefault(name, [one.columns_of_row.get(name) for one in examples])
+    loose = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = {name: one for name, one in parameters.items() if one.kind not in loose}
+    needed = {name for name, one in named.items() if one.default is inspect.Parameter.empty}
     if missing := sorted(needed - columns.keys()):
         raise ConfigError(
             f"the reward {part.short} wants {', '.join(missing)}, which is no column here",
-            f"take one of {', '.join(columns)}, or give it a default",
+            f"set task.reward_columns=[{','.join(missing)}] where your rows have it, or take one of "
+            f"{', '.join(columns)}",
         )
-    return {name: values for name, values in columns.items() if name in parameters}
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return columns
+    return {name: values for name, values in columns.items() if name in named}
 
 
 def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, **named: Any) -> Any:

@@ -77,6 +77,9 @@ class TaskConfig(Config):
     truncate: Literal["never", "left"] = "never"
     """What happens to a longer text: `never` refuses it; `left` drops the first tokens of its prompt, as is always done
     with demonstrations."""
+    reward_columns: list[str] = []
+    """Columns of your rows that a reward is given beside `answer` and `answers`, such as `[tests]`; they may hold
+    whatever JSON does."""
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Generation: 0 takes the likeliest token; above 0, tokens are drawn at that temperature, by `training.seed`."""
 

@@ -59,7 +59,7 @@ def load_task_examples(
                 continue
             answered = right and (split in needed or task.kind == "generation")
             kept = chosen[: config.max_rows if split == "train" or not of_several else None]
-            examples[split] = _rendered(task, kept, prompt, head, answered)
+            examples[split] = _rendered(task, kept, prompt, head, answered, config.reward_columns)
             if split == "train" and answered:
                 _check_several_labels(task, rows, examples[split], prompt, head)
     if not config.allow_overlap:
@@ -137,12 +137,14 @@ def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list
     return kept
 
 
-def _rendered(task: Task, rows: Sequence[Row], prompt: str | None, head: bool, right: bool) -> list[Example]:
+def _rendered(
+    task: Task, rows: Sequence[Row], prompt: str | None, head: bool, right: bool, columns: Sequence[str]
+) -> list[Example]:
     """Rows as examples. The error for a bad row shows a good one."""
     examples: list[Example] = []
     for row in rows:
         try:
-            examples.append(render(task, row.fields, row.where, prompt, head, right))
+            examples.append(render(task, row.fields, row.where, prompt, head, right, columns))
         except DataError as error:
             raise with_valid_example(error, 1, rows[0] if examples else None) from error
     return examples

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 Message = tuple[str, str] | tuple[str, str, str]
 """A turn of a chat: role, content, and its other keys as JSON, if there are any."""
@@ -29,6 +31,7 @@ class Example:
         reply: for a chat, other keys of the answer such as tool calls, as JSON; "" for none.
         thinks: for a chat, whether the answer begins with its reasoning.
         tools: for a chat, the tools that may be called, as JSON; "" for none.
+        columns: those of the row that rewards are given (`task.reward_columns`), as JSON; "" for none.
         own: the row's texts in prompt, candidates and texts, in that order: control tokens spelt in them stay text.
     """
 
@@ -49,6 +52,13 @@ class Example:
     thinks: bool = False
     tools: str = ""
     own: tuple[str, ...] = ()
+    columns: str = ""
+
+    @property
+    def columns_of_row(self) -> dict[str, Any]:
+        """The columns that rewards are given, by name."""
+        found: dict[str, Any] = json.loads(self.columns) if self.columns else {}
+        return found
 
     @property
     def gold(self) -> int:

@@ -23,7 +23,13 @@ NOTHING = "N/A"
 
 
 def render(
-    task: Task, fields: Mapping[str, Any], where: str, prompt: str | None = None, head: bool = False, right: bool = True
+    task: Task,
+    fields: Mapping[str, Any],
+    where: str,
+    prompt: str | None = None,
+    head: bool = False,
+    right: bool = True,
+    columns: Sequence[str] = (),
 ) -> Example:
     """One row as an example.
 
@@ -32,14 +38,29 @@ def render(
         prompt: name of the prompt; by default the task's first.
         head: for a classification head, which sees the row's texts unless a prompt is named.
         right: whether the row must hold its label or answer; without, it is not read.
+        columns: those that are kept for rewards.
 
     Raises:
         DataError: a missing column, an empty text, an unknown label; names the place.
     """
     with at_row(where):
+        kept = _kept(task.name, columns, fields)
         if task.messages is not None:
-            return replace(_chat(task.name, task.messages, fields, right), where=where)
-        return replace(_example(task, fields, prompt, head, right), where=where)
+            return replace(_chat(task.name, task.messages, fields, right), where=where, columns=kept)
+        return replace(_example(task, fields, prompt, head, right), where=where, columns=kept)
+
+
+def _kept(name: str, columns: Sequence[str], fields: Mapping[str, Any]) -> str:
+    """The columns for rewards, as JSON; "" for none."""
+    if not columns:
+        return ""
+    check_columns(name, columns, fields)
+    try:
+        return json.dumps({column: fields[column] for column in columns}, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise RowError(
+            f"task.reward_columns={list(columns)} holds what JSON cannot: {error}", "leave it out"
+        ) from error
 
 
 def _example(task: Task, fields: Mapping[str, Any], prompt: str | None, head: bool, right: bool) -> Example:

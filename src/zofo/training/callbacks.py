@@ -20,6 +20,7 @@ from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts
 from zofo.filesystem import temp_path
 from zofo.methods import Method, StepLog, unscheduled
+from zofo.objectives import Rewards
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, progress_bar, say
@@ -58,10 +59,18 @@ class MetricsLogger(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
     A file that goes on keeps its first `keep` bytes, what it has beyond them is cut off, and `seconds` are counted on.
-    Where a schedule changes the learning rates, each step's factor is written.
+    Where a schedule changes the learning rates, each step's factor is written; where there are rewards, the mean of
+    each of them over all answers of the step.
     """
 
-    def __init__(self, path: Path, method: Method, keep: int | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        method: Method,
+        keep: int | None = None,
+        seconds: float = 0.0,
+        rewards: Rewards | None = None,
+    ) -> None:
         self._file = path.open("xb" if keep is None else "r+b")
         self._digest, self._size = hashlib.sha256(), keep or 0
         if keep is not None:
@@ -69,6 +78,8 @@ class MetricsLogger(Callback):
             self._digest.update(self._file.read())
         self._method = method
         self.with_rates = False
+        self._rewards = rewards
+        self._reward_means()  # of checks and trials before the first step
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # get each line that is written
         self._start = time.perf_counter() - seconds
 
@@ -83,7 +94,8 @@ class MetricsLogger(Callback):
         return f"sha256:{self._digest.hexdigest()}"
 
     def after_step(self, number: int, log: StepLog) -> None:
-        line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._method.counts.as_dict()}
+        line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._reward_means()}
+        line |= self._method.counts.as_dict()
         if self.with_rates and (log.update is not None or log.rate is not None):
             line["rate"] = log.rate
         if self._method.lr_factor is not unscheduled:
@@ -91,6 +103,7 @@ class MetricsLogger(Callback):
         self._write(line)
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:
+        self._reward_means()  # of a step that does not count
         self._write({"event": "skipped", "step": number, "error": error.message, **self._method.counts.as_dict()})
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
@@ -105,6 +118,9 @@ class MetricsLogger(Callback):
         if error is not None:
             self._write({"event": "stopped", "error": type(error).__name__, "message": str(error)})
         self._file.close()
+
+    def _reward_means(self) -> Mapping[str, float]:
+        return {} if self._rewards is None else self._rewards.means()
 
     def _write(self, line: Mapping[str, Any]) -> None:
         stamped = {**line, "seconds": round(time.perf_counter() - self._start, 3)}

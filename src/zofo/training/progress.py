@@ -1,4 +1,4 @@
-"""How far a piece of work is, on a terminal as a bar and elsewhere as a line now and then."""
+"""How far a piece of work is, on a terminal as a bar and elsewhere as a line now and then; what is said before it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from rich.progress import (
 )
 from rich.table import Column
 from rich.text import Text
+
+from zofo.methods import Method
+from zofo.models import packing_note, quantized_as
+from zofo.training.config import RunConfig
+from zofo.training.data_module import PreparedRun
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
 
@@ -105,3 +110,31 @@ def working(console: Console, what: str) -> Iterator[None]:
     """While it is open, a terminal shows what is being done."""
     with console.status(what) if console.is_terminal else nullcontext():
         yield
+
+
+def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
+    """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
+    notes = [f"{prepared.task.kind}, {prepared.task.about}"] if config.task.name is None else []
+    packed = quantized_as(prepared.loaded.model) is not None  # several weights in a number, so that none are counted
+    if packed:
+        notes.append(packing_note(prepared.loaded.model))
+    moved, whole = _sizes(method)
+    if moved:
+        share = "" if packed else f" of {whole:,}"
+        part = "" if packed else f" ({100 * moved / whole:.3g} %)"
+        tensors = f" in {len(method.trained_names)} tensors" if method.trained_names else ""
+        notes.append(f"trains {moved:,}{share} parameters{part}{tensors}")
+    if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
+        gigabytes = method.rule.dense_buffers * method.backbone.size * method.rule.buffer_bytes / 2**30
+        notes.append(f"this rule keeps {method.rule.dense_buffers} buffers of the backbone's size: {gigabytes:.2f} GiB")
+    return [*notes, *method.adapter_start.notes, *method.notes()]
+
+
+def _sizes(method: Method) -> tuple[int, int]:
+    """How many parameters steps move, and how many the model has, with all of its adapters."""
+    theta = set(method.backbone.tensors) if method.backbone is not None else set()
+    sizes = [
+        (one.numel(), name in theta or one.requires_grad or not set(method.variants).isdisjoint(name.split(".")[-2:]))
+        for name, one in ((name.replace(".base_layer.", "."), one) for name, one in method.model.named_parameters())
+    ]
+    return sum(size for size, moves in sizes if moves), sum(size for size, _ in sizes)

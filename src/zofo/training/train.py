@@ -18,9 +18,8 @@ from zofo.errors import ConfigError, Interrupted
 from zofo.evaluators import Counts
 from zofo.filesystem import fsync, writing
 from zofo.methods import METHODS, Method, TrainingContext
-from zofo.models import packing_note, quantized_as
 from zofo.noise import STREAM_VERSION
-from zofo.objectives import REWARD, as_rewards
+from zofo.objectives import REWARD, Rewards, as_rewards
 from zofo.tasks import Split
 from zofo.training.callbacks import (
     BestCheckpoint,
@@ -33,13 +32,19 @@ from zofo.training.callbacks import (
 )
 from zofo.training.checkpoint import Checkpoint, CheckpointCallback, Checkpoints
 from zofo.training.config import RunConfig
-from zofo.training.data_module import PreparedRun, check_every_split, prepare_run, reward_trial, training_context
+from zofo.training.data_module import (
+    PreparedRun,
+    check_every_split,
+    prepare_run,
+    reward_trial,
+    training_context,
+)
 from zofo.training.divergence import DivergenceWarning
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
 from zofo.training.peak_memory import PeakMemory
-from zofo.training.progress import EvaluationProgress, say, working
+from zofo.training.progress import EvaluationProgress, say, start_notes, working
 from zofo.training.resume import (
     as_begun,
     begun_header,
@@ -74,8 +79,8 @@ def train(
         console: where progress is shown; by default nowhere.
         remote_code: allow the model's repository to run its own code.
         reward: what is maximised in place of the configured objective, or above it (`method.upper_objective=reward`): a
-            function, see `zofo.objectives.Reward`, or several, whose sum it is. It needs no gradient, so it suits
-            zeroth-order methods.
+            function, see `zofo.objectives.Reward`, the name of a packaged one (`zofo list rewards`), or several, whose
+            sum it is. It needs no gradient, so it suits zeroth-order methods.
 
     Returns:
         The run, with adapters or trajectory, metrics and summary.
@@ -87,7 +92,7 @@ def train(
         NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
         Interrupted: the process was asked to stop, and what it had made is saved.
     """
-    console = console or Console(quiet=True)
+    console, reward = console or Console(quiet=True), None if reward is None else as_rewards(reward)
     begun = find_resumable_run(config)  # refuses, before anything is loaded
     check_trackers(config.training.report_to)
     with working(console, f"reading the rows, loading and checking {config.model.name}"):
@@ -115,7 +120,7 @@ def train(
             for note in check_provenance(begun, prepared, identity):
                 say(console, note)
         try:
-            trained = _Session(prepared, context, method, steps, str(identity.model_hash), notes, header)
+            trained = _Session(prepared, context, method, steps, str(identity.model_hash), notes, header, reward)
             _train_in(folder, config, trained, console)
         except Interrupted as stop:
             stop.hint = _how_to_go_on(stop, folder, remote_code, reward)
@@ -123,9 +128,9 @@ def train(
     return folder
 
 
-def _how_to_go_on(stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Any | None) -> str:
+def _how_to_go_on(stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Rewards | None) -> str:
     again = "begin again" if stop.steps is None else "go on"
-    typed = [part.typed for part in as_rewards(reward).parts] if reward is not None else []
+    typed = [part.typed for part in reward.parts] if reward is not None else []
     if not all(typed):
         return f"to {again}: train with output_dir={folder.path}, the same configuration and the same reward"
     options = "".join(f" --reward {shlex.quote(one)}" for one in typed) + (
@@ -148,6 +153,7 @@ class _Session:
     base_hash: str
     notes: Sequence[str]
     begun: Mapping[str, Any] | None
+    reward: Rewards | None
 
 
 def _measuring(trained: _Session, training: TrainingConfig) -> TreatmentLogger | None:
@@ -183,7 +189,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     done = _resumed(folder, progress, checkpoints.latest(warn), header)
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
-    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds)
+    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, trained.reward)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
     callbacks: list[Callback] = [tracking, metrics, best, evaluating, *_alarms(folder, config, method, warn)]
     writer: TrajectoryWriter | None = None
@@ -351,37 +357,9 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
 
 def _say_notes(config: RunConfig, trained: _Session, console: Console) -> None:
     notes = [f"note: {note}" for note in trained.notes]
-    _say_all(console, [*_notes(config, trained.prepared, trained.method), *notes])
+    _say_all(console, [*start_notes(config, trained.prepared, trained.method), *notes])
 
 
 def _say_all(console: Console, lines: Sequence[str]) -> None:
     for line in lines:
         say(console, line)
-
-
-def _notes(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
-    """What a user should know before the first step: how rows were read, which tensors move, what a rule costs."""
-    notes = [f"{prepared.task.kind}, {prepared.task.about}"] if config.task.name is None else []
-    packed = quantized_as(prepared.loaded.model) is not None  # several weights in a number, so that none are counted
-    if packed:
-        notes.append(packing_note(prepared.loaded.model))
-    moved, whole = _sizes(method)
-    if moved:
-        share = "" if packed else f" of {whole:,}"
-        part = "" if packed else f" ({100 * moved / whole:.3g} %)"
-        tensors = f" in {len(method.trained_names)} tensors" if method.trained_names else ""
-        notes.append(f"trains {moved:,}{share} parameters{part}{tensors}")
-    if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
-        gigabytes = method.rule.dense_buffers * method.backbone.size * method.rule.buffer_bytes / 2**30
-        notes.append(f"this rule keeps {method.rule.dense_buffers} buffers of the backbone's size: {gigabytes:.2f} GiB")
-    return [*notes, *method.adapter_start.notes, *method.notes()]
-
-
-def _sizes(method: Method) -> tuple[int, int]:
-    """How many parameters steps move, and how many the model has, with all of its adapters."""
-    theta = set(method.backbone.tensors) if method.backbone is not None else set()
-    sizes = [
-        (one.numel(), name in theta or one.requires_grad or not set(method.variants).isdisjoint(name.split(".")[-2:]))
-        for name, one in ((name.replace(".base_layer.", "."), one) for name, one in method.model.named_parameters())
-    ]
-    return sum(size for size, moves in sizes if moves), sum(size for size, _ in sizes)

@@ -17,7 +17,7 @@ from zofo.estimators import ESTIMATORS
 from zofo.evaluators import EVALUATORS
 from zofo.methods import METHODS
 from zofo.noise import MASKS, NOISES
-from zofo.objectives import OBJECTIVES
+from zofo.objectives import OBJECTIVES, REWARDS
 from zofo.plugins import load_plugins, used_packages
 from zofo.recipes import recipe_lines
 from zofo.rules import RULES
@@ -65,6 +65,7 @@ def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None 
         "rules": lambda: _first_lines(RULES),
         "evaluators": lambda: _first_lines(EVALUATORS),
         "objectives": lambda: _first_lines(OBJECTIVES),
+        "rewards": lambda: _first_lines(REWARDS),
         "adapters": lambda: _first_lines(ADAPTERS),
         "metrics": lambda: {name: METRICS[name].about for name in METRICS},
         "recipes": recipe_lines,
