@@ -214,7 +214,8 @@ def checks_once(request, monkeypatch):
     def once(config, method, prepared, scored):
         parts = {name: getattr(config.method, name, None) for name in ASKING}
         key = (repr(config.model), config.task.name, repr(parts), getattr(method, "_objective", None))
-        kept = vars(method.evaluator) if method.evaluator is not None else {}
+        evaluator = getattr(method.evaluator, "_inner", method.evaluator)  # of several processes
+        kept = vars(evaluator) if evaluator is not None else {}
         if key in LEARNED:
             method.check = lambda: kept.update(copy.deepcopy(LEARNED[key]))
         steps = checked_steps(config, method, prepared, scored)

@@ -40,7 +40,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["config"],
     ["registry", "retired_keys", "yaml_loader"],
     ["plugins"],
-    ["filesystem", "interpreters", "hub", "statistics"],
+    ["filesystem", "interpreters", "hub", "processes", "statistics"],
     ["errors"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -21,6 +21,8 @@ class ZofoError(Exception):
     """
 
     exit_code = 2
+    quiet: bool | None = None
+    """Whether another process of the same run says it; None where that is not known."""
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -81,6 +83,12 @@ class PatchError(RunError):
     """A patch that is damaged, of another base model or version, or that no run of zofo can have written."""
 
 
+class ProcessError(ZofoError):
+    """Another process of the same run failed, or has ended."""
+
+    exit_code = 1
+
+
 class Interrupted(KeyboardInterrupt):
     """Work that was asked to stop, by Ctrl-C or SIGTERM, and did; a run after its step or evaluation was saved.
 
@@ -89,6 +97,8 @@ class Interrupted(KeyboardInterrupt):
         exit_code: 128 and the signal's number.
         steps: how many had been made, and are saved; None where there was nothing to save.
     """
+
+    quiet: bool | None = None
 
     def __init__(self, signal: str, exit_code: int, steps: int | None) -> None:
         kept = (

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 _INTERRUPTED = 130
+_LINGERS = 5.0  # seconds: a launcher stops all processes when one has ended, also the one that is about to say why
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,15 +40,23 @@ def _run(arguments: Sequence[str] | None) -> int:
         error = problem if isinstance(problem, ZofoError) else of_system(problem)
         if error is None:
             raise
-        _say("error: ", "bold red", error.message)
-        if error.hint:
-            _say("hint: ", "bold", error.hint)
+        if _is_heard(error.quiet):
+            _say("error: ", "bold red", error.message)
+            if error.hint:
+                _say("hint: ", "bold", error.hint)
+        else:
+            time.sleep(_LINGERS)
         return error.exit_code
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as end:
         return _interrupted() if end.code == _INTERRUPTED else int(end.code or 0)
     return 0
+
+
+def _is_heard(quiet: bool | None) -> bool:
+    """Whether this process says an error: of those that a launcher has started, one says what all of them found."""
+    return not quiet if quiet is not None else os.environ.get("LOCAL_RANK", "0") in ("", "0")
 
 
 def _check_working_folder() -> None:
@@ -63,7 +73,8 @@ def _say(kind: str, style: str, text: str) -> None:
     from zofo.cli.options import err
 
     first, *more = text.split("\n")
-    err.say((kind, style), first)
+    rank = os.environ.get("RANK", "0")
+    err.say(*([f"process {rank}: "] if rank not in ("", "0") else []), (kind, style), first)
     for line in more:  # of a library, or of a file that would pass for another message
         err.say("  ", line)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,13 +21,15 @@ err = Terminal(stderr=True)
 class _Verbs(typer.Typer):
     """Verbs whose libraries are loaded, which takes seconds, while a terminal says so."""
 
-    def command(self, *arguments: Any, **options: Any) -> Callable[[Any], Any]:
-        """As typer's, for a function that imports zofo.training by itself."""
+    def command(self, *arguments: Any, several: bool = False, **options: Any) -> Callable[[Any], Any]:
+        """As typer's, for a function that imports zofo.training by itself; `several` processes may share its work."""
         register = super().command(*arguments, **options)
 
         def registered(verb: Callable[..., None]) -> Callable[..., None]:
             @functools.wraps(verb)
             def loading_first(*given: Any, **named: Any) -> None:
+                if not several:
+                    _check_one_process(options.get("name") or verb.__name__)
                 with waiting("loading torch and transformers"):
                     import zofo.training  # noqa: F401
                 verb(*given, **named)
@@ -37,6 +40,18 @@ class _Verbs(typer.Typer):
         return registered
 
 
+def _check_one_process(verb: str) -> None:
+    """Raises ZofoError where a launcher has started several, which would all do the same."""
+    from zofo.errors import ConfigError
+
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes not in ("", "1"):
+        raise ConfigError(
+            f"{processes} processes would each do all of zofo {verb}; only zofo train shares its work out",
+            "type it without the launcher, or unset WORLD_SIZE",
+        )
+
+
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """While it is open, a terminal shows what is being done."""
@@ -44,7 +59,7 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
-def verbs(about: str | None = None) -> typer.Typer:
+def verbs(about: str | None = None) -> _Verbs:
     """Verbs that belong together."""
     return _Verbs(
         help=about,
@@ -133,6 +148,7 @@ def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        err.say(stop.message)
-        err.say(f"hint: {hint or stop.hint}")
+        if not stop.quiet:
+            err.say(stop.message)
+            err.say(f"hint: {hint or stop.hint}")
         raise typer.Exit(stop.exit_code) from stop

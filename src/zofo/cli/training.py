@@ -30,7 +30,7 @@ commands = verbs()
 tune = verbs("Find a good value of an option by short trials.")
 
 
-@commands.command(no_args_is_help=True)
+@commands.command(no_args_is_help=True, several=True)
 def train(
     arguments: Overrides = None,
     data_dir: DataDir = None,
@@ -49,6 +49,7 @@ def train(
 ) -> None:
     """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
     from zofo.objectives import load_reward
+    from zofo.processes import joined
     from zofo.training import as_percent
     from zofo.training import train as run_training
 
@@ -56,6 +57,8 @@ def train(
         rewards = [load_reward(one) for one in reward or []]
         asked = configured(arguments, data_dir, data, text, label)
         run = run_training(asked, err, trust_remote_code, rewards or None)
+    if not joined().is_first:
+        return
     summary = run.summary
     metric, after = summary["metric"], f" after {summary['queries']} queries"
     for split, variants in ((summary["split"], summary["variants"]), ("test", summary.get("test", {}))):

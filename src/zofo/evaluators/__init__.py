@@ -6,6 +6,7 @@ from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.in_forward import InForward
 from zofo.evaluators.in_place import FromCopy, InPlace
 from zofo.evaluators.parameter_use import unused_by
+from zofo.evaluators.shared import OwnExamples, SharedExamples
 
 __all__ = [
     "EVALUATORS",
@@ -17,8 +18,10 @@ __all__ = [
     "InForward",
     "InPlace",
     "Objective",
+    "OwnExamples",
     "Point",
     "Probe",
+    "SharedExamples",
     "counting_forwards",
     "unused_by",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from zofo.backbone import at_least_float32
 from zofo.errors import ConfigError, NonFiniteError
+from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective
 from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.processes import ALONE, Attempt, Processes
 
 
 class Gradient:
@@ -25,13 +27,16 @@ class Gradient:
         counts: where the work is counted.
         checkpointing: run each layer a second time in the backward pass, in place of keeping what is between. Such a
             run is not counted: it belongs to the backward pass.
+        processes: that share out the examples of each batch; their gradients are added, so that each has that of all.
 
     Raises:
         ConfigError: `checkpointing` of a model whose layers transformers does not mark.
     """
 
-    def __init__(self, model: nn.Module, counts: Counts, checkpointing: bool = False) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, counts: Counts, checkpointing: bool = False, processes: Processes = ALONE
+    ) -> None:
+        self.model, self._processes = model, processes
         self.counts = counts
         self._layers = _layers(model) if checkpointing else []
 
@@ -52,22 +57,80 @@ class Gradient:
         Raises:
             NonFiniteError: a loss or a gradient is not finite; no `.grad` was touched.
         """
-        with _checkpointed(self._layers) if self._layers else nullcontext():
-            with torch.enable_grad(), counting_forwards(self.model, self.counts):
-                losses = at_least_float32(objective(self.model, batch))
-            self.counts.queries += losses.numel()
-            finite = losses.detach()
-            if not torch.isfinite(finite).all():
-                where = int((~torch.isfinite(finite)).nonzero()[0, 0])
-                raise NonFiniteError(f"loss {finite[where].item()} of example {where} of the batch")
-            gradients = torch.autograd.grad(losses.mean() * weight, list(parameters), allow_unused=True)
-        self.counts.backwards += 1
+        losses, gradients = (self._own if self._processes.alone else self._of_all)(parameters, objective, batch, weight)
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
             raise NonFiniteError("gradient of a finite loss")
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return finite
+        return losses
+
+    def _own(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
+        """The losses, and the gradient of their mean, of one process."""
+
+        def weighted_mean(losses: torch.Tensor) -> torch.Tensor:
+            _check_finite(losses.detach())  # before the work of a backward pass
+            return losses.mean() * weight
+
+        return self._differentiated(parameters, objective, batch, weighted_mean)
+
+    def _differentiated(
+        self,
+        parameters: Sequence[nn.Parameter],
+        objective: Objective,
+        batch: Any,
+        scalar: Callable[[torch.Tensor], torch.Tensor],
+    ) -> _Found:
+        """The losses of a batch, and the gradient of what is made of them."""
+        with _checkpointed(self._layers) if self._layers else nullcontext():
+            with torch.enable_grad(), counting_forwards(self.model, self.counts):
+                losses = at_least_float32(objective(self.model, batch))
+            self.counts.queries += losses.numel()
+            gradients = torch.autograd.grad(scalar(losses), list(parameters), allow_unused=True)
+        self.counts.backwards += 1
+        return losses.detach(), gradients
+
+    def _of_all(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
+        """The same of a batch that is shared out: the losses of all, and the sum of the gradients.
+
+        Each process differentiates weight * sum(its losses) / (number of all), so that the sum is the gradient of the
+        mean. Tensors that no process has a gradient of stay without one.
+        """
+        processes, size = self._processes, batch_protocol.size(batch)
+        shares = [stop - start for start, stop in (processes.share(size, rank) for rank in range(processes.size))]
+        dtype = torch.promote_types(torch.float32, parameters[0].dtype)
+        own: torch.Tensor | None = None
+        found: Sequence[torch.Tensor | None] = [None] * len(parameters)
+        with Attempt() as made:
+            if shares[processes.rank]:
+                part = batch_protocol.part(batch, *processes.share(size))
+                own, found = self._differentiated(
+                    parameters, objective, part, lambda losses: losses.sum() * (weight / size)
+                )
+        rows = processes.gather(own, max(shares), dtype, made.failure)
+        losses = torch.cat([row[:number] for row, number in zip(rows, shares, strict=True)])
+        self.counts.queries += size - shares[processes.rank]
+        _check_finite(losses)
+        known = torch.tensor([gradient is not None for gradient in found], dtype=dtype, device=parameters[0].device)
+        flat = [
+            (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1).to(dtype)
+            for parameter, gradient in zip(parameters, found, strict=True)
+        ]
+        total = processes.add(torch.cat([known, *flat]))
+        parts = torch.split(total[len(known) :], [parameter.numel() for parameter in parameters])
+        return losses, [
+            part.view_as(parameter).to(parameter.dtype) if count else None
+            for parameter, part, count in zip(parameters, parts, total[: len(known)].tolist(), strict=True)
+        ]
+
+
+_Found = tuple[torch.Tensor, Sequence[torch.Tensor | None]]
+
+
+def _check_finite(losses: torch.Tensor) -> None:
+    if not torch.isfinite(losses).all():
+        where = int((~torch.isfinite(losses)).nonzero()[0, 0])
+        raise NonFiniteError(f"loss {losses[where].item()} of example {where} of the batch")
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

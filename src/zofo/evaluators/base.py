@@ -49,11 +49,14 @@ class Evaluator(ABC):
         repeats_batch: whether it asks for all points in one call of the objective, with the batch repeated.
         theta: what it looks around.
         counts: forwards and queries made so far by this evaluator.
+        whole: the points of all examples, while it is asked for the losses of some of them only; else None. What is
+            decided for all examples, such as when updates are written, is decided by these.
     """
 
     per_example = False
     writes_points = False
     repeats_batch = False
+    whole: Sequence[Point] | None = None
     theta: Theta
     counts: Counts
 

@@ -119,7 +119,8 @@ class InForward(Evaluator):
 
     @torch.no_grad()
     def _ask(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
-        asked = dict.fromkeys(key for point in points for at in batch_protocol.displacements(point) for key in at)
+        of_all = points if self.whole is None or self._checking else self.whole
+        asked = dict.fromkeys(key for point in of_all for at in batch_protocol.displacements(point) for key in at)
         if (
             len(self.theta.pending)
             and not self._checking

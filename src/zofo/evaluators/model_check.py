@@ -13,8 +13,9 @@ from torch import nn
 from zofo.backbone import Backbone, leaving_out
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
+from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective
-from zofo.evaluators.parameter_use import check_same_use, observe
+from zofo.evaluators.parameter_use import check_same_use, observe, without_trace
 from zofo.evaluators.row_layout import Use
 
 _LARGE = 1 << 26  # entries
@@ -61,6 +62,25 @@ def check_by_itself(
             "cannot be compared",
             "call model.eval(), or make the model repeat itself",
         )
+
+
+@torch.no_grad()
+def rows_are_independent(model: nn.Module, objective: Objective, batch: Any, dtypes: frozenset[torch.dtype]) -> bool:
+    """Whether each example of a small batch has the loss that it has alone, up to rounding; the model keeps no trace.
+
+    Args:
+        model: run by the objective.
+        objective: what is asked.
+        batch: of what.
+        dtypes: of the model's weights.
+    """
+    size = batch_protocol.size(batch)
+    parts = [batch_protocol.part(batch, each, each + 1) for each in range(size)]
+    with without_trace(model):
+        together = objective(model, batch).float()
+        alone = torch.cat([objective(model, part).float() for part in parts])
+    limit = max(agreement((), dtypes), _SAME) * max(float(together.abs().mean()), 0.1)
+    return not bool(((together - alone).abs() > limit).any())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
 from zofo.objectives import scores
 from zofo.overrides import get_by_path, set_by_path
+from zofo.processes import ALONE, Processes
 from zofo.registry import Registry
 from zofo.rules import Rule
 from zofo.state_dict import StateDict
@@ -47,6 +48,7 @@ class TrainingContext:
         log_ties: log how often a direction told nothing, which objectives without a gradient make likely.
         by_objective: the same with another objective, by its name; `reward` is the function that training was given.
         lower_examples: of a method that has two sets, those of D_p; then `examples` are D_f. By default it splits them.
+        processes: that train together, each with all examples; they share out those of each batch.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class TrainingContext:
     check_objective: Objective | None = None
     by_objective: Callable[[str], TrainingContext] | None = None
     lower_examples: Sequence[Any] | None = None
+    processes: Processes = ALONE
 
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> EpochSampler[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""
@@ -205,6 +208,8 @@ class Method(ABC):
         paper: where it comes from.
         needs_gradient: whether it takes first-order steps, so that its objective must have a gradient.
         fixed_steps: how many steps it makes, whatever is configured; None for as many as are.
+        shares_examples: whether several processes can share out its examples; its steps then ask by `ZerothOrder` and
+            `Gradient` alone, with the context's processes.
         model: the context's model, to evaluate in one of the variants; adapters are attached to it in place.
         variants: the models that training leaves behind, the one to report first; one for most methods.
         backbone: the tensors that zeroth-order steps move, or None.
@@ -224,6 +229,7 @@ class Method(ABC):
     paper: ClassVar[str]
     needs_gradient: ClassVar[bool] = True
     fixed_steps: ClassVar[int | None] = None
+    shares_examples: ClassVar[bool] = False
 
     model: nn.Module
     variants: tuple[str, ...] = ("model",)

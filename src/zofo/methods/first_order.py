@@ -81,6 +81,7 @@ class FirstOrder(Method):
 
     Config = FirstOrderConfig
     paper = "Hu et al. 2022, LoRA; the first-order rows of both papers' tables"
+    shares_examples = True
 
     def __init__(self, config: FirstOrderConfig, context: TrainingContext) -> None:
         self._objective = context.objective
@@ -104,7 +105,7 @@ class FirstOrder(Method):
         own = {id(parameter) for parameter in self.trained}
         self.trained_names = tuple(name for name, p in context.model.named_parameters() if id(p) in own)
         self.counts = self.adapter_start.counts.copy()
-        self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
+        self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
         self._step = FirstOrderStep(self.trained, config, config.lr)
         self._parts = config.gradient_accumulation_steps
         self.queries_per_step = config.batch_size * self._parts

@@ -66,6 +66,7 @@ class TwoStage(Method):
     Config = TwoStageConfig
     paper = "Shirkavand et al. 2025, Bilevel ZOFO, appendix B.4"
     variants = ("adapter",)
+    shares_examples = True
 
     def __init__(self, config: TwoStageConfig, context: TrainingContext) -> None:
         self._config = config
@@ -75,7 +76,9 @@ class TwoStage(Method):
         self._two = context.collate(context.examples[:2])
         # before peft, so that names stay the model's
         unused = context.unused_by(self._two)
-        self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, unused=unused)
+        self._zo = ZerothOrder(
+            config, context.model, context.seed, config.batch_size, unused=unused, processes=context.processes
+        )
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self._adapters: Adapters
         size = config.batch_size
@@ -84,7 +87,7 @@ class TwoStage(Method):
         self._first = FirstOrderStep(self._p, config, config.lr_adapter)
         self.counts = self._zo.evaluator.counts
         self.counts.include(self.adapter_start.counts)
-        self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
+        self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
         self.queries_per_step = config.batch_size
 
     def step(self, number: int) -> StepLog:

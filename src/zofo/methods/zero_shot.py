@@ -47,6 +47,7 @@ class ZeroShot(Method):
     paper = "the model as it is, scored on the task's prompt"
     needs_gradient = False
     fixed_steps = 0
+    shares_examples = True
 
     def __init__(self, config: MethodConfig, context: TrainingContext) -> None:
         self.model = context.model

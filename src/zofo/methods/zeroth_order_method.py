@@ -43,6 +43,7 @@ class ForwardOnly(Method):
     """
 
     needs_gradient = False
+    shares_examples = True
     backbone: Backbone
 
     def __init__(self, config: Any, context: TrainingContext) -> None:
@@ -61,7 +62,7 @@ class ForwardOnly(Method):
             self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
             among = self._adapters.parameters(self.variants[0])
         unused = context.unused_by(self._two)
-        self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, among, unused)
+        self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, among, unused, context.processes)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
         self.trained_names = tuple(self.backbone.tensors)
         self.counts = self._zo.evaluator.counts

@@ -17,12 +17,13 @@ from zofo.config import PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
 from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
-from zofo.evaluators import EVALUATORS, Counts, Evaluator, LossRequest
+from zofo.evaluators import EVALUATORS, Counts, Evaluator, LossRequest, OwnExamples, SharedExamples
 from zofo.methods.base import MethodOptions
 from zofo.methods.zeroth_order_defaults import HALF, default_epsilon, default_evaluator, default_lr
 from zofo.methods.zeroth_order_selection import moving_tensors
 from zofo.models import save_tensors
 from zofo.noise import MASKS, NOISES, Mask, Noise
+from zofo.processes import ALONE, Processes
 from zofo.rules import RULES, Rule, State
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
 
@@ -179,6 +180,8 @@ class ZerothOrder:
         batch_size: examples a batch.
         among: the parameters that may move, such as an adapter's; by default all.
         unused: the names of those that no forward uses; they stay, unless they are named.
+        processes: that make the step together.
+        own_examples: whether each of them brings its own; else they share out those of each batch.
 
     Attributes:
         notes: which tensors stay that a user may expect to move.
@@ -192,6 +195,8 @@ class ZerothOrder:
         batch_size: int,
         among: Sequence[nn.Parameter] | None = None,
         unused: frozenset[str] = frozenset(),
+        processes: Processes = ALONE,
+        own_examples: bool = False,
     ) -> None:
         noise: Noise = config.noise.build()
         if among is None and config.trainable is None and carries_adapters(model):
@@ -208,6 +213,8 @@ class ZerothOrder:
         self.rule: Rule = config.rule.build()
         self._lr = config.rule.options.get("lr")
         self.evaluator: Evaluator = config.evaluator.build(model, self.backbone)
+        if not processes.alone:
+            self.evaluator = (OwnExamples if own_examples else SharedExamples)(self.evaluator, model, processes)
         self.theta = self.evaluator.theta
         self.state: State = self.rule.init()
         self._seed = seed

@@ -21,6 +21,7 @@ from zofo.evaluators import Counts
 from zofo.filesystem import temp_path
 from zofo.methods import Method, StepLog, unscheduled
 from zofo.objectives import Rewards
+from zofo.processes import ALONE, Processes
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, progress_bar, say
@@ -60,7 +61,8 @@ class MetricsLogger(Callback):
 
     A file that goes on keeps its first `keep` bytes, what it has beyond them is cut off, and `seconds` are counted on.
     Where a schedule changes the learning rates, each step's factor is written; where there are rewards, the mean of
-    each of them over all answers of the step.
+    each of them over all answers of the step; of several processes, how many bytes of losses and gradients they
+    exchanged for the step, all together.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class MetricsLogger(Callback):
         keep: int | None = None,
         seconds: float = 0.0,
         rewards: Rewards | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         self._file = path.open("xb" if keep is None else "r+b")
         self._digest, self._size = hashlib.sha256(), keep or 0
@@ -77,8 +80,9 @@ class MetricsLogger(Callback):
             self._file.truncate(keep)
             self._digest.update(self._file.read())
         self._method = method
+        self._processes, self._exchanged = processes, processes.bytes
         self.with_rates = False
-        self._rewards = rewards
+        self._rewards = rewards if processes.alone else None  # it has judged the answers of this process only
         self._reward_means()  # of checks and trials before the first step
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # get each line that is written
         self._start = time.perf_counter() - seconds
@@ -100,6 +104,9 @@ class MetricsLogger(Callback):
             line["rate"] = log.rate
         if self._method.lr_factor is not unscheduled:
             line["lr_factor"] = self._method.lr_factor(number)
+        if not self._processes.alone:
+            line["exchanged_bytes"] = self._processes.bytes - self._exchanged
+        self._exchanged = self._processes.bytes
         self._write(line)
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:
@@ -155,10 +162,13 @@ class TrajectoryLogger(Callback):
 class BestCheckpoint(Callback):
     """Keeps the adapters or weights of the best evaluation so far in a folder, and remembers which one it was.
 
-    With `testing` the test split is scored there, too: chosen on validation, and never by it.
+    With `testing` the test split is scored there, too: chosen on validation, and never by it. Without a folder nothing
+    is kept but which one it was.
     """
 
-    def __init__(self, folder: Path, save: Callable[[Path], None], testing: EvaluationCallback | None = None) -> None:
+    def __init__(
+        self, folder: Path | None, save: Callable[[Path], None], testing: EvaluationCallback | None = None
+    ) -> None:
         self._folder, self._save, self._testing = folder, save, testing
         self.score: float | None = None  # nothing was evaluated yet
         self.step = 0
@@ -176,7 +186,7 @@ class BestCheckpoint(Callback):
 
     def state_dict(self, folder: Path) -> dict[str, Any]:
         """Which one it is, as JSON; what was kept of it goes into a folder."""
-        if self._folder.is_dir():
+        if self._folder is not None and self._folder.is_dir():
             shutil.copytree(self._folder, folder / self._folder.name)
         tested = {} if self._testing is None else {"test": self._testing.state_dict()}
         return {"score": self.score, "step": self.step, **tested}
@@ -190,6 +200,8 @@ class BestCheckpoint(Callback):
 
     def load_files(self, folder: Path) -> None:
         """Take back the files that `state_dict` put into a folder."""
+        if self._folder is None:
+            return
         part = temp_path(self._folder)
         shutil.rmtree(part, ignore_errors=True)
         if (folder / self._folder.name).is_dir():
@@ -202,8 +214,9 @@ class BestCheckpoint(Callback):
         first = next(iter(scores.values()))
         if self.score is None or first.score > self.score:
             tested = {} if self._testing is None else self._testing()  # first: it may fail, or be stopped
-            self._folder.mkdir(exist_ok=True)
-            self._save(self._folder)
+            if self._folder is not None:
+                self._folder.mkdir(exist_ok=True)
+                self._save(self._folder)
             self.score, self.step, self._tested = first.score, steps, tested
 
 

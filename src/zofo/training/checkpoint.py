@@ -16,6 +16,7 @@ from typing import Any
 from zofo.config import read_json_object
 from zofo.errors import CheckpointError, advice
 from zofo.filesystem import atomic_write_text, fsync, fsync_tree, sha256_of, writing
+from zofo.processes import ALONE, Processes
 from zofo.training.callbacks import Callback
 from zofo.training.signals import Signals
 from zofo.training.training_config import TrainingConfig
@@ -115,6 +116,13 @@ class Checkpoints:
             )
         return None
 
+    def at(self, step: int) -> Checkpoint:
+        """That after so many steps, as another process has found it. Raises CheckpointError where it is not whole."""
+        path = self._folder / f"{_PREFIX}{step:08d}"
+        if (damage := damage_of(path)) is not None:
+            raise CheckpointError(damage, "let all processes see the same disk, and type the same command again")
+        return Checkpoint(path, step)
+
     def sweep(self) -> None:
         """Remove what a killed process left: checkpoints half-written, not yet marked complete, or half-removed."""
         unmarked = [path for path in self._folders() if not os.path.lexists(path / _MARKER)]
@@ -207,6 +215,7 @@ class CheckpointCallback(Callback):
         training: says how many steps there are from one to the next, and whether the run goes on without one that
             could not be written. One that is written because the run was asked to stop is never skipped.
         first: how many steps have been made already.
+        processes: of the run, which all stop after the same step.
     """
 
     def __init__(
@@ -217,7 +226,9 @@ class CheckpointCallback(Callback):
         training: TrainingConfig,
         warn: Callable[[str], None],
         first: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self._checkpoints, self._write, self._signals, self._every = checkpoints, write, signals, training.save_steps
         self._skipped = warn if training.on_save_error == "skip" else None
         self._last, self._took = time.perf_counter(), 0.0
@@ -247,10 +258,15 @@ class CheckpointCallback(Callback):
                 if self._skipped is None:
                     raise
                 self._skipped(error.message)
-            self.stop_if_asked(steps)
+            if self._processes.alone:  # the others do not save, and ask between steps
+                self.stop_if_asked(steps)
 
     def stop_if_asked(self, steps: int) -> None:
         """Save and raise Interrupted, if the process was asked to stop; `steps` have been made."""
+        if not self._processes.alone:  # what they all know, also where the signal came to another one
+            if not self._processes.asked:
+                return
+            self._signals.received = self._processes.asked
         if self._signals.received is None:
             return
         if self._checkpoints is not None:

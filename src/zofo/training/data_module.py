@@ -32,6 +32,7 @@ from zofo.objectives import (
     packing_limit,
     reward_objective,
 )
+from zofo.processes import ALONE, Processes
 from zofo.tasks import (
     SPLITS,
     Example,
@@ -204,7 +205,9 @@ def scorer_of(config: RunConfig, task: Task, loaded: LoadedModel) -> TaskEvaluat
     )
 
 
-def training_context(config: RunConfig, prepared: PreparedRun, reward: Any | None = None) -> TrainingContext:
+def training_context(
+    config: RunConfig, prepared: PreparedRun, reward: Any | None = None, processes: Processes = ALONE
+) -> TrainingContext:
     """What a method is given to train with; raises ConfigError for an objective that suits neither it nor the task."""
     beneath = config.method.reward_has_a_place
     if reward is not None and not beneath and config.training.objective is not None:
@@ -228,12 +231,15 @@ def training_context(config: RunConfig, prepared: PreparedRun, reward: Any | Non
                 f"an objective is {REWARD!r}, the function that zofo.train(config, reward=...) is given, and none is",
                 "train from Python with one, or name an objective of `zofo list objectives`",
             )
-        return _context(config, prepared, _objective(config, prepared, reward if name == REWARD else None, name))
+        named = _objective(config, prepared, reward if name == REWARD else None, name)
+        return _context(config, prepared, named, processes)
 
-    return replace(_context(config, prepared, objective), by_objective=by_objective)
+    return replace(_context(config, prepared, objective, processes), by_objective=by_objective)
 
 
-def _context(config: RunConfig, prepared: PreparedRun, objective: TrainingObjective) -> TrainingContext:
+def _context(
+    config: RunConfig, prepared: PreparedRun, objective: TrainingObjective, processes: Processes
+) -> TrainingContext:
     """What trains by one objective; raises ConfigError where an example has no options to compare."""
     if config.task.several and objective.compares_candidates:
         free = next((one.example for one in prepared.encoded["train"] if len(one.example.candidates) == 1), None)
@@ -255,6 +261,7 @@ def _context(config: RunConfig, prepared: PreparedRun, objective: TrainingObject
         log_ties=not objective.differentiable,
         objective_name=objective.name,
         check_objective=objective.check_losses,
+        processes=processes,
     )
 
 

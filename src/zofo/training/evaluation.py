@@ -15,6 +15,7 @@ from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts, counting_forwards
 from zofo.methods import ScoreFunction
 from zofo.objectives import Generation, generate, scores, token_loss
+from zofo.processes import ALONE, Processes
 from zofo.tasks import METRICS, Example, Task
 from zofo.tasks.metrics import Answer
 
@@ -63,6 +64,7 @@ class TaskEvaluator:
         scoring: `mean`, `sum`, `calibrated` or `channel`.
         score: how candidates are scored; methods that read may bring their own.
         watch: opened with the number of examples that a pass over them has; gives what is told of each batch.
+        processes: that share out the batches.
     """
 
     task: Task
@@ -73,6 +75,7 @@ class TaskEvaluator:
     batch_size: int = 32
     score: ScoreFunction = scores
     watch: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(_unseen)
+    processes: Processes = ALONE
 
     def evaluate(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> Evaluation:
         """Score a model. Examples of similar length share a batch; the numbers do not depend on that.
@@ -155,7 +158,8 @@ class TaskEvaluator:
         self, model: nn.Module, examples: Sequence[Any], counts: Counts, ask: Callable[[Any], torch.Tensor]
     ) -> torch.Tensor:
         """What is asked of each batch, in the order of the examples; rows of unequal width are filled with -inf."""
-        found = self._each(model, examples, counts, lambda some: ask(self.collate(some)).float().cpu())
+        asked = self._each(model, examples, counts, lambda some: ask(self.collate(some)).float().cpu().tolist())
+        found = [torch.tensor(values) for values in asked]
         if not found or found[0].dim() == 0:
             return torch.stack(found)
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-torch.inf)
@@ -165,11 +169,18 @@ class TaskEvaluator:
     ) -> list[Any]:
         """What is asked of some examples at a time, in the order of all."""
         found: dict[int, Any] = {}
+        batches, size = self._batches(examples), self.processes.size
         with counting_forwards(model, counts), self.watch(len(examples)) as done:
-            for chosen in self._batches(examples):
-                found |= zip(chosen, ask([examples[i] for i in chosen]), strict=True)
-                counts.queries += len(chosen)
-                done(len(chosen))
+
+            def answered(chosen: Sequence[int]) -> list[Any]:
+                answers = list(ask([examples[i] for i in chosen]))
+                done(len(chosen) * size)
+                return answers
+
+            of_each = self.processes.each(batches, answered)
+        for chosen, answers in zip(batches, of_each, strict=True):
+            found |= zip(chosen, answers, strict=True)
+        counts.queries += len(examples)
         return [found[i] for i in range(len(examples))]
 
     def _batches(self, examples: Sequence[Any]) -> list[list[int]]:

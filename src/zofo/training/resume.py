@@ -36,7 +36,8 @@ from zofo.training.run_record import CONFIG, LOCK, TASK
 from zofo.training.versions import OF_QUANTIZED, device_fingerprint
 
 _BEGUN = {LOCK, temp_path(Path(CONFIG)).name, TASK, ENVIRONMENT}  # all that a process killed at its start leaves
-_OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
+_PROCESSES = "processes"  # where there are several
+OF_BITS = ("zofo", "torch", "transformers", "peft", "device", "threads")  # other ones may sum in another order
 
 
 def create_run_folder(config: RunConfig) -> RunFolder:
@@ -84,7 +85,7 @@ def find_resumable_run(config: RunConfig) -> RunFolder | None:
         c.model_dump(mode="json", exclude={"output_dir"}) for c in (config.with_absolute_paths(), run.config)
     )
     for key, (new, old) in differences(given, saved):
-        if _are_places(new, old):
+        if are_places(new, old):
             continue  # what lies there is known by its content
         raise RunError(
             f"the run in {str(path)!r} has {key} = {old!r}, not {new!r}, and goes on only as it was begun",
@@ -115,13 +116,17 @@ def objective_name(objective: str, reward: Any | None) -> str:
     return objective if reward is None else as_rewards(reward).name
 
 
-def write_provenance(run: RunFolder, config: RunConfig, prepared: PreparedRun, identity: Identity) -> None:
+def write_provenance(
+    run: RunFolder, config: RunConfig, prepared: PreparedRun, identity: Identity, processes: int = 1
+) -> None:
     """Write what is known before the first step: the task, versions and hashes, and last the configuration."""
     run.task_file.write_text(
         yaml.safe_dump(task_content_of(prepared.task), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     device, rows = prepared.loaded.device, prepared.examples["train"]
     begun = {**device_fingerprint(device), **identity.as_dict(), **chat_form(rows)}
+    if processes > 1:
+        begun[_PROCESSES] = str(processes)
     (run.path / ENVIRONMENT).write_text(json.dumps(begun, indent=2) + "\n", encoding="utf-8")
     for path in (run.task_file, run.path / ENVIRONMENT):
         fsync(path)
@@ -129,7 +134,7 @@ def write_provenance(run: RunFolder, config: RunConfig, prepared: PreparedRun, i
     fsync(run.path.parent)
 
 
-def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity) -> list[str]:
+def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity, processes: int = 1) -> list[str]:
     """Refuse to go on with a run that began with another base model, task, objective or start, or with other rows.
 
     Gives what its user is told: what an older version did not write down, and where the bits may differ, with other
@@ -155,16 +160,19 @@ def check_provenance(run: RunFolder, prepared: PreparedRun, now: Identity) -> li
     others = [
         f"{key} was {was} and is {is_now}"
         for key, is_now in device_fingerprint(prepared.loaded.device).items()
-        if (key in (*_OF_BITS, *packed) or key.startswith("plugin "))
+        if (key in (*OF_BITS, *packed) or key.startswith("plugin "))
         and (was := run.environment.get(key, is_now)) != is_now
     ]
+    if (were := run.environment.get(_PROCESSES, "1")) != str(processes):
+        others.append(f"the number of processes was {were} and is {processes}")
     if others:
         bits = "it may not end with the bits of one that was never stopped"
         notes.append(f"warning: since the run began, {', '.join(others)}: {bits}")
     return notes
 
 
-def _are_places(*values: Any) -> bool:
+def are_places(*values: Any) -> bool:
+    """Whether values say where something lies, which is known by its content."""
     return all(isinstance(value, str) and Path(value).is_absolute() for value in values)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,11 @@ from rich.console import Console
 from zofo.errors import ConfigError, Interrupted
 from zofo.evaluators import Counts
 from zofo.filesystem import fsync, writing
-from zofo.methods import METHODS, Method, TrainingContext
-from zofo.noise import STREAM_VERSION
+from zofo.methods import METHODS, Method
 from zofo.objectives import REWARD, Rewards, as_rewards
+from zofo.processes import Processes, joined
 from zofo.tasks import Split
 from zofo.training.callbacks import (
-    BestCheckpoint,
     Callback,
     EvaluationCallback,
     MetricsLogger,
@@ -30,7 +28,7 @@ from zofo.training.callbacks import (
     TiesWarning,
     TrajectoryLogger,
 )
-from zofo.training.checkpoint import Checkpoint, CheckpointCallback, Checkpoints
+from zofo.training.checkpoint import CheckpointCallback
 from zofo.training.config import RunConfig
 from zofo.training.data_module import (
     PreparedRun,
@@ -41,16 +39,13 @@ from zofo.training.data_module import (
 )
 from zofo.training.divergence import DivergenceWarning
 from zofo.training.evaluation import Evaluation, majority_of
-from zofo.training.identity import content_hash
-from zofo.training.loop import NonFiniteSkipCounter, run_loop
 from zofo.training.peak_memory import PeakMemory
-from zofo.training.progress import EvaluationProgress, say, start_notes, working
+from zofo.training.progress import EvaluationProgress, say, working
 from zofo.training.resume import (
     as_begun,
     begun_header,
     check_provenance,
     create_run_folder,
-    find_resumable_run,
     identity_of,
     objective_name,
     write_provenance,
@@ -58,8 +53,8 @@ from zofo.training.resume import (
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_logs import metrics_lines, write_answers
 from zofo.training.run_record import ANSWERS
-from zofo.training.run_state import ResumePoint, RunState, should_checkpoint_weights
-from zofo.training.signals import Signals
+from zofo.training.session import LoopParts, Session, loop_parts, run_parts, say_all, say_notes, trajectory_header
+from zofo.training.together import SameState, accompany, begun_run, check_reward, check_same, check_shareable, resumed
 from zofo.training.trackers import Trackers, check_trackers
 from zofo.training.training_config import TrainingConfig, lr_schedule
 from zofo.training.treatment import TreatmentLogger, check_treatment
@@ -93,12 +88,21 @@ def train(
         Interrupted: the process was asked to stop, and what it had made is saved.
     """
     console, reward = console or Console(quiet=True), None if reward is None else as_rewards(reward)
-    begun = find_resumable_run(config)  # refuses, before anything is loaded
-    check_trackers(config.training.report_to)
-    with working(console, f"reading the rows, loading and checking {config.model.name}"):
+    processes = joined()
+    with processes.one_voice():
+        return _train(config, console if processes.is_first else Console(quiet=True), remote_code, reward, processes)
+
+
+def _train(
+    config: RunConfig, console: Console, remote_code: bool, reward: Rewards | None, processes: Processes
+) -> RunFolder:
+    begun = begun_run(config, processes)  # refuses, before anything is loaded
+    with processes.alike(), working(console, f"reading the rows, loading and checking {config.model.name}"):
+        check_trackers(config.training.report_to)
+        check_shareable(config, processes)
         scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
         prepared = prepare_run(config if begun is None else begun.on_own_task(config), remote_code, ("train", *scored))
-        context = training_context(config, prepared, reward)
+        context = training_context(config, prepared, reward, processes)
         # before a method attaches adapters to the model
         identity = identity_of(config, prepared, objective_name(context.objective_name, reward))
         header = begun_header(begun)
@@ -107,28 +111,41 @@ def train(
         if config.training.treatment_steps is not None:
             check_treatment(method, context)
         if reward is not None:
-            for line in reward_trial(context.by_objective(REWARD) if context.by_objective else context):
-                say(console, line)
+            judged = context.by_objective(REWARD) if context.by_objective else context
+            say_all(console, [*reward_trial(judged)])
+            check_reward(judged)
         notes = check_every_split(config, prepared)
-    folder = begun or create_run_folder(config)
-    with folder.locked(), writing("the run", folder.path, _GOES_ON):
-        folder.check_not_ended()
-        if begun is None:
-            config = config.model_copy(update={"output_dir": folder.path})
-            write_provenance(folder, config.with_absolute_paths(), prepared, identity)
-        else:
-            for note in check_provenance(begun, prepared, identity):
-                say(console, note)
+    check_same(processes, identity, prepared)
+    trained = Session(prepared, context, method, steps, str(identity.model_hash), notes, header, reward)
+    with ExitStack() as held:
+
+        def opened() -> str:
+            run = begun or create_run_folder(config)
+            held.enter_context(run.locked())
+            held.enter_context(writing("the run", run.path, _GOES_ON))
+            run.check_not_ended()
+            if begun is None:
+                own = config.model_copy(update={"output_dir": run.path})
+                write_provenance(run, own.with_absolute_paths(), prepared, identity, processes.size)
+            else:
+                for note in check_provenance(begun, prepared, identity, processes.size):
+                    say(console, note)
+            return str(run.path)
+
+        folder = RunFolder(Path(processes.first(opened)))
+        own = config if begun is not None else config.model_copy(update={"output_dir": folder.path})
         try:
-            trained = _Session(prepared, context, method, steps, str(identity.model_hash), notes, header, reward)
-            _train_in(folder, config, trained, console)
+            (_train_in if processes.is_first else accompany)(folder, own, trained, console)
         except Interrupted as stop:
-            stop.hint = _how_to_go_on(stop, folder, remote_code, reward)
+            stop.hint = _how_to_go_on(stop, folder, remote_code, reward, processes)
             raise
+    processes.gather_json(None)  # the first one has written all of the run
     return folder
 
 
-def _how_to_go_on(stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Rewards | None) -> str:
+def _how_to_go_on(
+    stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Rewards | None, processes: Processes
+) -> str:
     again = "begin again" if stop.steps is None else "go on"
     typed = [part.typed for part in reward.parts] if reward is not None else []
     if not all(typed):
@@ -136,27 +153,14 @@ def _how_to_go_on(stop: Interrupted, folder: RunFolder, remote_code: bool, rewar
     options = "".join(f" --reward {shlex.quote(one)}" for one in typed) + (
         " --trust-remote-code" if remote_code else ""
     )
-    return f"to {again}: zofo train {shlex.quote(str(folder.path / 'config.yaml'))}{options}"
+    command = "zofo" if processes.alone else f"torchrun --nproc_per_node {processes.size} -m zofo"
+    return f"to {again}: {command} train {shlex.quote(str(folder.path / 'config.yaml'))}{options}"
 
 
 _GOES_ON = "type the same command again: the run goes on from its newest checkpoint"
 
 
-@dataclass(frozen=True)
-class _Session:
-    """What is trained, built and checked; of a run that goes on, `begun` is the header of its trajectory."""
-
-    prepared: PreparedRun
-    context: TrainingContext
-    method: Method
-    steps: int
-    base_hash: str
-    notes: Sequence[str]
-    begun: Mapping[str, Any] | None
-    reward: Rewards | None
-
-
-def _measuring(trained: _Session, training: TrainingConfig) -> TreatmentLogger | None:
+def _measuring(trained: Session, training: TrainingConfig) -> TreatmentLogger | None:
     """What measures the treatment, if that is asked for."""
     every = training.treatment_steps
     if every is None:
@@ -164,34 +168,23 @@ def _measuring(trained: _Session, training: TrainingConfig) -> TreatmentLogger |
     return TreatmentLogger(trained.method, trained.context, every, training.treatment_examples)
 
 
-def _trajectory_header(config: RunConfig, trained: _Session) -> dict[str, Any]:
-    """What a trajectory says of itself, with the seed."""
-    header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}
-    if trained.begun is not None and "trainable" in trained.begun:
-        header["trainable"] = trained.begun["trainable"]  # the same tensors: see `as_begun`
-    return {"seed": config.training.seed, **header}
-
-
-def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: Console) -> None:
+def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: Console) -> None:
     """Make the steps of a run, or the rest of them, and write what comes out into its folder."""
     prepared, method, steps, training = trained.prepared, trained.method, trained.steps, config.training
-    _say_notes(config, trained, console)
-    scorings = evaluating, testing, testing_best = _scorings(method, prepared, shown := EvaluationProgress(console))
-    memory, signals = PeakMemory(prepared.loaded.device), Signals()
-    best = BestCheckpoint(folder.best, method.save, testing_best if training.eval_on_test == "best" else None)
-    checkpoints = Checkpoints(folder.checkpoints, training.save_total_limit)
-    skips = NonFiniteSkipCounter(training.max_consecutive_skips if training.on_non_finite == "skip" else 0)
-    weights = should_checkpoint_weights(method, training.checkpoint_weights)
-    progress = RunState(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
-    checkpoints.sweep()
-    warn, header = functools.partial(_warn, console), _trajectory_header(config, trained)
+    say_notes(config, trained, console)
+    processes, memory = trained.context.processes, PeakMemory(prepared.loaded.device)
+    parts = loop_parts(folder, config, trained, shown := EvaluationProgress(console))
+    (evaluating, testing, _), signals = parts.scorings, parts.signals
+    warn, header = functools.partial(_warn, console), trajectory_header(config, trained)
     measuring = _measuring(trained, training)
-    done = _resumed(folder, progress, checkpoints.latest(warn), header)
+    done = resumed(folder, trained, parts, header, warn)
+    folder.forget_outcome()
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
-    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, trained.reward)
+    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, trained.reward, processes)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
-    callbacks: list[Callback] = [tracking, metrics, best, evaluating, *_alarms(folder, config, method, warn)]
+    callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, SameState(trained)]
+    callbacks += _alarms(folder, config, method, warn)
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
@@ -204,32 +197,28 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: _Session, console: 
     def write(made: int, into: Path) -> None:
         for log in filter(Path.is_file, (folder.metrics, folder.trajectory)):
             fsync(log)  # of which the checkpoint keeps the length
-        progress.save(made, into, metrics, writer, time.perf_counter() - start)
+        parts.state.save(made, into, metrics, writer, time.perf_counter() - start)
 
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
         _write_answers(folder, prepared, evaluating, testing)
-        seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*scorings, measuring) if one)
-        outcome = _outcome(config, trained, scorings, best, measuring) | {"seconds": round(seconds, 3)}
+        seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*parts.scorings, measuring) if one)
+        outcome = _outcome(config, trained, parts, measuring) | {"seconds": round(seconds, 3)}
         folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
 
-    kept = checkpoints if method.fixed_steps is None else None
-    callbacks.append(checkpointing := CheckpointCallback(kept, write, signals, training, warn, done.steps))
-    due, scored = training.evaluated_after(steps), evaluating.steps_evaluated if evaluating.last else None
+    kept = parts.checkpoints if method.fixed_steps is None else None
+    checkpointing = CheckpointCallback(kept, write, signals, training, warn, done.steps, processes)
     with signals.defer_signals(functools.partial(say, console)):
         try:
             with memory.watching():
-                run_loop(method, steps, callbacks, evaluating, due, done.steps, skips, scored)
-                if training.eval_on_test:
-                    checkpointing.stop_if_asked(steps)
-                    testing()
+                run_parts(config, trained, parts, [*callbacks, checkpointing], checkpointing, done.steps)
         except BaseException as error:
             if not signals.is_second_signal(error):
                 finish(str(error) or type(error).__name__)
             raise
-        _say_all(console, method.conclusions())
+        say_all(console, method.conclusions())
         finish(None)  # only then are the checkpoints, which all of it could be made from, no longer needed
-        checkpoints.clear()
+        parts.checkpoints.clear()
     if signals.received is not None:
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
 
@@ -252,18 +241,17 @@ def _write_answers(
 
 def _outcome(
     config: RunConfig,
-    trained: _Session,
-    scorings: Sequence[EvaluationCallback],
-    best: BestCheckpoint,
+    trained: Session,
+    parts: LoopParts,
     measuring: TreatmentLogger | None,
 ) -> dict[str, Any]:
     """What a run says of itself in the end, but for its files, its time and its memory."""
-    evaluating, testing, _ = scorings
+    (evaluating, testing, _), best = parts.scorings, parts.best
     task, method, backbone = trained.prepared.task, trained.method, trained.method.backbone
     scores = {variant: score.as_dict() for variant, score in evaluating.last.items()}
     tested = {variant: score.as_dict() for variant, score in testing.last.items()}
-    counts, seconds = Counts(), sum(scoring.seconds for scoring in scorings)
-    for scoring in scorings:
+    counts, seconds = Counts(), sum(scoring.seconds for scoring in parts.scorings)
+    for scoring in parts.scorings:
         counts.include(scoring.counts)
     return {
         "method": config.method.name,
@@ -290,15 +278,6 @@ def _outcome(
     }
 
 
-def _resumed(folder: RunFolder, progress: RunState, saved: Checkpoint | None, header: Mapping[str, Any]) -> ResumePoint:
-    """Take the run back to its newest checkpoint, or to its beginning; the outcome of an earlier stop goes."""
-    if saved is None:
-        folder.clear_logs()
-    done = ResumePoint() if saved is None else progress.restore(saved, folder.metrics, folder.trajectory, header)
-    folder.forget_outcome()
-    return done
-
-
 def _warn(console: Console, text: str) -> None:
     say(console, f"warning: {text}")
 
@@ -314,17 +293,6 @@ def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, sco
     method.check_steps(steps)
     method.check()
     return steps
-
-
-def _scorings(method: Method, prepared: PreparedRun, shown: EvaluationProgress) -> list[EvaluationCallback]:
-    """Of validation, of test after the last step, and of test at the best evaluation."""
-
-    def score(split: Split, counts: Counts) -> Evaluation:  # the split is looked up when it is asked for
-        scorer = dataclasses.replace(prepared.scorer, score=method.score, watch=shown)
-        return scorer.evaluate(method.model, prepared.encoded[split], counts)
-
-    splits: tuple[Split, ...] = ("validation", "test", "test")
-    return [EvaluationCallback(method, functools.partial(score, split)) for split in splits]
 
 
 def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> int:
@@ -353,13 +321,3 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
     if steps >= 1 << 32:
         raise ConfigError(f"training.max_queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32")
     return steps
-
-
-def _say_notes(config: RunConfig, trained: _Session, console: Console) -> None:
-    notes = [f"note: {note}" for note in trained.notes]
-    _say_all(console, [*start_notes(config, trained.prepared, trained.method), *notes])
-
-
-def _say_all(console: Console, lines: Sequence[str]) -> None:
-    for line in lines:
-        say(console, line)

@@ -82,7 +82,9 @@ class BackboneStep:
         self.counts, self.points = Counts(), 0
         if move != "frozen":
             unused = context.unused_by(context.collate(context.examples[:2]))
-            zo = self._zo = ZerothOrder(config, context.model, context.seed, batch_size, among, unused)
+            zo = self._zo = ZerothOrder(
+                config, context.model, context.seed, batch_size, among, unused, context.processes
+            )
             self.backbone, self.rule, self.evaluator = zo.backbone, zo.rule, zo.evaluator
             zo.check_addable(method)
             self.counts, self.points = zo.evaluator.counts, zo.points

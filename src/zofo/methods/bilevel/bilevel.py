@@ -131,6 +131,7 @@ class Bilevel(Method):
     Config = BilevelConfig
     paper = "Shirkavand et al. 2025, Bilevel ZOFO"
     variants = VARIANTS
+    shares_examples = True
 
     def __init__(self, config: BilevelConfig, context: TrainingContext, adapters: Adapters | None = None) -> None:
         self._config, self._context = config, context
@@ -167,7 +168,7 @@ class Bilevel(Method):
         else:
             self._adapters = adapters
         self.counts.include(self.adapter_start.counts)
-        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
+        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
         rates = config.lr_adapter, config.lr_lower
         self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
         firsts = config.inner_steps + (1 if self._follows is None else 2) + (self._control is not None)

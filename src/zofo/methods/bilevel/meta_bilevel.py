@@ -109,6 +109,7 @@ class MetaBilevel(Method):
     Config = MetaBilevelConfig
     paper = "Shirkavand et al. 2025, Bilevel ZOFO, section 4.2"
     variants = (BACKBONE, *VARIANTS)
+    shares_examples = True
 
     def __init__(self, config: MetaBilevelConfig, context: TrainingContext) -> None:
         _refuse(config)
@@ -128,7 +129,7 @@ class MetaBilevel(Method):
         self._adapters: Adapters
         self._adapters, self.adapter_start = attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
         self.counts.include(self.adapter_start.counts)
-        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing)
+        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
         rates = config.lr_adapter, config.lr_lower
         self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
         self._store = AdapterStore(config.adapter_offload)

@@ -1,0 +1,132 @@
+"""What is trained, once it is built and checked: the parts of its loop, how it is scored, and what is said of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from zofo.evaluators import Counts
+from zofo.methods import Method, TrainingContext
+from zofo.noise import STREAM_VERSION
+from zofo.objectives import Rewards
+from zofo.tasks import Split
+from zofo.training.callbacks import BestCheckpoint, Callback, EvaluationCallback
+from zofo.training.checkpoint import CheckpointCallback, Checkpoints
+from zofo.training.config import RunConfig
+from zofo.training.data_module import PreparedRun
+from zofo.training.evaluation import Evaluation
+from zofo.training.identity import content_hash
+from zofo.training.loop import NonFiniteSkipCounter, run_loop
+from zofo.training.progress import EvaluationProgress, say, start_notes
+from zofo.training.run_folder import RunFolder
+from zofo.training.run_state import RunState, should_checkpoint_weights
+from zofo.training.signals import Signals
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is trained, built and checked; of a run that goes on, `begun` is the header of its trajectory."""
+
+    prepared: PreparedRun
+    context: TrainingContext
+    method: Method
+    steps: int
+    base_hash: str
+    notes: Sequence[str]
+    begun: Mapping[str, Any] | None
+    reward: Rewards | None
+
+
+def trajectory_header(config: RunConfig, trained: Session) -> dict[str, Any]:
+    """What a trajectory says of itself, with the seed."""
+    header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}
+    if trained.begun is not None and "trainable" in trained.begun:
+        header["trainable"] = trained.begun["trainable"]  # the same tensors: see `as_begun`
+    return {"seed": config.training.seed, **header}
+
+
+def _scoring(trained: Session, split: Split, shown: EvaluationProgress) -> EvaluationCallback:
+    """Scores the method as it stands on a split, which is looked up when it is asked for."""
+    method, prepared, processes = trained.method, trained.prepared, trained.context.processes
+
+    def score(counts: Counts) -> Evaluation:
+        scorer = dataclasses.replace(prepared.scorer, score=method.score, watch=shown, processes=processes)
+        return scorer.evaluate(method.model, prepared.encoded[split], counts)
+
+    return EvaluationCallback(method, score)
+
+
+@dataclass(frozen=True)
+class LoopParts:
+    """What the loop of a run is made of, in every process of it.
+
+    Args:
+        scorings: on validation, on test after the last step, and on test at the best evaluation.
+        best: which evaluation that was.
+        checkpoints: of the run.
+        skips: steps without a finite loss.
+        state: everything that a checkpoint holds.
+        signals: that ask this process to stop.
+    """
+
+    scorings: tuple[EvaluationCallback, EvaluationCallback, EvaluationCallback]
+    best: BestCheckpoint
+    checkpoints: Checkpoints
+    skips: NonFiniteSkipCounter
+    state: RunState
+    signals: Signals
+
+
+def loop_parts(folder: RunFolder, config: RunConfig, trained: Session, shown: EvaluationProgress) -> LoopParts:
+    """The parts of a loop that begins. Only the first process keeps the best model."""
+    method, training, processes = trained.method, config.training, trained.context.processes
+    splits: tuple[Split, ...] = ("validation", "test", "test")
+    evaluating, testing, testing_best = (_scoring(trained, split, shown) for split in splits)
+    own = folder.best if processes.is_first else None
+    best = BestCheckpoint(own, method.save, testing_best if training.eval_on_test == "best" else None)
+    skips = NonFiniteSkipCounter(training.max_consecutive_skips if training.on_non_finite == "skip" else 0)
+    weights = should_checkpoint_weights(method, training.checkpoint_weights)
+    state = RunState(method, best, evaluating, weights, skips, content_hash(folder.identity.as_dict()))
+    signals = Signals()
+    processes.signal = lambda: signals.received or 0
+    return LoopParts(
+        (evaluating, testing, testing_best),
+        best,
+        Checkpoints(folder.checkpoints, training.save_total_limit),
+        skips,
+        state,
+        signals,
+    )
+
+
+def run_parts(
+    config: RunConfig,
+    trained: Session,
+    parts: LoopParts,
+    callbacks: Sequence[Callback],
+    checkpointing: CheckpointCallback,
+    first: int,
+) -> None:
+    """Make the steps after the `first` ones, and score the test split where that is asked for."""
+    training, (evaluating, testing, _) = config.training, parts.scorings
+    due, scored = training.evaluated_after(trained.steps), evaluating.steps_evaluated if evaluating.last else None
+    run_loop(trained.method, trained.steps, callbacks, evaluating, due, first, parts.skips, scored)
+    if training.eval_on_test:
+        checkpointing.stop_if_asked(trained.steps)
+        testing()
+
+
+def say_notes(config: RunConfig, trained: Session, console: Console) -> None:
+    """Say what a user should know before the first step."""
+    notes = [f"note: {note}" for note in trained.notes]
+    say_all(console, [*start_notes(config, trained.prepared, trained.method), *notes])
+
+
+def say_all(console: Console, lines: Sequence[str]) -> None:
+    """Say some lines."""
+    for line in lines:
+        say(console, line)
