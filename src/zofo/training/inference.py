@@ -52,12 +52,8 @@ def evaluate_run(
         RunError: no run there, or the base model is not the one it was trained from.
         ConfigError: a task that the run was trained on as one of several; or one that cannot work.
     """
-    if isinstance(overrides, str):
-        raise ConfigError(
-            f"overrides is {overrides!r}, one text, and is a list of key=value", f"write split={overrides!r}, or a list"
-        )
     run, console = RunFolder.open(path), console or Console(quiet=True)
-    given = list(overrides)
+    given = [overrides] if isinstance(overrides, str) else list(overrides)
     if data_dir is not None:
         given += ["task.data=null", f"task.data_dir={json.dumps(str(data_dir))}"]
     if data is not None:
