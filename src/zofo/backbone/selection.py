@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zofo.errors import ConfigError, ModelError, nearest
-from zofo.models import is_packed, plain_tensors, quantized_as
+from zofo.models import is_offloaded, is_packed, plain_tensors, quantized_as
 
 _MOVABLE = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 EVERYTHING = "*"
@@ -114,17 +114,19 @@ def movable(
 
 
 def check_plain_weights(module: nn.Module) -> None:
-    """Refuse to move weights of a quantised model, which are only read.
+    """Refuse to move weights that are only read: those of a quantised model, or of one that stays in its files.
 
     Raises:
-        ModelError: its weights are packed.
+        ModelError: they are packed or offloaded.
     """
     method = quantized_as(module)
-    if method is not None:
+    if method is not None or is_offloaded(module):
+        how = "stay in their files (model.offload=disk)" if method is None else f"are quantised ({method})"
         raise ModelError(
-            f"the weights of the model are quantised ({method}), so that they can be read but not moved",
+            f"the weights of the model {how}, so that they can be read but not moved",
             "move an adapter's tensors: method=mezo method.adapter=subspace, method=bilevel "
-            "method.backbone_adapter=subspace, or method=first-order; or load weights that are not quantised",
+            "method.backbone_adapter=subspace, or method=first-order; or load weights that "
+            + ("fit into memory, without model.offload" if method is None else "are not quantised"),
         )
 
 

@@ -19,12 +19,13 @@ Llama-3.2-1B."""
 _TOKENIZER = "smollm2-135m"
 
 
-def random_model(shape: str, folder: Path) -> Path:
-    """Write a model of a shape, with seeded random weights in bfloat16, and a tokenizer, as a transformers folder.
+def random_model(shape: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """Write a model of a shape, with seeded random weights, and a tokenizer, as a transformers folder.
 
     Args:
         shape: of `SHAPES`.
         folder: a new one.
+        dtype: number type of the weights.
     """
     import transformers
 
@@ -41,7 +42,7 @@ def random_model(shape: str, folder: Path) -> Path:
     )
     generator = torch.Generator().manual_seed(0)
     with quiet_transformers(), torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     with quiet_transformers(), torch.no_grad():
         model.to_empty(device="cpu").tie_weights()
         for parameter in model.parameters():

@@ -12,6 +12,7 @@ from zofo.models.loading import (
     quiet_transformers,
     save_tensors,
 )
+from zofo.models.offload import is_offloaded, offload_note
 from zofo.models.padding_check import check_mixed_lengths
 from zofo.models.quantization import is_packed, packing_note, plain_tensors, quantized_as
 from zofo.models.tokenizer_loading import embeddings_of
@@ -22,7 +23,9 @@ __all__ = [
     "ModelConfig",
     "embeddings_of",
     "head_of",
+    "is_offloaded",
     "is_packed",
+    "offload_note",
     "load_model",
     "load_tensors",
     "load_tokenizer",

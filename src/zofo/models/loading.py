@@ -30,6 +30,7 @@ from zofo.models.heads import (
     output_names,
     pool_last,
 )
+from zofo.models.offload import Offload, check_can_be_offloaded, leave_in_files
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.models.quantization import (
     Quantization,
@@ -58,6 +59,9 @@ class ModelConfig(Config):
     """Branch, tag or commit, for a Hub id."""
     device: str | None = None
     """Where the weights go, such as `cpu`, `cuda` or `mps`; by default the device that accelerate finds."""
+    offload: Offload | None = None
+    """`disk` leaves the weights in the checkpoint's files, from which a forward reads them: for a model larger than
+    memory, with a method that moves an adapter on the CPU. By default they may be copied and written."""
     head: Head | None = None
     """What the model's outputs are; by default what its checkpoint was made with."""
     head_seed: int = Field(0, ge=0, lt=1 << 64)
@@ -131,6 +135,8 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
     with quiet_transformers(), _reading(config.name, content):
         source = _source(config)
         content |= _content(source, config.revision)
+        if config.offload is not None:
+            check_can_be_offloaded(content, config.quantization, config.dtype, device)
         head = config.head or default_head(content)
         tokenizer = read_tokenizer(source, config.name, **options)
         options |= head_options(head, content, config.name, labels)
@@ -162,9 +168,11 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
 
 
 def _settle(model: Any, config: ModelConfig, dtype: torch.dtype) -> None:
-    """Check what was packed, if anything was to be, and set it right."""
+    """Check what was packed or left in its files, if anything was to be, and set it right."""
     check_packed(model, config.quantization, config.name)
     settle_packed_layers(model, dtype)
+    if config.offload is not None:
+        leave_in_files(model, config.name)
     if config.quantization is not None:
         let_go_of_file(model)
 

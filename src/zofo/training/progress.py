@@ -21,7 +21,7 @@ from rich.table import Column
 from rich.text import Text
 
 from zofo.methods import Method
-from zofo.models import packing_note, quantized_as
+from zofo.models import is_offloaded, offload_note, packing_note, quantized_as
 from zofo.training.config import RunConfig
 from zofo.training.data_module import PreparedRun
 
@@ -118,6 +118,8 @@ def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> lis
     packed = quantized_as(prepared.loaded.model) is not None  # several weights in a number, so that none are counted
     if packed:
         notes.append(packing_note(prepared.loaded.model))
+    if is_offloaded(prepared.loaded.model):
+        notes.append(offload_note(prepared.loaded.model))
     moved, whole = _sizes(method)
     if moved:
         share = "" if packed else f" of {whole:,}"
