@@ -63,8 +63,8 @@ def leave_in_files(model: nn.Module, name: str) -> None:
     share = sum(sizes[key] for key in copied) / max(1, sum(sizes.values()))
     if share > _SMALL:
         raise ModelError(
-            f"model.offload=disk leaves the weights in their files, but {100 * share:.0f} % of {name!r} were copied into "
-            f"memory as they were loaded, such as {copied[0]!r}",
+            f"model.offload=disk leaves the weights in their files, but {100 * share:.0f} % of {name!r} were copied "
+            f"into memory as they were loaded, such as {copied[0]!r}",
             "save the model once more with save_pretrained, in the number type of model.dtype, or leave out "
             "model.offload",
         )
