@@ -121,9 +121,10 @@ def check_plain_weights(module: nn.Module) -> None:
     """
     method = quantized_as(module)
     if method is not None or is_offloaded(module):
-        how = "stay in their files (model.offload=disk)" if method is None else f"are quantised ({method})"
         raise ModelError(
-            f"the weights of the model {how}, so that they can be read but not moved",
+            "the weights of the model stay in their files (model.offload=disk), so that they can be read but not moved"
+            if method is None
+            else f"the weights of the model are quantised ({method}), so that they can be read but not moved",
             "move an adapter's tensors: method=mezo method.adapter=subspace, method=bilevel "
             "method.backbone_adapter=subspace, or method=first-order; or load weights that "
             + ("fit into memory, without model.offload" if method is None else "are not quantised"),
