@@ -20,7 +20,7 @@ from zofo.backbone import Backbone, Update
 from zofo.config import Config
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
-from zofo.objectives import scores
+from zofo.objectives import Rewards, scores
 from zofo.overrides import get_by_path, set_by_path
 from zofo.processes import ALONE, Processes
 from zofo.registry import Registry
@@ -47,6 +47,7 @@ class TrainingContext:
         check_objective: by which the model is checked before the first step; None for `objective`.
         log_ties: log how often a direction told nothing, which objectives without a gradient make likely.
         by_objective: the same with another objective, by its name; `reward` is the function that training was given.
+        rewards: of an objective that is one; None for a loss.
         lower_examples: of a method that has two sets, those of D_p; then `examples` are D_f. By default it splits them.
         processes: that train together, each with all examples; they share out those of each batch.
     """
@@ -61,6 +62,7 @@ class TrainingContext:
     objective_name: str = "given"
     check_objective: Objective | None = None
     by_objective: Callable[[str], TrainingContext] | None = None
+    rewards: Rewards | None = None
     lower_examples: Sequence[Any] | None = None
     processes: Processes = ALONE
 
@@ -165,6 +167,11 @@ class MethodConfig(MethodOptions):
     def reward_has_a_place(self) -> bool:
         """Whether a function that is given to train with is one of several objectives, by the configuration."""
         return False
+
+    @property
+    def score_beside(self) -> str | None:
+        """The name of the objective that is minimised beside `training.objective`, if there is one."""
+        return None
 
     @property
     def adapter_configs(self) -> list[AdapterConfig]:

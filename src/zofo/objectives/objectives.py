@@ -12,7 +12,7 @@ from torch import nn
 from zofo.errors import ConfigError
 from zofo.objectives.generation import Generation, generate
 from zofo.objectives.packaged_rewards import REWARDS
-from zofo.objectives.rewards import WeightedReward, as_rewards
+from zofo.objectives.rewards import Rewards, WeightedReward, as_rewards
 from zofo.objectives.scoring import classification_loss, scores, token_loss
 from zofo.registry import Registry
 from zofo.tasks import Task, TokenizedChoices
@@ -36,6 +36,7 @@ class TrainingObjective:
         check_losses: a loss of the same batch by which a model is checked before the first step; None for `losses`.
             An objective without a gradient names one: a check would not see a small difference in a reward, and must
             not ask a user's function.
+        rewards: that it is minus the sum of, if it is that.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TrainingObjective:
     causal_only: bool = False
     compares_candidates: bool = False
     check_losses: Callable[[nn.Module, Any], torch.Tensor] | None = None
+    rewards: Rewards | None = None
 
 
 Maker = Callable[[Task, Generation], TrainingObjective]
@@ -101,7 +103,7 @@ def reward_objective(reward: Any, task: Task, how: Generation, name: str = REWAR
         return answers
 
     check_losses = token_loss if task.kind == "generation" else classification_loss
-    return TrainingObjective(name, losses, differentiable=False, check_losses=check_losses)
+    return TrainingObjective(name, losses, differentiable=False, check_losses=check_losses, rewards=rewards)
 
 
 @OBJECTIVES.register("classification")

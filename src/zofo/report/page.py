@@ -17,10 +17,13 @@ from zofo.report.comparison import compare_runs
 from zofo.report.groups import groups_of, mean_row
 from zofo.report.numbers import as_number, as_score
 from zofo.report.runs import ReportedRun
+from zofo.training.before_after import NUMBERS, read_samples
 from zofo.training.run_logs import ScoredExample
+from zofo.training.run_record import SAMPLES
 
 _FILES = Path(__file__).parent / "files"
 _WORST = 5
+_SAMPLES = 12  # answers before and after
 _MOST_LABELS = 12  # of a confusion matrix
 
 
@@ -127,6 +130,8 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
         "command": _command(run),
         "settings": [(key, value) for key, value in run.settings.items() if value not in (None, {}, [])],
         "confusion": _confusion(own, variant),
+        "changed": _changed(run),
+        "samples": read_samples(run.folder.path / SAMPLES)[:_SAMPLES] if run.summary else [],
         "worst": [
             {
                 "where": one.where.rsplit("/", 1)[-1],
@@ -138,6 +143,13 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
             for one in worst
         ],
     }
+
+
+def _changed(run: ReportedRun) -> list[tuple[str, str, str]]:
+    """What a reward has changed, before and after; empty for other runs."""
+    both = run.summary.get("before_after", {})
+    known = [(NUMBERS[name], *values) for name, values in both.items() if name in NUMBERS and None not in values]
+    return [(name, as_number(before), as_number(after)) for name, before, after in known]
 
 
 def _command(run: ReportedRun) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,18 @@ class MetricsLogger(Callback):
         self._size += len(written)
         for listen in self.listeners:
             listen(stamped)
+
+
+class Measuring(Callback):
+    """Measures the model before the first step and later; its work and seconds are apart from training's."""
+
+    def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> Measuring:
+        """Measure before the first step, or go on with what the log holds of it."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """What a run's summary holds of it, by name."""
+        raise NotImplementedError
 
 
 class TrajectoryLogger(Callback):

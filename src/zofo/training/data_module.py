@@ -262,6 +262,7 @@ def _context(
         objective_name=objective.name,
         check_objective=objective.check_losses,
         processes=processes,
+        rewards=objective.rewards,
     )
 
 

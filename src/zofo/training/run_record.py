@@ -24,8 +24,8 @@ from zofo.yaml_loader import read_yaml
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
 SUMMARY, REPLAYED = "summary.json", "replayed"
 WEIGHTS = "weights.safetensors"
-ANSWERS, TRACKING = "answers.jsonl", "tracking"
-_RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, ANSWERS, "metrics.jsonl"}  # files that hold no part of the model
+ANSWERS, SAMPLES, TRACKING = "answers.jsonl", "samples.jsonl", "tracking"
+_RECORD = {LOCK, CONFIG, TASK, ENVIRONMENT, SUMMARY, ANSWERS, SAMPLES, "metrics.jsonl"}  # no part of the model
 
 
 R = TypeVar("R", bound="RunRecord")
@@ -37,8 +37,8 @@ class RunRecord:
     `config.yaml` is the resolved configuration, `task.yaml` the task, `environment.json` versions and hashes,
     `metrics.jsonl` a line a step and an evaluation, `trajectory.bin` the updates of the backbone, `adapter/` a peft
     adapter (`lower_adapter/` the second one of `bilevel`), `weights.safetensors` weights trained by first-order steps,
-    `best/` the same as of the best evaluation, `summary.json` the outcome, `replayed/` what replays led to, see
-    `enable_replay_cache`, `tracking/` what trackers keep.
+    `best/` the same as of the best evaluation, `summary.json` the outcome, `samples.jsonl` answers before and after
+    training by a reward, `replayed/` what replays led to, see `enable_replay_cache`, `tracking/` what trackers keep.
     """
 
     def __init__(self, path: Path) -> None:

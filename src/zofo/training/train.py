@@ -20,9 +20,11 @@ from zofo.methods import METHODS, Method
 from zofo.objectives import REWARD, Rewards, as_rewards
 from zofo.processes import Processes, joined
 from zofo.tasks import Split
+from zofo.training.before_after import BeforeAfter
 from zofo.training.callbacks import (
     Callback,
     EvaluationCallback,
+    Measuring,
     MetricsLogger,
     ProgressBar,
     TiesWarning,
@@ -160,12 +162,17 @@ def _how_to_go_on(
 _GOES_ON = "type the same command again: the run goes on from its newest checkpoint"
 
 
-def _measuring(trained: Session, training: TrainingConfig) -> TreatmentLogger | None:
-    """What measures the treatment, if that is asked for."""
-    every = training.treatment_steps
-    if every is None:
-        return None
-    return TreatmentLogger(trained.method, trained.context, every, training.treatment_examples)
+def _measuring(folder: RunFolder, trained: Session, config: RunConfig, console: Console) -> list[Measuring]:
+    """What measures the treatment, if that is asked for, and what a reward has changed, if there is one."""
+    training, method, found = config.training, trained.method, list[Measuring]()
+    if training.treatment_steps is not None:
+        found.append(TreatmentLogger(method, trained.context, training.treatment_steps, training.treatment_examples))
+    context, beside = trained.context, config.method.score_beside
+    rewards = (context if beside is None or context.by_objective is None else context.by_objective(beside)).rewards
+    rows = training.before_after_examples
+    if rewards is not None and rows and method.fixed_steps is None:
+        found.append(BeforeAfter(method, trained.prepared, rewards, rows, trained.steps, folder, console))
+    return found
 
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: Console) -> None:
@@ -176,7 +183,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     parts = loop_parts(folder, config, trained, shown := EvaluationProgress(console))
     (evaluating, testing, _), signals = parts.scorings, parts.signals
     warn, header = functools.partial(_warn, console), trajectory_header(config, trained)
-    measuring = _measuring(trained, training)
+    measuring = _measuring(folder, trained, config, console)
     done = resumed(folder, trained, parts, header, warn)
     folder.forget_outcome()
     if done.steps:
@@ -190,8 +197,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
     start = time.perf_counter() - done.seconds
-    if measuring is not None:
-        callbacks.append(measuring.begin(metrics, metrics_lines(folder.metrics)))
+    callbacks += [one.begin(metrics, metrics_lines(folder.metrics)) for one in measuring]
     callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps, shown))
 
     def write(made: int, into: Path) -> None:
@@ -202,7 +208,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     def finish(stopped: str | None) -> None:
         method.save(folder.path)
         _write_answers(folder, prepared, evaluating, testing)
-        seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*parts.scorings, measuring) if one)
+        seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*parts.scorings, *measuring))
         outcome = _outcome(config, trained, parts, measuring) | {"seconds": round(seconds, 3)}
         folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
 
@@ -243,7 +249,7 @@ def _outcome(
     config: RunConfig,
     trained: Session,
     parts: LoopParts,
-    measuring: TreatmentLogger | None,
+    measuring: Sequence[Measuring],
 ) -> dict[str, Any]:
     """What a run says of itself in the end, but for its files, its time and its memory."""
     (evaluating, testing, _), best = parts.scorings, parts.best
@@ -274,7 +280,7 @@ def _outcome(
         **({"backbone": backbone.fingerprint()} if backbone is not None and not backbone.is_corrupt else {}),
         "objective": trained.context.objective_name,
         **method.summary(),
-        **({} if measuring is None else {"treatment": measuring.summary()}),
+        **{name: value for one in measuring for name, value in one.summary().items()},
     }
 
 

@@ -69,6 +69,9 @@ class TrainingConfig(Config):
     the predicted descent, by a backward pass an example; by default none."""
     treatment_examples: int = Field(16, ge=2)
     """Training examples of such a measurement."""
+    before_after_examples: int = Field(32, ge=0)
+    """Of a run by a reward: validation rows whose reward and answers are measured before the first step and after the
+    last, with everyday sentences that nobody trains; 0 for none."""
     eval_batch_size: int = Field(32, ge=1)
     """Examples a batch in evaluation."""
     on_non_finite: Literal["stop", "skip"] = "stop"

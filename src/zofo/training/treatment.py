@@ -18,7 +18,7 @@ from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.methods import Method, StepLog, TrainingContext
 from zofo.noise import permutation
-from zofo.training.callbacks import Callback, MetricsLogger
+from zofo.training.callbacks import Measuring, MetricsLogger
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def check_treatment(method: Method, context: TrainingContext) -> None:
         raise ConfigError("training.treatment_steps compares training examples, and there is only one", off)
 
 
-class TreatmentLogger(Callback):
+class TreatmentLogger(Measuring):
     """A line `treatment` in `metrics.jsonl`, before the first step and every few steps, with what `measure` finds.
 
     `backbone_distance` is |theta - theta_0| / |theta_0|, entry by entry: a copy of theta_0 is kept. It is null where
@@ -184,7 +184,7 @@ class TreatmentLogger(Callback):
         """Of the whole run: |g|^2 and s^2 at its start and end, the predicted descent, and how far theta has moved."""
         first, last = self.lines[0], self.lines[-1]
         both = {name: [first[name], last[name]] for name in ("gradient_squared", "spread_squared")}
-        return {**both, **{name: last[name] for name in ("predicted_descent", "backbone_distance")}}
+        return {"treatment": {**both, **{name: last[name] for name in ("predicted_descent", "backbone_distance")}}}
 
 
 def _tensors(theta: Backbone | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

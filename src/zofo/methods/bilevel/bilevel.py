@@ -91,6 +91,10 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     def reward_has_a_place(self) -> bool:
         return self.upper_objective == REWARD
 
+    @property
+    def score_beside(self) -> str | None:
+        return self.upper_objective
+
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         """Passes over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
         return batches_of_epochs(epochs, split_sizes(sum(rows))[1], self.batch_size)
