@@ -790,6 +790,30 @@ def test_a_model_whose_rows_influence_one_another_is_refused(kind, dtype):
     assert "method.evaluator=in-place" in caught.value.hint
 
 
+class AdapterOnHalf(nn.Module):
+    """A float32 adapter after a layer whose last digits are others where several rows share a product, as in kernels of
+    half precision for large matrices."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.base, self.adapter = nn.Linear(6, 8, dtype=dtype), nn.Linear(8, 4)
+        self.base.requires_grad_(False)
+
+    def forward(self, x):
+        hidden = self.base(x.to(self.base.weight.dtype)).float()
+        return self.adapter(hidden * (1 + 2.0**-8 * (len(x) > 1)))
+
+
+def test_an_adapter_on_a_base_in_half_precision_has_the_rounding_of_its_base():
+    torch.manual_seed(0)
+    batch = torch.randn(3, 6)
+    evaluator = InForward(half := AdapterOnHalf(torch.bfloat16), Backbone(half, LowRank()))
+    evaluator.check([(output_loss, batch)])
+    exact = AdapterOnHalf(torch.float32)
+    with pytest.raises(EvaluatorError, match="depend on which rows share a batch"):
+        InForward(exact, Backbone(exact, LowRank())).check([(output_loss, batch)])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_model_in_half_precision_passes_the_check(kind, dtype):

@@ -26,6 +26,7 @@ from zofo.evaluators.model_check import (
     check_by_itself,
     displaced,
     explaining,
+    number_types,
     one_of_each_kind,
     selected_parameters,
 )
@@ -178,7 +179,7 @@ class InForward(Evaluator):
             point = batch_protocol.points_of_part([points[place]], example, example + 1)
             with without_trace(self.model):
                 alone = self._carried(objective, batch_protocol.part(batch, example, example + 1), point)
-            apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), self.backbone.dtypes)
+            apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), number_types(self.model))
             if not self._only_rounding(apart, limit, objective, batch, points, losses):
                 raise EvaluatorError(
                     f"the model's losses depend on which rows share a batch: among {losses.numel()}, one is another "
@@ -304,7 +305,7 @@ class InForward(Evaluator):
                 with explaining("be asked for one example at a time"):
                     alone, few = self._logged(objective, part, [[displacement]])
                 own = [i * len(examples) + int(row) for row in (examples == example).nonzero()]
-                rounding = agreement([*seen, *few], self.backbone.dtypes)
+                rounding = agreement([*seen, *few], number_types(self.model))
                 self._layout.compare(seen, few, own, float("inf") if far else min(rounding * 100, _APART))
                 apart = float((together[i, example] - alone[0, 0]).abs())  # nan where not finite, which a step names
                 if not far and not self._only_rounding(apart, rounding, objective, batch, points, together):
@@ -322,9 +323,9 @@ class InForward(Evaluator):
         point = Displacement({Key(_CHECK_SEED, 2): _CHECK_SIZE})
         self._only = one_of_each_kind(self.backbone)
         carried, uses = self._logged(objective, batch, [point])
-        rounding = agreement(uses, self.backbone.dtypes)
-        if rounding >= AGREES_TF32:
+        if agreement(uses, self.backbone.dtypes) >= AGREES_TF32:
             return
+        rounding = agreement(uses, number_types(self.model))
         with without_trace(self.model), uncompiled(), displaced(self.backbone, self._only, point + self.theta.pending):
             apart = float((carried[0] - at_least_float32(objective(self.model, batch))).abs().max())
         if not self._only_rounding(apart, rounding, objective, batch, [point], carried):

@@ -153,6 +153,11 @@ def displaced(backbone: Backbone, names: Collection[str], point: Displacement) -
             tensors[name].copy_(before)
 
 
+def number_types(model: nn.Module) -> frozenset[torch.dtype]:
+    """What a model computes in: the number types of its weights, whether they move or not."""
+    return frozenset(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+
+
 def agreement(uses: Sequence[Use], dtypes: frozenset[torch.dtype]) -> float:
     """The largest difference of two losses, relative to their mean, that counts as rounding."""
     if any(use.coarse for use in uses) or dtypes & {torch.float16, torch.bfloat16}:

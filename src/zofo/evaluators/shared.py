@@ -17,7 +17,7 @@ from torch import nn
 from zofo.errors import EvaluatorError
 from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Evaluator, LossRequest, Point, Probe
-from zofo.evaluators.model_check import rows_are_independent
+from zofo.evaluators.model_check import number_types, rows_are_independent
 from zofo.processes import Attempt, Processes
 from zofo.state_dict import StateDict
 
@@ -133,7 +133,7 @@ class SharedExamples(_AmongProcesses):
     def check(self, asks: Sequence[LossRequest]) -> None:
         self._inner.check(asks)
         for objective, batch in asks:
-            if not rows_are_independent(self._model, objective, batch, self.backbone.dtypes):
+            if not rows_are_independent(self._model, objective, batch, number_types(self._model)):
                 raise EvaluatorError(
                     "the model's losses depend on which examples share a batch, so that several processes cannot share "
                     "them out",
