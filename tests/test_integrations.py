@@ -217,6 +217,15 @@ def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, trainers, toke
     model = build_model("llama", len(tokenizer), head=CLASSIFIER)
     with pytest.raises(ConfigError, match="zo_noise='{rank: 2}' cannot be read"):
         built(zo_noise="{rank: 2}")
+    for options, text in (
+        ({"learning_rate": -1.0}, "^learning_rate: "),
+        ({"zo_epsilon": 0.0}, "^zo_epsilon: "),
+        ({"zo_momentum": 2.0}, "^zo_momentum is 2.0"),
+        ({"zo_rule": {"name": "momentum", "bta": 1}}, "^zo_rule.bta: not an option"),
+        ({"zo_trainable": "x*"}, r"the pattern 'x\*' of zo_trainable matches none"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            built(**options).create_optimizer()
     with pytest.raises(ConfigError, match="args is TrainingArguments"):
         trainers.ZerothOrderTrainer(model, transformers.TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ConfigError, match="optimizer that was given takes gradients"):

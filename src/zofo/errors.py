@@ -9,6 +9,7 @@ import difflib
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 
@@ -33,9 +34,17 @@ class ZofoError(Exception):
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 
 
+_REWORDING: ContextVar[bool] = ContextVar("_REWORDING", default=False)
+
+
 @contextmanager
 def reworded(change: Callable[[str], str]) -> Iterator[None]:
-    """While it is open, errors say what `change` makes of their message and of their hint."""
+    """While it is open, errors say what `change` makes of their message and of their hint; of several that are open,
+    the outermost one does."""
+    if _REWORDING.get():
+        yield
+        return
+    token = _REWORDING.set(True)
     try:
         yield
     except ZofoError as error:
@@ -43,6 +52,8 @@ def reworded(change: Callable[[str], str]) -> Iterator[None]:
         error.hint = error.hint and change(error.hint)
         error.args = (error.message,)
         raise
+    finally:
+        _REWORDING.reset(token)
 
 
 class ConfigError(ZofoError):

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run a verb, and say what went wrong; gives the exit code."""
-    from zofo.errors import ZofoError, of_system
+    from zofo.errors import Interrupted, ZofoError, of_system
 
     try:
         _check_working_folder()
@@ -50,7 +50,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as end:
-        return _interrupted() if end.code == _INTERRUPTED else int(end.code or 0)
+        unsaid = end.code == _INTERRUPTED and not isinstance(end.__cause__, Interrupted)
+        return _interrupted() if unsaid else int(end.code or 0)
     return 0
 
 
@@ -82,7 +83,7 @@ def _say(kind: str, style: str, text: str) -> None:
 def _interrupted() -> int:
     from zofo.cli.options import err
 
-    err.say("interrupted")
+    err.say("interrupted; type the same command again, and it begins again, or goes on from what was saved")
     return _INTERRUPTED
 
 

@@ -129,11 +129,14 @@ def column_keys(text: str | None, label: str | None) -> list[str]:
 
 
 def note_of(run: Path) -> None:
-    """Say what of a run could not be compared."""
+    """Say what of a run could not be compared, and that it has not ended."""
     from zofo.training import RunFolder
 
-    if note := RunFolder.open(run).identity.note:
+    opened = RunFolder.open(run)
+    if note := opened.identity.note:
         err.say(note)
+    if stopped := opened.summary.get("stopped"):
+        err.say(f"this run has not ended ({stopped}): the model is as it was then")
 
 
 @contextmanager
@@ -151,4 +154,4 @@ def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
         if not stop.quiet:
             err.say(stop.message)
             err.say(f"hint: {hint or stop.hint}")
-        raise typer.Exit(stop.exit_code) from stop
+        raise SystemExit(stop.exit_code) from stop  # whose cause says that all was said

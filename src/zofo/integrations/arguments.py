@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -107,6 +108,24 @@ _MEANINGLESS = {
 def meaningless(name: str, value: Any, instead: str) -> ConfigError:
     """What to say of an argument that is refused."""
     return ConfigError(f"{name}={value!r} has no meaning for zeroth-order steps", instead)
+
+
+_ARGUMENTS = {
+    "rule.lr": "learning_rate",
+    "lr": "learning_rate",
+    "rule.weight_decay": "weight_decay",
+    "weight_decay": "weight_decay",
+    "estimator.epsilon": "zo_epsilon",
+    "batch_size": "per_device_train_batch_size",
+}
+_ZO = "evaluator|noise|num_directions|trainable|rule|estimator|momentum|directions|normalize_by_std|epsilon"
+
+
+def as_arguments(text: str) -> str:
+    """A message of a step, with the arguments of the trainer in place of keys and of an optimizer's options."""
+    text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", lambda key: _ARGUMENTS.get(key[1], f"zo_{key[1]}"), text)
+    text = text.replace("model.dtype=float32", "dtype=torch.float32")
+    return re.sub(rf"(?:^|(?<=\bset ))({_ZO})(?= is |: |=)", r"zo_\1", text)
 
 
 def options_of(args: Any) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ import torch
 from torch import nn
 
 from zofo.config import read_json_object
-from zofo.errors import CheckpointError, ConfigError, ZofoError
-from zofo.integrations.arguments import ZerothOrderArguments, options_of
+from zofo.errors import CheckpointError, ConfigError, reworded
+from zofo.integrations.arguments import ZerothOrderArguments, as_arguments, options_of
 from zofo.integrations.losses import example_losses, loss_of_its_own
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
 from zofo.integrations.trainer_losses import TrainerLosses
@@ -176,13 +174,6 @@ def _off(model: nn.Module, marked: bool) -> None:
         model.training = True
 
 
-@contextmanager
-def _in_arguments() -> Iterator[None]:
+def _in_arguments() -> AbstractContextManager[None]:
     """While it is open, errors name the arguments of a trainer."""
-    try:
-        yield
-    except ZofoError as error:
-        error.hint = error.hint and re.sub(
-            r"\bset (?=evaluator|noise|num_directions|trainable|rule)", "set zo_", error.hint
-        )
-        raise
+    return reworded(as_arguments)

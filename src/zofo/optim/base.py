@@ -318,6 +318,8 @@ def options_of_step(
     asked, moved, where = as_group(estimator), as_group(rule), {"name": "from-copy", **as_group(evaluator)}
     if "flush_every" in options_of(EVALUATORS[where["name"]]):
         where = {"flush_every": 1, **where}  # whoever looks at the weights between two steps finds theta
+    if not 0 <= momentum < 1:
+        raise ConfigError(f"momentum is {momentum!r}, but must be 0 or more and below 1", "set momentum=0.9")
     if momentum and rule != "sgd":
         raise ConfigError("momentum and rule are both given", "leave momentum out, or give it as an option of the rule")
     if momentum:
@@ -327,7 +329,7 @@ def options_of_step(
         "estimator": {**asked, **({} if epsilon is None else {"epsilon": epsilon})},
         "rule": moved,
         "evaluator": where,
-        "trainable": None if trainable is None else list(trainable),
+        "trainable": [trainable] if isinstance(trainable, str) else None if trainable is None else list(trainable),
     }
 
 
@@ -357,7 +359,7 @@ def own_words() -> AbstractContextManager[None]:
 
 def _as_option(text: str) -> str:
     text = re.sub(r"\bmethod\.(rule|estimator)\.(?=(lr|weight_decay|epsilon)\b)", "", text)
-    return re.sub(r"\bmethod\.(?=[a-z])", "", text)
+    return re.sub(r"\bmethod\.(?=[a-z])", "", text.replace("model.dtype=float32", "dtype=torch.float32"))
 
 
 def _flush_before_use(model: torch.nn.Module, optimizer: ZerothOrderOptimizer) -> None:
