@@ -22,7 +22,7 @@ from zofo.models import LoadedModel
 from zofo.objectives import Generation, generate
 from zofo.tasks import METRICS, Example, encode
 from zofo.tasks.metrics import token_f1
-from zofo.tasks.task_files import parse_task
+from zofo.tasks.task import parse_task
 from zofo.training import TaskEvaluator, evaluate_run, predict, read_config, train
 from zofo.training.data_module import batch_maker, prepare_run
 from zofo.training.evaluation import most_frequent

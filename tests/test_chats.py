@@ -130,7 +130,7 @@ def asking():
 def chat(*turns: dict, tools=None, right: bool = True) -> Example:
     """A row with turns, as it is read from a file."""
     from zofo.tasks import render
-    from zofo.tasks.task_files import parse_task
+    from zofo.tasks.task import parse_task
 
     splits = {split: {"from": split} for split in ("train", "validation", "test")}
     about = {"name": "c", "version": 1, "kind": "generation", "metric": "exact-match", "messages": "messages"}

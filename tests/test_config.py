@@ -15,7 +15,7 @@ from zofo.methods import METHODS, BilevelConfig, FirstOrderConfig, MeZOConfig
 from zofo.models import ModelConfig
 from zofo.overrides import flatten
 from zofo.tasks import TaskConfig, load_task, task_names
-from zofo.tasks.task_files import parse_task
+from zofo.tasks.task import parse_task
 from zofo.training import RunConfig, TrainingConfig, read_config
 
 PARTS = ("noise", "estimator", "rule", "evaluator")

@@ -212,7 +212,7 @@ def test_prompts_of_one_batch_have_draws_of_their_own(llama, tokenizer):
     assert all(len(set(text)) > 1 for text in found)  # and so do the places of one text
 
 
-@pytest.mark.parametrize("temperature", [0.7, 2.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.7, marks=pytest.mark.soak), 2.0])
 def test_the_first_drawn_token_has_the_distribution_of_the_softmax(tokenizer, temperature):
     letters = "abcdefgh"
     ids = [tokenizer.convert_tokens_to_ids(letter) for letter in letters]

@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 
 from conftest import ARCHITECTURES, ENCODERS, MORE_ARCHITECTURES, build_model
+from covering import grid
 from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, EvaluatorError
@@ -143,9 +144,9 @@ def test_losses_of_encoders_equal_those_of_the_in_place_evaluator(kind, head, ob
     check_agreement(evaluator, objective, batch, POINTS[:2], own_points(3))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3", "bert"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize(
+    ("kind", "attention", "padding"), grid(["llama", "gpt2", "gemma3", "bert"], ["eager", "sdpa"], ["left", "right"])
+)
 def test_losses_agree_for_either_attention_and_padding(kind, attention, padding):
     encoder = kind == "bert"
     head = transformers.AutoModelForMaskedLM if encoder else transformers.AutoModelForCausalLM
@@ -166,9 +167,7 @@ def test_losses_agree_for_every_rank_and_distribution_of_factors(kind, noise):
     check_agreement(evaluator, token_loss, text_batch(5), POINTS, own_points(5))
 
 
-@pytest.mark.parametrize("examples", [1, 2, 7, 31, 40])
-@pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize(("examples", "group", "rank"), grid([1, 2, 7, 31, 40], [1, 3], [1, 3]))
 def test_losses_agree_for_few_and_many_and_a_prime_number_of_examples(examples, group, rank):
     """With many keys the rows are cut into blocks, and a prime number of them cannot be."""
     evaluator = build(make_mlp(), noise=LowRank(rank) if rank == 1 else LowRank(2))

@@ -20,7 +20,7 @@ from zofo.noise import LowRank
 from zofo.objectives import OBJECTIVES, Generation, build_objective, default_objective, generate, reward_objective
 from zofo.tasks import Example, encode, encode_masked, encode_texts
 from zofo.tasks.metrics import token_f1
-from zofo.tasks.task_files import parse_task
+from zofo.tasks.task import parse_task
 from zofo.training import read_config, train
 from zofo.training.data_module import batch_maker
 

@@ -33,7 +33,7 @@ from zofo.tasks import (
     task_names,
 )
 from zofo.tasks.drawing import SEPARATOR
-from zofo.tasks.task_files import parse_task
+from zofo.tasks.task import parse_task
 
 CPU = torch.device("cpu")
 POSITIONS = 1024

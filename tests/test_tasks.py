@@ -12,7 +12,7 @@ import yaml
 from conftest import review_rows, write_rows
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
 from zofo.tasks import SPLITS, EpochSampler, TaskConfig, load_examples, load_task, render, task_names
-from zofo.tasks.task_files import parse_task
+from zofo.tasks.task import parse_task
 
 MINE = {
     "name": "mine",

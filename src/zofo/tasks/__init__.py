@@ -1,9 +1,8 @@
 """Tasks: versioned files that say where rows come from, how they become prompts, and what counts as right."""
 
-from zofo.tasks.auto_task import load_examples, resolve_task
-from zofo.tasks.collation import Batch, TextBatch, collate, collate_masked, collate_texts
+from zofo.tasks.auto_task import check_not_trained_on, load_examples, resolve_task
+from zofo.tasks.collation import Batch, EpochSampler, TextBatch, collate, collate_masked, collate_texts
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.contamination_runs import check_not_trained_on
 from zofo.tasks.control_tokens import Speller
 from zofo.tasks.dataset import origins_of
 from zofo.tasks.drawing import with_demonstrations
@@ -13,9 +12,20 @@ from zofo.tasks.multi_task import has_metaicl_rows
 from zofo.tasks.prompt_rendering import render
 from zofo.tasks.readers.sources import file_name
 from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
-from zofo.tasks.sampler import EpochSampler
-from zofo.tasks.task import NO_PROMPT, SEPARATOR, SPLITS, Split, Task, known_split
-from zofo.tasks.task_files import load_task, packaged_text, parse_task, register_tasks, task_content, task_names
+from zofo.tasks.task import (
+    NO_PROMPT,
+    SEPARATOR,
+    SPLITS,
+    Split,
+    Task,
+    known_split,
+    load_task,
+    packaged_text,
+    parse_task,
+    register_tasks,
+    task_content,
+    task_names,
+)
 from zofo.tasks.tokenization import TokenizedChoices, encode, encode_channel
 from zofo.tasks.tokenization_encoder import (
     TokenizedCloze,

@@ -21,8 +21,7 @@ from zofo.tasks.config import OF_ONE, TaskConfig
 from zofo.tasks.readers.formats import check_labels
 from zofo.tasks.readers.row import Row
 from zofo.tasks.readers.sources import file_name, files_of, has_split, read_folder
-from zofo.tasks.task import SPLITS, Split, Task
-from zofo.tasks.task_files import parse_task, task_names
+from zofo.tasks.task import SPLITS, Split, Task, parse_task, task_names
 
 VALIDATION_ROWS = 16
 """Rows of each task that are drawn for validation, unless `sizes` says otherwise."""
