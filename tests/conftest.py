@@ -196,20 +196,33 @@ def data_dir(tmp_path) -> Path:
 LEARNED = {}
 """What evaluators learned from each check that `checks_once` has seen pass."""
 
+UNUSED = {}
+"""The tensors that no forward of a model uses, by what is asked of the model."""
+
 ASKING = ("name", "noise", "evaluator", "estimator", "adapter", "directions", "mask", "trainable", "backbone_update")
 """What of a method decides how the model is asked, and so what its check finds."""
 
 
 @pytest.fixture(autouse=True)
 def checks_once(request, monkeypatch):
-    """A model whose check has passed in this process is not checked again, which takes half of a tiny run.
+    """A model whose check has passed in this process is not checked again, which takes half of a tiny run; nor is it
+    asked again which of its tensors a forward uses.
 
     What the checks find is in test_model_checks.py; tests of `make soak` make all of them.
     """
     module = sys.modules.get("zofo.training.train")
     if module is None or request.node.get_closest_marker("soak"):
         return
-    checked_steps = module._checked_steps
+    checked_steps, unused_by = module._checked_steps, module.TrainingContext.unused_by
+
+    def unused_once(context, batch):
+        if not isinstance(context.model, transformers.PreTrainedModel):
+            return unused_by(context, batch)
+        names = tuple(name for name, _ in context.model.named_parameters())
+        key = (context.check_objective or context.objective, names, repr(context.model.config))
+        if key not in UNUSED:
+            UNUSED[key] = unused_by(context, batch)
+        return UNUSED[key]
 
     def once(config, method, prepared, scored):
         parts = {name: getattr(config.method, name, None) for name in ASKING}
@@ -223,6 +236,7 @@ def checks_once(request, monkeypatch):
         return steps
 
     monkeypatch.setattr(module, "_checked_steps", once)
+    monkeypatch.setattr(module.TrainingContext, "unused_by", unused_once)
 
 
 @pytest.fixture

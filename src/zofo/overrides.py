@@ -64,19 +64,6 @@ def flatten(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
             yield f"{before}{key}", value
 
 
-def as_mapping(value: Any, where: str) -> dict[str, Any]:
-    """A group of keys as YAML gives it, its own keys as text; nothing at all is an empty one.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: expected keys with values, got {value!r}")
-    return {str(key): below for key, below in value.items()}
-
-
 def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], Any]:
     """The keys that an override leads through, and its value, read as YAML.
 

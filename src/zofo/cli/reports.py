@@ -104,7 +104,9 @@ def _table(found: RunComparison) -> Table:
         unit = "" if metric == "loss" else ", %"
         shares = [as_score(one.get(metric), metric) for one in scores]
         table.add_row(f"{metric} on {found.split}{unit}", *shares, style="bold")
-    table.add_row("majority", *(as_score(one.get("majority"), run.metric) for one, run in _both(scores, found)))
+    table.add_row(
+        "majority", *(as_score(one.get("majority"), run.metric) for one, run in zip(scores, found.runs, strict=True))
+    )
     table.add_row("loss", *(as_number(one.get("loss")) for one in scores))
     table.add_row("queries", *(f"{run.steps[-1]['queries']:,}" if run.steps else "0" for run in found.runs))
     table.add_row("seconds", *(as_number(run.summary.get("seconds")) for run in found.runs))
@@ -113,10 +115,6 @@ def _table(found: RunComparison) -> Table:
     for key, values in found.settings:
         table.add_row(key, *("-" if value is None else str(value) for value in values), style="dim")
     return table
-
-
-def _both(scores: list[dict[str, float]], found: RunComparison) -> Any:
-    return zip(scores, found.runs, strict=True)
 
 
 def _as_json(found: RunComparison) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def difference_table(
             pairs = _pairs(scores.finals(method, cell).scores, scores.finals(reference, cell).scores, sign)
             every += pairs
             rows.append([method, cell.task, *_difference(pairs, metric, margin), "-"])
-            p_values.append(_p_of(pairs))
+            p_values.append(paired(*zip(*pairs, strict=True)).t_test if pairs else None)
             tests += len(pairs) > 1
         if whole and every:
             wilcoxon = as_p(paired(*zip(*every, strict=True)).wilcoxon)
@@ -265,10 +265,6 @@ def difference_table(
     rows = [[*row[:-1], as_p(p), row[-1]] for row, p in zip(rows, holm(p_values), strict=True)]
     header = ["method", "task", "pairs", "difference", "verdict", "detectable", "better / worse"]
     return markdown([*header, "p (t-test)", "p (Holm)", "p (Wilcoxon)"], rows, texts=2), tests
-
-
-def _p_of(pairs: Pairs) -> float | None:
-    return paired(*zip(*pairs, strict=True)).t_test if pairs else None
 
 
 def _difference(pairs: Pairs, metric: str, margin: float | None = None) -> list[str]:

@@ -20,6 +20,7 @@ from zofo.studies.result import Outcome
 from zofo.studies.selection import Selection, choices_of, final_runs
 from zofo.studies.store import Content, Store, check_same_content
 from zofo.studies.trial import StudyRun
+from zofo.training.progress import say
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class _Progress:
         return found is not None and found.is_final
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
 
 def _work(run: StudyRun) -> int:

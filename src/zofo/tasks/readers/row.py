@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError, truncate, truncate_repr
+from zofo.errors import DataError, error_context, truncate, truncate_repr
 from zofo.tasks.readers.look_alikes import is_blank, number_key
 
 MEND = "mend or remove the row"
@@ -73,14 +73,9 @@ class RowError(DataError):
         self.kind = kind
 
 
-@contextmanager
-def at_row(where: str) -> Iterator[None]:
+def at_row(where: str) -> AbstractContextManager[None]:
     """While it is open, the place of a row is put before what is wrong with it."""
-    try:
-        yield
-    except RowError as error:
-        error.message = f"{where}: {error.message}"
-        raise
+    return error_context(where, RowError)
 
 
 def all_rows(items: Iterable[tuple[str, Any]], parse: Callable[[Any], Mapping[str, Any]]) -> list[Row]:
