@@ -213,7 +213,9 @@ def checks_once(request, monkeypatch):
     module = sys.modules.get("zofo.training.train")
     if module is None or request.node.get_closest_marker("soak"):
         return
-    checked_steps, unused_by = module._checked_steps, module.TrainingContext.unused_by
+    from zofo.methods import TrainingContext
+
+    checked_steps, unused_by = module._checked_steps, TrainingContext.unused_by
 
     def unused_once(context, batch):
         if not isinstance(context.model, transformers.PreTrainedModel):
@@ -236,7 +238,7 @@ def checks_once(request, monkeypatch):
         return steps
 
     monkeypatch.setattr(module, "_checked_steps", once)
-    monkeypatch.setattr(module.TrainingContext, "unused_by", unused_once)
+    monkeypatch.setattr(TrainingContext, "unused_by", unused_once)
 
 
 @pytest.fixture
