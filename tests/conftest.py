@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import io
 import json
@@ -217,6 +218,7 @@ def checks_once(request, monkeypatch):
 
     checked_steps, unused_by = module._checked_steps, TrainingContext.unused_by
 
+    @functools.wraps(unused_by)
     def unused_once(context, batch):
         if not isinstance(context.model, transformers.PreTrainedModel):
             return unused_by(context, batch)
