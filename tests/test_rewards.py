@@ -150,6 +150,7 @@ def test_a_reward_is_tried_on_five_rows_before_anything_is_trained(configured): 
     train(config, console, reward=lambda example, prediction: 0.25)
     shown = console.file.getvalue()
     assert "the reward of the first 5 rows, untrained: 0.25, 0.25, 0.25, 0.25, 0.25;" in shown
+    assert "min for the 8 queries of this run" in shown
     assert "it is the same for all of them" in shown
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import shutil
 from dataclasses import replace
 from io import StringIO
 
@@ -13,7 +16,8 @@ from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_context, qua
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo import Bilevel, BilevelConfig
 from zofo.errors import ConfigError
-from zofo.training import train
+from zofo.training import evaluate_run, read_config, train
+from zofo.trajectory import Trajectory
 
 
 def stepped(penalty=2.0, **options):
@@ -114,3 +118,45 @@ def test_a_reward_that_is_constant_is_said_once(configured, method):  # noqa: F8
     console = Console(file=StringIO(), width=200)
     train(configured("run", method, steps=21, treatment_steps=None), console, reward=lambda example, prediction: 0.5)
     assert console.file.getvalue().count("is the reward constant?") == 1
+
+
+TEMPLATE = (
+    "{% for one in messages %}<{{ one.role }}> {{ one.content }}~ {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+def test_generated_answers_of_a_chat_model_move_theta_above_a_loss(model_folder, tokenizer, tmp_path):
+    """Below, adapters learn the answers of D_p by gradients; above, the reward of what is generated for D_f moves
+    theta, with p's adapter in place, and is reported before and after."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = TEMPLATE
+    shutil.copytree(model_folder, tmp_path / "chatty")
+    tokenizer.save_pretrained(tmp_path / "chatty")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n} ?"}, {"role": "assistant", "content": "a warm film"}]}
+        for n in range(24)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = []
+
+    def letters(prompts, completions, **columns):
+        asked.extend(chat[-1]["content"] for chat in prompts)
+        return [len(chat[0]["content"]) / 50 for chat in completions]
+
+    config = read_config(
+        model=str(tmp_path / "chatty"),
+        task={"data": str(tmp_path / "chats.jsonl"), "max_new_tokens": 6, "split_sizes": {"validation": 3, "test": 3}},
+        method={"name": "bilevel", "inner_steps": 2, "batch_size": 4, "upper_objective": "reward", "rule": {"lr": 1e-3}}
+        | {"estimator": {"epsilon": 0.1}},
+        training={"steps": 4},
+        output_dir=str(tmp_path / "run"),
+    )
+    run = train(config, reward=letters)
+    steps = lines_of(run, "step")
+    assert any(line["ties_upper"] < 1 for line in steps)
+    assert all(line["reward_letters"] >= 0 and line["loss_upper"] <= 0 for line in steps)
+    assert run.summary["before_after"]["reward"][0] > 0
+    assert any(len(update.displacement) for update in Trajectory.read(run.trajectory).updates)
+    assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], rel=1e-5)
+    assert len(set(asked)) <= 18 / 3 + 2 + 3 + 5  # D_f, those of the check and the trial, and validation

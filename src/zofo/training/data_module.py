@@ -358,8 +358,9 @@ def _limit(config: RunConfig, task: Task, loaded: LoadedModel) -> int | None:
 ROWS = 5
 
 
-def reward_trial(context: TrainingContext) -> Iterator[str]:
-    """What the reward of a context gives for the untrained model's answers to the first rows, a sentence each.
+def reward_trial(context: TrainingContext, queries: int) -> Iterator[str]:
+    """What the reward of a context gives for the untrained model's answers to the first rows, a sentence each; and how
+    long a run of so many queries takes at that speed.
 
     Raises:
         ConfigError: the reward failed, or gave something else than numbers.
@@ -371,7 +372,12 @@ def reward_trial(context: TrainingContext) -> Iterator[str]:
         found = (-context.objective(context.model, batch)).tolist()
     each = (time.perf_counter() - start) / len(rows)
     values = ", ".join(f"{value:.4g}" for value in found)
-    yield f"the reward of the first {len(rows)} rows, untrained: {values}; {each:.2g} s a row, with the answer"
+    minutes = each * queries / 60
+    takes = f"{minutes / 60:.3g} h" if minutes > 90 else f"{minutes:.2g} min"
+    yield (
+        f"the reward of the first {len(rows)} rows, untrained: {values}; {each:.2g} s a row, with the answer: about "
+        f"{takes} for the {queries:,} queries of this run, or less in larger batches"
+    )
     if len(set(found)) == 1 and len(found) > 1:
         yield (
             "warning: it is the same for all of them: a reward that never differs moves nothing; give partial credit, "

@@ -114,7 +114,7 @@ def _train(
             check_treatment(method, context)
         if reward is not None:
             judged = context.by_objective(REWARD) if context.by_objective else context
-            say_all(console, [*reward_trial(judged)])
+            say_all(console, [*reward_trial(judged, steps * method.queries_per_step)])
             check_reward(judged)
         notes = check_every_split(config, prepared)
     check_same(processes, identity, prepared)
