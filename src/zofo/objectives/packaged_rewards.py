@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import io
 import json
 import re
 from collections.abc import Callable
@@ -206,7 +208,8 @@ def _validator(typed: str) -> Callable[[Any], bool]:
 def _library(name: str, reward: str, extra: str = "rewards") -> Any:
     """A module of a library that only this reward needs."""
     try:
-        return importlib.import_module(name)
+        with contextlib.redirect_stdout(io.StringIO()):  # lm-eval says what it has downloaded
+            return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"the reward {reward} needs {error.name or name}, which is not installed", f"pip install 'zofo[{extra}]'"

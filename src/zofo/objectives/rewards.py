@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import ConfigError, nearest
+from zofo.errors import ConfigError, ZofoError, nearest
 from zofo.filesystem import check_not_special
 from zofo.objectives.packaged_rewards import REWARDS
 from zofo.tasks import Example
@@ -313,6 +313,8 @@ def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, 
     """What the function gives; of one example, its number. What it raises is said with its row and line."""
     try:
         found = part.function(*arguments, **named)
+    except ZofoError:  # of a packaged reward, which says itself what is wrong
+        raise
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's function raises
         where = _place(examples[0]) if len(examples) == 1 else f"{_place(examples[0])} and {len(examples) - 1} more"
         raise ConfigError(
