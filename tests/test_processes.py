@@ -2,15 +2,23 @@
 
 import json
 import os
+import random
+import shutil
 import signal
+import time
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
+import zofo.optim
 from conftest import build_model, review_rows, write_rows
-from several_processes import together
+from several_processes import Started, together
 from test_resume import contents
+from zofo.backbone import fingerprint
+from zofo.errors import ConfigError, EvaluatorError
+from zofo.integrations.transformers import ZerothOrderTrainer, ZerothOrderTrainingArguments
 from zofo.methods import METHODS, MeZO, TrainingContext
 from zofo.processes import Processes, joined
 from zofo.training import RunConfig, RunFolder, train
@@ -178,6 +186,58 @@ def test_one_that_fails_or_dies_ends_the_run_and_is_said_once(configured, tmp_pa
     assert json.loads((tmp_path / "dead" / "summary.json").read_text())["stopped"].startswith("another of the 2")
 
 
+def test_what_cannot_be_shared_out_is_refused(configured, tmp_path, monkeypatch):
+    def work(rank):
+        found = []
+        for method, options in (({"name": "linear-probe"}, {}), (None, {"treatment_steps": 2})):
+            with pytest.raises(ConfigError) as refused:
+                train(configured(tmp_path / "refused", method, **options))
+            found.append([refused.value.message, refused.value.quiet])
+        with pytest.raises(ConfigError, match="the reward of row 1 is 1 among others and 0 alone"):
+            train(configured(tmp_path / "refused"), reward=compares)
+        return found
+
+    def compares(prompts, completions, **columns):
+        return [float(len(prompts) > 1) for _ in prompts]
+
+    first, second = together(work, tmp_path)
+    assert [message for message, _ in first] == [message for message, _ in second]
+    assert first[0] == ["method=linear-probe cannot share out its examples over 2 processes", False]
+    assert [quiet for _, quiet in second] == [True, True]
+    assert not (tmp_path / "refused").exists()
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "true")
+            with pytest.raises(ConfigError, match="each step writes whole ones"):
+                zofo.optim.MeZO(torch.nn.Linear(2, 1))
+
+    def begun_alone(rank):  # as a Trainer does on CPUs, unless it is told
+        PartialState()
+        os.environ["WORLD_SIZE"] = "2"
+        joined()
+
+    (found,) = together(begun_alone, tmp_path, 1)
+    assert found["message"] == "there are 2 processes, but accelerate finds 1: each would train by itself"
+
+
+def test_models_that_mix_rows_are_refused(tmp_path):
+    class Mixing(torch.nn.Linear):
+        def forward(self, rows):
+            return super().forward(rows - rows.mean(dim=0))[:, 0]
+
+    rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+    def work(rank):
+        context = TrainingContext(
+            Mixing(3, 1), lambda model, batch: model(batch), list(rows), torch.stack, processes=joined()
+        )
+        made = MeZO(MeZO.Config.model_validate({"batch_size": 4, "evaluator": "in-place"}), context)
+        with pytest.raises(EvaluatorError, match="depend on which examples share a batch"):
+            made.check()
+
+    assert together(work, tmp_path) == [None, None]
+
+
 def test_processes_that_differ_are_refused_before_anything_is_written(configured, data, tmp_path):
     other = tmp_path / "other"
     write_rows(other / "train.jsonl", review_rows(40, 2))
@@ -204,3 +264,95 @@ def test_processes_that_differ_are_refused_before_anything_is_written(configured
         assert first[number][1] is False
         assert second[number] == [first[number][0], True]
         assert not (tmp_path / name).exists()
+
+
+def test_optimizers_and_trainers_bring_their_own_rows(tmp_path):
+    """Two processes with half of a batch each make the steps of one with all of it, to the same bits in both."""
+    rows = torch.randint(3, 300, (24, 7), generator=torch.Generator().manual_seed(0))
+
+    def optimized(own, evaluator):
+        model, losses = build_model("llama"), []
+        optimizer = zofo.optim.MeZO(model, lr=1e-4, evaluator=evaluator, num_directions=2)
+        for batch in own:
+            given = batch if evaluator == "in-forward" else None
+            loss = optimizer.step(lambda seen=batch: sequence_losses(model, seen), given)
+            losses.append(float(loss))
+        return losses, optimizer.exchanged_bytes, fingerprint(dict(model.named_parameters()))
+
+    def trained(name, size, resumed=None, **options):
+        made = ZerothOrderTrainingArguments(
+            str(tmp_path / name), per_device_train_batch_size=size, max_steps=3, logging_steps=1, report_to=[],
+            use_cpu=True, learning_rate=1e-4, save_steps=2, **options
+        )  # fmt: skip
+        data = [
+            {"input_ids": row, "labels": row.masked_fill(torch.arange(7) >= 7 - i % 4, -100)}
+            for i, row in enumerate(rows)
+        ]
+        trainer = ZerothOrderTrainer(build_model("llama"), made, train_dataset=data)
+        trainer.train(resume_from_checkpoint=resumed)
+        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        return losses, trainer.zeroth_order.exchanged_bytes, fingerprint(dict(trainer.model.named_parameters()))
+
+    def work(rank):
+        own = [(b[:3], b[3:])[rank] for b in rows.split(5)[:4]]  # an example more for one of them
+        found = [optimized(own, evaluator) for evaluator in EVALUATORS_ASKED]
+        found += [trained(f"two-{n}", 2, **options) for n, options in enumerate(TRAINERS)]
+        again = trained("two-0", 2, str(tmp_path / "two-0" / "checkpoint-2"), **TRAINERS[0])
+        assert again[0][-1:] + [again[2]] == found[2][0][-1:] + [found[2][2]]
+        with pytest.raises(ConfigError, match="seed is 1 in process 1, and 0 in process 0"):
+            zofo.optim.MeZO(build_model("llama"), seed=rank).step(lambda: torch.tensor(1.0))
+        return found
+
+    alone = [optimized(rows.split(5)[:4], evaluator) for evaluator in EVALUATORS_ASKED]
+    alone += [trained(f"one-{n}", 4, **options) for n, options in enumerate(TRAINERS)]
+    first, second = together(work, tmp_path)
+    for (losses, exchanged, _), one, two in zip(alone, first, second, strict=True):
+        assert exchanged == 0
+        assert one == two
+        assert one[0] == pytest.approx(losses, abs=1e-5)
+        assert one[1] > 0
+    assert not (tmp_path / "two-0" / "checkpoint-2" / "optimizer.pt").exists()
+    assert (tmp_path / "two-0" / "checkpoint-2" / "optimizer.json").exists()
+
+
+EVALUATORS_ASKED = ("from-copy", "in-forward")
+TRAINERS = (
+    {"zo_evaluator": "in-forward"},
+    {"zo_evaluator": "in-place", "gradient_accumulation_steps": 2},
+)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "method", [{"name": "mezo", "rule": RULE}, {"name": "bilevel", "inner_steps": 2, "rule": RULE}]
+)
+def test_runs_of_two_processes_killed_at_random_moments_end_with_the_same_bits(configured, tmp_path, method):
+    """One of the two is killed, the other ends by itself, and the same command goes on: ten times for each method."""
+    chosen, kills, number = random.Random(f"1871 {method['name']}"), 0, 0
+
+    def work(run):
+        options = {"steps": 24, "eval_steps": 5, "save_steps": 3}
+        return Started(lambda rank: train(configured(run, method, **options)) and None, tmp_path)
+
+    start = time.monotonic()
+    assert work(tmp_path / "whole").results() == [None, None]
+    took, whole = time.monotonic() - start, contents(tmp_path / "whole")
+    while kills < 10:
+        number += 1
+        run, ended = tmp_path / f"killed-{number}", False
+        for _ in range(chosen.choice((1, 1, 2, 3))):  # times that it is killed
+            started, rank = work(run), chosen.randrange(2)
+            time.sleep(chosen.uniform(0.05, 1) * took)
+            started.kill(rank)
+            found = started.results()
+            left = found[1 - rank]
+            assert left is None or left["error"] in ("ProcessError", "RunError"), left
+            if (run / "summary.json").is_file() and json.loads((run / "summary.json").read_text())["stopped"] is None:
+                ended = True
+                break
+            kills += 1
+        if not ended:
+            assert work(run).results() == [None, None]
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)  # of one that was killed after its summary
+        assert contents(run) == whole, number
+    print(f"{method['name']}: {kills} kills of {number} runs")

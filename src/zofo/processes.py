@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 
-from zofo.errors import ConfigError, Interrupted, NonFiniteError, ProcessError, ZofoError
+from zofo.errors import ConfigError, Interrupted, NonFiniteError, ProcessError, ZofoError, truncate_repr
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -198,6 +198,17 @@ class Processes:
                 error.quiet = isinstance(error, NonFiniteError | Interrupted) and not self.is_first
             raise
 
+    def check_same(self, own: Mapping[str, Any], hint: str) -> None:
+        """Raises ConfigError where a value is not the same in all processes; they must be JSON."""
+        first, *others = self.gather_json(dict(own))
+        for rank, other in enumerate(others, start=1):
+            for key, value in other.items():
+                if value != first.get(key):
+                    values = (
+                        f"{truncate_repr(value)} in process {rank}, and {truncate_repr(first.get(key))} in process 0"
+                    )
+                    raise self.differs(ConfigError, f"{key} is {values}", hint)
+
     def differs(self, error: type[ZofoError], message: str, hint: str) -> ZofoError:
         """An error that all processes find when they compare what they have, and that the first one says."""
         found = error(message, hint)
@@ -249,19 +260,20 @@ def joined() -> Processes:
     Raises:
         ConfigError: the launcher is configured to shard models, or the processes cannot find each other.
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
-    if launched == 1 and not distributed:
-        return Processes()
     check_whole()
+    launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        launched = torch.distributed.get_world_size()
+    if launched == 1:
+        return Processes()
     from accelerate import PartialState
 
     state = _started(PartialState)
-    if not distributed and state.num_processes != launched:
+    if state.num_processes != launched:
         raise ConfigError(
-            f"WORLD_SIZE is {launched}, but accelerate finds {state.num_processes} process: each would train by itself",
-            "start them with torchrun or accelerate launch, or unset WORLD_SIZE; of a transformers.Trainer on CPUs, "
-            "set use_cpu=True",
+            f"there are {launched} processes, but accelerate finds {state.num_processes}: each would train by itself",
+            "start them with torchrun or accelerate launch, or unset WORLD_SIZE; on CPUs, a transformers.Trainer "
+            "needs use_cpu=True, and an Accelerator cpu=True",
         )
     return Processes(state.process_index, state.num_processes, state.device)
 
@@ -274,6 +286,7 @@ def _started(kind: Any) -> Any:
     try:
         return kind(cpu=from_cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
+        kind._reset_state()  # which is half made
         raise ConfigError(
             f"the processes cannot find each other: {error}",
             "start them with torchrun or accelerate launch, or unset WORLD_SIZE, RANK and LOCAL_RANK",

@@ -134,6 +134,6 @@ def options_of(args: Any) -> dict[str, Any]:
     options = {name.removeprefix("zo_"): getattr(args, name) for name in sorted(named)}
     where = as_group(options["evaluator"])
     known = part_options(EVALUATORS[where["name"]])
-    if "flush_every" in known:  # updates wait until the trainer evaluates, saves or ends
+    if "flush_every" in known and args.world_size == 1:  # updates wait until the trainer evaluates, saves or ends
         options["evaluator"] = {"flush_every": known["flush_every"][1], **where}
     return {**options, "lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}

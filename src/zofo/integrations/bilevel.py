@@ -25,6 +25,7 @@ from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.methods import StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig, split_indices
+from zofo.processes import joined
 from zofo.state_dict import StateDict
 
 _MOST_LOGGED = 8  # projected gradients of a step
@@ -85,9 +86,9 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, *more, **kwargs)
         self.lower_train_dataset = lower_train_dataset
         self._losses = TrainerLosses(self)
-        if args.world_size > 1 or args.n_gpu > 1:
+        if (number := max(joined().size, args.n_gpu)) > 1:
             raise ConfigError(
-                f"{max(args.world_size, args.n_gpu)} processes or devices would each see other losses",
+                f"{number} processes or devices would each see other losses",
                 "train in one process, on one device: CUDA_VISIBLE_DEVICES=0",
             )
 

@@ -18,8 +18,10 @@ from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, 
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.optim import MeZO
 from zofo.optim.base import ZerothOrderOptimizer
+from zofo.processes import Processes, joined
 
 _MOST_LOGGED = 8  # coefficients of a step
+_OF_BATCHES = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
 
 
 class ZerothOrderMixin:
@@ -34,13 +36,15 @@ class ZerothOrderMixin:
     trainer's.
 
     Raises:
-        ConfigError: arguments, or an optimizer, that take gradients; several processes or devices.
+        ConfigError: arguments, or an optimizer, that take gradients; several devices of one process; processes that
+            are not alike, or whose batches are not of one size.
     """
 
     optimizer: Any
     lr_scheduler: Any
     _accumulated: list[tuple[Any, Any]]
     _losses: TrainerLosses
+    _processes: Processes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
@@ -55,12 +59,19 @@ class ZerothOrderMixin:
                 "the optimizer that was given takes gradients", "leave it out, or give one of zofo.optim, as SVRG"
             )
         super().__init__(*args, **kwargs)
-        self._accumulated, self._losses = [], TrainerLosses(self)
         trainer: Any = self
-        if trainer.args.world_size > 1 or trainer.args.n_gpu > 1:
+        if trainer.args.n_gpu > 1:
             raise ConfigError(
-                f"{max(trainer.args.world_size, trainer.args.n_gpu)} processes or devices would each see other losses",
-                "train in one process, on one device: CUDA_VISIBLE_DEVICES=0",
+                f"one process has {trainer.args.n_gpu} devices, and the model is on one of them",
+                f"start a process for each, torchrun --nproc_per_node {trainer.args.n_gpu}, or set "
+                "CUDA_VISIBLE_DEVICES=0",
+            )
+        self._processes = joined()
+        self._accumulated, self._losses = [], TrainerLosses(self, self._processes)
+        if not self._processes.alone and not trainer.accelerator.even_batches:
+            raise ConfigError(
+                "the batches of several processes must be of one size, since their losses count alike",
+                'leave out accelerator_config={"even_batches": False}',
             )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -81,6 +92,7 @@ class ZerothOrderMixin:
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As of the trainer; then all updates are written into the model."""
         self._accumulated = []  # those of a training that was interrupted between them
+        self._check_same()
         try:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -100,11 +112,21 @@ class ZerothOrderMixin:
         if not trainer.accelerator.sync_gradients:
             return torch.zeros((), device=trainer.args.device)
         batches, self._accumulated = self._accumulated, []
+        if not self._processes.alone:
+            model = trainer.model  # without DistributedDataParallel, which sends the buffers in each forward
         _off(model, marked=hasattr(self, "_metrics"))
         optimizer = self.zeroth_order
         with _in_arguments():
             loss = optimizer.step_ahead(self._losses.asks(model, batches, optimizer))
         return loss.to(trainer.args.device)
+
+    def _check_same(self) -> None:
+        """Raises ConfigError where processes would take their rows from other data, or in another order."""
+        trainer: Any = self
+        rows, args = trainer.train_dataset, trainer.args
+        own = {"rows to train on": len(rows) if hasattr(rows, "__len__") else None}
+        own |= {name: getattr(args, name) for name in _OF_BATCHES}
+        self._processes.check_same(own, "give all processes the same data and arguments")
 
     def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """One loss for each example of a batch: float32, [examples].

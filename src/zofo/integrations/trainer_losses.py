@@ -11,6 +11,7 @@ from torch import nn
 from zofo.errors import ConfigError
 from zofo.integrations.losses import scored
 from zofo.optim.base import Ask, ZerothOrderOptimizer
+from zofo.processes import ALONE, Attempt, Processes
 
 Batch = tuple[dict[str, Any], Any]
 """A batch, and how many labels all batches of its step have, where the trainer counts them."""
@@ -24,10 +25,11 @@ class TrainerLosses:
 
     Args:
         trainer: a `transformers.Trainer` with `compute_losses`.
+        processes: each with batches of its own; the loss of a step is the mean of theirs.
     """
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, processes: Processes = ALONE) -> None:
+        self._trainer, self._processes = trainer, processes
         self._counts_items: bool | None = None
         self._single: bool | None = None  # whether single losses are asked for; None before the first step
 
@@ -50,9 +52,13 @@ class TrainerLosses:
             ConfigError: all points share a forward, and the losses of examples are not known, or not the trainer's.
         """
         if self._counts_items is None and len(batches) > 1:
-            self._counts_items = self._look_at_items(model, *batches[0])
+            counts = self._look_at_items(model, *batches[0])
+            self._counts_items = counts if counts is None else any(self._processes.gather_json(counts))
         if self._single is None:
-            self._single = self._look_at_losses(model, batches, optimizer.repeats_batch)
+            single = False
+            with Attempt() as made:
+                single = self._look_at_losses(model, batches, optimizer.repeats_batch)
+            self._single = all(self._processes.gather_json(single, made.failure))
         if self._single:
             losses = self._weighted_losses(model)
             return [optimizer.ask(losses, batch) for batch in self._weighted(batches)]
@@ -69,6 +75,12 @@ class TrainerLosses:
                 loss = trainer.compute_loss(model, dict(inputs), num_items_in_batch=items)
             total = total.to(loss) + (loss if self._adds_up(items) else loss / len(batches))
         return total
+
+    @property
+    def _scale(self) -> int:
+        """What the trainer multiplies losses by, where their labels are counted over all processes."""
+        args = self._trainer.args
+        return self._processes.size if getattr(args, "average_tokens_across_devices", False) else 1
 
     def _adds_up(self, items: Any) -> bool:
         """Whether the trainer's losses of accumulated batches add up to that of all; else their mean is."""
@@ -140,7 +152,7 @@ class TrainerLosses:
         for tensor, (inputs, items) in zip(held, batches, strict=True):
             counted = scored(inputs.get("labels"), len(tensor), self.shifted).double()
             if self._adds_up(items) and items is not None:
-                share = counted * examples / float(items)
+                share = counted * examples * self._scale / float(items)
             else:
                 share = counted / counted.mean().clamp(min=1e-9) * examples / (len(batches) * len(tensor))
             yield {**inputs, _WEIGHT: share.float().to(tensor.device)}

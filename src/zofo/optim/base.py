@@ -7,12 +7,14 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 import torch
 
 from zofo.adapters import PeftAdapters, carries_adapters
+from zofo.backbone import fingerprint
 from zofo.config import as_group, options_of, parse_model
 from zofo.errors import CheckpointError, ConfigError, EvaluatorError, reworded
 from zofo.evaluators import EVALUATORS, Counts, batch_protocol, unused_by
@@ -21,6 +23,7 @@ from zofo.noise import STREAM_VERSION
 from zofo.optim.closures import Closure, ClosureObjective, check_modes
 from zofo.optim.interrupts import Interrupts
 from zofo.optim.parameters import Movable, given
+from zofo.processes import joined
 from zofo.state_dict import StateDict
 
 _OURS, _VERSION = "zofo", 1
@@ -58,7 +61,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     def __init__(
         self, movable: Movable, options: Mapping[str, Any], lr: float | None, weight_decay: float, seed: int
     ) -> None:
-        found = given(movable)
+        found, self._processes = given(movable), joined()
         self._model, self._decaying, self._seed = found.module, found.decaying, seed
         self._interrupts, self._modes = Interrupts(), b""
         self.last_step: StepLog | None = None
@@ -85,7 +88,14 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         among = None
         if carries_adapters(self._model) and self._config.trainable is None:
             among = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-        zo = ZerothOrder(self._config, self._model, self._seed, _EXAMPLES, among, unused)
+        zo = ZerothOrder(
+            self._config, self._model, self._seed, _EXAMPLES, among, unused, self._processes, own_examples=True
+        )
+        if zo.theta.flush_every > 1 and not self._processes.alone:
+            raise ConfigError(
+                "flush_every lets updates wait until somebody looks at the model, which not all processes do alike",
+                "leave flush_every out",
+            )
         if zo.theta.flush_every > 1 and self._decaying is not None:
             raise ConfigError(
                 "flush_every lets updates wait until the model is looked at, but only its parameters were given",
@@ -104,6 +114,11 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     def counts(self) -> Counts:
         """Forwards and queries made so far; where a closure gives the mean of a batch, a query is such a mean."""
         return self._zo.evaluator.counts
+
+    @property
+    def exchanged_bytes(self) -> int:
+        """Of losses, by all processes together, so far; 0 of one process."""
+        return self._processes.bytes
 
     @property
     def notes(self) -> list[str]:
@@ -226,12 +241,23 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         if modes == self._modes:
             return
         check_modes(self._model)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            _check_alone(torch.distributed.get_world_size())
+        with self._processes.alike() if not self._modes else nullcontext():
+            if not self._modes:
+                self._leave_out_unused(asks)
+            self._zo.evaluator.check(asks)
         if not self._modes:
-            self._leave_out_unused(asks)
-        self._zo.evaluator.check(asks)
+            self._check_same()
         self._modes = modes
+
+    def _check_same(self) -> None:
+        """Raises ConfigError where processes have other settings or weights: their steps would part."""
+        if self._processes.alone:
+            return
+        rates = [[group["lr"], group["weight_decay"]] for group in self.param_groups]
+        own = {**self._settings(), "lr and weight_decay": rates, "steps made": self.steps, "torch": torch.__version__}
+        own |= {"tensors that move": list(self._zo.backbone.tensors), "zofo": version("zofo")}
+        own["weights"] = fingerprint(dict(self._model.named_parameters()))
+        self._processes.check_same(own, "build the model and the optimizer in the same way in all processes")
 
     def _leave_out_unused(self, asks: Sequence[Ask]) -> None:
         """Build the step again without the tensors that no forward uses. Raises what the closure raises."""
@@ -372,11 +398,3 @@ def _flush_before_use(model: torch.nn.Module, optimizer: ZerothOrderOptimizer) -
     model.register_state_dict_pre_hook(flush)  # type: ignore[no-untyped-call]
     # else what waits would be written onto what was loaded
     model.register_load_state_dict_pre_hook(flush)  # type: ignore[no-untyped-call]
-
-
-def _check_alone(processes: int) -> None:
-    """Raises ConfigError for more than one process."""
-    if processes > 1:
-        raise ConfigError(
-            f"{processes} processes would each move their weights by losses of their own, and part", "train in one"
-        )

@@ -47,7 +47,7 @@ def given(movable: Movable) -> Given:
         ConfigError: nothing, something else, or groups that differ in their learning rate.
     """
     if isinstance(movable, nn.Module):
-        return Given(unwrapped(movable))
+        return Given(_whole(unwrapped(movable)))
     if isinstance(movable, torch.Tensor):
         raise ConfigError("the parameters are one tensor", "give the module, MeZO(model), or a list of parameters")
     entries = list(movable)
@@ -60,11 +60,22 @@ def given(movable: Movable) -> Given:
     return _of_groups(listed or [{"params": entries}])
 
 
+def _whole(module: nn.Module) -> nn.Module:
+    """The module; raises ConfigError where its tensors are cut into pieces, as by FSDP."""
+    for name, parameter in module.named_parameters():
+        if hasattr(parameter, "device_mesh") or "_flat_param" in name:
+            raise ConfigError(
+                f"{name!r} is cut into pieces over processes, as by FSDP, and each step writes whole tensors",
+                "give the model as it was loaded; each process has all of it, and examples are shared out",
+            )
+    return module
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside of what torch.compile and torch's wrappers make of one, whose names are the usual ones."""
     while True:
         inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, nn.DataParallel):
+        if inner is None and isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = module.module
         if not isinstance(inner, nn.Module):
             return module

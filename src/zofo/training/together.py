@@ -37,6 +37,11 @@ def check_shareable(config: RunConfig, processes: Processes) -> None:
     name = config.method.name
     if not METHODS[name].shares_examples:
         raise ConfigError(f"method={name} cannot share out its examples over {processes.size} processes", _IN_ONE)
+    if (config.model.device or "").rpartition(":")[2].isdecimal():
+        raise ConfigError(
+            f"model.device={config.model.device} puts the models of all {processes.size} processes on one device",
+            "leave model.device out: each process takes the device that its launcher has given it",
+        )
     if config.training.treatment_steps is not None:
         raise ConfigError(
             "training.treatment_steps measures example by example, which several processes do not share out",
