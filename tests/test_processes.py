@@ -213,10 +213,9 @@ def test_what_cannot_be_shared_out_is_refused(configured, tmp_path, monkeypatch)
 
     def begun_alone(rank):  # as a Trainer does on CPUs, unless it is told
         PartialState()
-        os.environ["WORLD_SIZE"] = "2"
         joined()
 
-    (found,) = together(begun_alone, tmp_path, 1)
+    found, _ = together(begun_alone, tmp_path)
     assert found["message"] == "there are 2 processes, but accelerate finds 1: each would train by itself"
 
 
