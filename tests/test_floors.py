@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("test_model_card.py", "test_embedded.py", "test_config.py", "test_adapters.py", "test_formats.py")
+TESTS = (
+    *("test_model_card.py", "test_embedded.py", "test_config.py", "test_adapters.py", "test_formats.py"),
+    *("test_bilevel_trainer.py", "test_documented_commands.py"),
+)
 
 
 def floors():
@@ -50,4 +53,8 @@ def test_what_is_allowed_works(tmp_path):
     tests = [str(ROOT / "tests" / name) for name in TESTS]
     options = ["-q", "-m", "not soak", "-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning"]  # of matplotlib
     done = call(python, "-m", "pytest", *options, *tests, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout[-4000:]
+    options[2] = "soak"
+    examples = [str(ROOT / "tests" / "test_examples.py"), "-k", "tiny_model"]
+    done = call(python, "-m", "pytest", *options, *examples, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout[-4000:]
