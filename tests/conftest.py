@@ -236,7 +236,9 @@ def checks_once(request, monkeypatch):
         if key in LEARNED:
             method.check = lambda: kept.update(copy.deepcopy(LEARNED[key]))
         steps = checked_steps(config, method, prepared, scored)
-        LEARNED[key] = copy.deepcopy({name: kept[name] for name in ("_layout", "_siblings", "_tried") if name in kept})
+        LEARNED[key] = copy.deepcopy(
+            {name: kept[name] for name in ("_layout", "per_point", "_siblings", "_tried") if name in kept}
+        )
         return steps
 
     monkeypatch.setattr(module, "_checked_steps", once)

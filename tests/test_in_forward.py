@@ -457,7 +457,7 @@ def test_a_compiled_model_gives_the_same_losses_and_stays_compiled(backend):
     torch.compiler.reset()
 
 
-# models that use a tensor in ways that cannot carry a term
+# ways that models use a tensor
 
 
 class Use(nn.Module):
@@ -595,7 +595,7 @@ def experts(m, x):
 W = {"w": (4, 6)}
 SQUARE = {"w": (6, 6)}
 VECTOR = {"w": (6,)}
-REFUSED = {
+ONCE_A_POINT = {
     "einsum": (lambda m, x: torch.einsum("oi,ri->ro", m.w, x), FLAT, W),
     "conv": (lambda m, x: F.conv1d(x.transpose(1, 2), m.w), LONG, {"w": (4, 6, 1)}),
     "a product of two": (lambda m, x: F.linear(x, m.w @ m.v), FLAT, {"w": (4, 5), "v": (5, 6)}),
@@ -617,7 +617,6 @@ REFUSED = {
     "index_select": (lambda m, x: m.w.index_select(0, x.flatten()).view(len(x), -1), IDS, {"w": (9, 4)}),
     "indexed": (lambda m, x: m.w[x], IDS, {"w": (9, 4)}),
     "embedding bag": (lambda m, x: F.embedding_bag(x, m.w), IDS, {"w": (9, 4)}),
-    "embedding with a largest norm": (lambda m, x: F.embedding(x, m.w, max_norm=1.0), IDS, {"w": (9, 4)}),
     "positions without rows": (lambda m, x: x + F.embedding(torch.arange(3), m.w), LONG, {"w": (5, 6)}),
     "as many positions as rows": (
         lambda m, x: x + F.embedding(torch.arange(4), m.w).unflatten(0, (2, 2)).sum((0, 1)),
@@ -640,7 +639,6 @@ REFUSED = {
     "prelu": (lambda m, x: F.prelu(x, m.w), FLAT, VECTOR),
     "bilinear": (lambda m, x: F.bilinear(x, x, m.w), FLAT, {"w": (2, 6, 6)}),
     "a sum with a matrix": (lambda m, x: x + m.w, LONG, {"w": (3, 6)}),
-    "addmm onto it": (lambda m, x: torch.addmm(m.w, x[0].T, PLAIN[:3]).expand(len(x), 6, 6), LONG, SQUARE),
     "addmm with scales": (lambda m, x: torch.addmm(m.b, x, m.w, beta=2), FLAT, {"w": (6, 4), "b": (4,)}),
     "addmm onto y": (lambda m, x: addmm_(torch.ones(len(x), 4), x, m.w), FLAT, {"w": (6, 4)}),
     "add with a scale": (lambda m, x: torch.add(x, m.w, alpha=2), FLAT, VECTOR),
@@ -655,8 +653,6 @@ REFUSED = {
     "linear with a vector": (lambda m, x: F.linear(x, m.w).unsqueeze(1), FLAT, VECTOR),
     "assigned": (lambda m, x: assigned(x, m.w), LONG, VECTOR),
     "copied into": (lambda m, x: x + torch.zeros(6).copy_(m.w), FLAT, VECTOR),
-    "changed by the model": (lambda m, x: x * m.w.mul_(1.0), FLAT, VECTOR),
-    "clamped by the model": (lambda m, x: F.linear(x, m.w.clamp_(min=-9)), FLAT, W),
     "whole numbers": (lambda m, x: x * m.w.to(torch.int64), FLAT, VECTOR),
     "item": (lambda m, x: x * m.w.item(), FLAT, {"w": ()}),
     "float": (lambda m, x: x * float(m.w), FLAT, {"w": ()}),
@@ -665,14 +661,39 @@ REFUSED = {
     "numpy": (lambda m, x: x * torch.from_numpy(m.w.detach().numpy()), FLAT, VECTOR),
     "rows one by one": (lambda m, x: torch.stack([(x * row).sum(1) for row in m.w], 1), FLAT, W),
     "experts": (experts, LONG, {"w": (4, 6), "v": (4, 6)}),
-    # past the functions that torch hands on
+    "vmap": (lambda m, x: torch.vmap(torch.mv, in_dims=(None, 0))(m.w, x), FLAT, W),
+    "vmap over positions": (lambda m, x: torch.vmap(lambda y: y * m.w, in_dims=1, out_dims=1)(x), LONG, VECTOR),
+}
+REFUSED = {
+    "embedding with a largest norm": (lambda m, x: F.embedding(x, m.w, max_norm=1.0), IDS, {"w": (9, 4)}),
+    "addmm onto it": (lambda m, x: torch.addmm(m.w, x[0].T, PLAIN[:3]).expand(len(x), 6, 6), LONG, SQUARE),
+    "changed by the model": (lambda m, x: x * m.w.mul_(1.0), FLAT, VECTOR),
+    "clamped by the model": (lambda m, x: F.linear(x, m.w.clamp_(min=-9)), FLAT, W),
     "tensor": (lambda m, x: F.linear(x, torch.asarray(m.w, copy=True, requires_grad=False)), FLAT, W),
     "Tensor": (lambda m, x: F.linear(x, torch.Tensor(m.w)), FLAT, W),
     "subclass": (lambda m, x: F.linear(x, m.w.as_subclass(torch.Tensor)), FLAT, W),
-    "vmap": (lambda m, x: torch.vmap(torch.mv, in_dims=(None, 0))(m.w, x), FLAT, W),
-    "vmap over positions": (lambda m, x: torch.vmap(lambda y: y * m.w, in_dims=1, out_dims=1)(x), LONG, VECTOR),
     "a view that the module holds": (lambda m, x: F.linear(x, held(m, "view", lambda: m.w.data.T).T), FLAT, W),
 }
+
+
+def check_once_a_point(module, batch):
+    """Its losses are those in place, where it is run once for each point."""
+    evaluator = build(module)
+    evaluator.check([(output_loss, batch)])
+    for examples, points in ((1, POINTS), (5, POINTS), (5, own_points(5))):
+        losses = evaluator.losses(output_loss, batch[:examples], points)
+        expected = in_place_losses(evaluator, output_loss, batch[:examples], points)
+        torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    assert all(type(value) is nn.Parameter for value in module.parameters())
+    assert not any("forward" in vars(part) for part in module.modules())
+    return evaluator.per_point.names
+
+
+@pytest.mark.parametrize("use", ONCE_A_POINT)
+def test_a_use_that_points_cannot_share_is_made_once_a_point(use):
+    function, batch, shapes = ONCE_A_POINT[use]
+    names = check_once_a_point(Use(function, **shapes).requires_grad_(False), batch)
+    assert names == (() if use in ("positions without rows", "transposed for linear") else ("",))
 
 
 @pytest.mark.parametrize("use", REFUSED)
@@ -708,7 +729,7 @@ def scripted():
         return torch.jit.script(nn.Linear(6, 4))
 
 
-REFUSED_MODULES = {
+MODULES_ONCE_A_POINT = {
     "attention": (lambda: nn.MultiheadAttention(6, 2, batch_first=True), LONG, query),
     "attention in training": (lambda: nn.MultiheadAttention(6, 2, batch_first=True).train(), LONG, query),
     "encoder layer": (lambda: nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.0), LONG, None),
@@ -725,7 +746,6 @@ REFUSED_MODULES = {
     "embedding bag": (lambda: nn.EmbeddingBag(9, 4), IDS, None),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), FLAT, None),
     "spectral norm": (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(6, 4)).eval(), FLAT, None),
-    "scripted": (scripted, FLAT, None),
     "rows second": (lambda: nn.Linear(6, 4), LONG, lambda m, x: m.part(x.transpose(0, 1)).transpose(0, 1)),
     "heads first": (
         lambda: nn.Linear(3, 4),
@@ -735,13 +755,17 @@ REFUSED_MODULES = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED_MODULES)
-def test_a_module_of_torch_that_cannot_carry_a_direction_is_found_before_the_first_step(kind):
-    module, batch = from_torch(*REFUSED_MODULES[kind])
-    with pytest.raises(EvaluatorError, match=r"'part\.|rows share a batch") as caught:
-        build(module).check([(output_loss, batch)])
+@pytest.mark.parametrize("kind", MODULES_ONCE_A_POINT)
+def test_a_module_of_torch_that_points_cannot_share_is_run_once_a_point(kind):
+    module, batch = from_torch(*MODULES_ONCE_A_POINT[kind])
+    assert check_once_a_point(module, batch)
+
+
+def test_a_scripted_module_is_refused_by_name():
+    module, _ = from_torch(scripted, FLAT)
+    with pytest.raises(EvaluatorError, match=r"'part\.weight' belongs to a scripted module") as caught:
+        build(module)
     assert "method.evaluator=in-place" in caught.value.hint
-    assert all(type(value) is nn.Parameter for value in module.parameters())
 
 
 RIGHT_MODULES = {

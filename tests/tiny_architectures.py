@@ -40,7 +40,8 @@ _SMALL = {
         linear_num_value_heads index_n_heads mamba_n_heads num_experts num_local_experts n_routed_experts
         moe_num_experts""",
     2: """num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_query_groups n_group
-        num_experts_per_tok num_experts_per_token moe_top_k moe_topk""",
+        num_experts_per_tok num_experts_per_token moe_top_k moe_topk moe_k index_topk
+        topk_group""",
     8: """head_dim attention_head_dim linear_key_head_dim linear_value_head_dim d_head v_head_dim qk_nope_head_dim
         qk_rope_head_dim kv_channels rotary_dim index_head_dim dim_head linear_head_dim swa_head_dim
         attention_head_size hidden_size_per_layer_input""",
@@ -49,7 +50,11 @@ _SMALL = {
 _SIZES = {name: size for size, names in _SMALL.items() for name in names.split()}
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers")
 _LAYERS += ("num_encoder_layers", "num_decoder_layers")
-_OFTEN_LEFT_OUT = ("head_dim", "num_key_value_heads")  # and then derived from sizes that are not those above
+_OFTEN_LEFT_OUT = (
+    "head_dim",
+    "num_key_value_heads",
+    "num_experts_per_tok",
+)  # and then derived from sizes that are not those above
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -75,6 +80,10 @@ def _small(config_class: Any, settings: Mapping[str, Any]) -> Any:
             small[name] = 4 if values.get("layer_types") else 2  # so that there are several types among them
         elif name in _SIZES and (isinstance(value, int) or name in _OFTEN_LEFT_OUT):
             small[name] = _SIZES[name]
+    if "n_group" not in values:
+        small.pop("topk_group", None)
+    if {"expand", "num_heads", "head_dim"} <= small.keys() | {"expand"} & values.keys():  # heads of a state space
+        small["num_heads"] = small["hidden_size"] * values["expand"] // small["head_dim"]
     if "kv_lora_rank" in values:  # latent attention has keys for every head
         small["num_key_value_heads"] = small["num_attention_heads"]
     return config_class(**{**small, **settings})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -108,6 +108,11 @@ class Backbone:
             noise.draw(Key(0, 0), name, tuple(tensor.shape), (0, 0), tensor.device)  # refuses before anything moves
         self.noise: Noise = noise if mask is None else masked(noise, mask, self.tensors)
         self.decays = frozenset(self.parameters) - _names_without_decay(module)
+
+    def leave_out(self, names: Collection[str]) -> None:
+        """Take tensors out of theta, before anything moves; the directions of the others stay what they are."""
+        self.parameters = {name: parameter for name, parameter in self.parameters.items() if name not in names}
+        self.decays -= frozenset(names)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:

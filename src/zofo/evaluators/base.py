@@ -51,6 +51,8 @@ class Evaluator(ABC):
         counts: forwards and queries made so far by this evaluator.
         whole: the points of all examples, while it is asked for the losses of some of them only; else None. What is
             decided for all examples, such as when updates are written, is decided by these.
+        left_out: the names of tensors that a check took out of theta, because it cannot move them.
+        notes: what a user should know of that.
     """
 
     per_example = False
@@ -59,6 +61,8 @@ class Evaluator(ABC):
     whole: Sequence[Point] | None = None
     theta: Theta
     counts: Counts
+    left_out: frozenset[str] = frozenset()
+    notes: Sequence[str] = ()
 
     @property
     def backbone(self) -> Backbone:

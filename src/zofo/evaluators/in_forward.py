@@ -2,49 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Annotated, Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
 from zofo.backbone import Backbone, Theta, Update, at_least_float32
-from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError, out_of_memory
 from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Objective, Point, Probe
+from zofo.evaluators.carried_tensors import Uncarried
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.factor_cache import FactorCache
-from zofo.evaluators.low_rank_forward import PerturbedForward, unanswered
-from zofo.evaluators.low_rank_terms import NARROW, LowRankTerms, SharedInputGroups, coefficients_of
+from zofo.evaluators.forward_check import ForwardCheck, only_rounding
+from zofo.evaluators.low_rank_forward import PerturbedForward
+from zofo.evaluators.low_rank_terms import NARROW, Block, LowRankTerms, SharedInputGroups, coefficients_of
 from zofo.evaluators.model_check import (
-    AGREES_TF32,
     IN_PLACE,
     agreement,
     check_by_itself,
     displaced,
-    explaining,
     number_types,
-    one_of_each_kind,
     selected_parameters,
 )
-from zofo.evaluators.parameter_use import ParameterTracker, uncompiled, without_trace
-from zofo.evaluators.row_layout import Layout, NotSeen, Use
+from zofo.evaluators.parameter_use import uncompiled, without_trace
+from zofo.evaluators.per_point import PerPointModules
+from zofo.evaluators.row_layout import Layout, NotSeen
 from zofo.noise import FactoredNoise
 from zofo.objectives import aside
 from zofo.state_dict import StateDict, of_numbers, to_numbers
 
-_CHECK_SEED = (1 << 64) - 1  # of the directions that `check` looks along
-_CHECK_SIZE = 3e-3  # coefficient of these; SmolLM2's losses have 5e-6 of rounding there, and 6e-5 at 0.05
-_CHECK_SIZE_HALF = 0.02  # further away, a half precision forward of another number of rows gives quite other losses
-_NEAR, _FAR = 1e-3, 1.0
-_ROUNDINGS, _MOST = 8, 10  # more is rounding up to so many times what a nudge does, and so many times that tolerance
-_APART = 0.3  # of what a row holds in a layer, relative to its length, at most; SmolLM2: 4e-5, and 0.07 in bfloat16
-_LEAST = 0.1  # of mean losses: a smaller one is a difference of larger numbers, and has their rounding
+_SKIPPED = 0.02  # of all numbers that may move, at least: too many to stay
 
 Count = Annotated[int, Field(ge=1)]
+OfUncarried = Literal["skip", "refuse", "in-place"]
 
 
 @EVALUATORS.register("in-forward")
@@ -58,6 +53,9 @@ class InForward(Evaluator):
     them (or sooner, when they have become many): one product a tensor, instead of a sweep a step. `Theta.flush` writes
     what waits. In half precision they are rounded stochastically when they are written.
 
+    Where a model uses a tensor in a way that rows of several points cannot share (experts that sort tokens, a scan, a
+    convolution), the module is run once for each point, on its rows and with the moved tensor itself.
+
     Call `check` first: it finds out whether the model can be asked in this way. What a later batch shows that no check
     has seen is checked on that batch, before its losses are given.
 
@@ -66,6 +64,15 @@ class InForward(Evaluator):
         backbone: the tensors that move; their noise must be low-rank.
         flush_every: updates that are written together.
         micro_batch: examples in one forward, with all their points; None takes the whole batch.
+        uncarried: what becomes of a tensor that no forward can carry, such as one that a compiled function reads: it
+            stays where it is if all such hold under 2 % of the numbers (`skip`), and is refused otherwise; it is
+            always refused (`refuse`); or its terms are written for the time of a forward (`in-place`), of which each
+            point then has its own.
+
+    Attributes:
+        per_point: the modules that are run once for each point, as `check` found.
+        left_out: the names of tensors that stay because no forward can carry them.
+        written: the names of those that are written for the time of a forward.
 
     Raises:
         EvaluatorError: a noise that is not low-rank; or, when losses are asked for, a model that uses a selected tensor
@@ -79,7 +86,12 @@ class InForward(Evaluator):
     repeats_batch = True
 
     def __init__(
-        self, model: nn.Module, backbone: Backbone, flush_every: Count = 8, micro_batch: Count | None = None
+        self,
+        model: nn.Module,
+        backbone: Backbone,
+        flush_every: Count = 8,
+        micro_batch: Count | None = None,
+        uncarried: OfUncarried = "skip",
     ) -> None:
         if not isinstance(backbone.noise, FactoredNoise):
             raise EvaluatorError(
@@ -94,13 +106,28 @@ class InForward(Evaluator):
         self.counts = Counts()
         self._micro_batch = micro_batch
         self._noise = backbone.noise
-        self._parameters = selected_parameters(model, backbone)
-        self._checking = False
-        self._only: frozenset[str] | None = None  # the tensors that carry terms, if not all
+        self._uncarried = uncarried
+        self._checked_now: ForwardCheck | None = None
         self._tried: int | None = None  # the most rows that were compared with some alone; None before a check
         self._layout = Layout()
+        self.per_point = PerPointModules()
         self._siblings: SharedInputGroups = {}
         self._drawn: FactorCache | None = None
+        self.left_out: frozenset[str] = frozenset()
+        self.written: frozenset[str] = frozenset()
+        self._left_size, self._whole_size = 0, backbone.size
+        self._parameters = self._carried_parameters()
+
+    def _carried_parameters(self) -> list[tuple[nn.Parameter, str]]:
+        while True:
+            try:
+                return selected_parameters(self.model, self.backbone, self.written)
+            except Uncarried as error:
+                self._leave(error)
+
+    @property
+    def _checking(self) -> bool:
+        return self._checked_now is not None
 
     @property
     def _factor_cache(self) -> FactorCache:
@@ -158,16 +185,25 @@ class InForward(Evaluator):
         try:
             losses = self._carried(objective, batch, points)
         except NotSeen:  # rows of another form than a check has seen
-            with aside():
-                self.check([(objective, batch)])
-            self.counts.forwards = forwards
-            losses = self._carried(objective, batch, points)
+            losses = self._checked_again(objective, batch, points)
+            self.counts.forwards = forwards + 1
         if not self._checking and self._tried is not None and losses.numel() > self._tried:
             forwards, self._tried = self.counts.forwards, losses.numel()
             with aside():
                 self._try_alone(objective, batch, points, losses)
             self.counts.forwards = forwards
         return losses
+
+    def _checked_again(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+        """Losses after a check of this batch. What its first examples do not show is run once for each point."""
+        while True:
+            with aside():
+                self.check([(objective, batch)])
+            try:
+                return self._carried(objective, batch, points)
+            except NotSeen as error:
+                if not self.per_point.widen(self.model, error.owner):
+                    raise
 
     def _try_alone(self, objective: Objective, batch: Any, points: Sequence[Point], losses: torch.Tensor) -> None:
         """The first and the last of more rows than were tried before must be as alone: room for rows may end.
@@ -180,12 +216,16 @@ class InForward(Evaluator):
             with without_trace(self.model):
                 alone = self._carried(objective, batch_protocol.part(batch, example, example + 1), point)
             apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), number_types(self.model))
-            if not self._only_rounding(apart, limit, objective, batch, points, losses):
+            if not only_rounding(apart, limit, points, losses, lambda at: self._nudged(objective, batch, at)):
                 raise EvaluatorError(
                     f"the model's losses depend on which rows share a batch: among {losses.numel()}, one is another "
                     "than alone, so points cannot share a forward",
                     IN_PLACE,
                 )
+
+    def _nudged(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
+        with without_trace(self.model):
+            return self._again(objective, batch, points, held=True)
 
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         dtype = torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32
@@ -193,7 +233,10 @@ class InForward(Evaluator):
             points, batch_protocol.row_examples(batch), self._factor_cache, self.theta.pending, dtype
         )
         terms = LowRankTerms(self._factor_cache, coefficients, self._siblings, wary=self._checking)
-        with uncompiled(), self._each_call(), PerturbedForward(self._moved(), terms, self._layout):
+        rows = coefficients.shape[0] * coefficients.shape[1]
+        modules = self.per_point.modules(self.model)
+        perturbed = PerturbedForward(self._moved(), terms, self._layout, rows, modules, self._writing)
+        with uncompiled(), self._each_call(), self._watching(), perturbed:
             losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
         if losses.shape != (len(points) * batch_protocol.size(batch),):
             raise EvaluatorError(
@@ -202,6 +245,15 @@ class InForward(Evaluator):
                 "let it return one loss for each example of the batch it is given, in their order",
             )
         return losses.view(len(points), -1)
+
+    def _watching(self) -> AbstractContextManager[None]:
+        return self.per_point.watching(self.model) if self._checking else nullcontext()
+
+    def _writing(self, block: Block) -> AbstractContextManager[None]:
+        """While it is open, tensors that no forward can carry stand where the rows of a block have them."""
+        only = self._checked_now.only if self._checked_now is not None else None
+        names = self.written if only is None else self.written & only
+        return displaced(self.backbone, names, block.terms.displacement()) if names else nullcontext()
 
     @contextmanager
     def _each_call(self) -> Iterator[None]:
@@ -216,7 +268,8 @@ class InForward(Evaluator):
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
         """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""
         steps, moves = {key._replace(index=0) for key in self._factor_cache}, self.backbone.is_active
-        chosen = [each for each in self._parameters if self._only is None or each[1] in self._only]
+        only = self._checked_now.only if self._checked_now is not None else None
+        chosen = [each for each in self._parameters if only is None or each[1] in only]
         return [(p, name) for p, name in chosen if self._checking or any(moves(key, name) for key in steps)]
 
     def _too_large(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> EvaluatorError:
@@ -243,126 +296,85 @@ class InForward(Evaluator):
 
     def state_dict(self) -> StateDict:
         """The order in which a forward sums its terms."""
-        return StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._factor_cache.slots.items()})})
+        state = StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._factor_cache.slots.items()})})
+        if self.per_point.names:  # a batch may have shown more than the first examples do
+            state.values["per_point"] = list(self.per_point.names)
+        return state
 
     def load_state_dict(self, state: StateDict) -> None:
         self._factor_cache.restore({key: int(slot) for key, slot in to_numbers(state.values["slots"]).items()})
+        for name in state.values.get("per_point", []):
+            self.per_point.widen(self.model, name)
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         """Ask two examples at points of their own, together and one by one: a model that mixes rows differs.
+
+        Modules that points cannot share are found, and run once for each point from then on. A tensor that no forward
+        can carry at all stays, is written, or is refused; see `uncarried`.
 
         Raises:
             EvaluatorError: a selected tensor is used in a way that cannot carry a term, or the losses differ.
         """
         for objective, batch in asks:
-            self._check(objective, batch_protocol.part(batch, 0, min(2, batch_protocol.size(batch))))
+            part = batch_protocol.part(batch, 0, min(2, batch_protocol.size(batch)))
+            while True:
+                try:
+                    self._check(objective, part)
+                    break
+                except Uncarried as error:
+                    self._leave(error)
+                    self._parameters = [each for each in self._parameters if each[1] not in error.names]
 
     def _check(self, objective: Objective, batch: Any) -> None:
         """The check of one or two examples; it leaves no trace."""
-        check_by_itself(self.model, objective, batch, [(name, parameter) for parameter, name in self._parameters])
-        half = bool(self.backbone.dtypes & {torch.float16, torch.bfloat16})
+        check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
         kept = self.counts, self._drawn, self.theta.pending
-        self.counts, self._drawn, self._checking = Counts(), None, True
+        self.counts, self._drawn = Counts(), None
+        check = ForwardCheck(self.model, self.theta, self._parameters, self._layout, self.per_point, self._again)
+        self._checked_now = check
         try:
             with torch.no_grad():
-                self._compare(objective, batch, _CHECK_SIZE_HALF if half else _CHECK_SIZE)
-                self._compare(objective, batch, _FAR)
-                self._compare_moved(objective, batch_protocol.part(batch, 0, 1))
+                check.find_a_way(objective, batch)
         finally:
             self.counts, self._drawn, self.theta.pending = kept
-            self._checking, self._layout.uses, self._only = False, None, None
+            self._checked_now = None
+            self._layout.look_away()
         self._tried = self._tried or 0
 
-    def _check_bypass(self, name: str, operation: str, written: bool) -> None:
-        """A selected tensor that the model reads past `PerturbedForward` is an error: a view or a copy that it holds,
-        scripted code, a function that torch does not hand on.
-        """
-        parameter: Any = next(parameter for parameter, own in self._parameters if own == name)
-        carrier = vars(parameter).get("carrier")
-        if carrier is not None and not carrier.answering:
-            raise unanswered(parameter, operation, name)
+    def _again(self, objective: Objective, batch: Any, points: Sequence[Point], held: bool) -> torch.Tensor:
+        """Losses for a check; with `held`, of points whose keys are held already, or nearly so."""
+        if not held:
+            return self._ask([(objective, batch)], points)
+        own = (key for at in points for each in batch_protocol.displacements(at) for key in each)
+        self._factor_cache.hold([*self._factor_cache, *own])
+        return self._carried(objective, batch, points)
 
-    def _compare(self, objective: Objective, batch: Any, size: float) -> None:
-        """Each example at points of its own, so far from theta, must be as alone.
+    def _leave(self, error: Uncarried) -> None:
+        """Leave out the tensors that no forward carries, or write their terms, as `uncarried` says.
 
-        Where `size` is `_FAR`, only where its rows stand: another router's choice would show, and rounding grows.
+        Raises:
+            EvaluatorError: they are to be refused.
         """
-        far = size == _FAR
-        examples = batch_protocol.row_examples(batch)
-        keys = [[Key(_CHECK_SEED, i, e) for e in range(batch_protocol.size(batch))] for i in range(1 if far else 2)]
-        points = [[Displacement({key: size}) for key in each] for each in keys]
-        watching = ParameterTracker([(name, p) for p, name in self._parameters], self._check_bypass)
-        with explaining("run with carried terms"), nullcontext() if far else watching:
-            together, seen = self._logged(objective, batch, points)
-        if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow number type may overflow
-            self._compare(objective, batch, _NEAR)
+        like = re.sub(r"\d+", "*", error.name)
+        error.names = [name for name in self.backbone.tensors if re.sub(r"\d+", "*", name) == like]
+        if self._uncarried == "in-place" and not self.written.issuperset(error.names):
+            self.written |= frozenset(error.names)
+            self.per_point.widen(self.model, "")
             return
-        for i, point in enumerate(points):
-            for example, displacement in enumerate(point):
-                if i == example and not far:  # rows in another order would show elsewhere
-                    continue
-                part = batch_protocol.part(batch, example, example + 1)
-                with explaining("be asked for one example at a time"):
-                    alone, few = self._logged(objective, part, [[displacement]])
-                own = [i * len(examples) + int(row) for row in (examples == example).nonzero()]
-                rounding = agreement([*seen, *few], number_types(self.model))
-                self._layout.compare(seen, few, own, float("inf") if far else min(rounding * 100, _APART))
-                apart = float((together[i, example] - alone[0, 0]).abs())  # nan where not finite, which a step names
-                if not far and not self._only_rounding(apart, rounding, objective, batch, points, together):
-                    raise EvaluatorError(
-                        "the model's losses depend on which rows share a batch, so points cannot share a forward",
-                        IN_PLACE,
-                    )
-        self._layout.learn(seen)
-
-    def _compare_moved(self, objective: Objective, batch: Any) -> None:
-        """What terms do must be what moving does, for one tensor of each kind, whatever the model does with it.
-
-        Half precision loses most of so small a move, so that it tells nothing there.
-        """
-        point = Displacement({Key(_CHECK_SEED, 2): _CHECK_SIZE})
-        self._only = one_of_each_kind(self.backbone)
-        carried, uses = self._logged(objective, batch, [point])
-        if agreement(uses, self.backbone.dtypes) >= AGREES_TF32:
-            return
-        rounding = agreement(uses, number_types(self.model))
-        with without_trace(self.model), uncompiled(), displaced(self.backbone, self._only, point + self.theta.pending):
-            apart = float((carried[0] - at_least_float32(objective(self.model, batch))).abs().max())
-        if not self._only_rounding(apart, rounding, objective, batch, [point], carried):
-            raise EvaluatorError(
-                "the model's losses with carried terms are others than those with moved weights: it uses selected "
-                "tensors in a way that cannot be seen",
-                IN_PLACE,
-            )
-
-    def _only_rounding(
-        self,
-        apart: float,
-        rounding: float,
-        objective: Objective,
-        batch: Any,
-        points: Sequence[Point],
-        losses: torch.Tensor,
-    ) -> bool:
-        """Whether losses so far apart are the same. Where a model rounds much, a nudge of its points shows how much."""
-        least = rounding * max(float(losses.abs().mean()), _LEAST)
-        if apart > least * _MOST or not apart > least:
-            return not apart > least
-        nudge = 1 + 100 * torch.finfo(losses.dtype).eps
-        nudged = [at * nudge if isinstance(at, Displacement) else [each * nudge for each in at] for at in points]
-        self._factor_cache.hold(
-            [*self._factor_cache, *(key for at in points for each in batch_protocol.displacements(at) for key in each)]
+        left = {*self.left_out, *error.names}
+        sizes = {name: tensor.numel() for name, tensor in self.backbone.tensors.items() if name in left}
+        share = (self._left_size + sum(sizes.values())) / self._whole_size
+        if self._uncarried != "skip" or share >= _SKIPPED:
+            raise error
+        self._left_size += sum(sizes.values())
+        self.left_out |= frozenset(left)
+        self.backbone.leave_out(error.names)
+        self._drawn = None
+        self._layout.forget()
+        self.notes = (
+            f"{len(self.left_out)} tensors that no forward can carry ({share:.2%} of the numbers) stay as they are: "
+            f"{', '.join(sorted(self.left_out))}; to move them, set method.evaluator.uncarried=in-place",
         )
-        with without_trace(self.model):
-            again = self._carried(objective, batch, nudged)
-        return apart <= _ROUNDINGS * float((again - losses).abs().max())
-
-    def _logged(self, objective: Objective, batch: Any, points: Sequence[Point]) -> tuple[torch.Tensor, list[Use]]:
-        """Losses at some points, and what the selected tensors met."""
-        uses: list[Use] = []
-        self._layout.uses = uses
-        with without_trace(self.model):
-            return self._ask([(objective, batch)], points), uses
 
 
 class _InForwardProbe(Probe):

@@ -1,63 +1,45 @@
 """A forward pass that carries low-rank terms: where a tensor is used, its terms are added to the activations.
 
 For a matrix W with terms c_k left_k right_k.T / sqrt(rank), `x @ W.T` becomes `x @ W.T + ((x @ right) * c) @ left.T`,
-where c is that of the row of the batch. The weights are only read, and no module is touched: for the time of the
-forward, the selected parameters are of a class whose operations torch hands to us.
+where c is that of the row of the batch. The weights are only read: for the time of the forward, the selected parameters
+are of a class whose operations torch hands to us. What has no such form is done with W + Delta itself, in a module that
+is run once for each point; no other module is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_map
 
-from zofo.backbone import leaving_out
-from zofo.errors import EvaluatorError
-from zofo.evaluators.low_rank_terms import LowRankTerms
+from zofo.evaluators.carried_tensors import (
+    CarriedTransposed,
+    CarriedVector,
+    PerturbedParameter,
+    Uncarried,
+    is_carried,
+    is_matrix,
+    is_transposing,
+    is_vector,
+    unanswered,
+)
+from zofo.evaluators.low_rank_terms import Block, LowRankTerms
+from zofo.evaluators.per_point import note_input, note_output, run_for_each
 from zofo.evaluators.row_layout import Layout
 
 _BINARY = {"mul", "add", "sub", "div", "true_divide", "multiply"}
 _SAME_SHAPE = {"float", "double", "half", "bfloat16", "to", "type", "type_as", "clone", "contiguous", "neg", "detach"}
+_ASSIGNMENTS = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__"}
+_ASSIGNMENTS |= {"__imatmul__", "__iand__", "__ior__", "__ixor__", "__setitem__"}
 _QUESTIONS = {"size", "dim", "ndimension", "numel", "nelement", "len", "stride", "storage_offset", "element_size"}
 _QUESTIONS |= {"is_floating_point", "is_complex", "is_signed", "is_contiguous", "is_same_size", "is_inference"}
 _QUESTIONS |= {"get_device", "result_type", "can_cast", "hash", "repr", "requires_grad"}  # same answer at every point
-
-
-class _PerturbedParameter(nn.Parameter):
-    """A selected parameter while a forward pass carries terms: torch hands us each operation that it takes part in."""
-
-    carrier: PerturbedForward
-    carried_name: str
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        touched = _first_carried((*args, *(kwargs or {}).values()))
-        with torch._C.DisableTorchFunctionSubclass():
-            return touched.carrier.answer(func, touched, args, kwargs or {})
-
-
-class _CarriedVector(torch.Tensor):
-    """What an operation made of a selected vector, with its values at each point."""
-
-    carrier: PerturbedForward
-    carried_name: str
-    values_of_rows: torch.Tensor
-
-    __torch_function__ = _PerturbedParameter.__torch_function__
-
-
-def _first_carried(values: Iterable[Any]) -> Any:
-    for value in values:
-        if isinstance(value, _PerturbedParameter | _CarriedVector):
-            return value
-        if isinstance(value, tuple | list) and (found := _first_carried(value)) is not None:
-            return found
-    return None
 
 
 class PerturbedForward:
@@ -70,6 +52,9 @@ class PerturbedForward:
         parameters: the selected parameters, each with the name of its tensor.
         terms: what the rows carry.
         layout: where the rows stand.
+        rows: of the batch.
+        per_point: the modules that are run once for each point, with their names.
+        around: is open while such a module runs on a block of rows.
 
     Attributes:
         answering: whether an operation of a selected tensor is being carried out.
@@ -78,12 +63,24 @@ class PerturbedForward:
         EvaluatorError: (from the forward) an operation it has no answer for, naming the tensor.
     """
 
-    def __init__(self, parameters: Iterable[tuple[nn.Parameter, str]], terms: LowRankTerms, layout: Layout) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[tuple[nn.Parameter, str]],
+        terms: LowRankTerms,
+        layout: Layout,
+        rows: int,
+        per_point: Sequence[tuple[str, nn.Module]] = (),
+        around: Callable[[Block], AbstractContextManager[None]] | None = None,
+    ) -> None:
         self._parameters = parameters
         self._terms = terms
+        self._rows = rows
+        self._per_point, self._around = per_point, around or (lambda _: nullcontext())
+        self._in_block = False  # of rows that carry the same, in a module that is run for each
+        self._forwards: list[tuple[nn.Module, Any]] = []  # that modules had of their own
         self._layout = layout
         self.answering = False
-        self._vectors: dict[str, torch.Tensor] = {}  # values of those with one axis or none
+        self._vectors: dict[LowRankTerms, dict[str, torch.Tensor]] = {}  # values of those with one axis or none
         self._answers: dict[str, Callable[..., Any]] = {
             "linear": self._linear,
             "addmm": self._addmm,
@@ -98,7 +95,10 @@ class PerturbedForward:
         try:
             for parameter, name in self._parameters:
                 carried: Any = parameter
-                carried.carrier, carried.carried_name, carried.__class__ = self, name, _PerturbedParameter
+                carried.carrier, carried.carried_name, carried.__class__ = self, name, PerturbedParameter
+            for module_name, module in self._per_point:
+                self._forwards.append((module, vars(module).get("forward")))
+                vars(module)["forward"] = partial(self._run, module_name, module.forward)
         except BaseException:  # an interrupt
             self.__exit__()
             raise
@@ -109,10 +109,36 @@ class PerturbedForward:
             released.__class__ = nn.Parameter
             vars(released).pop("carrier", None)
             vars(released).pop("carried_name", None)
+        for module, own in self._forwards:
+            vars(module).pop("forward", None)
+            if own is not None:
+                vars(module)["forward"] = own
+        self._forwards.clear()
 
-    def answer(
-        self, func: Callable[..., Any], touched: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def _run(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A module that is run once for each point."""
+        if self._in_block:
+            return forward(*args, **kwargs)
+        if self._terms.rows > 1:
+            blocks = self._terms.blocks()
+            return run_for_each(forward, self._block, blocks, (args, kwargs), self._layout, name)
+        note_input(self._layout, (args, kwargs), name, self._rows)
+        with self._block(Block(0, self._rows, self._terms)):
+            made = forward(*args, **kwargs)
+        note_output(self._layout, made, name, self._rows)
+        return made
+
+    @contextmanager
+    def _block(self, block: Block) -> Iterator[None]:
+        """While it is open, all rows carry the terms of one block."""
+        kept, self._terms, self._in_block = self._terms, block.terms, True
+        try:
+            with self._around(block):
+                yield
+        finally:
+            self._terms, self._in_block = kept, False
+
+    def answer(self, func: Callable[..., Any], touched: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of an operation in which `touched`, a selected tensor, takes part."""
         outer, self.answering = self.answering, True
         try:
@@ -120,25 +146,67 @@ class PerturbedForward:
         finally:
             self.answering = outer
 
-    def _answered(
-        self, func: Callable[..., Any], touched: torch.Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def _answered(self, func: Callable[..., Any], touched: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         operation = getattr(func, "__name__", str(func))
         reads = operation == "__get__"
-        if reads or operation == "__set__":  # an attribute
+        sets = operation == "__set__"
+        if reads or sets:  # an attribute
             operation = getattr(getattr(func, "__self__", None), "__name__", operation)
         plain = operation.strip("_")
+        if is_transposing(touched, plain, args, kwargs):
+            made: Any = torch.empty_like(touched.T, device="meta").as_subclass(CarriedTransposed)  # without numbers
+            made.carrier, made.carried_name, made.matrix = self, touched.carried_name, touched
+            return made
         in_place = operation.endswith("_") and not operation.endswith("__")
-        if reads or plain in _QUESTIONS or (plain in _SAME_SHAPE and _is_matrix(touched)):
+        if reads or plain in _QUESTIONS or (plain in _SAME_SHAPE and is_matrix(touched)):
             result = func(*args, **kwargs)
             if result is touched or not _holds_tensors(result):
                 return result
-            raise unanswered(touched, operation)
+            if not self._in_block:
+                raise unanswered(touched, operation)
         answer = None if in_place else self._answers.get(plain)  # y.addmm_(x, w) is to change y
-        result = answer(*args, **kwargs) if answer else self._elementwise(func, operation, args, kwargs)
+        if answer is None:
+            answer = partial(self._elementwise, func, operation)
+        writes = sets or operation in _ASSIGNMENTS or in_place
+        if self._in_block and not (writes and is_carried(args[0])) and not is_carried(kwargs.get("out")):
+            return self._in_block_answer(answer, func, args, kwargs)
+        result = answer(*args, **kwargs)
         if result is NotImplemented:
             raise unanswered(touched, operation)
         return result
+
+    def _in_block_answer(
+        self, answer: Callable[..., Any], func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """By terms where there is a way, and else with the moved tensors themselves."""
+        traced = torch.is_grad_enabled() or any(
+            isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value) for value in args
+        )
+        try:
+            result = NotImplemented if traced else answer(*args, **kwargs)
+        except Uncarried:
+            result = NotImplemented
+        if result is not NotImplemented:
+            return result
+        return func(*tree_map(self._whole, args), **tree_map(self._whole, kwargs))
+
+    def _whole(self, value: Any) -> Any:
+        """A selected tensor where all rows carry the same, as a plain one; anything else as it is."""
+        if not is_carried(value):
+            return value
+        if isinstance(value, CarriedTransposed):
+            return self._terms.moved(value.matrix, value.carried_name).T
+        if is_matrix(value):
+            return self._terms.moved(value, value.carried_name)
+        return self._values(value)[0].view(value.shape).to(value.dtype)
+
+    def _with_rows(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """`x` with the rows of the batch first; as it is where they carry the same."""
+        if self._terms.rows > 1:
+            return self._layout.with_rows(x, name, self._rows)
+        if not self._in_block:
+            self._layout.see(x, name, self._rows)
+        return x
 
     # operations on matrices
 
@@ -146,25 +214,27 @@ class PerturbedForward:
         return self._product(F.linear, input, weight, bias, transposed=False)
 
     def _addmm(self, input: torch.Tensor, mat1: torch.Tensor, mat2: torch.Tensor, **scales: Any) -> Any:
-        if scales or _is_matrix(mat1):
+        if scales or is_matrix(mat1):
             return NotImplemented
         return self._product(lambda x, w, _: x @ w, mat1, mat2, input, transposed=True)
 
     def _matmul(self, input: torch.Tensor, other: torch.Tensor) -> Any:
-        if _is_matrix(input) or other.dim() != 2:
+        if is_matrix(input) or other.dim() != 2:
             return NotImplemented
         return self._product(lambda x, w, _: x @ w, input, other, None, transposed=True)
 
     def _product(
         self, multiply: Callable[..., torch.Tensor], x: torch.Tensor, weight: Any, bias: Any, transposed: bool
     ) -> torch.Tensor:
+        if isinstance(weight, CarriedTransposed):
+            weight, transposed = weight.matrix, not transposed
         for factor in (x, weight):
-            if _is_vector(factor) or (factor is x and _is_matrix(factor)):
+            if is_vector(factor) or (factor is x and is_matrix(factor)):
                 raise unanswered(factor, "a product")
-        if not _is_matrix(weight):
+        if not is_matrix(weight):
             return self._plus(multiply(x, weight, None), bias)
         name = weight.carried_name
-        x, weight = _autocast(self._layout.with_rows(x, name, self._terms.rows)), _autocast(weight)
+        x, weight = _autocast(self._with_rows(x, name)), _autocast(weight)
         # the carried product first: adding the model's own onto it costs nothing, adding it afterwards one more pass
         out = self._terms.delta_matmul(x, name, transposed)
         out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
@@ -173,9 +243,9 @@ class PerturbedForward:
     def _plus(self, out: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if bias is None:
             return out
-        if _is_vector(bias):
+        if is_vector(bias):
             return self._rowwise(torch.add, out, bias, out.dtype)
-        if _is_matrix(bias):
+        if is_matrix(bias):
             raise unanswered(bias, "a sum")
         return out.add_(bias)
 
@@ -188,10 +258,10 @@ class PerturbedForward:
         *others: Any,
         **options: Any,
     ) -> Any:
-        if max_norm is not None or not _is_matrix(weight):
+        if max_norm is not None or not is_matrix(weight) or isinstance(weight, CarriedTransposed):
             return NotImplemented
         name = weight.carried_name
-        ids = self._layout.with_rows(input, name, self._terms.rows)
+        ids = self._with_rows(input, name)
         out = self._terms.delta_embedding(ids.reshape(-1), name, weight.dtype).view(*ids.shape, -1)
         return out.add_(F.embedding(ids, weight))
 
@@ -200,29 +270,27 @@ class PerturbedForward:
     def _layer_norm(
         self, input: torch.Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
     ) -> Any:
-        if any(map(_is_matrix, (input, weight))) or _is_vector(input):
+        if any(map(is_matrix, (input, weight))) or is_vector(input):
             return NotImplemented
         return self._scaled(F.layer_norm(input, normalized_shape, None, None, eps), weight, bias)
 
     def _rms_norm(
         self, input: torch.Tensor, normalized_shape: Any, weight: Any = None, eps: float | None = None
     ) -> Any:
-        if any(map(_is_matrix, (input, weight))) or _is_vector(input):
+        if any(map(is_matrix, (input, weight))) or is_vector(input):
             return NotImplemented
         return self._scaled(F.rms_norm(input, normalized_shape, None, eps), weight, None)
 
     def _scaled(self, out: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
         if weight is not None:
-            out = self._rowwise(torch.mul, out, weight, out.dtype) if _is_vector(weight) else out * weight
+            out = self._rowwise(torch.mul, out, weight, out.dtype) if is_vector(weight) else out * weight
         return self._plus(out, bias)
 
-    def _elementwise(
-        self, func: Callable[..., Any], operation: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def _elementwise(self, func: Callable[..., Any], operation: str, *args: Any, **kwargs: Any) -> Any:
         """An operation that takes a vector entry by entry: with another tensor, with a number, or alone."""
-        places = [place for place, value in enumerate(args[:2]) if _is_vector(value)]
+        places = [place for place, value in enumerate(args[:2]) if is_vector(value)]
         tensors = sum(isinstance(value, torch.Tensor) for value in args)
-        if len(places) != 1 or any(map(_is_matrix, args)):
+        if len(places) != 1 or any(map(is_matrix, args)):
             return NotImplemented
         place = places[0]
         vector = args[place]
@@ -231,7 +299,7 @@ class PerturbedForward:
         if tensors == 2 and plain in _BINARY and not kwargs:
             first = (place == 0) == (plain == operation)  # a reflected operation has its operands the other way round
             x, combine = args[1 - place], getattr(torch, plain)
-            if in_place and (first or x.shape[:1] != (self._terms.rows,)):
+            if in_place and (first or (self._terms.rows > 1 and x.shape[:1] != (self._rows,))):
                 return NotImplemented
             dtype = torch.result_type(*args[:2])
             out = self._rowwise((lambda x, values: combine(values, x)) if first else combine, x, vector, dtype)
@@ -245,25 +313,28 @@ class PerturbedForward:
                 values = func(*[values if i == place else value for i, value in enumerate(args)], **kwargs)
             elif torch.finfo(made.dtype).eps > torch.finfo(vector.dtype).eps:  # the model rounds it
                 values = values.to(made.dtype)
+            if self._in_block:
+                return values[0].view(made.shape).to(made.dtype)
             # without numbers, so that code that looks past these functions fails instead of taking those of theta
-            made = torch.empty_like(made, device="meta").as_subclass(_CarriedVector)
+            made = torch.empty_like(made, device="meta").as_subclass(CarriedVector)
             made.carrier, made.carried_name, made.values_of_rows = self, vector.carried_name, values
             return made
         return NotImplemented
 
     def _values(self, vector: Any) -> torch.Tensor:
         """The values of a vector: float32, [points, entries], or [rows, entries] where rows have terms of their own."""
-        if isinstance(vector, _CarriedVector):
+        if isinstance(vector, CarriedVector):
             return vector.values_of_rows
-        if not self._vectors:
-            self._vectors = self._terms.vectors({name: p for p, name in self._parameters if p.dim() < 2})
-        return self._vectors[vector.carried_name]
+        if self._terms not in self._vectors:
+            vectors = {name: p for p, name in self._parameters if p.dim() < 2}
+            self._vectors[self._terms] = self._terms.vectors(vectors)
+        return self._vectors[self._terms][vector.carried_name]
 
     def _rowwise(
         self, combine: Callable[..., torch.Tensor], x: torch.Tensor, vector: Any, dtype: torch.dtype
     ) -> torch.Tensor:
         values = self._values(vector)
-        x = self._layout.with_rows(x, vector.carried_name, self._terms.rows)
+        x = self._with_rows(x, vector.carried_name)
         if x.shape[-1:] != values.shape[1:] and values.shape[1] != 1:
             raise unanswered(vector, f"a tensor of shape {list(x.shape)}")
         return combine(x.reshape(len(values), -1, values.shape[1]), values.unsqueeze(1)).view(x.shape).to(dtype)
@@ -274,23 +345,6 @@ def _autocast(tensor: torch.Tensor) -> torch.Tensor:
     if not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
-
-
-def _is_matrix(value: object) -> bool:
-    return isinstance(value, _PerturbedParameter) and value.dim() > 1
-
-
-def _is_vector(value: object) -> bool:
-    return isinstance(value, _CarriedVector) or (isinstance(value, _PerturbedParameter) and value.dim() < 2)
-
-
-def unanswered(tensor: Any, operation: str, name: str | None = None) -> EvaluatorError:
-    """What to say of a use of a selected tensor that has no answer."""
-    name, shape = name or tensor.carried_name, " x ".join(map(str, tensor.shape))
-    return EvaluatorError(
-        f"the model uses {name!r} ({shape}) through {operation!r}, which cannot carry a direction in the forward",
-        f"{leaving_out(name)}, or set method.evaluator=in-place",
-    )
 
 
 def _holds_tensors(value: Any) -> bool:

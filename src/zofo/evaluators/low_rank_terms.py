@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +15,15 @@ from zofo.evaluators.factor_cache import FactorCache
 
 SharedInputGroups = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]
 """(name, transposed) of a matrix -> those that the same x is multiplied by, itself first."""
+
+
+class Block(NamedTuple):
+    """Rows `start` to `stop`, side by side, that carry the same terms; and these, as those of a single row."""
+
+    start: int
+    stop: int
+    terms: LowRankTerms
+
 
 NARROW = 32
 """Columns of factors up to which one product for all rows is cheaper than one for each block of rows."""
@@ -58,15 +68,21 @@ class LowRankTerms:
             one point after another.
         siblings: which matrices the model multiplies by one and the same x; found out during the first forward.
         wary: keep a copy of x, to find out whether the model changes it in a way that torch does not count.
+
+    Attributes:
+        rows: of the batch; 1 where all of them carry the same, so that it does not matter which is where.
     """
 
     def __init__(
         self, cache: FactorCache, coefficients: torch.Tensor, siblings: SharedInputGroups, wary: bool = False
     ) -> None:
         points, rows, _ = coefficients.shape
+        uniform = bool((coefficients == coefficients[:, :1]).all())  # a point's rows carry the same
+        self._all_rows, self._uniform, self._coefficients = points * rows, uniform, coefficients
+        if uniform and points == 1:
+            coefficients, rows = coefficients[:, :1], 1
         self.rows = points * rows
         self._cache, self._siblings = cache, siblings
-        uniform = bool((coefficients == coefficients[:, :1]).all())  # a point's rows carry the same
         device = cache.layout.device
         self._of_vectors = (coefficients[:, 0] if uniform else coefficients.flatten(0, 1)).to(device)
         # a coefficient may be too small for float16: they are taken relative to the largest, which multiplies last
@@ -86,9 +102,50 @@ class LowRankTerms:
         self._relative = columns.reshape(self.rows, 1, -1).to(device)
         self._x: tuple[torch.Tensor, int | None] | None = None  # what was multiplied last, and its version
         self._wary = wary
+        self._parts: list[Block] = []
         self._copy: torch.Tensor | None = None  # of x
         self._run: list[tuple[str, bool]] = []  # by what
         self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x that will be asked for next
+
+    def blocks(self) -> list[Block]:
+        """The rows of the batch, in blocks that carry the same terms: those of a point, where it is one for all rows.
+
+        They are made once.
+        """
+        if not self._parts:
+            points, rows, _ = self._coefficients.shape
+            flat = self._coefficients.flatten(0, 1)
+            starts = [*range(0, self._all_rows, rows)]
+            if not self._uniform:
+                starts = [row for row in range(self._all_rows) if row in starts or (flat[row] != flat[row - 1]).any()]
+            for start, stop in zip(starts, [*starts[1:], self._all_rows], strict=True):
+                terms = LowRankTerms(self._cache, flat[start].view(1, 1, -1), self._siblings, self._wary)
+                self._parts.append(Block(start, stop, terms))
+        return self._parts
+
+    def displacement(self) -> Displacement:
+        """What all rows carry, where they carry the same."""
+        row = self._coefficients[0, 0].tolist()
+        return Displacement({key: row[slot] for key, slot in self._cache.slots.items() if row[slot]})
+
+    def moved(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """`tensor + Delta` where all rows carry the same: a copy of a matrix, in its number type.
+
+        Args:
+            tensor: W, of two axes or more.
+            name: of it.
+        """
+        if self.rows != 1:
+            raise ValueError(f"{name!r} is moved for rows that carry different terms")
+        relative = self._relative.view(-1, self._cache.layout.noise.rank)
+        chosen = relative.any(1)
+        if not chosen.any():
+            return tensor.detach()
+        left, right = (factor[chosen].to(tensor.dtype) for factor in self._cache.matrix(name))
+        thin = (left * relative[chosen].unsqueeze(1).to(tensor.dtype)).transpose(0, 1).flatten(1)
+        wide = right.transpose(0, 1).flatten(1).T
+        flat = tensor.detach().reshape(len(left[0]), -1)
+        return torch.addmm(flat, thin, wide, alpha=self._largest).view(tensor.shape)
 
     def delta_matmul(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
         """`x @ Delta.T`, or `x @ Delta` if `transposed`, with the Delta that each row carries: [T, outputs].

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from zofo.backbone import Backbone, leaving_out
+from zofo.backbone import Backbone
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
 from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective
+from zofo.evaluators.carried_tensors import uncarried
 from zofo.evaluators.parameter_use import check_same_use, observe, without_trace
 from zofo.evaluators.row_layout import Use
 
@@ -104,27 +105,37 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def selected_parameters(model: nn.Module, backbone: Backbone) -> list[tuple[nn.Parameter, str]]:
-    """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name."""
+def selected_parameters(
+    model: nn.Module, backbone: Backbone, but: Collection[str] = ()
+) -> list[tuple[nn.Parameter, str]]:
+    """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name.
+
+    Args:
+        model: whose parameters.
+        backbone: the selected tensors.
+        but: the names of some that are left out.
+
+    Raises:
+        Uncarried: one that no forward can carry.
+    """
 
     def place(tensor: torch.Tensor) -> tuple[object, ...]:
         return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.device)
 
-    names = {place(tensor): name for name, tensor in backbone.tensors.items()}
+    names = {place(tensor): name for name, tensor in backbone.tensors.items() if name not in but}
     found = {id(p): (p, names[place(p)]) for p in model.parameters() if place(p) in names}
     for parameter, name in found.values():
         if type(parameter) is not nn.Parameter:
-            raise EvaluatorError(
-                f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction",
-                f"{leaving_out(name)}, or {IN_PLACE}",
-            )
+            raise uncarried(name, f"{name!r} is a {_class_of(parameter)}, whose operations cannot carry a direction")
     scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
     for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
         name = names[place(tensor)]
-        raise EvaluatorError(
-            f"{name!r} belongs to a scripted module, which carries no direction", f"{leaving_out(name)}, or {IN_PLACE}"
-        )
+        raise uncarried(name, f"{name!r} belongs to a scripted module, which carries no direction")
     return list(found.values())
+
+
+def _class_of(value: object) -> str:
+    return type(value).__name__
 
 
 def one_of_each_kind(backbone: Backbone) -> frozenset[str]:

@@ -66,6 +66,7 @@ class _AmongProcesses(Evaluator):
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         self._inner.check(asks)
+        self.left_out, self.notes = self._inner.left_out, self._inner.notes
 
     def state_dict(self) -> StateDict:
         return self._inner.state_dict()
@@ -131,7 +132,7 @@ class SharedExamples(_AmongProcesses):
         return torch.cat([part for of_ask in zip(*each, strict=True) for part in of_ask], dim=1)
 
     def check(self, asks: Sequence[LossRequest]) -> None:
-        self._inner.check(asks)
+        super().check(asks)
         for objective, batch in asks:
             if not rows_are_independent(self._model, objective, batch, number_types(self._model)):
                 raise EvaluatorError(

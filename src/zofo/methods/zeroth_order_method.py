@@ -87,6 +87,7 @@ class ForwardOnly(Method):
 
     def check(self) -> None:
         self._zo.evaluator.check([(self._check_objective, self._two)])
+        self.trained_names = tuple(self.backbone.tensors)
         if self._check_objective is not self._objective:  # a user's function that fails costs no step
             with torch.no_grad():
                 self._objective(self.model, self._two)

@@ -182,9 +182,6 @@ class ZerothOrder:
         unused: the names of those that no forward uses; they stay, unless they are named.
         processes: that make the step together.
         own_examples: whether each of them brings its own; else they share out those of each batch.
-
-    Attributes:
-        notes: which tensors stay that a user may expect to move.
     """
 
     def __init__(
@@ -204,7 +201,7 @@ class ZerothOrder:
                 "the model carries adapters, so that its parameters have other names and other directions",
                 "load it again for another method, or name what moves with method.trainable",
             )
-        names, self.notes = moving_tensors(config.trainable, model, among, unused)
+        names, self._notes = moving_tensors(config.trainable, model, among, unused)
         self._trainable = config.trainable if names is None or among is not None else names
         mask: Mask | None = None if config.mask is None else config.mask.build()
         select = config.trainable if names is None else names
@@ -236,11 +233,17 @@ class ZerothOrder:
             )
         self.points = len(self.estimator.ask(self.directions(0)))
 
+    @property
+    def notes(self) -> list[str]:
+        """Which tensors stay that a user may expect to move."""
+        return [*self._notes, *self.evaluator.notes]
+
     def replay_header(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """The header of a trajectory, with the names of the tensors that move, which a replay cannot find out, and with
         `flush_every` where the evaluator has another than it is configured with."""
         together, said = self.theta.flush_every, header["evaluator"].get("flush_every", 1)
-        return {**header, "trainable": self._trainable, **({} if together == said else {"flush_every": together})}
+        trainable = list(self.backbone.parameters) if self.evaluator.left_out else self._trainable
+        return {**header, "trainable": trainable, **({} if together == said else {"flush_every": together})}
 
     def directions(
         self,
