@@ -37,7 +37,7 @@ _APART = 0.3  # of what a row holds in a layer, relative to its length, at most;
 _LEAST = 0.1  # of mean losses: a smaller one is a difference of larger numbers, and has their rounding
 
 
-class Ask(Protocol):
+class CarriedLosses(Protocol):
     """How a check asks."""
 
     def __call__(self, objective: Objective, batch: Any, points: Sequence[Point], held: bool) -> torch.Tensor:
@@ -66,7 +66,7 @@ class ForwardCheck:
         parameters: Sequence[tuple[nn.Parameter, str]],
         layout: Layout,
         per_point: PerPointModules,
-        ask: Ask,
+        ask: CarriedLosses,
     ) -> None:
         self.only: frozenset[str] | None = None
         self._model, self._theta, self._parameters = model, theta, parameters
