@@ -663,6 +663,7 @@ def test_synonyms_are_recognised_and_unused_columns_shown(columns, name, used, u
         (["text", "lable"], "did you mean 'label' by 'lable'?"),
         (["promt", "completion"], "did you mean 'prompt' by 'promt'?"),
         (["mesages"], "did you mean 'messages' by 'mesages'?"),
+        (["Message", "Team"], "--text 'Message' --label 'Team'"),
         (["question", "options"], "beside 'options', a column 'answer' or 'answerKey' or 'label' is missing"),
         (["review", "label"], "a column 'choices' or 'options' is missing"),
         (["zzz"], "rename yours"),

@@ -134,7 +134,7 @@ def _no_format(row: Row) -> DataError:
         return DataError(f"{row.where}: the row has no columns", _EXPECTED)
     if (preferences := _preferences(row)) is not None:
         return preferences
-    hint = f"{_advice(names)}{_EXPECTED}; others are named by --text COLUMN --label COLUMN, or by task.columns"
+    hint = f"{_advice(row.fields)}{_EXPECTED}; others are named by --text COLUMN --label COLUMN, or by task.columns"
     return DataError(f"{row.where}: the columns {listed(names)} fit no known format", hint)
 
 
@@ -169,12 +169,14 @@ def _check_no_verdicts(format: DataFormat, rows: Sequence[Row]) -> None:
         )
 
 
-def _advice(names: Sequence[str]) -> str:
+def _advice(fields: Mapping[str, Any]) -> str:
     """A hint: a known column name near to one of these, or the column that is missing."""
+    names = list(fields)
     lower = {name.lower() for shape in _SHAPES.values() for known in shape.values() for name in known}
     for name in names:
         near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.7) if name.lower() not in lower else []
-        if near:
+        of_turns = near and near[0] in _MESSAGES and len(names) > 1 and isinstance(fields[name], str)
+        if near and not of_turns:
             return f"did you mean {near[0]!r} by {name!r}? "
     for roles in (roles for shape, roles in _SHAPES.items() if shape != "metaicl"):  # which nobody writes by chance
         present = _columns(names, roles)
@@ -182,7 +184,10 @@ def _advice(names: Sequence[str]) -> str:
         if present:
             has = next(iter(present.values()))
             return f"beside {has!r}, a column {' or '.join(map(repr, missing))} is missing: rename yours; "
-    return "does the first line name the columns? rename yours, or give a task file that names them; "
+    begun = "does the first line name the columns? "
+    if len(names) == 2:
+        return f"{begun}of a text and its label, --text {names[0]!r} --label {names[1]!r} says which is which; "
+    return f"{begun}rename yours, or give a task file that names them; "
 
 
 # checking
