@@ -165,6 +165,17 @@ def test_an_adapter_stands_for_theta_and_the_base_stays(built, rows, tokenizer, 
         assert float(loaded.eval()(**inputs).loss) == pytest.approx(float(model(**inputs).loss), abs=1e-5)
 
 
+def test_a_command_line_gives_its_arguments(tmp_path):
+    """Through transformers' own parser, which takes one type for each."""
+    from zofo.integrations.transformers import BilevelTrainingArguments
+
+    words = f"--output_dir {tmp_path} --penalty 10 --zo_noise gaussian --backbone_adapter subspace --use_cpu".split()
+    words += ["--zo_rule", '{"name": "momentum", "beta": 0.5}']
+    (args,) = transformers.HfArgumentParser(BilevelTrainingArguments).parse_args_into_dataclasses(words)
+    assert (args.penalty, args.zo_noise, args.backbone_adapter) == (10.0, "gaussian", "subspace")
+    assert args.zo_rule == {"name": "momentum", "beta": 0.5}
+
+
 REFUSED = {
     "fp16": {"fp16": True},
     "bf16": {"bf16": True},

@@ -67,20 +67,24 @@ class BilevelTrainingArguments(TrainingArguments):  # type: ignore[misc]
     lower_learning_rate: float | None = said(None, "Of the lower adapter; by default learning_rate.")
     zo_learning_rate: float | None = said(None, "Of the model; by default 5e-5 over 1 + the largest penalty.")
     inner_steps: int = said(10, "First-order steps on the lower adapter in each step.")
-    penalty: Any = said(1.0, "How strongly both adapters are held together; or a schedule: {start, end, steps}.")
+    penalty: float | str = said(
+        1.0, "How strongly both adapters are held together; or a schedule: {start, end, steps}."
+    )
     max_grad_norm: float = said(0.0, "Longer gradients of the adapters are scaled to this length; 0 leaves them.")
     bf16: bool = said(False, "Must be False: load the model in bfloat16 instead.")
     zo_epsilon: float | None = said(None, "How far from theta losses are asked for; by default 1e-3, 3e-3 in half.")
     zo_num_directions: int = said(1, "Directions a step; their estimates are averaged.")
-    zo_noise: Any = said("low-rank", "The distribution of directions; a name, or a dict with its options.")
-    zo_estimator: Any = said("two-sided", "How losses become a gradient estimate.")
-    zo_rule: Any = said("sgd", "How an estimate becomes an update; a name, or a dict with its options.")
-    zo_evaluator: Any = said(None, "How losses at points are found; by default in-forward, or in-place.")
+    zo_noise: str = said("low-rank", "The distribution of directions; a name, or a dict with its options.")
+    zo_estimator: str = said("two-sided", "How losses become a gradient estimate.")
+    zo_rule: str = said("sgd", "How an estimate becomes an update; a name, or a dict with its options.")
+    zo_evaluator: str | None = said(None, "How losses at points are found; by default in-forward, or in-place.")
     zo_directions: str = said("shared", "Who shares a direction: shared, per-example or per-group(n).")
     zo_trainable: list[str] | None = said(None, "Glob patterns of the model's parameters that move.")
     backbone_update: str = said("zeroth-order", "How the model moves; frozen and random are controls.")
-    backbone_adapter: Any = said(None, "An adapter that moves in place of the model's weights, such as subspace.")
-    control_variate: Any = said(None, "An adapter whose gradient is taken off the noise of the model's step.")
+    backbone_adapter: str | None = said(
+        None, "An adapter that moves in place of the model's weights, such as subspace."
+    )
+    control_variate: str | None = said(None, "An adapter whose gradient is taken off the noise of the model's step.")
 
     def __post_init__(self) -> None:
         for name, instead in _MEANINGLESS.items():
@@ -115,7 +119,7 @@ def method_of(args: BilevelTrainingArguments, adapter: AdapterConfig, dtype: str
     rate, lower = args.learning_rate, args.lower_learning_rate
     rule = {"name": args.zo_rule} if isinstance(args.zo_rule, str) else dict(args.zo_rule)
     estimator = {"name": args.zo_estimator} if isinstance(args.zo_estimator, str) else dict(args.zo_estimator)
-    given = {
+    given: dict[str, Any] = {
         "adapter": adapter.model_dump(),
         "batch_size": args.per_device_train_batch_size,
         "inner_steps": args.inner_steps,
