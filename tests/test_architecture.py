@@ -23,6 +23,7 @@ SOURCE = Path(zofo.__file__).parent
 ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["cli"],
     ["studies", "testing", "report"],
+    ["estimate"],
     ["bench", "export", "integrations"],
     ["training"],
     ["trajectory", "optim"],

@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -64,6 +65,7 @@ WAYS: dict[str, MemoryVariant] = {
     "mezo-subspace-bf16": MemoryVariant(_BF16, _SUBSPACE),
     "mezo-subspace-nf4": MemoryVariant(_NF4, _SUBSPACE),
     "mezo-subspace-nf4-halved": MemoryVariant(_NF4, _SUBSPACE, halved=True),
+    "svrg": MemoryVariant({}, {"name": "svrg"}),
     OF_ACTIVATIONS: MemoryVariant({}, _LORA),
     "lora-checkpointing": MemoryVariant({}, {**_LORA, **_AGAIN}),
     "qlora-nf4": MemoryVariant(_NF4, _LORA),
@@ -106,6 +108,7 @@ class MemoryRow:
         weights_bytes: of the model as it is loaded, with what packed weights are unpacked by.
         peak_bytes: the most memory of the process from loading to the last step; None where it failed.
         seconds: of a step.
+        cpu_seconds: of a step, that the processor's cores worked on it; for a machine that others use, too.
         predicted: whether the peak was not measured: that of LoRA and three more tensors for each weight.
         device: where.
         threads: of torch on the CPU.
@@ -121,6 +124,7 @@ class MemoryRow:
     weights_bytes: int | None = None
     peak_bytes: int | None = None
     seconds: float | None = None
+    cpu_seconds: float | None = None
     predicted: bool = False
     device: str = "cpu"
     threads: int = 1
@@ -232,12 +236,15 @@ def _take(way: MemoryVariant, options: MemoryOptions) -> dict[str, Any]:
     tensors = {id(tensor): tensor for tensor in loaded.model.state_dict(keep_vars=True).values()}
     parts = [part for tensor in tensors.values() for _, part in plain_tensors("", tensor)]
     weights = sum(part.numel() * part.element_size() for part in parts)
-    seconds: list[float] = []
+    seconds, worked = list[float](), list[float]()
     release_memory()
 
     def work() -> None:
         step = _steps(way, loaded, options)
-        seconds.extend(timed(step, loaded.device) for _ in range(options.steps))
+        for _ in range(options.steps):
+            before = time.process_time()
+            seconds.append(timed(step, loaded.device))
+            worked.append(time.process_time() - before)
 
     peak = peak_of(work, loaded.device)
     return {
@@ -245,6 +252,7 @@ def _take(way: MemoryVariant, options: MemoryOptions) -> dict[str, Any]:
         "weights_bytes": weights,
         "peak_bytes": peak,
         "seconds": statistics.median(seconds[1:] or seconds),
+        "cpu_seconds": statistics.median(worked[1:] or worked),
         "device": loaded.device.type,
         "threads": torch.get_num_threads(),
     }
@@ -288,7 +296,9 @@ def _predicted(name: str, options: MemoryOptions, known: Mapping[str, MemoryRow]
     if lora.device != "cpu" or peak * _ROOM < psutil.virtual_memory().available:
         return None
     kept = {field.name: getattr(lora, field.name) for field in fields(MemoryRow)}
-    return MemoryRow(**{**kept, "way": name, "peak_bytes": peak, "seconds": None, "predicted": True})
+    return MemoryRow(
+        **{**kept, "way": name, "peak_bytes": peak, "seconds": None, "cpu_seconds": None, "predicted": True}
+    )
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from zofo.cli import answers, export, inspect, reports, studies, training
+from zofo.cli import answers, estimates, export, inspect, reports, studies, training
 from zofo.cli.options import out, verbs
 
 app = verbs()
-for part in (training, answers, reports, export, inspect, studies):  # in the order of the help
+for part in (training, answers, reports, estimates, export, inspect, studies):  # in the order of the help
     app.add_typer(part.commands)
 app.add_typer(training.tune, name="tune")
 app.add_typer(studies.bench, name="bench")

@@ -19,6 +19,7 @@ from zofo.cli.options import (
     RemoteCode,
     Text,
     configured,
+    err,
     given_config,
     out,
     verbs,
@@ -152,10 +153,24 @@ def list_names(
 
 
 @commands.command()
-def env(as_json: AsJson = False) -> None:
-    """Versions, device and folders, for a report."""
-    from zofo.training import describe_environment
+def env(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="With --report: a run that it is about.", show_default=False)
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="All that an issue needs, without secrets.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Versions, device and folders; and what to paste into an issue: zofo env --report [RUN]."""
+    from zofo.errors import ConfigError
+    from zofo.training import describe_environment, issue_report
 
+    if report:
+        for line in issue_report(run).splitlines():
+            out.say(line)
+        err.say("look through it before you send it: a configuration may hold prompts and paths of yours")
+        return
+    if run is not None:
+        raise ConfigError(f"a run is looked at with --report, but {str(run)!r} was given without", "type --report, too")
     found = describe_environment()
     if as_json:
         out.say_json(found)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from zofo.cli.options import RemoteCode, err, leaving_when_stopped, out, verbs
+from zofo.cli.options import AsJson, RemoteCode, err, leaving_when_stopped, out, verbs
 
 commands = verbs()
 bench = verbs("Measure what work costs on this machine.")
@@ -57,6 +57,28 @@ def bench_memory(
     options = MemoryOptions(model, rows, tokens, steps)
     found = measure(options, ways or [], file, lambda text: err.say((text, "dim")))
     out.print(frontier_table(found), soft_wrap=False)
+
+
+@bench.command(name="calibrate")
+def bench_calibrate(as_json: AsJson = False) -> None:
+    """Measure this machine's constants for `zofo estimate`; takes half a minute, and wants the machine for itself."""
+    from dataclasses import asdict
+
+    from zofo.estimate import calibrate
+
+    machine, file = calibrate(lambda text: err.say((text, "dim")))
+    if as_json:
+        out.say_json(asdict(machine))
+        return
+    for dtype, seconds in machine.seconds_per_flop.items():
+        out.say(f"products in {dtype}: {1e-9 / seconds:.1f} GFLOP/s")
+    byte = machine.seconds_per_byte
+    out.say(f"sweeps: {1e-9 / byte:.1f} GB/s" if byte else "sweeps take no time beside products here")
+    out.say(f"an operation: {1e6 * machine.seconds_per_operation:.1f} microseconds")
+    out.say(
+        f"a process: {machine.process_bytes / 2**30:.2f} GiB, with an adapter {machine.adapter_bytes / 2**30:.2f} more"
+    )
+    out.say(f"wrote {file}, which zofo estimate reads from now on")
 
 
 @commands.command()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from zofo.cli.estimates import say_dry_run
 from zofo.cli.options import (
     AsJson,
     Best,
@@ -45,9 +46,13 @@ def train(
             show_default=False,
         ),
     ] = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Make one step, undo it, and show its memory and time.")
+    ] = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Train: zofo train [CONFIG.yaml | RECIPE] [key=value ...]."""
+    from zofo.estimate import dry_run
     from zofo.objectives import load_reward
     from zofo.processes import joined
     from zofo.training import as_percent
@@ -56,6 +61,9 @@ def train(
     with leaving_when_stopped():
         rewards = [load_reward(one) for one in reward or []]
         asked = configured(arguments, data_dir, data, text, label)
+        if dry:
+            say_dry_run(dry_run(asked, trust_remote_code, rewards or None, lambda text: err.say((text, "dim"))))
+            return
         run = run_training(asked, err, trust_remote_code, rewards or None)
     if not joined().is_first:
         return

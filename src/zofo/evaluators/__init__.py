@@ -1,6 +1,6 @@
 """Asking a model for losses at points, and for first-order gradients; work is counted where it happens."""
 
-from zofo.evaluators.backward import Gradient
+from zofo.evaluators.backward import Gradient, run_again
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Objective, Point, Probe
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.in_forward import InForward
@@ -23,5 +23,6 @@ __all__ = [
     "Probe",
     "SharedExamples",
     "counting_forwards",
+    "run_again",
     "unused_by",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -131,6 +131,15 @@ def _check_finite(losses: torch.Tensor) -> None:
     if not torch.isfinite(losses).all():
         where = int((~torch.isfinite(losses)).nonzero()[0, 0])
         raise NonFiniteError(f"loss {losses[where].item()} of example {where} of the batch")
+
+
+def run_again(model: nn.Module) -> AbstractContextManager[None]:
+    """While it is open, a backward pass runs each layer of a model a second time, in place of keeping what is between.
+
+    Raises:
+        ConfigError: transformers marks no layers of the model.
+    """
+    return _checkpointed(_layers(model))
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -47,6 +47,7 @@ class Evaluator(ABC):
         per_example: whether it can visit a point of its own for each example of a batch.
         writes_points: whether it writes each point into the weights, so that a replay has to do so, too.
         repeats_batch: whether it asks for all points in one call of the objective, with the batch repeated.
+        copies: of theta, that it keeps beside it.
         theta: what it looks around.
         counts: forwards and queries made so far by this evaluator.
         whole: the points of all examples, while it is asked for the losses of some of them only; else None. What is
@@ -59,6 +60,7 @@ class Evaluator(ABC):
     writes_points = False
     repeats_batch = False
     whole: Sequence[Point] | None = None
+    copies = 0
     theta: Theta
     counts: Counts
     left_out: frozenset[str] = frozenset()

@@ -92,6 +92,8 @@ class FromCopy(Evaluator):
         backbone: the tensors that move.
     """
 
+    copies = 1
+
     def __init__(self, model: nn.Module, backbone: Backbone) -> None:
         self.model = model
         self.theta = Theta(backbone)

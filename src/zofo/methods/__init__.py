@@ -1,6 +1,6 @@
 """Training methods, each in a file that names its paper."""
 
-from zofo.methods.base import METHODS, Method, MethodConfig, ScoreFunction, StepLog, TrainingContext, unscheduled
+from zofo.methods.base import METHODS, Method, MethodConfig, Pass, ScoreFunction, StepLog, TrainingContext, unscheduled
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig
 from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
 from zofo.methods.es import ES, ESConfig
@@ -37,6 +37,7 @@ __all__ = [
     "MetaBilevelConfig",
     "Method",
     "MethodConfig",
+    "Pass",
     "SVRGConfig",
     "ScoreFunction",
     "Select",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -94,6 +94,35 @@ class StepLog:
     coefficients: Mapping[str, float] = field(default_factory=dict)
     update: Update | None = None
     rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Forwards of one size that a method makes, by which its memory and time are estimated.
+
+    Args:
+        examples: in one forward.
+        points: at which each of these is asked for, in the same forward.
+        times: how many of them a step makes, on average.
+        gradient: of what, in a backward pass that follows: an adapter, all weights or the head; None for none.
+        again: whether each layer is run again in that pass.
+        moments: tensors that the optimiser keeps of each that has a gradient.
+        theta: what moves by it where no gradient follows: the model's own weights, or an adapter's tensors.
+        carries: whether products carry directions of the model's own weights.
+        sweeps: over theta, each time; a share where several updates are written together.
+        copies: of theta, and float32 buffers of its size, that are kept beside it.
+    """
+
+    examples: int
+    points: int = 1
+    times: float = 1.0
+    gradient: Literal["adapter", "all", "head"] | None = None
+    again: bool = False
+    moments: int = 0
+    theta: Literal["weights", "adapter"] | None = None
+    carries: bool = False
+    sweeps: float = 0.0
+    copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -186,6 +215,14 @@ class MethodConfig(MethodOptions):
             rows: the number of training rows of each task.
         """
         return batches_of_epochs(epochs, sum(rows), self.batch_size)
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        """The forwards of one step, on average; none where an estimate cannot know them.
+
+        Args:
+            rows: the number of training rows.
+        """
+        return ()
 
     def check_task(self, task: TaskConfig) -> None:
         """Find out, before a model is loaded, whether the method suits the options of the task.

@@ -19,7 +19,7 @@ from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
-from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
+from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.models import save_tensors
 from zofo.models.heads import is_classifier
@@ -47,6 +47,9 @@ class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         return batches_of_epochs(epochs, sum(rows), self.batch_size * self.gradient_accumulation_steps)
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        return [self.backward(self.batch_size, self.gradient_accumulation_steps, self.parameters)]
 
     @model_validator(mode="before")
     @classmethod

@@ -14,10 +14,11 @@ from torch import nn
 from zofo.adapters import AdapterConfig
 from zofo.config import NonNegative
 from zofo.errors import ConfigError, NonFiniteError
-from zofo.methods.base import MethodOptions
+from zofo.methods.base import MethodOptions, Pass
 from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
 
 _OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 0}  # tensors of a parameter's size that they keep
 
 
 class FirstOrderStepConfig(MethodOptions):
@@ -35,6 +36,17 @@ class FirstOrderStepConfig(MethodOptions):
     gradient_checkpointing: bool = False
     """Run each layer a second time in the backward pass, in place of keeping what is between: less memory, about a
     third more time, the same gradients."""
+
+    def backward(self, examples: int, times: float = 1.0, of: Literal["adapter", "all", "head"] = "adapter") -> Pass:
+        """A forward and backward of some examples.
+
+        Args:
+            examples: in one forward.
+            times: how many a step makes, on average.
+            of: what is differentiated.
+        """
+        moments = _MOMENTS[self.optimizer]
+        return Pass(examples, times=times, gradient=of, again=self.gradient_checkpointing, moments=moments)
 
     @model_validator(mode="after")
     def _suits_the_adapter(self) -> FirstOrderStepConfig:

@@ -6,7 +6,7 @@ Techniques for Efficient LLM Fine-Tuning and Meta-Training", appendix B.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
-from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
+from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext
 from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.state_dict import StateDict
@@ -36,6 +36,10 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """First-order steps on the adapter; every later step of the run is a zeroth-order step on the backbone."""
     lr_adapter: NonNegative = PeftAdapters.lr
     """Learning rate of the adapter; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        """Of a run whose stages have as many steps."""
+        return [self.backward(self.batch_size, 0.5), self.forwards(self.batch_size, 0.5)]
 
     def check_steps(self, steps: int) -> None:
         """The second stage has a step."""

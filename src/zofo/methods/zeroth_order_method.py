@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ from zofo.adapters import AdapterConfig, Adapters
 from zofo.backbone import Backbone
 from zofo.estimators import Estimate
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
-from zofo.methods.base import Method, MethodConfig, StepLog, TrainingContext
+from zofo.methods.base import Method, MethodConfig, Pass, StepLog, TrainingContext
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.state_dict import StateDict
 
@@ -29,6 +29,9 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     adapter: AdapterConfig | None = None
     """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
     evaluator."""
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        return [self.forwards(self.batch_size)]
 
 
 class ForwardOnly(Method):

@@ -7,12 +7,14 @@ from zofo.models.loading import (
     check_known_model,
     head_of,
     load_model,
+    load_on_meta,
     load_tensors,
     load_tokenizer,
     quiet_transformers,
     save_tensors,
 )
 from zofo.models.offload import is_offloaded, offload_note
+from zofo.models.packed_shapes import packed_numbers, weight_bytes
 from zofo.models.padding_check import check_mixed_lengths
 from zofo.models.quantization import is_packed, packing_note, plain_tensors, quantized_as
 from zofo.models.tokenizer_loading import embeddings_of
@@ -27,8 +29,10 @@ __all__ = [
     "is_packed",
     "offload_note",
     "load_model",
+    "load_on_meta",
     "load_tensors",
     "load_tokenizer",
+    "packed_numbers",
     "packing_note",
     "plain_tensors",
     "quantized_as",
@@ -38,4 +42,5 @@ __all__ = [
     "check_known_model",
     "save_tensors",
     "takes",
+    "weight_bytes",
 ]

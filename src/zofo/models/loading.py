@@ -31,12 +31,14 @@ from zofo.models.heads import (
     pool_last,
 )
 from zofo.models.offload import Offload, check_can_be_offloaded, leave_in_files
+from zofo.models.packed_shapes import pack_shapes
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.models.quantization import (
     Quantization,
     check_packed,
     let_go_of_file,
     missing_package_hint,
+    packed_as,
     quantization_options,
     quantized_as,
     settle_packed_layers,
@@ -165,6 +167,44 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
             check_fit_for_scoring(model, tokenizer.pad_token_id, config.name)
     outputs = output_names(model, content) if head == "classification" else ()
     return LoadedModel(model, tokenizer, config.name, head, outputs)
+
+
+def load_on_meta(
+    config: ModelConfig, remote_code: bool = False, labels: int | None = None, with_tokenizer: bool = True
+) -> LoadedModel:
+    """The shape of the model that `load_model` would load, on the meta device: of its checkpoint only config.json is
+    read, and its tokenizer, if that is wanted.
+
+    Args:
+        config: which model.
+        remote_code: allow the model's repository to run its own code.
+        labels: number of labels of the task, for a classification head.
+        with_tokenizer: whether its tokenizer is read, which takes longer than all else.
+
+    Raises:
+        UnknownNameError: a bare name that is neither embedded nor a folder.
+        ModelError: nothing readable there, or weights packed in a way whose size is not known.
+    """
+    import transformers
+
+    options = {"revision": config.revision, "trust_remote_code": remote_code}
+    dtype = getattr(torch, config.dtype)
+    with quiet_transformers(), _reading(config.name):
+        source = _source(config)
+        content = _content(source, config.revision)
+        head = config.head or default_head(content)
+        found = head_options(head, content, config.name, labels)
+        shape = transformers.AutoConfig.from_pretrained(source, **options, **found)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = head_class(head).from_config(shape, dtype=dtype, trust_remote_code=remote_code)
+        by = packed_as(config.quantization, content, config.name)
+        if by is not None:
+            pack_shapes(model, by, dtype, head_layers(head, source, **options, **found))
+        tokenizer = read_tokenizer(source, config.name, **options) if with_tokenizer else None
+        if tokenizer is not None:
+            complete_padding(tokenizer, embeddings_of(model), config.name)
+    model.config.use_cache = False
+    return LoadedModel(model.eval().requires_grad_(False), tokenizer, config.name, head)
 
 
 def _settle(model: Any, config: ModelConfig, dtype: torch.dtype) -> None:

@@ -205,6 +205,32 @@ def _check_own(wanted: Quantization | None, own: Any, name: str) -> None:
         )
 
 
+def packed_as(wanted: Quantization | None, content: Mapping[str, Any], name: str) -> Quantization | None:
+    """How the weights of a model are packed, in the words of `model.quantization`; None for plain ones.
+
+    Args:
+        wanted: how plain weights are packed as they are loaded.
+        content: of the checkpoint's config.json.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: the checkpoint is packed in a way whose size is not known, or is to be packed once more.
+    """
+    own = content.get("quantization_config")
+    if own is None:
+        return wanted
+    _check_own(wanted, own, name)
+    bits = 4 if own.get("load_in_4bit") else 8 if own.get("load_in_8bit") else own.get("bits") or own.get("nbits")
+    found: dict[Any, Quantization] = {4: "nf4", 8: "int8"}
+    if bits not in found:
+        raise ModelError(
+            f"the config.json of {name!r} does not say in how many bits its weights are packed "
+            f"({_method(own) or 'by an unnamed method'}), so that their memory is not known",
+            "estimate the checkpoint that it was made from, with model.quantization=nf4 or int8",
+        )
+    return found[bits]
+
+
 def _method(own: Any) -> str:
     if not isinstance(own, Mapping):
         return ""

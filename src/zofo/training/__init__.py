@@ -7,6 +7,7 @@ from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
 from zofo.training.explain import ResolvedKey, explain_config
 from zofo.training.identity import model_hash
 from zofo.training.inference import evaluate_run, evaluate_zero_shot, predict
+from zofo.training.issue_report import issue_report
 from zofo.training.lr_finder import LrSearchResult, LrTrial, tune_lr
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.prediction_file import PredictionFile, predict_file
@@ -41,6 +42,7 @@ __all__ = [
     "explain_config",
     "evaluate_run",
     "evaluate_zero_shot",
+    "issue_report",
     "prepare_run",
     "model_hash",
     "names",

@@ -21,7 +21,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
 from zofo.methods.adapter_start import BACKBONE, attach_adapters, attach_stacked, remember_adapters, restore_adapters
-from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext, batches_of_epochs
+from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate, check_control_variate
@@ -94,6 +94,12 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     @property
     def score_beside(self) -> str | None:
         return self.upper_objective
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        """Inner steps, the two losses that the step on p follows, and three losses at each point for theta's."""
+        first = self.backward(self.batch_size, self.inner_steps + 2)
+        still = self.backbone_update != "zeroth-order"  # a control, which asks for nothing
+        return [first] if still else [first, self.forwards(self.batch_size, 3)]
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         """Passes over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""

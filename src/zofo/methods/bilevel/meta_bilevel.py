@@ -22,7 +22,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient, LossRequest, Objective
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
-from zofo.methods.base import METHODS, Method, StepLog, TrainingContext, batches_of_epochs
+from zofo.methods.base import METHODS, Method, Pass, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
 from zofo.methods.bilevel.backbone_step import BackboneStep
@@ -48,6 +48,10 @@ class MetaBilevelConfig(BilevelConfig):
     """Tasks that are drawn for each outer step, by seed; all of them where there are fewer."""
     adapter_offload: Where = "cpu"
     """Where the adapters of the tasks lie that a step does not look at, with their optimisers: `cpu` or `disk`."""
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        """Those of `bilevel`, for each of the tasks."""
+        return [replace(one, times=one.times * self.tasks_per_step) for one in super().passes(rows)]
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         """Passes over the D_p of all tasks, where a step draws a batch for each of its tasks: on average."""

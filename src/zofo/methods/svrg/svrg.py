@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -17,7 +18,7 @@ from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import LossRequest
-from zofo.methods.base import METHODS, StepLog, TrainingContext
+from zofo.methods.base import METHODS, Pass, StepLog, TrainingContext
 from zofo.methods.svrg.anchored_step import AnchoredStep
 from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.zeroth_order_step import DirectionSharing
@@ -111,6 +112,22 @@ class SVRGConfig(ForwardOnlyConfig):
         )
         instead = "method.rule.weight_decay=0" if decay else "method.rule=sgd"
         raise ConfigError(f"{needs}, but {what}", f"set {instead}, or {other}".rstrip(","))
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        """One of q steps asks for all rows, the others for a batch at theta and at the anchor, one after the other."""
+        each = 1 / self.anchor_interval
+        pair = 0 if self.control_variate == "none" else 2
+        full = self.forwards(self.anchor_chunk or self.batch_size)
+        whole = min(self.anchor_batch_size or rows, rows)
+        kept = 1 if self.uses_anchor and self.anchor == "copy" else 0
+        made = [
+            replace(
+                full,
+                copies=full.copies + kept,
+                times=full.times * each * whole / (self.anchor_chunk or self.batch_size),
+            )
+        ]
+        return [*made, *([self.forwards(self.batch_size, pair * (1 - each))] if pair and each < 1 else [])]
 
     @property
     def uses_anchor(self) -> bool:

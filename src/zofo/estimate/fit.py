@@ -1,0 +1,205 @@
+"""Which configurations fit into some memory, and what each costs in time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from zofo.config import parse_model
+from zofo.errors import ConfigError, ZofoError
+from zofo.estimate.machine import Machine
+from zofo.estimate.report import RowSource, estimate_config
+from zofo.estimate.step import StepEstimate
+from zofo.methods import METHODS
+from zofo.training import RunConfig
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_FIRST = {"name": "first-order", "adapter": "lora"}
+_AGAIN = {**_FIRST, "gradient_checkpointing": True}
+_SUBSPACE = {"name": "mezo", "adapter": "subspace"}
+_HALF, _PACKED = {"dtype": "bfloat16"}, {"quantization": "nf4"}
+CANDIDATES: tuple[tuple[Mapping[str, str], Mapping[str, Any]], ...] = (
+    ({}, _FIRST),
+    ({}, _AGAIN),
+    (_HALF, _FIRST),
+    (_HALF, _AGAIN),
+    (_PACKED, _FIRST),
+    (_PACKED, _AGAIN),
+    ({}, {"name": "mezo"}),
+    (_HALF, {"name": "mezo"}),
+    (_PACKED, _SUBSPACE),
+)
+"""Keys of the model and of the method, in the order in which docs/choosing.md prefers them."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A configuration that was tried.
+
+    Args:
+        keys: what is typed for it, beside what is configured.
+        config: the whole of it.
+        estimate: what it takes.
+        fits: whether it does.
+        needs: what has to be installed first; None for nothing.
+    """
+
+    keys: tuple[str, ...]
+    config: RunConfig
+    estimate: StepEstimate
+    fits: bool
+    needs: str | None = None
+
+
+def parse_bytes(text: str) -> int:
+    """A size such as `8GB`, `7.5GiB` or `900M`, in bytes.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    letters = text.strip().lower().removesuffix("b")
+    number = letters.rstrip("kmgti")
+    try:
+        size = float(number) * _UNITS[letters[len(number) :]]
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"--max-memory is {text!r}, which is no size", "write it as 8GB, 7.5GiB or 900MB") from error
+    if not 0 < size < float("inf"):
+        raise ConfigError(f"--max-memory is {text!r}, but must be above 0", "write it as 8GB, 7.5GiB or 900MB")
+    return int(size)
+
+
+def parse_seconds(text: str) -> float:
+    """A time such as `90s`, `20m` or `2h`, in seconds; a number alone is seconds.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        unit = {"s": 1, "m": 60, "h": 3600}.get(text.strip()[-1:])
+        found = float(text) if unit is None else float(text.strip()[:-1]) * unit
+    except ValueError as error:
+        raise ConfigError(f"--time is {text!r}, which is no time", "write it as 90s, 20m or 2h") from error
+    if not 0 < found < float("inf"):
+        raise ConfigError(f"--time is {text!r}, but must be above 0", "write it as 90s, 20m or 2h")
+    return found
+
+
+def fitting(
+    config: RunConfig,
+    source: RowSource,
+    machine: Machine,
+    device: str,
+    limit: int,
+    first: bool = False,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> list[Fit]:
+    """Try each of `CANDIDATES` with as many examples at once as fit.
+
+    Fewer examples at once change no result: a first-order step adds up the gradients of smaller batches
+    (`gradient_accumulation_steps`), and MeZO asks for a part of its batch at a time (`micro_batch`).
+
+    Args:
+        config: with the model, the rows and the batch size.
+        source: of the examples.
+        machine: the constants.
+        device: `cpu` or `cuda`.
+        limit: in bytes.
+        first: whether the first that fits is enough.
+        on_progress: called with a line about what is being done.
+
+    Returns:
+        Those that fit, in the order of preference; where none does, the smallest alone, with `fits` false.
+
+    Raises:
+        ConfigError: none of them can be made of this model; names the last reason.
+    """
+    found = list[Fit]()
+    missed: list[tuple[Mapping[str, str], Mapping[str, Any], Fit]] = []
+    problem: ZofoError | None = None
+    for model, method in CANDIDATES:
+        on_progress(" ".join([*model.values(), *map(str, method.values())]))
+        try:
+            fit = _largest(config, source, machine, device, limit, model, method)
+        except ZofoError as error:
+            problem = error
+            continue
+        if not fit.fits:
+            missed.append((model, method, fit))
+            continue
+        found.append(fit)
+        if first:
+            break
+    if not found and not missed:
+        assert problem is not None
+        raise ConfigError(f"no way to train fits this model: {problem.message}", problem.hint)
+    if found:
+        return found
+    model, method = min(missed, key=lambda one: one[2].estimate.held_bytes)[:2]
+    return [_tried(config, source, machine, device, limit, model, method, 1)]
+
+
+def _largest(
+    config: RunConfig,
+    source: RowSource,
+    machine: Machine,
+    device: str,
+    limit: int,
+    model: Mapping[str, str],
+    method: Mapping[str, Any],
+) -> Fit:
+    """One candidate, with the most examples at once that fit, by halves; memory grows by about as much with each."""
+    tried = functools.partial(_tried, config, source, machine, device, limit, model, method)
+    at_once = config.method.batch_size
+    whole = tried(at_once)
+    if whole.fits or at_once == 1 or whole.estimate.held_bytes > limit:
+        return whole
+    least = tried(1)
+    if not least.fits:
+        return least
+    slope = (whole.estimate.peak_bytes - least.estimate.peak_bytes) / (at_once - 1)
+    while (at_once := at_once // 2) > 1:
+        if least.estimate.peak_bytes + slope * (at_once - 1) <= limit and (fit := tried(at_once)).fits:
+            return fit
+    return least
+
+
+def _tried(
+    config: RunConfig,
+    source: RowSource,
+    machine: Machine,
+    device: str,
+    limit: int,
+    model: Mapping[str, str],
+    method: Mapping[str, Any],
+    at_once: int,
+) -> Fit:
+    batch = config.method.batch_size
+    parts = -(-batch // at_once)
+    own: dict[str, Any] = dict(method)
+    if at_once < batch and METHODS[str(own["name"])].needs_gradient:
+        own |= {"batch_size": at_once, "gradient_accumulation_steps": parts}
+    elif at_once < batch:
+        own |= {"batch_size": batch, "evaluator": {"name": "in-forward", "micro_batch": at_once}}
+    else:
+        own["batch_size"] = batch
+    asked = config.model.model_copy(update={"quantization": None, **model})
+    configured = parse_model(METHODS[str(own["name"])].Config, own)
+    scored = min(config.training.eval_batch_size, max(1, at_once))
+    training = config.training.model_copy(update={"eval_batch_size": scored})
+    whole = config.model_copy(update={"model": asked, "method": configured, "training": training})
+    estimate = estimate_config(whole, source, machine, device, configured, evaluation=True)
+    keys = [f"model.{key}={value}" for key, value in model.items()]
+    keys += [f"method={own.pop('name')}", *(f"method.{key}={_typed(value)}" for key, value in own.items())]
+    keys.append(f"training.eval_batch_size={scored}")
+    needs = "pip install 'zofo[quantized]'" if "quantization" in model and find_spec("bitsandbytes") is None else None
+    return Fit(tuple(keys), whole, estimate, estimate.peak_bytes <= limit, needs)
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_typed(one)}" for key, one in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

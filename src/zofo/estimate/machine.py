@@ -1,0 +1,120 @@
+"""What a machine takes for the parts of a step: few constants, measured by `zofo bench calibrate` or packaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from zofo.embedded import cache_dir
+from zofo.errors import RunError, first_line
+from zofo.estimate.ledger import Work
+
+FILE = "machine.json"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The constants of a processor, and of a process on it.
+
+    Shares that the C library keeps of what is freed were fitted to measured peaks (`benchmarks/estimate.py`); they are
+    of glibc. A packed model has larger ones, since what it unpacks for each product lies between what stays.
+
+    Args:
+        measured: where and when, in words.
+        threads: of torch.
+        process_bytes: of Python with torch and transformers, once a model is loaded.
+        adapter_bytes: what peft adds to that.
+        seconds_per_flop: of products, by number type.
+        seconds_per_byte: that an operation reads or writes.
+        seconds_per_operation: whatever its size.
+        seconds_per_unpacked: of a 4-bit weight that is unpacked.
+        seconds_per_drawn: of a normal number.
+        forward_kept: share of the tensors of a forward.
+        gradient_kept: share of what a forward makes that has a gradient.
+        check_kept: share of the copies that the check before the first step makes.
+        packed_forward_kept, packed_gradient_kept: these two where weights are packed.
+    """
+
+    measured: str
+    threads: int
+    process_bytes: int
+    adapter_bytes: int
+    seconds_per_flop: Mapping[str, float]
+    seconds_per_byte: float
+    seconds_per_operation: float
+    seconds_per_unpacked: float
+    seconds_per_drawn: float
+    forward_kept: float = 1.0
+    gradient_kept: float = 0.2
+    check_kept: float = 0.35
+    packed_forward_kept: float = 2.0
+    packed_gradient_kept: float = 0.25
+
+    def seconds(self, work: Work, dtype: str) -> float:
+        """What some work takes, in products of a number type."""
+        each = (
+            self.seconds_per_flop[dtype],
+            self.seconds_per_byte,
+            self.seconds_per_operation,
+            self.seconds_per_unpacked,
+            self.seconds_per_drawn,
+        )
+        return sum(number * seconds for number, seconds in zip(work.numbers, each, strict=True))
+
+
+PACKAGED = Machine(
+    measured="one core of an x86-64 server with AVX-512, torch 2.13, in processor seconds beside other work",
+    threads=1,
+    process_bytes=440 << 20,
+    adapter_bytes=44 << 20,
+    seconds_per_flop={"float32": 1.2e-11, "bfloat16": 9.5e-12, "float16": 4.5e-11},
+    seconds_per_byte=6.5e-11,
+    seconds_per_operation=7.2e-6,
+    seconds_per_unpacked=1.6e-10,
+    seconds_per_drawn=1.6e-9,
+)
+"""Constants for who has not calibrated."""
+
+
+def machine_file() -> Path:
+    """Where the constants of this machine are kept."""
+    return cache_dir() / FILE
+
+
+def known_machine() -> Machine:
+    """The constants of this machine where it was calibrated, else the packaged ones.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    file = machine_file()
+    if not file.is_file():
+        return PACKAGED
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        names = {field.name for field in fields(Machine)}
+        return Machine(**{name: value for name, value in found.items() if name in names})
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"cannot read {str(file)!r}: {first_line(error)}", "measure again: zofo bench calibrate"
+        ) from error
+
+
+def keep(machine: Machine, versions: Mapping[str, str]) -> Path:
+    """Write the constants of this machine, with the versions that they were measured with.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    file = machine_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**asdict(machine), "versions": dict(versions)}, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"cannot write {str(file)!r}: {error.strerror}", "choose another cache with ZOFO_CACHE"
+        ) from error
+    return file

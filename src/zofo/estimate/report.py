@@ -1,0 +1,255 @@
+"""What a run takes before it is made: the configured method, and the usual ways beside it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from zofo.bench.memory import FLOOR, WAYS
+from zofo.bench.step_variants import StepOptions, random_examples
+from zofo.config import parse_model
+from zofo.errors import ConfigError, DataError, ZofoError
+from zofo.estimate.machine import Machine, known_machine
+from zofo.estimate.step import Rows, StepEstimate, estimate_step
+from zofo.methods import METHODS, MethodConfig, TrainingContext
+from zofo.models import LoadedModel, ModelConfig, load_on_meta
+from zofo.objectives import classification_loss, token_loss
+from zofo.tasks import Example, TokenizedChoices, TokenizedText, collate, collate_texts
+from zofo.training import PreparedRun, RunConfig, prepare_run, training_context
+
+BESIDE: Mapping[str, str] = {
+    "inference": FLOOR,
+    "MeZO": "mezo",
+    "MeZO, subspace": "mezo-subspace",
+    "SVRG": "svrg",
+    "Bilevel": "bilevel",
+    "FO-LoRA": "lora",
+    "FO-LoRA, checkpointing": "lora-checkpointing",
+    "QLoRA": "qlora-nf4",
+    "full Adam": "adam",
+}
+"""What stands beside a configuration, and what `zofo bench memory` calls it."""
+TOKENS = 256
+"""Of an example whose length is not known."""
+_SHAPE_ROWS = 1000  # training rows of a task that is not known
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """What a run takes, and what other ways would.
+
+    Args:
+        name: of the configured method.
+        configured: what it takes.
+        beside: the others by name; an error's text where one cannot be.
+        rows: which rows it was estimated for, in words.
+        device: where.
+        machine: whose constants were used, in words.
+    """
+
+    name: str
+    configured: StepEstimate
+    beside: Mapping[str, StepEstimate | str]
+    rows: str
+    device: str
+    machine: str
+
+
+class RowSource:
+    """Examples for an estimate: those of the configured task where it is given and its rows are at hand, else random
+    ones.
+
+    Args:
+        config: of the run.
+        tokens: of each random example; None takes the task's rows.
+        answer: of these, how many are scored; one stands for a classification.
+        remote_code: allow the model's repository to run its own code.
+
+    Attributes:
+        about: which rows they are, in words.
+        training: how many there are to train on.
+        lengths: of those that were read, in tokens, in order.
+
+    Raises:
+        ZofoError: what is wrong with the task, its rows or the model.
+    """
+
+    def __init__(
+        self, config: RunConfig, tokens: int | None = None, answer: int = 1, remote_code: bool = False
+    ) -> None:
+        self._config, self._remote_code = config, remote_code
+        self._answer = max(1, answer)
+        self._prepared: PreparedRun | None = None
+        self._tokens = tokens or config.task.max_length or TOKENS
+        self.about = f"random ones of {self._tokens} tokens, {_SHAPE_ROWS:,} to train on"
+        self.training, self.lengths = _SHAPE_ROWS, [self._tokens]
+        if tokens is None and "task" in config.model_fields_set:
+            self._read()
+
+    def _read(self) -> None:
+        load = load_on_meta
+        try:
+            self._prepared = prepare_run(self._config, self._remote_code, ("train",), load=load)
+        except DataError as error:
+            if self._config.task.data is not None or self._config.task.data_dir is not None:
+                raise
+            self.about += f", since those of the task are not at hand ({error.message})"
+            return
+        self.lengths = lengths = sorted(one.length for one in self._prepared.encoded["train"])
+        self.training = len(lengths)
+        usual = lengths[len(lengths) // 2]
+        self.about = (
+            f"{len(lengths):,} training rows of {lengths[0]} to {lengths[-1]} tokens, half of them up to {usual}"
+        )
+
+    def load(self, model: ModelConfig) -> LoadedModel:
+        """The shape of a model, for the labels of the task."""
+        labels = None if self._prepared is None else len(self._prepared.task.label_names) or None
+        head = model.head == "classification" or self._prepared is None
+        return load_on_meta(model, self._remote_code, labels or (2 if head else None), with_tokenizer=False)
+
+    def context(self, config: RunConfig, loaded: LoadedModel, size: int) -> tuple[TrainingContext, Rows]:
+        """What a method is given, on the meta device, and the examples that it is estimated for.
+
+        Args:
+            config: of the run, with the model and the method of one way.
+            loaded: the shape of its model.
+            size: examples that are enough for a batch.
+        """
+        if self._prepared is None:
+            return self._random(loaded, size)
+        context = training_context(config, replace(self._prepared, loaded=loaded))
+        examples = sorted(context.examples, key=lambda one: -one.length)
+        middle = max(0, min(len(examples) // 2 - size // 2, len(examples) - size))
+        alike = examples[0].length <= 1.1 * examples[-1].length
+        longest = examples[:size]
+        return context, Rows(longest, longest if alike else examples[middle : middle + size], self.training)
+
+    def _random(self, loaded: LoadedModel, size: int) -> tuple[TrainingContext, Rows]:
+        tokens, meta = self._tokens, torch.device("meta")
+        text = loaded.model.config.get_text_config()
+        limit = getattr(text, "max_position_embeddings", None)
+        if limit and tokens > limit:
+            raise ConfigError(f"--tokens is {tokens}, but {loaded.name!r} reads {limit}", f"set --tokens={limit}")
+        objective = classification_loss
+        make: Callable[[Sequence[Any]], Any] = functools.partial(collate, pad=0, device=meta)
+        examples: Sequence[Any]
+        if loaded.head == "classification":
+            nothing = Example("", ("", ""), (0,))
+            examples = [TokenizedText((1,) * tokens, (), 0, nothing)] * size
+            make = functools.partial(collate_texts, pad=0, device=meta)
+        elif loaded.head == "masked-lm":
+            raise ConfigError(
+                f"{loaded.name!r} is a masked language model, whose rows cannot be made up", "give rows with --data"
+            )
+        elif self._answer > 1:
+            objective = token_loss
+            examples = [TokenizedChoices(((1,) * tokens,), (min(self._answer, tokens - 1),), 0)] * size
+        else:
+            examples = random_examples(text.vocab_size, StepOptions(examples=size, tokens=max(1, tokens - 1)))
+        context = TrainingContext(loaded.model, objective, examples, make)
+        return context, Rows(examples, examples, self.training)
+
+
+def estimate_config(
+    config: RunConfig,
+    source: RowSource,
+    machine: Machine,
+    device: str,
+    method: MethodConfig | None,
+    evaluation: bool = False,
+) -> StepEstimate:
+    """The estimate of one configuration.
+
+    Args:
+        config: with the model that is asked.
+        source: of the examples.
+        machine: the constants.
+        device: `cpu` or `cuda`.
+        method: in place of the configuration's; None for a forward of its batch.
+        evaluation: whether the run's evaluation counts, too.
+
+    Raises:
+        ConfigError: an estimate does not know the method's passes.
+        ModelError: nothing readable there.
+    """
+    if method is not None and not method.passes(source.training):
+        raise ConfigError(f"an estimate knows no steps of method={method.name}", "estimate method=mezo or first-order")
+    if config.model.offload is not None:
+        raise ConfigError(
+            f"an estimate does not know how much of model.offload={config.model.offload} is in memory",
+            "leave model.offload out: the estimate is then of a model that is in memory",
+        )
+    loaded = source.load(config.model)
+    size = config.method.batch_size
+    scored = config.training.eval_batch_size if evaluation else 0
+    context, rows = source.context(config, loaded, max(size, scored))
+    return estimate_step(method, loaded, context, rows, machine, size, scored, device)
+
+
+def estimate_run(
+    config: RunConfig,
+    tokens: int | None = None,
+    answer: int = 1,
+    device: str | None = None,
+    beside: bool = True,
+    remote_code: bool = False,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> RunEstimate:
+    """Predict the peak memory and the time of a step of a run, from the shape of its model: no weights are read.
+
+    Args:
+        config: of the run.
+        tokens: of each of some random examples; by default the lengths of the task's rows, where a task is given.
+        answer: of these, how many are scored.
+        device: `cpu` or `cuda`; by default what accelerate finds.
+        beside: whether the usual ways are estimated, too.
+        remote_code: allow the model's repository to run its own code.
+        on_progress: called with a line about what is being done.
+
+    Raises:
+        ZofoError: a mistake in the configuration, the rows or the model.
+    """
+    machine, place = known_machine(), device_of(config, device)
+    on_progress(f"the shape of {config.model.name}, and the rows")
+    source = RowSource(config, tokens, answer, remote_code)
+    on_progress(config.method.name)
+    configured = estimate_config(config, source, machine, place, config.method, "task" in config.model_fields_set)
+    others: dict[str, StepEstimate | str] = {}
+    for name, way in BESIDE.items() if beside else ():
+        on_progress(name)
+        try:
+            asked, method = way_of(config, way)
+            others[name] = estimate_config(asked, source, machine, place, method)
+        except ZofoError as error:
+            others[name] = error.message
+    return RunEstimate(config.method.name, configured, others, source.about, place, machine.measured)
+
+
+def way_of(config: RunConfig, way: str) -> tuple[RunConfig, MethodConfig | None]:
+    """A configuration with the model and the method of a way of `zofo bench memory`, and the batch of its own."""
+    keys = WAYS[way]
+    plain = config.model.model_copy(update={"quantization": None, **keys.model})
+    if keys.method is None:
+        return config.model_copy(update={"model": plain}), None
+    kind = METHODS[str(keys.method["name"])].Config
+    method = parse_model(kind, {"batch_size": config.method.batch_size, **keys.method})
+    return config.model_copy(update={"model": plain, "method": method}), method
+
+
+def device_of(config: RunConfig, asked: str | None) -> str:
+    """`cpu` or `cuda`: what is asked for, what is configured, or what accelerate finds.
+
+    Raises:
+        ConfigError: another device.
+    """
+    from accelerate import PartialState
+
+    place = str(asked or config.model.device or PartialState().device).split(":")[0]
+    if place not in ("cpu", "cuda"):
+        raise ConfigError(f"an estimate knows no {place!r}", "set --device=cpu or --device=cuda")
+    return place

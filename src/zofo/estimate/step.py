@@ -1,0 +1,230 @@
+"""What a step of a method takes, in memory and in work, from the model's shape alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.adapters import AdapterConfig, PeftAdapters
+from zofo.estimate.ledger import Trace, Work, trace
+from zofo.estimate.machine import Machine
+from zofo.estimate.memory import Held, Moment, Term, at_peak, of_check, of_pass, of_update, shares_kept
+from zofo.evaluators import batch_protocol, run_again
+from zofo.methods import METHODS, MethodConfig, Pass, TrainingContext
+from zofo.models import LoadedModel, packed_numbers, weight_bytes
+
+_UPDATE = 8  # times a parameter that an optimiser reads or writes a tensor of its size
+_OPERATIONS = 12  # that it takes for each tensor
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """What a step takes.
+
+    Args:
+        terms: of the memory at its largest moment.
+        moment: what is done then.
+        held_bytes: of the memory, what is held at every moment.
+        work: of a step, on average.
+        seconds: of a step; None where the machine's constants were not measured.
+        evaluation: seconds for an example that is scored; None likewise.
+    """
+
+    terms: tuple[Term, ...]
+    moment: str
+    held_bytes: int
+    work: Work
+    seconds: float | None
+    evaluation: float | None = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The memory of the largest moment."""
+        return sum(term.size for term in self.terms)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The examples of a step.
+
+    Args:
+        memory: the longest first, by which memory is estimated.
+        time: of the usual length, by which time is.
+        training: how many there are to train on.
+    """
+
+    memory: Sequence[Any]
+    time: Sequence[Any]
+    training: int
+
+
+def estimate_step(
+    config: MethodConfig | None,
+    loaded: LoadedModel,
+    context: TrainingContext,
+    rows: Rows,
+    machine: Machine,
+    batch_size: int,
+    evaluated: int = 0,
+    device: str = "cpu",
+) -> StepEstimate:
+    """Trace the passes of a step on tensors without numbers, and add up what they take.
+
+    Args:
+        config: of the method; None for one forward of a batch.
+        loaded: the model on the meta device; adapters are attached to it in place.
+        context: its objective and batches.
+        rows: what the batches hold.
+        machine: the constants of the processor.
+        batch_size: of that one forward.
+        evaluated: examples a batch in evaluation; 0 leaves evaluation out.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: an adapter does not suit the model.
+    """
+    model: Any = loaded.model
+    packed, weights, before = packed_numbers(model), weight_bytes(model), list(model.parameters())
+    passes = [Pass(batch_size)] if config is None else config.passes(rows.training)
+    gradient = next((one for one in passes if one.gradient is not None), None)
+    adapters = _attached(config, model, gradient)
+    trained = _trained(model, gradient, adapters)
+    tracer = _Tracer(model, context, trained, packed)
+    shares = shares_kept(machine, device, bool(packed))
+    own = adapters is None or any(one.theta == "weights" for one in passes)
+    theta: Sequence[nn.Parameter] = before
+    if not own and adapters is not None:
+        theta = adapters.parameters(adapters.names[0])
+    moments, work = _of_passes(passes, tracer, rows, shares, theta)
+    if gradient is not None:
+        moments.append(of_update(trained, gradient.moments))
+        swept = _UPDATE * sum(map(_bytes, trained))
+        work = work + Work(moved_bytes=swept, operations=_OPERATIONS * len(trained))
+    if any(one.carries for one in passes) and theta[0].dtype == torch.float32:
+        moments.append(of_check(model, machine.check_kept if device == "cpu" else 0.0))
+    each: Work | None = None
+    if evaluated:
+        found = tracer.trace(Pass(evaluated), rows.memory)
+        moments.append(of_pass("evaluation", found, False, shares))
+        usual = found if rows.time is rows.memory else tracer.trace(Pass(evaluated), rows.time)
+        each = usual.work * (1 / evaluated)
+    copies = max(one.copies for one in passes) * sum(one.numel() * 4 for one in theta)
+    sets = 1 if adapters is None else len(adapters.names)
+    kept = 0 if gradient is None else sets * gradient.moments * sum(map(_bytes, trained))
+    process = 0 if device != "cpu" else machine.process_bytes + (machine.adapter_bytes if adapters or packed else 0)
+    held = Held(process, weights, weight_bytes(model) - weights, kept, copies)
+    largest, terms = at_peak(held, moments)
+    always = sum(term.size for term in terms) - largest.size
+    if device != "cpu":
+        return StepEstimate(terms, largest.name, always, work, None)
+    scored = None if each is None else machine.seconds(each, _dtype(loaded))
+    return StepEstimate(terms, largest.name, always, work, machine.seconds(work, _dtype(loaded)), scored)
+
+
+def _of_passes(
+    passes: Sequence[Pass],
+    tracer: _Tracer,
+    rows: Rows,
+    shares: tuple[float, float],
+    theta: Sequence[nn.Parameter],
+) -> tuple[list[Moment], Work]:
+    """The largest moment of each pass, on the longest rows; and the work of all, on rows of the usual length."""
+    moments, work = list[Moment](), Work()
+    for one in passes:
+        found = tracer.trace(one, rows.memory)
+        name = "forward and backward" if one.gradient else "forward"
+        moments.append(of_pass(name, found, one.gradient is not None, shares))
+        usual = found if rows.time is rows.memory else tracer.trace(one, rows.time)
+        work = work + usual.work * one.times + _of_sweeps(one, theta) * (one.sweeps * one.times)
+    return moments, work
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _dtype(loaded: LoadedModel) -> str:
+    return str(loaded.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+
+def _of_sweeps(one: Pass, theta: Sequence[torch.Tensor]) -> Work:
+    """Reading and writing theta once, along a direction that is drawn unless the forward had its factors."""
+    drawn = 0 if one.carries else sum(tensor.numel() for tensor in theta)
+    return Work(moved_bytes=2 * sum(map(_bytes, theta)), operations=2 * len(theta), drawn=drawn)
+
+
+def _attached(config: MethodConfig | None, model: Any, gradient: Pass | None) -> PeftAdapters | None:
+    """The adapters of a method, the one whose tensors are counted as moving the last, on the meta device."""
+    configs = [] if config is None else config.adapter_configs
+    if not configs or config is None or (gradient is not None and gradient.gradient != "adapter"):
+        return None
+    variants = METHODS[config.name].variants
+    names = variants if gradient is not None and len(variants) > 1 else ("adapter",)
+    first: Any = getattr(config, "adapter", None) or configs[0]
+    below = [one for one in configs if one is not first]
+    attached: list[PeftAdapters] = []
+    with nullcontext() if not below else _stacked(below, model):
+        attached.append(first.build(model, names, 0))
+    model.to("meta")
+    return attached[-1]
+
+
+def _stacked(below: Sequence[AdapterConfig], model: Any) -> Any:
+    """While it is open, adapters can be attached above another one."""
+    return below[0].build(model, ("backbone",), 0).carrying_others()
+
+
+def _trained(model: nn.Module, gradient: Pass | None, adapters: PeftAdapters | None) -> list[nn.Parameter]:
+    """What has a gradient."""
+    if gradient is None:
+        return []
+    if adapters is not None:
+        return adapters.parameters(adapters.names[0])
+    found = list(model.parameters())
+    if gradient.gradient == "head":
+        output = getattr(model, "get_output_embeddings", lambda: None)()
+        body = f"{getattr(model, 'base_model_prefix', '')}."
+        own = [p for name, p in model.named_parameters() if not name.startswith(body)]
+        found = list(output.parameters()) if output is not None else own
+    for parameter in found:
+        parameter.requires_grad_(True)
+    return found
+
+
+@dataclass(frozen=True)
+class _Tracer:
+    """Runs passes of a model.
+
+    Args:
+        model: on the meta device.
+        context: its objective and batches.
+        trained: what has a gradient.
+        packed: weights that one forward unpacks.
+    """
+
+    model: Any
+    context: TrainingContext
+    trained: Sequence[nn.Parameter]
+    packed: int
+
+    def trace(self, one: Pass, rows: Sequence[Any]) -> Trace:
+        """What one pass takes, on some examples; they are repeated where there are fewer than it holds."""
+        chosen = [rows[number % len(rows)] for number in range(one.examples)]
+        batch = batch_protocol.repeated(self.context.collate(chosen), one.points)
+        objective = self.context.check_objective or self.context.objective
+        vocabulary = self.model.config.get_text_config().vocab_size
+        again = one.again and one.gradient is not None
+        with run_again(self.model) if again else nullcontext():
+            return trace(
+                lambda: objective(self.model, batch),
+                self.trained if one.gradient is not None else (),
+                vocabulary,
+                one.carries,
+                self.packed,
+                float(again),
+            )

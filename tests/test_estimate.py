@@ -1,0 +1,205 @@
+"""What a run takes before it is made: memory, time, what fits, a step that is undone, and a configuration that runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from zofo.errors import ConfigError, ModelError, RunError
+from zofo.estimate import (
+    RowSource,
+    calibrate,
+    calibration,
+    dry_run,
+    estimate_run,
+    fit,
+    fitting,
+    known_machine,
+    machine_file,
+    parse_bytes,
+    recommend,
+)
+from zofo.estimate.fit import parse_seconds
+from zofo.estimate.ledger import trace
+from zofo.estimate.machine import PACKAGED
+from zofo.models import ModelConfig, load_model, load_on_meta, plain_tensors, weight_bytes
+from zofo.training import issue_report, read_config
+
+GIB = 2**30
+
+
+@pytest.fixture
+def config(model_folder):
+    return read_config(model=str(model_folder), method={"name": "mezo", "batch_size": 4})
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.csv"
+    pairs = (("warm", "good"), ("dull", "bad"))
+    lines = [f"{text} story number {i},{label}" for i in range(30) for text, label in pairs]
+    file.write_text("text,label\n" + "\n".join(lines) + "\n")
+    return file
+
+
+def test_a_trace_counts_what_lives_and_what_is_computed():
+    weight = torch.nn.Parameter(torch.empty(8, 4, device="meta"))
+    x = torch.empty(2, 4, device="meta")
+
+    def loss() -> torch.Tensor:
+        return (torch.nn.functional.linear(x, weight).relu() * 2).sum()
+
+    forward, both = trace(loss), trace(loss, [weight])
+    assert forward.work.flops == 2 * 2 * 4 * 8
+    assert both.work.flops == 2 * forward.work.flops  # x has no gradient
+    assert forward.kept_bytes == 0
+    assert 2 * 8 * 4 < both.kept_bytes <= both.peak_bytes
+    assert forward.peak_bytes <= 3 * 2 * 8 * 4 + 4
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+def test_weights_have_the_size_that_they_are_loaded_with(model_folder, quantization):
+    asked = ModelConfig(name=str(model_folder), quantization=quantization)
+    tensors = {id(one): one for one in load_model(asked).model.state_dict(keep_vars=True).values()}
+    parts = [part for one in tensors.values() for _, part in plain_tensors("", one)]
+    size = sum(part.numel() * part.element_size() for part in parts)
+    assert weight_bytes(load_on_meta(asked).model) == pytest.approx(size, rel=0.05 if quantization else 0)
+
+
+def test_ways_stand_beside_the_configured_one(config, run_zofo):
+    found = estimate_run(config, tokens=12)
+    sizes = {name: one.peak_bytes for name, one in found.beside.items() if not isinstance(one, str)}
+    assert sizes["inference"] < sizes["MeZO"] < sizes["full Adam"]
+    assert found.configured.peak_bytes == sizes["MeZO"] == sum(term.size for term in found.configured.terms)
+    seconds = {name: one.seconds for name, one in found.beside.items() if not isinstance(one, str)}
+    assert seconds["inference"] < seconds["MeZO"] < seconds["SVRG"]
+    assert seconds["FO-LoRA"] < seconds["FO-LoRA, checkpointing"]
+    code, shown, _ = run_zofo(
+        "estimate", f"model={config.model.name}", "method=mezo", "--tokens", 12, "--device", "cuda"
+    )
+    assert code == 0
+    assert "process" not in shown
+    assert "time is not known on CUDA" in shown
+
+
+def test_what_fits_keeps_the_batch(config, monkeypatch):
+    monkeypatch.setattr(fit, "CANDIDATES", [fit.CANDIDATES[0], fit.CANDIDATES[6]])
+    source = RowSource(config, tokens=48)
+    least = fitting(config, source, PACKAGED, "cuda", 1)
+    assert [one.fits for one in least] == [False]
+    whole = fitting(config, source, PACKAGED, "cuda", GIB)
+    assert whole[0].config.method.name == "first-order"
+    middle = whole[0].estimate.peak_bytes - 1
+    for one in fitting(config, source, PACKAGED, "cuda", middle):
+        assert one.estimate.peak_bytes <= middle
+        method = one.config.method
+        parts = getattr(method, "gradient_accumulation_steps", 1)
+        assert method.batch_size * parts == config.method.batch_size
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8e9), ("7.5GiB", 7.5 * GIB), ("900m", 9e8), (" 1 kb ", 1e3)])
+def test_sizes_and_times_are_read(text, size):
+    assert parse_bytes(text) == size
+    assert [parse_seconds(one) for one in ("90", "90s", "1.5m", "2h")] == [90, 90, 90, 7200]
+
+
+@pytest.mark.parametrize("text", ["", "8", "GB", "8 apples", "-1GB", "nanGB", "infGB"])
+def test_what_is_no_size_is_refused(text):
+    if text == "8":
+        assert parse_bytes(text) == 8
+        return
+    with pytest.raises(ConfigError, match="--max-memory"):
+        parse_bytes(text)
+    with pytest.raises(ConfigError, match="--time"):
+        parse_seconds(text)
+
+
+def test_a_dry_run_leaves_nothing(model_folder, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    config = read_config(
+        model=str(model_folder), method={"name": "first-order", "batch_size": 2}, task={"data": str(rows)}
+    )
+    found = dry_run(config)
+    assert found.seconds > 0 < found.peak_bytes
+    assert found.estimate.seconds > 0 < found.estimate.peak_bytes
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_recommendation_runs_as_it_is(model_folder, rows, tmp_path, run_zofo, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ("recommend", "--data", rows, "--model", model_folder, "--time", "1s")
+    code, shown, said = run_zofo(*asked, "--write", "my.yaml")
+    assert (code, said) == (0, "")
+    assert "first order learned more" in shown
+    tree = yaml.safe_load((tmp_path / "my.yaml").read_text())
+    assert tree["method"]["name"] == "first-order"
+    assert read_config(tmp_path / "my.yaml").method.batch_size == tree["method"]["batch_size"]
+    code, _, said = run_zofo("train", "my.yaml", "training.steps=1", "training.num_evals=1", "output_dir=run")
+    assert code == 0, said
+    assert run_zofo(*asked, "--write", "my.yaml")[0] == 2  # which is there
+
+
+def test_what_is_recommended_follows_the_rows(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "CANDIDATES", fit.CANDIDATES[:1])
+
+    def of(lines, **more):
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        file.write_text("text,label\n" + "\n".join(lines) + "\n")
+        return recommend({"task": {"data": str(file)}, "model": {"name": str(model_folder)}}, **more)
+
+    few = of([f"story {i},{'ab'[i % 2]}" for i in range(16)])
+    assert few.tree["method"] == "in-context"
+    unequal = of([f"story {i},{'b' if i % 10 == 0 else 'a'}" for i in range(60)], max_memory=1)
+    assert unequal.tree["task"]["metric"] == "macro-f1"
+    assert not unequal.enough
+    assert unequal.reasons[1].startswith("nothing fits: the smallest takes")
+    long = of([f"{'warm ' * (90 if i % 9 == 0 else 3)} {i},{'ab'[i % 2]}" for i in range(60)])
+    assert long.tree["task"]["truncate"] == "left"
+
+
+def test_models_that_are_not_there_are_said(tmp_path, run_zofo):
+    code, _, said = run_zofo("estimate", "model=nowhere", "--tokens", 8)
+    assert code == 2
+    assert said.startswith("error: unknown model 'nowhere'")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="cannot load the model"):
+        estimate_run(read_config(model=str(tmp_path)), tokens=8)
+
+
+def test_a_calibration_is_kept_and_read(tmp_path, monkeypatch, children_here):
+    monkeypatch.setenv("ZOFO_CACHE", str(tmp_path))
+    assert known_machine() is PACKAGED
+    monkeypatch.setattr(calibration, "_LEAST", 0.0)
+    monkeypatch.setattr(calibration, "in_a_process", lambda *_: {"process_bytes": 5, "adapter_bytes": 6})
+    small = [replace(one, hidden=64, rows=1, tokens=4) for one in calibration._TRIALS]
+    monkeypatch.setattr(calibration, "_TRIALS", small)
+    made, file = calibrate()
+    assert (file, known_machine()) == (machine_file(), made)
+    assert {"torch", "zofo"} <= json.loads(file.read_text())["versions"].keys()
+    assert made.seconds_per_flop["float32"] + made.seconds_per_byte + made.seconds_per_operation > 0
+    file.write_text("{}")
+    with pytest.raises(RunError, match="cannot read"):
+        known_machine()
+
+
+def test_an_issue_report_has_no_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnop")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(
+        f"model: {tmp_path}/model\ntoken: hf_abcdefghijklmnop\nurl: https://me:pw@host/x\n"
+    )
+    (run / "metrics.jsonl").write_text("".join(f'{{"step": {i}}}\n' for i in range(9)))
+    text = issue_report(run)
+    assert not any(secret in text for secret in ("hf_abc", "me:pw", str(tmp_path)))
+    assert "model: ~/model" in text
+    assert '"step": 8' in text
+    assert '"step": 5' not in text
+    with pytest.raises(RunError, match="not a run folder"):
+        issue_report(tmp_path)
