@@ -96,10 +96,7 @@ def estimate_step(
     trained = _trained(model, gradient, adapters)
     tracer = _Tracer(model, context, trained, packed)
     shares = shares_kept(machine, device, bool(packed))
-    own = adapters is None or any(one.theta == "weights" for one in passes)
-    theta: Sequence[nn.Parameter] = before
-    if not own and adapters is not None:
-        theta = adapters.parameters(adapters.names[0])
+    theta = _theta(passes, before, adapters)
     moments, work = _of_passes(passes, tracer, rows, shares, theta)
     if gradient is not None:
         moments.append(of_update(trained, gradient.moments))
@@ -124,6 +121,14 @@ def estimate_step(
         return StepEstimate(terms, largest.name, always, work, None)
     scored = None if each is None else machine.seconds(each, _dtype(loaded))
     return StepEstimate(terms, largest.name, always, work, machine.seconds(work, _dtype(loaded)), scored)
+
+
+def _theta(
+    passes: Sequence[Pass], weights: Sequence[nn.Parameter], adapters: PeftAdapters | None
+) -> Sequence[nn.Parameter]:
+    """What zeroth-order steps move."""
+    own = adapters is None or any(one.theta == "weights" for one in passes)
+    return weights if own or adapters is None else adapters.parameters(adapters.names[0])
 
 
 def _of_passes(
