@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
@@ -20,6 +20,7 @@ from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
 from zofo.evaluators import EVALUATORS, Counts, Evaluator, LossRequest, OwnExamples, SharedExamples
 from zofo.methods.base import MethodOptions, Pass
 from zofo.methods.zeroth_order_defaults import HALF, default_epsilon, default_evaluator, default_lr
+from zofo.methods.zeroth_order_passes import forwards_of
 from zofo.methods.zeroth_order_selection import moving_tensors
 from zofo.models import save_tensors
 from zofo.noise import MASKS, NOISES, Mask, Noise
@@ -147,22 +148,8 @@ class ZerothOrderConfig(MethodOptions):
         return {**tree, "method": {**method, "estimator": {"epsilon": epsilon, **estimator}}}
 
     def forwards(self, examples: int, times: float = 1.0) -> Pass:
-        """What it takes to ask for the losses of some examples at all points of a step.
-
-        Args:
-            examples: that are asked for.
-            times: how often a step asks, on average.
-        """
-        points = len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
-        evaluator, options = EVALUATORS[self.evaluator.name], self.evaluator.options
-        copies = RULES[self.rule.name].dense_buffers + evaluator.copies
-        own = self.moved_adapter is None or getattr(self, self.moved_adapter) is None
-        theta: Literal["weights", "adapter"] = "weights" if own else "adapter"
-        if not evaluator.repeats_batch:
-            return Pass(examples, 1, points * times, theta=theta, sweeps=(points + 1) / points, copies=copies)
-        chunk = min(options.get("micro_batch") or examples, examples)
-        swept = chunk / examples / options.get("flush_every", 1)
-        return Pass(chunk, points, examples / chunk * times, None, False, 0, theta, own, swept, copies)
+        """What it takes to ask for the losses of some examples at all points of a step, so often on average."""
+        return forwards_of(self, examples, times)
 
     @classmethod
     def _moved(cls, given: Mapping[str, Any]) -> type[PeftAdapters] | None:
