@@ -40,7 +40,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         error = problem if isinstance(problem, ZofoError) else of_system(problem)
         if error is None:
             raise
-        if _is_heard(error.quiet):
+        if problem is not error or _is_heard(error.quiet):
             _say("error: ", "bold red", error.message)
             if error.hint:
                 _say("hint: ", "bold", error.hint)
