@@ -45,7 +45,8 @@ def make_steps(options: argparse.Namespace) -> dict[str, Any]:
     from zofo.processes import joined
 
     processes, model = joined(), zofo.load_model(options.model).model
-    drawn = torch.randint(10, 1000, (4 * options.rows, options.tokens), generator=torch.Generator().manual_seed(0))
+    shape, most = (4 * options.rows, options.tokens), min(1000, model.config.vocab_size)
+    drawn = torch.randint(10, most, shape, generator=torch.Generator().manual_seed(0))
 
     def objective(model: Any, batch: Any) -> torch.Tensor:
         return example_losses(model, {"input_ids": batch, "labels": batch}, shifted=True)
