@@ -45,8 +45,8 @@ _QUESTIONS |= {"get_device", "result_type", "can_cast", "hash", "repr", "require
 class PerturbedForward:
     """While it is open, the model's operations on selected tensors carry the terms.
 
-    For as long, the selected parameters are of a class whose operations torch passes on to us; no module is touched,
-    and no number is written.
+    For as long, the selected parameters are of a class whose operations torch passes on to us, and the modules that are
+    run once for each point have a forward that does so; no number is written.
 
     Args:
         parameters: the selected parameters, each with the name of its tensor.
