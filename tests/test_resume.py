@@ -419,7 +419,7 @@ def test_a_run_does_not_go_on_with_another_reward(configured):
 def test_a_run_of_a_version_that_wrote_less_down_goes_on(configured, monkeypatch):
     config = configured("mezo")
     with monkeypatch.context() as older:
-        older.setattr(sys.modules["zofo.training.train"], "content_hash", lambda _: None)
+        older.setattr(sys.modules["zofo.training.session"], "content_hash", lambda _: None)
         stopped_at(config, 3)
     path, shown = config.output_dir / "environment.json", io.StringIO()
     content = json.loads(path.read_text(encoding="utf-8"))
