@@ -141,6 +141,8 @@ def test_it_goes_on_to_the_same_bits_and_is_loaded_with_one_line(built, rows, to
     for model in ways:
         with torch.no_grad():
             assert model(**inputs).logits.numpy() == pytest.approx(predicted.predictions, abs=1e-5)
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        built("none", upper, lower, **options).train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
     with pytest.raises(CheckpointError, match="was made with inner_steps=2, now it is 5"):
         built("other", upper, lower, **{**options, "inner_steps": 5}).train(resume_from_checkpoint=str(checkpoint))
 

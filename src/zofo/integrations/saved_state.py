@@ -39,6 +39,8 @@ def read_optimizer(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor
     Raises:
         CheckpointError: they are not there, or are no JSON.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {str(folder)!r}", "name a checkpoint, such as OUTPUT/checkpoint-500")
     if not (folder / OPTIMIZER).is_file():
         raise CheckpointError(
             f"{str(folder)!r} holds no {OPTIMIZER}, so that its steps were made by another trainer, or it was "
