@@ -34,7 +34,7 @@ _UNEQUAL = 0.7  # share of the most frequent label above which accuracy hides th
 _ROOM = 0.85  # of the memory that is free, so that what is not zofo's is left alone
 _LOOKED_AT = 512  # rows that are read as tokens
 _EVALUATED, _GENERATED = 500, 50  # validation rows that are scored, and of those that are generated
-_SCORED = 4  # evaluations of a run
+_SCORED, _OF_TIME = 4, 0.3  # evaluations of a run; one alone, where they would take more of the time than this
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def recommend(
     length = _length(draft, facts, fit, seconds)
     whole = None
     if each.seconds is not None and each.evaluation is not None:
-        whole = length * each.seconds + _evaluations(draft.config, facts, each.evaluation)
+        scored = draft.config.training.num_evals or 1
+        whole = length * each.seconds + scored * _evaluation(draft.config, facts, each.evaluation)
     return Recommendation(draft.tree, draft.reasons, facts, each.peak_bytes, whole, machine.measured, fit.fits)
 
 
@@ -265,21 +266,23 @@ def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None) -> int
     why = f"{queries:,} queries: {QUERIES:,} were enough in the measured tables, three passes over the rows are better"
     if queries == most:
         why = f"{EPOCHS} passes over {rows} training rows: more would learn them by heart"
+    scored = _SCORED
     if seconds is not None and each.seconds:
-        left = seconds - _evaluations(draft.config, facts, each.evaluation or 0.0)
+        one = _evaluation(draft.config, facts, each.evaluation or 0.0)
+        scored = _SCORED if _SCORED * one < _OF_TIME * seconds else 1
+        left = seconds - scored * one
         paid = max(1, int(left / each.seconds))
         if paid < steps:
             steps, why = paid, f"as many steps as {seconds:.0f} seconds pay for; {queries:,} queries would be better"
-    evaluations = min(_SCORED, steps)
-    draft.set(f"{steps} steps ({why})", training__steps=steps, training__num_evals=evaluations)
+    draft.set(f"{steps} steps ({why})", training__steps=steps, training__num_evals=min(scored, steps))
     if steps >= 20:
         draft.set("", training__lr_scheduler_type="linear")
     return steps
 
 
-def _evaluations(config: RunConfig, facts: Facts, each: float) -> float:
-    """Seconds that evaluations take."""
+def _evaluation(config: RunConfig, facts: Facts, each: float) -> float:
+    """Seconds that an evaluation takes."""
     most = _GENERATED if facts.kind == "generation" else _EVALUATED
     rows = min(facts.rows["validation"], most)
     tokens = 1 + (config.task.max_new_tokens or 32 if facts.kind == "generation" else 0) / 8
-    return _SCORED * rows * each * tokens
+    return rows * each * tokens
