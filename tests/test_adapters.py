@@ -28,7 +28,7 @@ from zofo import (
 )
 from zofo.adapters import ADAPTERS, AdapterConfig, carries_adapters, load_adapter
 from zofo.adapters.base import quiet_peft
-from zofo.errors import ConfigError, EvaluatorError, RunError
+from zofo.errors import ConfigError, RunError
 from zofo.methods import MethodConfig
 from zofo.objectives import candidate_scores, classification_loss, scores
 from zofo.objectives.generation import Generation, generate
@@ -367,14 +367,16 @@ def test_select_chooses_among_the_tensors_of_the_adapter(bases, words):
 
 
 @pytest.mark.parametrize("name", ["ia3", "dora"])
-def test_where_a_forward_cannot_carry_an_adapter_the_default_moves_it_in_place(bases, words, name):
+def test_an_adapter_that_points_cannot_share_is_moved_in_place_by_default_and_may_be_run_for_each(bases, words, name):
     assert MeZOConfig(adapter=name).evaluator.name == "in-place"
-    method = MeZO(
-        MeZOConfig(batch_size=4, adapter=name, evaluator="in-forward"),
-        training_context(copy.deepcopy(bases("llama")), words),
-    )
-    with pytest.raises(EvaluatorError):
+    steps = []
+    for evaluator in ("in-place", "in-forward"):
+        context = training_context(copy.deepcopy(bases("llama")), words)
+        method = MeZO(MeZOConfig(batch_size=4, adapter=name, evaluator=evaluator), context)
         method.check()
+        steps.append(method.step(0).coefficients["projected_gradient_0"])
+    assert steps[0] == pytest.approx(steps[1], rel=2e-2, abs=1e-4)
+    assert abs(steps[0]) > 1e-3
 
 
 def test_defaults_follow_the_adapter():

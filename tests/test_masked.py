@@ -493,7 +493,7 @@ def test_in_the_forward_tensors_of_other_blocks_run_as_they_are(monkeypatch):
     }
 
 
-def test_a_check_still_finds_a_tensor_that_carries_no_direction_in_a_block_of_a_later_step():
+def test_a_check_finds_what_points_cannot_share_in_a_block_of_a_later_step():
     class Twisted(nn.Module):
         def __init__(self):
             super().__init__()
@@ -504,10 +504,19 @@ def test_a_check_still_finds_a_tensor_that_carries_no_direction_in_a_block_of_a_
                 x = layer(x)
             return x @ self.layers[-1].weight.cumsum(0)
 
-    model = Twisted()
-    evaluator = InForward(model, Backbone(model, LowRank(), mask=BlockRotation(6, "cyclic")))
-    with pytest.raises(EvaluatorError, match=r"'layers.5.weight' .* through 'cumsum'"):
-        evaluator.check([(lambda m, x: m(x).sum(1), torch.ones(2, 4))])
+    def loss(model, x):
+        return model(x).sum(1)
+
+    model, batch = Twisted(), torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    backbone = Backbone(model, LowRank(), mask=BlockRotation(6, "cyclic"))
+    evaluator = InForward(model, backbone)
+    evaluator.check([(loss, batch)])
+    step = next(step for step in range(6) if backbone.is_active(Key(0, step), "layers.5.weight"))
+    points = TwoSided(0.1).ask([Key(0, step)])
+    in_place = InPlace(*copy.deepcopy((model, backbone)))
+    found, expected = (one.losses(loss, batch, points) for one in (evaluator, in_place))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert (found[0] - found[1]).abs().max() > 1e-3
 
 
 # in every method, and replayed

@@ -438,7 +438,14 @@ def test_mezo_trains_a_users_reward(folder, tmp_path, rows, evaluator):
         seen.append((example, prediction))
         return float(len(str(prediction)) + len(example.prompt) % 3)
 
-    config = given(folder, rows, *MEZO, f"method.evaluator={evaluator}", f"output_dir={tmp_path / 'run'}")
+    config = given(
+        folder,
+        rows,
+        *MEZO,
+        f"method.evaluator={evaluator}",
+        "training.before_after_examples=0",
+        f"output_dir={tmp_path / 'run'}",
+    )
     run = zofo.train(config, reward=reward)
     assert {type(prediction) for _, prediction in seen} == {int if rows == "labels" else str}
     assert all(isinstance(example, Example) for example, _ in seen)

@@ -531,7 +531,7 @@ def test_a_run_of_another_noise_stream_does_not_go_on(configured, monkeypatch):
     stopped_at(config, 7)
     before = contents(config.output_dir)
     with monkeypatch.context() as another:
-        another.setattr(sys.modules[train.__module__], "STREAM_VERSION", "another")
+        another.setattr("zofo.training.session.STREAM_VERSION", "another")
         with pytest.raises(RunError, match="would go on with 'another'") as refused:
             train(config)
     assert "began with stream=" in refused.value.message

@@ -529,7 +529,7 @@ RUNS = {
 
 @pytest.mark.parametrize("case", with_soak(RUNS, list(RUNS)[::3]))
 def test_a_run_replays_to_the_weights_of_training(configured, monkeypatch, case):
-    methods, module = [], importlib.import_module("zofo.training.train")
+    methods, module = [], importlib.import_module("zofo.training.session")
     loop = module.run_loop
     monkeypatch.setattr(module, "run_loop", lambda method, *rest: methods.append(method) or loop(method, *rest))
     config = configured(**RUNS[case])

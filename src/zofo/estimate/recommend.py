@@ -23,6 +23,7 @@ from zofo.estimate.report import RowSource, device_of
 from zofo.overrides import set_by_path
 from zofo.tasks import Task, load_examples, resolve_task
 from zofo.training import RunConfig, read_config
+from zofo.yaml_loader import parse_yaml
 
 FEW = 16
 """Training rows below which examples in the prompt are what is left: nothing was measured to learn from fewer."""
@@ -230,7 +231,7 @@ def _method(draft: _Draft, fit: Fit, limit: int) -> None:
     """Method, adapter, quantisation and batch, in the words of the tables."""
     for key in fit.keys:
         path, _, value = key.partition("=")
-        set_by_path(draft.tree, path.split(".") if path != "method" else ["method", "name"], yaml.safe_load(value))
+        set_by_path(draft.tree, path.split(".") if path != "method" else ["method", "name"], parse_yaml(value))
     size, room = fit.estimate.peak_bytes / 2**30, limit / 2**30
     method = fit.config.method
     where = f"{size:.2f} GiB of {room:.2f}"

@@ -109,16 +109,20 @@ class BeforeAfter(Measuring):
         self._everyday = _everyday(prepared)
 
     def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> BeforeAfter:
-        """Measure before the first step, or go on with what the log and the file of answers hold of it."""
+        """Go on with what the log and the file of answers hold of it."""
         self._metrics = metrics
         self._lines = [line for line in lines if line["event"] == "before_after"]
         if self._moved is not None and self._folder.trajectory.is_file():
             for update in Trajectory.read(self._folder.trajectory).updates:
                 self._moved.add(update)
-        if not self._lines:
-            scorer = self._scorer
-            self._measure(0, scorer.answers(self._method.model, self._encoded, Counts())[0])
         return self
+
+    def before_run(self) -> None:
+        if not self._lines:
+            start = time.perf_counter()
+            answers = self._scorer.answers(self._method.model, self._encoded, Counts())[0]
+            self.seconds += time.perf_counter() - start
+            self._measure(0, answers)
 
     def after_step(self, number: int, log: StepLog) -> None:
         if self._moved is not None and log.update is not None:

@@ -37,6 +37,9 @@ class Callback:
 
     seconds: float = 0.0
 
+    def before_run(self) -> None:
+        """The loop begins."""
+
     def after_step(self, number: int, log: StepLog) -> None:
         """A step was made; `number` counts from 0."""
 
@@ -144,7 +147,7 @@ class Measuring(Callback):
     """Measures the model before the first step and later; its work and seconds are apart from training's."""
 
     def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> Measuring:
-        """Measure before the first step, or go on with what the log holds of it."""
+        """Go on with what the log holds of it, which `before_run` begins where there is nothing yet."""
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:

@@ -58,6 +58,8 @@ def run_loop(
     counted = skips or NonFiniteSkipCounter()
     error: BaseException | None = None
     try:
+        for callback in callbacks:
+            callback.before_run()
         if scored != first and (first or not steps):  # stopped before it, or a method that only reads
             evaluate_if_due(first)
         for number in range(first, steps):

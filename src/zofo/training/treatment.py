@@ -137,11 +137,10 @@ class TreatmentLogger(Measuring):
         self.lines: list[Mapping[str, Any]] = []
 
     def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> TreatmentLogger:
-        """Measure before the first step, or go on with what the log holds of the steps and measurements before."""
+        """Go on with what the log holds of the steps and measurements before."""
         self._metrics, metrics.with_rates = metrics, True
         before = [line for line in lines if line["event"] == "treatment"]
         if not before:
-            self._measure(0, None)
             return self
         self.lines = [before[0], before[-1]]
         self.seconds = math.fsum(line["measured_seconds"] for line in before)
@@ -150,6 +149,10 @@ class TreatmentLogger(Measuring):
         since = (line for line in lines if line["event"] == "step" and line["step"] >= before[-1]["steps"])
         self._rates = [line["rate"] for line in since if "rate" in line]
         return self
+
+    def before_run(self) -> None:
+        if not self.lines:
+            self._measure(0, None)
 
     def after_step(self, number: int, log: StepLog) -> None:
         if log.update is not None or log.rate is not None:
