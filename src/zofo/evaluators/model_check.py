@@ -154,10 +154,12 @@ def displaced(backbone: Backbone, names: Collection[str], point: Displacement) -
     kept = {name: tensors[name].clone() for name in names}
     try:
         for name, before in kept.items():
-            flat = before.reshape(-1).clone()
+            tensor = tensors[name]
+            flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
             terms = [(key, coefficient) for key, coefficient in point.items() if backbone.is_active(key, name)]
             directions.add_to(flat, terms, name, (0, flat.numel()))
-            tensors[name].copy_(flat.view(before.shape))
+            if not tensor.is_contiguous():
+                tensor.copy_(flat.view(before.shape))
         yield
     finally:
         for name, before in kept.items():
