@@ -10,6 +10,7 @@ import shutil
 import pytest
 import transformers
 import yaml
+from packaging.version import Version
 
 from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from zofo.adapters.base import quiet_peft
@@ -217,6 +218,9 @@ def test_a_pipeline_gives_the_labels_and_probabilities_of_the_run(made, tmp_path
             assert one["score"] == pytest.approx(other.probability, abs=2e-5)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="5.6 writes 256 tokens, whatever the folder says"
+)
 def test_a_pipeline_goes_on_with_a_chat_as_the_run_does(made, tmp_path):
     """By the template and the settings in the folder alone, as servers of chats read them."""
     run = made(*CASES["chat"])
