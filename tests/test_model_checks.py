@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 
 import zofo
@@ -676,3 +677,24 @@ def test_a_parameter_without_entries_has_nothing_to_move(evaluator):
     method = method_of(seeded(Empty), evaluator)
     method.check()
     assert set(method.backbone.tensors) == {"a.weight", "a.bias"}
+
+
+def test_a_cache_that_points_would_share_is_refused():
+    """A state-space layer is run once for each point, and a generation would give all of them one state."""
+    model = transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
+    ).eval()
+    evaluator = InForward(model, Backbone(model, LowRank()))
+    ids = torch.randint(3, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+
+    def loss(model, ids):
+        return model(ids, use_cache=False).logits.float().logsumexp(-1).mean(1)
+
+    def length(model, ids):
+        made = model.generate(ids, max_new_tokens=3, do_sample=False, use_cache=True, pad_token_id=0)
+        return made[:, ids.shape[1] :].float().mean(1)
+
+    evaluator.check([(loss, ids)])
+    points = [Displacement({Key(0, 0): 0.1}), Displacement({Key(0, 0): -0.1})]
+    with pytest.raises(EvaluatorError, match="a generation gives it one cache"):
+        evaluator.losses(length, ids, points)

@@ -17,6 +17,7 @@ from zofo.cli import main
 from zofo.errors import ConfigError, RunError
 from zofo.report import compare_runs, comparison, read_runs, watch_run, write_report
 from zofo.report.charts import safe_json
+from zofo.report.page import command_of
 from zofo.report.runs import grouped
 from zofo.training import train
 from zofo.training.run_logs import ScoredExample
@@ -138,6 +139,8 @@ def test_runs_that_differ_in_their_seeds_are_a_group(two, tmp_path):
     first, other = read_runs(two)
     runs = grouped([*seeds(first, [0.6, 0.7, 0.65]), *seeds(other, [0.9, 0.95, 0.94])])
     assert [run.group for run in runs] == ["first 0"] * 3 + ["other 0"] * 3
+    again = replace(runs[0], name="again")  # the same seed twice is one sample
+    assert compare_runs([runs[0], again, *runs[1:]]).groups == compare_runs(runs).groups
     found = compare_runs(runs)
     assert [pair.name for pair in found.pairs] == ["other 0"]  # the seed of the first alone
     differences = [0.3, 0.25, 0.29]
@@ -153,6 +156,25 @@ def test_runs_that_differ_in_their_seeds_are_a_group(two, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert f"<td>65.0 ± {100 * stats.t.ppf(0.975, 2) * stats.sem([0.6, 0.7, 0.65]):.1f}</td>" in page
     assert found.groups[0].verdict in page
+
+
+@pytest.mark.parametrize(
+    ("objective", "asked", "reward"),
+    [
+        ("classification", None, ""),
+        ("brevity", "brevity", ""),
+        ("brevity", None, " --reward brevity"),
+        ("brevity*2 + regex:^a b$", None, " --reward 'brevity*2' --reward 'regex:^a b$'"),
+        ("rewards.py:mine", None, " --reward FILE.py:NAME  # the reward rewards.py:mine"),
+    ],
+)
+def test_the_command_that_makes_a_run_again_has_its_reward(two, objective, asked, reward):
+    run = read_runs(two)[0]
+    path = run.folder.path / "environment.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, "objective": objective}), encoding="utf-8")
+    run = replace(run, settings={**run.settings, "training.objective": asked}, folder=type(run.folder)(two[0]))
+    assert command_of(run).endswith(f"config.yaml output_dir=runs/again{reward}")
 
 
 def test_the_command_line_compares(two, capsys):

@@ -121,8 +121,9 @@ class Processes:
         from accelerate.utils import reduce
 
         self.bytes += numbers.numel() * numbers.element_size() * self.size
+        own = numbers.to(self._device)
         with self._together():
-            total: torch.Tensor = reduce(numbers.to(self._device), "sum")
+            total: torch.Tensor = reduce(own, "sum")
         return total.to(numbers.device)
 
     def gather_json(self, value: Any, failure: Exception | None = None) -> list[Any]:
@@ -218,14 +219,17 @@ class Processes:
     def _gathered(self, numbers: torch.Tensor) -> torch.Tensor:
         from accelerate.utils import gather
 
+        own = numbers.to(self._device)
         with self._together():
-            found: torch.Tensor = gather(numbers.to(self._device))
+            found: torch.Tensor = gather(own)
         return found.cpu().view(self.size, -1)
 
     @contextmanager
     def _together(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             lost = ProcessError(
                 f"another of the {self.size} processes has ended, so that this one cannot go on", _GOES_ON

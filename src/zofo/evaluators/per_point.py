@@ -17,7 +17,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from zofo.errors import EvaluatorError
 from zofo.evaluators.low_rank_terms import Block
+from zofo.evaluators.model_check import IN_PLACE
 from zofo.evaluators.row_layout import Kind, Layout, no_rows
 
 
@@ -116,9 +118,15 @@ def run_for_each(
         name: of the module.
 
     Raises:
-        EvaluatorError: rows do not stand first in what it is given, or in what it gives.
+        EvaluatorError: rows do not stand first in what it is given, or in what it gives; or it is given a cache, which
+            the calls would share.
     """
     rows = blocks[-1].stop
+    if any("cache" in type(value).__name__.lower() for value in (*given[0], *given[1].values())):
+        raise EvaluatorError(
+            f"{name or 'the model'!r} is run once for each point, and a generation gives it one cache for all of them",
+            IN_PLACE,
+        )
     values, form = tree_flatten(given)
     kinds: list[Kind | None] = [
         layout.kind(value, _of(name, place), rows, of_module=True) if _counts(value) else None

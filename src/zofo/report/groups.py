@@ -42,12 +42,14 @@ class PairedGroups:
 
 
 def groups_of(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
-    """The groups that have two or more runs with an outcome, in the order of the runs; called as a study calls them, or
-    by their first run."""
+    """The groups that have runs of two or more seeds with an outcome, one of each, in the order of the runs; called as
+    a study calls them, or by their first run."""
     found: dict[str, list[ReportedRun]] = {}
     for run in runs:
         if run.summary:
-            found.setdefault(run.group, []).append(run)
+            own = found.setdefault(run.group, [])
+            if run.seed not in {one.seed for one in own}:  # made again, it is no other sample
+                own.append(run)
     several = {name: own for name, own in found.items() if len(own) > 1}
     return {f"{name} ({len(own)} seeds)" if name == own[0].name else name: own for name, own in several.items()}
 

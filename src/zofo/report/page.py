@@ -11,7 +11,7 @@ import jinja2
 
 from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text
-from zofo.objectives import OBJECTIVES
+from zofo.objectives import OBJECTIVES, REWARDS
 from zofo.report.charts import AXES, charts_of
 from zofo.report.comparison import compare_runs
 from zofo.report.groups import groups_of, mean_row
@@ -127,7 +127,7 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
     return {
         "name": run.name,
         "state": run.state,
-        "command": _command(run),
+        "command": command_of(run),
         "settings": [(key, value) for key, value in run.settings.items() if value not in (None, {}, [])],
         "confusion": _confusion(own, variant),
         "changed": _changed(run),
@@ -152,11 +152,14 @@ def _changed(run: ReportedRun) -> list[tuple[str, str, str]]:
     return [(name, as_number(before), as_number(after)) for name, before, after in known]
 
 
-def _command(run: ReportedRun) -> str:
-    """What makes the run again; of a reward, as far as it is known."""
+def command_of(run: ReportedRun) -> str:
+    """What makes the run again; of a reward, which no configuration holds, as far as it is known."""
     objective = str(run.folder.identity.objective or "")
-    names = [*OBJECTIVES, ""]
-    reward = "" if objective in names else f"  # with the reward {objective}, which no configuration holds: --reward"
+    own = objective == run.settings.get("training.objective") or (objective in OBJECTIVES and objective not in REWARDS)
+    parts = [] if own or not objective else objective.split(" + ")
+    packaged = all(part.partition(":")[0].partition("*")[0] in REWARDS for part in parts)
+    reward = "".join(f" --reward {shlex.quote(part)}" for part in parts) if packaged else ""
+    reward += "" if packaged else f" --reward FILE.py:NAME  # the reward {objective}"
     return f"zofo train {shlex.quote(str(run.folder.path / 'config.yaml'))} output_dir=runs/again{reward}"
 
 

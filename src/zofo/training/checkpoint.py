@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zofo.config import read_json_object
-from zofo.errors import CheckpointError, advice
+from zofo.errors import CheckpointError, ZofoError, advice
 from zofo.filesystem import atomic_write_text, fsync, fsync_tree, sha256_of, writing
 from zofo.processes import ALONE, Processes
 from zofo.training.callbacks import Callback
@@ -271,6 +271,9 @@ class CheckpointCallback(Callback):
             return
         if self._checkpoints is not None:
             self._save(steps)
+        if not self._processes.alone:
+            with contextlib.suppress(ZofoError):
+                self._processes.gather_json(None)  # the first one has saved: a launcher ends it once another has ended
         self._signals.check(None if self._checkpoints is None else steps)
 
     def _save(self, steps: int) -> None:
