@@ -27,7 +27,11 @@ def main() -> None:
     parser.add_argument("--label", default="Team", help="the column with the label")
     parser.add_argument("--method", default="first-order", help="see `zofo list methods`")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--out", default="runs/own-csv", help="folder of the run; the same command goes on in it")
+    parser.add_argument(
+        "--out",
+        default="runs/own-csv",
+        help="folder of the run: a stopped run goes on in it, another run needs another one",
+    )
     args = parser.parse_args()
 
     config = zofo.read_config(

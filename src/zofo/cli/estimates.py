@@ -206,6 +206,7 @@ def recommend_config(
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """One configuration for your rows and this machine, with its reasons: zofo recommend --data FILE."""
+    from zofo.errors import ConfigError
     from zofo.estimate import parse_bytes, recommend
     from zofo.estimate.fit import parse_seconds
     from zofo.training.config import changed, given_layers
@@ -217,6 +218,11 @@ def recommend_config(
     limit = None if max_memory is None else parse_bytes(max_memory)
     time = None if seconds is None else parse_seconds(seconds)
     found = recommend(tree, limit, time, trust_remote_code, _progress)
+    if limit is not None and found.peak_bytes and found.peak_bytes > limit:
+        raise ConfigError(
+            f"nothing fits into {_gibibytes(limit)} GiB: the smallest takes {_gibibytes(found.peak_bytes)}",
+            f"give --max-memory {found.peak_bytes / 2**30 + 0.01:.2f}GiB, or name a smaller model",
+        )
     if write is not None:
         found.write(write)
     if as_json:

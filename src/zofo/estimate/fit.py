@@ -66,6 +66,8 @@ def parse_bytes(text: str) -> int:
         size = float(number) * _UNITS[letters[len(number) :]]
     except (KeyError, ValueError) as error:
         raise ConfigError(f"--max-memory is {text!r}, which is no size", "write it as 8GB, 7.5GiB or 900MB") from error
+    if number == letters and size < 2**20:
+        raise ConfigError(f"--max-memory is {text!r}, which is less than a mebibyte", f"did you mean {number}GB?")
     if not 0 < size < float("inf"):
         raise ConfigError(f"--max-memory is {text!r}, but must be above 0", "write it as 8GB, 7.5GiB or 900MB")
     return int(size)
