@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import contextmanager
 from io import StringIO
 
 import pytest
@@ -13,8 +14,10 @@ from test_conformance import AtStep
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.cli import main
 from zofo.errors import Interrupted
+from zofo.methods.mezo import MeZO
 from zofo.training import evaluate_zero_shot, read_config, train
 from zofo.training.before_after import EVERYDAY, read_samples
+from zofo.training.evaluation import TaskEvaluator
 
 
 @pytest.fixture
@@ -75,16 +78,41 @@ def test_gain_and_loss_are_those_of_the_models_also_after_a_stop(generating, tmp
     assert "everyday sentences, loss" in page
 
 
-def test_it_is_of_rewards_alone_and_has_a_switch(generating, configured):  # noqa: F811
+def watched(monkeypatch):
+    """Of each time that answers are asked for: whether that is of a variant, which the method's `using` opens."""
+    answers, using, variants, found = TaskEvaluator.answers, MeZO.using, [], []
+
+    @contextmanager
+    def opened(self, variant):
+        with using(self, variant):
+            variants.append(variant)
+            yield
+            variants.pop()
+
+    def asked(self, *arguments):
+        found.append(bool(variants))
+        return answers(self, *arguments)
+
+    monkeypatch.setattr(MeZO, "using", opened)
+    monkeypatch.setattr(TaskEvaluator, "answers", asked)
+    return found
+
+
+def test_it_is_of_rewards_alone_and_has_a_switch(generating, configured, monkeypatch):  # noqa: F811
     off = train(generating("off", steps=1, before_after_examples=0), reward=spaces)
     plain = train(configured("plain", {"name": "mezo"}, steps=1, treatment_steps=None))
     accuracy = configured("accuracy", {"name": "mezo"}, steps=1, treatment_steps=None, objective="accuracy")
+    inside = watched(monkeypatch)
     scored = train(accuracy)
+    assert inside == [True] * len(inside) != []
     above = {"name": "bilevel", "inner_steps": 1, "batch_size": 2, "upper_objective": "accuracy"}
     bilevel = train(configured("bilevel", above, steps=1, treatment_steps=None))
     for run in (off, plain):
         assert "before_after" not in run.summary
         assert not (run.path / "samples.jsonl").exists()
+    assert 0 <= lines_of(bilevel, "step")[0]["reward_accuracy"] <= 1
+    (step,) = lines_of(scored, "step")
+    assert step["reward_accuracy"] == pytest.approx(-step["loss"])
     for run in (scored, bilevel):
         assert run.summary["before_after"]["reward"][1] == run.summary["accuracy"]
         assert run.summary["before_after"]["reward"][0] == evaluate_zero_shot(accuracy).score

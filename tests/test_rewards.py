@@ -178,12 +178,21 @@ def given(spec, *texts, example=TEXT):
 
 def test_packaged_rewards_of_the_library_alone():
     assert given(r"regex:^\d+$", "12", "12 apples", "") == [1.0, 0.0, 0.0]
-    assert given(r"regex:\d*x*0.5", "1x", "y") == [0.5, 0.0]
-    assert given(r"regex:a*", "a", "b") == [1.0, 1.0]  # no weight: nothing follows the star
+    assert given(r"regex*0.5:\d*x", "1x", "y") == [0.5, 0.0]
+    assert given(r"regex:^\d*3", "13", "1") == [1.0, 0.0]  # no weight: it is of the pattern
     assert given("json", '{"a": 1}', "```json\n[1]\n```", "{a}", "[" * 10_000) == [1.0, 1.0, 0.0, 0.0]
     assert given("exact-match", "Four.", "five") == [1.0, 0.0]
     assert given(["number-match", "brevity*0.5"], "4", "5 ?") == [1 + 0.5 / 2, 0.5 / 3]
     assert as_rewards(["brevity*0.5", r"regex:\d"]).name == r"brevity*0.5 + regex:\d"
+
+
+def test_what_rewards_gave_takes_no_room_while_nobody_asks():
+    rewards = as_rewards([lambda example, prediction: prediction, lambda prompts, completions: [None] * len(prompts)])
+    for value in (1, 2, 3):
+        rewards([CHOICE, CHOICE], [value % 2, value % 2])
+    assert rewards._given == [(6, 4.0), (0, 0.0)]
+    assert rewards.means() == {"reward_<lambda>": pytest.approx(4 / 6)}
+    assert rewards.means() == {}
 
 
 def test_json_that_meets_a_schema(tmp_path):
@@ -193,6 +202,9 @@ def test_json_that_meets_a_schema(tmp_path):
     assert given(f"json:{file}", '{"age": 3}', '{"age": "3"}', "3", "age") == [1.0, 0.5, 0.5, 0.0]
     file.write_text('{"$ref": "http://localhost:9/other.json"}')
     with pytest.raises(ConfigError, match="which is not in it"):  # nothing is fetched
+        given(f"json:{file}", "3")
+    file.write_text('{"$ref": "#"}')
+    with pytest.raises(ConfigError, match=r"person.json' refers to itself without end"):
         given(f"json:{file}", "3")
     file.write_text('{"type": "nothing"}')
     for spec, message in ((f"json:{file}", "is no JSON Schema"), (f"json:{tmp_path}/none", "cannot read the schema")):
@@ -230,6 +242,8 @@ def test_the_instructions_of_ifeval_are_checked_by_its_own_registry():
         ("regex", "has no pattern"),
         ("regex:(", "is no regular expression"),
         ("brevity:3", "takes nothing after its name"),
+        ("regex*:a", r"the weight '' is no number"),
+        (r"regex:\d+$*0.2", "is no regular expression"),
         ("brevity*nan", "the weight 'nan' is no number"),
         ("brevty", "names no function of a file, and none of"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import StringIO
 
 import pytest
@@ -11,6 +12,7 @@ from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.export import apply_patch, export_run, replay_run
+from zofo.methods.select import Select
 from zofo.training import evaluate_run, train
 from zofo.trajectory import Trajectory
 
@@ -74,6 +76,45 @@ def test_the_gate_lets_through_what_is_better_on_other_rows(configured):  # noqa
     assert found["gate_loss_kept"] < found["gate_loss_untrained"]
     assert near.summary["loss"] != far.summary["loss"]
     assert evaluate_run(near.path).loss == pytest.approx(near.summary["loss"], rel=1e-5)
+
+
+def test_a_member_without_a_finite_loss_is_left_out(configured, monkeypatch):  # noqa: F811
+    """The best of the others is kept; and a gate that is not finite lets nothing through."""
+    build = Select.__init__
+
+    def built(self, config, context):
+        build(self, config, context)
+        losses = self._zo.evaluator.losses
+
+        def poisoned(*asked):
+            found = losses(*asked)
+            found[1, 0] = math.nan
+            return found
+
+        monkeypatch.setattr(self._zo.evaluator, "losses", poisoned)
+
+    monkeypatch.setattr(Select, "__init__", built)
+    console = Console(file=StringIO(), width=400)
+    run = train(configured("lost", SELECT | {"gate_examples": 0}, steps=2, treatment_steps=None), console)
+    steps = lines_of(run, "step")
+    losses = {(s["step"], i): s[f"member_loss_{i}"] for s in steps for i in (0, 2, 3)}
+    assert [(s["non_finite"], "member_loss_1" in s) for s in steps] == [(1, False)] * 2
+    step, place = min(losses, key=losses.get)
+    (update,) = Trajectory.read(run.trajectory).updates
+    key = Key(run.config.training.seed, step, place // 2)
+    assert dict(update.displacement.items()) == {key: -SIGMA if place % 2 else SIGMA}
+    assert run.summary["selection"] == {
+        "members": 8,
+        "kept": 1,
+        "non_finite": 2,
+        "mean_loss": pytest.approx(sum(losses.values()) / 6),
+        "best_loss": losses[step, place],
+    }
+    far = train(configured("far", SELECT | {"lr": 1e38}, steps=1, treatment_steps=None), console)
+    assert Trajectory.read(far.trajectory).updates == ()
+    assert far.summary["selection"]["gate_loss_kept"] is None
+    assert "2 of 8 members had no finite loss" in console.file.getvalue()
+    assert "no finite loss on the rows of the gate" in console.file.getvalue()
 
 
 def test_a_reward_that_is_the_same_for_all_keeps_nothing(configured):  # noqa: F811

@@ -42,7 +42,7 @@ def train(
         list[str] | None,
         typer.Option(
             help="FILE.py:NAME of a function that scores answers and is maximised, or one of `zofo list rewards`; "
-            "again for several, with *WEIGHT.",
+            "again for several, with *WEIGHT after the name (brevity*0.1, regex*0.2:PATTERN).",
             show_default=False,
         ),
     ] = None,

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
-from zofo.errors import ConfigError, NonFiniteError
+from zofo.errors import ConfigError
 from zofo.estimators import Estimate
 from zofo.evaluators import LossRequest
 from zofo.methods.base import METHODS, StepLog, TrainingContext, unscheduled
@@ -50,7 +50,9 @@ class Select(ForwardOnly):
     rows, and nothing moves: S steps choose among S N. With u what `estimator.scores` makes of all losses,
     w_i = max(-u_i, 0), divided by their sum: by z-scores, as far as a member is better than the mean. At last, the
     model with and without the displacement is asked for its loss on `gate_examples` other rows, and moves only where
-    this is lower. With K = 1 and lr = sigma the model becomes the best member. It is kept as K keys and numbers.
+    this is lower. A member without a finite mean is never kept, and is left out of u; neither is anything kept where a
+    loss of the gate is not finite. With K = 1 and lr = sigma the model becomes the best member. It is kept as K keys
+    and numbers.
 
     As many queries as `es` of as many steps takes, and two for each row of the gate. It takes a loss with a gradient as
     well as a score.
@@ -60,6 +62,7 @@ class Select(ForwardOnly):
         context: model, objective and examples.
 
     Raises:
+        NonFiniteError: of a step, where none of its members has a finite mean.
         ConfigError: too few training rows, a rule that does not add a displacement, or a schedule of its rate.
     """
 
@@ -92,23 +95,33 @@ class Select(ForwardOnly):
         before = self.counts.copy()
         estimator, directions = self._zo.estimator, self._zo.directions(number)
         losses = self._zo.evaluator.losses(self._objective, self._asked, estimator.ask(directions))
-        estimator.check_finite(directions, losses)
-        means: list[float] = losses.cpu().double().mean(dim=1).tolist()
+        mean = losses.cpu().double().mean(dim=1)
+        means: list[float] = torch.where(mean.isfinite(), mean, math.inf).tolist()
         members = {(number, place): mean for place, mean in enumerate(means)}
-        coefficients = {f"member_loss_{place}": mean for place, mean in enumerate(means)}
+        finite = [mean for mean in means if mean < math.inf]
+        if not finite:
+            estimator.check_finite(directions, losses)
+        coefficients = {f"member_loss_{place}": mean for place, mean in enumerate(means) if mean < math.inf}
+        if len(finite) < len(means):
+            coefficients["non_finite"] = float(len(means) - len(finite))
         if self._log_ties:
             coefficients["ties"] = float(len(set(means)) == 1)
         update = None
         if number + 1 == self.planned_steps:
             update = self._conclude({**self._losses, **members})
-            coefficients |= {name: value for name, value in self._found.items() if name.startswith("gate_loss")}
+            gate = {name: value for name, value in self._found.items() if name.startswith("gate_loss")}
+            coefficients |= {name: value for name, value in gate.items() if value is not None}
         self._losses |= members
-        return StepLog(math.fsum(means) / len(means), self.counts - before, coefficients, update)
+        return StepLog(math.fsum(finite) / len(finite), self.counts - before, coefficients, update)
 
     def _conclude(self, losses: Mapping[Member, float]) -> Update | None:
         """Weigh the best members, ask the gate, and move if it says so."""
-        weights = self._weights(losses)
-        found = {"members": len(losses), "kept": 0, "mean_loss": math.fsum(losses.values()) / len(losses)}
+        finite = {member: loss for member, loss in losses.items() if loss < math.inf}
+        weights = self._weights(finite)
+        found: dict[str, Any] = {"members": len(losses), "kept": 0}
+        if len(finite) < len(losses):
+            found["non_finite"] = len(losses) - len(finite)
+        found["mean_loss"] = math.fsum(finite.values()) / len(finite)
         self._found = found
         if not weights:
             return None
@@ -120,27 +133,24 @@ class Select(ForwardOnly):
             points = [Displacement(), update.displacement]
             with self._zo.evaluator.probe(asks, points) as probe:
                 untrained, kept = self._gate_losses(probe.losses)
-                self._found |= {"gate_loss_untrained": untrained, "gate_loss_kept": kept}
-                if not kept < untrained:
+                found |= {"gate_loss_untrained": untrained, "gate_loss_kept": kept}
+                if untrained is None or kept is None or not kept < untrained:
                     return None
                 probe.update(update)
         else:
             self._zo.theta.apply(update)
         self._zo.state = state
-        self._found["kept"] = len(weights)
+        found["kept"] = len(weights)
         return update
 
     @staticmethod
-    def _gate_losses(losses: torch.Tensor) -> list[float]:
-        """The mean losses of both points; raises NonFiniteError where one is no number."""
-        for place, where in enumerate(("of theta itself", "of what would be kept")):
-            if not torch.isfinite(losses[place]).all():
-                raise NonFiniteError(f"loss of a row of the gate, {where}")
+    def _gate_losses(losses: torch.Tensor) -> list[float | None]:
+        """The mean losses of both points; None for one that is not finite."""
         means: list[float] = losses.cpu().double().mean(dim=1).tolist()
-        return means
+        return [mean if math.isfinite(mean) else None for mean in means]
 
     def _weights(self, losses: Mapping[Member, float]) -> dict[Member, float]:
-        """w of the best members; none where all losses are equal."""
+        """w of the best members by their finite losses; none where all are equal."""
         shaped = self._zo.estimator.shaped(torch.tensor(list(losses.values()), dtype=torch.float64)).tolist()
         ranked = sorted(zip(losses, shaped, strict=True), key=lambda one: (losses[one[0]], one[0]))
         better = {member: -u for member, u in ranked[: self._config.keep] if u < 0}
@@ -175,30 +185,37 @@ class Select(ForwardOnly):
         found = self._found
         if not found:
             return ["the last step was not made: nothing is kept, and the model is as it was"]
+        lost = found.get("non_finite", 0)
+        left_out = [f"{lost} of {found['members']} members had no finite loss and were left out"] if lost else []
         if "best_loss" not in found:
             return [
-                f"all {found['members']} members have the same loss: nothing is kept; raise method.estimator.epsilon "
-                "or method.batch_size"
+                *left_out,
+                f"all {found['members'] - lost} members have the same loss: nothing is kept; raise "
+                "method.estimator.epsilon or method.batch_size",
             ]
         who = "the best" if self._config.keep == 1 else f"the best {self._config.keep}"
         said = f"{who} of {found['members']} members: loss {found['best_loss']:.4g} on the rows it was chosen by"
         if "gate_loss_kept" in found:
             lower = "kept" if found["kept"] else "not lower: nothing is kept, and the model is as it was"
-            said += (
-                f", {found['gate_loss_kept']:.4g} on the rows of the gate, where the untrained model has "
-                f"{found['gate_loss_untrained']:.4g}: {lower}"
+            kept, untrained = (
+                "no finite loss" if loss is None else f"{loss:.4g}"
+                for loss in (found["gate_loss_kept"], found["gate_loss_untrained"])
             )
-        return [said]
+            said += f", {kept} on the rows of the gate, where the untrained model has {untrained}: {lower}"
+        return [*left_out, said]
 
     def state_dict(self, weights: bool) -> StateDict:
-        """The loss of each member, and what came out."""
-        members = [[step, place, loss] for (step, place), loss in self._losses.items()]
+        """The loss of each member, null where it is not finite, and what came out."""
+        members = [[step, place, loss if loss < math.inf else None] for (step, place), loss in self._losses.items()]
         return super().state_dict(weights).put("select", StateDict({"members": members, "found": self._found}))
 
     def load_state_dict(self, state: StateDict) -> None:
         super().load_state_dict(state)
         values = state.part("select").values
-        self._losses = {(int(step), int(place)): float(loss) for step, place, loss in values["members"]}
+        self._losses = {
+            (int(step), int(place)): math.inf if loss is None else float(loss)
+            for step, place, loss in values["members"]
+        }
         self._found = dict(values["found"])
 
 

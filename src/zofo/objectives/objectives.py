@@ -15,7 +15,7 @@ from zofo.objectives.packaged_rewards import REWARDS
 from zofo.objectives.rewards import Rewards, WeightedReward, as_rewards
 from zofo.objectives.scoring import classification_loss, scores, token_loss
 from zofo.registry import Registry
-from zofo.tasks import Task, TokenizedChoices
+from zofo.tasks import Example, Task, TokenizedChoices
 from zofo.tasks.metrics import Answer, token_f1
 
 REWARD = "reward"
@@ -131,8 +131,11 @@ def _accuracy(task: Task, how: Generation) -> TrainingObjective:
     """Minus 1 for a right prediction, 0 for a wrong one; no gradient, for zeroth-order methods."""
     if task.kind == "generation":
         raise _unfit("accuracy", task, "f1")
-    made = reward_objective(lambda example, answer: float(answer in example.golds), task, how, "accuracy")
-    return replace(made, compares_candidates=True)
+
+    def accuracy(example: Example, answer: Answer) -> float:
+        return float(answer in example.golds)
+
+    return replace(reward_objective(accuracy, task, how, "accuracy"), compares_candidates=True)
 
 
 @OBJECTIVES.register("f1")
@@ -140,7 +143,11 @@ def _f1(task: Task, how: Generation) -> TrainingObjective:
     """Minus the token F1 of the generated answer; no gradient, for zeroth-order methods."""
     if task.kind != "generation":
         raise _unfit("f1", task, "accuracy")
-    return reward_objective(lambda example, text: token_f1(str(text), example.answers), task, how, "f1")
+
+    def f1(example: Example, text: Answer) -> float:
+        return token_f1(str(text), example.answers)
+
+    return reward_objective(f1, task, how, "f1")
 
 
 @OBJECTIVES.register("exact-match")

@@ -55,7 +55,8 @@ def regex(typed: str) -> TextReward:
     try:
         pattern = re.compile(typed)
     except re.error as error:
-        raise ConfigError(f"the reward regex:{typed} is no regular expression: {error}", "mend the pattern") from error
+        hint = r"type --reward 'regex:PATTERN' as re.search takes it; a weight stands before it: 'regex*0.2:\d+'"
+        raise ConfigError(f"the reward regex:{typed} is no regular expression: {error}", hint) from error
 
     def reward(example: Example, text: Any) -> float:
         return float(pattern.search(str(text)) is not None)
@@ -182,15 +183,16 @@ def _validator(typed: str) -> Callable[[Any], bool]:
     """Whether a value meets the schema of a file; references to other documents are not followed."""
     jsonschema, path = _library("jsonschema", "json"), Path(typed)
     referencing = importlib.import_module("referencing")
+    hint = "type --reward 'json:SCHEMA.json', the path of a JSON Schema; a weight stands before it: 'json*0.5:...'"
     try:
         check_not_special(path)
         schema = json.loads(path.read_text(encoding="utf-8"))
         kind = jsonschema.validators.validator_for(schema)
         kind.check_schema(schema)
     except OSError as error:
-        raise ConfigError(f"cannot read the schema {typed!r}: {error.strerror}", "see the path") from error
+        raise ConfigError(f"cannot read the schema {typed!r}: {error.strerror}", hint) from error
     except (ValueError, RecursionError, AttributeError, jsonschema.SchemaError) as error:
-        raise ConfigError(f"{typed!r} is no JSON Schema: {str(error).splitlines()[0]}", "mend the file") from error
+        raise ConfigError(f"{typed!r} is no JSON Schema: {str(error).splitlines()[0]}", hint) from error
     checks = kind(schema, registry=referencing.Registry())
 
     def meets(value: Any) -> bool:
@@ -199,6 +201,10 @@ def _validator(typed: str) -> Callable[[Any], bool]:
         except referencing.exceptions.Unresolvable as error:
             raise ConfigError(
                 f"the schema {typed!r} refers to {error}, which is not in it", "put what it refers to into its $defs"
+            ) from error
+        except RecursionError as error:
+            raise ConfigError(
+                f"the schema {typed!r} refers to itself without end", "let each $ref lead to another part of it"
             ) from error
 
     return meets

@@ -92,17 +92,17 @@ class Rewards:
     """The sum of several rewards, and what each of them gave since somebody asked."""
 
     parts: tuple[WeightedReward, ...]
-    _given: list[list[float]] = field(default_factory=list, compare=False, repr=False)
+    _given: list[tuple[int, float]] = field(default_factory=list, compare=False, repr=False)  # of each: count, sum
 
     def means(self) -> dict[str, float]:
         """The mean of each reward's own values, before its weight, since this was last asked; None is left out."""
         given = self._given[:]
         self._given.clear()
         found: dict[str, float] = {}
-        for number, (part, values) in enumerate(zip(self.parts, given, strict=False), start=1):
+        for number, (part, (count, total)) in enumerate(zip(self.parts, given, strict=False), start=1):
             name = f"reward_{part.label}"
-            if values:
-                found[name if name not in found else f"{name}_{number}"] = math.fsum(values) / len(values)
+            if count:
+                found[name if name not in found else f"{name}_{number}"] = total / count
         return found
 
     @property
@@ -118,19 +118,22 @@ class Rewards:
         """
         columns = [_asked(part, examples, answers) for part in self.parts]
         if not _ASIDE.get():
-            self._given.extend([] for _ in self.parts[len(self._given) :])
-            for kept, column in zip(self._given, columns, strict=True):
-                kept += [value for value in column if value is not None]
+            before = self._given or [(0, 0.0)] * len(columns)
+            known = [[value for value in column if value is not None] for column in columns]
+            self._given[:] = [
+                (count + len(values), math.fsum((total, *values)))
+                for (count, total), values in zip(before, known, strict=True)
+            ]
         found = []
         for example, values in zip(examples, zip(*columns, strict=True), strict=True):
-            known = [part.weight * value for part, value in zip(self.parts, values, strict=True) if value is not None]
-            if not known:
+            weighed = [part.weight * value for part, value in zip(self.parts, values, strict=True) if value is not None]
+            if not weighed:
                 names = ", ".join(part.short for part in self.parts)
                 raise ConfigError(
                     f"{_place(example)}: no reward gives a number: {names} gave None",
                     "return a number for every answer, at least from one of the rewards",
                 )
-            found.append(math.fsum(known))
+            found.append(math.fsum(weighed))
         return found
 
 
@@ -173,7 +176,8 @@ def _check_signature(part: WeightedReward) -> None:
 
 def load_reward(spec: str) -> WeightedReward:
     """A packaged reward by its name (`regex:PATTERN`, see `zofo list rewards`), or the function that `FILE.py:NAME`
-    names, for which the file is run that the user has typed; each with `*WEIGHT` or without.
+    names, for which the file is run that the user has typed; each with `*WEIGHT` after its name or without
+    (`FILE.py:NAME*0.5`, `brevity*0.5`, `regex*0.5:PATTERN`).
 
     Raises:
         ConfigError: no such reward, file or function, or the file fails; names what is there.
@@ -185,22 +189,19 @@ def load_reward(spec: str) -> WeightedReward:
     path_text, separator, name = place.rpartition(":")
     path = Path(path_text)
     if not separator or path.suffix != ".py" or not name:
-        near = nearest(spec.partition(":")[0], REWARDS)
+        near = nearest(spec.partition(":")[0].partition("*")[0], REWARDS)
         raise ConfigError(
             f"--reward {spec!r} names no function of a file, and none of: {', '.join(REWARDS)}",
             f"did you mean {near!r}?" if near else "type --reward FILE.py:NAME",
         )
-    try:
-        factor = float(weight) if weight else 1.0
-    except ValueError:
-        factor = math.nan
-    if not math.isfinite(factor):
-        raise ConfigError(f"--reward {spec!r}: the weight {weight!r} is no number", f"type --reward '{place}*0.5'")
+    factor = _weight(spec, weight, f"{place}*0.5") if weight else 1.0
     try:
         check_not_special(path)
         content = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read the rewards {str(path)!r}: {error.strerror}", "see the path") from error
+        raise ConfigError(
+            f"cannot read the rewards {str(path)!r}: {error.strerror}", "type --reward FILE.py:NAME"
+        ) from error
     module = _module(path)
     own = [
         key
@@ -218,18 +219,24 @@ def load_reward(spec: str) -> WeightedReward:
 
 
 def _packaged(spec: str) -> WeightedReward | None:
-    """The packaged reward that is meant; what follows the last `*` is its weight where it is a number."""
-    before, star, last = spec.rpartition("*")
-    try:
-        whole, weight = (before, float(last)) if star else (spec, 1.0)
-    except ValueError:
-        whole, weight = spec, 1.0
-    name, _, typed = whole.partition(":")
+    """The packaged reward that is meant, by NAME*WEIGHT:TEXT; a `*` after the colon is of the text."""
+    head, colon, typed = spec.partition(":")
+    name, star, weight = head.partition("*")
     if name not in REWARDS:
         return None
-    if not math.isfinite(weight):
-        raise ConfigError(f"--reward {spec!r}: the weight {last!r} is no number", f"type --reward '{whole}*0.5'")
-    return WeightedReward(REWARDS[name](typed), weight, typed=spec, of_texts=True)
+    factor = _weight(spec, weight, f"{name}*0.5{colon}{typed}") if star else 1.0
+    return WeightedReward(REWARDS[name](typed), factor, typed=spec, of_texts=True)
+
+
+def _weight(spec: str, weight: str, right: str) -> float:
+    """The number that is typed as a weight; raises ConfigError, with what is right, where it is none."""
+    try:
+        factor = float(weight)
+    except ValueError:
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise ConfigError(f"--reward {spec!r}: the weight {weight!r} is no number", f"type --reward '{right}'")
+    return factor
 
 
 def _module(path: Path) -> Any:

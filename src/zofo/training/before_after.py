@@ -120,7 +120,8 @@ class BeforeAfter(Measuring):
     def before_run(self) -> None:
         if not self._lines:
             start = time.perf_counter()
-            answers = self._scorer.answers(self._method.model, self._encoded, Counts())[0]
+            with self._method.using(self._method.variants[0]):
+                answers = self._scorer.answers(self._method.model, self._encoded, Counts())[0]
             self.seconds += time.perf_counter() - start
             self._measure(0, answers)
 

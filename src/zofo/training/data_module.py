@@ -225,6 +225,7 @@ def training_context(
             + " out",
         )
 
+    @functools.cache  # one object, so that all who ask see the same rewards
     def by_objective(name: str) -> TrainingContext:
         if name == REWARD and reward is None:
             raise ConfigError(

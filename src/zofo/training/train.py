@@ -167,12 +167,16 @@ def _measuring(folder: RunFolder, trained: Session, config: RunConfig, console: 
     training, method, found = config.training, trained.method, list[Measuring]()
     if training.treatment_steps is not None:
         found.append(TreatmentLogger(method, trained.context, training.treatment_steps, training.treatment_examples))
-    context, beside = trained.context, config.method.score_beside
-    rewards = (context if beside is None or context.by_objective is None else context.by_objective(beside)).rewards
-    rows = training.before_after_examples
+    rewards, rows = _rewards(trained, config), training.before_after_examples
     if rewards is not None and rows and method.fixed_steps is None:
         found.append(BeforeAfter(method, trained.prepared, rewards, rows, trained.steps, folder, console))
     return found
+
+
+def _rewards(trained: Session, config: RunConfig) -> Rewards | None:
+    """What is maximised, in place of a loss or beside it; None where losses alone are trained."""
+    context, beside = trained.context, config.method.score_beside
+    return (context if beside is None or context.by_objective is None else context.by_objective(beside)).rewards
 
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: Console) -> None:
@@ -188,7 +192,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     folder.forget_outcome()
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
-    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, trained.reward, processes)
+    rewards = _rewards(trained, config)
+    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, rewards, processes)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
     callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, SameState(trained)]
     callbacks += _alarms(folder, config, method, warn)
