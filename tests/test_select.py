@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import signal
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
+from test_conformance import AtStep
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.displacement import Key
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, Interrupted
 from zofo.export import apply_patch, export_run, replay_run
 from zofo.methods.select import Select
 from zofo.training import evaluate_run, train
@@ -110,6 +112,10 @@ def test_a_member_without_a_finite_loss_is_left_out(configured, monkeypatch):  #
         "mean_loss": pytest.approx(sum(losses.values()) / 6),
         "best_loss": losses[step, place],
     }
+    config = configured("again", SELECT | {"gate_examples": 0}, steps=2, treatment_steps=None)
+    with pytest.raises(Interrupted):
+        train(config, Console(file=AtStep(1, lambda: signal.raise_signal(signal.SIGTERM))))
+    assert train(config).summary["selection"] == run.summary["selection"]
     far = train(configured("far", SELECT | {"lr": 1e38}, steps=1, treatment_steps=None), console)
     assert Trajectory.read(far.trajectory).updates == ()
     assert far.summary["selection"]["gate_loss_kept"] is None
