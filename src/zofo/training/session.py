@@ -122,7 +122,9 @@ def run_parts(
 
 def say_notes(config: RunConfig, trained: Session, console: Console) -> None:
     """Say what a user should know before the first step."""
-    notes = [f"note: {note}" for note in trained.notes]
+    processes, notes = trained.context.processes, [f"note: {note}" for note in trained.notes]
+    if not processes.alone:
+        notes.append(f"{processes.size} processes share out the examples of each batch; memory is that of the first")
     say_all(console, [*start_notes(config, trained.prepared, trained.method), *notes])
 
 
