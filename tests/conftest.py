@@ -216,7 +216,7 @@ def checks_once(request, monkeypatch):
         return
     from zofo.methods import TrainingContext
 
-    checked_steps, unused_by = module._checked_steps, TrainingContext.unused_by
+    checked_steps, unused_by = module.checked_steps, TrainingContext.unused_by
 
     @functools.wraps(unused_by)
     def unused_once(context, batch):
@@ -241,7 +241,7 @@ def checks_once(request, monkeypatch):
         )
         return steps
 
-    monkeypatch.setattr(module, "_checked_steps", once)
+    monkeypatch.setattr(module, "checked_steps", once)
     monkeypatch.setattr(TrainingContext, "unused_by", unused_once)
 
 

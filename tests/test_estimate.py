@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,10 +24,13 @@ from zofo.estimate import (
     parse_bytes,
     recommend,
 )
+from zofo.estimate.dry_run import _of_longest
 from zofo.estimate.fit import parse_seconds
 from zofo.estimate.ledger import trace
 from zofo.estimate.machine import PACKAGED
+from zofo.methods import MethodConfig, TrainingContext
 from zofo.models import ModelConfig, load_model, load_on_meta, plain_tensors, weight_bytes
+from zofo.overrides import parse_override, set_by_path
 from zofo.training import issue_report, read_config
 
 GIB = 2**30
@@ -101,6 +105,34 @@ def test_what_fits_keeps_the_batch(config, monkeypatch):
         assert method.batch_size * parts == config.method.batch_size
 
 
+def test_an_odd_batch_is_kept_in_parts_that_divide_it(config, monkeypatch):
+    def tried(*given):
+        *_, at_once = given
+        size = at_once * 10
+        return SimpleNamespace(
+            fits=size <= 45, estimate=SimpleNamespace(peak_bytes=size, held_bytes=0), at_once=at_once
+        )
+
+    monkeypatch.setattr(fit, "_tried", tried)
+    parts = {}
+    for batch in (7, 8, 9, 12):
+        whole = config.model_copy(update={"method": config.method.model_copy(update={"batch_size": batch})})
+        parts[batch] = fit._largest(whole, None, PACKAGED, "cpu", 45, {}, {}).at_once
+    assert parts == {7: 1, 8: 4, 9: 3, 12: 4}
+
+
+def test_typed_keys_take_off_a_quantization_that_the_estimate_took_off(config, monkeypatch):
+    monkeypatch.setattr(fit, "CANDIDATES", [fit.CANDIDATES[0], fit.CANDIDATES[4]])
+    packed = config.model_copy(update={"model": config.model.model_copy(update={"quantization": "int8"})})
+    keys = [one.keys for one in fitting(packed, RowSource(config, tokens=12), PACKAGED, "cuda", GIB)]
+    assert ["model.quantization=null" in one for one in keys] == [True, False]
+    assert "model.quantization=nf4" in keys[1]
+    changes = {"method": {"name": "first-order"}, "model": {"name": config.model.name, "quantization": "int8"}}
+    for key in keys[0]:
+        set_by_path(changes, *parse_override(key))
+    assert read_config(**changes).model.quantization is None
+
+
 @pytest.mark.parametrize(("text", "size"), [("8GB", 8e9), ("7.5GiB", 7.5 * GIB), ("900m", 9e8), (" 1 kb ", 1e3)])
 def test_sizes_and_times_are_read(text, size):
     assert parse_bytes(text) == size
@@ -127,6 +159,55 @@ def test_a_dry_run_leaves_nothing(model_folder, rows, tmp_path, monkeypatch):
     assert found.seconds > 0 < found.peak_bytes
     assert found.estimate.seconds > 0 < found.estimate.peak_bytes
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_has_all_rows_and_refuses_what_train_would(model_folder, rows, monkeypatch):
+    def of(**training):
+        method = {"name": "select", "batch_size": 2, "population": 2, "gate_examples": 20}
+        return read_config(
+            model=str(model_folder), method=method, task={"data": str(rows)}, training={"steps": 2, **training}
+        )
+
+    assert dry_run(of()).examples > 3 * 2  # the gate alone needs more than three batches
+    with pytest.raises(ConfigError, match="has no schedule"):
+        dry_run(of(lr_scheduler_type="linear"))
+    with pytest.raises(ConfigError, match="max_queries is 1, but one step"):
+        dry_run(read_config(**{**of().model_dump(exclude_unset=True), "training": {"max_queries": 1}}))
+    monkeypatch.setattr(type(of().method), "passes", MethodConfig.passes)  # as a guest's method that does not tell
+    with pytest.raises(ConfigError, match="knows no steps of method=select"):
+        dry_run(of())
+
+
+def test_batches_of_a_dry_run_hold_the_longest_rows():
+    context = TrainingContext(torch.nn.Identity(), None, ["a", "bbb", "cc"], list)
+    both = replace(context, by_objective=lambda name: context)
+    made = _of_longest(both, sorted(context.examples, key=len, reverse=True))
+    assert made.examples == context.examples
+    assert made.collate(["a", "cc"]) == made.by_objective("reward").collate(["a", "cc"]) == ["bbb", "cc"]
+
+
+def test_a_recommendation_replaces_a_method_and_says_where_time_is_not_used(model_folder, rows, run_zofo, monkeypatch):
+    monkeypatch.setattr(fit, "CANDIDATES", fit.CANDIDATES[:1])
+    asked = ("recommend", "--data", rows, "--model", model_folder, "--time", "1s", "model.device=cuda", "--json")
+    for given in (("method=es", "method.population=8"), ("method.evaluator=in-place",)):
+        code, shown, said = run_zofo(*asked, *given)
+        assert code == 0, said
+        found = json.loads(shown)
+        assert found["tree"]["method"]["name"] == "first-order"
+        assert not {"population", "evaluator"} & found["tree"]["method"].keys()
+    assert "time is not known on CUDA: --time was not used" in found["reasons"]
+    code, shown, _ = run_zofo(*asked, "method=first-order", "method.lr=0.5")
+    assert json.loads(shown)["tree"]["method"]["lr"] == 0.5  # options of the same method stay
+
+
+def test_another_number_of_threads_is_said(config, monkeypatch):
+    own = replace(PACKAGED, measured="this machine")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert own.described == "this machine"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    assert own.described == "this machine, with 1 thread, now 16: calibrate again"
+    assert PACKAGED.described.endswith("with 1 thread, now 16: calibrate")
+    assert estimate_run(config, tokens=8, beside=False).machine.endswith("now 16: calibrate")
 
 
 def test_a_recommendation_runs_as_it_is(model_folder, rows, tmp_path, run_zofo, monkeypatch):

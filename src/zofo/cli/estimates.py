@@ -184,6 +184,8 @@ def say_dry_run(found: DryRun) -> None:
         ratio = f"{of.seconds / found.seconds:.2f}"
         table.add_row("seconds a step", f"{of.seconds:.2f}", f"{found.seconds:.2f}", ratio)
     out.say_table(table)
+    if of.seconds is not None:
+        out.say((f"estimated by {found.machine}", "dim"))
     out.say(f"the step saw a loss of {found.loss:.4f} on the longest rows; nothing was written, and it is undone")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,12 @@ from zofo.bench.step_variants import timed
 from zofo.errors import ConfigError
 from zofo.estimate.machine import known_machine
 from zofo.estimate.report import device_of
-from zofo.estimate.step import Rows, StepEstimate, estimate_step
-from zofo.methods import METHODS
+from zofo.estimate.step import Rows, StepEstimate, estimate_step, known_passes
+from zofo.methods import METHODS, TrainingContext
 from zofo.models import load_on_meta
 from zofo.models.quantization import release_memory
-from zofo.training import RunConfig, prepare_run, scorer_of, training_context
+from zofo.tasks import Split
+from zofo.training import RunConfig, checked_steps, prepare_run, scorer_of, training_context
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class DryRun:
         peak_bytes: the most memory from the check of the model to the step.
         seconds: of the step.
         loss: that it saw.
-        examples: that it was made with, the longest of the rows.
+        examples: to train on, of which each batch held the longest.
+        machine: whose constants the estimate is by, in words.
     """
 
     estimate: StepEstimate
@@ -35,6 +37,7 @@ class DryRun:
     seconds: float
     loss: float
     examples: int
+    machine: str
 
 
 def dry_run(
@@ -59,20 +62,21 @@ def dry_run(
     kind = METHODS[config.method.name]
     if kind.fixed_steps == 0:
         raise ConfigError(f"method={config.method.name} makes no step", "leave out --dry-run, or choose method=mezo")
+    known_passes(config.method, 1)
     on_progress(f"the rows, and {config.model.name}")
-    prepared = prepare_run(config, remote_code, ("train",))
-    whole = training_context(config, prepared, reward)
-    examples = whole.examples
+    scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
+    prepared = prepare_run(config, remote_code, ("train", *scored))
+    context = training_context(config, prepared, reward)
+    examples = sorted(context.examples, key=lambda one: -one.length)
     if not config.task.several:  # of which a step needs rows of each
-        examples = sorted(examples, key=lambda one: -one.length)[: 3 * config.method.batch_size]
-    context = replace(whole, examples=examples)
+        context = _of_longest(context, examples)
     losses, seconds = list[float](), list[float]()
     device = prepared.loaded.device
     release_memory()
 
     def work() -> None:
         method = kind(config.method, context)
-        method.check()
+        checked_steps(config, method, prepared, scored)
         for number in range(2):
             on_progress(("a first step, in which buffers are made", "the step")[number])
             seconds.append(timed(lambda number=number: losses.append(method.step(number).loss), device))  # type: ignore[misc]
@@ -83,7 +87,17 @@ def dry_run(
     shape = replace(prepared, loaded=loaded, scorer=scorer_of(config, prepared.task, loaded))
     on_meta = training_context(config, shape, reward)
     rows = Rows(examples, examples, len(examples))
-    place = device_of(config, None)
+    place, machine = device_of(config, None), known_machine()
     size = config.method.batch_size
-    estimate = estimate_step(config.method, loaded, on_meta, rows, known_machine(), size, 0, place)
-    return DryRun(estimate, peak, seconds[-1], losses[-1], len(examples))
+    estimate = estimate_step(config.method, loaded, on_meta, rows, machine, size, 0, place)
+    return DryRun(estimate, peak, seconds[-1], losses[-1], len(examples), machine.described)
+
+
+def _of_longest(context: TrainingContext, longest: Sequence[Any]) -> TrainingContext:
+    """A context of all rows, in which each batch holds the `longest` in place of those that were drawn."""
+    collate, by_objective = context.collate, context.by_objective
+    return replace(
+        context,
+        collate=lambda drawn: collate(longest[: len(drawn)]),
+        by_objective=None if by_objective is None else lambda name: _of_longest(by_objective(name), longest),
+    )

@@ -152,17 +152,17 @@ def _largest(
     model: Mapping[str, str],
     method: Mapping[str, Any],
 ) -> Fit:
-    """One candidate, with the most examples at once that fit, by halves; memory grows by about as much with each."""
+    """One candidate, with the most examples at once that fit and divide the batch; each takes about as much memory."""
     tried = functools.partial(_tried, config, source, machine, device, limit, model, method)
-    at_once = config.method.batch_size
-    whole = tried(at_once)
-    if whole.fits or at_once == 1 or whole.estimate.held_bytes > limit:
+    batch = config.method.batch_size
+    whole = tried(batch)
+    if whole.fits or batch == 1 or whole.estimate.held_bytes > limit:
         return whole
     least = tried(1)
     if not least.fits:
         return least
-    slope = (whole.estimate.peak_bytes - least.estimate.peak_bytes) / (at_once - 1)
-    while (at_once := at_once // 2) > 1:
+    slope = (whole.estimate.peak_bytes - least.estimate.peak_bytes) / (batch - 1)
+    for at_once in (part for part in range(batch // 2, 1, -1) if batch % part == 0):
         if least.estimate.peak_bytes + slope * (at_once - 1) <= limit and (fit := tried(at_once)).fits:
             return fit
     return least
@@ -179,7 +179,7 @@ def _tried(
     at_once: int,
 ) -> Fit:
     batch = config.method.batch_size
-    parts = -(-batch // at_once)
+    parts = batch // at_once
     own: dict[str, Any] = dict(method)
     if at_once < batch and METHODS[str(own["name"])].needs_gradient:
         own |= {"batch_size": at_once, "gradient_accumulation_steps": parts}
@@ -194,6 +194,8 @@ def _tried(
     whole = config.model_copy(update={"model": asked, "method": configured, "training": training})
     estimate = estimate_config(whole, source, machine, device, configured, evaluation=True)
     keys = [f"model.{key}={value}" for key, value in model.items()]
+    if config.model.quantization is not None and "quantization" not in model:
+        keys.append("model.quantization=null")
     keys += [f"method={own.pop('name')}", *(f"method.{key}={_typed(value)}" for key, value in own.items())]
     keys.append(f"training.eval_batch_size={scored}")
     needs = "pip install 'zofo[quantized]'" if "quantization" in model and find_spec("bitsandbytes") is None else None

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zofo.embedded import cache_dir
 from zofo.errors import RunError, first_line
 from zofo.estimate.ledger import Work
@@ -52,6 +54,15 @@ class Machine:
     check_kept: float = 0.35
     packed_forward_kept: float = 2.0
     packed_gradient_kept: float = 0.25
+
+    @property
+    def described(self) -> str:
+        """Where and when they were measured, and with how many threads where torch has another number now."""
+        now = torch.get_num_threads()
+        if now == self.threads:
+            return self.measured
+        again = "calibrate" if self.measured == PACKAGED.measured else "calibrate again"
+        return f"{self.measured}, with {self.threads} thread{'s'[: self.threads != 1]}, now {now}: {again}"
 
     def seconds(self, work: Work, dtype: str) -> float:
         """What some work takes, in products of a number type."""

@@ -138,7 +138,7 @@ def recommend(
     Args:
         tree: what is given: the rows (`task`) and perhaps the model, as a YAML file has them.
         max_memory: in bytes; by default most of what is free.
-        seconds: that the run may take; by default as many as its steps need.
+        seconds: that the run may take; by default as many as its steps need. Not used on CUDA: a reason says so.
         remote_code: allow the model's repository to run its own code.
         on_progress: called with a line about what is being done.
 
@@ -147,6 +147,8 @@ def recommend(
     """
     draft = _Draft({key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()})
     config, machine = read_config(**draft.tree), known_machine()
+    if "method" in draft.tree:  # its options go with it, where another one is chosen
+        draft.set("", method__name=config.method.name)
     on_progress("the rows")
     task = resolve_task(config.task)
     facts, source = _looked(task, draft, remote_code)
@@ -165,7 +167,7 @@ def recommend(
     if each.seconds is not None and each.evaluation is not None:
         scored = draft.config.training.num_evals or 1
         whole = length * each.seconds + scored * _evaluation(draft.config, facts, each.evaluation)
-    return Recommendation(draft.tree, draft.reasons, facts, each.peak_bytes, whole, machine.measured, fit.fits)
+    return Recommendation(draft.tree, draft.reasons, facts, each.peak_bytes, whole, machine.described, fit.fits)
 
 
 def _free(device: str) -> int:
@@ -210,7 +212,7 @@ def _in_context(draft: _Draft, facts: Facts, machine: Machine) -> Recommendation
         method="in-context",
         task__num_fewshot=shown,
     )
-    return Recommendation(draft.tree, draft.reasons, facts, 0, None, machine.measured)
+    return Recommendation(draft.tree, draft.reasons, facts, 0, None, machine.described)
 
 
 def _score(draft: _Draft, facts: Facts) -> None:
@@ -231,7 +233,7 @@ def _method(draft: _Draft, fit: Fit, limit: int) -> None:
     """Method, adapter, quantisation and batch, in the words of the tables."""
     for key in fit.keys:
         path, _, value = key.partition("=")
-        set_by_path(draft.tree, path.split(".") if path != "method" else ["method", "name"], parse_yaml(value))
+        set_by_path(draft.tree, path.split("."), parse_yaml(value))
     size, room = fit.estimate.peak_bytes / 2**30, limit / 2**30
     method = fit.config.method
     where = f"{size:.2f} GiB of {room:.2f}"
@@ -275,6 +277,8 @@ def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None) -> int
         paid = max(1, int(left / each.seconds))
         if paid < steps:
             steps, why = paid, f"as many steps as {seconds:.0f} seconds pay for; {queries:,} queries would be better"
+    elif seconds is not None:
+        draft.reasons.append("time is not known on CUDA: --time was not used")
     draft.set(f"{steps} steps ({why})", training__steps=steps, training__num_evals=min(scored, steps))
     if steps >= 20:
         draft.set("", training__lr_scheduler_type="linear")

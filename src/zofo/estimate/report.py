@@ -14,7 +14,7 @@ from zofo.bench.step_variants import StepOptions, random_examples
 from zofo.config import parse_model
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.estimate.machine import Machine, known_machine
-from zofo.estimate.step import Rows, StepEstimate, estimate_step
+from zofo.estimate.step import Rows, StepEstimate, estimate_step, known_passes
 from zofo.methods import METHODS, MethodConfig, TrainingContext
 from zofo.models import LoadedModel, ModelConfig, load_on_meta
 from zofo.objectives import classification_loss, token_loss
@@ -177,8 +177,8 @@ def estimate_config(
         ConfigError: an estimate does not know the method's passes.
         ModelError: nothing readable there.
     """
-    if method is not None and not method.passes(source.training):
-        raise ConfigError(f"an estimate knows no steps of method={method.name}", "estimate method=mezo or first-order")
+    if method is not None:
+        known_passes(method, source.training)
     if config.model.offload is not None:
         raise ConfigError(
             f"an estimate does not know how much of model.offload={config.model.offload} is in memory",
@@ -227,7 +227,7 @@ def estimate_run(
             others[name] = estimate_config(asked, source, machine, place, method)
         except ZofoError as error:
             others[name] = error.message
-    return RunEstimate(config.method.name, configured, others, source.about, place, machine.measured)
+    return RunEstimate(config.method.name, configured, others, source.about, place, machine.described)
 
 
 def way_of(config: RunConfig, way: str) -> tuple[RunConfig, MethodConfig | None]:

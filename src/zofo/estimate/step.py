@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zofo.adapters import AdapterConfig, PeftAdapters
+from zofo.errors import ConfigError
 from zofo.estimate.ledger import Trace, Work, trace
 from zofo.estimate.machine import Machine
 from zofo.estimate.memory import Held, Moment, Term, at_peak, of_check, of_pass, of_update, shares_kept
@@ -86,11 +87,11 @@ def estimate_step(
         device: `cpu` or `cuda`.
 
     Raises:
-        ConfigError: an adapter does not suit the model.
+        ConfigError: an adapter does not suit the model, or the method's passes are not known.
     """
     model: Any = loaded.model
     packed, weights, before = packed_numbers(model), weight_bytes(model), list(model.parameters())
-    passes = [Pass(batch_size)] if config is None else config.passes(rows.training)
+    passes = [Pass(batch_size)] if config is None else known_passes(config, rows.training)
     gradient = next((one for one in passes if one.gradient is not None), None)
     adapters = _attached(config, model, gradient)
     trained = _trained(model, gradient, adapters)
@@ -121,6 +122,13 @@ def estimate_step(
         return StepEstimate(terms, largest.name, always, work, None)
     scored = None if each is None else machine.seconds(each, _dtype(loaded))
     return StepEstimate(terms, largest.name, always, work, machine.seconds(work, _dtype(loaded)), scored)
+
+
+def known_passes(config: MethodConfig, rows: int) -> Sequence[Pass]:
+    """The passes of a step on some number of training rows; raises ConfigError for a method that does not tell them."""
+    if passes := config.passes(rows):
+        return passes
+    raise ConfigError(f"an estimate knows no steps of method={config.name}", "estimate method=mezo or first-order")
 
 
 def _theta(

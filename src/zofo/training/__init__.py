@@ -13,7 +13,7 @@ from zofo.training.peak_memory import PeakMemory
 from zofo.training.prediction_file import PredictionFile, predict_file
 from zofo.training.predictor import Conversation, Prediction, Predictor
 from zofo.training.run_folder import RunFolder
-from zofo.training.train import train
+from zofo.training.train import checked_steps, train
 from zofo.training.training_config import TrainingConfig
 from zofo.training.versions import describe_environment, environment, names
 
@@ -34,6 +34,7 @@ __all__ = [
     "LrSearchResult",
     "TaskReport",
     "as_percent",
+    "checked_steps",
     "copy_recipe",
     "copy_task",
     "describe_environment",

@@ -109,7 +109,7 @@ def _train(
         identity = identity_of(config, prepared, objective_name(context.objective_name, reward))
         header = begun_header(begun)
         method = METHODS[config.method.name](as_begun(config.method, header, prepared.loaded.model), context)
-        steps = _checked_steps(config, method, prepared, scored)
+        steps = checked_steps(config, method, prepared, scored)
         if config.training.treatment_steps is not None:
             check_treatment(method, context)
         if reward is not None:
@@ -293,7 +293,7 @@ def _warn(console: Console, text: str) -> None:
     say(console, f"warning: {text}")
 
 
-def _checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scored: Sequence[Split]) -> int:
+def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scored: Sequence[Split]) -> int:
     """How many steps are made; what cannot be made or scored is refused."""
     steps = number_of_steps(config, method, prepared.train_rows)
     for split in scored:
