@@ -253,6 +253,8 @@ def test_a_run(models, tasks, tmp_path, poisoned, method, way, rule, adapter, es
     assert [name for name, data in learned(again).items() if data != there.pop(name)] == []
     assert not there
 
+    if method == "select":  # which leaves out a member without a finite loss, see test_select.py
+        return
     # a loss that is not finite: an error that says where, and what was learned until then is as if stopped there
     config = configured("failed", **often)
     with pytest.raises(NonFiniteError, match=f"step {STOP}: non-finite loss nan of example 0") as failed:
