@@ -157,10 +157,12 @@ def main() -> None:
             if where is not None:
                 (where / "cgroup.procs").write_text(str(os.getpid()))
 
-        out, _ = child(asked, "measured", preexec_fn=join).communicate()
+        try:
+            out, _ = child(asked, "measured", preexec_fn=join).communicate()
+        finally:
+            if where is not None:
+                where.rmdir()
         found = json.loads(out.splitlines()[-1])
-        if where is not None:
-            where.rmdir()
         pair = [child(asked, "held") for _ in range(2)]
         for one in pair:
             one.stdout.readline()  # both hold it

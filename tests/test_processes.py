@@ -368,3 +368,9 @@ def test_runs_of_two_processes_killed_at_random_moments_end_with_the_same_bits(c
         shutil.rmtree(run / "checkpoints", ignore_errors=True)  # of one that was killed after its summary
         assert contents(run) == whole, number
     print(f"{method['name']}: {kills} kills of {number} runs")
+
+
+def test_a_number_of_processes_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 'two', which is no number of processes"):
+        joined()

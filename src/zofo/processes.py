@@ -265,7 +265,10 @@ def joined() -> Processes:
         ConfigError: the launcher is configured to shard models, or the processes cannot find each other.
     """
     check_whole()
-    launched = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    typed = os.environ.get("WORLD_SIZE", "") or "1"
+    if not typed.isdecimal():
+        raise ConfigError(f"WORLD_SIZE is {typed!r}, which is no number of processes", "unset WORLD_SIZE")
+    launched = int(typed)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         launched = torch.distributed.get_world_size()
     if launched == 1:

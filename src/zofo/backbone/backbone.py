@@ -22,7 +22,8 @@ Elementwise = Callable[[str, int, Block, torch.Tensor], torch.Tensor]
 """(tensor name, its number of entries, block, the gradient there as float32) -> what is added there."""
 
 Rounding = Literal["stochastic", "nearest"]
-"""How an update of half-precision weights is rounded."""
+"""How an update of half-precision weights is rounded: to one of the two neighbours, the nearer the likelier, so that
+its mean is exact; or to the nearest, as in other code."""
 
 _LARGEST = 3e38  # of a coefficient, in float32
 _CPU_BLOCK, _DEVICE_BLOCK = 1 << 18, 1 << 24  # entries: fits a core's cache; few launches

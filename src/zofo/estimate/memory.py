@@ -130,8 +130,8 @@ def of_update(parameters: Sequence[nn.Parameter], moments: int) -> Moment:
 
 
 def shares_kept(machine: Machine, device: str, packed: bool) -> tuple[float, float]:
-    """How much the C library keeps of a forward's tensors, and of those that a forward with a gradient makes; torch's
-    allocator on CUDA keeps nothing that it counts."""
+    """The shares of freed tensors that the C library keeps: of a forward, and of one with a gradient; 0 on CUDA, whose
+    peak is counted without them."""
     if device != "cpu":
         return 0.0, 0.0
     if packed:

@@ -38,7 +38,7 @@ _LEAST = 0.1  # of mean losses: a smaller one is a difference of larger numbers,
 
 
 class CarriedLosses(Protocol):
-    """How a check asks."""
+    """Asks for the losses of a batch in one forward that carries the points."""
 
     def __call__(self, objective: Objective, batch: Any, points: Sequence[Point], held: bool) -> torch.Tensor:
         """Losses; `held` keeps the keys of the last points."""

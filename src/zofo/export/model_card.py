@@ -121,7 +121,7 @@ def _asked(task: Task, prompt: str | None, head: Head) -> dict[str, Any]:
 
 
 def _moved(run: RunFolder) -> str | None:
-    """How to write the backbone that an adapter was trained beside, where that is not the base model."""
+    """The command that writes the weights an adapter was trained beside; None where these are the base model's."""
     if run.backbone_trajectory is not None:
         return "zofo replay RUN --out BACKBONE"
     return None if run.config.init_from is None else "zofo export START --merged BACKBONE, of the run it started from"

@@ -17,7 +17,7 @@ _WHOLE = TypeAdapter(int)
 
 
 class PopulationConfig(EstimatorConfig):
-    """How the losses of members become a step."""
+    """The estimator of `es`: how members' losses are weighed into a step, such as by z-scores or ranks."""
 
     default = "population"
 
