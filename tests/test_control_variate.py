@@ -9,10 +9,12 @@ import torch
 
 from conftest import build_model, build_tokenizer
 from test_adapters import training_context
+from test_meta_bilevel import NAMES, drawn, new_context
 from zofo import Bilevel, BilevelConfig
 from zofo.adapters.subspace import linear_layers
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError
+from zofo.methods import MetaBilevel, MetaBilevelConfig
 from zofo.objectives import classification_loss
 from zofo.testing import check_method
 
@@ -37,6 +39,7 @@ def differentiated(method):
     method._pair.inner_step(method._batches_inner[0], 50.0)
     b_f, b_p = method._upper.collate(method._batches_f[0]), method._batches_p[0]
     method._pair.differentiate(b_f, b_p, PENALTY, None, method._control.parameters)
+    method._control.add_grad()
     return b_f, b_p
 
 
@@ -59,7 +62,7 @@ def gradient_of(method, b_f, b_p):
 def written(method, control):
     """g_hat, as tensors of theta."""
     found = {name: torch.zeros_like(p) for name, p in method.backbone.parameters.items()}
-    for (name, layer), gradient in zip(control._layers.items(), control._gradients(), strict=True):
+    for (name, layer), gradient in zip(control._layers.items(), control._gradients, strict=True):
         found[name] = gradient @ layer.lora_A["backbone"].weight
     return found
 
@@ -158,3 +161,63 @@ def test_where_there_is_no_projection_or_no_plain_step_it_is_refused(options, sa
 def test_a_selection_without_linear_layers_leaves_it_nothing(words):
     with pytest.raises(ConfigError, match="moves none of them"):
         built(words, trainable=["model.norm.weight"])
+
+
+# on many tasks
+
+MANY = {
+    "batch_size": 2,
+    "inner_steps": 1,
+    "tasks_per_step": 2,
+    "penalty": PENALTY,
+    "control_variate": SUBSPACE,
+    "trainable": ["model.layers.*_proj.weight"],
+    "rule": {"lr": 0.05},
+}
+
+
+def on_many(**options):
+    given = new_context()
+    return MetaBilevel(MetaBilevelConfig(**{**MANY, **options}), given), given
+
+
+def test_of_many_tasks_g_hat_is_the_projection_of_the_gradient_of_their_mean():
+    meta, _ = on_many(rule={"lr": 0.0}, num_directions=1)
+    log = meta.step(0)
+    tensors, total = meta.backbone.parameters, {}
+    for p in tensors.values():
+        p.requires_grad_(True)
+    tuned = [meta._store.get(name) for name in drawn(log)]
+    assert len(tuned) == 2
+    asks = meta._asks([meta._first_order_steps(task, 0, PENALTY)[0] for task in again(meta, log)])
+    for (objective, batch), factor in zip(asks, (1, 1, PENALTY, PENALTY, -PENALTY, -PENALTY), strict=True):
+        loss = objective(meta.model, batch).mean() * factor / 2
+        for name, found in zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True):
+            total[name] = total.get(name, 0) + found
+    known = written(meta, meta._control)
+    for name, layer in meta._control._layers.items():
+        rows = layer.lora_A["backbone"].weight
+        torch.testing.assert_close(known[name], total[name] @ rows.T @ rows, rtol=1e-3, atol=1e-6)
+    assert log.update is None
+
+
+def again(meta, log):
+    """The tasks of a step, each with a fresh pair, as before it."""
+    for name in drawn(log):
+        meta._store.put(name, meta._fresh)
+    meta._control.zero_grad()
+    return [task for name in drawn(log) for task in meta._tasks if task.name == name]
+
+
+def test_of_many_tasks_it_goes_on_from_what_it_remembers_bit_by_bit():
+    whole, first, second = (on_many()[0] for _ in range(3))
+    for one in (whole, first, second):
+        one.check()  # as a run does; a first forward sums in another order
+    logs = [whole.step(number) for number in range(3)]
+    first.step(0)
+    second.load_state_dict(first.state_dict(weights=True))
+    assert [second.step(number).coefficients for number in (1, 2)] == [log.coefficients for log in logs[1:]]
+    one, other = (m.state_dict(weights=True).tensors for m in (whole, second))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert any(b.any() for b in whole._control.parameters)
+    assert set(NAMES) >= set(whole._store.names)

@@ -446,6 +446,24 @@ def test_a_run_that_starts_from_it_begins_with_its_theta_and_is_restored_with_it
     assert evaluate_run(start.path, asked).loss == pytest.approx(begun["loss"], rel=1e-5)
 
 
+def test_a_part_of_theta_that_is_an_adapter_comes_back_and_is_merged_where_a_run_starts_from_it(config, tmp_path):
+    options = {"control_variate": {"name": "subspace", "rank": 4}, "trainable": ["*_proj.weight"], "batch_size": 2}
+    run = train(config("meta", method={"name": "meta-bilevel", **SMALL, **options, "rule": {"lr": 0.05}}))
+    assert {path.name for path in (run.path / "adapter").iterdir()} <= set(NAMES)
+    found = evaluate_run(run.path, variant="backbone")
+    assert found.loss == pytest.approx(run.summary["variants"]["backbone"]["loss"], rel=1e-4)
+    judge = {"data": str(tmp_path / "tasks" / "judge"), "train_examples_per_label": 4, "split_sizes": {"validation": 4}}
+    begun = train(config("begun", method="zero-shot", task=judge, init_from=str(run.path)))
+    few = {"name": "first-order", "lr": 0.01, "batch_size": 8}
+    adapted = train(config("adapted", method=few, task=judge, init_from=str(run.path)))
+    asked = [f"task.data={judge['data']}", "task.tasks=[]", "task.split_sizes={validation: 4}"]
+    assert evaluate_run(run.path, asked).loss == pytest.approx(begun.summary["loss"], rel=1e-4)
+    assert adapted.summary["loss"] < begun.summary["loss"]
+    assert evaluate_run(adapted.path).loss == pytest.approx(adapted.summary["loss"], rel=1e-4)
+    bare = train(config("bare", method="zero-shot", task=judge)).summary["loss"]
+    assert abs(begun.summary["loss"] - bare) > 1e-3
+
+
 def test_a_task_with_a_colon_and_one_in_free_words_are_trained_on(config, tmp_path):
     root = tmp_path / "tasks"
     (root / "mood").rename(root / "unifiedqa:mood")

@@ -115,7 +115,7 @@ def prepare_run(
         words = zip(task.label_names, task.verbalizers_of(config.task.prompt).values(), strict=True)
         check_head_labels(loaded.outputs, loaded.name, [(str(label), word.strip()) for label, word in words])
     if start is not None:
-        start.restore(loaded)
+        start.restore_as_start(loaded)
     scorer = scorer_of(config, task, loaded)
     encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
     return PreparedRun(loaded, task, examples, encoded, scorer)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zofo.adapters import load_adapter
+from zofo.adapters import load_adapter, merge_adapter
 from zofo.errors import RunError
 from zofo.filesystem import real, sha256_of
+from zofo.methods.adapter_start import BACKBONE
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.models import LoadedModel, load_model
 from zofo.tasks import TaskConfig, check_not_trained_on
@@ -102,6 +103,11 @@ class RunFolder(RunRecord):
         if adapter is not None:
             attach(loaded.model, adapter)
 
+    def restore_as_start(self, loaded: LoadedModel) -> None:
+        """As `restore`, for a run that begins where this one ended: an adapter that is a part of theta is merged."""
+        first = next(iter(self.summary["variants"]))
+        self.restore(loaded, attach=merge_adapter if first == BACKBONE else load_adapter)
+
     def enable_replay_cache(self) -> None:
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
 
@@ -118,7 +124,7 @@ class RunFolder(RunRecord):
         *before, _ = self.chain()
         if before:
             start = before[-1]
-            start.restore(loaded)
+            start.restore_as_start(loaded)
             now = Identity(start=start.trained_hash)
             check_unchanged(self.identity, now, repr(str(self.path)), {"": f"put back {str(start.path)!r} as it was"})
         now, hint = model_identity(loaded), f"name that model, with its files as they were: {_BY_MODEL}"

@@ -96,8 +96,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
         return self.upper_objective
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        """Inner steps, the two losses that the step on p follows, and three losses at each point for theta's."""
-        first = self.backward(self.batch_size, self.inner_steps + 2)
+        """Inner steps, the two losses that the step on p follows, one more for a control variate, and three losses at
+        each point for theta's."""
+        first = self.backward(self.batch_size, self.inner_steps + 2 + (self.control_variate is not None))
         still = self.backbone_update != "zeroth-order"  # a control, which asks for nothing
         return [first] if still else [first, self.forwards(self.batch_size, 3)]
 
@@ -223,6 +224,8 @@ class Bilevel(Method):
         if self._control is not None:
             self._control.zero_grad()
         f_upper, f_lower = pair.differentiate(followed, b_p, penalty, objective, along)
+        if self._control is not None:
+            self._control.add_grad()
         above = {} if f_upper is None else {"loss_upper" if follows is upper else "loss_surrogate": f_upper}
         coefficients = {"penalty": penalty, **above, "loss_lower": f_lower}
         if inner:

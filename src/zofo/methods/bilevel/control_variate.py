@@ -54,12 +54,21 @@ class FirstOrderControlVariate:
             )
         self.parameters: list[nn.Parameter] = [layer.lora_B[name].weight for layer in self._layers.values()]
         adapters.learn_beneath(self.parameters)
+        self._gradients = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in self.parameters]
         self._residuals = self._slopes = 0.0  # sums of squares
 
     def zero_grad(self) -> None:
-        """Forget the gradient."""
-        for parameter in self.parameters:
+        """Forget the gradient, and what was left in `.grad`."""
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             parameter.grad = None
+            gradient.zero_()
+
+    def add_grad(self, weight: float = 1.0) -> None:
+        """Take what `.grad` holds into the gradient, multiplied by `weight`: of a task, its share of the mean."""
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
+            if parameter.grad is not None:
+                gradient.add_(parameter.grad, alpha=weight)
+                parameter.grad = None
 
     @torch.no_grad()
     def corrected(self, gradient: Displacement, keys: Sequence[Key]) -> tuple[Displacement, dict[str, float]]:
@@ -73,7 +82,7 @@ class FirstOrderControlVariate:
         left = {key: slopes.get(key, 0.0) - inner[key] / n for key in keys}
         self._slopes += math.fsum((n * slope) ** 2 for slope in slopes.values())
         self._residuals += math.fsum((n * slope) ** 2 for slope in left.values())
-        squared = math.fsum(float(g.double().square().sum()) for g in self._gradients())
+        squared = math.fsum(float(g.double().square().sum()) for g in self._gradients)
         found = {"control_variate_squared": squared}
         found |= {f"control_variate_slope_{key.index}": slope for key, slope in inner.items()}
         if self._slopes:
@@ -83,23 +92,20 @@ class FirstOrderControlVariate:
     def _inner(self, keys: Sequence[Key]) -> dict[Key, float]:
         """<g_hat, z> = sum over layers of <dL/dB, z A^T>, a tensor at a time."""
         directions, total = self._backbone.directions(keys), dict.fromkeys(keys, 0.0)
-        for (weight, layer), gradient in zip(self._layers.items(), self._gradients(), strict=True):
+        for (weight, layer), gradient in zip(self._layers.items(), self._gradients, strict=True):
             shape = self._backbone.shapes[weight]
             rows = layer.lora_A[self._name].weight.float()
             for key in keys:
                 z = torch.zeros(math.prod(shape), dtype=torch.float32, device=rows.device)
                 directions.add_to(z, [(key, 1.0)], weight, (0, z.numel()))
                 along = z.view(shape).T if layer.fan_in_fan_out else z.view(shape)
-                total[key] += float((gradient.float() * (along @ rows.T)).double().sum())
+                total[key] += float((gradient * (along @ rows.T)).double().sum())
         return total
-
-    def _gradients(self) -> Sequence[torch.Tensor]:
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
 
     @torch.no_grad()
     def apply(self, lr: float) -> None:
         """theta <- theta - lr g_hat."""
-        for parameter, gradient in zip(self.parameters, self._gradients(), strict=True):
+        for parameter, gradient in zip(self.parameters, self._gradients, strict=True):
             parameter.sub_(gradient, alpha=lr)
         self.zero_grad()
 

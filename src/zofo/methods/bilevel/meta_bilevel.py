@@ -21,21 +21,24 @@ from zofo.adapters import ADAPTERS, Adapters
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient, LossRequest, Objective
-from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
+from zofo.methods.adapter_start import (
+    BACKBONE,
+    attach_adapters,
+    attach_stacked,
+    remember_adapters,
+    restore_adapters,
+)
 from zofo.methods.base import METHODS, Method, Pass, StepLog, TrainingContext, batches_of_epochs
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
 from zofo.methods.bilevel.backbone_step import BackboneStep
 from zofo.methods.bilevel.bilevel import BilevelConfig, split, split_sizes
+from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
 from zofo.methods.bilevel.penalty_schedule import penalty_at
 from zofo.noise import permutation
 from zofo.objectives import scores
 from zofo.state_dict import StateDict
 from zofo.tasks import EpochSampler, file_name
-
-BACKBONE = "backbone"
-"""The variant that is theta with the adapter that a new task would begin with: the model's own function."""
-
 
 class MetaBilevelConfig(BilevelConfig):
     """Configuration of `meta-bilevel`."""
@@ -100,6 +103,11 @@ class MetaBilevel(Method):
        theta, and one z is used for all of its terms: two points for all tasks, each visited once. With
        `directions: per-example` or `per-group(n)` tasks have directions of their own.
 
+    With `control_variate`, what a gradient knows of the function of 3, the mean over the n tasks, is taken off the noise
+    of its estimate. That part of theta is one adapter, which all tasks have in common.
+
+    The variant `backbone` is theta with the adapter that a new task would begin with.
+
     A step whose loss is not finite changes nothing, of no task.
 
     Args:
@@ -131,7 +139,15 @@ class MetaBilevel(Method):
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self._adapters: Adapters
-        self._adapters, self.adapter_start = attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
+        self._control: FirstOrderControlVariate | None = None
+        self.backbone_is_theta = config.control_variate is None
+        if config.control_variate is None:
+            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
+        else:
+            assert theta.backbone is not None  # or the configuration is refused
+            theirs = config.control_variate, config.adapter
+            self._adapters, below, self.adapter_start = attach_stacked(*theirs, context, VARIANTS, config.batch_size)
+            self._control = FirstOrderControlVariate(below, theta.backbone)
         self.counts.include(self.adapter_start.counts)
         gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
         rates = config.lr_adapter, config.lr_lower
@@ -140,12 +156,15 @@ class MetaBilevel(Method):
         self._fresh = _copied(self._pair.state_dict())
         self._variant = BACKBONE
         self.score = self._score
-        self.queries_per_step = self._number * (config.inner_steps + 2 + 3 * theta.points) * config.batch_size
+        firsts = config.inner_steps + 2 + (self._control is not None)
+        self.queries_per_step = self._number * (firsts + 3 * theta.points) * config.batch_size
 
     def step(self, number: int) -> StepLog:
         config, before = self._config, self.counts.copy()
         penalty = penalty_at(config.penalty, number)
         self._theta.flush()  # first-order steps look at the weights
+        if self._control is not None:
+            self._control.zero_grad()
         order = permutation(Key(self._seed, number), "meta/tasks", len(self._tasks))
         coefficients: dict[str, float] = {"penalty": penalty}
         tuned: dict[str, _TaskStep] = {}
@@ -154,14 +173,16 @@ class MetaBilevel(Method):
             coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
 
         examples = len(tuned) * config.batch_size
-        found, update = self._theta.step(number, self._asks(list(tuned.values())), examples, self.lr_factor(number))
+        asks, rate = self._asks(list(tuned.values())), self.lr_factor(number)
+        found, update = self._theta.step(number, asks, examples, rate, self._control)
         coefficients |= found
         for name, one in tuned.items():
             self._store.put(name, one.after)
         for loss in found_of_each:  # their means over the tasks
             coefficients[loss] = math.fsum(coefficients[f"{loss}/{name}"] for name in tuned) / len(tuned)
-        rate = self._theta.sgd_rate(self.lr_factor(number))
-        return StepLog(coefficients["loss_upper"], self.counts - before, coefficients, update, rate)
+        told = update if self._control is None else None  # which is not all that theta does
+        loss, taken = coefficients["loss_upper"], self.counts - before
+        return StepLog(loss, taken, coefficients, told, self._theta.sgd_rate(rate))
 
     def _first_order_steps(self, task: _TaskBatches, number: int, penalty: float) -> tuple[_TaskStep, dict[str, float]]:
         """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
@@ -171,8 +192,11 @@ class MetaBilevel(Method):
         with pair.transaction():
             batches = (task.batches_inner[number * inner_steps + t] for t in range(inner_steps))
             inner = [pair.inner_step(batch, self.lr_factor(number)) for batch in batches]
-            f_upper, f_lower = pair.differentiate(b_f, b_p, penalty)
+            along = () if self._control is None else self._control.parameters
+            f_upper, f_lower = pair.differentiate(b_f, b_p, penalty, theta=along)
             assert f_upper is not None
+            if self._control is not None:
+                self._control.add_grad(1 / self._number)
             old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
             pair.step_adapter(self.lr_factor(number))
         found = {"loss_upper": f_upper, "loss_lower": f_lower}
@@ -213,7 +237,7 @@ class MetaBilevel(Method):
         self._theta.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
 
     def notes(self) -> list[str]:
-        return self._theta.notes()
+        return [*self._theta.notes(), *([] if self._control is None else [_KEPT])]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
@@ -236,22 +260,36 @@ class MetaBilevel(Method):
         remember_adapters(self._adapters, whole)
         for name in self._store.names:
             self._store.remember_in(whole, f"task {name}", name)
+        if self._control is not None:
+            whole.put("control_variate", self._control.state_dict())
         return whole
 
     def load_state_dict(self, state: StateDict) -> None:
         self._theta.load_state_dict(state)
         restore_adapters(self._adapters, state)
+        if self._control is not None:
+            self._control.load_state_dict(state.part("control_variate"))
         for name in state.values["tasks"]:
             self._pair.load_state_dict(state.part(f"task {name}"))  # refuses what is of another model
             self._store.put(name, self._pair.state_dict())
 
     def save(self, folder: Path) -> None:
-        """Of each task that a step has looked at, the peft folders `adapter/TASK` (p) and `lower_adapter/TASK` (s)."""
+        """Of each task that a step has looked at, the peft folders `adapter/TASK` (p) and `lower_adapter/TASK` (s); and
+        `backbone`, where a control variate has made a part of theta that is an adapter."""
         self._theta.save(folder)
+        if self._control is not None:
+            self._pair.load_state_dict(self._fresh)
+            self._adapters.save(VARIANTS[0], folder / BACKBONE)
         for name in self._store.names:
             self._load(name)
             for variant in VARIANTS:
                 self._adapters.save(variant, folder / variant / file_name(name))
+
+
+_KEPT = (
+    "the first-order part of theta's steps is a low-rank term, which is kept in `backbone`, and with p and s of each "
+    "task: the trajectory alone is not all of theta"
+)
 
 
 def _refuse(config: MetaBilevelConfig) -> None:
@@ -260,12 +298,11 @@ def _refuse(config: MetaBilevelConfig) -> None:
             "method=meta-bilevel has one objective for both levels of all tasks",
             "set method.upper_objective=null and method.upper_surrogate=false, or choose method=bilevel",
         )
-    for key in ("backbone_adapter", "control_variate"):
-        if getattr(config, key) is not None:
-            raise ConfigError(
-                f"method.{key} is of one task, whose adapters it is saved with, and method=meta-bilevel has many",
-                f"set method.{key}=null, or choose method=bilevel",
-            )
+    if config.backbone_adapter is not None:
+        raise ConfigError(
+            "method.backbone_adapter is of one task, whose adapters it is saved with, and method=meta-bilevel has many",
+            "set method.backbone_adapter=null, or choose method=bilevel",
+        )
     if not config.adapter.kind.starts_neutral:
         neutral = [name for name in ADAPTERS if ADAPTERS[name].starts_neutral]
         raise ConfigError(
