@@ -193,7 +193,7 @@ def check_packaged(asked):
         assert set(run.tree["task"]["held_out_tasks"]) == set(asked.config.tasks)
     budgets = {run.method.removeprefix("start "): run.tree["training"]["max_queries"] for run in asked.grid.starts}
     longer = budgets.pop("longer-bilevel")
-    assert set(budgets) == {"bilevel", "metaicl", "channel-metaicl"}
+    assert set(budgets) == {"bilevel", "variate-bilevel", "metaicl", "channel-metaicl"}
     assert set(budgets.values()) == {longer // 5}  # the same budget
 
 
@@ -219,4 +219,4 @@ def test_the_packaged_study_can_be_planned_and_its_tasks_do_not_meet(tmp_path, t
     check_packaged(asked)
     plan = plan_study(asked, tmp_path / "out")
     assert [row.fault for row in plan.rows if row.fault] == []
-    assert plan.runs == 4 + 4 * (3 * 1 + 7 * 5)
+    assert plan.runs == 5 + 4 * (4 * 1 + 8 * 5)

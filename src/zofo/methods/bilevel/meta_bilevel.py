@@ -40,6 +40,7 @@ from zofo.objectives import scores
 from zofo.state_dict import StateDict
 from zofo.tasks import EpochSampler, file_name
 
+
 class MetaBilevelConfig(BilevelConfig):
     """Configuration of `meta-bilevel`."""
 
@@ -103,8 +104,8 @@ class MetaBilevel(Method):
        theta, and one z is used for all of its terms: two points for all tasks, each visited once. With
        `directions: per-example` or `per-group(n)` tasks have directions of their own.
 
-    With `control_variate`, what a gradient knows of the function of 3, the mean over the n tasks, is taken off the noise
-    of its estimate. That part of theta is one adapter, which all tasks have in common.
+    With `control_variate`, what a gradient knows of the mean in 3 is taken off the noise of its estimate. That part of
+    theta is one adapter, which all tasks have in common.
 
     The variant `backbone` is theta with the adapter that a new task would begin with.
 
@@ -181,8 +182,8 @@ class MetaBilevel(Method):
         for loss in found_of_each:  # their means over the tasks
             coefficients[loss] = math.fsum(coefficients[f"{loss}/{name}"] for name in tuned) / len(tuned)
         told = update if self._control is None else None  # which is not all that theta does
-        loss, taken = coefficients["loss_upper"], self.counts - before
-        return StepLog(loss, taken, coefficients, told, self._theta.sgd_rate(rate))
+        taken = self.counts - before
+        return StepLog(coefficients["loss_upper"], taken, coefficients, told, self._theta.sgd_rate(rate))
 
     def _first_order_steps(self, task: _TaskBatches, number: int, penalty: float) -> tuple[_TaskStep, dict[str, float]]:
         """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
