@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from least_squares import LeastSquares, build, theta_of, training_context
+from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.methods import METHODS
 from zofo.training import read_config, train
-from zofo.training.treatment import measure
+from zofo.training.treatment import measure, measure_along
 
 PLAIN = {"kind": METHODS["mezo"], "lr_full": None, "anchor_interval": None}
 
@@ -39,6 +40,20 @@ def test_the_squared_gradient_of_a_few_examples_has_no_bias():
     each = model.gradients(model.theta())
     products = [(each[i] @ each[j]).item() for i, j in pairs]  # whose expectation is |g|^2 for two independent examples
     assert sum(found) / len(found) == pytest.approx(sum(products) / len(products), rel=1e-9)
+
+
+def test_along_directions_it_is_the_same_within_the_error_that_is_said():
+    model = LeastSquares()
+    method = build(model, **PLAIN)
+    context, rows = training_context(model), range(len(model.x))
+    exact = measure(method.backbone, context, rows)
+    keys = [Key(5, 0, number) for number in range(2000)]
+    found = measure_along(method.evaluator, context, rows, keys, 1e-3)
+    assert abs(found.gradient_squared - exact.gradient_squared) < 4 * found.error < exact.gradient_squared
+    assert found.spread_squared == pytest.approx(exact.spread_squared, rel=0.1)
+    assert found.counts.queries == 2 * len(keys) * len(rows)
+    assert method.counts.queries == 0
+    assert math.isnan(found.update_slope)
 
 
 def test_the_slope_of_an_update_is_the_change_of_the_loss():
@@ -89,6 +104,19 @@ def test_a_run_logs_its_treatment_apart_from_its_work(configured):
     for number, line in enumerate(lines[1:]):
         predicted += 1e-4 * sum(factors[2 * number : 2 * number + 2]) * line["gradient_squared"]
         assert line["predicted_descent"] == pytest.approx(predicted)
+
+
+def test_an_objective_without_a_gradient_is_measured_along_directions(configured):
+    method = {"name": "mezo", "estimator": {"epsilon": 0.1}, "rule": {"lr": 1e-4}}
+    made = {"objective": "accuracy", "treatment_directions": 3, "steps": 2}
+    run = train(configured("run", method, **made))
+    first, last = lines_of(run, "treatment")
+    assert (first["measured_queries"], first["measured_backwards"]) == (2 * 3 * 4, 0)
+    assert first["gradient_squared_error"] >= 0
+    assert last["predicted_descent"] == pytest.approx(2e-4 * last["gradient_squared"])
+    bare = train(configured("bare", method, objective="accuracy", steps=2, treatment_steps=None))
+    assert run.trajectory.read_bytes() == bare.trajectory.read_bytes()
+    assert run.summary["queries"] == bare.summary["queries"] == 2 * 2 * 4
 
 
 @pytest.mark.parametrize(
@@ -171,7 +199,6 @@ def test_a_run_that_goes_on_counts_on(configured):
     ("method", "training", "message"),
     [
         ({"name": "zero-shot"}, {}, "this method makes none"),
-        ({"name": "mezo"}, {"objective": "accuracy"}, "the objective's gradient, and 'accuracy' has none"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is_written(configured, method, training, message):

@@ -111,7 +111,7 @@ def _train(
         method = METHODS[config.method.name](as_begun(config.method, header, prepared.loaded.model), context)
         steps = checked_steps(config, method, prepared, scored)
         if config.training.treatment_steps is not None:
-            check_treatment(method, context)
+            check_treatment(method, context, _epsilon(config))
         if reward is not None:
             judged = context.by_objective(REWARD) if context.by_objective else context
             say_all(console, [*reward_trial(judged, steps * method.queries_per_step)])
@@ -162,11 +162,17 @@ def _how_to_go_on(
 _GOES_ON = "type the same command again: the run goes on from its newest checkpoint"
 
 
+def _epsilon(config: RunConfig) -> float | None:
+    """Of the method's differences; None where it makes none."""
+    estimator = getattr(config.method, "estimator", None)
+    return None if estimator is None else float(estimator.build().epsilon)
+
+
 def _measuring(folder: RunFolder, trained: Session, config: RunConfig, console: Console) -> list[Measuring]:
     """What measures the treatment, if that is asked for, and what a reward has changed, if there is one."""
     training, method, found = config.training, trained.method, list[Measuring]()
     if training.treatment_steps is not None:
-        found.append(TreatmentLogger(method, trained.context, training.treatment_steps, training.treatment_examples))
+        found.append(TreatmentLogger(method, trained.context, training, _epsilon(config)))
     rewards, rows = _rewards(trained, config), training.before_after_examples
     if rewards is not None and rows and method.fixed_steps is None:
         found.append(BeforeAfter(method, trained.prepared, rewards, rows, trained.steps, folder, console))

@@ -69,6 +69,8 @@ class TrainingConfig(Config):
     the predicted descent, by a backward pass an example; by default none."""
     treatment_examples: int = Field(16, ge=2)
     """Training examples of such a measurement."""
+    treatment_directions: int = Field(16, ge=2)
+    """Directions of such a measurement, of an objective without a gradient; two queries an example along each."""
     before_after_examples: int = Field(32, ge=0)
     """Of a run by a reward: validation rows whose reward and answers are measured before the first step and after the
     last, with everyday sentences that nobody trains; 0 for none."""

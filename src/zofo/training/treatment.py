@@ -15,10 +15,12 @@ from zofo.adapters import own_weights
 from zofo.backbone import Backbone, Update, at_least_float32
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.evaluators import Counts
+from zofo.estimators import TwoSided
+from zofo.evaluators import Counts, Evaluator
 from zofo.methods import Method, StepLog, TrainingContext
 from zofo.noise import permutation
 from zofo.training.callbacks import Measuring, MetricsLogger
+from zofo.training.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Treatment:
         update_slope: g . D along an update D that has been made: the slope where it ends; nan for one that is no
             displacement.
         counts: what the measurement took.
+        error: standard error of `gradient_squared` over the directions, where it was measured along some; else nan.
     """
 
     gradient_squared: float
     spread_squared: float
     update_slope: float
     counts: Counts
+    error: float = math.nan
 
 
 def measure(
@@ -72,6 +76,37 @@ def measure(
     return Treatment(of_mean - spread / n, spread, _slope(backbone, mean, update), counts)
 
 
+def measure_along(
+    evaluator: Evaluator, context: TrainingContext, examples: Sequence[Any], keys: Sequence[Key], epsilon: float
+) -> Treatment:
+    """The same without a gradient: by the slopes of n examples along random directions, two queries each.
+
+    A direction z has E[z z^T] = 1, so that E (g . z)^2 = |g|^2, and E ((g_i - g) . z)^2 summed over entries is the
+    variance of one example's gradient. With the slopes b_i of the examples along z, (n mean(b)^2 - mean(b^2)) / (n - 1)
+    has the mean (g . z)^2 over draws of examples. Both are averaged over the directions. For an objective with steps,
+    such as accuracy, g is the gradient of the objective as differences of length epsilon see it.
+
+    Args:
+        evaluator: of theta, with no update pending; its counts are left as they are.
+        context: whose objective is asked for.
+        examples: n of the training examples, at least two.
+        keys: of the directions, at least two.
+        epsilon: half the length of a difference.
+    """
+    estimator, before, n = TwoSided(epsilon), evaluator.counts.copy(), len(examples)
+    batch, squares, spreads = context.collate(examples), [], []
+    for key in keys:
+        losses = evaluator.losses(context.objective, batch, estimator.ask([key]))
+        slopes = estimator.slopes(losses.double().cpu())[0]
+        spreads.append(slopes.var().item())
+        squares.append(slopes.mean().item() ** 2 - spreads[-1] / n)
+    counts = evaluator.counts - before
+    evaluator.counts.become(before)
+    found = torch.tensor(squares, dtype=torch.float64)
+    error = found.std().item() / math.sqrt(len(keys))
+    return Treatment(found.mean().item(), math.fsum(spreads) / len(spreads), math.nan, counts, error)
+
+
 def _slope(backbone: Backbone | None, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:
     """g . D, a tensor at a time, with what weight decay does to the tensors that decay."""
     if backbone is None or update is None or update.dense_update_fn is not None:
@@ -87,16 +122,17 @@ def _slope(backbone: Backbone | None, gradient: Mapping[str, torch.Tensor], upda
     return total
 
 
-def check_treatment(method: Method, context: TrainingContext) -> None:
+def check_treatment(method: Method, context: TrainingContext, epsilon: float | None) -> None:
     """Find out, before anything is written, whether the treatment can be measured.
 
     Raises:
-        ConfigError: no steps, an objective without a gradient, or fewer than two examples.
+        ConfigError: no steps, an objective without a gradient in a method that makes no differences of it, or fewer
+            than two examples.
     """
     off = "set training.treatment_steps=null"
     if method.fixed_steps == 0:
         raise ConfigError("training.treatment_steps measures between the steps, and this method makes none", off)
-    if context.log_ties:
+    if context.log_ties and (method.evaluator is None or epsilon is None):
         what = f"the objective's gradient, and {context.objective_name!r} has none"
         raise ConfigError(f"training.treatment_steps measures {what}", f"{off}, or training.objective=classification")
     if len(context.examples) < 2:
@@ -115,20 +151,24 @@ class TreatmentLogger(Measuring):
     and are in none of the run's counts. The model is measured as it would be evaluated: pending updates are written
     first.
 
+    An objective without a gradient is measured by `measure_along`, with directions that the run's steps do not take.
+
     Args:
         method: which is measured as its first variant; its theta is where the run begins.
-        every: steps from one measurement to the next.
-        examples: how many of the training set, drawn by seed, the same each time.
+        context: of the method.
+        config: `treatment_steps` from one measurement to the next, and how many examples and directions.
+        epsilon: of the differences that the method makes; None where it makes none.
 
     Attributes:
         seconds: that all measurements of the run took.
         lines: the first measurement and the last one, as they are in the log.
     """
 
-    def __init__(self, method: Method, context: TrainingContext, every: int, examples: int):
-        check_treatment(method, context)
-        chosen = permutation(Key(context.seed, 0), "treatment", len(context.examples))[:examples]
-        self._method, self._context, self._every = method, context, every
+    def __init__(self, method: Method, context: TrainingContext, config: TrainingConfig, epsilon: float | None):
+        check_treatment(method, context, epsilon)
+        chosen = permutation(Key(context.seed, 0), "treatment", len(context.examples))[: config.treatment_examples]
+        self._method, self._context, self._every = method, context, config.treatment_steps or 1
+        self._directions, self._epsilon = config.treatment_directions, epsilon
         self._examples = [context.examples[i] for i in chosen]
         self._theta = own_weights(context.model) if method.backbone is None else method.backbone
         self._start = {name: tensor.detach().clone() for name, tensor in _tensors(self._theta).items()}
@@ -163,7 +203,7 @@ class TreatmentLogger(Measuring):
     def _measure(self, steps: int, update: Update | None) -> None:
         start = time.perf_counter()
         with self._method.using(self._method.variants[0]):
-            found = measure(self._theta, self._context, self._examples, update)
+            found = self._found(steps, update)
             whole = self._method.backbone_is_theta
             distance = _distance(self._start, _tensors(self._theta)) if whole else math.nan
         rates = [math.nan if rate is None else rate for rate in self._rates]
@@ -177,17 +217,29 @@ class TreatmentLogger(Measuring):
             "update_slope": _known(found.update_slope),
             "predicted_descent": _known(self._descent),
             "backbone_distance": _known(distance),
+            **({} if math.isnan(found.error) else {"gradient_squared_error": found.error}),
             **{f"measured_{name}": value for name, value in found.counts.as_dict().items()},
             "measured_seconds": round(seconds, 3),
         }
         self.lines = [*self.lines[:1], line]
         self._metrics.write("treatment", line)
 
+    def _found(self, steps: int, update: Update | None) -> Treatment:
+        evaluator = self._method.evaluator
+        if not self._context.log_ties or evaluator is None or self._epsilon is None:
+            return measure(self._theta, self._context, self._examples, update)
+        keys = [Key(self._context.seed, steps, _FIRST_KEY + number) for number in range(self._directions)]
+        return measure_along(evaluator, self._context, self._examples, keys, self._epsilon)
+
     def summary(self) -> dict[str, Any]:
         """Of the whole run: |g|^2 and s^2 at its start and end, the predicted descent, and how far theta has moved."""
         first, last = self.lines[0], self.lines[-1]
         both = {name: [first[name], last[name]] for name in ("gradient_squared", "spread_squared")}
         return {"treatment": {**both, **{name: last[name] for name in ("predicted_descent", "backbone_distance")}}}
+
+
+_FIRST_KEY = 2**31
+"""Index of the first direction of a measurement: steps take those from 0 on."""
 
 
 def _tensors(theta: Backbone | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
