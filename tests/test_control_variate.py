@@ -149,7 +149,7 @@ def test_a_run_repeats_itself_goes_on_and_comes_back(tmp_path):
         ({"directions": "per-example"}, "slope of its own"),
         ({"mask": "random"}, "method.mask"),
         ({"rule": "momentum"}, "momentum is no plain step"),
-        ({"rule": {"weight_decay": 0.1}}, "with weight decay is no plain step"),
+        ({"rule": {"weight_decay": 0.1}}, "with a decay is no plain step"),
     ],
 )
 def test_where_there_is_no_projection_or_no_plain_step_it_is_refused(options, said):

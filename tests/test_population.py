@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+from io import StringIO
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
+from test_conformance import AtStep
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
-from zofo.displacement import Key
-from zofo.errors import ConfigError
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError, Interrupted
 from zofo.estimators import Population, TwoSided
-from zofo.training import train
+from zofo.export import apply_patch, export_run, replay_run
+from zofo.training import evaluate_run, train
 from zofo.trajectory import Trajectory
 
 D, MEMBERS, EXAMPLES = 8, 4000, 3
@@ -107,6 +113,34 @@ def test_an_update_is_a_key_and_a_number_a_member(configured):  # noqa: F811
         assert lines_of(run, "step")[0]["queries"] == 4 * members
         assert sum(name.startswith("shaped_score_") for name in lines_of(run, "step")[0]) == members
     assert sizes[1] - sizes[0] <= 16 * 36
+
+
+def test_a_decay_towards_the_base_is_one_number_an_update(configured, model_folder, tmp_path):  # noqa: F811
+    """It is stopped, goes on, is replayed and shipped to the same bits; summed, it is the decayed sum of the log."""
+    rule = {"lr": 0.02, "displacement_decay": 0.25}
+    es = {"name": "es", "population": 4, "estimator": {"epsilon": 0.05}, "rule": rule}
+    run = train(configured("whole", es, treatment_steps=None))
+    updates, expected = Trajectory.read(run.trajectory).updates, Displacement()
+    for update in updates:
+        assert (update.displacement_decay, len(update.displacement)) == (0.25, 2)
+        expected = 0.75 * expected + update.displacement
+    other = configured("stopped", es, treatment_steps=None)
+    with pytest.raises(Interrupted):
+        train(other, Console(file=AtStep(3, lambda: signal.raise_signal(signal.SIGTERM)), width=200))
+    again = train(other, Console(file=StringIO()))
+    assert again.trajectory.read_bytes() == run.trajectory.read_bytes()
+    assert again.summary["backbone"] == run.summary["backbone"]
+    assert replay_run(run.path).verdict == "same bits"
+    export_run(run.path, "patch", tmp_path / "exact.zofo")
+    assert apply_patch(tmp_path / "exact.zofo", str(model_folder), tmp_path / "out").same_bits
+    export_run(run.path, "patch", tmp_path / "sum.zofo", summed=True)
+    apply_patch(tmp_path / "sum.zofo", str(model_folder), tmp_path / "summed")
+    exact, summed = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "summed"))
+    base = load_file(model_folder / "model.safetensors")
+    for name, tensor in exact.items():
+        torch.testing.assert_close(summed[name], tensor, rtol=0, atol=1e-6)
+        assert not torch.equal(tensor, base[name])
+    assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], rel=1e-5)
 
 
 def test_the_rate_is_half_of_sigma_and_directions_follow_from_the_population(configured):  # noqa: F811

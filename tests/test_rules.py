@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from zofo.backbone import Backbone
+from zofo.backbone import Backbone, Theta
 from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError
 from zofo.estimators import Estimate
 from zofo.noise import NOISES, Gaussian, LowRank
 from zofo.rules import RULES, SGD, DenseAdam, DenseMomentum, Momentum, RmsSGD, Rule, Sign, State
@@ -139,6 +140,35 @@ def test_weight_decay_reaches_matrices_only():
     for name, value in decayed.items():
         matrix = name in ("0.weight", "3.weight")
         torch.testing.assert_close(value, start[name] * (0.95**3 if matrix else 1.0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+@pytest.mark.parametrize("rule", [SGD, Momentum, RmsSGD])
+def test_what_theta_has_moved_decays_towards_where_it_began(rule, interval):
+    """theta_0 + (theta - theta_0) (1 - d), by a copy of theta_0: with updates that wait, and beside the rule alone."""
+    options = {"lr": 0.05}
+    decaying, alone = rule(**options, displacement_decay=0.2, decay_interval=interval), rule(**options)
+    module = make_module()
+    theta, state, state_alone = Theta(Backbone(module, LowRank()), flush_every=2), decaying.init(), alone.init()
+    start, expected = values(make_module()), Displacement()
+    for number, estimate in enumerate(estimates(12), start=1):
+        update, state = decaying.update(estimate, state)
+        theta.apply(update)
+        same, state_alone = alone.update(estimate, state_alone)
+        kept = 1.0 if number % interval else 0.8**interval
+        expected = kept * expected + same.displacement
+        assert update.displacement == same.displacement
+        assert dict(theta.moved.items()) == pytest.approx(dict(expected.items()))
+    theta.flush()
+    written = theta.backbone.values(expected)
+    for name, value in values(module).items():
+        torch.testing.assert_close(value, start[name] + written[name], rtol=1e-5, atol=1e-5)
+        assert written[name].abs().max() > 0.01
+
+
+def test_theta_does_not_decay_towards_two_places():
+    with pytest.raises(ConfigError, match="displacement_decay draws theta back to where it began"):
+        SGD(weight_decay=0.1, displacement_decay=0.1)
 
 
 @pytest.mark.promise(4)

@@ -21,7 +21,7 @@ HEADER = {"stream": 1, "noise": {"name": "gaussian"}, "trainable": None}
 
 
 def made_up_records(count=12):
-    """Records of all kinds: none to five terms, extreme coefficients, with and without shrink and learning rate."""
+    """Records of all kinds: none to five terms, extreme coefficients, with and without shrink, rate and decay."""
     chosen = random.Random(0)
     numbers = [0.1, -1e-300, 5e-324, 1.7976931348623157e308, -1 / 3, 1e-8]
     records = []
@@ -29,9 +29,10 @@ def made_up_records(count=12):
         keys = [Key(SEED, chosen.choice([step, 2**32 - 1]), i) for i in (0, 1, 7, 2**32 - 1)][: step % 5]
         terms = {key: chosen.choice(numbers) for key in keys}
         rate = 1e-3 if step % 4 == 1 else None
+        back = (None, 0.0, 1e-3)[step % 3]
         records += [
             *([Moved(Displacement(terms))] if step % 2 else []),
-            Update(Displacement(terms), 1e-7 if step % 3 == 0 else 0.0, lr=rate),
+            Update(Displacement(terms), 1e-7 if step % 3 == 0 else 0.0, lr=rate, displacement_decay=back),
             *([Flushed()] if step % 4 == 3 else []),
             Stepped(step),
         ]

@@ -35,17 +35,22 @@ _GATHERED = 64  # keys of updates that are written in one sweep
 class Update:
     """What a rule does to the backbone in one step: `theta <- (1 - decay_factor) theta + displacement`.
 
+    With `displacement_decay`, `theta <- theta_0 + (1 - displacement_decay) (theta - theta_0) + displacement`.
+
     Args:
         displacement: what is added; with `dense_update_fn`, the gradient that it turns into what is added.
         decay_factor: the share taken off each tensor that decays (learning rate times weight decay).
         dense_update_fn: for rules that no displacement can express (sign, Adam); None for all others.
         lr: the learning rate that `dense_update_fn` was made with, where it is not the rule's own: a replay needs it.
+        displacement_decay: the share taken off what theta has moved from theta_0, where the first such update found it;
+            None where nobody asks how far it has moved.
     """
 
     displacement: Displacement
     decay_factor: float = 0.0
     dense_update_fn: Elementwise | None = None
     lr: float | None = None
+    displacement_decay: float | None = None
 
     @property
     def rounding_key(self) -> Key | None:

@@ -23,14 +23,15 @@ class Theta:
 
     Args:
         backbone: the tensors.
-        flush_every: updates that are written together; 1 writes each at once. Those with weight decay, and those that
-            no displacement can express, never wait.
+        flush_every: updates that are written together; 1 writes each at once. Those with a decay, and those that no
+            displacement can express, never wait.
 
     Attributes:
         backbone, flush_every: as given.
         log: is told of each call before anything is written.
         at: where the weights are, seen from theta.
         pending: what theta is ahead of the weights.
+        moved: what theta is ahead of where it began, as far as updates say that it decays.
         drawn: gives the directions of some keys where they have been drawn already, else None.
     """
 
@@ -39,6 +40,7 @@ class Theta:
         self.log = UpdateLog()
         self.at = Displacement()
         self.pending = Displacement()
+        self.moved = Displacement()
         self.drawn: Callable[[Sequence[Key]], DirectionSampler | None] = lambda keys: None
         self.flush_every = flush_every
         self._waiting = 0  # updates in `pending`
@@ -46,13 +48,16 @@ class Theta:
     def apply(self, update: Update) -> None:
         """theta <- (1 - decay) theta + displacement: at once, in the sweep that goes home, or later with others.
 
+        What theta has moved decays first, in a sweep of its own that draws all its directions again.
+
         Raises:
             NonFiniteError: a coefficient that is not finite; nothing was updated.
             ModelError: an earlier sweep was interrupted in the middle.
         """
         update.check_finite()
         self.log.on_update(update)
-        if self.flush_every > 1 and update.dense_update_fn is None and not update.decay_factor:
+        back = self._taken_back(update)
+        if self.flush_every > 1 and update.dense_update_fn is None and not update.decay_factor and not len(back):
             self.pending = self.pending + update.displacement
             self._waiting += 1
             if self._waiting >= self.flush_every or len(self.pending) * self._rank > _MOST_PENDING:
@@ -60,6 +65,8 @@ class Theta:
             return
         if self._waiting:
             self._write_pending()
+        if len(back):
+            self.backbone.apply_(Update(back))
         self._write(update)
 
     def flush(self) -> None:
@@ -92,6 +99,17 @@ class Theta:
         """Take back what `state_dict` gave; the weights are as they were then."""
         if "pending" in state.values:
             self.pending, self._waiting = to_displacement(state.values["pending"]), state.values["updates"]
+        if "moved" in state.values:
+            self.moved = to_displacement(state.values["moved"])
+
+    def _taken_back(self, update: Update) -> Displacement:
+        """What an update takes off what theta has moved; `moved` is then what it leads to."""
+        decay = update.displacement_decay
+        if decay is None:
+            return Displacement()
+        back = -decay * self.moved
+        self.moved = (1 - decay) * self.moved + update.displacement
+        return back
 
     @property
     def _rank(self) -> int:

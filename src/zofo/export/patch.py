@@ -256,6 +256,10 @@ def check_trajectory_limits(trajectory: Trajectory) -> None:
     for update in trajectory.updates:
         if not 0 <= update.decay_factor < 1:
             raise PatchError(f"an update shrinks the weights by {update.decay_factor:g}, which is no share of them")
+        if not 0 <= (update.displacement_decay or 0.0) < 1:
+            raise PatchError(
+                f"an update takes back {update.displacement_decay:g} of what theta has moved, which is no share of it"
+            )
 
 
 VERSION = 3

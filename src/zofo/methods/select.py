@@ -221,10 +221,13 @@ class Select(ForwardOnly):
 
 def _check_rule(config: SelectConfig) -> None:
     """Raises ConfigError for a rule whose first update is more than the displacement that the gate is asked about."""
-    decay = config.rule.options.get("weight_decay", 0)
+    options = config.rule.options
+    option = "weight_decay" if options.get("weight_decay") else "displacement_decay"
+    decay = options.get(option, 0)
     if decay or not RULES[config.rule.name].linear:
-        what = f"weight decay ({decay}) does more" if decay else f"updates by {config.rule.name!r} are none"
+        does = "does more" if option == "weight_decay" else "has nothing to take back"
+        what = f"{option.replace('_', ' ')} ({decay}) {does}" if decay else f"updates by {config.rule.name!r} are none"
         raise ConfigError(
             f"method=select keeps a displacement, and {what}",
-            "set method.rule.weight_decay=0" if decay else "set method.rule=sgd",
+            f"set method.rule.{option}=0" if decay else "set method.rule=sgd",
         )

@@ -356,6 +356,8 @@ class ZerothOrder:
             rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
         whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
         waiting = {} if self.theta.flush_every == 1 else self.theta.state_dict().values
+        if self.rule.displacement_decay:
+            waiting["moved"] = of_displacement(self.theta.moved)
         whole.put("evaluator", StateDict({**waiting, **self.evaluator.state_dict().values}))
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 

@@ -41,12 +41,15 @@ class Rule(ABC):
             `sgd` and has the same default, which the method decides.
         dense_buffers: how many parameter-sized buffers the rule keeps; zero for all but those that say so.
         buffer_bytes: of an entry of these.
+        displacement_decay: the share of what theta has moved that each update takes back; 0 for all but those that are
+            given one, whose updates then say so.
     """
 
     linear = True
     plain = False
     dense_buffers = 0
     buffer_bytes = 4
+    displacement_decay: float = 0.0
 
     def init(self) -> State:
         """The state before the first update."""

@@ -61,6 +61,7 @@ class DivergenceWarning(Callback):
             terms = dict(log.update.displacement.items())
             if log.update.dense_update_fn is not None or any(key.step != number for key in terms):
                 self._length = 0.0
+            self._moved *= (1 - (log.update.displacement_decay or 0.0)) ** 2
             self._moved += self._size * math.fsum(c**2 for c in terms.values())  # |z|^2 is about the number of entries
         self._see(number, log.loss)
 

@@ -109,7 +109,7 @@ def measure_along(
 
 def _slope(backbone: Backbone | None, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:
     """g . D, a tensor at a time, with what weight decay does to the tensors that decay."""
-    if backbone is None or update is None or update.dense_update_fn is not None:
+    if backbone is None or update is None or update.dense_update_fn is not None or update.displacement_decay:
         return math.nan
     directions, total = backbone.directions(update.displacement), 0.0
     for name, along in gradient.items():

@@ -6,7 +6,8 @@ then records, in the order in which things happened. A record is its kind (uint8
 
 | kind | number | payload |
 |---|---|---|
-| 1, update | terms | shrink (float64, if the kind has bit 16), learning rate (float64, if it has bit 32), terms |
+| 1, update | terms | a float64 for each of the bits 16 (shrink), 32 (learning rate) and 64 (decay of what theta has \
+moved) that the kind has, terms |
 | 2, move: the weights go to theta + point | terms | terms of the point |
 | 3, settle: updates that waited are written | 0 | |
 | 4, step: a step has ended | the step | |
@@ -37,8 +38,8 @@ MAGIC = b"ZOFOTRJ2"
 _ANY_MAGIC = b"ZOFOTRJ"
 _LENGTH, _FRAME, _KIND, _TERM, _NUMBER = (struct.Struct(form) for form in ("<II", "<BII", "<BI", "<IId", "<d"))
 _UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
-_HAS_SHRINK, _HAS_LR = 16, 32
-_UPDATES = {_UPDATE, _UPDATE | _HAS_SHRINK, _UPDATE | _HAS_LR, _UPDATE | _HAS_SHRINK | _HAS_LR}
+_FLAGS = _HAS_SHRINK, _HAS_LR, _HAS_BACK = 16, 32, 64
+_UPDATES = {_UPDATE | shrink | lr | back for shrink in (0, 16) for lr in (0, 32) for back in (0, 64)}
 _MAX_HEADER = 1 << 20
 
 
@@ -93,8 +94,8 @@ class TrajectoryWriter(UpdateLog):
 
     def on_update(self, update: Update) -> None:
         """For a rule that is not linear, the displacement is the gradient that the rule was given."""
-        kind = _UPDATE | (_HAS_SHRINK if update.decay_factor else 0) | (_HAS_LR if update.lr is not None else 0)
-        given = (update.decay_factor or None, update.lr)
+        given = (update.decay_factor or None, update.lr, update.displacement_decay)
+        kind = _UPDATE | sum(flag for flag, number in zip(_FLAGS, given, strict=True) if number is not None)
         numbers = b"".join(_NUMBER.pack(number) for number in given if number is not None)
         self._append(kind, len(update.displacement), numbers + self._terms(update.displacement))
 
@@ -238,7 +239,7 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
         if body > len(data):
             return records, False
         kind, number, checksum = _FRAME.unpack_from(data, at)
-        flags = [flag for flag in (_HAS_SHRINK, _HAS_LR) if kind & flag]
+        flags = [flag for flag in _FLAGS if kind & flag]
         terms = body + _NUMBER.size * len(flags)
         end = terms + (_TERM.size * number if kind in {*_UPDATES, _MOVE} else 0)
         if end > len(data):
@@ -258,7 +259,8 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
             if not all(map(math.isfinite, (*given.values(), *coefficients.values()))):
                 raise RunError(f"{place} holds a number that is not finite")
             point = Displacement(coefficients)
-            update = Update(point, given.get(_HAS_SHRINK, 0.0), lr=given.get(_HAS_LR))
+            decay, back = given.get(_HAS_SHRINK, 0.0), given.get(_HAS_BACK)
+            update = Update(point, decay, lr=given.get(_HAS_LR), displacement_decay=back)
             records.append(Moved(point) if kind == _MOVE else update)
         at = end
     return records, True

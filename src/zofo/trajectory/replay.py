@@ -129,7 +129,12 @@ def replay_records(records: tuple[Record, ...], rule: Rule, theta: Theta) -> Non
 
 
 def _total(records: tuple[Record, ...]) -> Displacement:
-    return Displacement.sum(record.displacement for record in records if isinstance(record, Update))
+    """The last term is whole; each before it is left what later updates have not taken off what theta had moved."""
+    updates, kept, terms = [record for record in records if isinstance(record, Update)], 1.0, []
+    for update in reversed(updates):
+        terms.append(kept * update.displacement)
+        kept *= 1 - (update.displacement_decay or 0.0)
+    return Displacement.sum(reversed(terms))
 
 
 @contextmanager

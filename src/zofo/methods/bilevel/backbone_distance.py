@@ -69,10 +69,11 @@ class BackboneDistance:
             self._known = False
         if not self._known or self._copy:
             return
-        self._still.add(update.displacement, 1.0)
+        kept = 1.0 - (update.displacement_decay or 0.0)
+        self._still.add(update.displacement, kept)
         if self._decays:
             self._left *= 1.0 - update.decay_factor
-            self._decaying.add(update.displacement, 1.0 - update.decay_factor)
+            self._decaying.add(update.displacement, kept * (1.0 - update.decay_factor))
 
     @property
     def relative(self) -> float | None:

@@ -97,11 +97,17 @@ class SVRGConfig(ForwardOnlyConfig):
 
     def _check_rule(self) -> None:
         """An anchor that is a sum of updates needs updates that are displacements, and so does a step of two."""
-        rule, decay = self.rule.name, self.rule.options.get("weight_decay", 0)
+        rule, options = self.rule.name, self.rule.options
+        option = "weight_decay" if options.get("weight_decay") else "displacement_decay"
+        decay = options.get(option, 0)
         released, displaced = self.control_variate == "as-released", self.uses_anchor and self.anchor == "displacement"
         if not (released or displaced) or (RULES[rule].linear and not decay):
             return
-        what = f"weight decay ({decay}) also shrinks theta" if decay else f"updates by {rule!r} are no displacements"
+        what = (
+            f"{option.replace('_', ' ')} ({decay}) also shrinks theta"
+            if decay
+            else f"updates by {rule!r} are no displacements"
+        )
         needs = (
             "method.control_variate=as-released adds two updates"
             if released
@@ -110,7 +116,7 @@ class SVRGConfig(ForwardOnlyConfig):
         other = (
             "method.control_variate=same" if released else "method.anchor=copy, which takes the weights' memory again,"
         )
-        instead = "method.rule.weight_decay=0" if decay else "method.rule=sgd"
+        instead = f"method.rule.{option}=0" if decay else "method.rule=sgd"
         raise ConfigError(f"{needs}, but {what}", f"set {instead}, or {other}".rstrip(","))
 
     def passes(self, rows: int) -> Sequence[Pass]:
