@@ -11,6 +11,8 @@ import transformers
 from packaging.version import Version
 
 from conftest import build_model
+from several_processes import together
+from zofo.backbone import fingerprint
 from zofo.errors import CheckpointError, ConfigError
 from zofo.methods.bilevel.bilevel import split_indices
 from zofo.training import read_config, train
@@ -26,6 +28,7 @@ CHECKPOINTING = next(  # the older name is of older versions
     for name in ("activation_checkpointing", "gradient_checkpointing")
     if name in transformers.TrainingArguments.__dataclass_fields__
 )
+NAMES = ("loss", "loss_lower", "loss_inner", "penalty_gap", "backbone_distance")
 CLASSIFIER = transformers.AutoModelForSequenceClassification
 
 
@@ -86,7 +89,7 @@ def test_the_first_losses_are_those_of_zofo_train(built, tokenizer, data_dir, tm
     whole = built("whole", rows, model=prepared.loaded.model, **options)
     whole.train()
     steps = [line for line in whole.state.log_history if "loss" in line]
-    for name in ("loss", "loss_lower", "loss_inner", "penalty_gap", "backbone_distance"):
+    for name in NAMES:
         assert [step[name] for step in steps] == pytest.approx([line[name] for line in logged], abs=1e-6), name
     assert steps[-1]["backbone_distance"] > 1e-4
     d_f, d_p = split_indices(3, len(rows))
@@ -95,6 +98,48 @@ def test_the_first_losses_are_those_of_zofo_train(built, tokenizer, data_dir, tm
     two = built("two", rows.select(d_f), rows.select(d_p), model=model, peft_config=lora, **options)
     two.train()
     assert losses(two) == losses(whole)
+
+
+@pytest.mark.parametrize("evaluator", ["in-forward", pytest.param("in-place", marks=pytest.mark.soak)])
+def test_accumulated_batches_and_processes_are_one_large_batch(built, rows, tokenizer, tmp_path, evaluator):
+    """With a third and a half of the memory of activations: no forward has more rows than a batch."""
+    seen = []
+
+    class Counting(transformers.DataCollatorWithPadding):
+        def __call__(self, features):
+            seen.append(len(features))
+            return super().__call__(features)
+
+    def trained(name, size, accumulated, steps=3, resume=None):
+        shape = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "max_steps": steps}
+        often = {"save_strategy": "steps", "save_steps": 2, "zo_evaluator": evaluator, "zo_learning_rate": 1e-3}
+        more = {"data_collator": Counting(tokenizer)}
+        trainer = built(name, rows.remove_columns("text"), more=more, **shape, **often)
+        seen.clear()
+        trainer.train(resume_from_checkpoint=resume)
+        counts = trainer.bilevel.counts
+        steps = [[line[n] for n in NAMES] for line in trainer.state.log_history if "loss" in line]
+        weights = fingerprint(dict(trainer.model.named_parameters()))
+        return [steps, trainer.state.epoch, counts.queries, weights, counts.backwards, max(seen)]
+
+    whole = trained("whole", 6, 1)
+    parts = trained("parts", 2, 3)
+    assert parts[5] == 2 < whole[5]
+    assert (parts[1], parts[2], parts[4]) == (whole[1], whole[2], 3 * whole[4])
+
+    def work(rank):
+        found = trained("two", 1, 3)
+        assert trained("rest", 1, 3, resume=str(tmp_path / "two" / "checkpoint-2"))[3] == found[3]
+        with pytest.raises(ConfigError, match=r"^the hash of rows of train_dataset is .* in process 1, and .* in "):
+            built("other", rows.select(range(rank, rank + 29))).train()
+        return found
+
+    first, second = together(work, tmp_path)
+    assert first[:4] == second[:4]
+    assert (first[5], first[2]) == (2, whole[2])  # two in a check
+    for found in (parts, first):
+        for here, there in zip(found[0], whole[0], strict=True):
+            assert here == pytest.approx(there, abs=1e-5)
 
 
 def test_it_goes_on_to_the_same_bits_and_is_loaded_with_one_line(built, rows, tokenizer, tmp_path):
@@ -181,7 +226,6 @@ def test_a_command_line_gives_its_arguments(tmp_path):
 REFUSED = {
     "fp16": {"fp16": True},
     "bf16": {"bf16": True},
-    "gradient_accumulation_steps": {"gradient_accumulation_steps": 2},
     "optim": {"optim": "adafactor"},
     "train_sampling_strategy": {"train_sampling_strategy": "sequential"},
     "data_seed": {"data_seed": 1},

@@ -67,28 +67,43 @@ class Gradient:
 
     def _own(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
         """The losses, and the gradient of their mean, of one process."""
+        pieces = batch_protocol.pieces(batch)
+        size = sum(map(batch_protocol.size, pieces)) if len(pieces) > 1 else None
 
-        def weighted_mean(losses: torch.Tensor) -> torch.Tensor:
-            _check_finite(losses.detach())  # before the work of a backward pass
-            return losses.mean() * weight
+        def weighted_mean(losses: torch.Tensor, first: int) -> torch.Tensor:
+            _check_finite(losses.detach(), first)  # before the work of a backward pass
+            return losses.mean() * (weight if size is None else weight * losses.numel() / size)
 
-        return self._differentiated(parameters, objective, batch, weighted_mean)
+        return self._differentiated(parameters, objective, pieces, weighted_mean)
 
     def _differentiated(
         self,
         parameters: Sequence[nn.Parameter],
         objective: Objective,
-        batch: Any,
-        scalar: Callable[[torch.Tensor], torch.Tensor],
+        pieces: Sequence[Any],
+        scalar: Callable[[torch.Tensor, int], torch.Tensor],
     ) -> _Found:
-        """The losses of a batch, and the gradient of what is made of them."""
-        with _checkpointed(self._layers) if self._layers else nullcontext():
-            with torch.enable_grad(), counting_forwards(self.model, self.counts):
-                losses = at_least_float32(objective(self.model, batch))
-            self.counts.queries += losses.numel()
-            gradients = torch.autograd.grad(scalar(losses), list(parameters), allow_unused=True)
-        self.counts.backwards += 1
-        return losses.detach(), gradients
+        """The losses of a batch, and the gradient of the sum of what is made of each of its pieces.
+
+        Args:
+            parameters: what is differentiated.
+            objective: of the examples.
+            pieces: of the batch; the graph of one is alive at a time.
+            scalar: is given the losses of a piece, and how many examples were before it.
+        """
+        each: list[torch.Tensor] = []
+        total: Sequence[torch.Tensor | None] = [None] * len(parameters)
+        for piece in pieces:
+            with _checkpointed(self._layers) if self._layers else nullcontext():
+                with torch.enable_grad(), counting_forwards(self.model, self.counts):
+                    losses = at_least_float32(objective(self.model, piece))
+                self.counts.queries += losses.numel()
+                found = scalar(losses, sum(one.numel() for one in each))
+                gradients = torch.autograd.grad(found, list(parameters), allow_unused=True)
+            self.counts.backwards += 1
+            each.append(losses.detach())
+            total = [_sum(before, now) for before, now in zip(total, gradients, strict=True)]
+        return (torch.cat(each) if len(each) > 1 else each[0]), total
 
     def _of_all(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
         """The same of a batch that is shared out: the losses of all, and the sum of the gradients.
@@ -105,7 +120,10 @@ class Gradient:
             if shares[processes.rank]:
                 part = batch_protocol.part(batch, *processes.share(size))
                 own, found = self._differentiated(
-                    parameters, objective, part, lambda losses: losses.sum() * (weight / size)
+                    parameters,
+                    objective,
+                    batch_protocol.pieces(part),
+                    lambda losses, _: losses.sum() * (weight / size),
                 )
         rows = processes.gather(own, max(shares), dtype, made.failure)
         losses = torch.cat([row[:number] for row, number in zip(rows, shares, strict=True)])
@@ -127,10 +145,14 @@ class Gradient:
 _Found = tuple[torch.Tensor, Sequence[torch.Tensor | None]]
 
 
-def _check_finite(losses: torch.Tensor) -> None:
+def _sum(before: torch.Tensor | None, now: torch.Tensor | None) -> torch.Tensor | None:
+    return now if before is None else before if now is None else before + now
+
+
+def _check_finite(losses: torch.Tensor, first: int = 0) -> None:
     if not torch.isfinite(losses).all():
         where = int((~torch.isfinite(losses)).nonzero()[0, 0])
-        raise NonFiniteError(f"loss {losses[where].item()} of example {where} of the batch")
+        raise NonFiniteError(f"loss {losses[where].item()} of example {first + where} of the batch")
 
 
 def run_again(model: nn.Module) -> AbstractContextManager[None]:

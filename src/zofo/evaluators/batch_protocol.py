@@ -1,8 +1,8 @@
 """What an evaluator asks of a batch: its examples, its rows, parts of it, and copies for several points; and of points.
 
 A batch class answers by itself, with `len(batch)`, `batch.row_examples`, `batch.part(start, stop)` and
-`batch.repeated(times)`, as `zofo.tasks.Batch` does. Tensors whose first axis is the examples, and tuples, lists and
-dicts of such tensors, are answered for here.
+`batch.repeated(times)`, as `zofo.tasks.Batch` does; with `batch.at_once` it says how many examples one forward takes.
+Tensors whose first axis is the examples, and tuples, lists and dicts of such tensors, are answered for here.
 """
 
 from __future__ import annotations
@@ -34,6 +34,28 @@ class Repeatable(Protocol):
 
     def repeated(self, times: int) -> Any:
         """The batch `times` over: all its rows, then all of them again."""
+
+
+@runtime_checkable
+class InPieces(Repeatable, Protocol):
+    """A batch whose examples do not all go through the model at once; the losses and gradients are those of all."""
+
+    @property
+    def at_once(self) -> int:
+        """The most examples of one forward, at a point."""
+
+
+def at_once(batch: Any) -> int | None:
+    """The most examples of one forward; None for all of the batch."""
+    return batch.at_once if isinstance(batch, InPieces) else None
+
+
+def pieces(batch: Any) -> list[Any]:
+    """The parts of a batch that go through the model one after the other; the batch itself where that is all of it."""
+    most = at_once(batch)
+    if most is None or len(batch) <= most:
+        return [batch]
+    return [batch.part(first, min(first + most, len(batch))) for first in range(0, len(batch), most)]
 
 
 def size(batch: Any) -> int:

@@ -159,7 +159,8 @@ class InForward(Evaluator):
         columns, start = [], 0
         for objective, batch in asks:
             size = batch_protocol.size(batch)
-            chunk = size if self._checking else min(self._micro_batch or size, size)  # a check compares rows together
+            chunk = min(size, self._micro_batch or size, batch_protocol.at_once(batch) or size)
+            chunk = size if self._checking else chunk  # a check compares rows together
             for first in range(0, size, chunk):
                 last = min(first + chunk, size)
                 part = batch_protocol.part(batch, first, last) if chunk < size else batch

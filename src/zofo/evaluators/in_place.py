@@ -11,6 +11,7 @@ from torch import nn
 from zofo.backbone import Backbone, Theta, Update, at_least_float32
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ModelError, out_of_memory
+from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Point, Probe
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.model_check import check_by_itself
@@ -140,7 +141,8 @@ class FromCopy(Evaluator):
 
 def _losses(model: nn.Module, asks: Sequence[LossRequest]) -> torch.Tensor:
     """The losses of all that is asked, where the weights stand."""
-    return torch.cat([at_least_float32(objective(model, batch)) for objective, batch in asks])
+    pieces = [(objective, piece) for objective, batch in asks for piece in batch_protocol.pieces(batch)]
+    return torch.cat([at_least_float32(objective(model, piece)) for objective, piece in pieces])
 
 
 class _InPlaceProbe(Probe):

@@ -20,12 +20,13 @@ from zofo.errors import CheckpointError, ConfigError, reworded
 from zofo.integrations.bilevel_arguments import BilevelTrainingArguments, as_arguments, method_of
 from zofo.integrations.bilevel_theta import BASE, load_theta, name_base, save_theta
 from zofo.integrations.losses import example_losses, loss_of_its_own
+from zofo.integrations.row_batch import RowBatch
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
+from zofo.integrations.together import check_same_rows, refuse_several_devices, take_weights_of_first, together
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.methods import StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig, split_indices
-from zofo.processes import joined
 from zofo.state_dict import StateDict
 
 _MOST_LOGGED = 8  # projected gradients of a step
@@ -39,7 +40,9 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
     model theta. Data sets, collators, evaluation, callbacks, schedules, logging and checkpoints are the trainer's. What
     is evaluated, predicted with and saved is the model with p.
 
-    Batches are drawn as in `zofo train`, by `args.seed`; an epoch is a pass over `train_dataset`.
+    Batches are drawn as in `zofo train`, by `args.seed`; an epoch is a pass over `train_dataset`. A step has a batch of
+    each set, of `per_device_train_batch_size` times `gradient_accumulation_steps` times the number of processes: every
+    process has all rows, collates and asks for its share, so many at a time, and losses and gradients are those of all.
 
     Args:
         train_dataset: D_f, the rows that the model and p are to be right on.
@@ -50,7 +53,8 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
     All others are those of `transformers.Trainer`; `args` is a `BilevelTrainingArguments`.
 
     Raises:
-        ConfigError: arguments, data or an adapter that do not fit; several processes or devices.
+        ConfigError: arguments, data or an adapter that do not fit; several devices of one process; processes that are
+            not alike.
 
     Source: Shirkavand et al. (2025), "Bilevel ZOFO".
     """
@@ -86,11 +90,8 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, *more, **kwargs)
         self.lower_train_dataset = lower_train_dataset
         self._losses = TrainerLosses(self)
-        if (number := max(joined().size, args.n_gpu)) > 1:
-            raise ConfigError(
-                f"{number} processes or devices would each see other losses",
-                "train in one process, on one device: CUDA_VISIBLE_DEVICES=0",
-            )
+        self._processes = together(self)
+        refuse_several_devices(self)
 
     @property
     def bilevel(self) -> Bilevel | None:
@@ -116,14 +117,24 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
             raise loss_of_its_own()
         return example_losses(model, inputs, self._losses.shifted)
 
+    def _losses_of_rows(self, model: nn.Module, rows: RowBatch) -> torch.Tensor:
+        losses = self.compute_losses(model, rows.inputs)
+        if losses.shape != (len(rows),):
+            raise ConfigError(
+                f"the losses of {len(rows)} rows have shape {list(losses.shape)}, and not one for each",
+                "let the collator keep rows apart, and compute_losses(model, inputs) give one loss for each",
+            )
+        return losses
+
     def get_train_dataloader(self) -> Any:
-        """As many empty batches as an epoch has steps: the method draws its rows itself, from two data sets."""
+        """As many empty batches as an epoch has: the method draws its rows itself, from two data sets."""
         upper, lower = self._sets()
-        rows = lower if self.lower_train_dataset is None else upper
+        rows = len(lower if self.lower_train_dataset is None else upper)
+        parts = self.args.gradient_accumulation_steps
+        batch = self.args.per_device_train_batch_size * self._processes.size
         return DataLoader(
-            range(len(rows)),  # type: ignore[arg-type]
-            batch_size=self.args.per_device_train_batch_size,
-            drop_last=len(rows) >= self.args.per_device_train_batch_size,
+            range(max(rows // (batch * parts), 1) * batch * parts),  # type: ignore[arg-type]
+            batch_size=batch,
             collate_fn=_nothing,
         )
 
@@ -131,6 +142,7 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         """Attach both adapters to the model, and build the method."""
         if self.optimizer is None:
             self.model.eval()
+            take_weights_of_first(self.model, self._processes)
             with reworded(as_arguments):
                 method, config = self._build()
             for note in (*method.adapter_start.notes, *method.notes()):
@@ -141,27 +153,40 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
 
     def _build(self) -> tuple[Bilevel, BilevelConfig]:
         halves = [str(p.dtype).removeprefix("torch.") for p in self.model.parameters() if p.dtype.itemsize == 2]
-        config = method_of(self.args, self._adapter, halves[0] if halves else None)
+        size = self.args.per_device_train_batch_size
+        of_step = size * self.args.gradient_accumulation_steps * self._processes.size
+        config = method_of(self.args, self._adapter, halves[0] if halves else None, of_step)
         collate = self._get_collator_with_removed_columns(self.data_collator, "training")
+        self._check_same(config)
         upper, lower = self._sets()
         for name, rows in (("train_dataset", upper), ("lower_train_dataset", lower)):
             if len(rows) < config.batch_size:
                 raise ConfigError(
                     f"{name} has {len(rows)} rows of its level, fewer than a batch of {config.batch_size}",
-                    "give more rows, or set a lower per_device_train_batch_size",
+                    "give more rows, or set a lower per_device_train_batch_size or gradient_accumulation_steps",
                 )
         context = TrainingContext(
             model=self.model,
-            objective=self.compute_losses,
+            objective=self._losses_of_rows,
             examples=upper,
             lower_examples=lower,
-            collate=lambda rows: dict(self._prepare_inputs(collate(rows))),
+            collate=lambda rows: RowBatch(rows, lambda some: dict(self._prepare_inputs(collate(some))), size),
             seed=self.args.seed,
             length=self._length if self.args.train_sampling_strategy == "group_by_length" else None,
+            processes=self._processes,
         )
-        method = Bilevel(config, context)
-        method.check()
+        with self._processes.alike():
+            method = Bilevel(config, context)
+            method.check()
         return method, config
+
+    def _check_same(self, config: BilevelConfig) -> None:
+        """Raises ConfigError where processes have other arguments or rows."""
+        own = {"seed": self.args.seed, "max_steps": self.args.max_steps, **config.model_dump(mode="json")}
+        self._processes.check_same(own, "give all processes the same arguments")
+        data_sets = {"train_dataset": self.train_dataset}
+        data_sets |= {} if self.lower_train_dataset is None else {"lower_train_dataset": self.lower_train_dataset}
+        check_same_rows(data_sets, self._processes)
 
     def _sets(self) -> tuple[_Rows, _Rows]:
         """D_f and D_p."""
@@ -179,11 +204,14 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         return len(row["input_ids"]) if given is None else int(given)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """A step of the method; the loss F(theta, p; B_f) before it.
+        """A step of the method, once all batches that are accumulated are there; the loss F(theta, p; B_f) before it,
+        or 0.
 
         Raises:
             NonFiniteError: a loss that is not a finite number. Nothing was updated.
         """
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
         if any(part.training for part in model.modules()):
             model.eval()
         with reworded(as_arguments):

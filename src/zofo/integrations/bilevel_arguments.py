@@ -29,7 +29,6 @@ _MEANINGLESS = {
     "activation_offloading": "leave it out",
 }
 _ONLY: dict[str, tuple[list[Any], str]] = {
-    "gradient_accumulation_steps": ([1], "set per_device_train_batch_size, and gradient_checkpointing=True for memory"),
     "optim": (list(_OPTIMIZERS), f"choose among {', '.join(_OPTIMIZERS)}"),
     "adam_beta1": ([0.9], "leave it out"),
     "adam_beta2": ([0.999], "leave it out"),
@@ -108,20 +107,23 @@ class BilevelTrainingArguments(TrainingArguments):  # type: ignore[misc]
         return bool(self.gradient_checkpointing or getattr(self, "activation_checkpointing", False))
 
 
-def method_of(args: BilevelTrainingArguments, adapter: AdapterConfig, dtype: str | None) -> BilevelConfig:
+def method_of(
+    args: BilevelTrainingArguments, adapter: AdapterConfig, dtype: str | None, batch_size: int
+) -> BilevelConfig:
     """The configuration of the method.
 
     Args:
         args: of the trainer.
         adapter: that first-order steps train.
         dtype: of the model, where it is in half precision.
+        batch_size: of a step, in all batches that are accumulated and in all processes.
     """
     rate, lower = args.learning_rate, args.lower_learning_rate
     rule = {"name": args.zo_rule} if isinstance(args.zo_rule, str) else dict(args.zo_rule)
     estimator = {"name": args.zo_estimator} if isinstance(args.zo_estimator, str) else dict(args.zo_estimator)
     given: dict[str, Any] = {
         "adapter": adapter.model_dump(),
-        "batch_size": args.per_device_train_batch_size,
+        "batch_size": batch_size,
         "inner_steps": args.inner_steps,
         "penalty": args.penalty,
         "lr_adapter": rate,

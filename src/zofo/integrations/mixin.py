@@ -15,10 +15,11 @@ from zofo.errors import CheckpointError, ConfigError, reworded
 from zofo.integrations.arguments import ZerothOrderArguments, as_arguments, options_of
 from zofo.integrations.losses import example_losses, loss_of_its_own
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
+from zofo.integrations.together import check_same_rows, refuse_several_devices, take_weights_of_first, together
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.optim import MeZO
 from zofo.optim.base import ZerothOrderOptimizer
-from zofo.processes import Processes, joined
+from zofo.processes import Processes
 
 _MOST_LOGGED = 8  # coefficients of a step
 _OF_BATCHES = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
@@ -60,13 +61,8 @@ class ZerothOrderMixin:
             )
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        if trainer.args.n_gpu > 1:
-            raise ConfigError(
-                f"one process has {trainer.args.n_gpu} devices, and the model is on one of them",
-                f"start a process for each, torchrun --nproc_per_node {trainer.args.n_gpu}, or set "
-                "CUDA_VISIBLE_DEVICES=0",
-            )
-        self._processes = joined()
+        self._processes = together(trainer)
+        refuse_several_devices(trainer)
         self._accumulated, self._losses = [], TrainerLosses(self, self._processes)
         if not self._processes.alone and not trainer.accelerator.even_batches:
             raise ConfigError(
@@ -78,6 +74,7 @@ class ZerothOrderMixin:
         """`zofo.optim.MeZO` on the model, with the options of the arguments."""
         trainer: Any = self
         if self.optimizer is None:
+            take_weights_of_first(trainer.model, self._processes)
             with _in_arguments():
                 self.optimizer = MeZO(trainer.model, **options_of(trainer.args))
         found: torch.optim.Optimizer = self.optimizer
@@ -112,8 +109,6 @@ class ZerothOrderMixin:
         if not trainer.accelerator.sync_gradients:
             return torch.zeros((), device=trainer.args.device)
         batches, self._accumulated = self._accumulated, []
-        if not self._processes.alone:
-            model = trainer.model  # without DistributedDataParallel, which sends the buffers in each forward
         _off(model, marked=hasattr(self, "_metrics"))
         optimizer = self.zeroth_order
         with _in_arguments():
@@ -123,10 +118,9 @@ class ZerothOrderMixin:
     def _check_same(self) -> None:
         """Raises ConfigError where processes would take their rows from other data, or in another order."""
         trainer: Any = self
-        rows, args = trainer.train_dataset, trainer.args
-        own = {"rows to train on": len(rows) if hasattr(rows, "__len__") else None}
-        own |= {name: getattr(args, name) for name in _OF_BATCHES}
-        self._processes.check_same(own, "give all processes the same data and arguments")
+        own = {name: getattr(trainer.args, name) for name in _OF_BATCHES}
+        self._processes.check_same(own, "give all processes the same arguments")
+        check_same_rows({"train_dataset": trainer.train_dataset}, self._processes)
 
     def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """One loss for each example of a batch: float32, [examples].

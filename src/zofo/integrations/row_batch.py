@@ -1,0 +1,62 @@
+"""Rows of a trainer's step that are collated a few at a time, by whoever asks the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from zofo.evaluators import batch_protocol
+
+
+class RowBatch:
+    """The rows of all that is accumulated, and of all processes; what nobody asks for here is never collated.
+
+    Each part is collated once, so that a collator that draws gives the same at all points, and with both adapters.
+
+    Args:
+        rows: of the batch.
+        collate: turns rows into a model's inputs, on its device.
+        at_once: the most rows of one forward.
+        times: how often all rows come, one time after the other.
+    """
+
+    def __init__(
+        self, rows: Sequence[Any], collate: Callable[[Sequence[Any]], dict[str, Any]], at_once: int, times: int = 1
+    ) -> None:
+        self.at_once = at_once
+        self._rows, self._collate, self._times = rows, collate, times
+        self._parts: dict[tuple[int, int], RowBatch] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows) * self._times
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the collator makes of the rows."""
+        return self._collate(self._rows)
+
+    @property
+    def row_examples(self) -> torch.Tensor:
+        """A row for each example."""
+        return torch.arange(len(self))
+
+    def part(self, start: int, stop: int) -> RowBatch:
+        """The rows from `start` to `stop`, the same object each time; of what is collated already, with its padding."""
+        assert self._times == 1  # evaluators repeat what they have cut
+        if (start, stop) == (0, len(self)):
+            return self
+        if (start, stop) not in self._parts:
+            found = RowBatch(self._rows[start:stop], self._collate, self.at_once)
+            if "inputs" in vars(self):
+                vars(found)["inputs"] = batch_protocol.part(self.inputs, start, stop)
+            self._parts[start, stop] = found
+        return self._parts[start, stop]
+
+    def repeated(self, times: int) -> RowBatch:
+        """All rows `times` over, of what they were collated to."""
+        found = RowBatch(self._rows, self._collate, self.at_once, times)
+        vars(found)["inputs"] = batch_protocol.repeated(self.inputs, times)
+        return found
