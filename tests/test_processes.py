@@ -130,6 +130,27 @@ def test_two_processes_train_as_one(configured, tmp_path):
     assert "processes" not in RunFolder.open(one).environment
 
 
+def test_each_reward_is_logged_of_the_answers_of_all(configured, tmp_path):
+    """Also where a batch has fewer examples than there are processes: what one asks for nothing does not count."""
+
+    def long(example, answer):
+        return len(str(answer)) + len(example.prompt)
+
+    def right(example, answer):
+        return float(answer == example.gold)
+
+    def trained(run, batch):
+        train(configured(run, {"name": "mezo", "batch_size": batch}, steps=2), reward=[long, right])
+        return [[line["reward_long"], line["reward_right"]] for line in lines(run)]
+
+    for batch in (BATCH, 1):
+        alone = trained(tmp_path / f"one-{batch}", batch)
+        first, second = together(lambda rank, b=batch: trained(tmp_path / f"two-{b}", b), tmp_path)
+        assert first == second
+        for here, there in zip(first, alone, strict=True):
+            assert here == pytest.approx(there, rel=1e-12)
+
+
 def at_step(kind, number, what):
     """From now on, a method does something at the beginning of a step."""
     step = kind.step

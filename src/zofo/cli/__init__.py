@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 _INTERRUPTED = 130
-_LINGERS = 5.0  # seconds: a launcher stops all processes when one has ended, also the one that is about to say why
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run a verb, and say what went wrong; gives the exit code."""
+    from zofo.cli.terminal import is_heard, linger
     from zofo.errors import Interrupted, ZofoError, of_system
 
     try:
@@ -40,12 +39,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         error = problem if isinstance(problem, ZofoError) else of_system(problem)
         if error is None:
             raise
-        if problem is not error or _is_heard(error.quiet):
+        if problem is not error or is_heard(error.quiet):
             _say("error: ", "bold red", error.message)
             if error.hint:
                 _say("hint: ", "bold", error.hint)
         else:
-            time.sleep(_LINGERS)
+            linger()
         return error.exit_code
     except KeyboardInterrupt:
         return _interrupted()
@@ -53,11 +52,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         unsaid = end.code == _INTERRUPTED and not isinstance(end.__cause__, Interrupted)
         return _interrupted() if unsaid else int(end.code or 0)
     return 0
-
-
-def _is_heard(quiet: bool | None) -> bool:
-    """Whether this process says an error: of those that a launcher has started, one says what all of them found."""
-    return not quiet if quiet is not None else os.environ.get("LOCAL_RANK", "0") in ("", "0")
 
 
 def _check_working_folder() -> None:
@@ -82,8 +76,12 @@ def _say(kind: str, style: str, text: str) -> None:
 
 def _interrupted() -> int:
     from zofo.cli.options import err
+    from zofo.cli.terminal import is_heard, linger
 
-    err.say("interrupted; type the same command again, and it begins again, or goes on from what was saved")
+    if is_heard(None):
+        err.say("interrupted; type the same command again, and it begins again, or goes on from what was saved")
+    else:
+        linger()
     return _INTERRUPTED
 
 

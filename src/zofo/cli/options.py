@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zofo.cli.terminal import Terminal
+from zofo.cli.terminal import Terminal, is_heard, linger
 
 out = Terminal()
 err = Terminal(stderr=True)
@@ -140,9 +139,6 @@ def note_of(run: Path) -> None:
         err.say(f"this run has not ended ({stopped}): the model is as it was then")
 
 
-_LINGERS = 5.0  # seconds: a launcher stops all processes when one has ended, also the one that still writes
-
-
 @contextmanager
 def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
     """Leave with 143 or 130 when the process was asked to stop, and say how it goes on.
@@ -155,9 +151,9 @@ def leaving_when_stopped(hint: str | None = None) -> Iterator[None]:
     try:
         yield
     except Interrupted as stop:
-        if not stop.quiet:
+        if is_heard(stop.quiet):
             err.say(stop.message)
             err.say(f"hint: {hint or stop.hint}")
         else:
-            time.sleep(_LINGERS)
+            linger()
         raise SystemExit(stop.exit_code) from stop  # whose cause says that all was said

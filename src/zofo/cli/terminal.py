@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import struct
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, TextIO, cast
 
@@ -24,6 +26,24 @@ _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
+
+
+_LINGERS = 5.0  # seconds: a launcher stops all processes when one has ended, also the one that still writes or speaks
+
+
+def is_heard(quiet: bool | None) -> bool:
+    """Whether this process says an error: of those that a launcher has started, one says what all of them found.
+
+    Args:
+        quiet: what they agreed on; None for nothing.
+    """
+    return not quiet if quiet is not None else os.environ.get("LOCAL_RANK", "0") in ("", "0")
+
+
+def linger() -> None:
+    """Let the process that is heard speak before the launcher stops all of them."""
+    with contextlib.suppress(KeyboardInterrupt):
+        time.sleep(_LINGERS)
 
 
 def escaped(text: str) -> str:

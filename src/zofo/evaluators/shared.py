@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from zofo.errors import EvaluatorError
 from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Evaluator, LossRequest, Point, Probe
 from zofo.evaluators.model_check import number_types, rows_are_independent
+from zofo.objectives import aside
 from zofo.processes import Attempt, Processes
 from zofo.state_dict import StateDict
 
@@ -41,7 +42,7 @@ class _AmongProcesses(Evaluator):
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
         with ExitStack() as stack:
             found: Probe | None = None
-            with Attempt() as made:
+            with Attempt() as made, self._counting(asks):
                 own, at = self._own(asks, points)
                 self._inner.whole = points
                 found = stack.enter_context(self._inner.probe(own, at))
@@ -51,6 +52,10 @@ class _AmongProcesses(Evaluator):
             self.counts.queries += losses.numel() - found.losses.numel()
             found.losses = losses
             yield found
+
+    def _counting(self, asks: Sequence[LossRequest]) -> AbstractContextManager[None]:
+        """While it is open, losses are asked for that count, unless none of them does."""
+        return nullcontext()
 
     @abstractmethod
     def _own(
@@ -104,6 +109,10 @@ class SharedExamples(_AmongProcesses):
             for parts in at
         ]
         return own, joined
+
+    def _counting(self, asks: Sequence[LossRequest]) -> AbstractContextManager[None]:
+        shares = (self._processes.share(batch_protocol.size(batch)) for _, batch in asks)
+        return nullcontext() if any(start < stop for start, stop in shares) else aside()
 
     def _asked_for(self, size: int) -> tuple[int, int]:
         """The share of this process, or an example whose losses are not used where it has none."""

@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zofo.errors import ConfigError, ZofoError, nearest
 from zofo.filesystem import check_not_special
 from zofo.objectives.packaged_rewards import REWARDS
+from zofo.processes import ALONE, Processes
 from zofo.tasks import Example
 from zofo.tasks.metrics import Answer
 
@@ -94,10 +97,18 @@ class Rewards:
     parts: tuple[WeightedReward, ...]
     _given: list[tuple[int, float]] = field(default_factory=list, compare=False, repr=False)  # of each: count, sum
 
-    def means(self) -> dict[str, float]:
-        """The mean of each reward's own values, before its weight, since this was last asked; None is left out."""
-        given = self._given[:]
+    def means(self, processes: Processes = ALONE) -> dict[str, float]:
+        """The mean of each reward's own values, before its weight, since this was last asked; None is left out.
+
+        Args:
+            processes: whose answers count; all of them have to ask.
+        """
+        given = self._given[:] or [(0, 0.0)] * len(self.parts)
         self._given.clear()
+        if not processes.alone:
+            own = torch.tensor(given, dtype=torch.float64)
+            of_all = processes.gather(own, own.numel(), torch.float64).sum(dim=0).view(-1, 2).tolist()
+            given = [(int(count), total) for count, total in of_all]
         found: dict[str, float] = {}
         for number, (part, (count, total)) in enumerate(zip(self.parts, given, strict=False), start=1):
             name = f"reward_{part.label}"

@@ -59,6 +59,30 @@ class Callback:
         """The loop ended, by itself or by `error`."""
 
 
+class RewardMeans(Callback):
+    """What each reward gave in a step, in every process of a run: each has judged the answers of its own examples.
+
+    Attributes:
+        last: the mean of each over all answers of the last step.
+    """
+
+    def __init__(self, rewards: Rewards | None, processes: Processes) -> None:
+        self._rewards, self._processes = rewards, processes
+        self.last: Mapping[str, float] = {}
+        self._forget()  # what checks and trials have asked
+
+    def _forget(self) -> None:
+        if self._rewards is not None:
+            self._rewards.means()
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        if self._rewards is not None:
+            self.last = self._rewards.means(self._processes)
+
+    def after_skip(self, number: int, error: NonFiniteError) -> None:
+        self._forget()  # the step does not count
+
+
 class MetricsLogger(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
@@ -85,8 +109,7 @@ class MetricsLogger(Callback):
         self._method = method
         self._processes, self._exchanged = processes, processes.bytes
         self.with_rates = False
-        self._rewards = rewards if processes.alone else None  # it has judged the answers of this process only
-        self._reward_means()  # of checks and trials before the first step
+        self._rewards = RewardMeans(rewards, processes)
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # get each line that is written
         self._start = time.perf_counter() - seconds
 
@@ -101,7 +124,9 @@ class MetricsLogger(Callback):
         return f"sha256:{self._digest.hexdigest()}"
 
     def after_step(self, number: int, log: StepLog) -> None:
-        line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients, **self._reward_means()}
+        line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients}
+        self._rewards.after_step(number, log)
+        line |= self._rewards.last
         line |= self._method.counts.as_dict()
         if self.with_rates and (log.update is not None or log.rate is not None):
             line["rate"] = log.rate
@@ -113,7 +138,7 @@ class MetricsLogger(Callback):
         self._write(line)
 
     def after_skip(self, number: int, error: NonFiniteError) -> None:
-        self._reward_means()  # of a step that does not count
+        self._rewards.after_skip(number, error)
         self._write({"event": "skipped", "step": number, "error": error.message, **self._method.counts.as_dict()})
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
@@ -128,9 +153,6 @@ class MetricsLogger(Callback):
         if error is not None:
             self._write({"event": "stopped", "error": type(error).__name__, "message": str(error)})
         self._file.close()
-
-    def _reward_means(self) -> Mapping[str, float]:
-        return {} if self._rewards is None else self._rewards.means()
 
     def _write(self, line: Mapping[str, Any]) -> None:
         stamped = {**line, "seconds": round(time.perf_counter() - self._start, 3)}

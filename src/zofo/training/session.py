@@ -41,6 +41,12 @@ class Session:
     reward: Rewards | None
 
 
+def rewards_of(trained: Session, config: RunConfig) -> Rewards | None:
+    """What is maximised, in place of a loss or beside it; None where losses alone are trained."""
+    context, beside = trained.context, config.method.score_beside
+    return (context if beside is None or context.by_objective is None else context.by_objective(beside)).rewards
+
+
 def trajectory_header(config: RunConfig, trained: Session) -> dict[str, Any]:
     """What a trajectory says of itself, with the seed."""
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}

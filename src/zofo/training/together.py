@@ -15,7 +15,7 @@ from zofo.errors import ConfigError, RunError
 from zofo.evaluators import batch_protocol
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.processes import Processes
-from zofo.training.callbacks import Callback
+from zofo.training.callbacks import Callback, RewardMeans
 from zofo.training.checkpoint import Checkpoint, CheckpointCallback
 from zofo.training.config import RunConfig
 from zofo.training.data_module import ROWS, PreparedRun
@@ -26,7 +26,7 @@ from zofo.training.resume import OF_BITS, are_places, find_resumable_run
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_record import CONFIG
 from zofo.training.run_state import ResumePoint
-from zofo.training.session import LoopParts, Session, loop_parts, run_parts, trajectory_header
+from zofo.training.session import LoopParts, Session, loop_parts, rewards_of, run_parts, trajectory_header
 from zofo.training.versions import device_fingerprint
 
 
@@ -147,7 +147,8 @@ def accompany(folder: RunFolder, config: RunConfig, trained: Session, console: C
     stopping = CheckpointCallback(
         None, _unwritten, parts.signals, config.training, _unheard, done.steps, trained.context.processes
     )
-    callbacks = [parts.best, parts.scorings[0], SameState(trained), stopping]
+    means = RewardMeans(rewards_of(trained, config), trained.context.processes)
+    callbacks = [means, parts.best, parts.scorings[0], SameState(trained), stopping]
     with parts.signals.defer_signals():
         run_parts(config, trained, parts, callbacks, stopping, done.steps)
 

@@ -55,7 +55,16 @@ from zofo.training.resume import (
 from zofo.training.run_folder import RunFolder
 from zofo.training.run_logs import metrics_lines, write_answers
 from zofo.training.run_record import ANSWERS
-from zofo.training.session import LoopParts, Session, loop_parts, run_parts, say_all, say_notes, trajectory_header
+from zofo.training.session import (
+    LoopParts,
+    Session,
+    loop_parts,
+    rewards_of,
+    run_parts,
+    say_all,
+    say_notes,
+    trajectory_header,
+)
 from zofo.training.together import SameState, accompany, begun_run, check_reward, check_same, check_shareable, resumed
 from zofo.training.trackers import Trackers, check_trackers
 from zofo.training.training_config import TrainingConfig, lr_schedule
@@ -173,16 +182,10 @@ def _measuring(folder: RunFolder, trained: Session, config: RunConfig, console: 
     training, method, found = config.training, trained.method, list[Measuring]()
     if training.treatment_steps is not None:
         found.append(TreatmentLogger(method, trained.context, training, _epsilon(config)))
-    rewards, rows = _rewards(trained, config), training.before_after_examples
+    rewards, rows = rewards_of(trained, config), training.before_after_examples
     if rewards is not None and rows and method.fixed_steps is None:
         found.append(BeforeAfter(method, trained.prepared, rewards, rows, trained.steps, folder, console))
     return found
-
-
-def _rewards(trained: Session, config: RunConfig) -> Rewards | None:
-    """What is maximised, in place of a loss or beside it; None where losses alone are trained."""
-    context, beside = trained.context, config.method.score_beside
-    return (context if beside is None or context.by_objective is None else context.by_objective(beside)).rewards
 
 
 def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: Console) -> None:
@@ -198,7 +201,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     folder.forget_outcome()
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
-    rewards = _rewards(trained, config)
+    rewards = rewards_of(trained, config)
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, rewards, processes)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
     callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, SameState(trained)]
