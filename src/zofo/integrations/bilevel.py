@@ -22,7 +22,12 @@ from zofo.integrations.bilevel_theta import BASE, load_theta, name_base, save_th
 from zofo.integrations.losses import example_losses, loss_of_its_own
 from zofo.integrations.row_batch import RowBatch
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
-from zofo.integrations.together import check_same_rows, refuse_several_devices, take_weights_of_first, together
+from zofo.integrations.several_processes import (
+    check_same_rows,
+    processes_of,
+    refuse_several_devices,
+    take_weights_of_first,
+)
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.methods import StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS
@@ -90,7 +95,7 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, *more, **kwargs)
         self.lower_train_dataset = lower_train_dataset
         self._losses = TrainerLosses(self)
-        self._processes = together(self)
+        self._processes = processes_of(self)
         refuse_several_devices(self)
 
     @property

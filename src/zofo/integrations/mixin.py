@@ -15,7 +15,12 @@ from zofo.errors import CheckpointError, ConfigError, reworded
 from zofo.integrations.arguments import ZerothOrderArguments, as_arguments, options_of
 from zofo.integrations.losses import example_losses, loss_of_its_own
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
-from zofo.integrations.together import check_same_rows, refuse_several_devices, take_weights_of_first, together
+from zofo.integrations.several_processes import (
+    check_same_rows,
+    processes_of,
+    refuse_several_devices,
+    take_weights_of_first,
+)
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.optim import MeZO
 from zofo.optim.base import ZerothOrderOptimizer
@@ -61,7 +66,7 @@ class ZerothOrderMixin:
             )
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        self._processes = together(trainer)
+        self._processes = processes_of(trainer)
         refuse_several_devices(trainer)
         self._accumulated, self._losses = [], TrainerLosses(self, self._processes)
         if not self._processes.alone and not trainer.accelerator.even_batches:

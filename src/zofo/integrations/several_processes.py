@@ -19,7 +19,7 @@ from zofo.processes import Processes, joined
 _ROWS = 32  # that are compared, of a data set
 
 
-def together(trainer: Any) -> Processes:
+def processes_of(trainer: Any) -> Processes:
     """The processes of a trainer, whose model no `DistributedDataParallel` wraps: it would keep a gradient of every
     tensor that requires one, which no step of zofo writes."""
     own = trainer.accelerator
