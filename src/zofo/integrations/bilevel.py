@@ -23,9 +23,9 @@ from zofo.integrations.losses import example_losses, loss_of_its_own
 from zofo.integrations.row_batch import RowBatch
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
 from zofo.integrations.several_processes import (
+    check_one_device,
     check_same_rows,
     processes_of,
-    refuse_several_devices,
     take_weights_of_first,
 )
 from zofo.integrations.trainer_losses import TrainerLosses
@@ -96,7 +96,7 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         self.lower_train_dataset = lower_train_dataset
         self._losses = TrainerLosses(self)
         self._processes = processes_of(self)
-        refuse_several_devices(self)
+        check_one_device(self)
 
     @property
     def bilevel(self) -> Bilevel | None:

@@ -16,9 +16,9 @@ from zofo.integrations.arguments import ZerothOrderArguments, as_arguments, opti
 from zofo.integrations.losses import example_losses, loss_of_its_own
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
 from zofo.integrations.several_processes import (
+    check_one_device,
     check_same_rows,
     processes_of,
-    refuse_several_devices,
     take_weights_of_first,
 )
 from zofo.integrations.trainer_losses import TrainerLosses
@@ -67,7 +67,7 @@ class ZerothOrderMixin:
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self._processes = processes_of(trainer)
-        refuse_several_devices(trainer)
+        check_one_device(trainer)
         self._accumulated, self._losses = [], TrainerLosses(self, self._processes)
         if not self._processes.alone and not trainer.accelerator.even_batches:
             raise ConfigError(

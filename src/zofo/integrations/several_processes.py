@@ -27,7 +27,7 @@ def processes_of(trainer: Any) -> Processes:
     return joined()
 
 
-def refuse_several_devices(trainer: Any) -> None:
+def check_one_device(trainer: Any) -> None:
     """Raises ConfigError where one process has several devices, of which a step would use one."""
     if (number := trainer.args.n_gpu) > 1:
         raise ConfigError(
