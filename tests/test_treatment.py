@@ -25,7 +25,7 @@ def test_the_gradient_and_its_spread_are_those_of_the_closed_form():
     spread = ((each - mean) ** 2).sum().item() / (n - 1)
     assert found.spread_squared == pytest.approx(spread, rel=1e-9)
     assert found.gradient_squared == pytest.approx((mean**2).sum().item() - spread / n, rel=1e-9)
-    assert found.counts.as_dict() == {"forwards": n, "backwards": n, "queries": n}
+    assert found.counts.as_dict() == {"forwards": 2 * n, "backwards": 2 * n, "queries": 2 * n}
     assert math.isnan(found.update_slope)
     assert not model.W.requires_grad
 
@@ -40,6 +40,23 @@ def test_the_squared_gradient_of_a_few_examples_has_no_bias():
     each = model.gradients(model.theta())
     products = [(each[i] @ each[j]).item() for i, j in pairs]  # whose expectation is |g|^2 for two independent examples
     assert sum(found) / len(found) == pytest.approx(sum(products) / len(products), rel=1e-9)
+
+
+def test_its_error_is_that_of_leaving_each_example_out():
+    """And it is how much |g|^2 scatters over draws of examples."""
+    model = LeastSquares(examples=400)
+    method = build(model, **PLAIN)
+
+    def of(rows):
+        return measure(method.backbone, training_context(model), rows)
+
+    found = of(range(8))
+    without = torch.tensor([of([j for j in range(8) if j != i]).gradient_squared for i in range(8)])
+    assert found.error == pytest.approx(((without - without.mean()) ** 2).sum().mul(7 / 8).sqrt().item(), rel=1e-5)
+    draws = [of(range(start, start + 8)) for start in range(0, 400, 8)]
+    scatter = torch.tensor([draw.gradient_squared for draw in draws]).std().item()
+    assert (sum(draw.error**2 for draw in draws) / 50) ** 0.5 == pytest.approx(scatter, rel=0.35)
+    assert math.isnan(of(range(2)).error)
 
 
 def test_along_directions_it_is_the_same_within_the_error_that_is_said():
@@ -90,7 +107,7 @@ def test_a_run_logs_its_treatment_apart_from_its_work(configured):
     run = train(configured("run", method, lr_scheduler_type="linear"))
     lines = lines_of(run, "treatment")
     assert [line["steps"] for line in lines] == [0, 2, 4, 6]
-    assert all(line["measured_queries"] == line["measured_backwards"] == 4 for line in lines)
+    assert all(line["measured_queries"] == line["measured_backwards"] == 8 for line in lines)
     assert run.summary["backwards"] == 0
     factors = [line["lr_factor"] for line in lines_of(run, "step")]
     assert (lines[0]["predicted_descent"], lines[0]["backbone_distance"]) == (0.0, 0.0)
@@ -100,9 +117,13 @@ def test_a_run_logs_its_treatment_apart_from_its_work(configured):
         last["predicted_descent"],
         last["backbone_distance"],
     )
-    predicted = 0.0
+    predicted, error = 0.0, 0.0
+    assert lines[0]["predicted_descent_error"] == 0.0
     for number, line in enumerate(lines[1:]):
-        predicted += 1e-4 * sum(factors[2 * number : 2 * number + 2]) * line["gradient_squared"]
+        rate = 1e-4 * sum(factors[2 * number : 2 * number + 2])
+        error += rate * (lines[number]["gradient_squared_error"] + line["gradient_squared_error"]) / 2
+        assert line["predicted_descent_error"] == pytest.approx(error)
+        predicted += rate * (lines[number]["gradient_squared"] + line["gradient_squared"]) / 2
         assert line["predicted_descent"] == pytest.approx(predicted)
 
 
@@ -113,7 +134,7 @@ def test_an_objective_without_a_gradient_is_measured_along_directions(configured
     first, last = lines_of(run, "treatment")
     assert (first["measured_queries"], first["measured_backwards"]) == (2 * 3 * 4, 0)
     assert first["gradient_squared_error"] >= 0
-    assert last["predicted_descent"] == pytest.approx(2e-4 * last["gradient_squared"])
+    assert last["predicted_descent"] == pytest.approx(1e-4 * (first["gradient_squared"] + last["gradient_squared"]))
     bare = train(configured("bare", method, objective="accuracy", steps=2, treatment_steps=None))
     assert run.trajectory.read_bytes() == bare.trajectory.read_bytes()
     assert run.summary["queries"] == bare.summary["queries"] == 2 * 2 * 4
@@ -137,7 +158,8 @@ def test_steps_that_do_not_move_theta_descend_nothing(configured):
     method = {"name": "two-stage", "adapter_steps": 2, "rule": {"lr": 1e-4}}
     lines = lines_of(train(configured("run", method, steps=4)), "treatment")
     assert lines[1]["predicted_descent"] == lines[1]["backbone_distance"] == 0.0
-    assert lines[2]["predicted_descent"] == pytest.approx(2e-4 * lines[2]["gradient_squared"])
+    squared = [line["gradient_squared"] for line in lines]
+    assert lines[2]["predicted_descent"] == pytest.approx(1e-4 * (squared[1] + squared[2]))
     assert lines[2]["backbone_distance"] > 0
 
 

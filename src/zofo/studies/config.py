@@ -21,8 +21,12 @@ RESULT_COLUMNS = (
     *(f"{split}_{what}" for split in ("validation", "test", "test_last") for what in ("loss", "score")),
     *("steps", *COUNTED, "seconds", "peak_bytes"),
     *(f"evaluation_{name}" for name in (*COUNTED, "seconds")),
-    *(f"treatment_{name}_{end}" for name in ("gradient_squared", "spread_squared") for end in ("first", "last")),
-    *("treatment_predicted_descent", "treatment_backbone_distance"),
+    *(
+        f"treatment_{name}_{end}"
+        for name in ("gradient_squared", "gradient_squared_error", "spread_squared")
+        for end in ("first", "last")
+    ),
+    *("treatment_predicted_descent", "treatment_predicted_descent_error", "treatment_backbone_distance"),
     *("failed", "run"),
 )
 COLUMNS = frozenset(("method", "model", "task", "seed", "trial", *RESULT_COLUMNS, *CURVE_COLUMNS))

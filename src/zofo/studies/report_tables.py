@@ -17,6 +17,7 @@ from zofo.studies.trial import Cell, StudyRun
 _WORK = ("queries", "forwards", "backwards")
 _COSTS = len(_WORK) + 2  # with seconds and memory
 _GRADIENT = ("gradient_squared", "spread_squared")
+"""Of a treatment, as it was at both ends of a run."""
 
 
 _UNSTABLE = "every trial diverged"
@@ -197,18 +198,19 @@ def _took(scores: Scores, method: str, cells: Sequence[Cell]) -> list[str]:
 
 
 def treatment_table(scores: Scores, cells: Sequence[Cell]) -> str:
-    """How strong the treatment of theta was, by method and task: means over the runs that measured it; else nothing."""
+    """How strong the treatment of theta was, by method and task: means over the runs that measured it, and of their
+    standard errors, where these are known; else nothing."""
     rows = []
     for method in scores.methods:
         for cell in cells:
             found = [one.treatment for one in scores.outcomes(method, cell).values() if one.treatment]
             if found:
-                first, last = ([_mean_of(found, name, at) for name in _GRADIENT] for at in (0, -1))
+                first, last = ([_with_error(found, name, at) for name in _GRADIENT] for at in (0, -1))
                 rows.append(
                     [
                         *(method, cell.task, str(len(found))),
-                        *(f"{_short(begin)} to {_short(end)}" for begin, end in zip(first, last, strict=True)),
-                        _short(_mean_of(found, "predicted_descent")),
+                        *(f"{begin} to {end}" for begin, end in zip(first, last, strict=True)),
+                        _with_error(found, "predicted_descent"),
                         _short(_mean_of(found, "backbone_distance")),
                     ]
                 )
@@ -216,9 +218,16 @@ def treatment_table(scores: Scores, cells: Sequence[Cell]) -> str:
     return markdown(header, rows, texts=2) if rows else ""
 
 
+def _with_error(found: Sequence[Mapping[str, Any]], name: str, at: int | None = None) -> str:
+    value, error = (_mean_of(found, key, at) for key in (name, f"{name}_error"))
+    return _short(value) if value is None or error is None else f"{_short(value)} ± {error:.2g}"
+
+
 def _mean_of(found: Sequence[Mapping[str, Any]], name: str, at: int | None = None) -> float | None:
     """The mean over runs of a value, or of one end of it; None where a run does not know it."""
-    values = [one[name] if at is None else one[name][at] for one in found]
+    values: list[Any] = [one.get(name) for one in found]
+    if at is not None:
+        values = [None if ends is None else ends[at] for ends in values]
     return None if None in values else mean(values)
 
 

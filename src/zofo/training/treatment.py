@@ -33,14 +33,15 @@ class Treatment:
         update_slope: g . D along an update D that has been made: the slope where it ends; nan for one that is no
             displacement.
         counts: what the measurement took.
-        error: standard error of `gradient_squared` over the directions, where it was measured along some; else nan.
+        error: standard error of `gradient_squared`: by the jackknife over the examples, or over the directions along
+            which it was measured; nan for two examples.
     """
 
     gradient_squared: float
     spread_squared: float
     update_slope: float
     counts: Counts
-    error: float = math.nan
+    error: float
 
 
 def measure(
@@ -49,7 +50,11 @@ def measure(
     examples: Sequence[Any],
     update: Update | None = None,
 ) -> Treatment:
-    """Measure by one forward and one backward pass an example; a gradient of theta's size is held, and one more.
+    """Measure by two forward and two backward passes an example; a gradient of theta's size is held, and one more.
+
+    The first pass sums the gradients g_i of n examples to S. The second one finds g_i . S, which give |g|^2 without
+    each example in turn, and so its standard error (jackknife): where a few examples have most of the gradient, |g|^2
+    from n of them says little, and the error says so.
 
     Args:
         theta: the tensors, or a backbone with no update pending.
@@ -59,21 +64,43 @@ def measure(
     """
     backbone, tensors, counts = theta if isinstance(theta, Backbone) else None, _tensors(theta), Counts()
     mean = {name: torch.zeros_like(tensor, dtype=_wide(tensor)) for name, tensor in tensors.items()}
-    squares = []
+    n, squares = len(examples), []
+
+    def gradient_of(example: Any) -> dict[str, torch.Tensor]:
+        with torch.enable_grad():
+            loss = at_least_float32(context.objective(context.model, context.collate([example]))).mean()
+        found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+        counts.include(Counts(1, 1, 1))
+        return {name: one for name, one in zip(tensors, found, strict=True) if one is not None}
+
     with _differentiable(tensors):
         for example in examples:
-            with torch.enable_grad():
-                loss = at_least_float32(context.objective(context.model, context.collate([example]))).mean()
-            found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
-            counts.include(Counts(1, 1, 1))
-            own = dict(zip(tensors, found, strict=True))
-            squares.append(math.fsum(_square(gradient) for gradient in own.values() if gradient is not None))
+            own = gradient_of(example)
+            squares.append(math.fsum(map(_square, own.values())))
             for name, gradient in own.items():
-                if gradient is not None:
-                    mean[name] += gradient / len(examples)
-    n, of_mean, of_each = len(examples), math.fsum(map(_square, mean.values())), math.fsum(squares) / len(squares)
+                mean[name] += gradient / n
+        along = [n * _dot(gradient_of(example), mean) for example in examples]
+    of_mean, of_each = math.fsum(map(_square, mean.values())), math.fsum(squares) / n
     spread = (of_each - of_mean) * n / (n - 1)
-    return Treatment(of_mean - spread / n, spread, _slope(backbone, mean, update), counts)
+    error = _jackknife(n * n * of_mean, squares, along)
+    return Treatment(of_mean - spread / n, spread, _slope(backbone, mean, update), counts, error)
+
+
+def _jackknife(of_sum: float, squares: Sequence[float], along: Sequence[float]) -> float:
+    """The standard error of (|S|^2 - sum |g_i|^2) / (n (n - 1)), from |S|^2, all |g_i|^2 and all g_i . S."""
+    n, total = len(squares), math.fsum(squares)
+    if n < 3:
+        return math.nan
+    without = [
+        (of_sum - 2 * dot + square - (total - square)) / ((n - 1) * (n - 2))
+        for square, dot in zip(squares, along, strict=True)
+    ]
+    middle = math.fsum(without) / n
+    return math.sqrt((n - 1) / n * math.fsum((one - middle) ** 2 for one in without))
+
+
+def _dot(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    return math.fsum(torch.sum(own * other[name], dtype=torch.float64).item() for name, own in one.items())
 
 
 def measure_along(
@@ -145,11 +172,12 @@ class TreatmentLogger(Measuring):
     `backbone_distance` is |theta - theta_0| / |theta_0|, entry by entry: a copy of theta_0 is kept. It is null where
     the method keeps a part of theta elsewhere.
     `predicted_descent` is the sum over the steps so far of lr |g|^2, which SGD along unbiased estimates of g descends
-    to first order, in units of the loss. It is null once a step was no such step: by another rule, under a mask, or
-    divided by a standard deviation; and for a method without zeroth-order steps, of which the gradient in all of the
-    model's own weights is measured: what such steps would find there. The work and its seconds are written in the line,
-    and are in none of the run's counts. The model is measured as it would be evaluated: pending updates are written
-    first.
+    to first order, in units of the loss, with |g|^2 of a step as the mean of the measurements before and after it. Its
+    error is the sum of lr times that of |g|^2, since all measurements look at the same examples. Both are null once a
+    step was no such step: by another rule, under a mask, or divided by a standard deviation; and for a method without
+    zeroth-order steps, of which the gradient in all of the model's own weights is measured: what such steps would find
+    there. The work and its seconds are written in the line, and are in none of the run's counts. The model is measured
+    as it would be evaluated: pending updates are written first.
 
     An objective without a gradient is measured by `measure_along`, with directions that the run's steps do not take.
 
@@ -173,7 +201,8 @@ class TreatmentLogger(Measuring):
         self._theta = own_weights(context.model) if method.backbone is None else method.backbone
         self._start = {name: tensor.detach().clone() for name, tensor in _tensors(self._theta).items()}
         self._rates: list[float | None] = []
-        self._descent, self.seconds = math.nan if method.backbone is None else 0.0, 0.0
+        self._descent = self._error = math.nan if method.backbone is None else 0.0
+        self.seconds = 0.0
         self.lines: list[Mapping[str, Any]] = []
 
     def begin(self, metrics: MetricsLogger, lines: Sequence[Mapping[str, Any]]) -> TreatmentLogger:
@@ -184,8 +213,7 @@ class TreatmentLogger(Measuring):
             return self
         self.lines = [before[0], before[-1]]
         self.seconds = math.fsum(line["measured_seconds"] for line in before)
-        known = before[-1]["predicted_descent"]
-        self._descent = math.nan if known is None else known
+        self._descent, self._error = (_number(before[-1].get(name)) for name in _PREDICTED)
         since = (line for line in lines if line["event"] == "step" and line["step"] >= before[-1]["steps"])
         self._rates = [line["rate"] for line in since if "rate" in line]
         return self
@@ -207,17 +235,21 @@ class TreatmentLogger(Measuring):
             whole = self._method.backbone_is_theta
             distance = _distance(self._start, _tensors(self._theta)) if whole else math.nan
         rates = [math.nan if rate is None else rate for rate in self._rates]
-        self._descent += math.fsum(rates) * found.gradient_squared
+        if rates:  # so that there is a measurement before
+            before = self.lines[-1]
+            self._descent += math.fsum(rates) * (_number(before["gradient_squared"]) + found.gradient_squared) / 2
+            self._error += math.fsum(rates) * (_number(before.get("gradient_squared_error")) + found.error) / 2
         self._rates, seconds = [], time.perf_counter() - start
         self.seconds += seconds
         line = {
             "steps": steps,
             "gradient_squared": _known(found.gradient_squared),
+            "gradient_squared_error": _known(found.error),
             "spread_squared": _known(found.spread_squared),
             "update_slope": _known(found.update_slope),
             "predicted_descent": _known(self._descent),
+            "predicted_descent_error": _known(self._error),
             "backbone_distance": _known(distance),
-            **({} if math.isnan(found.error) else {"gradient_squared_error": found.error}),
             **{f"measured_{name}": value for name, value in found.counts.as_dict().items()},
             "measured_seconds": round(seconds, 3),
         }
@@ -234,9 +266,12 @@ class TreatmentLogger(Measuring):
     def summary(self) -> dict[str, Any]:
         """Of the whole run: |g|^2 and s^2 at its start and end, the predicted descent, and how far theta has moved."""
         first, last = self.lines[0], self.lines[-1]
-        both = {name: [first[name], last[name]] for name in ("gradient_squared", "spread_squared")}
-        return {"treatment": {**both, **{name: last[name] for name in ("predicted_descent", "backbone_distance")}}}
+        both = {name: [first.get(name), last.get(name)] for name in _GRADIENT}
+        return {"treatment": {**both, **{name: last.get(name) for name in (*_PREDICTED, "backbone_distance")}}}
 
+
+_GRADIENT = ("gradient_squared", "gradient_squared_error", "spread_squared")
+_PREDICTED = ("predicted_descent", "predicted_descent_error")
 
 _FIRST_KEY = 2**31
 """Index of the first direction of a measurement: steps take those from 0 on."""
@@ -256,6 +291,10 @@ def _distance(start: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:
