@@ -1,10 +1,13 @@
 """What two processes with one thread each take for a step beside one process with two: the ratio of docs/processes.md.
 
-    python benchmarks/processes.py --model smollm2-135m --rows 8 --tokens 64 --steps 10 --rounds 3 --json FILE
+    python benchmarks/processes.py --rounds 3 --json benchmarks/results/processes.json
 
 Both make the same steps of MeZO on the same rows, in turn, each round in new processes, which torchrun starts. Of the
 steps but the first two the median is taken, by the clock, and of the rounds the median ratio. The losses of both are
-compared, and the bytes that were exchanged are counted.
+compared, and the bytes that were exchanged are counted. `--json` keeps the figures, with what was measured and the
+seconds of each round. That killed processes go on to the same bits is no figure, but a test:
+
+    pytest -m soak tests/test_processes.py -k killed
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 FIRST = 2  # steps that are not counted
+MEASURED = ("model", "rows", "tokens", "steps", "rounds", "evaluator")
 
 
 def arguments() -> argparse.Namespace:
@@ -72,7 +77,7 @@ def started(options: argparse.Namespace, processes: int, threads: int) -> dict[s
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "found.json"
-        own = [f"--{name}={getattr(options, name)}" for name in ("model", "rows", "tokens", "steps", "evaluator")]
+        own = [f"--{name}={getattr(options, name)}" for name in MEASURED]
         number = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         command = [sys.executable, *launcher, __file__, *own, f"--found={file}"]
         subprocess.run(command, check=True, env={**os.environ, **number})
@@ -87,10 +92,13 @@ def main() -> None:
         return
     rounds = [(started(options, 1, 2), started(options, 2, 1)) for _ in range(options.rounds)]
     one, two = rounds[0]
+    ratios = [shared["seconds"] / alone["seconds"] for alone, shared in rounds]
     figures = {
         "one process, two threads": statistics.median(alone["seconds"] for alone, _ in rounds),
         "two processes, one thread": statistics.median(shared["seconds"] for _, shared in rounds),
-        "ratio": statistics.median(shared["seconds"] / alone["seconds"] for alone, shared in rounds),
+        "ratio": statistics.median(ratios),
+        "least": min(ratios),
+        "largest": max(ratios),
         "losses apart": max(abs(a - b) for a, b in zip(one["losses"], two["losses"], strict=True)),
         "bytes a step": two["bytes a step"],
         "bytes a loss": two["bytes a step"] / (2 * options.rows),
@@ -98,7 +106,11 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name}: {value:.3g}")
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        measured = {name: getattr(options, name) for name in MEASURED}
+        each = [[alone["seconds"], shared["seconds"]] for alone, shared in rounds]
+        versions = {"torch": version("torch"), "zofo": version("zofo"), "cores": os.cpu_count()}
+        whole = {**measured, **versions, **figures, "seconds of each round": each}
+        options.json.write_text(json.dumps(whole) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
