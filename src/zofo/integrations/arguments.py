@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from dataclasses import dataclass, field, fields
@@ -28,8 +29,26 @@ def said(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
+class PrivateArguments:
+    """Arguments whose tokens are in no file: transformers pickles them beside the weights, and uploads the file."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: None if name.endswith("token") else value for name, value in vars(self).items()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PrivateArguments:
+        made = object.__new__(type(self))
+        memo[id(self)] = made
+        vars(made).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return made
+
+    def __copy__(self) -> PrivateArguments:
+        made = object.__new__(type(self))
+        vars(made).update(vars(self))
+        return made
+
+
 @dataclass
-class ZerothOrderArguments:
+class ZerothOrderArguments(PrivateArguments):
     """The options of zeroth-order steps, for a subclass of `TrainingArguments`; name it before that class.
 
     `learning_rate`, `weight_decay`, `seed`, the schedule and all that is about data, evaluation and checkpoints are

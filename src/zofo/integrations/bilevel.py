@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from zofo.errors import CheckpointError, ConfigError, reworded
 from zofo.integrations.bilevel_arguments import BilevelTrainingArguments, as_arguments, method_of
 from zofo.integrations.bilevel_theta import BASE, load_theta, name_base, save_theta
 from zofo.integrations.losses import example_losses, loss_of_its_own
-from zofo.integrations.row_batch import RowBatch
+from zofo.integrations.row_batch import RowBatch, Rows
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
 from zofo.integrations.several_processes import (
     check_one_device,
@@ -28,6 +28,7 @@ from zofo.integrations.several_processes import (
     processes_of,
     take_weights_of_first,
 )
+from zofo.integrations.trainer_card import say_bilevel_steps, tagged
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.methods import StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS
@@ -193,16 +194,16 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         data_sets |= {} if self.lower_train_dataset is None else {"lower_train_dataset": self.lower_train_dataset}
         check_same_rows(data_sets, self._processes)
 
-    def _sets(self) -> tuple[_Rows, _Rows]:
+    def _sets(self) -> tuple[Rows, Rows]:
         """D_f and D_p."""
         for name in ("train_dataset", "lower_train_dataset"):
             rows = getattr(self, name)
             if (rows is None and name == "train_dataset") or not hasattr(rows or [], "__len__"):
                 raise ConfigError(f"{name} is {type(rows).__name__}, and has no length", "give a data set with rows")
         if self.lower_train_dataset is not None:
-            return _Rows(self.train_dataset), _Rows(self.lower_train_dataset)
+            return Rows(self.train_dataset), Rows(self.lower_train_dataset)
         d_f, d_p = split_indices(self.args.seed, len(self.train_dataset))
-        return _Rows(Subset(self.train_dataset, d_f)), _Rows(Subset(self.train_dataset, d_p))
+        return Rows(Subset(self.train_dataset, d_f)), Rows(Subset(self.train_dataset, d_p))
 
     def _length(self, row: Any) -> int:
         given = row.get(self.args.length_column_name)
@@ -235,6 +236,18 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
             left_out = slopes if len(slopes) > _MOST_LOGGED else set()
             logs.update({name: value for name, value in step.coefficients.items() if name not in left_out})
         super().log(logs, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, tags: Any = None, **kwargs: Any) -> None:
+        """As of the trainer, with what the steps are."""
+        super().create_model_card(*args, tags=tagged(tags), **kwargs)
+        if self.bilevel is not None and self.is_world_process_zero():
+            say_bilevel_steps(self.args, self._steps.config, self._moves_base)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """With the model that moved, which the trainer does not know of."""
+        if self.is_world_process_zero() and self.args.hub_strategy != "end":
+            self._save(self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """The method does."""
@@ -335,7 +348,7 @@ class BilevelOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, method: Bilevel, config: BilevelConfig) -> None:
-        self.method, self.steps = method, 0
+        self.method, self.config, self.steps = method, config, 0
         self.last_step: StepLog | None = None
         options = config.model_dump(mode="json", exclude={"lr_adapter", "lr_lower", "name"})
         options["rule"].pop("lr", None)
@@ -356,21 +369,6 @@ class BilevelOptimizer(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Nothing: `step_ahead` has made it, where a trainer asks for the loss."""
-
-
-class _Rows(Sequence[Any]):
-    """The rows of a data set of torch or datasets, one by one."""
-
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self._rows[i] for i in range(*number.indices(len(self)))]
-        return self._rows[number]
 
 
 @contextmanager

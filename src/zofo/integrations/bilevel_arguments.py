@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from zofo.adapters import AdapterConfig
 from zofo.config import parse_model
 from zofo.errors import ConfigError
-from zofo.integrations.arguments import IN_HALF, parsed, said
+from zofo.integrations.arguments import IN_HALF, PrivateArguments, parsed, said
 from zofo.methods.bilevel.bilevel import BilevelConfig
 
 _OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "sgd": "sgd"}
@@ -52,7 +52,7 @@ _ZO = ("noise", "estimator", "rule", "evaluator", "directions", "num_directions"
 
 
 @dataclass
-class BilevelTrainingArguments(TrainingArguments):  # type: ignore[misc]
+class BilevelTrainingArguments(PrivateArguments, TrainingArguments):  # type: ignore[misc]
     """`transformers.TrainingArguments`, with the two levels of Bilevel-ZOFO.
 
     `learning_rate`, `optim` (AdamW or SGD), `weight_decay`, `max_grad_norm` and `gradient_checkpointing` are those of

@@ -21,6 +21,7 @@ from zofo.integrations.several_processes import (
     processes_of,
     take_weights_of_first,
 )
+from zofo.integrations.trainer_card import options_of_card, say_steps, tagged
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.optim import MeZO
 from zofo.optim.base import ZerothOrderOptimizer
@@ -147,6 +148,16 @@ class ZerothOrderMixin:
         if step is not None and "loss" in logs:
             logs.update(step.coefficients if len(step.coefficients) <= _MOST_LOGGED else {})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def create_model_card(self, *args: Any, tags: Any = None, **kwargs: Any) -> None:
+        """As of the trainer, with what the steps are."""
+        trainer: Any = self
+        super().create_model_card(*args, tags=tagged(tags), **kwargs)  # type: ignore[misc]
+        if self.optimizer is not None and trainer.is_world_process_zero():
+            made = self.zeroth_order
+            values = {"method": type(made).__name__, "learning_rate": made.defaults["lr"], "seed": trainer.args.seed}
+            values |= options_of_card(made.config)
+            say_steps(Path(trainer.args.output_dir), "Zeroth-order steps, which take losses and no gradients.", values)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """There is none, and none is logged."""

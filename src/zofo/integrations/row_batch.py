@@ -60,3 +60,18 @@ class RowBatch:
         found = RowBatch(self._rows, self._collate, self.at_once, times)
         vars(found)["inputs"] = batch_protocol.repeated(self.inputs, times)
         return found
+
+
+class Rows(Sequence[Any]):
+    """The rows of a data set of torch or datasets, one by one."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self._rows[i] for i in range(*number.indices(len(self)))]
+        return self._rows[number]

@@ -49,7 +49,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         seed: of the directions.
 
     Attributes:
-        Config: the class of its configuration.
+        Config, config: the class of its configuration, and the parts of a step with all their options.
         steps: made so far.
         last_step: what the last step did: its loss, projected gradients and counts.
         notes: which tensors stay that a user may expect to move; known after the first step.
@@ -72,10 +72,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
         decay = weight_decay if found.weight_decay is None else found.weight_decay
         rate = found.lr if found.lr is not None else lr
         with own_words():
-            self._config = _config_of(self.Config, self._model, options, rate, decay)
+            self.config = _config_of(self.Config, self._model, options, rate, decay)
             self._build(frozenset())
         self._decay = decay
-        default = float(self._config.rule.options.get("lr", 0.0))
+        default = float(self.config.rule.options.get("lr", 0.0))
         groups = found.groups or [{"params": list(self._zo.backbone.parameters.values())}]
         self._built = False
         super().__init__(groups, {"lr": default, "weight_decay": decay})
@@ -86,10 +86,10 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     def _build(self, unused: frozenset[str]) -> None:
         """Make the parts of the step, with those tensors left where they are that no forward uses."""
         among = None
-        if carries_adapters(self._model) and self._config.trainable is None:
+        if carries_adapters(self._model) and self.config.trainable is None:
             among = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         zo = ZerothOrder(
-            self._config, self._model, self._seed, _EXAMPLES, among, unused, self._processes, own_examples=True
+            self.config, self._model, self._seed, _EXAMPLES, among, unused, self._processes, own_examples=True
         )
         if zo.theta.flush_every > 1 and not self._processes.alone:
             raise ConfigError(
@@ -179,7 +179,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
                 "all points share one forward, so that the closure has to be given the batch",
                 "call optimizer.step(closure, batch), with a closure that takes the batch; or set evaluator=in-place",
             )
-        least = 2 if self._config.normalize_by_std and self._config.num_directions == 1 else 1
+        least = 2 if self.config.normalize_by_std and self.config.num_directions == 1 else 1
         return ClosureObjective(closure, batch is not None, not self.repeats_batch, least, self._interrupts), batch
 
     def step_ahead(self, asks: Sequence[Ask]) -> torch.Tensor:
@@ -272,7 +272,7 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
 
     def _settings(self) -> dict[str, Any]:
         """What decides the bits of a step, beside the learning rate."""
-        options = self._config.model_dump(mode="json")
+        options = self.config.model_dump(mode="json")
         del options["rule"]["lr"]
         shapes = {name: list(parameter.shape) for name, parameter in self._model.named_parameters()}
         digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()

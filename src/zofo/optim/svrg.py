@@ -91,7 +91,7 @@ class SVRG(ZerothOrderOptimizer):
 
     def _build(self, unused: frozenset[str]) -> None:
         super()._build(unused)
-        self._options = cast(SVRGConfig, self._config)
+        self._options = cast(SVRGConfig, self.config)
         if self._options.lr_full is not None and not self._options.rule.options.get("lr"):
             raise ConfigError("lr is 0, so that a schedule could not change lr_full with it", "give an lr above 0")
         self._anchored = AnchoredStep(self._zo, self._options)
