@@ -664,6 +664,7 @@ def test_synonyms_are_recognised_and_unused_columns_shown(columns, name, used, u
         (["promt", "completion"], "did you mean 'prompt' by 'promt'?"),
         (["mesages"], "did you mean 'messages' by 'mesages'?"),
         (["Message", "Team"], "--text 'Message' --label 'Team'"),
+        (["sms", "label"], "if 'sms' is the text, --text 'sms' --label 'label'"),
         (["question", "options"], "beside 'options', a column 'answer' or 'answerKey' or 'label' is missing"),
         (["review", "label"], "a column 'choices' or 'options' is missing"),
         (["zzz"], "rename yours"),

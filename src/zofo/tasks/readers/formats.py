@@ -178,6 +178,10 @@ def _advice(fields: Mapping[str, Any]) -> str:
         of_turns = near and near[0] in _MESSAGES and len(names) > 1 and isinstance(fields[name], str)
         if near and not of_turns:
             return f"did you mean {near[0]!r} by {name!r}? "
+    label = _columns(names, {"label": _SHAPES["text-label"]["label"]}).get("label")
+    texts = [name for name in names if name != label and isinstance(fields[name], str)]
+    if label is not None and len(texts) == 1:
+        return f"if {texts[0]!r} is the text, --text {texts[0]!r} --label {label!r}; "
     for roles in (roles for shape, roles in _SHAPES.items() if shape != "metaicl"):  # which nobody writes by chance
         present = _columns(names, roles)
         missing = next((known for role, known in roles.items() if role not in present), ())
