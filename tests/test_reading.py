@@ -664,9 +664,8 @@ def test_synonyms_are_recognised_and_unused_columns_shown(columns, name, used, u
         (["promt", "completion"], "did you mean 'prompt' by 'promt'?"),
         (["mesages"], "did you mean 'messages' by 'mesages'?"),
         (["Message", "Team"], "--text 'Message' --label 'Team'"),
-        (["sms", "label"], "if 'sms' is the text, --text 'sms' --label 'label'"),
         (["question", "options"], "beside 'options', a column 'answer' or 'answerKey' or 'label' is missing"),
-        (["review", "label"], "a column 'choices' or 'options' is missing"),
+        (["review", "label"], "if 'review' is the text, --text 'review' --label 'label'"),
         (["zzz"], "rename yours"),
     ],
 )
