@@ -36,9 +36,11 @@ torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """What was imported stays; without this each full collection of garbage walks through all of it."""
+    """What was imported stays; without this each full collection of garbage walks through all of it. And collections
+    are rarer: at Python's own pace they take an eighth of the time of tiny runs."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 LINES = [
@@ -243,6 +245,46 @@ def checks_once(request, monkeypatch):
 
     monkeypatch.setattr(module, "checked_steps", once)
     monkeypatch.setattr(TrainingContext, "unused_by", unused_once)
+
+
+READ = {}
+"""What was read in this process, by where from, what for, and what stands there."""
+
+
+def read_once(read, *what):
+    """`read`, whose second call for the same files gives a copy of what the first one gave."""
+
+    @functools.wraps(read)
+    def once(source, *arguments, **options):
+        if not Path(source).is_dir() or options.get("quantization_config") or options.get("trust_remote_code"):
+            return read(source, *arguments, **options)
+        files = sorted((path.name, path.stat()) for path in Path(source).iterdir())
+        there = [(name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in files]
+        key = repr((what, str(source), arguments, sorted(options.items()), there))
+        if key not in READ:
+            READ[key] = read(source, *arguments, **options)
+        return copy.deepcopy(READ[key])
+
+    return once
+
+
+@pytest.fixture(autouse=True)
+def reads_once(request, monkeypatch):
+    """Files of a model and its tokenizer that were read in this process are not read again, which takes half of the
+    time of loading a tiny model. How they are read is in test_loading.py; tests of `make soak` read all of them.
+    """
+    module = sys.modules.get("zofo.models.loading")
+    if module is None or request.node.get_closest_marker("soak"):
+        return
+    head_class = module.head_class
+
+    def once_class(head):
+        known = head_class(head)
+        read = staticmethod(read_once(known.from_pretrained, head))
+        return type(known.__name__, (), {"from_pretrained": read, "from_config": known.from_config})
+
+    monkeypatch.setattr(module, "head_class", once_class)
+    monkeypatch.setattr(module, "read_tokenizer", read_once(module.read_tokenizer, "tokenizer"))
 
 
 @pytest.fixture

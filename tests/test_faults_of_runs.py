@@ -13,7 +13,7 @@ import zlib
 import pytest
 import yaml
 
-from conftest import review_rows, write_rows
+from conftest import READ, review_rows, write_rows
 from zofo.embedded import cache_dir
 from zofo.errors import CheckpointError, DownloadError, OutOfMemoryError, RunError
 from zofo.export import compare_runs
@@ -245,6 +245,7 @@ def test_memory_that_runs_out_is_not_called_damage(made, monkeypatch):
     def run_out(*_, **__):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
+    READ.clear()
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", run_out)
     with pytest.raises(OutOfMemoryError, match="memory ran out"):
         RunFolder.open(made[1]).load()

@@ -31,6 +31,11 @@ DECODERS = ("gpt2", "opt", "llama", "qwen2", "llama-untied")
 ENCODERS = ("bert", "roberta", "distilbert")
 
 
+@pytest.fixture(autouse=True)
+def reads_once():
+    """Every file is read in this module."""
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory, tokenizer):
     """Saves a tiny model of a kind with a head, or bare, once; gives the folder."""

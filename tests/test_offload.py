@@ -17,6 +17,11 @@ MEZO = {"name": "mezo", "adapter": "subspace"}
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="mappings are read from /proc")
 
 
+@pytest.fixture(autouse=True)
+def reads_once():
+    """A copy of a model is in memory."""
+
+
 @pytest.fixture(scope="module")
 def configured(model_folder, tmp_path_factory):
     data = tmp_path_factory.mktemp("rows")

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from zofo import studies
 from zofo.errors import ConfigError, DataError, UnknownNameError
 from zofo.overrides import get_by_path, merge_trees
 from zofo.studies import read_study
 from zofo.training import TrainingConfig
-from zofo.yaml_loader import check_unique_keys
 
 TOY = {
     "about": "Which is better?",
@@ -259,6 +257,8 @@ def test_a_template_may_stand_in_an_override_as_it_is(tmp_path, read):
     assert study.grid.final_runs[0].tree["task"]["template"] == "{{ sentence }} It was"
     with pytest.raises(ConfigError, match="the value is not YAML"):
         read(task_study(tmp_path), "seeds=[0")
+    with pytest.raises(ConfigError, match=r"'budget=\{steps: 1, steps: 2\}': steps: given twice, in line 1,"):
+        read(task_study(tmp_path), "budget={steps: 1, steps: 2}")
 
 
 def test_paths_are_relative_to_the_file_or_else_to_the_working_folder(tmp_path, read, monkeypatch):
@@ -440,11 +440,6 @@ def test_a_key_that_another_one_brings_along_is_no_repetition(read):
     text += "methods:\n  a: &a {method: &m {name: mezo, batch_size: 8}}\n  b: {method: {<<: *m, batch_size: 4}}\n"
     runs = read(text).grid.final_runs
     assert {(run.method, run.tree["method"]["batch_size"]) for run in runs} == {("a", 8), ("b", 4)}
-
-
-def test_packaged_studies_have_no_key_twice():
-    for path in Path(studies.__file__).parent.glob("files/*.yaml"):
-        check_unique_keys(path.read_text(encoding="utf-8"))
 
 
 def test_final_runs_of_every_setting_are_configured_at_once(read):

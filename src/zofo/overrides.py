@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, error_context
 from zofo.yaml_loader import parse_yaml
 
 _EXAMPLE = "write for example training.steps=20; a file or a recipe stands first, and there is only one"
@@ -71,7 +71,7 @@ def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], A
         override: `path.to.key=value`. A template, whose braces mean something else in YAML, may stand as it is.
 
     Raises:
-        ConfigError: it has no key, or its value is not YAML.
+        ConfigError: it has no key, or its value is not YAML, or gives a key twice.
     """
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -81,7 +81,8 @@ def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], A
     if template and not text.startswith(("'", '"')):
         return keys, None if text in ("", "null") else text
     try:
-        return keys, parse_yaml(text)
+        with error_context(repr(override)):
+            return keys, parse_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if template:  # one that begins with a quotation
             return keys, text

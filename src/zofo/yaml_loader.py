@@ -21,15 +21,12 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         check_not_special(path)
-        text = path.read_text(encoding="utf-8")
-        content = parse_yaml(text)
+        with error_context(str(path)):
+            return parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    with error_context(str(path)):
-        check_unique_keys(text)
-    return content
 
 
 def parse_yaml(text: str) -> Any:
@@ -41,6 +38,7 @@ def parse_yaml(text: str) -> Any:
     Raises:
         YAMLError: it is not YAML.
         ValueError: it is larger or deeper, or holds a number of more than 400 characters.
+        ConfigError: a key is given twice in the same group; names the keys that lead to it, and both lines.
     """
     loader = _Bounded(text)
     try:
@@ -48,6 +46,7 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _count_values(node, {})
+        _check_unique_keys(node, (), set())
         return loader.construct_document(node)
     finally:
         loader.dispose()
@@ -111,35 +110,24 @@ def is_lost(text: str) -> bool:
         return False
 
 
-def check_unique_keys(text: str) -> None:
-    """Find a key that is given twice in the same group.
-
-    Raises:
-        ConfigError: names the keys that lead to it, and both lines.
-    """
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if root is not None:
-        _look(root, (), set())
-
-
-def _look(node: Node, path: tuple[str, ...], seen: set[int]) -> None:
+def _check_unique_keys(node: Node, path: tuple[str, ...], seen: set[int]) -> None:
     if id(node) in seen:  # an alias of what was looked at, or of what it stands in
         return
     seen.add(id(node))
     if isinstance(node, SequenceNode):
         for number, item in enumerate(node.value, start=1):
-            _look(item, (*path, str(number)), seen)
+            _check_unique_keys(item, (*path, str(number)), seen)
     elif isinstance(node, MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
             if not isinstance(key, ScalarNode):
                 continue
             line = key.start_mark.line + 1
-            if key.value in lines:
+            if (first := lines.get(key.value)) is not None:
+                where = f"in lines {first} and {line}" if first != line else f"in line {line}"
                 raise ConfigError(
-                    f"{'.'.join((*path, key.value))}: given twice, in lines {lines[key.value]} and {line}, of which "
-                    "only the second would count",
+                    f"{'.'.join((*path, key.value))}: given twice, {where}, of which only the second would count",
                     "keep one of them",
                 )
             lines[key.value] = line
-            _look(value, (*path, key.value), seen)
+            _check_unique_keys(value, (*path, key.value), seen)
