@@ -31,16 +31,15 @@ from promises import (  # noqa: F401  # pytest's hooks, and a fixture
 )
 
 os.fsync = os.fstat  # no test cuts the power, and a disk takes 5 ms; processes that tests start sync for real
+gc.set_threshold(20_000, 20, 100)  # at Python's own pace, collections take an eighth of the time of tiny runs
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
-    """What was imported stays; without this each full collection of garbage walks through all of it. And collections
-    are rarer: at Python's own pace they take an eighth of the time of tiny runs."""
+    """What was imported stays; without this each full collection of garbage walks through all of it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
 
 
 LINES = [

@@ -15,10 +15,11 @@ from scipy import stats
 from zofo.errors import RunError
 from zofo.statistics import detectable, holm, interval, paired
 from zofo.studies import read_study
-from zofo.studies.frames import as_p, as_score, as_time, markdown
+from zofo.studies.frames import as_p, as_time, markdown
 from zofo.studies.report import write_results
 from zofo.studies.result import Outcome
 from zofo.studies.selection import choices_of, final_runs
+from zofo.training.evaluation import as_score
 
 # statistics
 

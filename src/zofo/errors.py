@@ -249,14 +249,14 @@ def truncate(text: str, longest: int = 80) -> str:
 _CUT = " [...] "
 
 
-def truncate_repr(value: Any, longest: int = 80) -> str:
+def truncate_repr(value: Any) -> str:
     """A value as Python writes it, truncated."""
-    return truncate(repr(value), longest)
+    return truncate(repr(value))
 
 
-def as_ascii(value: Any, longest: int = 80) -> str:
+def as_ascii(value: Any) -> str:
     """A value of unknown origin as Python writes it in ASCII, truncated: a terminal obeys nothing of it."""
-    return truncate(ascii(value), longest)
+    return truncate(ascii(value))
 
 
 def printable(text: str, longest: int = 200) -> str:

@@ -79,7 +79,7 @@ def _progress(text: str) -> None:
 
 
 def _say_estimate(found: RunEstimate, model: str) -> None:
-    from zofo.report.numbers import as_number
+    from zofo.training.evaluation import as_number
 
     own = found.configured
     out.say((f"{model}, {found.name}, on {found.device}", "bold"))

@@ -92,7 +92,7 @@ def watch(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of
 
 def _table(found: RunComparison) -> Table:
     """Runs side by side; shares in percent."""
-    from zofo.report.numbers import as_number, as_score
+    from zofo.training.evaluation import as_number, as_score
 
     table = Table(box=None, pad_edge=False)
     table.add_column("")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zofo.errors import ConfigError
-from zofo.report.groups import PairedGroups, compare_groups
+from zofo.report.groups import PairedGroups, compare_groups, verdict_on
 from zofo.report.runs import ReportedRun, Settings, differing_settings, read_runs
 from zofo.tasks import METRICS
 from zofo.tasks.metrics import Answer
@@ -81,14 +81,7 @@ class PairedRuns:
     @property
     def verdict(self) -> str:
         """Which is better, in words."""
-        found, unit = self.score, 1 if self.metric == "loss" else 100
-        interval = f"95 %: {unit * found.low:+.1f} to {unit * found.high:+.1f}"
-        if not self.is_clear:
-            least = f"a true difference below {unit * found.detectable:.1f} would hardly show"
-            both = f"no difference between {self.name} and {self.against}"
-            return f"{both} that {self.examples} examples can show ({interval}; {least})"
-        better, other = (self.name, self.against) if found.value > 0 else (self.against, self.name)
-        return f"{better} is better than {other} by {unit * abs(found.value):.1f} points of {self.metric} ({interval})"
+        return verdict_on(self, astuple(self.score), self.is_clear, f"{self.examples} examples")
 
 
 @dataclass(frozen=True)

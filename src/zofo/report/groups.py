@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from zofo.report.numbers import as_number, as_score
 from zofo.report.runs import ReportedRun
 from zofo.statistics import Paired, interval, paired
+from zofo.training.evaluation import as_number, as_score
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,26 @@ class PairedGroups:
     @property
     def verdict(self) -> str:
         """Which is better, in words."""
-        found, unit, n = self.difference, 1 if self.metric == "loss" else 100, self.difference.difference.n
-        middle, half = unit * found.difference.mean, unit * (found.difference.half or 0.0)
-        interval = f"95 % over {n} pairs of seeds: {middle - half:+.1f} to {middle + half:+.1f}"
-        kind = found.verdict(None)
-        if kind == "open":
-            least = unit * (found.detectable or 0.0)
-            both = f"no difference between {self.name} and {self.against} that {n} seeds can show"
-            return f"{both} ({interval}; a true difference below {least:.1f} would hardly show)"
-        better, other = (self.name, self.against) if kind == "better" else (self.against, self.name)
-        return f"{better} is better than {other} by {abs(middle):.1f} points of {self.metric} ({interval})"
+        found, n = self.difference, self.difference.difference.n
+        middle, half = found.difference.mean, found.difference.half or 0.0
+        numbers = (middle, middle - half, middle + half, found.detectable or 0.0)
+        is_clear = found.verdict(None) != "open"
+        return verdict_on(self, numbers, is_clear, f"{n} seeds", f" over {n} pairs of seeds")
+
+
+def verdict_on(
+    compared: Any, numbers: tuple[float, float, float, float], is_clear: bool, sample: str, over: str = ""
+) -> str:
+    """Which of two is better, in words, by the difference, both ends of its 95 % interval, and the smallest difference
+    that the sample would show."""
+    middle, low, high, least = ((1 if compared.metric == "loss" else 100) * number for number in numbers)
+    interval = f"95 %{over}: {low:+.1f} to {high:+.1f}"
+    if not is_clear:
+        both = f"no difference between {compared.name} and {compared.against} that {sample} can show"
+        return f"{both} ({interval}; a true difference below {least:.1f} would hardly show)"
+    names = (compared.name, compared.against)
+    better, other = names if middle > 0 else names[::-1]
+    return f"{better} is better than {other} by {abs(middle):.1f} points of {compared.metric} ({interval})"
 
 
 def groups_of(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:

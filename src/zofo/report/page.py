@@ -15,9 +15,9 @@ from zofo.objectives import OBJECTIVES, REWARDS
 from zofo.report.charts import AXES, charts_of
 from zofo.report.comparison import compare_runs
 from zofo.report.groups import groups_of, mean_row
-from zofo.report.numbers import as_number, as_score
 from zofo.report.runs import ReportedRun
 from zofo.training.before_after import NUMBERS, read_samples
+from zofo.training.evaluation import as_number, as_score
 from zofo.training.run_logs import ScoredExample
 from zofo.training.run_record import SAMPLES
 

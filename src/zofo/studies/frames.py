@@ -103,11 +103,6 @@ def is_share(metric: str) -> bool:
     return metric != "loss"
 
 
-def as_score(value: float, metric: str) -> str:
-    """A score as text: a share in percent with one decimal, a loss with four significant digits."""
-    return f"{100 * value:.1f}" if is_share(metric) else f"{value:.4g}"
-
-
 def as_p(value: float | None) -> str:
     """A p value with three decimals."""
     if value is None:

@@ -14,7 +14,7 @@ from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text
 from zofo.overrides import format_overrides
 from zofo.studies.config import MethodSpec, StudyConfig
-from zofo.studies.frames import as_score, as_time, curve_frame, markdown, result_frame, write_frames
+from zofo.studies.frames import as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.studies.grid import Grid
 from zofo.studies.load import Study
 from zofo.studies.report_tables import Scores, contrast_table, difference_table, score_table, treatment_table
@@ -22,6 +22,7 @@ from zofo.studies.result import BLOWN_UP
 from zofo.studies.selection import Choices, Outcomes, Selection, edges_of
 from zofo.studies.trial import StudyRun
 from zofo.training import environment
+from zofo.training.evaluation import as_score
 
 _TEMPLATE = Path(__file__).parent / "files" / "report.md.jinja"
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from zofo.statistics import Interval, holm, interval, paired
 from zofo.studies.config import MAJORITY, ZERO_SHOT
-from zofo.studies.frames import as_p, as_score, as_time, is_share, markdown, row_name
+from zofo.studies.frames import as_p, as_time, is_share, markdown, row_name
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.selection import Choices, Outcomes
 from zofo.studies.trial import Cell, StudyRun
+from zofo.training.evaluation import as_score
 
 _WORK = ("queries", "forwards", "backwards")
 _COSTS = len(_WORK) + 2  # with seconds and memory
@@ -148,7 +149,7 @@ def score_table(scores: Scores, cells: Sequence[Cell]) -> str:
     majority = [scores.majority(cell) for cell in cells]
     known = [one for one in majority if one is not None]
     if known:
-        texts = ["-" if one is None else as_score(one, metric) for one, metric in zip(majority, metrics, strict=True)]
+        texts = [as_score(one, metric) for one, metric in zip(majority, metrics, strict=True)]
         whole = as_score(mean(known), "share") if len(known) == len(cells) else "-"
         rows.append([MAJORITY, *texts, *([whole] * len(average)), *[""] * _COSTS])
     for method in scores.methods:
@@ -282,7 +283,7 @@ def _difference(pairs: Pairs, metric: str, margin: float | None = None) -> list[
         return ["0", "-", "-", "-", "-", "-"]
     found = paired(*zip(*pairs, strict=True))
     difference = _with_interval(found.difference, metric, signed=True)
-    smallest = "-" if found.detectable is None else as_score(found.detectable, metric)
+    smallest = as_score(found.detectable, metric)
     told = [found.verdict(margin), smallest, f"{found.wins} / {found.losses}"]
     return [str(len(pairs)), difference, *told, as_p(found.t_test)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from zofo.errors import RunError
-from zofo.studies.frames import as_score, as_time
+from zofo.studies.frames import as_time
 from zofo.studies.grid import Grid
 from zofo.studies.load import Study
 from zofo.studies.process_pool import Workers
@@ -20,6 +20,7 @@ from zofo.studies.result import Outcome
 from zofo.studies.selection import Selection, choices_of, final_runs
 from zofo.studies.store import Content, Store, check_same_content
 from zofo.studies.trial import StudyRun
+from zofo.training.evaluation import as_score
 from zofo.training.progress import say
 
 

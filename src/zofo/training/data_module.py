@@ -84,7 +84,6 @@ def prepare_run(
     config: RunConfig,
     remote_code: bool = False,
     splits: Sequence[Split] = SPLITS,
-    right: bool = True,
     task: Task | None = None,
     load: Callable[[ModelConfig, bool, int | None], LoadedModel] = load_model,
 ) -> PreparedRun:
@@ -93,7 +92,6 @@ def prepare_run(
     Args:
         remote_code: allow the model's repository to run its own code.
         splits: those that are needed; the rows of others are not read.
-        right: whether rows must hold what is right.
         task: in place of the one that the configuration names.
         load: loads a model, as `load_model` does.
 
@@ -107,9 +105,9 @@ def prepare_run(
     try:
         head = head_of(config.model) == "classification"
     except ZofoError:
-        load_examples(task, config.task, splits, right=right)
+        load_examples(task, config.task, splits)
         raise
-    examples = load_examples(task, config.task, splits, head, right)
+    examples = load_examples(task, config.task, splits, head)
     loaded = load(config.model, remote_code, len(task.label_names) or None)
     if loaded.outputs and task.label_names:
         words = zip(task.label_names, task.verbalizers_of(config.task.prompt).values(), strict=True)

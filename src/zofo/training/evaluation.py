@@ -220,3 +220,15 @@ def most_frequent(examples: Sequence[Example], task: Task) -> Answer:
 def as_percent(value: Any) -> str:
     """A share as people read it: 0.785 -> '78.5 %'."""
     return f"{100 * float(value):.1f} %"
+
+
+def as_score(value: float | None, metric: str) -> str:
+    """A score in a table: a share in percent with one decimal, a loss with four digits, a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if metric == "loss" else f"{100 * value:.1f}"
+
+
+def as_number(value: float | None) -> str:
+    """Three digits, or all of a whole number from a thousand on; a dash where it is not known."""
+    return "-" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
