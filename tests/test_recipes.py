@@ -29,6 +29,8 @@ ARCHITECTURE = {
     "opt-13b": "opt",
     "opt-2.7b": "opt",
     "opt-6.7b": "opt",
+    "qwen2.5-3b": "qwen2",
+    "qwen3-4b": "qwen3",
     "roberta-large": "roberta",
 }
 """What a recipe's name begins with, and the tiny model that stands for it."""
@@ -100,6 +102,9 @@ def rows(tmp_path_factory):
                 for row in review_rows(count, start)
             ]
             write_rows(folder / "metaicl" / task / f"{split}.jsonl", kept)
+    for split, count, start in (("train", 24, 0), ("validation", 4, 24)):
+        sums = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(start, start + count)]
+        write_rows(folder / "sums" / f"{split}.jsonl", sums)
     return folder
 
 
@@ -121,7 +126,9 @@ def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
     config = read_config(name, [f"preset={preset}", *needed(name)])
     given = [f"model.name={folders[kind_of(name)]}", "model.device=cpu", "training.num_evals=null", f"output_dir={run}"]
     given += ["training.eval_steps=null"]
-    if config.task.several:
+    if config.training.objective == "number-match":
+        given += [f"task.data={rows / 'sums'}", "task.max_new_tokens=3", "method.population=4"]
+    elif config.task.several:
         given += ["task.metaicl_setting=null", "task.tasks=[one, two]", f"task.data={rows / 'metaicl'}"]
         given += ["task.split_sizes={validation: 4}"]
     elif RECIPES[name].requires:
@@ -132,6 +139,7 @@ def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
         given += ["task.train_examples_per_label=8"]
     if RECIPES[name].requires:
         given += ["task.num_fewshot=2"] if config.task.num_fewshot else []
+        given += ["method.gate_examples=4"] if config.method.name == "select" else []
     elif config.task.name == "copa":
         given += [f"task.data_dir={rows / 'copa'}", "task.split_sizes={train: 18, validation: 6, test: 6}"]
     else:
@@ -156,6 +164,8 @@ def test_there_is_a_recipe_for_each_model_and_row():
         "opt-13b": {"zero-shot", "in-context", "linear-probe", "mezo", "mezo-lora", "mezo-prefix"},
         **dict.fromkeys(("distilbert", "roberta-large", "gpt2-xl", "opt-2.7b", "opt-6.7b"), svrg),
         "gpt2-large": {"zero-shot", "in-context", "metaicl", "channel-metaicl", "meta", "tuned"},
+        "qwen2.5-3b": {"es", "select"},
+        "qwen3-4b": {"eggroll"},
     }
     assert set(RECIPES) == {f"{model}-{method}" for model, methods in wanted.items() for method in methods}
 
@@ -210,7 +220,10 @@ def test_every_preset_takes_two_steps(name, preset, folders, rows, tmp_path, req
     if "method.rule.lr" in wanted:
         assert ran["rule"]["lr"] == wanted["method.rule.lr"]
     if "method.noise" in wanted:
-        assert (ran["noise"]["name"], ran["evaluator"]["name"]) == ("gaussian", "in-place")
+        known = {"gaussian": ("gaussian", "in-place"), "low-rank": ("low-rank", "in-forward")}
+        asked = wanted["method.noise"]
+        kind = asked if isinstance(asked, str) else asked["name"]
+        assert (ran["noise"]["name"], ran["evaluator"]["name"]) == known[kind]
 
 
 def test_the_settings_of_the_papers_are_those_that_are_published():
@@ -232,6 +245,20 @@ def test_the_settings_of_the_papers_are_those_that_are_published():
         assert found.task.split_sizes == {"train": 512, "validation": 256, "test": 256}
 
 
+def test_the_settings_of_populations_are_those_that_are_published():
+    es = read_config("qwen2.5-3b-es", ["preset=paper", "task.data=x.jsonl"]).method
+    assert (es.population, es.num_directions, es.batch_size) == (30, 30, 200)
+    assert (es.estimator.options["epsilon"], es.rule.options["lr"]) == (1e-3, 5e-4)
+    assert (es.estimator.options["scores"], es.noise.name) == ("z-score", "gaussian")
+    ours = read_config("qwen2.5-3b-es", ["task.data=x.jsonl"]).method
+    assert ours.rule.options["lr"] == ours.estimator.options["epsilon"] / 2
+    for preset, members, keep in (("paper", 5000, 50), ("paper-corp", 500, 500)):
+        found = read_config("qwen2.5-3b-select", [f"preset={preset}", "task.data=x.jsonl"])
+        assert (found.method.population * found.training.steps, found.method.keep) == (members, keep)
+    eggroll = read_config("qwen3-4b-eggroll", ["preset=paper", "task.data=x.jsonl"]).method
+    assert (eggroll.population, eggroll.num_directions, eggroll.noise.options["rank"]) == (2048, 1024, 1)
+
+
 def test_a_recipe_without_the_task_that_it_needs_is_refused(run_zofo):
     for verb in ("validate", "train"):
         code, out, err = run_zofo(verb, "gpt2-large-meta")
@@ -244,7 +271,7 @@ def test_a_recipe_without_the_task_that_it_needs_is_refused(run_zofo):
     with pytest.raises(ConfigError, match=r"gpt2-large-tuned: this recipe leaves init_from to you"):
         read_config("gpt2-large-tuned", ["task=sst2"])
     assert read_config("gpt2-large-zero-shot", ["task=sst2"]).task.name == "sst2"
-    wanted = {name for name in RECIPES if name.startswith("gpt2-large")}
+    wanted = {name for name in RECIPES if name.startswith(("gpt2-large", "qwen"))}
     assert {name for name, recipe in RECIPES.items() if recipe.requires} == wanted
     assert all(part.partition("=")[1] for name in wanted for part in needed(name))
 
