@@ -8,10 +8,14 @@ its last token, so that all generate as many. The figures are ratios of medians,
 - `members together`: M members on P prompts in one decode; `one after the other`: the same members by moving the
   weights to each of them (`in-place`), and generating its P texts.
 
+With `--uneven`, row r of R ends after its own number of tokens, from 4 to all: plain generation and a direction a row,
+each with rows that leave the batch once half of it has ended, and with rows that stay.
+
 With `--memory`, an iteration of `es` (members, scores, update) and plain generation of as many rows are made in
 processes of their own, of which the peak resident set is compared.
 
     python benchmarks/generation.py
+    python benchmarks/generation.py --uneven --rows 16 --new 48
     python benchmarks/generation.py --memory
 """
 
@@ -132,6 +136,49 @@ def speed(rows: int, members: int, new: int, length: int, repeats: int) -> dict[
     }
 
 
+class Uneven(module._Ends):
+    """Three of four rows end early, and the others one after the other, the last with the last token."""
+
+    new = 0
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        count = len(self._ended)
+        late = [4 + (self.new - 4) * row // max(count - 1, 1) for row in range(count)]
+        self._lengths = torch.tensor([late[row] if row % 4 == 3 else 4 + row for row in range(count)])
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
+        self._ended |= self._lengths <= input_ids.shape[1] - self._start
+        return super().__call__(input_ids, scores, **more)
+
+    def drop_ended(self) -> torch.Tensor:
+        stay = super().drop_ended()
+        self._lengths = self._lengths[stay]
+        return stay
+
+
+def uneven(rows: int, new: int, length: int, repeats: int) -> dict[str, Any]:
+    loaded, Uneven.new = loaded_model(), new
+    objective = Texts(Generation(loaded.tokenizer, (), new))
+    forward = EVALUATORS["in-forward"](loaded.model, Backbone(loaded.model, NOISES["low-rank"]()))
+    batch = batch_of(loaded, prompts(loaded, rows, length))
+    own = [[Displacement({Key(0, 0, row): SIGMA}) for row in range(rows)]]
+    work = {
+        "plain": lambda: objective(loaded.model, batch),
+        "a direction a row": lambda: forward.losses(objective, batch, own),
+    }
+    seconds: dict[str, list[float]] = {}
+    may_leave = module._lets_rows_leave
+    with mock.patch.object(module, "generation_settings", endless), mock.patch.object(module, "_Ends", Uneven):
+        for _ in range(repeats):
+            for name, one in work.items():
+                for leave in (False, True):
+                    allowed = may_leave if leave else lambda *_: False
+                    with mock.patch.object(module, "_lets_rows_leave", allowed):
+                        seconds.setdefault(f"{name}, rows {'leave' if leave else 'stay'}", []).append(timed(one))
+    return {"rows": rows, "new_tokens": new, "seconds": {k: [round(s, 2) for s in v] for k, v in seconds.items()}}
+
+
 def peak(kind: str, rows: int, members: int, new: int, length: int) -> dict[str, Any]:
     """The peak of one kind of work, in this process; that of the loaded model beside it."""
     loaded = loaded_model()
@@ -157,11 +204,15 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=16, help="words of each prompt")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--uneven", action="store_true")
     parser.add_argument("--kind", choices=("plain", "es"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     sizes = (given.rows, given.members, given.new, given.length)
     if given.kind:
         print(json.dumps(peak(given.kind, *sizes)))
+        return
+    if given.uneven:
+        print(json.dumps(uneven(given.rows, given.new, given.length, given.repeats), indent=2))
         return
     if not given.memory:
         print(json.dumps(speed(*sizes, given.repeats), indent=2))

@@ -13,9 +13,13 @@ import transformers
 from torch import nn
 
 from conftest import ARCHITECTURES, LINES, build_model, build_tokenizer, write_rows
+from zofo.backbone import Backbone
+from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, ModelError
-from zofo.objectives import Generation, generate
-from zofo.tasks import Example, TokenizedChoices, encode
+from zofo.evaluators import EVALUATORS
+from zofo.noise import NOISES
+from zofo.objectives import Generation, generate, token_loss
+from zofo.tasks import Example, TokenizedChoices, collate, encode
 from zofo.training import evaluate_zero_shot, read_config
 
 TEXTS = ("the film is", "a dull and lifeless story that never finds its", "it drags on and", "an")
@@ -99,6 +103,65 @@ def test_a_text_ends_after_max_new_tokens(llama, tokenizer):
             tokens = plain_tokens(never, example.prompt, limit, set())
             assert len(tokens) == limit
             assert text == silent.decode(tokens, skip_special_tokens=True).strip()
+
+
+def rows_of_forwards(model):
+    """How many rows each forward has, in a list that grows; and what stops looking."""
+    seen = []
+    handle = model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return seen, handle.remove
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_rows_that_have_ended_leave_the_batch(model, tokenizer, temperature):
+    """Those that stay say what they say alone, whatever left and when; prompts differ in length."""
+    examples = prompts(tokenizer, *(f"{'very ' * i}{text}" for i in range(2) for text in TEXTS))
+    how = Generation(tokenizer, max_new_tokens=12, temperature=temperature, seed=5)
+    said = [plain_tokens(model, one.prompt, 6, set()) for one in examples[:5]]
+    ending = with_ends(model, *{tokens[i + 1] for i, tokens in enumerate(said)}, *range(12, len(tokenizer), 9))
+    seen, done = rows_of_forwards(ending)
+    found = generate(ending, examples, how)
+    done()
+    assert sorted(seen, reverse=True) == seen
+    assert len(set(seen)) > 1
+    assert found == [generate(ending, [example], how)[0] for example in examples]
+
+
+def test_members_say_what_they_say_alone_when_rows_of_others_leave(llama, tokenizer):
+    """Each row carries its direction on, in one decode; beside the weights moved to each member."""
+    examples = prompts(tokenizer, *TEXTS)
+    ending = with_ends(llama, *range(12, len(tokenizer), 9))
+    how = Generation(tokenizer, max_new_tokens=12, stop=("e",))
+    backbone = Backbone(ending, NOISES["low-rank"]())
+    points = [Displacement({Key(0, 1, member): 0.1}) for member in range(3)]
+    own = [[Displacement({Key(0, 2, row): 0.1}) for row in range(len(examples))]]
+    batch = collate(examples, pad=tokenizer.pad_token_id, device=torch.device("cpu"))
+    texts = []
+
+    def lengths(model, batch):
+        texts.append(generate(model, batch.examples, how))
+        return torch.tensor([float(len(text)) for text in texts[-1]])
+
+    forward = EVALUATORS["in-forward"](ending, backbone)
+    forward.check([(token_loss, batch)])
+    for asked in (points, own):
+        seen, done = rows_of_forwards(ending)
+        together = forward.losses(lengths, batch, asked)
+        done()
+        assert len(set(seen)) > 1
+        each = [(point, examples) for point in points]
+        if asked is own:
+            each = [(at, [one]) for at, one in zip(own[0], examples, strict=True)]
+        said = []
+        for point, rows in each:
+            EVALUATORS["in-place"](ending, backbone).losses(
+                lengths, collate(rows, pad=tokenizer.pad_token_id, device=batch.gold.device), [point]
+            )
+            said += texts[-1]
+        assert [len(text) for text in said] == together.flatten().tolist()
+        assert len(set(said)) > 2
 
 
 @pytest.mark.parametrize("whose", ["model", "tokenizer"])

@@ -33,7 +33,7 @@ from zofo.evaluators.parameter_use import uncompiled, without_trace
 from zofo.evaluators.per_point import PerPointModules
 from zofo.evaluators.row_layout import Layout, NotSeen
 from zofo.noise import FactoredNoise
-from zofo.objectives import aside
+from zofo.objectives import aside, generation_rows
 from zofo.state_dict import StateDict, of_numbers, to_numbers
 
 _SKIPPED = 0.02  # of all numbers that may move, at least: too many to stay
@@ -237,7 +237,8 @@ class InForward(Evaluator):
         rows = coefficients.shape[0] * coefficients.shape[1]
         modules = self.per_point.modules(self.model)
         perturbed = PerturbedForward(self._moved(), terms, self._layout, rows, modules, self._writing)
-        with uncompiled(), self._each_call(), self._watching(), perturbed:
+        rows_leave = generation_rows(None if self._checking or modules else perturbed.keep_rows)
+        with uncompiled(), self._each_call(), self._watching(), perturbed, rows_leave:
             losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
         if losses.shape != (len(points) * batch_protocol.size(batch),):
             raise EvaluatorError(

@@ -75,6 +75,7 @@ class PerturbedForward:
         self._parameters = parameters
         self._terms = terms
         self._rows = rows
+        self._all = terms, rows
         self._per_point, self._around = per_point, around or (lambda _: nullcontext())
         self._in_block = False  # of rows that carry the same, in a module that is run for each
         self._forwards: list[tuple[nn.Module, Any]] = []  # that modules had of their own
@@ -114,6 +115,12 @@ class PerturbedForward:
             if own is not None:
                 vars(module)["forward"] = own
         self._forwards.clear()
+
+    def keep_rows(self, rows: Sequence[int] | None) -> None:
+        """From now on the batch holds these of its rows, with what they carry; None for all of them again."""
+        self._terms, self._rows = self._all
+        if rows is not None:
+            self._terms, self._rows = self._terms.of_rows(rows), len(rows)
 
     def _run(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A module that is run once for each point."""

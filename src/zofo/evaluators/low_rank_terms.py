@@ -123,6 +123,11 @@ class LowRankTerms:
                 self._parts.append(Block(start, stop, terms))
         return self._parts
 
+    def of_rows(self, rows: Sequence[int]) -> LowRankTerms:
+        """Those of some rows of the batch, in their order."""
+        coefficients = self._coefficients.flatten(0, 1)[list(rows)].unsqueeze(0)
+        return LowRankTerms(self._cache, coefficients, self._siblings, self._wary)
+
     def displacement(self) -> Displacement:
         """What all rows carry, where they carry the same."""
         row = self._coefficients[0, 0].tolist()

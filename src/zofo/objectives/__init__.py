@@ -1,6 +1,6 @@
 """What is minimised, and scored: one number for each example."""
 
-from zofo.objectives.generation import Generation, answer_notes, generate
+from zofo.objectives.generation import Generation, answer_notes, generate, generation_rows
 from zofo.objectives.objectives import (
     OBJECTIVES,
     REWARD,
@@ -38,6 +38,7 @@ __all__ = [
     "classification_loss",
     "default_objective",
     "generate",
+    "generation_rows",
     "head_scores",
     "packing_limit",
     "reward_objective",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,31 @@ from zofo.displacement import Key
 from zofo.errors import ModelError
 from zofo.models import quiet_transformers
 from zofo.noise import random_words
+from zofo.objectives.scoring import only_attends
 from zofo.tasks import TokenizedChoices
+
+KeepRows = Callable[[Sequence[int] | None], None]
+"""Is told which of the rows of a batch the model is given from now on; None for all of them again."""
+
+
+def _nobody(rows: Sequence[int] | None) -> None:
+    """Rows may leave, and nobody asks which."""
+
+
+_KEEP: ContextVar[KeepRows | None] = ContextVar("keep_rows", default=_nobody)
+
+
+@contextmanager
+def generation_rows(keep: KeepRows | None) -> Iterator[None]:
+    """While it is open, `keep` is told of rows that leave the batch of a generation; with None, none leaves.
+
+    It is for whoever gives the rows of a batch something of their own, such as a direction.
+    """
+    token = _KEEP.set(keep)
+    try:
+        yield
+    finally:
+        _KEEP.reset(token)
 
 
 @dataclass(frozen=True)
@@ -42,7 +67,8 @@ def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) 
     """Continue the prompt of each example.
 
     Prompts are padded on the left, with a mask and explicit positions, so that a text does not depend on what shares
-    its batch; draws depend on the seed and the prompt.
+    its batch; draws depend on the seed and the prompt. Rows that have ended leave the batch once they are half of it,
+    and their keys and values with them.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
@@ -62,22 +88,64 @@ def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) 
         )
     prompts = [list(example.prompt) for example in examples]
     how = _with_stops_of(examples, how)
-    texts = _stop_texts(how)
-    longest, pad = max(map(len, prompts)), how.tokenizer.pad_token_id
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts], device=device)
-    settings = generation_settings(model, how)
+    texts, settings = _stop_texts(how), generation_settings(model, how)
     with quiet_transformers(), _without_own_settings(model), torch.no_grad():
-        found = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=settings,
-            stopping_criteria=[_Stops(how.tokenizer, texts, longest)] if texts else [],
-            logits_processor=[_Drawn(how, prompts, longest)] if how.temperature > 0 else [],
-        )
-    rows = [_until(settings.eos_token_id, row) for row in found[:, longest:].tolist()]
+        found = _decoded(model, prompts, how, settings, texts)
+    rows = [_until(settings.eos_token_id, row) for row in found]
     return [_cut(text, texts) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+
+def _decoded(
+    model: Any, prompts: Sequence[Sequence[int]], how: Generation, settings: Any, texts: Sequence[str]
+) -> list[list[int]]:
+    """The tokens of each text, and maybe what follows its end. A decode ends when half of its rows have, and the next
+    goes on with the others, from the keys and values there are."""
+    start, pad, device = max(map(len, prompts)), how.tokenizer.pad_token_id, next(model.parameters()).device
+    ids = torch.tensor([[pad] * (start - len(row)) + list(row) for row in prompts], device=device)
+    mask = torch.tensor([[0] * (start - len(row)) + [1] * len(row) for row in prompts], device=device)
+    keep = _KEEP.get()
+    ends = _Ends(how.tokenizer, texts, settings.eos_token_id, start, len(prompts), _lets_rows_leave(model, keep))
+    settings.return_dict_in_generate = True
+    found: list[list[int]] = [[] for _ in prompts]
+    left = list(range(len(prompts)))  # whose the rows are
+    held: dict[str, Any] = {}  # the keys and values so far
+    try:
+        while True:
+            settings.max_new_tokens = how.max_new_tokens - (ids.shape[1] - start)
+            drawn = [_Drawn(how, [prompts[row] for row in left], start)] if how.temperature > 0 else []
+            made = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=[ends],
+                logits_processor=drawn,
+                **held,
+            )
+            ids = getattr(made, "sequences", made)
+            for row, tokens in zip(left, ids[:, start:].tolist(), strict=True):
+                found[row] = tokens
+            if not ends.leave or ids.shape[1] - start >= how.max_new_tokens:
+                return found
+            stay = ends.drop_ended()
+            left, ids, cache = [left[row] for row in stay.tolist()], ids[stay], made.past_key_values
+            mask = torch.cat([mask[stay], mask.new_ones(len(stay), ids.shape[1] - mask.shape[1])], dim=1)
+            cache.batch_select_indices(stay)
+            held = {"past_key_values": cache}
+            assert keep is not None
+            keep(left)
+    finally:
+        if keep is not None and len(left) < len(prompts):
+            keep(None)
+
+
+def _lets_rows_leave(model: Any, keep: KeepRows | None) -> bool:
+    """Whether the keys and values of some rows can be taken out of those that a model's generation gives back: not of
+    states of another form, nor where an adapter puts its own before them."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if keep is None or not getattr(whole, "_supports_default_dynamic_cache", lambda: False)():
+        return False
+    prompted = any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+    return only_attends(whole) and not whole.config.is_encoder_decoder and not prompted
 
 
 def _until(ends: Sequence[int], row: Sequence[int]) -> list[int]:
@@ -126,16 +194,37 @@ def _special_tokens(tokenizer: Any) -> frozenset[str]:
     return frozenset([*tokenizer.all_special_tokens, *added])
 
 
-class _Stops:
-    """Ends a text when it holds a stop; white space before its first word is none, or many would end before it."""
+class _Ends:
+    """Ends a text when it holds a stop; white space before its first word is none, or many would end before it.
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
-        self._tokenizer, self._stop, self._start = tokenizer, stop, start
+    Where rows may leave, all end once half of them have, and two or more have not: one row alone would have another
+    form.
+
+    Attributes:
+        leave: whether the decode has ended for that.
+    """
+
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str], tokens: Sequence[int], start: int, rows: int, may_leave: bool
+    ) -> None:
+        self._tokenizer, self._stop, self._tokens, self._start = tokenizer, stop, tokens, start
+        self._ended, self._may_leave, self.leave = torch.zeros(rows, dtype=torch.bool), may_leave, False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
-        ended = [any(stop in text.lstrip() for stop in self._stop) for text in texts]
-        return torch.tensor(ended, device=input_ids.device)
+        ended = torch.isin(input_ids[:, -1], input_ids.new_tensor(self._tokens)).cpu()
+        if self._stop:
+            texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
+            ended |= torch.tensor([any(stop in text.lstrip() for stop in self._stop) for text in texts])
+        self._ended |= ended
+        rows, gone = len(self._ended), int(self._ended.sum())
+        self.leave = self._may_leave and 2 * gone >= rows and rows - gone >= 2
+        return (self._ended | self.leave).to(input_ids.device)
+
+    def drop_ended(self) -> torch.Tensor:
+        """The places of the rows that have not ended, which are all that there are from now on."""
+        stay = (~self._ended).nonzero().flatten()
+        self._ended, self.leave = torch.zeros(len(stay), dtype=torch.bool), False
+        return stay
 
 
 class _Drawn:

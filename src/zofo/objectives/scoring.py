@@ -100,11 +100,16 @@ def packing_limit(model: nn.Module) -> int | None:
     )
     decoder = getattr(config, "is_decoder", False) or not hasattr(room, "create_bidirectional_mask")
     causal = decoder and getattr(config, "is_causal", True)
-    attends = not bare._is_stateful and _ATTENDING.issuperset(getattr(config, "layer_types", None) or ())
-    if not (takes_both and causal and attends):
+    if not (takes_both and causal and only_attends(bare)):
         return 0
     limits = [limit for limit in (getattr(config, name, None) for name in _LIMITS) if limit]
     return min(limits, default=None)
+
+
+def only_attends(model: Any) -> bool:
+    """Whether a model of transformers mixes positions by attention alone, and holds keys and values, not a state."""
+    config = model.config.get_text_config()
+    return not model._is_stateful and _ATTENDING.issuperset(getattr(config, "layer_types", None) or ())
 
 
 _ATTENDING = frozenset({"full_attention", "sliding_attention", "chunked_attention"})  # of a configuration's layer types
