@@ -671,16 +671,6 @@ def check_signal(tmp_path, model_folder, name, lines, number, code):
 
 
 @pytest.mark.promise(10)
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.soak, id="term"), pytest.param(signal.SIGKILL, -9, id="kill")],
-)
-def test_a_process_that_was_stopped_goes_on(tmp_path, model_folder, number, code):
-    train(read_config(start(tmp_path, model_folder, "whole")))
-    assert check_signal(tmp_path, model_folder, "stopped", 27, number, code) == contents(tmp_path / "whole")
-
-
-@pytest.mark.promise(10)
 @pytest.mark.soak
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["term", "kill"])
 def test_a_process_may_be_stopped_at_any_time(tmp_path, model_folder, number, code, tries):
