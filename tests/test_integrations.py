@@ -10,6 +10,7 @@ import peft
 import pytest
 import torch
 import transformers
+from accelerate.parallelism_config import ParallelismConfig
 from torch import nn
 
 import zofo
@@ -200,6 +201,7 @@ REFUSED = {
     "gradient_checkpointing": {"gradient_checkpointing": True},
     "deepspeed": {"deepspeed": {"zero_optimization": {"stage": 3}}},
     "fsdp": {"fsdp": "full_shard"},
+    "parallelism_config": {"parallelism_config": ParallelismConfig()},
     "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
     "optim": {"optim": "sgd"},
     "adam_beta1": {"adam_beta1": 0.5},

@@ -290,7 +290,19 @@ def drawing(model):
     return lambda: losses_of(model, [next(rows) % 12])()
 
 
+def ending(model):
+    rows = iter([[0, 1]] * 3)
+    return lambda: losses_of(model, next(rows))()
+
+
+def cut(model):
+    next(model.parameters()).ds_id = 0  # as DeepSpeed marks what it has shared out
+    return model
+
+
 REFUSED = {
+    "data that ends": (lambda m: MeZO(m).step(ending(m)), "the data ended while the closure drew a batch"),
+    "shards": (lambda m: MeZO(cut(m)), "is cut into pieces over processes"),
     "no closure": (lambda m: MeZO(m).step(), "needs losses at several points"),
     "a loss": (lambda m: MeZO(m).step(losses_of(m)()), "the closure is Tensor"),
     "a copy": (lambda m: copy.deepcopy(MeZO(m)), "cannot be copied"),

@@ -232,7 +232,7 @@ class Processes:
             raise
         except RuntimeError as error:
             lost = ProcessError(
-                f"another of the {self.size} processes has ended, so that this one cannot go on", _GOES_ON
+                f"another of the {self.size} processes has ended, so that this one cannot go on", GOES_ON
             )
             lost.quiet = self.rank > 1  # one of the first two is left to say it
             raise lost from error
@@ -247,12 +247,13 @@ class Processes:
         self.asked = max(self.asked, int(states.max()))
 
     def _of_failed(self, rank: int) -> ProcessError:
-        found = ProcessError(f"process {rank} of {self.size} could not go on, and says why", _GOES_ON)
+        found = ProcessError(f"process {rank} of {self.size} could not go on, and says why", GOES_ON)
         found.quiet = True
         return found
 
 
-_GOES_ON = "type the same command again: a run goes on from its newest checkpoint"
+GOES_ON = "type the same command again: a run goes on from its newest checkpoint"
+"""What to do when another process has ended."""
 
 ALONE = Processes()
 """One process, as usual."""

@@ -10,8 +10,13 @@ from typing import Any
 
 from zofo.config import as_group
 from zofo.config import options_of as part_options
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, truncate
 from zofo.evaluators import EVALUATORS
+from zofo.processes import GOES_ON
+
+GOES_ON_FROM = "see what it said; start the script again with trainer.train(resume_from_checkpoint=True)"
+OBJECTIVE = "objective(model, batch)"
+"""What a trainer does not call so."""
 
 _PARTS = ("zo_noise", "zo_estimator", "zo_rule", "zo_evaluator")
 _OF_GRADIENTS = (
@@ -120,13 +125,19 @@ _MEANINGLESS = {
     "activation_offloading": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
     "deepspeed": "leave it out: every step writes whole tensors, and there are no gradients or buffers to share out",
     "fsdp": "leave it out: every step writes whole tensors",
+    "parallelism_config": "leave it out: every process has the whole model, and rows of its own",
     "neftune_noise_alpha": "leave it out: two points of one step would have other noise in their embeddings",
 }
 
 
+def in_line(value: Any) -> str:
+    """A value as Python writes it, in one line, truncated."""
+    return truncate(" ".join(repr(value).split()), 80)
+
+
 def meaningless(name: str, value: Any, instead: str) -> ConfigError:
     """What to say of an argument that is refused."""
-    return ConfigError(f"{name}={value!r} has no meaning for zeroth-order steps", instead)
+    return ConfigError(f"{name}={in_line(value)} has no meaning for zeroth-order steps", instead)
 
 
 _ARGUMENTS = {
@@ -143,7 +154,8 @@ _ZO = "evaluator|noise|num_directions|trainable|rule|estimator|momentum|directio
 def as_arguments(text: str) -> str:
     """A message of a step, with the arguments of the trainer in place of keys and of an optimizer's options."""
     text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", lambda key: _ARGUMENTS.get(key[1], f"zo_{key[1]}"), text)
-    text = text.replace("model.dtype=float32", "dtype=torch.float32")
+    text = text.replace("model.dtype=float32", "dtype=torch.float32").replace(GOES_ON, GOES_ON_FROM)
+    text = text.replace(OBJECTIVE, "trainer.compute_losses(model, inputs)")
     return re.sub(rf"(?:^|(?<=\bset ))({_ZO})(?= is |: |=)", r"zo_\1", text)
 
 

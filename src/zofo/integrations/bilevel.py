@@ -33,6 +33,7 @@ from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.methods import StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig, split_indices
+from zofo.optim.parameters import whole
 from zofo.state_dict import StateDict
 
 _MOST_LOGGED = 8  # projected gradients of a step
@@ -148,7 +149,7 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         """Attach both adapters to the model, and build the method."""
         if self.optimizer is None:
             self.model.eval()
-            take_weights_of_first(self.model, self._processes)
+            take_weights_of_first(whole(self.model), self._processes)
             with reworded(as_arguments):
                 method, config = self._build()
             for note in (*method.adapter_start.notes, *method.notes()):

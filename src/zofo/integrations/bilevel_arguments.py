@@ -11,10 +11,12 @@ from transformers import TrainingArguments
 from zofo.adapters import AdapterConfig
 from zofo.config import parse_model
 from zofo.errors import ConfigError
-from zofo.integrations.arguments import IN_HALF, PrivateArguments, parsed, said
+from zofo.integrations.arguments import GOES_ON_FROM, IN_HALF, OBJECTIVE, PrivateArguments, in_line, parsed, said
 from zofo.methods.bilevel.bilevel import BilevelConfig
+from zofo.processes import GOES_ON
 
 _OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "sgd": "sgd"}
+_OF_HEAD = "set model.head=causal-lm, or these to null"
 _WHOLE = "leave it out: every step on theta writes whole tensors"
 _DRAWN = "leave it out: batches are drawn by `seed`, or with group_by_length"
 _MEANINGLESS = {
@@ -22,6 +24,7 @@ _MEANINGLESS = {
     "bf16": IN_HALF,
     "deepspeed": _WHOLE,
     "fsdp": _WHOLE,
+    "parallelism_config": _WHOLE,
     "neftune_noise_alpha": "leave it out: two points of one step would have other noise in their embeddings",
     "auto_find_batch_size": "set per_device_train_batch_size",
     "optim_args": "leave it out",
@@ -88,7 +91,7 @@ class BilevelTrainingArguments(PrivateArguments, TrainingArguments):  # type: ig
     def __post_init__(self) -> None:
         for name, instead in _MEANINGLESS.items():
             if value := getattr(self, name, None):
-                raise ConfigError(f"{name}={value!r} does not go with steps of two levels", instead)
+                raise ConfigError(f"{name}={in_line(value)} does not go with steps of two levels", instead)
         for name in _GROUPS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith("{"):
@@ -96,7 +99,8 @@ class BilevelTrainingArguments(PrivateArguments, TrainingArguments):  # type: ig
         super().__post_init__()
         for name, (known, instead) in _ONLY.items():
             value = getattr(self, name, known[0])
-            if str(getattr(value, "value", value)) not in map(str, known):
+            value = getattr(value, "value", value)
+            if str(value) not in map(str, known):
                 raise ConfigError(f"{name}={value!r} does not go with steps of two levels", instead)
         if self.save_only_model and self.load_best_model_at_end:
             raise ConfigError("save_only_model leaves out what load_best_model_at_end loads", "leave one of them out")
@@ -158,5 +162,7 @@ def as_arguments(text: str) -> str:
                 return name + key[len(option) :]
         return f"zo_{key}" if key.split(".")[0] in _ZO else key
 
+    text = text.replace(OBJECTIVE, "trainer.compute_losses(model, inputs)")
+    text = text.replace(GOES_ON, GOES_ON_FROM).replace(_OF_HEAD, "give a causal language model, or set these to None")
     text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", argument, text)
     return re.sub(r"(?<![a-z_])batch_size\b", "per_device_train_batch_size", text.replace("training.lr_", "lr_"))

@@ -31,8 +31,10 @@ def example_losses(model: nn.Module, inputs: dict[str, Any], shifted: bool) -> t
     labels = inputs.get("labels")
     given = model(**{name: value for name, value in inputs.items() if name != "labels"})
     logits = getattr(given, "logits", None)
-    if not isinstance(labels, torch.Tensor) or not isinstance(logits, torch.Tensor):
-        raise _unknown("the model gives no logits, or the batch no labels")
+    if not isinstance(labels, torch.Tensor):
+        raise _unknown(f"the batch holds {', '.join(inputs)}, and no labels", f"give the rows labels, or {_OVERRIDE}")
+    if not isinstance(logits, torch.Tensor):
+        raise _unknown(f"{type(model).__name__} gives no logits")
     logits = logits.float()
     if logits.dim() == 2:
         return _of_examples(model, logits, labels)
@@ -64,8 +66,8 @@ def _of_examples(model: nn.Module, logits: torch.Tensor, labels: torch.Tensor) -
     return F.cross_entropy(logits, labels.view(-1), reduction="none")
 
 
-def _unknown(what: str) -> ConfigError:
-    return ConfigError(f"one loss for each example is needed, but {what}", _OVERRIDE)
+def _unknown(what: str, hint: str = _OVERRIDE) -> ConfigError:
+    return ConfigError(f"one loss for each example is needed, but {what}", hint)
 
 
 def loss_of_its_own() -> ConfigError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sized
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,10 @@ class ZerothOrderMixin:
         return loss.to(trainer.args.device)
 
     def _check_same(self) -> None:
-        """Raises ConfigError where processes would take their rows from other data, or in another order."""
+        """Raises ConfigError for no rows, or where processes would take other rows, or in another order."""
         trainer: Any = self
+        if isinstance(rows := trainer.train_dataset, Sized) and not len(rows):
+            raise ConfigError("train_dataset has no rows", "give it some; whatever filters them has left none")
         own = {name: getattr(trainer.args, name) for name in _OF_BATCHES}
         self._processes.check_same(own, "give all processes the same arguments")
         check_same_rows({"train_dataset": trainer.train_dataset}, self._processes)

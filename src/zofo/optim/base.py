@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -16,13 +15,14 @@ import torch
 from zofo.adapters import PeftAdapters, carries_adapters
 from zofo.backbone import fingerprint
 from zofo.config import as_group, options_of, parse_model
-from zofo.errors import CheckpointError, ConfigError, EvaluatorError, reworded
+from zofo.errors import CheckpointError, ConfigError, EvaluatorError
 from zofo.evaluators import EVALUATORS, Counts, batch_protocol, unused_by
 from zofo.methods import StepLog, ZerothOrder, ZerothOrderConfig
 from zofo.noise import STREAM_VERSION
 from zofo.optim.closures import Closure, ClosureObjective, check_modes
 from zofo.optim.interrupts import Interrupts
 from zofo.optim.parameters import Movable, given
+from zofo.optim.words import own_words
 from zofo.processes import joined
 from zofo.state_dict import StateDict
 
@@ -376,16 +376,6 @@ def _config_of(
     halves = [str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize == 2]
     whole = kind.complete({"model": {"dtype": halves[0]} if halves else {}, "method": tree})
     return parse_model(kind, dict(whole["method"]), "method")
-
-
-def own_words() -> AbstractContextManager[None]:
-    """While it is open, errors name the options of an optimizer, and not the keys of a configuration."""
-    return reworded(_as_option)
-
-
-def _as_option(text: str) -> str:
-    text = re.sub(r"\bmethod\.(rule|estimator)\.(?=(lr|weight_decay|epsilon)\b)", "", text)
-    return re.sub(r"\bmethod\.(?=[a-z])", "", text.replace("model.dtype=float32", "dtype=torch.float32"))
 
 
 def _flush_before_use(model: torch.nn.Module, optimizer: ZerothOrderOptimizer) -> None:

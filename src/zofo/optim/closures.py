@@ -44,7 +44,7 @@ class ClosureObjective:
                 given = self._closure(batch) if self._takes_batch else self._closure()
             return self._checked(_as_losses(given))
         except Exception as error:  # a closure fails in as many ways as there are scripts
-            self.failure = _of_backward(error)
+            self.failure = _explained(error)
             if self.failure is error:
                 raise
             raise self.failure from error
@@ -65,8 +65,13 @@ class ClosureObjective:
         return losses.reshape(-1)
 
 
-def _of_backward(error: Exception) -> Exception:
-    """What to say of a closure that calls `backward`; any other error as it is."""
+def _explained(error: Exception) -> Exception:
+    """What to say of a closure that calls `backward`, or draws from data that ends; any other error as it is."""
+    if isinstance(error, StopIteration):
+        return EvaluatorError(
+            "the data ended while the closure drew a batch",
+            "draw the batch before, as `for batch in loader: optimizer.step(lambda: losses_of(batch))` does",
+        )
     if isinstance(error, RuntimeError) and "does not require grad" in str(error):
         return EvaluatorError(
             "the closure calls backward(), but a zeroth-order step takes no gradient",

@@ -47,7 +47,7 @@ def given(movable: Movable) -> Given:
         ConfigError: nothing, something else, or groups that differ in their learning rate.
     """
     if isinstance(movable, nn.Module):
-        return Given(_whole(unwrapped(movable)))
+        return Given(whole(unwrapped(movable)))
     if isinstance(movable, torch.Tensor):
         raise ConfigError("the parameters are one tensor", "give the module, MeZO(model), or a list of parameters")
     entries = list(movable)
@@ -60,10 +60,14 @@ def given(movable: Movable) -> Given:
     return _of_groups(listed or [{"params": entries}])
 
 
-def _whole(module: nn.Module) -> nn.Module:
+_OF_SHARDS = ("device_mesh", "ds_id")  # attributes of tensors that FSDP or DeepSpeed has cut
+
+
+def whole(module: nn.Module) -> nn.Module:
     """The module; raises ConfigError where its tensors are cut into pieces, as by FSDP."""
+    wrapped = any("_fsdp_wrapped_module" in name for name, _ in module.named_modules())
     for name, parameter in module.named_parameters():
-        if hasattr(parameter, "device_mesh") or "_flat_param" in name:
+        if wrapped or any(hasattr(parameter, of_shards) for of_shards in _OF_SHARDS):
             raise ConfigError(
                 f"{name!r} is cut into pieces over processes, as by FSDP, and each step writes whole tensors",
                 "give the model as it was loaded; each process has all of it, and examples are shared out",
