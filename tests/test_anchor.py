@@ -13,7 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import build_model
+from conftest import build_model, with_soak
 from least_squares import (
     BATCH,
     IN_FORWARD,
@@ -242,12 +242,12 @@ def test_in_bfloat16_it_is_exact_while_the_updates_since_wait_beside_the_weights
     ("rank", "directions", "options", "exact"),
     [
         (1, 1, {}, 7),
-        (2, 1, {}, 4),
+        pytest.param(2, 1, {}, 4, marks=pytest.mark.soak),
         (4, 1, {}, 2),
-        (8, 1, {}, 1),
+        pytest.param(8, 1, {}, 1, marks=pytest.mark.soak),
         (16, 1, {}, 0),
         (1, 2, {}, 4),
-        (2, 2, {}, 2),
+        pytest.param(2, 2, {}, 2, marks=pytest.mark.soak),
         (1, 1, {"control_variate": "independent"}, 4),
         (1, 1, {"control_variate": "full-batch"}, 7),
         (1, 1, {"evaluator": {"name": "in-forward", "flush_every": 3}}, 2),
@@ -277,7 +277,7 @@ def test_how_many_minibatch_steps_it_is_exact_for_follows_from_the_columns(rank,
     assert kept == [True] * exact + [False, False]
 
 
-@pytest.mark.parametrize("q", [5, 7, 24])
+@pytest.mark.parametrize("q", with_soak([5, 7, 24], {5, 24}))
 def test_in_bfloat16_weights_stay_as_close_to_those_beside_a_copy_as_rounding_lets_them(q):
     """A copy has the updates written in every step, the displacement now and then. Each time, stochastic rounding moves
     an entry by at most one ulp, with mean 0 and a standard deviation of at most half of one, so that n independent

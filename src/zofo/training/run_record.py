@@ -173,7 +173,7 @@ class RunRecord:
             if sha256_of(path) != digest:
                 raise RunError(f"{str(path)!r} is damaged: its SHA-256 is not the one that the run wrote down")
 
-    @property
+    @cached_property
     def task(self) -> Task:
         """The task as it was when the run was made; raises RunError where it was changed since the run began."""
         with naming_lost_plugins(self.path):
