@@ -62,6 +62,7 @@ def of_method(processes, method, folder):
     context = TrainingContext(model, sequence_losses, rows, torch.stack, processes=processes)
     kind = METHODS[method["name"]]
     made = kind(kind.Config.model_validate({"batch_size": BATCH, **method}), context)
+    made.planned_steps = 4
     before, losses = processes.bytes, [made.step(number).loss for number in range(4)]
     with made.using(made.variants[0]):
         save_file({name: p.detach().clone() for name, p in model.named_parameters()}, folder)
@@ -79,6 +80,7 @@ ZEROTH_ORDER = (
     {"name": "mezo", "normalize_by_std": True, "rule": RULE, "evaluator": {"name": "in-forward", "micro_batch": 1}},
     {"name": "mezo", "noise": "gaussian", "evaluator": "from-copy", "batch_size": 1},
     {"name": "svrg", "anchor_batch_size": 7},
+    {"name": "select", "population": 4, "gate_examples": 7, "keep": 3, "estimator": {"epsilon": 0.02}},
 )
 FIRST_ORDER = (
     {"name": "first-order", "parameters": "all", "optimizer": "sgd", "gradient_accumulation_steps": 2},

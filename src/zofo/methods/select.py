@@ -67,7 +67,6 @@ class Select(ForwardOnly):
     """
 
     Config = SelectConfig
-    shares_examples = False
     paper = "the control: best of N random displacements (as in RandOpt), or their mean weighted by score"
 
     def __init__(self, config: SelectConfig, context: TrainingContext) -> None:
