@@ -56,7 +56,13 @@ class Theta:
         """
         update.check_finite()
         self.log.on_update(update)
-        back = self._taken_back(update)
+        decay = update.displacement_decay
+        self._apply(update, Displacement() if not decay else -decay * self.moved)
+        if decay is not None:  # now that it is written
+            self.moved = (1 - decay) * self.moved + update.displacement
+
+    def _apply(self, update: Update, back: Displacement) -> None:
+        """Write both, or let them wait."""
         if self.flush_every > 1 and update.dense_update_fn is None and not update.decay_factor and not len(back):
             self.pending = self.pending + update.displacement
             self._waiting += 1
@@ -101,15 +107,6 @@ class Theta:
             self.pending, self._waiting = to_displacement(state.values["pending"]), state.values["updates"]
         if "moved" in state.values:
             self.moved = to_displacement(state.values["moved"])
-
-    def _taken_back(self, update: Update) -> Displacement:
-        """What an update takes off what theta has moved; `moved` is then what it leads to."""
-        decay = update.displacement_decay
-        if decay is None:
-            return Displacement()
-        back = -decay * self.moved
-        self.moved = (1 - decay) * self.moved + update.displacement
-        return back
 
     @property
     def _rank(self) -> int:
