@@ -290,14 +290,12 @@ def _padded_tokens(table: Sequence[Sequence[_Row]]) -> int:
 
 def padded(rows: Sequence[Sequence[int]], pad: int, side: Side) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as one tensor, and where it holds them: int64, [rows, longest]."""
-    longest = max(map(len, rows))
-    ids, mask = torch.full((2, len(rows), longest), pad).unbind(0)
-    mask.zero_()
-    for number, row in enumerate(rows):
-        place = slice(longest - len(row), None) if side == "left" else slice(len(row))
-        ids[number, place] = torch.tensor(row, dtype=torch.int64)
-        mask[number, place] = 1
-    return ids, mask
+    lengths = [*map(len, rows)]
+    fill = [[pad] * (max(lengths) - length) for length in lengths]
+    whole = [[*one, *row] if side == "left" else [*row, *one] for row, one in zip(rows, fill, strict=True)]
+    place = torch.arange(max(lengths)) if side == "right" else torch.arange(max(lengths) - 1, -1, -1)
+    mask = (place < torch.tensor(lengths).unsqueeze(1)).to(torch.int64)
+    return torch.tensor(whole, dtype=torch.int64), mask
 
 
 T = TypeVar("T")

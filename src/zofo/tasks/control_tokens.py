@@ -130,11 +130,12 @@ class Speller:
             return self._control.sub("", text)
         return re.sub(f"{_TOKEN}(?:{self._tokens}){_END_TOKEN}", "", text)
 
-    def code(self, texts: Sequence[Spelt], **options: Any) -> list[Coded]:
+    def code(self, texts: Sequence[Spelt], spans: bool = True, **options: Any) -> list[Coded]:
         """Tokenise texts.
 
         Args:
             texts: all by themselves, or all pairs.
+            spans: whether they are asked for; without, they are empty.
 
         Raises:
             DataError: the tokenizer makes a control token of a text even where it is spelt as text.
@@ -143,11 +144,11 @@ class Speller:
         for marked in (False, True):
             places = [place for place, one in enumerate(texts) if one.marked == marked]
             chosen = [texts[place] for place in places]
-            for place, one in zip(places, self._coded(chosen, marked, options), strict=True):
+            for place, one in zip(places, self._coded(chosen, marked, spans or marked, options), strict=True):
                 coded[place] = one
         return coded
 
-    def _coded(self, texts: Sequence[Spelt], marked: bool, options: dict[str, Any]) -> list[Coded]:
+    def _coded(self, texts: Sequence[Spelt], marked: bool, spans: bool, options: dict[str, Any]) -> list[Coded]:
         if not texts:
             return []
         tokenizer = self._twin[0] if marked else self.tokenizer
@@ -155,13 +156,14 @@ class Speller:
         found = tokenizer(
             [one.text for one in texts],
             seconds,
-            return_offsets_mapping=True,
+            return_offsets_mapping=spans,
             return_attention_mask=False,
             verbose=False,
             **options,
         )
-        types = found.get("token_type_ids") or [[]] * len(texts)
-        coded = [Coded(*row) for row in zip(found["input_ids"], found["offset_mapping"], types, strict=True)]
+        none: list[list[Any]] = [[]] * len(texts)
+        parts = found["input_ids"], found.get("offset_mapping") or none, found.get("token_type_ids") or none
+        coded = [Coded(*row) for row in zip(*parts, strict=True)]
         return [self._as_known(text, one) for text, one in zip(texts, coded, strict=True)] if marked else coded
 
     def _as_known(self, text: Spelt, coded: Coded) -> Coded:

@@ -44,10 +44,10 @@ def render(
         DataError: a missing column, an empty text, an unknown label; names the place.
     """
     with at_row(where):
-        kept = _kept(task.name, columns, fields)
+        common: dict[str, Any] = {"where": where, "columns": _kept(task.name, columns, fields)}
         if task.messages is not None:
-            return replace(_chat(task.name, task.messages, fields, right), where=where, columns=kept)
-        return replace(_example(task, fields, prompt, head, right), where=where, columns=kept)
+            return replace(_chat(task.name, task.messages, fields, right), **common)
+        return _example(task, fields, prompt, head, right, common)
 
 
 def _kept(name: str, columns: Sequence[str], fields: Mapping[str, Any]) -> str:
@@ -63,14 +63,15 @@ def _kept(name: str, columns: Sequence[str], fields: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _example(task: Task, fields: Mapping[str, Any], prompt: str | None, head: bool, right: bool) -> Example:
-    """A row of a task without chats as an example."""
+def _example(
+    task: Task, fields: Mapping[str, Any], prompt: str | None, head: bool, right: bool, common: dict[str, Any]
+) -> Example:
+    """A row of a task without chats as an example, with what is `common` to all kinds."""
     asked = task.prompt(prompt)
     plain_head = head and prompt is None and task.texts is not None
     known = _fields(task, fields, task.columns(prompt, plain_head))
     own: list[str] = []
     text = "" if plain_head else fill(asked.template, known, own=own)
-    common: dict[str, Any] = {}
     if right:
         check_columns(task.name, task.group, fields)
         common["group"] = "\x1f".join(str(fields[column]) for column in task.group)

@@ -138,6 +138,7 @@ def encode_texts(
     with _cutting_on_the_left(tokenizer):
         coded = speller.code(
             spelt,
+            spans=False,
             truncation="longest_first" if truncate and limit else False,
             max_length=limit if truncate else None,
         )

@@ -159,9 +159,10 @@ class TaskEvaluator:
     ) -> torch.Tensor:
         """What is asked of each batch, in the order of the examples; rows of unequal width are filled with -inf."""
         asked = self._each(model, examples, counts, lambda some: ask(self.collate(some)).float().cpu().tolist())
+        widths = {len(values) if isinstance(values, list) else 0 for values in asked}
+        if len(widths) == 1:
+            return torch.tensor(asked)
         found = [torch.tensor(values) for values in asked]
-        if not found or found[0].dim() == 0:
-            return torch.stack(found)
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=-torch.inf)
 
     def _each(

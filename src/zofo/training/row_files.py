@@ -34,8 +34,8 @@ def _json_lines(rows: Rows, places: Sequence[str]) -> bytes:
 
 def _json(value: Any, place: str) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False, default=_plain, allow_nan=False)
-        return text if text.isascii() or _is_text(text) else json.dumps(value, default=_plain, allow_nan=False)
+        text = _WITH_LETTERS.encode(value)
+        return text if _is_text(text) else _ASCII.encode(value)
     except (TypeError, ValueError) as error:
         raise DataError(f"{place}: JSON cannot hold the row: {first_line(error)}", _OTHER) from error
 
@@ -47,9 +47,13 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+_WITH_LETTERS = json.JSONEncoder(ensure_ascii=False, default=_plain, allow_nan=False)
+_ASCII = json.JSONEncoder(default=_plain, allow_nan=False)
+
+
 def _is_text(text: str) -> bool:
     """Whether it holds no half of a character."""
-    return text.encode("utf-8", "replace").decode() == text
+    return text.isascii() or text.encode("utf-8", "replace").decode() == text
 
 
 def _table(delimiter: str) -> Callable[[Rows, Sequence[str]], bytes]:
@@ -59,21 +63,21 @@ def _table(delimiter: str) -> Callable[[Rows, Sequence[str]], bytes]:
         writer = csv.writer(text, delimiter=delimiter, lineterminator="\r\n")  # else a lone \\r would not be quoted
         writer.writerow(names)
         for row, place in zip(rows, places, strict=True):
-            cells = {name: _cell(value, f"{place}: column {name!r}") for name, value in row.items()}
+            cells = {name: _cell(value, place, name) for name, value in row.items()}
             writer.writerow([cells.get(name, "") for name in names])
         return text.getvalue().encode()
 
     return write
 
 
-def _cell(value: Any, place: str) -> str:
+def _cell(value: Any, place: str, column: str) -> str:
     if value is None:
         return ""
-    text = value if isinstance(value, str) else _json(value, place)
+    text = value if isinstance(value, str) else _json(value, f"{place}: column {column!r}")
     if not isinstance(value, str) and text.startswith('"'):  # a date
         text = json.loads(text)
     if not _is_text(text):
-        raise DataError(f"{place} holds half of a character (a lone surrogate)", _OTHER)
+        raise DataError(f"{place}: column {column!r} holds half of a character (a lone surrogate)", _OTHER)
     return text
 
 

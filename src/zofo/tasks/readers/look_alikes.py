@@ -42,8 +42,11 @@ def look_alike_key(value: Any) -> str:
         return str(int(value))
     if isinstance(value, int | float):
         return number_key(value) or str(value)
-    text = "".join(one for one in unicodedata.normalize("NFKC", value) if not _invisible(one))
-    text = " ".join(text.translate(_SAME_SHAPE).casefold().split())
+    text = value
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(one for one in unicodedata.normalize("NFKC", text) if not _invisible(one))
+        text = text.translate(_SAME_SHAPE)
+    text = " ".join(text.casefold().split())
     return number_key(text) or {"true": "1", "false": "0"}.get(text, text)
 
 

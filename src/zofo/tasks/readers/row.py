@@ -142,9 +142,12 @@ _WHOLE = "labels are texts or whole numbers"
 _EXACT = 2**53  # the largest whole number that a float holds beside its neighbours
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def has_half(text: str) -> bool:
     """Whether a text holds half of a character, a lone surrogate."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    return not text.isascii() and _HALF.search(text) is not None
 
 
 def check_text(column: str, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -58,18 +59,22 @@ def read_file(path: Path) -> list[Row]:
     if not rows:
         expected = "a line of column names and one row a line are" if suffix in (".csv", ".tsv") else f"{ONE_A_LINE} is"
         raise DataError(f"{path}: no rows", f"{expected} expected")
-    header = next((row for row in rows if _is_header(row.fields)), None)
+    same_key = functools.cache(look_alike_key)  # of the columns' names, which every row has
+    header = next((row for row in rows if _is_header(row.fields, same_key)), None)
     if header is not None:
         hint = "remove the line, as of a file that was put behind another; check that the columns have the same order"
         raise DataError(f"{header.where}: the row holds the names of the columns", hint)
     return rows
 
 
-def _is_header(fields: Mapping[str, Any]) -> bool:
-    """Whether the values of a row are the names of its columns, in any order."""
+def _is_header(fields: Mapping[str, Any], same_key: Callable[[str], str]) -> bool:
+    """Whether the values of a row are the names of its columns, in any order; `same_key` finds what looks alike."""
     if not fields or not all(isinstance(value, str) and len(value) < _LONGEST_NAME for value in fields.values()):
         return False
-    return sorted(map(look_alike_key, fields)) == sorted(map(look_alike_key, fields.values()))
+    names = sorted(map(same_key, fields))
+    return all(look_alike_key(value) in names for value in fields.values()) and names == sorted(
+        map(look_alike_key, fields.values())
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
