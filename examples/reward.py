@@ -65,4 +65,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except zofo.ZofoError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -60,7 +60,9 @@ def test_gain_and_loss_are_those_of_the_models_also_after_a_stop(generating, tmp
     assert found["backbone_distance"][0] == 0.0 < found["backbone_distance"][1] < 1
     assert 0 <= found["everyday_accuracy"][1] <= 1
     assert found["everyday_loss"][0] != found["everyday_loss"][1]
-    assert "before -> after, 5 rows of validation: reward" in console.file.getvalue()
+    shown = console.file.getvalue().partition("before -> after, 5 rows of validation:\n  reward")[2].splitlines()
+    assert shown
+    assert max(map(len, shown[:4])) < 80
     assert run.summary["queries"] == 3 * 4 * 4  # none of it is training's
 
     stopping = AtStep(2, lambda: signal.raise_signal(signal.SIGTERM))

@@ -218,6 +218,7 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
         ("method: {name: mezo, batch_sise: 4}\n", "method.batch_sise"),
         ("method: {name: mezo, rule: {lrr: 4}}\n", "rule.lrr"),
         ("method: {adapter: {rnak: 4}}\n", "method.adapter.rnak"),
+        ("method: {name: mezo, lrr: 4}\n", "method.lrr"),  # which stands for the rule's
     ):
         file = tmp_path / "run.yaml"
         file.write_text(text, encoding="utf-8")
@@ -226,6 +227,22 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path):
         assert str(file) in refused.value.message
         assert place in refused.value.message
         assert refused.value.hint.startswith("did you mean")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lr=1", "method.lr"),
+        ("training.learning_rate=1", "method.lr"),
+        ("training.batch_size=1", "method.batch_size"),
+        ("max_steps=1", "training.steps"),
+        ("method.epsilon=1", "method.estimator.epsilon"),
+    ],
+)
+def test_a_key_of_another_group_or_trainer_is_named_where_it_stands(typed, meant):
+    with pytest.raises(ConfigError) as refused:
+        read_config(overrides=["method=mezo", typed])
+    assert refused.value.hint == f"did you mean {meant!r}?"
 
 
 @pytest.mark.promise(20)

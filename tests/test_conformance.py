@@ -164,6 +164,7 @@ def is_whole(run, config):
     assert RunFolder.open(run.path).config == config
     assert [line["step"] for line in steps] == list(range(STEPS))
     assert {"stopped", "seconds", "peak_bytes", "trained", "metric", "accuracy", "loss"} <= set(summary)
+    assert len(summary["trained"]["patterns"]) <= summary["trained"]["tensors"]
     assert (summary["stopped"], summary["steps"], summary["method"]) == (None, STEPS, config.method.name)
     for key in ("forwards", "backwards", "queries"):
         counts = [line[key] for line in steps]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from zofo.errors import ConfigError, ModelError, RunError
+from zofo.errors import ConfigError, ModelError, RunError, ZofoError
 from zofo.estimate import (
     RowSource,
     calibrate,
@@ -88,6 +88,20 @@ def test_ways_stand_beside_the_configured_one(config, run_zofo):
     assert code == 0
     assert "process" not in shown
     assert "time is not known on CUDA" in shown
+
+
+def test_weights_that_stay_in_their_files_are_counted_as_one_tensor(config):
+    subspace = read_config(model=config.model.name, method={"name": "mezo", "adapter": "subspace", "batch_size": 4})
+    on_disk = subspace.model_copy(update={"model": subspace.model.model_copy(update={"offload": "disk"})})
+    loaded, left = (estimate_run(one, tokens=12, device="cpu", beside=False) for one in (subspace, on_disk))
+    tensors = [one.numel() * one.element_size() for one in load_on_meta(subspace.model).model.parameters()]
+    assert loaded.configured.held_bytes - left.configured.held_bytes == sum(tensors) - max(tensors)
+    assert left.machine.endswith("with the files' pages in memory")
+    with pytest.raises(ModelError, match="stay in their files"):
+        estimate_run(config.model_copy(update={"model": on_disk.model}), tokens=12, beside=False)
+    half = on_disk.model_copy(update={"model": on_disk.model.model_copy(update={"dtype": "bfloat16"})})
+    with pytest.raises(ModelError, match="makes a copy in memory"):
+        estimate_run(half, tokens=12, beside=False)
 
 
 def test_what_fits_keeps_the_batch(config, monkeypatch):
@@ -173,6 +187,8 @@ def test_a_dry_run_has_all_rows_and_refuses_what_train_would(model_folder, rows,
         dry_run(of(lr_scheduler_type="linear"))
     with pytest.raises(ConfigError, match="max_queries is 1, but one step"):
         dry_run(read_config(**{**of().model_dump(exclude_unset=True), "training": {"max_queries": 1}}))
+    with pytest.raises(ZofoError, match="no number"):
+        dry_run(of(), reward=lambda example, prediction: "no number")
     monkeypatch.setattr(type(of().method), "passes", MethodConfig.passes)  # as a guest's method that does not tell
     with pytest.raises(ConfigError, match="knows no steps of method=select"):
         dry_run(of())
@@ -218,6 +234,7 @@ def test_a_recommendation_runs_as_it_is(model_folder, rows, tmp_path, run_zofo, 
     assert "first order learned more" in shown
     tree = yaml.safe_load((tmp_path / "my.yaml").read_text())
     assert tree["method"]["name"] == "first-order"
+    assert tree["output_dir"] == "runs/my"
     assert read_config(tmp_path / "my.yaml").method.batch_size == tree["method"]["batch_size"]
     code, _, said = run_zofo("train", "my.yaml", "training.steps=1", "training.num_evals=1", "output_dir=run")
     assert code == 0, said

@@ -146,11 +146,12 @@ def test_runs_that_differ_in_their_seeds_are_a_group(two, tmp_path):
     differences = [0.3, 0.25, 0.29]
     half = 100 * stats.t.ppf(0.975, 2) * stats.sem(differences)
     interval = f"95 % over 3 pairs of seeds: {28 - half:+.1f} to {28 + half:+.1f}"
-    better = "other 0 (3 seeds) is better than first 0 (3 seeds) by 28.0 points of accuracy"
+    better = "other (3 seeds) is better than first (3 seeds) by 28.0 points of accuracy"
     assert found.groups[0].verdict == f"{better} ({interval})"
+    assert [row["name"] for row in found.means] == ["first (3 seeds)", "other (3 seeds)"]
     open_ = compare_runs(grouped([*seeds(first, [0.6, 0.7, 0.65]), *seeds(other, [0.9, 0.6, 0.8])])).groups[0].verdict
     assert open_.startswith(
-        "no difference between other 0 (3 seeds) and first 0 (3 seeds) that 3 seeds can show (95 % over 3 pairs"
+        "no difference between other (3 seeds) and first (3 seeds) that 3 seeds can show (95 % over 3 pairs"
     )
     write_report(runs, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")

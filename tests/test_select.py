@@ -15,6 +15,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError, Interrupted
 from zofo.export import apply_patch, export_run, replay_run
 from zofo.methods.select import Select
+from zofo.report import read_runs, write_report
 from zofo.training import evaluate_run, train
 from zofo.trajectory import Trajectory
 
@@ -41,6 +42,8 @@ def test_the_best_member_is_what_the_model_becomes(configured, model_folder, tmp
         "best_loss": losses[step, place],
     }
     assert "the best of 12 members: loss" in console.file.getvalue()
+    write_report(read_runs([run.path]), tmp_path / "page.html")
+    assert "<p>the best of 12 members: loss" in (tmp_path / "page.html").read_text(encoding="utf-8")
     assert [line["queries"] for line in steps] == [16, 32, 48]
     assert replay_run(run.path).verdict == "same bits"
     export_run(run.path, "patch", tmp_path / "best.zofo")

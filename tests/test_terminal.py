@@ -52,6 +52,18 @@ def test_a_table_shows_what_it_is_given(capsys):
     assert "\x07" not in shown
 
 
+def test_a_table_in_a_pipe_ends_its_lines_where_its_words_end(capsys):
+    table = Table("name", "what it is", box=None, pad_edge=False)
+    for row in (("sgd", "steps against the gradient"), ("momentum", "")):
+        table.add_row(*row)
+    Terminal().say_table(table)
+    assert capsys.readouterr().out.splitlines() == [
+        "name      what it is",
+        "sgd       steps against the gradient",
+        "momentum",
+    ]
+
+
 def test_styles_of_our_own_still_reach_it(monkeypatch):
     shown = io.StringIO()
     shown.isatty = lambda: True

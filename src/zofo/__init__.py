@@ -7,6 +7,8 @@ an `Estimator` turns losses into a gradient, a `Rule` turns a gradient into an u
 
 from __future__ import annotations
 
+import functools
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,19 @@ _HOMES = {
     "rules": ("Rule",),
     "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "predict_file", "read_config", "train"),
 }
+_OF_OTHER_MACHINES = {  # what libraries say of kernels that this machine cannot use, and of their own code
+    "torchao": "Could not load this library",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+    "torch.utils._pytree": "Calling register_constant() on Enum subclasses is deprecated",
+}
+
+
+def _concerns_the_user(about: str, record: logging.LogRecord) -> bool:
+    return about not in record.getMessage()
+
+
+for _logger, _about in _OF_OTHER_MACHINES.items():
+    logging.getLogger(_logger).addFilter(functools.partial(_concerns_the_user, _about))
 _ROOMS = ("integrations", "optim")  # that are imported by their own names
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -23,7 +23,7 @@ from zofo.registry import Registry
 from zofo.retired_keys import name_now
 from zofo.yaml_loader import is_lost
 
-C = TypeVar("C", bound=BaseModel)
+C = TypeVar("C", bound="Config")
 P = TypeVar("P", bound="PartConfig")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -44,6 +44,11 @@ class Config(BaseModel):
         if problem:
             raise ValueError(problem)
         return value
+
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """The keys, as a file writes them."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
 
 
 class PartConfig(BaseModel):
@@ -209,7 +214,9 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
         first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"{place}: unknown key", _guess(place, _keys_at(model, first["loc"]))) from error
+            raise ConfigError(
+                f"{place}: unknown key", _guess(place, _keys_at(model, first["loc"]), model, where)
+            ) from error
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("dict_type", "model_type"):
             message = "expected keys with values"
@@ -218,13 +225,13 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
         raise ConfigError(f"{place}: {message}{got}".removeprefix(": "), hint) from error
 
 
-def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _keys_at(model: type[Config], path: tuple[int | str, ...]) -> list[str]:
     """The keys that could stand in place of the last of `path`, as a file writes them."""
     for part in path[:-1]:
         field = model.model_fields.get(str(part))
         inside = _kinds(field.annotation) if field else set()
-        model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
-    return [field.alias or name for name, field in model.model_fields.items()]
+        model = next((kind for kind in inside if isinstance(kind, type) and issubclass(kind, Config)), model)
+    return model.known_keys()
 
 
 def _near_literal(error: Any) -> str | None:
@@ -235,10 +242,53 @@ def _near_literal(error: Any) -> str | None:
     return f"did you mean {near!r}?" if near else None
 
 
-def _guess(place: str, known: typing.Iterable[str]) -> str:
-    """What to type in place of an unknown key: its name of today, the nearest one, or all that there are."""
+_OTHER_WORDS = {
+    "learning_rate": "lr",
+    "max_steps": "steps",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "eval_batch_size",
+    "eps": "epsilon",
+}
+"""Keys as other trainers call them."""
+
+
+def _guess(place: str, known: typing.Iterable[str], root: type[Config] | None = None, where: str = "") -> str:
+    """What to type in place of an unknown key: its name of today, where it stands, the nearest one, or all that there
+    are.
+
+    Args:
+        root: the piece of configuration that is read, whose other groups may have the key.
+        where: the path of keys that leads to that.
+    """
     names, key = list(known), place.rpartition(".")[2]
     if (now := name_now(place)) in names:
         return f"it is called {now!r} now"
+    key = _OTHER_WORDS.get(key, key)
+    home = None if key in names or root is None else _homes(root).get(key)
+    if home is not None:
+        return f"did you mean {'.'.join(filter(None, [where, home]))!r}?"
     near = nearest(key, names)
     return f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
+
+
+@functools.cache
+def _homes(model: type[Config]) -> dict[str, str]:
+    """The keys of the groups of a piece of configuration, at any depth, each with the first path that leads to it."""
+    found: dict[str, str] = {}
+    inner: list[tuple[str, type[Config]]] = []
+    for field_name, field in model.model_fields.items():
+        name = field.alias or field_name
+        default = field.get_default(call_default_factory=True)
+        kinds = [type(default)] if isinstance(default, BaseModel) else _kinds(field.annotation)
+        for kind in (one for one in kinds if isinstance(one, type)):
+            keys: list[str] = []
+            if issubclass(kind, Config):
+                inner.append((name, kind))
+                keys = kind.known_keys()
+            elif issubclass(kind, PartConfig):
+                keys = [*options_of(kind.registry[kind.default])]
+            found = {**{key: f"{name}.{key}" for key in keys if key != "name"}, **found}
+    for name, kind in inner:
+        found = {**{key: f"{name}.{path}" for key, path in _homes(kind).items()}, **found}
+    return found

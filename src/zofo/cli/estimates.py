@@ -211,12 +211,17 @@ def recommend_config(
     from zofo.errors import ConfigError
     from zofo.estimate import parse_bytes, recommend
     from zofo.estimate.fit import parse_seconds
+    from zofo.estimate.recommend import check_new
     from zofo.training.config import changed, given_layers
 
+    if write is not None:
+        check_new(write)  # before minutes of work
     file, given = given_config(arguments, data_dir, data, text, label)
     given += [] if model is None else [f"model.name={json.dumps(model)}"]
     content, changes, _ = given_layers(file, given, {})
     tree = changed(content, changes)
+    if write is not None:
+        tree.setdefault("output_dir", f"runs/{write.stem}")  # so that the same command goes on with a stopped run
     limit = None if max_memory is None else parse_bytes(max_memory)
     time = None if seconds is None else parse_seconds(seconds)
     found = recommend(tree, limit, time, trust_remote_code, _progress)

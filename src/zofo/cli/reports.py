@@ -38,6 +38,8 @@ def compare(
     out.say_table(_table(found))
     if found.options:
         out.say((f"and {len(found.options)} options of parts that not all of them have: see --json", "dim"))
+    if found.means:
+        out.say_table(_means(found))
     for group in found.groups:
         out.say((group.verdict, "bold"))
     for pair in found.pairs:
@@ -117,6 +119,16 @@ def _table(found: RunComparison) -> Table:
     return table
 
 
+def _means(found: RunComparison) -> Table:
+    """Means over seeds, with their 95 % intervals."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("mean, 95 %", found.runs[0].metric, "majority", "loss", "queries", "seconds"):
+        table.add_column(name, justify="left" if name == "mean, 95 %" else "right", overflow="fold")
+    for row in found.means:
+        table.add_row(*(row[key] for key in ("name", "score", "majority", "loss", "queries", "seconds")))
+    return table
+
+
 def _as_json(found: RunComparison) -> dict[str, Any]:
     runs = [{"name": run.name, "folder": str(run.folder.path), **run.scores(found.split)} for run in found.runs]
     return {
@@ -124,6 +136,7 @@ def _as_json(found: RunComparison) -> dict[str, Any]:
         "runs": runs,
         "settings": dict([*found.settings, *found.options]),
         "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in found.pairs],
+        "means": found.means,
         "groups": [{**asdict(group), "verdict": group.verdict} for group in found.groups],
         "notes": found.notes,
     }

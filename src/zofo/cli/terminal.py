@@ -90,9 +90,16 @@ class Terminal(Console):
         self.print(Text.assemble(*((as_line(text), style) for text, style in pairs)))
 
     def say_table(self, table: Table) -> None:
-        """Show a table; a terminal gets it in its width, and a pipe as wide as it is, a line for each row."""
-        shown = self if self.is_terminal else Terminal(self.stderr, _UNLIMITED)
-        shown.print(table, soft_wrap=False)
+        """Show a table; a terminal gets it in its width, and a pipe as wide as it is, a line for each row, without the
+        blanks that fill the last column."""
+        if self.is_terminal:
+            self.print(table, soft_wrap=False)
+            return
+        wide = Terminal(self.stderr, _UNLIMITED)
+        with wide.capture() as caught:
+            wide.print(table, soft_wrap=False)
+        for line in caught.get().splitlines():
+            self.print(Text(line.rstrip()))
 
     def say_json(self, value: Any) -> None:
         """Show a value as a line of JSON; what it holds is the same in all terminals and pipes."""

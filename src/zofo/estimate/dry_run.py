@@ -15,8 +15,9 @@ from zofo.estimate.step import Rows, StepEstimate, estimate_step, known_passes
 from zofo.methods import METHODS, TrainingContext
 from zofo.models import load_on_meta
 from zofo.models.quantization import release_memory
+from zofo.objectives import as_rewards
 from zofo.tasks import Split
-from zofo.training import RunConfig, checked_steps, prepare_run, scorer_of, training_context
+from zofo.training import RunConfig, checked_steps, prepare_run, scorer_of, training_context, try_parts
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def dry_run(
     on_progress(f"the rows, and {config.model.name}")
     scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
     prepared = prepare_run(config, remote_code, ("train", *scored))
-    context = training_context(config, prepared, reward)
+    rewards = None if reward is None else as_rewards(reward)
+    context = training_context(config, prepared, rewards)
     examples = sorted(context.examples, key=lambda one: -one.length)
     if not config.task.several:  # of which a step needs rows of each
         context = _of_longest(context, examples)
@@ -76,7 +78,8 @@ def dry_run(
 
     def work() -> None:
         method = kind(config.method, context)
-        checked_steps(config, method, prepared, scored)
+        steps = checked_steps(config, method, prepared, scored)
+        try_parts(config, context, method, steps, rewards, on_progress)
         for number in range(2):
             on_progress(("a first step, in which buffers are made", "the step")[number])
             seconds.append(timed(lambda number=number: losses.append(method.step(number).loss), device))  # type: ignore[misc]
@@ -85,7 +88,7 @@ def dry_run(
     on_progress("the estimate")
     loaded = load_on_meta(config.model, remote_code, len(prepared.task.label_names) or None)
     shape = replace(prepared, loaded=loaded, scorer=scorer_of(config, prepared.task, loaded))
-    on_meta = training_context(config, shape, reward)
+    on_meta = training_context(config, shape, rewards)
     rows = Rows(examples, examples, len(examples))
     place, machine = device_of(config, None), known_machine()
     size = config.method.batch_size

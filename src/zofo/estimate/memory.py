@@ -27,6 +27,7 @@ from zofo.estimate.ledger import Trace
 from zofo.estimate.machine import Machine
 
 _LOST = "freed memory that the C library keeps"
+_READ = "the largest tensor; free memory holds more of the files"
 _CHECKED = 1 << 26  # entries of a tensor up to which the check moves it
 
 
@@ -51,10 +52,12 @@ class Held:
 
     Args:
         process: Python and its libraries; on CUDA 0, since torch's allocator has nothing of them.
-        weights: of the model, as they are packed.
+        weights: of the model, as they are packed; of one whose weights stay in their files, the largest of them, which
+            a forward reads at once: the system can drop the pages of all others.
         adapter: tensors of adapters.
         moments: of the optimiser.
         copies: of theta, and float32 buffers of a rule.
+        offloaded: whether the weights stay in their files.
     """
 
     process: int
@@ -62,6 +65,7 @@ class Held:
     adapter: int = 0
     moments: int = 0
     copies: int = 0
+    offloaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def at_peak(held: Held, moments: Sequence[Moment]) -> tuple[Moment, tuple[Term, 
     largest = max(moments, key=lambda one: one.size)
     terms = (
         Term("process", held.process, "Python and its libraries"),
-        Term("weights", held.weights, "of the model, as it is loaded"),
+        Term("weights", held.weights, _READ if held.offloaded else "of the model, as it is loaded"),
         Term("adapter", held.adapter, "tensors beside the weights"),
         Term("optimiser", held.moments, "moments of what is trained"),
         Term("copies of weights", held.copies, "of the method, its evaluator or its rule"),

@@ -95,15 +95,20 @@ class Recommendation:
             ConfigError: it is no name of a YAML file, or there is one already.
             RunError: it cannot be written.
         """
-        if file.suffix not in (".yaml", ".yml"):
-            raise ConfigError(f"{str(file)!r} is no name of a configuration", f"write {file.with_suffix('.yaml')}")
+        check_new(file)
         try:
             with file.open("x", encoding="utf-8") as stream:
                 stream.write(self.to_yaml())
-        except FileExistsError as error:
-            raise ConfigError(f"{str(file)!r} exists", "choose another name, or remove it") from error
         except OSError as error:
             raise RunError(f"cannot write {str(file)!r}: {error.strerror}") from error
+
+
+def check_new(file: Path) -> None:
+    """Raises ConfigError for a file that a configuration cannot be written to: there is one, or it is no YAML."""
+    if file.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{str(file)!r} is no name of a configuration", f"write {file.with_suffix('.yaml')}")
+    if file.exists():
+        raise ConfigError(f"{str(file)!r} exists", "choose another name, or remove it")
 
 
 @dataclass

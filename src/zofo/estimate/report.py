@@ -179,11 +179,6 @@ def estimate_config(
     """
     if method is not None:
         known_passes(method, source.training)
-    if config.model.offload is not None:
-        raise ConfigError(
-            f"an estimate does not know how much of model.offload={config.model.offload} is in memory",
-            "leave model.offload out: the estimate is then of a model that is in memory",
-        )
     loaded = source.load(config.model)
     size = config.method.batch_size
     scored = config.training.eval_batch_size if evaluation else 0
@@ -227,7 +222,8 @@ def estimate_run(
             others[name] = estimate_config(asked, source, machine, place, method)
         except ZofoError as error:
             others[name] = error.message
-    return RunEstimate(config.method.name, configured, others, source.about, place, machine.described)
+    speed = machine.described + (", with the files' pages in memory" if config.model.offload is not None else "")
+    return RunEstimate(config.method.name, configured, others, source.about, place, speed)
 
 
 def way_of(config: RunConfig, way: str) -> tuple[RunConfig, MethodConfig | None]:

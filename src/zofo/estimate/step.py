@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from zofo.adapters import AdapterConfig, PeftAdapters
+from zofo.backbone import check_plain_weights
 from zofo.errors import ConfigError
 from zofo.estimate.ledger import Trace, Work, trace
 from zofo.estimate.machine import Machine
 from zofo.estimate.memory import Held, Moment, Term, at_peak, of_check, of_pass, of_update, shares_kept
 from zofo.evaluators import batch_protocol, run_again
 from zofo.methods import METHODS, MethodConfig, Pass, TrainingContext
-from zofo.models import LoadedModel, packed_numbers, weight_bytes
+from zofo.models import LoadedModel, is_offloaded, packed_numbers, weight_bytes
 
 _UPDATE = 8  # times a parameter that an optimiser reads or writes a tensor of its size
 _OPERATIONS = 12  # that it takes for each tensor
@@ -88,10 +89,12 @@ def estimate_step(
 
     Raises:
         ConfigError: an adapter does not suit the model, or the method's passes are not known.
+        ModelError: the weights stay in their files, and the method would move them.
     """
     model: Any = loaded.model
-    packed, weights, before = packed_numbers(model), weight_bytes(model), list(model.parameters())
+    packed, own, before = packed_numbers(model), weight_bytes(model), list(model.parameters())
     passes = [Pass(batch_size)] if config is None else known_passes(config, rows.training)
+    weights = _weights(model, passes)
     gradient = next((one for one in passes if one.gradient is not None), None)
     adapters = _attached(config, model, gradient)
     trained = _trained(model, gradient, adapters)
@@ -115,7 +118,7 @@ def estimate_step(
     sets = 1 if adapters is None else len(adapters.names)
     kept = 0 if gradient is None else sets * gradient.moments * sum(map(_bytes, trained))
     process = 0 if device != "cpu" else machine.process_bytes + (machine.adapter_bytes if adapters or packed else 0)
-    held = Held(process, weights, weight_bytes(model) - weights, kept, copies)
+    held = Held(process, weights, weight_bytes(model) - own, kept, copies, is_offloaded(model))
     largest, terms = at_peak(held, moments)
     always = sum(term.size for term in terms) - largest.size
     if device != "cpu":
@@ -129,6 +132,19 @@ def known_passes(config: MethodConfig, rows: int) -> Sequence[Pass]:
     if passes := config.passes(rows):
         return passes
     raise ConfigError(f"an estimate knows no steps of method={config.name}", "estimate method=mezo or first-order")
+
+
+def _weights(model: nn.Module, passes: Sequence[Pass]) -> int:
+    """The size of the weights that are held: all of them, or the largest one of those that stay in their files.
+
+    Raises:
+        ModelError: these would be moved.
+    """
+    if not is_offloaded(model):
+        return weight_bytes(model)
+    if any(one.gradient == "all" or (one.gradient is None and one.theta == "weights") for one in passes):
+        check_plain_weights(model)
+    return max(map(_bytes, model.parameters()))
 
 
 def _theta(

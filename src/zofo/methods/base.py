@@ -176,6 +176,11 @@ class MethodConfig(MethodOptions):
     """Examples a batch."""
 
     @classmethod
+    def known_keys(cls) -> list[str]:
+        """The keys, as a file writes them; `lr` among them where it stands for others."""
+        return [*super().known_keys(), *(["lr"] if cls.lr_means and "lr" not in cls.model_fields else [])]
+
+    @classmethod
     def with_plain_lr(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """A method's options as they are written, with `lr` under the keys that it stands for.
 

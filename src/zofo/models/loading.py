@@ -30,7 +30,7 @@ from zofo.models.heads import (
     output_names,
     pool_last,
 )
-from zofo.models.offload import Offload, check_can_be_offloaded, leave_in_files
+from zofo.models.offload import Offload, check_can_be_offloaded, leave_in_files, mark_offloaded
 from zofo.models.packed_shapes import pack_shapes
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.models.quantization import (
@@ -192,6 +192,8 @@ def load_on_meta(
     with quiet_transformers(), _reading(config.name):
         source = _source(config)
         content = _content(source, config.revision)
+        if config.offload is not None:
+            check_can_be_offloaded(content, config.quantization, config.dtype, config.device or "cpu")
         head = config.head or default_head(content)
         found = head_options(head, content, config.name, labels)
         shape = transformers.AutoConfig.from_pretrained(source, **options, **found)
@@ -203,6 +205,8 @@ def load_on_meta(
         tokenizer = read_tokenizer(source, config.name, **options) if with_tokenizer else None
         if tokenizer is not None:
             complete_padding(tokenizer, embeddings_of(model), config.name)
+    if config.offload is not None:
+        mark_offloaded(model)
     model.config.use_cache = False
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, config.name, head)
 

@@ -68,6 +68,11 @@ def leave_in_files(model: nn.Module, name: str) -> None:
             "save the model once more with save_pretrained, in the number type of model.dtype, or leave out "
             "model.offload",
         )
+    mark_offloaded(model)
+
+
+def mark_offloaded(model: nn.Module) -> None:
+    """Make known that the weights of a model stay in their files, or would if it had any."""
     setattr(model, _MARK, True)
 
 

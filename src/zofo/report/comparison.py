@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zofo.errors import ConfigError
-from zofo.report.groups import PairedGroups, compare_groups, verdict_on
+from zofo.report.groups import PairedGroups, compare_groups, groups_of, mean_row, verdict_on
 from zofo.report.runs import ReportedRun, Settings, differing_settings, read_runs
 from zofo.tasks import METRICS
 from zofo.tasks.metrics import Answer
@@ -96,6 +96,7 @@ class RunComparison:
         pairs: each further run against the first one, where both kept what they answered to the same examples; of
             runs that differ in their seeds, those with the first one's.
         groups: the same over seeds, of runs that differ in these alone.
+        means: of each of these groups, as the cells of a table.
         notes: what a reader has to know.
     """
 
@@ -105,6 +106,7 @@ class RunComparison:
     options: Settings
     pairs: list[PairedRuns]
     groups: list[PairedGroups]
+    means: list[dict[str, str]]
     notes: list[str]
 
 
@@ -127,6 +129,7 @@ def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str
         raise ConfigError(f"a run is scored on validation and test, not on {split!r}", "choose --split validation")
     chosen = split or ("test" if all(run.scores("test") for run in runs) else "validation")
     notes, pairs = [f"{run.name} {run.state}" for run in runs if run.state], []
+    notes += [f"{run.name}: {sentence}" for run in runs for sentence in run.conclusions]
     groups = compare_groups(runs, chosen)
     for other in runs[1:]:
         if groups and other.seed != runs[0].seed:
@@ -136,7 +139,8 @@ def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str
         notes += [found] if isinstance(found, str) else []
     if pairs:
         notes.append("The intervals are over examples: another seed of the same configuration may differ by more.")
-    return RunComparison(runs, chosen, *differing_settings(runs), pairs, groups, notes)
+    means = [mean_row(name, own, chosen) for name, own in groups_of(runs).items()]
+    return RunComparison(runs, chosen, *differing_settings(runs), pairs, groups, means, notes)
 
 
 def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +57,7 @@ def verdict_on(
 
 def groups_of(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
     """The groups that have runs of two or more seeds with an outcome, one of each, in the order of the runs; called as
-    a study calls them, or by their first run."""
+    a study calls them, by what the names of their runs have in common, by their method, or by their first run."""
     found: dict[str, list[ReportedRun]] = {}
     for run in runs:
         if run.summary:
@@ -62,7 +65,24 @@ def groups_of(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
             if run.seed not in {one.seed for one in own}:  # made again, it is no other sample
                 own.append(run)
     several = {name: own for name, own in found.items() if len(own) > 1}
-    return {f"{name} ({len(own)} seeds)" if name == own[0].name else name: own for name, own in several.items()}
+    for called in (_in_common, lambda own: str(own[0].settings.get("method.name", "")), lambda own: own[0].name):
+        names = [called(own) if name == own[0].name else name for name, own in several.items()]
+        if all(names) and max(Counter(names).values(), default=1) == 1:
+            break
+    of_study = [name != own[0].name for name, own in several.items()]
+    shown = [
+        name if known else f"{name} ({len(own)} seeds)"
+        for name, own, known in zip(names, several.values(), of_study, strict=True)
+    ]
+    return dict(zip(shown, several.values(), strict=True))
+
+
+_SEED = re.compile(r"([\s._-]+s|[\s._-]*seed)?[\s._=-]*\d*$", re.IGNORECASE)
+
+
+def _in_common(runs: Sequence[ReportedRun]) -> str:
+    """What the names of runs begin with, without the words for a seed: `mezo` for `mezo-seed0` and `mezo-seed1`."""
+    return _SEED.sub("", os.path.commonprefix([run.name for run in runs]))
 
 
 def compare_groups(runs: Sequence[ReportedRun], split: str) -> list[PairedGroups]:

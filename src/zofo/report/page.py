@@ -14,7 +14,6 @@ from zofo.filesystem import atomic_write_text
 from zofo.objectives import OBJECTIVES, REWARDS
 from zofo.report.charts import AXES, charts_of
 from zofo.report.comparison import compare_runs
-from zofo.report.groups import groups_of, mean_row
 from zofo.report.runs import ReportedRun
 from zofo.training.before_after import NUMBERS, read_samples
 from zofo.training.evaluation import as_number, as_score
@@ -73,7 +72,7 @@ def _section(number: int, task: str, runs: Sequence[ReportedRun]) -> dict[str, A
         "task": task,
         "split": split,
         "rows": [_row(run, split, colours) for run in runs],
-        "means": [mean_row(name, own, split) for name, own in groups_of(runs).items()],
+        "means": compared.means if compared else [],
         "metric": runs[0].metric,
         "compared": compared,
         "charts": charts_of(runs, colours),
@@ -130,6 +129,7 @@ def _details(run: ReportedRun, split: str) -> dict[str, Any]:
         "command": command_of(run),
         "settings": [(key, value) for key, value in run.settings.items() if value not in (None, {}, [])],
         "confusion": _confusion(own, variant),
+        "concluded": run.conclusions,
         "changed": _changed(run),
         "samples": read_samples(run.folder.path / SAMPLES)[:_SAMPLES] if run.summary else [],
         "worst": [

@@ -57,6 +57,11 @@ class ReportedRun:
         return f"was stopped: {stopped}" if stopped else ""
 
     @property
+    def conclusions(self) -> list[str]:
+        """What it said after its last step: what `select` kept, that it diverged."""
+        return [str(one) for one in self.summary.get("conclusions", [])]
+
+    @property
     def metric(self) -> str:
         """Name of its score; empty before the first evaluation."""
         first = next(self.evaluations, None)

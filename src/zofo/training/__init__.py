@@ -13,7 +13,7 @@ from zofo.training.peak_memory import PeakMemory
 from zofo.training.prediction_file import PredictionFile, predict_file
 from zofo.training.predictor import Conversation, Prediction, Predictor
 from zofo.training.run_folder import RunFolder
-from zofo.training.train import checked_steps, train
+from zofo.training.train import checked_steps, train, try_parts
 from zofo.training.training_config import TrainingConfig
 from zofo.training.versions import describe_environment, environment, names
 
@@ -54,6 +54,7 @@ __all__ = [
     "scorer_of",
     "training_context",
     "train",
+    "try_parts",
     "tune_lr",
     "validate",
 ]

@@ -67,6 +67,9 @@ NUMBERS = {
 """What is measured, and how people call it."""
 
 
+_WIDTH = 80  # columns of a terminal
+
+
 class BeforeAfter(Measuring):
     """Lines `before_after` in `metrics.jsonl`, before the first step and after the last, and the answers side by side.
 
@@ -183,8 +186,12 @@ class BeforeAfter(Measuring):
     def _told(self) -> list[str]:
         both = self.summary()["before_after"]
         known = [(NUMBERS[name], *values) for name, values in both.items() if None not in values]
-        told = "; ".join(f"{name} {before:.3g} -> {after:.3g}" for name, before, after in known)
-        return [f"before -> after, {len(self._examples)} rows of validation: {told}"]
+        told = [f"{name} {before:.3g} -> {after:.3g}" for name, before, after in known]
+        lines, head = [""], f"before -> after, {len(self._examples)} rows of validation:"
+        for one in told:  # not broken within a number's name
+            fits = not lines[-1] or len(f"  {lines[-1]}; {one}") < _WIDTH
+            lines = [*lines[:-1], f"{lines[-1]}; {one}".removeprefix("; ")] if fits else [*lines, one]
+        return [head, *(f"  {line}" for line in lines)]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:

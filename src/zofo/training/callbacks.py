@@ -58,6 +58,10 @@ class Callback:
     def after_run(self, error: BaseException | None) -> None:
         """The loop ended, by itself or by `error`."""
 
+    def conclusions(self) -> list[str]:
+        """What a user should know after the last step, a sentence each."""
+        return []
+
 
 class RewardMeans(Callback):
     """What each reward gave in a step, in every process of a run: each has judged the answers of its own examples.
@@ -260,7 +264,9 @@ class BestCheckpoint(Callback):
 class ProgressBar(Callback):
     """One line: step, loss, score, queries a second, time left, memory. Plain lines when there is no terminal.
 
-    A run that goes on has made its `first` steps before. Below it `evaluations` are shown.
+    A run that goes on has made its `first` steps before. Below it `evaluations` are shown. Where steps minimise minus
+    a score, it is shown under its name, `maximised`, and not as a loss: that is what evaluations call the loss of the
+    answers.
     """
 
     def __init__(
@@ -272,7 +278,9 @@ class ProgressBar(Callback):
         memory: PeakMemory,
         first: int,
         evaluations: EvaluationProgress,
+        maximised: str | None = None,
     ) -> None:
+        self._maximised = maximised
         self._console, self._name, self._steps, self._method, self._memory = console, name, steps, method, memory
         self._start = time.perf_counter()
         self._queries, self._first = method.counts.queries, first
@@ -288,7 +296,8 @@ class ProgressBar(Callback):
         done = number + 1
         seconds = time.perf_counter() - self._start
         rate = (self._method.counts.queries - self._queries) / seconds
-        shown = f"loss {log.loss:.3f}{self._score}  {rate:.0f} queries/s  {self._memory.now() / 2**30:.2f} GiB"
+        value = f"loss {log.loss:.3f}" if self._maximised is None else f"{self._maximised} {-log.loss:.3f}"
+        shown = f"{value}{self._score}  {rate:.0f} queries/s  {self._memory.now() / 2**30:.2f} GiB"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, shown=shown)
         elif done == self._steps or done % max(1, self._steps // 10) == 0:
@@ -324,15 +333,19 @@ class TiesWarning(Callback):
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn, self._in_a_row = warn, 0
+        self._said: list[str] = []
+
+    def conclusions(self) -> list[str]:
+        return self._said
 
     def after_step(self, number: int, log: StepLog) -> None:
         ties = [value for name, value in log.coefficients.items() if name.startswith("ties")]
         self._in_a_row = self._in_a_row + 1 if ties and all(value == 1 for value in ties) else 0
         if self._in_a_row == self.STEPS:
-            self._warn(
-                f"no direction of the last {self.STEPS} steps changed any score, so that none moved theta for it: is "
-                "the reward constant? Else raise method.estimator.epsilon (1e-2) or method.batch_size"
-            )
+            advice = "is the reward constant? Else raise method.estimator.epsilon (1e-2) or method.batch_size"
+            moved = "changed any score, so that none moved theta for it"
+            self._warn(f"no direction of the last {self.STEPS} steps {moved}: {advice}")
+            self._said = [f"warning: no direction of {self.STEPS} steps up to step {number + 1} {moved}: {advice}"]
 
 
 class EvaluationCallback(Callback):

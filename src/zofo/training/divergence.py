@@ -19,6 +19,7 @@ WINDOW = 5
 _TIMES, _LEAST = 4.0, 0.5  # the first losses, and by how much more at least: losses near 0 grow by large factors
 _BROKEN = 3.0  # times the first loss: higher ones after it are no measure of the start
 _FAR = 0.5  # as a share of their length, that weights have moved when steps were certainly too large
+_LESS = "lower what the steps are multiplied by"
 _LOWER = 4.0  # what a rate that diverges is divided by: the advice of `zofo tune lr`
 
 
@@ -47,7 +48,11 @@ class DivergenceWarning(Callback):
         if backbone is not None:
             norms = (torch.linalg.vector_norm(t, dtype=torch.float32).item() for t in backbone.tensors.values())
             self._length, self._size = math.hypot(*norms), backbone.size
-        self._said = False
+        self._said: list[str] = []
+
+    def conclusions(self) -> list[str]:
+        """That it diverged, again: what was said on the way has long left the screen."""
+        return self._said
 
     def begin(self, lines: Iterable[Mapping[str, Any]]) -> DivergenceWarning:
         """Go on with what the log holds of the steps before; how far they moved the weights is not in it."""
@@ -73,24 +78,24 @@ class DivergenceWarning(Callback):
             return None
         if self._length and math.sqrt(self._moved) > _FAR * self._length:
             share = f"{100 * math.sqrt(self._moved) / self._length:.0f} %"
-            return self._say(f"{number + 1} steps have moved the weights by about {share} of their length")
+            return self._say(f"{number + 1} steps moved the weights by about {share} of their length")
         if len(self._last) < WINDOW or min(self._first) <= 0:
             return None
         start, now = min(median(self._first), _BROKEN * self._first[0]), median(self._last)
         if math.isfinite(now) and now > max(_TIMES * start, start + _LEAST):
             was = f"it was {self._first[0]:.3g} before the first step"
-            self._say(f"{was}, and is {now:.3g} over the last {WINDOW} of {number + 1}")
+            self._say(f"{was}, and {now:.3g} over the last {WINDOW} of {number + 1}")
         return None
 
     def _say(self, what: str) -> None:
-        self._said = True
-        self._warn(f"training diverges: {what}. {self._advice()}")
+        lower, tune = self._lower(), "zofo tune lr finds the largest rate that is stable for mezo"
+        stop = f"Stop it with Ctrl-C and try {lower}; {tune}"
+        self._warn(f"training diverges: {what}. {stop if lower else f'Stop it, and {_LESS}'}")
+        again = f"try {lower}; {tune}" if lower else _LESS
+        self._said = [f"warning: training diverged: {what}; {again}"]
 
-    def _advice(self) -> str:
-        """What to type: each rate, divided by four."""
+    def _lower(self) -> str:
+        """What to type: each rate, divided by four; "" where there is none."""
         rates = {key: get_by_path(self._options, key) for key in ("rule.lr", "lr", "lr_full", "lr_lower", "lr_adapter")}
         known = {key: rate for key, rate in rates.items() if isinstance(rate, int | float) and rate > 0}
-        if not known:
-            return "Stop it, and lower what the steps are multiplied by"
-        lower = " ".join(f"method.{key}={rate / _LOWER:.2g}" for key, rate in known.items())
-        return f"Stop it with Ctrl-C and try {lower}; zofo tune lr finds the largest rate that is stable for mezo"
+        return " ".join(f"method.{key}={rate / _LOWER:.2g}" for key, rate in known.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 from zofo.errors import ConfigError, Interrupted
 from zofo.evaluators import Counts
 from zofo.filesystem import fsync, writing
-from zofo.methods import METHODS, Method
+from zofo.methods import METHODS, Method, TrainingContext
 from zofo.objectives import REWARD, Rewards, as_rewards
 from zofo.processes import Processes, joined
 from zofo.tasks import Split
@@ -119,12 +120,7 @@ def _train(
         header = begun_header(begun)
         method = METHODS[config.method.name](as_begun(config.method, header, prepared.loaded.model), context)
         steps = checked_steps(config, method, prepared, scored)
-        if config.training.treatment_steps is not None:
-            check_treatment(method, context, _epsilon(config))
-        if reward is not None:
-            judged = context.by_objective(REWARD) if context.by_objective else context
-            say_all(console, [*reward_trial(judged, steps * method.queries_per_step)])
-            check_reward(judged)
+        try_parts(config, context, method, steps, reward, functools.partial(say, console))
         notes = check_every_split(config, prepared)
     check_same(processes, identity, prepared)
     trained = Session(prepared, context, method, steps, str(identity.model_hash), notes, header, reward)
@@ -212,18 +208,20 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
     start = time.perf_counter() - done.seconds
     callbacks += [one.begin(metrics, metrics_lines(folder.metrics)) for one in measuring]
-    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps, shown))
+    scored = None if not trained.context.log_ties else "reward" if trained.context.rewards else "score"
+    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps, shown, scored))
 
     def write(made: int, into: Path) -> None:
         for log in filter(Path.is_file, (folder.metrics, folder.trajectory)):
             fsync(log)  # of which the checkpoint keeps the length
         parts.state.save(made, into, metrics, writer, time.perf_counter() - start)
 
-    def finish(stopped: str | None) -> None:
+    def finish(stopped: str | None, concluded: Sequence[str] = ()) -> None:
         method.save(folder.path)
         _write_answers(folder, prepared, evaluating, testing)
         seconds = time.perf_counter() - start - math.fsum(one.seconds for one in (*parts.scorings, *measuring))
         outcome = _outcome(config, trained, parts, measuring) | {"seconds": round(seconds, 3)}
+        outcome |= {"conclusions": list(concluded)} if concluded else {}
         folder.write_outcome({**outcome, "peak_bytes": memory.bytes, "stopped": stopped})
 
     kept = parts.checkpoints if method.fixed_steps is None else None
@@ -236,8 +234,9 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
             if not signals.is_second_signal(error):
                 finish(str(error) or type(error).__name__)
             raise
-        say_all(console, method.conclusions())
-        finish(None)  # only then are the checkpoints, which all of it could be made from, no longer needed
+        concluded = [*method.conclusions(), *(line for one in callbacks for line in one.conclusions())]
+        say_all(console, concluded)
+        finish(None, concluded)  # only then are the checkpoints, which all of it could be made from, no longer needed
         parts.checkpoints.clear()
     if signals.received is not None:
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
@@ -285,7 +284,7 @@ def _outcome(
         "evaluated_after": evaluating.steps_evaluated,
         "variants": {variant: scores.get(variant, {}) for variant in method.variants},
         **({"test": tested} if tested else {}),
-        "trained": list(method.trained_names),
+        "trained": _as_patterns(method.trained_names),
         "best": {"step": best.step, "score": best.score, **({"test": best.test_scores} if best.test_scores else {})},
         **method.counts.as_dict(),
         **({"calibration": dict(calibration)} if (calibration := method.adapter_start.calibration) else {}),
@@ -298,8 +297,34 @@ def _outcome(
     }
 
 
+def _as_patterns(names: Sequence[str]) -> dict[str, Any]:
+    """How many tensors there are, and their names with `*` for the numbers of layers."""
+    return {
+        "tensors": len(names),
+        "patterns": list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", one) for one in names)),
+    }
+
+
 def _warn(console: Console, text: str) -> None:
     say(console, f"warning: {text}")
+
+
+def try_parts(
+    config: RunConfig,
+    context: TrainingContext,
+    method: Method,
+    steps: int,
+    reward: Rewards | None,
+    tell: Callable[[str], None],
+) -> None:
+    """Try what is measured and what rewards before the first step; raises ZofoError for what would fail later."""
+    if config.training.treatment_steps is not None:
+        check_treatment(method, context, _epsilon(config))
+    if reward is not None:
+        judged = context.by_objective(REWARD) if context.by_objective else context
+        for sentence in reward_trial(judged, steps * method.queries_per_step):
+            tell(sentence)
+        check_reward(judged)
 
 
 def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scored: Sequence[Split]) -> int:
