@@ -424,6 +424,8 @@ def test_a_json_array_of_lines_hints_at_the_name(tmp_path):
 def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path):
     assert refused(tmp_path / "none.jsonl").message == f"there is no file '{tmp_path}/none.jsonl'"
     assert refused(tmp_path).message == f"'{tmp_path}' is a folder"
+    (tmp_path / "mail.csv").touch()
+    assert refused(tmp_path / "mial.csv").hint == f"did you mean '{tmp_path}/mail.csv'?"
 
 
 # folders and the Hub

@@ -62,10 +62,18 @@ def asking_cache() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def near_path(name: str) -> str | None:
-    """A file or folder beside which `name` would be, and that is called nearly so; None where nothing is."""
+def near_path(name: str, ends: tuple[str, ...] = ()) -> str | None:
+    """A file or folder beside which `name` would be, and that is called nearly so; None where nothing is.
+
+    Args:
+        ends: how its name ends; without any, a bare name has nothing beside it, as it may be a Hub id.
+    """
     path = Path(name)
-    if not path.parent.is_dir() or path.parent == Path("."):
+    if not ends and path.parent == Path("."):
         return None
-    near = nearest(path.name, (other.name for other in path.parent.iterdir()))
+    try:
+        beside = [other.name for other in path.parent.iterdir() if not ends or other.name.endswith(ends)]
+    except OSError:  # there is no such folder, or it may not be read
+        return None
+    near = nearest(path.name, beside)
     return None if near is None else str(path.parent / near)

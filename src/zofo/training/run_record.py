@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from zofo.config import is_name, parse_model, read_json_object
 from zofo.errors import RunError, error_context
 from zofo.filesystem import atomic_write_text, fsync_tree, locked, sha256_of, temp_path
+from zofo.hub import near_path
 from zofo.models import ModelConfig
 from zofo.retired_keys import task_as_now
 from zofo.tasks import Task, parse_task, task_content
@@ -89,9 +90,9 @@ class RunRecord:
         """
         path = Path(path)
         if not (path / CONFIG).is_file():
-            raise RunError(
-                f"{str(path)!r} is not a run folder (it has no config.yaml)", "runs are written by `zofo train`"
-            )
+            near = None if path.exists() else near_path(str(path))
+            hint = "runs are written by `zofo train`" if near is None else f"did you mean {near!r}?"
+            raise RunError(f"{str(path)!r} is not a run folder (it has no config.yaml)", hint)
         run = cls(path)
         run.clear_leftovers()
         return run

@@ -46,9 +46,10 @@ def read_file(path: Path) -> list[Row]:
         DataError: the file or one of its rows cannot be read; names file, line and column, and shows a row that can.
     """
     if not path.is_file():
+        near = None if path.is_dir() else near_path(str(path), SUFFIXES)
         raise DataError(
             f"{str(path)!r} is a folder" if path.is_dir() else f"there is no file {str(path)!r}",
-            f"give a file that ends in {_listed(_PLAIN)}",
+            f"did you mean {near!r}?" if near else f"give a file that ends in {_listed(_PLAIN)}",
         )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
