@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+import transformers
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 
@@ -319,6 +320,32 @@ def test_optimizers_bring_their_own_rows(tmp_path):
 
     alone = [optimized(ROWS.split(5)[:4], evaluator) for evaluator in ("from-copy", "in-forward")]
     compare(alone, *together(work, tmp_path))
+
+
+def test_a_head_that_counts_no_labels_has_the_loss_of_one_process(tmp_path):
+    """transformers multiplies it by the number of processes, in training and in evaluation."""
+
+    def trained(size, number):
+        args = ZerothOrderTrainingArguments(
+            str(tmp_path / str(number)),
+            per_device_train_batch_size=size,
+            max_steps=2,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            learning_rate=1e-3,
+        )
+        rows = [{"input_ids": row, "labels": torch.tensor(i % 2)} for i, row in enumerate(ROWS)]
+        model = build_model("llama", head=transformers.AutoModelForSequenceClassification)
+        model.config.pad_token_id = 0
+        trainer = ZerothOrderTrainer(model, args, train_dataset=rows, eval_dataset=rows)
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        return [before, *(line["loss"] for line in trainer.state.log_history if "loss" in line)]
+
+    first, second = together(lambda rank: trained(2, 2), tmp_path)
+    assert first == second == pytest.approx(trained(4, 1), abs=1e-5)
 
 
 @pytest.mark.soak

@@ -96,8 +96,8 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         with _adapters_to_come(model):
             super().__init__(model, args, data_collator, train_dataset, eval_dataset, *more, **kwargs)
         self.lower_train_dataset = lower_train_dataset
-        self._losses = TrainerLosses(self)
         self._processes = processes_of(self)
+        self._losses = TrainerLosses(self, self._processes)
         check_one_device(self)
 
     @property
@@ -224,6 +224,11 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         with reworded(as_arguments):
             loss = self._steps.step_ahead()
         return torch.tensor(loss, device=self.args.device)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of the trainer; of several processes, with the loss that one has."""
+        self._losses.settle(model, self._prepare_inputs(inputs))
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated; `trainer.bilevel.counts` has forwards, backwards and queries."""

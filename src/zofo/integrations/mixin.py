@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sized
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -121,6 +121,11 @@ class ZerothOrderMixin:
         with _in_arguments():
             loss = optimizer.step_ahead(self._losses.asks(model, batches, optimizer))
         return loss.to(trainer.args.device)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of the trainer; of several processes, with the loss that one has."""
+        self._losses.settle(model, cast(Any, self)._prepare_inputs(inputs))
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _check_same(self) -> None:
         """Raises ConfigError for no rows, or where processes would take other rows, or in another order."""
