@@ -227,7 +227,7 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As of the trainer; of several processes, with the loss that one has."""
-        self._losses.settle(model, self._prepare_inputs(inputs))
+        self._losses.look_at_scale(model, self._prepare_inputs(inputs))
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -124,7 +124,7 @@ class ZerothOrderMixin:
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As of the trainer; of several processes, with the loss that one has."""
-        self._losses.settle(model, cast(Any, self)._prepare_inputs(inputs))
+        self._losses.look_at_scale(model, cast(Any, self)._prepare_inputs(inputs))
         return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _check_same(self) -> None:

@@ -30,7 +30,7 @@ class TrainerLosses:
 
     def __init__(self, trainer: Any, processes: Processes = ALONE) -> None:
         self._trainer, self._processes = trainer, processes
-        self._settled = processes.alone
+        self._scale_known = processes.alone
         self._counts_items: bool | None = None
         self._single: bool | None = None  # whether single losses are asked for; None before the first step
 
@@ -52,7 +52,7 @@ class TrainerLosses:
         Raises:
             ConfigError: all points share a forward, and the losses of examples are not known, or not the trainer's.
         """
-        self.settle(model, batches[0][0])
+        self.look_at_scale(model, batches[0][0])
         if self._counts_items is None and len(batches) > 1:
             counts = self._look_at_items(model, *batches[0])
             self._counts_items = counts if counts is None else any(self._processes.gather_json(counts))
@@ -68,16 +68,16 @@ class TrainerLosses:
         return [optimizer.ask(lambda: self._whole(model, batches, tokens))]
 
     @torch.no_grad()
-    def settle(self, model: nn.Module, inputs: dict[str, Any]) -> None:
+    def look_at_scale(self, model: nn.Module, inputs: dict[str, Any]) -> None:
         """Find out, once and before any loss, whether the model's loss counts labels by the number it is told.
 
         A trainer of several processes multiplies by their number what it takes for a sum over the labels of all. A
         head that takes the number and does not use it, as for classification, gives a mean, which would be doubled.
         """
         trainer = self._trainer
-        if self._settled or self.own or "labels" not in inputs or not trainer.model_accepts_loss_kwargs:
+        if self._scale_known or self.own or "labels" not in inputs or not trainer.model_accepts_loss_kwargs:
             return
-        self._settled, ignored = True, False
+        self._scale_known, ignored = True, False
         with Attempt() as made, trainer.compute_loss_context_manager():
             one, other = (float(trainer.compute_loss(model, dict(inputs), num_items_in_batch=n)) for n in (1, 2))
             ignored = one == other != 0
