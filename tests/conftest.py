@@ -301,6 +301,7 @@ def children_here(monkeypatch):
         at, out, status = command.index("-c"), io.StringIO(), 0
         with monkeypatch.context() as patched, contextlib.redirect_stdout(out):
             patched.setattr(sys, "argv", [command[0], *command[at + 2 :]])
+            patched.chdir(options.get("cwd") or ".")
             try:
                 exec(command[at + 1].removeprefix("import sys; sys.path.pop(0); "), {})  # noqa: S102  # our own
             except SystemExit as end:

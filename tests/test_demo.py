@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,40 +14,88 @@ import pytest
 from rich.console import Console
 
 from zofo.bench import run_demo
+from zofo.bench.demo_scenes import SCENES, Scene
 from zofo.errors import RunError
 from zofo.training import RunFolder
 
 
+def small(scenes, model, rows):
+    """The same scenes on another model and other rows."""
+
+    def changed(one):
+        task = {"name": "movie-reviews", "data_dir": str(rows), "allow_overlap": one.tree["task"]["allow_overlap"]}
+        method = one.tree["method"]
+        method = {**method, "batch_size": 2} if "batch_size" in method else method
+        tree = {**one.tree, "model": {**one.tree["model"], "name": str(model)}, "task": task, "method": method}
+        return dataclasses.replace(one, tree=tree)
+
+    return tuple(dataclasses.replace(scene, contenders=tuple(map(changed, scene.contenders))) for scene in scenes)
+
+
 @pytest.fixture
 def demo(model_folder, data_dir, tmp_path):
-    def run(folder, queries=240):
-        task = {"name": "movie-reviews", "data_dir": str(data_dir)}
+    def run(folder, queries=48, scenes=None):
         with (tmp_path / "shown.txt").open("a", encoding="utf-8") as shown:
-            return run_demo(folder, Console(file=shown, width=200), queries, str(model_folder), task)
+            chosen = small(SCENES, model_folder, data_dir) if scenes is None else scenes
+            return run_demo(folder, Console(file=shown, width=200), queries, chosen)
 
     return run
 
 
-def test_writes_the_promised_summary(demo, tmp_path, children_here):
+def test_shows_each_way_beside_what_one_would_use_otherwise(demo, tmp_path, children_here):
     result = demo(tmp_path / "runs" / "demo")
     summary = json.loads((result.folder / "summary.json").read_text())
-    assert 0 <= summary["zero_shot"]["accuracy"] <= 1
-    assert [row["name"] for row in summary["methods"]] == ["bilevel", "mezo", "fo-lora"]
-    for row in summary["methods"]:
-        assert {"accuracy", "forwards", "backwards", "queries", "seconds", "peak_bytes"} <= set(row)
-        assert 0 < row["queries"] <= 240
-        assert row["peak_bytes"] > 0
-        assert RunFolder.open(result.folder / row["name"]).summary["queries"] == row["queries"]
-    assert summary["methods"][1]["backwards"] == 0
+    names = {row["name"] for scene in summary["scenes"] for row in scene["rows"]}
+    assert len(children_here) == len(names) == len(summary["settings"])  # what two scenes show is run once
+    for scene, asked in zip(summary["scenes"], SCENES, strict=True):
+        assert [row["name"] for row in scene["rows"]] == [one.name for one in asked.contenders]
+        assert len(scene["verdicts"]) == len(asked.contenders) - 1
+        for row in scene["rows"]:
+            assert 0 <= row["accuracy"] <= 1
+            assert row["queries"] <= 48
+            assert row["peak_bytes"] > 0
+            assert RunFolder.open(result.folder / row["name"]).summary["queries"] == row["queries"]
+    row = summary["scenes"][1]["rows"][0]
+    assert row["backwards"] == 0
+    answers = [json.loads(line) for line in (result.folder / row["name"] / "answers.jsonl").read_text().splitlines()]
+    cost = {(0, 1): -5.0, (1, 0): -1.0}
+    worth = [cost.get((one["golds"][0], one["predicted"]["model"]), 0.0) for one in answers]
+    assert row["worth"]["model"] == pytest.approx(sum(worth) / len(worth))
     shown = (tmp_path / "shown.txt").read_text()
-    assert shown.index("Zero-shot accuracy") < shown.index("bilevel")
+    assert all(title in shown for title in (scene.title for scene in SCENES))
+    assert max(len(line) for line in shown.splitlines() if "file://" not in line and "predict" not in line) <= 80
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in names)
+    assert (result.folder / "report.html").as_uri() in shown
+
+
+def test_what_fails_or_lacks_a_package_costs_the_others_nothing(
+    demo, model_folder, data_dir, tmp_path, children_here, capsys
+):
+    one = small(SCENES, model_folder, data_dir)[0].contenders[-1]
+    wrong = dataclasses.replace(one, name="wrong", tree={**one.tree, "method": {"name": "mezzo"}})
+    scenes = (
+        Scene("needs much", "nothing", (dataclasses.replace(one, name="other", needs=("no_such_module",)),)),
+        Scene("goes wrong", "nothing", (one, wrong)),
+    )
+    with pytest.raises(RunError, match="training 'wrong' failed"):
+        demo(tmp_path / "demo", scenes=scenes)
+    shown = (tmp_path / "shown.txt").read_text()
+    assert "left out: no_such_module is not installed" in shown
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert [row["name"] for row in summary["scenes"][1]["rows"]] == [one.name]
+    assert (tmp_path / "demo" / "report.html").is_file()
+    assert "mezzo" in capsys.readouterr().err
+    assert not (tmp_path / "demo" / "other").exists()
 
 
 @pytest.mark.soak
 def test_runs_twice_with_the_same_scores(demo, tmp_path):
-    folder = tmp_path / "demo"
-    first = demo(folder).summary
-    assert [row["accuracy"] for row in demo(folder).summary["methods"]] == [r["accuracy"] for r in first["methods"]]
+    folder, scores = tmp_path / "demo", []
+    for _ in range(2):
+        scenes = demo(folder).summary["scenes"]
+        scores.append([row["accuracy"] for scene in scenes for row in scene["rows"]])
+    assert scores[0] == scores[1]
 
 
 def test_never_removes_what_is_not_a_demo(demo, tmp_path):
@@ -60,11 +109,14 @@ def test_never_removes_what_is_not_a_demo(demo, tmp_path):
 
 DEMO = """
 import functools, sys
-from zofo import studies
+from zofo import bench
+from zofo.bench.demo_scenes import Contender, Scene
 from zofo.cli import main
 out, model, rows = sys.argv[1:]
 task = {"name": "movie-reviews", "data_dir": rows}
-studies.run_demo = functools.partial(studies.run_demo, queries=10**7, model=model, task=task)
+tree = {"model": model, "task": task, "method": {"name": "mezo", "batch_size": 2}, "training": {"max_queries": 10**7}}
+scenes = (Scene("long", "nothing", (Contender("long", tree),)),)
+bench.run_demo = functools.partial(bench.run_demo, scenes=scenes)
 main(["demo", "--out", out])
 """
 
@@ -88,7 +140,7 @@ def test_a_demo_that_is_asked_to_stop_leaves_with_the_run_that_it_was_at(
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    run, deadline = RunFolder(folder / "bilevel"), time.monotonic() + 120
+    run, deadline = RunFolder(folder / "long"), time.monotonic() + 120
     while not (run.metrics.is_file() and run.metrics.read_bytes().count(b"\n") >= 3):
         assert child.poll() is None, child.communicate()[1]
         assert time.monotonic() < deadline
@@ -100,4 +152,4 @@ def test_a_demo_that_is_asked_to_stop_leaves_with_the_run_that_it_was_at(
     assert f"stopped by {signal.Signals(number).name} before its end" in err
     with run.locked():  # no process trains there any more
         assert not run.ended
-    assert not folder.joinpath("bilevel.yaml").exists()
+    assert not folder.joinpath("long.yaml").exists()

@@ -1,44 +1,43 @@
-"""The demo: a small real model learns to judge real sentences, by three methods with the same number of queries."""
+"""The demo: what zofo is for, in a few scenes, each way beside what one would use otherwise."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zofo.bench.demo_scenes import REWARDS, SCENES, Contender, Scene
 from zofo.errors import RunError
-from zofo.evaluators import Counts
 from zofo.interpreters import python_command
-from zofo.training import Evaluation, RunFolder, as_percent, prepare_run, read_config
+from zofo.statistics import paired
+from zofo.training import RunFolder, as_percent
 from zofo.training.signals import Signals
 
-QUERIES = 960
-"""Forward passes of one example that each method may spend."""
+if TYPE_CHECKING:
+    from zofo.report import ReportedRun
 
-CONTENDERS: dict[str, dict[str, Any]] = {
-    "bilevel": {
-        "name": "bilevel",
-        "batch_size": 8,
-        "inner_steps": 2,
-        "penalty": 1,
-        "lr_lower": 1e-3,
-        "lr_adapter": 2.5e-3,
-        "rule": {"name": "sgd", "lr": 2e-5},
-    },
-    "mezo": {"name": "mezo", "batch_size": 16, "rule": {"name": "sgd", "lr": 1e-4}},
-    "fo-lora": {"name": "first-order", "batch_size": 8, "lr": 1e-3},
-}
-"""Configuration of each, chosen on validation: eleven settings tried for bilevel, one for mezo, two for fo-lora."""
-
+Rows = dict[str, dict[str, Any] | None]
+"""By name, what came out of a run; None of one that failed."""
+Worth = dict[str, list[float]]
+"""By model of a run, what each of its answers is worth."""
+Reward = Callable[[Any, Any], float]
 _MARK = ".demo"
+_WIDTH = 80  # columns of a table
+_REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class DemoResult:
     """What the demo found.
 
     Args:
-        folder: with summary.json, and a run folder for each method.
+        folder: with summary.json, report.html, and a run folder for each way.
         summary: the content of summary.json.
     """
 
@@ -56,52 +55,62 @@ class DemoResult:
 
 @Signals().raise_on_signal()
 def run_demo(
-    folder: Path, console: Console, queries: int = QUERIES, model: str = "smollm2-135m", task: Any = "movie-reviews"
+    folder: Path, console: Console, queries: int | None = None, scenes: Sequence[Scene] = SCENES
 ) -> DemoResult:
-    """Zero-shot first, then every one of `CONTENDERS` at the same number of queries, each in a process of its own.
+    """Run the contenders of all scenes, each in a process of its own, and show a table a scene.
+
+    A scene whose contender needs a package that is not there is left out, which is said. A contender that fails costs
+    the others nothing: their results are shown and kept, and the demo fails at its end.
 
     Args:
         folder: written anew; the runs of an earlier demo there are replaced, any other folder is refused.
-        console: where progress and the table are shown.
-        queries: the budget of each method.
-        model: as in a configuration.
-        task: as in a configuration.
+        console: where progress and the tables are shown.
+        queries: the most that a run may spend, for a short look; by default what each scene says.
+        scenes: what is shown.
 
     Raises:
-        RunError: the folder exists and was not written by the demo, or a method failed.
+        RunError: the folder exists and was not written by the demo, or a run failed.
         Interrupted: the process was asked to stop, by SIGTERM or Ctrl-C; the run that it was at is stopped with it.
     """
-    _make_room(folder)
-    console.print(f"Loading {model} and its task (what is missing is fetched once, about 95 MB) ...", soft_wrap=True)
-    zero_shot, counts = _zero_shot(console, model, task)
-    rows = []
-    for name, method in CONTENDERS.items():
-        console.print(Text.assemble("\n", (name, "bold"), f": {queries} queries"))
-        tree = {"model": model, "task": task, "method": method, "training": {"max_queries": queries}}
-        rows.append(_row(name, _train(folder / name, read_config(output_dir=folder / name, **tree).to_yaml())))
-    summary = {
-        "model": model,
-        "task": rows[0]["task"],
-        "split": rows[0]["split"],
-        "zero_shot": {**zero_shot.as_dict(), **counts.as_dict()},
-        "methods": rows,
-        "settings": CONTENDERS,
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    console.print(_table(zero_shot, rows))
-    console.print("seconds: training alone; peak memory: of the whole process, training and evaluation", soft_wrap=True)
-    command = f"{Path(sys.executable).parent / 'zofo'} predict {folder / 'bilevel'} 'A joy from start to finish.'"
-    console.print(f"\nEach run can be used:\n  {command}", soft_wrap=True, highlight=False, markup=False)
+    start, folder = time.perf_counter(), folder.absolute()
+    _make_room(folder, scenes)
+    shutil.copyfile(REWARDS, folder / "rewards.py")
+    console.print("What is missing of models and rows is fetched once, with pip.", soft_wrap=True)
+    rows: Rows = {}
+    shown: list[dict[str, Any]] = []
+    for number, scene in enumerate(scenes, start=1):
+        console.print(Text.assemble("\n", (f"{number}. {scene.title}", "bold")), soft_wrap=True)
+        missing = _missing(scene)
+        if missing:
+            said = f"left out: {missing} is not installed; pip install 'zofo[quantized]'"
+            console.print(said, soft_wrap=True, markup=False)
+            shown.append({"title": scene.title, "left_out": said})
+            continue
+        for one in sorted(scene.contenders, key=lambda one: "init_from" in one.tree):  # which go on from others
+            if one.name not in rows:
+                rows[one.name] = _row(folder, one, queries, console)
+        shown.append(_told(folder, scene, rows, console))
+        _keep(folder, shown, scenes, time.perf_counter() - start)
+    summary = _keep(folder, shown, scenes, time.perf_counter() - start)
+    done = [name for name, row in rows.items() if row is not None]
+    _say_what_is_there(folder, done, console, summary["seconds"])
+    failed = [name for name, row in rows.items() if row is None]
+    if failed:
+        raise RunError(
+            f"training {', '.join(map(repr, failed))} failed, as said above; the others are in {str(folder)!r}",
+            "run the demo again",
+        )
     return DemoResult(folder, summary)
 
 
-def _make_room(folder: Path) -> None:
+def _make_room(folder: Path, scenes: Sequence[Scene]) -> None:
     if folder.exists() or folder.is_symlink():
         if not (folder / _MARK).is_file():
             raise RunError(f"{str(folder)!r} exists and is not an earlier demo", "choose another folder with --out")
-        (folder / "summary.json").unlink(missing_ok=True)
-        for name in CONTENDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("summary.json", _REPORT):
+            (folder / name).unlink(missing_ok=True)
+        for one in (one for scene in scenes for one in scene.contenders):
+            shutil.rmtree(folder / one.name, ignore_errors=True)
         return
     try:
         folder.mkdir(parents=True)
@@ -110,52 +119,146 @@ def _make_room(folder: Path) -> None:
     (folder / _MARK).touch()
 
 
-def _zero_shot(console: Console, model: str, task: Any) -> tuple[Evaluation, Counts]:
-    prepared = prepare_run(read_config(model=model, task=task), splits=("validation",))
-    examples, counts = prepared.encoded["validation"], Counts()
-    example = prepared.examples["validation"][0]
-    candidates = " or ".join(map(repr, example.candidates))
-    shown = f"An example: {example.prompt!r} followed by {candidates}"
-    console.print(shown, highlight=False, markup=False, soft_wrap=True)
-    score = prepared.scorer.evaluate(prepared.loaded.model, examples, counts)
-    about = f"Zero-shot {score.metric} on {len(examples)} validation sentences: "
-    majority = f" (always the more frequent label: {as_percent(score.majority)})"
-    console.print(Text.assemble(about, (as_percent(score.score), "bold"), majority), soft_wrap=True)
-    return score, counts
+def _missing(scene: Scene) -> str:
+    """A module that the scene needs and that is not there; empty where there is none."""
+    needed = (module for one in scene.contenders for module in one.needs)
+    return next((module for module in needed if importlib.util.find_spec(module) is None), "")
 
 
-def _train(folder: Path, configuration: str) -> RunFolder:
+def _row(folder: Path, contender: Contender, queries: int | None, console: Console) -> dict[str, Any] | None:
+    """Train one of them, and what came out; None where it failed, as its process has said."""
+    console.print(Text.assemble("\n", (contender.name, "bold")))
+    run = _train(folder / contender.name, contender, queries)
+    if run is None:
+        return None
+    summary = run.summary
+    work = ("metric", "queries", "forwards", "backwards", "seconds", "peak_bytes", "evaluation", "before_after")
+    kept = {key: summary[key] for key in ("task", "split", "variants", *work) if key in summary}
+    return {"name": contender.name, summary["metric"]: summary[summary["metric"]], **kept}
+
+
+def _train(folder: Path, contender: Contender, queries: int | None) -> RunFolder | None:
     """Train in a child process, so that its memory is its own."""
+    tree = {**contender.tree, "output_dir": str(folder)}
+    training = tree.get("training", {})
+    if queries is not None and "max_queries" in training:
+        tree["training"] = {**training, "max_queries": min(queries, training["max_queries"])}
     file = folder.with_suffix(".yaml")
-    file.write_text(configuration, encoding="utf-8")
+    file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    options = [option for reward in contender.rewards for option in ("--reward", reward)]
+    command = python_command("from zofo.cli import main; main()", "train", str(file), *options)
     try:  # where this process is asked to stop, `run` ends the other one
-        done = subprocess.run(python_command("from zofo.cli import main; main()", "train", str(file)), check=False)
+        done = subprocess.run(command, check=False, cwd=folder.parent)
     finally:
         file.unlink()
-    if done.returncode:
-        raise RunError(f"training {folder.name!r} failed, as said above", "run the demo again")
-    return RunFolder.open(folder)
+    return None if done.returncode else RunFolder.open(folder)
 
 
-def _row(name: str, run: RunFolder) -> dict[str, Any]:
-    summary = run.summary
-    metric = summary["metric"]
-    work = ("forwards", "backwards", "queries", "seconds", "peak_bytes", "evaluation")
-    kept = {key: summary[key] for key in ("task", "split", "loss", "variants", *work)}
-    return {"name": name, "metric": metric, metric: summary[metric], **kept}
+def _told(folder: Path, scene: Scene, rows: Rows, console: Console) -> dict[str, Any]:
+    """Show the table of a scene, and what can be said of the first of its contenders beside the others."""
+    from zofo.report import read_runs
+
+    found = {one.name: rows[one.name] for one in scene.contenders}
+    done = {name: row for name, row in found.items() if row is not None}
+    runs = read_runs([folder / name for name in done])
+    worth = {} if scene.reward is None else {run.name: _worth(run, scene.reward) for run in runs}
+    verdicts = _by_metric(runs) if scene.reward is None else _by_worth(worth)
+    console.print(_table(scene, found, runs, worth), width=_WIDTH)
+    for line in (*verdicts, scene.shows):
+        console.print(line, width=_WIDTH, markup=False, highlight=False)
+    means = {name: {variant: fmean(values) for variant, values in own.items()} for name, own in worth.items()}
+    kept = [{**row, **({"worth": means[name]} if worth else {})} for name, row in done.items()]
+    return {"title": scene.title, "shows": scene.shows, "rows": kept, "verdicts": verdicts}
 
 
-def _table(zero_shot: Evaluation, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"{zero_shot.metric} on validation at equal queries")
-    table.add_column("method", no_wrap=True)
-    for heading in (zero_shot.metric, "queries", "forwards", "backwards", "seconds", "peak memory"):
-        table.add_column(heading, justify="right")
-    table.add_row("zero-shot", as_percent(zero_shot.score), "0", "0", "0", "", "")
-    for row in rows:
-        for variant, scores in row["variants"].items():
-            first = variant == next(iter(row["variants"]))
-            work = [str(row[key]) for key in ("queries", "forwards", "backwards")] if first else ["", "", ""]
-            cost = [f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 2**30:.2f} GiB"] if first else ["", ""]
-            label = row["name"] if first else "  " + variant.replace("_", " ")
-            table.add_row(label, as_percent(scores[row["metric"]]), *work, *cost)
+def _worth(run: ReportedRun, reward: Reward) -> Worth:
+    """What each answer of each model of a run is worth, in the order of the examples."""
+    scored = sorted(run.answered("validation"), key=lambda one: one.where)
+    return {name: [reward(one.example, one.predicted[name]) for one in scored] for name in run.summary["variants"]}
+
+
+def _by_metric(runs: Sequence[ReportedRun]) -> list[str]:
+    """What the paired tests over examples say of the first run beside each of the others."""
+    from zofo.report import compare_runs
+
+    return [pair.verdict for pair in compare_runs(runs).pairs] if len(runs) > 1 else []
+
+
+def _by_worth(worth: Mapping[str, Worth]) -> list[str]:
+    """The same of what answers are worth, by a paired t-test."""
+    values = {name: next(iter(own.values())) for name, own in worth.items()}
+    first = next(iter(values), "")
+    said = []
+    for other in list(values)[1:]:
+        found = paired(values[first], values[other]).difference
+        half = found.half or 0.0
+        between = f"95 %: {found.mean - half:+.2f} to {found.mean + half:+.2f} an answer"
+        if abs(found.mean) > half:
+            better, worse = (first, other) if found.mean > 0 else (other, first)
+            said.append(f"{better} is better than {worse} by {abs(found.mean):.2f} ({between})")
+        else:
+            said.append(f"no difference between {first} and {other} that {found.n} examples can show ({between})")
+    return said
+
+
+def _table(scene: Scene, rows: Rows, runs: Sequence[ReportedRun], worth: Mapping[str, Worth]) -> Table:
+    table = Table(title=scene.title)
+    table.add_column("way", no_wrap=True)
+    scores = [runs[0].metric if runs else "score", *(["worth"] if worth else [])]
+    for heading in (*scores, "queries", "backwards", "seconds", "peak GiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, right, value in _constant(runs[0], scene.reward) if runs else ():
+        table.add_row(f"always {label!r}", as_percent(right), *([f"{value:.2f}"] if worth else []))
+    for name, row in rows.items():
+        if row is None:
+            table.add_row(name, "failed")
+            continue
+        for number, (variant, own) in enumerate(row["variants"].items()):
+            cost = [f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 2**30:.2f}"]
+            work = [*(str(row[key]) for key in ("queries", "backwards")), *cost]
+            value = [f"{fmean(worth[name][variant]):.2f}"] if worth else []
+            label = "  " + variant.replace("_", " ") if number else name
+            table.add_row(label, as_percent(own[row["metric"]]), *value, *([] if number else work))
     return table
+
+
+def _constant(run: ReportedRun, reward: Reward | None) -> list[tuple[str, float, float]]:
+    """What is reached by always giving one answer: that answer, the share of right ones, and what they are worth."""
+    own = run.answered("validation")
+    found = [
+        (
+            label.strip(),
+            fmean(i in one.golds for one in own),
+            fmean(reward(one.example, i) for one in own) if reward else 0,
+        )
+        for i, label in enumerate(own[0].candidates)
+    ]
+    return found if reward else [max(found, key=lambda each: each[1])]
+
+
+def _keep(folder: Path, shown: list[dict[str, Any]], scenes: Sequence[Scene], seconds: float) -> dict[str, Any]:
+    """Write what is known so far, so that a demo that is stopped leaves it."""
+    settings = {one.name: dataclasses.asdict(one) for scene in scenes for one in scene.contenders}
+    summary = {"seconds": seconds, "scenes": shown, "settings": settings}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _say_what_is_there(folder: Path, names: Sequence[str], console: Console, seconds: float) -> None:
+    """Write the report, and how to open it and to use a run."""
+    from zofo.report import read_runs, write_report
+
+    told = (
+        "seconds: training alone; peak: of the whole process, evaluation with it; one seed, another may differ by more"
+    )
+    console.print(f"\n{told}", width=_WIDTH)
+    console.print(f"All of it took {seconds:.0f} s.", highlight=False)
+    if not names:
+        return
+    page, zofo = folder / _REPORT, Path(sys.executable).parent / "zofo"
+    write_report(read_runs([folder / name for name in names]), page)
+    for about, line in (
+        ("Curves, mistakes and settings of all runs, in a browser", page.as_uri()),
+        ("Each run can be used", f"{zofo} predict {folder / names[0]} 'A joy from start to finish.'"),
+    ):
+        console.print(f"\n{about}:\n  {line}", soft_wrap=True, highlight=False, markup=False)

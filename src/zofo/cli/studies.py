@@ -129,10 +129,16 @@ def study(
 
 @commands.command()
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="Where the runs and summary.json go.")] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Option("--out", help="Where runs, summary.json and report.html go.")] = Path(
+        "runs/demo"
+    ),
+    queries: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most that a run may spend, for a short look.", show_default=False),
+    ] = None,
 ) -> None:
-    """SmolLM2-135M learns to judge movie reviews: Bilevel-ZOFO, MeZO and FO-LoRA at equal queries."""
+    """What zofo is for, in three scenes of five minutes, each way beside what one would use otherwise."""
     from zofo.bench import run_demo
 
     with leaving_when_stopped():
-        run_demo(folder, out)
+        run_demo(folder, out, queries)
