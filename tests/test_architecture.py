@@ -22,6 +22,7 @@ from zofo.tasks import METRICS
 SOURCE = Path(zofo.__file__).parent
 ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["cli"],
+    ["demo"],
     ["studies", "testing", "report"],
     ["estimate"],
     ["bench", "export", "integrations"],

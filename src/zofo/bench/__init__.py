@@ -1,12 +1,10 @@
-"""Benchmarks of steps: time and memory of each way to make one, side by side; and the demo."""
+"""Benchmarks of steps: time and memory of each way to make one, side by side."""
 
-from zofo.bench.demo import DemoResult, run_demo
 from zofo.bench.memory import MemoryOptions, MemoryRow, bench_memory, frontier_table
 from zofo.bench.step import StepCost, StepReport, bench_step
 from zofo.bench.step_variants import StepOptions
 
 __all__ = [
-    "DemoResult",
     "MemoryOptions",
     "MemoryRow",
     "StepCost",
@@ -15,5 +13,4 @@ __all__ = [
     "bench_memory",
     "bench_step",
     "frontier_table",
-    "run_demo",
 ]

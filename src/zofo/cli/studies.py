@@ -138,7 +138,7 @@ def demo(
     ] = None,
 ) -> None:
     """What zofo is for, in three scenes of five minutes, each way beside what one would use otherwise."""
-    from zofo.bench import run_demo
+    from zofo.demo import run_demo
 
     with leaving_when_stopped():
         run_demo(folder, out, queries)

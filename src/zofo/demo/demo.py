@@ -13,22 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zofo.bench.demo_scenes import REWARDS, SCENES, Contender, Scene
+from zofo.demo.scenes import FEW_WORDS, SCENES, Contender, Scene
 from zofo.errors import RunError
 from zofo.interpreters import python_command
+from zofo.report import ReportedRun, compare_runs, read_runs, write_report
 from zofo.statistics import paired
 from zofo.training import RunFolder, as_percent
 from zofo.training.signals import Signals
-
-if TYPE_CHECKING:
-    from zofo.report import ReportedRun
 
 Rows = dict[str, dict[str, Any] | None]
 """By name, what came out of a run; None of one that failed."""
@@ -74,7 +73,7 @@ def run_demo(
     """
     start, folder = time.perf_counter(), folder.absolute()
     _make_room(folder, scenes)
-    shutil.copyfile(REWARDS, folder / "rewards.py")
+    shutil.copy(FEW_WORDS, folder)
     console.print("What is missing of models and rows is fetched once, with pip.", soft_wrap=True)
     rows: Rows = {}
     shown: list[dict[str, Any]] = []
@@ -86,7 +85,7 @@ def run_demo(
             console.print(said, soft_wrap=True, markup=False)
             shown.append({"title": scene.title, "left_out": said})
             continue
-        for one in sorted(scene.contenders, key=lambda one: "init_from" in one.tree):  # which go on from others
+        for one in scene.contenders:
             if one.name not in rows:
                 rows[one.name] = _row(folder, one, queries, console)
         shown.append(_told(folder, scene, rows, console))
@@ -128,7 +127,7 @@ def _missing(scene: Scene) -> str:
 def _row(folder: Path, contender: Contender, queries: int | None, console: Console) -> dict[str, Any] | None:
     """Train one of them, and what came out; None where it failed, as its process has said."""
     console.print(Text.assemble("\n", (contender.name, "bold")))
-    run = _train(folder / contender.name, contender, queries)
+    run = _train(folder / contender.name, contender, queries, console)
     if run is None:
         return None
     summary = run.summary
@@ -137,7 +136,7 @@ def _row(folder: Path, contender: Contender, queries: int | None, console: Conso
     return {"name": contender.name, summary["metric"]: summary[summary["metric"]], **kept}
 
 
-def _train(folder: Path, contender: Contender, queries: int | None) -> RunFolder | None:
+def _train(folder: Path, contender: Contender, queries: int | None, console: Console) -> RunFolder | None:
     """Train in a child process, so that its memory is its own."""
     tree = {**contender.tree, "output_dir": str(folder)}
     training = tree.get("training", {})
@@ -151,24 +150,35 @@ def _train(folder: Path, contender: Contender, queries: int | None) -> RunFolder
         done = subprocess.run(command, check=False, cwd=folder.parent)
     finally:
         file.unlink()
-    return None if done.returncode else RunFolder.open(folder)
+    if done.returncode:
+        console.print(f"{contender.name} failed: its process ended with {done.returncode}", markup=False)
+        return None
+    return RunFolder.open(folder)
 
 
 def _told(folder: Path, scene: Scene, rows: Rows, console: Console) -> dict[str, Any]:
     """Show the table of a scene, and what can be said of the first of its contenders beside the others."""
-    from zofo.report import read_runs
-
     found = {one.name: rows[one.name] for one in scene.contenders}
     done = {name: row for name, row in found.items() if row is not None}
-    runs = read_runs([folder / name for name in done])
+    runs = read_runs([folder / name for name in done]) if done else []
     worth = {} if scene.reward is None else {run.name: _worth(run, scene.reward) for run in runs}
-    verdicts = _by_metric(runs) if scene.reward is None else _by_worth(worth)
     console.print(_table(scene, found, runs, worth), width=_WIDTH)
+    verdicts = []
+    if scene.contenders[0].name in done and len(done) > 1:
+        verdicts = [*_memory(done), *(_by_metric(runs) if scene.reward is None else _by_worth(worth))]
     for line in (*verdicts, scene.shows):
         console.print(line, width=_WIDTH, markup=False, highlight=False)
     means = {name: {variant: fmean(values) for variant, values in own.items()} for name, own in worth.items()}
     kept = [{**row, **({"worth": means[name]} if worth else {})} for name, row in done.items()]
     return {"title": scene.title, "shows": scene.shows, "rows": kept, "verdicts": verdicts}
+
+
+def _memory(rows: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The peak memory of the first beside that of the others that are trained."""
+    (first, own), *others = rows.items()
+    peak = own["peak_bytes"]
+    ratios = [f"{peak / row['peak_bytes']:.2f} times that of {name}" for name, row in others if row["queries"]]
+    return [f"peak memory of {first}: {', '.join(ratios)}"] if ratios else []
 
 
 def _worth(run: ReportedRun, reward: Reward) -> Worth:
@@ -179,36 +189,34 @@ def _worth(run: ReportedRun, reward: Reward) -> Worth:
 
 def _by_metric(runs: Sequence[ReportedRun]) -> list[str]:
     """What the paired tests over examples say of the first run beside each of the others."""
-    from zofo.report import compare_runs
-
-    return [pair.verdict for pair in compare_runs(runs).pairs] if len(runs) > 1 else []
+    return [pair.verdict for pair in compare_runs(runs).pairs]
 
 
 def _by_worth(worth: Mapping[str, Worth]) -> list[str]:
     """The same of what answers are worth, by a paired t-test."""
     values = {name: next(iter(own.values())) for name, own in worth.items()}
-    first = next(iter(values), "")
+    first, *others = values
     said = []
-    for other in list(values)[1:]:
+    for other in others:
         found = paired(values[first], values[other]).difference
         half = found.half or 0.0
-        between = f"95 %: {found.mean - half:+.2f} to {found.mean + half:+.2f} an answer"
+        between = f"95 %: {found.mean - half:+.3f} to {found.mean + half:+.3f} an answer"
         if abs(found.mean) > half:
             better, worse = (first, other) if found.mean > 0 else (other, first)
-            said.append(f"{better} is better than {worse} by {abs(found.mean):.2f} ({between})")
+            said.append(f"{better} is better than {worse} by {abs(found.mean):.3f} ({between})")
         else:
             said.append(f"no difference between {first} and {other} that {found.n} examples can show ({between})")
     return said
 
 
 def _table(scene: Scene, rows: Rows, runs: Sequence[ReportedRun], worth: Mapping[str, Worth]) -> Table:
-    table = Table(title=scene.title)
+    table = Table(title=scene.title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("way", no_wrap=True)
-    scores = [runs[0].metric if runs else "score", *(["worth"] if worth else [])]
-    for heading in (*scores, "queries", "backwards", "seconds", "peak GiB"):
+    score = "worth" if scene.reward is not None else runs[0].metric if runs else "score"
+    for heading in (score, "queries", "backwards", "seconds", "peak GiB"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for label, right, value in _constant(runs[0], scene.reward) if runs else ():
-        table.add_row(f"always {label!r}", as_percent(right), *([f"{value:.2f}"] if worth else []))
+    if runs and scene.reward is None:
+        table.add_row("always the commonest", as_percent(runs[0].scores("validation")["majority"]))
     for name, row in rows.items():
         if row is None:
             table.add_row(name, "failed")
@@ -216,24 +224,10 @@ def _table(scene: Scene, rows: Rows, runs: Sequence[ReportedRun], worth: Mapping
         for number, (variant, own) in enumerate(row["variants"].items()):
             cost = [f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 2**30:.2f}"]
             work = [*(str(row[key]) for key in ("queries", "backwards")), *cost]
-            value = [f"{fmean(worth[name][variant]):.2f}"] if worth else []
+            shown = f"{fmean(worth[name][variant]):.3f}" if worth else as_percent(own[row["metric"]])
             label = "  " + variant.replace("_", " ") if number else name
-            table.add_row(label, as_percent(own[row["metric"]]), *value, *([] if number else work))
+            table.add_row(label, shown, *([] if number else work))
     return table
-
-
-def _constant(run: ReportedRun, reward: Reward | None) -> list[tuple[str, float, float]]:
-    """What is reached by always giving one answer: that answer, the share of right ones, and what they are worth."""
-    own = run.answered("validation")
-    found = [
-        (
-            label.strip(),
-            fmean(i in one.golds for one in own),
-            fmean(reward(one.example, i) for one in own) if reward else 0,
-        )
-        for i, label in enumerate(own[0].candidates)
-    ]
-    return found if reward else [max(found, key=lambda each: each[1])]
 
 
 def _keep(folder: Path, shown: list[dict[str, Any]], scenes: Sequence[Scene], seconds: float) -> dict[str, Any]:
@@ -246,8 +240,6 @@ def _keep(folder: Path, shown: list[dict[str, Any]], scenes: Sequence[Scene], se
 
 def _say_what_is_there(folder: Path, names: Sequence[str], console: Console, seconds: float) -> None:
     """Write the report, and how to open it and to use a run."""
-    from zofo.report import read_runs, write_report
-
     told = (
         "seconds: training alone; peak: of the whole process, evaluation with it; one seed, another may differ by more"
     )

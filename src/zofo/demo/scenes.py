@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zofo.bench import demo_rewards
+from zofo.objectives.packaged_rewards import brevity
 
 QUERIES = 400
 """Forward passes of one example that each way may spend, where its scene says nothing else."""
@@ -21,7 +21,7 @@ class Contender:
 
     Args:
         name: of its row in the table, and of its run's folder.
-        tree: its configuration; local paths are relative to the folder of the demo.
+        tree: its configuration; a local path in it is relative to the folder of the demo.
         rewards: as `zofo train --reward` takes them.
         needs: modules of an extra that it cannot do without.
     """
@@ -41,8 +41,7 @@ class Scene:
         shows: what to look at, and how the settings were chosen.
         contenders: the first one is what zofo adds, and is compared with each of the others; one that an earlier scene
             has run is shown again, not run again.
-        reward: (example, predicted candidate) -> what the answer is worth, by which all are scored in place of the
-            task's metric.
+        reward: (example, answer) -> what the answer is worth, by which all are scored in place of the task's metric.
     """
 
     title: str
@@ -51,19 +50,33 @@ class Scene:
     reward: Callable[[Any, Any], float] | None = None
 
 
-def _way(name: str, method: dict[str, Any], queries: int = QUERIES, **options: Any) -> Contender:
+def _judge(
+    name: str, method: dict[str, Any], queries: int | None = QUERIES, quantization: str | None = None
+) -> Contender:
     """A way to let SmolLM2-135M judge movie reviews."""
-    needs, rewards, start = options.pop("needs", ()), options.pop("rewards", ()), options.pop("start", None)
-    training = {"eval_batch_size": 16, "before_after_examples": 0}
-    tree = {
-        "model": {"name": "smollm2-135m", **options},
-        "task": {"name": "movie-reviews", "split_sizes": {"validation": ROWS}, "allow_overlap": start is not None},
+    needs = () if quantization is None else ("bitsandbytes",)
+    model = {"name": "smollm2-135m", "quantization": quantization}
+    return Contender(name, _tree(model, "movie-reviews", ROWS, method, queries), needs=needs)
+
+
+def _brief(name: str, method: dict[str, Any], queries: int | None = 5 * 16 * 4) -> Contender:
+    """A way to let it say in a few words what a review says."""
+    rewards = () if queries is None else ("brevity",)
+    return Contender(name, _tree({"name": "smollm2-135m"}, FEW_WORDS.name, 48, method, queries), rewards)
+
+
+def _tree(model: dict[str, Any], task: str, rows: int, method: dict[str, Any], queries: int | None) -> dict[str, Any]:
+    training = {"eval_batch_size": 16, **({} if queries is None else {"max_queries": queries})}
+    return {
+        "model": model,
+        "task": {"name": task, "split_sizes": {"validation": rows}},
         "method": method,
-        "training": training if method["name"] == "zero-shot" else {**training, "max_queries": queries},
+        "training": training,
     }
-    return Contender(name, tree if start is None else {**tree, "init_from": start}, rewards, needs)
 
 
+FEW_WORDS = Path(__file__).with_name("few-words.yaml")
+"""The task file of a scene, which the demo copies beside its runs."""
 _LORA = {"name": "first-order", "batch_size": 8, "lr": 1e-3, "gradient_checkpointing": True}
 _BILEVEL = {
     "name": "bilevel",
@@ -81,15 +94,8 @@ _SUBSPACE = {
     "evaluator": {"name": "in-forward", "micro_batch": 4},
     "rule": {"name": "sgd", "lr": 2e-4},
 }
-_POPULATION = {
-    "name": "es",
-    "trainable": ["*lora_*"],
-    "population": 8,
-    "batch_size": 16,
-    "estimator": {"epsilon": 2e-2},
-}
-_PACKED = {"quantization": "nf4", "needs": ("bitsandbytes",)}
-_ZERO_SHOT, _FO_LORA = _way("zero-shot", {"name": "zero-shot"}), _way("lora", _LORA)
+_POPULATION = {"population": 16, "batch_size": 4, "estimator": {"epsilon": 1e-2}}
+_FO_LORA, _ZERO_SHOT = _judge("lora", _LORA), _judge("zero-shot", {"name": "zero-shot"}, None)
 
 SCENES = (
     Scene(
@@ -97,37 +103,34 @@ SCENES = (
         "Look at the memory. Both LoRA ways keep the inputs of layers alone (gradient checkpointing). qlora makes a "
         "few steps, for its memory. One setting was tried for each way.",
         (
-            _way("mezo-4-bit", _SUBSPACE, **_PACKED),
+            _judge("mezo-4-bit", _SUBSPACE, quantization="nf4"),
             _FO_LORA,
-            _way("qlora", _LORA, queries=48, **_PACKED),
+            _judge("qlora", _LORA, 24, "nf4"),
             _ZERO_SHOT,
         ),
     ),
     Scene(
-        "An outcome without a gradient: what a mistake costs",
-        "A bad review that is missed costs 5, a false alarm 1. by-cost goes on from lora-half, by the cost itself; "
-        "lora has the same cross-entropy for as many seconds as both. It does not know the cost.",
+        "An outcome without a gradient: short answers, to rows without answers",
+        "worth is 1 / (1 + words), of what the model says of a review in a few words. No row has an answer, so "
+        "cross-entropy cannot be asked; select is the control, the best of as many random moves. Nonsense is short, "
+        "too: look at the answers in the report. Another prompt may do more. Two settings were tried for by-reward.",
         (
-            _way("by-cost", _POPULATION, queries=640, start="lora-half", rewards=("rewards.py:careful",)),
-            _way("lora-half", _LORA, queries=QUERIES // 2),
-            _FO_LORA,
-            _ZERO_SHOT,
+            _brief("by-reward", {"name": "es", "lr": 1e-2, **_POPULATION}),
+            _brief("select", {"name": "select", "gate_examples": 4, **_POPULATION}),
+            _brief("as-prompted", {"name": "zero-shot"}, None),
         ),
-        demo_rewards.careful,
+        brevity(""),
     ),
     Scene(
         "Bilevel-ZOFO: an adapter by gradients, and the model below it",
         "frozen is the control: the same settings, and a model below that stays. Eleven settings were tried for "
         "bilevel, with more queries; one for LoRA.",
         (
-            _way("bilevel", _BILEVEL),
-            _way("frozen", {**_BILEVEL, "backbone_update": "frozen"}),
+            _judge("bilevel", _BILEVEL),
+            _judge("frozen", {**_BILEVEL, "backbone_update": "frozen"}),
             _FO_LORA,
             _ZERO_SHOT,
         ),
     ),
 )
 """What `zofo demo` shows."""
-
-REWARDS = Path(demo_rewards.__file__)
-"""The file of the rewards, which the demo copies beside its runs, as rewards.py."""
