@@ -48,9 +48,9 @@ def test_shows_each_way_beside_what_one_would_use_otherwise(demo, tmp_path, chil
     assert len(children_here) == len(names) == len(summary["settings"])  # what two scenes show is run once
     for scene, asked in zip(summary["scenes"], SCENES, strict=True):
         assert [row["name"] for row in scene["rows"]] == [one.name for one in asked.contenders]
-        assert len(scene["verdicts"]) == len(asked.contenders)  # the memory, and each other way
+        assert len(scene["verdicts"]) == sum(one.scored for one in asked.contenders)  # the memory, and each other way
         for row in scene["rows"]:
-            assert 0 <= row["accuracy"] <= 1
+            assert 0 <= row[row["metric"]] <= 1
             assert row["queries"] <= 24 + 8  # and the gate of select
             assert row["peak_bytes"] > 0
             assert RunFolder.open(result.folder / row["name"]).summary["queries"] == row["queries"]
@@ -92,7 +92,7 @@ def test_runs_twice_with_the_same_scores(demo, tmp_path):
     folder, scores = tmp_path / "demo", []
     for _ in range(2):
         scenes = demo(folder).summary["scenes"]
-        scores.append([row["accuracy"] for scene in scenes for row in scene["rows"]])
+        scores.append([row[row["metric"]] for scene in scenes for row in scene["rows"]])
     assert scores[0] == scores[1]
 
 

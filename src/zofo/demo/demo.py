@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -161,11 +161,13 @@ def _told(folder: Path, scene: Scene, rows: Rows, console: Console) -> dict[str,
     found = {one.name: rows[one.name] for one in scene.contenders}
     done = {name: row for name, row in found.items() if row is not None}
     runs = read_runs([folder / name for name in done]) if done else []
+    unscored = {one.name for one in scene.contenders if not one.scored}
     worth = {} if scene.reward is None else {run.name: _worth(run, scene.reward) for run in runs}
-    console.print(_table(scene, found, runs, worth), width=_WIDTH)
+    console.print(_table(scene, found, runs, worth, unscored), width=_WIDTH)
     verdicts = []
     if scene.contenders[0].name in done and len(done) > 1:
-        verdicts = [*_memory(done), *(_by_metric(runs) if scene.reward is None else _by_worth(worth))]
+        scored = [run for run in runs if run.name not in unscored]
+        verdicts = [*_memory(done), *(_by_metric(scored) if scene.reward is None else _by_worth(worth))]
     for line in (*verdicts, scene.shows):
         console.print(line, width=_WIDTH, markup=False, highlight=False)
     means = {name: {variant: fmean(values) for variant, values in own.items()} for name, own in worth.items()}
@@ -189,7 +191,7 @@ def _worth(run: ReportedRun, reward: Reward) -> Worth:
 
 def _by_metric(runs: Sequence[ReportedRun]) -> list[str]:
     """What the paired tests over examples say of the first run beside each of the others."""
-    return [pair.verdict for pair in compare_runs(runs).pairs]
+    return [pair.verdict for pair in compare_runs(runs).pairs] if len(runs) > 1 else []
 
 
 def _by_worth(worth: Mapping[str, Worth]) -> list[str]:
@@ -209,7 +211,9 @@ def _by_worth(worth: Mapping[str, Worth]) -> list[str]:
     return said
 
 
-def _table(scene: Scene, rows: Rows, runs: Sequence[ReportedRun], worth: Mapping[str, Worth]) -> Table:
+def _table(
+    scene: Scene, rows: Rows, runs: Sequence[ReportedRun], worth: Mapping[str, Worth], unscored: Container[str]
+) -> Table:
     table = Table(title=scene.title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("way", no_wrap=True)
     score = "worth" if scene.reward is not None else runs[0].metric if runs else "score"
@@ -225,6 +229,7 @@ def _table(scene: Scene, rows: Rows, runs: Sequence[ReportedRun], worth: Mapping
             cost = [f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 2**30:.2f}"]
             work = [*(str(row[key]) for key in ("queries", "backwards")), *cost]
             shown = f"{fmean(worth[name][variant]):.3f}" if worth else as_percent(own[row["metric"]])
+            shown = "-" if name in unscored else shown
             label = "  " + variant.replace("_", " ") if number else name
             table.add_row(label, shown, *([] if number else work))
     return table

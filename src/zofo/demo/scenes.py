@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ class Contender:
         tree: its configuration; a local path in it is relative to the folder of the demo.
         rewards: as `zofo train --reward` takes them.
         needs: modules of an extra that it cannot do without.
+        scored: whether its score is shown; one that makes a few steps, for its memory, has none to speak of.
     """
 
     name: str
     tree: dict[str, Any]
     rewards: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    scored: bool = True
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,12 @@ def _brief(name: str, method: dict[str, Any], queries: int | None = 5 * 16 * 4) 
 
 
 def _tree(model: dict[str, Any], task: str, rows: int, method: dict[str, Any], queries: int | None) -> dict[str, Any]:
-    training = {"eval_batch_size": 16, **({} if queries is None else {"max_queries": queries})}
+    length = {} if queries is None else {"max_queries": queries}
     return {
         "model": model,
         "task": {"name": task, "split_sizes": {"validation": rows}},
         "method": method,
-        "training": training,
+        "training": {"eval_batch_size": 16, "before_after_examples": 16, **length},
     }
 
 
@@ -100,12 +102,12 @@ _FO_LORA, _ZERO_SHOT = _judge("lora", _LORA), _judge("zero-shot", {"name": "zero
 SCENES = (
     Scene(
         "All linear layers move, on a base of 4 bits",
-        "Look at the memory. Both LoRA ways keep the inputs of layers alone (gradient checkpointing). qlora makes a "
-        "few steps, for its memory. One setting was tried for each way.",
+        "Look at the memory. Both LoRA ways keep the inputs of layers alone (gradient checkpointing). qlora makes "
+        "three steps, for its memory. Two settings were tried for mezo-4-bit and for lora.",
         (
             _judge("mezo-4-bit", _SUBSPACE, quantization="nf4"),
             _FO_LORA,
-            _judge("qlora", _LORA, 24, "nf4"),
+            replace(_judge("qlora", _LORA, 24, "nf4"), scored=False),
             _ZERO_SHOT,
         ),
     ),
@@ -124,7 +126,7 @@ SCENES = (
     Scene(
         "Bilevel-ZOFO: an adapter by gradients, and the model below it",
         "frozen is the control: the same settings, and a model below that stays. Eleven settings were tried for "
-        "bilevel, with more queries; one for LoRA.",
+        "bilevel, with more queries, and two for lora.",
         (
             _judge("bilevel", _BILEVEL),
             _judge("frozen", {**_BILEVEL, "backbone_update": "frozen"}),
