@@ -65,6 +65,9 @@ def test_two_runs_are_compared_example_by_example(two):
     assert pair.score.detectable == pytest.approx(2.8 * error, rel=0.1)
     assert pair.loss.value == pytest.approx(np.mean(losses[1]) - np.mean(losses[0]))
     assert pair.verdict.startswith("other is better than first by 20.0 points of accuracy (95 %: +")
+    back = compare_runs([answered(other, marks[1]), answered(first, marks[0])]).pairs[0]
+    assert back.score.high < 0
+    assert back.verdict.startswith("other is better than first by 20.0 points of accuracy (95 %: +")  # not minus
     same = compare_runs([answered(first, marks[0]), answered(other, marks[0])]).pairs[0]
     assert (same.mcnemar, same.score.low, same.score.high) == (1.0, 0.0, 0.0)
     few = compare_runs([answered(first, "---+"), answered(other, "++++")]).pairs[0]

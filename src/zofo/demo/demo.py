@@ -202,10 +202,12 @@ def _by_worth(worth: Mapping[str, Worth]) -> list[str]:
     for other in others:
         found = paired(values[first], values[other]).difference
         half = found.half or 0.0
-        between = f"95 %: {found.mean - half:+.3f} to {found.mean + half:+.3f} an answer"
-        if abs(found.mean) > half:
+        clear = abs(found.mean) > half
+        middle = abs(found.mean) if clear else found.mean
+        between = f"95 %: {middle - half:+.3f} to {middle + half:+.3f} an answer"
+        if clear:
             better, worse = (first, other) if found.mean > 0 else (other, first)
-            said.append(f"{better} is better than {worse} by {abs(found.mean):.3f} ({between})")
+            said.append(f"{better} is better than {worse} by {middle:.3f} ({between})")
         else:
             said.append(f"no difference between {first} and {other} that {found.n} examples can show ({between})")
     return said

@@ -126,7 +126,7 @@ SCENES = (
     Scene(
         "Bilevel-ZOFO: an adapter by gradients, and the model below it",
         "frozen is the control: the same settings, and a model below that stays. Eleven settings were tried for "
-        "bilevel, with more queries, and two for lora.",
+        "bilevel, with more queries, and two for lora, which alone has gradient checkpointing.",
         (
             _judge("bilevel", _BILEVEL),
             _judge("frozen", {**_BILEVEL, "backbone_update": "frozen"}),

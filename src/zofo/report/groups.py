@@ -46,6 +46,8 @@ def verdict_on(
     """Which of two is better, in words, by the difference, both ends of its 95 % interval, and the smallest difference
     that the sample would show."""
     middle, low, high, least = ((1 if compared.metric == "loss" else 100) * number for number in numbers)
+    if is_clear and middle < 0:  # said of the better one, so that its sign is the sentence's
+        low, high = -high, -low
     interval = f"95 %{over}: {low:+.1f} to {high:+.1f}"
     if not is_clear:
         both = f"no difference between {compared.name} and {compared.against} that {sample} can show"
