@@ -112,7 +112,7 @@ from zofo.cli import main
 out, model, rows = sys.argv[1:]
 task = {"name": "movie-reviews", "data_dir": rows}
 tree = {"model": model, "task": task, "method": {"name": "mezo", "batch_size": 2}, "training": {"max_queries": 10**7}}
-scenes = (demo.Scene("long", "nothing", (demo.Contender("long", tree),)),)
+scenes = (demo.Scene("long", "nothing", (demo.DemoRun("long", tree),)),)
 demo.run_demo = functools.partial(demo.run_demo, scenes=scenes)
 main(["demo", "--out", out])
 """

@@ -1,6 +1,6 @@
 """The demo: what zofo is for, in a few scenes."""
 
 from zofo.demo.demo import DemoResult, run_demo
-from zofo.demo.scenes import SCENES, Contender, Scene
+from zofo.demo.scenes import SCENES, DemoRun, Scene
 
-__all__ = ["SCENES", "Contender", "DemoResult", "Scene", "run_demo"]
+__all__ = ["SCENES", "DemoRun", "DemoResult", "Scene", "run_demo"]

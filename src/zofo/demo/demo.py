@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zofo.demo.scenes import FEW_WORDS, SCENES, Contender, Scene
+from zofo.demo.scenes import FEW_WORDS, SCENES, DemoRun, Scene
 from zofo.errors import RunError
 from zofo.interpreters import python_command
 from zofo.report import ReportedRun, compare_runs, read_runs, write_report
@@ -124,7 +124,7 @@ def _missing(scene: Scene) -> str:
     return next((module for module in needed if importlib.util.find_spec(module) is None), "")
 
 
-def _row(folder: Path, contender: Contender, queries: int | None, console: Console) -> dict[str, Any] | None:
+def _row(folder: Path, contender: DemoRun, queries: int | None, console: Console) -> dict[str, Any] | None:
     """Train one of them, and what came out; None where it failed, as its process has said."""
     console.print(Text.assemble("\n", (contender.name, "bold")))
     run = _train(folder / contender.name, contender, queries, console)
@@ -136,7 +136,7 @@ def _row(folder: Path, contender: Contender, queries: int | None, console: Conso
     return {"name": contender.name, summary["metric"]: summary[summary["metric"]], **kept}
 
 
-def _train(folder: Path, contender: Contender, queries: int | None, console: Console) -> RunFolder | None:
+def _train(folder: Path, contender: DemoRun, queries: int | None, console: Console) -> RunFolder | None:
     """Train in a child process, so that its memory is its own."""
     tree = {**contender.tree, "output_dir": str(folder)}
     training = tree.get("training", {})

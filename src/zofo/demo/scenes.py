@@ -16,7 +16,7 @@ ROWS = 160
 
 
 @dataclass(frozen=True)
-class Contender:
+class DemoRun:
     """One way to train.
 
     Args:
@@ -48,23 +48,23 @@ class Scene:
 
     title: str
     shows: str
-    contenders: tuple[Contender, ...]
+    contenders: tuple[DemoRun, ...]
     reward: Callable[[Any, Any], float] | None = None
 
 
 def _judge(
     name: str, method: dict[str, Any], queries: int | None = QUERIES, quantization: str | None = None
-) -> Contender:
+) -> DemoRun:
     """A way to let SmolLM2-135M judge movie reviews."""
     needs = () if quantization is None else ("bitsandbytes",)
     model = {"name": "smollm2-135m", "quantization": quantization}
-    return Contender(name, _tree(model, "movie-reviews", ROWS, method, queries), needs=needs)
+    return DemoRun(name, _tree(model, "movie-reviews", ROWS, method, queries), needs=needs)
 
 
-def _brief(name: str, method: dict[str, Any], queries: int | None = 5 * 16 * 4) -> Contender:
+def _brief(name: str, method: dict[str, Any], queries: int | None = 5 * 16 * 4) -> DemoRun:
     """A way to let it say in a few words what a review says."""
     rewards = () if queries is None else ("brevity",)
-    return Contender(name, _tree({"name": "smollm2-135m"}, FEW_WORDS.name, 48, method, queries), rewards)
+    return DemoRun(name, _tree({"name": "smollm2-135m"}, FEW_WORDS.name, 48, method, queries), rewards)
 
 
 def _tree(model: dict[str, Any], task: str, rows: int, method: dict[str, Any], queries: int | None) -> dict[str, Any]:
