@@ -22,15 +22,17 @@ def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch
         bits: random int16 numbers, one for each value.
     """
     dropped = 16 if dtype is torch.bfloat16 else 13  # of float32's mantissa bits
-    raw = values.view(torch.int32) + (bits.to(torch.int32) & ((1 << dropped) - 1))
-    rounded = (raw & -(1 << dropped)).view(torch.float32)
+    raw = bits.to(torch.int32).bitwise_and_((1 << dropped) - 1).add_(values.view(torch.int32))
+    rounded = raw.bitwise_and_(-(1 << dropped)).view(torch.float32)  # infinity stays infinity
     if dtype is torch.float16:
         share = ((bits.to(torch.int32) & 0xFFFF).to(torch.float32) + 0.5) / 65536
         steps = values * _STEPS_BELOW
         below = steps.floor()  # compared, not added: a sum would have too few digits for all bits of the share
         small = torch.where(share < steps - below, below + 1, below) / _STEPS_BELOW
         rounded = torch.where(values.abs() < _SMALLEST_NORMAL_FLOAT16, small, rounded)
-    return torch.where(values.isfinite(), rounded, values).to(dtype)
+    if not values.sum().isfinite():  # one pass, where a look at each number takes several
+        rounded = torch.where(values.isfinite(), rounded, values)
+    return rounded.to(dtype)
 
 
 def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
