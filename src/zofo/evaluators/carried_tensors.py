@@ -87,6 +87,9 @@ class CarriedTransposed(torch.Tensor):
     __torch_function__ = PerturbedParameter.__torch_function__
 
 
+_CARRIED = (PerturbedParameter, CarriedVector, CarriedTransposed)  # a union would be made anew at each operation
+
+
 def _first_carried(values: Iterable[Any]) -> Any:
     for value in values:
         if is_carried(value):
@@ -98,7 +101,7 @@ def _first_carried(values: Iterable[Any]) -> Any:
 
 def is_carried(value: object) -> bool:
     """Whether it is a selected tensor, or was made of one, and carries terms."""
-    return isinstance(value, PerturbedParameter | CarriedVector | CarriedTransposed)
+    return isinstance(value, _CARRIED)
 
 
 def is_matrix(value: object) -> bool:

@@ -9,20 +9,26 @@ import torch
 from zofo.displacement import Key
 from zofo.noise import FactorBatch, FactorLayout
 
+_STRETCH = 1 << 15  # numbers of a slot that are cast at once: several layers of a small model
+
 
 class FactorCache:
     """The drawn factors of some keys, each in a slot of one buffer: what was drawn for a probe serves its update.
 
     Args:
         layout: of the numbers in a slot.
+
+    Attributes:
+        used: slots that are read; some of them may belong to no key.
     """
 
     def __init__(self, layout: FactorLayout) -> None:
         self.layout = layout
         self._buffer = torch.empty(0, layout.size, device=layout.device)
-        self._used = 0
+        self.used = 0
         self._slots: dict[Key, int] = {}
-        self._thin: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._views: dict[tuple[str, int, int], torch.Tensor] = {}
+        self._cast: tuple[int, torch.Tensor] | None = None  # numbers of all slots in another number type, from where
 
     def hold(self, keys: Iterable[Key]) -> None:
         """Keep these keys and no others; only those that are not here yet are drawn."""
@@ -42,7 +48,8 @@ class FactorCache:
         elif slots:
             self._buffer[list(slots.values())] = self.layout.draw(list(slots))
         self._slots.update(slots)
-        self._used = max(self._slots.values(), default=-1) + 1
+        self.used = max(self._slots.values(), default=-1) + 1
+        self._cast = None
 
     @property
     def slots(self) -> dict[Key, int]:
@@ -60,7 +67,7 @@ class FactorCache:
             grown = torch.zeros(slots, self.layout.size, device=self.layout.device)
             grown[: len(self._buffer)] = self._buffer
             self._buffer = grown
-            self._thin.clear()
+            self._views.clear()
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._slots)
@@ -75,21 +82,40 @@ class FactorCache:
     @property
     def numbers(self) -> torch.Tensor:
         """All slots, as `FactorLayout` reads them: float32, [slots, layout.size]; some may belong to no key."""
-        return self._buffer[: self._used]
+        return self._buffer[: self.used]
 
     def matrix(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """left [slots, rows, rank] and right [slots, columns, rank] of a matrix."""
         return self.layout.matrix(self.numbers, name)
 
-    def flat_matrix(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as matrices [rows, slots * rank] and [columns, slots * rank], all slots side by side."""
-        key = name, len(self.numbers)
-        if key in self._thin:
-            return self._thin[key]
-        left, right = (factor.transpose(0, 1).flatten(1) for factor in self.matrix(name))
-        if self.layout.noise.rank == 1:  # they are views of the buffer, and stay right whatever is drawn into it
-            self._thin[key] = left, right
-        return left, right
+    def factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
+        """left (side 0) or right (1) of a matrix as rows of numbers, those of all slots one below the other.
+
+        Returns:
+            [slots * rank, rows] or [slots * rank, columns]; to be used before another is asked for.
+        """
+        if dtype != self._buffer.dtype:
+            return self._as_rows(self._cast_at(self.layout.place(name, side), dtype))
+        key = name, side, self.used
+        if key not in self._views:
+            rows = self._as_rows(self._buffer[: self.used, self.layout.place(name, side)])
+            if self.layout.noise.rank > 1:
+                return rows
+            self._views[key] = rows  # a view of the buffer, which stays right whatever is drawn into it
+        return self._views[key]
+
+    def _as_rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        rank = self.layout.noise.rank
+        return numbers if rank == 1 else numbers.view(len(numbers), -1, rank).transpose(1, 2).flatten(0, 1)
+
+    def _cast_at(self, place: slice, dtype: torch.dtype) -> torch.Tensor:
+        """All slots' numbers at a place: of a stretch of them at once, since a forward asks for one after the other."""
+        first = place.start - place.start % _STRETCH
+        start, held = self._cast or (-1, self._buffer)
+        if start != first or held.dtype != dtype or first + held.shape[1] < place.stop:
+            held = self._buffer[: self.used, first : max(first + _STRETCH, place.stop)].to(dtype)
+            self._cast = first, held
+        return held[:, place.start - first : place.stop - first]
 
     def directions(self, keys: Iterable[Key]) -> FactorBatch:
         """The factors of some of the keys held."""

@@ -149,7 +149,9 @@ class PerturbedForward:
         """The result of an operation in which `touched`, a selected tensor, takes part."""
         outer, self.answering = self.answering, True
         try:
-            return self._answered(func, touched, args, kwargs)
+            direct = None if self._in_block else self._answers.get(getattr(func, "__name__", ""))
+            result = NotImplemented if direct is None else direct(*args, **kwargs)
+            return self._answered(func, touched, args, kwargs) if result is NotImplemented else result
         finally:
             self.answering = outer
 
@@ -241,10 +243,10 @@ class PerturbedForward:
         if not is_matrix(weight):
             return self._plus(multiply(x, weight, None), bias)
         name = weight.carried_name
-        x, weight = _autocast(self._with_rows(x, name)), _autocast(weight)
-        # the carried product first: adding the model's own onto it costs nothing, adding it afterwards one more pass
-        out = self._terms.delta_matmul(x, name, transposed)
-        out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
+        x = self._with_rows(x, name)
+        if torch.is_autocast_enabled(x.device.type):
+            x, weight = (each.to(torch.get_autocast_dtype(x.device.type)) for each in (x, weight))
+        out = self._terms.matmul(x, weight, name, transposed)
         return self._plus(out.view(*x.shape[:-1], out.shape[-1]), bias)
 
     def _plus(self, out: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -345,13 +347,6 @@ class PerturbedForward:
         if x.shape[-1:] != values.shape[1:] and values.shape[1] != 1:
             raise unanswered(vector, f"a tensor of shape {list(x.shape)}")
         return combine(x.reshape(len(values), -1, values.shape[1]), values.unsqueeze(1)).view(x.shape).to(dtype)
-
-
-def _autocast(tensor: torch.Tensor) -> torch.Tensor:
-    """A factor of a product in the number type that `torch.autocast` asks for."""
-    if not torch.is_autocast_enabled(tensor.device.type):
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _holds_tensors(value: Any) -> bool:

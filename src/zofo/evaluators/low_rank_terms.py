@@ -10,7 +10,7 @@ import torch
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
 from zofo.evaluators.base import Point
-from zofo.evaluators.batch_protocol import displacements, own_points
+from zofo.evaluators.batch_protocol import displacements
 from zofo.evaluators.factor_cache import FactorCache
 
 SharedInputGroups = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]
@@ -45,15 +45,23 @@ def coefficients_of(
         everywhere: what all rows carry beside their point.
         dtype: of the coefficients.
     """
-    table = torch.zeros(len(points), int(row_examples.max()) + 1, len(cache.numbers), dtype=torch.float64)
-    for place, point in enumerate(points):
-        places = table[place] if own_points(point) else [table[place]]
-        for displacement, where in zip(displacements(point), places, strict=True):
-            for key, coefficient in displacement.items():
-                where[..., cache.slot(key)] += coefficient
-    for key, coefficient in everywhere.items():
-        table[..., cache.slot(key)] += coefficient
+    examples = int(row_examples.max()) + 1
+    table = torch.stack([_table([_row(each, cache) for each in displacements(point)], examples) for point in points])
+    table += _table([_row(everywhere, cache)], examples)
     return table[:, row_examples].to(dtype)
+
+
+def _row(displacement: Displacement, cache: FactorCache) -> list[float]:
+    """The coefficient of each slot."""
+    row = [0.0] * cache.used
+    for key, coefficient in displacement.items():
+        row[cache.slot(key)] = coefficient
+    return row
+
+
+def _table(rows: Sequence[Sequence[float]], examples: int) -> torch.Tensor:
+    """Rows of coefficients, or one for all examples: [examples, slots]."""
+    return torch.tensor(rows, dtype=torch.float64).view(len(rows), -1).expand(examples, -1)
 
 
 class LowRankTerms:
@@ -99,7 +107,8 @@ class LowRankTerms:
             relative = relative.gather(2, chosen.unsqueeze(1).expand(-1, block, -1))
             self._index = chosen.to(device)
         columns = relative.repeat_interleave(cache.layout.noise.rank, -1)
-        self._relative = columns.reshape(self.rows, 1, -1).to(device)
+        self._relative = columns.reshape(self.rows, 1, 1, -1).to(device)
+        self._absolute = self._relative * self._largest  # what other number types multiply by, in one product
         self._x: tuple[torch.Tensor, int | None] | None = None  # what was multiplied last, and its version
         self._wary = wary
         self._parts: list[Block] = []
@@ -152,13 +161,15 @@ class LowRankTerms:
         flat = tensor.detach().reshape(len(left[0]), -1)
         return torch.addmm(flat, thin, wide, alpha=self._largest).view(tensor.shape)
 
-    def delta_matmul(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
-        """`x @ Delta.T`, or `x @ Delta` if `transposed`, with the Delta that each row carries: [T, outputs].
+    def matmul(self, x: torch.Tensor, weight: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
+        """`x @ (W + Delta).T`, or `x @ (W + Delta)` if `transposed`, with each row's Delta: [T, outputs].
 
-        The thin products are made once for all matrices that the same x is multiplied by, while it is in the cache.
+        The thin products are made once for all matrices that the same x is multiplied by, while it is in the cache; and
+        before the model's own: that is summed onto them as it is made, and they onto it would be one more pass.
 
         Args:
             x: [..., inputs], the rows of the batch first; T positions in all.
+            weight: W, in the number type of x.
             name: of the matrix.
             transposed: whether the model multiplies by W instead of W.T.
         """
@@ -173,7 +184,8 @@ class LowRankTerms:
                 self._siblings[self._run[0]] = tuple(self._run)
             together = (matrix,) if again or version is None else self._siblings[matrix]
             self._x, self._ahead = (x, version), self._down_project(x.reshape(-1, x.shape[-1]), together)
-        return self._up_project(self._ahead.pop(matrix), name, 1 if transposed else 0)
+        out = self._up_project(self._ahead.pop(matrix), name, 1 if transposed else 0)
+        return out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
 
     def _check_unchanged(self, x: torch.Tensor, name: str, again: bool) -> None:
         if again and self._copy is not None and not _same(self._copy, x):
@@ -186,10 +198,10 @@ class LowRankTerms:
 
     def delta_embedding(self, ids: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
         """`Delta[ids]` with the Delta that each row carries: [T, columns]; ids [T], the rows of the batch first."""
+        left = self._cache.matrix(name)[0]
         if self._index is None:
-            thin = self._cache.flat_matrix(name)[0][ids].to(dtype)
+            thin = left[:, ids].transpose(0, 1).flatten(1).to(dtype)
         else:
-            left = self._cache.matrix(name)[0]
             thin = left[self._index.unsqueeze(2), ids.view(self._blocks, 1, -1)].to(dtype)  # [blocks, keys, T, rank]
             thin = thin.transpose(1, 2).flatten(2).flatten(0, 1)
         return self._up_project(self._weighted_(thin), name, 1)
@@ -203,45 +215,50 @@ class LowRankTerms:
         """
         numbers, places = self._cache.layout.vectors(self._cache.numbers)
         numbers = numbers.to(self._of_vectors.dtype)
+        order = sorted(tensors, key=lambda name: places[name].start)
+        starts = [places[name].start for name in order]
+        sizes = [end - start for start, end in zip(starts, [*starts[1:], numbers.shape[1]], strict=True)]
+        numbers = numbers[:, starts[0] :]
         base = torch.zeros(numbers.shape[1], dtype=numbers.dtype, device=numbers.device)
-        for name, tensor in tensors.items():
-            base[places[name]] = tensor.flatten()
-        values = torch.addmm(base.unsqueeze(0), self._of_vectors, numbers)
-        return {name: values[:, places[name]] for name in tensors}
+        flat = [tensors[name].flatten() for name in order]
+        parts = zip(torch.split(base, sizes), flat, strict=True)
+        torch._foreach_copy_([part[: len(tensor)] for part, tensor in parts], flat)
+        values = torch.split(torch.addmm(base.unsqueeze(0), self._of_vectors, numbers), sizes, 1)
+        return {name: each[:, : tensors[name].numel()] for name, each in zip(order, values, strict=True)}
 
     def _down_project(
         self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]
     ) -> dict[tuple[str, bool], torch.Tensor]:
         """x times the first factor of each matrix, and times its coefficients: [T, columns]; x [T, inputs]."""
         into = _joined([self._factor(name, 0 if transposed else 1, x.dtype) for name, transposed in matrices])
-        thin = x @ into if self._index is None else (x.view(self._blocks, -1, x.shape[1]) @ into).flatten(0, 1)
+        thin = x @ into.mT if self._index is None else (x.view(self._blocks, -1, x.shape[1]) @ into.mT).flatten(0, 1)
         parts = self._weighted_(thin, len(matrices)).chunk(len(matrices), 1)
         return dict(zip(matrices, parts, strict=True))
 
     def _weighted_(self, thin: torch.Tensor, times: int = 1) -> torch.Tensor:
         """Each row's columns times its coefficients, in place; `times` over, side by side."""
-        relative = self._relative.repeat(1, 1, times) if times > 1 else self._relative
-        thin.view(self.rows, -1, thin.shape[1]).mul_(relative)
+        coefficients = self._relative if thin.dtype is torch.float16 else self._absolute
+        thin.view(self.rows, -1, times, coefficients.shape[-1]).mul_(coefficients)
         return thin
 
     def _up_project(self, thin: torch.Tensor, name: str, side: int) -> torch.Tensor:
         """`thin` times the second factor: [T, outputs]."""
         onto = self._factor(name, side, thin.dtype)
-        if self._index is None:
-            out = thin.new_empty(len(thin), len(onto))
-            return torch.addmm(out, thin, onto.T, beta=0, alpha=self._largest, out=out)
-        out = thin.new_empty(self._blocks, len(thin) // self._blocks, onto.shape[1])
+        if self._index is None and thin.dtype is not torch.float16:
+            return thin @ onto
         thin = thin.view(self._blocks, -1, thin.shape[1])
-        torch.baddbmm(out, thin, onto.transpose(1, 2), beta=0, alpha=self._largest, out=out)
-        return out.flatten(0, 1)
+        onto = onto.expand(self._blocks, *onto.shape[-2:])
+        out = thin.new_empty(*thin.shape[:2], onto.shape[2])
+        alpha = self._largest if thin.dtype is torch.float16 else 1.0
+        return torch.baddbmm(out, thin, onto, beta=0, alpha=alpha, out=out).flatten(0, 1)
 
     def _factor(self, name: str, side: int, dtype: torch.dtype) -> torch.Tensor:
-        """left (side 0) or right (1) of a matrix, keys side by side: [rows, columns], or one such for each block."""
+        """left (side 0) or right (1) of a matrix as `FactorCache.factor` gives it, or one such for each block."""
         if self._index is None:
-            return self._cache.flat_matrix(name)[side].to(dtype)
+            return self._cache.factor(name, side, dtype)
         factor = self._cache.matrix(name)[side]
         chosen = factor.index_select(0, self._index.flatten()).to(dtype)
-        return chosen.view(*self._index.shape, *factor.shape[1:]).transpose(1, 2).flatten(2)
+        return chosen.view(*self._index.shape, *factor.shape[1:]).transpose(2, 3).flatten(1, 2)
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
@@ -264,4 +281,4 @@ def _rows_of_a_block(held: torch.Tensor, rank: int) -> int:
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -2)

@@ -188,6 +188,10 @@ class FactorLayout:
         left, right = (numbers[:, slice(*self._at[name + side])].view(shape) for side in ("/left", "/right"))
         return left, right
 
+    def place(self, name: str, side: int) -> slice:
+        """Where left (side 0) or right (1) of a matrix is in a row of numbers."""
+        return slice(*self._at[name + ("/left", "/right")[side]])
+
     def vectors(self, numbers: torch.Tensor) -> tuple[torch.Tensor, dict[str, slice]]:
         """All tensors with one axis or none: a view of `numbers` that holds their z, and where each one's is."""
         start = self._vectors_from
