@@ -445,7 +445,8 @@ def test_rules_with_buffers_of_theta_log_the_distance_itself(rule, evaluator):
         first.step(number)
     second.load_state_dict(first.state_dict(weights=True))  # in a model that stands at the base weights
     found = second.step(2).coefficients["backbone_distance"]
-    assert found == pytest.approx(logs[-1].coefficients["backbone_distance"], rel=1e-5)
+    # without `check`, a first forward sums in another order
+    assert found == pytest.approx(logs[-1].coefficients["backbone_distance"], rel=1e-4)
 
 
 # whole runs

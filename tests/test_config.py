@@ -64,18 +64,21 @@ def test_a_name_joins_options_in_any_order():
     assert (one.method.batch_size, one.method.rule.lr) == (4, 1e-5)
 
 
+NO_DECAY = {"displacement_decay": 0.0, "decay_interval": 1}
+
+
 def test_another_name_replaces_the_options_of_the_old_one(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("method: {name: bilevel, inner_steps: 3, rule: {name: sgd, weight_decay: 0.1}}\n", encoding="utf-8")
     assert read_config(file, ["method=mezo"]).method == MeZOConfig()
     switched = read_config(file, ["method.rule=momentum"]).method
     assert switched.inner_steps == 3
-    assert switched.rule.model_dump() == {"name": "momentum", "lr": 1e-4, "beta": 0.9, "tolerance": 1e-3}
+    assert switched.rule.model_dump() == {"name": "momentum", "lr": 1e-4, "beta": 0.9, "tolerance": 1e-3, **NO_DECAY}
 
 
 def test_a_name_alone_gives_options_their_defaults():
     rule = read_config(method={"name": "mezo", "rule": {"lr": 3e-7}}).method.rule
-    assert rule.model_dump() == {"name": "sgd", "lr": 3e-7, "weight_decay": 0.0}
+    assert rule.model_dump() == {"name": "sgd", "lr": 3e-7, "weight_decay": 0.0, **NO_DECAY}
 
 
 VARIED = [

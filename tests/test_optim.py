@@ -425,7 +425,7 @@ def test_updates_that_wait_are_written_before_anybody_looks():
         assert all(torch.equal(p, before) for p, before in zip(model.parameters(), start, strict=True))
         act(model, optimizer)
         found[name] = [parameter.detach().clone() for parameter in model.parameters()]
-        torch.testing.assert_close(found[name], [p.detach() for p in at_once.parameters()], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[name], [p.detach() for p in at_once.parameters()], rtol=0, atol=3e-5)
         copied = copy.deepcopy(model)
         assert same(copied, bits(model))
     assert all(torch.equal(a, b) for one in found.values() for a, b in zip(one, found["flush"], strict=True))

@@ -114,10 +114,10 @@ def test_p_that_nothing_moves_is_said():
 @pytest.mark.parametrize(
     "method", [{"name": "mezo"}, {"name": "bilevel", "inner_steps": 1, "upper_objective": "reward"}]
 )
-def test_a_reward_that_is_constant_is_said_once(configured, method):  # noqa: F811
+def test_a_reward_that_is_constant_is_said_and_repeated_at_the_end(configured, method):  # noqa: F811
     console = Console(file=StringIO(), width=200)
     train(configured("run", method, steps=21, treatment_steps=None), console, reward=lambda example, prediction: 0.5)
-    assert console.file.getvalue().count("is the reward constant?") == 1
+    assert console.file.getvalue().count("is the reward constant?") == 2
 
 
 TEMPLATE = (

@@ -206,6 +206,7 @@ class LowRankTerms:
             thin = thin.transpose(1, 2).flatten(2).flatten(0, 1)
         return self._up_project(self._weighted_(thin), name, 1)
 
+    @torch.no_grad()
     def vectors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each selected tensor with one axis or none, at each point: [P, entries], in the coefficients' number type; or
         at each row.
