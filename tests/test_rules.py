@@ -158,7 +158,7 @@ def test_what_theta_has_moved_decays_towards_where_it_began(rule, interval):
         kept = 1.0 if number % interval else 0.8**interval
         expected = kept * expected + same.displacement
         assert update.displacement == same.displacement
-        assert dict(theta.moved.items()) == pytest.approx(dict(expected.items()))
+        assert dict(theta.from_start.items()) == pytest.approx(dict(expected.items()))
     theta.flush()
     written = theta.backbone.values(expected)
     for name, value in values(module).items():

@@ -127,8 +127,25 @@ def test_a_run_logs_its_treatment_apart_from_its_work(configured):
         assert line["predicted_descent"] == pytest.approx(predicted)
 
 
-def test_an_objective_without_a_gradient_is_measured_along_directions(configured):
-    method = {"name": "mezo", "estimator": {"epsilon": 0.1}, "rule": {"lr": 1e-4}}
+def test_rewards_that_a_measurement_asks_for_are_no_part_of_the_steps(configured):
+    method = {"name": "mezo", "rule": {"lr": 0.0}, "estimator": {"epsilon": 1e-9}}
+    runs = [
+        train(
+            configured(name, method, steps=2, treatment_steps=each),
+            reward=lambda example, prediction: len(example.prompt),
+        )
+        for name, each in (("run", 1), ("bare", None))
+    ]
+    told = [
+        [{k: v for k, v in line.items() if k.startswith("reward")} for line in lines_of(run, "step")] for run in runs
+    ]
+    assert told[0] == told[1]
+    assert told[0][0]
+
+
+@pytest.mark.parametrize("evaluator", ["in-forward", "in-place"])
+def test_an_objective_without_a_gradient_is_measured_along_directions(configured, evaluator):
+    method = {"name": "mezo", "estimator": {"epsilon": 0.1}, "rule": {"lr": 1e-4}, "evaluator": evaluator}
     made = {"objective": "accuracy", "treatment_directions": 3, "steps": 2}
     run = train(configured("run", method, **made))
     first, last = lines_of(run, "treatment")
@@ -137,6 +154,7 @@ def test_an_objective_without_a_gradient_is_measured_along_directions(configured
     assert last["predicted_descent"] == pytest.approx(1e-4 * (first["gradient_squared"] + last["gradient_squared"]))
     bare = train(configured("bare", method, objective="accuracy", steps=2, treatment_steps=None))
     assert run.trajectory.read_bytes() == bare.trajectory.read_bytes()
+    assert run.summary["parts"] == bare.summary["parts"]
     assert run.summary["queries"] == bare.summary["queries"] == 2 * 2 * 4
 
 
@@ -145,6 +163,7 @@ def test_an_objective_without_a_gradient_is_measured_along_directions(configured
     [
         {"name": "mezo", "mask": {"name": "random", "density": 0.5}},
         {"name": "mezo", "normalize_by_std": True},
+        {"name": "mezo", "rule": {"displacement_decay": 0.1}},
         {"name": "mezo", "rule": "sign"},
         {"name": "bilevel", "inner_steps": 1, "backbone_update": "random"},
     ],

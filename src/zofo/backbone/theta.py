@@ -31,7 +31,7 @@ class Theta:
         log: is told of each call before anything is written.
         at: where the weights are, seen from theta.
         pending: what theta is ahead of the weights.
-        moved: what theta is ahead of where it began, as far as updates say that it decays.
+        from_start: what theta is ahead of where it began, as far as updates say that it decays.
         drawn: gives the directions of some keys where they have been drawn already, else None.
     """
 
@@ -40,7 +40,7 @@ class Theta:
         self.log = UpdateLog()
         self.at = Displacement()
         self.pending = Displacement()
-        self.moved = Displacement()
+        self.from_start = Displacement()
         self.drawn: Callable[[Sequence[Key]], DirectionSampler | None] = lambda keys: None
         self.flush_every = flush_every
         self._waiting = 0  # updates in `pending`
@@ -57,9 +57,9 @@ class Theta:
         update.check_finite()
         self.log.on_update(update)
         decay = update.displacement_decay
-        self._apply(update, Displacement() if not decay else -decay * self.moved)
+        self._apply(update, Displacement() if not decay else -decay * self.from_start)
         if decay is not None:  # now that it is written
-            self.moved = (1 - decay) * self.moved + update.displacement
+            self.from_start = (1 - decay) * self.from_start + update.displacement
 
     def _apply(self, update: Update, back: Displacement) -> None:
         """Write both, or let them wait."""
@@ -105,8 +105,8 @@ class Theta:
         """Take back what `state_dict` gave; the weights are as they were then."""
         if "pending" in state.values:
             self.pending, self._waiting = to_displacement(state.values["pending"]), state.values["updates"]
-        if "moved" in state.values:
-            self.moved = to_displacement(state.values["moved"])
+        if "from_start" in state.values:
+            self.from_start = to_displacement(state.values["from_start"])
 
     @property
     def _rank(self) -> int:

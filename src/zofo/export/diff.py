@@ -177,7 +177,7 @@ def _describe_records(records: list[Record]) -> Facts:
         facts |= {f"{name} along {tuple(key)}": c for key, c in update.displacement.items()}
         facts |= {f"{name}: shrink": update.decay_factor} if update.decay_factor else {}
         facts |= {f"{name}: learning rate": update.lr} if update.lr is not None else {}
-        facts |= {f"{name}: taken back": update.displacement_decay} if update.displacement_decay else {}
+        facts |= {f"{name}: displacement decay": update.displacement_decay} if update.displacement_decay else {}
     moves = [record for record in records if isinstance(record, Moved)]
     for number, move in enumerate(moves):
         facts |= {f"move {number} along {tuple(key)}": c for key, c in move.point.items()}

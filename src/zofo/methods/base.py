@@ -263,6 +263,8 @@ class Method(ABC):
         variants: the models that training leaves behind, the one to report first; one for most methods.
         backbone: the tensors that zeroth-order steps move, or None.
         backbone_is_theta: whether these are all of theta; else a method keeps a part of it elsewhere.
+        adapter_is_theta: whether an adapter of its first variant is a part of theta, so that a run that starts from it
+            has it in its weights.
         rule: how estimates become updates of the backbone, or None.
         evaluator: what looks around theta, or None.
         counts: work done so far.
@@ -278,6 +280,7 @@ class Method(ABC):
     paper: ClassVar[str]
     needs_gradient: ClassVar[bool] = True
     fixed_steps: ClassVar[int | None] = None
+    adapter_is_theta: ClassVar[bool] = False
     shares_examples: ClassVar[bool] = False
 
     model: nn.Module

@@ -220,9 +220,7 @@ class Select(ForwardOnly):
 
 def _check_rule(config: SelectConfig) -> None:
     """Raises ConfigError for a rule whose first update is more than the displacement that the gate is asked about."""
-    options = config.rule.options
-    option = "weight_decay" if options.get("weight_decay") else "displacement_decay"
-    decay = options.get(option, 0)
+    option, decay = config.rule.decay
     if decay or not RULES[config.rule.name].linear:
         does = "does more" if option == "weight_decay" else "has nothing to take back"
         what = f"{option.replace('_', ' ')} ({decay}) {does}" if decay else f"updates by {config.rule.name!r} are none"

@@ -59,6 +59,12 @@ class RuleConfig(PartConfig):
     registry = RULES
     default = "sgd"
 
+    @property
+    def decay(self) -> tuple[str, float]:
+        """What each update takes off beside its displacement: the option that says so, and its value; 0 for nothing."""
+        weight = float(self.options.get("weight_decay") or 0.0)
+        return ("weight_decay", weight) if weight else ("displacement_decay", self.build().displacement_decay)
+
 
 class EvaluatorConfig(PartConfig):
     """How losses at points are found."""
@@ -322,7 +328,7 @@ class ZerothOrder:
         """The learning rate of a step that moves theta by so many times an unbiased estimate; None for any other step,
         such as one whose directions a mask keeps a part of."""
         unbiased = self.estimator.linear and not self._normalize_by_std and not self._masked
-        plain = self.rule.plain and unbiased and self._lr is not None
+        plain = self.rule.plain and not self.rule.displacement_decay and unbiased and self._lr is not None
         return float(self._lr or 0.0) * lr_factor if plain else None
 
     def step(
@@ -357,7 +363,7 @@ class ZerothOrder:
         whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
         waiting = {} if self.theta.flush_every == 1 else self.theta.state_dict().values
         if self.rule.displacement_decay:
-            waiting["moved"] = of_displacement(self.theta.moved)
+            waiting["from_start"] = of_displacement(self.theta.from_start)
         whole.put("evaluator", StateDict({**waiting, **self.evaluator.state_dict().values}))
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 

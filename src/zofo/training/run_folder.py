@@ -10,7 +10,7 @@ from typing import Any
 from zofo.adapters import load_adapter, merge_adapter
 from zofo.errors import RunError
 from zofo.filesystem import real, sha256_of
-from zofo.methods.adapter_start import BACKBONE
+from zofo.methods import METHODS
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.models import LoadedModel, load_model
 from zofo.tasks import TaskConfig, check_not_trained_on
@@ -105,8 +105,8 @@ class RunFolder(RunRecord):
 
     def restore_as_start(self, loaded: LoadedModel) -> None:
         """As `restore`, for a run that begins where this one ended: an adapter that is a part of theta is merged."""
-        first = next(iter(self.summary["variants"]))
-        self.restore(loaded, attach=merge_adapter if first == BACKBONE else load_adapter)
+        merged = METHODS[self.config.method.name].adapter_is_theta
+        self.restore(loaded, attach=merge_adapter if merged else load_adapter)
 
     def enable_replay_cache(self) -> None:
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.

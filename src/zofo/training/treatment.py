@@ -19,6 +19,7 @@ from zofo.estimators import TwoSided
 from zofo.evaluators import Counts, Evaluator
 from zofo.methods import Method, StepLog, TrainingContext
 from zofo.noise import permutation
+from zofo.objectives.rewards import aside
 from zofo.training.callbacks import Measuring, MetricsLogger
 from zofo.training.training_config import TrainingConfig
 
@@ -114,7 +115,8 @@ def measure_along(
     such as accuracy, g is the gradient of the objective as differences of length epsilon see it.
 
     Args:
-        evaluator: of theta, with no update pending; its counts are left as they are.
+        evaluator: of theta, with no update pending; its counts, log and weights are left as they are, the weights from
+            a copy where it writes points into them.
         context: whose objective is asked for.
         examples: n of the training examples, at least two.
         keys: of the directions, at least two.
@@ -122,16 +124,31 @@ def measure_along(
     """
     estimator, before, n = TwoSided(epsilon), evaluator.counts.copy(), len(examples)
     batch, squares, spreads = context.collate(examples), [], []
-    for key in keys:
-        losses = evaluator.losses(context.objective, batch, estimator.ask([key]))
-        slopes = estimator.slopes(losses.double().cpu())[0]
-        spreads.append(slopes.var().item())
-        squares.append(slopes.mean().item() ** 2 - spreads[-1] / n)
+    with _as_they_were(evaluator), aside():
+        for key in keys:
+            losses = evaluator.losses(context.objective, batch, estimator.ask([key]))
+            slopes = estimator.slopes(losses.double().cpu())[0]
+            spreads.append(slopes.var().item())
+            squares.append(slopes.mean().item() ** 2 - spreads[-1] / n)
     counts = evaluator.counts - before
     evaluator.counts.become(before)
     found = torch.tensor(squares, dtype=torch.float64)
     error = found.std().item() / math.sqrt(len(keys))
     return Treatment(found.mean().item(), math.fsum(spreads) / len(spreads), math.nan, counts, error)
+
+
+@contextmanager
+def _as_they_were(evaluator: Evaluator) -> Iterator[None]:
+    """While it is open, nothing is logged; afterwards the weights have the bits of before."""
+    tensors = evaluator.backbone.parameters.values() if evaluator.writes_points else ()
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        with evaluator.theta.log_paused():
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
 
 
 def _slope(backbone: Backbone | None, gradient: Mapping[str, torch.Tensor], update: Update | None) -> float:

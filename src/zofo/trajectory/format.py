@@ -38,7 +38,7 @@ MAGIC = b"ZOFOTRJ2"
 _ANY_MAGIC = b"ZOFOTRJ"
 _LENGTH, _FRAME, _KIND, _TERM, _NUMBER = (struct.Struct(form) for form in ("<II", "<BII", "<BI", "<IId", "<d"))
 _UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
-_FLAGS = _HAS_SHRINK, _HAS_LR, _HAS_BACK = 16, 32, 64
+_FLAGS = _HAS_SHRINK, _HAS_LR, _HAS_DISPLACEMENT_DECAY = 16, 32, 64
 _UPDATES = {_UPDATE | shrink | lr | back for shrink in (0, 16) for lr in (0, 32) for back in (0, 64)}
 _MAX_HEADER = 1 << 20
 
@@ -259,7 +259,7 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
             if not all(map(math.isfinite, (*given.values(), *coefficients.values()))):
                 raise RunError(f"{place} holds a number that is not finite")
             point = Displacement(coefficients)
-            decay, back = given.get(_HAS_SHRINK, 0.0), given.get(_HAS_BACK)
+            decay, back = given.get(_HAS_SHRINK, 0.0), given.get(_HAS_DISPLACEMENT_DECAY)
             update = Update(point, decay, lr=given.get(_HAS_LR), displacement_decay=back)
             records.append(Moved(point) if kind == _MOVE else update)
         at = end

@@ -155,7 +155,7 @@ def check_control_variate(config: Any, adapter: AdapterConfig) -> None:
         ),
         (config.mask is not None, "method.mask leaves a part of each direction out", "set method.mask=null"),
         (
-            not RULES[rule.name].plain or any(rule.options.get(f"{of}_decay", 0) for of in ("weight", "displacement")),
+            not RULES[rule.name].plain or rule.decay[1] > 0,
             f"method.rule={rule.name} {'with a decay' if RULES[rule.name].plain else ''} is no plain step along "
             "the estimate".replace("  ", " "),
             "set method.rule=sgd, without weight_decay and displacement_decay",

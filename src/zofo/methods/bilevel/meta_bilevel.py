@@ -122,6 +122,7 @@ class MetaBilevel(Method):
     Config = MetaBilevelConfig
     paper = "Shirkavand et al. 2025, Bilevel ZOFO, section 4.2"
     variants = (BACKBONE, *VARIANTS)
+    adapter_is_theta = True
     shares_examples = True
 
     def __init__(self, config: MetaBilevelConfig, context: TrainingContext) -> None:

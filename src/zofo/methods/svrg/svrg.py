@@ -97,9 +97,7 @@ class SVRGConfig(ForwardOnlyConfig):
 
     def _check_rule(self) -> None:
         """An anchor that is a sum of updates needs updates that are displacements, and so does a step of two."""
-        rule, options = self.rule.name, self.rule.options
-        option = "weight_decay" if options.get("weight_decay") else "displacement_decay"
-        decay = options.get(option, 0)
+        rule, (option, decay) = self.rule.name, self.rule.decay
         released, displaced = self.control_variate == "as-released", self.uses_anchor and self.anchor == "displacement"
         if not (released or displaced) or (RULES[rule].linear and not decay):
             return
