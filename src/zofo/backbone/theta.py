@@ -98,8 +98,9 @@ class Theta:
             self.log = log
 
     def state_dict(self) -> StateDict:
-        """What it keeps beside the weights, between two steps: the updates that wait."""
-        return StateDict({"pending": of_displacement(self.pending), "updates": self._waiting})
+        """What it keeps beside the weights, between two steps: the updates that wait, and how far it has moved."""
+        waiting = {"pending": of_displacement(self.pending), "updates": self._waiting}
+        return StateDict({**waiting, "from_start": of_displacement(self.from_start)} if self.from_start else waiting)
 
     def load_state_dict(self, state: StateDict) -> None:
         """Take back what `state_dict` gave; the weights are as they were then."""

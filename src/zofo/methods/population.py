@@ -11,7 +11,7 @@ from zofo.errors import ConfigError
 from zofo.estimators import ESTIMATORS
 from zofo.methods.zeroth_order_defaults import default_epsilon
 from zofo.methods.zeroth_order_method import ForwardOnlyConfig
-from zofo.methods.zeroth_order_step import EstimatorConfig, RuleConfig, is_plain
+from zofo.methods.zeroth_order_parts import EstimatorConfig, RuleConfig
 
 _WHOLE = TypeAdapter(int)
 
@@ -66,7 +66,7 @@ class PopulationMethodConfig(ForwardOnlyConfig):
             )
         filled = {**given, "num_directions": directions}
         length = cls.lr_is_length or shape.get("scores") != "plain"
-        if length and is_plain(rule.get("name", RuleConfig.default)):
+        if length and RuleConfig.is_plain(rule):
             filled["rule"] = {"lr": cls.lr_per_sigma * shape["epsilon"], **rule}
         return filled
 

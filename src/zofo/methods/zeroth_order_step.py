@@ -1,4 +1,4 @@
-"""The parts of a zeroth-order step, as methods configure and build them."""
+"""A zeroth-order step: how methods configure it, and the parts of it built to work together."""
 
 from __future__ import annotations
 
@@ -16,61 +16,21 @@ from zofo.backbone import Backbone, Rounding, Update
 from zofo.config import PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
-from zofo.estimators import ESTIMATORS, Direction, Estimate, Estimator
-from zofo.evaluators import EVALUATORS, Counts, Evaluator, LossRequest, OwnExamples, SharedExamples
+from zofo.estimators import Direction, Estimate, Estimator
+from zofo.evaluators import Counts, Evaluator, LossRequest, OwnExamples, SharedExamples
 from zofo.methods.base import MethodOptions, Pass
 from zofo.methods.zeroth_order_defaults import HALF, default_epsilon, default_evaluator, default_lr
+from zofo.methods.zeroth_order_parts import EstimatorConfig, EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.methods.zeroth_order_passes import forwards_of
 from zofo.methods.zeroth_order_selection import moving_tensors
 from zofo.models import save_tensors
-from zofo.noise import MASKS, NOISES, Mask, Noise
+from zofo.noise import Mask, Noise
 from zofo.processes import ALONE, Processes
-from zofo.rules import RULES, Rule, State
+from zofo.rules import Rule, State
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
 
 _REPLAYED = {"noise", "mask", "rule", "estimator", "evaluator", "rounding", "trainable"}
 _EACH = 1 << 16  # keys of one step: index = number of the direction * _EACH + number of the group
-
-
-class NoiseConfig(PartConfig):
-    """The distribution of directions."""
-
-    registry = NOISES
-    default = "low-rank"
-
-
-class MaskConfig(PartConfig):
-    """The part of every direction that is kept."""
-
-    registry = MASKS
-    default = "magnitude"
-
-
-class EstimatorConfig(PartConfig):
-    """How losses become a gradient estimate."""
-
-    registry = ESTIMATORS
-    default = "two-sided"
-
-
-class RuleConfig(PartConfig):
-    """How an estimate becomes an update."""
-
-    registry = RULES
-    default = "sgd"
-
-    @property
-    def decay(self) -> tuple[str, float]:
-        """What each update takes off beside its displacement: the option that says so, and its value; 0 for nothing."""
-        weight = float(self.options.get("weight_decay") or 0.0)
-        return ("weight_decay", weight) if weight else ("displacement_decay", self.build().displacement_decay)
-
-
-class EvaluatorConfig(PartConfig):
-    """How losses at points are found."""
-
-    registry = EVALUATORS
-    default = "in-forward"
 
 
 def _parse_sharing(value: Any, info: ValidationInfo) -> Any:
@@ -135,7 +95,7 @@ class ZerothOrderConfig(MethodOptions):
         if isinstance(noise, dict) and isinstance(evaluator, dict):
             chosen = default_evaluator(noise.get("name", NoiseConfig.default), moved, beside)
             filled["evaluator"] = {"name": chosen, **evaluator}
-        if isinstance(rule, dict) and is_plain(rule.get("name", RuleConfig.default)):
+        if isinstance(rule, dict) and RuleConfig.is_plain(rule):
             filled["rule"] = {"lr": default_lr(given, moved, cls.slope_factor(given)), **rule}
         epsilon = default_epsilon(moved, half=False)
         if isinstance(estimator, dict) and epsilon is not None:
@@ -328,8 +288,8 @@ class ZerothOrder:
         """The learning rate of a step that moves theta by so many times an unbiased estimate; None for any other step,
         such as one whose directions a mask keeps a part of."""
         unbiased = self.estimator.linear and not self._normalize_by_std and not self._masked
-        plain = self.rule.plain and not self.rule.displacement_decay and unbiased and self._lr is not None
-        return float(self._lr or 0.0) * lr_factor if plain else None
+        plain = unbiased and self.rule.plain and not self.rule.displacement_decay
+        return float(self._lr) * lr_factor if plain and self._lr is not None else None
 
     def step(
         self, number: int, asks: Sequence[LossRequest], rate: float | None = None, examples: int | None = None
@@ -361,9 +321,8 @@ class ZerothOrder:
         for buffer, tensors in state.buffers.items():
             rule.tensors |= {f"{buffer}/{name}": tensor for name, tensor in tensors.items()}
         whole = StateDict({"counts": self.evaluator.counts.as_dict()}).put("rule", rule)
-        waiting = {} if self.theta.flush_every == 1 else self.theta.state_dict().values
-        if self.rule.displacement_decay:
-            waiting["from_start"] = of_displacement(self.theta.from_start)
+        kept = self.theta.flush_every > 1 or self.rule.displacement_decay
+        waiting = self.theta.state_dict().values if kept else {}
         whole.put("evaluator", StateDict({**waiting, **self.evaluator.state_dict().values}))
         return whole.put("theta", StateDict({}, dict(self.backbone.tensors))) if weights else whole
 
@@ -392,11 +351,6 @@ class ZerothOrder:
         self.theta.flush()
         if any(dtype.itemsize < 4 for dtype in self.backbone.dtypes):
             save_tensors(self.backbone.tensors, folder / "weights.safetensors")
-
-
-def is_plain(rule: Any) -> bool:
-    """Whether a rule's default learning rate is the method's to decide."""
-    return isinstance(rule, str) and rule in RULES and RULES[rule].plain
 
 
 def _group_size(directions: str) -> int:

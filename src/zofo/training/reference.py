@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from zofo.adapters import AdapterConfig
 from zofo.config import PartConfig, options_of
 from zofo.methods import METHODS
-from zofo.methods.zeroth_order_step import EstimatorConfig, EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
+from zofo.methods.zeroth_order_parts import EstimatorConfig, EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.models import ModelConfig
 from zofo.tasks import TaskConfig
 from zofo.training.config import RunConfig

@@ -19,7 +19,8 @@ from zofo.methods.bilevel.backbone_distance import BackboneDistance
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
 from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
-from zofo.methods.zeroth_order_step import EvaluatorConfig, ZerothOrder, ZerothOrderConfig
+from zofo.methods.zeroth_order_parts import EvaluatorConfig
+from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.noise import random_words
 from zofo.rules import Rule
 from zofo.state_dict import StateDict
