@@ -19,7 +19,12 @@ from several_processes import Started, together
 from test_resume import contents
 from zofo.backbone import fingerprint
 from zofo.errors import ConfigError, EvaluatorError
-from zofo.integrations.transformers import ZerothOrderTrainer, ZerothOrderTrainingArguments
+from zofo.integrations.transformers import (
+    BilevelTrainer,
+    BilevelTrainingArguments,
+    ZerothOrderTrainer,
+    ZerothOrderTrainingArguments,
+)
 from zofo.methods import METHODS, MeZO, TrainingContext
 from zofo.processes import Processes, joined
 from zofo.training import RunConfig, RunFolder, train
@@ -346,6 +351,57 @@ def test_a_head_that_counts_no_labels_has_the_loss_of_one_process(tmp_path):
 
     first, second = together(lambda rank: trained(2, 2), tmp_path)
     assert first == second == pytest.approx(trained(4, 1), abs=1e-5)
+
+
+OTHER_MODELS = {  # what process 1 says of it
+    "dtype": ("the model's tensor model.embed_tokens.weight is 'bfloat16 [300,", "and 'float32 [300,"),
+    "labels": ("the model's tensor score.weight is 'float32 [3,", "and 'float32 [2,"),
+    "more in process 1": ("the model's tensor extra is 'float32 [2]' in process 1, and None in process 0", ""),
+    "more in process 0": ("the number of the model's tensors is ", ""),
+    "architecture": ("the model's tensor transformer.wte.weight is ", "and None in process 0"),
+    "order": ("the hash of their order is ", ""),
+}
+
+
+def other_model(what, rank):
+    is_gpt = what == "architecture" and rank == 1
+    model = build_model("gpt2" if is_gpt else "llama", head=transformers.AutoModelForSequenceClassification)
+    model.config.pad_token_id = 0
+    if what == "labels" and rank == 1:
+        model.score = torch.nn.Linear(model.score.in_features, 3, bias=False)
+        model.num_labels = 3
+    if what == f"more in process {rank}":
+        model.register_buffer("extra", torch.zeros(2))
+    for name in ("ab", "ba")[rank] if what == "order" else "":
+        model.register_parameter(name, torch.nn.Parameter(torch.zeros(2)))
+    return model.bfloat16() if what == "dtype" and rank == 1 else model
+
+
+def test_another_model_is_refused_by_name_before_weights_are_taken(tmp_path):
+    rows = [{"input_ids": row, "labels": torch.tensor(i % 2)} for i, row in enumerate(ROWS)]
+    quiet = {"max_steps": 1, "per_device_train_batch_size": 1, "save_strategy": "no", "report_to": [], "use_cpu": True}
+
+    def refused(trainer, arguments, what, rank):
+        model = other_model(what, rank)
+        before = fingerprint(dict(model.named_parameters()))
+        made = trainer(model, arguments(str(tmp_path / "run"), **quiet), train_dataset=rows)
+        with pytest.raises(ConfigError) as caught:
+            made.train()
+        assert fingerprint(dict(model.named_parameters())) == before
+        assert caught.value.quiet == (rank == 1)
+        assert "the same model: one checkpoint, dtype" in caught.value.hint
+        return caught.value.message
+
+    def work(rank):
+        of_two = refused(BilevelTrainer, BilevelTrainingArguments, "labels", rank)
+        found = {what: refused(ZerothOrderTrainer, ZerothOrderTrainingArguments, what, rank) for what in OTHER_MODELS}
+        assert of_two == found["labels"]
+        return found
+
+    first, second = together(work, tmp_path)
+    assert first == second
+    for what, texts in OTHER_MODELS.items():
+        assert all(text in first[what] for text in texts), first[what]
 
 
 @pytest.mark.soak

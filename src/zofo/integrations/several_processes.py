@@ -38,13 +38,26 @@ def check_one_device(trainer: Any) -> None:
 
 @torch.no_grad()
 def take_weights_of_first(model: nn.Module, processes: Processes) -> None:
-    """Give every process the first one's tensors, as `DistributedDataParallel` does: a new head is drawn by each."""
+    """Give every process the first one's tensors, as `DistributedDataParallel` does: a new head is drawn by each.
+
+    Raises:
+        ConfigError: a process has tensors of other names, types or shapes, or in another order. None was changed.
+    """
     if processes.alone:
         return
     from accelerate.utils import broadcast
 
-    own = (*model.named_parameters(), *model.named_buffers())
-    for tensor in (part for name, each in own for _, part in plain_tensors(name, each)):
+    named = (*model.named_parameters(), *model.named_buffers())
+    own = {name: tensor for whole_name, each in named for name, tensor in plain_tensors(whole_name, each)}
+    alike: dict[str, Any] = {
+        f"the model's tensor {name}": f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+        for name, tensor in own.items()
+    }
+    alike |= {"the number of the model's tensors": len(own), "the hash of their order": _hash(list(own))}
+    processes.check_same(
+        alike, "give all processes the same model: one checkpoint, dtype, number of labels and adapter"
+    )
+    for tensor in own.values():
         whole = tensor.detach().contiguous()
         broadcast(whole)
         if whole.data_ptr() != tensor.data_ptr():
