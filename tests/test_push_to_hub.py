@@ -1,6 +1,9 @@
 """What the trainers push: weights or an adapter, and a card that says what was done; to a Hub on this machine."""
 
 import copy
+import dataclasses
+import json
+import pickle
 
 import datasets
 import peft
@@ -33,7 +36,7 @@ def pushed(tokenizer, tmp_path, monkeypatch):
         quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True}
         often = {"max_steps": 4, "save_steps": 3, "per_device_train_batch_size": 4, "seed": 7}
         hub = {"push_to_hub": True, "hub_model_id": "me/mine", "hub_token": "hf_secret"}
-        args = arguments(str(tmp_path / "mine"), **quiet, **often, **hub, **options)
+        args = arguments(str(tmp_path / "mine"), **{**quiet, **often, **hub, **options})
         assert copy.deepcopy(args).hub_token == copy.copy(args).hub_token == "hf_secret"
         with local_hub(monkeypatch) as commits:
             made = trainer(
@@ -95,3 +98,28 @@ def test_an_adapter_and_the_model_below_it_also_of_a_checkpoint(pushed):
     for said in ("- method: bilevel", "the model, which is in `base_model`", "- learning_rate: 0.001", "- seed: 7"):
         assert said in card
     assert "ADAMW_TORCH" not in card
+
+
+def test_what_is_pushed_by_hand_names_the_model_in_the_repository(pushed, tmp_path):
+    from zofo.integrations.transformers import BilevelTrainer, BilevelTrainingArguments
+
+    asked = {"push_to_hub": False, "max_steps": 1, "inner_steps": 1}
+    _, (files,) = pushed(BilevelTrainer, BilevelTrainingArguments, **asked)
+    assert set(files) >= ADAPTER | BELOW
+    for folder in ("", "lower_adapter/"):
+        assert json.loads(files[f"{folder}adapter_config.json"])["base_model_name_or_path"] == "base_model"
+    with_path = {path for path, held in files.items() if str(tmp_path).encode() in held}
+    assert with_path <= {"training_args.bin"}  # which has output_dir
+
+
+@pytest.mark.filterwarnings("ignore:`pad_token` is deprecated:FutureWarning")
+def test_arguments_that_are_pickled_lose_only_the_access_token(tmp_path):
+    from zofo.integrations.trl import ZerothOrderSFTConfig
+
+    named = {"eos_token": "<end>", "pad_token": "<pad>", "hub_token": "hf_secret"}
+    args = ZerothOrderSFTConfig(str(tmp_path), use_cpu=True, report_to="none", **named)
+    pickled = pickle.dumps(args)
+    assert b"hf_secret" not in pickled
+    again = pickle.loads(pickled)  # noqa: S301
+    lost = {one.name for one in dataclasses.fields(args) if getattr(again, one.name) != getattr(args, one.name)}
+    assert lost == {"hub_token"}

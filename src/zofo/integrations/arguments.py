@@ -19,6 +19,7 @@ OBJECTIVE = "objective(model, batch)"
 """What a trainer does not call so."""
 
 _PARTS = ("zo_noise", "zo_estimator", "zo_rule", "zo_evaluator")
+_SECRET = ("hub_token", "push_to_hub_token")
 _OF_GRADIENTS = (
     "optim",
     "optim_args",
@@ -35,10 +36,10 @@ def said(default: Any, text: str) -> Any:
 
 
 class PrivateArguments:
-    """Arguments whose tokens are in no file: transformers pickles them beside the weights, and uploads the file."""
+    """Arguments whose access token is in no file: transformers pickles them beside the weights, and uploads that."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: None if name.endswith("token") else value for name, value in vars(self).items()}
+        return {name: None if name in _SECRET else value for name, value in vars(self).items()}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrivateArguments:
         made = object.__new__(type(self))

@@ -280,8 +280,9 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         method.adapters.save(s, folder / s)
         if self._moves_base:
             save_theta(method, folder)
+            pushed = self.hub_model_id is not None  # by an argument, or since `push_to_hub` was called
             for adapter in (folder, folder / s):
-                name_base(adapter, BASE if self.args.push_to_hub else str((folder / BASE).resolve()))
+                name_base(adapter, BASE if pushed else str((folder / BASE).resolve()))
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
 
