@@ -136,3 +136,18 @@ def test_what_the_frozen_control_says_of_the_backbones_step(archived):
     found = interval(pairs)
     assert f"{found.mean:+.1f} ± {found.half:.1f} points" in re.sub(r"\s+", " ", PAGE)
     assert f"{detectable(pairs):.1f} points would have shown" in re.sub(r"\s+", " ", PAGE)
+
+
+def test_the_table_of_what_is_left_for_theta():
+    rows = pd.read_json(RESULTS / "mechanism.jsonl", lines=True)
+    text = PAGE[PAGE.index("### How much is left for a step on theta") :]
+    for row in rows.to_dict("records"):
+        known = pd.notna(row["predicted_descent"])
+        descent = f"{row['predicted_descent']:.3f} ± {row['predicted_descent_error']:.3f}" if known else "-"
+        cells = [
+            *(row["method"], str(row["steps"])),
+            f"{row['gradient_squared']:.0f} ± {row['gradient_squared_error']:.0f}",
+            *(f"{row['spread_squared']:.0f}", descent, f"{100 * row['backbone_distance']:.1f} %"),
+        ]
+        assert f"| {' | '.join(cells)} |" in text
+    assert len(rows) > 14
