@@ -57,8 +57,8 @@ def test_shows_each_way_beside_what_one_would_use_otherwise(demo, tmp_path, chil
     brief = summary["scenes"][1]["rows"][0]
     assert brief["backwards"] == 0
     answers = [json.loads(line) for line in (result.folder / brief["name"] / "answers.jsonl").read_text().splitlines()]
-    worth = [1 / (1 + len(one["predicted"]["model"].split())) for one in answers]
-    assert brief["worth"]["model"] == pytest.approx(sum(worth) / len(worth))
+    rewards = [1 / (1 + len(one["predicted"]["model"].split())) for one in answers]
+    assert brief["reward"]["model"] == pytest.approx(sum(rewards) / len(rewards))
     shown = (tmp_path / "shown.txt").read_text()
     assert all(title in shown for title in (scene.title for scene in SCENES))
     assert max(len(line) for line in shown.splitlines() if "file://" not in line and "predict" not in line) <= 80

@@ -31,8 +31,8 @@ from zofo.training.signals import Signals
 
 Rows = dict[str, dict[str, Any] | None]
 """By name, what came out of a run; None of one that failed."""
-Worth = dict[str, list[float]]
-"""By model of a run, what each of its answers is worth."""
+RunRewards = dict[str, list[float]]
+"""By model of a run, the reward of each of its answers."""
 Reward = Callable[[Any, Any], float]
 _MARK = ".demo"
 _WIDTH = 80  # columns of a table
@@ -161,16 +161,16 @@ def _told(folder: Path, scene: Scene, rows: Rows, console: Console) -> dict[str,
     done = {name: row for name, row in found.items() if row is not None}
     runs = read_runs([folder / name for name in done]) if done else []
     unscored = {one.name for one in scene.contenders if not one.scored}
-    worth = {} if scene.reward is None else {run.name: _worth(run, scene.reward) for run in runs}
-    console.print(_table(scene, found, runs, worth, unscored), width=_WIDTH)
+    rewards = {} if scene.reward is None else {run.name: _rewards_of(run, scene.reward) for run in runs}
+    console.print(_table(scene, found, runs, rewards, unscored), width=_WIDTH)
     verdicts = []
     if scene.contenders[0].name in done and len(done) > 1:
         scored = [run for run in runs if run.name not in unscored]
-        verdicts = [*_memory(done), *(_by_metric(scored) if scene.reward is None else _by_worth(worth))]
+        verdicts = [*_memory(done), *(_by_metric(scored) if scene.reward is None else _by_reward(rewards))]
     for line in (*verdicts, scene.shows):
         console.print(line, width=_WIDTH, markup=False, highlight=False)
-    means = {name: {variant: fmean(values) for variant, values in own.items()} for name, own in worth.items()}
-    kept = [{**row, **({"worth": means[name]} if worth else {})} for name, row in done.items()]
+    means = {name: {variant: fmean(values) for variant, values in own.items()} for name, own in rewards.items()}
+    kept = [{**row, **({"reward": means[name]} if rewards else {})} for name, row in done.items()]
     return {"title": scene.title, "shows": scene.shows, "rows": kept, "verdicts": verdicts}
 
 
@@ -182,8 +182,8 @@ def _memory(rows: Mapping[str, dict[str, Any]]) -> list[str]:
     return [f"peak memory of {first}: {', '.join(ratios)}"] if ratios else []
 
 
-def _worth(run: ReportedRun, reward: Reward) -> Worth:
-    """What each answer of each model of a run is worth, in the order of the examples."""
+def _rewards_of(run: ReportedRun, reward: Reward) -> RunRewards:
+    """The reward of each answer of each model of a run, in the order of the examples."""
     scored = sorted(run.answered("validation"), key=lambda one: one.where)
     return {name: [reward(one.example, one.predicted[name]) for one in scored] for name in run.summary["variants"]}
 
@@ -193,9 +193,9 @@ def _by_metric(runs: Sequence[ReportedRun]) -> list[str]:
     return [pair.verdict for pair in compare_runs(runs).pairs] if len(runs) > 1 else []
 
 
-def _by_worth(worth: Mapping[str, Worth]) -> list[str]:
-    """The same of what answers are worth, by a paired t-test."""
-    values = {name: next(iter(own.values())) for name, own in worth.items()}
+def _by_reward(rewards: Mapping[str, RunRewards]) -> list[str]:
+    """The same of the rewards of answers, by a paired t-test."""
+    values = {name: next(iter(own.values())) for name, own in rewards.items()}
     first, *others = values
     said = []
     for other in others:
@@ -213,11 +213,11 @@ def _by_worth(worth: Mapping[str, Worth]) -> list[str]:
 
 
 def _table(
-    scene: Scene, rows: Rows, runs: Sequence[ReportedRun], worth: Mapping[str, Worth], unscored: Container[str]
+    scene: Scene, rows: Rows, runs: Sequence[ReportedRun], rewards: Mapping[str, RunRewards], unscored: Container[str]
 ) -> Table:
     table = Table(title=scene.title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("way", no_wrap=True)
-    score = "worth" if scene.reward is not None else runs[0].metric if runs else "score"
+    score = "reward" if scene.reward is not None else runs[0].metric if runs else "score"
     for heading in (score, "queries", "backwards", "seconds", "peak GiB"):
         table.add_column(heading, justify="right", no_wrap=True)
     if runs and scene.reward is None:
@@ -229,7 +229,7 @@ def _table(
         for number, (variant, own) in enumerate(row["variants"].items()):
             cost = [f"{row['seconds']:.0f}", f"{row['peak_bytes'] / 2**30:.2f}"]
             work = [*(str(row[key]) for key in ("queries", "backwards")), *cost]
-            shown = f"{fmean(worth[name][variant]):.3f}" if worth else as_percent(own[row["metric"]])
+            shown = f"{fmean(rewards[name][variant]):.3f}" if rewards else as_percent(own[row["metric"]])
             shown = "-" if name in unscored else shown
             label = "  " + variant.replace("_", " ") if number else name
             table.add_row(label, shown, *([] if number else work))

@@ -43,7 +43,7 @@ class Scene:
         shows: what to look at, and how the settings were chosen.
         contenders: the first one is what zofo adds, and is compared with each of the others; one that an earlier scene
             has run is shown again, not run again.
-        reward: (example, answer) -> what the answer is worth, by which all are scored in place of the task's metric.
+        reward: (example, answer) -> the reward, by which all are scored in place of the task's metric.
     """
 
     title: str
@@ -113,8 +113,8 @@ SCENES = (
     ),
     Scene(
         "An outcome without a gradient: short answers",
-        "worth is 1 / (1 + words), of what the model says of a review in a few words. No row has such an answer, so "
-        "cross-entropy cannot be asked; select is the control, the best of as many random moves. Nonsense is short, "
+        "The reward is 1 / (1 + words), of what the model says of a review in a few words. No row has such an "
+        "answer, so cross-entropy cannot be asked; select is the control, the best of as many random moves. Nonsense is short, "
         "too: look at the answers in the report. Another prompt may do more. Two settings were tried for by-reward.",
         (
             _brief("by-reward", {"name": "es", "lr": 1e-2, **_POPULATION}),
