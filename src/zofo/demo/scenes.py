@@ -114,8 +114,9 @@ SCENES = (
     Scene(
         "An outcome without a gradient: short answers",
         "The reward is 1 / (1 + words), of what the model says of a review in a few words. No row has such an "
-        "answer, so cross-entropy cannot be asked; select is the control, the best of as many random moves. Nonsense is short, "
-        "too: look at the answers in the report. Another prompt may do more. Two settings were tried for by-reward.",
+        "answer, so cross-entropy cannot be asked; select is the control, the best of as many random moves. "
+        "Nonsense is short, too: look at the answers in the report. Another prompt may do more. Two settings were "
+        "tried for by-reward.",
         (
             _brief("by-reward", {"name": "es", "lr": 1e-2, **_POPULATION}),
             _brief("select", {"name": "select", "gate_examples": 4, **_POPULATION}, 5 * 16 * 4 + 2 * 4),
