@@ -8,7 +8,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from test_resume import Stopping
 from test_treatment import configured  # noqa: F401  # a fixture
+from zofo.errors import Interrupted
 from zofo.evaluators import Counts
 from zofo.methods import StepLog
 from zofo.training import train
@@ -67,6 +69,26 @@ def test_a_run_says_it(configured):  # noqa: F811
     text = shown(configured("run", method, steps=12, treatment_steps=None))
     assert text.count("training diverges") == text.count("training diverged") == 1
     assert "method.rule.lr=0.075" in text.splitlines()[-1]  # again, where it can be seen
+
+
+@pytest.mark.parametrize(
+    ("method", "reward", "what"),
+    [
+        ({"rule": {"lr": 1e-4}}, lambda example, answer: 1.0, "no direction of 10 steps up to step 10 changed"),
+        ({"rule": {"lr": 0.3}}, None, "moved the weights by about"),
+    ],
+    ids=["ties", "distance"],
+)
+def test_what_a_run_concludes_outlives_a_stop(configured, method, reward, what):  # noqa: F811
+    ended = []
+    for name in ("whole", "stopped"):
+        config = configured(name, {"name": "mezo", "batch_size": 2, **method}, steps=13, treatment_steps=None)
+        if name == "stopped":
+            with pytest.raises(Interrupted):
+                train(config, Console(file=Stopping(12)), reward=reward)
+        ended.append(train(config, reward=reward).summary["conclusions"])
+    assert ended[0] == ended[1]
+    assert what in ended[0][0]
 
 
 @pytest.mark.soak

@@ -326,28 +326,6 @@ class _EvaluationState:
     steps_evaluated: int
 
 
-class TiesWarning(Callback):
-    """Warns, once, that no direction of many steps in a row changed an objective without a gradient."""
-
-    STEPS = 10
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn, self._in_a_row = warn, 0
-        self._said: list[str] = []
-
-    def conclusions(self) -> list[str]:
-        return self._said
-
-    def after_step(self, number: int, log: StepLog) -> None:
-        ties = [value for name, value in log.coefficients.items() if name.startswith("ties")]
-        self._in_a_row = self._in_a_row + 1 if ties and all(value == 1 for value in ties) else 0
-        if self._in_a_row == self.STEPS:
-            advice = "is the reward constant? Else raise method.estimator.epsilon (1e-2) or method.batch_size"
-            moved = "changed any score, so that none moved theta for it"
-            self._warn(f"no direction of the last {self.STEPS} steps {moved}: {advice}")
-            self._said = [f"warning: no direction of {self.STEPS} steps up to step {number + 1} {moved}: {advice}"]
-
-
 class EvaluationCallback(Callback):
     """Scores every variant of the method on validation; its counts and seconds are kept apart from training's.
 

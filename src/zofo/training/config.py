@@ -67,6 +67,10 @@ class RunConfig(Config):
     output_dir: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
 
+    @classmethod
+    def chosen(cls, given: Mapping[str, Any]) -> dict[str, type[Config] | None]:
+        return {"method": _method_class(given.get("method", {}))}
+
     @model_validator(mode="before")
     @classmethod
     def _completed_by_the_method(cls, given: Any) -> Any:

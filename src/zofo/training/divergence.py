@@ -1,15 +1,15 @@
-"""Divergence, said while it happens: the loss leaves where it began, and does not come back."""
+"""Steps that break the model, or move nothing, said while it happens."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import torch
 
-from zofo.backbone import Backbone
+from zofo.backbone import Backbone, Update
 from zofo.methods import StepLog
 from zofo.overrides import get_by_path
 from zofo.training.callbacks import Callback
@@ -35,7 +35,8 @@ class DivergenceWarning(Callback):
 
     Args:
         options: of the method, by which its rates are found.
-        backbone: whose weights zeroth-order steps move; None where they move an adapter or nothing, or masked.
+        backbone: whose weights zeroth-order steps move, as they are before the first step; None where they move an
+            adapter or nothing, or masked, or by updates that are no displacements.
     """
 
     def __init__(
@@ -54,21 +55,28 @@ class DivergenceWarning(Callback):
         """That it diverged, again: what was said on the way has long left the screen."""
         return self._said
 
-    def begin(self, lines: Iterable[Mapping[str, Any]]) -> DivergenceWarning:
-        """Go on with what the log holds of the steps before; how far they moved the weights is not in it."""
+    def begin(
+        self, lines: Iterable[Mapping[str, Any]], updates: Mapping[int, Sequence[Update]] = {}
+    ) -> DivergenceWarning:
+        """Go on with what the logs hold of the steps before: of each, its line, and the updates of its trajectory."""
         for line in lines:
             if line["event"] == "step":
+                for update in updates.get(line["step"], ()):
+                    self._move(line["step"], update)
                 self._see(line["step"], line["loss"])
         return self
 
     def after_step(self, number: int, log: StepLog) -> None:
         if log.update is not None:
-            terms = dict(log.update.displacement.items())
-            if log.update.dense_update_fn is not None or any(key.step != number for key in terms):
-                self._length = 0.0
-            self._moved *= (1 - (log.update.displacement_decay or 0.0)) ** 2
-            self._moved += self._size * math.fsum(c**2 for c in terms.values())  # |z|^2 is about the number of entries
+            self._move(number, log.update)
         self._see(number, log.loss)
+
+    def _move(self, number: int, update: Update) -> None:
+        terms = dict(update.displacement.items())
+        if update.dense_update_fn is not None or any(key.step != number for key in terms):
+            self._length = 0.0
+        self._moved *= (1 - (update.displacement_decay or 0.0)) ** 2
+        self._moved += self._size * math.fsum(c**2 for c in terms.values())  # |z|^2 is about the number of entries
 
     def _see(self, number: int, loss: float) -> None:
         if len(self._first) < WINDOW:
@@ -99,3 +107,36 @@ class DivergenceWarning(Callback):
         rates = {key: get_by_path(self._options, key) for key in ("rule.lr", "lr", "lr_full", "lr_lower", "lr_adapter")}
         known = {key: rate for key, rate in rates.items() if isinstance(rate, int | float) and rate > 0}
         return " ".join(f"method.{key}={rate / _LOWER:.2g}" for key, rate in known.items())
+
+
+class TiesWarning(Callback):
+    """Warns, once, that no direction of many steps in a row changed an objective without a gradient."""
+
+    STEPS = 10
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn, self._in_a_row = warn, 0
+        self._said: list[str] = []
+
+    def conclusions(self) -> list[str]:
+        return self._said
+
+    def begin(self, lines: Iterable[Mapping[str, Any]]) -> TiesWarning:
+        """Go on with what the log holds of the steps before."""
+        for line in lines:
+            if line["event"] == "step":
+                self._see(line["step"], line)
+        return self
+
+    def after_step(self, number: int, log: StepLog) -> None:
+        self._see(number, log.coefficients)
+
+    def _see(self, number: int, values: Mapping[str, Any]) -> None:
+        ties = [value for name, value in values.items() if name.startswith("ties")]
+        self._in_a_row = self._in_a_row + 1 if ties and all(value == 1 for value in ties) else 0
+        if self._in_a_row == self.STEPS:
+            advice = "is the reward constant? Else raise method.estimator.epsilon (1e-2) or method.batch_size"
+            moved = "changed any score, so that none moved theta for it"
+            said = f"no direction of {self.STEPS} steps up to step {number + 1} {moved}: {advice}"
+            self._warn(said)
+            self._said = [f"warning: {said}"]

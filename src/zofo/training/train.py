@@ -28,7 +28,6 @@ from zofo.training.callbacks import (
     Measuring,
     MetricsLogger,
     ProgressBar,
-    TiesWarning,
     TrajectoryLogger,
 )
 from zofo.training.checkpoint import CheckpointCallback
@@ -40,7 +39,7 @@ from zofo.training.data_module import (
     reward_trial,
     training_context,
 )
-from zofo.training.divergence import DivergenceWarning
+from zofo.training.divergence import DivergenceWarning, TiesWarning
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, say, working
@@ -70,7 +69,7 @@ from zofo.training.together import SameState, accompany, begun_run, check_reward
 from zofo.training.trackers import Trackers, check_trackers
 from zofo.training.training_config import TrainingConfig, lr_schedule
 from zofo.training.treatment import TreatmentLogger, check_treatment
-from zofo.trajectory.format import TrajectoryWriter
+from zofo.trajectory.format import Trajectory, TrajectoryWriter
 
 
 def train(
@@ -192,7 +191,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     parts = loop_parts(folder, config, trained, shown := EvaluationProgress(console))
     (evaluating, testing, _), signals = parts.scorings, parts.signals
     warn, header = functools.partial(_warn, console), trajectory_header(config, trained)
-    measuring = _measuring(folder, trained, config, console)
+    measuring, alarms = _measuring(folder, trained, config, console), _Alarms(config, method, warn)
     done = resumed(folder, trained, parts, header, warn)
     folder.forget_outcome()
     if done.steps:
@@ -201,7 +200,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, rewards, processes)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
     callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, SameState(trained)]
-    callbacks += _alarms(folder, config, method, warn)
+    callbacks += alarms.begin(folder, done.trajectory)
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
         writer = TrajectoryWriter(folder.trajectory, header["seed"], header, done.trajectory)
@@ -242,12 +241,19 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
         say(console, f"{signals.name} came when nothing was left to do: the run has ended")
 
 
-def _alarms(folder: RunFolder, config: RunConfig, method: Method, warn: Callable[[str], None]) -> list[Callback]:
-    """What watches for steps that move nothing, or break the model."""
-    header = method.replay_header()
-    own = None if "adapter" in header or header.get("mask") else method.backbone
-    diverging = DivergenceWarning(warn, config.method.model_dump(), own)
-    return [TiesWarning(warn), diverging.begin(metrics_lines(folder.metrics))]
+class _Alarms:
+    """What watches for steps that move nothing, or break the model, whose weights are still those of the beginning."""
+
+    def __init__(self, config: RunConfig, method: Method, warn: Callable[[str], None]) -> None:
+        header, linear = method.replay_header(), method.rule is None or method.rule.linear
+        own = None if "adapter" in header or header.get("mask") or not linear else method.backbone
+        self._ties, self._diverging = TiesWarning(warn), DivergenceWarning(warn, config.method.model_dump(), own)
+
+    def begin(self, folder: RunFolder, trajectory: int | None) -> list[Callback]:
+        """Go on with what the logs hold of the steps before, and so many bytes of the trajectory."""
+        lines = metrics_lines(folder.metrics)
+        updates = {} if trajectory is None else Trajectory.read(folder.trajectory, trajectory).updates_by_step
+        return [self._ties.begin(lines), self._diverging.begin(lines, updates)]
 
 
 def _write_answers(

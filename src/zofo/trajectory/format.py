@@ -156,6 +156,18 @@ class Trajectory:
         return tuple(record for record in self.records if isinstance(record, Update))
 
     @property
+    def updates_by_step(self) -> dict[int, list[Update]]:
+        """The updates of each step that has ended, by its number."""
+        found: dict[int, list[Update]] = {}
+        waiting: list[Update] = []
+        for record in self.records:
+            if isinstance(record, Update):
+                waiting.append(record)
+            elif isinstance(record, Stepped):
+                found[record.number], waiting = waiting, []
+        return found
+
+    @property
     def steps(self) -> int:
         """How many steps it holds."""
         return 1 + max((record.number for record in self.records if isinstance(record, Stepped)), default=-1)
