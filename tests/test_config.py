@@ -248,6 +248,25 @@ def test_a_key_of_another_group_or_trainer_is_named_where_it_stands(typed, meant
     assert refused.value.hint == f"did you mean {meant!r}?"
 
 
+@pytest.mark.parametrize(
+    ("method", "typed"),
+    [
+        ("mezo", "inner_steps=2"),
+        ("mezo", "training.penalty=1"),
+        ("zero-shot", "lr=1"),
+        ("zero-shot", "training.learning_rate=1"),
+        ("first-order", "training.epsilon=1"),
+    ],
+)
+def test_no_key_is_named_that_the_chosen_method_refuses(method, typed):
+    with pytest.raises(ConfigError, match="unknown key") as refused:
+        read_config(overrides=[f"method={method}", typed])
+    assert "'method." not in refused.value.hint
+    with pytest.raises(ConfigError) as refused:
+        read_config(overrides=["method=bilevel", "inner_steps=2"])
+    assert refused.value.hint == "did you mean 'method.inner_steps'?"
+
+
 @pytest.mark.promise(20)
 @pytest.mark.parametrize(
     ("override", "guess"),

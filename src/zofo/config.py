@@ -12,6 +12,7 @@ import json
 import re
 import typing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
@@ -49,6 +50,11 @@ class Config(BaseModel):
     def known_keys(cls) -> list[str]:
         """The keys, as a file writes them."""
         return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @classmethod
+    def chosen(cls, given: typing.Mapping[str, Any]) -> dict[str, type[Config] | None]:
+        """The groups whose kind is as it is written, each with that kind; None where what is written names none."""
+        return {}
 
 
 class PartConfig(BaseModel):
@@ -215,7 +221,7 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
         place = ".".join([*([where] if where else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
             raise ConfigError(
-                f"{place}: unknown key", _guess(place, _keys_at(model, first["loc"]), model, where)
+                f"{place}: unknown key", _guess(place, _keys_at(model, first["loc"]), _places(model, content, where))
             ) from error
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] in ("dict_type", "model_type"):
@@ -253,34 +259,44 @@ _OTHER_WORDS = {
 """Keys as other trainers call them."""
 
 
-def _guess(place: str, known: typing.Iterable[str], root: type[Config] | None = None, where: str = "") -> str:
+def _guess(place: str, known: typing.Iterable[str], homes: typing.Mapping[str, str] = MappingProxyType({})) -> str:
     """What to type in place of an unknown key: its name of today, where it stands, the nearest one, or all that there
     are.
 
     Args:
-        root: the piece of configuration that is read, whose other groups may have the key.
-        where: the path of keys that leads to that.
+        homes: where the keys of all groups stand.
     """
     names, key = list(known), place.rpartition(".")[2]
     if (now := name_now(place)) in names:
         return f"it is called {now!r} now"
     key = _OTHER_WORDS.get(key, key)
-    home = None if key in names or root is None else _homes(root).get(key)
-    if home is not None:
-        return f"did you mean {'.'.join(filter(None, [where, home]))!r}?"
+    if key not in names and key in homes:
+        return f"did you mean {homes[key]!r}?"
     near = nearest(key, names)
     return f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
+def _places(model: type[Config], given: typing.Mapping[str, Any], where: str) -> dict[str, str]:
+    """The keys of the groups of a piece of configuration as it is written, which `where` leads to."""
+    homes = _homes(model, tuple(model.chosen(given).items()))
+    return {key: ".".join(filter(None, [where, path])) for key, path in homes.items()}
+
+
 @functools.cache
-def _homes(model: type[Config]) -> dict[str, str]:
-    """The keys of the groups of a piece of configuration, at any depth, each with the first path that leads to it."""
+def _homes(model: type[Config], chosen: tuple[tuple[str, type[Config] | None], ...] = ()) -> dict[str, str]:
+    """The keys of the groups of a piece of configuration, at any depth, each with the first path that leads to it.
+
+    Args:
+        model: the piece.
+        chosen: its groups that are of another kind than by default; None for one whose keys nobody knows.
+    """
     found: dict[str, str] = {}
     inner: list[tuple[str, type[Config]]] = []
     for field_name, field in model.model_fields.items():
         name = field.alias or field_name
         default = field.get_default(call_default_factory=True)
-        kinds = [type(default)] if isinstance(default, BaseModel) else _kinds(field.annotation)
+        kinds: typing.Iterable[Any] = [type(default)] if isinstance(default, BaseModel) else _kinds(field.annotation)
+        kinds = [kind for group, kind in chosen if group == name] or kinds
         for kind in (one for one in kinds if isinstance(one, type)):
             keys: list[str] = []
             if issubclass(kind, Config):
