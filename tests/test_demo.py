@@ -87,6 +87,24 @@ def test_what_fails_or_lacks_a_package_costs_the_others_nothing(
     assert not (tmp_path / "demo" / "other").exists()
 
 
+def test_the_run_to_use_is_one_whose_score_is_shown(demo, model_folder, data_dir, tmp_path, monkeypatch):
+    one = small(SCENES, model_folder, data_dir)[0].contenders[-1]
+    better = dataclasses.replace(one, name="better", scored=False)
+    rows = {name: {"name": name, "metric": "accuracy", "accuracy": score} for name, score in (("a", 0.5), ("b", 0.9))}
+    module = sys.modules["zofo.demo.demo"]
+    monkeypatch.setattr(
+        module, "_row", lambda folder, run, *_: rows["b" if run is better else "a"] | {"name": run.name}
+    )
+    monkeypatch.setattr(module, "_told", lambda *_: {})
+    monkeypatch.setattr(module, "read_runs", lambda folders: [])
+    monkeypatch.setattr(module, "write_report", lambda *_: None)
+    demo(tmp_path / "demo", scenes=(Scene("two", "nothing", (one, better)),))
+    demo(tmp_path / "none", scenes=(Scene("one", "nothing", (better,)),))
+    assert [line.split()[2] for line in (tmp_path / "shown.txt").read_text().splitlines() if " predict " in line] == [
+        str(tmp_path / "demo" / one.name)
+    ]
+
+
 @pytest.mark.soak
 def test_runs_twice_with_the_same_scores(demo, tmp_path):
     folder, scores = tmp_path / "demo", []

@@ -17,8 +17,11 @@ import zofo.optim
 from conftest import build_model, review_rows, write_rows
 from several_processes import Started, together
 from test_resume import contents
-from zofo.backbone import fingerprint
+from zofo.backbone import Backbone, fingerprint
+from zofo.displacement import Displacement
 from zofo.errors import ConfigError, EvaluatorError
+from zofo.evaluators import InPlace
+from zofo.evaluators.shared import SharedExamples
 from zofo.integrations.transformers import (
     BilevelTrainer,
     BilevelTrainingArguments,
@@ -26,7 +29,10 @@ from zofo.integrations.transformers import (
     ZerothOrderTrainingArguments,
 )
 from zofo.methods import METHODS, MeZO, TrainingContext
+from zofo.noise import Gaussian
+from zofo.objectives import Rewards, WeightedReward
 from zofo.processes import Processes, joined
+from zofo.tasks import Example
 from zofo.training import RunConfig, RunFolder, train
 from zofo.training.together import state_hash
 
@@ -157,6 +163,30 @@ def test_each_reward_is_logged_of_the_answers_of_all(configured, tmp_path):
         assert first == second
         for here, there in zip(first, alone, strict=True):
             assert here == pytest.approx(there, rel=1e-12)
+
+
+def test_an_example_that_only_fills_a_share_does_not_count():
+    """Of two batches, a process may have a share of one alone."""
+    model, rewards = torch.nn.Linear(1, 1), Rewards((WeightedReward(lambda example, answer: float(answer)),))
+
+    class First(Processes):
+        """The first of two; what it gathers is its own."""
+
+        def __init__(self):
+            super().__init__()
+            self.size = 2
+
+        def gather(self, own, numbers, dtype, failure=None):
+            assert failure is None
+            return torch.nn.functional.pad(own.reshape(1, -1), (0, numbers - own.numel())).expand(2, -1)
+
+    def objective(_, batch):
+        return torch.tensor(rewards([Example("a", (" b",), (0,))] * len(batch), batch[:, 0].tolist()))
+
+    shared = SharedExamples(InPlace(model, Backbone(model, Gaussian())), model, First())
+    asks = [(objective, torch.tensor([[7.0]])), (objective, torch.tensor([[1.0], [2.0], [3.0]]))]
+    with shared.probe(asks, [Displacement()]):
+        assert list(rewards.means().values()) == [1.0]
 
 
 def at_step(kind, number, what):

@@ -91,7 +91,8 @@ def run_demo(
         shown.append(_told(folder, scene, rows, console))
         _keep(folder, shown, scenes, time.perf_counter() - start)
     summary = _keep(folder, shown, scenes, time.perf_counter() - start)
-    _say_what_is_there(folder, [row for row in rows.values() if row is not None], console, summary["seconds"])
+    scored = {one.name for scene in scenes for one in scene.contenders if one.scored}
+    _say_what_is_there(folder, [row for row in rows.values() if row is not None], scored, console, summary["seconds"])
     failed = [name for name, row in rows.items() if row is None]
     if failed:
         raise RunError(
@@ -244,8 +245,10 @@ def _keep(folder: Path, shown: list[dict[str, Any]], scenes: Sequence[Scene], se
     return summary
 
 
-def _say_what_is_there(folder: Path, rows: Sequence[dict[str, Any]], console: Console, seconds: float) -> None:
-    """Write the report, and how to open it and to use a run: the best one by the score of the first."""
+def _say_what_is_there(
+    folder: Path, rows: Sequence[dict[str, Any]], scored: Container[str], console: Console, seconds: float
+) -> None:
+    """Write the report, and how to open it and to use a run: the best of the scored ones by the score of the first."""
     told = (
         "seconds: training alone; peak: of the whole process, evaluation with it; one seed, another may differ by more"
     )
@@ -253,12 +256,13 @@ def _say_what_is_there(folder: Path, rows: Sequence[dict[str, Any]], console: Co
     console.print(f"All of it took {seconds:.0f} s.", highlight=False)
     if not rows:
         return
-    metric = rows[0]["metric"]
-    best = max((row for row in rows if row["metric"] == metric), key=lambda row: float(row[metric]))["name"]
     page, zofo = folder / _REPORT, Path(sys.executable).parent / "zofo"
     write_report(read_runs([folder / row["name"] for row in rows]), page)
-    for about, line in (
-        ("Curves, mistakes and settings of all runs, in a browser", page.as_uri()),
-        ("Each run can be used", f"{zofo} predict {folder / best} 'A joy from start to finish.'"),
-    ):
+    shown = {"Curves, mistakes and settings of all runs, in a browser": page.as_uri()}
+    own = [row for row in rows if row["name"] in scored]
+    if own:
+        metric = own[0]["metric"]
+        best = max((row for row in own if row["metric"] == metric), key=lambda row: float(row[metric]))["name"]
+        shown["Each run can be used"] = f"{zofo} predict {folder / best} 'A joy from start to finish.'"
+    for about, line in shown.items():
         console.print(f"\n{about}:\n  {line}", soft_wrap=True, highlight=False, markup=False)

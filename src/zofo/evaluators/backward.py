@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -60,9 +60,13 @@ class Gradient:
         losses, gradients = (self._own if self._processes.alone else self._of_all)(parameters, objective, batch, weight)
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients if gradient is not None):
             raise NonFiniteError("gradient of a finite loss")
+        taken: set[int] = set()
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            if gradient is not None and parameter.grad is not None:
+                parameter.grad.add_(gradient)
+            elif gradient is not None:
+                parameter.grad = gradient.clone() if _is_shared(gradient, taken) else gradient
+                taken.add(parameter.grad.data_ptr())
         return losses
 
     def _own(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
@@ -92,17 +96,19 @@ class Gradient:
             scalar: is given the losses of a piece, and how many examples were before it.
         """
         each: list[torch.Tensor] = []
-        total: Sequence[torch.Tensor | None] = [None] * len(parameters)
+        total: list[torch.Tensor | None] = [None] * len(parameters)
         for piece in pieces:
             with _checkpointed(self._layers) if self._layers else nullcontext():
                 with torch.enable_grad(), counting_forwards(self.model, self.counts):
                     losses = at_least_float32(objective(self.model, piece))
                 self.counts.queries += losses.numel()
                 found = scalar(losses, sum(one.numel() for one in each))
-                gradients = torch.autograd.grad(found, list(parameters), allow_unused=True)
+                gradients: list[torch.Tensor | None] = list(
+                    torch.autograd.grad(found, list(parameters), allow_unused=True)
+                )
             self.counts.backwards += 1
             each.append(losses.detach())
-            total = [_sum(before, now) for before, now in zip(total, gradients, strict=True)]
+            _take(total, gradients)
         return (torch.cat(each) if len(each) > 1 else each[0]), total
 
     def _of_all(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
@@ -145,8 +151,19 @@ class Gradient:
 _Found = tuple[torch.Tensor, Sequence[torch.Tensor | None]]
 
 
-def _sum(before: torch.Tensor | None, now: torch.Tensor | None) -> torch.Tensor | None:
-    return now if before is None else before if now is None else before + now
+def _take(total: list[torch.Tensor | None], gradients: list[torch.Tensor | None]) -> None:
+    """Add gradients up, each let go before the next, so that there are never three of all parameters; not in place,
+    since parameters may share one tensor as their gradient."""
+    for i in range(len(total)):
+        now, gradients[i] = gradients[i], None
+        before, total[i] = total[i], None
+        total[i] = now if before is None else before if now is None else before + now
+
+
+def _is_shared(gradient: torch.Tensor, taken: Container[int]) -> bool:
+    """Whether another parameter has a gradient's memory, or entries of it have the same: nothing is added in place."""
+    expanded = any(step == 0 and size > 1 for size, step in zip(gradient.shape, gradient.stride(), strict=True))
+    return expanded or (gradient.numel() > 0 and gradient.data_ptr() in taken)
 
 
 def _check_finite(losses: torch.Tensor, first: int = 0) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 
 from zofo.errors import EvaluatorError
 from zofo.evaluators import batch_protocol
-from zofo.evaluators.base import Evaluator, LossRequest, Point, Probe
+from zofo.evaluators.base import Evaluator, LossRequest, Objective, Point, Probe
 from zofo.evaluators.model_check import number_types, rows_are_independent
 from zofo.objectives import aside
 from zofo.processes import Attempt, Processes
@@ -42,7 +42,7 @@ class _AmongProcesses(Evaluator):
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
         with ExitStack() as stack:
             found: Probe | None = None
-            with Attempt() as made, self._counting(asks):
+            with Attempt() as made:
                 own, at = self._own(asks, points)
                 self._inner.whole = points
                 found = stack.enter_context(self._inner.probe(own, at))
@@ -52,10 +52,6 @@ class _AmongProcesses(Evaluator):
             self.counts.queries += losses.numel() - found.losses.numel()
             found.losses = losses
             yield found
-
-    def _counting(self, asks: Sequence[LossRequest]) -> AbstractContextManager[None]:
-        """While it is open, losses are asked for that count, unless none of them does."""
-        return nullcontext()
 
     @abstractmethod
     def _own(
@@ -98,7 +94,8 @@ class SharedExamples(_AmongProcesses):
         for objective, batch in asks:
             size = batch_protocol.size(batch)
             start, stop = self._asked_for(size)
-            own.append((objective, batch_protocol.part(batch, start, stop)))
+            counts = self._processes.share(size) == (start, stop)
+            own.append((objective if counts else _aside(objective), batch_protocol.part(batch, start, stop)))
             for place, part in zip(
                 at, batch_protocol.points_of_part(points, offset + start, offset + stop), strict=True
             ):
@@ -109,10 +106,6 @@ class SharedExamples(_AmongProcesses):
             for parts in at
         ]
         return own, joined
-
-    def _counting(self, asks: Sequence[LossRequest]) -> AbstractContextManager[None]:
-        shares = (self._processes.share(batch_protocol.size(batch)) for _, batch in asks)
-        return nullcontext() if any(start < stop for start, stop in shares) else aside()
 
     def _asked_for(self, size: int) -> tuple[int, int]:
         """The share of this process, or an example whose losses are not used where it has none."""
@@ -149,6 +142,16 @@ class SharedExamples(_AmongProcesses):
                     "them out",
                     "train in one process",
                 )
+
+
+def _aside(objective: Objective) -> Objective:
+    """An objective of examples whose losses are not used, and are no part of the means of rewards."""
+
+    def asked(model: nn.Module, batch: Any) -> torch.Tensor:
+        with aside():
+            return objective(model, batch)
+
+    return asked
 
 
 class OwnExamples(_AmongProcesses):
