@@ -54,9 +54,9 @@ def adapter_of(given: Any) -> AdapterConfig:
         return AdapterConfig.model_validate(given if isinstance(given, str) else dict(given))
     kind = str(getattr(getattr(given, "peft_type", None), "value", ""))
     if kind not in _KINDS:
-        named = f"of {kind}" if kind else f"{type(given).__name__}, and no configuration of peft"
+        says = f"an adapter of {kind}, which first-order steps of zofo cannot train" if kind else "not one of peft's"
         raise ConfigError(
-            f"the adapter is {named}, which first-order steps of zofo cannot train",
+            "there is no configuration of an adapter" if given is None else f"the adapter's configuration is {says}",
             "give a LoraConfig, IA3Config, PromptTuningConfig or PrefixTuningConfig of peft",
         )
     known = {"LORA": _OF_LORA, "IA3": set()}.get(kind, _OF_TOKENS)

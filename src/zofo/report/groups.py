@@ -51,6 +51,8 @@ def verdict_on(
     interval = f"95 %{over}: {low:+.1f} to {high:+.1f}"
     if not is_clear:
         both = f"no difference between {compared.name} and {compared.against} that {sample} can show"
+        if not (low or high or least):  # equal in each, which says nothing of how much others would differ
+            return f"{both} (they are equal in each)"
         return f"{both} ({interval}; a true difference below {least:.1f} would hardly show)"
     names = (compared.name, compared.against)
     better, other = names if middle > 0 else names[::-1]

@@ -66,7 +66,7 @@ class TrainingConfig(Config):
     gives the test score of the best checkpoint beside that of the last step."""
     treatment_steps: int | None = Field(None, ge=1)
     """Steps between measurements of how strong the treatment is: the gradient of theta, its spread over examples, and
-    the predicted descent, by a backward pass an example; by default none."""
+    the predicted descent, by two backward passes an example; by default none."""
     treatment_examples: int = Field(16, ge=2)
     """Training examples of such a measurement."""
     treatment_directions: int = Field(16, ge=2)
