@@ -109,10 +109,10 @@ def measure_along(
 ) -> Treatment:
     """The same without a gradient: by the slopes of n examples along random directions, two queries each.
 
-    A direction z has E[z z^T] = 1, so that E (g . z)^2 = |g|^2, and E ((g_i - g) . z)^2 summed over entries is the
-    variance of one example's gradient. With the slopes b_i of the examples along z, (n mean(b)^2 - mean(b^2)) / (n - 1)
-    has the mean (g . z)^2 over draws of examples. Both are averaged over the directions. For an objective with steps,
-    such as accuracy, g is the gradient of the objective as differences of length epsilon see it.
+    A direction z has E[z z^T] = I, so that E (g . z)^2 = |g|^2 and E ((g_i - g) . z)^2 = |g_i - g|^2. With the slopes
+    b_i of the examples along z, their variance has the mean s^2, and (n mean(b)^2 - mean(b^2)) / (n - 1) the mean
+    (g . z)^2 over draws of examples. Both are averaged over the directions. For an objective with steps, such as
+    accuracy, g is the gradient of the objective as differences of length epsilon see it.
 
     Args:
         evaluator: of theta, with no update pending; its counts, log and weights are left as they are, the weights from
