@@ -290,7 +290,7 @@ NAMES = {name for name, _ in PARTS}
 CLASSES = {part.__name__ for _, part in PARTS if inspect.isclass(part)}
 CONFIGS = {part.Config.__name__ for _, part in PARTS if hasattr(part, "Config")}
 ASKED_ALL_THE_SAME = {
-    ("zofo.tasks.prompt_limits", "random"),  # a filter of Jinja, not the mask
+    ("zofo.tasks.prompt_templates", "random"),  # a filter of Jinja, not the mask
     ("zofo.bench.step_variants", "InForward"),  # it has just built the part whose cost it measures
 }
 

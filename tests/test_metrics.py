@@ -9,8 +9,8 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from zofo.errors import ConfigError, DataError, UnknownNameError
-from zofo.tasks.example import Example
 from zofo.tasks.metrics import METRICS, check_metric, token_f1
+from zofo.tasks.readers.row import Example
 
 KINDS = {
     "accuracy": {"classification", "multiple-choice"},

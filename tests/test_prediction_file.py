@@ -18,7 +18,7 @@ import transformers
 import zofo
 from conftest import build_model, build_tokenizer, review_rows, write_rows
 from zofo.errors import ConfigError, DataError, Interrupted, RunError
-from zofo.tasks.readers.sources import read_file
+from zofo.tasks.readers.files import read_file
 from zofo.training import Predictor, read_config
 from zofo.training.row_files import row_bytes
 

@@ -17,10 +17,11 @@ import pytest
 
 from zofo.errors import DataError
 from zofo.tasks.readers.choices import gold_readings
+from zofo.tasks.readers.files import read_file
 from zofo.tasks.readers.formats import detect
-from zofo.tasks.readers.look_alikes import label_notes
 from zofo.tasks.readers.row import Row, shown_row
-from zofo.tasks.readers.sources import folder_origins, has_split, hub_origins, read_file, read_folder, read_hub
+from zofo.tasks.readers.sources import folder_origins, has_split, hub_origins, read_folder, read_hub
+from zofo.tasks.row_checks import label_notes
 
 GOOD = [{"text": f"film {i} is a joy", "label": i % 2} for i in range(5)]
 TURNS = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]

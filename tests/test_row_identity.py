@@ -9,7 +9,7 @@ import pytest
 from conftest import write_rows
 from zofo.errors import DataError
 from zofo.tasks import SPLITS, TaskConfig, load_examples, resolve_task
-from zofo.tasks.row_notes import normalized, question_of
+from zofo.tasks.readers.row import normalized, question_of
 from zofo.training import read_config
 from zofo.training.run_folder import RunFolder
 

@@ -32,8 +32,7 @@ from zofo.tasks import (
     render,
     task_names,
 )
-from zofo.tasks.drawing import SEPARATOR
-from zofo.tasks.task import parse_task
+from zofo.tasks.task import SEPARATOR, parse_task
 
 CPU = torch.device("cpu")
 POSITIONS = 1024

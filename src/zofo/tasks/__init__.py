@@ -1,17 +1,17 @@
 """Tasks: versioned files that say where rows come from, how they become prompts, and what counts as right."""
 
-from zofo.tasks.auto_task import check_not_trained_on, load_examples, resolve_task
 from zofo.tasks.collation import Batch, EpochSampler, TextBatch, collate, collate_masked, collate_texts
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.control_tokens import Speller
-from zofo.tasks.dataset import origins_of
+from zofo.tasks.dataset import load_examples, origins_of, resolve_task
 from zofo.tasks.drawing import with_demonstrations
-from zofo.tasks.example import Example
 from zofo.tasks.metrics import METRICS, Metric
 from zofo.tasks.multi_task import has_metaicl_rows
+from zofo.tasks.overlap import check_not_trained_on
 from zofo.tasks.prompt_rendering import render
+from zofo.tasks.readers.row import Example
 from zofo.tasks.readers.sources import file_name
-from zofo.tasks.row_notes import readable_splits, row_notes, unwritten_notes
+from zofo.tasks.row_checks import check_token_ids, readable_splits, row_notes, unwritten_notes
 from zofo.tasks.task import (
     NO_PROMPT,
     SEPARATOR,
@@ -27,13 +27,7 @@ from zofo.tasks.task import (
     task_names,
 )
 from zofo.tasks.tokenization import TokenizedChoices, encode, encode_channel
-from zofo.tasks.tokenization_encoder import (
-    TokenizedCloze,
-    TokenizedText,
-    check_token_ids,
-    encode_masked,
-    encode_texts,
-)
+from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText, encode_masked, encode_texts
 
 __all__ = [
     "METRICS",

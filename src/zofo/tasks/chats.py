@@ -17,42 +17,16 @@ from typing import Any, NamedTuple
 import jinja2
 
 from zofo.errors import DataError, ModelError, first_line
-from zofo.tasks.control_tokens import Speller, Spelt, with_marks, without_marks
-from zofo.tasks.example import Example
+from zofo.tasks.chat_rows import texts_of
+from zofo.tasks.control_tokens import Asked, Speller, with_marks, without_marks
 from zofo.tasks.prompt_templates import FAILURES
+from zofo.tasks.readers.row import Example
 
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Keys of a turn that hold what its speaker thought before the content."""
 _NAMES = ("name", "id", "tool_call_id")  # keys of a turn that only name it or the call it answers
 _PROBE = "Probe-4711"
 _DAY = datetime.date(2024, 7, 26)  # which templates such as that of Llama 3 take themselves where they know no date
 _WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
 _EDIT = "edit chat_template in the model's folder, or choose another model"
-
-
-class Asked(NamedTuple):
-    """An example in the words that are tokenised.
-
-    Args:
-        example: as people read it, its candidates with what ends them.
-        prompt, candidates: the same, with marks if `marked`.
-        marked: whether control tokens of a template are marked, as `Speller.marked` does it.
-        stops: texts and tokens that end an answer, beside those of the task.
-        block: of a chat, what its template writes before an answer by itself.
-        unwritten: of a chat, what its template does not write, or writes in another way.
-    """
-
-    example: Example
-    prompt: str
-    candidates: tuple[str, ...]
-    marked: bool
-    stops: tuple[str, ...] = ()
-    block: str = ""
-    unwritten: tuple[str, ...] = ()
-
-    def spelt(self, text: str) -> Spelt:
-        """A text of this example, to be tokenised."""
-        return Spelt(text, None, self.marked, self.example.where)
 
 
 class _Form(NamedTuple):
@@ -65,14 +39,6 @@ class _Form(NamedTuple):
 
 def _turn(role: str, content: str, more: str = "") -> dict[str, Any]:
     return {"role": role, "content": content, **(json.loads(more) if more else {})}
-
-
-def texts_of(value: Any) -> list[str]:
-    """All texts in a value for a chat template."""
-    if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return [text for part in parts for text in texts_of(part)]
 
 
 def write_chat(speller: Speller, example: Example) -> Asked:

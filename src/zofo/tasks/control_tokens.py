@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from zofo.errors import DataError
-from zofo.tasks.example import Example
+from zofo.tasks.readers.row import Example
 
 _TOKEN, _END_TOKEN = "\ufdd0", "\ufdd1"  # around a control token that a template writes; no characters of any text
 _TEXT, _END_TEXT = "\ufdd2", "\ufdd3"  # around the spelling of one in the text of a row
@@ -29,6 +29,27 @@ class Spelt(NamedTuple):
     second: str | None = None
     marked: bool = False
     where: str = ""
+
+
+class Asked(NamedTuple):
+    """An example in the words that are tokenised.
+
+    Args:
+        example: as people read it, its candidates with what ends them.
+        prompt, candidates: the same, with marks if `marked`.
+        marked: whether control tokens of a template are marked, as `Speller.marked` does it.
+        stops: texts and tokens that end an answer, beside those of the task.
+        block: of a chat, what its template writes before an answer by itself.
+        unwritten: of a chat, what its template does not write, or writes in another way.
+    """
+
+    example: Example
+    prompt: str
+    candidates: tuple[str, ...]
+    marked: bool
+    stops: tuple[str, ...] = ()
+    block: str = ""
+    unwritten: tuple[str, ...] = ()
 
 
 class Coded(NamedTuple):
@@ -130,43 +151,7 @@ class Speller:
             return self._control.sub("", text)
         return re.sub(f"{_TOKEN}(?:{self._tokens}){_END_TOKEN}", "", text)
 
-    def code(self, texts: Sequence[Spelt], spans: bool = True, **options: Any) -> list[Coded]:
-        """Tokenise texts.
-
-        Args:
-            texts: all by themselves, or all pairs.
-            spans: whether they are asked for; without, they are empty.
-
-        Raises:
-            DataError: the tokenizer makes a control token of a text even where it is spelt as text.
-        """
-        coded: list[Coded] = [Coded([], [], [])] * len(texts)
-        for marked in (False, True):
-            places = [place for place, one in enumerate(texts) if one.marked == marked]
-            chosen = [texts[place] for place in places]
-            for place, one in zip(places, self._coded(chosen, marked, spans or marked, options), strict=True):
-                coded[place] = one
-        return coded
-
-    def _coded(self, texts: Sequence[Spelt], marked: bool, spans: bool, options: dict[str, Any]) -> list[Coded]:
-        if not texts:
-            return []
-        tokenizer = self._twin[0] if marked else self.tokenizer
-        seconds = None if texts[0].second is None else [one.second for one in texts]
-        found = tokenizer(
-            [one.text for one in texts],
-            seconds,
-            return_offsets_mapping=spans,
-            return_attention_mask=False,
-            verbose=False,
-            **options,
-        )
-        none: list[list[Any]] = [[]] * len(texts)
-        parts = found["input_ids"], found.get("offset_mapping") or none, found.get("token_type_ids") or none
-        coded = [Coded(*row) for row in zip(*parts, strict=True)]
-        return [self._as_known(text, one) for text, one in zip(texts, coded, strict=True)] if marked else coded
-
-    def _as_known(self, text: Spelt, coded: Coded) -> Coded:
+    def as_known(self, text: Spelt, coded: Coded) -> Coded:
         """What the twin made of a text, with the ids of the tokenizer; raises DataError for one made of plain text."""
         known = self._twin[1]
         spelt = {match[0] for match in self._control.finditer(without_marks(text.text + (text.second or "")))}
@@ -179,6 +164,11 @@ class Speller:
                     "mend or remove the row",
                 )
         return coded._replace(ids=[known.get(token, token) for token in coded.ids])
+
+    @property
+    def twin(self) -> Any:
+        """A copy of the tokenizer whose control tokens are spelt with marks."""
+        return self._twin[0]
 
     @cached_property
     def _twin(self) -> tuple[Any, dict[int | None, int]]:

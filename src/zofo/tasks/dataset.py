@@ -1,24 +1,56 @@
-"""The rows of a task's splits: read from a file, a folder, an embedded data set or the Hub; drawn, and rendered."""
+"""From a configuration to examples: the task, of a file or made for the user's own rows, and its rows, rendered."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from zofo.displacement import Key
 from zofo.embedded import EMBEDDED_DATA
 from zofo.errors import ConfigError, DataError, UnknownNameError
-from zofo.noise import permutation
-from zofo.tasks.columns import columns_in_file, renamed
+from zofo.tasks.columns import check_present, columns_in_file, explaining, renamed
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.drawing import divide, with_demonstrations
-from zofo.tasks.example import Example
+from zofo.tasks.drawing import divide, few_of_each, with_demonstrations
+from zofo.tasks.multi_task import (
+    check_has_options,
+    check_no_shared_rows,
+    combined_task,
+    in_free_words,
+    metaicl_content,
+    subtask_config,
+    task_inputs,
+    tasks_of,
+    type_of,
+)
 from zofo.tasks.prompt_rendering import label_of, render
-from zofo.tasks.readers.formats import single_label_error
-from zofo.tasks.readers.row import Row, with_valid_example
-from zofo.tasks.readers.sources import folder_origins, has_split, hub_origins, read_file, read_folder, read_hub
-from zofo.tasks.row_notes import check_test_rows
-from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task
+from zofo.tasks.readers.files import read_file
+from zofo.tasks.readers.formats import DataFormat, check_labels, detect, labelled_shape, task_shape
+from zofo.tasks.readers.row import Example, NamedLabel, Row, all_rows, with_valid_example
+from zofo.tasks.readers.sources import folder_origins, folders_with_rows, has_split, hub_origins, read_folder, read_hub
+from zofo.tasks.row_checks import check_several_labels, check_test_rows
+from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task, parse_task, task_content
+
+
+def load_examples(
+    task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS, head: bool = False, right: bool = True
+) -> dict[Split, list[Example]]:
+    """Read, check, split and render all rows of a task, or of several at once; see `dataset.load_task_examples`.
+
+    Raises:
+        DataError: rows that cannot be used; with file, line and column.
+        ConfigError: several tasks for a classification head; of several, one that is kept for the test, or that has no
+            candidates other than by MetaICL's rows; no task with options; rows that are test rows of an unseen task.
+    """
+    if not config.several:
+        with explaining(columns_in_file(task, config.columns)):
+            return load_task_examples(task, config, splits, head, right)
+    if head:
+        raise ConfigError(
+            "a classification head gives the same labels to every row, and several tasks have each their own",
+            "choose one task, or model.head=causal-lm",
+        )
+    return _mixed_examples(config, splits, right)
 
 
 def load_task_examples(
@@ -53,7 +85,9 @@ def load_task_examples(
     examples: dict[Split, list[Example]] = {}
     compared = _compared(task, config, needed, of_several)
     for origin in dict.fromkeys(task.splits[split].origin for split in (*needed, *compared)):
-        rows = renamed(_read(task, config, origin), columns_in_file(task, config.columns))
+        rows = _read(task, config, origin)
+        if config.columns:
+            rows = renamed(rows, columns_in_file(task, config.columns))
         for split, chosen in divide(task, origin, rows, config).items():
             if split not in needed and split not in compared:
                 continue
@@ -61,11 +95,11 @@ def load_task_examples(
             kept = chosen[: config.max_rows if split == "train" or not of_several else None]
             examples[split] = _rendered(task, kept, prompt, head, answered, config.reward_columns)
             if split == "train" and answered:
-                _check_several_labels(task, rows, examples[split], prompt, head)
+                check_several_labels(task, rows, examples[split], prompt, head)
     if not config.allow_overlap:
         check_test_rows(task, examples)
     if config.train_examples_per_label is not None and "train" in needed:
-        examples["train"] = _few(task, examples["train"], config.train_examples_per_label, config.split_seed)
+        examples["train"] = few_of_each(task, examples["train"], config.train_examples_per_label, config.split_seed)
     if config.num_fewshot:
         pool = examples["train"]
         examples = {split: with_demonstrations(examples[split], pool, config, task.separator) for split in splits}
@@ -99,44 +133,6 @@ def _compared(task: Task, config: TaskConfig, needed: Sequence[Split], of_severa
     ]
 
 
-def _check_several_labels(
-    task: Task, rows: Sequence[Row], examples: Sequence[Example], prompt: str | None, head: bool
-) -> None:
-    """Raises DataError for rows of train that all have the same candidates and the same right ones among them.
-
-    Rows that are not among the examples may have others: a few that were drawn may be of one label by chance.
-    """
-    if task.kind == "generation" or task.kind == "multiple-choice" and len(examples) < 2:
-        return
-    first = _choice(examples[0])
-    if any(_choice(one) != first for one in examples):
-        return
-    if all(_choice(render(task, row.fields, row.where, prompt, head)) == first for row in rows):
-        assert task.label is not None
-        raise single_label_error(task.label, label_of(task.label, rows[0].fields, task.name), rows)
-
-
-def _choice(example: Example) -> tuple[frozenset[str], frozenset[str]]:
-    """The candidates, and the right ones among them."""
-    return frozenset(example.candidates), frozenset(example.candidates[gold] for gold in example.golds)
-
-
-def _few(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
-    """Examples drawn by seed: `shots` of each label, or in all without labels; raises DataError for too few rows."""
-    drawn = [examples[i] for i in permutation(Key(seed, 0), "shots", len(examples))]
-    kept: list[Example] = []
-    for gold in range(len(task.label_names)) or [None]:
-        own = [one for one in drawn if gold is None or one.golds[:1] == (gold,)][:shots]
-        if len(own) < shots:
-            of = f" with the label {task.label_names[gold]!r}" if gold is not None else ""
-            raise DataError(
-                f"task.train_examples_per_label is {shots}, but train of {task.name!r} has {len(own)} rows{of}",
-                f"set task.train_examples_per_label={max(1, len(own))}, or give more rows",
-            )
-        kept += own
-    return kept
-
-
 def _rendered(
     task: Task, rows: Sequence[Row], prompt: str | None, head: bool, right: bool, columns: Sequence[str]
 ) -> list[Example]:
@@ -150,11 +146,154 @@ def _rendered(
     return examples
 
 
+def _mixed_examples(config: TaskConfig, splits: Sequence[Split], right: bool) -> dict[Split, list[Example]]:
+    """The examples of several tasks, one after the other, each under the name of its own.
+
+    Those of a task in free words have their output as only candidate, and are in train alone.
+    """
+    names, unseen = tasks_of(config)
+    mixed: dict[Split, list[Example]] = {split: [] for split in splits}
+    check_has_options(config, unseen)
+    held = (
+        {} if config.allow_overlap else {name: rows for name in unseen if (rows := task_inputs(config, name, "test"))}
+    )
+    for name in names:
+        own = subtask_config(config, name)
+        task = resolve_task(own, free_words=True)
+        free = task.kind == "generation"
+        if free and not (own.data is not None and in_free_words(Path(own.data))):
+            raise ConfigError(
+                f"{name!r} asks for a free text, but of several tasks each must have candidates",
+                "leave it out of task.tasks",
+            )
+        wanted: list[Split] = [split for split in splits if split == "train" or not free]
+        found = load_task_examples(task, own, wanted, False, right, of_several=True)
+        for split, examples in found.items():
+            for one in examples:
+                only: dict[str, Any] = {"candidates": one.answers[:1], "answers": (), "ends": False} if free else {}
+                mixed[split].append(replace(one, task=name, **only))
+        if "train" in found and held:
+            bare = own.model_copy(update={"num_fewshot": 0})
+            plain = load_task_examples(task, bare, ["train"], False, right, True) if own.num_fewshot else found
+            check_no_shared_rows(name, {one.where: one.prompt.strip() for one in plain["train"]}, held)
+    for split in splits:
+        if not mixed[split]:
+            raise ConfigError(
+                f"none of the tasks has options, so that {split} has no row that can be scored by likelihood",
+                "name a task with options beside them in task.tasks",
+            )
+    return mixed
+
+
+_SIZES = {"validation": 500, "test": 1000}  # of splits that are drawn from the rows of train
+
+
+def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = False) -> Task:
+    """The task of a configuration.
+
+    A task file keeps its splits, unless its rows come from one file: then all three are drawn from that.
+
+    Args:
+        free_words: whether MetaICL's rows may lack options, as in one of several training tasks.
+        whole: whether each split is a whole file, so that no rows are drawn.
+
+    Raises:
+        ConfigError: the task file, or what is given in place of its keys, cannot work.
+        DataError: rows of no known format.
+    """
+    if config.several:
+        return combined_task(config)
+    read: dict[tuple[str, str], list[Row]] = {}
+    if config.name is not None:
+        content, where = task_content(config.name), config.name
+        if config.data is not None and isinstance(content, dict):
+            content = {**content, "splits": _splits(config.data, whole)}
+    else:
+        assert config.data is not None
+        where = config.data
+        with explaining(config.columns or {}):
+            splits = _splits(where, whole)
+            origin = splits["train"]["from"]
+            read[where, origin] = read_data(where, origin)
+            content = _content(config, where, read[where, origin], splits, free_words)
+    if isinstance(content, dict):
+        content = {**content, **config.overrides}
+        if config.verbalizers is not None:
+            content = _without_own_verbalizers(content)
+        if config.template is not None:
+            kept = {key: value for key, value in content.items() if key != "template"}
+            content = {**kept, "prompts": {"given": config.template}}
+    task = parse_task(content, where)
+    task.rows_at_hand.update(read)
+    return task
+
+
+def _content(
+    config: TaskConfig, data: str, rows: list[Row], splits: dict[str, dict[str, Any]], free_words: bool
+) -> dict[str, Any]:
+    """A task file's content for rows in a known format, or with a template and a label column."""
+    if config.columns:
+        check_present(rows, config.columns, data)
+        rows = renamed(rows, config.columns)
+    named = config.verbalizers or ()
+    if config.template is not None and config.label is not None:
+        label = config.label
+        found = DataFormat("text-label", {"label": label}, f"label from {label!r}")
+        items = ((row.where, row.fields) for row in rows)
+        held = all_rows(items, lambda fields: {label: label_of(label, fields, data)})
+        check_labels(label, held, named)
+        shape = labelled_shape(label, held, config.template)
+    else:
+        found = detect(rows, named, answers=config.label is None and config.labels is None)
+        shape = (
+            metaicl_content(rows, type_of(Path(data)), free_words)
+            if found.name == "metaicl"
+            else task_shape(found, rows)
+        )
+    if found.name == "metaicl" and shape["kind"] == "generation":  # only trained on: train keeps all of its rows
+        splits = {split: {"from": split} for split in SPLITS}
+    more = ", answers that are numbers" if shape["metric"] == "number-match" else ""
+    values = {row.fields.get(found.columns.get("label", "")) for row in rows} if "label" in found.columns else ()
+    classes = [f"{int(one)} is {one.name!r}" for one in sorted(one for one in values if isinstance(one, NamedLabel))]
+    more += f"; classes: {', '.join(classes)}" if classes else ""
+    about = f"rows of {Path(data).name}: {found.about}{more}"
+    return {"name": Path(data).stem, "version": 1, "about": about, "splits": splits, **shape}
+
+
+def _splits(data: str, whole: bool = False) -> dict[str, dict[str, Any]]:
+    """The sources of the splits: files or Hub splits of these names; a missing one is drawn from train."""
+    if whole:
+        return {split: {"from": split} for split in SPLITS}
+    origins = origins_of(data)
+    if origins is None:
+        return {"train": {"from": "data"}, **{split: {"from": "data", "size": n} for split, n in _SIZES.items()}}
+    if "train" not in origins:
+        inner = folders_with_rows(Path(data)) if Path(data).is_dir() else []
+        raise ConfigError(
+            f"{data!r} has no rows called train; it has {', '.join(sorted(origins)) or 'none'}",
+            f"give one of its folders: {', '.join(inner)}"
+            if inner
+            else "name a file train.jsonl, train.csv or train.parquet",
+        )
+    drawn: dict[str, dict[str, Any]] = {split: {"from": "train", "size": n} for split, n in _SIZES.items()}
+    present: dict[str, dict[str, Any]] = {split: {"from": split} for split in SPLITS if split in origins}
+    return {"train": {"from": "train"}, **drawn, **present}
+
+
+def _without_own_verbalizers(content: dict[str, Any]) -> dict[str, Any]:
+    """A task's content without verbalizers in its prompts, which would override the task's."""
+    prompts = content.get("prompts")
+    if not isinstance(prompts, dict):
+        return content
+    bare = {name: {**one, "verbalizers": None} if isinstance(one, dict) else one for name, one in prompts.items()}
+    return {**content, "prompts": bare}
+
+
 def _read(task: Task, config: TaskConfig, origin: str) -> list[Row]:
     if config.data_dir is not None:
         return read_folder(config.data_dir, origin)
     if config.data is not None:
-        return read_data(config.data, origin)
+        return task.rows_at_hand.pop((config.data, origin), None) or read_data(config.data, origin)
     source = task.source
     if source is None:
         raise ConfigError(f"the task {task.name!r} has no source of its own", "give rows with --data or --data-dir")

@@ -12,9 +12,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError, DataError
 from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.example import Example
-from zofo.tasks.readers.row import Row
-from zofo.tasks.row_notes import normalized, question_of
+from zofo.tasks.readers.row import Example, Row, normalized, question_of
 from zofo.tasks.task import SEPARATOR, SPLITS, Split, Task
 from zofo.tasks.tokenization import in_channel
 
@@ -201,3 +199,19 @@ def with_demonstrations(
         free = before + example.content_free if example.content_free else ""
         solved.append(replace(example, prompt=before + example.prompt, content_free=free, own=own))
     return solved
+
+
+def few_of_each(task: Task, examples: Sequence[Example], shots: int, seed: int) -> list[Example]:
+    """Examples drawn by seed: `shots` of each label, or in all without labels; raises DataError for too few rows."""
+    drawn = [examples[i] for i in permutation(Key(seed, 0), "shots", len(examples))]
+    kept: list[Example] = []
+    for gold in range(len(task.label_names)) or [None]:
+        own = [one for one in drawn if gold is None or one.golds[:1] == (gold,)][:shots]
+        if len(own) < shots:
+            of = f" with the label {task.label_names[gold]!r}" if gold is not None else ""
+            raise DataError(
+                f"task.train_examples_per_label is {shots}, but train of {task.name!r} has {len(own)} rows{of}",
+                f"set task.train_examples_per_label={max(1, len(own))}, or give more rows",
+            )
+        kept += own
+    return kept

@@ -17,7 +17,7 @@ from zofo.tasks.free_answers import (
 )
 
 if TYPE_CHECKING:
-    from zofo.tasks.example import Example
+    from zofo.tasks.readers.row import Example
 
 Answer = int | str
 """What a model predicts for an example: the index of a candidate, or the text of a generation."""

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from zofo.errors import listed
-from zofo.tasks.chats import REASONING, texts_of
-from zofo.tasks.example import Example, Message
-from zofo.tasks.prompt_templates import CHOICE, checked_fields, columns_of, fill
+from zofo.tasks.chat_rows import chat_example
+from zofo.tasks.prompt_templates import CHOICE, columns_of, fill
 from zofo.tasks.readers.choices import gold_choice, hidden_hint, same_key
-from zofo.tasks.readers.look_alikes import first_repeated, look_alike_key, told_apart
-from zofo.tasks.readers.row import NamedLabel, RowError, at_row, check_turns, turns_of
+from zofo.tasks.readers.row import (
+    Example,
+    NamedLabel,
+    RowError,
+    at_row,
+    check_columns,
+    check_text,
+    first_repeated,
+    has_half,
+    look_alike_key,
+    told_apart,
+)
 from zofo.tasks.task import Choices, ChoicesFromColumn, Prompt, Task
 
-TOOLS = "tools"
-"""The column beside a chat that holds what its model may call."""
 NOTHING = "N/A"
 """What stands in the columns of a prompt without content (Zhao et al. 2021, "Calibrate Before Use")."""
 
@@ -46,7 +53,7 @@ def render(
     with at_row(where):
         common: dict[str, Any] = {"where": where, "columns": _kept(task.name, columns, fields)}
         if task.messages is not None:
-            return replace(_chat(task.name, task.messages, fields, right), **common)
+            return replace(chat_example(task.name, task.messages, fields, right), **common)
         return _example(task, fields, prompt, head, right, common)
 
 
@@ -97,9 +104,21 @@ def _example(
 
 
 def _fields(task: Task, fields: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """The columns that are needed, checked."""
+    """The columns that are needed, checked, their texts without white space around them; a missing one is empty."""
     check_columns(task.name, (column for column in columns if column not in task.optional_columns), fields)
-    return checked_fields(fields, columns, task.optional_columns)
+    return {column: _checked(fields.get(column), column, column in task.optional_columns) for column in columns}
+
+
+def _checked(value: Any, column: str, optional: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _checked(part, f"{column}.{key}", True) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_checked(part, column, True) for part in value]
+    if optional and not isinstance(value, str):
+        return "" if value is None else value
+    if not isinstance(value, str) or has_half(value) or not (optional or value.strip()):
+        check_text(column, value)
+    return value.strip()
 
 
 def _content_free(task: Task, prompt: Prompt, fields: Mapping[str, Any]) -> str:
@@ -155,58 +174,6 @@ def _continuation(prompt: str, answer: str, stop: Sequence[str]) -> str:
     """
     space = "" if prompt[-1:].isspace() or answer[:1].isspace() else " "
     return f"{space}{answer.rstrip()}{stop[0]}" if stop else f"{space}{answer}"
-
-
-def _chat(name: str, column: str, fields: Mapping[str, Any], right: bool) -> Example:
-    """A chat: all turns up to the last one of the assistant are asked, and that one is the answer."""
-    check_columns(name, [column], fields)
-    turns = turns_of(fields, column)
-    check_turns(column, turns, answered=right)
-    messages = tuple(_message(turn) for turn in turns)
-    asked = Example("", ("",), messages=messages, own=tuple(texts_of(turns)), tools=_tools(fields))
-    if not right:
-        return asked
-    content, reply = messages[-1][1], "".join(messages[-1][2:])
-    thinks = bool(set(REASONING) & set(json.loads(reply))) if reply else False
-    return replace(
-        asked,
-        candidates=(content,),
-        golds=(0,),
-        answers=(content.strip(),),
-        messages=messages[:-1],
-        reply=reply,
-        thinks=thinks,
-    )
-
-
-def _message(turn: Mapping[str, Any]) -> Message:
-    """A turn, with all of its keys that hold something."""
-    more = {key: value for key, value in turn.items() if key not in ("role", "content") and value not in (None, [], "")}
-    content = turn.get("content") or ""
-    return (turn["role"], content, json.dumps(more)) if more else (turn["role"], content)
-
-
-def _tools(fields: Mapping[str, Any]) -> str:
-    """What may be called, as JSON; "" for nothing. Data sets write it as a list, or as that list in a text."""
-    given = next((value for name, value in fields.items() if name.lower() == TOOLS), None)
-    try:
-        tools = json.loads(given) if isinstance(given, str) and given.strip() else given or None
-    except ValueError:
-        tools = given
-    if tools is not None and not isinstance(tools, list):
-        raise RowError(f"column {TOOLS!r} is no list of tools, and no JSON of one")
-    return json.dumps(tools) if tools else ""
-
-
-def check_columns(name: str, columns: Iterable[str], fields: Mapping[str, Any]) -> None:
-    """Raises RowError for a row that lacks a column of the task of that name."""
-    for column in columns:
-        if column not in fields:
-            raise RowError(
-                f"the column {column!r}, which the task {name!r} needs, is missing; the row has "
-                f"{listed(fields) or 'nothing'}",
-                "rename the column in the file, or name yours in a copy of the task file",
-            )
 
 
 def label_of(label: str, fields: Mapping[str, Any], name: str) -> Any:

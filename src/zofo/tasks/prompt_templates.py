@@ -1,18 +1,21 @@
-"""Templates of prompts: Jinja, as chat templates use it, in a sandbox and strict about names."""
+"""Templates of prompts: Jinja in a sandbox, strict about names, a function of the row alone, and within limits."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.meta
 import jinja2.nodes
+import jinja2.runtime
+import jinja2.sandbox
 
-from zofo.tasks.prompt_limits import WRITTEN, PromptEnvironment, check_no_address, counted, limited
-from zofo.tasks.readers.row import RowError, check_text, has_half
+from zofo.tasks.readers.row import RowError
 
 CHOICE = "choice"
 """Name of the choice in a template of choices."""
@@ -31,8 +34,8 @@ def _upper_first(text: str) -> str:
 
 
 @functools.cache
-def _environment() -> PromptEnvironment:
-    environment = PromptEnvironment()
+def _environment() -> _PromptEnvironment:
+    environment = _PromptEnvironment()
     environment.filters |= {"lower_first": _lower_first, "upper_first": _upper_first}
     return environment
 
@@ -150,11 +153,11 @@ def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own
         for column in () if expression else parsed.plain:
             if isinstance(fields.get(column), list | dict):
                 raise RowError(f"column {column!r} is {fields[column]!r}, not a text")
-        with limited():
-            value = parsed.run(**{ROW: fields, **fields, WRITTEN: written})
-            value = list(counted(value)) if isinstance(value, Iterator) else value
+        with _limited():
+            value = parsed.run(**{ROW: fields, **fields, _WRITTEN: written})
+            value = list(_counted(value)) if isinstance(value, Iterator) else value
         if isinstance(value, str):
-            check_no_address(value, fields)
+            _check_no_address(value, fields)
     except (jinja2.TemplateError, *FAILURES) as error:
         raise RowError(
             f"the template {template!r} cannot be filled: {error}",
@@ -167,22 +170,210 @@ def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own
     return value
 
 
-def checked_fields(fields: Mapping[str, Any], columns: Iterable[str], optional: Sequence[str]) -> dict[str, Any]:
-    """The columns that are needed, with texts stripped of white space around them; a missing one is an empty one.
+# limits: a template is a function of its row, and its work and size are bounded
 
-    Raises:
-        RowError: a column is empty, not a text or a list, or not Unicode; names the column.
-    """
-    return {column: _checked(fields.get(column), column, column in optional) for column in columns}
+MOST_OPERATIONS = 100_000
+"""The most loop passes, calls and filters of a template for one row."""
+MOST_CHARACTERS = 10_000_000
+"""The most characters and list entries that a template may make for one row, in total."""
+_MOST_WIDTH = 10_000  # numbers that say how long a result shall be, such as the width of `center`
+_MOST_BITS = 4096  # of a whole number
+_WRITTEN = "texts written by this template"  # key in its context of the list of these; no template can name it
+
+_CHANCE = {"lipsum": "text by chance", "cycler": "an iterator with a state", "joiner": "an iterator with a state"}
+_FILTERS = {"batch", "indent", "pprint", "slice", "tojson", "urlize", "wordwrap", "xmlattr"}
+_METHODS = {"center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "translate", "zfill"}
+_GROWING = _FILTERS | _METHODS  # whose result may be longer than what they are given
+_CLOCK = frozenset({"now", "today", "utcnow", "astimezone", "timestamp", "fromtimestamp", "utcfromtimestamp"})
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}>")  # of an object in memory, as Python writes it
+_WIDE = re.compile(r"%[^%a-zA-Z]*(\d{5,}|\*)|\{[^{}]*:[^{}]*(\d{5,}|\{)")  # formats that ask for a long text
 
 
-def _checked(value: Any, column: str, optional: bool) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _checked(part, f"{column}.{key}", True) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_checked(part, column, True) for part in value]
-    if optional and not isinstance(value, str):
-        return "" if value is None else value
-    if not isinstance(value, str) or has_half(value) or not (optional or value.strip()):
-        check_text(column, value)
-    return value.strip()
+_LEFT: ContextVar[list[int]] = ContextVar("template_limits")  # operations and characters, of one row
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """The limits of one template for one row, while it is filled."""
+    token = _LEFT.set([MOST_OPERATIONS, MOST_CHARACTERS])
+    try:
+        yield
+    finally:
+        _LEFT.reset(token)
+
+
+def _work(characters: int = 0) -> None:
+    """Count one operation, and characters that it makes; raises OverflowError where the limits are passed."""
+    left = _LEFT.get(None)
+    if left is None:
+        return
+    left[0] -= 1
+    left[1] -= characters
+    if left[0] < 0:
+        raise OverflowError(f"it takes more than {MOST_OPERATIONS:,} loop passes and calls")
+    if left[1] < 0:
+        raise OverflowError(f"it makes more than {MOST_CHARACTERS:,} characters")
+
+
+def _size(value: Any) -> int:
+    """Characters and entries of a value, counted recursively up to the limit."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    total, waiting = 1, [value]
+    while waiting and total <= MOST_CHARACTERS:
+        one = waiting.pop()
+        if isinstance(one, str | bytes):
+            total += len(one)
+        elif isinstance(one, list | tuple):
+            total += len(one)
+            waiting.extend(one)
+        elif isinstance(one, dict):
+            total += len(one)
+            waiting.extend(one.values())
+    return total
+
+
+def _measured(value: Any) -> Any:
+    """The value, once its size is counted; raises TypeError for a set."""
+    if isinstance(value, set | frozenset):
+        raise TypeError("a set has no order")
+    _work(_size(value))
+    return value
+
+
+def _measured_parts(name: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """The arguments of a filter or method, those that `join` joins measured."""
+    if name != "join" or not arguments:
+        return arguments
+    return [[_measured(one) for one in arguments[0]], *arguments[1:]]
+
+
+def _counted(values: Iterable[Any]) -> Iterator[Any]:
+    """The values of a loop, each pass counted."""
+    for value in values:
+        _work()
+        yield value
+
+
+def _check_result_length(name: str, given: Any, arguments: Iterable[Any]) -> None:
+    """Raises OverflowError for a growing filter or method whose result would be too long, before it is made."""
+    if name not in _GROWING:
+        return
+    most = 1
+    for argument in arguments:
+        if isinstance(argument, int) and not isinstance(argument, bool):
+            if argument > _MOST_WIDTH:
+                raise OverflowError(f"{name} with {argument}, but the most is {_MOST_WIDTH:,}")
+            most = max(most, argument)
+        elif isinstance(argument, str):
+            most = max(most, len(argument))
+    if isinstance(given, str) and name.startswith("format") and _WIDE.search(given):
+        raise OverflowError(f"{name} of {given[:40]!r} asks for a text that is too long")
+    if (_size(given) + 1) * most > 10 * MOST_CHARACTERS:
+        raise OverflowError(f"{name} would make more than {MOST_CHARACTERS:,} characters")
+
+
+def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    passes = getattr(function, "jinja_pass_arg", None) is not None  # the context, before what is filtered
+
+    @functools.wraps(function)
+    def limited_function(*arguments: Any, **options: Any) -> Any:
+        first = arguments[:1] if passes else ()
+        values = _measured_parts(name, arguments[len(first) :])
+        if values:
+            _check_result_length(name, values[0], [*values[1:], *options.values()])
+        return _measured(function(*first, *values, **options))
+
+    return limited_function
+
+
+@jinja2.pass_context
+def _finalize(context: jinja2.runtime.Context, value: Any) -> Any:
+    """What a template writes: no function, iterator or other thing that has no text of its own."""
+    if callable(value) and not isinstance(value, jinja2.Undefined):
+        raise TypeError(f"{getattr(value, '__name__', value)!r} is a function: call it, as in column.strip()")
+    if isinstance(value, Iterator | KeysView | ValuesView | ItemsView):
+        raise TypeError("an iterator has no text: end with | list or | join")
+    if isinstance(value, str) and value.strip():
+        context[_WRITTEN].append(value)
+    return _measured(value)
+
+
+class _PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """The environment of templates whose result is a function of the row, within limits while `_limited` is open."""
+
+    intercepted_binops = frozenset({"+", "-", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_finalize
+        )
+        for name in _CHANCE:
+            del self.globals[name]
+        self.filters.pop("random")
+        self.filters = {name: _limited_filter(name, function) for name, function in self.filters.items()}
+        self.filters |= {"_measured": _measured, "_counted": _counted}
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> jinja2.nodes.Template:
+        tree = super()._parse(source, name, filename)
+        _check_deterministic(tree)
+        for loop in tree.find_all(jinja2.nodes.For):
+            if loop.recursive:
+                raise jinja2.TemplateSyntaxError("loops of prompts are not recursive", loop.lineno)
+            loop.iter = _through("_counted", loop.iter)
+        for assigned in tree.find_all(jinja2.nodes.Assign):
+            assigned.node = _through("_measured", assigned.node)
+        return tree
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        """An operator, unless its result would be too large, or has no order."""
+        whole = isinstance(left, int) and isinstance(right, int)
+        if operator == "**" and (not whole or right < 0 or left.bit_length() * right > _MOST_BITS):
+            if isinstance(left, float) or isinstance(right, float) or (whole and right < 0):
+                return left**right
+            raise OverflowError(f"{left} ** {right} is too large a number")
+        if operator == "*":
+            if whole and left.bit_length() + right.bit_length() > _MOST_BITS:
+                raise OverflowError("a product is too large a number")
+            many, times = (right, left) if isinstance(left, int) else (left, right)
+            if isinstance(times, int) and _size(many) * times > MOST_CHARACTERS:
+                raise OverflowError(f"{times} times a text or list of {_size(many)} is too long")
+        if operator == "%" and isinstance(left, str) and _WIDE.search(left):
+            raise OverflowError(f"{left[:40]!r} asks for a text that is too long")
+        return _measured(super().call_binop(context, operator, left, right))
+
+    def call(self, context: jinja2.runtime.Context, function: Any, *arguments: Any, **options: Any) -> Any:
+        """A function, method or macro, its work and what it is given and makes counted."""
+        name = getattr(function, "__name__", "")
+        _check_result_length(name, getattr(function, "__self__", None), [*arguments, *options.values()])
+        if max(map(_size, arguments), default=0) > MOST_CHARACTERS:
+            raise OverflowError(f"a call is given more than {MOST_CHARACTERS:,} characters")
+        return _measured(super().call(context, function, *_measured_parts(name, arguments), **options))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may look it up: neither what the sandbox forbids nor the clock of dates."""
+        return attr not in _CLOCK and super().is_safe_attribute(obj, attr, value)
+
+
+def _through(name: str, node: Any) -> jinja2.nodes.Filter:
+    return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _check_deterministic(tree: jinja2.nodes.Template) -> None:
+    """Raises TemplateSyntaxError for what is not a function of the row."""
+    for call in tree.find_all(jinja2.nodes.Call):
+        if isinstance(call.node, jinja2.nodes.Name) and call.node.name in _CHANCE:
+            what = f"{call.node.name}() is {_CHANCE[call.node.name]}, and a prompt is a function of its row"
+            raise jinja2.TemplateSyntaxError(what, call.lineno)
+    for one in tree.find_all(jinja2.nodes.Filter):
+        if one.name == "random":
+            raise jinja2.TemplateSyntaxError(
+                "'random' draws by chance, and a prompt is a function of its row", one.lineno
+            )
+
+
+def _check_no_address(text: str, fields: Mapping[str, Any]) -> None:
+    """Raises TypeError for a text that holds the place of an object in memory, unless the row has it."""
+    for found in _ADDRESS.findall(text):
+        if found not in str(dict(fields)):
+            raise TypeError(f"it writes an object, not a text ({found.strip(' >')}): call the function, or use | list")

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from zofo.config import Config, parse_model
 from zofo.errors import ConfigError, UnknownNameError, error_context
 from zofo.registry import Registry
 from zofo.tasks.metrics import METRICS, check_metric
 from zofo.tasks.prompt_templates import check_expression, check_no_answer_leak, check_prompt, check_template, columns_of
-from zofo.tasks.readers.look_alikes import first_repeated
+from zofo.tasks.readers.row import Row, first_repeated
 from zofo.yaml_loader import parse_yaml, read_yaml
 
 Split = Literal["train", "validation", "test"]
@@ -193,6 +193,7 @@ class Task(Config):
     """Text between demonstrations."""
     disjoint: bool = False
     """Refuse rows of test that are also in train or validation."""
+    _at_hand: dict[tuple[str, str], list[Row]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -238,6 +239,11 @@ class Task(Config):
             templates = [text for one in self.prompts.values() for text in (one.template, one.ending)]
             check_no_answer_leak([*templates, *(self.texts or [])], str(self.answers or self.label))
         return self
+
+    @property
+    def rows_at_hand(self) -> dict[tuple[str, str], list[Row]]:
+        """The rows by (data, origin) that a task was made for, until they are taken, so that no file is read twice."""
+        return self._at_hand
 
     @property
     def prompt_names(self) -> list[str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zofo.errors import DataError, ModelError
-from zofo.tasks.chats import Asked, write_chat
-from zofo.tasks.control_tokens import Coded, Speller
-from zofo.tasks.example import Example
+from zofo.tasks.chats import write_chat
+from zofo.tasks.control_tokens import Asked, Coded, Speller, Spelt
+from zofo.tasks.readers.row import Example
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class TokenizedChoices:
     stops: tuple[str, ...] = ()
     joined: bool = True
     unwritten: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> set[int]:
+        """All of its tokens."""
+        return set(itertools.chain(*self.rows))
 
     @property
     def length(self) -> int:
@@ -81,19 +86,18 @@ def encode(
     asked = [_asked(speller, example) for example in examples]
     _check_reasoning_prompts(asked)
     add = {"add_special_tokens": not examples[0].messages}
-    wholes = iter(speller.code([one.spelt(one.prompt + text) for one in asked for text in one.candidates], **add))
-    alone = iter(speller.code([one.spelt(one.prompt) for one in asked if len(one.candidates) == 1], **add))
+    wholes = iter(coded(speller, [_spelt(one, one.prompt + text) for one in asked for text in one.candidates], **add))
+    alone = iter(coded(speller, [_spelt(one, one.prompt) for one in asked if len(one.candidates) == 1], **add))
     end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     encoded = []
     for one in asked:
-        coded = [_without_closing(speller, next(wholes), add) for _ in one.candidates]
-        if len(coded) == 1:
-            rows, start, joined = _answered(
-                speller, one, _without_closing(speller, next(alone), add).ids, coded[0], end
-            )
+        texts = [_without_closing(speller, next(wholes), add) for _ in one.candidates]
+        if len(texts) == 1:
+            prompt = _without_closing(speller, next(alone), add).ids
+            rows, start, joined = _answered(speller, one, prompt, texts[0], end)
         else:
-            rows, start, joined = _from_one_place(coded, len(one.prompt))
+            rows, start, joined = _from_one_place(texts, len(one.prompt))
         if start == 0 and first is not None:
             rows, start = [(first, *row) for row in rows], 1
         for candidate, row in enumerate(rows):
@@ -105,6 +109,42 @@ def encode(
         gold = one.example.gold
         encoded.append(TokenizedChoices(tuple(rows), scored, gold, one.example, one.stops, joined, one.unwritten))
     return encoded
+
+
+def coded(speller: Speller, texts: Sequence[Spelt], spans: bool = True, **options: Any) -> list[Coded]:
+    """Tokenise texts, with the control tokens that rows spell left as text.
+
+    Args:
+        texts: all by themselves, or all pairs.
+        spans: whether they are asked for; without, they are empty.
+
+    Raises:
+        DataError: the tokenizer makes a control token of a text even where it is spelt as text.
+    """
+    found: list[Coded] = [Coded([], [], [])] * len(texts)
+    for marked in (False, True):
+        places = [place for place, one in enumerate(texts) if one.marked == marked]
+        if not places:
+            continue
+        chosen = [texts[place] for place in places]
+        own = (speller.twin if marked else speller.tokenizer)(
+            [one.text for one in chosen],
+            None if chosen[0].second is None else [one.second for one in chosen],
+            return_offsets_mapping=spans or marked,
+            return_attention_mask=False,
+            verbose=False,
+            **options,
+        )
+        none: list[list[Any]] = [[]] * len(chosen)
+        parts = own["input_ids"], own.get("offset_mapping") or none, own.get("token_type_ids") or none
+        for place, *row in zip(places, *parts, strict=True):
+            one = Coded(*row)
+            found[place] = speller.as_known(texts[place], one) if marked else one
+    return found
+
+
+def _spelt(asked: Asked, text: str) -> Spelt:
+    return Spelt(text, None, asked.marked, asked.example.where)
 
 
 def _asked(speller: Speller, example: Example) -> Asked:
@@ -154,8 +194,8 @@ def _answered(
     if whole.ids[: len(prompt)] == prompt:
         return [tuple(whole.ids)], len(prompt), True
     befores = ("\n", ":", ".", "x")
-    texts = [asked.spelt(before + text) for before in befores for text in ("", candidate)]
-    found = [one.ids for one in speller.code(texts, add_special_tokens=False)]
+    texts = [_spelt(asked, before + text) for before in befores for text in ("", candidate)]
+    found = [one.ids for one in coded(speller, texts, add_special_tokens=False)]
     for head, both in zip(found[::2], found[1::2], strict=True):
         if both[: len(head)] == head:
             return [(*prompt, *both[len(head) :])], len(prompt), False
@@ -166,12 +206,12 @@ def _answered(
     )
 
 
-def _from_one_place(coded: Sequence[Coded], prompt: int) -> tuple[list[tuple[int, ...]], int, bool]:
+def _from_one_place(texts: Sequence[Coded], prompt: int) -> tuple[list[tuple[int, ...]], int, bool]:
     """The rows of several candidates, the place that all are scored from, and whether each begins there."""
-    starts = [next((i for i, span in enumerate(one.spans) if span[1] > prompt), len(one.ids)) for one in coded]
-    columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*(one.ids for one in coded), strict=False))
+    starts = [next((i for i, span in enumerate(one.spans) if span[1] > prompt), len(one.ids)) for one in texts]
+    columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*(one.ids for one in texts), strict=False))
     start = min(*starts, sum(1 for _ in columns))
-    return [tuple(one.ids) for one in coded], start, set(starts) == {start}
+    return [tuple(one.ids) for one in texts], start, set(starts) == {start}
 
 
 def _without_closing(speller: Speller, coded: Coded, add: Mapping[str, bool]) -> Coded:
@@ -293,11 +333,11 @@ def encode_channel(
     before = [one.before for one in examples]
     alone = tokenizer(before, add_special_tokens=False, return_attention_mask=False, verbose=False)
     heads = iter([len(ids) for ids in alone["input_ids"]])
-    coded = iter(encode(tokenizer, flat))
+    flat_rows = iter(encode(tokenizer, flat))
     special = set(tokenizer.all_special_ids)
     encoded = []
     for example in examples:
-        parts = [next(coded) for _ in example.candidates]
+        parts = [next(flat_rows) for _ in example.candidates]
         rows, scored = [part.rows[0] for part in parts], min(part.scored[0] for part in parts)
         demonstrations, longest = next(heads), max(map(len, rows))
         spare = [(leading(rows[0], special), demonstrations), (-scored, scored - 1)]  # of the prompt, its oldest tokens

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.control_tokens import Speller, Spelt
-from zofo.tasks.example import Example
-from zofo.tasks.tokenization import TokenizedChoices, fitted, leading, too_long
+from zofo.tasks.readers.row import Example
+from zofo.tasks.tokenization import coded, fitted, leading, too_long
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,16 @@ class TokenizedCloze:
     targets: tuple[int, ...]
     gold: int
     example: Example
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """The text as its only row."""
+        return (self.tokens,)
+
+    @property
+    def ids(self) -> set[int]:
+        """All of its tokens."""
+        return {*self.tokens, *self.targets}
 
     @property
     def length(self) -> int:
@@ -50,6 +60,16 @@ class TokenizedText:
     types: tuple[int, ...]
     gold: int
     example: Example
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """The text as its only row."""
+        return (self.tokens,)
+
+    @property
+    def ids(self) -> set[int]:
+        """All of its tokens."""
+        return set(self.tokens)
 
     @property
     def length(self) -> int:
@@ -84,7 +104,7 @@ def encode_masked(
         for one, ((prompt, ending, *texts), marks) in zip(examples, marked, strict=True)
         for text in texts
     ]
-    pairs = iter(speller.code(spelt))
+    pairs = iter(coded(speller, spelt))
     encoded = []
     for example, ((prompt, _, *texts), _) in zip(examples, marked, strict=True):
         around: tuple[int, ...] = ()
@@ -136,14 +156,15 @@ def encode_texts(
         (first, *second), marked = speller.in_marks(example, pair)
         spelt.append(Spelt(first, second[0] if second else None, marked, example.where))
     with _cutting_on_the_left(tokenizer):
-        coded = speller.code(
+        parts = coded(
+            speller,
             spelt,
             spans=False,
             truncation="longest_first" if truncate and limit else False,
             max_length=limit if truncate else None,
         )
     encoded = []
-    for example, (ids, _, kinds) in zip(examples, coded, strict=True):
+    for example, (ids, _, kinds) in zip(examples, parts, strict=True):
         if limit and len(ids) > limit:
             raise too_long(example, len(ids), limit)
         if not ids:
@@ -160,29 +181,3 @@ def _cutting_on_the_left(tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         tokenizer.truncation_side = before
-
-
-def check_token_ids(
-    examples: Sequence[TokenizedChoices | TokenizedCloze | TokenizedText], tokenizer: Any, embeddings: int
-) -> None:
-    """Check that the model has an embedding for every token.
-
-    Raises:
-        DataError: a token has none; names the row, the token and the number of such rows.
-    """
-    beyond = [(one, max(ids)) for one in examples if max(ids := list(_ids(one)), default=0) >= embeddings]
-    if not beyond:
-        return
-    first, token = beyond[0]
-    assert first.example is not None
-    raise DataError(
-        f"{first.example.where}: the text holds the token {tokenizer.convert_ids_to_tokens(token)!r} ({token}), and "
-        f"the model has {embeddings} embeddings; {len(beyond)} of {len(examples)} rows hold such tokens",
-        "resize the model with resize_token_embeddings and save it, or remove the token from rows or tokenizer",
-    )
-
-
-def _ids(example: TokenizedChoices | TokenizedCloze | TokenizedText) -> Iterable[int]:
-    if isinstance(example, TokenizedChoices):
-        return (token for row in example.rows for token in row)
-    return (*example.tokens, *example.targets) if isinstance(example, TokenizedCloze) else example.tokens

@@ -307,7 +307,7 @@ def _check_mixed_lengths(config: RunConfig, task: Task, loaded: LoadedModel, enc
     """Refuse rows that do not score the same beside each other as alone; of a model without weights nobody asks."""
     if next(loaded.model.parameters()).is_meta:
         return
-    rows = [row for one in encoded for row in getattr(one, "rows", None) or (one.tokens,)]
+    rows = [row for one in encoded for row in one.rows]
     longest = max(map(len, rows), default=0)
     if task.kind == "generation":
         prompts = [one.prompt for one in encoded if one.prompt]

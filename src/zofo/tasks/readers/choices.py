@@ -8,8 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zofo.errors import DataError, truncate_repr
-from zofo.tasks.readers.look_alikes import first_repeated, is_blank, look_alike_key, number_key, told_apart
-from zofo.tasks.readers.row import MEND, Row, RowError, check_text, has_half
+from zofo.tasks.readers.row import (
+    MEND,
+    Row,
+    RowError,
+    check_text,
+    first_repeated,
+    has_half,
+    is_blank,
+    look_alike_key,
+    number_key,
+    told_apart,
+)
 
 _KEY = re.compile(r"\(?([A-Za-z]|\d{1,2})[.):]\s")  # before a choice, as in "B) red"
 _READINGS = {

@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zofo.errors import DataError, listed, truncate_repr
-from zofo.tasks.readers.choices import check_choices, check_index_base, check_metaicl, check_right_choice
-from zofo.tasks.readers.look_alikes import look_alike_key, told_apart
+from zofo.errors import ConfigError, DataError, listed, truncate_repr
+from zofo.tasks.chat_rows import check_turns, turns_of
+from zofo.tasks.free_answers import free_answer_scores, last_content
+from zofo.tasks.readers.choices import check_choices, check_index_base, check_metaicl, check_right_choice, is_keyed
 from zofo.tasks.readers.row import (
     NamedLabel,
     Row,
@@ -20,8 +21,8 @@ from zofo.tasks.readers.row import (
     at_row,
     check_label,
     check_text,
-    check_turns,
-    turns_of,
+    look_alike_key,
+    told_apart,
     with_valid_example,
 )
 
@@ -300,3 +301,63 @@ def single_label_error(column: str, value: Any, rows: Sequence[Row]) -> DataErro
         "which leaves nothing to learn",
         "give rows of two labels or more",
     )
+
+
+def task_shape(found: DataFormat, rows: list[Row]) -> dict[str, Any]:
+    """The part of a task file that says how rows of a format are asked about."""
+    named = {role: column if column.isidentifier() else f"row[{column!r}]" for role, column in found.columns.items()}
+    written = {role: f"{{{{ {name} }}}}" for role, name in named.items()}  # as templates refer to the columns
+    if found.name == "text-label":
+        shape = labelled_shape(found.columns["label"], rows, f"{written['text']}\nLabel:")
+        return {**shape, "texts": [written["text"]]}
+    if found.name == "choices-answer":
+        if "prompt" not in found.columns:
+            raise ConfigError(
+                f"{rows[0].where}: choices, but no column that asks for them", "call the question's column prompt"
+            )
+        keyed = is_keyed(rows[0].fields[found.columns["choices"]])
+        return {
+            "kind": "multiple-choice",
+            "metric": "accuracy",
+            "label": found.columns["answer"],
+            **({"labels": f"{named['choices']}.label"} if keyed else {}),
+            "choices": {"each": f"{named['choices']}.text" if keyed else named["choices"], "text": " {{ choice }}"},
+            "prompts": {"default": f"{written['prompt']}\nAnswer:"},
+        }
+    free = {"kind": "generation", "stop": [], "max_new_tokens": 100}
+    if found.name == "messages":
+        turns = [turns_of(row.fields, found.columns["messages"]) for row in rows]
+        return {**free, **free_answer_scores(map(last_content, turns)), "messages": found.columns["messages"]}
+    prompt, optional = written["prompt"], []
+    if "input" in found.columns:  # what an instruction may be about
+        prompt += f"{{% if {named['input']} %}}\n{written['input']}{{% endif %}}"
+        optional = [found.columns["input"]]
+    scores = free_answer_scores(row.fields.get(found.columns["completion"]) for row in rows)
+    return {
+        **free,
+        **scores,
+        "answers": named["completion"],
+        "prompts": {"default": prompt},
+        "optional_columns": optional,
+    }
+
+
+def labelled_shape(label: str, rows: list[Row], template: str) -> dict[str, Any]:
+    """A classification whose verbalizers are its labels."""
+    labels = sorted({row.fields[label] for row in rows}, key=str)
+    texts = {_plain(value): str(value if isinstance(value, bool) else _plain(value)).strip() for value in labels}
+    return {
+        "kind": "classification",
+        "metric": "accuracy",
+        "extra_metrics": ["macro-f1"],
+        "label": label,
+        "verbalizers": {known: f" {text}" for known, text in texts.items()},
+        "prompts": {"default": template},
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A label as a task file can hold it: the name of its class, if it has one."""
+    if isinstance(value, NamedLabel):
+        return value.name
+    return int(value) if isinstance(value, bool | float) else value

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+import unicodedata
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import DataError, error_context, truncate, truncate_repr
-from zofo.tasks.readers.look_alikes import is_blank, number_key
+from zofo.errors import DataError, error_context, listed, truncate, truncate_repr
 
 MEND = "mend or remove the row"
 """The default hint."""
@@ -30,6 +32,73 @@ class Row:
 
     where: str
     fields: Mapping[str, Any]
+
+
+Message = tuple[str, str] | tuple[str, str, str]
+"""A turn of a chat: role, content, and its other keys as JSON, if there are any."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt, and what may follow it.
+
+    Args:
+        prompt: text before the candidate.
+        candidates: texts that may follow: one for each label or choice; for a generation, the answer to train on.
+        golds: the right candidates; the first is trained on. Empty where they are not known.
+        answers: for a generation, every accepted answer.
+        group: rows with the same group belong together, such as answers to one question; "" for none.
+        where: file and line, or source and row, for messages.
+        ending: text after the candidate, for models that see both sides of it.
+        ends: whether the model's end of text follows the candidate.
+        content_free: the prompt without its content, for calibrated scores; "" for none.
+        texts: one or two texts of the row, for a classification head.
+        messages: for a chat, the turns before the answer; they replace `prompt`.
+        before: for channel scores, the demonstrations before the candidate.
+        task: name of the task, if there are several at once; else "".
+        reply: for a chat, other keys of the answer such as tool calls, as JSON; "" for none.
+        thinks: for a chat, whether the answer begins with its reasoning.
+        tools: for a chat, the tools that may be called, as JSON; "" for none.
+        columns: those of the row that rewards are given (`task.reward_columns`), as JSON; "" for none.
+        own: the row's texts in prompt, candidates and texts, in that order: control tokens spelt in them stay text.
+    """
+
+    prompt: str
+    candidates: tuple[str, ...]
+    golds: tuple[int, ...] = ()
+    answers: tuple[str, ...] = ()
+    group: str = ""
+    where: str = ""
+    ending: str = ""
+    ends: bool = False
+    content_free: str = ""
+    texts: tuple[str, ...] = ()
+    messages: tuple[Message, ...] = ()
+    before: str = ""
+    task: str = ""
+    reply: str = ""
+    thinks: bool = False
+    tools: str = ""
+    own: tuple[str, ...] = ()
+    columns: str = ""
+
+    @property
+    def columns_of_row(self) -> dict[str, Any]:
+        """The columns that rewards are given, by name."""
+        found: dict[str, Any] = json.loads(self.columns) if self.columns else {}
+        return found
+
+    @property
+    def gold(self) -> int:
+        """Index of the candidate that is trained on; 0 where the right one is not known."""
+        return self.golds[0] if self.golds else 0
+
+    @property
+    def text(self) -> str:
+        """What is asked, for people: the turns of a chat, the texts of a classifier, or else the prompt."""
+        if self.messages:
+            return "\n".join(f"{role}: {content}" for role, content, *_ in self.messages)
+        return "\n".join(self.texts) or self.prompt
 
 
 class NamedLabel(int):
@@ -134,10 +203,6 @@ def decoded_file(path: Path, data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
-ROLES = ("system", "user", "assistant", "tool")
-"""Roles in a chat."""
-
-_TURNS = 'turns are written [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
 _WHOLE = "labels are texts or whole numbers"
 _EXACT = 2**53  # the largest whole number that a float holds beside its neighbours
 
@@ -181,75 +246,93 @@ def check_label(column: str, value: Any) -> None:
         raise RowError(f"{is_} {truncate_repr(value)}, not a label", f"{_WHOLE}, one a row", "label")
 
 
-def check_turns(column: str, turns: Any, answered: bool = True) -> None:
-    """Refuse what are no turns of a chat.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?")
+
+
+_SAME_SHAPE = str.maketrans(
+    "\u2010\u2011\u2012\u2013\u2014\u2212\u2018\u2019\u201c\u201d"  # dashes and quotes
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455"  # small Cyrillic letters
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0406\u0408\u0405"  # capital ones
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf",  # Greek letters
+    "------''\"\"aeopcyxijsABEKMHOPCTXIJSABEZHIKMNOPTYXo",
+)
+
+
+def number_key(value: Any) -> str | None:
+    """A number in one form, the same for 1, 1.0, "01" and "1e0"; None for other values."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return str(Fraction(value))
+    text = str(value).strip().lower()
+    return str(Fraction(text)) if len(text) < 100 and _NUMBER.fullmatch(text) else None
+
+
+def look_alike_key(value: Any) -> str:
+    """What all labels have in common that look alike.
+
+    They differ only in their Unicode form, characters that cannot be seen, letters of another script with the same
+    shape, case, white space, or the writing of a number; `true` and `false` are 1 and 0.
+    """
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, int | float):
+        return number_key(value) or str(value)
+    text = value
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(one for one in unicodedata.normalize("NFKC", text) if not _invisible(one))
+        text = text.translate(_SAME_SHAPE)
+    text = " ".join(text.casefold().split())
+    return number_key(text) or {"true": "1", "false": "0"}.get(text, text)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no visible character."""
+    return all(one.isspace() or _invisible(one) for one in text)
+
+
+def _invisible(character: str) -> bool:
+    """Whether it is a format or control character, such as U+FEFF, or selects a variant of the one before it."""
+    kind = unicodedata.category(character)
+    return kind == "Cf" or kind == "Cc" and not character.isspace() or "\ufe00" <= character <= "\ufe0f"
+
+
+def first_repeated(values: Sequence[Any], same: Callable[[Any, Any], bool] = operator.eq) -> Any:
+    """The first value that repeats an earlier one; None where all differ."""
+    return next((one for n, one in enumerate(values) if any(same(one, other) for other in values[:n])), None)
+
+
+def told_apart(one: Any, other: Any) -> tuple[str, str]:
+    """Two values as Python writes them, so that a reader sees how they differ."""
+    texts = repr(one), repr(other)
+    visible = all(text.isascii() for text in texts)
+    return texts if visible else (ascii(one), ascii(other))
+
+
+def normalized(text: str) -> str:
+    """A text in normalised form: NFKC, case folded, single spaces."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def question_of(example: Example, with_candidates: bool) -> Hashable:
+    """What an example asks, normalised: its prompt or turns, its texts, and the candidates in any order.
 
     Args:
-        answered: whether the last one must be an answer; else any role may have it.
+        example: without demonstrations.
+        with_candidates: whether candidates belong to the question; those of a generation hold its answer.
     """
-    if not isinstance(turns, list | tuple) or not turns:
-        raise RowError(f"column {column!r} is {truncate_repr(turns)}, not a list of turns", _TURNS, "no list")
-    for number, turn in enumerate(turns, start=1):
-        _check_turn(f"column {column!r}: turn {number}", number, turn)
-    if not any(turn["role"] == "user" for turn in turns):
-        raise RowError(f"column {column!r} has no turn of the user", _TURNS, "no user")
-    if answered and turns[-1]["role"] != "assistant":
-        message = f"column {column!r} does not end with an answer of the assistant, but with a turn of the "
-        hint = "add the answer, or remove what follows the last"
-        raise RowError(f"{message}{turns[-1]['role']}", hint, "last turn")
+    turns = tuple((role, normalized(content), *others) for role, content, *others in example.messages)
+    texts = tuple(normalized(text) for text in example.texts)
+    candidates = tuple(sorted(normalized(text) for text in example.candidates)) if with_candidates else ()
+    return normalized(example.prompt), turns, texts, candidates
 
 
-def _check_turn(place: str, number: int, turn: Any) -> None:
-    if not isinstance(turn, Mapping):
-        raise RowError(f"{place} is {truncate_repr(turn)}, without role and content", _TURNS, "turn")
-    if turn.get("role") == "assistant" and turn.get("tool_calls") and turn.get("content") in (None, ""):
-        return  # it calls a tool and says nothing
-    missing = [key for key in ("role", "content") if key not in turn]
-    if missing:
-        has = ", ".join(map(repr, turn)) or "nothing"
-        raise RowError(f"{place} has no {missing[0]!r}; it has {has}", _TURNS, "turn")
-    role, content = turn["role"], turn["content"]
-    if role not in ROLES:
-        raise RowError(f"{place} has the role {truncate_repr(role)}", f"roles are {', '.join(ROLES)}", "role")
-    if role == "system" and number > 1:
-        raise RowError(f"{place} is of the system, which speaks first or not at all", "make it the first", "system")
-    if isinstance(content, list | tuple):
-        hint = "join the texts of the parts; images and sounds are not read"
-        raise RowError(f"{place} has a list of parts as its content, not a text", hint, "parts")
-    if not isinstance(content, str) or is_blank(content):
-        what = "no content" if content is None or isinstance(content, str) else f"the content {truncate_repr(content)}"
-        raise RowError(f"{place} has {what}", "content is a text; mend or remove the row", "content")
-    if has_half(content):
-        raise RowError(f"{place} holds half of a character (a lone surrogate)", MEND, "half")
-
-
-_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
-_ROLES |= {"model": "assistant", "observation": "tool", "function_response": "tool"}
-
-
-def turns_of(fields: Mapping[str, Any], column: str) -> Any:
-    """The turns of a row, each with role and content; what is no list of turns is given back as it is.
-
-    Args:
-        fields: the row. A text in its column `system` is the first turn of a chat that begins with another one, as in
-            the files of LLaMA-Factory.
-    """
-    turns, system = fields[column], fields.get("system")
-    if not isinstance(turns, list | tuple) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-        return turns
-    written = [_turn(turn) if _is_foreign(turn) else turn for turn in turns]
-    if isinstance(system, str) and system.strip() and written[0].get("role") != "system":
-        written.insert(0, {"role": "system", "content": system})
-    return written
-
-
-def _is_foreign(turn: Mapping[str, Any]) -> bool:
-    return {"from", "value"} <= set(turn) and turn.get("role") is None
-
-
-def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn with all of its keys; a speaker that is not known keeps his name, which is refused later."""
-    speaker = turn["from"]
-    role = _ROLES.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
-    others = {key: value for key, value in turn.items() if key not in ("from", "value", "role", "content")}
-    return {"role": role, "content": turn["value"], **others}
+def check_columns(name: str, columns: Iterable[str], fields: Mapping[str, Any]) -> None:
+    """Raises RowError for a row that lacks a column of the task of that name."""
+    for column in columns:
+        if column not in fields:
+            raise RowError(
+                f"the column {column!r}, which the task {name!r} needs, is missing; the row has "
+                f"{listed(fields) or 'nothing'}",
+                "rename the column in the file, or name yours in a copy of the task file",
+            )

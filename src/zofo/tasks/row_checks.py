@@ -1,8 +1,8 @@
-"""Notes on the rows of a task that a user should read before training; and which rows ask the same."""
+"""What may be wrong with the rows of a task as a whole: refused, or noted for the user to read before training."""
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,13 @@ from typing import Any
 
 from zofo.errors import DataError
 from zofo.tasks.config import TaskConfig
-from zofo.tasks.example import Example
-from zofo.tasks.readers.look_alikes import label_notes
+from zofo.tasks.prompt_rendering import label_of, render
+from zofo.tasks.readers.formats import single_label_error
+from zofo.tasks.readers.row import Example, Row, question_of
 from zofo.tasks.readers.sources import has_split
 from zofo.tasks.task import SPLITS, Split, Task
+from zofo.tasks.tokenization import TokenizedChoices
+from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText
 
 _FEW = 2  # rows of a label
 _ENOUGH = 20  # rows in which the first choice is not missing by chance
@@ -73,7 +76,7 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
     unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
     for one in encoded:
         lost = [f"have what the chat template does not write: {what}" for what in getattr(one, "unwritten", ())]
-        if unknown is not None and any(unknown in row for row in getattr(one, "rows", None) or (one.tokens,)):
+        if unknown is not None and any(unknown in row for row in one.rows):
             lost.append(f"hold characters that the tokenizer does not know, and reads as {tokenizer.unk_token}")
         for what in lost:
             rows.setdefault(what, []).append(one.example.where if one.example is not None else "")
@@ -90,24 +93,6 @@ def readable_splits(task: Task, config: TaskConfig) -> list[Split]:
         return [split for split in SPLITS if has_split(folder, task.splits[split].origin)]
     local = Path(config.data).exists() if config.data is not None else bool(task.source and task.source.embedded)
     return [split for split in SPLITS if local or task.splits[split].origin in known]
-
-
-def normalized(text: str) -> str:
-    """A text in normalised form: NFKC, case folded, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def question_of(example: Example, with_candidates: bool) -> Hashable:
-    """What an example asks, normalised: its prompt or turns, its texts, and the candidates in any order.
-
-    Args:
-        example: without demonstrations.
-        with_candidates: whether candidates belong to the question; those of a generation hold its answer.
-    """
-    turns = tuple((role, normalized(content), *others) for role, content, *others in example.messages)
-    texts = tuple(normalized(text) for text in example.texts)
-    candidates = tuple(sorted(normalized(text) for text in example.candidates)) if with_candidates else ()
-    return normalized(example.prompt), turns, texts, candidates
 
 
 def repeat_notes(examples: Mapping[Split, Sequence[Example]], generation: bool) -> list[str]:
@@ -171,3 +156,97 @@ def check_test_rows(task: Task, examples: Mapping[Split, Sequence[Example]]) -> 
             f"is known from training; {len(same)} such rows in {task.name!r}",
             "remove them from one of the files, or allow them with task.allow_overlap=true",
         )
+
+
+_RARE = 20  # a label is rare beside one that is this many times as frequent
+
+
+_SHORT = 4  # letters; below, another letter makes another word
+
+
+_MISSING = {"n/a", "na", "nan", "<na>", "#n/a", "null", "none", "nil", "?", "-"}  # as programs write that there is none
+
+
+def label_notes(counts: Mapping[Any, int]) -> list[str]:
+    """What a user should look at among labels, each of which can be used."""
+    notes = []
+    texts = sorted((label for label in counts if isinstance(label, str)), key=lambda label: (-counts[label], label))
+    for number, rare in enumerate(texts):
+        like = next((label for label in texts[:number] if _typo(rare, label, counts[rare], counts[label])), None)
+        if like is not None:
+            few, many = _rows(counts[rare]), _rows(counts[like])
+            notes.append(f"label {rare!r} ({few}) looks like a typing mistake of {like!r} ({many})")
+    named = [label for label in counts if isinstance(label, str) and label.strip().casefold() in _MISSING]
+    notes += [f"label {label!r} ({_rows(counts[label])}) is read as a label, not as a missing one" for label in named]
+    return notes
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
+
+
+def _typo(rare: str, frequent: str, few: int, many: int) -> bool:
+    """Whether a label differs from another only in punctuation, or is rare and one edit away."""
+    plain = [re.sub(r"[-_\s.,:;!?\"'()\[\]]+", "", label.casefold()) for label in (rare, frequent)]
+    if plain[0] == plain[1] and re.search(r"[^\W\d]", plain[0]):
+        return True
+    if many < _RARE * few or max(map(len, plain)) < _SHORT or _letters(plain[0]) == _letters(plain[1]):
+        return False
+    return _one_edit_apart(plain[0], plain[1])
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\d", "", text)
+
+
+def _one_edit_apart(one: str, other: str) -> bool:
+    """Whether two texts differ in one character that is added, left out or another, or in two neighbours' order."""
+    short, long = sorted((one, other), key=len)
+    start = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    rest_short, rest_long = short[start:], long[start:]
+    if len(long) - len(short) == 1:
+        return rest_short == rest_long[1:]
+    swapped = rest_short[1:2] + rest_short[:1] == rest_long[:2] and rest_short[2:] == rest_long[2:]
+    return len(long) == len(short) and (swapped or rest_short[1:] == rest_long[1:])
+
+
+def check_several_labels(
+    task: Task, rows: Sequence[Row], examples: Sequence[Example], prompt: str | None, head: bool
+) -> None:
+    """Raises DataError for rows of train that all have the same candidates and the same right ones among them.
+
+    Rows that are not among the examples may have others: a few that were drawn may be of one label by chance.
+    """
+    if task.kind == "generation" or task.kind == "multiple-choice" and len(examples) < 2:
+        return
+    first = _choice(examples[0])
+    if any(_choice(one) != first for one in examples):
+        return
+    if all(_choice(render(task, row.fields, row.where, prompt, head)) == first for row in rows):
+        assert task.label is not None
+        raise single_label_error(task.label, label_of(task.label, rows[0].fields, task.name), rows)
+
+
+def _choice(example: Example) -> tuple[frozenset[str], frozenset[str]]:
+    """The candidates, and the right ones among them."""
+    return frozenset(example.candidates), frozenset(example.candidates[gold] for gold in example.golds)
+
+
+def check_token_ids(
+    examples: Sequence[TokenizedChoices | TokenizedCloze | TokenizedText], tokenizer: Any, embeddings: int
+) -> None:
+    """Check that the model has an embedding for every token.
+
+    Raises:
+        DataError: a token has none; names the row, the token and the number of such rows.
+    """
+    beyond = [(one, max(one.ids)) for one in examples if max(one.ids, default=0) >= embeddings]
+    if not beyond:
+        return
+    first, token = beyond[0]
+    assert first.example is not None
+    raise DataError(
+        f"{first.example.where}: the text holds the token {tokenizer.convert_ids_to_tokens(token)!r} ({token}), and "
+        f"the model has {embeddings} embeddings; {len(beyond)} of {len(examples)} rows hold such tokens",
+        "resize the model with resize_token_embeddings and save it, or remove the token from rows or tokenizer",
+    )
