@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jinja2
 
 from zofo.errors import DataError, ModelError, first_line
-from zofo.tasks.chat_rows import texts_of
 from zofo.tasks.control_tokens import Asked, Speller, with_marks, without_marks
 from zofo.tasks.prompt_templates import FAILURES
+from zofo.tasks.readers.chat_rows import texts_of
 from zofo.tasks.readers.row import Example
 
 _NAMES = ("name", "id", "tool_call_id")  # keys of a turn that only name it or the call it answers

@@ -1,4 +1,4 @@
-"""The task of a configuration: a task file with its overrides, or one made for the user's own rows; none trained on."""
+"""No run is tested on a task that it, or the run that it starts from, was trained on."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from zofo.errors import listed
-from zofo.tasks.chat_rows import chat_example
 from zofo.tasks.prompt_templates import CHOICE, columns_of, fill
+from zofo.tasks.readers.chat_rows import chat_example
 from zofo.tasks.readers.choices import gold_choice, hidden_hint, same_key
 from zofo.tasks.readers.row import (
     Example,

@@ -18,8 +18,8 @@ from rich.console import Console
 from zofo.errors import ConfigError, DataError, Interrupted, RunError, listed
 from zofo.filesystem import atomic_write_text, check_file_not_taken, locked, real, sha256_of, write_file, writing
 from zofo.tasks import Example
-from zofo.tasks.chat_rows import turns_of
 from zofo.tasks.columns import check_present, columns_in_file, explaining, renamed
+from zofo.tasks.readers.chat_rows import turns_of
 from zofo.tasks.readers.files import read_file
 from zofo.tasks.readers.row import Row, with_valid_example
 from zofo.training.identity import content_hash

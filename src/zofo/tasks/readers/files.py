@@ -1,4 +1,4 @@
-"""Rows of tables as text: CSV and TSV."""
+"""The rows of a file: of CSV and TSV here, of JSON and Arrow beside; every mistake is named by line and column."""
 
 from __future__ import annotations
 
@@ -15,6 +15,93 @@ from zofo.hub import near_path
 from zofo.tasks.readers.arrow_tables import read_arrow_file
 from zofo.tasks.readers.json import ONE_A_LINE, read_json
 from zofo.tasks.readers.row import Row, RowError, all_rows, at_row, decoded_file, look_alike_key
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Suffixes of files with rows."""
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Suffixes of compressed files."""
+_PLAIN = SUFFIXES[:-1]  # those that a user may write; .arrow is what programs keep for themselves
+_LONGEST_NAME = 100  # of a column
+_FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE.gz"),
+    (b"PK\x03\x04", "a zip archive or an Excel sheet", "unpack it, or save the sheet as CSV in UTF-8"),
+    (b"PAR1", "a parquet file by its content", "give it a name that ends in .parquet"),
+    (b"version https://git-lfs", "a pointer of Git LFS in place of the data", "fetch the data: git lfs pull"),
+)
+
+
+def read_file(path: Path) -> list[Row]:
+    """All rows of a file: JSON lines or a JSON array, CSV, TSV, or parquet, by the end of its name.
+
+    Args:
+        path: ends in one of `SUFFIXES`.
+
+    Returns:
+        At least one row. Values of CSV and TSV are text.
+
+    Raises:
+        DataError: the file or one of its rows cannot be read; names file, line and column, and shows a row that can.
+    """
+    if not path.is_file():
+        near = None if path.is_dir() else near_path(str(path), SUFFIXES)
+        raise DataError(
+            f"{str(path)!r} is a folder" if path.is_dir() else f"there is no file {str(path)!r}",
+            f"did you mean {near!r}?" if near else f"give a file that ends in {_listed(_PLAIN)}",
+        )
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        what = f"files that end in {suffix} are not read" if suffix else "its name does not end in what it holds"
+        hint = f"unpack it first: {unpacking(path)}" if suffix in PACKED else f"rows are read from {_listed(_PLAIN)}"
+        raise DataError(f"{path}: {what}", hint)
+    rows = read_arrow_file(path) if suffix in (".parquet", ".arrow") else _read_text(path, suffix)
+    if not rows:
+        expected = "a line of column names and one row a line are" if suffix in (".csv", ".tsv") else f"{ONE_A_LINE} is"
+        raise DataError(f"{path}: no rows", f"{expected} expected")
+    same_key = functools.cache(look_alike_key)  # of the columns' names, which every row has
+    header = next((row for row in rows if _is_header(row.fields, same_key)), None)
+    if header is not None:
+        hint = "remove the line, as of a file that was put behind another; check that the columns have the same order"
+        raise DataError(f"{header.where}: the row holds the names of the columns", hint)
+    return rows
+
+
+def _read_text(path: Path, suffix: str) -> list[Row]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror}", "give a file that you may read") from error
+    for start, what, hint in _FOREIGN:
+        if data.startswith(start):
+            raise DataError(f"{path}: the file is {what}", hint)
+    if (zero := data.find(b"\0")) >= 0:
+        line = data.count(b"\n", 0, zero) + 1
+        column = zero - data.rfind(b"\n", 0, zero)
+        raise DataError(f"{path}:{line}: column {column}: a NUL byte, which is no text", "save the file as UTF-8 text")
+    if suffix in (".csv", ".tsv"):
+        return read_table(path, data, "," if suffix == ".csv" else "\t")
+    return read_json(path, data)
+
+
+def _is_header(fields: Mapping[str, Any], same_key: Callable[[str], str]) -> bool:
+    """Whether the values of a row are the names of its columns, in any order; `same_key` finds what looks alike."""
+    if not fields or not all(isinstance(value, str) and len(value) < _LONGEST_NAME for value in fields.values()):
+        return False
+    names = sorted(map(same_key, fields))
+    return all(look_alike_key(value) in names for value in fields.values()) and names == sorted(
+        map(look_alike_key, fields.values())
+    )
+
+
+def unpacking(path: Path) -> str:
+    """The command that unpacks a file, by the end of its name."""
+    tool = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}.get(path.suffix.lower(), "unzip")
+    return f"{tool} {path.name}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def read_table(path: Path, data: bytes, delimiter: str) -> list[Row]:
@@ -234,99 +321,3 @@ def _check_quotes(path: Path, record: _Record, raw: str) -> None:
             'write a quote inside of a quoted text twice, with no backslash: "he said ""no"""; with one if it belongs '
             'to the text: "\\""no\\"""',
         )
-
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-"""Suffixes of files with rows."""
-
-
-PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
-"""Suffixes of compressed files."""
-
-
-_PLAIN = SUFFIXES[:-1]  # those that a user may write; .arrow is what programs keep for themselves
-
-
-_LONGEST_NAME = 100  # of a column
-
-
-_FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
-    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
-    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it first: gunzip FILE.gz"),
-    (b"PK\x03\x04", "a zip archive or an Excel sheet", "unpack it, or save the sheet as CSV in UTF-8"),
-    (b"PAR1", "a parquet file by its content", "give it a name that ends in .parquet"),
-    (b"version https://git-lfs", "a pointer of Git LFS in place of the data", "fetch the data: git lfs pull"),
-)
-
-
-def read_file(path: Path) -> list[Row]:
-    """All rows of a file: JSON lines or a JSON array, CSV, TSV, or parquet, by the end of its name.
-
-    Args:
-        path: ends in one of `SUFFIXES`.
-
-    Returns:
-        At least one row. Values of CSV and TSV are text.
-
-    Raises:
-        DataError: the file or one of its rows cannot be read; names file, line and column, and shows a row that can.
-    """
-    if not path.is_file():
-        near = None if path.is_dir() else near_path(str(path), SUFFIXES)
-        raise DataError(
-            f"{str(path)!r} is a folder" if path.is_dir() else f"there is no file {str(path)!r}",
-            f"did you mean {near!r}?" if near else f"give a file that ends in {_listed(_PLAIN)}",
-        )
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        what = f"files that end in {suffix} are not read" if suffix else "its name does not end in what it holds"
-        hint = f"unpack it first: {unpacking(path)}" if suffix in PACKED else f"rows are read from {_listed(_PLAIN)}"
-        raise DataError(f"{path}: {what}", hint)
-    rows = read_arrow_file(path) if suffix in (".parquet", ".arrow") else _read_text(path, suffix)
-    if not rows:
-        expected = "a line of column names and one row a line are" if suffix in (".csv", ".tsv") else f"{ONE_A_LINE} is"
-        raise DataError(f"{path}: no rows", f"{expected} expected")
-    same_key = functools.cache(look_alike_key)  # of the columns' names, which every row has
-    header = next((row for row in rows if _is_header(row.fields, same_key)), None)
-    if header is not None:
-        hint = "remove the line, as of a file that was put behind another; check that the columns have the same order"
-        raise DataError(f"{header.where}: the row holds the names of the columns", hint)
-    return rows
-
-
-def _is_header(fields: Mapping[str, Any], same_key: Callable[[str], str]) -> bool:
-    """Whether the values of a row are the names of its columns, in any order; `same_key` finds what looks alike."""
-    if not fields or not all(isinstance(value, str) and len(value) < _LONGEST_NAME for value in fields.values()):
-        return False
-    names = sorted(map(same_key, fields))
-    return all(look_alike_key(value) in names for value in fields.values()) and names == sorted(
-        map(look_alike_key, fields.values())
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _read_text(path: Path, suffix: str) -> list[Row]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror}", "give a file that you may read") from error
-    for start, what, hint in _FOREIGN:
-        if data.startswith(start):
-            raise DataError(f"{path}: the file is {what}", hint)
-    if (zero := data.find(b"\0")) >= 0:
-        line = data.count(b"\n", 0, zero) + 1
-        column = zero - data.rfind(b"\n", 0, zero)
-        raise DataError(f"{path}:{line}: column {column}: a NUL byte, which is no text", "save the file as UTF-8 text")
-    if suffix in (".csv", ".tsv"):
-        return read_table(path, data, "," if suffix == ".csv" else "\t")
-    return read_json(path, data)
-
-
-def unpacking(path: Path) -> str:
-    """The command that unpacks a file, by the end of its name."""
-    tool = {".gz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}.get(path.suffix.lower(), "unzip")
-    return f"{tool} {path.name}"

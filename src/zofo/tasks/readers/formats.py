@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.errors import ConfigError, DataError, listed, truncate_repr
-from zofo.tasks.chat_rows import check_turns, turns_of
 from zofo.tasks.free_answers import free_answer_scores, last_content
+from zofo.tasks.readers.chat_rows import check_turns, turns_of
 from zofo.tasks.readers.choices import check_choices, check_index_base, check_metaicl, check_right_choice, is_keyed
 from zofo.tasks.readers.row import (
     NamedLabel,

@@ -1,4 +1,4 @@
-"""A row of data: what it holds, checks of its values, and errors about it, which are raised without the row's place."""
+"""A row of data, and the example that a task makes of it; checks of values; errors, raised without a place."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ class Row:
 
     where: str
     fields: Mapping[str, Any]
+
+
+class NamedLabel(int):
+    """A label that is the number of a class, and whose class has a name, as in `datasets.ClassLabel`."""
+
+    name: str
+
+    def __new__(cls, number: int, name: str) -> NamedLabel:
+        """The number, with a name."""
+        label = super().__new__(cls, number)
+        label.name = name
+        return label
 
 
 Message = tuple[str, str] | tuple[str, str, str]
@@ -99,18 +111,6 @@ class Example:
         if self.messages:
             return "\n".join(f"{role}: {content}" for role, content, *_ in self.messages)
         return "\n".join(self.texts) or self.prompt
-
-
-class NamedLabel(int):
-    """A label that is the number of a class, and whose class has a name, as in `datasets.ClassLabel`."""
-
-    name: str
-
-    def __new__(cls, number: int, name: str) -> NamedLabel:
-        """The number, with a name."""
-        label = super().__new__(cls, number)
-        label.name = name
-        return label
 
 
 def shown_row(row: Row) -> str:
@@ -205,8 +205,6 @@ def decoded_file(path: Path, data: bytes) -> str:
 
 _WHOLE = "labels are texts or whole numbers"
 _EXACT = 2**53  # the largest whole number that a float holds beside its neighbours
-
-
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -247,8 +245,6 @@ def check_label(column: str, value: Any) -> None:
 
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?")
-
-
 _SAME_SHAPE = str.maketrans(
     "\u2010\u2011\u2012\u2013\u2014\u2212\u2018\u2019\u201c\u201d"  # dashes and quotes
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455"  # small Cyrillic letters

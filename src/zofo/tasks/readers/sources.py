@@ -1,4 +1,4 @@
-"""Rows from files, folders and the Hub; every row that cannot be read is named by file, line and column."""
+"""Rows of a split: from the files of a folder, what `datasets` saved, or the Hub."""
 
 from __future__ import annotations
 
