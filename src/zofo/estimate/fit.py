@@ -118,13 +118,14 @@ def fitting(
     Raises:
         ConfigError: none of them can be made of this model; names the last reason.
     """
+    tried = functools.partial(_tried, config, source, machine, device, limit)
     found = list[Fit]()
     missed: list[tuple[Mapping[str, str], Mapping[str, Any], Fit]] = []
     problem: ZofoError | None = None
     for model, method in CANDIDATES:
         on_progress(" ".join([*model.values(), *map(str, method.values())]))
         try:
-            fit = _largest(config, source, machine, device, limit, model, method)
+            fit = _largest(functools.partial(tried, model, method), config.method.batch_size, limit)
         except ZofoError as error:
             problem = error
             continue
@@ -140,21 +141,11 @@ def fitting(
     if found:
         return found
     model, method = min(missed, key=lambda one: one[2].estimate.held_bytes)[:2]
-    return [_tried(config, source, machine, device, limit, model, method, 1)]
+    return [tried(model, method, 1)]
 
 
-def _largest(
-    config: RunConfig,
-    source: RowSource,
-    machine: Machine,
-    device: str,
-    limit: int,
-    model: Mapping[str, str],
-    method: Mapping[str, Any],
-) -> Fit:
+def _largest(tried: Callable[[int], Fit], batch: int, limit: int) -> Fit:
     """One candidate, with the most examples at once that fit and divide the batch; each takes about as much memory."""
-    tried = functools.partial(_tried, config, source, machine, device, limit, model, method)
-    batch = config.method.batch_size
     whole = tried(batch)
     if whole.fits or batch == 1 or whole.estimate.held_bytes > limit:
         return whole

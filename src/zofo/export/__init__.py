@@ -2,8 +2,7 @@
 
 from zofo.export.apply import PatchResult, apply_patch
 from zofo.export.diff import Difference, RunDiff, compare_runs
-from zofo.export.export import ExportResult, export_run, parse_export_target
-from zofo.export.hub import push
+from zofo.export.export import ExportResult, export_run, parse_export_target, push
 from zofo.export.patch import Patch
 from zofo.export.verify import ReplayReport, replay_run
 

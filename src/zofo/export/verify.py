@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from zofo.backbone import Backbone
 from zofo.errors import RunError, ZofoError
 from zofo.evaluators import Counts
-from zofo.export.pack import folded_updates
+from zofo.export.export import folded_updates
 from zofo.export.run_metrics import evaluations
 from zofo.export.save_pretrained import label_texts, save_model
 from zofo.filesystem import atomic_folder, check_not_taken

@@ -150,39 +150,29 @@ def _f1(task: Task, how: Generation) -> TrainingObjective:
     return reward_objective(f1, task, how, "f1")
 
 
-@OBJECTIVES.register("exact-match")
-def _exact_match(task: Task, how: Generation) -> TrainingObjective:
-    """Minus 1 for a generated text that equals an accepted answer, as SQuAD compares them; no gradient."""
-    return _packaged("exact-match", task, how)
+def _packaged(name: str, about: str) -> None:
+    """Register the objective that is minus a packaged reward."""
+
+    def make(task: Task, how: Generation) -> TrainingObjective:
+        return reward_objective(WeightedReward(REWARDS[name](""), typed=name, of_texts=True), task, how, name)
+
+    make.__doc__ = about
+    OBJECTIVES.register(name)(make)
 
 
-@OBJECTIVES.register("number-match")
-def _number_match(task: Task, how: Generation) -> TrainingObjective:
-    """Minus 1 for a generated text that is the number of an accepted answer; no gradient."""
-    return _packaged("number-match", task, how)
-
-
-@OBJECTIVES.register("brevity")
-def _brevity(task: Task, how: Generation) -> TrainingObjective:
-    """Minus 1 / (1 + words of the generated text); no gradient. Nonsense is short, too: look at the answers."""
-    return _packaged("brevity", task, how)
-
-
-@OBJECTIVES.register("rouge-l")
-def _rouge_l(task: Task, how: Generation) -> TrainingObjective:
-    """Minus ROUGE-L of the generated text with the closest accepted answer; no gradient. Needs zofo[rewards]."""
-    return _packaged("rouge-l", task, how)
-
-
-@OBJECTIVES.register("bleu")
-def _bleu(task: Task, how: Generation) -> TrainingObjective:
-    """Minus BLEU of the generated text with the accepted answers, from 0 to 1; no gradient. Needs zofo[rewards]."""
-    return _packaged("bleu", task, how)
-
-
-def _packaged(name: str, task: Task, how: Generation) -> TrainingObjective:
-    """Minus the packaged reward of that name."""
-    return reward_objective(WeightedReward(REWARDS[name](""), typed=name, of_texts=True), task, how, name)
+_packaged(
+    "exact-match", "Minus 1 for a generated text that equals an accepted answer, as SQuAD compares them; no gradient."
+)
+_packaged("number-match", "Minus 1 for a generated text that is the number of an accepted answer; no gradient.")
+_packaged(
+    "brevity", "Minus 1 / (1 + words of the generated text); no gradient. Nonsense is short, too: look at the answers."
+)
+_packaged(
+    "rouge-l", "Minus ROUGE-L of the generated text with the closest accepted answer; no gradient. Needs zofo[rewards]."
+)
+_packaged(
+    "bleu", "Minus BLEU of the generated text with the accepted answers, from 0 to 1; no gradient. Needs zofo[rewards]."
+)
 
 
 def _unfit(name: str, task: Task, better: str) -> ConfigError:

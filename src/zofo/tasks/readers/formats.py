@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zofo.errors import ConfigError, DataError, listed, truncate_repr
-from zofo.tasks.free_answers import free_answer_scores, last_content
+from zofo.tasks.metrics import number_in
 from zofo.tasks.readers.chat_rows import check_turns, turns_of
 from zofo.tasks.readers.choices import check_choices, check_index_base, check_metaicl, check_right_choice, is_keyed
 from zofo.tasks.readers.row import (
@@ -327,12 +327,12 @@ def task_shape(found: DataFormat, rows: list[Row]) -> dict[str, Any]:
     free = {"kind": "generation", "stop": [], "max_new_tokens": 100}
     if found.name == "messages":
         turns = [turns_of(row.fields, found.columns["messages"]) for row in rows]
-        return {**free, **free_answer_scores(map(last_content, turns)), "messages": found.columns["messages"]}
+        return {**free, **_free_answer_scores(map(_last_content, turns)), "messages": found.columns["messages"]}
     prompt, optional = written["prompt"], []
     if "input" in found.columns:  # what an instruction may be about
         prompt += f"{{% if {named['input']} %}}\n{written['input']}{{% endif %}}"
         optional = [found.columns["input"]]
-    scores = free_answer_scores(row.fields.get(found.columns["completion"]) for row in rows)
+    scores = _free_answer_scores(row.fields.get(found.columns["completion"]) for row in rows)
     return {
         **free,
         **scores,
@@ -361,3 +361,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, NamedLabel):
         return value.name
     return int(value) if isinstance(value, bool | float) else value
+
+
+def _free_answer_scores(answers: Iterable[Any]) -> dict[str, Any]:
+    """The scores, as a task file names them, that suit the free answers of a user's own rows.
+
+    Args:
+        answers: of each row a text or a list of texts; anything else is another part's mistake to name.
+    """
+    texts = [text for one in answers for text in (one if isinstance(one, list | tuple) else [one])]
+    if texts and all(isinstance(text, str) and number_in(text) is not None for text in texts):
+        return {"metric": "number-match", "extra_metrics": ["exact-match", "token-f1"]}
+    return {"metric": "token-f1", "extra_metrics": ["exact-match", "text-match"]}
+
+
+def _last_content(turns: Any) -> Any:
+    """The content of the last turn of a chat; None where there is none."""
+    last = turns[-1] if isinstance(turns, list | tuple) and turns else None
+    return last.get("content") if isinstance(last, dict) else None
