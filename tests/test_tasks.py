@@ -11,7 +11,18 @@ import yaml
 
 from conftest import review_rows, write_rows
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError
-from zofo.tasks import SPLITS, EpochSampler, TaskConfig, load_examples, load_task, render, task_names
+from zofo.tasks import (
+    SPLITS,
+    EpochSampler,
+    TaskConfig,
+    dataset,
+    load_examples,
+    load_task,
+    render,
+    resolve_task,
+    task_names,
+)
+from zofo.tasks.readers.files import read_file
 from zofo.tasks.task import parse_task
 
 MINE = {
@@ -526,3 +537,15 @@ def test_truth_values_are_the_labels_0_and_1():
     task = load_task("sst2")
     for value, gold in ((False, 0), (True, 1), ("0", 0), (" 1", 1)):
         assert render(task, {"sentence": "a joy", "label": value}, "here").golds == (gold,)
+
+
+def test_rows_that_a_task_was_made_for_are_not_read_again(tmp_path, monkeypatch):
+    file, read = tmp_path / "rows.jsonl", []
+    write_rows(file, [{"text": f"film {n}", "label": n % 2} for n in range(40)])
+    monkeypatch.setattr(dataset, "read_file", lambda path: read.append(path) or read_file(path))
+    config = TaskConfig(data=str(file))
+    task = resolve_task(config)
+    first = load_examples(task, config)
+    assert read == [file]
+    assert load_examples(task, config) == first  # and they are not kept
+    assert read == [file, file]

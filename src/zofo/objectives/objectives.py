@@ -13,7 +13,7 @@ from zofo.errors import ConfigError
 from zofo.objectives.generation import Generation, generate
 from zofo.objectives.packaged_rewards import REWARDS
 from zofo.objectives.rewards import Rewards, WeightedReward, as_rewards
-from zofo.objectives.scoring import classification_loss, scores, token_loss
+from zofo.objectives.scoring import classification_loss, scores, token_loss, whole
 from zofo.registry import Registry
 from zofo.tasks import Example, Task, TokenizedChoices
 from zofo.tasks.metrics import Answer, token_f1
@@ -41,7 +41,7 @@ class TrainingObjective:
 
     name: str
     losses: Callable[[nn.Module, Any], torch.Tensor]
-    prepare: Callable[[Any], Any] = lambda example: example
+    prepare: Callable[[Any], Any] = whole
     differentiable: bool = True
     causal_only: bool = False
     compares_candidates: bool = False

@@ -80,6 +80,11 @@ def token_loss(model: nn.Module, batch: Any) -> torch.Tensor:
     return -scores(model, batch).gather(1, batch.gold.unsqueeze(1)).squeeze(1)
 
 
+def whole(example: Any) -> Any:
+    """The example as it is: a loss that compares candidates needs all of them."""
+    return example
+
+
 def packing_limit(model: nn.Module) -> int | None:
     """The longest row of several branches, in tokens, that a model scores as it would each branch alone.
 

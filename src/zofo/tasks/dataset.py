@@ -224,7 +224,7 @@ def resolve_task(config: TaskConfig, free_words: bool = False, whole: bool = Fal
             kept = {key: value for key, value in content.items() if key != "template"}
             content = {**kept, "prompts": {"given": config.template}}
     task = parse_task(content, where)
-    task.rows_at_hand.update(read)
+    task._at_hand.update(read)
     return task
 
 
@@ -293,7 +293,7 @@ def _read(task: Task, config: TaskConfig, origin: str) -> list[Row]:
     if config.data_dir is not None:
         return read_folder(config.data_dir, origin)
     if config.data is not None:
-        return task.rows_at_hand.pop((config.data, origin), None) or read_data(config.data, origin)
+        return task._at_hand.pop((config.data, origin), None) or read_data(config.data, origin)
     source = task.source
     if source is None:
         raise ConfigError(f"the task {task.name!r} has no source of its own", "give rows with --data or --data-dir")

@@ -194,6 +194,7 @@ class Task(Config):
     disjoint: bool = False
     """Refuse rows of test that are also in train or validation."""
     _at_hand: dict[tuple[str, str], list[Row]] = PrivateAttr(default_factory=dict)
+    """Rows by (data, origin) that the task was made for, until they are taken, so that no file is read twice."""
 
     @model_validator(mode="before")
     @classmethod
@@ -239,11 +240,6 @@ class Task(Config):
             templates = [text for one in self.prompts.values() for text in (one.template, one.ending)]
             check_no_answer_leak([*templates, *(self.texts or [])], str(self.answers or self.label))
         return self
-
-    @property
-    def rows_at_hand(self) -> dict[tuple[str, str], list[Row]]:
-        """The rows by (data, origin) that a task was made for, until they are taken, so that no file is read twice."""
-        return self._at_hand
 
     @property
     def prompt_names(self) -> list[str]:
