@@ -35,9 +35,6 @@ def calibrate(on_progress: Callable[[str], None] = lambda text: None) -> tuple[M
 
     Each time is the least of many short ones. Shares of freed memory are those of the packaged constants.
 
-    Args:
-        on_progress: called with a line about what is being done.
-
     Returns:
         The constants, and the file that they are in.
 

@@ -52,10 +52,7 @@ def dry_run(
     Nothing is written: there is no run folder, and the model that was moved is let go.
 
     Args:
-        config: of the run.
-        remote_code: allow the model's repository to run its own code.
         reward: as `zofo.train` takes it.
-        on_progress: called with a line about what is being done.
 
     Raises:
         ZofoError: what would stop the run, too.

@@ -55,11 +55,7 @@ class Fit:
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as `8GB`, `7.5GiB` or `900M`, in bytes.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """A size such as `8GB`, `7.5GiB` or `900M`, in bytes. Raises ConfigError: it is none."""
     letters = text.strip().lower().removesuffix("b")
     number = letters.rstrip("kmgti")
     try:
@@ -74,11 +70,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """A time such as `90s`, `20m` or `2h`, in seconds; a number alone is seconds.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """A time such as `90s`, `20m` or `2h`, in seconds; a number alone is seconds. Raises ConfigError: it is none."""
     try:
         unit = {"s": 1, "m": 60, "h": 3600}.get(text.strip()[-1:])
         found = float(text) if unit is None else float(text.strip()[:-1]) * unit
@@ -105,12 +97,7 @@ def fitting(
 
     Args:
         config: with the model, the rows and the batch size.
-        source: of the examples.
-        machine: the constants.
-        device: `cpu` or `cuda`.
-        limit: in bytes.
         first: whether the first that fits is enough.
-        on_progress: called with a line about what is being done.
 
     Returns:
         Those that fit, in the order of preference; where none does, the smallest alone, with `fits` false.

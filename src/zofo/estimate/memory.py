@@ -90,9 +90,6 @@ def of_pass(name: str, found: Trace, gradient: bool, shares: tuple[float, float]
     """The largest moment of a forward, or of a forward and backward.
 
     Args:
-        name: of the moment.
-        found: what it takes.
-        gradient: whether there is a backward pass.
         shares: of a forward, and of one with a gradient, that the C library keeps.
     """
     kept = min(found.kept_bytes, found.peak_bytes - found.logits_bytes)
@@ -112,7 +109,6 @@ def of_check(moved: nn.Module, share: float) -> Moment:
     beside its copy, and the largest once more.
 
     Args:
-        moved: the model.
         share: of these that the C library keeps.
     """
     kinds: dict[str, int] = {}

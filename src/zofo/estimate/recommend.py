@@ -144,8 +144,6 @@ def recommend(
         tree: what is given: the rows (`task`) and perhaps the model, as a YAML file has them.
         max_memory: in bytes; by default most of what is free.
         seconds: that the run may take; by default as many as its steps need. Not used on CUDA: a reason says so.
-        remote_code: allow the model's repository to run its own code.
-        on_progress: called with a line about what is being done.
 
     Raises:
         ZofoError: what is wrong with the rows or the model.

@@ -167,9 +167,6 @@ def estimate_config(
 
     Args:
         config: with the model that is asked.
-        source: of the examples.
-        machine: the constants.
-        device: `cpu` or `cuda`.
         method: in place of the configuration's; None for a forward of its batch.
         evaluation: whether the run's evaluation counts, too.
 
@@ -198,13 +195,10 @@ def estimate_run(
     """Predict the peak memory and the time of a step of a run, from the shape of its model: no weights are read.
 
     Args:
-        config: of the run.
         tokens: of each of some random examples; by default the lengths of the task's rows, where a task is given.
         answer: of these, how many are scored.
         device: `cpu` or `cuda`; by default what accelerate finds.
         beside: whether the usual ways are estimated, too.
-        remote_code: allow the model's repository to run its own code.
-        on_progress: called with a line about what is being done.
 
     Raises:
         ZofoError: a mistake in the configuration, the rows or the model.

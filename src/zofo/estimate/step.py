@@ -82,10 +82,8 @@ def estimate_step(
         loaded: the model on the meta device; adapters are attached to it in place.
         context: its objective and batches.
         rows: what the batches hold.
-        machine: the constants of the processor.
         batch_size: of that one forward.
         evaluated: examples a batch in evaluation; 0 leaves evaluation out.
-        device: `cpu` or `cuda`.
 
     Raises:
         ConfigError: an adapter does not suit the model, or the method's passes are not known.

@@ -81,7 +81,6 @@ def apply_patch(
         base: its base model: an embedded name, a folder or a Hub id.
         force: write into a folder that holds something.
         summed: write the sum of the updates at once: faster, and equal up to rounding.
-        remote_code: allow the base model's repository to run its own code.
         revision: branch, tag or commit of a Hub id; by default that of the patch, if `base` is its name there.
 
     Raises:

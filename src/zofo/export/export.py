@@ -99,7 +99,6 @@ def export_run(
         force: write over what is there.
         summed: for a patch: hold the sum of the updates instead of each one.
         model: where the base model is now, if it has moved.
-        remote_code: allow the model's repository to run its own code.
 
     Raises:
         RunError: the run has not ended or is damaged, or has no such model or form; or the place is taken.

@@ -139,11 +139,7 @@ class Patch:
 
     @classmethod
     def read(cls, path: Path) -> Patch:
-        """Read a patch.
-
-        Raises:
-            PatchError: it is damaged, newer than this zofo, or no run can have written it.
-        """
+        """Read a patch. Raises PatchError: it is damaged, newer than this zofo, or no run can have written it."""
         content, parts = unpacked(path)
         with error_context(repr(str(path)), RunError):
             try:

@@ -105,7 +105,6 @@ def replay_run(
         summed: write the sum of the updates at once.
         force: write into a folder that holds something.
         model: where the base model is now, if it has moved.
-        remote_code: allow the model's repository to run its own code.
 
     Raises:
         RunError: the backbone of the run does not move, the run is damaged or has fewer steps, or the place is taken.

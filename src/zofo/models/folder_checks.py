@@ -19,13 +19,8 @@ _GENERATION = "generation_config.json"
 def check_model_folder(folder: Path, name: str) -> None:
     """Refuse a folder that is read in another way than its owner may expect; only the names of its files are looked at.
 
-    Args:
-        folder: with a model.
-        name: of the model, for messages.
-
-    Raises:
-        ModelError: an adapter, which transformers would attach without a word; two sets of weights, of which it would
-            read one; or a `generation_config.json` that cannot be read, which it would leave out.
+    Raises ModelError: an adapter, which transformers would attach without a word; two sets of weights, of which it
+    would read one; or a `generation_config.json` that cannot be read, which it would leave out.
     """
     if (folder / ADAPTER).is_file():
         check_no_adapter(folder / ADAPTER, name, alone=not (folder / "config.json").is_file())
@@ -54,7 +49,6 @@ def check_no_adapter(file: Path, name: str, alone: bool) -> None:
 
     Args:
         file: the `adapter_config.json` that was found.
-        name: of the model, for messages.
         alone: whether there is no model beside it.
 
     Raises:
@@ -84,9 +78,7 @@ def check_checkpoint_tensors(model: nn.Module, found: Mapping[str, Iterable[Any]
     model has, or of one more such layer, would be missing in silence.
 
     Args:
-        model: as transformers loaded it.
         found: what transformers says of the keys: `mismatched_keys` and `unexpected_keys`.
-        name: of the model, for messages.
 
     Raises:
         ModelError: names a tensor.

@@ -28,11 +28,7 @@ _USUAL_SPREAD = 0.02  # of the first weights, where a configuration names none
 
 
 def default_head(content: Mapping[str, Any]) -> Head:
-    """The head that a checkpoint was made with; classification for an encoder that has none of these heads.
-
-    Args:
-        content: of the checkpoint's config.json.
-    """
+    """The head that a checkpoint was made with; classification for an encoder that has none of these heads."""
     made = _architecture(content)
     if made.endswith("ForMaskedLM"):
         return "masked-lm"
@@ -52,9 +48,6 @@ def head_options(head: Head, content: Mapping[str, Any], name: str, labels: int 
     """What transformers is told to load a checkpoint with a head.
 
     Args:
-        head: the one that is wanted.
-        content: of the checkpoint's config.json.
-        name: of the model, for messages.
         labels: number of labels of the task; None for those of the checkpoint's own head.
 
     Raises:
@@ -94,7 +87,6 @@ def check_head_labels(named: Sequence[str], name: str, labels: Sequence[tuple[st
 
     Args:
         named: the outputs, in their order; names such as `LABEL_0` and numbers in their order say nothing.
-        name: of the model, for messages.
         labels: of the task, in the order of the outputs: all that each is called.
 
     Raises:
@@ -124,7 +116,6 @@ def output_names(model: Any, content: Mapping[str, Any]) -> tuple[str, ...]:
 
     Args:
         model: as it was loaded, with a classification head.
-        content: of its config.json.
     """
     if not has_own_classifier(content):
         return ()
@@ -132,11 +123,7 @@ def output_names(model: Any, content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def has_own_classifier(content: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint brings a classification head.
-
-    Args:
-        content: of its config.json.
-    """
+    """Whether a checkpoint brings a classification head."""
     return _architecture(content).endswith(_CLASSIFIER)
 
 
@@ -153,13 +140,7 @@ def head_class(head: Head) -> Any:
 
 
 def head_layers(head: Head, source: str, **options: Any) -> list[str]:
-    """The names of what stands beside the body of a classifier, which training moves; empty for other heads.
-
-    Args:
-        head: which one the model is loaded with.
-        source: where its config.json is.
-        options: of `from_pretrained`.
-    """
+    """The names of what stands beside the body of a classifier, which training moves; empty for other heads."""
     if head != "classification":
         return []
     import transformers
@@ -177,15 +158,7 @@ def complete_head(model: Any, missing: Iterable[str], head: Head, name: str, see
     Matrices start from N(0, s^2), with s the spread that the architecture starts its own from, biases from zero and
     scales of norms from one. The draw depends on the seed and the parameter's name alone.
 
-    Args:
-        model: as transformers loaded it.
-        missing: names that the checkpoint did not hold.
-        head: which one the model was loaded with.
-        name: of the model, for messages.
-        seed: of the new head.
-
-    Raises:
-        ModelError: a language model's head is missing, or a part of the body.
+    Raises ModelError: a language model's head is missing, or a part of the body.
     """
     own = dict(model.named_parameters(remove_duplicate=False))
     absent = sorted(set(missing) & set(own))
@@ -227,7 +200,6 @@ def pool_last(model: Any, pad: int) -> None:
 
     Args:
         model: with a classification head; nothing is changed in an encoder, which has its own way.
-        pad: id of the tokenizer's padding token.
     """
     if not is_encoder(model.config.to_dict()):
         model.config.pad_token_id = pad

@@ -97,9 +97,6 @@ class LoadedModel:
 def head_of(config: ModelConfig | str) -> Head:
     """The head that a model would be loaded with; of the checkpoint, only its config.json is read.
 
-    Args:
-        config: which model, or just its name.
-
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
         ModelError: nothing readable there.
@@ -176,8 +173,6 @@ def load_on_meta(
     read, and its tokenizer, if that is wanted.
 
     Args:
-        config: which model.
-        remote_code: allow the model's repository to run its own code.
         labels: number of labels of the task, for a classification head.
         with_tokenizer: whether its tokenizer is read, which takes longer than all else.
 

@@ -26,10 +26,7 @@ def check_can_be_offloaded(content: Mapping[str, Any], quantization: str | None,
     """Find out whether the weights of a checkpoint can stay in their files, before any of them is read.
 
     Args:
-        content: of its config.json.
         quantization: how weights are packed as they are loaded, if they are.
-        dtype: number type that they are wanted in.
-        device: where they are wanted.
 
     Raises:
         ModelError: they would be copied into memory; says why.

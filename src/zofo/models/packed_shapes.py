@@ -53,9 +53,7 @@ def pack_shapes(model: nn.Module, by: str, dtype: torch.dtype, kept: Collection[
     """Put stand-ins in place of the layers that would be packed.
 
     Args:
-        model: on the meta device.
         by: how, of `BYTES_OF_WEIGHT`.
-        dtype: number type of products.
         kept: names of layers that are not packed.
 
     Raises:

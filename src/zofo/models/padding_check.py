@@ -32,13 +32,7 @@ def check_fit_for_scoring(model: Any, pad: int, name: str) -> None:
     are those of the tokens, if the model takes any. The logits of the fifth must agree. Rounding may tip a router of
     experts over, so a model is only refused when several choices of tokens show the same.
 
-    Args:
-        model: a causal language model, in evaluation mode, on its device.
-        pad: id of the padding token.
-        name: as the model was asked for.
-
-    Raises:
-        ModelError: the model is unfit, or cannot be run; names the architecture.
+    Raises ModelError: the model is unfit, or cannot be run; names the architecture.
     """
     shown = f"{name!r} is a {type(model).__name__}"
     try:
@@ -70,10 +64,6 @@ def check_mixed_lengths(
     which are asked beside a few tokens more.
 
     Args:
-        model: in evaluation mode, on its device.
-        pad: id of the padding token.
-        name: as the model was asked for.
-        head: what the model's outputs are.
         rows: the tokens of each row that may come into a batch.
         longest: tokens of the longest row, with those that are still to come: virtual ones and generated ones.
 

@@ -77,11 +77,7 @@ def quantization_options(
     """What transformers is told to load a checkpoint with, where its weights are packed, or are to be; else nothing.
 
     Args:
-        wanted: how plain weights are packed.
-        content: of the checkpoint's config.json.
         dtype: number type of what is not packed, and of products.
-        device: where the weights go; they are packed there.
-        name: of the model, for messages.
         head_layers: gives the names of the layers that are not packed, because they are trained; empty leaves it to
             transformers, which does not pack the output embedding.
 
@@ -114,13 +110,7 @@ def missing_package_hint(content: Mapping[str, Any]) -> str:
 def check_packed(model: nn.Module, wanted: Quantization | None, name: str) -> None:
     """Refuse a model that is to be quantised, or says that it is, and holds weights that nothing has packed.
 
-    Args:
-        model: as transformers loaded it.
-        wanted: how plain weights were to be packed.
-        name: of the model, for messages.
-
-    Raises:
-        ModelError: names a layer, or says that there is none that can be packed.
+    Raises ModelError: names a layer, or says that there is none that can be packed.
     """
     for layer, part in model.named_modules():
         if hasattr(part, "support_avx512bf16_for_cpu") and getattr(part.weight, "quant_state", None) is None:
@@ -170,10 +160,6 @@ def settle_packed_layers(model: nn.Module, dtype: torch.dtype) -> None:
     bitsandbytes would, for a forward without a gradient on a CPU with AVX-512, repack 4-bit weights for products in
     bfloat16 that have no gradient. And it would choose the columns that 8-bit layers keep in half precision by all rows
     of a batch, so that the scores of a row depended on the others.
-
-    Args:
-        model: as transformers loaded it.
-        dtype: of products.
     """
     for part in model.modules():
         layer: Any = part
@@ -208,13 +194,7 @@ def _check_own(wanted: Quantization | None, own: Any, name: str) -> None:
 def packed_as(wanted: Quantization | None, content: Mapping[str, Any], name: str) -> Quantization | None:
     """How the weights of a model are packed, in the words of `model.quantization`; None for plain ones.
 
-    Args:
-        wanted: how plain weights are packed as they are loaded.
-        content: of the checkpoint's config.json.
-        name: of the model, for messages.
-
-    Raises:
-        ModelError: the checkpoint is packed in a way whose size is not known, or is to be packed once more.
+    Raises ModelError: the checkpoint is packed in a way whose size is not known, or is to be packed once more.
     """
     own = content.get("quantization_config")
     if own is None:
@@ -319,8 +299,6 @@ def source_of(wanted: Quantization, dtype: str, recorded: Mapping[str, Any]) -> 
     """The lines that import what packs weights in the same way with transformers alone, and the expression for it.
 
     Args:
-        wanted: how they were packed.
-        dtype: number type of products.
         recorded: the quantisation as the model's configuration has it.
     """
 

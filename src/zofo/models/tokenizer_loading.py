@@ -31,7 +31,6 @@ def read_tokenizer(source: str, name: str, **options: Any) -> Any:
 
     Args:
         source: a folder, or a Hub id.
-        name: what it is called, for messages.
         options: `revision` and `trust_remote_code`.
 
     Raises:
@@ -110,7 +109,6 @@ def complete_padding(tokenizer: Any, embeddings: int, name: str) -> None:
     Args:
         tokenizer: as it was read; its `pad_token` is set where it has none, or one beyond the embeddings.
         embeddings: how many tokens the model has.
-        name: of the model, for messages.
 
     Raises:
         ModelError: there is no token to pad with.

@@ -62,10 +62,7 @@ def build_objective(name: str, task: Task, how: Generation, causal: bool) -> Tra
     """The objective of that name for a task.
 
     Args:
-        name: of `zofo list objectives`.
-        task: whose kind it must suit.
         how: texts are generated, where the objective needs them.
-        causal: whether the model is a causal language model.
 
     Raises:
         ConfigError: the objective has no meaning for the task or the model.
@@ -85,8 +82,6 @@ def reward_objective(reward: Any, task: Task, how: Generation, name: str = REWAR
     Args:
         reward: a function, see `Reward`, or several, see `as_rewards`.
         task: whose kind says what a prediction is.
-        how: texts are generated.
-        name: of the objective.
     """
     rewards = as_rewards(reward)
     if task.kind != "generation" and any(part.of_texts for part in rewards.parts):

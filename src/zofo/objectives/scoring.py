@@ -41,7 +41,6 @@ def scores(model: nn.Module, batch: Any, by: str = "mean") -> torch.Tensor:
 
     Args:
         model: a language model for a `Batch`, a model with a classification head for a `TextBatch`.
-        batch: what is scored.
         by: `mean` or `sum` over a candidate's tokens; a head has none, and gives its logits.
     """
     return head_scores(model, batch) if isinstance(batch, TextBatch) else candidate_scores(model, batch, by)

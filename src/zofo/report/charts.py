@@ -40,7 +40,6 @@ def charts_of(runs: Sequence[ReportedRun], colours: Mapping[str, int]) -> list[C
     """Every chart for which the runs have something to show.
 
     Args:
-        runs: to be shown.
         colours: number of the colour of each group.
     """
     made = [

@@ -63,7 +63,6 @@ def draw(curves: pd.DataFrame, results: pd.DataFrame, config: StudyConfig, folde
             score.
         results: a run a row, with the name of its `metric`.
         config: the study, for the names of its axes and methods and the options of the figure.
-        folder: that the files are written into.
 
     Returns:
         The files, SVG.

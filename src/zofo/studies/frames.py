@@ -63,11 +63,7 @@ def curve_frame(config: StudyConfig, runs: Sequence[StudyRun], outcomes: Outcome
 
 
 def write_frames(results: pandas.DataFrame, curves: pandas.DataFrame, folder: Path) -> None:
-    """Write `results.csv`, `results.parquet` and `curves.csv`.
-
-    Raises:
-        RunError: the folder cannot be written.
-    """
+    """Write `results.csv`, `results.parquet` and `curves.csv`. Raises RunError: the folder cannot be written."""
     try:
         results.to_csv(folder / "results.csv", index=False)
         results.to_parquet(folder / "results.parquet", index=False)

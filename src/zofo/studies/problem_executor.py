@@ -160,11 +160,7 @@ class _Scoring:
         self.curve: list[dict[str, Any]] = []
 
     def score(self, split: str, steps: int) -> dict[str, float]:
-        """Loss and score of a split.
-
-        Raises:
-            NonFiniteError: either is not finite.
-        """
+        """Loss and score of a split. Raises NonFiniteError: either is not finite."""
         start = time.perf_counter()
         with self._method.using(self._method.variants[0]), counting_forwards(self._method.model, self.counts):
             found = self._problem.evaluate(self._method.model, split)

@@ -73,7 +73,6 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
     answer of which nothing is left, such as "A", as it is.
 
     Args:
-        prediction: the generated text.
         answers: accepted texts, at least one.
 
     Returns:

@@ -125,7 +125,6 @@ def check_no_answer_leak(templates: Sequence[str], right: str) -> None:
     """Raises ValueError for a template that names the column of what is right.
 
     Args:
-        templates: of prompts.
         right: that column, or an expression: of one, only a part of a column such as answers.text is looked at.
     """
     column = right.partition(".")[0] if re.fullmatch(r"\w+(\.\w+)*", right) else right

@@ -247,11 +247,7 @@ class Task(Config):
         return list(self.prompts)
 
     def prompt(self, name: str | None = None) -> Prompt:
-        """The prompt of that name, or the default one.
-
-        Raises:
-            UnknownNameError: there is none.
-        """
+        """The prompt of that name, or the default one. Raises UnknownNameError: there is none."""
         if name is None:
             return next(iter(self.prompts.values()))
         if name not in self.prompts:
@@ -292,11 +288,7 @@ class Task(Config):
 
 
 def known_split(split: str) -> Split:
-    """The split with this name.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
+    """The split with this name. Raises ConfigError: the name is unknown."""
     for known in SPLITS:
         if split == known:
             return known
@@ -330,11 +322,7 @@ def task_names() -> list[str]:
 
 
 def packaged_text(name: str) -> str:
-    """The file of a packaged task.
-
-    Raises:
-        UnknownNameError: there is none of that name.
-    """
+    """The file of a packaged task. Raises UnknownNameError: there is none of that name."""
     return str(TASK_FILES[name].read_text(encoding="utf-8"))
 
 
@@ -368,11 +356,7 @@ def load_task(name: str) -> Task:
 
 
 def parse_task(content: Any, where: str) -> Task:
-    """Build a task from the content of its file.
-
-    Raises:
-        ConfigError: names the file and the key.
-    """
+    """Build a task from the content of its file. Raises ConfigError: names the file and the key."""
     with error_context(where):
         task = parse_model(Task, content)
         for metric in (task.metric, *task.extra_metrics):

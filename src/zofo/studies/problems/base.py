@@ -72,11 +72,7 @@ class Problem(ABC):
         return TrainingContext(self.model(seed), self.losses, range(len(train.y)), collate, seed)
 
     def rows(self, split: str) -> Rows:
-        """The examples of a split.
-
-        Raises:
-            UnknownNameError: there is no such split.
-        """
+        """The examples of a split. Raises UnknownNameError: there is no such split."""
         if split not in self.splits:
             raise UnknownNameError("split", split, self.splits)
         return self.splits[split]

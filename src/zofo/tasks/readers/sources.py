@@ -60,11 +60,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, origin: str, na
 
 
 def hub_origins(hub: str) -> set[str]:
-    """The splits of a Hub data set.
-
-    Raises:
-        DataError: it cannot be found.
-    """
+    """The splits of a Hub data set. Raises DataError: it cannot be found."""
     import datasets
 
     return set(_from_hub(hub, hub, lambda: datasets.get_dataset_split_names(hub)))
