@@ -35,7 +35,7 @@ from zofo.tasks.task import NO_PROMPT, SPLITS, Split, Task, parse_task, task_con
 def load_examples(
     task: Task, config: TaskConfig, splits: Sequence[Split] = SPLITS, head: bool = False, right: bool = True
 ) -> dict[Split, list[Example]]:
-    """Read, check, split and render all rows of a task, or of several at once; see `dataset.load_task_examples`.
+    """Read, check, split and render all rows of a task, or of several at once; see `load_task_examples`.
 
     Raises:
         DataError: rows that cannot be used; with file, line and column.
@@ -96,6 +96,7 @@ def load_task_examples(
             examples[split] = _rendered(task, kept, prompt, head, answered, config.reward_columns)
             if split == "train" and answered:
                 check_several_labels(task, rows, examples[split], prompt, head)
+    task._at_hand.clear()  # a run that asks for other splits alone keeps none either
     if not config.allow_overlap:
         check_test_rows(task, examples)
     if config.train_examples_per_label is not None and "train" in needed:

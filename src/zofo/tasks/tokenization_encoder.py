@@ -13,8 +13,29 @@ from zofo.tasks.readers.row import Example
 from zofo.tasks.tokenization import coded, fitted, leading, too_long
 
 
+class _OneText:
+    """An example of one text."""
+
+    tokens: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """The text as its only row."""
+        return (self.tokens,)
+
+    @property
+    def ids(self) -> set[int]:
+        """All of its tokens."""
+        return set(self.tokens)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return len(self.tokens)
+
+
 @dataclass(frozen=True)
-class TokenizedCloze:
+class TokenizedCloze(_OneText):
     """An example for a masked language model: its label word is asked for in the middle of a text.
 
     Args:
@@ -31,23 +52,13 @@ class TokenizedCloze:
     example: Example
 
     @property
-    def rows(self) -> tuple[tuple[int, ...], ...]:
-        """The text as its only row."""
-        return (self.tokens,)
-
-    @property
     def ids(self) -> set[int]:
-        """All of its tokens."""
+        """All of its tokens, those of the candidates with them."""
         return {*self.tokens, *self.targets}
-
-    @property
-    def length(self) -> int:
-        """Tokens of the text."""
-        return len(self.tokens)
 
 
 @dataclass(frozen=True)
-class TokenizedText:
+class TokenizedText(_OneText):
     """An example for a classification head: one text or a pair.
 
     Args:
@@ -60,21 +71,6 @@ class TokenizedText:
     types: tuple[int, ...]
     gold: int
     example: Example
-
-    @property
-    def rows(self) -> tuple[tuple[int, ...], ...]:
-        """The text as its only row."""
-        return (self.tokens,)
-
-    @property
-    def ids(self) -> set[int]:
-        """All of its tokens."""
-        return set(self.tokens)
-
-    @property
-    def length(self) -> int:
-        """Tokens of the text."""
-        return len(self.tokens)
 
 
 def encode_masked(
