@@ -1048,7 +1048,7 @@ def test_nothing_heavy_is_imported_for_plain_files(tmp_path):
 
     path = write(tmp_path / "rows.jsonl", lines_of(GOOD))
     code = (
-        "import sys, pathlib; from zofo.tasks.readers.sources import read_file; "
+        "import sys, pathlib; from zofo.tasks.readers.files import read_file; "
         f"from zofo.tasks.readers.formats import detect; detect(read_file(pathlib.Path({str(path)!r}))); "
         "print([name for name in ('datasets', 'pyarrow', 'sklearn', 'torchmetrics') if name in sys.modules])"
     )

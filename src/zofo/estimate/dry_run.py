@@ -25,10 +25,7 @@ class DryRun:
     """What a step took.
 
     Args:
-        estimate: what was predicted for it.
         peak_bytes: the most memory from the check of the model to the step.
-        seconds: of the step.
-        loss: that it saw.
         examples: to train on, of which each batch held the longest.
         machine: whose constants the estimate is by, in words.
     """

@@ -41,9 +41,6 @@ class Fit:
 
     Args:
         keys: what is typed for it, beside what is configured.
-        config: the whole of it.
-        estimate: what it takes.
-        fits: whether it does.
         needs: what has to be installed first; None for nothing.
     """
 

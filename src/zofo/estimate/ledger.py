@@ -57,7 +57,6 @@ class Trace:
         kept_bytes: of these, what was kept for the backward pass when the forward had ended.
         logits_bytes: of the peak, tensors as wide as the vocabulary.
         made_bytes: all that the forward made, alive or not.
-        work: what is done.
     """
 
     peak_bytes: int

@@ -26,7 +26,6 @@ class Machine:
 
     Args:
         measured: where and when, in words.
-        threads: of torch.
         process_bytes: of Python with torch and transformers, once a model is loaded.
         adapter_bytes: what peft adds to that.
         seconds_per_flop: of products, by number type.

@@ -33,11 +33,9 @@ _CHECKED = 1 << 26  # entries of a tensor up to which the check moves it
 
 @dataclass(frozen=True)
 class Term:
-    """A part of the memory at the largest moment.
+    """A part of the memory at the largest moment, its size in bytes.
 
     Args:
-        name: of the part.
-        size: in bytes.
         about: where it comes from, in a few words.
     """
 
@@ -54,8 +52,6 @@ class Held:
         process: Python and its libraries; on CUDA 0, since torch's allocator has nothing of them.
         weights: of the model, as they are packed; of one whose weights stay in their files, the largest of them, which
             a forward reads at once: the system can drop the pages of all others.
-        adapter: tensors of adapters.
-        moments: of the optimiser.
         copies: of theta, and float32 buffers of a rule.
         offloaded: whether the weights stay in their files.
     """
@@ -73,7 +69,6 @@ class Moment:
     """A moment of a run that may be its largest.
 
     Args:
-        name: what is done.
         terms: what it takes beside what is held, in bytes.
     """
 

@@ -44,9 +44,7 @@ class Facts:
 
     Args:
         kind: of the task, as `zofo validate` calls it.
-        rows: of each split.
         majority: share of the most frequent answer among the training rows; None where there are no labels.
-        labels: how many there are.
         longest: tokens of the longest row that was looked at.
         usual: of the one in the middle.
         cut: whether rows are longer than the model reads.
@@ -67,9 +65,6 @@ class Recommendation:
 
     Args:
         tree: what differs from the defaults, as a YAML file has it.
-        reasons: a sentence on each choice.
-        facts: what was seen of the rows.
-        peak_bytes: expected memory.
         seconds: expected time of the run, with its evaluations; None where time is not known.
         machine: whose constants say so.
         enough: whether it fits into the memory.

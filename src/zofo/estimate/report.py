@@ -44,10 +44,8 @@ class RunEstimate:
 
     Args:
         name: of the configured method.
-        configured: what it takes.
         beside: the others by name; an error's text where one cannot be.
         rows: which rows it was estimated for, in words.
-        device: where.
         machine: whose constants were used, in words.
     """
 

@@ -30,9 +30,7 @@ class StepEstimate:
 
     Args:
         terms: of the memory at its largest moment.
-        moment: what is done then.
         held_bytes: of the memory, what is held at every moment.
-        work: of a step, on average.
         seconds: of a step; None where the machine's constants were not measured.
         evaluation: seconds for an example that is scored; None likewise.
     """
@@ -228,9 +226,6 @@ class _Tracer:
     """Runs passes of a model.
 
     Args:
-        model: on the meta device.
-        context: its objective and batches.
-        trained: what has a gradient.
         packed: weights that one forward unpacks.
     """
 

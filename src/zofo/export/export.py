@@ -47,7 +47,6 @@ class ExportResult:
     """A written export.
 
     Args:
-        kind: merged, adapter or patch.
         files: names of the files in the folder; empty for a patch.
     """
 

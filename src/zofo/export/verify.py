@@ -39,8 +39,6 @@ class ReplayReport:
         summed: whether the sum of the updates was written at once, instead of record by record.
         fingerprint: SHA-256 of the tensors that the run moves.
         verdict: result of the comparison with what the run has left.
-        detail: what it was compared with.
-        path: the folder that was written, if any.
         adapters: whether the run also trained adapters, which are not part of these weights.
         cut: whether the trajectory ends inside a record, so that later steps are lost.
     """

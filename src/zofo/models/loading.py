@@ -227,14 +227,14 @@ def _put(model: Any, device: Any, asked: str | None) -> None:
         raise ModelError(f"cannot put the model on {asked!r}: {first_line(error)}", "set model.device=cpu") from error
 
 
-def load_tokenizer(config: ModelConfig, remote_code: bool = False) -> Any:
+def load_tokenizer(config: ModelConfig) -> Any:
     """The tokenizer of a model that is not loaded; of the model, only the size of the vocabulary is read.
 
     Raises:
         UnknownNameError: a bare name that is neither embedded nor a folder.
         ModelError: nothing loadable there.
     """
-    options = {"revision": config.revision, "trust_remote_code": remote_code}
+    options = {"revision": config.revision, "trust_remote_code": False}
     with quiet_transformers(), _reading(config.name):
         source = _source(config)
         content = _content(source, config.revision)

@@ -49,7 +49,6 @@ class Generation:
     """How texts are generated.
 
     Args:
-        tokenizer: of the model.
         stop: texts that end one; they are cut off.
         max_new_tokens: after which it ends in any case.
         temperature: 0 takes the likeliest token (greedy); more draws from softmax(logits / temperature).

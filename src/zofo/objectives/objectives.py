@@ -27,7 +27,6 @@ class TrainingObjective:
     """What is minimised: one float32 number for each example.
 
     Args:
-        name: of the objective.
         losses: (model, batch) -> float32, shape [E].
         prepare: what it needs of an example in tokens.
         differentiable: whether it has a gradient for first-order steps.

@@ -39,7 +39,6 @@ class WeightedReward:
     """A reward, and how much it counts.
 
     Args:
-        function: of answers.
         weight: that its values are multiplied by.
         file: that the function was read from, with its content's hash; empty for one of Python.
         typed: what names it on the command line.

@@ -22,8 +22,6 @@ class Chart:
     """One chart.
 
     Args:
-        name: of its element.
-        title: what it shows.
         figure: in Plotly's JSON, whose traces say in `meta` which run they are of, and of a curve the other axes.
         about: how to read it.
         switchable: whether its curves can be drawn over queries, steps or seconds.

@@ -27,9 +27,7 @@ class Difference:
     """A number of one run less that of another, over the same examples.
 
     Args:
-        value: the difference.
         low: lower end of its 95 % interval, by a paired bootstrap over examples (over groups, where rows have groups).
-        high: upper end.
         detectable: the smallest true difference that so many examples would probably show.
     """
 
@@ -49,12 +47,7 @@ class PairedRuns:
     """One run against the first one, over the examples that both were scored on.
 
     Args:
-        name: of the run.
         against: name of the first one.
-        split: that both were scored on.
-        metric: the score.
-        examples: how many both answered.
-        score: the difference of the score.
         loss: the difference of the mean loss; None where it is not known.
         only_first: examples that the first alone has right; None of generations, which are not right or wrong.
         only_second: examples that the other alone has right.
@@ -89,8 +82,6 @@ class RunComparison:
     """What can be said of some runs.
 
     Args:
-        runs: in the order given.
-        split: whose scores are compared.
         settings: the keys in which they differ, and the value of each run; None where it has none.
         options: the same, of parts that not all of them have.
         pairs: each further run against the first one, where both kept what they answered to the same examples; of

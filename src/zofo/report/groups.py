@@ -19,9 +19,7 @@ class PairedGroups:
     """A group of runs against the first one, in pairs of the same seeds.
 
     Args:
-        name: of the group.
         against: name of the first one.
-        metric: the score.
         difference: of the score, in pairs.
     """
 

@@ -25,7 +25,6 @@ class ReportedRun:
 
     Args:
         name: that tells it from the others.
-        folder: of the run.
         task: as people call it.
         settings: every key of its configuration, dotted, with its value.
         events: the lines of its log, in order.

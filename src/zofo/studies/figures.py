@@ -35,8 +35,6 @@ class Line:
 
     Args:
         mean: over the seeds, at each x.
-        low: lower edge of the band.
-        high: upper edge of the band.
         seeds: how many runs it is the mean of.
         ended: how many runs ended before the line does not go on.
     """

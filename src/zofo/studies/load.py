@@ -32,7 +32,6 @@ class Study:
 
     Args:
         name: of its file, without the ending; its results go to a folder of that name unless told otherwise.
-        config: what it compares.
         notes: what a reader should know, such as tasks that are left out.
     """
 

@@ -36,8 +36,6 @@ class PlanRow:
         trial_queries: queries of a trial; None where unknown.
         final_queries: queries of a final run; None where unknown.
         seconds: time of the runs that are not done; None where nothing similar could be timed.
-        timed: whether this cell was timed itself.
-        fault: why it cannot run, or None.
     """
 
     method: str

@@ -30,7 +30,6 @@ class Outcome:
 
     Args:
         config: the whole configuration of the run; entered when the outcome is written.
-        higher_is_better: whether more of it is better.
         scores: of each split that was scored after the last step: "score", "loss", and "majority" where there is one.
         counts: forwards, backwards and queries of training.
         evaluation: the same of all scoring, where it was counted.

@@ -29,7 +29,6 @@ class TrialResult:
         message: of the trial that failed or diverged.
         loss: mean on validation over the seeds; None where a trial has none.
         score: the same of the score.
-        metric: name of the score.
         key: lower for the better setting; None where it cannot be chosen.
     """
 
