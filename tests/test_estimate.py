@@ -119,19 +119,14 @@ def test_what_fits_keeps_the_batch(config, monkeypatch):
         assert method.batch_size * parts == config.method.batch_size
 
 
-def test_an_odd_batch_is_kept_in_parts_that_divide_it(config, monkeypatch):
-    def tried(*given):
-        *_, at_once = given
+def test_an_odd_batch_is_kept_in_parts_that_divide_it():
+    def tried(at_once):
         size = at_once * 10
         return SimpleNamespace(
             fits=size <= 45, estimate=SimpleNamespace(peak_bytes=size, held_bytes=0), at_once=at_once
         )
 
-    monkeypatch.setattr(fit, "_tried", tried)
-    parts = {}
-    for batch in (7, 8, 9, 12):
-        whole = config.model_copy(update={"method": config.method.model_copy(update={"batch_size": batch})})
-        parts[batch] = fit._largest(whole, None, PACKAGED, "cpu", 45, {}, {}).at_once
+    parts = {batch: fit._largest(tried, batch, 45).at_once for batch in (7, 8, 9, 12)}
     assert parts == {7: 1, 8: 4, 9: 3, 12: 4}
 
 
