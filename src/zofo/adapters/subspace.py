@@ -16,6 +16,7 @@ from zofo.adapters.lora import Rank, is_linear, targets_hint
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.models.heads import is_classifier
+from zofo.models.quantization import trim_memory
 from zofo.noise import Gaussian
 
 _SHOWN = 3  # kinds of tensors that stay
@@ -98,6 +99,8 @@ class SubspaceAdapters(PeftAdapters):
             self._init_parameters(layer, found.directions(name))
             if found.found(name) < self._rank:
                 self._narrow[name] = found.found(name)
+        del found
+        trim_memory(self.model)
 
     def notes(self) -> list[str]:
         """Which tensors of the model have no adapter beside them, and which layers need no such rank."""

@@ -101,7 +101,7 @@ def of_pass(name: str, found: Trace, gradient: bool, shares: tuple[float, float]
 
 def of_check(moved: nn.Module, share: float) -> Moment:
     """The check before the first step of low-rank terms in the forward, in float32: one tensor of each kind stands
-    beside its copy, and the largest once more.
+    beside its copy.
 
     Args:
         share: of these that the C library keeps.
@@ -110,8 +110,7 @@ def of_check(moved: nn.Module, share: float) -> Moment:
     for name, parameter in moved.named_parameters():
         if parameter.numel() <= _CHECKED:
             kinds.setdefault(re.sub(r"\d+", "*", name), parameter.numel() * parameter.element_size())
-    largest = max(kinds.values(), default=0)
-    size = sum(kinds.values()) + largest
+    size = sum(kinds.values())
     copies = Term("copies for the check", size, "of one tensor of each kind, before the first step")
     return Moment("the check before the first step", (copies, Term("not given back", round(size * share), _LOST)))
 

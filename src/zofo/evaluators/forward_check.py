@@ -27,6 +27,7 @@ from zofo.evaluators.model_check import (
 from zofo.evaluators.parameter_use import ParameterTracker, uncompiled, without_trace
 from zofo.evaluators.per_point import PerPointModules
 from zofo.evaluators.row_layout import Layout, RowsElsewhere, Use
+from zofo.models import trim_memory
 
 _CHECK_SEED = (1 << 64) - 1  # of the directions that a check looks along
 _CHECK_SIZE = 3e-3  # coefficient of these; SmolLM2's losses have 5e-6 of rounding there, and 6e-5 at 0.05
@@ -156,6 +157,7 @@ class ForwardCheck:
         moved = displaced(self._theta.backbone, self.only, point + self._theta.pending)
         with without_trace(self._model), uncompiled(), moved:
             apart = float((carried[0] - at_least_float32(objective(self._model, batch))).abs().max())
+        trim_memory(self._model)
         if not self._only_rounding(apart, rounding, objective, batch, [point], carried):
             raise EvaluatorError(
                 "the model's losses with carried terms are others than those with moved weights: it uses selected "
@@ -168,7 +170,9 @@ class ForwardCheck:
         uses: list[Use] = []
         self._layout.uses = uses
         with without_trace(self._model):
-            return self._ask(objective, batch, points, held=False), uses
+            losses = self._ask(objective, batch, points, held=False)
+        trim_memory(self._model)
+        return losses, uses
 
     def _only_rounding(
         self, apart: float, rounding: float, objective: Objective, batch: Any, at: Sequence[Point], losses: torch.Tensor

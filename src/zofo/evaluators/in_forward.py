@@ -32,6 +32,7 @@ from zofo.evaluators.model_check import (
 from zofo.evaluators.parameter_use import uncompiled, without_trace
 from zofo.evaluators.per_point import PerPointModules
 from zofo.evaluators.row_layout import Layout, NotSeen
+from zofo.models import trim_memory
 from zofo.noise import FactoredNoise
 from zofo.objectives import aside, generation_rows
 from zofo.state_dict import StateDict, of_numbers, to_numbers
@@ -330,6 +331,7 @@ class InForward(Evaluator):
     def _check(self, objective: Objective, batch: Any) -> None:
         """The check of one or two examples; it leaves no trace."""
         check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
+        trim_memory(self.model)
         kept = self.counts, self._drawn, self.theta.pending
         self.counts, self._drawn = Counts(), None
         check = ForwardCheck(self.model, self.theta, self._parameters, self._layout, self.per_point, self._again)

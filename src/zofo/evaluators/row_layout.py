@@ -51,8 +51,9 @@ class Use:
         name: of the selected tensor.
         rows: of the batch.
         shape: of what it met.
-        numbers: of each row: a sum of its entries, weighted so that their order matters, and their length; float64,
-            [rows, 2]; None where the first axis does not hold the rows.
+        numbers: of each row: a sum of its entries, weighted so that their order matters, and their length,
+            [rows, 2]; None where the first axis does not hold the rows. No tensor, which would stay between large ones
+            that are freed, so that their memory could not be used again.
         coarse: whether it is multiplied in half precision.
         whole: whether it has no rows; its numbers are those of all of it.
         place: the name of the module that was running.
@@ -62,7 +63,7 @@ class Use:
     name: str
     rows: int
     shape: tuple[int, ...]
-    numbers: torch.Tensor | None
+    numbers: list[list[float]] | None
     coarse: bool
     whole: bool = False
     place: str | None = None
@@ -178,7 +179,7 @@ class Layout:
                 raise no_rows(many.name, many.shape, many.rows, many.place)
             if many.shape[:1] == (1,) or many.numbers is None or few.numbers is None:
                 continue
-            here, there = many.numbers, few.numbers
+            here, there = (torch.tensor(use.numbers, dtype=torch.float64) for use in (many, few))
             if many.whole:  # its length tells
                 here, there = (numbers[:, 1:].norm(dim=0, keepdim=True).expand(1, 2) for numbers in (here, there))
             else:
@@ -235,7 +236,7 @@ def _use(x: torch.Tensor, name: str, rows: int, whole: bool, place: str | None, 
         flat = (torch.view_as_real(x.detach()) if x.is_complex() else x.detach()).reshape(of, -1)
         flat = flat if flat.dtype in (torch.float32, torch.float64) else flat.to(torch.float64)
         weights = _weights(flat.shape[1], flat.dtype, flat.device)
-        numbers = torch.stack([flat @ weights, flat.norm(dim=1)], 1).to("cpu", torch.float64)
+        numbers = torch.stack([flat @ weights, flat.norm(dim=1)], 1).to("cpu", torch.float64).tolist()
     autocast = torch.is_autocast_enabled(x.device.type)
     coarse = x.dtype in _COARSE or (autocast and torch.get_autocast_dtype(x.device.type) in _COARSE)
     return Use(name, rows, tuple(x.shape), numbers, coarse, whole, place, of_module)

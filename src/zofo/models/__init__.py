@@ -16,7 +16,7 @@ from zofo.models.loading import (
 from zofo.models.offload import is_offloaded, offload_note
 from zofo.models.packed_shapes import packed_numbers, weight_bytes
 from zofo.models.padding_check import check_mixed_lengths
-from zofo.models.quantization import is_packed, packing_note, plain_tensors, quantized_as
+from zofo.models.quantization import is_packed, packing_note, plain_tensors, quantized_as, trim_memory
 from zofo.models.tokenizer_loading import embeddings_of
 
 __all__ = [
@@ -42,5 +42,6 @@ __all__ = [
     "check_known_model",
     "save_tensors",
     "takes",
+    "trim_memory",
     "weight_bytes",
 ]

@@ -36,6 +36,7 @@ _OF_CHECKPOINTS = {  # what transformers needs to read a checkpoint that is pack
     "vptq": "pip install vptq",
 }
 _TRIAL = 256  # inputs and outputs of the layer that is tried; a multiple of every group
+_HOLES = 1 << 24  # weights of a model whose tensors, once freed, are worth giving back
 
 
 def quantized_as(model: Any) -> str | None:
@@ -139,6 +140,17 @@ def let_go_of_file(model: nn.Module) -> None:
 def release_memory() -> None:
     """Give memory that nothing uses any more back to the system, where the C library can be asked to."""
     gc.collect()
+    _trim()
+
+
+def trim_memory(model: nn.Module) -> None:
+    """The same after a forward of a large model, whose freed tensors the C library keeps in the holes between those
+    that stay; without a look for what could be freed. A small model has no such holes, and is left alone."""
+    if sum(parameter.numel() for parameter in model.parameters()) >= _HOLES:
+        _trim()
+
+
+def _trim() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library has no such function
             ctypes.CDLL(None).malloc_trim(0)
