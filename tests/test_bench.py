@@ -94,6 +94,7 @@ def test_the_file_has_every_way_with_its_time(run_step, options, tmp_path):
         "rank": 1,
         "repeats": 2,
         "dtype": "float32",
+        "trainable": None,
         "device": "cpu",
         "threads": 1,
         "torch": torch.__version__,

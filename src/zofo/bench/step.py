@@ -88,7 +88,8 @@ class StepReport:
         """The rows, as a terminal shows them."""
         shown = self.options
         size = f"{shown.model}, {self.parameters:,} parameters, {shown.dtype}, {self.device}, {self.threads} threads"
-        title = f"one step on {shown.examples} x {shown.tokens} tokens, rank {shown.rank}\n{size}"
+        moving = f", of {' '.join(shown.trainable)}" if shown.trainable else ""
+        title = f"one step on {shown.examples} x {shown.tokens} tokens, rank {shown.rank}{moving}\n{size}"
         table = Table(title=Text(title), box=None, pad_edge=False)
         table.add_column("\nway", no_wrap=True)
         for heading in ("\nseconds", "time /\ninference", "usual /\nthis", "peak\nmemory", "peak /\ninference"):
@@ -182,8 +183,11 @@ def _check(options: StepOptions) -> None:
 def _check_fits(options: StepOptions, model: Any) -> None:
     """Whether the model takes the rank, and so many tokens (one candidate is read after the prompt)."""
     try:
-        Backbone(model, LowRank(options.rank))
+        Backbone(model, LowRank(options.rank), list(options.trainable) if options.trainable else None)
     except ConfigError as error:
+        if "method.noise.rank" not in error.message:  # a pattern that matches nothing
+            hint = error.hint.replace("method.trainable", "--trainable")
+            raise ConfigError(error.message.replace("method.trainable", "--trainable"), hint) from error
         message = error.message.replace("method.noise.rank", "--rank")
         raise ConfigError(message, "set --rank to the smaller of these two sides or less") from error
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)

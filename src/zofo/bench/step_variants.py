@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class StepOptions:
         rank: of the low-rank noise.
         repeats: rounds in which every way is timed.
         dtype: number type of the weights.
+        trainable: patterns of the tensors that zeroth-order steps of ours move; None for all.
     """
 
     model: str = "smollm2-135m"
@@ -46,6 +47,7 @@ class StepOptions:
     rank: int = 1
     repeats: int = 5
     dtype: str = "float32"
+    trainable: Sequence[str] | None = None
 
 
 class StepVariant(ABC):
@@ -215,7 +217,9 @@ def usual_loss(model: Any, ids: torch.Tensor, gold: torch.Tensor) -> torch.Tenso
 
 
 def _zeroth_order(model: Any, options: StepOptions, **parts: Any) -> StepVariant:
-    """A two-sided step of ours on the whole model."""
+    """A two-sided step of ours on the whole model, or on what is trainable."""
+    if options.trainable:
+        parts["trainable"] = list(options.trainable)
     tree = {"estimator": {"name": "two-sided", "epsilon": EPSILON}, "rule": {"name": "sgd", "lr": LR}, **parts}
     zo = ZerothOrder(parse_model(ZerothOrderConfig, tree), model, 0, options.examples)
     asks = [(classification_loss, _batch(model, options))]

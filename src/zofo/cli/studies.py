@@ -21,6 +21,13 @@ def bench_step(
     rank: Annotated[int, typer.Option(help="Rank of the low-rank noise.")] = 1,
     repeats: Annotated[int, typer.Option(help="Rounds in which every way is timed.")] = 5,
     dtype: Annotated[str, typer.Option(help="Number type: float32, bfloat16 or float16.")] = "float32",
+    trainable: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pattern of the tensors that steps in place and in the forward move; may be given several times.",
+            show_default=False,
+        ),
+    ] = None,
     file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.", show_default=False)] = None,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="Measure peaks, each in its own process.")
@@ -30,7 +37,7 @@ def bench_step(
     from zofo.bench import StepOptions
     from zofo.bench import bench_step as measure
 
-    options = StepOptions(model, rows, tokens, rank, repeats, dtype)
+    options = StepOptions(model, rows, tokens, rank, repeats, dtype, trainable or None)
     report = measure(options, memory, file, lambda text: err.say((text, "dim")))
     out.say_table(report.table())
 

@@ -15,6 +15,7 @@ from zofo.errors import EvaluatorError
 from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective, Point
 from zofo.evaluators.carried_tensors import unanswered
+from zofo.evaluators.layers_below import LayersBelow
 from zofo.evaluators.model_check import (
     AGREES_TF32,
     IN_PLACE,
@@ -53,7 +54,7 @@ class ForwardCheck:
         theta: the tensors that move.
         parameters: those that carry terms, each with its name.
         layout: learns where rows stand.
-        per_point: learns which modules points cannot share.
+        ways: learn which modules points cannot share, and whether they share those that nothing moves in or before.
         ask: gives losses with carried terms.
 
     Attributes:
@@ -66,13 +67,14 @@ class ForwardCheck:
         theta: Theta,
         parameters: Sequence[tuple[nn.Parameter, str]],
         layout: Layout,
-        per_point: PerPointModules,
+        ways: tuple[PerPointModules, LayersBelow],
         ask: CarriedLosses,
     ) -> None:
         self.only: frozenset[str] | None = None
         self._model, self._theta, self._parameters = model, theta, parameters
-        self._layout, self._per_point, self._ask = layout, per_point, ask
-        layout.place = lambda: per_point.running
+        self._layout, self._ask = layout, ask
+        self._per_point, self._below = ways
+        layout.place = lambda: self._per_point.running
 
     def find_a_way(self, objective: Objective, batch: Any) -> None:
         """Compare; where points cannot share a module, run it once for each, and compare again: no more than need be.
@@ -82,6 +84,7 @@ class ForwardCheck:
         """
         half = bool(self._theta.backbone.dtypes & {torch.float16, torch.bfloat16})
         size = _CHECK_SIZE_HALF if half else _CHECK_SIZE
+        shares = self._below.on
         while True:
             self.only = None
             try:
@@ -90,13 +93,21 @@ class ForwardCheck:
                 if self._per_point.names:
                     self._compare(objective, batch, size, shared=True)
                 self._compare_moved(objective, batch_protocol.part(batch, 0, 1))
+                self._below.learn()
                 return
             except EvaluatorError as error:
-                place = error.place if isinstance(error, RowsElsewhere) else None
-                place = self._per_point.running if place is None else place
-                if not self._per_point.widen(self._model, place):
+                if self._below.on is not False and self._below.shared:  # it may be that
+                    self._below.on = False
+                elif self._widened(error):
+                    self._below.on = shares
+                else:
                     raise
             self._layout.forget()
+
+    def _widened(self, error: EvaluatorError) -> bool:
+        """Whether there was a module to be run once for each point, where an error arose."""
+        place = error.place if isinstance(error, RowsElsewhere) else None
+        return self._per_point.widen(self._model, self._per_point.running if place is None else place)
 
     def _check_bypass(self, name: str, operation: str, written: bool) -> None:
         """A selected tensor that the model reads past `PerturbedForward` is an error: a view or a copy that it holds,

@@ -19,6 +19,7 @@ from zofo.evaluators.carried_tensors import Uncarried
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.factor_cache import FactorCache
 from zofo.evaluators.forward_check import ForwardCheck, only_rounding
+from zofo.evaluators.layers_below import LayersBelow
 from zofo.evaluators.low_rank_forward import PerturbedForward
 from zofo.evaluators.low_rank_terms import NARROW, Block, LowRankTerms, SharedInputGroups, coefficients_of
 from zofo.evaluators.model_check import (
@@ -55,7 +56,8 @@ class InForward(Evaluator):
     what waits. In half precision they are rounded stochastically when they are written.
 
     Where a model uses a tensor in a way that rows of several points cannot share (experts that sort tokens, a scan, a
-    convolution), the module is run once for each point, on its rows and with the moved tensor itself.
+    convolution), the module is run once for each point, on its rows and with the moved tensor itself. Layers below the
+    first tensor that moves are run once for all points.
 
     Call `check` first: it finds out whether the model can be asked in this way. What a later batch shows that no check
     has seen is checked on that batch, before its losses are given.
@@ -72,6 +74,7 @@ class InForward(Evaluator):
 
     Attributes:
         per_point: the modules that are run once for each point, as `check` found.
+        below: the layers that all points share, since nothing has moved before them.
         left_out: the names of tensors that stay because no forward can carry them.
         written: the names of those that are written for the time of a forward.
 
@@ -111,7 +114,7 @@ class InForward(Evaluator):
         self._checked_now: ForwardCheck | None = None
         self._tried: int | None = None  # the most rows that were compared with some alone; None before a check
         self._layout = Layout()
-        self.per_point = PerPointModules()
+        self.per_point, self.below = PerPointModules(), LayersBelow()
         self._siblings: SharedInputGroups = {}
         self._drawn: FactorCache | None = None
         self.left_out: frozenset[str] = frozenset()
@@ -236,10 +239,11 @@ class InForward(Evaluator):
         )
         terms = LowRankTerms(self._factor_cache, coefficients, self._siblings, wary=self._checking)
         rows = coefficients.shape[0] * coefficients.shape[1]
-        modules = self.per_point.modules(self.model)
-        perturbed = PerturbedForward(self._moved(), terms, self._layout, rows, modules, self._writing)
+        modules, moved = self.per_point.modules(self.model), self._moved()
+        perturbed = PerturbedForward(moved, terms, self._layout, rows, modules, self._writing)
         rows_leave = generation_rows(None if self._checking or modules else perturbed.keep_rows)
-        with uncompiled(), self._each_call(), self._watching(), perturbed, rows_leave:
+        sharing = self.below.sharing(self.model, moved, len(points), rows, perturbed)
+        with uncompiled(), self._each_call(), self._watching(), perturbed, sharing, rows_leave:
             losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
         if losses.shape != (len(points) * batch_protocol.size(batch),):
             raise EvaluatorError(
@@ -302,12 +306,15 @@ class InForward(Evaluator):
         state = StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._factor_cache.slots.items()})})
         if self.per_point.names:  # a batch may have shown more than the first examples do
             state.values["per_point"] = list(self.per_point.names)
+        if self.below.on is not None:
+            state.values["shares_layers"] = self.below.on
         return state
 
     def load_state_dict(self, state: StateDict) -> None:
         self._factor_cache.restore({key: int(slot) for key, slot in to_numbers(state.values["slots"]).items()})
         for name in state.values.get("per_point", []):
             self.per_point.widen(self.model, name)
+        self.below.on = state.values.get("shares_layers", self.below.on)
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         """Ask two examples at points of their own, together and one by one: a model that mixes rows differs.
@@ -334,7 +341,8 @@ class InForward(Evaluator):
         trim_memory(self.model)
         kept = self.counts, self._drawn, self.theta.pending
         self.counts, self._drawn = Counts(), None
-        check = ForwardCheck(self.model, self.theta, self._parameters, self._layout, self.per_point, self._again)
+        ways = self.per_point, self.below
+        check = ForwardCheck(self.model, self.theta, self._parameters, self._layout, ways, self._again)
         self._checked_now = check
         try:
             with torch.no_grad():

@@ -9,7 +9,7 @@ is run once for each point; no other module is touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from zofo.evaluators.carried_tensors import (
     unanswered,
 )
 from zofo.evaluators.low_rank_terms import Block, LowRankTerms
-from zofo.evaluators.per_point import note_input, note_output, run_for_each
+from zofo.evaluators.per_point import note_input, note_output, replaced_forwards, run_for_each
 from zofo.evaluators.row_layout import Layout
 
 _BINARY = {"mul", "add", "sub", "div", "true_divide", "multiply"}
@@ -58,6 +58,7 @@ class PerturbedForward:
 
     Attributes:
         answering: whether an operation of a selected tensor is being carried out.
+        met: whether one has been: from then on points differ.
 
     Raises:
         EvaluatorError: (from the forward) an operation it has no answer for, naming the tensor.
@@ -76,9 +77,12 @@ class PerturbedForward:
         self._terms = terms
         self._rows = rows
         self._all = terms, rows
-        self._per_point, self._around = per_point, around or (lambda _: nullcontext())
+        self._around = around or (lambda _: nullcontext())
         self._in_block = False  # of rows that carry the same, in a module that is run for each
-        self._forwards: list[tuple[nn.Module, Any]] = []  # that modules had of their own
+        self._alike = False  # the rows of one point, in a layer that all points share
+        self.met = False
+        self._per_point = per_point
+        self._replaced = ExitStack()  # the forwards of these
         self._layout = layout
         self.answering = False
         self._vectors: dict[LowRankTerms, dict[str, torch.Tensor]] = {}  # values of those with one axis or none
@@ -97,9 +101,8 @@ class PerturbedForward:
             for parameter, name in self._parameters:
                 carried: Any = parameter
                 carried.carrier, carried.carried_name, carried.__class__ = self, name, PerturbedParameter
-            for module_name, module in self._per_point:
-                self._forwards.append((module, vars(module).get("forward")))
-                vars(module)["forward"] = partial(self._run, module_name, module.forward)
+            own = ((module, partial(self._run, name, module.forward)) for name, module in self._per_point)
+            self._replaced.enter_context(replaced_forwards(own))
         except BaseException:  # an interrupt
             self.__exit__()
             raise
@@ -110,11 +113,7 @@ class PerturbedForward:
             released.__class__ = nn.Parameter
             vars(released).pop("carrier", None)
             vars(released).pop("carried_name", None)
-        for module, own in self._forwards:
-            vars(module).pop("forward", None)
-            if own is not None:
-                vars(module)["forward"] = own
-        self._forwards.clear()
+        self._replaced.close()
 
     def keep_rows(self, rows: Sequence[int] | None) -> None:
         """From now on the batch holds these of its rows, with what they carry; None for all of them again."""
@@ -124,8 +123,9 @@ class PerturbedForward:
 
     def _run(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A module that is run once for each point."""
-        if self._in_block:
+        if self._in_block or self._alike:
             return forward(*args, **kwargs)
+        self.met = True
         if self._terms.rows > 1:
             blocks = self._terms.blocks()
             return run_for_each(forward, self._block, blocks, (args, kwargs), self._layout, name)
@@ -134,6 +134,15 @@ class PerturbedForward:
             made = forward(*args, **kwargs)
         note_output(self._layout, made, name, self._rows)
         return made
+
+    @contextmanager
+    def alike(self) -> Iterator[None]:
+        """While it is open, the model's rows are those of one point, and all points are the same."""
+        self._alike = True
+        try:
+            yield
+        finally:
+            self._alike = False
 
     @contextmanager
     def _block(self, block: Block) -> Iterator[None]:
@@ -151,7 +160,10 @@ class PerturbedForward:
         try:
             direct = None if self._in_block else self._answers.get(getattr(func, "__name__", ""))
             result = NotImplemented if direct is None else direct(*args, **kwargs)
-            return self._answered(func, touched, args, kwargs) if result is NotImplemented else result
+            if result is NotImplemented:
+                result = self._answered(func, touched, args, kwargs)
+            self.met = self.met or _holds_tensors(result)
+            return result
         finally:
             self.answering = outer
 

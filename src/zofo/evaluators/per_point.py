@@ -8,7 +8,7 @@ known, since all of them carry the same term: the weight itself is moved, W + De
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -74,7 +74,7 @@ class PerPointModules:
         done already. Whether there was one.
         """
         modules = dict(model.named_modules())
-        while place is not None and (place in self._found or not _runs(modules[place])):
+        while place is not None and (place in self._found or not runs(modules[place])):
             place = place.rpartition(".")[0] if place else None
         if place is None:
             return False
@@ -90,9 +90,25 @@ def _kind_of(name: str, module: nn.Module) -> tuple[str, type]:
     return re.sub(r"\d+", "*", name), type(module)
 
 
-def _runs(module: nn.Module) -> bool:
+def runs(module: nn.Module) -> bool:
     """Whether it has a forward; a list of modules has none."""
     return type(module).forward is not nn.Module.forward
+
+
+@contextmanager
+def replaced_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """While it is open, modules have other forwards."""
+    own: list[tuple[nn.Module, Any]] = []
+    try:
+        for module, forward in forwards:
+            own.append((module, vars(module).get("forward")))
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, before in reversed(own):
+            vars(module).pop("forward", None)
+            if before is not None:
+                vars(module)["forward"] = before
 
 
 def _holds(outer: str, name: str) -> bool:

@@ -1,0 +1,208 @@
+"""Layers below the first tensor that moves are run once for all points.
+
+Until an operation meets a tensor that moves, all points have the same activations: the batch holds its rows once for
+each of them. A layer that holds no such tensor is then run on the rows of one point, and what it gives is repeated for
+the others. Nothing is taken on trust: what the layer is given is compared, once a tensor, and a layer whose rows are
+not alike, or do not stand first in what it is given or gives, is run as the model runs it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from zofo.evaluators.low_rank_forward import PerturbedForward
+from zofo.evaluators.per_point import replaced_forwards, runs
+
+_PLAIN = (bool, float, str, torch.dtype, torch.device, type(None))  # what a layer may be given beside tensors
+
+
+class LayersBelow:
+    """Runs the layers of a model that hold no moved tensor once for all points, as long as these are alike.
+
+    A layer is an element of a list of modules, such as a decoder layer; its input and its output are activations of
+    shape [rows, positions, features].
+
+    Attributes:
+        on: whether layers are shared; None before a check has found out.
+        shared: how many layers were run so in the last forward of several points.
+    """
+
+    def __init__(self) -> None:
+        self.on: bool | None = None
+        self.shared = 0
+        self._found: dict[frozenset[str], list[nn.Module]] = {}
+        self._whole: set[int] = set()  # layers that give what cannot be repeated
+
+    @contextmanager
+    def sharing(
+        self,
+        model: nn.Module,
+        moved: Collection[tuple[nn.Parameter, str]],
+        points: int,
+        rows: int,
+        perturbed: PerturbedForward,
+    ) -> Iterator[None]:
+        """While it is open, layers below the first moved tensor are run once for all points.
+
+        Args:
+            model: that is asked.
+            moved: the tensors that move, with their names.
+            points: P; the batch holds its rows so many times.
+            rows: of that batch, P times those of a point.
+            perturbed: the forward that carries the terms.
+        """
+        if points == 1:
+            yield
+            return
+        self.shared = 0
+        if self.on is False:
+            yield
+            return
+        names = frozenset(name for _, name in moved)
+        if names not in self._found:
+            self._found[names] = _layers_below(model, {id(parameter) for parameter, _ in moved})
+        alike = _Alike(points, rows)
+        run = partial(self._run, alike, perturbed)
+        with replaced_forwards((layer, partial(run, id(layer), layer.forward)) for layer in self._found[names]):
+            yield
+
+    def learn(self) -> None:
+        """Know from a check, whose losses were right, whether layers are shared: only if they were so there."""
+        if self.on is None:
+            self.on = self.shared > 0
+
+    def _run(
+        self,
+        alike: _Alike,
+        perturbed: PerturbedForward,
+        layer: int,
+        forward: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        given = None
+        if not perturbed.met and layer not in self._whole:
+            values, form = tree_flatten((args, kwargs))
+            given = alike.of_one_point(values)
+        if given is None:
+            return forward(*args, **kwargs)
+        versions = [value._version for value in values if isinstance(value, torch.Tensor)]
+        own_args, own_kwargs = tree_unflatten(given, form)
+        self.shared += 1
+        with perturbed.alike():
+            leaves, made = tree_flatten(forward(*own_args, **own_kwargs))
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        for value, version in zip(tensors, versions, strict=True):
+            if value._version != version:  # the layer wrote into what it was given
+                alike.repeat_first_(value)
+        repeated = alike.of_all_points(leaves)
+        if repeated is None:
+            self._whole.add(layer)
+            self.shared -= 1
+            return forward(*args, **kwargs)
+        return tree_unflatten(repeated, made)
+
+
+class _Alike:
+    """Which tensors hold the same rows for each of P points, one point after another.
+
+    Args:
+        points: P.
+        rows: of the batch, those of all points.
+    """
+
+    def __init__(self, points: int, rows: int) -> None:
+        self._points, self._all_rows, self._rows = points, rows, rows // points
+        self._known: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}  # with the version that was looked at
+
+    def of_one_point(self, values: Sequence[Any]) -> list[Any] | None:
+        """What a layer is given, with the rows of the first point only; None where it cannot be had so."""
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        if not tensors or tensors[0].dim() != 3 or not tensors[0].is_floating_point():
+            return None
+        length = tensors[0].shape[1]  # as many positions as rows could be taken for them
+        if len(tensors[0]) != self._all_rows or self._all_rows in (length, length + 1):
+            return None
+        given = []
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                value = self._narrowed(value)
+                if value is None:
+                    return None
+            elif not isinstance(value, _PLAIN) and (not isinstance(value, int) or value == self._all_rows):
+                return None  # a cache, or what else may hold rows
+            given.append(value)
+        return given
+
+    def _narrowed(self, value: torch.Tensor) -> torch.Tensor | None:
+        if hasattr(value, "carrier") or value.is_meta or value.is_inference():
+            return None
+        if not value.dim() or value.shape[0] == 1:
+            return value
+        if value.shape[0] % self._all_rows:
+            return None if value.shape[0] == self._all_rows + 1 else value  # of rows that are told by where they end
+        return value[: value.shape[0] // self._points] if self._holds(value) else None
+
+    def _holds(self, value: torch.Tensor) -> bool:
+        seen, version = self._known.get(id(value), (None, 0))
+        if seen is not None and seen() is value and value._version == version:
+            return True
+        first, *others = self._of_each_point(value)
+        if not all(torch.equal(first, other) for other in others):
+            return False
+        self._know(value)
+        return True
+
+    def _of_each_point(self, value: torch.Tensor) -> torch.Tensor:
+        return value.view(self._points, len(value) // self._points, *value.shape[1:])
+
+    def _know(self, value: torch.Tensor) -> None:
+        self._known[id(value)] = weakref.ref(value), value._version
+
+    def repeat_first_(self, value: torch.Tensor) -> None:
+        """Give all points what the first one has."""
+        if value.dim() and value.shape[0] % self._all_rows == 0:
+            parts = self._of_each_point(value)
+            parts[1:] = parts[:1]
+            self._know(value)
+
+    def of_all_points(self, leaves: Sequence[Any]) -> list[Any] | None:
+        """What a layer gave for one point, for all of them; None where rows do not stand first in it."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        if not tensors or tensors[0].dim() != 3 or any(each.dim() < 3 for each in tensors):
+            return None
+        if len(tensors[0]) != self._rows or any(len(each) not in (1, self._rows) for each in tensors):
+            return None
+        if not all(isinstance(leaf, (torch.Tensor, int, *_PLAIN)) for leaf in leaves):
+            return None
+        return [self._repeated(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+    def _repeated(self, leaf: torch.Tensor) -> torch.Tensor:
+        if len(leaf) != self._rows:
+            return leaf
+        made = leaf.repeat(self._points, *[1] * (leaf.dim() - 1))
+        self._know(made)
+        return made
+
+
+def _layers_below(model: nn.Module, moved: Collection[int]) -> list[nn.Module]:
+    """The layers of each outermost list that come before its first one with a moved tensor."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        if not isinstance(child, nn.ModuleList):
+            found += _layers_below(child, moved)
+            continue
+        for layer in child:
+            if any(id(parameter) in moved for parameter in layer.parameters()):
+                break
+            if runs(layer) and not isinstance(layer, torch.jit.ScriptModule):
+                found.append(layer)
+    return list(dict.fromkeys(found))
