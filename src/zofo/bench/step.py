@@ -186,7 +186,7 @@ def _check_fits(options: StepOptions, model: Any) -> None:
         Backbone(model, LowRank(options.rank), list(options.trainable) if options.trainable else None)
     except ConfigError as error:
         if "method.noise.rank" not in error.message:  # a pattern that matches nothing
-            hint = error.hint.replace("method.trainable", "--trainable")
+            hint = (error.hint or "").replace("method.trainable", "--trainable")
             raise ConfigError(error.message.replace("method.trainable", "--trainable"), hint) from error
         message = error.message.replace("method.noise.rank", "--rank")
         raise ConfigError(message, "set --rank to the smaller of these two sides or less") from error
