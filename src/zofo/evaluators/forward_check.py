@@ -98,13 +98,13 @@ class ForwardCheck:
             except EvaluatorError as error:
                 if self._below.on is not False and self._below.shared:  # it may be that
                     self._below.on = False
-                elif self._widened(error):
+                elif self._widen(error):
                     self._below.on = shares
                 else:
                     raise
             self._layout.forget()
 
-    def _widened(self, error: EvaluatorError) -> bool:
+    def _widen(self, error: EvaluatorError) -> bool:
         """Whether there was a module to be run once for each point, where an error arose."""
         place = error.place if isinstance(error, RowsElsewhere) else None
         return self._per_point.widen(self._model, self._per_point.running if place is None else place)

@@ -114,7 +114,7 @@ class LowRankTerms:
         self._parts: list[Block] = []
         self._copy: torch.Tensor | None = None  # of x
         self._run: list[tuple[str, bool]] = []  # by what
-        self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x that will be asked for next
+        self._ahead: dict[tuple[str, bool], torch.Tensor] = {}  # products of the same x
 
     def blocks(self) -> list[Block]:
         """The rows of the batch, in blocks that carry the same terms: those of a point, where it is one for all rows.
@@ -183,8 +183,9 @@ class LowRankTerms:
             if self._run[0] not in self._siblings or len(self._run) > len(self._siblings[self._run[0]]):
                 self._siblings[self._run[0]] = tuple(self._run)
             together = (matrix,) if again or version is None else self._siblings[matrix]
-            self._x, self._ahead = (x, version), self._down_project(x.reshape(-1, x.shape[-1]), together)
-        out = self._up_project(self._ahead.pop(matrix), name, 1 if transposed else 0)
+            made = self._down_project(x.reshape(-1, x.shape[-1]), together)
+            self._x, self._ahead = (x, version), {**self._ahead, **made} if again else made
+        out = self._up_project(self._ahead[matrix], name, 1 if transposed else 0)
         return out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
 
     def _check_unchanged(self, x: torch.Tensor, name: str, again: bool) -> None:

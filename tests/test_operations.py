@@ -1,0 +1,74 @@
+"""How many small operations a step in the forward makes, beside inference of the same rows: a count, not a time."""
+
+from collections import Counter
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from test_in_forward import build, check_agreement, own_points, square_loss
+from zofo.bench import StepOptions
+from zofo.bench.step_variants import WAYS
+
+
+class OperationCount(TorchDispatchMode):
+    """While it is open, counts what torch dispatches, views too."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """As many layers as SmolLM2 has, so that what a step makes once has its true share."""
+    config = transformers.LlamaConfig(
+        hidden_size=18,
+        intermediate_size=24,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=64,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+def test_a_step_makes_at_most_twice_the_operations_of_inference(model):
+    options = StepOptions("random", examples=4, tokens=6, dtype="bfloat16")
+    counts = {}
+    for name in ("inference", "in-forward-shared", "in-forward-per-example"):
+        way = WAYS[name](model, options)
+        for _ in range(4):  # as many updates wait as in the middle of a cycle
+            way.step()
+        with OperationCount() as counted:
+            way.step()
+        counts[name] = counted.calls.total()
+    assert max(counts.values()) <= 2 * counts["inference"], counts
+
+
+def test_a_layer_that_is_applied_again_and_again_to_one_tensor_makes_its_thin_product_once():
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 2), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return sum(self.first(x) * self.second(x) for _ in range(20))
+
+    torch.manual_seed(0)
+    model, batch = Repeated(), (torch.randn(3, 5), torch.randn(3, 2))
+    evaluator = build(model)
+    evaluator.losses(square_loss, batch, own_points(3))
+    assert max(map(len, evaluator._siblings.values())) == 2
+    with OperationCount() as counted:
+        evaluator.losses(square_loss, batch, own_points(3))
+    assert counted.calls["aten.mm.default"] == 1 + 40  # one for both of them, and what brings each back to its outputs
+    check_agreement(evaluator, square_loss, batch, own_points(3))
