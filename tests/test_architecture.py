@@ -38,9 +38,8 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["embedded", "recipes"],
     ["state_dict"],
     ["noise", "displacement"],
-    ["overrides"],
     ["config"],
-    ["registry", "retired_keys", "yaml_loader"],
+    ["registry", "retired_keys", "trees"],
     ["plugins"],
     ["filesystem", "interpreters", "hub", "processes", "statistics"],
     ["errors"],
@@ -179,7 +178,7 @@ def test_every_folder_and_file_of_the_package_is_a_room():
     [
         ("zofo.noise.base", "zofo.noise", "from zofo.backbone import Backbone"),
         ("zofo.backbone.backbone", "zofo.backbone", "import zofo.training.run_folder"),
-        ("zofo.estimators.base", "zofo.estimators", "from zofo.rules import Rule"),
+        ("zofo.estimators", "zofo", "from zofo.rules import Rule"),
         ("zofo.displacement", "zofo", "from zofo.noise import Noise"),
         ("zofo.adapters.lora", "zofo.adapters", "from zofo.objectives import classification_loss"),
         ("zofo.errors", "zofo", "from . import registry"),
@@ -197,8 +196,8 @@ def test_the_import_check_reports_a_made_up_fault(module, package, line):
 
 
 def test_the_import_check_allows_what_the_rooms_allow():
-    allowed = "from zofo.estimators import Estimate\nfrom zofo.rules.base import State\nfrom zofo import errors\n"
-    assert import_faults(allowed, "zofo.rules.linear", "zofo.rules") == []
+    allowed = "from zofo.estimators import Estimate\nfrom zofo.rules import State\nfrom zofo import errors\n"
+    assert import_faults(allowed, "zofo.rules", "zofo") == []
     assert import_faults("import peft", "zofo.adapters.lora", "zofo.adapters") == []
 
 

@@ -13,10 +13,10 @@ from zofo.config import PartConfig
 from zofo.errors import ConfigError, UnknownNameError, ZofoError
 from zofo.methods import METHODS, BilevelConfig, FirstOrderConfig, MeZOConfig
 from zofo.models import ModelConfig
-from zofo.overrides import flatten
 from zofo.tasks import TaskConfig, load_task, task_names
 from zofo.tasks.task import parse_task
 from zofo.training import RunConfig, TrainingConfig, read_config
+from zofo.trees import flatten
 
 PARTS = ("noise", "estimator", "rule", "evaluator")
 

@@ -30,8 +30,8 @@ from zofo.estimate.ledger import trace
 from zofo.estimate.machine import PACKAGED
 from zofo.methods import MethodConfig, TrainingContext
 from zofo.models import ModelConfig, load_model, load_on_meta, plain_tensors, weight_bytes
-from zofo.overrides import parse_override, set_by_path
 from zofo.training import issue_report, read_config
+from zofo.trees import parse_override, set_by_path
 
 GIB = 2**30
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from zofo.errors import ConfigError
-from zofo.overrides import flatten
 from zofo.training import explain_config, read_config
+from zofo.trees import flatten
 
 
 def found(*overrides, file=None):

@@ -56,9 +56,7 @@ class OwnConfig(ForwardOnlyConfig):
 
     name: Literal["own"] = "own"
 
-    @classmethod
-    def complete(cls, tree):
-        return {**super().complete(tree), "task": {**tree.get("task", {}), "num_fewshot": 2}}
+    task_defaults = {"num_fewshot": 2}
 
     def check_task(self, task):
         if task.num_fewshot != 2:

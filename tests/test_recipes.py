@@ -16,7 +16,7 @@ from zofo.recipes import OVER, load_recipe, parse_recipe, recipe_names, recipe_t
 from zofo.tasks import task_names
 from zofo.training import names as listed
 from zofo.training import read_config, train
-from zofo.yaml_loader import read_yaml
+from zofo.trees import read_yaml
 
 RECIPES = {name: load_recipe(name) for name in recipe_names()}
 PRESETS = [(name, preset) for name, recipe in RECIPES.items() for preset in recipe.presets]

@@ -9,10 +9,10 @@ import pytest
 
 from zofo.methods import METHODS
 from zofo.noise import MASKS, NOISES
-from zofo.overrides import flatten
 from zofo.rules import RULES
 from zofo.training import read_config
 from zofo.training.reference import COLUMNS, COMMAND, reference_page
+from zofo.trees import flatten
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from zofo.errors import ConfigError, DataError, UnknownNameError
-from zofo.overrides import get_by_path, merge_trees
 from zofo.studies import read_study
 from zofo.training import TrainingConfig
+from zofo.trees import get_by_path, merge_trees
 
 TOY = {
     "about": "Which is better?",

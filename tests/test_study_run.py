@@ -22,13 +22,13 @@ from conftest import with_soak
 from covering import grid
 from zofo.errors import DataError, Interrupted, RunError, ZofoError
 from zofo.methods import METHODS
-from zofo.overrides import merge_trees
 from zofo.studies import plan_study, process_pool, read_study, report_study, run_study
 from zofo.studies.config import COLUMNS
 from zofo.studies.problems import PROBLEMS, LeastSquares
 from zofo.studies.store import Store
 from zofo.training import RunFolder, evaluate_run, read_config, train
 from zofo.training.signals import Signals
+from zofo.trees import merge_trees
 
 SGD = {"name": "first-order", "parameters": "all", "optimizer": "sgd", "batch_size": 8}
 MEZO = {"name": "mezo", "noise": "gaussian", "batch_size": 8}

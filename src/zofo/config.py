@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import typing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -22,7 +23,7 @@ from zofo.errors import ConfigError, RunError, advice, nearest, truncate_repr
 from zofo.filesystem import check_not_special
 from zofo.registry import Registry
 from zofo.retired_keys import name_now
-from zofo.yaml_loader import is_lost
+from zofo.trees import is_lost
 
 C = TypeVar("C", bound="Config")
 P = TypeVar("P", bound="PartConfig")
@@ -52,7 +53,7 @@ class Config(BaseModel):
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod
-    def chosen(cls, given: typing.Mapping[str, Any]) -> dict[str, type[Config] | None]:
+    def chosen(cls, given: Mapping[str, Any]) -> dict[str, type[Config] | None]:
         """The groups whose kind is as it is written, each with that kind; None where what is written names none."""
         return {}
 
@@ -201,11 +202,12 @@ def read_json_object(path: Path, error: type[RunError] = RunError, finite: bool 
     return content
 
 
-def parse_model(model: type[C], content: Any, where: str = "") -> C:
+def parse_model(model: type[C], content: Any, where: str = "", context: Mapping[str, Any] | None = None) -> C:
     """Build a piece of configuration, or say what is wrong in one line.
 
     Args:
         where: the path of keys that leads to it; empty for a whole file.
+        context: of the validation: what decides defaults and stands elsewhere, such as the `dtype` of the model.
 
     Raises:
         ConfigError: names the path of the key, with the nearest right key for an unknown one.
@@ -214,7 +216,7 @@ def parse_model(model: type[C], content: Any, where: str = "") -> C:
         shown = repr(content) if len(repr(content)) < 60 else f"a {type(content).__name__}"
         raise ConfigError(f"{where}: expected keys with values, got {shown}".removeprefix(": "))
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, context=context)
     except pydantic.ValidationError as error:
         errors = error.errors()  # a key that is unknown is why another one is missing
         first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
@@ -259,7 +261,7 @@ _OTHER_WORDS = {
 """Keys as other trainers call them."""
 
 
-def _guess(place: str, known: typing.Iterable[str], homes: typing.Mapping[str, str] = MappingProxyType({})) -> str:
+def _guess(place: str, known: Iterable[str], homes: Mapping[str, str] = MappingProxyType({})) -> str:
     """What to type in place of an unknown key: its name of today, where it stands, the nearest one, or all that there
     are.
 
@@ -276,7 +278,7 @@ def _guess(place: str, known: typing.Iterable[str], homes: typing.Mapping[str, s
     return f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
-def _places(model: type[Config], given: typing.Mapping[str, Any], where: str) -> dict[str, str]:
+def _places(model: type[Config], given: Mapping[str, Any], where: str) -> dict[str, str]:
     """The keys of the groups of a piece of configuration as it is written, which `where` leads to."""
     homes = _homes(model, tuple(model.chosen(given).items()))
     return {key: ".".join(filter(None, [where, path])) for key, path in homes.items()}
@@ -295,7 +297,7 @@ def _homes(model: type[Config], chosen: tuple[tuple[str, type[Config] | None], .
     for field_name, field in model.model_fields.items():
         name = field.alias or field_name
         default = field.get_default(call_default_factory=True)
-        kinds: typing.Iterable[Any] = [type(default)] if isinstance(default, BaseModel) else _kinds(field.annotation)
+        kinds: Iterable[Any] = [type(default)] if isinstance(default, BaseModel) else _kinds(field.annotation)
         kinds = [kind for group, kind in chosen if group == name] or kinds
         for kind in (one for one in kinds if isinstance(one, type)):
             keys: list[str] = []

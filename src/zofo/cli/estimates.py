@@ -11,22 +11,19 @@ import typer
 from rich.table import Table
 
 from zofo.cli.options import (
+    NO_ROWS,
     AsJson,
-    Data,
-    DataDir,
-    Label,
     Overrides,
     RemoteCode,
-    Text,
-    configured,
+    RowOptions,
     err,
-    given_config,
     out,
     verbs,
 )
 
 if TYPE_CHECKING:
     from zofo.estimate import DryRun, Fit, RunEstimate, StepEstimate
+from zofo.trees import split_arguments
 
 commands = verbs()
 MaxMemory = Annotated[
@@ -46,18 +43,16 @@ def estimate(
     ] = None,
     answer: Annotated[int, typer.Option(help="With --tokens: how many of them are an answer to learn.", min=1)] = 1,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default=False)] = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Peak memory and time of a step, with other methods beside it; no weights are read: zofo estimate RECIPE."""
     from zofo.estimate import RowSource, estimate_run, fitting, known_machine, parse_bytes
     from zofo.estimate.report import device_of
+    from zofo.training import read_config
 
-    config = configured(arguments, data_dir, data, text, label)
+    config = read_config(*split_arguments(arguments, given.keys))
     limit = None if max_memory is None else parse_bytes(max_memory)
     found = estimate_run(config, tokens, answer, device, limit is None, trust_remote_code, _progress)
     fits: list[Fit] = []
@@ -200,10 +195,7 @@ def recommend_config(
         str | None, typer.Option("--time", metavar="TIME", help="Such as 90s, 20m or 2h.", show_default=False)
     ] = None,
     write: Annotated[Path | None, typer.Option(help="A new file that `zofo train` runs.", show_default=False)] = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -216,9 +208,8 @@ def recommend_config(
 
     if write is not None:
         check_new(write)  # before minutes of work
-    file, given = given_config(arguments, data_dir, data, text, label)
-    given += [] if model is None else [f"model.name={json.dumps(model)}"]
-    content, changes, _ = given_layers(file, given, {})
+    named = [] if model is None else [f"model.name={json.dumps(model)}"]
+    content, changes, _ = given_layers(*split_arguments(arguments, [*given.keys, *named]), {})
     tree = changed(content, changes)
     if write is not None:
         tree.setdefault("output_dir", f"runs/{write.stem}")  # so that the same command goes on with a stopped run

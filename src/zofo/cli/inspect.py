@@ -11,19 +11,16 @@ import typer
 from rich.table import Table
 
 from zofo.cli.options import (
+    NO_ROWS,
     AsJson,
-    Data,
-    DataDir,
-    Label,
     Overrides,
     RemoteCode,
-    Text,
-    configured,
+    RowOptions,
     err,
-    given_config,
     out,
     verbs,
 )
+from zofo.trees import split_arguments
 
 commands = verbs()
 _SHOWN = 400  # characters of a prompt
@@ -34,17 +31,15 @@ def preview(
     arguments: Overrides = None,
     rows: Annotated[int, typer.Option(help="How many examples to show.", min=1)] = 3,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Show what the model sees: prompts, candidates, what is scored, lengths."""
     from zofo.training import preview as look
+    from zofo.training import read_config
 
-    seen = look(configured(arguments, data_dir, data, text, label), split, rows, trust_remote_code)
+    seen = look(read_config(*split_arguments(arguments, given.keys)), split, rows, trust_remote_code)
     if as_json:
         out.say_json(asdict(seen))
         return
@@ -63,18 +58,15 @@ def preview(
 @commands.command()
 def validate(
     arguments: Overrides = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
 ) -> None:
     """Check a task and all its rows, and with model=NAME their tokens: zofo validate task=my.yaml."""
     from zofo.errors import truncate
-    from zofo.training import as_percent
+    from zofo.training import as_percent, read_config
     from zofo.training import validate as check
 
-    report = check(configured(arguments, data_dir, data, text, label))
+    report = check(read_config(*split_arguments(arguments, given.keys)))
     if as_json:
         out.say_json(asdict(report))
         return
@@ -111,16 +103,13 @@ def copy(
 @commands.command()
 def config(
     arguments: Overrides = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
 ) -> None:
     """Show every key of a configuration: its value, where that comes from, and what it does."""
     from zofo.training import explain_config
 
-    found = explain_config(*given_config(arguments, data_dir, data, text, label))
+    found = explain_config(*split_arguments(arguments, given.keys))
     if as_json:
         out.say_json([asdict(one) for one in found])
         return

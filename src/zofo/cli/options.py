@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
@@ -18,26 +19,88 @@ out = Terminal()
 err = Terminal(stderr=True)
 
 
+Text = Annotated[
+    str | None,
+    typer.Option("--text", metavar="COLUMN", help="What the text's column is called in your rows.", show_default=False),
+]
+
+
+class RowOptions(NamedTuple):
+    """Options of a verb that say where rows of the user's own are, and what their columns are called."""
+
+    data_dir: Annotated[
+        Path | None, typer.Option(help="A folder with the task's rows, a file for each split.", show_default=False)
+    ] = None
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows of your own: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
+        ),
+    ] = None
+    text: Text = None
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="COLUMN", help="What the label's column is called there.", show_default=False),
+    ] = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The overrides that say what the columns are called."""
+        columns = {"text": self.text, "label": self.label}
+        return [f"task.columns.{name}={json.dumps(own)}" for name, own in columns.items() if own is not None]
+
+    @property
+    def keys(self) -> list[str]:
+        """The overrides that all of them stand for."""
+        folder = [] if self.data_dir is None else [f"task.data_dir={json.dumps(str(self.data_dir))}"]
+        return [*folder, *([] if self.data is None else [f"task.data={json.dumps(self.data)}"]), *self.columns]
+
+
+NO_ROWS = RowOptions()
+
+
 class _Verbs(typer.Typer):
     """Verbs whose libraries are loaded, which takes seconds, while a terminal says so."""
 
     def command(self, *arguments: Any, several: bool = False, **options: Any) -> Callable[[Any], Any]:
-        """As typer's, for a function that imports zofo.training by itself; `several` processes may share its work."""
+        """As typer's, for a function that imports zofo.training by itself; `several` processes may share its work.
+
+        An argument that is a `RowOptions` stands for its options.
+        """
         register = super().command(*arguments, **options)
 
         def registered(verb: Callable[..., None]) -> Callable[..., None]:
+            rows, parameters = _spread(verb)
+
             @functools.wraps(verb)
-            def loading_first(*given: Any, **named: Any) -> None:
+            def loading_first(**named: Any) -> None:
                 if not several:
                     _check_one_process(options.get("name") or verb.__name__)
                 with waiting("loading torch and transformers"):
                     import zofo.training  # noqa: F401
-                verb(*given, **named)
+                if rows:
+                    named[rows] = RowOptions(*(named.pop(name) for name in RowOptions._fields))
+                verb(**named)
 
+            loading_first.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+            loading_first.__annotations__ = {one.name: one.annotation for one in parameters}
             register(loading_first)
             return verb
 
         return registered
+
+
+def _spread(verb: Callable[..., None]) -> tuple[str, list[inspect.Parameter]]:
+    """The argument that is a `RowOptions`, "" for none; and all arguments, with its options in its place."""
+    found, rows = [], ""
+    for one in inspect.signature(verb, eval_str=True).parameters.values():
+        if one.annotation is RowOptions:
+            rows = one.name
+            kinds = get_type_hints(RowOptions, include_extras=True)
+            found += [one.replace(name=name, annotation=kinds[name], default=None) for name in RowOptions._fields]
+        else:
+            found.append(one)
+    return rows, found
 
 
 def _check_one_process(verb: str) -> None:
@@ -73,59 +136,12 @@ def verbs(about: str | None = None) -> _Verbs:
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, for example training.steps=20", show_default=False)
 ]
-DataDir = Annotated[
-    Path | None, typer.Option(help="A folder with the task's rows, a file for each split.", show_default=False)
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="Rows of your own: a JSONL, CSV or parquet file, a folder of them, or a Hub id.", show_default=False
-    ),
-]
-Text = Annotated[
-    str | None,
-    typer.Option("--text", metavar="COLUMN", help="What the text's column is called in your rows.", show_default=False),
-]
-Label = Annotated[
-    str | None,
-    typer.Option("--label", metavar="COLUMN", help="What the label's column is called there.", show_default=False),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Best = Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")]
 Variant = Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
 BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
 RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
-
-
-def configured(arguments: list[str] | None, *rows: Any) -> Any:
-    """A configuration from arguments, see `given_config`."""
-    from zofo.training import read_config
-
-    return read_config(*given_config(arguments, *rows))
-
-
-def given_config(
-    arguments: list[str] | None,
-    data_dir: Path | None = None,
-    data: str | None = None,
-    text: str | None = None,
-    label: str | None = None,
-) -> tuple[str | None, list[str]]:
-    """The YAML file or the recipe that stands first, if any, and the overrides that follow."""
-    given = list(arguments or [])
-    file = given.pop(0) if given and "=" not in given[0] else None
-    if data_dir is not None:
-        given.append(f"task.data_dir={json.dumps(str(data_dir))}")
-    if data is not None:
-        given.append(f"task.data={json.dumps(data)}")
-    return file, [*given, *column_keys(text, label)]
-
-
-def column_keys(text: str | None, label: str | None) -> list[str]:
-    """The overrides that say what the columns of text and label are called."""
-    columns = {"text": text, "label": label}
-    return [f"task.columns.{name}={json.dumps(own)}" for name, own in columns.items() if own is not None]
 
 
 def note_of(run: Path) -> None:

@@ -9,23 +9,20 @@ import typer
 
 from zofo.cli.estimates import say_dry_run
 from zofo.cli.options import (
+    NO_ROWS,
     AsJson,
     Best,
-    Data,
-    DataDir,
-    Label,
     Overrides,
     RemoteCode,
-    Text,
+    RowOptions,
     Variant,
-    column_keys,
-    configured,
     err,
     leaving_when_stopped,
     note_of,
     out,
     verbs,
 )
+from zofo.trees import split_arguments
 
 commands = verbs()
 tune = verbs("Find a good value of an option by short trials.")
@@ -34,10 +31,7 @@ tune = verbs("Find a good value of an option by short trials.")
 @commands.command(no_args_is_help=True, several=True)
 def train(
     arguments: Overrides = None,
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     reward: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,12 +49,12 @@ def train(
     from zofo.estimate import dry_run
     from zofo.objectives import load_reward
     from zofo.processes import joined
-    from zofo.training import as_percent
+    from zofo.training import as_percent, read_config
     from zofo.training import train as run_training
 
     with leaving_when_stopped():
         rewards = [load_reward(one) for one in reward or []]
-        asked = configured(arguments, data_dir, data, text, label)
+        asked = read_config(*split_arguments(arguments, given.keys))
         if dry:
             say_dry_run(dry_run(asked, trust_remote_code, rewards or None, lambda text: err.say((text, "dim"))))
             return
@@ -85,10 +79,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="train, validation (the default) or test.")] = None,
     variant: Variant = None,
     best: Best = False,
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -96,14 +87,14 @@ def evaluate(
 
     Of a file given with --data, every row is scored.
     """
-    from zofo.training import as_percent, evaluate_run, evaluate_zero_shot
+    from zofo.training import as_percent, evaluate_run, evaluate_zero_shot, read_config
 
     if "=" not in arguments[0] and not arguments[0].endswith((".yaml", ".yml")):
-        run, overrides = Path(arguments[0]), [*arguments[1:], *column_keys(text, label)]
-        score = evaluate_run(run, overrides, split, variant, best, data_dir, trust_remote_code, data, err)
+        run, overrides = Path(arguments[0]), [*arguments[1:], *given.columns]
+        score = evaluate_run(run, overrides, split, variant, best, given.data_dir, trust_remote_code, given.data, err)
         note_of(run)
     else:
-        score = evaluate_zero_shot(configured(arguments, data_dir, data, text, label), split, trust_remote_code, err)
+        score = evaluate_zero_shot(read_config(*split_arguments(arguments, given.keys)), split, trust_remote_code, err)
     if as_json:
         out.say_json({"split": score.on, "rows": len(score.predictions), **score.as_dict()})
         return
@@ -116,22 +107,19 @@ def evaluate(
 def tune_lr(
     arguments: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps of each trial.", min=1)] = 12,
-    data_dir: DataDir = None,
-    data: Data = None,
-    text: Text = None,
-    label: Label = None,
+    given: RowOptions = NO_ROWS,
     as_json: AsJson = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """The largest stable learning rate of method=mezo: zofo tune lr [CONFIG.yaml] [key=value ...]."""
-    from zofo.training import LrTrial
+    from zofo.training import LrTrial, read_config
     from zofo.training import tune_lr as search
 
     def show(trial: LrTrial) -> None:
         verdict = "stable" if trial.stable else "unstable"
         err.say(f"lr {trial.lr:.1e}: loss {trial.loss:.3f} after {steps} steps, {verdict}")
 
-    found = search(configured(arguments, data_dir, data, text, label), steps, show, trust_remote_code)
+    found = search(read_config(*split_arguments(arguments, given.keys)), steps, show, trust_remote_code)
     if as_json:
         out.say_json(found.as_dict())
         return

@@ -20,10 +20,9 @@ from zofo.errors import ConfigError, DataError, RunError
 from zofo.estimate.fit import Fit, fitting
 from zofo.estimate.machine import Machine, known_machine
 from zofo.estimate.report import RowSource, device_of
-from zofo.overrides import set_by_path
 from zofo.tasks import Task, load_examples, resolve_task
 from zofo.training import RunConfig, read_config
-from zofo.yaml_loader import parse_yaml
+from zofo.trees import parse_yaml, set_by_path
 
 FEW = 16
 """Training rows below which examples in the prompt are what is left: nothing was measured to learn from fewer."""

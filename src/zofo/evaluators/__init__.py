@@ -1,7 +1,7 @@
 """Asking a model for losses at points, and for first-order gradients; work is counted where it happens."""
 
 from zofo.evaluators.backward import Gradient, run_again
-from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Objective, Point, Probe
+from zofo.evaluators.base import EVALUATORS, Evaluator, EvaluatorConfig, LossRequest, Objective, Point, Probe
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.in_forward import InForward
 from zofo.evaluators.in_place import FromCopy, InPlace
@@ -13,6 +13,7 @@ __all__ = [
     "LossRequest",
     "Counts",
     "Evaluator",
+    "EvaluatorConfig",
     "FromCopy",
     "Gradient",
     "InForward",

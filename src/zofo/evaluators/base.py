@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from zofo.backbone import Backbone, Theta, Update
+from zofo.config import PartConfig
 from zofo.displacement import Displacement
 from zofo.evaluators.counts import Counts
 from zofo.registry import Registry
@@ -108,3 +109,10 @@ class Evaluator(ABC):
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator")
+
+
+class EvaluatorConfig(PartConfig):
+    """How losses at points are found."""
+
+    registry = EVALUATORS
+    default = "in-forward"

@@ -148,8 +148,7 @@ def method_of(
         "control_variate": args.control_variate,
     }
     tree = {"name": "bilevel", **{key: value for key, value in given.items() if value is not None}}
-    whole = BilevelConfig.complete({"model": {"dtype": dtype} if dtype else {}, "method": tree})
-    return parse_model(BilevelConfig, dict(whole["method"]), "method").model_copy(update={"adapter": adapter})
+    return parse_model(BilevelConfig, tree, "method", {"dtype": dtype}).model_copy(update={"adapter": adapter})
 
 
 def as_arguments(text: str) -> str:

@@ -6,13 +6,12 @@ from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
 from zofo.methods.es import ES, ESConfig
 from zofo.methods.first_order import FirstOrder, FirstOrderConfig
 from zofo.methods.linear_probe import LinearProbe, LinearProbeConfig, load_probe
-from zofo.methods.mezo import MeZO, MeZOConfig
+from zofo.methods.mezo import ForwardOnly, ForwardOnlyConfig, MeZO, MeZOConfig
 from zofo.methods.select import Select, SelectConfig
 from zofo.methods.svrg.svrg import SVRG, SVRGConfig
 from zofo.methods.svrg.zo_svrg import ZOSVRG, ZOSVRGConfig
 from zofo.methods.two_stage import TwoStage, TwoStageConfig
 from zofo.methods.zero_shot import InContext, InContextConfig, ZeroShot, ZeroShotConfig
-from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 
 __all__ = [

@@ -18,10 +18,8 @@ from torch import nn
 from zofo.adapters import AdapterConfig
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
-from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
 from zofo.objectives import Rewards, scores
-from zofo.overrides import get_by_path, set_by_path
 from zofo.processes import ALONE, Processes
 from zofo.registry import Registry
 from zofo.rules import Rule
@@ -151,24 +149,13 @@ def unscheduled(step: int) -> float:
     return 1.0
 
 
-class MethodOptions(Config):
-    """Options of a method, or of a part that several methods have."""
-
-    @classmethod
-    def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The tree of a run as it is written, with the defaults that the method decides together with other groups.
-
-        Args:
-            tree: of the whole run, whose method is this one.
-        """
-        return tree
-
-
-class MethodConfig(MethodOptions):
+class MethodConfig(Config):
     """Options that every method has."""
 
     lr_means: ClassVar[tuple[str, ...]] = ()
     """The keys that a plain `lr` stands for; none for a method that has an `lr` of its own, or no rate at all."""
+    task_defaults: ClassVar[Mapping[str, Any]] = {}
+    """Options of the task that are others by default with this method."""
 
     name: str
     """Which method."""
@@ -179,23 +166,6 @@ class MethodConfig(MethodOptions):
     def known_keys(cls) -> list[str]:
         """The keys, as a file writes them; `lr` among them where it stands for others."""
         return [*super().known_keys(), *(["lr"] if cls.lr_means and "lr" not in cls.model_fields else [])]
-
-    @classmethod
-    def with_plain_lr(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A method's options as they are written, with `lr` under the keys that it stands for.
-
-        Raises:
-            ConfigError: one of these is given, too.
-        """
-        made = dict(given)
-        if not cls.lr_means or "lr" not in made or "lr" in cls.model_fields:
-            return made
-        rate = made.pop("lr")
-        for key in cls.lr_means:
-            if get_by_path(made, key) is not None:
-                raise ConfigError(f"method.lr stands for method.{key}, and both are given", "leave one of them out")
-            set_by_path(made, key.split("."), rate)
-        return made
 
     @property
     def reward_has_a_place(self) -> bool:

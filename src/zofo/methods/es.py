@@ -6,11 +6,85 @@ Qiu et al. (2025), "Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinfo
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from zofo.adapters import PeftAdapters
+from zofo.config import as_group
+from zofo.errors import ConfigError
+from zofo.estimators import ESTIMATORS, EstimatorConfig
 from zofo.methods.base import METHODS
-from zofo.methods.population import PopulationMethodConfig
-from zofo.methods.zeroth_order_method import ForwardOnly
+from zofo.methods.mezo import ForwardOnly, ForwardOnlyConfig
+
+_WHOLE = TypeAdapter(int)
+
+
+class PopulationConfig(EstimatorConfig):
+    """The estimator of `es`: how members' losses are weighed into a step, such as by z-scores or ranks."""
+
+    default = "population"
+
+
+class PopulationMethodConfig(ForwardOnlyConfig):
+    """Configuration of a method whose steps ask the members of a population. `estimator.epsilon` is sigma."""
+
+    estimator: PopulationConfig = Field(default_factory=lambda: PopulationConfig.model_validate({}))
+    """How losses become a step; holds sigma, as epsilon."""
+    population: int = Field(30, ge=2)
+    """N: members a step; a mirrored pair is two. Its directions are `num_directions`, which follows from it."""
+
+    lr_per_sigma: ClassVar[float]
+    """The default learning rate of a rule that is plain SGD, as a share of sigma."""
+    lr_is_length: ClassVar[bool] = False
+    """Whether a learning rate is a length also where scores are plain."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_population(cls, given: Any) -> Any:
+        """The number of directions."""
+        estimator = as_group(given.get("estimator", {})) if isinstance(given, dict) else None
+        if not isinstance(estimator, dict | PopulationConfig):
+            return given  # a mistake, which is named by its key
+        try:  # numbers as they are meant, such as 1e-2, which is a text in YAML
+            mirrored = PopulationConfig.model_validate(estimator).options.get("mirrored", True)
+            members = _WHOLE.validate_python(given.get("population", cls.model_fields["population"].default))
+            asked = _WHOLE.validate_python(given.get("num_directions", 0))
+        except (ConfigError, ValidationError):
+            return given
+        if mirrored and members % 2:
+            raise ConfigError(
+                f"method.population is {members}, but mirrored members come in pairs",
+                f"set method.population={members + 1}, or method.estimator.mirrored=false",
+            )
+        directions = members // 2 if mirrored else members
+        if asked not in (0, directions):
+            raise ConfigError(
+                f"method.population={members} has {directions} directions, not method.num_directions={asked}",
+                "leave method.num_directions out",
+            )
+        return {**given, "num_directions": directions}
+
+    @classmethod
+    def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
+        """A share of sigma, where a rate is a length: scores have no scale, or `lr_is_length`."""
+        estimator = given.get("estimator", {})
+        if isinstance(estimator, dict | PopulationConfig):
+            shape = PopulationConfig.model_validate(estimator).options
+            if cls.lr_is_length or shape.get("scores") != "plain":
+                return float(cls.lr_per_sigma * shape["epsilon"])
+        return super().default_lr(given, moved)
+
+    @model_validator(mode="after")
+    def _compares_members(self) -> PopulationMethodConfig:
+        if not ESTIMATORS[self.estimator.name].compares_members:
+            raise ConfigError(
+                f"method={self.name} compares the members of a population, which "
+                f"method.estimator={self.estimator.name} has not",
+                "leave method.estimator.name out, or set method=mezo",
+            )
+        return self
 
 
 class ESConfig(PopulationMethodConfig):

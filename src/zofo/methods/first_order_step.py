@@ -12,16 +12,16 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zofo.adapters import AdapterConfig
-from zofo.config import NonNegative
+from zofo.config import Config, NonNegative
 from zofo.errors import ConfigError, NonFiniteError
-from zofo.methods.base import MethodOptions, Pass
+from zofo.methods.base import Pass
 from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
 
 _OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 _MOMENTS = {"adam": 2, "adamw": 2, "sgd": 0}  # tensors of a parameter's size that they keep
 
 
-class FirstOrderStepConfig(MethodOptions):
+class FirstOrderStepConfig(Config):
     """Options of first-order steps."""
 
     adapter: AdapterConfig = Field(default_factory=lambda: AdapterConfig.model_validate({}))

@@ -6,10 +6,129 @@ algorithm 1.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from zofo.methods.base import METHODS
-from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
+import torch
+
+from zofo.adapters import AdapterConfig, Adapters
+from zofo.backbone import Backbone
+from zofo.estimators import Estimate
+from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
+from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext
+from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
+from zofo.state_dict import StateDict
+
+
+class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
+    """Configuration of a method that makes zeroth-order steps only."""
+
+    lr_means = ("rule.lr",)
+    moved_adapter = "adapter"
+    one_rate: ClassVar[bool] = True
+    """Whether `rule.lr` is the rate of every step, so that `zofo tune lr` can find it."""
+
+    adapter: AdapterConfig | None = None
+    """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
+    evaluator."""
+
+    def passes(self, rows: int) -> Sequence[Pass]:
+        return [self.forwards(self.batch_size)]
+
+
+class ForwardOnly(Method):
+    """A method whose every step moves theta by zeroth-order estimates; with an adapter, theta is its tensors.
+
+    What such methods do alike: they are built, checked, evaluated, replayed and saved. A step asks for the losses of
+    one batch along the step's directions, and moves along their estimate by the rule; a method may have another.
+
+    Args:
+        config: its parts and sizes.
+        context: model, objective and examples.
+    """
+
+    needs_gradient = False
+    shares_examples = True
+    backbone: Backbone
+
+    def __init__(self, config: Any, context: TrainingContext) -> None:
+        self._config = config
+        self.model = context.model
+        self._objective = context.objective
+        self._check_objective = context.check_objective or context.objective
+        self._log_ties = context.log_ties
+        self._batches = context.batches(config.batch_size, "train")
+        self._two = context.collate(context.examples[:2])
+        self._adapters: Adapters | None = None
+        among = None
+        if config.adapter is not None:
+            self.variants = ("adapter",)
+            size = config.batch_size
+            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
+            among = self._adapters.parameters(self.variants[0])
+        unused = context.unused_by(self._two)
+        self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, among, unused, context.processes)
+        self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
+        self.trained_names = tuple(self.backbone.tensors)
+        self.counts = self._zo.evaluator.counts
+        self.counts.include(self.adapter_start.counts)
+        self.queries_per_step = self._zo.points * config.batch_size
+
+    def step(self, number: int) -> StepLog:
+        before = self.counts.copy()
+        factor = self.lr_factor(number)
+        estimate, update = self._zo.step(number, [(self._objective, self._batches[number])], self._zo.rate(factor))
+        rate = self._zo.sgd_rate(factor)
+        return StepLog(estimate.loss, self.counts - before, self._coefficients(estimate), update, rate)
+
+    def _coefficients(self, estimate: Estimate, of: str = "") -> dict[str, float]:
+        """The slopes of an estimate as a log has them, and how many directions told nothing where that is likely."""
+        found = estimate.projected_gradients
+        what = "projected_gradient" if self._zo.estimator.linear else "shaped_score"
+        coefficients = {f"{what}{of}_{key.index}": slope for key, slope in found.items()}
+        if self._log_ties:
+            coefficients[f"ties{of}"] = sum(slope == 0 for slope in found.values()) / len(found)
+        return coefficients
+
+    def check(self) -> None:
+        self._zo.evaluator.check([(self._check_objective, self._two)])
+        self.trained_names = tuple(self.backbone.tensors)
+        if self._check_objective is not self._objective:  # a user's function that fails costs no step
+            with torch.no_grad():
+                self._objective(self.model, self._two)
+
+    def notes(self) -> list[str]:
+        """Which tensors stay."""
+        return list(self._zo.notes)
+
+    @contextmanager
+    def using(self, variant: str) -> Iterator[None]:
+        """While it is open, `model` is at theta."""
+        self._zo.theta.flush()
+        yield
+
+    def replay_header(self) -> dict[str, Any]:
+        """An adapter is named, since its trajectory does not move the base model."""
+        header, adapter = self._zo.replay_header(self._config.replay_header()), self._config.adapter
+        return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
+
+    def state_dict(self, weights: bool) -> StateDict:
+        return remember_adapters(self._adapters, StateDict().put("zo", self._zo.state_dict(weights)))
+
+    def load_state_dict(self, state: StateDict) -> None:
+        self._zo.load_state_dict(state.part("zo"))
+        restore_adapters(self._adapters, state)
+
+    def save(self, folder: Path) -> None:
+        """The adapter as a peft folder `adapter`. Without one: nothing in float32, where the trajectory is the model,
+        and the tensors that moved in half precision."""
+        if self._adapters is None:
+            self._zo.save(folder)
+        elif not self.backbone.is_corrupt:  # an interrupt inside a sweep: what the tensors hold is worth nothing
+            self._zo.theta.flush()
+            self._adapters.save(self.variants[0], folder / self.variants[0])
 
 
 class MeZOConfig(ForwardOnlyConfig):

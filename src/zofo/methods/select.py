@@ -18,8 +18,8 @@ from zofo.errors import ConfigError
 from zofo.estimators import Estimate
 from zofo.evaluators import LossRequest
 from zofo.methods.base import METHODS, StepLog, TrainingContext, unscheduled
-from zofo.methods.population import PopulationMethodConfig
-from zofo.methods.zeroth_order_method import ForwardOnly
+from zofo.methods.es import PopulationMethodConfig
+from zofo.methods.mezo import ForwardOnly
 from zofo.noise import permutation
 from zofo.rules import RULES
 from zofo.state_dict import StateDict

@@ -5,18 +5,13 @@ In-context learning: Brown et al. (2020), "Language Models are Few-Shot Learners
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from zofo.config import as_group
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.methods.base import METHODS, Method, MethodConfig, StepLog, TrainingContext
 from zofo.tasks import TaskConfig
-
-DEMONSTRATIONS = 4
-"""Default number of demonstrations of `in-context`."""
 
 
 class ZeroShotConfig(MethodConfig):
@@ -65,16 +60,10 @@ class ZeroShot(Method):
 class InContextConfig(MethodConfig):
     """Configuration of `in-context`; how many demonstrations, and whose, are options of the task."""
 
+    task_defaults = {"num_fewshot": 4}
+
     name: Literal["in-context"] = "in-context"
     """Which method."""
-
-    @classmethod
-    def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-        """With the default number of demonstrations."""
-        task = as_group(tree.get("task", {}))
-        if not isinstance(task, dict):
-            return tree
-        return {**tree, "task": {"num_fewshot": DEMONSTRATIONS, **task}}
 
     def check_task(self, task: TaskConfig) -> None:
         """There are demonstrations."""

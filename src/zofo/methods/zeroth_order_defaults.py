@@ -33,22 +33,19 @@ HALF = ("bfloat16", "float16")
 Adapter = type[PeftAdapters] | None
 
 
-def default_lr(given: Mapping[str, Any], moved: Adapter, slopes: float) -> float:
+def default_lr(given: Mapping[str, Any], moved: Adapter) -> float:
     """The learning rate of plain SGD.
 
     Args:
         given: the options of the step, as they are written.
         moved: the class of the adapter whose tensors move; None for the model's own weights.
-        slopes: how many slopes of one loss add up to the method's.
     """
     if given.get("normalize_by_std"):
-        rate = LR_OVER_SPREAD
-    elif moved is not None and not moved.projects_weights:
-        rate = moved.zo_lr
-    else:
-        several = given.get("num_directions", 1) not in (1, 2) or given.get("directions", "shared") != "shared"
-        rate = LR_OF_SEVERAL if several else LR_OF_ONE
-    return rate / slopes
+        return LR_OVER_SPREAD
+    if moved is not None and not moved.projects_weights:
+        return moved.zo_lr
+    several = given.get("num_directions", 1) not in (1, 2) or given.get("directions", "shared") != "shared"
+    return LR_OF_SEVERAL if several else LR_OF_ONE
 
 
 def default_epsilon(moved: Adapter, half: bool) -> float | None:

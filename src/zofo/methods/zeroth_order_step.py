@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
@@ -13,20 +13,26 @@ from torch import nn
 
 from zofo.adapters import PeftAdapters, carries_adapters, kind_of
 from zofo.backbone import Backbone, Rounding, Update
-from zofo.config import PartConfig, as_group
+from zofo.config import Config, PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
-from zofo.estimators import Direction, Estimate, Estimator
-from zofo.evaluators import Counts, Evaluator, LossRequest, OwnExamples, SharedExamples
-from zofo.methods.base import MethodOptions, Pass
+from zofo.estimators import Direction, Estimate, Estimator, EstimatorConfig
+from zofo.evaluators import (
+    EVALUATORS,
+    Counts,
+    Evaluator,
+    EvaluatorConfig,
+    LossRequest,
+    OwnExamples,
+    SharedExamples,
+)
+from zofo.methods.base import Pass
 from zofo.methods.zeroth_order_defaults import HALF, default_epsilon, default_evaluator, default_lr
-from zofo.methods.zeroth_order_parts import EstimatorConfig, EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
-from zofo.methods.zeroth_order_passes import forwards_of
 from zofo.methods.zeroth_order_selection import moving_tensors
 from zofo.models import save_tensors
-from zofo.noise import Mask, Noise
+from zofo.noise import Mask, MaskConfig, Noise, NoiseConfig
 from zofo.processes import ALONE, Processes
-from zofo.rules import Rule, State
+from zofo.rules import RULES, Rule, RuleConfig, State
 from zofo.state_dict import StateDict, load_tensors_state, of_displacement, tensors_to_state, to_displacement
 
 _REPLAYED = {"noise", "mask", "rule", "estimator", "evaluator", "rounding", "trainable"}
@@ -49,7 +55,7 @@ def _part(kind: type[PartConfig]) -> Any:
     return Field(default_factory=lambda: kind.model_validate({}))
 
 
-class ZerothOrderConfig(MethodOptions):
+class ZerothOrderConfig(Config):
     """The zeroth-order step on the backbone."""
 
     noise: NoiseConfig = _part(NoiseConfig)
@@ -82,50 +88,51 @@ class ZerothOrderConfig(MethodOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults(cls, given: Any) -> Any:
-        """The defaults that other options decide; see `zofo.methods.zeroth_order_defaults`."""
+    def _defaults(cls, given: Any, info: ValidationInfo) -> Any:
+        """The defaults that other options and the model's number type decide; see `zofo.methods.zeroth_order_defaults`.
+
+        The number type stands in the context of the validation, as `dtype`; without one it is not half precision.
+        """
         if not isinstance(given, dict):
             return given
         noise, evaluator, rule, estimator = (
             as_group(given.get(part, {})) for part in ("noise", "evaluator", "rule", "estimator")
         )
-        moved = cls._moved(given)
+        moved = None if cls.moved_adapter is None else kind_of(given.get(cls.moved_adapter))
         beside = kind_of(given.get("adapter", {})) if cls.adapter_rates else None
         filled = {**(dict.fromkeys(cls.adapter_rates, beside.lr) if beside is not None else {}), **given}
         if isinstance(noise, dict) and isinstance(evaluator, dict):
             chosen = default_evaluator(noise.get("name", NoiseConfig.default), moved, beside)
             filled["evaluator"] = {"name": chosen, **evaluator}
-        if isinstance(rule, dict) and RuleConfig.is_plain(rule):
-            filled["rule"] = {"lr": default_lr(given, moved, cls.slope_factor(given)), **rule}
-        epsilon = default_epsilon(moved, half=False)
+        epsilon = default_epsilon(moved, (info.context or {}).get("dtype") in HALF)
         if isinstance(estimator, dict) and epsilon is not None:
             filled["estimator"] = {"epsilon": epsilon, **estimator}
+        if isinstance(rule, dict) and RuleConfig.is_plain(rule):
+            filled["rule"] = {"lr": cls.default_lr(filled, moved), **rule}
         return filled
 
     @classmethod
-    def complete(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
-        """With the epsilon that suits the number type of the model."""
-        model, method = tree.get("model"), as_group(tree.get("method", {}))
-        estimator = as_group(method.get("estimator", {}))
-        half = isinstance(model, dict) and model.get("dtype") in HALF
-        if not half or not isinstance(estimator, dict):
-            return tree
-        epsilon = default_epsilon(cls._moved(method), half=True)
-        return {**tree, "method": {**method, "estimator": {"epsilon": epsilon, **estimator}}}
+    def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
+        """The rate of a rule that is plain SGD.
+
+        Args:
+            given: the options as they are written, with the default of epsilon.
+            moved: the class of the adapter whose tensors the steps move; None for the model's own weights.
+        """
+        return default_lr(given, moved)
 
     def forwards(self, examples: int, times: float = 1.0) -> Pass:
         """What it takes to ask for the losses of some examples at all points of a step, so often on average."""
-        return forwards_of(self, examples, times)
-
-    @classmethod
-    def _moved(cls, given: Mapping[str, Any]) -> type[PeftAdapters] | None:
-        """The class of the adapter whose tensors the steps move."""
-        return None if cls.moved_adapter is None else kind_of(given.get(cls.moved_adapter))
-
-    @classmethod
-    def slope_factor(cls, given: Mapping[str, Any]) -> float:
-        """How many slopes of one loss add up to the method's, by its options; its default rate is so much lower."""
-        return 1.0
+        points = len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
+        evaluator, options = EVALUATORS[self.evaluator.name], self.evaluator.options
+        copies = RULES[self.rule.name].dense_buffers + evaluator.copies
+        own = self.moved_adapter is None or getattr(self, self.moved_adapter) is None
+        theta: Literal["weights", "adapter"] = "weights" if own else "adapter"
+        if not evaluator.repeats_batch:
+            return Pass(examples, 1, points * times, theta=theta, sweeps=(points + 1) / points, copies=copies)
+        chunk = min(options.get("micro_batch") or examples, examples)
+        swept = chunk / examples / options.get("flush_every", 1)
+        return Pass(chunk, points, examples / chunk * times, None, False, 0, theta, own, swept, copies)
 
     @model_validator(mode="after")
     def _mask_fits(self) -> ZerothOrderConfig:

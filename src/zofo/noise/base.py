@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
+from zofo.config import PartConfig
 from zofo.displacement import Key
 from zofo.registry import Registry
 
@@ -110,3 +111,10 @@ class DirectionSampler:
 
 
 NOISES: Registry[type[Noise]] = Registry("noise")
+
+
+class NoiseConfig(PartConfig):
+    """The distribution of directions."""
+
+    registry = NOISES
+    default = "low-rank"

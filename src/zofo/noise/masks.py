@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
+from zofo.config import PartConfig
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise.base import Block, Noise, Shape
@@ -80,6 +81,13 @@ class Mask(ABC):
 
 
 MASKS: Registry[type[Mask]] = Registry("mask")
+
+
+class MaskConfig(PartConfig):
+    """The part of every direction that is kept."""
+
+    registry = MASKS
+    default = "magnitude"
 
 
 def unit_count(shape: Shape, by_rows: bool) -> int:

@@ -374,8 +374,7 @@ def _config_of(
     given = {"lr": lr, "weight_decay": decay or None}
     tree["rule"] = {**tree["rule"], **{key: value for key, value in given.items() if value is not None}}
     halves = [str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.dtype.itemsize == 2]
-    whole = kind.complete({"model": {"dtype": halves[0]} if halves else {}, "method": tree})
-    return parse_model(kind, dict(whole["method"]), "method")
+    return parse_model(kind, tree, "method", {"dtype": halves[0] if halves else None})
 
 
 def _flush_before_use(model: torch.nn.Module, optimizer: ZerothOrderOptimizer) -> None:

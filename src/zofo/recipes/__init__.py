@@ -14,8 +14,7 @@ from pydantic import Field
 
 from zofo.config import Config, parse_model
 from zofo.errors import ConfigError, UnknownNameError
-from zofo.overrides import get_by_path
-from zofo.yaml_loader import parse_yaml
+from zofo.trees import get_by_path, parse_yaml
 
 Keys = dict[str, Any]
 """Values of a configuration by their dotted keys."""

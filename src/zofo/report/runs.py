@@ -10,10 +10,10 @@ from typing import Any
 
 from zofo.errors import RunError
 from zofo.filesystem import real
-from zofo.overrides import flatten
 from zofo.training import RunFolder
 from zofo.training.run_logs import ScoredExample, metrics_lines, read_answers
 from zofo.training.run_record import ANSWERS, SUMMARY
+from zofo.trees import flatten
 
 SEEDS = ("training.seed", "task.split_seed")
 """The keys in which runs of one group may differ."""

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from zofo.config import Config
 from zofo.errors import ConfigError, UnknownNameError, nearest
-from zofo.overrides import Tree, flatten, format_overrides, get_by_path, merge_trees
+from zofo.trees import Tree, flatten, format_overrides, get_by_path, merge_trees
 
 T = TypeVar("T")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from zofo.config import Config
 from zofo.errors import ConfigError, ZofoError
-from zofo.overrides import Tree, get_by_path, merge_trees
 from zofo.studies.config import SEEDED, ZERO_SHOT, AxisValue, Budget, StudyConfig
 from zofo.studies.problem_executor import ProblemRuns
 from zofo.studies.task_executor import TaskRuns
 from zofo.studies.trial import Cell, Executor, StudyRun
+from zofo.trees import Tree, get_by_path, merge_trees
 
 _SHOWN = 8  # faults of one message
 

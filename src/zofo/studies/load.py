@@ -12,11 +12,10 @@ from typing import Any
 from zofo.config import parse_model
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError, error_context
-from zofo.overrides import Tree, get_by_path, merge_trees, parse_override, set_by_path
 from zofo.studies.config import GROUPS, AxisValue, StudyConfig, check
 from zofo.studies.grid import Grid
 from zofo.tasks import has_metaicl_rows, load_task
-from zofo.yaml_loader import parse_yaml, read_yaml
+from zofo.trees import Tree, get_by_path, merge_trees, parse_override, parse_yaml, read_yaml, set_by_path
 
 _YAML = (".yaml", ".yml")
 _FILES = (

@@ -12,7 +12,6 @@ import jinja2
 
 from zofo.errors import RunError
 from zofo.filesystem import atomic_write_text
-from zofo.overrides import format_overrides
 from zofo.studies.config import MethodSpec, StudyConfig
 from zofo.studies.frames import as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.studies.grid import Grid
@@ -23,6 +22,7 @@ from zofo.studies.selection import Choices, Outcomes, Selection, edges_of
 from zofo.studies.trial import StudyRun
 from zofo.training import environment
 from zofo.training.evaluation import as_score
+from zofo.trees import format_overrides
 
 _TEMPLATE = Path(__file__).parent / "files" / "report.md.jinja"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from zofo.overrides import Tree, flatten
 from zofo.studies.grid import Grid
 from zofo.studies.result import Outcome
 from zofo.studies.trial import Cell, StudyRun
+from zofo.trees import Tree, flatten
 
 Outcomes = Mapping[str, Outcome]
 """The outcomes of the runs that are done, by digest."""

@@ -18,10 +18,10 @@ from zofo.config import Config
 from zofo.errors import ZofoError
 from zofo.methods import Method
 from zofo.models import LoadedModel, ModelConfig
-from zofo.overrides import Tree
 from zofo.studies.result import Outcome
 from zofo.training.identity import Identity
 from zofo.training.train import number_of_steps
+from zofo.trees import Tree
 
 
 class Cell(NamedTuple):

@@ -16,7 +16,7 @@ from zofo.registry import Registry
 from zofo.tasks.metrics import METRICS, check_metric
 from zofo.tasks.prompt_templates import check_expression, check_no_answer_leak, check_prompt, check_template, columns_of
 from zofo.tasks.readers.row import Row, first_repeated
-from zofo.yaml_loader import parse_yaml, read_yaml
+from zofo.trees import parse_yaml, read_yaml
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

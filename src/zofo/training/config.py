@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
 
 from zofo.config import Config, as_group, parse_model, read_json_object
 from zofo.errors import ConfigError, UnknownNameError, error_context
 from zofo.methods import METHODS, MethodConfig
 from zofo.models import ModelConfig
-from zofo.overrides import parse_override, set_by_path
 from zofo.plugins import lost_packages
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.retired_keys import run_as_now
 from zofo.tasks import TaskConfig
 from zofo.training.training_config import TrainingConfig
-from zofo.yaml_loader import parse_yaml, read_yaml
+from zofo.trees import get_by_path, parse_override, parse_yaml, read_yaml, set_by_path
 
 _METHOD = "bilevel"  # that is meant when only options are given
 
 
-def method_config(value: Any, *, default: str = _METHOD) -> Any:
+def method_config(value: Any, info: ValidationInfo, *, default: str = _METHOD) -> Any:
     """A method as it is written, as its own configuration; what is no group of keys is left to be refused.
 
     Args:
+        info: of the run, whose model stands before its method, and decides some defaults.
         default: the method that is meant when only options are given.
 
     Raises:
@@ -39,7 +39,25 @@ def method_config(value: Any, *, default: str = _METHOD) -> Any:
     if not isinstance(value, dict):
         return value
     kind = METHODS[value.get("name", default)].Config
-    return parse_model(kind, kind.with_plain_lr(value), "method")
+    return parse_model(
+        kind, _plain_lr(kind, value), "method", {"dtype": getattr(info.data.get("model"), "dtype", None)}
+    )
+
+
+def _plain_lr(kind: type[MethodConfig], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options as they are written, with `lr` under the keys that it stands for.
+
+    Raises:
+        ConfigError: one of these is given, too.
+    """
+    made = dict(given)
+    if kind.lr_means and "lr" in made and "lr" not in kind.model_fields:
+        rate = made.pop("lr")
+        for key in kind.lr_means:
+            if get_by_path(made, key) is not None:
+                raise ConfigError(f"method.lr stands for method.{key}, and both are given", "leave one of them out")
+            set_by_path(made, key.split("."), rate)
+    return made
 
 
 def _method_class(method: Any) -> type[MethodConfig] | None:
@@ -74,8 +92,11 @@ class RunConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _completed_by_the_method(cls, given: Any) -> Any:
-        kind = _method_class(given.get("method", {})) if isinstance(given, dict) else None
-        return given if kind is None else kind.complete(given)
+        if not isinstance(given, dict):
+            return given
+        kind, task = _method_class(given.get("method", {})), as_group(given.get("task", {}))
+        defaults = {} if kind is None or not isinstance(task, dict) else kind.task_defaults
+        return {"method": {}, **given, **({"task": {**defaults, **task}} if defaults else {})}
 
     @model_validator(mode="after")
     def _enough_steps(self) -> RunConfig:
@@ -160,7 +181,7 @@ def given_layers(
     if _of_several(content) and not _of_several(tree):  # whose training rows `max_rows` counted
         set_by_path(content, ["task", "max_rows"], None)
     if isinstance(content.get("method"), dict) and (kind := _method_class(content["method"])) is not None:
-        content["method"] = kind.with_plain_lr(content["method"])
+        content["method"] = _plain_lr(kind, content["method"])
     kind = _method_class(tree.get("method", {}))
     return content, changes if kind is None else _with_plain_lr(changes, kind), recipe
 
@@ -177,7 +198,7 @@ def _with_plain_lr(changes: Sequence[Change], kind: type[MethodConfig]) -> list[
                 made.append((["method", *key.split(".")], value))
         else:
             whole = list(path) == ["method"] and isinstance(value, dict)
-            made.append((path, kind.with_plain_lr(value) if whole else value))
+            made.append((path, _plain_lr(kind, value) if whole else value))
     return made
 
 

@@ -11,8 +11,8 @@ import torch
 
 from zofo.backbone import Backbone, Update
 from zofo.methods import StepLog
-from zofo.overrides import get_by_path
 from zofo.training.callbacks import Callback
+from zofo.trees import get_by_path
 
 WINDOW = 5
 """Steps whose median is compared: one batch that is hard says nothing."""

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from zofo.config import PartConfig, parse_model
 from zofo.errors import ZofoError
-from zofo.overrides import flatten, get_by_path
 from zofo.training.config import Change, RunConfig, changed, given_layers, read_config
+from zofo.trees import flatten, get_by_path
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,12 @@ from pydantic_core import PydanticUndefined
 
 from zofo.adapters import AdapterConfig
 from zofo.config import PartConfig, options_of
+from zofo.estimators import EstimatorConfig
+from zofo.evaluators import EvaluatorConfig
 from zofo.methods import METHODS
-from zofo.methods.zeroth_order_parts import EstimatorConfig, EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
 from zofo.models import ModelConfig
+from zofo.noise import MaskConfig, NoiseConfig
+from zofo.rules import RuleConfig
 from zofo.tasks import TaskConfig
 from zofo.training.config import RunConfig
 from zofo.training.explain import about_option

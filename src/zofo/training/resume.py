@@ -15,7 +15,6 @@ from zofo.backbone import selected
 from zofo.config import is_device
 from zofo.errors import RunError, ZofoError
 from zofo.filesystem import atomic_write_text, fsync, temp_path
-from zofo.methods import MethodConfig
 from zofo.models import quantized_as
 from zofo.noise import STREAM_VERSION
 from zofo.objectives import as_rewards
@@ -185,15 +184,15 @@ def begun_header(run: RunFolder | None) -> Mapping[str, Any] | None:
     return None if trajectory is None else trajectory.header
 
 
-def as_begun(method: MethodConfig, header: Mapping[str, Any] | None, model: Any) -> MethodConfig:
-    """The configuration of a method that moves the tensors that its run began with, by the header of its trajectory,
+def begun_selection(header: Mapping[str, Any] | None, model: Any) -> dict[str, Any]:
+    """The options of a method by which it moves the tensors that its run began with, by the header of its trajectory,
     whatever another version of zofo finds out about which are used."""
     if header is None or "trainable" not in header:
-        return method
+        return {}
     try:
-        return method.model_copy(update={"trainable": list(selected(model, header["trainable"]))})
+        return {"trainable": list(selected(model, header["trainable"]))}
     except ZofoError:  # another model, or a strange header: what compares them says so
-        return method
+        return {}
 
 
 def _is_free(folder: Path) -> bool:

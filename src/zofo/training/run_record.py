@@ -20,7 +20,7 @@ from zofo.tasks import Task, parse_task, task_content
 from zofo.training.config import ENVIRONMENT, RunConfig, as_recorded, naming_lost_plugins
 from zofo.training.identity import Identity, content_hash, differences, task_hash
 from zofo.trajectory.format import Trajectory
-from zofo.yaml_loader import read_yaml
+from zofo.trees import read_yaml
 
 LOCK, CONFIG, TASK = "run.lock", "config.yaml", "task.yaml"
 SUMMARY, REPLAYED = "summary.json", "replayed"

@@ -51,7 +51,7 @@ def trajectory_header(config: RunConfig, trained: Session) -> dict[str, Any]:
     """What a trajectory says of itself, with the seed."""
     header = {"stream": STREAM_VERSION, "model_hash": trained.base_hash, **trained.method.replay_header()}
     if trained.begun is not None and "trainable" in trained.begun:
-        header["trainable"] = trained.begun["trainable"]  # the same tensors: see `as_begun`
+        header["trainable"] = trained.begun["trainable"]  # the same tensors: see `begun_selection`
     return {"seed": config.training.seed, **header}
 
 

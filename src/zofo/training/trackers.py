@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from zofo.config import read_json_object
 from zofo.errors import ConfigError, UnknownNameError, first_line
 from zofo.filesystem import atomic_write_text, real
-from zofo.overrides import flatten
 from zofo.training.callbacks import Callback, MetricsLogger
 from zofo.training.config import RunConfig
 from zofo.training.run_record import TRACKING
+from zofo.trees import flatten
 
 _PROJECT, _IDS = "zofo", "runs.json"
 

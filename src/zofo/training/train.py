@@ -44,8 +44,8 @@ from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, say, working
 from zofo.training.resume import (
-    as_begun,
     begun_header,
+    begun_selection,
     check_provenance,
     create_run_folder,
     identity_of,
@@ -117,7 +117,8 @@ def _train(
         # before a method attaches adapters to the model
         identity = identity_of(config, prepared, objective_name(context.objective_name, reward))
         header = begun_header(begun)
-        method = METHODS[config.method.name](as_begun(config.method, header, prepared.loaded.model), context)
+        begun_with = begun_selection(header, prepared.loaded.model)
+        method = METHODS[config.method.name](config.method.model_copy(update=begun_with), context)
         steps = checked_steps(config, method, prepared, scored)
         try_parts(config, context, method, steps, reward, functools.partial(say, console))
         notes = check_every_split(config, prepared)

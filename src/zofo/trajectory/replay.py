@@ -11,9 +11,9 @@ from zofo.config import PartConfig
 from zofo.displacement import Displacement
 from zofo.errors import RunError, first_line
 from zofo.estimators import Estimate
-from zofo.methods.zeroth_order_parts import EvaluatorConfig, MaskConfig, NoiseConfig, RuleConfig
-from zofo.noise import STREAM_VERSION
-from zofo.rules import Rule
+from zofo.evaluators import EvaluatorConfig
+from zofo.noise import STREAM_VERSION, MaskConfig, NoiseConfig
+from zofo.rules import Rule, RuleConfig
 from zofo.trajectory.format import Flushed, Moved, Record, Trajectory
 
 

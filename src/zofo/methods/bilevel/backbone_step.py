@@ -13,13 +13,12 @@ from zofo.backbone import Backbone, Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError
 from zofo.estimators import Direction
-from zofo.evaluators import Counts, Evaluator, LossRequest
+from zofo.evaluators import Counts, Evaluator, EvaluatorConfig, LossRequest
 from zofo.methods.base import TrainingContext
 from zofo.methods.bilevel.backbone_distance import BackboneDistance
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
 from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
-from zofo.methods.zeroth_order_parts import EvaluatorConfig
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.noise import random_words
 from zofo.rules import Rule

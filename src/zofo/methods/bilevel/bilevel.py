@@ -66,9 +66,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """Learning rate of the adapter p; by default 1e-3, 1e-2 for a prefix or prompt, 3e-4 for `subspace`."""
 
     @classmethod
-    def slope_factor(cls, given: Mapping[str, Any]) -> float:
-        """1 + the largest penalty."""
-        return 1 + largest(as_penalty(given.get("penalty", 1.0)))
+    def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
+        """That of `mezo` over 1 + the largest penalty, which is how many slopes add up to the method's."""
+        return super().default_lr(given, moved) / (1 + largest(as_penalty(given.get("penalty", 1.0))))
 
     @model_validator(mode="after")
     def _adapters_add_up(self) -> BilevelConfig:

