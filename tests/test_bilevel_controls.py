@@ -345,6 +345,7 @@ def test_every_update_is_written_before_the_next_outer_step_and_a_note_says_so()
     assert all(torch.equal(end[name], tensor) for end in ends[1:] for name, tensor in ends[0].items())
     assert not any("flush_every" in note for note in method_of(evaluator="in-place").notes())
     assert not method_of(backbone_update="frozen", evaluator={"flush_every": 4}).notes()
+    assert any("s stays as it starts" in note for note in method_of(inner_steps=0).notes())
 
 
 # how far the backbone moved

@@ -14,6 +14,7 @@ from conftest import build_model
 from several_processes import together
 from zofo.backbone import fingerprint
 from zofo.errors import CheckpointError, ConfigError
+from zofo.integrations.bilevel_arguments import BilevelTrainingArguments
 from zofo.methods.bilevel.bilevel import split_indices
 from zofo.training import read_config, train
 from zofo.training.data_module import prepare_run, training_context
@@ -256,6 +257,8 @@ def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, rows, tokenize
     refused("peft_config", rows, peft_config={"name": "lora", "rnk": 2})
     refused("loss of its own", rows, more={"compute_loss_func": lambda *_a, **_k: torch.ones(())})
     refused("has no length", rows.to_iterable_dataset())
+    with pytest.raises(ConfigError, match="^zo_epsilon: "):
+        BilevelTrainingArguments("unused", use_cpu=True, zo_epsilon=0.0)
     carrying = peft.get_peft_model(build_model("llama", len(tokenizer), head=CLASSIFIER), peft.LoraConfig("SEQ_CLS"))
     refused("carries adapters already", rows, model=carrying)
 

@@ -246,6 +246,9 @@ def test_a_key_of_another_group_or_trainer_is_named_where_it_stands(typed, meant
     with pytest.raises(ConfigError) as refused:
         read_config(overrides=["method=mezo", typed])
     assert refused.value.hint == f"did you mean {meant!r}?"
+    with pytest.raises(ConfigError) as refused:  # an option of the part that is chosen, not of the default one
+        read_config(overrides=["method=mezo", "method.rule=momentum", "method.tolerance=0"])
+    assert refused.value.hint == "did you mean 'method.rule.tolerance'?"
 
 
 @pytest.mark.parametrize(

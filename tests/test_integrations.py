@@ -223,11 +223,14 @@ def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, trainers, toke
         ({"learning_rate": -1.0}, "^learning_rate: "),
         ({"zo_epsilon": 0.0}, "^zo_epsilon: "),
         ({"zo_momentum": 2.0}, "^zo_momentum is 2.0"),
+        ({"zo_momentum": 0.5, "zo_rule": "sign"}, "^zo_momentum and zo_rule are both given"),
         ({"zo_rule": {"name": "momentum", "bta": 1}}, "^zo_rule.bta: not an option"),
         ({"zo_trainable": "x*"}, r"the pattern 'x\*' of zo_trainable matches none"),
     ):
         with pytest.raises(ConfigError, match=text):
             built(**options).create_optimizer()
+    with pytest.raises(ConfigError, match="unknown rule 'sdg'"):
+        trainers.ZerothOrderTrainingArguments(str(tmp_path), use_cpu=True, zo_rule="sdg")
     with pytest.raises(ConfigError, match="args is TrainingArguments"):
         trainers.ZerothOrderTrainer(model, transformers.TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ConfigError, match="optimizer that was given takes gradients"):

@@ -52,6 +52,11 @@ def test_a_warm_up_is_a_number_of_steps_or_a_share_of_them():
     [
         ({"lr_scheduler_type": "linear", "warmup_steps": 12}, 12, "the run has 12 steps, and some must follow"),
         (
+            {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 13}},
+            12,
+            "num_decay_steps is 13, but 12 steps follow",
+        ),
+        (
             {"lr_scheduler_type": "linear", "lr_scheduler_kwargs": {"num_cycles": 2}},
             12,
             "not an option of the schedule",

@@ -311,6 +311,10 @@ REFUSED = {
     "half losses": (lambda m: MeZO(m).step(lambda: losses_of(m)().bfloat16()), "gave bfloat16 losses"),
     "an output": (lambda m: MeZO(m).step(lambda: {"loss": 1}), "gave dict, and no losses"),
     "a matrix": (lambda m: MeZO(m).step(lambda: m(X)), r"shape \[12, 1\]"),
+    "a mean in the forward": (
+        lambda m: MeZO(m, evaluator="in-forward").step(lambda x: losses_of(m)().mean(), torch.ones(5, 4)),
+        "gave one number, the mean of its batch",
+    ),
     "no batch": (lambda m: MeZO(m, evaluator="in-forward").step(losses_of(m)), "has to be given the batch"),
     "one loss": (lambda m: MeZO(m, normalize_by_std=True).step(lambda: losses_of(m)().mean()), "gave one loss"),
     "noise": (lambda m: MeZO(m, noise="gausian"), "Did you mean 'gaussian'"),

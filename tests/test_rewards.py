@@ -77,6 +77,8 @@ def test_a_function_of_an_example_and_of_a_batch_are_both_taken():
 def test_what_a_reward_does_wrong_is_said_with_the_row(reward, message):
     if message is None:
         assert as_rewards(reward)([TEXT], ["4"]) == [1.0]
+        with pytest.raises(ConfigError, match="gave float 1.0, and no list, for 2 completions"):
+            as_rewards(reward)([TEXT, TEXT], ["4", "5"])
         return
     with pytest.raises(ConfigError, match=message):
         as_rewards(reward)([TEXT], ["4"])

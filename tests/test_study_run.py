@@ -744,6 +744,13 @@ def test_all_mistakes_are_said_at_once(study, tmp_path, model_folder, data_dir):
     ]
 
 
+def test_no_plan_is_made_of_trials_whose_budget_pays_for_no_step(study, tmp_path, model_folder, data_dir):
+    with pytest.raises(ZofoError, match=r"methods\.mezo.*one step of 'mezo' takes 8"):
+        plan_study(
+            study(task_study(model_folder, data_dir, search={"budget": {"queries": 7}})), tmp_path / "out", limit=0
+        )
+
+
 def test_a_plan_of_a_task_times_it(study, tmp_path, model_folder, data_dir):
     plan = plan_study(study(task_study(model_folder, data_dir)), tmp_path / "out")
     assert (plan.runs, plan.queries) == (RUNS, 4 * 16 + 4 * 32)

@@ -111,6 +111,13 @@ class PartConfig(BaseModel):
         """The options of the part's constructor."""
         return dict(self.model_extra or {})
 
+    @classmethod
+    def known_options(cls, given: Any) -> list[str]:
+        """The options of the part that is meant, as it is written; none of one that nobody knows."""
+        given = as_group(given)
+        name = given.get("name", cls.default) if isinstance(given, dict) else cls.default
+        return [*options_of(cls.registry[name])] if name in cls.registry else []
+
     def with_options(self: P, **options: Any) -> P:
         """The same part with some options changed."""
         return type(self).model_validate({**self.model_dump(), **options})
@@ -278,35 +285,26 @@ def _guess(place: str, known: Iterable[str], homes: Mapping[str, str] = MappingP
     return f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 
-def _places(model: type[Config], given: Mapping[str, Any], where: str) -> dict[str, str]:
-    """The keys of the groups of a piece of configuration as it is written, which `where` leads to."""
-    homes = _homes(model, tuple(model.chosen(given).items()))
-    return {key: ".".join(filter(None, [where, path])) for key, path in homes.items()}
-
-
-@functools.cache
-def _homes(model: type[Config], chosen: tuple[tuple[str, type[Config] | None], ...] = ()) -> dict[str, str]:
-    """The keys of the groups of a piece of configuration, at any depth, each with the first path that leads to it.
+def _places(model: type[Config], given: Any, where: str) -> dict[str, str]:
+    """The keys of the groups of a piece of configuration as it is written, at any depth, each with the first path that
+    leads to it; those of a group of which nobody knows what it is are left out.
 
     Args:
-        model: the piece.
-        chosen: its groups that are of another kind than by default; None for one whose keys nobody knows.
+        where: leads to the piece.
     """
-    found: dict[str, str] = {}
-    inner: list[tuple[str, type[Config]]] = []
+    given = as_group(given)
+    given = given if isinstance(given, dict) else {}
+    chosen, found, inner = model.chosen(given), dict[str, str](), list[dict[str, str]]()
     for field_name, field in model.model_fields.items():
         name = field.alias or field_name
         default = field.get_default(call_default_factory=True)
         kinds: Iterable[Any] = [type(default)] if isinstance(default, BaseModel) else _kinds(field.annotation)
-        kinds = [kind for group, kind in chosen if group == name] or kinds
-        for kind in (one for one in kinds if isinstance(one, type)):
-            keys: list[str] = []
-            if issubclass(kind, Config):
-                inner.append((name, kind))
+        for kind in [chosen[name]] if name in chosen else kinds:
+            path, keys = f"{where}.{name}".lstrip("."), list[str]()
+            if isinstance(kind, type) and issubclass(kind, Config):
+                inner.append(_places(kind, given.get(name), path))
                 keys = kind.known_keys()
-            elif issubclass(kind, PartConfig):
-                keys = [*options_of(kind.registry[kind.default])]
-            found = {**{key: f"{name}.{key}" for key in keys if key != "name"}, **found}
-    for name, kind in inner:
-        found = {**{key: f"{name}.{path}" for key, path in _homes(kind).items()}, **found}
-    return found
+            elif isinstance(kind, type) and issubclass(kind, PartConfig):
+                keys = kind.known_options(given.get(name))
+            found = {**{key: f"{path}.{key}" for key in keys if key != "name"}, **found}
+    return functools.reduce(lambda all_of, more: {**more, **all_of}, inner, found)

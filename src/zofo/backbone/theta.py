@@ -31,7 +31,6 @@ class Theta:
         log: is told of each call before anything is written.
         at: where the weights are, seen from theta.
         pending: what theta is ahead of the weights.
-        from_start: what theta is ahead of where it began, as far as updates say that it decays.
         drawn: gives the directions of some keys where they have been drawn already, else None.
     """
 
@@ -40,7 +39,7 @@ class Theta:
         self.log = UpdateLog()
         self.at = Displacement()
         self.pending = Displacement()
-        self.from_start = Displacement()
+        self._moved: list[Displacement] = []  # whose sum `from_start` is
         self.drawn: Callable[[Sequence[Key]], DirectionSampler | None] = lambda keys: None
         self.flush_every = flush_every
         self._waiting = 0  # updates in `pending`
@@ -58,8 +57,17 @@ class Theta:
         self.log.on_update(update)
         decay = update.displacement_decay
         self._apply(update, Displacement() if not decay else -decay * self.from_start)
-        if decay is not None:  # now that it is written
-            self.from_start = (1 - decay) * self.from_start + update.displacement
+        if decay:  # now that it is written
+            self._moved = [(1 - decay) * self.from_start]
+        if decay is not None:
+            self._moved.append(update.displacement)
+
+    @property
+    def from_start(self) -> Displacement:
+        """What theta is ahead of where it began, as far as updates say that it decays."""
+        if len(self._moved) != 1:  # added up when it is asked for: a long run would add it up in each step
+            self._moved = [Displacement.sum(self._moved)]
+        return self._moved[0]
 
     def _apply(self, update: Update, back: Displacement) -> None:
         """Write both, or let them wait."""
@@ -100,14 +108,15 @@ class Theta:
     def state_dict(self) -> StateDict:
         """What it keeps beside the weights, between two steps: the updates that wait, and how far it has moved."""
         waiting = {"pending": of_displacement(self.pending), "updates": self._waiting}
-        return StateDict({**waiting, "from_start": of_displacement(self.from_start)} if self.from_start else waiting)
+        moved = self.from_start
+        return StateDict({**waiting, "from_start": of_displacement(moved)} if moved else waiting)
 
     def load_state_dict(self, state: StateDict) -> None:
         """Take back what `state_dict` gave; the weights are as they were then."""
         if "pending" in state.values:
             self.pending, self._waiting = to_displacement(state.values["pending"]), state.values["updates"]
         if "from_start" in state.values:
-            self.from_start = to_displacement(state.values["from_start"])
+            self._moved = [to_displacement(state.values["from_start"])]
 
     @property
     def _rank(self) -> int:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from zofo.config import as_group
+from zofo.config import as_group, parse_model
 from zofo.config import options_of as part_options
-from zofo.errors import ConfigError, truncate
+from zofo.errors import ConfigError, reworded, truncate
 from zofo.evaluators import EVALUATORS
+from zofo.methods import ZerothOrderConfig
+from zofo.optim.base import options_of_step
 from zofo.processes import GOES_ON
 
 GOES_ON_FROM = "see what it said; start the script again with trainer.train(resume_from_checkpoint=True)"
@@ -94,6 +98,8 @@ class ZerothOrderArguments(PrivateArguments):
         super().__post_init__()  # type: ignore[misc]
         if getattr(self, "mixed_precision", "no") not in ("no", None):
             raise meaningless("mixed_precision", self.mixed_precision, IN_HALF)  # type: ignore[attr-defined]
+        with reworded(as_arguments):
+            _check_options(options_of(self))
 
     def _check_meaningful(self) -> None:
         given: Any = self
@@ -157,7 +163,16 @@ def as_arguments(text: str) -> str:
     text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", lambda key: _ARGUMENTS.get(key[1], f"zo_{key[1]}"), text)
     text = text.replace("model.dtype=float32", "dtype=torch.float32").replace(GOES_ON, GOES_ON_FROM)
     text = text.replace(OBJECTIVE, "trainer.compute_losses(model, inputs)")
-    return re.sub(rf"(?:^|(?<=\bset ))({_ZO})(?= is |: |=)", r"zo_\1", text)
+    before, behind = r"^|(?<=\bset )|(?<=\bleave )|(?<= and )", " is |: |=| and | are | out,"
+    return re.sub(rf"(?:{before})({_ZO})(?={behind})", r"zo_\1", text)
+
+
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for options of `zofo.optim.MeZO` that are wrong for any model."""
+    options = {name: value for name, value in given.items() if name not in ("lr", "weight_decay", "seed")}
+    step = options_of_step(**{name: options.pop(name) for name in inspect.signature(options_of_step).parameters})
+    rates = {"lr": given["lr"], **({"weight_decay": given["weight_decay"]} if given["weight_decay"] else {})}
+    parse_model(ZerothOrderConfig, {**step, **options, "rule": {**step["rule"], **rates}}, "method")
 
 
 def options_of(args: Any) -> dict[str, Any]:

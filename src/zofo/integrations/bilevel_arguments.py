@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from zofo.adapters import AdapterConfig
 from zofo.config import parse_model
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, reworded
 from zofo.integrations.arguments import GOES_ON_FROM, IN_HALF, OBJECTIVE, PrivateArguments, in_line, parsed, said
 from zofo.methods.bilevel.bilevel import BilevelConfig
 from zofo.processes import GOES_ON
@@ -104,6 +104,8 @@ class BilevelTrainingArguments(PrivateArguments, TrainingArguments):  # type: ig
                 raise ConfigError(f"{name}={value!r} does not go with steps of two levels", instead)
         if self.save_only_model and self.load_best_model_at_end:
             raise ConfigError("save_only_model leaves out what load_best_model_at_end loads", "leave one of them out")
+        with reworded(as_arguments):
+            method_of(self, AdapterConfig.model_validate({}), None, 1)
 
     @property
     def checkpoints_layers(self) -> bool:

@@ -178,6 +178,11 @@ class MethodConfig(Config):
         return None
 
     @property
+    def least_queries(self) -> int:
+        """What a run takes at least, as far as the configuration alone tells."""
+        return 1
+
+    @property
     def adapter_configs(self) -> list[AdapterConfig]:
         """The adapters that the method attaches to the model, whatever their keys are called."""
         return [value for _, value in self if isinstance(value, AdapterConfig)]

@@ -48,6 +48,10 @@ class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         return batches_of_epochs(epochs, sum(rows), self.batch_size * self.gradient_accumulation_steps)
 
+    @property
+    def least_queries(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps
+
     def passes(self, rows: int) -> Sequence[Pass]:
         return [self.backward(self.batch_size, self.gradient_accumulation_steps, self.parameters)]
 

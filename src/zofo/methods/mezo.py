@@ -34,6 +34,10 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
     evaluator."""
 
+    @property
+    def least_queries(self) -> int:
+        return self.points * self.batch_size
+
     def passes(self, rows: int) -> Sequence[Pass]:
         return [self.forwards(self.batch_size)]
 

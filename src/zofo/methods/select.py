@@ -41,6 +41,10 @@ class SelectConfig(PopulationMethodConfig):
     """Training rows, apart from those that members are scored on, where what is kept must be better than the model as
     it is, or nothing moves; 0 moves without asking."""
 
+    @property
+    def least_queries(self) -> int:
+        return self.population * self.batch_size + 2 * self.gate_examples
+
 
 @METHODS.register("select")
 class Select(ForwardOnly):

@@ -15,7 +15,6 @@ from pydantic import Field
 
 from zofo.adapters import Adapters, PeftAdapters
 from zofo.config import NonNegative
-from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
@@ -46,11 +45,10 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
         first = self.adapter_steps
         if steps > first:
             return
-        points = len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
         raise ConfigError(
             f"method=two-stage takes {first} steps on its adapter, which leaves none of {steps} for the backbone",
-            f"set training.steps={2 * first}, or training.max_queries={first * (1 + points) * self.batch_size} for as "
-            "many, or a smaller method.adapter_steps",
+            f"set training.steps={2 * first}, or training.max_queries={first * (1 + self.points) * self.batch_size} "
+            "for as many, or a smaller method.adapter_steps",
         )
 
 

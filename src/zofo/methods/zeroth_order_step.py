@@ -121,9 +121,14 @@ class ZerothOrderConfig(Config):
         """
         return default_lr(given, moved)
 
+    @property
+    def points(self) -> int:
+        """At how many points a step asks for a loss."""
+        return len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
+
     def forwards(self, examples: int, times: float = 1.0) -> Pass:
         """What it takes to ask for the losses of some examples at all points of a step, so often on average."""
-        points = len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
+        points = self.points
         evaluator, options = EVALUATORS[self.evaluator.name], self.evaluator.options
         copies = RULES[self.rule.name].dense_buffers + evaluator.copies
         own = self.moved_adapter is None or getattr(self, self.moved_adapter) is None

@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from zofo.errors import ConfigError, ZofoError, nearest
+from zofo.errors import ConfigError, ZofoError, nearest, truncate_repr
 from zofo.filesystem import check_not_special
 from zofo.objectives.packaged_rewards import REWARDS
 from zofo.processes import ALONE, Processes
@@ -274,13 +274,12 @@ def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[
     if "completions" not in parameters and not (parameters and keywords_alone):
         return [_called(part, [one], one, answer) for one, answer in zip(examples, answers, strict=True)]
     found = _called(part, examples, **_columns(part, parameters, examples, answers))
-    try:
-        values = list(found)
-    except TypeError:
-        values = [found]
+    several = isinstance(found, Iterable)
+    values = list(found) if several else [found]
     if len(values) != len(examples):
+        gave = f"{len(values)} values" if several else f"{type(found).__name__} {truncate_repr(found)}, and no list,"
         raise ConfigError(
-            f"the reward {part.short} gave {len(values)} values for {len(examples)} completions",
+            f"the reward {part.short} gave {gave} for {len(examples)} completions",
             "return a list with a number or None for each completion, in their order",
         )
     return [_number(value, one, part) for value, one in zip(values, examples, strict=True)]

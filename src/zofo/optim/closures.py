@@ -50,6 +50,12 @@ class ClosureObjective:
             raise self.failure from error
 
     def _checked(self, losses: torch.Tensor) -> torch.Tensor:
+        if not self._fixed and not losses.dim():
+            raise EvaluatorError(
+                "the closure gave one number, the mean of its batch, but all points share one forward, whose rows have "
+                "losses of their own",
+                "return one loss for each example, as with reduction='none'; or set evaluator=in-place",
+            )
         if self._fixed and self.shape is not None and losses.shape != self.shape:
             raise EvaluatorError(
                 f"the closure gave losses of shape {list(self.shape)} and then of shape {list(losses.shape)}, so that "

@@ -100,7 +100,13 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _enough_steps(self) -> RunConfig:
-        if self.training.length_key == "steps":  # how many steps the others mean is known later
+        training, least = self.training, self.method.least_queries
+        if training.length_key == "max_queries" and (training.max_queries or 0) < least:
+            raise ConfigError(
+                f"training.max_queries is {training.max_queries}, but one step of {self.method.name!r} takes {least}",
+                f"give at least training.max_queries={least}",
+            )
+        if training.length_key == "steps":  # how many steps the others mean is known later
             self.method.check_steps(self.training.steps)
             if METHODS[self.method.name].fixed_steps is None:
                 self.training.warmup(self.training.steps)

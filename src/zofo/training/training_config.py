@@ -191,6 +191,12 @@ def lr_schedule(training: TrainingConfig, steps: int) -> Callable[[int], float]:
             f"training.lr_scheduler_kwargs.{negative} is {options[negative]:g}, but must not be below 0",
             "see `transformers.get_scheduler` for its options",
         )
+    if (falls := options.get("num_decay_steps", 0)) > steps - warmup:
+        raise ConfigError(
+            f"training.lr_scheduler_kwargs.num_decay_steps is {falls:g}, but {steps - warmup} steps follow the "
+            "warm-up: the rates would never have their full size",
+            f"set it to {max(1, (steps - warmup) // 5)}, a fifth of them, or train longer",
+        )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     try:
         scheduler = get_scheduler(name, optimizer, warmup, steps, options)

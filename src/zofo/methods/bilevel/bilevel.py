@@ -255,7 +255,8 @@ class Bilevel(Method):
             "p stays as it starts: its step would follow the penalty's term alone, and the penalty is 0; to let it "
             "follow training.objective, set method.upper_surrogate=true"
         )
-        return [*self._theta.notes(), *([note] if still else []), *([_KEPT] if self._control is not None else [])]
+        kept = [_KEPT] if self._control is not None else []
+        return [*self._theta.notes(), *inner_notes(self._config), *([note] if still else []), *kept]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
@@ -315,6 +316,13 @@ def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:
             "set method.upper_surrogate=false, or method.upper_objective=accuracy",
         )
     return upper
+
+
+def inner_notes(config: BilevelConfig) -> list[str]:
+    """What to say of steps that leave the inner problem as it is."""
+    if config.inner_steps:
+        return []
+    return ["method.inner_steps is 0: s stays as it starts, and the penalty holds p to that, and to no solution below"]
 
 
 def split_sizes(rows: int) -> tuple[int, int]:

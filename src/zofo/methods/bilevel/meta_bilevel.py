@@ -32,7 +32,7 @@ from zofo.methods.base import METHODS, Method, Pass, StepLog, TrainingContext, b
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
 from zofo.methods.bilevel.backbone_step import BackboneStep
-from zofo.methods.bilevel.bilevel import BilevelConfig, split, split_sizes
+from zofo.methods.bilevel.bilevel import BilevelConfig, inner_notes, split, split_sizes
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
 from zofo.methods.bilevel.penalty_schedule import penalty_at
 from zofo.noise import permutation
@@ -239,7 +239,8 @@ class MetaBilevel(Method):
         self._theta.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
 
     def notes(self) -> list[str]:
-        return [*self._theta.notes(), *([] if self._control is None else [_KEPT])]
+        kept = [] if self._control is None else [_KEPT]
+        return [*self._theta.notes(), *inner_notes(self._config), *kept]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:

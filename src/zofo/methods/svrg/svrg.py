@@ -117,6 +117,10 @@ class SVRGConfig(ForwardOnlyConfig):
         instead = f"method.rule.{option}=0" if decay else "method.rule=sgd"
         raise ConfigError(f"{needs}, but {what}", f"set {instead}, or {other}".rstrip(","))
 
+    @property
+    def least_queries(self) -> int:
+        return self.points * (self.anchor_batch_size or 1)
+
     def passes(self, rows: int) -> Sequence[Pass]:
         """One of q steps asks for all rows, the others for a batch at theta and at the anchor, one after the other."""
         each = 1 / self.anchor_interval
