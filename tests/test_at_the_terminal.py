@@ -19,7 +19,7 @@ from zofo import hub
 from zofo.cli.terminal import Terminal, guarded_streams
 from zofo.errors import DataError, ModelError
 from zofo.tasks.readers.sources import read_hub
-from zofo.training.progress import EvaluationProgress, RowProgress, progress_bar
+from zofo.training.progress import EvaluationProgress, progress_bar, row_progress
 
 
 class Screen(io.StringIO):
@@ -68,7 +68,7 @@ def test_long_work_says_a_line_now_and_then_where_there_is_no_terminal(monkeypat
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     shown = io.StringIO()
-    with RowProgress(Console(file=shown), "evaluation", 100, 20) as done:
+    with row_progress(Console(file=shown), "evaluation", 100, 20) as done:
         for seconds in (4, 11, 15, 22):
             now[0] = seconds
             done(20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from zofo import Gaussian, InPlace, Key, TrainingContext, TwoSided
 from zofo.adapters import load_adapter
 from zofo.backbone import Backbone, selected
 from zofo.errors import CheckpointError, ConfigError, NonFiniteError, RunError, ZofoError
-from zofo.evaluators import Counts, Gradient
+from zofo.evaluators import Counts
 from zofo.methods import MetaBilevel, MetaBilevelConfig
 from zofo.methods.bilevel.adapter_pair import AdapterPair
 from zofo.methods.bilevel.bilevel import split
@@ -64,7 +65,7 @@ def alone(name, given):
     model = build_model("llama", len(TOKENIZER))
     config = MetaBilevelConfig(**SMALL)
     adapters = config.adapter.build(model, ("adapter", "lower_adapter"), given.seed)
-    pair = AdapterPair(adapters, given.objective, Gradient(model, Counts()), config, 0.01, 0.02)
+    pair = AdapterPair(adapters, config, replace(given, model=model), Counts())
     own = TrainingContext(**{**vars(given), "examples": [one for one in given.examples if one.example.task == name]})
     upper, lower = split(own, 2)
     named = (("D_f", upper), ("D_p", lower), ("D_p, inner", lower))

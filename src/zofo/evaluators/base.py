@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,18 +28,17 @@ Point = Displacement | Sequence[Displacement]
 """Where losses are asked for: one displacement for the whole batch, or one for each example."""
 
 
-class Probe(ABC):
+@dataclass
+class Probe:
     """The inside of `Evaluator.probe`: the losses that were found, and one chance to update on the way home.
 
-    Attributes:
+    Args:
         losses: float32, or float64 of a float64 model; shape [points, examples].
+        update: applies an update to theta, in the same sweep that goes home where there is one.
     """
 
     losses: torch.Tensor
-
-    @abstractmethod
-    def update(self, update: Update) -> None:
-        """Apply `update` to theta, in the same sweep that goes home where there is one."""
+    update: Callable[[Update], None]
 
 
 class Evaluator(ABC):

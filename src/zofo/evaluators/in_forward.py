@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.backbone import Backbone, Theta, Update, at_least_float32
+from zofo.backbone import Backbone, Theta, at_least_float32
 from zofo.errors import EvaluatorError, out_of_memory
 from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Objective, Point, Probe
@@ -143,11 +143,10 @@ class InForward(Evaluator):
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
-        probe = _InForwardProbe(self)
         with counting_forwards(self.model, self.counts):
-            probe.losses = self._ask(asks, points)
-        self.counts.queries += probe.losses.numel()
-        yield probe
+            losses = self._ask(asks, points)
+        self.counts.queries += losses.numel()
+        yield Probe(losses, self.theta.apply)
 
     @torch.no_grad()
     def _ask(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
@@ -387,11 +386,3 @@ class InForward(Evaluator):
             f"{len(self.left_out)} tensors that no forward can carry ({share:.2%} of the numbers) stay as they are: "
             f"{', '.join(sorted(self.left_out))}; to move them, set method.evaluator.uncarried=in-place",
         )
-
-
-class _InForwardProbe(Probe):
-    def __init__(self, evaluator: InForward) -> None:
-        self._evaluator = evaluator
-
-    def update(self, update: Update) -> None:
-        self._evaluator.theta.apply(update)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from zofo.backbone import Backbone, Theta, Update, at_least_float32
+from zofo.backbone import Backbone, Theta, at_least_float32
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ModelError, out_of_memory
 from zofo.evaluators import batch_protocol
@@ -17,8 +17,31 @@ from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.model_check import check_by_itself
 
 
+class _Moving(Evaluator):
+    """What evaluators have in common that take the weights to each point."""
+
+    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
+        self.model, self.theta, self.counts = model, Theta(backbone), Counts()
+
+    def _losses(self, asks: Sequence[LossRequest]) -> torch.Tensor:
+        """The losses of all that is asked, where the weights stand."""
+        pieces = [(objective, piece) for objective, batch in asks for piece in batch_protocol.pieces(batch)]
+        losses = torch.cat([at_least_float32(objective(self.model, piece)) for objective, piece in pieces])
+        self.counts.queries += losses.numel()
+        return losses
+
+    def check(self, asks: Sequence[LossRequest]) -> None:
+        """Run the model on each first batch, as it is.
+
+        Raises:
+            EvaluatorError: it cannot be run, writes into a selected tensor, or keeps what it made of one.
+        """
+        for objective, batch in asks:
+            check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
+
+
 @EVALUATORS.register("in-place")
-class InPlace(Evaluator):
+class InPlace(_Moving):
     """Adds each point to the weights, runs the model, and goes home.
 
     One sweep over the weights for each move; the last move home and the update are one sweep, so a two-sided step takes
@@ -49,38 +72,24 @@ class InPlace(Evaluator):
                 "set method.evaluator=in-forward or from-copy, load the model with model.dtype=float32, or accept the "
                 "drift with method.evaluator.allow_half=true",
             )
-        self.model = model
-        self.theta = Theta(backbone)
-        self.counts = Counts()
+        super().__init__(model, backbone)
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
-        probe = _InPlaceProbe(self)
         try:
             with torch.no_grad(), counting_forwards(self.model, self.counts):
                 rows = []
                 for point in points:
                     self.theta.move_to(_shared(point))
-                    rows.append(_losses(self.model, asks))
-                    self.counts.queries += rows[-1].numel()
-                probe.losses = torch.stack(rows)
-            yield probe
+                    rows.append(self._losses(asks))
+            yield Probe(torch.stack(rows), self.theta.apply)
         finally:
             if not self.backbone.is_corrupt:  # by an interrupt inside a sweep: there is no way home
                 self.theta.move_to(Displacement())
 
-    def check(self, asks: Sequence[LossRequest]) -> None:
-        """Run the model on each first batch, as it is.
-
-        Raises:
-            EvaluatorError: it cannot be run, writes into a selected tensor, or keeps what it made of one.
-        """
-        for objective, batch in asks:
-            check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
-
 
 @EVALUATORS.register("from-copy")
-class FromCopy(Evaluator):
+class FromCopy(_Moving):
     """Moves the weights to each point from a copy of the tensors that move, and takes their bits back from it.
 
     Every point is exactly theta plus its displacement, and theta is what it was to the bit, whatever the model or the
@@ -96,25 +105,21 @@ class FromCopy(Evaluator):
     copies = 1
 
     def __init__(self, model: nn.Module, backbone: Backbone) -> None:
-        self.model = model
-        self.theta = Theta(backbone)
-        self.counts = Counts()
+        super().__init__(model, backbone)
         self._stored: dict[str, torch.Tensor] = {}
 
     @contextmanager
     def probe(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> Iterator[Probe]:
-        probe, backbone = _InPlaceProbe(self), self.backbone
+        backbone = self.backbone
         self._keep()
         try:
             with torch.no_grad(), counting_forwards(self.model, self.counts):
                 rows = []
                 for point in points:
                     backbone.apply_(_shared(point))
-                    rows.append(_losses(self.model, asks))
-                    self.counts.queries += rows[-1].numel()
+                    rows.append(self._losses(asks))
                     backbone.restore_(self._stored)
-                probe.losses = torch.stack(rows)
-            yield probe
+            yield Probe(torch.stack(rows), self.theta.apply)
         except BaseException:  # an interrupt, too
             backbone.restore_(self._stored)
             raise
@@ -133,24 +138,6 @@ class FromCopy(Evaluator):
                 f"a copy of the tensors that move, of {size / 2**30:.1f} GiB, does not fit into memory",
                 "set method.evaluator=in-place, which keeps none",
             ) from error
-
-    def check(self, asks: Sequence[LossRequest]) -> None:
-        for objective, batch in asks:
-            check_by_itself(self.model, objective, batch, list(self.backbone.parameters.items()))
-
-
-def _losses(model: nn.Module, asks: Sequence[LossRequest]) -> torch.Tensor:
-    """The losses of all that is asked, where the weights stand."""
-    pieces = [(objective, piece) for objective, batch in asks for piece in batch_protocol.pieces(batch)]
-    return torch.cat([at_least_float32(objective(model, piece)) for objective, piece in pieces])
-
-
-class _InPlaceProbe(Probe):
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-
-    def update(self, update: Update) -> None:
-        self._evaluator.theta.apply(update)
 
 
 def _shared(point: Point) -> Displacement:

@@ -74,10 +74,6 @@ class FirstOrder(Method):
     The head is what turns last states into outputs: a classification head, or else the output embedding. Where that is
     tied to the input embedding, the tensor that both share is trained.
 
-    Args:
-        config: what is trained, and how.
-        context: model, objective and examples.
-
     Attributes:
         trained: the parameters.
         trained_names: their names.

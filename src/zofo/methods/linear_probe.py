@@ -41,10 +41,6 @@ class LinearProbe(Method):
     h is what the output embedding (the language-model head) is given at the position from which the candidates are
     predicted. scikit-learn's LogisticRegressionCV chooses the regularisation on standardised features.
 
-    Args:
-        config: the folds.
-        context: a language model and the training examples.
-
     Raises:
         ConfigError: examples that have no labels in common, or only one label.
         ModelError: a model without an output embedding.

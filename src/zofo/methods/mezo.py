@@ -47,10 +47,6 @@ class ForwardOnly(Method):
 
     What such methods do alike: they are built, checked, evaluated, replayed and saved. A step asks for the losses of
     one batch along the step's directions, and moves along their estimate by the rule; a method may have another.
-
-    Args:
-        config: its parts and sizes.
-        context: model, objective and examples.
     """
 
     needs_gradient = False

@@ -61,10 +61,6 @@ class Select(ForwardOnly):
     As many queries as `es` of as many steps takes, and two for each row of the gate. It takes a loss with a gradient as
     well as a score.
 
-    Args:
-        config: its parts and sizes.
-        context: model, objective and examples.
-
     Raises:
         NonFiniteError: of a step, where none of its members has a finite mean.
         ConfigError: too few training rows, a rule that does not add a displacement, or a schedule of its rate.

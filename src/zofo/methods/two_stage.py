@@ -59,10 +59,6 @@ class TwoStage(Method):
 
     Both stages draw from all training examples. To stand beside a bilevel run of N outer steps with T inner ones, set
     `adapter_steps` to N T and make N T + N steps.
-
-    Args:
-        config: its parts and sizes.
-        context: model, objective and examples.
     """
 
     Config = TwoStageConfig

@@ -31,12 +31,7 @@ class ZeroShotConfig(MethodConfig):
 
 @METHODS.register("zero-shot")
 class ZeroShot(Method):
-    """The model as it is: no step is made.
-
-    Args:
-        config: its name.
-        context: the model.
-    """
+    """The model as it is: no step is made."""
 
     Config: ClassVar[type[MethodConfig]] = ZeroShotConfig
     paper = "the model as it is, scored on the task's prompt"

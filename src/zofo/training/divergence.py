@@ -23,7 +23,18 @@ _LESS = "lower what the steps are multiplied by"
 _LOWER = 4.0  # what a rate that diverges is divided by: the advice of `zofo tune lr`
 
 
-class DivergenceWarning(Callback):
+class _Alarm(Callback):
+    """Warns once, and says it again in the end: what was said on the way has long left the screen."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._said: list[str] = []
+
+    def conclusions(self) -> list[str]:
+        return self._said
+
+
+class DivergenceWarning(_Alarm):
     """Warns, once, that training diverges, and names the learning rate to lower. Either of these says so:
 
     - The median loss of the last 5 steps is more than 4 times the loss at the start, and more than it by 0.5. The
@@ -42,18 +53,14 @@ class DivergenceWarning(Callback):
     def __init__(
         self, warn: Callable[[str], None], options: Mapping[str, Any], backbone: Backbone | None = None
     ) -> None:
-        self._warn, self._options = warn, options
+        super().__init__(warn)
+        self._options = options
         self._first: list[float] = []
         self._last: list[float] = []
         self._moved, self._length, self._size = 0.0, 0.0, 0
         if backbone is not None:
             norms = (torch.linalg.vector_norm(t, dtype=torch.float32).item() for t in backbone.tensors.values())
             self._length, self._size = math.hypot(*norms), backbone.size
-        self._said: list[str] = []
-
-    def conclusions(self) -> list[str]:
-        """That it diverged, again: what was said on the way has long left the screen."""
-        return self._said
 
     def begin(
         self, lines: Iterable[Mapping[str, Any]], updates: Mapping[int, Sequence[Update]] = {}
@@ -109,17 +116,14 @@ class DivergenceWarning(Callback):
         return " ".join(f"method.{key}={rate / _LOWER:.2g}" for key, rate in known.items())
 
 
-class TiesWarning(Callback):
+class TiesWarning(_Alarm):
     """Warns, once, that no direction of many steps in a row changed an objective without a gradient."""
 
     STEPS = 10
 
     def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn, self._in_a_row = warn, 0
-        self._said: list[str] = []
-
-    def conclusions(self) -> list[str]:
-        return self._said
+        super().__init__(warn)
+        self._in_a_row = 0
 
     def begin(self, lines: Iterable[Mapping[str, Any]]) -> TiesWarning:
         """Go on with what the log holds of the steps before."""

@@ -24,7 +24,7 @@ from zofo.tasks.readers.files import read_file
 from zofo.tasks.readers.row import Row, with_valid_example
 from zofo.training.identity import content_hash
 from zofo.training.predictor import Prediction, Predictor
-from zofo.training.progress import RowProgress, say, working
+from zofo.training.progress import row_progress, say, working
 from zofo.training.row_files import WRITTEN, row_bytes
 from zofo.training.run_folder import RunFolder
 from zofo.training.signals import Signals
@@ -213,7 +213,7 @@ class _Work:
             encoded = self.predictor.encode(examples)  # all: no row is found too long after others were answered
         order = sorted(range(len(encoded)), key=lambda number: -int(encoded[number].length))
         left = [number for number in order if number not in answered]
-        with RowProgress(self.console, "predict", len(examples), len(answered)) as done:
+        with row_progress(self.console, "predict", len(examples), len(answered)) as done:
             for start in range(0, len(left), size):
                 chosen = left[start : start + size]
                 found = self.predictor.answers(["" for _ in chosen], [encoded[number] for number in chosen])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from types import TracebackType
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import (
@@ -52,45 +51,37 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-class RowProgress:
-    """Rows that are done, of all of them, with rows a second and the time that is left.
+@contextmanager
+def row_progress(
+    console: Console, name: str, total: int, done: int = 0, bar: Progress | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Rows that are done, of all of them, with rows a second and the time that is left; gives what is told of more.
 
     Args:
         done: of them, before it began.
         bar: that is on the terminal already, to which a line is added while the work lasts.
     """
+    first, start = done, time.perf_counter()
+    last, shown_in = start, bar or (progress_bar(console) if console.is_terminal else None)
+    task = None if shown_in is None else shown_in.add_task(name, total=total, completed=done, shown="")
 
-    def __init__(self, console: Console, name: str, total: int, done: int = 0, bar: Progress | None = None) -> None:
-        self._console, self._name, self._total, self._done, self._first = console, name, total, done, done
-        self._start = self._last = time.perf_counter()
-        self._bar, self._own = bar or (progress_bar(console) if console.is_terminal else None), bar is None
-
-    def __enter__(self) -> Callable[[int], None]:
-        if self._bar is not None:
-            self._task = self._bar.add_task(self._name, total=self._total, completed=self._done, shown="")
-            self._bar.start()
-        return self.advance
-
-    def advance(self, rows: int) -> None:
-        """So many rows more are done."""
-        self._done += rows
-        now = time.perf_counter()
-        rate = (self._done - self._first) / max(now - self._start, 1e-9)
+    def advance(rows: int) -> None:
+        nonlocal done, last
+        done, now = done + rows, time.perf_counter()
+        rate = (done - first) / max(now - start, 1e-9)
         shown = f"{rate:.0f} rows/s" if rate >= 10 else f"{rate:.1f} rows/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, shown=shown)
-        elif now - self._last >= _EVERY and self._done < self._total:
-            self._last = now
-            left = (self._total - self._done) / rate
-            say(self._console, f"{self._name}  {self._done}/{self._total} rows  {shown}  {left:.0f} s left")
+        if shown_in is not None and task is not None:
+            shown_in.update(task, completed=done, shown=shown)
+        elif now - last >= _EVERY and done < total:
+            last = now
+            say(console, f"{name}  {done}/{total} rows  {shown}  {(total - done) / rate:.0f} s left")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None and self._own:
-            self._bar.stop()
-        elif self._bar is not None:
-            self._bar.remove_task(self._task)
+    with nullcontext() if shown_in is None or bar is not None else shown_in:
+        try:
+            yield advance
+        finally:
+            if bar is not None and task is not None:
+                bar.remove_task(task)
 
 
 class EvaluationProgress:
@@ -100,9 +91,9 @@ class EvaluationProgress:
         self._console = console
         self.below: Progress | None = None
 
-    def __call__(self, rows: int) -> RowProgress:
+    def __call__(self, rows: int) -> AbstractContextManager[Callable[[int], None]]:
         """What is opened for a pass over so many rows."""
-        return RowProgress(self._console, "evaluation", rows, bar=self.below)
+        return row_progress(self._console, "evaluation", rows, bar=self.below)
 
 
 @contextmanager

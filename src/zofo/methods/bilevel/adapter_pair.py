@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from zofo.adapters import Adapters
-from zofo.evaluators import Gradient, LossRequest, Objective
-from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
+from zofo.evaluators import Counts, Gradient, LossRequest, Objective
+from zofo.methods.base import TrainingContext
+from zofo.methods.first_order_step import FirstOrderStep
 from zofo.state_dict import StateDict
+
+if TYPE_CHECKING:
+    from zofo.methods.bilevel.bilevel import BilevelConfig
 
 VARIANTS = ("adapter", "lower_adapter")
 """What p and s are called."""
@@ -23,28 +27,18 @@ class AdapterPair:
 
     Args:
         adapters: of the model; they hold p and s under the names in `VARIANTS`.
-        objective: F, one loss for each example.
-        gradient: of the model.
         config: of the steps of both.
-        lr_adapter: learning rate of p.
-        lr_lower: learning rate of s.
+        context: whose objective is F, one loss for each example.
+        counts: of the work.
     """
 
-    def __init__(
-        self,
-        adapters: Adapters,
-        objective: Objective,
-        gradient: Gradient,
-        config: FirstOrderStepConfig,
-        lr_adapter: float,
-        lr_lower: float,
-    ) -> None:
+    def __init__(self, adapters: Adapters, config: BilevelConfig, context: TrainingContext, counts: Counts) -> None:
         self.adapters = adapters
-        self._objective = objective
-        self._gradient = gradient
+        self._objective = context.objective
+        self._gradient = Gradient(context.model, counts, config.gradient_checkpointing, context.processes)
         self._p, self._s = (adapters.parameters(name) for name in VARIANTS)
-        self._step_p = FirstOrderStep(self._p, config, lr_adapter)
-        self._step_s = FirstOrderStep(self._s, config, lr_lower)
+        self._step_p = FirstOrderStep(self._p, config, config.lr_adapter)
+        self._step_s = FirstOrderStep(self._s, config, config.lr_lower)
 
     def inner_step(self, batch: Any, lr_factor: float = 1.0) -> float:
         """One step on s for F(theta, s; batch); gives the loss before it."""

@@ -19,9 +19,17 @@ from zofo.adapters import ADAPTERS, AdapterConfig, Adapters, PeftAdapters
 from zofo.config import NonNegative
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.evaluators import Gradient
 from zofo.methods.adapter_start import BACKBONE, attach_adapters, attach_stacked, remember_adapters, restore_adapters
-from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext, batches_of_epochs
+from zofo.methods.base import (
+    METHODS,
+    AdapterStart,
+    Method,
+    MethodConfig,
+    Pass,
+    StepLog,
+    TrainingContext,
+    batches_of_epochs,
+)
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate, check_control_variate
@@ -131,8 +139,6 @@ class Bilevel(Method):
     directions, by as much.
 
     Args:
-        config: its parts and sizes.
-        context: model, objective and examples.
         adapters: p and s, called `adapter` and `lower_adapter`; by default as configured, on the context's model.
 
     Raises:
@@ -168,20 +174,12 @@ class Bilevel(Method):
         self._control: FirstOrderControlVariate | None = None
         self.backbone_is_theta = config.control_variate is None
         if config.control_variate is not None:
-            assert theta.backbone is not None  # or the configuration is refused
             self._check_gradient_above()
-            theirs = config.control_variate, config.adapter
-            adapters, below, self.adapter_start = attach_stacked(*theirs, context, self.variants, size)
-            self._control = FirstOrderControlVariate(below, theta.backbone)
-        self._adapters: Adapters
-        if adapters is None:
-            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
-        else:
-            self._adapters = adapters
+        if adapters is None or config.control_variate is not None:
+            adapters, self._control, self.adapter_start = attach_pair(config, context, theta)
+        self._adapters: Adapters = adapters
         self.counts.include(self.adapter_start.counts)
-        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
-        rates = config.lr_adapter, config.lr_lower
-        self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
+        self._pair = AdapterPair(self._adapters, config, context, self.counts)
         firsts = config.inner_steps + (1 if self._follows is None else 2) + (self._control is not None)
         self.queries_per_step = (firsts + 3 * theta.points) * size
 
@@ -316,6 +314,19 @@ def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:
             "set method.upper_surrogate=false, or method.upper_objective=accuracy",
         )
     return upper
+
+
+def attach_pair(
+    config: BilevelConfig, context: TrainingContext, theta: BackboneStep
+) -> tuple[Adapters, FirstOrderControlVariate | None, AdapterStart]:
+    """p and s, of one task or of one after the other; and the control variate beneath them, where there is one."""
+    if config.control_variate is None:
+        alone, start = attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
+        return alone, None, start
+    assert theta.backbone is not None  # or the configuration is refused
+    theirs = config.control_variate, config.adapter
+    adapters, below, start = attach_stacked(*theirs, context, VARIANTS, config.batch_size)
+    return adapters, FirstOrderControlVariate(below, theta.backbone), start
 
 
 def inner_notes(config: BilevelConfig) -> list[str]:

@@ -17,14 +17,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.adapters import ADAPTERS, Adapters
+from zofo.adapters import ADAPTERS
 from zofo.displacement import Key
 from zofo.errors import ConfigError
-from zofo.evaluators import Gradient, LossRequest, Objective
+from zofo.evaluators import LossRequest, Objective
 from zofo.methods.adapter_start import (
     BACKBONE,
-    attach_adapters,
-    attach_stacked,
     remember_adapters,
     restore_adapters,
 )
@@ -32,8 +30,7 @@ from zofo.methods.base import METHODS, Method, Pass, StepLog, TrainingContext, b
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
 from zofo.methods.bilevel.backbone_step import BackboneStep
-from zofo.methods.bilevel.bilevel import BilevelConfig, inner_notes, split, split_sizes
-from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
+from zofo.methods.bilevel.bilevel import BilevelConfig, attach_pair, inner_notes, split, split_sizes
 from zofo.methods.bilevel.penalty_schedule import penalty_at
 from zofo.noise import permutation
 from zofo.objectives import scores
@@ -111,10 +108,6 @@ class MetaBilevel(Method):
 
     A step whose loss is not finite changes nothing, of no task.
 
-    Args:
-        config: its parts and sizes.
-        context: model, objective and examples of several tasks.
-
     Raises:
         ConfigError: examples of one task, or too few of any for a batch; an adapter that is not the model at its start.
     """
@@ -140,20 +133,10 @@ class MetaBilevel(Method):
         )  # before peft: see there
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
-        self._adapters: Adapters
-        self._control: FirstOrderControlVariate | None = None
         self.backbone_is_theta = config.control_variate is None
-        if config.control_variate is None:
-            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
-        else:
-            assert theta.backbone is not None  # or the configuration is refused
-            theirs = config.control_variate, config.adapter
-            self._adapters, below, self.adapter_start = attach_stacked(*theirs, context, VARIANTS, config.batch_size)
-            self._control = FirstOrderControlVariate(below, theta.backbone)
+        self._adapters, self._control, self.adapter_start = attach_pair(config, context, theta)
         self.counts.include(self.adapter_start.counts)
-        gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
-        rates = config.lr_adapter, config.lr_lower
-        self._pair = AdapterPair(self._adapters, context.objective, gradient, config, *rates)
+        self._pair = AdapterPair(self._adapters, config, context, self.counts)
         self._store = AdapterStore(config.adapter_offload)
         self._fresh = _copied(self._pair.state_dict())
         self._variant = BACKBONE

@@ -192,10 +192,6 @@ class SVRG(ForwardOnly):
     both), `as-released` (the paper's released code: no anchor, the second estimate after the move of the first, three
     different z), and `none` (theta <- theta - lr g, which takes no queries). With q = 1 every step is full-batch MeZO.
 
-    Args:
-        config: its parts and sizes.
-        context: model, objective and examples.
-
     Raises:
         ConfigError: an anchor batch larger than the data, or data too large for a full batch that nobody asked for.
     """
