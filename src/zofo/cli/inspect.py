@@ -91,12 +91,9 @@ def copy(
     file: Annotated[Path, typer.Argument(help="The new file, for example my.yaml.")],
 ) -> None:
     """Copy a packaged task or recipe to a file of your own, to edit: zofo copy sst2 my.yaml."""
-    from zofo.recipes import recipe_names
-    from zofo.training import copy_recipe, copy_task
+    from zofo.training import copy_packaged
 
-    is_recipe = name in recipe_names()
-    (copy_recipe if is_recipe else copy_task)(name, file)
-    use = f"zofo train {file}" if is_recipe else f"zofo validate task={file}"
+    use = f"zofo train {file}" if copy_packaged(name, file) else f"zofo validate task={file}"
     out.say(f"wrote {file}; edit it, then: {use}")
 
 

@@ -232,7 +232,8 @@ class LowRankTerms:
         self, x: torch.Tensor, matrices: Sequence[tuple[str, bool]]
     ) -> dict[tuple[str, bool], torch.Tensor]:
         """x times the first factor of each matrix, and times its coefficients: [T, columns]; x [T, inputs]."""
-        into = _joined([self._factor(name, 0 if transposed else 1, x.dtype) for name, transposed in matrices])
+        factors = [self._factor(name, 0 if transposed else 1, x.dtype) for name, transposed in matrices]
+        into = factors[0] if len(factors) == 1 else torch.cat(factors, -2)
         thin = x @ into.mT if self._index is None else (x.view(self._blocks, -1, x.shape[1]) @ into.mT).flatten(0, 1)
         parts = self._weighted_(thin, len(matrices)).chunk(len(matrices), 1)
         return dict(zip(matrices, parts, strict=True))
@@ -280,7 +281,3 @@ def _rows_of_a_block(held: torch.Tensor, rank: int) -> int:
     columns = [int(held.view(len(held), -1, size, held.shape[2]).any(2).sum(2).amax()) * rank for size in sizes]
     enough = max(NARROW, min(columns))
     return next(size for size, count in zip(sizes, columns, strict=True) if count <= enough)
-
-
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), -2)

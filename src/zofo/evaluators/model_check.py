@@ -126,16 +126,14 @@ def selected_parameters(
     found = {id(p): (p, names[place(p)]) for p in model.parameters() if place(p) in names}
     for parameter, name in found.values():
         if type(parameter) is not nn.Parameter:
-            raise uncarried(name, f"{name!r} is a {_class_of(parameter)}, whose operations cannot carry a direction")
+            raise uncarried(
+                name, f"{name!r} is a {type(parameter).__name__}, whose operations cannot carry a direction"
+            )
     scripted = [part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)]
     for tensor in (p for part in scripted for p in part.parameters() if place(p) in names):
         name = names[place(tensor)]
         raise uncarried(name, f"{name!r} belongs to a scripted module, which carries no direction")
     return list(found.values())
-
-
-def _class_of(value: object) -> str:
-    return type(value).__name__
 
 
 def one_of_each_kind(backbone: Backbone) -> frozenset[str]:

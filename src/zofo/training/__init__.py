@@ -2,7 +2,7 @@
 
 from zofo.training.config import RunConfig, read_config
 from zofo.training.data_module import PreparedRun, prepare_run, scorer_of, training_context
-from zofo.training.data_report import Preview, TaskReport, copy_recipe, copy_task, preview, validate
+from zofo.training.data_report import Preview, TaskReport, copy_packaged, preview, validate
 from zofo.training.evaluation import Evaluation, TaskEvaluator, as_percent
 from zofo.training.explain import ResolvedKey, explain_config
 from zofo.training.identity import model_hash
@@ -35,8 +35,7 @@ __all__ = [
     "TaskReport",
     "as_percent",
     "checked_steps",
-    "copy_recipe",
-    "copy_task",
+    "copy_packaged",
     "describe_environment",
     "environment",
     "ResolvedKey",

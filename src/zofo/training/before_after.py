@@ -157,7 +157,10 @@ class BeforeAfter(Measuring):
             if self._everyday:
                 line |= self._untrained()
             line["backbone_distance"] = None if self._moved is None else self._moved.relative
-        said = [_said(example, answer) for example, answer in zip(self._examples, answers, strict=True)]
+        said = [
+            example.candidates[answer].strip() if isinstance(answer, int) else answer
+            for example, answer in zip(self._examples, answers, strict=True)
+        ]
         file = self._folder.path / SAMPLES
         before = read_samples(file) if steps else []
         known = before if len(before) == len(said) else [{} for _ in said]
@@ -211,10 +214,6 @@ def _everyday(prepared: PreparedRun) -> list[Any]:
         for number, (text, right, wrong) in enumerate(EVERYDAY, start=1)
     ]
     return list(encode(prepared.loaded.tokenizer, examples))
-
-
-def _said(example: Example, answer: Answer) -> str:
-    return example.candidates[answer].strip() if isinstance(answer, int) else answer
 
 
 def _mean(values: Sequence[float]) -> float:

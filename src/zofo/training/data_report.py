@@ -11,7 +11,7 @@ from typing import Any
 from zofo.errors import ConfigError, ModelError, UnknownNameError
 from zofo.models import head_of, load_tokenizer
 from zofo.objectives import Generation, answer_notes
-from zofo.recipes import recipe_text
+from zofo.recipes import recipe_names, recipe_text
 from zofo.tasks import (
     SPLITS,
     Example,
@@ -107,17 +107,10 @@ def _report(task: Task, examples: Sequence[Example]) -> SplitReport:
     return SplitReport(len(examples), right, majority_of(task, examples)[task.metric])
 
 
-def copy_task(name: str, target: Path) -> None:
-    """Write a packaged task as a new .yaml file to edit."""
-    _write_new(packaged_text(name), target, "task")
-
-
-def copy_recipe(name: str, target: Path) -> None:
-    """Write a packaged recipe as a new .yaml file to edit."""
-    _write_new(recipe_text(name), target, "recipe")
-
-
-def _write_new(text: str, target: Path, what: str) -> None:
+def copy_packaged(name: str, target: Path) -> bool:
+    """Write a packaged task or recipe as a new .yaml file to edit; gives whether it is a recipe."""
+    is_recipe = name in recipe_names()
+    text, what = (recipe_text(name), "recipe") if is_recipe else (packaged_text(name), "task")
     if target.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{str(target)!r} is no name for a {what} file", f"write {target.with_suffix('.yaml')}")
     try:
@@ -127,6 +120,7 @@ def _write_new(text: str, target: Path, what: str) -> None:
         raise ConfigError(f"{str(target)!r} exists", "choose another name, or remove it") from error
     except OSError as error:
         raise ConfigError(f"cannot write {str(target)!r}: {error.strerror}") from error
+    return is_recipe
 
 
 @dataclass(frozen=True)

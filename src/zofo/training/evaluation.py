@@ -49,10 +49,6 @@ class Evaluation:
         return {self.metric: self.score, **self.also, "loss": self.loss, "majority": self.majority}
 
 
-def _unseen(_: int) -> None:
-    """Nobody watches an evaluation."""
-
-
 @dataclass(frozen=True)
 class TaskEvaluator:
     """How the examples of a task are scored with a model.
@@ -74,7 +70,7 @@ class TaskEvaluator:
     scoring: str = "mean"
     batch_size: int = 32
     score: ScoreFunction = scores
-    watch: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(_unseen)
+    watch: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(lambda _: None)
     processes: Processes = ALONE
 
     def evaluate(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> Evaluation:

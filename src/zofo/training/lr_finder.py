@@ -59,12 +59,11 @@ class LrSearchResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name; None for a loss that is not finite, which JSON has no word for."""
-        trials = [{name: _known(value) for name, value in asdict(trial).items()} for trial in self.trials]
+        trials = [
+            {name: value if math.isfinite(value) else None for name, value in asdict(trial).items()}
+            for trial in self.trials
+        ]
         return {**asdict(self), "trials": trials}
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def tune_lr(

@@ -23,7 +23,7 @@ from zofo.tasks.readers.chat_rows import turns_of
 from zofo.tasks.readers.files import read_file
 from zofo.tasks.readers.row import Row, with_valid_example
 from zofo.training.identity import content_hash
-from zofo.training.predictor import Prediction, Predictor
+from zofo.training.predictor import Predictor
 from zofo.training.progress import row_progress, say, working
 from zofo.training.row_files import WRITTEN, row_bytes
 from zofo.training.run_folder import RunFolder
@@ -99,7 +99,11 @@ def predict_file(
     examples = work.checked_examples(data)
     size = batch_size or run.config.training.eval_batch_size
     asked = {"variant": variant, "best": best, "batch_size": size, "columns": names}
-    about = {"run": _run_hash(run), "rows": sha256_of(data), **asked}
+    about = {
+        "run": content_hash({"trained": run.trained_hash, **run.identity.as_dict()}),
+        "rows": sha256_of(data),
+        **asked,
+    }
     with _lock(out), writing("the answers", out, "type the same command again: it goes on"):
         kept = work.write(examples, size, _Journal(out.with_name(f"{out.name}.part")), about, force)
     return PredictionFile(out, len(examples), kept, work.added.names)
@@ -114,11 +118,6 @@ def _check_places(run: RunFolder, data: Path, out: Path, force: bool) -> None:
     if real(out) == real(data):
         raise RunError(f"{str(out)!r} holds the rows that are read", "choose another name for the output")
     check_file_not_taken(out, force, [run.path])
-
-
-def _run_hash(run: RunFolder) -> str:
-    """What the answers depend on: the trained model, its task and its configuration."""
-    return content_hash({"trained": run.trained_hash, **run.identity.as_dict()})
 
 
 @contextmanager
@@ -217,15 +216,17 @@ class _Work:
             for start in range(0, len(left), size):
                 chosen = left[start : start + size]
                 found = self.predictor.answers(["" for _ in chosen], [encoded[number] for number in chosen])
-                made = {number: _kept(one) for number, one in zip(chosen, found, strict=True)}
+                made = {
+                    number: {
+                        "label": one.label,
+                        "answer": one.answer,
+                        "scores": list((one.probabilities or {}).values()),
+                    }
+                    for number, one in zip(chosen, found, strict=True)
+                }
                 journal.write(made)
                 answered.update(made)
                 done(len(chosen))
-
-
-def _kept(one: Prediction) -> dict[str, Any]:
-    """What the journal keeps of an answer."""
-    return {"label": one.label, "answer": one.answer, "scores": list((one.probabilities or {}).values())}
 
 
 class _Added:

@@ -18,10 +18,6 @@ from zofo.training.identity import Identity, check_unchanged, split_identity
 from zofo.training.run_folder import RunFolder
 
 
-def _nothing(_: str) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What a model answers to a row.
@@ -66,7 +62,7 @@ class Predictor:
         best: bool = False,
         model: str | None = None,
         remote_code: bool = False,
-        warn: Callable[[str], None] = _nothing,
+        warn: Callable[[str], None] = lambda _: None,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
     ) -> None:

@@ -135,7 +135,8 @@ class ReplayCache:
                 file: Any = stack.enter_context(safe_open(self._file, framework="pt"))
                 # mapped, and read when they are used: never more than one beside those of the model
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if not all(name in own and _fits(own[name], tensor) for name, tensor in tensors.items()):
+                kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}
+                if any(kinds.get(name) != (tensor.shape, tensor.dtype) for name, tensor in tensors.items()):
                     return False
                 if file.metadata() != {**self._origin, "sha256": fingerprint(tensors)}:
                     return False
@@ -156,7 +157,3 @@ class ReplayCache:
         except (OSError, SafetensorError):  # the next run replays again
             with suppress(OSError):
                 part.unlink(missing_ok=True)
-
-
-def _fits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return (one.shape, one.dtype) == (other.shape, other.dtype)

@@ -143,30 +143,17 @@ def accompany(folder: RunFolder, config: RunConfig, trained: Session, console: C
             "choose an output_dir on a disk that all machines share",
         )
     parts = loop_parts(folder, config, trained, EvaluationProgress(console))
-    done = resumed(folder, trained, parts, trajectory_header(config, trained), _unheard)
-    stopping = CheckpointCallback(
-        None, _unwritten, parts.signals, config.training, _unheard, done.steps, trained.context.processes
-    )
-    means = RewardMeans(rewards_of(trained, config), trained.context.processes)
+    processes, unheard = trained.context.processes, lambda *_: None  # the first process says it, and writes it
+    done = resumed(folder, trained, parts, trajectory_header(config, trained), unheard)
+    stopping = CheckpointCallback(None, unheard, parts.signals, config.training, unheard, done.steps, processes)
+    means = RewardMeans(rewards_of(trained, config), processes)
     callbacks = [means, parts.best, parts.scorings[0], SameState(trained), stopping]
     with parts.signals.defer_signals():
         run_parts(config, trained, parts, callbacks, stopping, done.steps)
 
 
-def _unheard(_: str) -> None:
-    """The first process says it."""
-
-
-def _unwritten(_: int, __: Path) -> None:
-    """The first process writes it."""
-
-
 class SameState(Callback):
-    """Finds out, at each evaluation, whether all processes still have the same weights and state.
-
-    Args:
-        trained: what is trained.
-    """
+    """Finds out, at each evaluation, whether all processes still have the same weights and state."""
 
     def __init__(self, trained: Session) -> None:
         self._method, self._processes = trained.method, trained.context.processes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,10 +58,6 @@ def _tensorboard(place: _Place) -> dict[str, Any]:
     return {"logging_dir": str(place.folder), **purged}
 
 
-def _nothing(_: Any) -> str | None:
-    return None
-
-
 _KINDS: dict[str, _Kind] = {
     "tensorboard": _Kind(_tensorboard, lambda writer: str(writer.log_dir), "tensorboard", "tensorboard"),
     "trackio": _Kind(
@@ -82,7 +78,7 @@ _KINDS: dict[str, _Kind] = {
     ),
 }
 _OTHERS = {"comet_ml": "comet_ml", "clearml": "clearml", "dvclive": "dvclive", "swanlab": "swanlab"}
-_KINDS |= {name: _Kind(lambda _: {}, _nothing, package) for name, package in _OTHERS.items()}
+_KINDS |= {name: _Kind(lambda _: {}, lambda _: None, package) for name, package in _OTHERS.items()}
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -141,7 +137,9 @@ class Trackers(Callback):
         tracker = LOGGER_TYPE_TO_CLASS[kind](_KINDS[kind].project, **_KINDS[kind].options(place))
         tracker.start()
         if place.known is None:
-            tracker.store_init_configuration(dict(_flat(self._config.model_dump(mode="json"))))
+            given = flatten(self._config.model_dump(mode="json"))  # lists as text
+            plain = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in given}
+            tracker.store_init_configuration(plain)
         return tracker
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -173,9 +171,3 @@ class Trackers(Callback):
             self._open.pop(kind, None)
             self._warn(f"{kind} fails and gets nothing more: {first_line(error)}; metrics.jsonl goes on")
             return None
-
-
-def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The values of a tree by their keys, as `key=value` names them; lists as text."""
-    for key, value in flatten(tree):
-        yield key, value if isinstance(value, bool | int | float | str) else json.dumps(value)

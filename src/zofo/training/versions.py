@@ -69,7 +69,7 @@ def names(kind: str | None = None, more: Mapping[str, Mapping[str, str]] | None 
         "adapters": lambda: _first_lines(ADAPTERS),
         "metrics": lambda: {name: METRICS[name].about for name in METRICS},
         "recipes": recipe_lines,
-        "plugins": _plugin_lines,
+        "plugins": lambda: {f"{p.package}: {p.name}": p.error or f"version {p.version}" for p in load_plugins()},
         **{name: functools.partial(dict, entries) for name, entries in (more or {}).items()},
     }
     if kind is not None and kind not in found:
@@ -87,10 +87,6 @@ def _about_task(name: str) -> str:
         return load_task(name).about
     except ZofoError as error:
         return f"cannot be used: {error.message}"
-
-
-def _plugin_lines() -> dict[str, str]:
-    return {f"{one.package}: {one.name}": one.error or f"version {one.version}" for one in load_plugins()}
 
 
 def describe_environment() -> dict[str, str]:
