@@ -15,9 +15,6 @@ _STRETCH = 1 << 15  # numbers of a slot that are cast at once: several layers of
 class FactorCache:
     """The drawn factors of some keys, each in a slot of one buffer: what was drawn for a probe serves its update.
 
-    Args:
-        layout: of the numbers in a slot.
-
     Attributes:
         used: slots that are read; some of them may belong to no key.
     """

@@ -202,15 +202,7 @@ def only_rounding(
     losses: torch.Tensor,
     again: Callable[[Sequence[Point]], torch.Tensor],
 ) -> bool:
-    """Whether losses so far apart are the same. Where a model rounds much, a nudge of its points shows how much.
-
-    Args:
-        apart: their difference.
-        rounding: relative to the mean loss.
-        points: where they were asked for.
-        losses: all of them there.
-        again: gives the losses at other points.
-    """
+    """Whether losses so far apart are the same. Where a model rounds much, a nudge of its points shows how much."""
     least = rounding * max(float(losses.abs().mean()), _LEAST)
     if apart > least * _MOST or not apart > least:
         return not apart > least

@@ -36,15 +36,7 @@ def coefficients_of(
     everywhere: Displacement,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """The coefficient of each key of a cache for each row at each point: [points, rows, keys].
-
-    Args:
-        points: each for all examples, or with a displacement for each.
-        row_examples: the example of each row.
-        cache: which holds the keys.
-        everywhere: what all rows carry beside their point.
-        dtype: of the coefficients.
-    """
+    """The coefficient of each key of a cache for each row at each point: [points, rows, keys]."""
     examples = int(row_examples.max()) + 1
     table = torch.stack([_table([_row(each, cache) for each in displacements(point)], examples) for point in points])
     table += _table([_row(everywhere, cache)], examples)
@@ -143,12 +135,7 @@ class LowRankTerms:
         return Displacement({key: row[slot] for key, slot in self._cache.slots.items() if row[slot]})
 
     def moved(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
-        """`tensor + Delta` where all rows carry the same: a copy of a matrix, in its number type.
-
-        Args:
-            tensor: W, of two axes or more.
-            name: of it.
-        """
+        """`tensor + Delta` where all rows carry the same: a copy of a matrix, in its number type."""
         if self.rows != 1:
             raise ValueError(f"{name!r} is moved for rows that carry different terms")
         relative = self._relative.view(-1, self._cache.layout.noise.rank)
@@ -211,9 +198,6 @@ class LowRankTerms:
     def vectors(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Each selected tensor with one axis or none, at each point: [P, entries], in the coefficients' number type; or
         at each row.
-
-        Args:
-            tensors: these tensors by name.
         """
         numbers, places = self._cache.layout.vectors(self._cache.numbers)
         numbers = numbers.to(self._of_vectors.dtype)

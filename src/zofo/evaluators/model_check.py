@@ -32,12 +32,6 @@ def check_by_itself(
 ) -> None:
     """Run a model twice as it is, without a trace.
 
-    Args:
-        model: run by the objective.
-        objective: what is asked.
-        batch: of what.
-        parameters: the selected ones, each with the name of its tensor.
-
     Raises:
         EvaluatorError: it cannot be run, writes into a selected tensor, keeps what it made of one, or gives other
             losses each time.
@@ -67,14 +61,7 @@ def check_by_itself(
 
 @torch.no_grad()
 def rows_are_independent(model: nn.Module, objective: Objective, batch: Any, dtypes: frozenset[torch.dtype]) -> bool:
-    """Whether each example of a small batch has the loss that it has alone, up to rounding; the model keeps no trace.
-
-    Args:
-        model: run by the objective.
-        objective: what is asked.
-        batch: of what.
-        dtypes: of the model's weights.
-    """
+    """Whether each example of a small batch has the loss that it has alone, up to rounding; the model keeps no trace."""
     size = batch_protocol.size(batch)
     parts = [batch_protocol.part(batch, each, each + 1) for each in range(size)]
     with without_trace(model):
@@ -109,11 +96,6 @@ def selected_parameters(
     model: nn.Module, backbone: Backbone, but: Collection[str] = ()
 ) -> list[tuple[nn.Parameter, str]]:
     """Every parameter that stands for a selected tensor, with the name of the tensor; tied ones share a name.
-
-    Args:
-        model: whose parameters.
-        backbone: the selected tensors.
-        but: the names of some that are left out.
 
     Raises:
         Uncarried: one that no forward can carry.

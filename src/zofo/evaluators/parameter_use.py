@@ -29,10 +29,6 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     What is written is given back its numbers at the end. It costs time with every operation.
 
-    Args:
-        parameters: each with the name it is told of by.
-        tell: called before the operation.
-
     Attributes:
         chooses: whether numbers decide which operations follow.
     """
@@ -157,14 +153,7 @@ class ObservedUse:
 def observe(
     model: nn.Module, run: Callable[[], Any], parameters: Sequence[tuple[str, nn.Parameter]], times: int = 1
 ) -> list[ObservedUse]:
-    """Run a model, without a trace, and see what it does with its parameters each time.
-
-    Args:
-        model: whose parameters they are.
-        run: runs it.
-        parameters: each with the name of its tensor.
-        times: how often.
-    """
+    """Run a model, without a trace, and see what it does with its parameters each time."""
     looks = []
     with without_trace(model), torch.no_grad(), uncompiled():
         for _ in range(times):
@@ -181,12 +170,7 @@ def observe(
 
 
 def unused_by(model: nn.Module, run: Callable[[], Any]) -> frozenset[str]:
-    """The names of parameters that no forward uses, as far as one of them tells; none where it fails.
-
-    Args:
-        model: whose parameters they are.
-        run: runs it, on a few examples.
-    """
+    """The names of parameters that no forward uses, as far as one of them tells; none where it fails."""
     try:
         (looked,) = observe(model, run, list(model.named_parameters(remove_duplicate=False)))
     except Exception:  # noqa: BLE001  # it fails in as many ways as there are models, and a check says how
@@ -227,11 +211,6 @@ def _joined(start: str, child: str, rest: str) -> str:
 
 def check_same_use(looked: ObservedUse, again: ObservedUse, selected: Iterable[str]) -> None:
     """Refuse a model that writes selected tensors itself, or keeps what it made of them.
-
-    Args:
-        looked: at its first forward.
-        again: at its second.
-        selected: the names.
 
     Raises:
         EvaluatorError: names the tensor.

@@ -24,13 +24,7 @@ from zofo.state_dict import StateDict
 
 
 class _AmongProcesses(Evaluator):
-    """What both ways have in common: one probe of another evaluator, whose losses become those of all processes.
-
-    Args:
-        inner: asks for the losses of this process.
-        model: that it asks.
-        processes: of the run.
-    """
+    """What both ways have in common: one probe of another evaluator, whose losses become those of all processes."""
 
     def __init__(self, inner: Evaluator, model: nn.Module, processes: Processes) -> None:
         self._inner, self._model, self._processes = inner, model, processes

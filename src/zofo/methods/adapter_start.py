@@ -32,12 +32,6 @@ def attach_adapters(
     A calibration looks at batches of training rows, drawn by the run's seed, without a gradient; at each row at most
     once.
 
-    Args:
-        config: which adapters.
-        context: whose model they are attached to, and whose rows they look at.
-        names: of the adapters.
-        batch_size: rows of a batch.
-
     Raises:
         ConfigError: they do not fit the model, or the rows do not tell enough.
     """
@@ -71,13 +65,6 @@ def attach_stacked(
     below: AdapterConfig, above: AdapterConfig, context: TrainingContext, names: Sequence[str], batch_size: int
 ) -> tuple[StackedAdapters, PeftAdapters, AdapterStart]:
     """Build adapters above another one, which moves by itself; gives that one, too.
-
-    Args:
-        below: the one that is active with each of the others.
-        above: these.
-        context: whose model they are attached to, and whose rows they look at.
-        names: of those above.
-        batch_size: rows of a batch.
 
     Raises:
         ConfigError: they do not fit the model or each other, or the rows do not tell enough.

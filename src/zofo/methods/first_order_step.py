@@ -38,13 +38,7 @@ class FirstOrderStepConfig(Config):
     third more time, the same gradients."""
 
     def backward(self, examples: int, times: float = 1.0, of: Literal["adapter", "all", "head"] = "adapter") -> Pass:
-        """A forward and backward of some examples.
-
-        Args:
-            examples: in one forward.
-            times: how many a step makes, on average.
-            of: what is differentiated.
-        """
+        """A forward and backward of some examples."""
         moments = _MOMENTS[self.optimizer]
         return Pass(examples, times=times, gradient=of, again=self.gradient_checkpointing, moments=moments)
 
@@ -66,13 +60,7 @@ class FirstOrderStepConfig(Config):
 
 
 class FirstOrderStep:
-    """Steps of an optimiser on some parameters, along the gradients that stand in their `.grad`.
-
-    Args:
-        parameters: that move.
-        config: which optimiser, and how.
-        lr: the learning rate.
-    """
+    """Steps of an optimiser on some parameters, along the gradients that stand in their `.grad`."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], config: FirstOrderStepConfig, lr: float) -> None:
         self.parameters = list(parameters)

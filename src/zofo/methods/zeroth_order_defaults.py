@@ -31,15 +31,11 @@ EPSILON_OF_HALF = 3e-3  # losses of half-precision models are rounded more coars
 HALF = ("bfloat16", "float16")
 
 Adapter = type[PeftAdapters] | None
+"""The class of the adapter whose tensors move; None for the model's own weights."""
 
 
 def default_lr(given: Mapping[str, Any], moved: Adapter) -> float:
-    """The learning rate of plain SGD.
-
-    Args:
-        given: the options of the step, as they are written.
-        moved: the class of the adapter whose tensors move; None for the model's own weights.
-    """
+    """The learning rate of plain SGD."""
     if given.get("normalize_by_std"):
         return LR_OVER_SPREAD
     if moved is not None and not moved.projects_weights:
@@ -49,25 +45,14 @@ def default_lr(given: Mapping[str, Any], moved: Adapter) -> float:
 
 
 def default_epsilon(moved: Adapter, half: bool) -> float | None:
-    """The distance of a probe; None leaves it to the estimator.
-
-    Args:
-        moved: the class of the adapter whose tensors move; None for the model's own weights.
-        half: whether the model is in half precision.
-    """
+    """The distance of a probe; None leaves it to the estimator."""
     if moved is not None and not moved.projects_weights:
         return moved.zo_epsilon
     return EPSILON_OF_HALF if half else None
 
 
 def default_evaluator(noise: Any, moved: Adapter, beside: Adapter) -> str:
-    """The name of the evaluator.
-
-    Args:
-        noise: the name of the noise.
-        moved: the class of the adapter whose tensors move; None for the model's own weights.
-        beside: the class of an adapter that first-order steps train while the model's weights move.
-    """
+    """The name of the evaluator, where first-order steps train an adapter `beside`."""
     factored = isinstance(noise, str) and noise in NOISES and issubclass(NOISES[noise], FactoredNoise)
     carried = (moved is None or moved.zo_in_forward) and (beside is None or beside.theta_in_forward)
     return "in-forward" if factored and carried else "in-place"

@@ -113,12 +113,7 @@ class ZerothOrderConfig(Config):
 
     @classmethod
     def default_lr(cls, given: Mapping[str, Any], moved: type[PeftAdapters] | None) -> float:
-        """The rate of a rule that is plain SGD.
-
-        Args:
-            given: the options as they are written, with the default of epsilon.
-            moved: the class of the adapter whose tensors the steps move; None for the model's own weights.
-        """
+        """The rate of a rule that is plain SGD."""
         return default_lr(given, moved)
 
     @property

@@ -81,15 +81,6 @@ class BeforeAfter(Measuring):
       is moved by more than displacements.
 
     What this asks is in none of the run's counts, and neither are its seconds.
-
-    Args:
-        method: which is measured as its first variant.
-        prepared: the task, with its rows of validation.
-        rewards: whose sum it is.
-        examples: how many rows of validation.
-        steps: of the run.
-        folder: of the run, with its trajectory; the answers go there, a line a row.
-        console: where the numbers are said in the end.
     """
 
     def __init__(

@@ -265,11 +265,7 @@ def _content(file: Path | str | None, preset: str | None) -> tuple[dict[str, Any
 
 @contextmanager
 def naming_lost_plugins(folder: Path) -> Iterator[None]:
-    """While it is open, an unknown name of a run's configuration says which package had it when the run was made.
-
-    Args:
-        folder: of the run; any other folder changes nothing.
-    """
+    """While it is open, an unknown name of a run's configuration says which package had it when the run was made."""
     try:
         yield
     except UnknownNameError as error:

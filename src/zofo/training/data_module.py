@@ -60,13 +60,7 @@ from zofo.training.run_folder import opened_start
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What a configuration names, loaded: the model, the task and its examples in tokens.
-
-    Args:
-        examples: of each split, as text.
-        encoded: of each split, in tokens.
-        scorer: how examples are scored.
-    """
+    """What a configuration names, loaded: the model, the task and its examples in tokens."""
 
     loaded: LoadedModel
     task: Task

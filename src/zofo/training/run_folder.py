@@ -26,11 +26,7 @@ _BY_MODEL = "by --model DIR, of zofo train and zofo eval by model.name=DIR"
 
 
 class RunFolder(RunRecord):
-    """A run, and the one way from a freshly loaded base model to the model that it trained.
-
-    Args:
-        path: the folder.
-    """
+    """A run, and the one way from a freshly loaded base model to the model that it trained."""
 
     def on_own_task(self, config: RunConfig) -> RunConfig:
         """A configuration of this run with the task as it was then: rows of a user's own are not recognised again."""

@@ -100,12 +100,6 @@ class Trackers(Callback):
     Those of a step have the names of the log. Those of another line stand under its event, as in `evaluation/accuracy`,
     and of a further model of the run as in `evaluation/lower_adapter/accuracy`. A tracker that fails is left out from
     then on, which is said once.
-
-    Args:
-        folder: of the run.
-        config: of the run.
-        main: the model of the run that is reported first.
-        warn: told of a tracker that fails.
     """
 
     def __init__(self, folder: Path, config: RunConfig, main: str, warn: Callable[[str], None]) -> None:

@@ -23,14 +23,7 @@ VARIANTS = ("adapter", "lower_adapter")
 
 
 class AdapterPair:
-    """p and s, each with an optimiser of its own.
-
-    Args:
-        adapters: of the model; they hold p and s under the names in `VARIANTS`.
-        config: of the steps of both.
-        context: whose objective is F, one loss for each example.
-        counts: of the work.
-    """
+    """p and s, each with an optimiser of its own."""
 
     def __init__(self, adapters: Adapters, config: BilevelConfig, context: TrainingContext, counts: Counts) -> None:
         self.adapters = adapters

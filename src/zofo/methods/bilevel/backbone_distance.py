@@ -115,13 +115,7 @@ class BackboneDistance:
 
 
 class _Travelled:
-    """|sum of c z(key)|^2 over some tensors, without the products of different directions.
-
-    Args:
-        noise: that gives a key its direction.
-        shapes: of the tensors, by name.
-        device: where they are.
-    """
+    """|sum of c z(key)|^2 over some tensors, without the products of different directions."""
 
     def __init__(self, noise: Noise, shapes: Mapping[str, Shape], device: torch.device) -> None:
         self._noise, self._shapes, self._device = noise, shapes, device

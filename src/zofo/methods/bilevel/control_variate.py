@@ -123,10 +123,6 @@ class FirstOrderControlVariate:
 def check_control_variate(config: Any, adapter: AdapterConfig) -> None:
     """Find out whether the parts of a bilevel configuration leave room for a control variate.
 
-    Args:
-        config: of the method.
-        adapter: the adapter of the control variate.
-
     Raises:
         ConfigError: they do not; says which.
     """

@@ -142,10 +142,6 @@ def _shifted(point: Point, by: Displacement) -> Point:
 class AnchoredStep:
     """g <- estimate over the full batch, anchor <- theta; and pairs of estimates of a minibatch, at theta and there.
 
-    Args:
-        zo: the parts of a zeroth-order step.
-        options: how the steps are made.
-
     Attributes:
         full: g, once it is known.
     """
@@ -162,14 +158,7 @@ class AnchoredStep:
     def full_step(
         self, number: int, asks: Sequence[LossRequest], lr: float, examples: int | None = None
     ) -> tuple[Estimate, Update]:
-        """g <- estimate over all that is asked, anchor <- theta, theta <- theta - lr g.
-
-        Args:
-            number: of the step.
-            asks: the objective, and the batches of the anchor.
-            lr: the learning rate.
-            examples: in the batches, for directions of their own.
-        """
+        """g <- estimate over all that is asked, anchor <- theta, theta <- theta - lr g."""
         zo = self._zo
         self.full = None  # until all of it is known
         zo.theta.flush()  # the weights themselves are the anchor

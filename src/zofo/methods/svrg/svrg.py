@@ -149,11 +149,6 @@ class Annealing:
     With L the losses of minibatch steps and w their number in an epoch: if mean(L[-w:]) > kappa mean(L[-2 w:-w]), both
     learning rates are divided by alpha. Losses must be above 0.
 
-    Args:
-        per_epoch: w.
-        above: kappa.
-        by: alpha.
-
     Attributes:
         factor: of the learning rates, 1 at first.
         losses: of the last epoch and of this one, oldest first.
