@@ -61,7 +61,7 @@ def check_by_itself(
 
 @torch.no_grad()
 def rows_are_independent(model: nn.Module, objective: Objective, batch: Any, dtypes: frozenset[torch.dtype]) -> bool:
-    """Whether each example of a small batch has the loss that it has alone, up to rounding; the model keeps no trace."""
+    """Whether each example of a small batch has the loss that it has alone, up to rounding; it leaves no trace."""
     size = batch_protocol.size(batch)
     parts = [batch_protocol.part(batch, each, each + 1) for each in range(size)]
     with without_trace(model):
