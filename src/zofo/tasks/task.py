@@ -286,6 +286,12 @@ class Task(Config):
             choices = [choices.text]
         return list(dict.fromkeys(named + [name for text in choices for name in columns_of(text)]))
 
+    @property
+    def asked_columns(self) -> list[str]:
+        """The columns that any prompt names, or the texts for a head; label and answer are not among them."""
+        named = [column for prompt in self.prompts for column in self.columns(prompt)]
+        return list(dict.fromkeys([*named, *(name for text in self.texts or () for name in columns_of(text))]))
+
 
 def known_split(split: str) -> Split:
     """The split with this name. Raises ConfigError: the name is unknown."""
