@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -94,10 +95,10 @@ def estimate_step(
     gradient = next((one for one in passes if one.gradient is not None), None)
     adapters = _attached(config, model, gradient)
     trained = _trained(model, gradient, adapters)
-    tracer = _Tracer(model, context, trained, packed)
+    traced = functools.partial(_traced, model, context, trained, packed)
     shares = shares_kept(machine, device, bool(packed))
     theta = _theta(passes, before, adapters)
-    moments, work = _of_passes(passes, tracer, rows, shares, theta)
+    moments, work = _of_passes(passes, traced, rows, shares, theta)
     if gradient is not None:
         moments.append(of_update(trained, gradient.moments))
         swept = _UPDATE * sum(map(_bytes, trained))
@@ -106,9 +107,9 @@ def estimate_step(
         moments.append(of_check(model, machine.check_kept if device == "cpu" else 0.0))
     each: Work | None = None
     if evaluated:
-        found = tracer.trace(Pass(evaluated), rows.memory)
+        found = traced(Pass(evaluated), rows.memory)
         moments.append(of_pass("evaluation", found, False, shares))
-        usual = found if rows.time is rows.memory else tracer.trace(Pass(evaluated), rows.time)
+        usual = found if rows.time is rows.memory else traced(Pass(evaluated), rows.time)
         each = usual.work * (1 / evaluated)
     copies = max(one.copies for one in passes) * sum(one.numel() * 4 for one in theta)
     sets = 1 if adapters is None else len(adapters.names)
@@ -153,7 +154,7 @@ def _theta(
 
 def _of_passes(
     passes: Sequence[Pass],
-    tracer: _Tracer,
+    traced: Callable[[Pass, Sequence[Any]], Trace],
     rows: Rows,
     shares: tuple[float, float],
     theta: Sequence[nn.Parameter],
@@ -161,10 +162,10 @@ def _of_passes(
     """The largest moment of each pass, on the longest rows; and the work of all, on rows of the usual length."""
     moments, work = list[Moment](), Work()
     for one in passes:
-        found = tracer.trace(one, rows.memory)
+        found = traced(one, rows.memory)
         name = "forward and backward" if one.gradient else "forward"
         moments.append(of_pass(name, found, one.gradient is not None, shares))
-        usual = found if rows.time is rows.memory else tracer.trace(one, rows.time)
+        usual = found if rows.time is rows.memory else traced(one, rows.time)
         work = work + usual.work * one.times + _of_sweeps(one, theta) * (one.sweeps * one.times)
     return moments, work
 
@@ -221,32 +222,15 @@ def _trained(model: nn.Module, gradient: Pass | None, adapters: PeftAdapters | N
     return found
 
 
-@dataclass(frozen=True)
-class _Tracer:
-    """Runs passes of a model.
-
-    Args:
-        packed: weights that one forward unpacks.
-    """
-
-    model: Any
-    context: TrainingContext
-    trained: Sequence[nn.Parameter]
-    packed: int
-
-    def trace(self, one: Pass, rows: Sequence[Any]) -> Trace:
-        """What one pass takes, on some examples; they are repeated where there are fewer than it holds."""
-        chosen = [rows[number % len(rows)] for number in range(one.examples)]
-        batch = batch_protocol.repeated(self.context.collate(chosen), one.points)
-        objective = self.context.check_objective or self.context.objective
-        vocabulary = self.model.config.get_text_config().vocab_size
-        again = one.again and one.gradient is not None
-        with run_again(self.model) if again else nullcontext():
-            return trace(
-                lambda: objective(self.model, batch),
-                self.trained if one.gradient is not None else (),
-                vocabulary,
-                one.carries,
-                self.packed,
-                float(again),
-            )
+def _traced(
+    model: Any, context: TrainingContext, trained: Sequence[nn.Parameter], packed: int, one: Pass, rows: Sequence[Any]
+) -> Trace:
+    """What one pass takes, on some examples; they are repeated where there are fewer than it holds."""
+    chosen = [rows[number % len(rows)] for number in range(one.examples)]
+    batch = batch_protocol.repeated(context.collate(chosen), one.points)
+    objective = context.check_objective or context.objective
+    vocabulary = model.config.get_text_config().vocab_size
+    again = one.again and one.gradient is not None
+    differentiated = trained if one.gradient is not None else ()
+    with run_again(model) if again else nullcontext():
+        return trace(lambda: objective(model, batch), differentiated, vocabulary, one.carries, packed, float(again))

@@ -77,19 +77,20 @@ class ProblemRuns(Executor):
         due = config.training.evaluated_after(steps)
         seconds = 0.0
         scoring.record(0)
-        best = _BestTest(scoring, problem.higher_is_better) if config.training.eval_on_test == "best" else None
+        sign, best, at_best = 1 if problem.higher_is_better else -1, -math.inf, dict[str, float]()
         for number in range(steps):
             start = time.perf_counter()
             method.step(number)
             seconds += time.perf_counter() - start
             if number + 1 in due:
                 scoring.record(number + 1)
-                if best is not None:
-                    best.update(number + 1)
+                score = sign * scoring.curve[-1]["score"]  # on validation
+                if config.training.eval_on_test == "best" and score > best:
+                    best, at_best = score, scoring.score("test", number + 1)
         splits = ("validation", "test") if config.training.eval_on_test else ("validation",)
         scores = {split: scoring.score(split, steps) for split in splits}
-        if best is not None:
-            scores |= {"test": best.test, "test_last": scores["test"]}
+        if config.training.eval_on_test == "best":
+            scores |= {"test": at_best, "test_last": scores["test"]}
         if problem.majority is not None and "test" in scores:  # it knows that of its test split only
             scores["test"]["majority"] = problem.majority
         return Outcome(
@@ -133,21 +134,6 @@ def _built(config: ProblemRun) -> tuple[Problem, Method]:
 
 
 _POINTS = "curve.jsonl"
-
-
-class _BestTest:
-    """What the test split gives at the best evaluation on validation so far."""
-
-    def __init__(self, scoring: _Scoring, higher_is_better: bool) -> None:
-        self._scoring, self._sign = scoring, 1 if higher_is_better else -1
-        self._best = -math.inf
-        self.test: dict[str, float] = {}
-
-    def update(self, steps: int) -> None:
-        """After `steps` steps, which are scored on validation by the last point of the curve."""
-        score = self._sign * self._scoring.curve[-1]["score"]
-        if score > self._best:
-            self._best, self.test = score, self._scoring.score("test", steps)
 
 
 class _Scoring:
