@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -104,8 +103,8 @@ def head_of(config: ModelConfig | str) -> Head:
     config = ModelConfig(name=config) if isinstance(config, str) else config
     if config.head is not None:
         return config.head
-    with quiet_transformers(), _reading(config.name):
-        return default_head(_content(_source(config), config.revision))
+    with _opened(config) as (_, content):
+        return default_head(content)
 
 
 def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int | None = None) -> LoadedModel:
@@ -130,10 +129,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
 
     options = {"revision": config.revision, "trust_remote_code": remote_code}
     device, dtype = config.device or PartialState().device, getattr(torch, config.dtype)
-    content: dict[str, Any] = {}
-    with quiet_transformers(), _reading(config.name, content):
-        source = _source(config)
-        content |= _content(source, config.revision)
+    with _opened(config) as (source, content):
         if config.offload is not None:
             check_can_be_offloaded(content, config.quantization, config.dtype, device)
         head = config.head or default_head(content)
@@ -184,9 +180,7 @@ def load_on_meta(
 
     options = {"revision": config.revision, "trust_remote_code": remote_code}
     dtype = getattr(torch, config.dtype)
-    with quiet_transformers(), _reading(config.name):
-        source = _source(config)
-        content = _content(source, config.revision)
+    with _opened(config) as (source, content):
         if config.offload is not None:
             check_can_be_offloaded(content, config.quantization, config.dtype, config.device or "cpu")
         head = config.head or default_head(content)
@@ -235,9 +229,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
         ModelError: nothing loadable there.
     """
     options = {"revision": config.revision, "trust_remote_code": False}
-    with quiet_transformers(), _reading(config.name):
-        source = _source(config)
-        content = _content(source, config.revision)
+    with _opened(config) as (source, content):
         tokenizer = read_tokenizer(source, config.name, **options)
         size = content.get("vocab_size") or content.get("text_config", {}).get("vocab_size") or len(tokenizer)
         complete_padding(tokenizer, size, config.name)
@@ -305,23 +297,25 @@ def _source(config: ModelConfig) -> str:
     return config.name
 
 
-def _content(source: str, revision: str | None) -> dict[str, Any]:
-    """What config.json holds; no code of the model's runs, and no class of transformers need know it."""
+@contextmanager
+def _opened(config: ModelConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where a model is, and what its config.json holds; no code of the model's runs for that, and no class of
+    transformers need know it.
+
+    Whatever goes wrong while it is open is said to be wrong with the model. A Hub that cannot be reached is not asked,
+    but for its cache.
+    """
     import transformers
 
-    content: dict[str, Any] = transformers.PretrainedConfig.get_config_dict(source, revision=revision)[0]
-    return content
-
-
-@contextmanager
-def _reading(name: str, content: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
-    """Whatever goes wrong while it is open is said to be wrong with the model, whose config.json is `content`; a Hub
-    that cannot be reached is not asked, but for its cache."""
+    name = config.name
     local = name in EMBEDDED_MODELS or Path(name).is_dir() or "/" not in name
     lost = None if local else unreachable()
+    content: dict[str, Any] = {}
     try:
-        with nullcontext() if lost is None else asking_cache():
-            yield
+        with quiet_transformers(), nullcontext() if lost is None else asking_cache():
+            source = _source(config)
+            content |= transformers.PretrainedConfig.get_config_dict(source, revision=config.revision)[0]
+            yield source, content
     except ZofoError:
         raise
     except ImportError as error:
