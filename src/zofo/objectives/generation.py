@@ -19,6 +19,7 @@ from zofo.models import quiet_transformers
 from zofo.noise import random_words
 from zofo.objectives.scoring import only_attends
 from zofo.tasks import TokenizedChoices
+from zofo.tasks.collation import padded
 
 KeepRows = Callable[[Sequence[int] | None], None]
 """Is told which of the rows of a batch the model is given from now on; None for all of them again."""
@@ -100,8 +101,7 @@ def _decoded(
     """The tokens of each text, and maybe what follows its end. A decode ends when half of its rows have, and the next
     goes on with the others, from the keys and values there are."""
     start, pad, device = max(map(len, prompts)), how.tokenizer.pad_token_id, next(model.parameters()).device
-    ids = torch.tensor([[pad] * (start - len(row)) + list(row) for row in prompts], device=device)
-    mask = torch.tensor([[0] * (start - len(row)) + [1] * len(row) for row in prompts], device=device)
+    ids, mask = (tensor.to(device) for tensor in padded(prompts, pad, "left"))
     keep = _KEEP.get()
     ends = _Ends(how.tokenizer, texts, settings.eos_token_id, start, len(prompts), _lets_rows_leave(model, keep))
     settings.return_dict_in_generate = True
