@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from covering import grid
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.estimators import ESTIMATORS, Estimate, OneSided, TwoSided
@@ -23,10 +24,10 @@ ORDER = {"one-sided": 1}
 """How the error along a fixed direction falls with epsilon; 2 unless said otherwise."""
 
 SHARED, PER_EXAMPLE, PER_PAIR = 0, 1, 2  # how many examples share a direction; 0: all
-every_estimator = pytest.mark.parametrize("name", [name for name in ESTIMATORS if ESTIMATORS[name]().linear])
-every_sharing = pytest.mark.parametrize(
-    "group", [SHARED, PER_EXAMPLE, PER_PAIR], ids=["shared", "per-example", "per-group(2)"]
-)
+LINEAR_ONES = [name for name in ESTIMATORS if ESTIMATORS[name]().linear]
+SHARING = {SHARED: "shared", PER_EXAMPLE: "per-example", PER_PAIR: "per-group(2)"}
+every_estimator = pytest.mark.parametrize("name", LINEAR_ONES)
+every_sharing = pytest.mark.parametrize("group", SHARING, ids=SHARING.values())
 
 
 def seeded(*shape, seed):
@@ -143,9 +144,7 @@ def check_unbiased(name, function, epsilon, noise, group=SHARED, n=1, count=N):
 
 
 @pytest.mark.promise(3)
-@pytest.mark.parametrize("epsilon", EPSILONS)
-@every_estimator
-@every_sharing
+@pytest.mark.parametrize(("name", "epsilon", "group"), grid(LINEAR_ONES, EPSILONS, SHARING))
 def test_the_mean_of_5000_estimates_on_a_quadratic_is_the_gradient_within_4_standard_errors(name, epsilon, group):
     check_unbiased(name, quadratic, epsilon, "gaussian", group)
 
@@ -169,9 +168,9 @@ def test_two_directions_for_each_example_or_group_give_the_gradient_too(name, gr
 
 
 @pytest.mark.promise(3)
-@pytest.mark.parametrize("noise", [noise for noise in NOISES if noise != "gaussian"])
-@every_estimator
-@every_sharing
+@pytest.mark.parametrize(
+    ("name", "noise", "group"), grid(LINEAR_ONES, [noise for noise in NOISES if noise != "gaussian"], SHARING)
+)
 def test_every_noise_gives_unbiased_estimates(name, noise, group):
     check_unbiased(name, quadratic, 0.1, noise, group)
 

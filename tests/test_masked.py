@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bilevel_problems import language_context
-from conftest import build_model
+from conftest import build_model, with_soak
 from covering import grid
 from least_squares import LeastSquares
 from zofo.backbone import Backbone, Update
@@ -95,8 +95,7 @@ def test_a_masked_direction_has_the_noise_s_own_bits_where_it_is_kept_and_zeros_
     assert seen == {True, False}
 
 
-@every_noise
-@every_mask
+@pytest.mark.parametrize(("mask", "noise"), grid(KINDS.values(), NOISE.values(), strength=1))
 def test_every_block_of_a_tensor_holds_the_bits_of_the_whole(mask, noise):
     part = masked(noise, mask, base_weights())
     for key, name in itertools.product(KEYS[:3], ("norm.weight", "conv.weight", "head.weight")):
@@ -117,8 +116,7 @@ def test_a_mask_of_many_keys_and_tensors_at_once_is_that_of_each(mask):
             assert torch.equal(kept.batched(counts, CPU)(KEYS), torch.stack(alone))
 
 
-@every_noise
-@every_mask
+@pytest.mark.parametrize(("mask", "noise"), grid(KINDS.values(), NOISE.values(), strength=1))
 def test_the_squared_length_counts_what_is_kept_without_a_draw_of_dense_noise(mask, noise, monkeypatch):
     of = masked(noise, mask, base_weights())
     exact = isinstance(noise, LowRank)
@@ -393,13 +391,14 @@ def test_in_place_only_tensors_of_the_block_are_drawn_for_and_written(monkeypatc
 # estimates
 
 
-@pytest.mark.parametrize("noise", [NOISE["gaussian"], NOISE["low-rank"]], ids=["gaussian", "low-rank"])
-@pytest.mark.parametrize("label", ["magnitude", "random, every 3", "rotation"])
+@pytest.mark.parametrize(
+    ("label", "noise"), grid(["magnitude", "random, every 3", "rotation"], ["gaussian", "low-rank"], strength=1)
+)
 def test_estimates_are_unbiased_for_the_masked_gradient_within_4_standard_errors(label, noise):
     """The gradient of the mean loss of a quadratic is known, and a two-sided slope of it is exact."""
     model = LeastSquares()
     gradient = model.gradients(model.theta()).mean(0)
-    backbone = Backbone(model, noise, mask=BlockRotation(2) if label == "rotation" else KINDS[label])
+    backbone = Backbone(model, NOISE[noise], mask=BlockRotation(2) if label == "rotation" else KINDS[label])
     evaluator, estimator, ids = InPlace(model, backbone), TwoSided(0.1), torch.arange(len(model.x))
     units = {n: backbone.noise.selection.units(Key(8, 1), n, (0, _units(backbone, n)), CPU) for n in backbone.tensors}
     kept = [u.repeat_interleave(backbone.tensors[n].numel() // len(u)) for n, u in units.items()]
@@ -420,13 +419,15 @@ def _units(backbone, name):
     return unit_count(backbone.shapes[name], isinstance(backbone.noise.of, LowRank))
 
 
-@pytest.mark.parametrize("noise", [NOISE["gaussian"], NOISE["low-rank 2"]], ids=["gaussian", "low-rank 2"])
-@pytest.mark.parametrize("label", ["magnitude", "random", "random, every 3", "rotation"])
+@pytest.mark.parametrize(
+    ("label", "noise"),
+    grid(["magnitude", "random", "random, every 3", "rotation"], ["gaussian", "low-rank 2"], strength=1),
+)
 def test_the_covariance_is_the_mask_on_the_diagonal_within_4_standard_errors(label, noise):
     shapes = {"w": (4, 2), "b": (3,)}
     draw = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
-    part = masked(noise, BlockRotation(2) if label == "rotation" else KINDS[label], tensors)
+    part = masked(NOISE[noise], BlockRotation(2) if label == "rotation" else KINDS[label], tensors)
     keys = [Key(9, 0, index) for index in range(600)]
     z = torch.stack([torch.cat([part.whole(k, n, s).flatten() for n, s in shapes.items()]) for k in keys]).double()
     # the share for masks of their own, else the mask itself
@@ -448,9 +449,9 @@ def token_loss(model, ids):
 IDS = torch.randint(3, 300, (4, 7), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("llama", 1), ("gpt2", 3)])
-@every_mask
-def test_losses_in_the_forward_equal_those_in_place(mask, rank, kind):
+@pytest.mark.parametrize(("label", "kind"), grid(KINDS, ["llama", "gpt2"], strength=1))
+def test_losses_in_the_forward_equal_those_in_place(label, kind):
+    mask, rank = KINDS[label], {"llama": 1, "gpt2": 3}[kind]
     model = build_model(kind)
     evaluator = InForward(model, Backbone(model, LowRank(rank), mask=mask))
     evaluator.check([(token_loss, IDS)])
@@ -577,7 +578,7 @@ def test_every_method_moves_what_the_mask_keeps_only_and_a_replay_has_its_bits(t
     assert all(torch.equal(dict(again.named_parameters())[name], tensor) for name, tensor in theta.items())
 
 
-@pytest.mark.parametrize("mask", CONFIGS)
+@pytest.mark.parametrize("mask", with_soak(CONFIGS, ["magnitude"]))
 def test_a_run_with_a_mask_is_what_it_was_when_it_is_loaded_again(mask, model_folder, data_dir, tmp_path):
     config = read_config(
         model=str(model_folder),

@@ -5,39 +5,63 @@ import json
 import pytest
 import torch
 
-from conftest import with_soak
+from conftest import review_rows, with_soak, write_rows
 from zofo import read_config
 from zofo.errors import ConfigError
 from zofo.training import prepare_run, tune_lr
 
 
-@pytest.fixture
-def config(model_folder, data_dir):
+@pytest.fixture(scope="module")
+def config(model_folder, tmp_path_factory):
+    rows = tmp_path_factory.mktemp("rows")
+    write_rows(rows / "train.jsonl", review_rows(60))
+    write_rows(rows / "validation.jsonl", review_rows(12, 60))
+
     def build(lr=1e-3, **method):
         method = {"name": "mezo", "batch_size": 8, "rule": {"lr": lr}, **method}
-        return read_config(model=str(model_folder), task={"name": "sst2", "data_dir": str(data_dir)}, method=method)
+        return read_config(model=str(model_folder), task={"name": "sst2", "data_dir": str(rows)}, method=method)
 
     return build
 
 
-@pytest.mark.parametrize("lr", [1e-3, 10.0])
-def test_the_search_ends_between_a_stable_and_an_unstable_rate(config, lr):
-    found = tune_lr(config(lr), steps=4)
-    tried = {trial.lr: trial.stable for trial in found.trials}
-    assert tried[found.largest]
-    assert not tried[2 * found.largest]
-    assert found.lr == found.largest / 4
-    ratios = [b.lr / a.lr for a, b in zip(found.trials, found.trials[1:], strict=False)]
-    assert set(ratios) == {2.0 if found.trials[0].stable else 0.5}
+@pytest.fixture(scope="module")
+def searches(config):
+    """What was found from below and from far above, each with what was told meanwhile."""
+    made = []
+    for lr in (4e-3, 10.0):
+        told = []
+        made.append((tune_lr(config(lr), steps=4, on_progress=told.append), told))
+    return made
 
 
-def test_a_trial_is_stable_if_its_loss_rose_by_no_more_than_a_fiftieth_and_the_weights_stayed_near(config):
-    found = tune_lr(config(), steps=4)
-    assert all(trial.stable == (trial.loss <= 1.02 * found.loss and trial.distance < 0.5) for trial in found.trials)
+def test_the_search_ends_between_a_stable_and_an_unstable_rate(searches):
+    for found, _ in searches:
+        tried = {trial.lr: trial.stable for trial in found.trials}
+        assert tried[found.largest]
+        assert not tried[2 * found.largest]
+        assert found.lr == found.largest / 4
+        ratios = [b.lr / a.lr for a, b in zip(found.trials, found.trials[1:], strict=False)]
+        assert set(ratios) == {2.0 if found.trials[0].stable else 0.5}
+    assert [found.trials[0].stable for found, _ in searches] == [True, False]
 
 
-def test_weights_that_went_far_away_are_unstable_however_low_their_loss(config):
-    assert all(trial.distance >= 0.5 for trial in tune_lr(config(10.0), steps=4).trials if trial.lr >= 5)
+def test_a_trial_is_stable_if_its_loss_rose_by_no_more_than_a_fiftieth_and_the_weights_stayed_near(searches):
+    for found, _ in searches:
+        assert all(trial.stable == (trial.loss <= 1.02 * found.loss and trial.distance < 0.5) for trial in found.trials)
+
+
+def test_weights_that_went_far_away_are_unstable_however_low_their_loss(searches):
+    far = [trial for trial in searches[1][0].trials if trial.lr >= 5]
+    assert len(far) == 2
+    assert all(trial.distance >= 0.5 for trial in far)
+
+
+def test_what_is_told_is_what_was_tried_and_all_work_is_counted(searches):
+    assert all(tuple(told) == found.trials for found, told in searches)
+    found, told = searches[0]
+    assert all(trial.loss < float("inf") for trial in told)  # so that no trial ended early
+    judged = 40  # all of the training split, once before the trials and once after each
+    assert found.counts.queries == judged * (1 + len(told)) + 4 * 16 * len(told)
 
 
 @pytest.mark.parametrize("rule", ["sgd", "sign", "dense-adam"])
@@ -59,16 +83,6 @@ def test_every_trial_of_an_adapter_starts_from_its_start(config, adapter):
     assert again.loss == found.loss
 
 
-def test_what_is_told_is_what_was_tried_and_all_work_is_counted(config):
-    told = []
-    found = tune_lr(config(), steps=3, on_progress=told.append)
-    assert tuple(told) == found.trials
-    judged = 40  # all of the training split, once before the trials and once after each
-    finite = sum(trial.loss < float("inf") for trial in found.trials)
-    assert found.counts.queries == judged * (1 + len(told)) + 3 * 16 * len(told)
-    assert finite == len(told)
-
-
 def test_rates_that_are_all_stable_are_said_to_be(config):
     with pytest.raises(ConfigError, match="every learning rate from 1.0e-30 to .* was stable") as caught:
         tune_lr(config(1e-30), steps=1)
@@ -84,6 +98,7 @@ def test_a_method_without_zeroth_order_steps_of_its_own_is_refused(config):
 
 def test_the_command_prints_what_it_tried_and_what_to_type(run_zofo, model_folder, data_dir):
     given = [f"model={model_folder}", "task=sst2", "--data-dir", data_dir, "method=mezo", "method.batch_size=8"]
+    given += ["method.rule.lr=0.02"]
     code, out, err = run_zofo("tune", "lr", *given, "--steps", "3")
     assert code == 0
     assert "method.rule.lr=" in out
