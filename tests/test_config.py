@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import BaseModel
 
+from zofo import trees
 from zofo.config import PartConfig
 from zofo.errors import ConfigError, UnknownNameError, ZofoError
 from zofo.methods import METHODS, BilevelConfig, FirstOrderConfig, MeZOConfig
@@ -22,6 +24,18 @@ PARTS = ("noise", "estimator", "rule", "evaluator")
 
 
 # written forms
+
+
+@pytest.mark.parametrize("folder", ["tasks", "studies", "recipes"])
+def test_packaged_files_hold_the_same_whichever_parser_reads_them(folder):
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in (files("zofo") / folder / "files").iterdir()
+        if path.suffix == ".yaml"
+    ]
+    read = [[trees._read(loader, text) for text in texts] for loader in trees._LOADERS]
+    assert len(texts) > 10
+    assert all(one == yaml.safe_load(text) for each in read for one, text in zip(each, texts, strict=True))
 
 
 def test_nothing_given_is_a_complete_configuration():

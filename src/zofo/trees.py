@@ -6,12 +6,15 @@ YAML is read as plain values alone, within bounds, with no key twice and no numb
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.resolver import Resolver
 
 from zofo.errors import ConfigError, error_context
 from zofo.filesystem import check_not_special
@@ -165,7 +168,14 @@ def parse_yaml(text: str) -> Any:
         ValueError: it is larger or deeper, or holds a number of more than 400 characters.
         ConfigError: a key is given twice in the same group; names the keys that lead to it, and both lines.
     """
-    loader = _Bounded(text)
+    try:
+        return _read(_LOADERS[0], text)
+    except (yaml.YAMLError, UnicodeError):
+        return _read(_LOADERS[-1], text)  # whose errors show the line
+
+
+def _read(loading: Callable[[str], Any], text: str) -> Any:
+    loader = loading(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -181,8 +191,8 @@ _DEEPEST, _LONGEST_NUMBER = 64, 400
 _MOST = 1_000_000  # values in one file, those that stand in several places counted in each
 
 
-class _Bounded(yaml.SafeLoader):
-    """PyYAML's safe loader, which stops where values are nested too deeply, or a number is too long."""
+class _Bounded(Composer):
+    """Stops where values are nested too deeply, or a number is too long."""
 
     _depth = 0
 
@@ -198,6 +208,25 @@ class _Bounded(yaml.SafeLoader):
         if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
             _check_plain_number(node.value)
         return node
+
+
+class _Plain(_Bounded, yaml.SafeLoader):
+    """PyYAML's safe loader within bounds."""
+
+
+_LOADERS: list[Callable[[str], Any]] = [_Plain]
+if yaml.__with_libyaml__:
+    from yaml._yaml import CParser
+
+    class _Quick(_Bounded, CParser, SafeConstructor, Resolver):
+        """The same, but for the parts of the text, which libyaml finds in a fifth of the time."""
+
+        def __init__(self, text: str) -> None:
+            CParser.__init__(self, text)
+            for part in (Composer, SafeConstructor, Resolver):
+                part.__init__(self)
+
+    _LOADERS.insert(0, _Quick)
 
 
 def _check_plain_number(number: str) -> None:
