@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_context, quadratic_context
 from conftest import build_model, build_tokenizer
+from covering import grid
 from zofo import (
     Backbone,
     Bilevel,
@@ -429,8 +430,9 @@ def test_a_rule_whose_updates_are_no_displacements_logs_no_distance():
     assert all("backbone_distance" not in log.coefficients for log in logs)
 
 
-@pytest.mark.parametrize("evaluator", ["in-forward", "in-place"])
-@pytest.mark.parametrize("rule", ["dense-adam", "dense-momentum"])
+@pytest.mark.parametrize(
+    ("rule", "evaluator"), grid(["dense-adam", "dense-momentum"], ["in-forward", "in-place"], strength=1)
+)
 def test_rules_with_buffers_of_theta_log_the_distance_itself(rule, evaluator):
     method = method_of(rule={"name": rule, "lr": 1e-3}, evaluator=evaluator)
     start = theta_of(method)

@@ -13,7 +13,7 @@ import zlib
 import pytest
 import yaml
 
-from conftest import READ, review_rows, write_rows
+from conftest import READ, review_rows, with_soak, write_rows
 from zofo.embedded import cache_dir
 from zofo.errors import CheckpointError, DownloadError, OutOfMemoryError, RunError
 from zofo.export import compare_runs
@@ -197,7 +197,8 @@ def test_steps_that_end_twice_or_backwards_are_refused(steps):
 HOSTILE = [True, False, -1, 0, 10**30, 1 << 63, 1 << 40, 0.5, "x", "1", [], {}, None, float("nan"), float("inf"), 1e308]
 
 
-def test_no_value_in_the_header_of_a_trajectory_gives_a_traceback(run_zofo, run):
+@pytest.mark.parametrize("share", with_soak([8, 1], [8]))
+def test_no_value_in_the_header_of_a_trajectory_gives_a_traceback(run_zofo, run, share):
     header = dict(Trajectory.read(run.trajectory).header)
     noise = header["noise"] if isinstance(header["noise"], dict) else {"name": header["noise"]}
     rest = run.trajectory.read_bytes()
@@ -206,7 +207,7 @@ def test_no_value_in_the_header_of_a_trajectory_gives_a_traceback(run_zofo, run)
     summary = json.loads((run.path / "summary.json").read_text(encoding="utf-8"))
     for number, value in enumerate(HOSTILE):
         places = [("noise", {**noise, key: value}) for key in noise] + [(key, value) for key in header]
-        for key, changed in places[number % 4 :: 4]:  # each fourth one: the others come with the next values
+        for key, changed in places[number % share :: share]:  # the others come with the next values
             text = json.dumps({**header, key: changed}).encode()
             data = MAGIC + struct.pack("<II", len(text), zlib.crc32(text)) + text + records
             run.trajectory.write_bytes(data)

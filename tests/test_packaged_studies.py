@@ -113,7 +113,7 @@ def test_every_packaged_study_can_be_read_and_says_what_it_asks(name):
 OF_TASKS = [n for n in study_names() if n not in (*ON_PROBLEMS, *OF_METAICL)]
 
 
-@pytest.mark.parametrize("name", with_soak(OF_TASKS, {"bilevel"}))
+@pytest.mark.parametrize("name", with_soak(OF_TASKS, {"movie-reviews"}))
 def test_every_study_of_tasks_can_be_planned_and_its_runs_can_be_made(name, folders, data, tmp_path):
     content = tiny(name, folders)
     if content.get("tasks"):  # the last one, and the last values of each axis: enough of everything that differs

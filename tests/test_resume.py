@@ -66,8 +66,9 @@ METHOD = {
     "meta-bilevel": META,
     "meta-bilevel, on disk": META | {"adapter_offload": "disk", "evaluator": "in-place", "noise": "gaussian"},
 }
-QUICK = {"mezo, in place, magnitude", "svrg, annealing", "meta-bilevel, on disk"}
-"""Parts that are not in test_conformance.py, which has a row for every other one."""
+QUICK = {"mezo, in place, magnitude", "svrg, annealing"}
+"""Parts that are not in test_conformance.py, which has a row for every other one. Of adapters on disk: what a method
+remembers is in test_meta_bilevel.py, and the files of their checkpoints in test_checkpoint_state.py."""
 
 WHOLE = [(case, range(1, STEPS + 1)) for case in METHOD]
 
