@@ -31,13 +31,13 @@ from zofo.export import replay_run
 from zofo.training import RunFolder, evaluate_run, read_config, train
 from zofo.trajectory import Trajectory
 
-STEPS, STOP, ROWS = 4, 3, 12
+STEPS, STOP, ROWS = 3, 2, 6
 OPTIONS = {
     "mezo": {"batch_size": 4},
     "es": {"batch_size": 4, "population": 4},
     "select": {"batch_size": 4, "population": 4, "gate_examples": 4},
-    "svrg": {"batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 8},
-    "zo-svrg": {"batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 8},
+    "svrg": {"batch_size": 4, "anchor_interval": 2, "anchor_batch_size": 8},
+    "zo-svrg": {"batch_size": 4, "anchor_interval": 2, "anchor_batch_size": 8},
     "bilevel": {"batch_size": 2, "inner_steps": 1},
     "two-stage": {"batch_size": 4, "adapter_steps": 1},
     "first-order": {"batch_size": 4},
@@ -229,7 +229,7 @@ def poisoned(monkeypatch):
 def test_a_run(models, tasks, tmp_path, poisoned, request, method, way, rule, adapter, estimator, head, dtype, fails):
     options = options_of(method, way, rule, adapter, estimator, head, dtype)
     in_place = method != "first-order" and way[0] == "in-place"
-    often = {"eval_steps": 2} if way[0] == "in-forward" else {}  # it writes what waits where somebody looks
+    often = {"eval_steps": 1} if way[0] == "in-forward" else {}  # it writes what waits where somebody looks
 
     def configured(name, **training):
         return read_config(
