@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zofo.adapters import AdapterConfig, PeftAdapters
+from zofo.adapters import PeftAdapters
 from zofo.backbone import check_plain_weights
 from zofo.errors import ConfigError
 from zofo.estimate.ledger import Trace, Work, trace
@@ -194,15 +194,10 @@ def _attached(config: MethodConfig | None, model: Any, gradient: Pass | None) ->
     first: Any = getattr(config, "adapter", None) or configs[0]
     below = [one for one in configs if one is not first]
     attached: list[PeftAdapters] = []
-    with nullcontext() if not below else _stacked(below, model):
+    with nullcontext() if not below else below[0].build(model, ("backbone",), 0).carrying_others():
         attached.append(first.build(model, names, 0))
     model.to("meta")
     return attached[-1]
-
-
-def _stacked(below: Sequence[AdapterConfig], model: Any) -> Any:
-    """While it is open, adapters can be attached above another one."""
-    return below[0].build(model, ("backbone",), 0).carrying_others()
 
 
 def _trained(model: nn.Module, gradient: Pass | None, adapters: PeftAdapters | None) -> list[nn.Parameter]:

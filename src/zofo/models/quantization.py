@@ -92,7 +92,9 @@ def quantization_options(
     elif wanted is None:
         return {}
     else:
-        _check_installed(wanted)
+        package = _PACKAGE[wanted]
+        if find_spec(package) is None:
+            raise ModelError(f"model.quantization={wanted} needs {package}, which is not installed", EXTRA)
         _check_runs(wanted, dtype, device)
     options: dict[str, Any] = {"device_map": {"": device}}  # a packed model does not move
     if wanted is not None:
@@ -228,12 +230,6 @@ def _method(own: Any) -> str:
         return ""
     packed = own.get("load_in_4bit") or own.get("load_in_8bit")
     return "bitsandbytes" if packed else str(own.get("quant_method") or "")
-
-
-def _check_installed(wanted: Quantization) -> None:
-    package = _PACKAGE[wanted]
-    if find_spec(package) is None:
-        raise ModelError(f"model.quantization={wanted} needs {package}, which is not installed", EXTRA)
 
 
 def _check_runs(wanted: Quantization, dtype: torch.dtype, device: Any) -> None:

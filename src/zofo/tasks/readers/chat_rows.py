@@ -80,7 +80,7 @@ def turns_of(fields: Mapping[str, Any], column: str) -> Any:
     turns, system = fields[column], fields.get("system")
     if not isinstance(turns, list | tuple) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
         return turns
-    written = [_turn(turn) if _is_foreign(turn) else turn for turn in turns]
+    written = [_turn(turn) if {"from", "value"} <= set(turn) and turn.get("role") is None else turn for turn in turns]
     if isinstance(system, str) and system.strip() and written[0].get("role") != "system":
         written.insert(0, {"role": "system", "content": system})
     return written
@@ -92,10 +92,6 @@ def _turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     role = _ROLES.get(speaker.lower(), speaker) if isinstance(speaker, str) else speaker
     others = {key: value for key, value in turn.items() if key not in ("from", "value", "role", "content")}
     return {"role": role, "content": turn["value"], **others}
-
-
-def _is_foreign(turn: Mapping[str, Any]) -> bool:
-    return {"from", "value"} <= set(turn) and turn.get("role") is None
 
 
 def check_turns(column: str, turns: Any, answered: bool = True) -> None:
