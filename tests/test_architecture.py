@@ -1,6 +1,7 @@
 """The source itself: imports go down the rooms, nothing can run foreign code or touch a global generator."""
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -98,7 +99,7 @@ def imports(tree: ast.AST, package: str) -> list[tuple[int, str]]:
 def import_faults(text: str, module: str, package: str) -> list[str]:
     """What is wrong with the imports of a module."""
     own, faults = room_of(module), []
-    for line, name in imports(ast.parse(text), package):
+    for line, name in imports(parsed(text), package):
         outside = name.split(".")[0]
         if outside in ONLY_IN and own != ONLY_IN[outside]:
             faults.append(f"{module}:{line} imports {outside}, which only {ONLY_IN[outside]} may")
@@ -123,7 +124,7 @@ def dotted(node: ast.AST) -> str:
 
 def danger_faults(text: str, module: str) -> list[str]:
     """What a module does that could run foreign code, or that writes a global generator."""
-    faults, tree = [], ast.parse(text)
+    faults, tree = [], parsed(text)
     full = {}  # what a name imported with `from` or `as` stands for
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level:
@@ -151,21 +152,23 @@ def modules():
         package = parts[:-1]
         if parts[-1] == "__init__":
             parts = package
-        yield pytest.param(path.read_text(encoding="utf-8"), ".".join(parts), ".".join(package), id=".".join(parts))
+        yield path.read_text(encoding="utf-8"), ".".join(parts), ".".join(package)
 
 
-every_module = pytest.mark.parametrize(("text", "module", "package"), list(modules()))
+MODULES = list(modules())
+"""Each with its text, its name and its package."""
+
+parsed = functools.cache(ast.parse)
 
 
-@every_module
-def test_imports_go_only_down_and_each_outside_library_is_in_its_room(text, module, package):
-    assert import_faults(text, module, package) == []
+def test_imports_go_only_down_and_each_outside_library_is_in_its_room():
+    assert [fault for one in MODULES for fault in import_faults(*one)] == []
 
 
 @pytest.mark.promise(12)
-@every_module
-def test_no_module_can_run_foreign_code_or_seed_a_global_generator(text, module, package):
-    assert danger_faults(text, module) == []
+def test_no_module_can_run_foreign_code_or_seed_a_global_generator(tries):
+    assert [fault for text, module, _ in MODULES for fault in danger_faults(text, module)] == []
+    tries(len(MODULES))
 
 
 def test_every_folder_and_file_of_the_package_is_a_room():
@@ -248,7 +251,7 @@ def test_every_public_name_and_public_method_has_a_docstring_of_its_own(name):
 
 
 def test_every_public_method_has_a_docstring_unless_it_overrides_one_that_has():
-    for name in {param.values[1] for param in modules()} - {"zofo.__main__"}:
+    for name in {module for _, module, _ in MODULES} - {"zofo.__main__"}:
         for part in vars(importlib.import_module(name)).values():
             if not inspect.isclass(part) or part.__module__ != name or part.__name__.startswith("_"):
                 continue
@@ -278,7 +281,7 @@ def test_files_and_functions_are_short():
     for path in sorted(SOURCE.rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= MOST_LINES_OF_A_FILE, path
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno < MOST_LINES_OF_A_FUNCTION, (path, node.name)
 
@@ -296,7 +299,7 @@ ASKED_ALL_THE_SAME = {
 
 def names_asked_for(text: str, module: str) -> list[str]:
     """Where a module compares a name with that of a registered part, or asks for an instance of such a class."""
-    tree, faults, lists = ast.parse(text), [], {}
+    tree, faults, lists = parsed(text), [], {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             lists[node.targets[0].id] = texts_of(node.value, {})
@@ -330,9 +333,9 @@ def texts_of(node: ast.AST, lists: dict[str, set[str]]) -> set[str]:
     return lists.get(node.id, set()) if isinstance(node, ast.Name) else set()
 
 
-@every_module
-def test_no_module_asks_for_a_part_by_its_name(text, module, package):
-    assert [one for one in names_asked_for(text, module) if not defines(module, one)] == []
+def test_no_module_asks_for_a_part_by_its_name():
+    faults = [(module, one) for text, module, _ in MODULES for one in names_asked_for(text, module)]
+    assert [(module, one) for module, one in faults if not defines(module, one)] == []
 
 
 def defines(module: str, fault: str) -> bool:
@@ -370,7 +373,7 @@ def test_retired_names_do_not_come_back():
     lines = (Path(__file__).parent / "retired_names.txt").read_text(encoding="utf-8").splitlines()
     retired = dict(line.split() for line in lines if not line.startswith("#"))
     for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.name not in retired, f"{path}:{node.lineno}: {node.name} is {retired[node.name]} now"
                 refuses = node.name.lstrip("_").startswith("refuse_")
