@@ -515,6 +515,8 @@ RIGHT = {
     "a square matrix": (lambda m, x: F.linear(x, m.w) @ m.w, LONG, {"w": (6, 6)}),
     "matmul": (lambda m, x: torch.matmul(x, m.w) + (x @ m.w).tanh(), LONG, {"w": (6, 4)}),
     "mm": (lambda m, x: torch.mm(x, m.w) + x.mm(m.w) ** 2, FLAT, {"w": (6, 4)}),
+    "addmm onto y": (lambda m, x: addmm_(torch.ones(len(x), 4), x, m.w), FLAT, {"w": (6, 4)}),
+    "addmm onto y of many": (lambda m, x: addmm_(torch.zeros(len(x), 40), x, m.w.T, 0.5), FLAT, {"w": (40, 6)}),
     "addmm": (lambda m, x: torch.addmm(m.b, x.view(-1, 6), m.w).view(-1, 12), LONG, {"w": (6, 4), "b": (4,)}),
     "heads": (lambda m, x: F.linear(x.unflatten(2, (2, 3)), m.w), LONG, {"w": (4, 3)}),
     "x changed in between": (
@@ -577,8 +579,8 @@ def assigned(x, w):
     return y
 
 
-def addmm_(y, x, w):
-    y.addmm_(x, w)
+def addmm_(y, x, w, alpha=1):
+    y.addmm_(x, w, alpha=alpha)
     return y
 
 
@@ -640,7 +642,7 @@ ONCE_A_POINT = {
     "bilinear": (lambda m, x: F.bilinear(x, x, m.w), FLAT, {"w": (2, 6, 6)}),
     "a sum with a matrix": (lambda m, x: x + m.w, LONG, {"w": (3, 6)}),
     "addmm with scales": (lambda m, x: torch.addmm(m.b, x, m.w, beta=2), FLAT, {"w": (6, 4), "b": (4,)}),
-    "addmm onto y": (lambda m, x: addmm_(torch.ones(len(x), 4), x, m.w), FLAT, {"w": (6, 4)}),
+    "addmm onto y, scaled": (lambda m, x: torch.ones(len(x), 4).addmm_(x, m.w, beta=2), FLAT, {"w": (6, 4)}),
     "add with a scale": (lambda m, x: torch.add(x, m.w, alpha=2), FLAT, VECTOR),
     "broadcast the other way": (lambda m, x: x[..., :1].expand(-1, -1, 1) * m.w, LONG.repeat(1, 2, 1), VECTOR),
     "a gate": (lambda m, x: x * m.w.sigmoid(), FLAT, VECTOR),

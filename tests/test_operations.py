@@ -2,13 +2,17 @@
 
 from collections import Counter
 
+import peft
 import pytest
 import torch
 import transformers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import build_model
 from test_in_forward import build, check_agreement, own_points, square_loss
+from zofo.adapters import FusedLora
+from zofo.adapters.base import quiet_peft
 from zofo.bench import StepOptions
 from zofo.bench.step_variants import WAYS
 
@@ -72,3 +76,43 @@ def test_a_layer_that_is_applied_again_and_again_to_one_tensor_makes_its_thin_pr
         evaluator.losses(square_loss, batch, own_points(3))
     assert counted.calls["aten.mm.default"] == 1 + 40  # one for both of them, and what brings each back to its outputs
     check_agreement(evaluator, square_loss, batch, own_points(3))
+
+
+@pytest.mark.parametrize("state", ["one", "two", "off", "merged", "another number type", "dropout", "dora"])
+def test_lora_layers_add_onto_what_their_base_gives(state):
+    def config(rank, **options):
+        options = {"r": rank, "lora_alpha": 3, "target_modules": ["q_proj"], "init_lora_weights": False, **options}
+        return peft.LoraConfig(**options)
+
+    with torch.random.fork_rng(), quiet_peft():
+        torch.manual_seed(0)
+        model = peft.get_peft_model(build_model("llama"), config(2, lora_dropout=0.5 if state == "dropout" else 0.0))
+        model.add_adapter("more", config(1))
+        model.add_adapter("directions", config(1, target_modules=["v_proj"], use_dora=True))
+        x = torch.randn(3, 5, 16)
+    model.base_model.set_adapter(["default", "more"] if state == "two" else ["default"])
+    if state == "off":
+        model.base_model.disable_adapter_layers()
+    if state == "merged":
+        model.merge_adapter()
+    if state == "another number type":
+        for name, part in model.named_modules():
+            if name.endswith(("lora_A", "lora_B")):
+                part.bfloat16()
+    model.train(state == "dropout")
+    forwards = list(FusedLora(model).forwards())
+    assert len(forwards) == 4
+    if state == "dora":
+        model.base_model.set_adapter("directions")
+    layer, fused = forwards[1 if state == "dora" else 0]  # of v_proj
+    own = layer.forward
+    with torch.no_grad(), torch.random.fork_rng(), OperationCount() as fewer:
+        torch.manual_seed(0)
+        given = fused(x)
+    with torch.no_grad(), torch.random.fork_rng(), OperationCount() as all_of_them:
+        torch.manual_seed(0)
+        expected = own(x)
+    torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-6)
+    same = state not in ("one", "two")
+    assert (fewer.calls.total() == all_of_them.calls.total()) is same
+    assert fused(x).requires_grad is own(x).requires_grad

@@ -12,6 +12,7 @@ from zofo.adapters.base import (
     own_weights,
 )
 from zofo.adapters.checkpoint import adapter_content, can_merge, load_adapter, merge_adapter
+from zofo.adapters.fused_lora import FusedLora
 from zofo.adapters.lora import DoraAdapters, Ia3Adapters, LoraAdapters
 from zofo.adapters.peft_config import adapter_of
 from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
@@ -25,6 +26,7 @@ __all__ = [
     "Adapters",
     "DoraAdapters",
     "Forward",
+    "FusedLora",
     "Ia3Adapters",
     "LoraAdapters",
     "PeftAdapters",

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from zofo.adapters import FusedLora
 from zofo.backbone import Backbone, Theta, at_least_float32
 from zofo.errors import EvaluatorError, out_of_memory
 from zofo.evaluators import batch_protocol
@@ -31,7 +32,7 @@ from zofo.evaluators.model_check import (
     selected_parameters,
 )
 from zofo.evaluators.parameter_use import uncompiled, without_trace
-from zofo.evaluators.per_point import PerPointModules
+from zofo.evaluators.per_point import PerPointModules, replaced_forwards
 from zofo.evaluators.row_layout import Layout, NotSeen
 from zofo.models import trim_memory
 from zofo.noise import FactoredNoise
@@ -115,6 +116,7 @@ class InForward(Evaluator):
         self._tried: int | None = None  # the most rows that were compared with some alone; None before a check
         self._layout = Layout()
         self.per_point, self.below = PerPointModules(), LayersBelow()
+        self._fused = FusedLora(model)
         self._siblings: SharedInputGroups = {}
         self._drawn: FactorCache | None = None
         self.left_out: frozenset[str] = frozenset()
@@ -241,8 +243,9 @@ class InForward(Evaluator):
         modules, moved = self.per_point.modules(self.model), self._moved()
         perturbed = PerturbedForward(moved, terms, self._layout, rows, modules, self._writing)
         rows_leave = generation_rows(None if self._checking or modules else perturbed.keep_rows)
-        sharing = self.below.sharing(self.model, moved, len(points), rows, perturbed)
-        with uncompiled(), self._each_call(), self._watching(), perturbed, sharing, rows_leave:
+        sharing, fused = self.below.sharing(self.model, moved, len(points), rows, perturbed), self._fused.forwards()
+        quick = replaced_forwards(fused)
+        with uncompiled(), self._each_call(), self._watching(), quick, perturbed, sharing, rows_leave:
             losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
         if losses.shape != (len(points) * batch_protocol.size(batch),):
             raise EvaluatorError(

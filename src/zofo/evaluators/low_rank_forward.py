@@ -89,6 +89,7 @@ class PerturbedForward:
         self._answers: dict[str, Callable[..., Any]] = {
             "linear": self._linear,
             "addmm": self._addmm,
+            "addmm_": self._addmm_,
             "matmul": self._matmul,
             "mm": self._matmul,
             "embedding": self._embedding,
@@ -185,7 +186,7 @@ class PerturbedForward:
                 return result
             if not self._in_block:
                 raise unanswered(touched, operation)
-        answer = None if in_place else self._answers.get(plain)  # y.addmm_(x, w) is to change y
+        answer = self._answers.get(operation if in_place else plain)  # y.addmm_(x, w) is to change y
         if answer is None:
             answer = partial(self._elementwise, func, operation)
         writes = sets or operation in _ASSIGNMENTS or in_place
@@ -238,6 +239,17 @@ class PerturbedForward:
         if scales or is_matrix(mat1):
             return NotImplemented
         return self._product(lambda x, w, _: x @ w, mat1, mat2, input, transposed=True)
+
+    def _addmm_(self, input: torch.Tensor, mat1: torch.Tensor, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+        if beta != 1 or not is_matrix(mat2) or any(map(is_carried, (input, mat1))) or not input.is_contiguous():
+            return NotImplemented
+        if input.dtype != mat1.dtype or torch.is_autocast_enabled(input.device.type):
+            return NotImplemented
+        transposed = not isinstance(mat2, CarriedTransposed)
+        if self._with_rows(mat1, mat2.carried_name).shape != mat1.shape:
+            return NotImplemented
+        weight = mat2 if transposed else mat2.matrix
+        return self._terms.add_matmul_(input, mat1, weight, mat2.carried_name, transposed, alpha)
 
     def _matmul(self, input: torch.Tensor, other: torch.Tensor) -> Any:
         if is_matrix(input) or other.dim() != 2:

@@ -152,7 +152,8 @@ class LowRankTerms:
         """`x @ (W + Delta).T`, or `x @ (W + Delta)` if `transposed`, with each row's Delta: [T, outputs].
 
         The thin products are made once for all matrices that the same x is multiplied by, while it is in the cache; and
-        before the model's own: that is summed onto them as it is made, and they onto it would be one more pass.
+        before the model's own: that is summed onto them as it is made, and they onto it would be one more pass. Where x
+        is thin itself, all is one product.
 
         Args:
             x: [..., inputs], the rows of the batch first; T positions in all.
@@ -160,6 +161,49 @@ class LowRankTerms:
             name: of the matrix.
             transposed: whether the model multiplies by W instead of W.T.
         """
+        thin, side = self._thin(x, name, transposed), 1 if transposed else 0
+        flat, plain = x.reshape(-1, x.shape[-1]), weight if transposed else weight.T
+        if self._joins(flat, plain):
+            return torch.mm(*self._side_by_side(flat, plain, thin, name, side))
+        return self._up_project(thin, name, side).addmm_(flat, plain)
+
+    def add_matmul_(
+        self, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, name: str, transposed: bool, alpha: float
+    ) -> torch.Tensor:
+        """`out += alpha * matmul(x, ...)`, without another tensor of that size.
+
+        Args:
+            out: [T, outputs], contiguous.
+            x: [T, inputs].
+            weight: W, in the number type of both.
+            name: of the matrix.
+            transposed: whether the model multiplies by W instead of W.T.
+            alpha: of the product.
+        """
+        thin, side = self._thin(x, name, transposed), 1 if transposed else 0
+        plain = weight if transposed else weight.T
+        if self._joins(x, plain):
+            return out.addmm_(*self._side_by_side(x, plain, thin, name, side), alpha=alpha)
+        onto = self._factor(name, side, thin.dtype)
+        onto = onto.expand(self._blocks, *onto.shape[-2:])
+        largest = self._largest if thin.dtype is torch.float16 else 1.0
+        blocks = out.view(self._blocks, -1, out.shape[1])
+        blocks.baddbmm_(thin.view(self._blocks, -1, thin.shape[1]), onto, alpha=alpha * largest)
+        return out.addmm_(x, plain, alpha=alpha)
+
+    def _joins(self, x: torch.Tensor, plain: torch.Tensor) -> bool:
+        """Whether x is so thin beside the outputs that its product and that of its terms are one."""
+        thin = x.shape[1] <= min(NARROW, plain.shape[1] // 4)
+        return thin and self._index is None and x.dtype is not torch.float16
+
+    def _side_by_side(
+        self, x: torch.Tensor, plain: torch.Tensor, thin: torch.Tensor, name: str, side: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What both products are made of: [T, inputs + columns] and [inputs + columns, outputs]."""
+        return torch.cat([x, thin], 1), torch.cat([plain, self._factor(name, side, x.dtype)])
+
+    def _thin(self, x: torch.Tensor, name: str, transposed: bool) -> torch.Tensor:
+        """x times the first factor of a matrix, and times each row's coefficients: [T, columns]."""
         matrix = name, transposed
         version = None if x.is_inference() else x._version  # an inference tensor does not tell whether it was changed
         again = self._x is not None and self._x[0] is x and self._x[1] == version is not None
@@ -172,8 +216,7 @@ class LowRankTerms:
             together = (matrix,) if again or version is None else self._siblings[matrix]
             made = self._down_project(x.reshape(-1, x.shape[-1]), together)
             self._x, self._ahead = (x, version), {**self._ahead, **made} if again else made
-        out = self._up_project(self._ahead[matrix], name, 1 if transposed else 0)
-        return out.addmm_(x.reshape(-1, x.shape[-1]), weight if transposed else weight.T)
+        return self._ahead[matrix]
 
     def _check_unchanged(self, x: torch.Tensor, name: str, again: bool) -> None:
         if again and self._copy is not None and not _same(self._copy, x):
