@@ -11,13 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from zofo.cli.options import (
+    MODEL_AS_IT_IS,
     AsJson,
-    BaseModel,
-    Best,
     Force,
-    RemoteCode,
+    ModelOptions,
     Text,
-    Variant,
     err,
     leaving_when_stopped,
     note_of,
@@ -54,17 +52,14 @@ def predict(
         int | None, typer.Option(help="Rows a batch; by default training.eval_batch_size.", min=1, show_default=False)
     ] = None,
     force: Force = False,
-    variant: Variant = None,
-    best: Best = False,
-    model: BaseModel = None,
+    chosen: ModelOptions = MODEL_AS_IT_IS,
     as_json: AsJson = False,
-    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Answer rows with a trained run: zofo predict RUN 'A joy from start to finish.'.
 
     Of a file: zofo predict RUN --data FILE --out FILE; stopped, the same command goes on.
     """
-    options: dict[str, Any] = {"variant": variant, "best": best, "model": model, "remote_code": trust_remote_code}
+    options = chosen._asdict()
     check_rows_given(texts, data, file)
     note_of(run)
     if data is not None and file is not None:
@@ -86,17 +81,14 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option(help="Above 0, answers are drawn.", min=0, show_default=False)
     ] = None,
-    variant: Variant = None,
-    best: Best = False,
-    model: BaseModel = None,
-    trust_remote_code: RemoteCode = False,
+    chosen: ModelOptions = MODEL_AS_IT_IS,
 ) -> None:
     """Talk to a trained run: zofo chat RUN. Of a pipe, each line is a turn, and answers go to standard output."""
     from zofo.training import Conversation, Predictor, RunFolder
 
     note_of(run)
     opened, talking = RunFolder.open(run), sys.stdin.isatty()
-    predictor = Predictor(opened, variant, best, model, trust_remote_code, warn_once(), max_new_tokens, temperature)
+    predictor = Predictor(opened, *chosen, warn_once(), max_new_tokens, temperature)
     conversation = Conversation(predictor, system)
     with waiting(f"loading {opened.config.model.name}"):
         _ = predictor.loaded  # before the first question

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from zofo.cli.options import AsJson, BaseModel, Best, Force, RemoteCode, Variant, out, verbs
+from zofo.cli.options import MODEL_AS_IT_IS, AsJson, BaseModel, Force, ModelOptions, RemoteCode, out, verbs
 
 commands = verbs()
 Summed = Annotated[
@@ -74,8 +74,7 @@ def export(
     patch: Annotated[
         Path | None, typer.Option(help="A new file: what training added, for zofo apply.", show_default=False)
     ] = None,
-    variant: Variant = None,
-    best: Best = False,
+    chosen: ModelOptions = MODEL_AS_IT_IS,
     summed: Annotated[
         bool,
         typer.Option(
@@ -87,24 +86,12 @@ def export(
         str | None, typer.Option("--push", help="Also upload it to this repository of the Hub.", show_default=False)
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="Let a repository that --push makes be public.")] = False,
-    model: BaseModel = None,
-    trust_remote_code: RemoteCode = False,
 ) -> None:
     """Write a run's model as others load it: zofo export RUN --merged DIR | --adapter DIR | --patch FILE."""
     from zofo.export import export_run, parse_export_target, push
 
     kind, place = parse_export_target(merged=merged, adapter=adapter, patch=patch)
-    found = export_run(
-        run,
-        kind,
-        place,
-        variant=variant,
-        best=best,
-        force=force,
-        summed=summed,
-        model=model,
-        remote_code=trust_remote_code,
-    )
+    found = export_run(run, kind, place, force=force, summed=summed, **chosen._asdict())
     _say(f"wrote {found.path} ({found.size:,} bytes)")
     if repo is not None:
         address = push(found, repo, private=not public)

@@ -23,6 +23,19 @@ Text = Annotated[
     str | None,
     typer.Option("--text", metavar="COLUMN", help="What the text's column is called in your rows.", show_default=False),
 ]
+Best = Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")]
+Variant = Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")]
+BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
+RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
+
+
+class ModelOptions(NamedTuple):
+    """Options of a verb that say which model of a run is meant, and how it is loaded; named as the library does."""
+
+    variant: Variant = None
+    best: Best = False
+    model: BaseModel = None
+    remote_code: RemoteCode = False
 
 
 class RowOptions(NamedTuple):
@@ -56,7 +69,7 @@ class RowOptions(NamedTuple):
         return [*folder, *([] if self.data is None else [f"task.data={json.dumps(self.data)}"]), *self.columns]
 
 
-NO_ROWS = RowOptions()
+NO_ROWS, MODEL_AS_IT_IS = RowOptions(), ModelOptions()
 
 
 class _Verbs(typer.Typer):
@@ -65,12 +78,12 @@ class _Verbs(typer.Typer):
     def command(self, *arguments: Any, several: bool = False, **options: Any) -> Callable[[Any], Any]:
         """As typer's, for a function that imports zofo.training by itself; `several` processes may share its work.
 
-        An argument that is a `RowOptions` stands for its options.
+        An argument that is a `RowOptions` or a `ModelOptions` stands for its options.
         """
         register = super().command(*arguments, **options)
 
         def registered(verb: Callable[..., None]) -> Callable[..., None]:
-            rows, parameters = _spread(verb)
+            groups, parameters = _spread(verb)
 
             @functools.wraps(verb)
             def loading_first(**named: Any) -> None:
@@ -78,9 +91,8 @@ class _Verbs(typer.Typer):
                     _check_one_process(options.get("name") or verb.__name__)
                 with waiting("loading torch and transformers"):
                     import zofo.training  # noqa: F401
-                if rows:
-                    named[rows] = RowOptions(*(named.pop(name) for name in RowOptions._fields))
-                verb(**named)
+                given = {one: kind(*(named.pop(name) for name in kind._fields)) for one, kind in groups.items()}
+                verb(**named, **given)
 
             loading_first.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
             loading_first.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -90,17 +102,17 @@ class _Verbs(typer.Typer):
         return registered
 
 
-def _spread(verb: Callable[..., None]) -> tuple[str, list[inspect.Parameter]]:
-    """The argument that is a `RowOptions`, "" for none; and all arguments, with its options in its place."""
-    found, rows = [], ""
+def _spread(verb: Callable[..., None]) -> tuple[dict[str, Any], list[inspect.Parameter]]:
+    """The arguments that stand for groups of options, each with its class; and all, with the options in their place."""
+    groups, found = dict[str, Any](), list[inspect.Parameter]()
     for one in inspect.signature(verb, eval_str=True).parameters.values():
-        if one.annotation is RowOptions:
-            rows = one.name
-            kinds = get_type_hints(RowOptions, include_extras=True)
-            found += [one.replace(name=name, annotation=kinds[name], default=None) for name in RowOptions._fields]
+        kind: Any = one.annotation
+        if kind in (RowOptions, ModelOptions):
+            groups[one.name], hints, defaults = kind, get_type_hints(kind, include_extras=True), kind._field_defaults
+            found += [one.replace(name=name, annotation=hints[name], default=defaults[name]) for name in kind._fields]
         else:
             found.append(one)
-    return rows, found
+    return groups, found
 
 
 def _check_one_process(verb: str) -> None:
@@ -137,11 +149,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, for example training.steps=20", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-Best = Annotated[bool, typer.Option("--best", help="As of the best evaluation, not the last step.")]
-Variant = Annotated[str | None, typer.Option(help="Which model of the run, for example lower_adapter.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over what is there.")]
-BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now, if it has moved.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Let the model's repository run its own code.")]
 
 
 def note_of(run: Path) -> None:

@@ -133,11 +133,11 @@ class ForwardCheck:
         alone = {}
         self._layout.alone = ()
         for i, e in places:
-            with explaining("be asked for one example at a time"):
+            with explaining("the model cannot be asked for one example at a time because "):
                 alone[i, e] = self._logged(objective, batch_protocol.part(batch, e, e + 1), [[own[i][e]]])
         self._layout.alone = alone[places[0]][1]
         watching = ParameterTracker([(name, p) for p, name in self._parameters], self._check_bypass)
-        with explaining("run with carried terms"), nullcontext() if far else watching:
+        with explaining("the model cannot run with carried terms because "), nullcontext() if far else watching:
             together, seen = self._logged(objective, batch, points)
         if not together.isfinite().all() and size not in (_FAR, _NEAR):  # a narrow number type may overflow
             self._compare(objective, batch, _NEAR, shared)

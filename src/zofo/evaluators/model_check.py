@@ -37,17 +37,9 @@ def check_by_itself(
             losses each time.
     """
     losses: list[torch.Tensor] = []
-    try:
+    name, mend = type(model).__name__, "run objective(model, batch) by itself, and mend what it says"
+    with explaining(f"{name} cannot be run on the first examples, with or without directions: ", mend):
         looks = observe(model, lambda: losses.append(objective(model, batch).float()), parameters, times=2)
-    except (ZofoError, MemoryError):
-        raise
-    except Exception as error:  # a forward fails in as many ways as there are models
-        if out_of_memory(error):
-            raise
-        raise EvaluatorError(
-            f"{type(model).__name__} cannot be run on the first examples, with or without directions: {reason(error)}",
-            "run objective(model, batch) by itself, and mend what it says",
-        ) from error
     check_same_use(looks[0], looks[1], dict.fromkeys(name for name, _ in parameters))
     first, second = losses
     half = any(parameter.dtype in (torch.float16, torch.bfloat16) for _, parameter in parameters)
@@ -72,8 +64,8 @@ def rows_are_independent(model: nn.Module, objective: Objective, batch: Any, dty
 
 
 @contextmanager
-def explaining(what: str) -> Iterator[None]:
-    """While it is open, whatever the model raises is said in one message, as `what` because of it."""
+def explaining(what: str, hint: str = IN_PLACE) -> Iterator[None]:
+    """While it is open, whatever the model raises is said in one message, behind `what`."""
     try:
         yield
     except (ZofoError, MemoryError):
@@ -81,7 +73,7 @@ def explaining(what: str) -> Iterator[None]:
     except Exception as error:  # a forward fails in as many ways as there are models
         if out_of_memory(error):
             raise
-        raise EvaluatorError(f"the model cannot {what} because {reason(error)}", IN_PLACE) from error
+        raise EvaluatorError(f"{what}{reason(error)}", hint) from error
 
 
 def reason(error: BaseException) -> str:
