@@ -7,12 +7,11 @@ from zofo.backbone.selection import (
     matching,
     memory_of,
     movable,
-    named_by,
+    moving_tensors,
     selected,
 )
 from zofo.backbone.stochastic_rounding import at_least_float32
-from zofo.backbone.theta import Theta
-from zofo.backbone.update_log import UpdateLog
+from zofo.backbone.theta import Theta, UpdateLog
 
 __all__ = [
     "Theta",
@@ -28,6 +27,6 @@ __all__ = [
     "matching",
     "memory_of",
     "movable",
-    "named_by",
+    "moving_tensors",
     "selected",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -220,3 +220,49 @@ def _near_pattern(pattern: str, names: Sequence[str]) -> str:
 
 def _names_such_as(names: Sequence[str]) -> str:
     return f"patterns are globs over names such as {', '.join([*names[:2], *names[-1:]])}"
+
+
+_STAYING = 3  # names of tensors that stay
+
+
+def moving_tensors(
+    trainable: list[str] | None, model: nn.Module, among: Sequence[nn.Parameter] | None, unused: frozenset[str]
+) -> tuple[list[str] | None, list[str]]:
+    """The names of what moves, None for all that `trainable` takes to the letter; and notes on what stays.
+
+    Args:
+        trainable: patterns, as configured; None for what may move.
+        model: whose parameters they name.
+        among: the parameters that may move, such as an adapter's; None for all.
+        unused: the names of those that no forward uses; they stay, unless they are named.
+    """
+    named = selected(model)
+    option = "method.trainable"
+    if among is None:
+        check_plain_weights(model)
+        moving, frozen = movable(model, trainable, option)
+        chosen, letter = list(moving), list(selected(model, trainable))
+    else:
+        own = {id(parameter) for parameter in among}
+        letter = [name for name, parameter in named.items() if id(parameter) in own]
+        if trainable is not None:
+            letter = matching(letter, trainable, option, "the adapter's", "tensors")
+        chosen, frozen = letter, []
+    asked = named_by(letter, trainable)
+    idle = [name for name in chosen if name in unused and name not in asked]
+    if len(idle) == len(chosen):  # a forward that uses none of them tells nothing
+        idle = []
+    kinds = (("that no forward uses", idle), ("with requires_grad=False", frozen))
+    notes = [_note_of_staying(kind, names, named) for kind, names in kinds if names]
+    left = set(idle)
+    moves = [name for name in chosen if name not in left]
+    return (None if moves == letter and among is None else moves), notes
+
+
+def _note_of_staying(kind: str, names: Sequence[str], named: Mapping[str, nn.Parameter]) -> str:
+    size = sum(named[name].numel() for name in names)
+    shown = ", ".join(names[:_STAYING]) + (f" and {len(names) - _STAYING} more" if len(names) > _STAYING else "")
+    return (
+        f"{len(names)} tensors {kind} ({size:,} numbers) stay as they are: {shown}; to move them, name them in "
+        "method.trainable by more than '*'"
+    )

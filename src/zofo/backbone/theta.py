@@ -6,12 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from zofo.backbone.backbone import Backbone, Update
-from zofo.backbone.update_log import UpdateLog
 from zofo.displacement import Displacement, Key
 from zofo.noise import DirectionSampler, FactoredNoise
 from zofo.state_dict import StateDict, of_displacement, to_displacement
 
 _MOST_PENDING = 8  # columns of the factors that wait; with more, carrying them costs more than writing them
+
+
+class UpdateLog:
+    """Told of each call of `Theta` before anything is written. This one forgets it."""
+
+    def on_move(self, point: Displacement) -> None:
+        """The weights go to theta + `point`, from wherever they are."""
+
+    def on_update(self, update: Update) -> None:
+        """Theta is updated, and the weights are home."""
+
+    def on_flush(self) -> None:
+        """Updates that wait are written."""
 
 
 class Theta:

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
 from zofo.adapters import PeftAdapters, carries_adapters, kind_of
-from zofo.backbone import Backbone, Rounding, Update
+from zofo.backbone import Backbone, Rounding, Update, moving_tensors
 from zofo.config import Config, PartConfig, as_group
 from zofo.displacement import Key
 from zofo.errors import CheckpointError, ConfigError
@@ -28,7 +28,6 @@ from zofo.evaluators import (
 )
 from zofo.methods.base import Pass
 from zofo.methods.zeroth_order_defaults import HALF, default_epsilon, default_evaluator, default_lr
-from zofo.methods.zeroth_order_selection import moving_tensors
 from zofo.models import save_tensors
 from zofo.noise import Mask, MaskConfig, Noise, NoiseConfig
 from zofo.processes import ALONE, Processes
