@@ -44,6 +44,7 @@ QUESTIONS = (
 )
 ASKED, BRIEFLY = "Answer as you are asked.", "Answer in one short sentence."
 ENDINGS = ("That is all.", "The end.", "Thank you.")
+REVIEW = "\nIs this review good or bad? It is"
 BEGINNINGS = ("Well", "Yes", "Look")
 
 

@@ -41,7 +41,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_problems import PROBLEMS, SPLITS, Row
+from reward_problems import PROBLEMS, REVIEW, SPLITS, Row
 
 ROWS = Path(__file__).parent / "results" / "rewards.jsonl"
 MODEL = "smollm2-135m"
@@ -110,7 +110,7 @@ def config_of(name: str, method: dict[str, Any], seed: int, folder: Path) -> Any
         (data / f"{file}.jsonl").write_text(lines, encoding="utf-8")
     own: dict[str, Any] = {"max_new_tokens": problem.new_tokens}
     if name == "f1":
-        own = {"label": "label", "verbalizers": {0: " bad", 1: " good"}, "template": "{{ text }} It was"}
+        own = {"label": "label", "verbalizers": {0: " bad", 1: " good"}, "template": "{{ text }}" + REVIEW}
     task = {"data": str(data), "reward_columns": ["checks"], **own}
     return read_config(model=MODEL, task=task, method=method, training={"seed": seed, "eval_batch_size": 32})
 
@@ -196,7 +196,7 @@ def train_grpo(prepared: Any, name: str, rate: float, seed: int, seconds: float,
 def asked_of(row: Row) -> dict[str, Any]:
     """A row as TRL takes it: what is asked, and what the reward reads."""
     turns = row.get("messages")
-    return {"prompt": f"{row['text']} It was" if turns is None else turns[:-1], "checks": row["checks"]}
+    return {"prompt": row["text"] + REVIEW if turns is None else turns[:-1], "checks": row["checks"]}
 
 
 def answered(name: str, prepared: Any, model: Any, split: str, most: int) -> dict[str, Any]:
