@@ -27,6 +27,7 @@ from zofo.export.save_pretrained import (
 )
 from zofo.filesystem import atomic_folder, check_file_not_taken, check_not_taken, write_file
 from zofo.methods.linear_probe import PROBE
+from zofo.methods.vote import VOTE
 from zofo.models import LoadedModel, head_of
 from zofo.models.heads import Head
 from zofo.noise import STREAM_VERSION
@@ -167,10 +168,15 @@ def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
 
 
 def _check_can_be_whole(run: RunFolder) -> None:
-    """Raises RunError for what a model cannot take up: a probe, or anything where its weights are quantised."""
+    """Raises RunError for what a model cannot take up: a probe, a vote, or anything where its weights are quantised."""
     if (run.path / PROBE).is_file():
         raise RunError(
             f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
+            f"use the run itself: zofo predict {run.path} TEXT",
+        )
+    if (run.path / VOTE).is_file():
+        raise RunError(
+            f"{str(run.path)!r} is a vote of several models, which no folder of weights and no patch can hold",
             f"use the run itself: zofo predict {run.path} TEXT",
         )
     own = (run.identity.model_config or {}).get("quantization_config")

@@ -1,6 +1,16 @@
 """Training methods, each in a file that names its paper."""
 
-from zofo.methods.base import METHODS, Method, MethodConfig, Pass, ScoreFunction, StepLog, TrainingContext, unscheduled
+from zofo.methods.base import (
+    METHODS,
+    Method,
+    MethodConfig,
+    Pass,
+    ScoreFunction,
+    StepLog,
+    TrainingContext,
+    WriteFunction,
+    unscheduled,
+)
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig
 from zofo.methods.bilevel.meta_bilevel import MetaBilevel, MetaBilevelConfig
 from zofo.methods.es import ES, ESConfig
@@ -39,6 +49,7 @@ __all__ = [
     "Pass",
     "SVRGConfig",
     "ScoreFunction",
+    "WriteFunction",
     "Select",
     "SelectConfig",
     "TrainingContext",

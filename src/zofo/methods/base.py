@@ -19,15 +19,19 @@ from zofo.adapters import AdapterConfig
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
-from zofo.objectives import Rewards, scores
+from zofo.objectives import Generation, Rewards, generate, scores
 from zofo.processes import ALONE, Processes
 from zofo.registry import Registry
 from zofo.rules import Rule
 from zofo.state_dict import StateDict
 from zofo.tasks import EpochSampler, TaskConfig
+from zofo.tasks.metrics import Answer
 
 ScoreFunction = Callable[[nn.Module, Any, str], torch.Tensor]
 """(model, batch, "mean" or "sum") -> a score for each candidate, [E, C]."""
+
+WriteFunction = Callable[[nn.Module, Sequence[Any], Generation], list[str]]
+"""(model, examples in tokens, how) -> a text after the prompt of each."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class TrainingContext:
         log_ties: log how often a direction told nothing, which objectives without a gradient make likely.
         by_objective: the same with another objective, by its name; `reward` is the function that training was given.
         rewards: of an objective that is one; None for a loss.
+        answers: what such an objective rewards, of each example of a batch.
         lower_examples: of a method that has two sets, those of D_p; then `examples` are D_f. By default it splits them.
         processes: that train together, each with all examples; they share out those of each batch.
     """
@@ -61,6 +66,7 @@ class TrainingContext:
     check_objective: Objective | None = None
     by_objective: Callable[[str], TrainingContext] | None = None
     rewards: Rewards | None = None
+    answers: Callable[[nn.Module, Any], Sequence[Answer]] | None = None
     lower_examples: Sequence[Any] | None = None
     processes: Processes = ALONE
 
@@ -247,6 +253,7 @@ class Method(ABC):
         trained_names: of the tensors that steps move, where they are a choice of the configuration.
         adapter_start: how its adapters started.
         score: how candidates are scored in evaluation; by their likelihood, or by a head, for most methods.
+        write: how texts are written there; by the model, for most methods.
         lr_factor: by the number of a step, what all learning rates are multiplied by in it; see `training.lr_schedule`.
         planned_steps: how many steps the run makes; None where nobody has said so.
     """
@@ -269,6 +276,7 @@ class Method(ABC):
     trained_names: tuple[str, ...] = ()
     adapter_start: AdapterStart = AdapterStart()
     score: ScoreFunction = staticmethod(scores)
+    write: WriteFunction = staticmethod(generate)
     lr_factor: Callable[[int], float] = staticmethod(unscheduled)
     planned_steps: int | None = None
 

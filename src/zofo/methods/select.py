@@ -6,20 +6,23 @@ Kept as one displacement, after a gate on rows that nothing was selected by.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError
 from zofo.estimators import Estimate
-from zofo.evaluators import LossRequest
+from zofo.evaluators import Evaluator, LossRequest
+from zofo.evaluators.counts import counting_forwards
 from zofo.methods.base import METHODS, StepLog, TrainingContext, unscheduled
 from zofo.methods.es import PopulationMethodConfig
 from zofo.methods.mezo import ForwardOnly
+from zofo.methods.vote import Vote, winner
 from zofo.noise import permutation
 from zofo.rules import RULES
 from zofo.state_dict import StateDict
@@ -40,10 +43,26 @@ class SelectConfig(PopulationMethodConfig):
     gate_examples: int = Field(64, ge=0)
     """Training rows, apart from those that members are scored on, where what is kept must be better than the model as
     it is, or nothing moves; 0 moves without asking."""
+    vote: bool = False
+    """Keep the best `keep` members as they are, and let them vote: each answers, and what most of them say is the
+    answer, of equals what the best of their members says. Set it for scores of answers, with an odd `keep`."""
+
+    @model_validator(mode="after")
+    def _can_vote(self) -> SelectConfig:
+        if self.vote and self.keep < 2:
+            raise ConfigError("method.vote lets members vote, and method.keep=1 keeps one", "set method.keep=5")
+        if self.vote and self.adapter is not None:
+            raise ConfigError("method.vote is of members of the model's own weights", "leave method.adapter out")
+        return self
 
     @property
     def least_queries(self) -> int:
-        return self.population * self.batch_size + 2 * self.gate_examples
+        return self.population * self.batch_size + self.gate_points * self.gate_examples
+
+    @property
+    def gate_points(self) -> int:
+        """At how many points the gate asks each row: the model as it is, and what is kept."""
+        return 1 + (self.keep if self.vote else 1)
 
 
 @METHODS.register("select")
@@ -57,6 +76,9 @@ class Select(ForwardOnly):
     this is lower. A member without a finite mean is never kept, and is left out of u; neither is anything kept where a
     loss of the gate is not finite. With K = 1 and lr = sigma the model becomes the best member. It is kept as K keys
     and numbers.
+
+    With `vote`, nothing moves: K members theta + x_i are kept, and evaluation asks all of them in one batch for the
+    answer that most of them give. The gate then compares its score with the model's own.
 
     As many queries as `es` of as many steps takes, and two for each row of the gate. It takes a loss with a gradient as
     well as a score.
@@ -73,6 +95,12 @@ class Select(ForwardOnly):
         super().__init__(config, context)
         self._config: SelectConfig = config
         _check_rule(config)
+        if config.vote and (context.rewards is None or context.answers is None):
+            raise ConfigError(
+                f"method.vote counts answers, and the objective {context.objective_name!r} is a loss",
+                "set training.objective=accuracy, or give a reward; or leave method.vote out",
+            )
+        self._context, self._vote = context, list[Member]()
         rows, size, gate = len(context.examples), config.batch_size, config.gate_examples
         if size + gate > rows:
             raise ConfigError(
@@ -87,7 +115,7 @@ class Select(ForwardOnly):
         self._losses: dict[Member, float] = {}
         self._found: dict[str, Any] = {}
         self._step_queries = config.population * size
-        self._gate_queries = 2 * gate
+        self._gate_queries = config.gate_points * gate
         self.queries_per_step = self._step_queries + self._gate_queries
 
     def step(self, number: int) -> StepLog:
@@ -125,6 +153,9 @@ class Select(ForwardOnly):
         if not weights:
             return None
         found["best_loss"] = min(losses.values())
+        if self._config.vote:
+            self._let_vote(list(weights))
+            return None
         gradient = Displacement({key: -c / self._zo.estimator.epsilon for key, c in self._mean_of(weights).items()})
         update, state = self._zo.rule.update(Estimate.from_gradient(gradient), self._zo.state)
         if self._gate:
@@ -141,6 +172,52 @@ class Select(ForwardOnly):
         self._zo.state = state
         found["kept"] = len(weights)
         return update
+
+    def _let_vote(self, members: list[Member]) -> None:
+        """Keep some members, the best one first, where the gate says so."""
+        vote, found = self._vote_of(members), self._found
+        if len(members) < 2:
+            return
+        if self._gate:
+            both = list[list[float]]([[], []])
+            for batch in self._gate:
+                self._ask_gate(vote, batch, both)
+            untrained, voted = (-math.fsum(rewards) / len(rewards) for rewards in both)
+            found |= {"gate_loss_untrained": untrained, "gate_loss_kept": voted}
+            if not voted < untrained:
+                return
+        found["kept"] = len(members)
+        self._take_up(members)
+
+    def _ask_gate(self, vote: Vote, batch: Any, rewards: Sequence[list[float]]) -> None:
+        """Add the rewards of the model's own answers to a batch, and of the voted ones."""
+        context, points = self._context, [Displacement(), *vote.members]
+        assert context.answers is not None
+        assert context.rewards is not None
+        with counting_forwards(self.model, self.counts):
+            of_each = vote.of_each(self.model, batch, context.answers, points)
+        self.counts.queries += len(points) * len(of_each)
+        voted = [said[1:][winner(said[1:])] for said in of_each]
+        examples = [one.example for one in batch.examples]
+        for known, answers in zip(rewards, ([said[0] for said in of_each], voted), strict=True):
+            known += context.rewards(examples, answers)
+
+    def _vote_of(self, members: Sequence[Member]) -> Vote:
+        def build(model: Any) -> Evaluator:
+            evaluator: Evaluator = self._config.evaluator.build(model, self.backbone)
+            return evaluator
+
+        return Vote([self._mean_of({member: 1.0}) for member in members], build)
+
+    def _take_up(self, members: list[Member]) -> None:
+        """Answer by their vote from now on."""
+        self._vote, vote = members, self._vote_of(members)
+        self.score, self.write = vote.score, vote.write
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        if self._vote:
+            self._vote_of(self._vote).save(folder)
 
     @staticmethod
     def _gate_losses(losses: torch.Tensor) -> list[float | None]:
@@ -195,18 +272,28 @@ class Select(ForwardOnly):
         who = "the best" if self._config.keep == 1 else f"the best {self._config.keep}"
         said = f"{who} of {found['members']} members: loss {found['best_loss']:.4g} on the rows it was chosen by"
         if "gate_loss_kept" in found:
-            lower = "kept" if found["kept"] else "not lower: nothing is kept, and the model is as it was"
+            kept_as = "kept as a vote" if self._config.vote else "kept"
+            lower = kept_as if found["kept"] else "not lower: nothing is kept, and the model is as it was"
             kept, untrained = (
                 "no finite loss" if loss is None else f"{loss:.4g}"
                 for loss in (found["gate_loss_kept"], found["gate_loss_untrained"])
             )
             said += f", {kept} on the rows of the gate, where the untrained model has {untrained}: {lower}"
+        elif self._config.vote and not found["kept"]:
+            said += "; fewer than two are better than the mean of all: there is no vote, and the model is as it was"
         return [*left_out, said]
 
     def state_dict(self, weights: bool) -> StateDict:
         """The loss of each member, null where it is not finite, and what came out."""
         members = [[step, place, loss if loss < math.inf else None] for (step, place), loss in self._losses.items()]
-        return super().state_dict(weights).put("select", StateDict({"members": members, "found": self._found}))
+        return (
+            super()
+            .state_dict(weights)
+            .put(
+                "select",
+                StateDict({"members": members, "found": self._found, "vote": [list(one) for one in self._vote]}),
+            )
+        )
 
     def load_state_dict(self, state: StateDict) -> None:
         super().load_state_dict(state)
@@ -216,6 +303,8 @@ class Select(ForwardOnly):
             for step, place, loss in values["members"]
         }
         self._found = dict(values["found"])
+        if vote := [(int(step), int(place)) for step, place in values.get("vote", [])]:
+            self._take_up(vote)
 
 
 def _check_rule(config: SelectConfig) -> None:

@@ -10,7 +10,7 @@ from zofo.objectives.objectives import (
     reward_objective,
 )
 from zofo.objectives.packaged_rewards import REWARDS
-from zofo.objectives.rewards import Reward, Rewards, WeightedReward, as_rewards, aside, load_reward
+from zofo.objectives.rewards import Reward, Rewards, WeightedReward, as_rewards, aside, is_aside, load_reward
 from zofo.objectives.scoring import (
     candidate_scores,
     classification_loss,
@@ -40,6 +40,7 @@ __all__ = [
     "generate",
     "generation_rows",
     "head_scores",
+    "is_aside",
     "packing_limit",
     "reward_objective",
     "scores",

@@ -36,6 +36,7 @@ class TrainingObjective:
             An objective without a gradient names one: a check would not see a small difference in a reward, and must
             not ask a user's function.
         rewards: that it is minus the sum of, if it is that.
+        answers: (model, batch) -> what it rewards, of each example.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TrainingObjective:
     compares_candidates: bool = False
     check_losses: Callable[[nn.Module, Any], torch.Tensor] | None = None
     rewards: Rewards | None = None
+    answers: Callable[[nn.Module, Any], Sequence[Answer]] | None = None
 
 
 Maker = Callable[[Task, Generation], TrainingObjective]
@@ -97,7 +99,9 @@ def reward_objective(reward: Any, task: Task, how: Generation, name: str = REWAR
         return answers
 
     check_losses = token_loss if task.kind == "generation" else classification_loss
-    return TrainingObjective(name, losses, differentiable=False, check_losses=check_losses, rewards=rewards)
+    return TrainingObjective(
+        name, losses, differentiable=False, check_losses=check_losses, rewards=rewards, answers=_asked
+    )
 
 
 @OBJECTIVES.register("classification")

@@ -80,13 +80,18 @@ _ASIDE: ContextVar[bool] = ContextVar("aside", default=False)
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """While it is open, what is asked of rewards is a check, and is no part of their means."""
-    token = _ASIDE.set(True)
+def aside(check: bool = True) -> Iterator[None]:
+    """While it is open, what is asked of rewards is a check, and is no part of their means; or is none, with False."""
+    token = _ASIDE.set(check)
     try:
         yield
     finally:
         _ASIDE.reset(token)
+
+
+def is_aside() -> bool:
+    """Whether what is asked now is a check, of which nobody keeps the answers."""
+    return _ASIDE.get()
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class Rewards:
             ConfigError: a reward failed, or gave something else than a finite number for each; or all gave None.
         """
         columns = [_asked(part, examples, answers) for part in self.parts]
-        if not _ASIDE.get():
+        if not is_aside():
             before = self._given or [(0, 0.0)] * len(columns)
             known = [[value for value in column if value is not None] for column in columns]
             self._given[:] = [

@@ -136,7 +136,7 @@ class BeforeAfter(Measuring):
 
     @property
     def _scorer(self) -> TaskEvaluator:
-        return dataclasses.replace(self._prepared.scorer, score=self._method.score)
+        return dataclasses.replace(self._prepared.scorer, score=self._method.score, write=self._method.write)
 
     def _measure(self, steps: int, answers: Sequence[Answer]) -> None:
         start = time.perf_counter()

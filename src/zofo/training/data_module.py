@@ -256,6 +256,7 @@ def _context(
         check_objective=objective.check_losses,
         processes=processes,
         rewards=objective.rewards,
+        answers=objective.answers,
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts, counting_forwards
-from zofo.methods import ScoreFunction
+from zofo.methods import ScoreFunction, WriteFunction
 from zofo.objectives import Generation, generate, scores, token_loss
 from zofo.processes import ALONE, Processes
 from zofo.tasks import METRICS, Example, Task
@@ -59,6 +59,7 @@ class TaskEvaluator:
         generation: how texts are generated.
         scoring: `mean`, `sum`, `calibrated` or `channel`.
         score: how candidates are scored; methods that read may bring their own.
+        write: how texts are written; a vote brings its own.
         watch: opened with the number of examples that a pass over them has; gives what is told of each batch.
         processes: that share out the batches.
     """
@@ -70,6 +71,7 @@ class TaskEvaluator:
     scoring: str = "mean"
     batch_size: int = 32
     score: ScoreFunction = scores
+    write: WriteFunction = generate
     watch: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(lambda _: None)
     processes: Processes = ALONE
 
@@ -147,7 +149,7 @@ class TaskEvaluator:
 
     def generated(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> list[str]:
         """A text for each example."""
-        return self._each(model, examples, counts, lambda some: generate(model, some, self.generation))
+        return self._each(model, examples, counts, lambda some: self.write(model, some, self.generation))
 
     @torch.no_grad()
     def _by_batch(

@@ -78,7 +78,7 @@ def evaluate_run(
         run.restore(prepared.loaded, variant, best)
     if not by_intent:
         check_rows(run, split_identity(prepared.examples, prepared.encoded))
-    return _evaluate(replace(prepared, scorer=run.scorer(prepared.scorer)), chosen, on, console)
+    return _evaluate(replace(prepared, scorer=run.scorer(prepared.scorer, best)), chosen, on, console)
 
 
 def evaluate_zero_shot(

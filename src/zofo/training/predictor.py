@@ -70,6 +70,7 @@ class Predictor:
         drawn = {} if temperature is None else {"temperature": temperature}
         self.run, self.task, self._warn = run, run.task.model_copy(update=longest), warn
         self._wanted = run.config.task.model_copy(update=drawn)
+        self._best = best
         self._head = head_of(run.config.model) == "classification"
         none = self._head and self._wanted.prompt == NO_PROMPT
         self._prompt = None if none else self._wanted.prompt
@@ -104,7 +105,7 @@ class Predictor:
     @cached_property
     def _scorer(self) -> TaskEvaluator:
         config = self.run.config.model_copy(update={"task": self._wanted})
-        return self.run.scorer(scorer_of(config, self.task, self.loaded))
+        return self.run.scorer(scorer_of(config, self.task, self.loaded), self._best)
 
     def encode(self, examples: Sequence[Example]) -> list[Any]:
         """Examples in tokens, with the demonstrations that the run is asked with.

@@ -12,6 +12,7 @@ from zofo.errors import RunError
 from zofo.filesystem import real, sha256_of
 from zofo.methods import METHODS
 from zofo.methods.linear_probe import PROBE, load_probe
+from zofo.methods.vote import VOTE, read_vote
 from zofo.models import LoadedModel, load_model
 from zofo.tasks import TaskConfig, check_not_trained_on
 from zofo.training.config import RunConfig
@@ -20,7 +21,8 @@ from zofo.training.identity import Identity, check_unchanged, model_identity
 from zofo.training.restore import ReplayCache, check_run_adapter, restore_weights
 from zofo.training.run_record import CONFIG, REPLAYED, WEIGHTS, RunRecord
 from zofo.training.versions import device_fingerprint
-from zofo.trajectory.replay import uses_builtin_parts_only
+from zofo.trajectory import Trajectory
+from zofo.trajectory.replay import evaluator_of, uses_builtin_parts_only
 
 _BY_MODEL = "by --model DIR, of zofo train and zofo eval by model.name=DIR"
 
@@ -43,7 +45,7 @@ class RunFolder(RunRecord):
         remote_code: bool = False,
         attach: Callable[[Any, Path], object] = load_adapter,
     ) -> LoadedModel:
-        """The trained model, with its tokenizer.
+        """The trained model, with its tokenizer; of a probe or a vote the base model, which `scorer` asks in their way.
 
         Args:
             variant: for runs that leave several models behind, which; by default the one reported first.
@@ -101,6 +103,11 @@ class RunFolder(RunRecord):
 
     def restore_as_start(self, loaded: LoadedModel) -> None:
         """As `restore`, for a run that begins where this one ended: an adapter that is a part of theta is merged."""
+        if (self.path / VOTE).is_file():
+            raise RunError(
+                f"{str(self.path)!r} is a vote of several models, which is no beginning of one",
+                "start from a run of method=select without method.vote",
+            )
         merged = METHODS[self.config.method.name].adapter_is_theta
         self.restore(loaded, attach=merge_adapter if merged else load_adapter)
 
@@ -157,8 +164,12 @@ class RunFolder(RunRecord):
         """The run that this one started from, if any; see `opened_start`."""
         return opened_start(self.config.model_copy(update={"output_dir": self.path}))
 
-    def scorer(self, scorer: TaskEvaluator) -> TaskEvaluator:
-        """How this run scores candidates, where its method brings its own way."""
+    def scorer(self, scorer: TaskEvaluator, best: bool = False) -> TaskEvaluator:
+        """How this run scores candidates and writes texts, where its method brings its own way."""
+        file = self.artifact_folder(best)[0] / VOTE
+        if file.is_file():
+            vote = read_vote(file, lambda model: evaluator_of(model, Trajectory.read(self.trajectory).header))
+            return replace(scorer, score=vote.score, write=vote.write)
         return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
 
 

@@ -60,7 +60,9 @@ def _scoring(trained: Session, split: Split, shown: EvaluationProgress) -> Evalu
     method, prepared, processes = trained.method, trained.prepared, trained.context.processes
 
     def score(counts: Counts) -> Evaluation:
-        scorer = dataclasses.replace(prepared.scorer, score=method.score, watch=shown, processes=processes)
+        scorer = dataclasses.replace(
+            prepared.scorer, score=method.score, write=method.write, watch=shown, processes=processes
+        )
         return scorer.evaluate(method.model, prepared.encoded[split], counts)
 
     return EvaluationCallback(method, score)

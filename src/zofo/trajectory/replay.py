@@ -11,7 +11,7 @@ from zofo.config import PartConfig
 from zofo.displacement import Displacement
 from zofo.errors import RunError, first_line
 from zofo.estimators import Estimate
-from zofo.evaluators import EvaluatorConfig
+from zofo.evaluators import Evaluator, EvaluatorConfig
 from zofo.noise import STREAM_VERSION, MaskConfig, NoiseConfig
 from zofo.rules import Rule, RuleConfig
 from zofo.trajectory.format import Flushed, Moved, Record, Trajectory
@@ -38,14 +38,7 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, summed:
         RunError: a trajectory of another noise stream, without what a replay needs, or with fewer steps.
     """
     header, parts = trajectory.header, parts_of(trajectory.header)
-    with _naming("trainable"):
-        backbone = Backbone(
-            model,
-            parts["noise"].build(),
-            list(selected(model, header["trainable"])),  # to the letter, whatever requires a gradient
-            mask=parts["mask"].build() if "mask" in parts else None,
-            rounding=header.get("rounding", "stochastic"),
-        )
+    backbone = backbone_of(model, header)
     rule: Rule = parts["rule"].build()
     records = trajectory.records if steps is None else trajectory.first(steps)
     if summed and rule.linear and not any(isinstance(record, Update) and record.decay_factor for record in records):
@@ -55,6 +48,30 @@ def replay(model: Any, trajectory: Trajectory, steps: int | None = None, summed:
     replay_records(records, rule, theta)
     theta.flush()
     return backbone
+
+
+def backbone_of(model: Any, header: Mapping[str, Any]) -> Backbone:
+    """The tensors that the header of a trajectory names, with its noise and mask.
+
+    Raises:
+        RunError: as `parts_of`.
+        ConfigError: the model does not have them.
+    """
+    parts = parts_of(header)
+    with _naming("trainable"):
+        return Backbone(
+            model,
+            parts["noise"].build(),
+            list(selected(model, header["trainable"])),  # to the letter, whatever requires a gradient
+            mask=parts["mask"].build() if "mask" in parts else None,
+            rounding=header.get("rounding", "stochastic"),
+        )
+
+
+def evaluator_of(model: Any, header: Mapping[str, Any]) -> Evaluator:
+    """What asks a model as the run of a trajectory did; raises as `backbone_of`."""
+    evaluator: Evaluator = parts_of(header)["evaluator"].build(model, backbone_of(model, header))
+    return evaluator
 
 
 _PARTS: dict[str, type[PartConfig]] = {

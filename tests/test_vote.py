@@ -1,0 +1,114 @@
+"""A vote of displaced models: its answers are those that most of the models give, each made by itself."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+
+import pytest
+from rich.console import Console
+
+from test_before_after import generating, spaces  # noqa: F401  # a fixture
+from test_conformance import AtStep
+from test_treatment import configured, lines_of  # noqa: F401  # a fixture
+from zofo.backbone import Backbone
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError, Interrupted, RunError
+from zofo.evaluators import Counts
+from zofo.export import export_run
+from zofo.methods.vote import VOTE, winner
+from zofo.training import evaluate_run, predict, read_config, train
+from zofo.training.data_module import prepare_run
+
+SELECT = {"name": "select", "population": 6, "vote": True, "keep": 3, "gate_examples": 0}
+
+
+def by_hand(run, config, sigma):
+    """The members' own answers to validation, each by weights that were moved to it, and what most of them say."""
+    prepared = prepare_run(config)
+    content = json.loads((run.path / VOTE).read_text(encoding="utf-8"))["members"]
+    answers = []
+    for ((seed, step, index, coefficient),) in content:
+        assert abs(coefficient) == sigma
+        backbone = Backbone(prepared.loaded.model, config.method.noise.build(), None)
+        backbone.apply_(Displacement({Key(seed, step, index): coefficient}))
+        answers.append(prepared.scorer.answers(prepared.loaded.model, prepared.encoded["validation"], Counts())[0])
+        backbone.apply_(Displacement({Key(seed, step, index): -coefficient}))
+    return [said[winner(said)] for said in map(list, zip(*answers, strict=True))], answers
+
+
+def test_the_first_of_the_most_frequent_answers_wins():
+    assert winner(["a", "b", "B  ", "c", "C"]) == 1
+    assert winner([3, 1, 1, 3, 2]) == 0
+    for answers in (["x"], ["a", "b"], ["b", "a", "a"]):
+        assert Counter(answers)[answers[winner(answers)]] == max(Counter(answers).values())
+
+
+def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
+    """Of the members that the log says are best; the run is evaluated, asked and resumed, and is nothing else."""
+
+    def reward(example, prediction):
+        return 0.01 * len(example.prompt) * (-1 if prediction else 1)
+
+    method = SELECT | {"estimator": {"epsilon": 0.5}, "gate_examples": 8}
+    run = train(configured("vote", method, steps=2, treatment_steps=None), reward=reward)
+    found = run.summary["selection"]
+    assert found["gate_loss_kept"] < found["gate_loss_untrained"]
+    assert (found["kept"], run.summary["queries"]) == (3, 2 * 6 * 4 + 4 * 8)
+    losses = {(s["step"], i): s[f"member_loss_{i}"] for s in lines_of(run, "step") for i in range(6)}
+    best = sorted(losses, key=lambda one: (losses[one], one))[:3]
+    seed = run.config.training.seed
+    content = json.loads((run.path / VOTE).read_text(encoding="utf-8"))["members"]
+    assert content == [[[seed, step, place // 2, -0.5 if place % 2 else 0.5]] for step, place in best]
+    expected, answers = by_hand(run, run.config.model_copy(update={"output_dir": tmp_path / "other"}), 0.5)
+    assert len({tuple(one) for one in answers}) > 1
+    scored = evaluate_run(run.path)
+    assert list(scored.predictions) == expected
+    assert scored.loss == pytest.approx(run.summary["loss"], rel=1e-4)
+    (told,) = predict(run.path, ["the film is good"])
+    assert max(told.probabilities.values()) == told.probability > 0.5
+    stopped = configured("stopped", method, steps=2, treatment_steps=None)
+    with pytest.raises(Interrupted):
+        train(stopped, Console(file=AtStep(1, lambda: signal.raise_signal(signal.SIGTERM))), reward=reward)
+    assert (train(stopped, reward=reward).path / VOTE).read_bytes() == (run.path / VOTE).read_bytes()
+    for kind in ("patch", "merged"):
+        with pytest.raises(RunError, match="a vote of several models"):
+            export_run(run.path, kind, tmp_path / kind)
+    again = configured("again", method, steps=1, treatment_steps=None)
+    with pytest.raises(RunError, match="no beginning"):
+        train(again.model_copy(update={"init_from": run.path}), reward=reward)
+    (run.path / VOTE).write_text('{"members": [[[0, 0, 0, 1.0]]]}', encoding="utf-8")
+    with pytest.raises(RunError, match="damaged"):
+        evaluate_run(run.path)
+
+
+def test_texts_are_voted_for_and_a_gate_may_keep_none(generating, tmp_path):  # noqa: F811
+    given = generating("texts", steps=2).model_dump(mode="json", exclude_unset=True)
+    method = SELECT | {"batch_size": 4, "estimator": {"epsilon": 0.05}}
+    config = read_config(**{**given, "method": method})
+    run = train(config, reward=spaces)
+    expected, answers = by_hand(run, config.model_copy(update={"output_dir": tmp_path / "other"}), 0.05)
+    assert len({tuple(one) for one in answers}) > 1
+    assert list(evaluate_run(run.path).predictions) == expected
+    lines = (run.path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["predicted"]["model"] for line in lines] == expected
+    gated = {**given, "method": method | {"gate_examples": 4}, "output_dir": str(tmp_path / "gated")}
+    shut = train(read_config(**gated), reward=lambda example, text: float(len(text) % 3))
+    found = shut.summary["selection"]
+    assert (
+        (found["kept"] == 3) == (found["gate_loss_kept"] < found["gate_loss_untrained"]) == (shut.path / VOTE).exists()
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"keep": 1}, "keeps one"),
+        ({"adapter": "lora"}, "own weights"),
+        ({}, "is a loss"),
+    ],
+)
+def test_what_cannot_vote_is_refused(configured, method, message):  # noqa: F811
+    with pytest.raises(ConfigError, match=message):
+        train(configured("run", SELECT | method, steps=1, treatment_steps=None))
