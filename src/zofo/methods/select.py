@@ -154,7 +154,7 @@ class Select(ForwardOnly):
             return None
         found["best_loss"] = min(losses.values())
         if self._config.vote:
-            self._let_vote(list(weights))
+            self._let_vote(sorted(finite, key=lambda member: (finite[member], member))[: self._config.keep])
             return None
         gradient = Displacement({key: -c / self._zo.estimator.epsilon for key, c in self._mean_of(weights).items()})
         update, state = self._zo.rule.update(Estimate.from_gradient(gradient), self._zo.state)
@@ -176,8 +176,6 @@ class Select(ForwardOnly):
     def _let_vote(self, members: list[Member]) -> None:
         """Keep some members, the best one first, where the gate says so."""
         vote, found = self._vote_of(members), self._found
-        if len(members) < 2:
-            return
         if self._gate:
             both = list[list[float]]([[], []])
             for batch in self._gate:
@@ -279,8 +277,6 @@ class Select(ForwardOnly):
                 for loss in (found["gate_loss_kept"], found["gate_loss_untrained"])
             )
             said += f", {kept} on the rows of the gate, where the untrained model has {untrained}: {lower}"
-        elif self._config.vote and not found["kept"]:
-            said += "; fewer than two are better than the mean of all: there is no vote, and the model is as it was"
         return [*left_out, said]
 
     def state_dict(self, weights: bool) -> StateDict:
