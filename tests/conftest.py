@@ -8,6 +8,7 @@ import functools
 import gc
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from promises import (  # noqa: F401  # pytest's hooks, and a fixture
     tries,
 )
 
+logging.getLogger().addHandler(logging.NullHandler())  # as pytest's own handlers: no record goes to standard error
 os.fsync = os.fstat  # no test cuts the power, and a disk takes 5 ms; processes that tests start sync for real
 gc.set_threshold(20_000, 20, 100)  # at Python's own pace, collections take an eighth of the time of tiny runs
 torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
