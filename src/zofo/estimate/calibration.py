@@ -41,8 +41,10 @@ def calibrate(on_progress: Callable[[str], None] = lambda text: None) -> tuple[M
     Raises:
         RunError: the file cannot be written.
     """
-    on_progress("the memory of a process")
+    on_progress("the memory of a process, and how long it takes to start")
+    begun = time.perf_counter()
     memory = in_a_process(_CHILD, None, "a process with a small model")
+    start = time.perf_counter() - begun
     on_progress("passes of small models in float32")
     flop, byte, operation = _fitted([_timed(trial) for trial in _TRIALS])
     rates = {"float32": flop}
@@ -63,6 +65,7 @@ def calibrate(on_progress: Callable[[str], None] = lambda text: None) -> tuple[M
         seconds_per_operation=operation,
         seconds_per_unpacked=unpacked,
         seconds_per_drawn=_drawing(),
+        start_seconds=start,
     )
     return machine, keep(machine, environment())
 

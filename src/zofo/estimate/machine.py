@@ -33,6 +33,7 @@ class Machine:
         seconds_per_operation: whatever its size.
         seconds_per_unpacked: of a 4-bit weight that is unpacked.
         seconds_per_drawn: of a normal number.
+        start_seconds: from the command to the first row: Python, its libraries, a model, its checks.
         forward_kept: share of the tensors of a forward.
         gradient_kept: share of what a forward makes that has a gradient.
         check_kept: share of the copies that the check before the first step makes.
@@ -48,6 +49,7 @@ class Machine:
     seconds_per_operation: float
     seconds_per_unpacked: float
     seconds_per_drawn: float
+    start_seconds: float = 10.0
     forward_kept: float = 1.0
     gradient_kept: float = 0.2
     check_kept: float = 0.35

@@ -64,7 +64,7 @@ class Recommendation:
 
     Args:
         tree: what differs from the defaults, as a YAML file has it.
-        seconds: expected time of the run, with its evaluations; None where time is not known.
+        seconds: expected time of the run, with its start and its evaluations; None where time is not known.
         machine: whose constants say so.
         enough: whether it fits into the memory.
     """
@@ -159,11 +159,13 @@ def recommend(
     fit = fitting(asked, source, machine, device, limit, first=True, on_progress=on_progress)[0]
     _method(draft, fit, limit)
     each = fit.estimate
-    length = _length(draft, facts, fit, seconds)
+    length = _length(draft, facts, fit, seconds, machine.start_seconds)
     whole = None
     if each.seconds is not None and each.evaluation is not None:
         scored = draft.config.training.num_evals or 1
-        whole = length * each.seconds + scored * _evaluation(draft.config, facts, each.evaluation)
+        whole = (
+            machine.start_seconds + length * each.seconds + scored * _evaluation(draft.config, facts, each.evaluation)
+        )
     return Recommendation(draft.tree, draft.reasons, facts, each.peak_bytes, whole, machine.described, fit.fits)
 
 
@@ -252,8 +254,8 @@ def _method(draft: _Draft, fit: Fit, limit: int) -> None:
         draft.reasons.append(f"needs: {fit.needs}")
 
 
-def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None) -> int:
-    """Steps of the run, by queries, passes over the rows and time."""
+def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None, start: float) -> int:
+    """Steps of the run, by queries, passes over the rows and time, of which its start takes some."""
     gradient = any(one.gradient for one in fit.config.method.passes(1))
     rows, each = facts.rows["train"], fit.estimate
     parts = getattr(fit.config.method, "gradient_accumulation_steps", 1)
@@ -270,7 +272,7 @@ def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None) -> int
     if seconds is not None and each.seconds:
         one = _evaluation(draft.config, facts, each.evaluation or 0.0)
         scored = _SCORED if _SCORED * one < _OF_TIME * seconds else 1
-        left = seconds - scored * one
+        left = seconds - start - scored * one
         paid = max(1, int(left / each.seconds))
         if paid < steps:
             steps, why = paid, f"as many steps as {seconds:.0f} seconds pay for; {queries:,} queries would be better"

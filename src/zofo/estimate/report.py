@@ -122,10 +122,14 @@ class RowSource:
             return self._random(loaded, size)
         context = training_context(config, replace(self._prepared, loaded=loaded))
         examples = sorted(context.examples, key=lambda one: -one.length)
-        middle = max(0, min(len(examples) // 2 - size // 2, len(examples) - size))
-        alike = examples[0].length <= 1.1 * examples[-1].length
         longest = examples[:size]
-        return context, Rows(longest, longest if alike else examples[middle : middle + size], self.training)
+        if examples[0].length <= 1.1 * examples[-1].length:
+            return context, Rows(longest, longest, self.training)
+        batch = config.method.batch_size
+        usual = len(examples) // (batch + 1)  # where the longest of so many rows is expected
+        mean = sum(one.length for one in examples) / len(examples)
+        middle = next(place for place, one in enumerate(examples) if one.length <= mean)
+        return context, Rows(longest, _from(examples, usual, size), self.training, _from(examples, middle, size))
 
     def _random(self, loaded: LoadedModel, size: int) -> tuple[TrainingContext, Rows]:
         tokens, meta = self._tokens, torch.device("meta")
@@ -151,6 +155,12 @@ class RowSource:
             examples = random_examples(text.vocab_size, StepOptions(examples=size, tokens=max(1, tokens - 1)))
         context = TrainingContext(loaded.model, objective, examples, make)
         return context, Rows(examples, examples, self.training)
+
+
+def _from(examples: Sequence[Any], place: int, size: int) -> Sequence[Any]:
+    """So many examples from a place on, or the last ones."""
+    first = max(0, min(place, len(examples) - size))
+    return examples[first : first + size]
 
 
 def estimate_config(

@@ -55,13 +55,16 @@ class Rows:
 
     Args:
         memory: the longest first, by which memory is estimated.
-        time: of the usual length, by which time is.
+        time: as long as the longest of a batch usually is, to which all of it are padded; by these time is.
         training: how many there are to train on.
+        scored: of the mean length, by which the time of an evaluation is, whose batches hold rows of like lengths;
+            None for `time`.
     """
 
     memory: Sequence[Any]
     time: Sequence[Any]
     training: int
+    scored: Sequence[Any] | None = None
 
 
 def estimate_step(
@@ -109,7 +112,8 @@ def estimate_step(
     if evaluated:
         found = traced(Pass(evaluated), rows.memory)
         moments.append(of_pass("evaluation", found, False, shares))
-        usual = found if rows.time is rows.memory else traced(Pass(evaluated), rows.time)
+        alike = rows.scored or rows.time
+        usual = found if alike is rows.memory else traced(Pass(evaluated), alike)
         each = usual.work * (1 / evaluated)
     copies = max(one.copies for one in passes) * sum(one.numel() * 4 for one in theta)
     sets = 1 if adapters is None else len(adapters.names)
