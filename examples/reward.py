@@ -56,7 +56,7 @@ def main() -> None:
     run = zofo.train(config, reward=reward)
 
     lines = [json.loads(line) for line in (Path(run.path) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    costs = [line["loss"] for line in lines if "projected_gradient_0" in line]
+    costs = [-line["reward"] for line in lines if "projected_gradient_0" in line]
     third = max(1, len(costs) // 3)
     print(
         f"mean cost of an answer: {sum(costs[:third]) / third:.2f} at first, {sum(costs[-third:]) / third:.2f} at last"

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from zofo.demo import SCENES, Scene, run_demo
+from zofo.demo.scenes import FEW_WORDS, LONGEST, write_files
+from zofo.demo.side_by_side import Share, train_each
 from zofo.errors import RunError
+from zofo.tasks import SPLITS
 from zofo.training import RunFolder
 
 
@@ -36,7 +42,8 @@ def demo(model_folder, data_dir, tmp_path):
     def run(folder, queries=24, scenes=None):
         with (tmp_path / "shown.txt").open("a", encoding="utf-8") as shown:
             chosen = small(SCENES, model_folder, data_dir) if scenes is None else scenes
-            return run_demo(folder, Console(file=shown, width=200), queries, chosen)
+            console = Console(file=shown, width=200)
+            return run_demo(folder, console, queries, chosen, lambda folder: shutil.copy(FEW_WORDS, folder))
 
     return run
 
@@ -92,9 +99,8 @@ def test_the_run_to_use_is_one_whose_score_is_shown(demo, model_folder, data_dir
     better = dataclasses.replace(one, name="better", scored=False)
     rows = {name: {"name": name, "metric": "accuracy", "accuracy": score} for name, score in (("a", 0.5), ("b", 0.9))}
     module = sys.modules["zofo.demo.demo"]
-    monkeypatch.setattr(
-        module, "_row", lambda folder, run, *_: rows["b" if run is better else "a"] | {"name": run.name}
-    )
+    monkeypatch.setattr(module, "_row", lambda name, _: rows["b" if name == better.name else "a"] | {"name": name})
+    monkeypatch.setattr(module, "train_each", lambda _, contenders, *others: (RunFolder(tmp_path) for _ in contenders))
     monkeypatch.setattr(module, "_told", lambda *_: {})
     monkeypatch.setattr(module, "read_runs", lambda folders: [])
     monkeypatch.setattr(module, "write_report", lambda *_: None)
@@ -114,6 +120,37 @@ def test_runs_twice_with_the_same_scores(demo, tmp_path):
     assert scores[0] == scores[1]
 
 
+def test_two_at_a_time_are_shown_in_turn_and_end_with_the_demo(tmp_path, monkeypatch, capsys):
+    """Plain processes in place of runs: the second one ends first, and a third one never does."""
+    code = "import sys, time; name = sys.argv[1]; print(name, 'says'); time.sleep({'a': 0.5, 'c': 60}.get(name, 0))"
+    module = sys.modules["zofo.demo.side_by_side"]
+    monkeypatch.setattr(module, "python_command", lambda _, verb, file: [sys.executable, "-c", code, Path(file).stem])
+    monkeypatch.setattr(module.RunFolder, "open", lambda path: path.name)
+    contenders = [dataclasses.replace(SCENES[0].contenders[0], name=name) for name in "abc"]
+    shown = io.StringIO()
+    trained = train_each(tmp_path, contenders, None, Share(2, 1), Console(file=shown))
+    assert [next(trained), next(trained)] == ["a", "b"]
+    assert (shown.getvalue().split(), capsys.readouterr().err) == (["a", "b"], "a says\nb says\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.log", "c.yaml"]
+    start = time.monotonic()
+    trained.close()
+    assert time.monotonic() - start < 30
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_rows_are_the_shorter_sentences(tmp_path, monkeypatch):
+    given = {split: [{"sentence": "x" * n, "label": 0} for n in (LONGEST, LONGEST + 1, 1)] for split in SPLITS}
+    for split, rows in given.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scenes = sys.modules["zofo.demo.scenes"]
+    monkeypatch.setattr(scenes, "EMBEDDED_MODELS", {"smollm2-135m": lambda: tmp_path})
+    monkeypatch.setattr(scenes, "EMBEDDED_DATA", {"movie-reviews": lambda: tmp_path})
+    write_files(tmp_path)
+    kept = (tmp_path / "sentences" / "train.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["sentence"]) for line in kept] == [LONGEST, 1]
+    assert (tmp_path / FEW_WORDS.name).is_file()
+
+
 def test_never_removes_what_is_not_a_demo(demo, tmp_path):
     other = tmp_path / "precious"
     other.mkdir()
@@ -131,7 +168,7 @@ out, model, rows = sys.argv[1:]
 task = {"name": "movie-reviews", "data_dir": rows}
 tree = {"model": model, "task": task, "method": {"name": "mezo", "batch_size": 2}, "training": {"max_queries": 10**7}}
 scenes = (demo.Scene("long", "nothing", (demo.DemoRun("long", tree),)),)
-demo.run_demo = functools.partial(demo.run_demo, scenes=scenes)
+demo.run_demo = functools.partial(demo.run_demo, scenes=scenes, prepare=lambda _: None)
 main(["demo", "--out", out])
 """
 

@@ -91,6 +91,19 @@ def test_a_circle_of_links_is_seen(run, tmp_path):
         edit(run, init_from=str(tmp_path / "link")).chain()
 
 
+def test_a_second_adapter_is_refused_with_what_to_type_and_that_works(model_folder, data_dir, tmp_path, run_zofo):
+    rows = ("task=movie-reviews", f"task.data_dir={data_dir}", "method=first-order", "method.batch_size=2")
+    first, second = (tmp_path / name for name in ("first", "second"))
+    lora = ("train", *rows, "training.steps=1", "training.eval_batch_size=64")
+    assert run_zofo(*lora, f"model={model_folder}", f"output_dir={first}")[0] == 0
+    code, _, err = run_zofo(*lora, f"model={model_folder}", f"init_from={first}", f"output_dir={second}")
+    assert code == 2
+    assert "would attach another one" in err.replace("\n", " ")
+    assert f"zofo export {first} --merged {first}-merged" in err.replace("\n", " ")
+    assert run_zofo("export", first, "--merged", f"{first}-merged")[0] == 0
+    assert run_zofo(*lora, f"model={first}-merged", f"output_dir={second}")[0] == 0
+
+
 # leftovers
 
 

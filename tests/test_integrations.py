@@ -1,5 +1,6 @@
 """zofo in a transformers.Trainer and in TRL's SFTTrainer: what people rely on there, and zofo's own numbers."""
 
+import ast
 import copy
 import json
 import re
@@ -237,7 +238,13 @@ def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, trainers, toke
         built(optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None))
     with pytest.raises(EvaluatorError, match="moving bfloat16 weights in place") as caught:
         built(model=build_model("llama", len(tokenizer), head=CLASSIFIER).bfloat16()).train()
-    assert "set zo_evaluator=in-forward or from-copy" in caught.value.hint
+    *allowed, drift = re.findall(r"(?<!\w)zo_evaluator=(\{.*?\}|\S+)(?<!,)", caught.value.hint)
+    assert list(map(ast.literal_eval, allowed)) == ["in-forward", "from-copy"]  # what it says is Python
+    assert ast.literal_eval(drift) == {"name": "in-place", "allow_half": True}
+    with pytest.raises(ConfigError, match="fp16=True has no meaning") as caught:
+        built(fp16=True)
+    assert "dtype=torch.bfloat16" in caught.value.hint
+    assert 'zo_evaluator="from-copy"' in caught.value.hint  # which takes such a model, see below
     with pytest.raises(ConfigError, match="loss of its own"):
         built(zo_evaluator="in-forward", more={"compute_loss_func": lambda *_a, **_k: torch.ones(())}).train()
     model.save_pretrained(tmp_path / "other")

@@ -422,11 +422,11 @@ def test_mezo_trains_what_has_no_gradient_with_both_evaluators(folder, tmp_path,
         assert run.summary["queries"] == 3 * 2 * 4
     assert len(steps["in-forward"]) == 3
     for one, other in zip(steps["in-forward"], steps["in-place"], strict=True):
-        assert -1 <= one["loss"] <= 0
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+        assert 0 <= one["reward"] <= 1
+        assert one["reward"] == pytest.approx(other["reward"], abs=1e-6)
         assert one["projected_gradient_0"] == pytest.approx(other["projected_gradient_0"], abs=1e-4)
         assert one["ties"] == other["ties"] == float(one["projected_gradient_0"] == 0)
-    assert any(one["loss"] < 0 for one in steps["in-place"])
+    assert any(one["reward"] > 0 for one in steps["in-place"])
 
 
 @pytest.mark.parametrize("rows", ["labels", "answers"])
@@ -456,7 +456,7 @@ def test_mezo_trains_a_users_reward(folder, tmp_path, rows, evaluator):
         rewards = [float(len(str(p)) + len(e.prompt) % 3) for e, p in seen[7:]]
         for number, step in enumerate(steps):
             own = rewards[8 * number : 8 * number + 8]
-            assert step["loss"] == pytest.approx(-sum(own) / 8)
+            assert step["reward"] == pytest.approx(sum(own) / 8)
     assert run.summary["metric"] == ("accuracy" if rows == "labels" else "token-f1")  # evaluation stays the task's
 
 
@@ -472,7 +472,7 @@ def test_a_reward_gives_the_same_run_with_both_evaluators(folder, tmp_path):
     ]
     one, other = ([line for line in metrics_of(run) if line["event"] == "step"] for run in runs)
     for left, right in zip(one, other, strict=True):
-        assert left["loss"] == pytest.approx(right["loss"])
+        assert left["reward"] == pytest.approx(right["reward"])
         assert left["projected_gradient_0"] == pytest.approx(right["projected_gradient_0"], abs=1e-3)
     assert any(left["projected_gradient_0"] for left in one)
 

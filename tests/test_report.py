@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -10,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from plotly.offline import get_plotlyjs
 from scipy import stats
 
 from test_treatment import configured  # noqa: F401  # a fixture
@@ -118,9 +121,13 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
     found = compare_runs([answered(first, "+-"), replace(answered(other, "+-"), examples=[])])
     assert not found.pairs
     assert "other has no answers on validation" in found.notes[0]
-    elsewhere = [replace(one, text="another") for one in answered(other, "+-").examples]
+    elsewhere = [replace(one, text="another", where=f"b/{one.where}") for one in answered(other, "+-").examples]
     found = compare_runs([answered(first, "+-"), replace(other, examples=elsewhere)])
-    assert "none of their 2 and 2 is the same" in found.notes[0]
+    assert "none of their 2 and 2 is the same; first begins with rows.csv:0, other with b/rows.csv:0" in found.notes[0]
+    changed = [replace(one, text="another", golds=(0,)) for one in answered(other, "+-").examples]
+    found = compare_runs([answered(first, "+-"), replace(other, examples=changed)])
+    assert not found.pairs
+    assert "rows.csv:0 has another right answer in each" in found.notes[0]
     with pytest.raises(ConfigError, match="two runs or more"):
         compare_runs(two[:1])
     with pytest.raises(ConfigError, match="not on 'train'"):
@@ -129,6 +136,24 @@ def test_what_cannot_be_compared_is_said(two, tmp_path):
         compare_runs([two[0], two[0]])
     with pytest.raises(RunError, match="not a run folder"):
         read_runs([tmp_path])
+
+
+def test_the_same_rows_in_other_prompts_are_paired(two):
+    first, other = (answered(run, marks) for run, marks in zip(read_runs(two), ("+--", "++-"), strict=True))
+    asked = [replace(one, text=f"<user> {one.text}", candidates=(" No", " Yes")) for one in reversed(other.examples)]
+    found = compare_runs([first, replace(other, examples=asked)])
+    assert (found.pairs[0].examples, found.pairs[0].only_first, found.pairs[0].only_second) == (3, 0, 1)
+    assert "the same 3 rows by other prompts, such as 'text 0' and '<user> text 0'" in found.notes[0]
+
+
+def test_an_adapter_that_nothing_attaches_is_no_difference(two):
+    assert "method.adapter.name" in read_runs([two[1]])[0].settings
+    for file, here, there in (("config.yaml", ": adapter", ": all"), ("environment.json", '": "adapter', '": "all')):
+        text = (two[1] / file).read_text(encoding="utf-8")
+        (two[1] / file).write_text(text.replace(f"parameters{here}", f"parameters{there}"), encoding="utf-8")
+    settings = read_runs([two[1]])[0].settings
+    assert settings["method.parameters"] == "all"
+    assert not [key for key in settings if key.startswith("method.adapter") or key == "output_dir"]
 
 
 def test_runs_that_differ_in_their_seeds_are_a_group(two, tmp_path):
@@ -201,7 +226,11 @@ def test_the_page_holds_everything_and_runs_no_text(two, tmp_path, capsys):
     typed("report", *two, "-o", page)
     assert str(page) in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
-    assert len(text.encode()) < 5e6
+    assert len(text.encode()) < 2.2e6
+    packed = re.search(r'<script type="text/plain" id="plotly">(.*?)</script>', text)[1]
+    assert gzip.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+    write_report([replace(run, name=str(i)) for i in range(5) for run in read_runs(two)], page)  # ten of them
+    assert page.stat().st_size < 2.6e6
     assert EVIL not in text
     assert "&lt;/script&gt;&lt;script&gt;window.broken" in text
     own = re.sub(

@@ -129,7 +129,7 @@ def test_the_command_line_trains_by_a_file(configured, file, tmp_path, capsys): 
     run = RunFolder.open(tmp_path / "run")
     assert "positive" in run.identity.objective
     assert "brief*0.1" in run.identity.objective
-    assert all(-1.1 <= line["loss"] <= 0 for line in lines_of(run, "step"))
+    assert all(0 <= line["reward"] <= 1.1 for line in lines_of(run, "step"))
     (tmp_path / "run.yaml").write_text(
         (tmp_path / "run.yaml").read_text().replace('/run"', '/other"'), encoding="utf-8"
     )
@@ -284,6 +284,6 @@ def test_columns_of_rows_reach_a_reward_and_each_reward_is_logged(tmp_path, mode
     for line in lines_of(run, "step"):
         short_mean = line["reward_short"]
         assert short_mean == line["reward_short_2"] > 0
-        assert -line["loss"] == pytest.approx(3 * short_mean + 0.5 * line["reward_brevity"], rel=1e-5)
+        assert line["reward"] == pytest.approx(3 * short_mean + 0.5 * line["reward_brevity"], rel=1e-5)
     with pytest.raises(DataError, match="the column 'mst'"):
         train(named(reward_columns=["mst"], truncate="never"), reward=short)

@@ -72,7 +72,7 @@ def test_the_gate_lets_through_what_is_better_on_other_rows(configured):  # noqa
     assert last["queries"] == 2 * 16 + 2 * 12
     assert Trajectory.read(far.trajectory).updates == ()
     assert far.summary["selection"]["kept"] == 0
-    assert "not lower: nothing is kept" in console.file.getvalue()
+    assert "not better: nothing is kept" in console.file.getvalue()
     near = train(
         configured("near", SELECT | {"population": 40, "keep": 20, "batch_size": 12}, steps=1, treatment_steps=None)
     )

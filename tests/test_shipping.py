@@ -503,6 +503,18 @@ def test_a_changed_update_and_a_changed_loss_are_named(made, tmp_path):
     assert (found.step, [d.where for d in found.at_step]) == (1, ["loss"])
 
 
+def test_what_processes_told_each_other_is_no_difference(made, tmp_path):
+    run = made("mezo")
+    other = shutil.copytree(run.path, tmp_path / "by two")
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    lines = [line | ({"exchanged_bytes": 384} if line["event"] == "step" else {}) for line in lines]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    environment = json.loads((other / "environment.json").read_text())
+    (other / "environment.json").write_text(json.dumps(environment | {"processes": "2"}))
+    found = compare_runs(run.path, other)
+    assert (found.equal, [difference.where for difference in found.versions]) == (True, ["processes"])
+
+
 def test_adapters_that_differ_are_named(made, tmp_path):
     run = made("first-order")
     changed = shutil.copytree(run.path, tmp_path / "changed")

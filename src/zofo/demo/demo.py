@@ -6,24 +6,23 @@ import dataclasses
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zofo.demo.scenes import FEW_WORDS, SCENES, DemoRun, Scene
+from zofo.demo.scenes import SCENES, Scene, write_files
+from zofo.demo.side_by_side import Share, train_each
 from zofo.errors import RunError
-from zofo.interpreters import python_command
 from zofo.report import ReportedRun, compare_runs, read_runs, write_report
 from zofo.statistics import paired
 from zofo.training import RunFolder, as_percent
@@ -54,7 +53,11 @@ class DemoResult:
 
 @Signals().raise_on_signal()
 def run_demo(
-    folder: Path, console: Console, queries: int | None = None, scenes: Sequence[Scene] = SCENES
+    folder: Path,
+    console: Console,
+    queries: int | None = None,
+    scenes: Sequence[Scene] = SCENES,
+    prepare: Callable[[Path], None] = write_files,
 ) -> DemoResult:
     """Run the contenders of all scenes, each in a process of its own, and show a table a scene.
 
@@ -66,40 +69,54 @@ def run_demo(
         console: where progress and the tables are shown.
         queries: the most that a run may spend, for a short look; by default what each scene says.
         scenes: what is shown.
+        prepare: is given the folder first, for what the runs read there.
 
     Raises:
+        DownloadError: the model or the rows cannot be fetched.
         RunError: the folder exists and was not written by the demo, or a run failed.
         Interrupted: the process was asked to stop, by SIGTERM or Ctrl-C; the run that it was at is stopped with it.
     """
     start, folder = time.perf_counter(), folder.absolute()
     _make_room(folder, scenes)
-    shutil.copy(FEW_WORDS, folder)
     console.print("What is missing of models and rows is fetched once, with pip.", soft_wrap=True)
+    prepare(folder)
+    share = Share.here()
+    console.print(f"{str(share).capitalize()}; what each says is shown in turn.", soft_wrap=True, highlight=False)
+    missing = {scene.title: _missing(scene) for scene in scenes}
+    all_of_them = [one for scene in scenes if not missing[scene.title] for one in scene.contenders]
+    contenders = list({one.name: one for one in all_of_them}.values())
     rows: Rows = {}
     shown: list[dict[str, Any]] = []
-    for number, scene in enumerate(scenes, start=1):
-        console.print(Text.assemble("\n", (f"{number}. {scene.title}", "bold")), soft_wrap=True)
-        missing = _missing(scene)
-        if missing:
-            said = f"left out: {missing} is not installed; pip install 'zofo[quantized]'"
-            console.print(said, soft_wrap=True, markup=False)
-            shown.append({"title": scene.title, "left_out": said})
-            continue
-        for one in scene.contenders:
-            if one.name not in rows:
-                rows[one.name] = _row(folder, one, queries, console)
-        shown.append(_told(folder, scene, rows, console))
-        _keep(folder, shown, scenes, time.perf_counter() - start)
+    with closing(train_each(folder, contenders, queries, share, console)) as trained:
+        for number, scene in enumerate(scenes, start=1):
+            console.print(Text.assemble("\n", (f"{number}. {scene.title}", "bold")), soft_wrap=True)
+            if missing[scene.title]:
+                said = f"left out: {missing[scene.title]} is not installed; pip install 'zofo[quantized]'"
+                console.print(said, soft_wrap=True, markup=False)
+                shown.append({"title": scene.title, "left_out": said})
+                continue
+            for one in scene.contenders:
+                if one.name not in rows:
+                    run = next(trained)
+                    rows[one.name] = None if run is None else _row(one.name, run)
+            shown.append(_told(folder, scene, rows, console))
+            _keep(folder, shown, scenes, time.perf_counter() - start)
     summary = _keep(folder, shown, scenes, time.perf_counter() - start)
     scored = {one.name for scene in scenes for one in scene.contenders if one.scored}
-    _say_what_is_there(folder, [row for row in rows.values() if row is not None], scored, console, summary["seconds"])
+    done = [row for row in rows.values() if row is not None]
+    _say_what_is_there(folder, done, scored, share, console)
+    console.print(f"All of it took {time.perf_counter() - start:.0f} s.", highlight=False)
+    _check_all_made(folder, rows)
+    return DemoResult(folder, summary)
+
+
+def _check_all_made(folder: Path, rows: Rows) -> None:
     failed = [name for name, row in rows.items() if row is None]
     if failed:
         raise RunError(
             f"training {', '.join(map(repr, failed))} failed, as said above; the others are in {str(folder)!r}",
             "run the demo again",
         )
-    return DemoResult(folder, summary)
 
 
 def _make_room(folder: Path, scenes: Sequence[Scene]) -> None:
@@ -124,36 +141,12 @@ def _missing(scene: Scene) -> str:
     return next((module for module in needed if importlib.util.find_spec(module) is None), "")
 
 
-def _row(folder: Path, contender: DemoRun, queries: int | None, console: Console) -> dict[str, Any] | None:
-    """Train one of them, and what came out; None where it failed, as its process has said."""
-    console.print(Text.assemble("\n", (contender.name, "bold")))
-    run = _train(folder / contender.name, contender, queries, console)
-    if run is None:
-        return None
+def _row(name: str, run: RunFolder) -> dict[str, Any]:
+    """What came out of one of them."""
     summary = run.summary
     work = ("metric", "queries", "forwards", "backwards", "seconds", "peak_bytes", "evaluation", "before_after")
     kept = {key: summary[key] for key in ("task", "split", "variants", *work) if key in summary}
-    return {"name": contender.name, summary["metric"]: summary[summary["metric"]], **kept}
-
-
-def _train(folder: Path, contender: DemoRun, queries: int | None, console: Console) -> RunFolder | None:
-    """Train in a child process, so that its memory is its own."""
-    tree = {**contender.tree, "output_dir": str(folder)}
-    training = tree.get("training", {})
-    if queries is not None and "max_queries" in training:
-        tree["training"] = {**training, "max_queries": min(queries, training["max_queries"])}
-    file = folder.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    options = [option for reward in contender.rewards for option in ("--reward", reward)]
-    command = python_command("from zofo.cli import main; main()", "train", str(file), *options)
-    try:  # where this process is asked to stop, `run` ends the other one
-        done = subprocess.run(command, check=False, cwd=folder.parent)
-    finally:
-        file.unlink()
-    if done.returncode:
-        console.print(f"{contender.name} failed: its process ended with {done.returncode}", markup=False)
-        return None
-    return RunFolder.open(folder)
+    return {"name": name, summary["metric"]: summary[summary["metric"]], **kept}
 
 
 def _told(folder: Path, scene: Scene, rows: Rows, console: Console) -> dict[str, Any]:
@@ -246,14 +239,11 @@ def _keep(folder: Path, shown: list[dict[str, Any]], scenes: Sequence[Scene], se
 
 
 def _say_what_is_there(
-    folder: Path, rows: Sequence[dict[str, Any]], scored: Container[str], console: Console, seconds: float
+    folder: Path, rows: Sequence[dict[str, Any]], scored: Container[str], share: Share, console: Console
 ) -> None:
     """Write the report, and how to open it and to use a run: the best of the scored ones by the score of the first."""
-    told = (
-        "seconds: training alone; peak: of the whole process, evaluation with it; one seed, another may differ by more"
-    )
-    console.print(f"\n{told}", width=_WIDTH)
-    console.print(f"All of it took {seconds:.0f} s.", highlight=False)
+    told = f"seconds: training alone, {share}; peak: of a run's whole process, evaluation with it"
+    console.print(f"\n{told}; one seed, another may differ by more", width=_WIDTH, highlight=False)
     if not rows:
         return
     page, zofo = folder / _REPORT, Path(sys.executable).parent / "zofo"

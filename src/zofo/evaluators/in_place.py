@@ -69,8 +69,8 @@ class InPlace(_Moving):
             kind = str(min(half, key=str)).removeprefix("torch.")
             raise EvaluatorError(
                 f"moving {kind} weights in place loses most of each update and drifts by percents in 1,000 steps",
-                "set method.evaluator=in-forward or from-copy, load the model with model.dtype=float32, or accept the "
-                "drift with method.evaluator.allow_half=true",
+                "set method.evaluator=in-forward or method.evaluator=from-copy, load the model with "
+                "model.dtype=float32, or accept the drift with method.evaluator.allow_half=true",
             )
         super().__init__(model, backbone)
 

@@ -16,7 +16,7 @@ from zofo.training.run_logs import metrics_lines
 from zofo.trajectory import Trajectory
 from zofo.trajectory.format import Flushed, Moved, Record, Stepped
 
-_BY_CLOCK = ("seconds", "measured_seconds")
+_NO_RESULT = ("seconds", "measured_seconds", "exchanged_bytes")  # the clock, and what several processes told each other
 _SHOWN = 12
 
 
@@ -81,7 +81,7 @@ class RunDiff:
 def compare_runs(first: Path | str, second: Path | str) -> RunDiff:
     """Find the differences of two runs: in their configuration, their steps, and the files that they left.
 
-    Times and the runs' own folders are not compared.
+    Times, what processes told each other, and the runs' own folders are not compared.
 
     Raises:
         RunError: a folder holds no run, or a trajectory or log is damaged.
@@ -149,7 +149,7 @@ def _steps(run: RunFolder) -> dict[int, Facts]:
         number = line["step"] if "step" in line else line.get("steps", 0) - 1
         kind = line.pop("event")
         prefix = f"{kind} {line.get('variant')}: " if kind == "evaluation" else "" if kind == "step" else f"{kind}: "
-        named = {f"{prefix}{k}": v for k, v in line.items() if k not in (*_BY_CLOCK, "step", "steps", "variant")}
+        named = {f"{prefix}{k}": v for k, v in line.items() if k not in (*_NO_RESULT, "step", "steps", "variant")}
         if kind != "stopped":
             steps.setdefault(number, {}).update(named)
     return steps

@@ -16,6 +16,7 @@ from zofo.errors import ConfigError, reworded, truncate
 from zofo.evaluators import EVALUATORS
 from zofo.methods import ZerothOrderConfig
 from zofo.optim.base import options_of_step
+from zofo.optim.words import in_python
 from zofo.processes import GOES_ON
 
 GOES_ON_FROM = "see what it said; start the script again with trainer.train(resume_from_checkpoint=True)"
@@ -97,7 +98,7 @@ class ZerothOrderArguments(PrivateArguments):
                 setattr(self, name, parsed(name, value))
         super().__post_init__()  # type: ignore[misc]
         if getattr(self, "mixed_precision", "no") not in ("no", None):
-            raise meaningless("mixed_precision", self.mixed_precision, IN_HALF)  # type: ignore[attr-defined]
+            raise meaningless("mixed_precision", self.mixed_precision, _IN_HALF)  # type: ignore[attr-defined]
         with reworded(as_arguments):
             _check_options(options_of(self))
 
@@ -123,9 +124,10 @@ def parsed(name: str, value: str) -> Any:
 
 
 IN_HALF = "load the model with dtype=torch.bfloat16: its updates are rounded stochastically, so that small ones arrive"
+_IN_HALF = f'{IN_HALF}; and set zo_evaluator="from-copy", or "in-forward"'
 _MEANINGLESS = {
-    "fp16": IN_HALF,
-    "bf16": IN_HALF,
+    "fp16": _IN_HALF,
+    "bf16": _IN_HALF,
     "max_grad_norm": "leave it out",
     "gradient_checkpointing": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
     "activation_checkpointing": "leave it out: nothing is stored for a backward pass, so that nothing can be saved",
@@ -160,6 +162,7 @@ _ZO = "evaluator|noise|num_directions|trainable|rule|estimator|momentum|directio
 
 def as_arguments(text: str) -> str:
     """A message of a step, with the arguments of the trainer in place of keys and of an optimizer's options."""
+    text = in_python(text, "zo_")
     text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", lambda key: _ARGUMENTS.get(key[1], f"zo_{key[1]}"), text)
     text = text.replace("model.dtype=float32", "dtype=torch.float32").replace(GOES_ON, GOES_ON_FROM)
     text = text.replace(OBJECTIVE, "trainer.compute_losses(model, inputs)")

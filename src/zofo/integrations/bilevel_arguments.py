@@ -13,6 +13,7 @@ from zofo.config import parse_model
 from zofo.errors import ConfigError, reworded
 from zofo.integrations.arguments import GOES_ON_FROM, IN_HALF, OBJECTIVE, PrivateArguments, in_line, parsed, said
 from zofo.methods.bilevel.bilevel import BilevelConfig
+from zofo.optim.words import in_python
 from zofo.processes import GOES_ON
 
 _OPTIMIZERS = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "sgd": "sgd"}
@@ -165,5 +166,5 @@ def as_arguments(text: str) -> str:
 
     text = text.replace(OBJECTIVE, "trainer.compute_losses(model, inputs)")
     text = text.replace(GOES_ON, GOES_ON_FROM).replace(_OF_HEAD, "give a causal language model, or set these to None")
-    text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", argument, text)
+    text = re.sub(r"\bmethod\.([a-z_]+(?:\.[a-z_]+)*)", argument, in_python(text, "zo_"))
     return re.sub(r"(?<![a-z_])batch_size\b", "per_device_train_batch_size", text.replace("training.lr_", "lr_"))

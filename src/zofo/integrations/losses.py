@@ -11,7 +11,9 @@ from torch import nn
 from zofo.errors import ConfigError
 
 _IGNORED = -100
-_OVERRIDE = "override compute_losses(model, inputs) of the trainer, or set zo_evaluator=in-place of ZerothOrderTrainer"
+_OVERRIDE = (
+    "override compute_losses(model, inputs) of the trainer, or set zo_evaluator='in-place' of ZerothOrderTrainer"
+)
 
 
 def example_losses(model: nn.Module, inputs: dict[str, Any], shifted: bool) -> torch.Tensor:

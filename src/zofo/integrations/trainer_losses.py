@@ -151,7 +151,7 @@ class TrainerLosses:
             raise ConfigError(
                 f"the loss of the first step is {whole:g}, but one loss for each example has the mean {single:g}, so "
                 "that the model adds something to it",
-                "override compute_losses(model, inputs) of the trainer, or set zo_evaluator=in-place",
+                "override compute_losses(model, inputs) of the trainer, or set zo_evaluator='in-place'",
             )
         return same or needed
 

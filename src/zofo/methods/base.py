@@ -75,6 +75,11 @@ class TrainingContext:
         chosen = self.examples if examples is None else examples
         return EpochSampler(chosen, size, self.collate, self.seed, name, self.length)
 
+    @property
+    def called(self) -> str:
+        """What people are told of the objective: its `loss`, or the `reward` or `score` that minus it is."""
+        return "loss" if not self.log_ties else "reward" if self.rewards else "score"
+
     def unused_by(self, batch: Any) -> frozenset[str]:
         """The names of the model's parameters that no forward uses, as far as this batch tells."""
         objective = self.check_objective or self.objective
@@ -187,6 +192,11 @@ class MethodConfig(Config):
     def least_queries(self) -> int:
         """What a run takes at least, as far as the configuration alone tells."""
         return 1
+
+    @property
+    def keys_without_effect(self) -> Sequence[str]:
+        """Those that change nothing, as the others are, such as an adapter's where all weights are trained."""
+        return ()
 
     @property
     def adapter_configs(self) -> list[AdapterConfig]:

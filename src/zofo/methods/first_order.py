@@ -45,6 +45,10 @@ class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
     """The learning rate; by default 1e-3 for LoRA, DoRA, IA3 and a head, 1e-2 for a prefix or prompt, 3e-4 for
     `subspace`, and for weights 1e-5, or 1e-3 by SGD."""
 
+    @property
+    def keys_without_effect(self) -> Sequence[str]:
+        return () if self.parameters == "adapter" else ("adapter",)
+
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         return batches_of_epochs(epochs, sum(rows), self.batch_size * self.gradient_accumulation_steps)
 

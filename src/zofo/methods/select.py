@@ -112,6 +112,7 @@ class Select(ForwardOnly):
         rest = chosen[size:] if context.length is None else sorted(chosen[size:], key=context.length)
         self._asked = context.collate(chosen[:size])
         self._gate = [context.collate(rest[start : start + size]) for start in range(0, gate, size)]
+        self._named = context.called
         self._losses: dict[Member, float] = {}
         self._found: dict[str, Any] = {}
         self._step_queries = config.population * size
@@ -260,24 +261,29 @@ class Select(ForwardOnly):
         if not found:
             return ["the last step was not made: nothing is kept, and the model is as it was"]
         lost = found.get("non_finite", 0)
-        left_out = [f"{lost} of {found['members']} members had no finite loss and were left out"] if lost else []
+        left_out = (
+            [f"{lost} of {found['members']} members had no finite {self._named} and were left out"] if lost else []
+        )
         if "best_loss" not in found:
             return [
                 *left_out,
-                f"all {found['members'] - lost} members have the same loss: nothing is kept; raise "
+                f"all {found['members'] - lost} members have the same {self._named}: nothing is kept; raise "
                 "method.estimator.epsilon or method.batch_size",
             ]
         who = "the best" if self._config.keep == 1 else f"the best {self._config.keep}"
-        said = f"{who} of {found['members']} members: loss {found['best_loss']:.4g} on the rows it was chosen by"
+        best = f"{self._named} {self._told(found['best_loss'])}"
+        said = f"{who} of {found['members']} members: {best} on the rows it was chosen by"
         if "gate_loss_kept" in found:
             kept_as = "kept as a vote" if self._config.vote else "kept"
-            lower = kept_as if found["kept"] else "not lower: nothing is kept, and the model is as it was"
-            kept, untrained = (
-                "no finite loss" if loss is None else f"{loss:.4g}"
-                for loss in (found["gate_loss_kept"], found["gate_loss_untrained"])
-            )
-            said += f", {kept} on the rows of the gate, where the untrained model has {untrained}: {lower}"
+            better = kept_as if found["kept"] else "not better: nothing is kept, and the model is as it was"
+            kept, untrained = (self._told(found[f"gate_loss_{which}"]) for which in ("kept", "untrained"))
+            said += f", {kept} on the rows of the gate, where the untrained model has {untrained}: {better}"
         return [*left_out, said]
+
+    def _told(self, loss: float | None) -> str:
+        if loss is None:
+            return f"no finite {self._named}"
+        return f"{loss if self._named == 'loss' else 0.0 - loss:.4g}"
 
     def state_dict(self, weights: bool) -> StateDict:
         """The loss of each member, null where it is not finite, and what came out."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.report.runs import ReportedRun
+from zofo.training.run_logs import MAXIMISED, told_of_step
 
 AXES = {"queries": "queries of training", "steps": "steps", "seconds": "seconds"}
 """What curves can be drawn over."""
@@ -43,7 +44,7 @@ def charts_of(runs: Sequence[ReportedRun], colours: Mapping[str, int]) -> list[C
     made = [
         _evaluations(runs, colours, "score"),
         _evaluations(runs, colours, "loss"),
-        _training_loss(runs, colours),
+        *(_training(runs, colours, what) for what in ("loss", *MAXIMISED)),
         _treatment(runs, colours),
         _slopes(runs, colours),
         *(_bars(runs, colours, name, title, unit) for name, title, unit in _COSTS),
@@ -73,17 +74,18 @@ def _evaluations(runs: Sequence[ReportedRun], colours: Mapping[str, int], what: 
     return _chart(f"validation-{what}", title, traces, "Each point is an evaluation.", True, layout)
 
 
-def _training_loss(runs: Sequence[ReportedRun], colours: Mapping[str, int]) -> Chart | None:
-    """Means over blocks of steps of the loss that the steps saw."""
+def _training(runs: Sequence[ReportedRun], colours: Mapping[str, int], what: str) -> Chart | None:
+    """Means over blocks of steps of the loss that the steps saw, or of the reward or score."""
     traces = []
     for run in runs:
-        steps = [line for line in run.steps if _finite(line.get("loss"))]
+        steps = [line for line in run.steps if told_of_step(line)[0] == what and _finite(line[what])]
         size = max(1, math.ceil(len(steps) / _POINTS))
         blocks = [steps[start : start + size] for start in range(0, len(steps), size)]
-        points = [(math.fsum(one["loss"] for one in block) / len(block), _place(block[-1])) for block in blocks]
+        points = [(math.fsum(one[what] for one in block) / len(block), _place(block[-1])) for block in blocks]
         if points:
             traces.append(_curve(run, colours, points, "lines"))
-    return _chart("training-loss", "Loss of the training batches", traces, "Means over neighbouring steps.", True)
+    title = f"{what.capitalize()} of the training batches"
+    return _chart(f"training-{what}", title, traces, "Means over neighbouring steps.", True)
 
 
 def _treatment(runs: Sequence[ReportedRun], colours: Mapping[str, int]) -> Chart | None:

@@ -19,6 +19,7 @@ from zofo.training.run_logs import ScoredExample
 RESAMPLES = 1000
 """Bootstrap samples of the examples."""
 _LEVEL = (2.5, 97.5)  # percentiles of the 95 % interval
+_SHOWN = 50  # characters of a prompt
 _POWER = 2.8  # standard errors: a difference of 1.96 + 0.84 of them is found with 80 % probability
 
 
@@ -52,6 +53,7 @@ class PairedRuns:
         only_first: examples that the first alone has right; None of generations, which are not right or wrong.
         only_second: examples that the other alone has right.
         mcnemar: p of the exact McNemar test of these two numbers, two-sided: of the accuracy, whatever the score is.
+        otherwise: of rows that each run was asked about by another prompt, what a reader has to know; else empty.
     """
 
     name: str
@@ -64,6 +66,7 @@ class PairedRuns:
     only_first: int | None
     only_second: int | None
     mcnemar: float | None
+    otherwise: str = ""
 
     @property
     def is_clear(self) -> bool:
@@ -126,8 +129,9 @@ def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str
         if groups and other.seed != runs[0].seed:
             continue
         found = _pair(runs[0], other, chosen)
+        said = found if isinstance(found, str) else found.otherwise
         pairs += [found] if isinstance(found, PairedRuns) else []
-        notes += [found] if isinstance(found, str) else []
+        notes += [said] if said else []
     if pairs:
         notes.append("The intervals are over examples: another seed of the same configuration may differ by more.")
     means = [mean_row(name, own, chosen) for name, own in groups_of(runs).items()]
@@ -144,11 +148,9 @@ def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | st
             return f"{run.name} has no answers on {split}: {why}"
     if first.metric != other.metric:
         return f"{first.name} is scored by {first.metric} and {other.name} by {other.metric}: no test between them"
-    theirs = {_place(one): one for one in other.answered(split)}
-    both = [(one, theirs[_place(one)]) for one in first.answered(split) if _place(one) in theirs]
-    counts = f"{len(first.answered(split))} and {len(theirs)}"
+    both, told = _matched(first, other, split)
     if not both:
-        return f"{first.name} and {other.name} were scored on other examples: none of their {counts} is the same"
+        return told
     mine, others = [one for one, _ in both], [one for _, one in both]
     said = [one.predicted[first.variant] for one in mine], [one.predicted[other.variant] for one in others]
     only_first, only_second, p = _mcnemar(mine, *said)
@@ -166,8 +168,44 @@ def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | st
         return sign * (score(examples, two) - score(examples, one))
 
     found = _bootstrap(mine, difference)
-    counted = (len(both), found, loss, only_first, only_second, p)
+    counted = (len(both), found, loss, only_first, only_second, p, told)
     return PairedRuns(other.name, first.name, split, first.metric, *counted)
+
+
+_Pairs = list[tuple[ScoredExample, ScoredExample]]
+
+
+def _matched(first: ReportedRun, other: ReportedRun, split: str) -> tuple[_Pairs, str]:
+    """The examples that both answered, and what a reader has to know of them, or why there are none.
+
+    Where no example is asked in the same words, as with other prompts or a chat template, rows of one file and line are
+    the same, if all of them have the same right answers.
+    """
+    mine, others = first.answered(split), other.answered(split)
+    theirs = {_place(one): one for one in others}
+    both = [(one, theirs[_place(one)]) for one in mine if _place(one) in theirs]
+    if both:
+        return both, ""
+    rows = {_row(one): one for one in others}
+    both = [(one, rows[_row(one)]) for one in mine if _row(one) in rows]
+    counts, between = f"{len(mine)} and {len(others)}", f"{first.name} and {other.name}"
+    if not both or len({_row(one) for one in mine}) < len(mine) or len(rows) < len(others):
+        where = f"{first.name} begins with {mine[0].where}, {other.name} with {others[0].where}"
+        return [], f"{between} were scored on other examples: none of their {counts} is the same; {where}"
+    changed = next((one.where for one, two in both if (one.golds, one.answers) != (two.golds, two.answers)), None)
+    if changed is not None:
+        return [], f"{between} were scored on other examples: {changed} has another right answer in each"
+    asked = " and ".join(repr(f"...{text[-_SHOWN:]}" if len(text) > _SHOWN else text) for text in _asked(both[0]))
+    return both, f"{between} were asked about the same {len(both)} rows by other prompts, such as {asked}"
+
+
+def _asked(pair: tuple[ScoredExample, ScoredExample]) -> list[str]:
+    return [" ".join(one.text.split()) for one in pair]
+
+
+def _row(example: ScoredExample) -> tuple[str, str]:
+    """Where the row of an example is, however it is asked about."""
+    return example.task, example.where
 
 
 def _place(example: ScoredExample) -> tuple[str, str, tuple[str, ...], str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import gzip
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,8 +38,6 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
     Raises:
         RunError: the file cannot be written.
     """
-    from plotly.offline import get_plotlyjs
-
     tasks: dict[str, list[ReportedRun]] = {}
     for run in runs:
         metrics = {one.metric for one in runs if one.task == run.task}
@@ -52,7 +53,7 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
         axes=AXES,
         style=(_FILES / "report.css").read_text(encoding="utf-8"),
         script=(_FILES / "report.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
+        plotly=_packed_plotly(),
     )
     try:
         atomic_write_text(file, page)
@@ -60,6 +61,14 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
         raise RunError(
             f"cannot write the report {str(file)!r}: {error.strerror}", "name another file with -o"
         ) from error
+
+
+@functools.cache
+def _packed_plotly() -> str:
+    """Plotly for the browser, by gzip and in Base64: 2 MB of the page in place of 4.8."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _section(number: int, task: str, runs: Sequence[ReportedRun]) -> dict[str, Any]:

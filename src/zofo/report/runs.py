@@ -26,7 +26,7 @@ class ReportedRun:
     Args:
         name: that tells it from the others.
         task: as people call it.
-        settings: every key of its configuration, dotted, with its value.
+        settings: every key of its configuration that has an effect, dotted, with its value.
         events: the lines of its log, in order.
         summary: its outcome; empty of a run that is going on, or whose process died.
         examples: what its models last answered; none of a run of an older version.
@@ -150,11 +150,12 @@ def _read(path: Path, name: str, group: str = "") -> ReportedRun:
     run = RunFolder.open(path)
     config = run.config
     summary = run.summary if (run.path / SUMMARY).is_file() else {}
+    without: dict[str, Any] = {"output_dir": True, "method": dict.fromkeys(config.method.keys_without_effect, True)}
     return ReportedRun(
         name,
         run,
         str(summary.get("task") or config.task.title),
-        dict(flatten(config.model_dump(mode="json", exclude={"output_dir"}))),
+        dict(flatten(config.model_dump(mode="json", exclude=without))),
         metrics_lines(run.metrics) if run.metrics.is_file() else [],
         summary,
         read_answers(run.path / ANSWERS) if summary else [],  # those of an earlier stop are not of this outcome

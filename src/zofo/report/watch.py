@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zofo.errors import RunError
 from zofo.report.runs import ReportedRun, read_runs
+from zofo.training.run_logs import told_of_step
 
 INTERVAL = 2.0
 """Seconds between two looks."""
@@ -46,11 +47,12 @@ def _status(run: ReportedRun) -> str:
     if not steps:
         return "no step is made yet"
     last, of = steps[-1], training.get("training.steps")
+    name, value = told_of_step(last)
     counted = training.get("training.max_queries") is None and training.get("training.epochs") is None
-    parts = [f"step {last['step'] + 1}" + (f" of {of}" if counted and of else ""), f"loss {last['loss']:.4g}"]
+    parts = [f"step {last['step'] + 1}" + (f" of {of}" if counted and of else ""), f"{name} {value:.4g}"]
     if scored := run.scores("validation"):
-        value = scored[run.metric]
-        parts.append(f"{run.metric} {value:.4g}" if run.metric == "loss" else f"{run.metric} {100 * value:.1f} %")
+        score = scored[run.metric]
+        parts.append(f"{run.metric} {score:.4g}" if run.metric == "loss" else f"{run.metric} {100 * score:.1f} %")
     parts += [f"{last['queries']:,} queries", f"{last['seconds']:,.0f} s"]
     return ", ".join(parts)
 

@@ -25,6 +25,7 @@ from zofo.processes import ALONE, Processes
 from zofo.training.evaluation import Evaluation, as_percent
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, progress_bar, say
+from zofo.training.run_logs import maximised
 from zofo.trajectory.format import TrajectoryWriter
 
 
@@ -90,6 +91,8 @@ class RewardMeans(Callback):
 class MetricsLogger(Callback):
     """`metrics.jsonl`: a line a step with its loss, coefficients and running counts, and a line an evaluation.
 
+    Where steps minimise minus a reward or score, the line has that under its name, `named`, in place of the loss.
+
     A file that goes on keeps its first `keep` bytes, what it has beyond them is cut off, and `seconds` are counted on.
     Where a schedule changes the learning rates, each step's factor is written; where there are rewards, the mean of
     each of them over all answers of the step; of several processes, how many bytes of losses and gradients they
@@ -104,7 +107,9 @@ class MetricsLogger(Callback):
         seconds: float = 0.0,
         rewards: Rewards | None = None,
         processes: Processes = ALONE,
+        named: str = "loss",
     ) -> None:
+        self._named = named
         self._file = path.open("xb" if keep is None else "r+b")
         self._digest, self._size = hashlib.sha256(), keep or 0
         if keep is not None:
@@ -128,7 +133,8 @@ class MetricsLogger(Callback):
         return f"sha256:{self._digest.hexdigest()}"
 
     def after_step(self, number: int, log: StepLog) -> None:
-        line = {"event": "step", "step": number, "loss": log.loss, **log.coefficients}
+        value = log.loss if self._named == "loss" else maximised(log.loss)
+        line = {"event": "step", "step": number, self._named: value, **log.coefficients}
         self._rewards.after_step(number, log)
         line |= self._rewards.last
         line |= self._method.counts.as_dict()
@@ -265,8 +271,7 @@ class ProgressBar(Callback):
     """One line: step, loss, score, queries a second, time left, memory. Plain lines when there is no terminal.
 
     A run that goes on has made its `first` steps before. Below it `evaluations` are shown. Where steps minimise minus
-    a score, it is shown under its name, `maximised`, and not as a loss: that is what evaluations call the loss of the
-    answers.
+    a score, it is shown under its name, `named`, as in the log: loss is what evaluations call that of the answers.
     """
 
     def __init__(
@@ -278,9 +283,9 @@ class ProgressBar(Callback):
         memory: PeakMemory,
         first: int,
         evaluations: EvaluationProgress,
-        maximised: str | None = None,
+        named: str = "loss",
     ) -> None:
-        self._maximised = maximised
+        self._named = named
         self._console, self._name, self._steps, self._method, self._memory = console, name, steps, method, memory
         self._start = time.perf_counter()
         self._queries, self._first = method.counts.queries, first
@@ -296,8 +301,8 @@ class ProgressBar(Callback):
         done = number + 1
         seconds = time.perf_counter() - self._start
         rate = (self._method.counts.queries - self._queries) / seconds
-        value = f"loss {log.loss:.3f}" if self._maximised is None else f"{self._maximised} {-log.loss:.3f}"
-        shown = f"{value}{self._score}  {rate:.0f} queries/s  {self._memory.now() / 2**30:.2f} GiB"
+        value = log.loss if self._named == "loss" else maximised(log.loss)
+        shown = f"{self._named} {value:.3f}{self._score}  {rate:.0f} queries/s  {self._memory.now() / 2**30:.2f} GiB"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, shown=shown)
         elif done == self._steps or done % max(1, self._steps // 10) == 0:

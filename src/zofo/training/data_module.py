@@ -108,6 +108,7 @@ def prepare_run(
         check_head_labels(loaded.outputs, loaded.name, [(str(label), word.strip()) for label, word in words])
     if start is not None:
         start.restore_as_start(loaded)
+        start.check_one_adapter(config.method, loaded)
     scorer = scorer_of(config, task, loaded)
     encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
     return PreparedRun(loaded, task, examples, encoded, scorer)

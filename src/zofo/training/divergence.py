@@ -12,6 +12,7 @@ import torch
 from zofo.backbone import Backbone, Update
 from zofo.methods import StepLog
 from zofo.training.callbacks import Callback
+from zofo.training.run_logs import loss_of_step
 from zofo.trees import get_by_path
 
 WINDOW = 5
@@ -70,7 +71,7 @@ class DivergenceWarning(_Alarm):
             if line["event"] == "step":
                 for update in updates.get(line["step"], ()):
                     self._move(line["step"], update)
-                self._see(line["step"], line["loss"])
+                self._see(line["step"], loss_of_step(line))
         return self
 
     def after_step(self, number: int, log: StepLog) -> None:

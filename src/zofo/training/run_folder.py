@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zofo.adapters import load_adapter, merge_adapter
-from zofo.errors import RunError
+from zofo.adapters import AdapterConfig, carries_adapters, load_adapter, merge_adapter
+from zofo.errors import ConfigError, RunError
 from zofo.filesystem import real, sha256_of
-from zofo.methods import METHODS
+from zofo.methods import METHODS, MethodConfig
 from zofo.methods.linear_probe import PROBE, load_probe
 from zofo.methods.vote import VOTE, read_vote
 from zofo.models import LoadedModel, load_model
@@ -110,6 +111,19 @@ class RunFolder(RunRecord):
             )
         merged = METHODS[self.config.method.name].adapter_is_theta
         self.restore(loaded, attach=merge_adapter if merged else load_adapter)
+
+    def check_one_adapter(self, method: MethodConfig, loaded: LoadedModel) -> None:
+        """Raises ConfigError where this run has brought its adapter into a model, and a method would attach another."""
+        idle = method.keys_without_effect
+        attached = any(isinstance(value, AdapterConfig) and key not in idle for key, value in method)
+        if attached and carries_adapters(loaded.model):
+            merged = shlex.quote(f"{self.path}-merged")
+            raise ConfigError(
+                f"init_from={self.path} brings its adapter into the model, and method={method.name} would attach "
+                "another one",
+                f"merge it first: zofo export {shlex.quote(str(self.path))} --merged {merged}, then train with "
+                f"model={merged} and without init_from",
+            )
 
     def enable_replay_cache(self) -> None:
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.

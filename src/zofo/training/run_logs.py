@@ -110,6 +110,30 @@ def read_answers(path: Path) -> list[ScoredExample]:
     return found
 
 
+MAXIMISED = ("reward", "score")
+"""What stands in the line of a step in place of its loss where minus that is minimised: the mean reward, or score."""
+
+
+def maximised(number: float) -> float:
+    """A loss that is minus a score, as the score; no minus before a zero."""
+    return 0.0 - number
+
+
+def told_of_step(line: Mapping[str, Any]) -> tuple[str, float]:
+    """What a step was made by, as its line tells it: `loss`, or one of `MAXIMISED`, and its value.
+
+    A run by a reward of an older version wrote minus the reward, as `loss`.
+    """
+    name = next((name for name in MAXIMISED if name in line), "loss")
+    return name, line[name]
+
+
+def loss_of_step(line: Mapping[str, Any]) -> float:
+    """What a step minimised."""
+    name, value = told_of_step(line)
+    return value if name == "loss" else maximised(value)
+
+
 def metrics_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of the file; the last one is left out where a kill has cut it.
 

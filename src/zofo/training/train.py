@@ -198,7 +198,8 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     if done.steps:
         say(console, f"goes on after {done.steps} of {steps} steps")
     rewards = rewards_of(trained, config)
-    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, rewards, processes)
+    named = trained.context.called
+    metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, rewards, processes, named)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
     callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, SameState(trained)]
     callbacks += alarms.begin(folder, done.trajectory)
@@ -208,8 +209,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
         callbacks.append(TrajectoryLogger(writer, method.evaluator.theta))
     start = time.perf_counter() - done.seconds
     callbacks += [one.begin(metrics, metrics_lines(folder.metrics)) for one in measuring]
-    scored = None if not trained.context.log_ties else "reward" if trained.context.rewards else "score"
-    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps, shown, scored))
+    callbacks.append(ProgressBar(console, config.method.name, steps, method, memory, done.steps, shown, named))
 
     def write(made: int, into: Path) -> None:
         for log in filter(Path.is_file, (folder.metrics, folder.trajectory)):

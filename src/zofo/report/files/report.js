@@ -10,6 +10,14 @@
   let axis = Object.keys(axes)[0];
   let printing = false;
 
+  async function unpackPlotly() {
+    const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (one) => one.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+
   function palette() { return dark.matches && !printing ? DARK : LIGHT; }
   function style(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
 
@@ -40,6 +48,7 @@
   }
 
   function draw() {
+    if (!window.Plotly) return;
     charts.forEach(function (element) {
       const chart = element.chart;
       Plotly.react(element, traces(chart), layout(chart), { responsive: true, displaylogo: false, displayModeBar: false });
@@ -70,4 +79,6 @@
   window.addEventListener("beforeprint", function () { printing = true; redraw(); });
   window.addEventListener("afterprint", function () { printing = false; redraw(); });
   redraw();
+  if (!window.DecompressionStream) document.getElementById("too-old").hidden = false;
+  else if (charts.length) unpackPlotly().then(draw);
 })();
