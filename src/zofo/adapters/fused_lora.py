@@ -20,7 +20,7 @@ class FusedLora:
     """Other forwards for the LoRA layers of a model: the same numbers up to rounding, without a gradient.
 
     A layer that does more than W x + scaling B A x, such as one of DoRA, keeps its own; so does one whose adapters are
-    off, are merged, have another number type than its input, or whose B someone's hooks look at.
+    off, are merged, or have another number type than its input.
 
     Args:
         model: whose layers are found at the first call of `forwards`.
@@ -69,10 +69,4 @@ def _adds(layer: Any, name: str, x: torch.Tensor) -> bool:
     dropout = layer.lora_dropout[name]
     if layer.training and not isinstance(dropout, nn.Identity):
         return False
-    b = layer.lora_B[name]
-    return bool(x.dtype == layer.lora_A[name].weight.dtype == b.weight.dtype) and not _has_hooks(b)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether hooks wait for a module's forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(x.dtype == layer.lora_A[name].weight.dtype == layer.lora_B[name].weight.dtype)
