@@ -114,7 +114,7 @@ def test_it_is_of_rewards_alone_and_has_a_switch(generating, configured, monkeyp
         assert not (run.path / "samples.jsonl").exists()
     assert 0 <= lines_of(bilevel, "step")[0]["reward_accuracy"] <= 1
     (step,) = lines_of(scored, "step")
-    assert step["reward_accuracy"] == pytest.approx(-step["loss"])
+    assert step["reward_accuracy"] == pytest.approx(step["reward"])
     for run in (scored, bilevel):
         assert run.summary["before_after"]["reward"][1] == run.summary["accuracy"]
         assert run.summary["before_after"]["reward"][0] == evaluate_zero_shot(accuracy).score

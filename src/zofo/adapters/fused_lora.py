@@ -20,7 +20,7 @@ class FusedLora:
     """Other forwards for the LoRA layers of a model: the same numbers up to rounding, without a gradient.
 
     A layer that does more than W x + scaling B A x, such as one of DoRA, keeps its own; so does one whose adapters are
-    off, are merged, or have another number type than its input.
+    off, are merged, or have another number type than its input. Hooks of B are not called.
 
     Args:
         model: whose layers are found at the first call of `forwards`.
