@@ -80,6 +80,8 @@ def tiny_config(kind: str, vocabulary: int, positions: int = 64) -> transformers
         return transformers.Qwen2Config(**llama_like)
     if kind == "llama-untied":
         return transformers.LlamaConfig(**llama_like, attention_bias=True)
+    if kind == "mixtral":
+        return transformers.MixtralConfig(**llama_like, num_local_experts=4, num_experts_per_tok=2)
     if kind == "mistral":
         return transformers.MistralConfig(**llama_like)
     if kind == "phi":

@@ -182,6 +182,8 @@ def test_a_module_that_sorts_tokens_at_a_later_batch_is_run_once_a_point_from_th
     again = build("in-forward", module)
     again.load_state_dict(evaluator.state_dict())  # a run that goes on knows
     assert again.per_point.names == evaluator.per_point.names
+    again.load_state_dict(evaluator.state_dict())  # and no more of them, whatever it has found by itself
+    assert again.per_point.names == evaluator.per_point.names
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 8])

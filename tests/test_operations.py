@@ -78,7 +78,7 @@ def test_a_layer_that_is_applied_again_and_again_to_one_tensor_makes_its_thin_pr
     check_agreement(evaluator, square_loss, batch, own_points(3))
 
 
-@pytest.mark.parametrize("state", ["one", "two", "off", "merged", "another number type", "dropout", "dora"])
+@pytest.mark.parametrize("state", ["one", "two", "off", "merged", "another number type", "dropout", "dora", "hook"])
 def test_lora_layers_add_onto_what_their_base_gives(state):
     def config(rank, **options):
         options = {"r": rank, "lora_alpha": 3, "target_modules": ["q_proj"], "init_lora_weights": False, **options}
@@ -99,6 +99,10 @@ def test_lora_layers_add_onto_what_their_base_gives(state):
         for name, part in model.named_modules():
             if name.endswith(("lora_A", "lora_B")):
                 part.bfloat16()
+    if state == "hook":  # of someone who keeps what a layer gives
+        for name, part in model.named_modules():
+            if name.endswith("base_layer"):
+                part.register_forward_hook(lambda module, given, out: None)
     model.train(state == "dropout")
     forwards = list(FusedLora(model).forwards())
     assert len(forwards) == 4
@@ -116,3 +120,19 @@ def test_lora_layers_add_onto_what_their_base_gives(state):
     same = state not in ("one", "two")
     assert (fewer.calls.total() == all_of_them.calls.total()) is same
     assert fused(x).requires_grad is own(x).requires_grad
+
+
+def test_points_share_the_layers_of_an_adapter():
+    with torch.random.fork_rng(), quiet_peft():
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        model = peft.get_peft_model(build_model("llama"), config)
+    ids = torch.arange(20).view(4, 5)
+
+    def last(model, batch):
+        return model(input_ids=batch).logits[:, -1].square().mean(1)
+
+    evaluator = build(model, ["*lora_*"])
+    evaluator.check([(last, ids)])
+    evaluator.losses(last, ids, own_points(4))
+    assert evaluator.per_point.names == ()

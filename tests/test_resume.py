@@ -17,7 +17,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from conftest import review_rows, with_soak, write_rows
+from conftest import build_model, review_rows, with_soak, write_rows
 from metaicl_rows import write_tasks
 from zofo.errors import CheckpointError, Interrupted, NonFiniteError, RunError
 from zofo.methods import METHODS
@@ -180,6 +180,22 @@ def check(configured, whole, case, stops):
         assert again.keys() == whole.keys()
         differing = [name for name in whole if again[name] != whole[name]]
         assert not differing, (step, differing)
+
+
+@pytest.mark.promise(6)
+def test_a_mixture_of_experts_goes_on(configured, tokenizer, tmp_path):
+    """Its experts, of two layers that are made alike, are run once for each point; a run that goes on knows which."""
+    folder = tmp_path / "mixtral"
+    build_model("mixtral", len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    def config(name):
+        plain = configured("mezo", name, {"name": "mezo", "batch_size": 4} | LR, steps=3)
+        return plain.model_copy(update={"model": plain.model.model_copy(update={"name": str(folder)})})
+
+    whole = contents(train(config("whole")).path)
+    stopped_at(config("stopped"), 2)
+    assert contents(train(config("stopped")).path) == whole
 
 
 @pytest.mark.promise(6)

@@ -20,7 +20,7 @@ class FusedLora:
     """Other forwards for the LoRA layers of a model: the same numbers up to rounding, without a gradient.
 
     A layer that does more than W x + scaling B A x, such as one of DoRA, keeps its own; so does one whose adapters are
-    off, are merged, or have another number type than its input. Hooks of B are not called.
+    off, are merged, have another number type than its input, or whose parts have hooks, which may keep what they see.
 
     Args:
         model: whose layers are found at the first call of `forwards`.
@@ -69,4 +69,12 @@ def _adds(layer: Any, name: str, x: torch.Tensor) -> bool:
     dropout = layer.lora_dropout[name]
     if layer.training and not isinstance(dropout, nn.Identity):
         return False
+    if any(map(_is_looked_at, (layer.base_layer, layer.lora_B[name]))):
+        return False
     return bool(x.dtype == layer.lora_A[name].weight.dtype == layer.lora_B[name].weight.dtype)
+
+
+def _is_looked_at(module: nn.Module) -> bool:
+    """Whether a module has hooks, but for those of a check, which keep nothing."""
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return any(not getattr(hook, "keeps_nothing", False) for hook in hooks)

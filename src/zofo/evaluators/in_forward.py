@@ -308,15 +308,15 @@ class InForward(Evaluator):
         state = StateDict({"slots": of_numbers({key: float(slot) for key, slot in self._factor_cache.slots.items()})})
         if self.per_point.names:  # a batch may have shown more than the first examples do
             state.values["per_point"] = list(self.per_point.names)
-        if self.below.on is not None:
-            state.values["shares_layers"] = self.below.on
+        if self.below.on:
+            state.values["shares_layers"] = True
         return state
 
     def load_state_dict(self, state: StateDict) -> None:
         self._factor_cache.restore({key: int(slot) for key, slot in to_numbers(state.values["slots"]).items()})
-        for name in state.values.get("per_point", []):
-            self.per_point.widen(self.model, name)
-        self.below.on = state.values.get("shares_layers", self.below.on)
+        if names := state.values.get("per_point"):
+            self.per_point.restore(names)
+        self.below.on = "shares_layers" in state.values
 
     def check(self, asks: Sequence[LossRequest]) -> None:
         """Ask two examples at points of their own, together and one by one: a model that mixes rows differs.

@@ -61,8 +61,10 @@ class PerPointModules:
         handles = []
         for name, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
-                handles.append(module.register_forward_pre_hook(partial(start, name)))
-                handles.append(module.register_forward_hook(partial(end, name)))
+                before, after = partial(start, name), partial(end, name)
+                vars(before)["keeps_nothing"] = vars(after)["keeps_nothing"] = True
+                handles.append(module.register_forward_pre_hook(before))
+                handles.append(module.register_forward_hook(after))
         try:
             yield
         finally:
@@ -84,6 +86,11 @@ class PerPointModules:
             name for name in modules if name in self._found and not any(_holds(each, name) for each in self._found)
         )
         return True
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Run these modules once for each point, and no others, as a run did that goes on."""
+        self.names = tuple(names)
+        self._found = set(self.names)
 
 
 def _kind_of(name: str, module: nn.Module) -> tuple[str, type]:

@@ -288,14 +288,9 @@ class Select(ForwardOnly):
     def state_dict(self, weights: bool) -> StateDict:
         """The loss of each member, null where it is not finite, and what came out."""
         members = [[step, place, loss if loss < math.inf else None] for (step, place), loss in self._losses.items()]
-        return (
-            super()
-            .state_dict(weights)
-            .put(
-                "select",
-                StateDict({"members": members, "found": self._found, "vote": [list(one) for one in self._vote]}),
-            )
-        )
+        vote = {"vote": [list(one) for one in self._vote]} if self._vote else {}
+        own = StateDict({"members": members, "found": self._found, **vote})
+        return super().state_dict(weights).put("select", own)
 
     def load_state_dict(self, state: StateDict) -> None:
         super().load_state_dict(state)
