@@ -38,6 +38,21 @@ def test_packaged_files_hold_the_same_whichever_parser_reads_them(folder):
     assert all(one == yaml.safe_load(text) for each in read for one, text in zip(each, texts, strict=True))
 
 
+@pytest.mark.parametrize(
+    "text", ["!", "[!,1]", "{a?:1}", "a: {b?: 1}", "a:\tb", "[a,\t1]", "\ufeffa: 1", "a: \ufeffb", "|#"]
+)
+def test_a_text_is_read_in_the_same_way_with_and_without_libyaml(text, monkeypatch):
+    def read():
+        try:
+            return repr(trees.parse_yaml(text))
+        except yaml.YAMLError as error:
+            return str(error)
+
+    first = read()
+    monkeypatch.setattr(trees, "_LOADERS", trees._LOADERS[-1:])
+    assert read() == first
+
+
 def test_nothing_given_is_a_complete_configuration():
     config = read_config()
     assert config == RunConfig()

@@ -32,12 +32,12 @@ from zofo.training import RunFolder, evaluate_run, read_config, train
 from zofo.trajectory import Trajectory
 
 STEPS, STOP, ROWS = 3, 2, 6
-OPTIONS = {
+OPTIONS = {  # an anchor lives over the stop
     "mezo": {"batch_size": 4},
     "es": {"batch_size": 4, "population": 4},
     "select": {"batch_size": 4, "population": 4, "gate_examples": 4},
-    "svrg": {"batch_size": 4, "anchor_interval": 2, "anchor_batch_size": 8},
-    "zo-svrg": {"batch_size": 4, "anchor_interval": 2, "anchor_batch_size": 8},
+    "svrg": {"batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 8},
+    "zo-svrg": {"batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 8},
     "bilevel": {"batch_size": 2, "inner_steps": 1},
     "two-stage": {"batch_size": 4, "adapter_steps": 1},
     "first-order": {"batch_size": 4},

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from io import StringIO
 
+import numpy
 import pytest
+import torch
 from rich.console import Console
 
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
@@ -69,15 +71,17 @@ def test_a_function_of_an_example_and_of_a_batch_are_both_taken():
         (lambda example, prediction: None, "no reward gives a number"),
         (lambda a, b, c: 1.0, r"takes \(a, b, c\)"),
         (lambda prompts, completions: [1.0, 2.0], "gave 2 values for 1 completions"),
-        (lambda prompts, completions: 1.0, None),
+        (lambda prompts, completions: 1.0, "float 1.0"),
+        (lambda prompts, completions: torch.tensor(1.0), r"Tensor tensor\(1.\)"),
+        (lambda prompts, completions: numpy.array(1.0), r"ndarray array\(1.\)"),
         (lambda prompts, completions, ground_truth: [1.0], "wants ground_truth, which is no column"),
         (lambda prompts, completions, **columns: [float("inf")], "is inf, not a finite number"),
     ],
 )
 def test_what_a_reward_does_wrong_is_said_with_the_row(reward, message):
-    if message is None:
+    if "1." in message:  # which is a list of one, and of no more
         assert as_rewards(reward)([TEXT], ["4"]) == [1.0]
-        with pytest.raises(ConfigError, match="gave float 1.0, and no list, for 2 completions"):
+        with pytest.raises(ConfigError, match=f"gave {message}, and no list, for 2 completions"):
             as_rewards(reward)([TEXT, TEXT], ["4", "5"])
         return
     with pytest.raises(ConfigError, match=message):

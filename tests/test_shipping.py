@@ -515,6 +515,23 @@ def test_what_processes_told_each_other_is_no_difference(made, tmp_path):
     assert (found.equal, [difference.where for difference in found.versions]) == (True, ["processes"])
 
 
+@pytest.mark.parametrize("reward", [0.0, 0.25])
+def test_a_reward_that_an_older_version_logged_as_minus_a_loss_is_no_difference(made, tmp_path, reward):
+    run = made("mezo")
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    runs = []
+    for name, told in (("old", {"loss": -reward}), ("new", {"reward": reward}), ("other", {"reward": reward + 1})):
+        runs.append(shutil.copytree(run.path, tmp_path / name))
+        kept = [
+            {k: v for k, v in line.items() if k != "loss"} | told if line["event"] == "step" else line for line in lines
+        ]
+        (runs[-1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    old, new, other = runs
+    assert compare_runs(old, new).equal
+    (difference,) = compare_runs(other, old).at_step
+    assert (difference.where, difference.first, difference.second) == ("loss", -reward - 1, -reward)
+
+
 def test_adapters_that_differ_are_named(made, tmp_path):
     run = made("first-order")
     changed = shutil.copytree(run.path, tmp_path / "changed")

@@ -72,7 +72,7 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
     with pytest.raises(Interrupted):
         train(stopped, Console(file=AtStep(1, lambda: signal.raise_signal(signal.SIGTERM))), reward=reward)
     assert (train(stopped, reward=reward).path / VOTE).read_bytes() == (run.path / VOTE).read_bytes()
-    for kind in ("patch", "merged"):
+    for kind in ("patch", "merged", "adapter"):
         with pytest.raises(RunError, match="a vote of several models"):
             export_run(run.path, kind, tmp_path / kind)
     again = configured("again", method, steps=1, treatment_steps=None)
@@ -106,6 +106,9 @@ def test_texts_are_voted_for_and_a_gate_may_keep_none(generating, tmp_path):  # 
     [
         ({"keep": 1}, "keeps one"),
         ({"adapter": "lora"}, "own weights"),
+        ({"evaluator": "in-place"}, "leave a rounding in the weights"),
+        ({"noise": "gaussian"}, "evaluator=in-place"),
+        ({"noise": "gaussian", "evaluator": "from-copy"}, "is a loss"),
         ({}, "is a loss"),
     ],
 )

@@ -169,7 +169,7 @@ def parse_yaml(text: str) -> Any:
         ConfigError: a key is given twice in the same group; names the keys that lead to it, and both lines.
     """
     try:
-        return _read(_LOADERS[0], text)
+        return _read(_LOADERS[-1 if _READ_OTHERWISE.search(text) else 0], text)
     except (yaml.YAMLError, UnicodeError):
         return _read(_LOADERS[-1], text)  # whose errors show the line
 
@@ -227,6 +227,9 @@ if yaml.__with_libyaml__:
                 part.__init__(self)
 
     _LOADERS.insert(0, _Quick)
+
+_READ_OTHERWISE = re.compile(r"[\t!?\ufeff]|[|>][-+\d]*#")
+"""What libyaml and PyYAML read differently: a text that has it is read by PyYAML on every machine."""
 
 
 def _check_plain_number(number: str) -> None:

@@ -20,10 +20,10 @@ from zofo.cli.options import (
     out,
     verbs,
 )
+from zofo.trees import split_arguments
 
 if TYPE_CHECKING:
     from zofo.estimate import DryRun, Fit, RunEstimate, StepEstimate
-from zofo.trees import split_arguments
 
 commands = verbs()
 MaxMemory = Annotated[

@@ -52,7 +52,7 @@ class Fit:
 
 
 def parse_bytes(text: str) -> int:
-    """A size such as `8GB`, `7.5GiB` or `900M`, in bytes. Raises ConfigError: it is none."""
+    """A size such as `8GB`, `7.5GiB` or `900M`, in bytes. Raises ConfigError for other text."""
     letters = text.strip().lower().removesuffix("b")
     number = letters.rstrip("kmgti")
     try:
@@ -67,7 +67,7 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """A time such as `90s`, `20m` or `2h`, in seconds; a number alone is seconds. Raises ConfigError: it is none."""
+    """A time such as `90s`, `20m` or `2h`, in seconds; a number alone is seconds. Raises ConfigError for other text."""
     try:
         unit = {"s": 1, "m": 60, "h": 3600}.get(text.strip()[-1:])
         found = float(text) if unit is None else float(text.strip()[:-1]) * unit

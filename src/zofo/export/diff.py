@@ -12,7 +12,7 @@ from zofo.backbone import Update
 from zofo.errors import truncate
 from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, differences, task_content_of, title_of
-from zofo.training.run_logs import metrics_lines
+from zofo.training.run_logs import MAXIMISED, loss_of_step, metrics_lines, told_of_step
 from zofo.trajectory import Trajectory
 from zofo.trajectory.format import Flushed, Moved, Record, Stepped
 
@@ -191,12 +191,26 @@ def _first(first: Mapping[int, Facts], second: Mapping[int, Facts]) -> tuple[int
         if number not in first or number not in second:
             made = ["made" if number in steps else None for steps in (first, second)]
             return max(number, 0), [Difference("the step itself", *made)]
-        one, other = first[number], second[number]
+        one, other = _told_alike(first[number], second[number])
         names = dict.fromkeys(itertools.chain(one, other))
         different = [name for name in names if repr(one.get(name)) != repr(other.get(name))]  # nan is nan
         if different:
             return max(number, 0), [Difference(name, one.get(name), other.get(name)) for name in different]
     return None, []
+
+
+def _told_alike(one: Facts, other: Facts) -> tuple[Facts, Facts]:
+    """Both, by their loss where one tells a reward and the other a loss: older versions logged minus the reward."""
+    tells = [facts.keys() & {*MAXIMISED, "loss"} for facts in (one, other)]
+    if not all(tells) or tells[0] == tells[1]:
+        return one, other
+    return _by_loss(one), _by_loss(other)
+
+
+def _by_loss(facts: Facts) -> Facts:
+    told, _ = told_of_step(facts)
+    rest = {name: value for name, value in facts.items() if name != told}
+    return {**rest, "loss": loss_of_step(facts) + 0.0}  # 0.0 for the -0.0 of a reward of 0
 
 
 def _value(value: Any) -> str:

@@ -139,6 +139,7 @@ def _checked_adapter(
     """The folder of a checked adapter, and the head that it is for; raises RunError where there is none, no run can
     have written it, or its base model is here and differs."""
     if adapter is None:
+        _check_is_model(run)
         raise RunError(
             f"{str(run.path)!r} has no adapter for {variant or next(iter(run.summary['variants']))!r}",
             "write the whole model with --merged DIR",
@@ -169,18 +170,19 @@ def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
 
 def _check_can_be_whole(run: RunFolder) -> None:
     """Raises RunError for what a model cannot take up: a probe, a vote, or anything where its weights are quantised."""
-    if (run.path / PROBE).is_file():
-        raise RunError(
-            f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
-            f"use the run itself: zofo predict {run.path} TEXT",
-        )
-    if (run.path / VOTE).is_file():
-        raise RunError(
-            f"{str(run.path)!r} is a vote of several models, which no folder of weights and no patch can hold",
-            f"use the run itself: zofo predict {run.path} TEXT",
-        )
+    _check_is_model(run)
     own = (run.identity.model_config or {}).get("quantization_config")
     check_can_take_up(run.config.model.quantization or (own.get("quant_method") if isinstance(own, dict) else None))
+
+
+def _check_is_model(run: RunFolder) -> None:
+    """Raises RunError for a probe or a vote."""
+    for name, what in ((PROBE, "trained a probe beside the model"), (VOTE, "is a vote of several models")):
+        if (run.path / name).is_file():
+            raise RunError(
+                f"{str(run.path)!r} {what}, which no folder of weights and no patch can hold",
+                f"use the run itself: zofo predict {run.path} TEXT",
+            )
 
 
 def _check_no_earlier_adapter(run: RunFolder) -> None:

@@ -17,7 +17,7 @@ from zofo.backbone import Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError
 from zofo.estimators import Estimate
-from zofo.evaluators import Evaluator, LossRequest
+from zofo.evaluators import EVALUATORS, Evaluator, LossRequest
 from zofo.evaluators.counts import counting_forwards
 from zofo.methods.base import METHODS, StepLog, TrainingContext, unscheduled
 from zofo.methods.es import PopulationMethodConfig
@@ -53,6 +53,12 @@ class SelectConfig(PopulationMethodConfig):
             raise ConfigError("method.vote lets members vote, and method.keep=1 keeps one", "set method.keep=5")
         if self.vote and self.adapter is not None:
             raise ConfigError("method.vote is of members of the model's own weights", "leave method.adapter out")
+        if self.vote and EVALUATORS[self.evaluator.name].writes_points:
+            raise ConfigError(
+                f"method.vote asks members again and again, and method.evaluator={self.evaluator.name} would leave a "
+                "rounding in the weights each time, which no trajectory holds",
+                "set method.noise=low-rank and method.evaluator=in-forward, or method.evaluator=from-copy",
+            )
         return self
 
     @property

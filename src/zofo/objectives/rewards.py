@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -279,8 +279,10 @@ def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[
     if "completions" not in parameters and not (parameters and keywords_alone):
         return [_called(part, [one], one, answer) for one, answer in zip(examples, answers, strict=True)]
     found = _called(part, examples, **_columns(part, parameters, examples, answers))
-    several = isinstance(found, Iterable)
-    values = list(found) if several else [found]
+    try:
+        values, several = list(found), True
+    except TypeError:  # a number, or a tensor or array without a dimension
+        values, several = [found], False
     if len(values) != len(examples):
         gave = f"{len(values)} values" if several else f"{type(found).__name__} {truncate_repr(found)}, and no list,"
         raise ConfigError(

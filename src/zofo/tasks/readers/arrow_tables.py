@@ -13,7 +13,7 @@ from zofo.tasks.readers.row import NamedLabel, Row, RowError, all_rows
 
 
 def read_arrow_file(path: Path) -> list[Row]:
-    """All rows of a .parquet or .arrow file. Raises DataError: it is none, or a column of it cannot be read."""
+    """All rows of a .parquet or .arrow file; raises DataError for one that is none, or has an unreadable column."""
     import pyarrow
     import pyarrow.parquet
 

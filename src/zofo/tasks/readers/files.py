@@ -20,7 +20,8 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 """Suffixes of files with rows."""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 """Suffixes of compressed files."""
-_PLAIN = SUFFIXES[:-1]  # those that a user may write; .arrow is what programs keep for themselves
+PLAIN = SUFFIXES[:-1]
+"""Those that a user may write; .arrow is what programs keep for themselves."""
 _LONGEST_NAME = 100  # of a column
 _FOREIGN = (  # how files begin that are no text in UTF-8, what they are, and what to do
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
@@ -48,12 +49,12 @@ def read_file(path: Path) -> list[Row]:
         near = None if path.is_dir() else near_path(str(path), SUFFIXES)
         raise DataError(
             f"{str(path)!r} is a folder" if path.is_dir() else f"there is no file {str(path)!r}",
-            f"did you mean {near!r}?" if near else f"give a file that ends in {_listed(_PLAIN)}",
+            f"did you mean {near!r}?" if near else f"give a file that ends in {listed(PLAIN)}",
         )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         what = f"files that end in {suffix} are not read" if suffix else "its name does not end in what it holds"
-        hint = f"unpack it first: {unpacking(path)}" if suffix in PACKED else f"rows are read from {_listed(_PLAIN)}"
+        hint = f"unpack it first: {unpacking(path)}" if suffix in PACKED else f"rows are read from {listed(PLAIN)}"
         raise DataError(f"{path}: {what}", hint)
     rows = read_arrow_file(path) if suffix in (".parquet", ".arrow") else _read_text(path, suffix)
     if not rows:
@@ -100,7 +101,8 @@ def unpacking(path: Path) -> str:
     return f"{tool} {path.name}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: `.jsonl, .json or .csv`."""
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 

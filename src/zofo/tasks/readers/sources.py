@@ -11,7 +11,7 @@ from typing import Any
 from zofo.errors import DataError, first_line
 from zofo.hub import asking_cache, near_path, unreachable
 from zofo.tasks.readers.arrow_tables import table_rows
-from zofo.tasks.readers.files import _PLAIN, PACKED, SUFFIXES, _listed, read_file, unpacking
+from zofo.tasks.readers.files import PACKED, PLAIN, SUFFIXES, listed, read_file, unpacking
 from zofo.tasks.readers.row import Row
 
 
@@ -35,7 +35,7 @@ def read_folder(folder: Path, origin: str) -> list[Row]:
         return read_saved(folder, origin)
     files = files_of(folder, origin)
     if not files:
-        found = names_of(folder) or f"no .jsonl file, and none of {_listed(_PLAIN[1:])}"
+        found = names_of(folder) or f"no .jsonl file, and none of {listed(PLAIN[1:])}"
         raise DataError(
             f"the data folder {str(folder)!r} has no {origin}.jsonl; it holds {found}",
             f"put the rows of the split {origin!r} there, one JSON object a line, or as .csv, .tsv or .parquet",
@@ -60,7 +60,7 @@ def read_hub(hub: str, config: str | None, revision: str | None, origin: str, na
 
 
 def hub_origins(hub: str) -> set[str]:
-    """The splits of a Hub data set. Raises DataError: it cannot be found."""
+    """The splits of a Hub data set. Raises DataError for one that cannot be found."""
     import datasets
 
     return set(_from_hub(hub, hub, lambda: datasets.get_dataset_split_names(hub)))
