@@ -148,6 +148,7 @@ def test_a_budget_pays_for_the_gate(configured):  # noqa: F811
         ({"gate_examples": 30}, {}, "but there are 24 training rows"),
         ({}, {"lr_scheduler_type": "linear"}, "has no schedule"),
         ({"estimator": "two-sided"}, {}, "compares the members of a population"),
+        ({"keep": 99}, {}, r"method.keep=99 keeps more than the \d+ members that \d+ steps score"),
     ],
 )
 def test_what_has_no_meaning_is_refused(configured, method, training, message):  # noqa: F811

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections import Counter
@@ -52,7 +53,9 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
         return 0.01 * len(example.prompt) * (-1 if prediction else 1)
 
     method = SELECT | {"estimator": {"epsilon": 0.5}, "gate_examples": 8}
-    run = train(configured("vote", method, steps=2, treatment_steps=None), reward=reward)
+    console = Console(file=io.StringIO(), width=400)
+    run = train(configured("vote", method, steps=2, treatment_steps=None), console, reward=reward)
+    assert "for the 80 queries of this run" in console.file.getvalue()
     found = run.summary["selection"]
     assert found["gate_loss_kept"] < found["gate_loss_untrained"]
     assert (found["kept"], run.summary["queries"]) == (3, 2 * 6 * 4 + 4 * 8)
@@ -64,6 +67,7 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
     expected, answers = by_hand(run, run.config.model_copy(update={"output_dir": tmp_path / "other"}), 0.5)
     assert len({tuple(one) for one in answers}) > 1
     scored = evaluate_run(run.path)
+    assert run.summary["evaluation"]["queries"] == 3 * len(expected)  # of the last evaluation alone
     assert list(scored.predictions) == expected
     assert scored.loss == pytest.approx(run.summary["loss"], rel=1e-4)
     (told,) = predict(run.path, ["the film is good"])

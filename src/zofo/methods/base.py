@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -264,6 +265,7 @@ class Method(ABC):
         adapter_start: how its adapters started.
         score: how candidates are scored in evaluation; by their likelihood, or by a head, for most methods.
         write: how texts are written there; by the model, for most methods.
+        members: how many models are asked there for each example, more than one of a vote.
         lr_factor: by the number of a step, what all learning rates are multiplied by in it; see `training.lr_schedule`.
         planned_steps: how many steps the run makes; None where nobody has said so.
     """
@@ -287,6 +289,7 @@ class Method(ABC):
     adapter_start: AdapterStart = AdapterStart()
     score: ScoreFunction = staticmethod(scores)
     write: WriteFunction = staticmethod(generate)
+    members: int = 1
     lr_factor: Callable[[int], float] = staticmethod(unscheduled)
     planned_steps: int | None = None
 
@@ -304,6 +307,16 @@ class Method(ABC):
     def steps_within(self, queries: int) -> int:
         """How many whole steps a budget of queries pays for."""
         return queries // self.queries_per_step
+
+    def queries_of(self, steps: int) -> int:
+        """What a number of steps costs: the smallest budget that pays for them."""
+        first = self.adapter_start.counts.queries
+        if self.fixed_steps is not None:
+            return first + self.fixed_steps * self.queries_per_step
+        high = max(1, self.queries_per_step) * steps
+        while self.steps_within(high) < steps:
+            high *= 2
+        return first + bisect_left(range(high), steps, key=self.steps_within)
 
     def check(self) -> None:  # noqa: B027  # most methods can train any model
         """Find out, before anything is written, whether the model can be trained; what it takes is not counted.

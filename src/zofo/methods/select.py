@@ -217,7 +217,7 @@ class Select(ForwardOnly):
     def _take_up(self, members: list[Member]) -> None:
         """Answer by their vote from now on."""
         self._vote, vote = members, self._vote_of(members)
-        self.score, self.write = vote.score, vote.write
+        self.score, self.write, self.members = vote.score, vote.write, len(members)
 
     def save(self, folder: Path) -> None:
         super().save(folder)
@@ -251,7 +251,13 @@ class Select(ForwardOnly):
         return max(0, queries - self._gate_queries) // self._step_queries
 
     def check_steps(self, steps: int) -> None:
-        """The one move has the rate that is configured."""
+        """The one move has the rate that is configured, and is of members that are there."""
+        members = steps * self._config.population
+        if self._config.keep > members:
+            raise ConfigError(
+                f"method.keep={self._config.keep} keeps more than the {members} members that {steps} steps score",
+                f"set method.keep={members} or less, or more training.steps",
+            )
         if self.lr_factor is not unscheduled:
             raise ConfigError(
                 "method=select moves once, in its last step, so that its learning rate has no schedule",

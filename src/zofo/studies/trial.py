@@ -7,7 +7,6 @@ import json
 import re
 import time
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,7 +175,7 @@ class Executor(ABC):
         """
         method, reading, scoring = self.prepare(configs, remote_code)
         steps = [steps_of(method, config) for config in configs]
-        queries = [queries_of(method, number) for number in steps]
+        queries = [method.queries_of(number) for number in steps]
         each = seconds_per_query(method) if method.fixed_steps is None else reading
         seconds = [
             n * each + scoring(config, number) for n, config, number in zip(queries, configs, steps, strict=True)
@@ -204,14 +203,3 @@ def seconds_per_query(method: Method) -> float:
         for number in range(1, 1 + _TIMED):
             method.step(number)
     return (time.perf_counter() - start) / max(1, (method.counts - before).queries)
-
-
-def queries_of(method: Method, steps: int) -> int:
-    """What a number of steps costs: the smallest budget that pays for them."""
-    first = method.adapter_start.counts.queries
-    if method.fixed_steps is not None:
-        return first + method.fixed_steps * method.queries_per_step
-    high = max(1, method.queries_per_step) * steps
-    while method.steps_within(high) < steps:
-        high *= 2
-    return first + bisect_left(range(high), steps, key=method.steps_within)

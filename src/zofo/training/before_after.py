@@ -136,7 +136,10 @@ class BeforeAfter(Measuring):
 
     @property
     def _scorer(self) -> TaskEvaluator:
-        return dataclasses.replace(self._prepared.scorer, score=self._method.score, write=self._method.write)
+        method = self._method
+        return dataclasses.replace(
+            self._prepared.scorer, score=method.score, write=method.write, members=method.members
+        )
 
     def _measure(self, steps: int, answers: Sequence[Answer]) -> None:
         start = time.perf_counter()

@@ -104,7 +104,7 @@ class DivergenceWarning(_Alarm):
         return None
 
     def _say(self, what: str) -> None:
-        lower, tune = self._lower(), "zofo tune lr finds the largest rate that is stable for mezo"
+        lower, tune = self._lower(), "zofo tune lr finds the largest stable rate of mezo"
         stop = f"Stop it with Ctrl-C and try {lower}; {tune}"
         self._warn(f"training diverges: {what}. {stop if lower else f'Stop it, and {_LESS}'}")
         again = f"try {lower}; {tune}" if lower else _LESS

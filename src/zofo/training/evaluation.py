@@ -60,6 +60,7 @@ class TaskEvaluator:
         scoring: `mean`, `sum`, `calibrated` or `channel`.
         score: how candidates are scored; methods that read may bring their own.
         write: how texts are written; a vote brings its own.
+        members: how many models these two ask of each example; those of a vote.
         watch: opened with the number of examples that a pass over them has; gives what is told of each batch.
         processes: that share out the batches.
     """
@@ -72,6 +73,7 @@ class TaskEvaluator:
     batch_size: int = 32
     score: ScoreFunction = scores
     write: WriteFunction = generate
+    members: int = 1
     watch: Callable[[int], AbstractContextManager[Callable[[int], None]]] = lambda _: nullcontext(lambda _: None)
     processes: Processes = ALONE
 
@@ -125,6 +127,7 @@ class TaskEvaluator:
             )
         by = "mean" if self.scoring in ("mean", "channel") else "sum"
         table = self._by_batch(model, examples, counts, lambda batch: self.score(model, batch, by))
+        counts.queries += (self.members - 1) * len(examples)
         if self.scoring == "calibrated":
             asked, encoded = self.encode_content_free([one.example for one in examples])
             offsets = self._by_batch(model, encoded, counts, lambda batch: self.score(model, batch, by))
@@ -149,6 +152,7 @@ class TaskEvaluator:
 
     def generated(self, model: nn.Module, examples: Sequence[Any], counts: Counts) -> list[str]:
         """A text for each example."""
+        counts.queries += (self.members - 1) * len(examples)
         return self._each(model, examples, counts, lambda some: self.write(model, some, self.generation))
 
     @torch.no_grad()

@@ -183,7 +183,7 @@ class RunFolder(RunRecord):
         file = self.artifact_folder(best)[0] / VOTE
         if file.is_file():
             vote = read_vote(file, lambda model: evaluator_of(model, Trajectory.read(self.trajectory).header))
-            return replace(scorer, score=vote.score, write=vote.write)
+            return replace(scorer, score=vote.score, write=vote.write, members=len(vote.members))
         return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
 
 

@@ -61,7 +61,12 @@ def _scoring(trained: Session, split: Split, shown: EvaluationProgress) -> Evalu
 
     def score(counts: Counts) -> Evaluation:
         scorer = dataclasses.replace(
-            prepared.scorer, score=method.score, write=method.write, watch=shown, processes=processes
+            prepared.scorer,
+            score=method.score,
+            write=method.write,
+            members=method.members,
+            watch=shown,
+            processes=processes,
         )
         return scorer.evaluate(method.model, prepared.encoded[split], counts)
 

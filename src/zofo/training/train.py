@@ -329,7 +329,7 @@ def try_parts(
         check_treatment(method, context, _epsilon(config))
     if reward is not None:
         judged = context.by_objective(REWARD) if context.by_objective else context
-        for sentence in reward_trial(judged, steps * method.queries_per_step):
+        for sentence in reward_trial(judged, method.queries_of(steps)):
             tell(sentence)
         check_reward(judged)
 
