@@ -47,6 +47,7 @@ class Facts:
         longest: tokens of the longest row that was looked at.
         usual: of the one in the middle.
         cut: whether rows are longer than the model reads.
+        new_tokens: the most that are generated for a row; 0 where nothing is.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Facts:
     longest: int
     usual: int
     cut: bool
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -163,9 +165,7 @@ def recommend(
     whole = None
     if each.seconds is not None and each.evaluation is not None:
         scored = draft.config.training.num_evals or 1
-        whole = (
-            machine.start_seconds + length * each.seconds + scored * _evaluation(draft.config, facts, each.evaluation)
-        )
+        whole = machine.start_seconds + length * each.seconds + scored * _evaluation(facts, each.evaluation)
     return Recommendation(draft.tree, draft.reasons, facts, each.peak_bytes, whole, machine.described, fit.fits)
 
 
@@ -200,7 +200,8 @@ def _looked(task: Task, draft: _Draft, remote_code: bool) -> tuple[Facts, RowSou
     rows: dict[str, int] = {split: len(found) for split, found in examples.items()}
     majority = max(golds.values()) / sum(golds.values()) if golds else None
     lengths = source.lengths
-    return Facts(task.kind, rows, majority, len(golds), lengths[-1], lengths[len(lengths) // 2], cut), source
+    usual, new = lengths[len(lengths) // 2], task.max_new_tokens if task.kind == "generation" else 0
+    return Facts(task.kind, rows, majority, len(golds), lengths[-1], usual, cut, new), source
 
 
 def _in_context(draft: _Draft, facts: Facts, machine: Machine) -> Recommendation:
@@ -270,7 +271,7 @@ def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None, start:
         why = f"{EPOCHS} passes over {rows} training rows: more would learn them by heart"
     scored = _SCORED
     if seconds is not None and each.seconds:
-        one = _evaluation(draft.config, facts, each.evaluation or 0.0)
+        one = _evaluation(facts, each.evaluation or 0.0)
         scored = _SCORED if _SCORED * one < _OF_TIME * seconds else 1
         left = seconds - start - scored * one
         paid = max(1, int(left / each.seconds))
@@ -284,9 +285,8 @@ def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None, start:
     return steps
 
 
-def _evaluation(config: RunConfig, facts: Facts, each: float) -> float:
-    """Seconds that an evaluation takes."""
-    most = _GENERATED if facts.kind == "generation" else _EVALUATED
-    rows = min(facts.rows["validation"], most)
-    tokens = 1 + (config.task.max_new_tokens or 32 if facts.kind == "generation" else 0) / 8
-    return rows * each * tokens
+def _evaluation(facts: Facts, each: float) -> float:
+    """Seconds that an evaluation takes, of which each row takes so many; a generated answer takes a forward for its
+    loss, one for its prompt, and an eighth for each new token."""
+    rows = min(facts.rows["validation"], _GENERATED if facts.new_tokens else _EVALUATED)
+    return rows * each * (2 + facts.new_tokens / 8 if facts.new_tokens else 1)
