@@ -139,7 +139,7 @@ def two_steps(name: str, preset: str, folders, rows, run) -> list[str]:
         given += ["task.train_examples_per_label=8"]
     if RECIPES[name].requires:
         given += ["task.num_fewshot=2"] if config.task.num_fewshot else []
-        given += ["method.gate_examples=4"] if config.method.name == "select" else []
+        given += ["method.gate_examples=4", "method.keep=1"] if config.method.name == "select" else []
     elif config.task.name == "copa":
         given += [f"task.data_dir={rows / 'copa'}", "task.split_sizes={train: 18, validation: 6, test: 6}"]
     else:
