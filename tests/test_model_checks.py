@@ -561,6 +561,19 @@ def test_rows_that_influence_one_another_only_where_there_are_many_are_refused_a
     assert torch.equal(module.l.weight, before)
 
 
+def test_a_score_of_all_examples_of_a_point_can_be_asked_of_several_points_at_once():
+    def of_all(model, batch):  # as F1 is: each example has what its point's eight have
+        of_each = loss(model, batch)
+        return of_each.unflatten(0, (-1, min(8, len(of_each)))).mean(dim=1).repeat_interleave(min(8, len(of_each)))
+
+    points, batch = [Displacement({Key(1, 1): size}) for size in (0.5, -0.5)], randn(8, 6)
+    evaluators = [build(name, seeded(lambda: nn.Linear(6, 4))) for name in ("in-forward", "in-place")]
+    evaluators[0].check([(loss, batch)])
+    together, one_by_one = (evaluator.losses(of_all, batch, points) for evaluator in evaluators)
+    torch.testing.assert_close(together, one_by_one)
+    assert (together[0] - together[1]).abs().min() > 1e-3
+
+
 @pytest.mark.parametrize(("share", "refused"), [(1.0, True), (0.0, False)])
 def test_rounding_is_told_from_influence_by_a_nudge_of_the_points(share, refused):
     """Losses 5e-5 apart are refused in a model that rounds little, and pass in one that a nudge moves as much."""

@@ -214,18 +214,25 @@ class InForward(Evaluator):
     def _try_alone(self, objective: Objective, batch: Any, points: Sequence[Point], losses: torch.Tensor) -> None:
         """The first and the last of more rows than were tried before must be as alone: room for rows may end.
 
+        Or as with the other examples of its point, since an objective may be of all of them, as F1 is.
+
         Raises:
             EvaluatorError: they are not.
         """
-        for place, example in ((0, 0), (len(points) - 1, batch_protocol.size(batch) - 1)):
-            point = batch_protocol.points_of_part([points[place]], example, example + 1)
-            with without_trace(self.model):
-                alone = self._carried(objective, batch_protocol.part(batch, example, example + 1), point)
-            apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), number_types(self.model))
-            if not only_rounding(apart, limit, points, losses, lambda at: self._nudged(objective, batch, at)):
+        last = batch_protocol.size(batch)
+        for place, example in ((0, 0), (len(points) - 1, last - 1)):
+            for begin, end in ((example, example + 1), (0, last)):
+                point = batch_protocol.points_of_part([points[place]], begin, end)
+                with without_trace(self.model):
+                    alone = self._carried(objective, batch_protocol.part(batch, begin, end), point)
+                apart = float((losses[place, begin:end] - alone[0]).abs().max())
+                limit = agreement((), number_types(self.model))
+                if only_rounding(apart, limit, points, losses, lambda at: self._nudged(objective, batch, at)):
+                    break
+            else:
                 raise EvaluatorError(
                     f"the model's losses depend on which rows share a batch: among {losses.numel()}, one is another "
-                    "than alone, so points cannot share a forward",
+                    "than at its point alone, so points cannot share a forward",
                     IN_PLACE,
                 )
 
