@@ -102,6 +102,31 @@ def test_a_file_names_a_function(file):
         as_rewards(load_reward(f"{file}:broken"))([CHOICE], [1])
 
 
+def test_what_a_file_imports_from_its_folder_is_part_of_it(tmp_path, monkeypatch):
+    """Also what an imported file imports, in packages, by other forms, and only when a function is called."""
+    files = {
+        "scores.py": "import math\nfrom words import few\ndef one(example, prediction):\n    from own.deep import x\n",
+        "words.py": "import own\nfew = 1\n",
+        "own/__init__.py": "",
+        "own/deep.py": "from . import other\nx = 1\n",
+        "own/other.py": "",
+        "math.pyc": "",
+        "stranger.py": "",
+    }
+    (tmp_path / "own").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    first = load_reward("scores.py:one").name
+    assert first.startswith("scores.py and own/__init__.py, own/deep.py, own/other.py, words.py sha256:")
+    assert load_reward(f"{tmp_path}/scores.py:one").name == first
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + "\n# changed\n", encoding="utf-8")
+        assert (load_reward("scores.py:one").name == first) == (name in ("math.pyc", "stranger.py"))
+        (tmp_path / name).write_text(content, encoding="utf-8")
+
+
 def test_a_file_that_is_none_or_fails_is_said(file, tmp_path):
     (tmp_path / "failing.py").write_text("import os\nx = os.no_such_thing\n", encoding="utf-8")
     for spec, message, hint in (

@@ -84,8 +84,8 @@ ALLOWED = {  # the package's own modules, by its own list; plugins are installed
     ("zofo/plugins.py", "importlib.import_module"),
     ("zofo/models/quantization.py", "importlib.import_module"),  # two packages, by names that it holds itself
     ("zofo/objectives/packaged_rewards.py", "importlib.import_module"),  # libraries of rewards, by names that it holds
-    ("zofo/objectives/rewards.py", "importlib.util.spec_from_file_location"),  # a file that --reward names
-    ("zofo/objectives/rewards.py", "importlib.util.module_from_spec"),
+    ("zofo/objectives/reward_files.py", "importlib.util.spec_from_file_location"),  # a file that --reward names
+    ("zofo/objectives/reward_files.py", "importlib.util.module_from_spec"),
 }
 
 

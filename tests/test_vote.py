@@ -19,6 +19,7 @@ from zofo.errors import ConfigError, Interrupted, RunError
 from zofo.evaluators import Counts
 from zofo.export import export_run
 from zofo.methods.vote import VOTE, winner
+from zofo.report import compare_runs
 from zofo.training import evaluate_run, predict, read_config, train
 from zofo.training.data_module import prepare_run
 
@@ -70,6 +71,9 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
     assert run.summary["evaluation"]["queries"] == 3 * len(expected)  # of the last evaluation alone
     assert list(scored.predictions) == expected
     assert scored.loss == pytest.approx(run.summary["loss"], rel=1e-4)
+    plain = train(configured("plain", method | {"vote": False}, steps=2, treatment_steps=None), reward=reward)
+    (foot,) = (note for note in compare_runs([run.path, plain.path]).notes if "shares of votes" in note)
+    assert foot.startswith("vote is a vote")
     (told,) = predict(run.path, ["the film is good"])
     assert max(told.probabilities.values()) == told.probability > 0.5
     stopped = configured("stopped", method, steps=2, treatment_steps=None)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
 import math
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,8 +14,8 @@ from typing import Any
 import torch
 
 from zofo.errors import ConfigError, ZofoError, nearest, truncate_repr
-from zofo.filesystem import check_not_special
 from zofo.objectives.packaged_rewards import REWARDS
+from zofo.objectives.reward_files import function_of_file, their_fault
 from zofo.processes import ALONE, Processes
 from zofo.tasks import Example
 from zofo.tasks.metrics import Answer
@@ -40,7 +36,7 @@ class WeightedReward:
 
     Args:
         weight: that its values are multiplied by.
-        file: that the function was read from, with its content's hash; empty for one of Python.
+        file: that the function was read from, with the hash of its content; empty for one of Python.
         typed: what names it on the command line.
         of_texts: whether it is of generated texts alone.
     """
@@ -210,27 +206,8 @@ def load_reward(spec: str) -> WeightedReward:
             f"did you mean {near!r}?" if near else "type --reward FILE.py:NAME",
         )
     factor = _weight(spec, weight, f"{place}*0.5") if weight else 1.0
-    try:
-        check_not_special(path)
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the rewards {str(path)!r}: {error.strerror}", "type --reward FILE.py:NAME"
-        ) from error
-    module = _module(path)
-    own = [
-        key
-        for key, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", "") == module.__name__
-    ]
-    function = getattr(module, name, None)
-    if not callable(function):
-        near = nearest(name, own)
-        raise ConfigError(
-            f"{str(path)!r} has no function {name!r}",
-            f"did you mean {near!r}?" if near else f"it has: {', '.join(own) or 'none'}",
-        )
-    return WeightedReward(function, factor, f"{path.name} sha256:{hashlib.sha256(content).hexdigest()[:16]}", spec)
+    function, file = function_of_file(path, name)
+    return WeightedReward(function, factor, file, spec)
 
 
 def _packaged(spec: str) -> WeightedReward | None:
@@ -252,24 +229,6 @@ def _weight(spec: str, weight: str, right: str) -> float:
     if not math.isfinite(factor):
         raise ConfigError(f"--reward {spec!r}: the weight {weight!r} is no number", f"type --reward '{right}'")
     return factor
-
-
-def _module(path: Path) -> Any:
-    """The module of a file, under a name of its own; raises ConfigError where it cannot be run."""
-    spec = importlib.util.spec_from_file_location(f"zofo_rewards_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # where dataclasses and the like look for it
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's file does
-        sys.modules.pop(spec.name)
-        if before is not None:
-            sys.modules[spec.name] = before
-        raise ConfigError(f"the file of rewards {str(path)!r} fails: {_their_fault(error, path)}") from error
-    return module
 
 
 def _asked(part: WeightedReward, examples: Sequence[Example], answers: Sequence[Answer]) -> list[float | None]:
@@ -341,7 +300,7 @@ def _called(part: WeightedReward, examples: Sequence[Example], *arguments: Any, 
     except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's function raises
         where = _place(examples[0]) if len(examples) == 1 else f"{_place(examples[0])} and {len(examples) - 1} more"
         raise ConfigError(
-            f"the reward {part.short} failed for {where}: {_their_fault(error)}",
+            f"the reward {part.short} failed for {where}: {their_fault(error)}",
             "mend the function: nothing was updated",
         ) from error
     return _number(found, examples[0], part) if arguments else found
@@ -364,15 +323,3 @@ def _number(given: Any, example: Example, part: WeightedReward) -> float | None:
 
 def _place(example: Example) -> str:
     return example.where or repr(example.prompt[:40])
-
-
-def _their_fault(error: BaseException, file: Path | None = None) -> str:
-    """The line of the user's own code that an error came from, and the error."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if not _is_ours(one.filename)]
-    own = [one for one in frames if file is None or Path(one.filename) == file] or frames
-    at = f"{Path(own[-1].filename).name}, line {own[-1].lineno}: {own[-1].line}: " if own else ""
-    return f"{at}{type(error).__name__}: {error}"
-
-
-def _is_ours(file: str) -> bool:
-    return Path(file).is_relative_to(Path(__file__).parents[1]) or "importlib" in file

@@ -20,6 +20,10 @@ RESAMPLES = 1000
 """Bootstrap samples of the examples."""
 _LEVEL = (2.5, 97.5)  # percentiles of the 95 % interval
 _SHOWN = 50  # characters of a prompt
+_OF_SHARES = (
+    "is a vote: its losses, that of everyday sentences too, are of shares of votes and not of a model's probabilities; "
+    "compare scores"
+)
 _POWER = 2.8  # standard errors: a difference of 1.96 + 0.84 of them is found with 80 % probability
 
 
@@ -124,6 +128,7 @@ def compare_runs(paths: Sequence[Path | str] | Sequence[ReportedRun], split: str
     chosen = split or ("test" if all(run.scores("test") for run in runs) else "validation")
     notes, pairs = [f"{run.name} {run.state}" for run in runs if run.state], []
     notes += [f"{run.name}: {sentence}" for run in runs for sentence in run.conclusions]
+    notes += [f"{run.name} {_OF_SHARES}" for run in runs if run.folder.is_vote]
     groups = compare_groups(runs, chosen)
     for other in runs[1:]:
         if groups and other.seed != runs[0].seed:

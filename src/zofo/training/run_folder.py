@@ -104,7 +104,7 @@ class RunFolder(RunRecord):
 
     def restore_as_start(self, loaded: LoadedModel) -> None:
         """As `restore`, for a run that begins where this one ended: an adapter that is a part of theta is merged."""
-        if (self.path / VOTE).is_file():
+        if self.is_vote:
             raise RunError(
                 f"{str(self.path)!r} is a vote of several models, which is no beginning of one",
                 "start from a run of method=select without method.vote",
@@ -172,6 +172,11 @@ class RunFolder(RunRecord):
                 )
             seen.add(real(runs[0].path))
         return runs
+
+    @property
+    def is_vote(self) -> bool:
+        """Whether it left several models, whose votes are its answer."""
+        return (self.path / VOTE).is_file()
 
     @property
     def start(self) -> RunFolder | None:
