@@ -42,7 +42,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["config"],
     ["registry", "retired_keys", "trees"],
     ["plugins"],
-    ["filesystem", "interpreters", "hub", "processes", "statistics"],
+    ["filesystem", "interpreters", "hub", "processes", "significance"],
     ["errors"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

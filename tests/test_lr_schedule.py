@@ -8,9 +8,14 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from conftest import build_model
 from least_squares import BATCH, IN_FORWARD, IN_PLACE, LR, LR_FULL, LeastSquares, build, theta_of, training_context
+from zofo.adapters import AdapterConfig
+from zofo.backbone import Backbone
 from zofo.errors import ConfigError
 from zofo.methods import METHODS
+from zofo.methods.first_order_step import FirstOrderStep
+from zofo.noise import Gaussian
 from zofo.rules import RULES
 from zofo.training import TrainingConfig, read_config, train
 from zofo.training.training_config import lr_schedule
@@ -154,8 +159,7 @@ def by_torch(steps, optimizer, *, factor=lambda step: 1.0, parts=1, clip=None, d
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     batches = training_context(model).batches(BATCH, "train")
-    groups = [{"params": [model.W], "weight_decay": decays}, {"params": [model.v]}]
-    made = optimizer(groups, lr=0.01)
+    made = optimizer([{"params": [model.W, model.v], "weight_decay": decays}], lr=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(made, factor)
     for step in range(steps):
         for part in range(parts):
@@ -199,6 +203,19 @@ def test_first_order_steps_are_those_of_torch(optimizer, options, written):
     parts = options.get("gradient_accumulation_steps", 1)
     assert method.queries_per_step == BATCH * parts
     assert method.counts.queries == 5 * BATCH * parts
+
+
+@pytest.mark.parametrize("adapter", [None, "dora"])
+def test_first_order_steps_and_theta_decay_alike(adapter):
+    model = build_model("qwen2")
+    if adapter:
+        AdapterConfig.model_validate({"name": adapter}).build(model, ("adapter",), 0)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    config = METHODS["first-order"].Config.model_validate({"weight_decay": 0.5, "optimizer": "sgd"})
+    groups = FirstOrderStep(model, list(named.values()), config, 1.0)._optimizer.param_groups
+    decaying = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    decays = Backbone(model, Gaussian(), list(named)).decays
+    assert {name for name, p in named.items() if id(p) in decaying} == decays != set(named)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])

@@ -13,7 +13,7 @@ import yaml
 from scipy import stats
 
 from zofo.errors import RunError
-from zofo.statistics import detectable, holm, interval, paired
+from zofo.significance import detectable, holm, interval, paired
 from zofo.studies import read_study
 from zofo.studies.frames import as_p, as_time, markdown
 from zofo.studies.report import write_results

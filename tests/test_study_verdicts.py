@@ -8,7 +8,7 @@ import yaml
 from scipy import stats
 
 from zofo.errors import ConfigError
-from zofo.statistics import detectable, holm, paired
+from zofo.significance import detectable, holm, paired
 from zofo.studies import read_study
 from zofo.studies.selection import edges_of
 

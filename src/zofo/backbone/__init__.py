@@ -1,6 +1,6 @@
 """The tensors that move, and the models they belong to."""
 
-from zofo.backbone.backbone import Backbone, Elementwise, Rounding, Update, fingerprint
+from zofo.backbone.backbone import Backbone, Elementwise, Rounding, Update, fingerprint, without_decay
 from zofo.backbone.selection import (
     check_plain_weights,
     leaving_out,
@@ -29,4 +29,5 @@ __all__ = [
     "movable",
     "moving_tensors",
     "selected",
+    "without_decay",
 ]

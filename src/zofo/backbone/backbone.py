@@ -113,7 +113,7 @@ class Backbone:
         for name, tensor in self.tensors.items():
             noise.draw(Key(0, 0), name, tuple(tensor.shape), (0, 0), tensor.device)  # refuses before anything moves
         self.noise: Noise = noise if mask is None else masked(noise, mask, self.tensors)
-        self.decays = frozenset(self.parameters) - _names_without_decay(module)
+        self.decays = frozenset(self.parameters) - without_decay(module).keys()
 
     def leave_out(self, names: Collection[str]) -> None:
         """Take tensors out of theta, before anything moves; the directions of the others stay what they are."""
@@ -373,12 +373,13 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _names_without_decay(module: nn.Module) -> frozenset[str]:
-    """Biases, and everything that belongs to a normalisation, by the module's type."""
-    names = set()
+def without_decay(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that weight decay leaves alone: biases, all of a normalisation, by the module's type, and the
+    magnitudes of DoRA, which start at the norms of weights."""
+    found: dict[str, nn.Parameter] = {}
     for prefix, part in module.named_modules():
-        norm = "norm" in type(part).__name__.lower()
-        for name, _ in part.named_parameters(recurse=False):
-            if norm or "bias" in name.split("_"):  # bias, in_proj_bias, bias_ih_l0
-                names.add(f"{prefix}.{name}" if prefix else name)
-    return frozenset(names)
+        kept = "norm" in type(part).__name__.lower() or "lora_magnitude_vector" in prefix
+        for name, parameter in part.named_parameters(recurse=False):
+            if kept or "bias" in name.split("_"):  # bias, in_proj_bias, bias_ih_l0
+                found[f"{prefix}.{name}" if prefix else name] = parameter
+    return found

@@ -71,36 +71,36 @@ class Gradient:
 
     def _own(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
         """The losses, and the gradient of their mean, of one process."""
-        pieces = batch_protocol.pieces(batch)
-        size = sum(map(batch_protocol.size, pieces)) if len(pieces) > 1 else None
+        parts = batch_protocol.micro_batches(batch)
+        size = batch_protocol.size(batch) if len(parts) > 1 else None
 
         def weighted_mean(losses: torch.Tensor, first: int) -> torch.Tensor:
             _check_finite(losses.detach(), first)  # before the work of a backward pass
             return losses.mean() * (weight if size is None else weight * losses.numel() / size)
 
-        return self._differentiated(parameters, objective, pieces, weighted_mean)
+        return self._differentiated(parameters, objective, parts, weighted_mean)
 
     def _differentiated(
         self,
         parameters: Sequence[nn.Parameter],
         objective: Objective,
-        pieces: Sequence[Any],
+        parts: Sequence[Any],
         scalar: Callable[[torch.Tensor, int], torch.Tensor],
     ) -> _Found:
-        """The losses of a batch, and the gradient of the sum of what is made of each of its pieces.
+        """The losses of a batch, and the gradient of the sum of what is made of each of its parts.
 
         Args:
             parameters: what is differentiated.
             objective: of the examples.
-            pieces: of the batch; the graph of one is alive at a time.
-            scalar: is given the losses of a piece, and how many examples were before it.
+            parts: of the batch; the graph of one is alive at a time.
+            scalar: is given the losses of a part, and how many examples were before it.
         """
         each: list[torch.Tensor] = []
         total: list[torch.Tensor | None] = [None] * len(parameters)
-        for piece in pieces:
+        for part in parts:
             with _checkpointed(self._layers) if self._layers else nullcontext():
                 with torch.enable_grad(), counting_forwards(self.model, self.counts):
-                    losses = at_least_float32(objective(self.model, piece))
+                    losses = at_least_float32(objective(self.model, part))
                 self.counts.queries += losses.numel()
                 found = scalar(losses, sum(one.numel() for one in each))
                 gradients: list[torch.Tensor | None] = list(
@@ -128,7 +128,7 @@ class Gradient:
                 own, found = self._differentiated(
                     parameters,
                     objective,
-                    batch_protocol.pieces(part),
+                    batch_protocol.micro_batches(part),
                     lambda losses, _: losses.sum() * (weight / size),
                 )
         rows = processes.gather(own, max(shares), dtype, made.failure)

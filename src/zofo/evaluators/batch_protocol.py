@@ -1,7 +1,7 @@
 """What an evaluator asks of a batch: its examples, its rows, parts of it, and copies for several points; and of points.
 
 A batch class answers by itself, with `len(batch)`, `batch.row_examples`, `batch.part(start, stop)` and
-`batch.repeated(times)`, as `zofo.tasks.Batch` does; with `batch.at_once` it says how many examples one forward takes.
+`batch.repeated(times)`, as `zofo.tasks.Batch` does; `batch.micro_batch` says how many examples one forward takes.
 Tensors whose first axis is the examples, and tuples, lists and dicts of such tensors, are answered for here.
 """
 
@@ -37,25 +37,21 @@ class Repeatable(Protocol):
 
 
 @runtime_checkable
-class InPieces(Repeatable, Protocol):
+class MicroBatched(Repeatable, Protocol):
     """A batch whose examples do not all go through the model at once; the losses and gradients are those of all."""
 
     @property
-    def at_once(self) -> int:
+    def micro_batch(self) -> int:
         """The most examples of one forward, at a point."""
 
 
-def at_once(batch: Any) -> int | None:
-    """The most examples of one forward; None for all of the batch."""
-    return batch.at_once if isinstance(batch, InPieces) else None
-
-
-def pieces(batch: Any) -> list[Any]:
-    """The parts of a batch that go through the model one after the other; the batch itself where that is all of it."""
-    most = at_once(batch)
-    if most is None or len(batch) <= most:
+def micro_batches(batch: Any, most: int | None = None) -> list[Any]:
+    """The parts of a batch that go through the model one after the other, of `most` examples or of as many as the batch
+    says; the batch itself where that is all of it."""
+    limits = [one for one in (most, batch.micro_batch if isinstance(batch, MicroBatched) else None) if one]
+    if not limits or (whole := size(batch)) <= min(limits):
         return [batch]
-    return [batch.part(first, min(first + most, len(batch))) for first in range(0, len(batch), most)]
+    return [part(batch, first, min(first + min(limits), whole)) for first in range(0, whole, min(limits))]
 
 
 def size(batch: Any) -> int:

@@ -164,17 +164,12 @@ class InForward(Evaluator):
         columns, start = [], 0
         for objective, batch in asks:
             size = batch_protocol.size(batch)
-            chunk = min(size, self._micro_batch or size, batch_protocol.at_once(batch) or size)
-            chunk = size if self._checking else chunk  # a check compares rows together
-            for first in range(0, size, chunk):
-                last = min(first + chunk, size)
-                part = batch_protocol.part(batch, first, last) if chunk < size else batch
-                columns.append(
-                    self._forward(
-                        objective, part, batch_protocol.points_of_part(points, start + first, start + last), size
-                    )
-                )
-            start += size
+            together = [batch] if self._checking else batch_protocol.micro_batches(batch, self._micro_batch)
+            for part in together:  # a check compares rows together
+                stop = start + batch_protocol.size(part)
+                own_points = batch_protocol.points_of_part(points, start, stop)
+                columns.append(self._forward(objective, part, own_points, size))
+                start = stop
         return torch.cat(columns, dim=1)
 
     def _forward(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> torch.Tensor:

@@ -25,8 +25,8 @@ class _Moving(Evaluator):
 
     def _losses(self, asks: Sequence[LossRequest]) -> torch.Tensor:
         """The losses of all that is asked, where the weights stand."""
-        pieces = [(objective, piece) for objective, batch in asks for piece in batch_protocol.pieces(batch)]
-        losses = torch.cat([at_least_float32(objective(self.model, piece)) for objective, piece in pieces])
+        parts = [(objective, part) for objective, batch in asks for part in batch_protocol.micro_batches(batch)]
+        losses = torch.cat([at_least_float32(objective(self.model, part)) for objective, part in parts])
         self.counts.queries += losses.numel()
         return losses
 

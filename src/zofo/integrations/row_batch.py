@@ -19,14 +19,14 @@ class RowBatch:
     Args:
         rows: of the batch.
         collate: turns rows into a model's inputs, on its device.
-        at_once: the most rows of one forward.
+        micro_batch: the most rows of one forward.
         times: how often all rows come, one time after the other.
     """
 
     def __init__(
-        self, rows: Sequence[Any], collate: Callable[[Sequence[Any]], dict[str, Any]], at_once: int, times: int = 1
+        self, rows: Sequence[Any], collate: Callable[[Sequence[Any]], dict[str, Any]], micro_batch: int, times: int = 1
     ) -> None:
-        self.at_once = at_once
+        self.micro_batch = micro_batch
         self._rows, self._collate, self._times = rows, collate, times
         self._parts: dict[tuple[int, int], RowBatch] = {}
 
@@ -49,7 +49,7 @@ class RowBatch:
         if (start, stop) == (0, len(self)):
             return self
         if (start, stop) not in self._parts:
-            found = RowBatch(self._rows[start:stop], self._collate, self.at_once)
+            found = RowBatch(self._rows[start:stop], self._collate, self.micro_batch)
             if "inputs" in vars(self):
                 vars(found)["inputs"] = batch_protocol.part(self.inputs, start, stop)
             self._parts[start, stop] = found
@@ -57,7 +57,7 @@ class RowBatch:
 
     def repeated(self, times: int) -> RowBatch:
         """All rows `times` over, of what they were collated to."""
-        found = RowBatch(self._rows, self._collate, self.at_once, times)
+        found = RowBatch(self._rows, self._collate, self.micro_batch, times)
         vars(found)["inputs"] = batch_protocol.repeated(self.inputs, times)
         return found
 

@@ -113,7 +113,7 @@ class FirstOrder(Method):
         self.trained_names = tuple(name for name, p in context.model.named_parameters() if id(p) in own)
         self.counts = self.adapter_start.counts.copy()
         self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
-        self._step = FirstOrderStep(self.trained, config, config.lr)
+        self._step = FirstOrderStep(self.model, self.trained, config, config.lr)
         self._parts = config.gradient_accumulation_steps
         self.queries_per_step = config.batch_size * self._parts
 

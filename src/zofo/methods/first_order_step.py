@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zofo.adapters import AdapterConfig
+from zofo.backbone import without_decay
 from zofo.config import Config, NonNegative
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.methods.base import Pass
@@ -30,7 +31,7 @@ class FirstOrderStepConfig(Config):
     """Optimiser of first-order steps, of `torch.optim`."""
     weight_decay: NonNegative = 0.0
     """Weight decay of first-order steps, as the optimiser defines it: added to the gradient by `adam` and `sgd`,
-    decoupled by `adamw`. Tensors with one axis, such as biases and norms, do not decay."""
+    decoupled by `adamw`. Biases and norms do not decay."""
     max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Gradients of first-order steps that are longer together are scaled to this length; by default none is."""
     gradient_checkpointing: bool = False
@@ -62,7 +63,9 @@ class FirstOrderStepConfig(Config):
 class FirstOrderStep:
     """Steps of an optimiser on some parameters, along the gradients that stand in their `.grad`."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: FirstOrderStepConfig, lr: float) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[nn.Parameter], config: FirstOrderStepConfig, lr: float
+    ) -> None:
         self.parameters = list(parameters)
         if config.optimizer != "sgd" and any(parameter.dtype == torch.float16 for parameter in self.parameters):
             raise ConfigError(
@@ -71,10 +74,11 @@ class FirstOrderStep:
                 "set model.dtype=bfloat16 or float32, or method.optimizer=sgd, or train an adapter",
             )
         self._lr, self._max_norm = lr, config.max_grad_norm
-        groups: list[dict[str, Any]] = [{"params": self.parameters}]
-        if config.weight_decay:
-            groups = [{"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": config.weight_decay}]
-            groups.append({"params": [p for p in self.parameters if p.ndim <= 1]})
+        still = {id(parameter) for parameter in without_decay(model).values()} if config.weight_decay else set()
+        groups = [
+            {"params": [p for p in self.parameters if id(p) not in still], "weight_decay": config.weight_decay},
+            {"params": [p for p in self.parameters if id(p) in still]},
+        ]
         groups = [group for group in groups if group["params"]]
         self._optimizer: torch.optim.Optimizer = _OPTIMIZERS[config.optimizer](groups, lr=lr, weight_decay=0.0)
 

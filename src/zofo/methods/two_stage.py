@@ -82,7 +82,7 @@ class TwoStage(Method):
         size = config.batch_size
         self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
         self._p = self._adapters.parameters(self.variants[0])
-        self._first = FirstOrderStep(self._p, config, config.lr_adapter)
+        self._first = FirstOrderStep(self.model, self._p, config, config.lr_adapter)
         self.counts = self._zo.evaluator.counts
         self.counts.include(self.adapter_start.counts)
         self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zofo.report.runs import ReportedRun
-from zofo.statistics import Paired, interval, paired
+from zofo.significance import Paired, interval, paired
 from zofo.training.evaluation import as_number, as_score
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zofo.statistics import t_quantile
+from zofo.significance import t_quantile
 from zofo.studies.config import FigureConfig
 from zofo.studies.result import INNER
 

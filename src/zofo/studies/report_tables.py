@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
-from zofo.statistics import Interval, holm, interval, paired
+from zofo.significance import Interval, holm, interval, paired
 from zofo.studies.config import MAJORITY, ZERO_SHOT
 from zofo.studies.frames import as_p, as_time, is_share, markdown, row_name
 from zofo.studies.grid import Grid

@@ -30,8 +30,8 @@ class AdapterPair:
         self._objective = context.objective
         self._gradient = Gradient(context.model, counts, config.gradient_checkpointing, context.processes)
         self._p, self._s = (adapters.parameters(name) for name in VARIANTS)
-        self._step_p = FirstOrderStep(self._p, config, config.lr_adapter)
-        self._step_s = FirstOrderStep(self._s, config, config.lr_lower)
+        self._step_p = FirstOrderStep(context.model, self._p, config, config.lr_adapter)
+        self._step_s = FirstOrderStep(context.model, self._s, config, config.lr_lower)
 
     def inner_step(self, batch: Any, lr_factor: float = 1.0) -> float:
         """One step on s for F(theta, s; batch); gives the loss before it."""
