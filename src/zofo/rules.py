@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -52,14 +52,15 @@ class Rule(ABC):
             `sgd` and has the same default, which the method decides.
         dense_buffers: how many parameter-sized buffers the rule keeps; zero for all but those that say so.
         buffer_bytes: of an entry of these.
-        displacement_decay: the share of what theta has moved that each update takes back; 0 for all but those that are
-            given one, whose updates then say so.
+        weight_decay, displacement_decay: the share of theta, times lr, and of what theta has moved that each update
+            takes off; 0 for all but those that are given one, whose updates then say so.
     """
 
     linear = True
     plain = False
     dense_buffers = 0
     buffer_bytes = 4
+    weight_decay: float = 0.0
     displacement_decay: float = 0.0
 
     def init(self) -> State:
@@ -101,6 +102,7 @@ class RuleConfig(PartConfig):
 Interval = Annotated[int, Field(ge=1)]
 
 
+@dataclass
 class LinearRule(Rule):
     """What rules have in common whose updates are displacements.
 
@@ -125,24 +127,27 @@ class LinearRule(Rule):
     Loshchilov & Hutter (2019).
     """
 
-    def __init__(self, displacement_decay: float, decay_interval: int, weight_decay: float = 0.0) -> None:
-        if displacement_decay and weight_decay:
+    _: KW_ONLY
+    displacement_decay: Share = 0.0
+    decay_interval: Interval = 1
+
+    def __post_init__(self) -> None:
+        if self.displacement_decay and self.weight_decay:
             raise ConfigError(
                 "method.rule.displacement_decay draws theta back to where it began, and method.rule.weight_decay to 0",
                 "set one of them to 0",
             )
-        self.displacement_decay, self._interval = displacement_decay, decay_interval
-        self.weight_decay = weight_decay
 
     def _update(self, displacement: Displacement, lr: float, steps: int) -> Update:
         """The update of that number, counted from 1."""
         back = None
         if self.displacement_decay:
-            back = 0.0 if steps % self._interval else 1 - (1 - self.displacement_decay) ** self._interval
+            back = 0.0 if steps % self.decay_interval else 1 - (1 - self.displacement_decay) ** self.decay_interval
         return Update(displacement, lr * self.weight_decay, displacement_decay=back)
 
 
 @RULES.register("sgd")
+@dataclass
 class SGD(LinearRule):
     """theta <- theta - lr (gradient + weight_decay theta); no decay on biases and norms.
 
@@ -153,15 +158,8 @@ class SGD(LinearRule):
 
     plain = True
 
-    def __init__(
-        self,
-        lr: NonNegative = 1e-4,
-        weight_decay: NonNegative = 0.0,
-        displacement_decay: Share = 0.0,
-        decay_interval: Interval = 1,
-    ) -> None:
-        super().__init__(displacement_decay, decay_interval, weight_decay)
-        self.lr = lr
+    lr: NonNegative = 1e-4
+    weight_decay: NonNegative = 0.0
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         lr = self.lr if lr is None else lr
@@ -169,6 +167,7 @@ class SGD(LinearRule):
 
 
 @RULES.register("momentum")
+@dataclass
 class Momentum(LinearRule):
     """m <- beta m + gradient; theta <- theta - lr m, with m a displacement: no parameter-sized buffer.
 
@@ -181,18 +180,9 @@ class Momentum(LinearRule):
         tolerance: a term is dropped once its coefficient has decayed below this share of the largest.
     """
 
-    def __init__(
-        self,
-        lr: NonNegative = 1e-4,
-        beta: Share = 0.9,
-        tolerance: Share = 1e-3,
-        displacement_decay: Share = 0.0,
-        decay_interval: Interval = 1,
-    ) -> None:
-        super().__init__(displacement_decay, decay_interval)
-        self.lr = lr
-        self.beta = beta
-        self.tolerance = tolerance
+    lr: NonNegative = 1e-4
+    beta: Share = 0.9
+    tolerance: Share = 1e-3
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         momentum = self.beta * state.momentum + estimate.gradient
@@ -202,6 +192,7 @@ class Momentum(LinearRule):
 
 
 @RULES.register("rms-sgd")
+@dataclass
 class RmsSGD(LinearRule):
     """theta <- theta - lr gradient / rms, where rms is the running root mean square of the gradient's length.
 
@@ -223,17 +214,9 @@ class RmsSGD(LinearRule):
     Source: Kingma & Ba (2015), Adam; with one average for all entries.
     """
 
-    def __init__(
-        self,
-        lr: NonNegative = 1e-3,
-        beta: Share = 0.99,
-        weight_decay: NonNegative = 0.0,
-        displacement_decay: Share = 0.0,
-        decay_interval: Interval = 1,
-    ) -> None:
-        super().__init__(displacement_decay, decay_interval, weight_decay)
-        self.lr = lr
-        self.beta = beta
+    lr: NonNegative = 1e-3
+    beta: Share = 0.99
+    weight_decay: NonNegative = 0.0
 
     def init(self) -> State:
         """Nothing is known of the scale."""
@@ -250,6 +233,7 @@ class RmsSGD(LinearRule):
 
 
 @RULES.register("sign")
+@dataclass
 class Sign(Rule):
     """theta <- theta - lr sign(gradient), entry by entry; the gradient is drawn again block by block, never stored.
 
@@ -258,9 +242,7 @@ class Sign(Rule):
     """
 
     linear = False
-
-    def __init__(self, lr: NonNegative = 1e-6) -> None:
-        self.lr = lr
+    lr: NonNegative = 1e-6
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         rate = self.lr if lr is None else lr
@@ -272,6 +254,7 @@ class Sign(Rule):
 
 
 @RULES.register("dense-momentum")
+@dataclass
 class DenseMomentum(Rule):
     """m <- beta m + gradient; theta <- theta - lr m, with m one parameter-sized float32 buffer; any noise.
 
@@ -282,10 +265,8 @@ class DenseMomentum(Rule):
 
     linear = False
     dense_buffers = 1
-
-    def __init__(self, lr: NonNegative = 1e-4, beta: Share = 0.9) -> None:
-        self.lr = lr
-        self.beta = beta
+    lr: NonNegative = 1e-4
+    beta: Share = 0.9
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:
         """Momentum; the buffer is written while the update is written."""
@@ -299,6 +280,7 @@ class DenseMomentum(Rule):
 
 
 @RULES.register("dense-adam")
+@dataclass
 class DenseAdam(Rule):
     """Adam on the written-out estimate, as `torch.optim.Adam`; keeps two parameter-sized buffers.
 
@@ -318,18 +300,13 @@ class DenseAdam(Rule):
 
     linear = False
     dense_buffers = 2
+    lr: NonNegative = 1e-4
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
 
-    def __init__(
-        self,
-        lr: NonNegative = 1e-4,
-        betas: tuple[Share, Share] = (0.9, 0.999),
-        eps: Positive = 1e-8,
-        state_dtype: Literal["float32", "bfloat16"] = "float32",
-    ) -> None:
-        self.lr = lr
-        self.betas = betas
-        self.eps = eps
-        self._dtype: torch.dtype = getattr(torch, state_dtype)
+    def __post_init__(self) -> None:
+        self._dtype: torch.dtype = getattr(torch, self.state_dtype)
         self.buffer_bytes = self._dtype.itemsize
 
     def update(self, estimate: Estimate, state: State, lr: float | None = None) -> tuple[Update, State]:

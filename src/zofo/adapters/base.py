@@ -127,7 +127,7 @@ class PeftAdapters(Adapters):
     @classmethod
     def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
         """The number of virtual tokens that an adapter with these options puts before each row."""
-        return 0
+        return int(options.get("num_virtual_tokens", 0))
 
     def _attach(self, model: Any, names: Sequence[str], shape: Any, hint: str) -> None:
         """Let peft build one adapter of this shape for each name."""

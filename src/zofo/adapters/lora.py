@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,9 +28,37 @@ Rank = Annotated[int, Field(ge=1)]
 
 
 class LowRankAdapters(PeftAdapters):
-    """What LoRA and DoRA have in common: how they are attached, and how A and B start."""
+    """What LoRA and DoRA have in common: how they are attached, and how A and B start.
+
+    A starts from one seeded uniform draw and B from zero, so that the model's function is as it was. Dropout is off.
+
+    Args:
+        model: a transformers model; the adapters are attached to it in place, and its parameters keep their identity.
+        names: of the adapters; the first is active.
+        seed: of the run.
+        rank: of each adapter matrix.
+        alpha: scale; the adapter's output is multiplied by alpha / rank.
+        target_modules: names of the linear layers that get one; by default the query and value projections of the
+            architecture.
+
+    Raises:
+        ConfigError: the architecture has no default target modules, or none of the given names match.
+    """
 
     starts_neutral = True
+    use_dora: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        model: Any,
+        names: Sequence[str],
+        seed: int,
+        rank: Rank = 8,
+        alpha: Positive = 16.0,
+        target_modules: list[str] | None = None,
+    ) -> None:
+        shape = lora_config(model, rank, alpha, target_modules or _found_targets(model), use_dora=self.use_dora)
+        self._begin(model, names, seed, shape)
 
     @classmethod
     def of_shape(cls, model: Any, names: Sequence[str], seed: int, shape: Any) -> LowRankAdapters:
@@ -55,35 +83,10 @@ class LowRankAdapters(PeftAdapters):
 class LoraAdapters(LowRankAdapters):
     """LoRA: W x + (alpha / rank) B A x beside chosen linear layers.
 
-    A starts from one seeded uniform draw and B from zero, so that the model's function is as it was. Dropout is off.
-
-    Args:
-        model: a transformers model; the adapters are attached to it in place, and its parameters keep their identity.
-        names: of the adapters; the first is active.
-        seed: of the run.
-        rank: of each adapter matrix.
-        alpha: scale; the adapter's output is multiplied by alpha / rank.
-        target_modules: names of the linear layers that get one; by default the query and value projections of the
-            architecture.
-
-    Raises:
-        ConfigError: the architecture has no default target modules, or none of the given names match.
-
     Source: Hu et al. (2022), "LoRA: Low-Rank Adaptation of Large Language Models".
     """
 
     adds_low_rank = True
-
-    def __init__(
-        self,
-        model: Any,
-        names: Sequence[str],
-        seed: int,
-        rank: Rank = 8,
-        alpha: Positive = 16.0,
-        target_modules: list[str] | None = None,
-    ) -> None:
-        self._begin(model, names, seed, _low_rank_shape(model, rank, alpha, target_modules, dora=False))
 
 
 @ADAPTERS.register("dora")
@@ -93,30 +96,12 @@ class DoraAdapters(LowRankAdapters):
     As LoRA, with a magnitude m for each output, which starts at the norm of its weights. Each forward takes the norms
     anew from all weights, so directions of neither can be carried beside them.
 
-    Args:
-        rank: of each adapter matrix.
-        alpha: scale of the low-rank part.
-        target_modules: names of the linear layers that get one; by default as for LoRA.
-
-    Raises:
-        ConfigError: the architecture has no default target modules, or none of the given names match.
-
     Source: Liu et al. (2024), "DoRA: Weight-Decomposed Low-Rank Adaptation".
     """
 
     zo_in_forward = False
     theta_in_forward = False
-
-    def __init__(
-        self,
-        model: Any,
-        names: Sequence[str],
-        seed: int,
-        rank: Rank = 8,
-        alpha: Positive = 16.0,
-        target_modules: list[str] | None = None,
-    ) -> None:
-        self._begin(model, names, seed, _low_rank_shape(model, rank, alpha, target_modules, dora=True))
+    use_dora = True
 
 
 @ADAPTERS.register("ia3")
@@ -148,16 +133,17 @@ class Ia3Adapters(PeftAdapters):
         self._attach(model, names, peft.IA3Config(task_type=task_type(model)), "choose method.adapter=lora")
 
 
-def _low_rank_shape(model: Any, rank: int, alpha: float, targets: list[str] | None, dora: bool) -> Any:
+def lora_config(model: Any, rank: int, alpha: float, targets: list[str] | None, use_dora: bool = False) -> Any:
+    """peft's configuration of low-rank matrices beside some layers of a model, without dropout."""
     import peft
 
     return peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
-        target_modules=targets or _found_targets(model),
+        target_modules=targets,
         task_type=task_type(model),
-        use_dora=dora,
+        use_dora=use_dora,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -42,11 +42,6 @@ class PrefixAdapters(PeftAdapters):
     zo_epsilon = 1e-1
     fills_cache = True
 
-    @classmethod
-    def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
-        """As many as are configured."""
-        return int(options["num_virtual_tokens"])
-
     def __init__(
         self,
         model: Any,
@@ -85,11 +80,6 @@ class PromptAdapters(PeftAdapters):
     lr = 1e-2
     zo_lr = 1e-2
     zo_epsilon = 1e-1
-
-    @classmethod
-    def virtual_tokens(cls, options: Mapping[str, Any]) -> int:
-        """As many as are configured."""
-        return int(options["num_virtual_tokens"])
 
     def __init__(self, model: Any, names: Sequence[str], seed: int, num_virtual_tokens: Tokens = 10) -> None:
         import peft

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from zofo.adapters.base import ADAPTERS, Forward, PeftAdapters, task_type
+from zofo.adapters.base import ADAPTERS, Forward, PeftAdapters
 from zofo.adapters.input_directions import InputDirections, orthonormal_rows
-from zofo.adapters.lora import Rank, is_linear, targets_hint
+from zofo.adapters.lora import Rank, is_linear, lora_config, targets_hint
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.models.heads import is_classifier
@@ -65,15 +65,7 @@ class SubspaceAdapters(PeftAdapters):
         calibration_batches: Annotated[int, Field(ge=1)] = 4,
         target_modules: list[str] | None = None,
     ) -> None:
-        import peft
-
-        shape = peft.LoraConfig(
-            r=rank,
-            lora_alpha=rank,
-            lora_dropout=0.0,
-            target_modules=target_modules or linear_layers(model),
-            task_type=task_type(model),
-        )
+        shape = lora_config(model, rank, rank, target_modules or linear_layers(model))
         self._attach(model, names, shape, targets_hint(model))
         self._rank, self._seed = rank, seed
         self._narrow: dict[str, int] = {}  # directions of layers whose inputs have fewer than `rank`

@@ -75,7 +75,7 @@ class FirstOrderStep:
             )
         self._lr, self._max_norm = lr, config.max_grad_norm
         still = {id(parameter) for parameter in without_decay(model).values()} if config.weight_decay else set()
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in self.parameters if id(p) not in still], "weight_decay": config.weight_decay},
             {"params": [p for p in self.parameters if id(p) in still]},
         ]

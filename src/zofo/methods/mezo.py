@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
 from zofo.adapters import AdapterConfig, Adapters
 from zofo.backbone import Backbone
@@ -43,7 +44,7 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
 
 
 class ForwardOnly(Method):
-    """A method whose every step moves theta by zeroth-order estimates; with an adapter, theta is its tensors.
+    """A method whose steps move theta by zeroth-order estimates of one loss; theta may be an adapter.
 
     What such methods do alike: they are built, checked, evaluated, replayed and saved. A step asks for the losses of
     one batch along the step's directions, and moves along their estimate by the rule; a method may have another.
@@ -63,11 +64,9 @@ class ForwardOnly(Method):
         self._two = context.collate(context.examples[:2])
         self._adapters: Adapters | None = None
         among = None
-        if config.adapter is not None:
-            self.variants = ("adapter",)
-            size = config.batch_size
-            self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
-            among = self._adapters.parameters(self.variants[0])
+        self._moved: AdapterConfig | None = getattr(config, config.moved_adapter) if config.moved_adapter else None
+        if self._moved is not None:
+            among = self._attach(self._moved, context)
         unused = context.unused_by(self._two)
         self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, among, unused, context.processes)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
@@ -75,6 +74,12 @@ class ForwardOnly(Method):
         self.counts = self._zo.evaluator.counts
         self.counts.include(self.adapter_start.counts)
         self.queries_per_step = self._zo.points * config.batch_size
+
+    def _attach(self, adapter: AdapterConfig, context: TrainingContext) -> list[nn.Parameter]:
+        """Attach the adapter that the method has beside or in place of the model's weights; its tensors that move."""
+        self.variants, size = ("adapter",), self._config.batch_size
+        self._adapters, self.adapter_start = attach_adapters(adapter, context, self.variants, size)
+        return self._adapters.parameters(self.variants[0])
 
     def step(self, number: int) -> StepLog:
         before = self.counts.copy()
@@ -105,14 +110,14 @@ class ForwardOnly(Method):
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
-        """While it is open, `model` is at theta."""
+        """While it is open, `model` is at theta, with the adapter where there is one."""
         self._zo.theta.flush()
         yield
 
     def replay_header(self) -> dict[str, Any]:
         """An adapter is named, since its trajectory does not move the base model."""
-        header, adapter = self._zo.replay_header(self._config.replay_header()), self._config.adapter
-        return header if adapter is None else {**header, "adapter": adapter.model_dump(mode="json")}
+        header = self._zo.replay_header(self._config.replay_header())
+        return header if self._moved is None else {**header, "adapter": self._moved.model_dump(mode="json")}
 
     def state_dict(self, weights: bool) -> StateDict:
         return remember_adapters(self._adapters, StateDict().put("zo", self._zo.state_dict(weights)))

@@ -6,21 +6,20 @@ Techniques for Efficient LLM Fine-Tuning and Meta-Training", appendix B.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from zofo.adapters import Adapters, PeftAdapters
+from zofo.adapters import PeftAdapters
 from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Gradient
-from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
-from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext
+from zofo.methods.base import METHODS, MethodConfig, Pass, StepLog, TrainingContext
 from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
-from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
+from zofo.methods.mezo import ForwardOnly
+from zofo.methods.zeroth_order_step import ZerothOrderConfig
 from zofo.state_dict import StateDict
 
 
@@ -53,7 +52,7 @@ class TwoStageConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
 
 
 @METHODS.register("two-stage")
-class TwoStage(Method):
+class TwoStage(ForwardOnly):
     """p* = the adapter after `adapter_steps` first-order steps on F(theta_0, p); then zeroth-order steps on
     F(theta, p*), from theta_0, with the adapter as it is.
 
@@ -63,77 +62,47 @@ class TwoStage(Method):
 
     Config = TwoStageConfig
     paper = "Shirkavand et al. 2025, Bilevel ZOFO, appendix B.4"
+    needs_gradient = True
     variants = ("adapter",)
-    shares_examples = True
 
     def __init__(self, config: TwoStageConfig, context: TrainingContext) -> None:
-        self._config = config
-        self.model = context.model
-        self._objective = context.objective
-        self._batches = context.batches(config.batch_size, "train")
-        self._two = context.collate(context.examples[:2])
-        # before peft, so that names stay the model's
-        unused = context.unused_by(self._two)
-        self._zo = ZerothOrder(
-            config, context.model, context.seed, config.batch_size, unused=unused, processes=context.processes
-        )
-        self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
-        self._adapters: Adapters
-        size = config.batch_size
-        self._adapters, self.adapter_start = attach_adapters(config.adapter, context, self.variants, size)
-        self._p = self._adapters.parameters(self.variants[0])
+        self._config: TwoStageConfig
+        super().__init__(config, context)  # before peft, so that names stay the model's
+        self._p = self._attach(config.adapter, context)
         self._first = FirstOrderStep(self.model, self._p, config, config.lr_adapter)
-        self.counts = self._zo.evaluator.counts
         self.counts.include(self.adapter_start.counts)
         self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
         self.queries_per_step = config.batch_size
 
     def step(self, number: int) -> StepLog:
-        before, batch = self.counts.copy(), self._batches[number]
-        if number < self._config.adapter_steps:
-            losses = self._gradient.accumulate(self._p, self._objective, batch)
-            self._first.step(self.lr_factor(number))
-            return StepLog(losses.mean().item(), self.counts - before)
-        estimate, update = self._zo.step(number, [(self._objective, batch)], self._zo.rate(self.lr_factor(number)))
-        coefficients = {f"projected_gradient_{k.index}": pg for k, pg in estimate.projected_gradients.items()}
-        rate = self._zo.sgd_rate(self.lr_factor(number))
-        return StepLog(estimate.loss, self.counts - before, coefficients, update, rate)
+        if number >= self._config.adapter_steps:
+            return super().step(number)
+        before = self.counts.copy()
+        losses = self._gradient.accumulate(self._p, self._objective, self._batches[number])
+        self._first.step(self.lr_factor(number))
+        return StepLog(losses.mean().item(), self.counts - before)
 
     def steps_within(self, queries: int) -> int:
         first = min(queries // self.queries_per_step, self._config.adapter_steps)
         left = queries - first * self.queries_per_step
         return first + left // (self._zo.points * self._config.batch_size)
 
+    def check(self) -> None:
+        super().check()
+        self.trained_names = ()  # theta's are not all: the adapter's move before them
+
     def check_steps(self, steps: int) -> None:
         """The second stage has a step."""
         self._config.check_steps(steps)
 
-    def check(self) -> None:
-        self._zo.evaluator.check([(self._objective, self._two)])
-
-    def notes(self) -> list[str]:
-        """Which tensors stay."""
-        return list(self._zo.notes)
-
-    @contextmanager
-    def using(self, variant: str) -> Iterator[None]:
-        """While it is open, `model` is at theta, with the adapter."""
-        self._zo.theta.flush()
-        yield
-
-    def replay_header(self) -> dict[str, Any]:
-        return self._zo.replay_header(self._config.replay_header())
-
     def state_dict(self, weights: bool) -> StateDict:
-        whole = StateDict().put("zo", self._zo.state_dict(weights))
-        return remember_adapters(self._adapters, self._first.state_in(whole, "adapter", "optimizer"))
+        return self._first.state_in(super().state_dict(weights), "adapter", "optimizer")
 
     def load_state_dict(self, state: StateDict) -> None:
-        self._zo.load_state_dict(state.part("zo"))
+        super().load_state_dict(state)
         self._first.load_state_of(state, "adapter", "optimizer")
-        restore_adapters(self._adapters, state)
 
     def save(self, folder: Path) -> None:
         """The adapter, as the peft folder `adapter`."""
         self._zo.save(folder)
-        self._adapters.save(self.variants[0], folder / self.variants[0])
+        super().save(folder)
