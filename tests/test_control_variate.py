@@ -38,8 +38,8 @@ def differentiated(method):
     """One inner step, so that p and s differ, and the gradients of a step; gives its batches."""
     method._pair.inner_step(method._batches_inner[0], 50.0)
     b_f, b_p = method._upper.collate(method._batches_f[0]), method._batches_p[0]
-    method._pair.differentiate(b_f, b_p, PENALTY, None, method._control.parameters)
-    method._control.add_grad()
+    method._pair.differentiate(b_f, b_p, PENALTY, None, method._theta.control.parameters)
+    method._theta.control.add_grad()
     return b_f, b_p
 
 
@@ -74,11 +74,11 @@ def dot(one, other):
 def test_g_hat_is_the_projection_of_the_gradient_of_all_three_terms(words):
     method, _ = built(words)
     batches = differentiated(method)
-    found, exact = written(method, method._control), gradient_of(method, *batches)
-    for name, layer in method._control._layers.items():
+    found, exact = written(method, method._theta.control), gradient_of(method, *batches)
+    for name, layer in method._theta.control._layers.items():
         rows = layer.lora_A["backbone"].weight
         torch.testing.assert_close(found[name], exact[name] @ rows.T @ rows, rtol=1e-3, atol=1e-6)
-    assert len(method._control._layers) == len(linear_layers(build_model("llama", len(words))))
+    assert len(method._theta.control._layers) == len(linear_layers(build_model("llama", len(words))))
     assert dot(found, found) == pytest.approx(dot(found, exact), rel=1e-3)
 
 
@@ -86,7 +86,7 @@ def test_the_estimate_is_unbiased_with_the_variance_of_theory(words):
     """With Gaussian directions and exact slopes: mean G within 4 standard errors, E|estimate - G|^2 = (d + 1) (1 - rho)
     |G|^2 within 10 %, and rho is what it is."""
     method, _ = built(words, noise="gaussian")
-    control, backbone = method._control, method.backbone
+    control, backbone = method._theta.control, method.backbone
     exact, known = gradient_of(method, *differentiated(method)), written(method, control)
     rest = {name: exact[name] - known[name] for name in exact}
     squared, along = [], []
@@ -110,11 +110,11 @@ def test_the_estimate_is_unbiased_with_the_variance_of_theory(words):
 
 def test_a_step_moves_theta_by_g_hat_and_by_what_is_left_of_the_slope(words):
     method, _ = built(words, rule={"lr": 1e-2}, num_directions=2)
-    control = method._control
+    control = method._theta.control
     b_f, b_p = differentiated(method)
     exact, known = gradient_of(method, b_f, b_p), written(method, control)
     rest = {name: exact[name] - known[name] for name in exact}
-    log, update = method._theta.step(0, method._pair.asks(b_f, b_p), 4, 0.5, control)
+    log, update = method._theta.step(0, method._pair.asks(b_f, b_p), 4, 0.5)
     for key, coefficient in update.displacement.items():
         slope = dot(method.backbone.values(Displacement({key: 1.0})), rest)
         assert coefficient == pytest.approx(-5e-3 * slope / 2, rel=0.02, abs=1e-5)
@@ -194,8 +194,8 @@ def test_of_many_tasks_g_hat_is_the_projection_of_the_gradient_of_their_mean():
         loss = objective(meta.model, batch).mean() * factor / 2
         for name, found in zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True):
             total[name] = total.get(name, 0) + found
-    known = written(meta, meta._control)
-    for name, layer in meta._control._layers.items():
+    known = written(meta, meta._theta.control)
+    for name, layer in meta._theta.control._layers.items():
         rows = layer.lora_A["backbone"].weight
         torch.testing.assert_close(known[name], total[name] @ rows.T @ rows, rtol=1e-3, atol=1e-6)
     assert log.update is None
@@ -205,7 +205,7 @@ def again(meta, log):
     """The tasks of a step, each with a fresh pair, as before it."""
     for name in drawn(log):
         meta._store.put(name, meta._fresh)
-    meta._control.zero_grad()
+    meta._theta.control.zero_grad()
     return [task for name in drawn(log) for task in meta._tasks if task.name == name]
 
 
@@ -219,5 +219,5 @@ def test_of_many_tasks_it_goes_on_from_what_it_remembers_bit_by_bit():
     assert [second.step(number).coefficients for number in (1, 2)] == [log.coefficients for log in logs[1:]]
     one, other = (m.state_dict(weights=True).tensors for m in (whole, second))
     assert all(torch.equal(one[key], other[key]) for key in one)
-    assert any(b.any() for b in whole._control.parameters)
+    assert any(b.any() for b in whole._theta.control.parameters)
     assert set(NAMES) >= set(whole._store.names)

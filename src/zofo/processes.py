@@ -112,7 +112,7 @@ class Processes:
         if numbers is not None:
             sent[1 : 1 + numbers.numel()] = numbers.detach().reshape(-1).cpu()
         found = self._gathered(sent)
-        self.bytes += found.numel() * found.element_size()
+        self.bytes += found.nbytes
         self._heed(found[:, 0], failure)
         return found[:, 1:]
 
@@ -120,7 +120,7 @@ class Processes:
         """The sum of a tensor over all processes, the same bits in each of them."""
         from accelerate.utils import reduce
 
-        self.bytes += numbers.numel() * numbers.element_size() * self.size
+        self.bytes += numbers.nbytes * self.size
         own = numbers.to(self._device)
         with self._together():
             total: torch.Tensor = reduce(own, "sum")

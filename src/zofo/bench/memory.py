@@ -235,7 +235,7 @@ def _take(way: MemoryVariant, options: MemoryOptions) -> dict[str, Any]:
             parameter.data = parameter.data.clone()
     tensors = {id(tensor): tensor for tensor in loaded.model.state_dict(keep_vars=True).values()}
     parts = [part for tensor in tensors.values() for _, part in plain_tensors("", tensor)]
-    weights = sum(part.numel() * part.element_size() for part in parts)
+    weights = sum(part.nbytes for part in parts)
     seconds, worked = list[float](), list[float]()
     release_memory()
 

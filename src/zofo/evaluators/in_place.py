@@ -133,7 +133,7 @@ class FromCopy(_Moving):
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            size = sum(tensor.numel() * tensor.element_size() for tensor in self.backbone.tensors.values())
+            size = sum(tensor.nbytes for tensor in self.backbone.tensors.values())
             raise EvaluatorError(
                 f"a copy of the tensors that move, of {size / 2**30:.1f} GiB, does not fit into memory",
                 "set method.evaluator=in-place, which keeps none",

@@ -56,7 +56,7 @@ def leave_in_files(model: nn.Module, name: str) -> None:
         ModelError: transformers has copied a part of them into memory; names it.
     """
     copied = [key for key, tensor in model.named_parameters() if not _is_mapped(tensor)]
-    sizes = {key: tensor.numel() * tensor.element_size() for key, tensor in model.named_parameters()}
+    sizes = {key: tensor.nbytes for key, tensor in model.named_parameters()}
     share = sum(sizes[key] for key in copied) / max(1, sum(sizes.values()))
     if share > _SMALL:
         raise ModelError(
@@ -75,7 +75,7 @@ def mark_offloaded(model: nn.Module) -> None:
 
 def offload_note(model: nn.Module) -> str:
     """How much of an offloaded model is read from its files."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if _is_mapped(tensor))
+    size = sum(tensor.nbytes for tensor in model.parameters() if _is_mapped(tensor))
     return f"weights of {size / 2**30:.2f} GiB are read from their files, which other processes can share"
 
 

@@ -82,7 +82,7 @@ def weight_bytes(model: nn.Module) -> int:
     """What the weights of a model take, as they are packed."""
     packed = {id(part.weight): part.packed_bytes for part in model.modules() if isinstance(part, PackedShape)}
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    return sum(packed.get(key, one.numel() * one.element_size()) for key, one in tensors.items())
+    return sum(packed.get(key, one.nbytes) for key, one in tensors.items())
 
 
 def packed_numbers(model: nn.Module) -> int:

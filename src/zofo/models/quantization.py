@@ -163,7 +163,7 @@ def packing_note(model: nn.Module) -> str:
     packed = sum(map(is_packed, model.parameters()))
     tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if torch.is_tensor(tensor)}
     parts = [part for tensor in tensors.values() for _, part in plain_tensors("", tensor)]
-    size = sum(part.numel() * part.element_size() for part in parts)
+    size = sum(part.nbytes for part in parts)
     found = f"{packed} tensors are packed; " if packed else ""
     return f"quantised ({quantized_as(model)}): {found}the weights take {size / 2**30:.2f} GiB"
 

@@ -50,6 +50,7 @@ class BackboneStep:
         backbone: what moves; None for `frozen`, as are the next two.
         rule: how.
         evaluator: what writes.
+        control: takes a gradient's part off the noise of each step, where the method has set it; it is a part of theta.
         counts: of the work of the whole method.
         points: at which each of the three losses is asked for; 0 for `frozen`.
 
@@ -79,6 +80,7 @@ class BackboneStep:
         self.backbone: Backbone | None = None
         self.rule: Rule | None = None
         self.evaluator: Evaluator | None = None
+        self.control: FirstOrderControlVariate | None = None
         self.counts, self.points = Counts(), 0
         if move != "frozen":
             unused = context.unused_by(context.collate(context.examples[:2]))
@@ -91,13 +93,22 @@ class BackboneStep:
             decays = config.rule.options.get("weight_decay", 0.0) > 0
             self._moved = BackboneDistance(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
 
+    def begin(self) -> tuple[nn.Parameter, ...]:
+        """Get ready for first-order steps, which look at the weights; gives the tensors of theta whose gradient they
+        are to find for `control`, as `AdapterPair.differentiate` takes them."""
+        self.flush()
+        if self.control is None:
+            return ()
+        self.control.zero_grad()
+        return tuple(self.control.parameters)
+
+    def add_grad(self, weight: float = 1.0) -> None:
+        """Take what first-order steps have left in `.grad` of these tensors, multiplied by `weight`."""
+        if self.control is not None:
+            self.control.add_grad(weight)
+
     def step(
-        self,
-        number: int,
-        asks: Sequence[LossRequest],
-        examples: int,
-        lr_factor: float = 1.0,
-        control: FirstOrderControlVariate | None = None,
+        self, number: int, asks: Sequence[LossRequest], examples: int, lr_factor: float = 1.0
     ) -> tuple[dict[str, float], Update | None]:
         """Make step `number`.
 
@@ -106,14 +117,13 @@ class BackboneStep:
             asks: F(theta, p; B_f) of every task, then all F(theta, p; B_p), then all F(theta, s; B_p).
             examples: in all B_f together, and in all B_p together.
             lr_factor: of the learning rate, in this step.
-            control: with the gradient of this step, as `AdapterPair.differentiate` leaves it.
 
         Returns:
-            What a log holds of it, and what happened to theta.
+            What a log holds of it, and what happened to theta; None where that is not all, but an adapter moved, too.
         """
         if self._zo is None:
             return {"backbone_distance": 0.0}, None
-        zo, penalty = self._zo, penalty_at(self._penalty, number)
+        zo, penalty, control = self._zo, penalty_at(self._penalty, number), self.control
         along_f = zo.directions(number, examples=examples)
         along_p = zo.directions(number, first=examples, examples=examples)
         with zo.evaluator.probe(asks, zo.estimator.ask(_side_by_side(along_f, along_p, along_p))) as probe:
@@ -145,7 +155,7 @@ class BackboneStep:
         if self._log_ties:
             slopes = upper.projected_gradients.values()
             coefficients["ties_upper"] = sum(slope == 0 for slope in slopes) / len(slopes)
-        return coefficients, update
+        return coefficients, update if control is None else None
 
     def sgd_rate(self, lr_factor: float) -> float | None:
         """The learning rate of a step that moves theta by so many times the estimate; None for any other."""
@@ -176,6 +186,11 @@ class BackboneStep:
         ]
         if copied := self._moved.copied:
             notes.append(f"backbone_distance is measured from a copy of the backbone: {copied / 2**30:.2f} GiB")
+        if self.control is not None:
+            notes.append(
+                "the first-order part of theta's steps is a low-rank term, which is kept with the adapters: the "
+                "trajectory alone is not all of theta"
+            )
         return [note for note in notes if note]
 
     def _folding_note(self) -> str | None:
@@ -198,6 +213,8 @@ class BackboneStep:
         """Put what a checkpoint holds of it into what it holds of the method; see `Method.state_dict`."""
         if self._zo is None:
             return whole.put("counts", StateDict(dict(self.counts.as_dict())))
+        if self.control is not None:
+            whole.put("control_variate", self.control.state_dict())
         return whole.put("zo", self._zo.state_dict(weights)).put("moved", self._moved.state_dict())
 
     def load_state_dict(self, whole: StateDict) -> None:
@@ -207,6 +224,8 @@ class BackboneStep:
         else:
             self._zo.load_state_dict(whole.part("zo"))
             self._moved.load_state_dict(whole.part("moved"))
+        if self.control is not None:
+            self.control.load_state_dict(whole.part("control_variate"))
 
     def save(self, folder: Path) -> None:
         """Write the weights of theta, where they are not said by the trajectory."""

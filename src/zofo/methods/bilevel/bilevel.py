@@ -171,16 +171,15 @@ class Bilevel(Method):
         )
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
-        self._control: FirstOrderControlVariate | None = None
         self.backbone_is_theta = config.control_variate is None
         if config.control_variate is not None:
             self._check_gradient_above()
         if adapters is None or config.control_variate is not None:
-            adapters, self._control, self.adapter_start = attach_pair(config, context, theta)
+            adapters, self.adapter_start = attach_pair(config, context, theta)
         self._adapters: Adapters = adapters
         self.counts.include(self.adapter_start.counts)
         self._pair = AdapterPair(self._adapters, config, context, self.counts)
-        firsts = config.inner_steps + (1 if self._follows is None else 2) + (self._control is not None)
+        firsts = config.inner_steps + (1 if self._follows is None else 2) + (theta.control is not None)
         self.queries_per_step = (firsts + 3 * theta.points) * size
 
     def _check_gradient_above(self) -> None:
@@ -209,7 +208,7 @@ class Bilevel(Method):
     def _step(self, number: int) -> StepLog:
         pair, penalty, inner_steps = self._pair, penalty_at(self._config.penalty, number), self._config.inner_steps
         before, rate = self.counts.copy(), self.lr_factor(number)
-        self._theta.flush()  # first-order steps look at the weights
+        along = self._theta.begin()
 
         batches = (self._batches_inner[number * inner_steps + t] for t in range(inner_steps))
         inner = [pair.inner_step(batch, rate) for batch in batches]
@@ -218,24 +217,19 @@ class Bilevel(Method):
         b_f = upper.collate(examples)
         followed = None if follows is None else b_f if follows is upper else follows.collate(examples)
         objective = None if follows is None else follows.objective
-        along = () if self._control is None else self._control.parameters
-        if self._control is not None:
-            self._control.zero_grad()
         f_upper, f_lower = pair.differentiate(followed, b_p, penalty, objective, along)
-        if self._control is not None:
-            self._control.add_grad()
+        self._theta.add_grad()
         above = {} if f_upper is None else {"loss_upper" if follows is upper else "loss_surrogate": f_upper}
         coefficients = {"penalty": penalty, **above, "loss_lower": f_lower}
         if inner:
             coefficients["loss_inner"] = math.fsum(inner) / len(inner)
 
         asks = pair.asks(b_f, b_p, upper.objective)
-        found, update = self._theta.step(number, asks, self._config.batch_size, rate, self._control)
+        found, update = self._theta.step(number, asks, self._config.batch_size, rate)
         pair.step_adapter(rate)
         coefficients |= found
         loss = coefficients.get("loss_upper", f_lower)  # without any step for it, it is not known
-        told = update if self._control is None else None  # which is not all that theta does
-        return StepLog(loss, self.counts - before, coefficients, told, self._theta.sgd_rate(rate))
+        return StepLog(loss, self.counts - before, coefficients, update, self._theta.sgd_rate(rate))
 
     def check(self) -> None:
         two, upper = self._context.examples[:2], self._upper
@@ -253,8 +247,7 @@ class Bilevel(Method):
             "p stays as it starts: its step would follow the penalty's term alone, and the penalty is 0; to let it "
             "follow training.objective, set method.upper_surrogate=true"
         )
-        kept = [_KEPT] if self._control is not None else []
-        return [*self._theta.notes(), *inner_notes(self._config), *([note] if still else []), *kept]
+        return [*self._theta.notes(), *inner_notes(self._config), *([note] if still else [])]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
@@ -269,15 +262,11 @@ class Bilevel(Method):
 
     def state_dict(self, weights: bool) -> StateDict:
         whole = remember_adapters(self._adapters, StateDict().put("pair", self._pair.state_dict()))
-        if self._control is not None:
-            whole.put("control_variate", self._control.state_dict())
         return self._theta.remember_in(whole, weights)
 
     def load_state_dict(self, state: StateDict) -> None:
         self._pair.load_state_dict(state.part("pair"))
         restore_adapters(self._adapters, state)
-        if self._control is not None:
-            self._control.load_state_dict(state.part("control_variate"))
         self._theta.load_state_dict(state)
 
     def save(self, folder: Path) -> None:
@@ -286,12 +275,6 @@ class Bilevel(Method):
             self._theta.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
-
-
-_KEPT = (
-    "the first-order part of theta's steps is a low-rank term, which is kept in `adapter` and `lower_adapter` with p "
-    "and s: the trajectory alone is not all of theta"
-)
 
 
 def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:
@@ -316,17 +299,16 @@ def _upper(config: BilevelConfig, context: TrainingContext) -> TrainingContext:
     return upper
 
 
-def attach_pair(
-    config: BilevelConfig, context: TrainingContext, theta: BackboneStep
-) -> tuple[Adapters, FirstOrderControlVariate | None, AdapterStart]:
-    """p and s, of one task or of one after the other; and the control variate beneath them, where there is one."""
+def attach_pair(config: BilevelConfig, context: TrainingContext, theta: BackboneStep) -> tuple[Adapters, AdapterStart]:
+    """p and s, of one task or of one after the other; and the control variate of theta's step, where there is one,
+    beneath them."""
     if config.control_variate is None:
-        alone, start = attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
-        return alone, None, start
+        return attach_adapters(config.adapter, context, VARIANTS, config.batch_size)
     assert theta.backbone is not None  # or the configuration is refused
     theirs = config.control_variate, config.adapter
     adapters, below, start = attach_stacked(*theirs, context, VARIANTS, config.batch_size)
-    return adapters, FirstOrderControlVariate(below, theta.backbone), start
+    theta.control = FirstOrderControlVariate(below, theta.backbone)
+    return adapters, start
 
 
 def inner_notes(config: BilevelConfig) -> list[str]:

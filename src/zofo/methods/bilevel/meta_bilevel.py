@@ -134,42 +134,41 @@ class MetaBilevel(Method):
         self.backbone, self.rule, self.evaluator = theta.backbone, theta.rule, theta.evaluator
         self.counts = theta.counts
         self.backbone_is_theta = config.control_variate is None
-        self._adapters, self._control, self.adapter_start = attach_pair(config, context, theta)
+        self._adapters, self.adapter_start = attach_pair(config, context, theta)
         self.counts.include(self.adapter_start.counts)
         self._pair = AdapterPair(self._adapters, config, context, self.counts)
         self._store = AdapterStore(config.adapter_offload)
         self._fresh = _copied(self._pair.state_dict())
         self._variant = BACKBONE
         self.score = self._score
-        firsts = config.inner_steps + 2 + (self._control is not None)
+        firsts = config.inner_steps + 2 + (theta.control is not None)
         self.queries_per_step = self._number * (firsts + 3 * theta.points) * config.batch_size
 
     def step(self, number: int) -> StepLog:
         config, before = self._config, self.counts.copy()
         penalty = penalty_at(config.penalty, number)
-        self._theta.flush()  # first-order steps look at the weights
-        if self._control is not None:
-            self._control.zero_grad()
+        along = self._theta.begin()
         order = permutation(Key(self._seed, number), "meta/tasks", len(self._tasks))
         coefficients: dict[str, float] = {"penalty": penalty}
         tuned: dict[str, _TaskStep] = {}
         for task in (self._tasks[i] for i in order[: self._number]):
-            tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty)
+            tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty, along)
             coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
 
         examples = len(tuned) * config.batch_size
         asks, rate = self._asks(list(tuned.values())), self.lr_factor(number)
-        found, update = self._theta.step(number, asks, examples, rate, self._control)
+        found, update = self._theta.step(number, asks, examples, rate)
         coefficients |= found
         for name, one in tuned.items():
             self._store.put(name, one.after)
         for loss in found_of_each:  # their means over the tasks
             coefficients[loss] = math.fsum(coefficients[f"{loss}/{name}"] for name in tuned) / len(tuned)
-        told = update if self._control is None else None  # which is not all that theta does
         taken = self.counts - before
-        return StepLog(coefficients["loss_upper"], taken, coefficients, told, self._theta.sgd_rate(rate))
+        return StepLog(coefficients["loss_upper"], taken, coefficients, update, self._theta.sgd_rate(rate))
 
-    def _first_order_steps(self, task: _TaskBatches, number: int, penalty: float) -> tuple[_TaskStep, dict[str, float]]:
+    def _first_order_steps(
+        self, task: _TaskBatches, number: int, penalty: float, along: Sequence[nn.Parameter]
+    ) -> tuple[_TaskStep, dict[str, float]]:
         """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
         pair, inner_steps = self._pair, self._config.inner_steps
         self._load(task.name)
@@ -177,11 +176,9 @@ class MetaBilevel(Method):
         with pair.transaction():
             batches = (task.batches_inner[number * inner_steps + t] for t in range(inner_steps))
             inner = [pair.inner_step(batch, self.lr_factor(number)) for batch in batches]
-            along = () if self._control is None else self._control.parameters
             f_upper, f_lower = pair.differentiate(b_f, b_p, penalty, theta=along)
             assert f_upper is not None
-            if self._control is not None:
-                self._control.add_grad(1 / self._number)
+            self._theta.add_grad(1 / self._number)
             old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
             pair.step_adapter(self.lr_factor(number))
         found = {"loss_upper": f_upper, "loss_lower": f_lower}
@@ -222,8 +219,7 @@ class MetaBilevel(Method):
         self._theta.check([(self._pair.objective(variant), self._two) for variant in VARIANTS])
 
     def notes(self) -> list[str]:
-        kept = [] if self._control is None else [_KEPT]
-        return [*self._theta.notes(), *inner_notes(self._config), *kept]
+        return [*self._theta.notes(), *inner_notes(self._config)]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:
@@ -246,15 +242,11 @@ class MetaBilevel(Method):
         remember_adapters(self._adapters, whole)
         for name in self._store.names:
             self._store.remember_in(whole, f"task {name}", name)
-        if self._control is not None:
-            whole.put("control_variate", self._control.state_dict())
         return whole
 
     def load_state_dict(self, state: StateDict) -> None:
         self._theta.load_state_dict(state)
         restore_adapters(self._adapters, state)
-        if self._control is not None:
-            self._control.load_state_dict(state.part("control_variate"))
         for name in state.values["tasks"]:
             self._pair.load_state_dict(state.part(f"task {name}"))  # refuses what is of another model
             self._store.put(name, self._pair.state_dict())
@@ -263,19 +255,13 @@ class MetaBilevel(Method):
         """Of each task that a step has looked at, the peft folders `adapter/TASK` (p) and `lower_adapter/TASK` (s); and
         `backbone`, where a control variate has made a part of theta that is an adapter."""
         self._theta.save(folder)
-        if self._control is not None:
+        if self._theta.control is not None:
             self._pair.load_state_dict(self._fresh)
             self._adapters.save(VARIANTS[0], folder / BACKBONE)
         for name in self._store.names:
             self._load(name)
             for variant in VARIANTS:
                 self._adapters.save(variant, folder / variant / file_name(name))
-
-
-_KEPT = (
-    "the first-order part of theta's steps is a low-rank term, which is kept in `backbone`, and with p and s of each "
-    "task: the trajectory alone is not all of theta"
-)
 
 
 def _refuse(config: MetaBilevelConfig) -> None:
