@@ -49,6 +49,15 @@ class Estimate:
         """The same estimate with another gradient, for sums of several losses."""
         return replace(self, gradient=gradient)
 
+    def slopes(self, what: str = "projected_gradient") -> dict[str, float]:
+        """The slope along each key, as logs name it: `what`, and the key's index."""
+        return {f"{what}_{key.index}": slope for key, slope in self.projected_gradients.items()}
+
+    @property
+    def ties(self) -> float:
+        """The share of keys along which the loss did not change."""
+        return sum(slope == 0 for slope in self.projected_gradients.values()) / len(self.projected_gradients)
+
     def normalized_by_std(self) -> Estimate:
         """The same estimate with gradient / spread: a step whose length does not depend on the scale of the losses.
 

@@ -15,20 +15,19 @@ from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
 
 from zofo.adapters import AdapterConfig, adapter_of, carries_adapters
-from zofo.config import read_json_object
 from zofo.errors import CheckpointError, ConfigError, reworded
 from zofo.integrations.bilevel_arguments import BilevelTrainingArguments, as_arguments, method_of
 from zofo.integrations.bilevel_theta import BASE, load_theta, name_base, save_theta
-from zofo.integrations.losses import example_losses, loss_of_its_own
+from zofo.integrations.mixin import TrainerSteps
 from zofo.integrations.row_batch import RowBatch, Rows
-from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
+from zofo.integrations.saved_state import OPTIMIZER, read_optimizer, write_json, write_tensors
 from zofo.integrations.several_processes import (
     check_one_device,
     check_same_rows,
     processes_of,
     take_weights_of_first,
 )
-from zofo.integrations.trainer_card import say_bilevel_steps, tagged
+from zofo.integrations.trainer_card import say_bilevel_steps
 from zofo.integrations.trainer_losses import TrainerLosses
 from zofo.methods import StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS
@@ -40,7 +39,7 @@ _MOST_LOGGED = 8  # projected gradients of a step
 _LOG = logging.getLogger("zofo")
 
 
-class BilevelTrainer(Trainer):  # type: ignore[misc]
+class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
     """min over theta, p, max over s of  F(theta, p; D_f) + penalty (F(theta, p; D_p) - F(theta, s; D_p)).
 
     The steps are those of zofo's method `bilevel`: by gradients on the two adapters p and s, by forward passes on the
@@ -68,7 +67,6 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
 
     args: BilevelTrainingArguments
     optimizer: Any
-    lr_scheduler: Any
 
     def __init__(
         self,
@@ -111,18 +109,6 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         found = getattr(self.optimizer, "optimizer", self.optimizer)
         assert isinstance(found, BilevelOptimizer)
         return found
-
-    def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """F: one loss for each example of a batch, float32, [examples]; of labels of tokens, the mean of an example.
-
-        Override it for a model or a loss of another kind.
-
-        Raises:
-            ConfigError: the trainer has a loss of its own, or the model's head or labels are of another kind.
-        """
-        if self.label_smoother is not None or self.compute_loss_func is not None or self._losses.own:
-            raise loss_of_its_own()
-        return example_losses(model, inputs, self._losses.shifted)
 
     def _losses_of_rows(self, model: nn.Module, rows: RowBatch) -> torch.Tensor:
         losses = self.compute_losses(model, rows.inputs)
@@ -225,11 +211,6 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
             loss = self._steps.step_ahead()
         return torch.tensor(loss, device=self.args.device)
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of the trainer; of several processes, with the loss that one has."""
-        self._losses.look_at_scale(model, self._prepare_inputs(inputs))
-        return super().prediction_step(model, inputs, *args, **kwargs)
-
     def floating_point_ops(self, inputs: Any) -> int:
         """Not estimated; `trainer.bilevel.counts` has forwards, backwards and queries."""
         return 0
@@ -243,23 +224,14 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
             logs.update({name: value for name, value in step.coefficients.items() if name not in left_out})
         super().log(logs, *args, **kwargs)
 
-    def create_model_card(self, *args: Any, tags: Any = None, **kwargs: Any) -> None:
-        """As of the trainer, with what the steps are."""
-        super().create_model_card(*args, tags=tagged(tags), **kwargs)
-        if self.bilevel is not None and self.is_world_process_zero():
-            say_bilevel_steps(self.args, self._steps.config, self._moves_base)
+    def _say_steps(self) -> None:
+        say_bilevel_steps(self.args, self._steps.config, self._moves_base)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """With the model that moved, which the trainer does not know of."""
         if self.is_world_process_zero() and self.args.hub_strategy != "end":
             self._save(self.args.output_dir)
         super()._push_from_checkpoint(checkpoint_folder)
-
-    def _clip_grad_norm(self, model: nn.Module) -> None:
-        """The method does."""
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        """The gradients of a step are gone; none is logged."""
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """p as a peft folder, s in `lower_adapter`, and theta, where it moved, as a transformers folder `base_model`.
@@ -291,38 +263,23 @@ class BilevelTrainer(Trainer):  # type: ignore[misc]
         """Whether steps write the model's own weights, and no adapter in their place."""
         return self.args.backbone_adapter is None and self.args.backbone_update != "frozen"
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """What the method keeps beside theta, as JSON and safetensors."""
-        if not self.args.should_save:
-            return
-        folder, steps = Path(output_dir), self._steps
+    def _save_steps(self, folder: Path) -> None:
+        steps = self._steps
         state = steps.method.state_dict(weights=not self._moves_base)
         write_tensors(folder, state.tensors)
         rate = steps.param_groups[0]["lr"]  # which a schedule gives for the next step
         values = {"steps": steps.steps, "lr": rate, "settings": steps.settings, "values": state.values}
         write_json(folder / OPTIMIZER, {"state": {"zofo-bilevel": values}})
-        write_json(folder / SCHEDULER, self.lr_scheduler.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Later, once the adapters are attached; a folder that is no checkpoint is refused now."""
         read_optimizer(Path(resume_from_checkpoint))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """All that was saved with a checkpoint, theta among it.
-
-        Raises:
-            CheckpointError: it is not there, or of other settings.
-        """
-        if checkpoint is None:
-            return
-        self._load_method(Path(checkpoint))
-        self.lr_scheduler.load_state_dict(read_json_object(Path(checkpoint) / SCHEDULER, CheckpointError))
-
     def _load_best_model(self) -> None:
         """The model and the adapters of the best checkpoint."""
-        self._load_method(Path(self.state.best_model_checkpoint))
+        self._load_steps(Path(self.state.best_model_checkpoint))
 
-    def _load_method(self, folder: Path) -> None:
+    def _load_steps(self, folder: Path) -> None:
         content, tensors = read_optimizer(folder)
         state = content.get("state", {}).get("zofo-bilevel")
         if not isinstance(state, dict):

@@ -32,7 +32,76 @@ _MOST_LOGGED = 8  # coefficients of a step
 _OF_BATCHES = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
 
 
-class ZerothOrderMixin:
+class TrainerSteps:
+    """What trainers have in common whose steps are zofo's; put it before the trainer's class."""
+
+    lr_scheduler: Any
+    _losses: TrainerLosses
+    _processes: Processes
+
+    def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """One loss for each example of a batch: float32, [examples]; of labels of tokens, the mean of an example.
+
+        In steps on one level they are used where all points share a forward, and, where their mean is the trainer's
+        loss, in place as well, since differences of single losses have less rounding. Override it for a model whose
+        loss is another one.
+
+        Raises:
+            ConfigError: the trainer has a loss of its own, or the model's head or labels are of another kind.
+        """
+        trainer: Any = self
+        if trainer.label_smoother is not None or trainer.compute_loss_func is not None or self._losses.own:
+            raise loss_of_its_own()
+        return example_losses(model, inputs, self._losses.shifted)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of the trainer; of several processes, with the loss that one has."""
+        self._losses.look_at_scale(model, cast(Any, self)._prepare_inputs(inputs))
+        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def create_model_card(self, *args: Any, tags: Any = None, **kwargs: Any) -> None:
+        """As of the trainer, with what the steps are."""
+        trainer: Any = self
+        super().create_model_card(*args, tags=tagged(tags), **kwargs)  # type: ignore[misc]
+        if trainer.optimizer is not None and trainer.is_world_process_zero():
+            self._say_steps()
+
+    def _say_steps(self) -> None:
+        """Say in the model card what the steps are."""
+        raise NotImplementedError
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """The trainer clips nothing: there are no gradients, or the method does it."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """There is none after a step, and none is logged."""
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As JSON, and what is large as safetensors."""
+        if cast(Any, self).args.should_save:
+            self._save_steps(Path(output_dir))
+            write_json(Path(output_dir) / SCHEDULER, self.lr_scheduler.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """What was saved with a checkpoint.
+
+        Raises:
+            CheckpointError: it is not there, or of another optimizer or other settings.
+        """
+        if checkpoint is not None:
+            self._load_steps(Path(checkpoint))
+            self.lr_scheduler.load_state_dict(read_json_object(Path(checkpoint) / SCHEDULER, CheckpointError))
+
+    def _save_steps(self, folder: Path) -> None:
+        """Write what the steps keep beside the weights."""
+        raise NotImplementedError
+
+    def _load_steps(self, folder: Path) -> None:
+        """Take it back."""
+        raise NotImplementedError
+
+
+class ZerothOrderMixin(TrainerSteps):
     """Makes a trainer take zeroth-order steps; put it before the trainer's class.
 
     Everything but the step is the trainer's: data, evaluation, metrics, callbacks, schedules, logging, checkpoints. A
@@ -49,10 +118,7 @@ class ZerothOrderMixin:
     """
 
     optimizer: Any
-    lr_scheduler: Any
     _accumulated: list[tuple[Any, Any]]
-    _losses: TrainerLosses
-    _processes: Processes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
@@ -122,11 +188,6 @@ class ZerothOrderMixin:
             loss = optimizer.step_ahead(self._losses.asks(model, batches, optimizer))
         return loss.to(trainer.args.device)
 
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As of the trainer; of several processes, with the loss that one has."""
-        self._losses.look_at_scale(model, cast(Any, self)._prepare_inputs(inputs))
-        return super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-
     def _check_same(self) -> None:
         """Raises ConfigError for no rows, or where processes would take other rows, or in another order."""
         trainer: Any = self
@@ -136,20 +197,6 @@ class ZerothOrderMixin:
         self._processes.check_same(own, "give all processes the same arguments")
         check_same_rows({"train_dataset": trainer.train_dataset}, self._processes)
 
-    def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """One loss for each example of a batch: float32, [examples].
-
-        They are used where all points share a forward, and, where their mean is the trainer's loss, in place as well,
-        since differences of single losses have less rounding. Override it for a model whose loss is another one.
-
-        Raises:
-            ConfigError: the trainer has a loss of its own, or the model's head or labels are of another kind.
-        """
-        trainer: Any = self
-        if trainer.label_smoother is not None or trainer.compute_loss_func is not None or self._losses.own:
-            raise loss_of_its_own()
-        return example_losses(model, inputs, self._losses.shifted)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """With the projected gradients of the last step, by the names that `zofo train` gives them."""
         step = None if self.optimizer is None else self.zeroth_order.last_step
@@ -157,47 +204,23 @@ class ZerothOrderMixin:
             logs.update(step.coefficients if len(step.coefficients) <= _MOST_LOGGED else {})
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
-    def create_model_card(self, *args: Any, tags: Any = None, **kwargs: Any) -> None:
-        """As of the trainer, with what the steps are."""
-        trainer: Any = self
-        super().create_model_card(*args, tags=tagged(tags), **kwargs)  # type: ignore[misc]
-        if self.optimizer is not None and trainer.is_world_process_zero():
-            made = self.zeroth_order
-            values = {"method": type(made).__name__, "learning_rate": made.defaults["lr"], "seed": trainer.args.seed}
-            values |= options_of_card(made.config)
-            say_steps(Path(trainer.args.output_dir), "Zeroth-order steps, which take losses and no gradients.", values)
+    def _say_steps(self) -> None:
+        trainer, made = cast(Any, self), self.zeroth_order
+        values = {"method": type(made).__name__, "learning_rate": made.defaults["lr"], "seed": trainer.args.seed}
+        values |= options_of_card(made.config)
+        say_steps(Path(trainer.args.output_dir), "Zeroth-order steps, which take losses and no gradients.", values)
 
-    def _clip_grad_norm(self, model: nn.Module) -> None:
-        """There is none, and none is logged."""
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
-        """There is none, and none is logged."""
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As JSON, and what a dense rule keeps as safetensors."""
-        trainer: Any = self
-        if not trainer.args.should_save:
-            return
-        folder, state = Path(output_dir), self.zeroth_order.state_dict()
+    def _save_steps(self, folder: Path) -> None:
+        state = self.zeroth_order.state_dict()
         own = dict(state["state"]["zofo"])
         write_tensors(folder, own.pop("tensors"))
         write_json(folder / OPTIMIZER, {**state, "state": {"zofo": own}})
-        write_json(folder / SCHEDULER, self.lr_scheduler.state_dict())
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """What was saved with a checkpoint.
-
-        Raises:
-            CheckpointError: it is not there, or of another optimizer.
-        """
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
+    def _load_steps(self, folder: Path) -> None:
         state, tensors = read_optimizer(folder)
         state["state"]["zofo"]["tensors"] = tensors
         with _in_arguments():
             self.zeroth_order.load_state_dict(state)
-        self.lr_scheduler.load_state_dict(read_json_object(folder / SCHEDULER, CheckpointError))
 
 
 def _off(model: nn.Module, marked: bool) -> None:

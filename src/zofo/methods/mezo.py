@@ -90,12 +90,8 @@ class ForwardOnly(Method):
 
     def _coefficients(self, estimate: Estimate, of: str = "") -> dict[str, float]:
         """The slopes of an estimate as a log has them, and how many directions told nothing where that is likely."""
-        found = estimate.projected_gradients
         what = "projected_gradient" if self._zo.estimator.linear else "shaped_score"
-        coefficients = {f"{what}{of}_{key.index}": slope for key, slope in found.items()}
-        if self._log_ties:
-            coefficients[f"ties{of}"] = sum(slope == 0 for slope in found.values()) / len(found)
-        return coefficients
+        return estimate.slopes(f"{what}{of}") | ({f"ties{of}": estimate.ties} if self._log_ties else {})
 
     def check(self) -> None:
         self._zo.evaluator.check([(self._check_objective, self._two)])

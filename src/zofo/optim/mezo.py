@@ -76,5 +76,4 @@ class MeZO(ZerothOrderOptimizer):
 
     def _make_step(self, asks: Sequence[Ask], rate: float) -> tuple[float, dict[str, float]]:
         estimate, _ = self._zo.step(self.steps, asks, rate, examples_of(asks))
-        slopes = estimate.projected_gradients.items()
-        return estimate.loss, {f"projected_gradient_{key.index}": slope for key, slope in slopes}
+        return estimate.loss, estimate.slopes()

@@ -106,13 +106,10 @@ class SVRG(ZerothOrderOptimizer):
             if options.lr_full is not None:
                 rate *= options.lr_full / float(options.rule.options["lr"])
             full, _ = step.full_step(self.steps, anchor, rate, examples_of(anchor))
-            return full.loss, {f"projected_gradient_full_{key.index}": g for key, g in full.projected_gradients.items()}
+            return full.loss, full.slopes("projected_gradient_full")
         here, there, _ = step.mini_step(self.steps, asks, rate, examples_of(asks))
-        found = {"": here, "_anchor": there}
-        slopes = {name: one.projected_gradients for name, one in found.items() if one is not None}
-        return here.loss, {
-            f"projected_gradient{name}_{key.index}": slope for name, own in slopes.items() for key, slope in own.items()
-        }
+        anchored = {} if there is None else there.slopes("projected_gradient_anchor")
+        return here.loss, here.slopes() | anchored
 
     def _state(self) -> StateDict:
         return self._anchored.put_state(super()._state())

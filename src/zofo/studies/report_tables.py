@@ -116,6 +116,10 @@ class Scores:
             return run.loss_before
         return untrained.scores.get("validation", {}).get("loss")
 
+    def any_ended(self, cells: Sequence[Cell]) -> bool:
+        """Whether runs of the table have no score, for another reason than that they are not done."""
+        return any(self.finals(method, cell).ended for method in self.methods for cell in cells)
+
     def majority(self, cell: Cell) -> float | None:
         """The mean score of the most frequent label, since a seed may draw the split; None where it is not known."""
         found = {}

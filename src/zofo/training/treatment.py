@@ -18,6 +18,7 @@ from zofo.errors import ConfigError
 from zofo.estimators import TwoSided
 from zofo.evaluators import Counts, Evaluator
 from zofo.methods import Method, StepLog, TrainingContext
+from zofo.methods.bilevel.backbone_distance import distance, length_of
 from zofo.noise import permutation
 from zofo.objectives.rewards import aside
 from zofo.training.callbacks import Measuring, MetricsLogger
@@ -250,7 +251,8 @@ class TreatmentLogger(Measuring):
         with self._method.using(self._method.variants[0]):
             found = self._found(steps, update)
             whole = self._method.backbone_is_theta
-            distance = _distance(self._start, _tensors(self._theta)) if whole else math.nan
+            length = length_of(self._start) if whole else 0.0
+            moved = distance(self._start, _tensors(self._theta)) / length if length else math.nan
         rates = [math.nan if rate is None else rate for rate in self._rates]
         if rates:  # so that there is a measurement before
             before = self.lines[-1]
@@ -266,7 +268,7 @@ class TreatmentLogger(Measuring):
             "update_slope": _known(found.update_slope),
             "predicted_descent": _known(self._descent),
             "predicted_descent_error": _known(self._error),
-            "backbone_distance": _known(distance),
+            "backbone_distance": _known(moved),
             **{f"measured_{name}": value for name, value in found.counts.as_dict().items()},
             "measured_seconds": round(seconds, 3),
         }
@@ -296,14 +298,6 @@ _FIRST_KEY = 2**31
 
 def _tensors(theta: Backbone | Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
     return theta.parameters if isinstance(theta, Backbone) else theta
-
-
-@torch.no_grad()
-def _distance(start: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> float:
-    """|now - start| / |start|."""
-    moved = math.fsum(_square(tensor.to(_wide(tensor)) - start[name].to(_wide(tensor))) for name, tensor in now.items())
-    length = math.fsum(map(_square, start.values()))
-    return math.sqrt(moved / length) if length else math.nan
 
 
 def _known(value: float) -> float | None:

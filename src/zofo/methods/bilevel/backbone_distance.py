@@ -46,8 +46,8 @@ class BackboneDistance:
     def __init__(self, backbone: Backbone, copy: bool = False, decays: bool = False) -> None:
         self._backbone = backbone
         decaying = backbone.decays if decays else frozenset()
-        self._start = _length(backbone.tensors)
-        self._theta = _length({name: tensor for name, tensor in backbone.tensors.items() if name in decaying})
+        self._start = length_of(backbone.tensors)
+        self._theta = length_of({name: tensor for name, tensor in backbone.tensors.items() if name in decaying})
         self._left = 1.0  # the share that weight decay has left of theta_0, where it decays
         everything, noise, device = backbone.shapes, backbone.noise, backbone.device
         self._still = _Travelled(noise, {n: shape for n, shape in everything.items() if n not in decaying}, device)
@@ -82,22 +82,11 @@ class BackboneDistance:
         With a copy of theta_0, theta must be written: no update may be pending.
         """
         if self._copy and self._start:
-            return self._measured() / self._start
+            return distance(self._copy, self._backbone.tensors) / self._start
         if not self._known:
             return None
         lost = (1.0 - self._left) * self._theta
         return math.sqrt(lost**2 + self._decaying.squared + self._still.squared) / self._start
-
-    @torch.no_grad()
-    def _measured(self) -> float:
-        """|theta - theta_0|, some entries at a time."""
-        parts = []
-        for name, tensor in self._backbone.tensors.items():
-            here, start, wide = tensor.reshape(-1), self._copy[name].view(-1), _sum_type(tensor)
-            for first in range(0, len(here), _BLOCK):
-                some = slice(first, first + _BLOCK)
-                parts.append(torch.linalg.vector_norm(here[some].to(wide) - start[some].to(wide)))
-        return math.hypot(*torch.stack(parts).tolist()) if parts else 0.0
 
     def state_dict(self) -> StateDict:
         """What it knows, for a run that goes on later."""
@@ -157,9 +146,22 @@ def _squared(terms: Mapping[Key, tuple[float, float]]) -> float:
     return math.fsum(c**2 * length for c, length in terms.values())
 
 
-def _length(tensors: Mapping[str, torch.Tensor]) -> float:
+def length_of(tensors: Mapping[str, torch.Tensor]) -> float:
+    """The length of all of them as one vector."""
     norms = (torch.linalg.vector_norm(t, dtype=_sum_type(t)).item() for t in tensors.values() if t.numel())
     return math.hypot(*norms)
+
+
+@torch.no_grad()
+def distance(start: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor]) -> float:
+    """|now - start|, some entries at a time."""
+    parts = []
+    for name, tensor in now.items():
+        here, there, wide = tensor.reshape(-1), start[name].reshape(-1), _sum_type(tensor)
+        for first in range(0, len(here), _BLOCK):
+            some = slice(first, first + _BLOCK)
+            parts.append(torch.linalg.vector_norm(here[some].to(wide) - there[some].to(wide)))
+    return math.hypot(*torch.stack(parts).tolist()) if parts else 0.0
 
 
 def _sum_type(tensor: torch.Tensor) -> torch.dtype:

@@ -93,14 +93,16 @@ class BackboneStep:
             decays = config.rule.options.get("weight_decay", 0.0) > 0
             self._moved = BackboneDistance(zo.backbone, copy=zo.rule.dense_buffers > 0, decays=decays)
 
-    def begin(self) -> tuple[nn.Parameter, ...]:
-        """Get ready for first-order steps, which look at the weights; gives the tensors of theta whose gradient they
-        are to find for `control`, as `AdapterPair.differentiate` takes them."""
+    @property
+    def along(self) -> Sequence[nn.Parameter]:
+        """The tensors of theta whose gradient first-order steps find for `control`: see `AdapterPair.differentiate`."""
+        return () if self.control is None else self.control.parameters
+
+    def begin(self) -> None:
+        """Get ready for first-order steps, which look at the weights."""
         self.flush()
-        if self.control is None:
-            return ()
-        self.control.zero_grad()
-        return tuple(self.control.parameters)
+        if self.control is not None:
+            self.control.zero_grad()
 
     def add_grad(self, weight: float = 1.0) -> None:
         """Take what first-order steps have left in `.grad` of these tensors, multiplied by `weight`."""
@@ -150,11 +152,9 @@ class BackboneStep:
         if control is None and (moved := self._moved.relative) is not None:  # else it is not all of theta's way
             coefficients["backbone_distance"] = moved
         for part, estimate in (("upper", upper), ("lower_p", lower_p), ("lower_s", lower_s)):
-            for key, projected_gradient in estimate.projected_gradients.items():
-                coefficients[f"projected_gradient_{part}_{key.index}"] = projected_gradient
+            coefficients |= estimate.slopes(f"projected_gradient_{part}")
         if self._log_ties:
-            slopes = upper.projected_gradients.values()
-            coefficients["ties_upper"] = sum(slope == 0 for slope in slopes) / len(slopes)
+            coefficients["ties_upper"] = upper.ties
         return coefficients, update if control is None else None
 
     def sgd_rate(self, lr_factor: float) -> float | None:

@@ -208,7 +208,7 @@ class Bilevel(Method):
     def _step(self, number: int) -> StepLog:
         pair, penalty, inner_steps = self._pair, penalty_at(self._config.penalty, number), self._config.inner_steps
         before, rate = self.counts.copy(), self.lr_factor(number)
-        along = self._theta.begin()
+        self._theta.begin()
 
         batches = (self._batches_inner[number * inner_steps + t] for t in range(inner_steps))
         inner = [pair.inner_step(batch, rate) for batch in batches]
@@ -217,7 +217,7 @@ class Bilevel(Method):
         b_f = upper.collate(examples)
         followed = None if follows is None else b_f if follows is upper else follows.collate(examples)
         objective = None if follows is None else follows.objective
-        f_upper, f_lower = pair.differentiate(followed, b_p, penalty, objective, along)
+        f_upper, f_lower = pair.differentiate(followed, b_p, penalty, objective, self._theta.along)
         self._theta.add_grad()
         above = {} if f_upper is None else {"loss_upper" if follows is upper else "loss_surrogate": f_upper}
         coefficients = {"penalty": penalty, **above, "loss_lower": f_lower}

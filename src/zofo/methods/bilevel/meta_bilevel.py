@@ -147,12 +147,12 @@ class MetaBilevel(Method):
     def step(self, number: int) -> StepLog:
         config, before = self._config, self.counts.copy()
         penalty = penalty_at(config.penalty, number)
-        along = self._theta.begin()
+        self._theta.begin()
         order = permutation(Key(self._seed, number), "meta/tasks", len(self._tasks))
         coefficients: dict[str, float] = {"penalty": penalty}
         tuned: dict[str, _TaskStep] = {}
         for task in (self._tasks[i] for i in order[: self._number]):
-            tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty, along)
+            tuned[task.name], found_of_each = self._first_order_steps(task, number, penalty)
             coefficients |= {f"{name}/{task.name}": loss for name, loss in found_of_each.items()}
 
         examples = len(tuned) * config.batch_size
@@ -166,9 +166,7 @@ class MetaBilevel(Method):
         taken = self.counts - before
         return StepLog(coefficients["loss_upper"], taken, coefficients, update, self._theta.sgd_rate(rate))
 
-    def _first_order_steps(
-        self, task: _TaskBatches, number: int, penalty: float, along: Sequence[nn.Parameter]
-    ) -> tuple[_TaskStep, dict[str, float]]:
+    def _first_order_steps(self, task: _TaskBatches, number: int, penalty: float) -> tuple[_TaskStep, dict[str, float]]:
         """The steps on s and on p of one task; nothing is kept of them yet. Gives its losses, too."""
         pair, inner_steps = self._pair, self._config.inner_steps
         self._load(task.name)
@@ -176,7 +174,7 @@ class MetaBilevel(Method):
         with pair.transaction():
             batches = (task.batches_inner[number * inner_steps + t] for t in range(inner_steps))
             inner = [pair.inner_step(batch, self.lr_factor(number)) for batch in batches]
-            f_upper, f_lower = pair.differentiate(b_f, b_p, penalty, theta=along)
+            f_upper, f_lower = pair.differentiate(b_f, b_p, penalty, theta=self._theta.along)
             assert f_upper is not None
             self._theta.add_grad(1 / self._number)
             old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
