@@ -18,6 +18,7 @@ from zofo.adapters.peft_config import adapter_of
 from zofo.adapters.prompt_learning import PrefixAdapters, PromptAdapters
 from zofo.adapters.stacked import StackedAdapters
 from zofo.adapters.subspace import SubspaceAdapters
+from zofo.adapters.switched_off import without_adapters
 from zofo.adapters.untrusted import check_untrusted_adapter, load_strange_adapter
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "own_state_dict",
     "own_weights",
     "check_untrusted_adapter",
+    "without_adapters",
 ]

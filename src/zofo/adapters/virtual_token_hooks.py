@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zofo.adapters.switched_off import are_off
 from zofo.errors import ConfigError
 from zofo.models.heads import is_classifier
 
@@ -32,6 +33,8 @@ class VirtualTokens:
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: Inputs) -> tuple[tuple[()], Inputs]:
         """The inputs of a forward with the virtual tokens before the others, all by keyword."""
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        if are_off():
+            return (), inputs
         shape = self._peft.active_peft_config
         given = inputs.get("input_ids")
         given = inputs["inputs_embeds"] if given is None else given

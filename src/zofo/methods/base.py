@@ -185,6 +185,11 @@ class MethodConfig(Config):
         return False
 
     @property
+    def moves_adapter_alone(self) -> bool:
+        """Whether all that moves is one adapter, so that the model without it is the base model at every step."""
+        return False
+
+    @property
     def score_beside(self) -> str | None:
         """The name of the objective that is minimised beside `training.objective`, if there is one."""
         return None

@@ -36,6 +36,10 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     evaluator."""
 
     @property
+    def moves_adapter_alone(self) -> bool:
+        return self.adapter is not None
+
+    @property
     def least_queries(self) -> int:
         return self.points * self.batch_size
 

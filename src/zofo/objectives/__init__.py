@@ -1,6 +1,7 @@
 """What is minimised, and scored: one number for each example."""
 
 from zofo.objectives.generation import Generation, answer_notes, generate, generation_rows
+from zofo.objectives.kl import less_kl
 from zofo.objectives.objectives import (
     OBJECTIVES,
     REWARD,
@@ -41,6 +42,7 @@ __all__ = [
     "generation_rows",
     "head_scores",
     "is_aside",
+    "less_kl",
     "packing_limit",
     "reward_objective",
     "scores",

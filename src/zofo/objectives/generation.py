@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import unicodedata
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,7 +64,24 @@ class Generation:
     seed: int = 0
 
 
+class Completion(NamedTuple):
+    """A text that was generated: its tokens, with the one that ended it, and what is read of them."""
+
+    tokens: tuple[int, ...]
+    text: str
+
+
 def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) -> list[str]:
+    """Continue the prompt of each example; see `completions`.
+
+    Returns:
+        One text for each example, without the prompt, what ended it, and white space around it: only the indentation
+        of its first line is kept, where that is more than the space that a word begins with.
+    """
+    return [one.text for one in completions(model, examples, how)]
+
+
+def completions(model: Any, examples: Sequence[TokenizedChoices], how: Generation) -> list[Completion]:
     """Continue the prompt of each example.
 
     Prompts are padded on the left, with a mask and explicit positions, so that a text does not depend on what shares
@@ -74,10 +92,6 @@ def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) 
         model: a causal language model of transformers, with or without adapters.
         examples: one or more; their candidates are not read.
         how: stop rules and temperature.
-
-    Returns:
-        One text for each example, without the prompt, what ended it, and white space around it: only the indentation
-        of its first line is kept, where that is more than the space that a word begins with.
 
     Raises:
         ModelError: the model cannot generate.
@@ -92,7 +106,9 @@ def generate(model: Any, examples: Sequence[TokenizedChoices], how: Generation) 
     with quiet_transformers(), _without_own_settings(model), torch.no_grad():
         found = _decoded(model, prompts, how, settings, texts)
     rows = [_until(settings.eos_token_id, row) for row in found]
-    return [_cut(text, texts) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    said = [_cut(text, texts) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    whole = [_ended(how.tokenizer, texts, len(row), tokens) for row, tokens in zip(rows, found, strict=True)]
+    return [Completion(tuple(tokens), text) for tokens, text in zip(whole, said, strict=True)]
 
 
 def _decoded(
@@ -150,6 +166,16 @@ def _lets_rows_leave(model: Any, keep: KeepRows | None) -> bool:
 def _until(ends: Sequence[int], row: Sequence[int]) -> list[int]:
     """The tokens before the first that ends a text."""
     return list(itertools.takewhile(lambda token: token not in ends, row))
+
+
+def _ended(tokenizer: Any, stop: Sequence[str], before: int, row: Sequence[int]) -> Sequence[int]:
+    """The tokens of a text up to the one that ended it, which follows `before` tokens or is the last of a stop."""
+
+    def holds_stop(count: int) -> bool:
+        said = tokenizer.decode(row[:count], skip_special_tokens=True).lstrip()
+        return any(one in said for one in stop)
+
+    return row[: 1 + bisect_left(range(1, before + 1), True, key=holds_stop)]
 
 
 def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:

@@ -92,26 +92,32 @@ def is_aside() -> bool:
 
 @dataclass(frozen=True)
 class Rewards:
-    """The sum of several rewards, and what each of them gave since somebody asked."""
+    """The sum of several rewards, and what each of them gave since somebody asked.
+
+    Args:
+        beta: how much the KL of an answer to the base model takes off.
+    """
 
     parts: tuple[WeightedReward, ...]
+    beta: float = 0.0
     _given: list[tuple[int, float]] = field(default_factory=list, compare=False, repr=False)  # of each: count, sum
 
     def means(self, processes: Processes = ALONE) -> dict[str, float]:
-        """The mean of each reward's own values, before its weight, since this was last asked; None is left out.
+        """The mean of each reward's own values, before its weight, since this was last asked; None is left out. With
+        `beta` that of the finite KLs, too, as `kl`.
 
         Args:
             processes: whose answers count; all of them have to ask.
         """
-        given = self._given[:] or [(0, 0.0)] * len(self.parts)
+        names = [f"reward_{part.label}" for part in self.parts] + ["kl"] * bool(self.beta)
+        given = self._given[:] or [(0, 0.0)] * len(names)
         self._given.clear()
         if not processes.alone:
             own = torch.tensor(given, dtype=torch.float64)
             of_all = processes.gather(own, own.numel(), torch.float64).sum(dim=0).view(-1, 2).tolist()
             given = [(int(count), total) for count, total in of_all]
         found: dict[str, float] = {}
-        for number, (part, (count, total)) in enumerate(zip(self.parts, given, strict=False), start=1):
-            name = f"reward_{part.label}"
+        for number, (name, (count, total)) in enumerate(zip(names, given, strict=False), start=1):
             if count:
                 found[name if name not in found else f"{name}_{number}"] = total / count
         return found
@@ -128,13 +134,7 @@ class Rewards:
             ConfigError: a reward failed, or gave something else than a finite number for each; or all gave None.
         """
         columns = [_asked(part, examples, answers) for part in self.parts]
-        if not is_aside():
-            before = self._given or [(0, 0.0)] * len(columns)
-            known = [[value for value in column if value is not None] for column in columns]
-            self._given[:] = [
-                (count + len(values), math.fsum((total, *values)))
-                for (count, total), values in zip(before, known, strict=True)
-            ]
+        self._note(0, [[value for value in column if value is not None] for column in columns])
         found = []
         for example, values in zip(examples, zip(*columns, strict=True), strict=True):
             weighed = [part.weight * value for part, value in zip(self.parts, values, strict=True) if value is not None]
@@ -146,6 +146,21 @@ class Rewards:
                 )
             found.append(math.fsum(weighed))
         return found
+
+    def less_kl(self, rewards: Sequence[float], kl: Sequence[float]) -> list[float]:
+        """The reward of each answer less `beta` times its KL."""
+        self._note(len(self.parts), [[value for value in kl if math.isfinite(value)]])
+        return [reward - self.beta * apart for reward, apart in zip(rewards, kl, strict=True)]
+
+    def _note(self, first: int, columns: Sequence[Sequence[float]]) -> None:
+        """Count values in, those of the rewards from number `first` on, unless what is asked is a check."""
+        if is_aside():
+            return
+        if not self._given:
+            self._given.extend([(0, 0.0)] * (len(self.parts) + bool(self.beta)))
+        for place, values in enumerate(columns, start=first):
+            count, total = self._given[place]
+            self._given[place] = count + len(values), math.fsum((total, *values))
 
 
 def as_rewards(given: Reward | WeightedReward | Rewards | str | Sequence[Any]) -> Rewards:

@@ -36,6 +36,17 @@ def candidate_scores(model: nn.Module, batch: Batch, by: str = "mean") -> torch.
     return (sums / counts.clamp(min=1) if by == "mean" else sums).masked_fill(counts == 0, -torch.inf)
 
 
+def target_log_likelihoods(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """log p of each scored token of the first candidate, after the tokens before it: float32, shape [E, T].
+
+    One example at a time is normalised over the vocabulary: a copy of all logits would be the largest of all tensors.
+    What stands where an example has fewer tokens means nothing.
+    """
+    logits = _logits(model, batch).flatten(0, 1)
+    of_each = zip(batch.gather_index[:, 0], batch.targets[:, 0], strict=True)
+    return torch.stack([-F.cross_entropy(logits[places], tokens, reduction="none") for places, tokens in of_each])
+
+
 def scores(model: nn.Module, batch: Any, by: str = "mean") -> torch.Tensor:
     """A score for each candidate of each example, higher is better: float32, shape [E, C].
 

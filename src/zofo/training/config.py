@@ -117,6 +117,17 @@ class RunConfig(Config):
         self.method.check_task(self.task)
         return self
 
+    @model_validator(mode="after")
+    def _base_can_be_asked(self) -> RunConfig:
+        if self.training.kl_beta and not self.method.moves_adapter_alone:
+            raise ConfigError(
+                "training.kl_beta asks the base model beside each step, which is the model without its adapter, and "
+                f"method={self.method.name} moves no adapter alone here",
+                "set method.adapter=lora, or method.adapter=subspace, whose directions are those of the weights, with "
+                "method=es, select or mezo",
+            )
+        return self
+
     def with_absolute_paths(self) -> RunConfig:
         """The same, with every local path absolute, so that a run can be used from any folder."""
         task, model = self.task, self.model

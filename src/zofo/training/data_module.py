@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from zofo.adapters import without_adapters
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, TrainingContext
 from zofo.models import (
@@ -29,6 +30,7 @@ from zofo.objectives import (
     answer_notes,
     build_objective,
     default_objective,
+    less_kl,
     packing_limit,
     reward_objective,
 )
@@ -217,6 +219,10 @@ def training_context(
             + ("reward" if reward is not None else "objective")
             + " out",
         )
+
+    if config.training.kl_beta:
+        how, beta = prepared.scorer.generation, config.training.kl_beta
+        objective = less_kl(objective, prepared.task, how, beta, without_adapters)
 
     @functools.cache  # one object, so that all who ask see the same rewards
     def by_objective(name: str) -> TrainingContext:

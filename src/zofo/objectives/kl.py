@@ -1,0 +1,77 @@
+"""The KL of a model's answers to the base model, which holds a run by a reward near to what the model said before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from zofo.errors import ConfigError
+from zofo.objectives.generation import Completion, Generation, completions
+from zofo.objectives.objectives import TrainingObjective
+from zofo.objectives.scoring import target_log_likelihoods
+from zofo.tasks import Task, collate
+
+AsBase = Callable[[nn.Module], AbstractContextManager[None]]
+"""A context in which the model answers as the base model would."""
+
+
+def less_kl(
+    objective: TrainingObjective, task: Task, how: Generation, beta: float, as_base: AsBase
+) -> TrainingObjective:
+    """Minus (reward - beta KL), of an objective that is minus a reward of generated texts; KL as `kl_to_base`.
+
+    Raises:
+        ConfigError: the objective is a loss, or what it rewards is no text.
+    """
+    if objective.rewards is None:
+        raise ConfigError(
+            f"training.kl_beta is of a run by a reward, and the objective {objective.name!r} is a loss",
+            "leave training.kl_beta out, or train by a reward: --reward FILE.py:NAME",
+        )
+    if task.kind != "generation":
+        raise ConfigError(
+            f"training.kl_beta is of generated texts, and the answers of the {task.kind} task {task.name!r} are "
+            "candidates",
+            "leave training.kl_beta out",
+        )
+    rewards = replace(objective.rewards, beta=beta, _given=[])
+
+    def losses(model: nn.Module, batch: Any) -> torch.Tensor:
+        said = completions(model, batch.examples, how)
+        found = rewards([one.example for one in batch.examples], [one.text for one in said])
+        kl = kl_to_base(model, batch.examples, said, how.tokenizer.pad_token_id, as_base)
+        scores = rewards.less_kl(found, kl.tolist())
+        return -torch.tensor(scores, dtype=torch.float32, device=batch.gold.device)
+
+    return replace(objective, losses=losses, rewards=rewards)
+
+
+@torch.no_grad()
+def kl_to_base(
+    model: nn.Module, examples: Sequence[Any], said: Sequence[Completion], pad: int, as_base: AsBase
+) -> torch.Tensor:
+    """An estimate of KL(model || base) from one text for each example: float32, shape [E].
+
+    It is the mean of exp(r) - 1 - r over the tokens of the text, with the one that ended it, where r is
+    log p_base(token) - log p_model(token), both at temperature 1: Schulman's estimator k3, as TRL's GRPOTrainer has it.
+    It is never negative, and 0 where both models are the same. Of texts that are drawn at temperature 1 its mean is the
+    KL a token; of greedy texts it is a distance along them, and no estimate without bias.
+
+    It takes two forwards: of the model, and of the base model.
+    """
+    rows = [
+        replace(one, rows=((*one.prompt, *text.tokens),), scored=(len(text.tokens),), gold=0)
+        for one, text in zip(examples, said, strict=True)
+    ]
+    batch = collate(rows, pad, next(model.parameters()).device)
+    own = target_log_likelihoods(model, batch)
+    with as_base(model):
+        base = target_log_likelihoods(model, batch)
+    there = batch.target_mask[:, 0]
+    apart = (base - own).masked_fill(~there, 0.0)
+    return (torch.expm1(apart) - apart).sum(dim=1) / there.sum(dim=1)

@@ -1,0 +1,203 @@
+"""KL to the base model: by hand on a tiny model, off at the base, in the score, the log and the counts."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from io import StringIO
+
+import pytest
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+
+from conftest import build_model
+from test_before_after import generating, spaces  # noqa: F401  # a fixture
+from test_conformance import AtStep
+from test_treatment import configured, lines_of  # noqa: F401  # a fixture
+from zofo.adapters import ADAPTERS, without_adapters
+from zofo.displacement import Displacement, Key
+from zofo.errors import ConfigError, Interrupted, NonFiniteError, ZofoError
+from zofo.methods import METHODS
+from zofo.objectives import Generation
+from zofo.objectives.generation import completions
+from zofo.objectives.kl import kl_to_base
+from zofo.tasks import Example, encode
+from zofo.training import prepare_run, read_config, train, training_context
+from zofo.trajectory import Trajectory
+
+TEXTS = ("the film is", "a dull and lifeless story that never finds its", "an")
+
+
+@torch.no_grad()
+def by_hand(model, base, prompt, tokens):
+    """The mean of exp(r) - r - 1 of one text: no batch, no padding, in float64."""
+    apart = []
+    for place, token in enumerate(tokens):
+        row = torch.tensor([[*prompt, *tokens[:place]]])
+        own, other = (one(input_ids=row).logits[0, -1].double().log_softmax(0)[token] for one in (model, base))
+        apart.append((other - own).item())
+    return sum(math.exp(r) - r - 1 for r in apart) / len(apart)
+
+
+@pytest.mark.parametrize("kind", ["lora", "subspace", "dora", "ia3", "prefix", "prompt"])
+def test_it_is_zero_at_the_base_and_that_of_plain_forwards_elsewhere(tokenizer, kind):
+    """Of a whole batch, whose texts have other lengths; and the base is the model without its adapter, to the bit."""
+    base, model = (build_model("llama", len(tokenizer), seed=3).eval() for _ in range(2))
+    options = {"subspace": {"init": "random"}, "prefix": {"init": "random"}}.get(kind, {})
+    adapters = ADAPTERS[kind](model, ["adapter"], 0, **options)
+    examples = encode(tokenizer, [Example(text, (" x",), (0,)) for text in TEXTS])
+    how = Generation(tokenizer, stop=(" a",), max_new_tokens=7)
+
+    def measured():
+        said = completions(model, examples, how)
+        return said, kl_to_base(model, examples, said, tokenizer.pad_token_id, without_adapters)
+
+    if adapters.starts_neutral:
+        assert measured()[1].tolist() == [0.0] * 3
+    with torch.no_grad():
+        for place, parameter in enumerate(adapters.parameters("adapter")):
+            generator = torch.Generator().manual_seed(place)
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    ids = torch.tensor([[5, 6, 7]])
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    with torch.no_grad(), without_adapters(model):
+        assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert not torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+    said, found = measured()
+    hand = [by_hand(model, base, one.prompt, text.tokens) for one, text in zip(examples, said, strict=True)]
+    assert min(hand) > 1e-4
+    assert found.tolist() == pytest.approx(hand, rel=1e-3, abs=1e-6)
+
+
+def test_tokens_of_a_text_end_with_what_ended_it(tokenizer):
+    model = build_model("llama", len(tokenizer), seed=3)
+    examples = encode(tokenizer, [Example(text, (" x",), (0,)) for text in TEXTS])
+    free = completions(model, examples, Generation(tokenizer, max_new_tokens=7))
+    for one in free:
+        assert len(one.tokens) == 7 or one.tokens[-1] in (2, tokenizer.eos_token_id)
+    letter = next(letter for letter in free[0].text[2:] if letter.strip())
+    for one, whole in zip(completions(model, examples, Generation(tokenizer, (letter,), 7)), free, strict=True):
+        assert one.tokens == whole.tokens[: len(one.tokens)]
+        said = tokenizer.decode(one.tokens, skip_special_tokens=True).lstrip()
+        if letter in tokenizer.decode(whole.tokens, skip_special_tokens=True).lstrip():
+            assert letter in said
+            assert letter not in tokenizer.decode(one.tokens[:-1], skip_special_tokens=True).lstrip()
+        else:
+            assert one.tokens == whole.tokens
+
+
+def held(generating, name, beta, method=None, **training):  # noqa: F811
+    """A run by the spaces of texts, of which an adapter moves."""
+    given = generating(name, **training).model_dump(mode="json", exclude_unset=True)
+    given["method"] = {**given["method"], "adapter": "lora", "estimator": {"epsilon": 0.3}, **(method or {})}
+    given["method"] = {key: value for key, value in given["method"].items() if value is not None}
+    given["training"] |= {"kl_beta": beta} if beta is not None else {}
+    return read_config(**given)
+
+
+def as_built(config):
+    """The method of a run before its first step."""
+    return METHODS[config.method.name](config.method, training_context(config, prepare_run(config), spaces))
+
+
+@pytest.mark.parametrize("evaluator", ["in-forward", "in-place"])
+def test_a_members_score_is_its_reward_less_beta_times_its_kl(generating, tokenizer, evaluator):  # noqa: F811
+    """Of each member that `select` asks, its weights moved to it, beside a base model that was loaded for itself."""
+    method = {"name": "select", "gate_examples": 0, "evaluator": evaluator}
+    config = held(generating, "run", 2.0, method, steps=1)
+    run = train(config, reward=spaces)
+    (line,) = lines_of(run, "step")
+    prepared, built = prepare_run(config), as_built(config)
+    base, examples, how = prepared.loaded.model, built._asked.examples, prepared.scorer.generation
+    kls, rewards = [], []
+    for place in range(4):
+        point = Displacement({Key(config.training.seed, 0, place // 2): 0.3 * (-1) ** place})
+        built.backbone.apply_(point)
+        said = completions(built.model, examples, how)
+        kl = [by_hand(built.model, base, one.prompt, text.tokens) for one, text in zip(examples, said, strict=True)]
+        reward = [spaces(one.example, text.text) for one, text in zip(examples, said, strict=True)]
+        scores = [own - 2.0 * apart for own, apart in zip(reward, kl, strict=True)]
+        assert line[f"member_loss_{place}"] == pytest.approx(-sum(scores) / len(scores), rel=1e-3)
+        kls, rewards = kls + kl, rewards + reward
+        built.backbone.apply_(-point)
+    assert line["kl"] == pytest.approx(sum(kls) / len(kls), rel=1e-3)
+    assert line["kl"] > 1e-3
+    assert line["reward_spaces"] == pytest.approx(sum(rewards) / len(rewards))
+    assert line["reward"] == pytest.approx(line["reward_spaces"] - 2.0 * line["kl"], rel=1e-5)
+
+
+def test_it_takes_two_forwards_a_batch_and_without_it_nothing_changes(generating):  # noqa: F811
+    """A beta that no float32 score shows makes the same steps, so that the counts alone differ."""
+
+    def above(example, text):
+        return 1 + spaces(example, text)
+
+    betas = {"plain": None, "off": 0, "on": 1e-12}
+    plain, off, on = (train(held(generating, name, beta), reward=above) for name, beta in betas.items())
+    assert plain.trajectory.read_bytes() == off.trajectory.read_bytes() == on.trajectory.read_bytes()
+    adapters = {(one.path / "adapter/adapter_model.safetensors").read_bytes() for one in (plain, off, on)}
+    assert len(adapters) == 1
+    for one, other, more in zip(*(lines_of(run, "step") for run in (plain, off, on)), strict=True):
+        assert one["forwards"] == other["forwards"] == more["forwards"] - 2 * (one["step"] + 1)
+        assert one["queries"] == more["queries"]
+        assert "kl" not in other
+        assert more["kl"] > 0
+    assert on.summary["forwards"] == plain.summary["forwards"] + 2 * 3
+
+
+@pytest.mark.parametrize("method", [{}, {"name": "mezo", "population": None, "estimator": {"epsilon": 0.3}}])
+def test_it_holds_back_and_resumes_and_replays_to_the_same_bits(generating, method):  # noqa: F811
+    near, far = (train(held(generating, name, beta, method), reward=spaces) for name, beta in (("near", 5), ("far", 0)))
+    assert near.trajectory.read_bytes() != far.trajectory.read_bytes()
+    stopping = Console(file=AtStep(2, lambda: signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(Interrupted):
+        train(held(generating, "stopped", 5, method), stopping, reward=spaces)
+    with pytest.raises(ZofoError, match="kl_beta"):
+        train(held(generating, "stopped", 4, method), reward=spaces)
+    again = train(held(generating, "stopped", 5, method), reward=spaces)
+    assert again.trajectory.read_bytes() == near.trajectory.read_bytes()
+    steps = [[{**line, "seconds": None} for line in lines_of(run, "step")] for run in (again, near)]
+    assert steps[0] == steps[1]
+    assert all(line["kl"] > 0 for line in steps[0])
+    built = as_built(near.config)
+    for update in Trajectory.read(near.trajectory).updates:
+        built.evaluator.theta.apply(update)
+    built.save(near.path / "replayed")
+    files = [near.path / place / "adapter" / "adapter_model.safetensors" for place in (".", "replayed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_kl_that_is_not_finite_makes_no_step(generating, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(
+        "zofo.objectives.kl.kl_to_base", lambda model, examples, *_: torch.full((len(examples),), math.inf)
+    )
+    with pytest.raises(NonFiniteError, match="loss inf"):
+        train(held(generating, "es", 0.1), reward=spaces)
+    for line in (generating("es").output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"kl_beta": -0.1}}, "greater than or equal to 0"),
+        ({"training": {"kl_beta": math.inf}}, "finite"),
+        ({"method": {"name": "es", "population": 4}}, "moves no adapter alone"),
+        ({"method": {"name": "bilevel", "upper_objective": "reward"}}, "moves no adapter alone"),
+        ({"training": {"kl_beta": 0.1, "objective": "answer"}}, "'answer' is a loss"),
+    ],
+)
+def test_what_it_cannot_hold_is_refused(generating, changes, message):  # noqa: F811
+    given = held(generating, "run", 0.1).model_dump(mode="json", exclude_unset=True)
+    given |= {key: value if key == "method" else given[key] | value for key, value in changes.items()}
+    with pytest.raises((ConfigError, ValidationError), match=message):
+        train(read_config(**given))
+
+
+def test_candidates_are_no_text(configured):  # noqa: F811
+    config = configured("run", {"name": "es", "population": 4, "adapter": "lora"}, objective="accuracy", kl_beta=0.1)
+    with pytest.raises(ConfigError, match="are candidates"):
+        train(config, Console(file=StringIO()))
