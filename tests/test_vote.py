@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 from collections import Counter
 
@@ -14,6 +15,7 @@ from test_before_after import generating, spaces  # noqa: F401  # a fixture
 from test_conformance import AtStep
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.backbone import Backbone
+from zofo.cli import main
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, Interrupted, RunError
 from zofo.evaluators import Counts
@@ -81,14 +83,36 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
         train(stopped, Console(file=AtStep(1, lambda: signal.raise_signal(signal.SIGTERM))), reward=reward)
     assert (train(stopped, reward=reward).path / VOTE).read_bytes() == (run.path / VOTE).read_bytes()
     for kind in ("patch", "merged", "adapter"):
-        with pytest.raises(RunError, match="a vote of several models"):
+        with pytest.raises(RunError, match="a vote of several models and no one set of weights") as caught:
             export_run(run.path, kind, tmp_path / kind)
+        assert caught.value.hint.endswith(f"zofo predict {run.path} TEXT --model BASE")
     again = configured("again", method, steps=1, treatment_steps=None)
     with pytest.raises(RunError, match="no beginning"):
         train(again.model_copy(update={"init_from": run.path}), reward=reward)
     (run.path / VOTE).write_text('{"members": [[[0, 0, 0, 1.0]]]}', encoding="utf-8")
     with pytest.raises(RunError, match="damaged"):
         evaluate_run(run.path)
+
+
+def test_a_vote_is_sent_as_its_folder(configured, model_folder, tmp_path, capsys):  # noqa: F811
+    """A few kilobytes, without logs and answers, which say the same to the bit beside a base model in another place."""
+    run = train(configured("vote", SELECT, steps=2, treatment_steps=None), reward=lambda example, told: float(told))
+    asked = ["the film is good", "it drags on"]
+    expected = [one.probabilities for one in predict(run.path, asked)]
+    scored = evaluate_run(run.path)
+    sent, base = tmp_path / "sent", tmp_path / "elsewhere" / "base"
+    shutil.copytree(run.path, sent, ignore=shutil.ignore_patterns("*.jsonl", "run.lock"))
+    shutil.copytree(model_folder, base)
+    run.path.rename(tmp_path / "gone")
+    assert sum(file.stat().st_size for file in sent.rglob("*") if file.is_file()) < 20_000
+    assert [one.probabilities for one in predict(sent, asked, model=str(base))] == expected
+    again = evaluate_run(sent, [f"model.name={base}"])
+    assert (again.loss, again.predictions) == (scored.loss, scored.predictions)
+    with pytest.raises(SystemExit) as left:
+        main(["predict", str(sent), asked[0], "--model", str(base), "--json"])
+    assert left.value.code in (0, None)
+    told = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert max(told["probabilities"].values()) == max(expected[0].values())
 
 
 def test_texts_are_voted_for_and_a_gate_may_keep_none(generating, tmp_path):  # noqa: F811

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,6 @@ from zofo.export.save_pretrained import (
 )
 from zofo.filesystem import atomic_folder, check_file_not_taken, check_not_taken, write_file
 from zofo.methods.linear_probe import PROBE
-from zofo.methods.vote import VOTE
 from zofo.models import LoadedModel, head_of
 from zofo.models.heads import Head
 from zofo.noise import STREAM_VERSION
@@ -41,6 +41,7 @@ from zofo.trajectory.format import Stepped
 from zofo.trajectory.replay import sum_of_updates
 
 Kind = Literal["merged", "adapter", "patch"]
+_OF_SEVERAL = "is a vote of several models and no one set of weights"
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,15 @@ def _check_can_be_whole(run: RunFolder) -> None:
 
 
 def _check_is_model(run: RunFolder) -> None:
-    """Raises RunError for a probe or a vote."""
-    for name, what in ((PROBE, "trained a probe beside the model"), (VOTE, "is a vote of several models")):
-        if (run.path / name).is_file():
+    """Raises RunError for a probe or a vote, each with what to send in place of a model."""
+    kinds = (((run.path / PROBE).is_file(), "trained a probe beside the model"), (run.is_vote, _OF_SEVERAL))
+    for is_one, what in kinds:
+        if is_one:
+            size = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
             raise RunError(
                 f"{str(run.path)!r} {what}, which no folder of weights and no patch can hold",
-                f"use the run itself: zofo predict {run.path} TEXT",
+                f"send the run's folder itself, {size:,} bytes, and ask it where the base model is: zofo predict "
+                f"{shlex.quote(str(run.path))} TEXT --model BASE",
             )
 
 
