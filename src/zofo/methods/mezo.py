@@ -68,9 +68,8 @@ class ForwardOnly(Method):
         self._two = context.collate(context.examples[:2])
         self._adapters: Adapters | None = None
         among = None
-        self._moved: AdapterConfig | None = getattr(config, config.moved_adapter) if config.moved_adapter else None
-        if self._moved is not None:
-            among = self._attach(self._moved, context)
+        if config.moved is not None:
+            among = self._attach(config.moved, context)
         unused = context.unused_by(self._two)
         self._zo = ZerothOrder(config, context.model, context.seed, config.batch_size, among, unused, context.processes)
         self.backbone, self.rule, self.evaluator = self._zo.backbone, self._zo.rule, self._zo.evaluator
@@ -116,8 +115,8 @@ class ForwardOnly(Method):
 
     def replay_header(self) -> dict[str, Any]:
         """An adapter is named, since its trajectory does not move the base model."""
-        header = self._zo.replay_header(self._config.replay_header())
-        return header if self._moved is None else {**header, "adapter": self._moved.model_dump(mode="json")}
+        header, moved = self._zo.replay_header(self._config.replay_header()), self._config.moved
+        return header if moved is None else {**header, "adapter": moved.model_dump(mode="json")}
 
     def state_dict(self, weights: bool) -> StateDict:
         return remember_adapters(self._adapters, StateDict().put("zo", self._zo.state_dict(weights)))

@@ -11,7 +11,7 @@ import torch
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from torch import nn
 
-from zofo.adapters import PeftAdapters, carries_adapters, kind_of
+from zofo.adapters import AdapterConfig, PeftAdapters, carries_adapters, kind_of
 from zofo.backbone import Backbone, Rounding, Update, moving_tensors
 from zofo.config import Config, PartConfig, as_group
 from zofo.displacement import Key
@@ -116,6 +116,11 @@ class ZerothOrderConfig(Config):
         return default_lr(given, moved)
 
     @property
+    def moved(self) -> AdapterConfig | None:
+        """The adapter whose tensors the steps move; None where they are the model's own weights."""
+        return None if self.moved_adapter is None else getattr(self, self.moved_adapter)
+
+    @property
     def points(self) -> int:
         """At how many points a step asks for a loss."""
         return len(self.estimator.build().ask([Key(0, 0, number) for number in range(self.num_directions)]))
@@ -125,7 +130,7 @@ class ZerothOrderConfig(Config):
         points = self.points
         evaluator, options = EVALUATORS[self.evaluator.name], self.evaluator.options
         copies = RULES[self.rule.name].dense_buffers + evaluator.copies
-        own = self.moved_adapter is None or getattr(self, self.moved_adapter) is None
+        own = self.moved is None
         theta: Literal["weights", "adapter"] = "weights" if own else "adapter"
         if not evaluator.repeats_batch:
             return Pass(examples, 1, points * times, theta=theta, sweeps=(points + 1) / points, copies=copies)

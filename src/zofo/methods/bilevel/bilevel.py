@@ -162,8 +162,8 @@ class Bilevel(Method):
 
         move, penalty, ties = config.backbone_update, config.penalty, self._upper.log_ties
         among, below = None, None
-        if config.backbone_adapter is not None:
-            theirs = config.backbone_adapter, config.adapter
+        if config.moved is not None:
+            theirs = config.moved, config.adapter
             adapters, below, self.adapter_start = attach_stacked(*theirs, context, self.variants, size)
             among = below.parameters(BACKBONE)
         theta = self._theta = BackboneStep(  # before peft, where it moves the model's own weights: see there
@@ -257,7 +257,7 @@ class Bilevel(Method):
             yield
 
     def replay_header(self) -> dict[str, Any]:
-        header, theta = self._theta.replay_header(), self._config.backbone_adapter
+        header, theta = self._theta.replay_header(), self._config.moved
         return header if theta is None else {**header, "adapter": theta.model_dump(mode="json")}
 
     def state_dict(self, weights: bool) -> StateDict:
@@ -271,7 +271,7 @@ class Bilevel(Method):
 
     def save(self, folder: Path) -> None:
         """Both adapters, as the peft folders `adapter` (p) and `lower_adapter` (s)."""
-        if self._config.backbone_adapter is None:  # else theta is in both
+        if self._config.moved is None:  # else theta is in both
             self._theta.save(folder)
         for name in self.variants:
             self._adapters.save(name, folder / name)
