@@ -43,6 +43,7 @@ ROOMS = [  # top to bottom; rooms on one line are beside each other
     ["registry", "retired_keys", "trees"],
     ["plugins"],
     ["filesystem", "interpreters", "hub", "processes", "significance"],
+    ["temporary"],
     ["errors"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -7,12 +7,12 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from zofo.errors import nearest
+from zofo.temporary import temporarily
 
 _SECONDS = 3.0  # to look a name up and to be answered
 _MINUTE = 60  # for which an answer holds
@@ -49,17 +49,11 @@ def _cannot_connect(host: str, port: int, _minute: int) -> str | None:
     return said[-1]
 
 
-@contextmanager
-def asking_cache() -> Iterator[None]:
+def asking_cache() -> AbstractContextManager[None]:
     """While it is open, the Hub's client reads its cache alone."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
+    return temporarily(constants, HF_HUB_OFFLINE=True)
 
 
 def near_path(name: str, ends: tuple[str, ...] = ()) -> str | None:

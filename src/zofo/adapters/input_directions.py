@@ -8,7 +8,7 @@ forwards that takes; and it reads padding and packed rows as if they were text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -53,12 +53,10 @@ class InputDirections:
                 apart. None takes all.
         """
         self._mask = None if mask is None else mask.bool()
-        handles = [layer.register_forward_pre_hook(self._take_in(name)) for name, layer in self._layers.items()]
-        try:
+        with ExitStack() as hooks:
+            for name, layer in self._layers.items():
+                hooks.enter_context(layer.register_forward_pre_hook(self._take_in(name)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
             self._last = self._mask = None
 
     def _take_in(self, name: str) -> Any:

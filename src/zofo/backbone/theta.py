@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from zofo.backbone.backbone import Backbone, Update
 from zofo.displacement import Displacement, Key
 from zofo.noise import DirectionSampler, FactoredNoise
 from zofo.state_dict import StateDict, of_displacement, to_displacement
+from zofo.temporary import temporarily
 
 _MOST_PENDING = 8  # columns of the factors that wait; with more, carrying them costs more than writing them
 
@@ -108,14 +109,9 @@ class Theta:
             self.backbone.apply_(point - self.at)
             self.at = point
 
-    @contextmanager
-    def log_paused(self) -> Iterator[None]:
+    def log_paused(self) -> AbstractContextManager[None]:
         """While it is open the weights are not theta, and nothing is told of them."""
-        log, self.log = self.log, UpdateLog()
-        try:
-            yield
-        finally:
-            self.log = log
+        return temporarily(self, log=UpdateLog())
 
     def state_dict(self) -> StateDict:
         """What it keeps beside the weights, between two steps: the updates that wait, and how far it has moved."""

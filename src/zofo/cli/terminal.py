@@ -21,6 +21,8 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from zofo.temporary import temporarily
+
 # control characters but tab and new line, marks that turn the order of a line around or hide in it, lone surrogates
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff"
@@ -145,16 +147,13 @@ class _Escaping(io.TextIOBase):
 @contextlib.contextmanager
 def guarded_streams() -> Iterator[None]:
     """While it is open, no text that goes to a standard stream is obeyed, or fails for a letter that it lacks."""
-    before = sys.stdout, sys.stderr
-    for stream in before:
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     # None where the process was started without one
-    sys.stdout, sys.stderr = (stream and _Escaping(stream) for stream in before)
-    try:
+    stdout, stderr = (stream and _Escaping(stream) for stream in (sys.stdout, sys.stderr))
+    with temporarily(sys, stdout=stdout, stderr=stderr):
         yield
-    finally:
-        sys.stdout, sys.stderr = before
 
 
 def _units(character: str) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective
 from zofo.evaluators.counts import Counts, counting_forwards
+from zofo.evaluators.per_point import replaced_forwards
 from zofo.processes import ALONE, Attempt, Processes
 
 
@@ -194,17 +195,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-@contextmanager
-def _checkpointed(layers: Sequence[nn.Module]) -> Iterator[None]:
+def _checkpointed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """While it is open, the layers keep their inputs only, in whichever mode they are."""
-    own = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        vars(layer)["forward"] = functools.partial(checkpoint, layer.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for layer, forward in zip(layers, own, strict=True):
-            if forward is None:
-                del vars(layer)["forward"]
-            else:
-                vars(layer)["forward"] = forward
+    own = ((layer, functools.partial(checkpoint, layer.forward, use_reentrant=False)) for layer in layers)
+    return replaced_forwards(own)

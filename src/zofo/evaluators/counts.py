@@ -55,8 +55,5 @@ def counting_forwards(model: nn.Module, counts: Counts) -> Iterator[None]:
     def count(*_: object) -> None:
         counts.forwards += 1
 
-    handle = model.register_forward_hook(count)
-    try:
+    with model.register_forward_hook(count):
         yield
-    finally:
-        handle.remove()

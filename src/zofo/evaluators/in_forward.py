@@ -247,7 +247,9 @@ class InForward(Evaluator):
         rows_leave = generation_rows(None if self._checking or modules else perturbed.keep_rows)
         sharing, fused = self.below.sharing(self.model, moved, len(points), rows, perturbed), self._fused.forwards()
         quick = replaced_forwards(fused)
-        with uncompiled(), self._each_call(), self._watching(), quick, perturbed, sharing, rows_leave:
+        self._layout.new_call()
+        hooked = self.model.register_forward_pre_hook
+        with uncompiled(), hooked(self._layout.new_call), self._watching(), quick, perturbed, sharing, rows_leave:
             losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
         if losses.shape != (len(points) * batch_protocol.size(batch),):
             raise EvaluatorError(
@@ -265,16 +267,6 @@ class InForward(Evaluator):
         only = self._checked_now.only if self._checked_now is not None else None
         names = self.written if only is None else self.written & only
         return displaced(self.backbone, names, block.terms.displacement()) if names else nullcontext()
-
-    @contextmanager
-    def _each_call(self) -> Iterator[None]:
-        """While it is open, the layout is told of each call of the model."""
-        self._layout.new_call()
-        handle = self.model.register_forward_pre_hook(self._layout.new_call)
-        try:
-            yield
-        finally:
-            handle.remove()
 
     def _moved(self) -> list[tuple[nn.Parameter, str]]:
         """The parameters that some key moves; those that a mask keeps still need no terms. A check looks at all."""

@@ -32,6 +32,7 @@ from zofo.evaluators.carried_tensors import (
 from zofo.evaluators.low_rank_terms import Block, LowRankTerms
 from zofo.evaluators.per_point import note_input, note_output, replaced_forwards, run_for_each
 from zofo.evaluators.row_layout import Layout
+from zofo.temporary import temporarily
 
 _BINARY = {"mul", "add", "sub", "div", "true_divide", "multiply"}
 _SAME_SHAPE = {"float", "double", "half", "bfloat16", "to", "type", "type_as", "clone", "contiguous", "neg", "detach"}
@@ -136,14 +137,9 @@ class PerturbedForward:
         note_output(self._layout, made, name, self._rows)
         return made
 
-    @contextmanager
-    def alike(self) -> Iterator[None]:
+    def alike(self) -> AbstractContextManager[None]:
         """While it is open, the model's rows are those of one point, and all points are the same."""
-        self._alike = True
-        try:
-            yield
-        finally:
-            self._alike = False
+        return temporarily(self, _alike=True)
 
     @contextmanager
     def _block(self, block: Block) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -58,18 +58,14 @@ class PerPointModules:
             while self._running and self._running.pop() != name:  # those that raised what the model caught
                 pass
 
-        handles = []
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                before, after = partial(start, name), partial(end, name)
-                vars(before)["keeps_nothing"] = vars(after)["keeps_nothing"] = True
-                handles.append(module.register_forward_pre_hook(before))
-                handles.append(module.register_forward_hook(after))
-        try:
+        with ExitStack() as hooks:
+            for name, module in model.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    before, after = partial(start, name), partial(end, name)
+                    vars(before)["keeps_nothing"] = vars(after)["keeps_nothing"] = True
+                    hooks.enter_context(module.register_forward_pre_hook(before))
+                    hooks.enter_context(module.register_forward_hook(after))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def widen(self, model: nn.Module, place: str | None) -> bool:
         """Run the module at `place`, and those made alike, once for each point; or the one that holds it, if that is

@@ -20,6 +20,7 @@ from zofo.models import LoadedModel, ModelConfig
 from zofo.models.heads import head_class
 from zofo.models.loading import quiet_transformers
 from zofo.tasks import Task
+from zofo.temporary import temporarily
 
 
 def portable_name(model: str) -> str:
@@ -52,10 +53,8 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
         model.config.label2id = {label: number for number, label in enumerate(labels)}
     if generation is not None:
         model.generation_config = generation
-    cached, was = model.config.use_cache, getattr(model.config, "_name_or_path", "")
-    model.config.use_cache = True  # training turned it off, and generation is slow without it
-    model.config._name_or_path = name
-    try:
+    # training turned the cache off, and generation is slow without it
+    with temporarily(model.config, use_cache=True, _name_or_path=name):
         with quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             model.save_pretrained(folder)
@@ -63,8 +62,6 @@ def save_model(loaded: LoadedModel, folder: Path, labels: Sequence[str] = (), ge
         mode = (folder / "config.json").stat().st_mode
         for weights in folder.glob("*.safetensors"):  # which only their owner may read, as they are written
             weights.chmod(mode)
-    finally:
-        model.config.use_cache, model.config._name_or_path = cached, was
 
 
 def save_adapter(source: Path, model: ModelConfig, folder: Path) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from zofo.methods.bilevel.adapter_pair import VARIANTS
 from zofo.methods.bilevel.bilevel import Bilevel, BilevelConfig, split_indices
 from zofo.optim.parameters import whole
 from zofo.state_dict import StateDict
+from zofo.temporary import temporarily
 
 _MOST_LOGGED = 8  # projected gradients of a step
 _LOG = logging.getLogger("zofo")
@@ -335,17 +335,10 @@ class BilevelOptimizer(torch.optim.Optimizer):
         """Nothing: `step_ahead` has made it, where a trainer asks for the loss."""
 
 
-@contextmanager
-def _adapters_to_come(model: Any) -> Iterator[None]:
+def _adapters_to_come(model: Any) -> AbstractContextManager[None]:
     """While it is open, a trainer takes a quantised model, whose adapters are attached when training begins."""
-    if not getattr(model, "is_quantized", False):
-        yield
-        return
-    model._hf_peft_config_loaded = True
-    try:
-        yield
-    finally:
-        model._hf_peft_config_loaded = False
+    quantised = getattr(model, "is_quantized", False)
+    return temporarily(model, _hf_peft_config_loaded=True) if quantised else nullcontext()
 
 
 def _nothing(rows: Any) -> dict[str, Any]:

@@ -128,11 +128,8 @@ class LinearProbe(Method):
 def features_of(model: nn.Module, batch: Any) -> torch.Tensor:
     """What the output embedding is given where the first candidate's first token is predicted: float32, [E, D]."""
     seen: list[torch.Tensor] = []
-    handle = output_embedding(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
+    with output_embedding(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
         scores(model, batch)
-    finally:
-        handle.remove()
     return seen[-1][:, -batch.logits_to_keep :].flatten(0, 1)[batch.gather_index[:, 0, 0]].float().cpu()
 
 

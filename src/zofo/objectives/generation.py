@@ -7,7 +7,7 @@ import unicodedata
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from zofo.noise import random_words
 from zofo.objectives.scoring import only_attends
 from zofo.tasks import TokenizedChoices
 from zofo.tasks.collation import padded
+from zofo.temporary import bound, temporarily
 
 KeepRows = Callable[[Sequence[int] | None], None]
 """Is told which of the rows of a batch the model is given from now on; None for all of them again."""
@@ -33,17 +34,12 @@ def _nobody(rows: Sequence[int] | None) -> None:
 _KEEP: ContextVar[KeepRows | None] = ContextVar("keep_rows", default=_nobody)
 
 
-@contextmanager
-def generation_rows(keep: KeepRows | None) -> Iterator[None]:
+def generation_rows(keep: KeepRows | None) -> AbstractContextManager[None]:
     """While it is open, `keep` is told of rows that leave the batch of a generation; with None, none leaves.
 
     It is for whoever gives the rows of a batch something of their own, such as a direction.
     """
-    token = _KEEP.set(keep)
-    try:
-        yield
-    finally:
-        _KEEP.reset(token)
+    return bound(_KEEP, keep)
 
 
 @dataclass(frozen=True)
@@ -307,11 +303,7 @@ def _without_own_settings(model: Any) -> Iterator[None]:
     import transformers
 
     holders = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
-    own = [holder.generation_config for holder in holders]
-    try:
+    with ExitStack() as changed:
         for holder in holders:
-            holder.generation_config = transformers.GenerationConfig()
+            changed.enter_context(temporarily(holder, generation_config=transformers.GenerationConfig()))
         yield
-    finally:
-        for holder, settings in zip(holders, own, strict=True):
-            holder.generation_config = settings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from zofo.objectives.reward_files import function_of_file, their_fault
 from zofo.processes import ALONE, Processes
 from zofo.tasks import Example
 from zofo.tasks.metrics import Answer
+from zofo.temporary import bound
 
 Reward = Callable[..., Any]
 """A user's own objective; higher is better. Either of
@@ -75,14 +76,9 @@ class WeightedReward:
 _ASIDE: ContextVar[bool] = ContextVar("aside", default=False)
 
 
-@contextmanager
-def aside(check: bool = True) -> Iterator[None]:
+def aside(check: bool = True) -> AbstractContextManager[None]:
     """While it is open, what is asked of rewards is a check, and is no part of their means; or is none, with False."""
-    token = _ASIDE.set(check)
-    try:
-        yield
-    finally:
-        _ASIDE.reset(token)
+    return bound(_ASIDE, check)
 
 
 def is_aside() -> bool:

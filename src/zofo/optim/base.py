@@ -25,6 +25,7 @@ from zofo.optim.parameters import Movable, given
 from zofo.optim.words import own_words
 from zofo.processes import joined
 from zofo.state_dict import StateDict
+from zofo.temporary import temporarily
 
 _OURS, _VERSION = "zofo", 1
 _EXAMPLES = 1 << 15  # of a batch, where only the batch itself tells
@@ -201,12 +202,8 @@ class ZerothOrderOptimizer(torch.optim.Optimizer):
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """While it is open, weights are written: no Ctrl-C in a sweep, no gradients, and nobody else looks."""
-        self._stepping = True
-        try:
-            with self._interrupts.held(), torch.inference_mode(False), torch.no_grad():
-                yield
-        finally:
-            self._stepping = False
+        with temporarily(self, _stepping=True), self._interrupts.held(), torch.inference_mode(False), torch.no_grad():
+            yield
 
     def flush(self) -> None:
         """Write the updates that wait, where `flush_every` of the evaluator lets them.

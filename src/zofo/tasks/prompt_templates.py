@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jinja2.runtime
 import jinja2.sandbox
 
 from zofo.tasks.readers.row import RowError
+from zofo.temporary import bound
 
 CHOICE = "choice"
 """Name of the choice in a template of choices."""
@@ -152,7 +152,7 @@ def fill(template: str, fields: Mapping[str, Any], expression: bool = False, own
         for column in () if expression else parsed.plain:
             if isinstance(fields.get(column), list | dict):
                 raise RowError(f"column {column!r} is {fields[column]!r}, not a text")
-        with _limited():
+        with bound(_LEFT, [MOST_OPERATIONS, MOST_CHARACTERS]):
             value = parsed.run(**{ROW: fields, **fields, _WRITTEN: written})
             value = list(_counted(value)) if isinstance(value, Iterator) else value
         if isinstance(value, str):
@@ -189,16 +189,6 @@ _WIDE = re.compile(r"%[^%a-zA-Z]*(\d{5,}|\*)|\{[^{}]*:[^{}]*(\d{5,}|\{)")  # for
 
 
 _LEFT: ContextVar[list[int]] = ContextVar("template_limits")  # operations and characters, of one row
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """The limits of one template for one row, while it is filled."""
-    token = _LEFT.set([MOST_OPERATIONS, MOST_CHARACTERS])
-    try:
-        yield
-    finally:
-        _LEFT.reset(token)
 
 
 def _work(characters: int = 0) -> None:
@@ -299,7 +289,7 @@ def _finalize(context: jinja2.runtime.Context, value: Any) -> Any:
 
 
 class _PromptEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """The environment of templates whose result is a function of the row, within limits while `_limited` is open."""
+    """The environment of templates whose result is a function of the row, within limits while a row's are set."""
 
     intercepted_binops = frozenset({"+", "-", "*", "**", "%"})
 

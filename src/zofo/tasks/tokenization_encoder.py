@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from zofo.errors import DataError
 from zofo.tasks.control_tokens import Speller, Spelt
 from zofo.tasks.readers.row import Example
 from zofo.tasks.tokenization import coded, fitted, leading, too_long
+from zofo.temporary import temporarily
 
 
 class _OneText:
@@ -151,7 +151,7 @@ def encode_texts(
     for example, pair in zip(examples, texts, strict=True):
         (first, *second), marked = speller.in_marks(example, pair)
         spelt.append(Spelt(first, second[0] if second else None, marked, example.where))
-    with _cutting_on_the_left(tokenizer):
+    with temporarily(tokenizer, truncation_side="left"):
         parts = coded(
             speller,
             spelt,
@@ -167,13 +167,3 @@ def encode_texts(
             raise DataError(f"{example.where}: the text has no token", "mend or remove the row")
         encoded.append(TokenizedText(tuple(ids), tuple(kinds), example.gold, example))
     return encoded
-
-
-@contextmanager
-def _cutting_on_the_left(tokenizer: Any) -> Iterator[None]:
-    before = tokenizer.truncation_side
-    tokenizer.truncation_side = "left"
-    try:
-        yield
-    finally:
-        tokenizer.truncation_side = before

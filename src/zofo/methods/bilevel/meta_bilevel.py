@@ -36,6 +36,7 @@ from zofo.noise import permutation
 from zofo.objectives import scores
 from zofo.state_dict import StateDict
 from zofo.tasks import EpochSampler, file_name
+from zofo.temporary import temporarily
 
 
 class MetaBilevelConfig(BilevelConfig):
@@ -224,12 +225,9 @@ class MetaBilevel(Method):
         """While it is open, `model` is theta with a fresh adapter; or with a task's own, for who scores by `score`."""
         self._theta.flush()
         self._pair.load_state_dict(self._fresh)
-        before, self._variant = self._variant, variant
-        try:
-            with self._adapters.using(VARIANTS[0] if variant == BACKBONE else variant):
-                yield
-        finally:
-            self._variant = before
+        adapter = VARIANTS[0] if variant == BACKBONE else variant
+        with temporarily(self, _variant=variant), self._adapters.using(adapter):
+            yield
 
     def replay_header(self) -> dict[str, Any]:
         return self._theta.replay_header()

@@ -13,6 +13,7 @@ from zofo.hub import asking_cache, near_path, unreachable
 from zofo.tasks.readers.arrow_tables import table_rows
 from zofo.tasks.readers.files import PACKED, PLAIN, SUFFIXES, listed, read_file, unpacking
 from zofo.tasks.readers.row import Row
+from zofo.temporary import temporarily
 
 
 def read_folder(folder: Path, origin: str) -> list[Row]:
@@ -72,10 +73,10 @@ def _from_hub(hub: str, name: str, load: Callable[[], Any]) -> Any:
     datasets.utils.logging.set_verbosity_error()
     if (near := near_path(hub)) is not None:
         raise DataError(f"there is no file or folder {hub!r}. Did you mean {near!r}?", "name a file, or a Hub id")
-    lost, offline = unreachable(), datasets.config.HF_HUB_OFFLINE
+    lost = unreachable()
+    asked = datasets.config.HF_HUB_OFFLINE or lost is not None
     try:
-        with nullcontext() if lost is None else asking_cache():
-            datasets.config.HF_HUB_OFFLINE = offline or lost is not None
+        with nullcontext() if lost is None else asking_cache(), temporarily(datasets.config, HF_HUB_OFFLINE=asked):
             return load()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         why = first_line(error) if lost is None else f"the Hub cannot be reached ({lost})"
@@ -83,8 +84,6 @@ def _from_hub(hub: str, name: str, load: Callable[[], Any]) -> Any:
             f"cannot load {hub!r} from the Hub or its cache: {why}",
             f"give a folder of JSONL with --data-dir, or use task=movie-reviews ({name} needs the Hub once)",
         ) from error
-    finally:
-        datasets.config.HF_HUB_OFFLINE = offline
 
 
 _ALIASES = {"validation": ("validation", "val", "dev")}
