@@ -24,6 +24,7 @@ from zofo.estimate import (
     parse_bytes,
     recommend,
 )
+from zofo.estimate.budget import FEW_ROWS, Costs, Wanted, about_few, check_enough, share_out, smaller_batch
 from zofo.estimate.dry_run import _of_longest
 from zofo.estimate.fit import parse_seconds
 from zofo.estimate.ledger import trace
@@ -229,7 +230,7 @@ def test_another_number_of_threads_is_said(config, monkeypatch):
 
 def test_a_recommendation_runs_as_it_is(model_folder, rows, tmp_path, run_zofo, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = ("recommend", "--data", rows, "--model", model_folder, "--time", "1s")
+    asked = ("recommend", "--data", rows, "--model", model_folder, "--time", "30s")
     code, shown, said = run_zofo(*asked, "--write", "my.yaml")
     assert (code, said) == (0, "")
     assert "first order learned more" in shown
@@ -258,6 +259,85 @@ def test_what_is_recommended_follows_the_rows(model_folder, tmp_path, monkeypatc
     assert unequal.reasons[1].startswith("nothing fits: the smallest takes")
     long = of([f"{'warm ' * (90 if i % 9 == 0 else 3)} {i},{'ab'[i % 2]}" for i in range(60)])
     assert long.tree["task"]["truncate"] == "left"
+
+
+LONG_ROWS = Costs(start=8, reading=0.1, encoding=0.001, step=12, scoring=0.42)
+
+
+def test_scored_rows_and_steps_share_the_time():
+    wanted = Wanted(steps=240, batch=8, rows=1000, scored=500, fewest=32)
+    plan = share_out(wanted, LONG_ROWS, 600)
+    assert (plan.evaluations, plan.scored, plan.kept) == (1, 357, None)  # a quarter of 600 s, at 0.42 s each
+    assert plan.steps == int((600 - 8 - 0.15 - 1 - 357 * 0.42) / 12)
+    assert 600 - 12 < plan.seconds <= 600
+    many = share_out(wanted, replace(LONG_ROWS, scoring=0.01), 600)
+    assert (many.evaluations, many.scored) == (4, 500)
+    tested = share_out(replace(wanted, tests=1), LONG_ROWS, 600)
+    assert tested.passes == 2
+    assert tested.scored == 357 // 2
+    every = share_out(replace(wanted, tests=9), replace(LONG_ROWS, scoring=0.01), 600)
+    assert every.passes == 2 * every.evaluations == 8  # a test after each that is the best so far
+    free = share_out(wanted, LONG_ROWS, None)
+    assert (free.steps, free.evaluations, free.scored) == (240, 4, 500)
+    assert free.seconds == pytest.approx(9.15 + 240 * 12 + 4 * 500 * 0.42)
+
+
+def test_rows_that_no_step_draws_are_left_out_where_they_would_take_the_time():
+    costs = Costs(start=8, reading=8, encoding=0.00025, step=4, scoring=0.14)
+    wanted = Wanted(steps=1200, batch=8, rows=98_500, scored=500, fewest=32)
+    plan = share_out(wanted, costs, 60)
+    assert plan.kept == max(64, 8 * plan.steps)
+    assert plan.steps >= 5
+    assert 60 - 4.1 < plan.seconds <= 60
+    assert share_out(replace(wanted, cuts=False), costs, 60).kept is None
+    assert share_out(wanted, costs, 3600).kept is None  # where all of them take less than a twentieth
+
+
+def test_a_time_that_is_too_short_names_what_would_do():
+    wanted = Wanted(steps=240, batch=8, rows=1000, scored=500, fewest=32)
+    short = share_out(wanted, LONG_ROWS, 30)
+    assert (short.steps, short.scored) == (0, 32)
+    with pytest.raises(ConfigError, match="32 validation rows that are scored take 13 s, and a step 12") as caught:
+        check_enough(short, LONG_ROWS, 30, "a-model", [30, 350])
+    assert caught.value.hint == "give --time 6m, a smaller --model, or task.max_length=175 task.truncate=left"
+    assert share_out(wanted, LONG_ROWS, 6 * 60).steps * 8 >= FEW_ROWS
+    minute = share_out(wanted, LONG_ROWS, 60)
+    check_enough(minute, LONG_ROWS, 60, "a-model", [30, 350])
+    assert about_few(minute, wanted, [30, 60]) == (
+        "24 rows are too few to learn much from: give --time 6m, a smaller --model"
+    )
+
+
+def test_batches_are_smaller_where_the_time_pays_for_few_steps():
+    wanted = Wanted(steps=240, batch=8, rows=1000, scored=500, fewest=32)
+    sizes = {each: share_out(wanted, replace(LONG_ROWS, step=each), 60) for each in (1.5, 3, 12)}
+    assert {each: smaller_batch(plan, wanted) for each, plan in sizes.items()} == {1.5: 8, 3: 4, 12: 2}
+    few = replace(wanted, steps=3)  # all that is wanted
+    assert smaller_batch(share_out(few, LONG_ROWS, 600), few) == 8
+    assert about_few(share_out(few, LONG_ROWS, 600), few, [30, 350]) is None
+
+
+def test_a_recommendation_says_how_many_rows_are_scored(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "CANDIDATES", fit.CANDIDATES[:1])
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "\n".join(f"story {i},{'ab'[i % 2]}" for i in range(3000)) + "\n")
+    slow = replace(PACKAGED, start_seconds=8.0, seconds_per_operation=1e-3)
+    monkeypatch.setattr("zofo.estimate.machine.PACKAGED", slow)
+
+    def of(seconds, **more):
+        tree = {"task": {"data": str(file)}, "model": {"name": str(model_folder)}, **more}
+        return recommend(tree, seconds=seconds)
+
+    whole = of(None)
+    assert "split_sizes" not in whole.tree["task"]
+    assert whole.reasons[-1] == "all 500 validation rows are scored, 4 times"
+    minute = of(60, training={"eval_on_test": True})
+    sizes = minute.tree["task"]["split_sizes"]
+    assert 32 <= sizes["validation"] == sizes["test"] < 500
+    assert minute.reasons[-1].startswith(f"{sizes['validation']} of 500 validation rows are scored, once: at ")
+    assert 0.7 * 60 < minute.seconds <= 60
+    with pytest.raises(ConfigError, match=r"^9 s are too short for .*: 8 s go by before the first step"):
+        of(9)
 
 
 def test_models_that_are_not_there_are_said(tmp_path, run_zofo):

@@ -6,6 +6,7 @@ memory, first-order LoRA learned more from as many queries than any other method
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,21 @@ import torch
 import yaml
 
 from zofo.errors import ConfigError, DataError, RunError
+from zofo.estimate.budget import (
+    Costs,
+    Plan,
+    Wanted,
+    about_few,
+    about_scored,
+    check_enough,
+    clock,
+    share_out,
+    smaller_batch,
+)
 from zofo.estimate.fit import Fit, fitting
 from zofo.estimate.machine import Machine, known_machine
 from zofo.estimate.report import RowSource, device_of
-from zofo.tasks import Task, load_examples, resolve_task
+from zofo.tasks import Split, Task, load_examples, resolve_task
 from zofo.training import RunConfig, read_config
 from zofo.trees import parse_yaml, set_by_path
 
@@ -30,11 +42,14 @@ QUERIES, MOST_QUERIES, EPOCHS = 1920, 9600, 20
 """What first-order LoRA was measured with, the most that is proposed without a time, and the most passes over rows."""
 OF_MEZO = 4
 """Times as many queries that MeZO gets: it needs thousands (docs/choosing.md)."""
+BATCH = 8
+"""Training rows of a step, where the time pays for enough of them."""
 _UNEQUAL = 0.7  # share of the most frequent label above which accuracy hides the others
 _ROOM = 0.85  # of the memory that is free, so that what is not zofo's is left alone
 _LOOKED_AT = 512  # rows that are read as tokens
-_EVALUATED, _GENERATED = 500, 50  # validation rows that are scored, and of those that are generated
-_SCORED, _OF_TIME = 4, 0.3  # evaluations of a run; one alone, where they would take more of the time than this
+_EVALUATED, _GENERATED = 500, 50  # validation rows that are scored at most, and of those that are generated
+_FEWEST, _FEWEST_GENERATED = 32, 10  # of these, below which a score tells nothing
+_LOADED = 20  # times that a byte of the weights is moved before the first step: read, checked, hashed
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,9 @@ class Facts:
         usual: of the one in the middle.
         cut: whether rows are longer than the model reads.
         new_tokens: the most that are generated for a row; 0 where nothing is.
+        tasks: how many there are.
+        reading: seconds that all rows took, as text.
+        encoding: seconds that one took, as tokens.
     """
 
     kind: str
@@ -58,6 +76,9 @@ class Facts:
     usual: int
     cut: bool
     new_tokens: int = 0
+    tasks: int = 1
+    reading: float = 0.0
+    encoding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +163,7 @@ def recommend(
         seconds: that the run may take; by default as many as its steps need. Not used on CUDA: a reason says so.
 
     Raises:
-        ZofoError: what is wrong with the rows or the model.
+        ZofoError: what is wrong with the rows or the model; or the time is too short for one step and a score.
     """
     draft = _Draft({key: dict(value) if isinstance(value, Mapping) else value for key, value in tree.items()})
     config, machine = read_config(**draft.tree), known_machine()
@@ -156,17 +177,21 @@ def recommend(
     if facts.rows["train"] < FEW and task.kind != "generation":
         return _in_context(draft, facts, machine)
     _score(draft, facts)
-    batch = max(1, min(8, facts.rows["train"] // 2))
-    asked = _with(draft.config, batch)
-    fit = fitting(asked, source, machine, device, limit, first=True, on_progress=on_progress)[0]
+
+    def at(batch: int) -> tuple[Fit, _Length]:
+        asked = _with(draft.config, batch)
+        fit = fitting(asked, source, machine, device, limit, first=True, on_progress=on_progress)[0]
+        return fit, _planned(facts, fit, draft.config, seconds, machine)
+
+    whole = max(1, min(BATCH, facts.rows["train"] // 2))
+    fit, length = at(whole)
+    if (smaller := smaller_batch(length.plan, length.wanted)) < whole:
+        fit, length = at(smaller)
+        draft.reasons.append(f"batches of {smaller}: the time pays for few steps, and {whole} rows make fewer")
     _method(draft, fit, limit)
-    each = fit.estimate
-    length = _length(draft, facts, fit, seconds, machine.start_seconds)
-    whole = None
-    if each.seconds is not None and each.evaluation is not None:
-        scored = draft.config.training.num_evals or 1
-        whole = machine.start_seconds + length * each.seconds + scored * _evaluation(facts, each.evaluation)
-    return Recommendation(draft.tree, draft.reasons, facts, each.peak_bytes, whole, machine.described, fit.fits)
+    _length(draft, facts, length, source.lengths)
+    peak = fit.estimate.peak_bytes
+    return Recommendation(draft.tree, draft.reasons, facts, peak, length.plan.seconds, machine.described, fit.fits)
 
 
 def _free(device: str) -> int:
@@ -182,7 +207,10 @@ def _with(config: RunConfig, batch: int) -> RunConfig:
 def _looked(task: Task, draft: _Draft, remote_code: bool) -> tuple[Facts, RowSource]:
     """Count the rows, and look at the tokens of some of them; rows that are too long are to be cut."""
     config = draft.config
-    examples = load_examples(task, config.task, ("train", "validation"))
+    splits: tuple[Split, ...] = ("train", "validation", *(("test",) if config.training.eval_on_test else ()))
+    since = clock()
+    examples = load_examples(task, config.task, splits)
+    reading = since()
     train = examples["train"]
     golds = Counter(one.golds[0] for one in train if one.golds) if task.kind != "generation" else Counter()
     few = config.model_copy(update={"task": config.task.model_copy(update={"max_rows": _LOOKED_AT})})
@@ -201,7 +229,8 @@ def _looked(task: Task, draft: _Draft, remote_code: bool) -> tuple[Facts, RowSou
     majority = max(golds.values()) / sum(golds.values()) if golds else None
     lengths = source.lengths
     usual, new = lengths[len(lengths) // 2], task.max_new_tokens if task.kind == "generation" else 0
-    return Facts(task.kind, rows, majority, len(golds), lengths[-1], usual, cut, new), source
+    encoding, tasks = source.seconds_per_row, len({one.task for one in train})
+    return Facts(task.kind, rows, majority, len(golds), lengths[-1], usual, cut, new, tasks, reading, encoding), source
 
 
 def _in_context(draft: _Draft, facts: Facts, machine: Machine) -> Recommendation:
@@ -216,17 +245,13 @@ def _in_context(draft: _Draft, facts: Facts, machine: Machine) -> Recommendation
 
 
 def _score(draft: _Draft, facts: Facts) -> None:
-    """The metric, and how many validation rows are scored."""
+    """The metric."""
     if facts.kind == "classification" and facts.majority is not None and facts.majority > _UNEQUAL:
         share = f"{100 * facts.majority:.0f} %"
         draft.set(
             f"one label has {share} of the training rows, so that accuracy would hide the others: macro-F1",
             task__metric="macro-f1",
         )
-    most = _GENERATED if facts.kind == "generation" else _EVALUATED
-    if facts.rows["validation"] > most:
-        why = "answers are generated token by token" if facts.kind == "generation" else "more would take time"
-        draft.set(f"{most} validation rows are scored: {why}", task__split_sizes={"validation": most})
 
 
 def _method(draft: _Draft, fit: Fit, limit: int) -> None:
@@ -255,38 +280,90 @@ def _method(draft: _Draft, fit: Fit, limit: int) -> None:
         draft.reasons.append(f"needs: {fit.needs}")
 
 
-def _length(draft: _Draft, facts: Facts, fit: Fit, seconds: float | None, start: float) -> int:
-    """Steps of the run, by queries, passes over the rows and time, of which its start takes some."""
+@dataclass(frozen=True)
+class _Length:
+    """How long a run is, by queries, passes over the rows and time, and why.
+
+    Args:
+        seconds: that were given.
+    """
+
+    wanted: Wanted
+    costs: Costs | None
+    plan: Plan
+    why: str
+    seconds: float | None
+
+
+def _planned(facts: Facts, fit: Fit, config: RunConfig, seconds: float | None, machine: Machine) -> _Length:
+    """Steps and scored rows of the run."""
     gradient = any(one.gradient for one in fit.config.method.passes(1))
-    rows, each = facts.rows["train"], fit.estimate
-    parts = getattr(fit.config.method, "gradient_accumulation_steps", 1)
-    batch = fit.config.method.batch_size * parts
+    rows = facts.rows["train"]
+    batch = fit.config.method.batch_size * getattr(fit.config.method, "gradient_accumulation_steps", 1)
     points = 1 if gradient else 2
-    wanted = max(QUERIES, min(MOST_QUERIES, 3 * rows)) * (1 if gradient else OF_MEZO)
+    queries = max(QUERIES, min(MOST_QUERIES, 3 * rows)) * (1 if gradient else OF_MEZO)
     most = EPOCHS * rows * points * (1 if gradient else OF_MEZO)
-    queries = min(wanted, most)
-    steps = max(1, queries // (batch * points))
     why = f"{queries:,} queries: {QUERIES:,} were enough in the measured tables, three passes over the rows are better"
-    if queries == most:
-        why = f"{EPOCHS} passes over {rows} training rows: more would learn them by heart"
-    scored = _SCORED
-    if seconds is not None and each.seconds:
-        one = _evaluation(facts, each.evaluation or 0.0)
-        scored = _SCORED if _SCORED * one < _OF_TIME * seconds else 1
-        left = seconds - start - scored * one
-        paid = max(1, int(left / each.seconds))
-        if paid < steps:
-            steps, why = paid, f"as many steps as {seconds:.0f} seconds pay for; {queries:,} queries would be better"
-    elif seconds is not None:
+    if queries >= most:
+        queries, why = most, f"{EPOCHS} passes over {rows} training rows: more would learn them by heart"
+    costs = _costs(facts, fit, machine)
+    wanted = _wanted(facts, config, max(1, queries // (batch * points)), batch)
+    plan = share_out(wanted, costs, seconds)
+    if seconds is not None and plan.steps < wanted.steps:
+        why = f"as many steps as {seconds:.0f} seconds pay for; {queries:,} queries would be better"
+    return _Length(wanted, costs, plan, why, seconds)
+
+
+def _length(draft: _Draft, facts: Facts, length: _Length, lengths: Sequence[int]) -> None:
+    """Steps, and the rows that are scored; `lengths` are those of rows in tokens, in order."""
+    wanted, costs, plan, seconds = length.wanted, length.costs, length.plan, length.seconds
+    if seconds is not None and costs is None:
         draft.reasons.append("time is not known on CUDA: --time was not used")
-    draft.set(f"{steps} steps ({why})", training__steps=steps, training__num_evals=min(scored, steps))
-    if steps >= 20:
+    elif seconds is not None and costs is not None:
+        check_enough(plan, costs, seconds, draft.config.model.name, lengths)
+    if (few := about_few(plan, wanted, lengths)) is not None:
+        draft.reasons.append(few)
+    draft.set(f"{plan.steps} steps ({length.why})", training__steps=plan.steps, training__num_evals=plan.evaluations)
+    if plan.steps >= 20:
         draft.set("", training__lr_scheduler_type="linear")
-    return steps
+    _scored(draft, facts, length)
 
 
-def _evaluation(facts: Facts, each: float) -> float:
-    """Seconds that an evaluation takes, of which each row takes so many; a generated answer takes a forward for its
-    loss, one for its prompt, and an eighth for each new token."""
-    rows = min(facts.rows["validation"], _GENERATED if facts.new_tokens else _EVALUATED)
-    return rows * each * (2 + facts.new_tokens / 8 if facts.new_tokens else 1)
+def _costs(facts: Facts, fit: Fit, machine: Machine) -> Costs | None:
+    """What the parts of the run take; None where time is not known. A generated answer takes a forward for its loss,
+    one for its prompt, and an eighth for each new token."""
+    step, each = fit.estimate.seconds, fit.estimate.evaluation
+    if not step or each is None:
+        return None
+    weights = sum(term.size for term in fit.estimate.terms if term.name == "weights")
+    start = machine.start_seconds + _LOADED * weights * machine.seconds_per_byte
+    scoring = each * (2 + facts.new_tokens / 8 if facts.new_tokens else 1)
+    return Costs(start, facts.reading, facts.encoding, step, scoring)
+
+
+def _wanted(facts: Facts, config: RunConfig, steps: int, batch: int) -> Wanted:
+    """What the run would do with all the time."""
+    most, fewest = (_GENERATED, _FEWEST_GENERATED) if facts.new_tokens else (_EVALUATED, _FEWEST)
+    tests = {False: 0.0, True: 1.0, "best": math.inf}[config.training.eval_on_test]
+    scored = min(facts.rows["validation"], most)
+    return Wanted(steps, batch, facts.rows["train"], scored, fewest, not config.task.several, tests)
+
+
+def _scored(draft: _Draft, facts: Facts, length: _Length) -> None:
+    """The rows of each split, where not all of them are taken."""
+    plan, wanted = length.plan, length.wanted
+    there = facts.rows["validation"]
+    why = "answers are generated token by token" if facts.new_tokens else "more would take time, and tell little more"
+    sizes = dict[str, int]()
+    if plan.scored < there:
+        sizes["validation"] = max(1, plan.scored // facts.tasks)
+    if plan.scored < facts.rows.get("test", 0):
+        sizes["test"] = max(1, plan.scored // facts.tasks)
+    if plan.kept is not None:
+        sizes["train"] = plan.kept
+        draft.reasons.append(
+            f"{plan.kept} of {facts.rows['train']:,} training rows are kept: the steps draw no more, and the others "
+            f"would take {facts.rows['train'] * facts.encoding:.0f} s as tokens"
+        )
+    kept = {"task__split_sizes": sizes} if sizes else {}
+    draft.set(about_scored(plan, wanted, length.costs, length.seconds, there, why), **kept)

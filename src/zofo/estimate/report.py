@@ -13,6 +13,7 @@ from zofo.bench.memory import FLOOR, WAYS
 from zofo.bench.step_variants import StepOptions, random_examples
 from zofo.config import parse_model
 from zofo.errors import ConfigError, DataError, ZofoError
+from zofo.estimate.budget import clock
 from zofo.estimate.machine import Machine, known_machine
 from zofo.estimate.step import Rows, StepEstimate, estimate_step, known_passes
 from zofo.methods import METHODS, MethodConfig, TrainingContext
@@ -71,6 +72,7 @@ class RowSource:
         about: which rows they are, in words.
         training: how many there are to train on.
         lengths: of those that were read, in tokens, in order.
+        seconds_per_row: that those took to become tokens; 0.0 where none were read.
 
     Raises:
         ZofoError: what is wrong with the task, its rows or the model.
@@ -84,7 +86,7 @@ class RowSource:
         self._prepared: PreparedRun | None = None
         self._tokens = tokens or config.task.max_length or TOKENS
         self.about = f"random ones of {self._tokens} tokens, {_SHAPE_ROWS:,} to train on"
-        self.training, self.lengths = _SHAPE_ROWS, [self._tokens]
+        self.training, self.lengths, self.seconds_per_row = _SHAPE_ROWS, [self._tokens], 0.0
         if tokens is None and "task" in config.model_fields_set:
             self._read()
 
@@ -97,6 +99,9 @@ class RowSource:
                 raise
             self.about += f", since those of the task are not at hand ({error.message})"
             return
+        since = clock()
+        self._prepared.scorer.encode(self._prepared.examples["train"])
+        self.seconds_per_row = since() / len(self._prepared.examples["train"])
         self.lengths = lengths = sorted(one.length for one in self._prepared.encoded["train"])
         self.training = len(lengths)
         usual = lengths[len(lengths) // 2]
