@@ -1,16 +1,25 @@
 """Layers below the first tensor that moves are run once for all points, with the losses of the in-place evaluator."""
 
+import copy
 import warnings
 
 import peft
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from conftest import build_model
 from test_in_forward import POINTS, A, build, check_agreement, own_points, square_loss, text_batch, token_loss
+from zofo.backbone import selected
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
+from zofo.estimate import estimate_run
+from zofo.estimate.ledger import trace
+from zofo.evaluators import batch_protocol, sharing_on_meta
+from zofo.training import read_config
+
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 LAST, HEAD, ADAPTER = ["*.1.*"], ["lm_head*"], ["*lora_*"]
 FAR = [Displacement({A: size}) for size in (0.1, -0.1)]
@@ -29,6 +38,51 @@ def seen_rows(layers, ask):
     for handle in handles:
         handle.remove()
     return seen
+
+
+def real_flops(ask):
+    """Of the products of a call, with those that torch's counter does not know."""
+
+    def of_attention(query, key, value, *_, **__):
+        return 4 * query.numel() * key.shape[-2]
+
+    def of_addmm(*given, **named):
+        return flop_registry[torch.ops.aten.addmm](*given, **named)
+
+    of_attention._get_raw = of_addmm._get_raw = True  # given tensors, not shapes
+    known = {CPU_ATTENTION: of_attention, torch.ops.aten.addmm_: of_addmm}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        ask()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("trainable", [None, LAST])
+def test_an_estimate_counts_layers_below_once(trainable):
+    """As many operations of products as a forward of two points makes, to 2 %."""
+    model, batch = build_model("llama-untied"), text_batch(3)
+    evaluator = build(model, trainable)
+    evaluator.check([(token_loss, batch)])
+    evaluator.losses(token_loss, batch, FAR)  # and more rows than were tried, alone
+    real = real_flops(lambda: evaluator.losses(token_loss, batch, FAR))
+    bare = copy.deepcopy(model).to("meta")
+    moved = {id(one) for one in selected(bare, trainable).values()}
+    rows = batch_protocol.repeated({name: one.to("meta") for name, one in batch.items()}, 2)
+    with sharing_on_meta(bare, moved, 2):
+        found = trace(lambda: token_loss(bare, rows), carried=moved)
+    assert real == pytest.approx(found.work.flops, rel=0.02)
+    whole = trace(lambda: token_loss(bare, rows), carried=moved)
+    assert (found.work.flops < 0.9 * whole.work.flops) == (trainable is not None)
+
+
+def test_an_estimate_knows_which_tensors_move(model_folder):
+    def of(trainable):
+        method = {"name": "mezo", "batch_size": 4, "trainable": trainable}
+        asked = read_config(model=str(model_folder), method=method)
+        return estimate_run(asked, tokens=12, device="cpu", beside=False).configured.work
+
+    whole, last = of(None), of(LAST)
+    assert last.flops < 0.9 * whole.flops
+    assert last.moved_bytes < whole.moved_bytes  # the sweep over what moves
 
 
 def layers_of(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +70,7 @@ def trace(
     loss: Loss,
     parameters: Sequence[nn.Parameter] = (),
     vocabulary: int = 0,
-    carried: bool = False,
+    carried: Collection[int] = (),
     unpacked: int = 0,
     again: float = 0.0,
 ) -> Trace:
@@ -80,7 +80,7 @@ def trace(
         loss: runs the forward; gives losses.
         parameters: that are differentiated.
         vocabulary: its size, by which logits are told.
-        carried: whether products carry low-rank terms beside the weights.
+        carried: `id` of the weights whose products carry low-rank terms beside them.
         unpacked: weights that one forward unpacks.
         again: how often a backward pass runs the layers again.
     """
@@ -104,7 +104,7 @@ def trace(
 
 
 @contextmanager
-def _in_place_of(carried: bool) -> Iterator[None]:
+def _in_place_of(carried: Collection[int]) -> Iterator[None]:
     """While it is open, attention goes the way that it goes with numbers, and products carry terms if they are to.
 
     A mode of torch would not do: layers that are run again in a backward pass are run without it.
@@ -113,7 +113,8 @@ def _in_place_of(carried: bool) -> Iterator[None]:
     plain = own[1]
 
     def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return plain(x, weight, bias) if torch.is_grad_enabled() else _carrying(x, weight, bias)
+        without = torch.is_grad_enabled() or id(weight) not in carried
+        return plain(x, weight, bias) if without else _carrying(x, weight, bias)
 
     functions: Any = F
     functions.scaled_dot_product_attention = _attention

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from zofo.adapters import PeftAdapters
-from zofo.backbone import check_plain_weights
+from zofo.backbone import check_plain_weights, selected
 from zofo.errors import ConfigError
 from zofo.estimate.ledger import Trace, Work, trace
 from zofo.estimate.machine import Machine
 from zofo.estimate.memory import Held, Moment, Term, at_peak, of_check, of_pass, of_update, shares_kept
-from zofo.evaluators import batch_protocol, run_again
+from zofo.evaluators import batch_protocol, run_again, sharing_on_meta
 from zofo.methods import METHODS, MethodConfig, Pass, TrainingContext
 from zofo.models import LoadedModel, is_offloaded, packed_numbers, weight_bytes
 
@@ -92,15 +92,15 @@ def estimate_step(
         ModelError: the weights stay in their files, and the method would move them.
     """
     model: Any = loaded.model
-    packed, own, before = packed_numbers(model), weight_bytes(model), list(model.parameters())
+    packed, own = packed_numbers(model), weight_bytes(model)
     passes = [Pass(batch_size)] if config is None else known_passes(config, rows.training)
-    weights = _weights(model, passes)
+    weights, before = _weights(model, passes), _movable(config, model, passes)
     gradient = next((one for one in passes if one.gradient is not None), None)
     adapters = _attached(config, model, gradient)
     trained = _trained(model, gradient, adapters)
-    traced = functools.partial(_traced, model, context, trained, packed)
-    shares = shares_kept(machine, device, bool(packed))
     theta = _theta(passes, before, adapters)
+    traced = functools.partial(_traced, model, context, trained, {id(one) for one in theta}, packed)
+    shares = shares_kept(machine, device, bool(packed))
     moments, work = _of_passes(passes, traced, rows, shares, theta)
     if gradient is not None:
         moments.append(of_update(trained, gradient.moments))
@@ -146,6 +146,12 @@ def _weights(model: nn.Module, passes: Sequence[Pass]) -> int:
     if any(one.gradient == "all" or (one.gradient is None and one.theta == "weights") for one in passes):
         check_plain_weights(model)
     return max(map(_bytes, model.parameters()))
+
+
+def _movable(config: MethodConfig | None, model: nn.Module, passes: Sequence[Pass]) -> Sequence[nn.Parameter]:
+    """Of the model's own weights, those that zeroth-order steps may move."""
+    patterns = getattr(config, "trainable", None) if any(one.theta == "weights" for one in passes) else None
+    return list(selected(model, patterns, "method.trainable").values())
 
 
 def _theta(
@@ -222,7 +228,13 @@ def _trained(model: nn.Module, gradient: Pass | None, adapters: PeftAdapters | N
 
 
 def _traced(
-    model: Any, context: TrainingContext, trained: Sequence[nn.Parameter], packed: int, one: Pass, rows: Sequence[Any]
+    model: Any,
+    context: TrainingContext,
+    trained: Sequence[nn.Parameter],
+    moved: Collection[int],
+    packed: int,
+    one: Pass,
+    rows: Sequence[Any],
 ) -> Trace:
     """What one pass takes, on some examples; they are repeated where there are fewer than it holds."""
     chosen = [rows[number % len(rows)] for number in range(one.examples)]
@@ -231,5 +243,6 @@ def _traced(
     vocabulary = model.config.get_text_config().vocab_size
     again = one.again and one.gradient is not None
     differentiated = trained if one.gradient is not None else ()
-    with run_again(model) if again else nullcontext():
-        return trace(lambda: objective(model, batch), differentiated, vocabulary, one.carries, packed, float(again))
+    carried = moved if one.carries else ()
+    with run_again(model) if again else sharing_on_meta(model, moved, one.points):
+        return trace(lambda: objective(model, batch), differentiated, vocabulary, carried, packed, float(again))

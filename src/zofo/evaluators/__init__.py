@@ -5,6 +5,7 @@ from zofo.evaluators.base import EVALUATORS, Evaluator, EvaluatorConfig, LossReq
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.in_forward import InForward
 from zofo.evaluators.in_place import FromCopy, InPlace
+from zofo.evaluators.layers_below import sharing_on_meta
 from zofo.evaluators.parameter_use import unused_by
 from zofo.evaluators.shared import OwnExamples, SharedExamples
 
@@ -25,5 +26,6 @@ __all__ = [
     "SharedExamples",
     "counting_forwards",
     "run_again",
+    "sharing_on_meta",
     "unused_by",
 ]

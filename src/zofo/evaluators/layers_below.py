@@ -111,6 +111,30 @@ class LayersBelow:
         return tree_unflatten(repeated, made)
 
 
+@contextmanager
+def sharing_on_meta(model: nn.Module, moved: Collection[int], points: int) -> Iterator[None]:
+    """As `LayersBelow.sharing`, of a model without numbers: its rows cannot be compared, and count as alike.
+
+    Args:
+        moved: `id` of the tensors that move.
+    """
+    tables = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    above = points > 1 and not any(id(parameter) in moved for part in tables for parameter in part.parameters())
+    layers = _layers_below(model, moved) if above else []
+    with replaced_forwards((layer, partial(_on_a_share, layer.forward, points)) for layer in layers):
+        yield
+
+
+def _on_a_share(forward: Callable[..., Any], points: int, *args: Any, **kwargs: Any) -> Any:
+    values, form = tree_flatten((args, kwargs))
+    rows = next(len(value) for value in values if isinstance(value, torch.Tensor))
+    has = [isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == rows for value in values]
+    own = [value[: rows // points] if of_rows else value for value, of_rows in zip(values, has, strict=True)]
+    own_args, own_kwargs = tree_unflatten(own, form)
+    leaves, made = tree_flatten(forward(*own_args, **own_kwargs))
+    return tree_unflatten([leaf.repeat(points, *[1] * (leaf.dim() - 1)) for leaf in leaves], made)
+
+
 class _Alike:
     """Which tensors hold the same rows for each of P points, one point after another.
 
