@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -302,7 +301,7 @@ def children_here(monkeypatch):
 
     That they are processes of their own is tested in test_interpreters.py, and with long runs in `make soak`.
     """
-    commands, run, start = [], subprocess.run, subprocess.Popen
+    commands, run = [], subprocess.run
 
     def here(command, **options):
         if command[0] != sys.executable:
@@ -318,18 +317,7 @@ def children_here(monkeypatch):
                 status = end.code or 0
         return subprocess.CompletedProcess(command, status, out.getvalue(), "")
 
-    def started(command, **options):  # it has ended when it is there
-        if command[0] != sys.executable:
-            return start(command, **options)
-        with contextlib.redirect_stderr(io.TextIOWrapper(options["stdout"], write_through=True)) as err:
-            done = here(command, **options)
-            err.write(done.stdout)
-            err.detach()
-        code = done.returncode
-        return SimpleNamespace(poll=lambda: code, wait=lambda: code, kill=lambda: None)
-
     monkeypatch.setattr(subprocess, "run", here)
-    monkeypatch.setattr(subprocess, "Popen", started)
     return commands
 
 

@@ -77,3 +77,10 @@ def _found(work, rank):
         return {"error": type(error).__name__, "message": error.message, "quiet": error.quiet}
     except BaseException:  # noqa: BLE001  # a traceback is what no test expects
         return {"error": "traceback", "message": traceback.format_exc()}
+
+
+def say_and_end(folder, arguments, log, threads):
+    """In place of a run of the demo, by its name: one ends at once, one soon, and one never."""
+    name = Path(arguments[1]).stem
+    log.write_text(f"{name} says\n")
+    time.sleep({"a": 0.5, "c": 60}.get(name, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -11,11 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from several_processes import say_and_end
+from zofo.cli import main
 from zofo.demo import SCENES, Scene, run_demo
 from zofo.demo.scenes import FEW_WORDS, LONGEST, write_files
 from zofo.demo.side_by_side import Share, train_each
@@ -38,6 +41,36 @@ def small(scenes, model, rows):
 
 
 @pytest.fixture
+def runs_here(monkeypatch):
+    """Runs are made in this process, which has imported all of it; gives their arguments."""
+    module, given = sys.modules["zofo.demo.side_by_side"], []
+
+    class Here:
+        def __init__(self, target, args):
+            self.folder, self.arguments, self.log, _ = args
+            given.append(self.arguments)
+
+        def start(self):
+            with monkeypatch.context() as patched, self.log.open("w") as told:
+                patched.chdir(self.folder)
+                with (
+                    contextlib.redirect_stdout(told),
+                    contextlib.redirect_stderr(told),
+                    pytest.raises(SystemExit) as end,
+                ):
+                    main(self.arguments)
+            self.exitcode = end.value.code
+
+        def kill(self):
+            pass
+
+        join = kill
+
+    monkeypatch.setattr(module, "worker_context", lambda _: SimpleNamespace(Process=Here))
+    return given
+
+
+@pytest.fixture
 def demo(model_folder, data_dir, tmp_path):
     def run(folder, queries=24, scenes=None):
         with (tmp_path / "shown.txt").open("a", encoding="utf-8") as shown:
@@ -48,11 +81,11 @@ def demo(model_folder, data_dir, tmp_path):
     return run
 
 
-def test_shows_each_way_beside_what_one_would_use_otherwise(demo, tmp_path, children_here):
+def test_shows_each_way_beside_what_one_would_use_otherwise(demo, tmp_path, runs_here):
     result = demo(tmp_path / "runs" / "demo")
     summary = json.loads((result.folder / "summary.json").read_text())
     names = {row["name"] for scene in summary["scenes"] for row in scene["rows"]}
-    assert len(children_here) == len(names) == len(summary["settings"])  # what two scenes show is run once
+    assert len(runs_here) == len(names) == len(summary["settings"])  # what two scenes show is run once
     for scene, asked in zip(summary["scenes"], SCENES, strict=True):
         assert [row["name"] for row in scene["rows"]] == [one.name for one in asked.contenders]
         assert len(scene["verdicts"]) == sum(one.scored for one in asked.contenders)  # the memory, and each other way
@@ -75,7 +108,7 @@ def test_shows_each_way_beside_what_one_would_use_otherwise(demo, tmp_path, chil
 
 
 def test_what_fails_or_lacks_a_package_costs_the_others_nothing(
-    demo, model_folder, data_dir, tmp_path, children_here, capsys
+    demo, model_folder, data_dir, tmp_path, runs_here, capsys
 ):
     one = small(SCENES, model_folder, data_dir)[0].contenders[-1]
     wrong = dataclasses.replace(one, name="wrong", tree={**one.tree, "method": {"name": "mezzo"}})
@@ -122,9 +155,9 @@ def test_runs_twice_with_the_same_scores(demo, tmp_path):
 
 def test_two_at_a_time_are_shown_in_turn_and_end_with_the_demo(tmp_path, monkeypatch, capsys):
     """Plain processes in place of runs: the second one ends first, and a third one never does."""
-    code = "import sys, time; name = sys.argv[1]; print(name, 'says'); time.sleep({'a': 0.5, 'c': 60}.get(name, 0))"
     module = sys.modules["zofo.demo.side_by_side"]
-    monkeypatch.setattr(module, "python_command", lambda _, verb, file: [sys.executable, "-c", code, Path(file).stem])
+    monkeypatch.setattr(module, "_train", say_and_end)
+    monkeypatch.setattr(module, "LIBRARIES", ())
     monkeypatch.setattr(module.RunFolder, "open", lambda path: path.name)
     contenders = [dataclasses.replace(SCENES[0].contenders[0], name=name) for name in "abc"]
     shown = io.StringIO()

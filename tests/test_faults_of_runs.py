@@ -17,6 +17,7 @@ from conftest import READ, review_rows, with_soak, write_rows
 from zofo.embedded import cache_dir
 from zofo.errors import CheckpointError, DownloadError, OutOfMemoryError, RunError
 from zofo.export import compare_runs
+from zofo.studies import read_study
 from zofo.studies.process_pool import Workers
 from zofo.studies.result import Outcome
 from zofo.studies.store import Store
@@ -271,7 +272,7 @@ def test_processes_that_cannot_be_started_are_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr("zofo.studies.process_pool.ProcessPoolExecutor", refuse)
     with Workers(2, False) as workers, pytest.raises(RunError, match="/dev/shm") as raised:
-        list(workers.make([], Store(tmp_path)))
+        list(workers.make(read_study("least-squares").grid.final_runs[:1], Store(tmp_path)))
     assert "leave out --jobs" in raised.value.hint
 
 

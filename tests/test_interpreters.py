@@ -13,7 +13,7 @@ import pytest
 
 import zofo
 from zofo import interpreters
-from zofo.interpreters import python_command, safe_path
+from zofo.interpreters import LIBRARIES, python_command, safe_path, worker_context
 
 SOURCE = Path(zofo.__file__).parent
 MODULES = ("json", "random", "tempfile", "logging", "torch", "pip", "colorsys", "zofo", "transformers", "queue")
@@ -55,14 +55,36 @@ def test_python_path_is_left_to_the_user(hostile, monkeypatch, tmp_path):
 @pytest.mark.skipif(not interpreters._HAS_SAFE_PATH, reason="Python 3.10 has no PYTHONSAFEPATH")
 def test_a_pool_of_processes_imports_nothing_from_its_folder(hostile, monkeypatch):
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    with safe_path(), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        assert pool.submit(os.getpid).result() != os.getpid()
+    for context in (multiprocessing.get_context("spawn"), worker_context(())):
+        with safe_path(), ProcessPoolExecutor(1, context) as pool:
+            assert pool.submit(os.getpid).result() != os.getpid()
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+@pytest.mark.soak
+def test_what_is_imported_once_starts_no_threads_of_its_own():
+    """Those of OpenBLAS end in a fork and start again; others would be missing in it."""
+    imports = ", ".join(LIBRARIES)
+    command = python_command(f"import {imports}, os, sys, torch; print(*os.listdir('/proc/self/task'), os.getpid())")
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "4"}
+    threads, own = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    assert threads == own
+
+
+@pytest.mark.skipif(not interpreters._HAS_SAFE_PATH, reason="Python 3.10 has no PYTHONSAFEPATH")
+@pytest.mark.parametrize(
+    ("platform", "accelerator", "how"),
+    [("linux", False, "forkserver"), ("linux", True, "spawn"), ("darwin", False, "spawn")],
+)
+def test_processes_are_forked_where_that_is_safe(monkeypatch, platform, accelerator, how):
+    monkeypatch.setattr("sys.platform", platform)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda *_: accelerator)
+    assert worker_context(()).get_start_method() == how
 
 
 @pytest.mark.promise(12)
 def test_every_interpreter_is_started_so():
-    starters = {"subprocess.run", "subprocess.Popen", "ProcessPoolExecutor", "multiprocessing.Process"}
+    starters = {"subprocess.run", "subprocess.Popen", "ProcessPoolExecutor", "worker_context"}
     for path in SOURCE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)}

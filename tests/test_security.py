@@ -82,6 +82,7 @@ LOADERS = {"Loader", "UnsafeLoader", "FullLoader", "CLoader", "CFullLoader", "CU
 ALLOWED = {  # the package's own modules, by its own list; plugins are installed packages that say that they are ones
     ("zofo/__init__.py", "importlib.import_module"),
     ("zofo/plugins.py", "importlib.import_module"),
+    ("zofo/demo/side_by_side.py", "runpy.run_module"),  # zofo itself, as `python -m zofo`
     ("zofo/models/quantization.py", "importlib.import_module"),  # two packages, by names that it holds itself
     ("zofo/objectives/packaged_rewards.py", "importlib.import_module"),  # libraries of rewards, by names that it holds
     ("zofo/objectives/reward_files.py", "importlib.util.spec_from_file_location"),  # a file that --reward names

@@ -5,10 +5,15 @@ A `json.py` or `torch.py` that lies there, as in somebody's archive of data, wou
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import Any
 
 _HAS_SAFE_PATH = sys.version_info >= (3, 11)  # the option -P, and PYTHONSAFEPATH
 
@@ -32,3 +37,46 @@ def safe_path() -> Iterator[None]:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+LIBRARIES = ("zofo.training", "peft", "transformers.modeling_utils")
+"""What a run of a language model imports, which takes six seconds of a processor."""
+
+
+def worker_context(imports: Sequence[str]) -> ForkServerContext | SpawnContext:
+    """How processes that make runs are started: from one that has imported what they need, once for all of them.
+
+    That process only imports, so it has no threads that a fork would lose but those of OpenBLAS, which starts them
+    again. Some libraries ask an accelerator what it is while they are imported, and a fork could not use it then: where
+    there is one, elsewhere than on Linux, and before Python 3.11, which has no safe path, every process begins anew.
+
+    Args:
+        imports: names of modules; the first call that names any decides for this process.
+    """
+    import torch
+
+    if sys.platform != "linux" or not _HAS_SAFE_PATH or torch.accelerator.is_available():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(imports))
+    with safe_path():
+        forkserver.ensure_running()
+    return context
+
+
+def begin_worker(threads: int) -> None:
+    """What such a process does first: it leaves Ctrl-C to its parent, and does not outlive it."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)

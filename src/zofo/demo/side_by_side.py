@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import runpy
 import sys
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from zofo.demo.scenes import DemoRun
-from zofo.interpreters import python_command
+from zofo.interpreters import LIBRARIES, begin_worker, safe_path, worker_context
 from zofo.training import RunFolder
 
 _ROOM = 4 << 30  # bytes of free memory, for two runs at a time
@@ -85,7 +86,7 @@ def train_each(
 class _Child:
     """A process that trains, and the files beside its run: its configuration, and what it says."""
 
-    process: subprocess.Popen[bytes]
+    process: BaseProcess
     file: Path
     log: Path
     seen: int = 0
@@ -99,16 +100,17 @@ class _Child:
         file, log = (folder / f"{contender.name}.{kind}" for kind in ("yaml", "log"))
         file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
         options = [option for reward in contender.rewards for option in ("--reward", reward)]
-        command = python_command("from zofo.cli import main; main()", "train", str(file), *options)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with log.open("wb") as told:
-            process = subprocess.Popen(command, cwd=folder, stdout=told, stderr=subprocess.STDOUT, env=environment)
+        log.touch()
+        given = (folder, ["train", str(file), *options], log, threads)
+        process = worker_context(LIBRARIES).Process(target=_train, args=given)
+        with safe_path():
+            process.start()
         return cls(process, file, log)
 
     @property
     def code(self) -> int | None:
         """With which it ended; None while it goes on."""
-        return self.process.poll()
+        return self.process.exitcode
 
     def news(self, over: bool) -> str:
         """What it has said since the last time, as far as its last whole line unless it is over."""
@@ -122,6 +124,17 @@ class _Child:
     def end(self) -> None:
         """End it where it goes on, and remove the files beside its run."""
         self.process.kill()
-        self.process.wait()
+        self.process.join()
         for path in (self.file, self.log):
             path.unlink(missing_ok=True)
+
+
+def _train(folder: Path, arguments: Sequence[str], log: Path, threads: int) -> None:
+    """What such a process does: `zofo train`, in the folder of the demo."""
+    with log.open("ab") as told:
+        for stream in (1, 2):
+            os.dup2(told.fileno(), stream)
+    os.chdir(folder)
+    begin_worker(threads)
+    sys.argv[1:] = arguments
+    runpy.run_module("zofo", run_name="__main__")

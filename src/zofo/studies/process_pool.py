@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,10 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from zofo.errors import NonFiniteError, RunError, ZofoError
-from zofo.interpreters import safe_path
+from zofo.interpreters import begin_worker, safe_path, worker_context
 from zofo.studies.grid import execution_of
 from zofo.studies.result import Outcome, made_from
 from zofo.studies.store import Store
@@ -82,6 +78,8 @@ class Workers:
             RunError: a process died.
             Interrupted: the process was asked to stop.
         """
+        if not runs:
+            return
         given = [(run.tree, str(store.room_for(run)), self._remote_code) for run in runs]
         if self._jobs == 1:
             for run, what in zip(runs, given, strict=True):
@@ -92,9 +90,10 @@ class Workers:
         if self._pool is None:
             self._opened.enter_context(safe_path())
             threads = max(1, (os.cpu_count() or 1) // self._jobs)
-            context = multiprocessing.get_context("spawn")
+            imports = {name for run in runs for name in run.execution.libraries}
             with _starting():
-                self._pool = ProcessPoolExecutor(self._jobs, context, initializer=_begin, initargs=(threads,))
+                context = worker_context(sorted(imports))
+                self._pool = ProcessPoolExecutor(self._jobs, context, initializer=begin_worker, initargs=(threads,))
         with _starting():
             waiting = {self._pool.submit(perform, *what): run for run, what in zip(runs, given, strict=True)}
         for done in as_completed(waiting):
@@ -113,22 +112,8 @@ def _starting() -> Iterator[None]:
     """What keeps the system from starting processes is said; their locks are in shared memory, which may be missing."""
     try:
         yield
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, EOFError) as error:
         raise RunError(
             f"cannot start processes for several runs at a time: {error} (see also whether /dev/shm can be written)",
             "leave out --jobs: runs are then made one after the other, in this process",
         ) from error
-
-
-def _begin(threads: int) -> None:
-    """What a new process does first: it leaves Ctrl-C to its parent, and does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)

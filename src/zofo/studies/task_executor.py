@@ -13,6 +13,7 @@ from typing import Any
 from zofo.config import parse_model
 from zofo.errors import DataError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts
+from zofo.interpreters import LIBRARIES
 from zofo.methods import METHODS, Method
 from zofo.models import LoadedModel, check_known_model
 from zofo.objectives import OBJECTIVES
@@ -29,6 +30,8 @@ _INNER_POINTS = 50  # of the curve of an inner problem
 
 class TaskRuns(Executor):
     """A run is a run folder of `zofo train`."""
+
+    libraries = (*Executor.libraries, *LIBRARIES)
 
     def config(self, tree: Mapping[str, Any]) -> RunConfig:
         return parse_model(RunConfig, dict(tree))

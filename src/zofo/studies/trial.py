@@ -134,6 +134,9 @@ class Executor(ABC):
     model's repository to run its own code.
     """
 
+    libraries: tuple[str, ...] = ("zofo.studies.process_pool",)
+    """What is imported once for all processes that make runs."""
+
     @abstractmethod
     def config(self, tree: Mapping[str, Any]) -> Config:
         """The complete configuration that a tree stands for; raises ConfigError for what is wrong with it."""
