@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import string
 import unicodedata
@@ -95,6 +96,7 @@ def _squad(predictions: Sequence[str], answers: Sequence[Sequence[str]], which: 
     return sum(values) / len(values)
 
 
+@functools.lru_cache(1 << 16)  # an interval by resampling compares the same texts a thousand times
 def _squad_pair(prediction: str, answer: str, which: str) -> float:
     from torchmetrics.functional.text.squad import squad
 
