@@ -561,17 +561,16 @@ def test_rows_that_influence_one_another_only_where_there_are_many_are_refused_a
     assert torch.equal(module.l.weight, before)
 
 
-def test_a_score_of_all_examples_of_a_point_can_be_asked_of_several_points_at_once():
-    def of_all(model, batch):  # as F1 is: each example has what its point's eight have
-        of_each = loss(model, batch)
-        return of_each.unflatten(0, (-1, min(8, len(of_each)))).mean(dim=1).repeat_interleave(min(8, len(of_each)))
-
-    points, batch = [Displacement({Key(1, 1): size}) for size in (0.5, -0.5)], randn(8, 6)
-    evaluators = [build(name, seeded(lambda: nn.Linear(6, 4))) for name in ("in-forward", "in-place")]
-    evaluators[0].check([(loss, batch)])
-    together, one_by_one = (evaluator.losses(of_all, batch, points) for evaluator in evaluators)
-    torch.testing.assert_close(together, one_by_one)
-    assert (together[0] - together[1]).abs().min() > 1e-3
+@pytest.mark.parametrize("influenced", [False, True])
+def test_many_rows_are_compared_by_what_was_checked_and_not_by_a_reward(influenced):
+    """F1 is of all rows of a point, and greedy answers turn over by rounding: neither says that rows mix."""
+    function = in_large_batches if influenced else lambda m, x: m.l(x)
+    evaluator = build("in-forward", seeded(lambda: Module(function, l=nn.Linear(6, 6))))
+    evaluator.check([(loss, randn(8, 6))])
+    points = [Displacement({Key(1, 1): size}) for size in (0.5, -0.5)]
+    with pytest.raises(EvaluatorError, match="rows share a batch: among 32") if influenced else nullcontext():
+        scores = evaluator.losses(lambda m, x: loss(m, x) * 0 + len(x), randn(16, 6), points)
+        assert scores.eq(32).all()
 
 
 @pytest.mark.parametrize(("share", "refused"), [(1.0, True), (0.0, False)])

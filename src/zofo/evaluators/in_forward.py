@@ -113,6 +113,7 @@ class InForward(Evaluator):
         self._noise = backbone.noise
         self._uncarried = uncarried
         self._checked_now: ForwardCheck | None = None
+        self._checked: list[Objective] = []
         self._tried: int | None = None  # the most rows that were compared with some alone; None before a check
         self._layout = Layout()
         self.per_point, self.below = PerPointModules(), LayersBelow()
@@ -190,7 +191,7 @@ class InForward(Evaluator):
             self.counts.forwards = forwards + 1
         if not self._checking and self._tried is not None and losses.numel() > self._tried:
             forwards, self._tried = self.counts.forwards, losses.numel()
-            with aside():
+            with aside(), without_trace(self.model):
                 self._try_alone(objective, batch, points, losses)
             self.counts.forwards = forwards
         return losses
@@ -199,7 +200,7 @@ class InForward(Evaluator):
         """Losses after a check of this batch. What its first examples do not show is run once for each point."""
         while True:
             with aside():
-                self.check([(objective, batch)])
+                self._check_all([(objective, batch)])
             try:
                 return self._carried(objective, batch, points)
             except NotSeen as error:
@@ -209,31 +210,24 @@ class InForward(Evaluator):
     def _try_alone(self, objective: Objective, batch: Any, points: Sequence[Point], losses: torch.Tensor) -> None:
         """The first and the last of more rows than were tried before must be as alone: room for rows may end.
 
-        Or as with the other examples of its point, since an objective may be of all of them, as F1 is.
+        A reward differs by more than rounding where two tokens are equally likely, so that what was checked is asked.
 
         Raises:
             EvaluatorError: they are not.
         """
-        last = batch_protocol.size(batch)
-        for place, example in ((0, 0), (len(points) - 1, last - 1)):
-            for begin, end in ((example, example + 1), (0, last)):
-                point = batch_protocol.points_of_part([points[place]], begin, end)
-                with without_trace(self.model):
-                    alone = self._carried(objective, batch_protocol.part(batch, begin, end), point)
-                apart = float((losses[place, begin:end] - alone[0]).abs().max())
-                limit = agreement((), number_types(self.model))
-                if only_rounding(apart, limit, points, losses, lambda at: self._nudged(objective, batch, at)):
-                    break
-            else:
+        if self._checked and objective not in self._checked:
+            objective = self._checked[0]
+            losses = self._carried(objective, batch, points)
+        for place, example in ((0, 0), (len(points) - 1, batch_protocol.size(batch) - 1)):
+            point = batch_protocol.points_of_part([points[place]], example, example + 1)
+            alone = self._carried(objective, batch_protocol.part(batch, example, example + 1), point)
+            apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), number_types(self.model))
+            if not only_rounding(apart, limit, points, losses, lambda at: self._again(objective, batch, at, True)):
                 raise EvaluatorError(
                     f"the model's losses depend on which rows share a batch: among {losses.numel()}, one is another "
-                    "than at its point alone, so points cannot share a forward",
+                    "than alone, so points cannot share a forward",
                     IN_PLACE,
                 )
-
-    def _nudged(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
-        with without_trace(self.model):
-            return self._again(objective, batch, points, held=True)
 
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         dtype = torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32
@@ -321,6 +315,10 @@ class InForward(Evaluator):
         Raises:
             EvaluatorError: a selected tensor is used in a way that cannot carry a term, or the losses differ.
         """
+        self._checked = [objective for objective, _ in asks]
+        self._check_all(asks)
+
+    def _check_all(self, asks: Sequence[LossRequest]) -> None:
         for objective, batch in asks:
             part = batch_protocol.part(batch, 0, min(2, batch_protocol.size(batch)))
             while True:
