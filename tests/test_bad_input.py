@@ -79,6 +79,14 @@ def write_task(path, **changes):
         ("method.inner_step=3", "method.inner_step: unknown key", "did you mean 'inner_steps'?"),
         ("method.rule.lrr=3", "method.rule.lrr: not an option of the rule 'sgd'", "did you mean 'lr'?"),
         ("training.step=3", "training.step: unknown key", "did you mean 'steps'?"),
+        ("task.num_train=512", "task.num_train: unknown key", "did you mean 'split_sizes'?"),
+        ("task.ntrain=512", "task.ntrain: unknown key", "known: name"),
+        (
+            "training.steps=1_0",
+            "'training.steps=1_0': the value is not YAML that can be read: 1_0 is the number 10",
+            "",
+        ),
+        ("training.steps=[1,\t2", "'training.steps=[1,\\t2': the value is not YAML", "quote it"),
         ("trainig.steps=3", "trainig: unknown key", "did you mean 'training'?"),
         ("training.steps=0", "training.steps: Input should be greater than or equal to 1, got 0", ""),
         ("model.dtype=float8", "model.dtype: Input should be 'float32'", ""),
@@ -100,6 +108,9 @@ def test_unknown_names_and_keys_of_a_file(refused, given, tmp_path):
         ("method: {rule: {name: momentun}}", "run.yaml: unknown rule 'momentun'. Did you mean 'momentum'?", "sgd"),
         ("- a list", "run.yaml: a configuration is a mapping", ""),
         ("a: [", "run.yaml: not YAML", ""),
+        ("training: {steps: 1_0}", "run.yaml: not YAML: 1_0 is the number 10 to YAML: write it so", ""),
+        ("training: {warmup_steps: 1_0.5}", "run.yaml: not YAML: 1_0.5 is the number 10.5 to YAML: write it so", ""),
+        ("training:\n\tsteps: 3", "run.yaml: not YAML: line 2, column 1 holds a tab: YAML indents by spaces", ""),
     ):
         file.write_text(text, encoding="utf-8")
         shown = refused("train", file.name, *given)

@@ -13,8 +13,8 @@ from test_treatment import configured  # noqa: F401  # a fixture
 from zofo.errors import Interrupted
 from zofo.evaluators import Counts
 from zofo.methods import StepLog
-from zofo.training import train
-from zofo.training.divergence import DivergenceWarning
+from zofo.training import read_config, train
+from zofo.training.divergence import DivergenceWarning, default_rates
 
 
 def said(losses, method=None):
@@ -37,6 +37,32 @@ def test_a_loss_that_leaves_is_named_with_the_rate_to_lower():
     assert steps == 5
     text, _ = said([0.7, *[9.0] * 9], {"lr": 1.0, "lr_lower": 0.4, "rule": {"lr": None}})
     assert "method.lr=0.25 method.lr_lower=0.1" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        (
+            {"name": "mezo", "lr": 1e9},
+            "try method.rule.lr=5e-05; zofo tune lr finds the largest stable rate of method=mezo",
+        ),
+        ({"name": "mezo", "lr": 4e-4}, "try method.rule.lr=0.0001; zofo tune lr"),
+        ({"name": "mezo", "rule": {"name": "momentum", "lr": 1e9}}, "try method.rule.lr=0.0001; zofo tune lr"),
+        ({"name": "first-order", "lr": 1e9}, "try method.lr=0.001"),
+        ({"name": "first-order", "parameters": "all", "lr": 1e9}, "try method.lr=1e-05"),
+        ({"name": "bilevel", "lr_lower": 1e9}, "method.lr_lower=0.001 method.lr_adapter=0.00025"),
+    ],
+)
+def test_an_absurd_rate_gives_way_to_the_default_and_the_method_is_named(method, advice):
+    config = read_config(model="smollm2-135m", method=method).method
+    tuned = config.name if getattr(config, "one_rate", False) else None
+    found = []
+    watching = DivergenceWarning(found.append, config.model_dump(), None, default_rates(config), tuned)
+    for number in range(9):
+        watching.after_step(number, StepLog(0.7 if not number else 9.0, Counts()))
+    assert advice in found[0]
+    assert ("tune lr" in found[0]) == (config.name == "mezo")
+    assert all(("tune lr" in line) == (config.name == "mezo") for line in watching.conclusions())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +94,7 @@ def test_a_run_says_it(configured):  # noqa: F811
     method = {"name": "mezo", "batch_size": 8, "rule": {"lr": 0.3}}
     text = shown(configured("run", method, steps=12, treatment_steps=None))
     assert text.count("training diverges") == text.count("training diverged") == 1
-    assert "method.rule.lr=0.075" in text.splitlines()[-1]  # again, where it can be seen
+    assert "method.rule.lr=5e-05" in text.splitlines()[-1]  # the default, again, where it can be seen
 
 
 @pytest.mark.parametrize(

@@ -232,8 +232,10 @@ def test_a_run_whose_own_files_were_edited_is_refused(place, tmp_path, file, cha
         lambda: export_run(tmp_path / "ended", "patch", tmp_path / "patch"),
         lambda: compare_runs(tmp_path / "ended", place / "ended"),
     ):
-        with pytest.raises(RunError, match=f"{file}' was changed since the run began: {named}"):
+        with pytest.raises(RunError, match=f"{file}' was changed since the run began: {named}") as refused:
             use()
+        verbs = ("eval",) if file == "task.yaml" else ("eval", "predict", "chat", "export", "train")
+        assert all(verb in refused.value.hint for verb in verbs)
 
 
 # a run is the folder that holds it

@@ -131,7 +131,7 @@ def test_a_reward_that_is_the_same_for_all_keeps_nothing(configured):  # noqa: F
     config = configured("flat", SELECT, steps=2, treatment_steps=None)
     run = train(config, console, reward=lambda example, prediction: 0.5)
     assert "all 8 members have the same reward: nothing is kept" in console.file.getvalue()
-    assert run.summary["selection"] == {"members": 8, "kept": 0, "mean_loss": -0.5}
+    assert run.summary["selection"] == {"members": 8, "kept": 0, "mean_reward": 0.5}
     assert [line["ties"] for line in lines_of(run, "step")] == [1.0, 1.0]
 
 

@@ -48,7 +48,7 @@ def test_theta_steps_as_with_a_gradient_and_p_follows_the_penaltys_term_alone():
     expected = -0.1 * 2.0 * (start.w["adapter"] - start.lower_solution(start.theta))
     assert torch.allclose(model.w["adapter"], expected)
     assert not torch.allclose(usual.w["adapter"], expected)
-    assert other.coefficients["loss_upper"] == pytest.approx(log.coefficients["loss_upper"], abs=1e-3)
+    assert -other.coefficients["upper_score"] == pytest.approx(log.coefficients["loss_upper"], abs=1e-3)
     assert other.coefficients["ties_upper"] == 0.0
     assert other.counts.queries == method.queries_per_step == log.counts.queries - 2
 
@@ -58,7 +58,7 @@ def test_a_surrogate_stands_for_it_in_the_step_on_p():
     model, _, log = stepped(upper_objective="accuracy", upper_surrogate=True)
     for one in ("adapter", "lower_adapter"):
         assert torch.equal(model.w[one], usual.w[one])
-    assert {"loss_upper", "loss_surrogate"} <= log.coefficients.keys()
+    assert {"upper_score", "loss_surrogate"} <= log.coefficients.keys()
 
 
 @pytest.mark.parametrize("surrogate", [False, True])
@@ -66,8 +66,8 @@ def test_a_run_maximises_a_score_above_a_loss(configured, surrogate):  # noqa: F
     method = {"name": "bilevel", "inner_steps": 1, "upper_objective": "accuracy", "upper_surrogate": surrogate}
     run = train(configured("run", {**method, "estimator": {"epsilon": 1e-2}}, steps=2, treatment_steps=None))
     lines = lines_of(run, "step")
-    assert all(-1 <= line["loss_upper"] <= 0 for line in lines)
-    assert all(line["loss"] == line["loss_upper"] and 0 <= line["ties_upper"] <= 1 for line in lines)
+    assert all(0 <= line["upper_reward"] <= 1 for line in lines)
+    assert all(line["loss"] == -line["upper_reward"] and 0 <= line["ties_upper"] <= 1 for line in lines)
     assert lines[0]["loss_lower"] > 0
     assert run.summary["queries"] == 2 * 4 * (1 + (2 if surrogate else 1) + 3 * 2)
 
@@ -86,7 +86,7 @@ def test_a_function_is_asked_of_d_f_alone(configured):  # noqa: F811
     assert not config.output_dir.exists()
     run = train(config, reward=reward)
     assert 0 < len(set(asked)) <= 8 + 2  # a third of 24 rows, and two for the check
-    assert all(-0.25 <= line["loss_upper"] <= 0 for line in lines_of(run, "step"))
+    assert all(0 <= line["upper_reward"] <= 0.25 for line in lines_of(run, "step"))
 
 
 def test_what_has_no_meaning_is_refused(configured):  # noqa: F811
@@ -155,7 +155,7 @@ def test_generated_answers_of_a_chat_model_move_theta_above_a_loss(model_folder,
     run = train(config, reward=letters)
     steps = lines_of(run, "step")
     assert any(line["ties_upper"] < 1 for line in steps)
-    assert all(line["reward_letters"] >= 0 and line["loss_upper"] <= 0 for line in steps)
+    assert all(line["reward_letters"] >= 0 and line["upper_reward"] >= 0 for line in steps)
     assert run.summary["before_after"]["reward"][0] > 0
     assert any(len(update.displacement) for update in Trajectory.read(run.trajectory).updates)
     assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], rel=1e-5)

@@ -60,9 +60,11 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
     run = train(configured("vote", method, steps=2, treatment_steps=None), console, reward=reward)
     assert "for the 80 queries of this run" in console.file.getvalue()
     found = run.summary["selection"]
-    assert found["gate_loss_kept"] < found["gate_loss_untrained"]
+    assert found["gate_reward_kept"] > found["gate_reward_untrained"]
     assert (found["kept"], run.summary["queries"]) == (3, 2 * 6 * 4 + 4 * 8)
-    losses = {(s["step"], i): s[f"member_loss_{i}"] for s in lines_of(run, "step") for i in range(6)}
+    losses = {(s["step"], i): -s[f"member_reward_{i}"] for s in lines_of(run, "step") for i in range(6)}
+    assert found["best_reward"] == -min(losses.values())
+    assert not [name for line in (found, *lines_of(run, "step")) for name in line if "loss" in name]
     best = sorted(losses, key=lambda one: (losses[one], one))[:3]
     seed = run.config.training.seed
     content = json.loads((run.path / VOTE).read_text(encoding="utf-8"))["members"]
@@ -129,7 +131,9 @@ def test_texts_are_voted_for_and_a_gate_may_keep_none(generating, tmp_path):  # 
     shut = train(read_config(**gated), reward=lambda example, text: float(len(text) % 3))
     found = shut.summary["selection"]
     assert (
-        (found["kept"] == 3) == (found["gate_loss_kept"] < found["gate_loss_untrained"]) == (shut.path / VOTE).exists()
+        (found["kept"] == 3)
+        == (found["gate_reward_kept"] > found["gate_reward_untrained"])
+        == (shut.path / VOTE).exists()
     )
 
 

@@ -264,6 +264,7 @@ _OTHER_WORDS = {
     "per_device_train_batch_size": "batch_size",
     "per_device_eval_batch_size": "eval_batch_size",
     "eps": "epsilon",
+    **dict.fromkeys(("num_train", "num_dev", "num_eval"), "split_sizes"),
 }
 """Keys as other trainers call them."""
 
@@ -281,7 +282,7 @@ def _guess(place: str, known: Iterable[str], homes: Mapping[str, str] = MappingP
     key = _OTHER_WORDS.get(key, key)
     if key not in names and key in homes:
         return f"did you mean {homes[key]!r}?"
-    near = nearest(key, names)
+    near = nearest(key, names, 0.6)
     return f"did you mean {near!r}?" if near else f"known: {', '.join(names) or 'none'}"
 
 

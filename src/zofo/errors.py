@@ -224,9 +224,9 @@ def of_system(error: BaseException) -> ZofoError | None:
     )
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
+def nearest(name: str, known: Iterable[str], alike: float = 0.5) -> str | None:
     """The known name nearest to `name`, or None when nothing is near."""
-    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=alike)
     return matches[0] if matches else None
 
 

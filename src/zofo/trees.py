@@ -95,7 +95,8 @@ def parse_override(override: str, example: str = _EXAMPLE) -> tuple[list[str], A
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if template:  # one that begins with a quotation
             return keys, text
-        reason = f" that can be read: {error}" if type(error) is ValueError else ""
+        tab = _about_tab(error)
+        reason = f" that can be read: {tab or error}" if tab or type(error) is ValueError else ""
         raise ConfigError(
             f"{override!r}: the value is not YAML{reason}", "quote it, for example \"method.trainable=['*.29.*']\""
         ) from error
@@ -154,7 +155,15 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2020-99-99 is a ValueError
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path}: not YAML: {_about_tab(error) or ' '.join(str(error).split())}") from error
+
+
+def _about_tab(error: Exception) -> str | None:
+    """Where a tab stands in place of spaces, if that is what is wrong."""
+    if not isinstance(error, yaml.MarkedYAMLError) or "'\\t'" not in (error.problem or "") or not error.problem_mark:
+        return None
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1} holds a tab: YAML indents by spaces, put some in its place"
 
 
 def parse_yaml(text: str) -> Any:
@@ -233,10 +242,13 @@ _READ_OTHERWISE = re.compile(r"[\t!?\ufeff]|[|>][-+\d]*#")
 
 
 def _check_plain_number(number: str) -> None:
-    """ValueError for a number that YAML 1.1 reads otherwise than people do: in base 60 or 8, or as 0."""
+    """ValueError for a number that YAML 1.1 reads otherwise than people do: in base 60 or 8, without `_`, or as 0."""
     base = "base 60" if ":" in number else "base 8" if re.fullmatch(r"[-+]?0[0-7_]+", number) else None
     if base:
         raise ValueError(f"{number} is a number in {base} to YAML: write it in quotes, or another way")
+    if "_" in number:
+        plain = number.replace("_", "")
+        raise ValueError(f"{number} is the number {plain} to YAML: write it so, or in quotes where it is a text")
     if is_lost(number):
         raise ValueError(f"{number} is too small a number, which would be read as 0")
 

@@ -146,7 +146,8 @@ class Select(ForwardOnly):
             gate = {name: value for name, value in self._found.items() if name.startswith("gate_loss")}
             coefficients |= {name: value for name, value in gate.items() if value is not None}
         self._losses |= members
-        return StepLog(math.fsum(finite) / len(finite), self.counts - before, coefficients, update)
+        told = _as_told(self._named, coefficients)
+        return StepLog(math.fsum(finite) / len(finite), self.counts - before, told, update)
 
     def _conclude(self, losses: Mapping[Member, float]) -> Update | None:
         """Weigh the best members, ask the gate, and move if it says so."""
@@ -265,7 +266,7 @@ class Select(ForwardOnly):
             )
 
     def summary(self) -> dict[str, Any]:
-        return {"selection": self._found} if self._found else {}
+        return {"selection": _as_told(self._named, self._found)} if self._found else {}
 
     def conclusions(self) -> list[str]:
         """What was kept, or why nothing was."""
@@ -326,3 +327,11 @@ def _check_rule(config: SelectConfig) -> None:
             f"method=select keeps a displacement, and {what}",
             f"set method.rule.{option}=0" if decay else "set method.rule=sgd",
         )
+
+
+def _as_told(named: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found, as logs have it: losses that are minus a reward or score under its name, as what they say."""
+    if named == "loss":
+        return dict(found)
+    scores = {name: 0.0 - value for name, value in found.items() if "loss" in name and value is not None}
+    return {name.replace("loss", named): scores.get(name, value) for name, value in found.items()}

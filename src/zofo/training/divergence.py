@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from zofo.backbone import Backbone, Update
-from zofo.methods import StepLog
+from zofo.config import parse_model
+from zofo.errors import ConfigError
+from zofo.methods import MethodConfig, StepLog
 from zofo.training.callbacks import Callback
 from zofo.training.run_logs import loss_of_step
 from zofo.trees import get_by_path
@@ -22,6 +25,8 @@ _BROKEN = 3.0  # times the first loss: higher ones after it are no measure of th
 _FAR = 0.5  # as a share of their length, that weights have moved when steps were certainly too large
 _LESS = "lower what the steps are multiplied by"
 _LOWER = 4.0  # what a rate that diverges is divided by: the advice of `zofo tune lr`
+_ABSURD = 100.0  # times the default, from which on the default is advised
+_RATES = ("rule.lr", "lr", "lr_full", "lr_lower", "lr_adapter")
 
 
 class _Alarm(Callback):
@@ -33,6 +38,20 @@ class _Alarm(Callback):
 
     def conclusions(self) -> list[str]:
         return self._said
+
+
+def default_rates(method: MethodConfig) -> dict[str, Any]:
+    """The options of a method with the learning rates that it has by default; none where it needs one."""
+    given = method.model_dump(exclude_unset=True)
+    for key in _RATES:
+        *group, name = key.split(".")
+        below = given.get(group[0]) if group else given
+        if isinstance(below, dict):
+            below.pop(name, None)
+    try:
+        return parse_model(type(method), given).model_dump()
+    except ConfigError:
+        return {}
 
 
 class DivergenceWarning(_Alarm):
@@ -47,15 +66,23 @@ class DivergenceWarning(_Alarm):
 
     Args:
         options: of the method, by which its rates are found.
+        defaults: the same with the rates by default: one is advised where a rate is more than 100 times as high.
+        tuned: the method, where `zofo tune lr` finds its rate.
         backbone: whose weights zeroth-order steps move, as they are before the first step; None where they move an
             adapter or nothing, or masked, or by updates that are no displacements.
     """
 
     def __init__(
-        self, warn: Callable[[str], None], options: Mapping[str, Any], backbone: Backbone | None = None
+        self,
+        warn: Callable[[str], None],
+        options: Mapping[str, Any],
+        backbone: Backbone | None = None,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+        tuned: str | None = None,
     ) -> None:
         super().__init__(warn)
-        self._options = options
+        self._options, self._defaults = options, defaults
+        self._tune = "" if tuned is None else f"; zofo tune lr finds the largest stable rate of method={tuned}"
         self._first: list[float] = []
         self._last: list[float] = []
         self._moved, self._length, self._size = 0.0, 0.0, 0
@@ -104,17 +131,19 @@ class DivergenceWarning(_Alarm):
         return None
 
     def _say(self, what: str) -> None:
-        lower, tune = self._lower(), "zofo tune lr finds the largest stable rate of mezo"
-        stop = f"Stop it with Ctrl-C and try {lower}; {tune}"
+        lower = self._lower()
+        stop = f"Stop it with Ctrl-C and try {lower}{self._tune}"
         self._warn(f"training diverges: {what}. {stop if lower else f'Stop it, and {_LESS}'}")
-        again = f"try {lower}; {tune}" if lower else _LESS
+        again = f"try {lower}{self._tune}" if lower else _LESS
         self._said = [f"warning: training diverged: {what}; {again}"]
 
     def _lower(self) -> str:
-        """What to type: each rate, divided by four; "" where there is none."""
-        rates = {key: get_by_path(self._options, key) for key in ("rule.lr", "lr", "lr_full", "lr_lower", "lr_adapter")}
+        """What to type: each rate, divided by four, or the default of an absurd one; "" where there is none."""
+        rates = {key: get_by_path(self._options, key) for key in _RATES}
         known = {key: rate for key, rate in rates.items() if isinstance(rate, int | float) and rate > 0}
-        return " ".join(f"method.{key}={rate / _LOWER:.2g}" for key, rate in known.items())
+        usual = {key: get_by_path(self._defaults, key) or math.inf for key in known}
+        lower = {key: usual[key] if rate > _ABSURD * usual[key] else rate / _LOWER for key, rate in known.items()}
+        return " ".join(f"method.{key}={rate:.2g}" for key, rate in lower.items())
 
 
 class TiesWarning(_Alarm):

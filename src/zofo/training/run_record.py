@@ -119,8 +119,9 @@ class RunRecord:
         for key, (new, old) in differences(now, was):
             raise RunError(
                 f"{str(file)!r} was changed since the run began: {key} was {old!r}, and is {new!r}",
-                f"set {key} back there; to use it otherwise type zofo eval {shlex.quote(str(self.path))} {key}=..., or "
-                "train a new run with output_dir=",
+                f"set {key} back there; zofo eval {shlex.quote(str(self.path))} {key}=... scores it otherwise, zofo "
+                "predict, chat and export take options (--help), and zofo train "
+                f"{shlex.quote(str(file))} output_dir=NEW trains anew",
             )
         return found
 

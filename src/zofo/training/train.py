@@ -39,7 +39,7 @@ from zofo.training.data_module import (
     reward_trial,
     training_context,
 )
-from zofo.training.divergence import DivergenceWarning, TiesWarning
+from zofo.training.divergence import DivergenceWarning, TiesWarning, default_rates
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, say, working
@@ -248,7 +248,10 @@ class _Alarms:
     def __init__(self, config: RunConfig, method: Method, warn: Callable[[str], None]) -> None:
         header, linear = method.replay_header(), method.rule is None or method.rule.linear
         own = None if "adapter" in header or header.get("mask") or not linear else method.backbone
-        self._ties, self._diverging = TiesWarning(warn), DivergenceWarning(warn, config.method.model_dump(), own)
+        asked = config.method
+        tuned = asked.name if getattr(asked, "one_rate", False) else None
+        self._ties = TiesWarning(warn)
+        self._diverging = DivergenceWarning(warn, asked.model_dump(), own, default_rates(asked), tuned)
 
     def begin(self, folder: RunFolder, trajectory: int | None) -> list[Callback]:
         """Go on with what the logs hold of the steps before, and so many bytes of the trajectory."""

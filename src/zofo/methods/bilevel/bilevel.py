@@ -229,6 +229,8 @@ class Bilevel(Method):
         pair.step_adapter(rate)
         coefficients |= found
         loss = coefficients.get("loss_upper", f_lower)  # without any step for it, it is not known
+        if upper.log_ties and "loss_upper" in coefficients:
+            coefficients[f"upper_{upper.called}"] = 0.0 - coefficients.pop("loss_upper")
         return StepLog(loss, self.counts - before, coefficients, update, self._theta.sgd_rate(rate))
 
     def check(self) -> None:
