@@ -13,15 +13,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 import pytest
-import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from promises import (  # noqa: F401  # pytest's hooks, and a fixture
     pytest_addoption,
@@ -31,15 +29,20 @@ from promises import (  # noqa: F401  # pytest's hooks, and a fixture
     tries,
 )
 
+if TYPE_CHECKING:  # the process of `pytest -n` that hands out the tests reads this file, and needs no torch
+    import transformers
+
 logging.getLogger().addHandler(logging.NullHandler())  # as pytest's own handlers: no record goes to standard error
 os.fsync = os.fstat  # no test cuts the power, and a disk takes 5 ms; processes that tests start sync for real
 gc.set_threshold(20_000, 20, 100)  # at Python's own pace, collections take an eighth of the time of tiny runs
-torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish():
     """What was imported stays; without this each full collection of garbage walks through all of it."""
+    import torch
+
+    torch.set_num_threads(1)  # tiny tensors: threads that wait for each other cost more than they bring
     gc.collect()
     gc.freeze()
 
@@ -63,6 +66,8 @@ def with_soak(values, quick):
 
 
 def tiny_config(kind: str, vocabulary: int, positions: int = 64) -> transformers.PretrainedConfig:
+    import transformers
+
     common = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     llama_like = {
         **common,
@@ -128,7 +133,7 @@ def build_model(
     vocabulary: int = 300,
     seed: int = 0,
     positions: int = 64,
-    head: type = transformers.AutoModelForCausalLM,
+    head: type | None = None,
     attention: str | None = None,
 ):
     """A model of random weights: a causal one, or with `head` another, in the attention implementation asked for."""
@@ -136,7 +141,11 @@ def build_model(
 
 
 @functools.cache
-def _built(kind: str, vocabulary: int, seed: int, positions: int, head: type, attention: str | None):
+def _built(kind: str, vocabulary: int, seed: int, positions: int, head: type | None, attention: str | None):
+    import torch
+    import transformers
+
+    head = head or transformers.AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = head.from_config(tiny_config(kind, vocabulary, positions), attn_implementation=attention)
@@ -148,6 +157,9 @@ def _built(kind: str, vocabulary: int, seed: int, positions: int, head: type, at
 
 
 def build_tokenizer(bos: bool = False) -> transformers.PreTrainedTokenizerFast:
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -224,6 +236,8 @@ def checks_once(request, monkeypatch):
     module = sys.modules.get("zofo.training.train")
     if module is None or request.node.get_closest_marker("soak"):
         return
+    import transformers
+
     from zofo.methods import TrainingContext
 
     checked_steps, unused_by = module.checked_steps, TrainingContext.unused_by

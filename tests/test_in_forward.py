@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from conftest import ARCHITECTURES, ENCODERS, MORE_ARCHITECTURES, build_model
+from conftest import ARCHITECTURES, ENCODERS, MORE_ARCHITECTURES, build_model, with_soak
 from covering import grid
 from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
@@ -243,15 +243,18 @@ def encoded(examples, candidates, tokens, prompt):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "prompt", "limit", "branched"),
-    [(1, 5, None, False), (3, 4, 0, False), (3, 24, None, True)],
-    ids=["one row an example", "several rows an example", "packed rows"],
+    ("rows", "model"),
+    grid(
+        {"one an example": (1, 5, None), "several an example": (3, 4, 0), "packed": (3, 24, None)}.items(),
+        [("llama", None), ("llama", 2), ("llama", 1), ("opt", None)],
+        strength=1,
+    ),
 )
-@pytest.mark.parametrize(("kind", "micro_batch"), [("llama", None), ("llama", 2), ("llama", 1), ("opt", None)])
-def test_losses_of_candidates_agree(kind, tokens, prompt, limit, branched, micro_batch):
+def test_losses_of_candidates_agree(rows, model):
+    (arrangement, (tokens, prompt, limit)), (kind, micro_batch) = rows, model
     model = build_model(kind)
     batch = collate(encoded(5, 3, tokens, prompt), 0, torch.device("cpu"), limit if kind == "llama" else 0)
-    assert batch.packed == (branched and kind == "llama")
+    assert batch.packed == (arrangement == "packed" and kind == "llama")
     evaluator = build(model, micro_batch=micro_batch)
     evaluator.check([(classification_loss, batch)])
     check_agreement(evaluator, classification_loss, batch, [POINTS[0], own_points(5)[0]])
@@ -1039,7 +1042,7 @@ def test_estimates_of_a_small_model_average_to_its_gradient_with_the_variance_of
 
 @pytest.mark.parametrize(
     ("select", "factors"),
-    [(None, "rademacher"), ("*.bias", "gaussian"), ("2.weight", "rademacher")],
+    with_soak([(None, "rademacher"), ("*.bias", "gaussian"), ("2.weight", "rademacher")], [(None, "rademacher")]),
     ids=["all", "vectors", "matrix"],
 )
 @few_or_many

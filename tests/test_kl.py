@@ -120,7 +120,7 @@ def test_a_members_score_is_its_reward_less_beta_times_its_kl(generating, tokeni
         kl = [by_hand(built.model, base, one.prompt, text.tokens) for one, text in zip(examples, said, strict=True)]
         reward = [spaces(one.example, text.text) for one, text in zip(examples, said, strict=True)]
         scores = [own - 2.0 * apart for own, apart in zip(reward, kl, strict=True)]
-        assert line[f"member_loss_{place}"] == pytest.approx(-sum(scores) / len(scores), rel=1e-3)
+        assert line[f"member_reward_{place}"] == pytest.approx(sum(scores) / len(scores), rel=1e-3)
         kls, rewards = kls + kl, rewards + reward
         built.backbone.apply_(-point)
     assert line["kl"] == pytest.approx(sum(kls) / len(kls), rel=1e-3)
@@ -148,7 +148,10 @@ def test_it_takes_two_forwards_a_batch_and_without_it_nothing_changes(generating
     assert on.summary["forwards"] == plain.summary["forwards"] + 2 * 3
 
 
-@pytest.mark.parametrize("method", [{}, {"name": "mezo", "population": None, "estimator": {"epsilon": 0.3}}])
+MEZO = {"name": "mezo", "population": None, "estimator": {"epsilon": 0.3}}
+
+
+@pytest.mark.parametrize("method", [{}, pytest.param(MEZO, marks=pytest.mark.soak)], ids=["es", "mezo"])
 def test_it_holds_back_and_resumes_and_replays_to_the_same_bits(generating, method):  # noqa: F811
     near, far = (train(held(generating, name, beta, method), reward=spaces) for name, beta in (("near", 5), ("far", 0)))
     assert near.trajectory.read_bytes() != far.trajectory.read_bytes()
