@@ -188,8 +188,8 @@ def test_a_kl_that_is_not_finite_makes_no_step(generating, monkeypatch):  # noqa
     [
         ({"training": {"kl_beta": -0.1}}, "greater than or equal to 0"),
         ({"training": {"kl_beta": math.inf}}, "finite"),
-        ({"method": {"name": "es", "population": 4}}, "moves no adapter alone"),
-        ({"method": {"name": "bilevel", "upper_objective": "reward"}}, "moves no adapter alone"),
+        ({"method": {"name": "es", "population": 4}}, "move an adapter alone"),
+        ({"method": {"name": "bilevel", "upper_objective": "reward"}}, "move an adapter alone"),
         ({"training": {"kl_beta": 0.1, "objective": "answer"}}, "'answer' is a loss"),
     ],
 )

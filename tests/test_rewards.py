@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from io import StringIO
 
 import numpy
@@ -116,7 +117,7 @@ def test_what_a_file_imports_from_its_folder_is_part_of_it(tmp_path, monkeypatch
     (tmp_path / "own").mkdir()
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.path", sys.path[:])
     monkeypatch.chdir(tmp_path)
     first = load_reward("scores.py:one").name
     assert first.startswith("scores.py and own/__init__.py, own/deep.py, own/other.py, words.py sha256:")
@@ -167,6 +168,26 @@ def test_the_command_line_trains_by_a_file(configured, file, tmp_path, capsys): 
     assert "my rewards.py, line 12" in shown
     assert "Traceback" not in shown
     assert not (tmp_path / "other").exists()
+
+
+def test_a_reward_of_a_whole_batch_is_asked_once_for_each_point(configured):  # noqa: F811
+    slopes = {}
+    for evaluator in ("in-forward", "in-place"):
+        sizes = []
+
+        def f1(prompts, completions, answer, sizes=sizes, **columns):
+            sizes.append(len(completions))
+            right = sum(one == other for one, other in zip(completions, answer, strict=True))
+            return [right / len(answer)] * len(answer)
+
+        method = {"name": "mezo", "batch_size": 12, "evaluator": evaluator, "estimator": {"epsilon": 0.3}}
+        config = configured(evaluator, method, steps=4, treatment_steps=None)
+        run = train(config, reward=f1)
+        assert sizes.count(12) >= 8
+        assert max(sizes) <= 32  # of validation
+        slopes[evaluator] = [line["projected_gradient_0"] for line in lines_of(run, "step")]
+    assert slopes["in-forward"] == pytest.approx(slopes["in-place"])
+    assert any(slopes["in-forward"])
 
 
 def test_a_reward_and_an_objective_are_not_both_taken(configured):  # noqa: F811

@@ -125,7 +125,8 @@ class RowSource:
         """
         if self._prepared is None:
             return self._random(loaded, size)
-        context = training_context(config, replace(self._prepared, loaded=loaded))
+        alone = config.model_copy(update={"training": config.training.model_copy(update={"kl_beta": 0.0})})
+        context = training_context(alone, replace(self._prepared, loaded=loaded))
         examples = sorted(context.examples, key=lambda one: -one.length)
         longest = examples[:size]
         if examples[0].length <= 1.1 * examples[-1].length:

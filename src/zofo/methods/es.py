@@ -31,8 +31,9 @@ class PopulationMethodConfig(ForwardOnlyConfig):
     """Configuration of a method whose steps ask the members of a population. `estimator.epsilon` is sigma."""
 
     estimator: PopulationConfig = Field(default_factory=lambda: PopulationConfig.model_validate({}))
-    """How the losses of the members become one step. It holds sigma, the distance of a member from theta, as `epsilon`;
-    what is compared, as `scores` (`z-score`, `rank` or `plain`); and whether members come in pairs, as `mirrored`."""
+    """How the losses of the members become one step. It holds sigma, the standard deviation of what a member adds to
+    each entry, as `epsilon`; what is compared, as `scores` (`z-score`, `rank` or `plain`); and whether members come in
+    pairs, as `mirrored`."""
     population: int = Field(30, ge=2)
     """N: members a step; a mirrored pair is two. Its directions are `num_directions`, which follows from it."""
 

@@ -43,7 +43,7 @@ def less_kl(
 
     def losses(model: nn.Module, batch: Any) -> torch.Tensor:
         said = completions(model, batch.examples, how)
-        found = rewards([one.example for one in batch.examples], [one.text for one in said])
+        found = rewards.of_each_copy(batch, [one.text for one in said])
         kl = kl_to_base(model, batch.examples, said, how.tokenizer.pad_token_id, as_base)
         scores = rewards.less_kl(found, kl.tolist())
         return -torch.tensor(scores, dtype=torch.float32, device=batch.gold.device)

@@ -89,7 +89,7 @@ def reward_objective(reward: Any, task: Task, how: Generation, name: str = REWAR
         raise _unfit(next(part.short for part in rewards.parts if part.of_texts), task, "accuracy")
 
     def losses(model: nn.Module, batch: Any) -> torch.Tensor:
-        found = rewards([one.example for one in batch.examples], _asked(model, batch))
+        found = rewards.of_each_copy(batch, _asked(model, batch))
         return -torch.tensor(found, dtype=torch.float32, device=batch.gold.device)
 
     def _asked(model: nn.Module, batch: Any) -> Sequence[Answer]:

@@ -80,7 +80,13 @@ def _files_of(node: ast.AST, file: Path, folder: Path) -> Iterator[Path]:
 
 
 def _module(path: Path) -> Any:
-    """The module of a file, under a name of its own; raises ConfigError where it cannot be run."""
+    """The module of a file, under a name of its own; raises ConfigError where it cannot be run.
+
+    It imports files beside it, where no installed module has their name: its folder comes last in `sys.path`.
+    """
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"zofo_rewards_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -143,6 +143,12 @@ class Rewards:
             found.append(math.fsum(weighed))
         return found
 
+    def of_each_copy(self, batch: Any, answers: Sequence[Answer]) -> list[float]:
+        """A number for each answer of a batch; what was answered at a point is a call of its own, as F1 needs it."""
+        examples, size = [one.example for one in batch.examples], len(answers) // batch.copies
+        starts = range(0, len(answers), size)
+        return [one for at in starts for one in self(examples[at : at + size], answers[at : at + size])]
+
     def less_kl(self, rewards: Sequence[float], kl: Sequence[float]) -> list[float]:
         """The reward of each answer less `beta` times its KL."""
         self._note(len(self.parts), [[value for value in kl if math.isfinite(value)]])

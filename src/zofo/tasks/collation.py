@@ -40,6 +40,7 @@ class Batch:
         target_mask: bool, [E, C, T], where `targets` holds a token.
         gold: [E] index of the candidate that is trained on.
         examples: the E examples in tokens.
+        copies: how many times the batch stands here, one after the other: once for each point that is asked.
     """
 
     input_ids: torch.Tensor
@@ -54,6 +55,7 @@ class Batch:
     target_mask: torch.Tensor
     gold: torch.Tensor
     examples: tuple[Any, ...] = ()
+    copies: int = 1
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -82,7 +84,7 @@ class Batch:
         parts |= _mapped(self, _BY_EXAMPLE, lambda tensor: tensor[start:stop])
         parts["row_examples"] = parts["row_examples"] - start
         parts["gather_index"] = parts["gather_index"] - first * self.logits_to_keep
-        return replace(self, **parts, examples=self.examples[start:stop])
+        return replace(self, **parts, examples=self.examples[start:stop], copies=1)
 
     def repeated(self, times: int) -> Batch:
         """The batch repeated: `times` E examples, all E before the first comes again."""
@@ -92,7 +94,7 @@ class Batch:
         parts["row_examples"] += copies.repeat_interleave(rows) * len(self)
         shift = copies.repeat_interleave(len(self)) * rows * self.logits_to_keep
         parts["gather_index"] += shift.to(self.gather_index.device).view(-1, 1, 1)
-        return replace(self, **parts, examples=self.examples * times)
+        return replace(self, **parts, examples=self.examples * times, copies=self.copies * times)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class TextBatch:
         token_type_ids: [E, L], which text of a pair a token belongs to; None where the tokenizer gives none.
         gold: [E] index of the label that is trained on.
         examples: the E examples in tokens.
+        copies: how many times the batch stands here, one after the other.
     """
 
     input_ids: torch.Tensor
@@ -112,6 +115,7 @@ class TextBatch:
     token_type_ids: torch.Tensor | None
     gold: torch.Tensor
     examples: tuple[Any, ...] = ()
+    copies: int = 1
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -124,12 +128,12 @@ class TextBatch:
     def part(self, start: int, stop: int) -> TextBatch:
         """The examples from `start` to `stop`, with the same padding."""
         parts = _mapped(self, _OF_TEXTS, lambda tensor: tensor[start:stop])
-        return replace(self, **parts, examples=self.examples[start:stop])
+        return replace(self, **parts, examples=self.examples[start:stop], copies=1)
 
     def repeated(self, times: int) -> TextBatch:
         """The batch repeated `times` times."""
         parts = _mapped(self, _OF_TEXTS, lambda tensor: torch.cat([tensor] * times))
-        return replace(self, **parts, examples=self.examples * times)
+        return replace(self, **parts, examples=self.examples * times, copies=self.copies * times)
 
 
 def _mapped(

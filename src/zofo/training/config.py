@@ -121,8 +121,8 @@ class RunConfig(Config):
     def _base_can_be_asked(self) -> RunConfig:
         if self.training.kl_beta and not self.method.moves_adapter_alone:
             raise ConfigError(
-                "training.kl_beta asks the base model beside each step, which is the model without its adapter, and "
-                f"method={self.method.name} moves no adapter alone here",
+                "training.kl_beta is of zeroth-order runs that move an adapter alone: the base model is asked beside "
+                f"each step by leaving it out, which cannot be done with method={self.method.name} here",
                 "set method.adapter=lora, or method.adapter=subspace, whose directions are those of the weights, with "
                 "method=es, select or mezo",
             )

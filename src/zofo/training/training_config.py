@@ -50,7 +50,7 @@ class TrainingConfig(Config):
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
     kl_beta: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Of a run by a reward of generated texts that moves an adapter: how much the KL of an answer to the model without
-    the adapter takes off its reward, as `beta` of TRL's GRPO. It takes two more forwards of each batch."""
+    the adapter takes off its reward, in units of the reward. It takes two more forwards of each batch."""
     lr_scheduler_type: LrSchedulerType = "constant"
     """How all learning rates of the method change from step to step, by the name in `transformers.get_scheduler`;
     `linear` and `cosine` fall to 0 at the end."""
