@@ -308,6 +308,18 @@ def test_a_time_that_is_too_short_names_what_would_do():
     )
 
 
+@pytest.mark.parametrize("tests", [0, 1, 4])
+@pytest.mark.parametrize("changes", [{}, {"step": 4, "scoring": 0.5}, {"step": 0.5, "scoring": 3}])
+def test_the_time_that_is_named_is_enough(tests, changes):
+    wanted, costs = (
+        Wanted(steps=240, batch=8, rows=1000, scored=500, fewest=32, tests=tests),
+        replace(LONG_ROWS, **changes),
+    )
+    enough = share_out(wanted, costs, 30).enough
+    assert share_out(wanted, costs, enough + 0.1).steps * 8 >= FEW_ROWS
+    assert share_out(wanted, costs, 0.9 * enough).steps * 8 < FEW_ROWS
+
+
 def test_batches_are_smaller_where_the_time_pays_for_few_steps():
     wanted = Wanted(steps=240, batch=8, rows=1000, scored=500, fewest=32)
     sizes = {each: share_out(wanted, replace(LONG_ROWS, step=each), 60) for each in (1.5, 3, 12)}
@@ -334,7 +346,7 @@ def test_a_recommendation_says_how_many_rows_are_scored(model_folder, tmp_path, 
     minute = of(60, training={"eval_on_test": True})
     sizes = minute.tree["task"]["split_sizes"]
     assert 32 <= sizes["validation"] == sizes["test"] < 500
-    assert minute.reasons[-1].startswith(f"{sizes['validation']} of 500 validation rows are scored, once: at ")
+    assert minute.reasons[-1].startswith(f"{sizes['validation']} of 500 validation rows are scored, once, and as many ")
     assert 0.7 * 60 < minute.seconds <= 60
     with pytest.raises(ConfigError, match=r"^9 s are too short for .*: 8 s go by before the first step"):
         of(9)

@@ -110,7 +110,8 @@ def share_out(wanted: Wanted, costs: Costs | None, seconds: float | None) -> Pla
     steps = max(0, min(wanted.steps, int(left / step)))
     kept = max(_KEPT, steps * wanted.batch)
     plan = _made(wanted, steps, evaluations, scored, kept if cut and kept < wanted.rows else None)
-    enough = max(few * costs.scoring / SHARE, (before + min(_few(wanted), wanted.steps) * step) / (1 - SHARE))
+    work = before + min(_few(wanted), wanted.steps) * step
+    enough = max(work + _passes(wanted, 1) * few * costs.scoring, work / (1 - SHARE))
     return replace(plan, seconds=_whole(wanted, costs, plan), enough=enough)
 
 
@@ -169,6 +170,7 @@ def about_scored(plan: Plan, wanted: Wanted, costs: Costs | None, seconds: float
         why: no more than `wanted.scored` are, where time is not the reason.
     """
     times = "once" if plan.evaluations == 1 else f"{plan.evaluations} times"
+    times += ", and as many test rows" if plan.passes > plan.evaluations else ""
     if plan.scored == there:
         return f"all {there} validation rows are scored, {times}"
     said = f"{plan.scored} of {there:,} validation rows are scored, {times}"
