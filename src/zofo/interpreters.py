@@ -61,9 +61,22 @@ def worker_context(imports: Sequence[str]) -> ForkServerContext | SpawnContext:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(imports))
-    with safe_path():
+    with safe_path(), _interrupts_ignored():
         forkserver.ensure_running()
     return context
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """While it is open, Ctrl-C means nothing, and to processes that are started in it never will."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may change that
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def begin_worker(threads: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -73,8 +74,9 @@ def parse_seconds(text: str) -> float:
         found = float(text) if unit is None else float(text.strip()[:-1]) * unit
     except ValueError as error:
         raise ConfigError(f"--time is {text!r}, which is no time", "write it as 90s, 20m or 2h") from error
-    if not 0 < found < float("inf"):
-        raise ConfigError(f"--time is {text!r}, but must be above 0", "write it as 90s, 20m or 2h")
+    if not math.isfinite(found) or found <= 0:
+        why = "but must be above 0" if found <= 0 else "which is no time"
+        raise ConfigError(f"--time is {text!r}, {why}", "write it as 90s, 20m or 2h")
     return found
 
 

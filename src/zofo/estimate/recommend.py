@@ -175,7 +175,7 @@ def recommend(
     device = device_of(draft.config, None)
     limit = max_memory or int(_ROOM * _free(device))
     if facts.rows["train"] < FEW and task.kind != "generation":
-        return _in_context(draft, facts, machine)
+        return _in_context(draft, facts, machine, seconds)
     _score(draft, facts)
 
     def at(batch: int) -> tuple[Fit, _Length]:
@@ -233,7 +233,7 @@ def _looked(task: Task, draft: _Draft, remote_code: bool) -> tuple[Facts, RowSou
     return Facts(task.kind, rows, majority, len(golds), lengths[-1], usual, cut, new, tasks, reading, encoding), source
 
 
-def _in_context(draft: _Draft, facts: Facts, machine: Machine) -> Recommendation:
+def _in_context(draft: _Draft, facts: Facts, machine: Machine, seconds: float | None) -> Recommendation:
     shown = min(4, facts.rows["train"])
     draft.set(
         f"{facts.rows['train']} training rows are a handful: {shown} of them stand before each prompt, and nothing is "
@@ -241,6 +241,8 @@ def _in_context(draft: _Draft, facts: Facts, machine: Machine) -> Recommendation
         method="in-context",
         task__num_fewshot=shown,
     )
+    if seconds is not None:
+        draft.reasons.append("--time is not used: all validation rows are scored")
     return Recommendation(draft.tree, draft.reasons, facts, 0, None, machine.described)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -51,6 +52,7 @@ class Workers:
 
     def __init__(self, jobs: int, remote_code: bool) -> None:
         self._jobs, self._remote_code = jobs, remote_code
+        self.ready = 0.0  # by `time.perf_counter`, when the first process could begin a run
         self._before = set(multiprocessing.active_children())
         self._pool: ProcessPoolExecutor | None = None
         self._signals, self._opened = Signals(), ExitStack()
@@ -94,6 +96,8 @@ class Workers:
             with _starting():
                 context = worker_context(sorted(imports))
                 self._pool = ProcessPoolExecutor(self._jobs, context, initializer=begin_worker, initargs=(threads,))
+                self._pool.submit(os.getpid).result()
+            self.ready = time.perf_counter()
         with _starting():
             waiting = {self._pool.submit(perform, *what): run for run, what in zip(runs, given, strict=True)}
         for done in as_completed(waiting):
@@ -101,7 +105,7 @@ class Workers:
                 done.result()
             except BrokenProcessPool as error:
                 raise RunError(
-                    "a process that made a run died, most likely since memory ran out",
+                    "a process that made a run died, most likely since memory ran out; the runs that are over are kept",
                     "type the same again to go on, with a smaller --jobs",
                 ) from error
             yield waiting[done]

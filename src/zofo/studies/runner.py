@@ -166,8 +166,8 @@ class _Progress:
         last = time.perf_counter()
         for run in workers.make(todo, self._store):
             now = time.perf_counter()
-            self._seconds, last = self._seconds + now - last, now
-            self._over(run)
+            self._over(run, now - max(last, workers.ready))
+            last = now
 
     def waiting(self, study: Study, choices: Iterable[Selection]) -> None:
         """Say which final runs are not made yet, and why."""
@@ -179,7 +179,7 @@ class _Progress:
                     f"({choice.transient_failure}); type the same again to make it again"
                 )
 
-    def _over(self, run: StudyRun) -> None:
+    def _over(self, run: StudyRun, seconds: float) -> None:
         """Read what came of a run, say it, and remove the weights that nobody needs."""
         outcome = self._store.outcome(run, compared=False)
         assert outcome is not None
@@ -188,7 +188,7 @@ class _Progress:
             self._store.drop_weights(run)
         self._left, self._done = self._left - _work(run), self._done + 1
         if outcome.counts.get("queries"):  # those that only read say nothing of how long training takes
-            self._made += _work(run)
+            self._seconds, self._made = self._seconds + seconds, self._made + _work(run)
         left = f"; about {as_time(self._seconds / self._made * max(0, self._left))} left" if self._made else ""
         self._say(f"[{self._done}/{self._total}] {run}: {_describe(outcome)}{left}")
 
