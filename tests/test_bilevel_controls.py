@@ -26,10 +26,9 @@ from zofo import (
     TrainingContext,
     TwoSided,
 )
-from zofo.backbone import Update
+from zofo.backbone import BackboneDistance, Update
 from zofo.errors import ConfigError
 from zofo.estimators import Estimate
-from zofo.methods.bilevel.backbone_distance import BackboneDistance
 from zofo.methods.bilevel.penalty_schedule import LARGEST, PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
 from zofo.rules import DenseAdam

@@ -1,6 +1,7 @@
 """The tensors that move, and the models they belong to."""
 
 from zofo.backbone.backbone import Backbone, Elementwise, Rounding, Update, fingerprint, without_decay
+from zofo.backbone.distance import BackboneDistance, distance, length_of
 from zofo.backbone.selection import (
     check_plain_weights,
     leaving_out,
@@ -17,12 +18,15 @@ __all__ = [
     "Theta",
     "UpdateLog",
     "Backbone",
+    "BackboneDistance",
     "Elementwise",
     "Rounding",
     "Update",
     "at_least_float32",
     "check_plain_weights",
+    "distance",
     "fingerprint",
+    "length_of",
     "leaving_out",
     "matching",
     "memory_of",

@@ -72,7 +72,6 @@ class RowSource:
         about: which rows they are, in words.
         training: how many there are to train on.
         lengths: of those that were read, in tokens, in order.
-        seconds_per_row: that those took to become tokens; 0.0 where none were read.
 
     Raises:
         ZofoError: what is wrong with the task, its rows or the model.
@@ -86,7 +85,7 @@ class RowSource:
         self._prepared: PreparedRun | None = None
         self._tokens = tokens or config.task.max_length or TOKENS
         self.about = f"random ones of {self._tokens} tokens, {_SHAPE_ROWS:,} to train on"
-        self.training, self.lengths, self.seconds_per_row = _SHAPE_ROWS, [self._tokens], 0.0
+        self.training, self.lengths = _SHAPE_ROWS, [self._tokens]
         if tokens is None and "task" in config.model_fields_set:
             self._read()
 
@@ -99,15 +98,21 @@ class RowSource:
                 raise
             self.about += f", since those of the task are not at hand ({error.message})"
             return
-        since = clock()
-        self._prepared.scorer.encode(self._prepared.examples["train"])
-        self.seconds_per_row = since() / len(self._prepared.examples["train"])
         self.lengths = lengths = sorted(one.length for one in self._prepared.encoded["train"])
         self.training = len(lengths)
         usual = lengths[len(lengths) // 2]
         self.about = (
             f"{len(lengths):,} training rows of {lengths[0]} to {lengths[-1]} tokens, half of them up to {usual}"
         )
+
+    @functools.cached_property
+    def seconds_per_row(self) -> float:
+        """That rows take to become tokens; 0.0 where none were read. They are made once more to find out."""
+        if self._prepared is None:
+            return 0.0
+        since, rows = clock(), self._prepared.examples["train"]
+        self._prepared.scorer.encode(rows)
+        return since() / len(rows)
 
     def load(self, model: ModelConfig) -> LoadedModel:
         """The shape of a model, for the labels of the task."""

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from zofo.backbone import BackboneDistance
 from zofo.evaluators import Counts
 from zofo.filesystem import atomic_write_text
 from zofo.methods import Method, StepLog
-from zofo.methods.bilevel.backbone_distance import BackboneDistance
 from zofo.objectives import Rewards, aside
 from zofo.tasks import Example, encode
 from zofo.tasks.metrics import Answer

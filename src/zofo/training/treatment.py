@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from zofo.adapters import own_weights
-from zofo.backbone import Backbone, Update, at_least_float32
+from zofo.backbone import Backbone, Update, at_least_float32, distance, length_of
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.estimators import TwoSided
 from zofo.evaluators import Counts, Evaluator
 from zofo.methods import Method, StepLog, TrainingContext
-from zofo.methods.bilevel.backbone_distance import distance, length_of
 from zofo.noise import permutation
 from zofo.objectives.rewards import aside
 from zofo.training.callbacks import Measuring, MetricsLogger

@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from zofo.backbone import Backbone, Update
+from zofo.backbone import Backbone, BackboneDistance, Update
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError
 from zofo.estimators import Direction
 from zofo.evaluators import Counts, Evaluator, EvaluatorConfig, LossRequest
 from zofo.methods.base import TrainingContext
-from zofo.methods.bilevel.backbone_distance import BackboneDistance
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate
 from zofo.methods.bilevel.penalty_schedule import PenaltySchedule, penalty_at, rate_note, rounding_note
 from zofo.methods.zeroth_order_defaults import LR_OF_ONE
