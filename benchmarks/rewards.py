@@ -30,59 +30,19 @@ import argparse
 import json
 import math
 import os
-import random
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from reward_problems import PROBLEMS, REVIEW, SPLITS, Row
+from reward_tables import PILOT_SEED, ROWS, SIGMAS, best_number, cells, known, show
 
-ROWS = Path(__file__).parent / "results" / "rewards.jsonl"
 MODEL = "smollm2-135m"
-SEEDS, PILOT_SEED = (0, 1, 2), 100
-SIGMAS = (3e-3, 1e-2, 3e-2)
-NUMBERS: dict[str, Sequence[float]] = {
-    "es": SIGMAS,
-    "es-subspace": SIGMAS,
-    "select": SIGMAS,
-    "mezo": (2e-4, 1e-3, 5e-3),
-    "grpo": (5e-5, 2e-4, 1e-3),
-    "fo-lora": (3e-4, 1e-3, 3e-3),
-}
-"""The ways, and what their pilots try."""
-
-
-def cells() -> list[str]:
-    """PROBLEM/base, PROBLEM/WAY/pilot-NUMBER and PROBLEM/WAY/SEED, in the order of running."""
-    found = []
-    for name, problem in PROBLEMS.items():
-        found.append(f"{name}/base")
-        for way, numbers in NUMBERS.items():
-            if way == "fo-lora" and not problem.answers:
-                continue
-            found += [f"{name}/{way}/pilot-{number:g}" for number in numbers]
-            found += [f"{name}/{way}/{seed}" for seed in SEEDS]
-    return found
-
-
-def known() -> dict[str, dict[str, Any]]:
-    """What was measured, by cell."""
-    lines = ROWS.read_text(encoding="utf-8").splitlines() if ROWS.exists() else []
-    return {row["cell"]: row for row in map(json.loads, filter(None, lines))}
-
-
-def best_number(cell: str, rows: dict[str, dict[str, Any]]) -> float | None:
-    """What the pilots of a cell's way found best; of equals the smaller one. None before they have been made."""
-    name, way, _ = cell.split("/")
-    pilots = [rows.get(f"{name}/{way}/pilot-{number:g}") for number in NUMBERS[way]]
-    scored = [(row["score"], -row["number"]) for row in pilots if row is not None]
-    return -max(scored)[1] if len(scored) == len(pilots) else None
 
 
 def method_of(way: str, number: float, f1: bool) -> dict[str, Any]:
@@ -315,73 +275,6 @@ def run(only: str, seconds: float) -> None:
             stream.write(done.stdout.splitlines()[-1] + "\n")
     if failed:
         raise SystemExit("not measured:\n" + "\n".join(one.splitlines()[0] for one in failed))
-
-
-def interval(
-    score: Callable[[Any], float], before: Sequence[Any], runs: Sequence[Sequence[Any]]
-) -> tuple[float, float]:
-    """95 % of the mean gain of some runs, over held-out rows that are drawn again: a paired bootstrap of 2,000."""
-    chance, count, gains = random.Random(0), len(before), []
-    for _ in range(2000):
-        drawn = [chance.randrange(count) for _ in range(count)]
-        base = score([before[place] for place in drawn])
-        gains.append(statistics.mean(score([rows[place] for place in drawn]) for rows in runs) - base)
-    gains.sort()
-    return gains[49], gains[1949]
-
-
-def show() -> None:
-    """A table for each problem: a line each way over its seeds, and each seed's gain."""
-    found = known()
-    for name, problem in PROBLEMS.items():
-        base = found.get(f"{name}/base")
-        if base is None:
-            continue
-        print(f"\n### {name}: {len(base['rows'])} held-out rows, untrained {base['score']:.3f}\n")
-        print(
-            f"{base['words']:.1f} words; everyday {base['everyday_accuracy']:.3f}, loss {base['everyday_loss']:.4f}\n"
-        )
-        print(
-            "| way | number | after | gain, 95 % over rows | of each seed | +- over seeds | s | queries | forwards | "
-            "peak MiB | loaded MiB | moved | words | everyday | loss |"
-        )
-        print("|" + "---|" * 15)
-        for way in NUMBERS:
-            runs = [row for seed in SEEDS if (row := found.get(f"{name}/{way}/{seed}"))]
-            if runs:
-                print("| " + " | ".join([way, *_cells(problem.score, base, runs)]) + " |")
-
-
-def _cells(score: Callable[[Any], float], base: Any, runs: Sequence[Any]) -> list[str]:
-    """What a line says of some seeds."""
-    gains = [row["score"] - base["score"] for row in runs]
-    low, high = interval(score, base["rows"], [row["rows"] for row in runs])
-    of_each = []
-    for row, gain in zip(runs, gains, strict=True):
-        own = interval(score, base["rows"], [row["rows"]])
-        of_each.append(f"{gain:+.3f} [{own[0]:+.3f}, {own[1]:+.3f}]")
-    student = {2: 12.71, 3: 4.303}.get(len(runs))
-    spread = f"{student * statistics.stdev(gains) / math.sqrt(len(runs)):.3f}" if student else "-"
-
-    def mean(key: str) -> float:
-        return statistics.mean(row[key] for row in runs)
-
-    return [
-        f"{runs[0]['number']:g}",
-        f"{mean('score'):.3f}",
-        f"{statistics.mean(gains):+.3f} [{low:+.3f}, {high:+.3f}]",
-        "; ".join(of_each),
-        spread,
-        f"{mean('seconds'):.0f}",
-        f"{mean('queries'):.0f}",
-        f"{mean('forwards'):.0f}",
-        f"{mean('peak_bytes') / 2**20:.0f}",
-        f"{mean('loaded_bytes') / 2**20:.0f}",
-        f"{mean('distance'):.4f}",
-        f"{mean('words'):.1f}",
-        f"{mean('everyday_accuracy'):.3f}",
-        f"{mean('everyday_loss'):.4f}",
-    ]
 
 
 def main() -> None:

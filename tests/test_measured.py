@@ -170,3 +170,14 @@ def test_the_table_of_recommendations():
         f"Better than the plain defaults: {better} of {len(rows)}; within 30 % of its time: {timely} of {len(rows)}."
     )
     assert found in text
+
+
+def test_the_tables_of_rewards(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import reward_tables
+
+    text = PAGE[PAGE.index("## Training by a reward, beside other ways") :]
+    measured = {cell.split("/")[0] for cell in reward_tables.known() if cell.count("/") == 2 and "pilot" not in cell}
+    assert len(measured) >= 3
+    for name in measured:
+        assert "\n".join(reward_tables.table(name)) in text
