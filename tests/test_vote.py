@@ -76,7 +76,9 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
     assert list(scored.predictions) == expected
     assert scored.loss == pytest.approx(run.summary["loss"], rel=1e-4)
     plain = train(configured("plain", method | {"vote": False}, steps=2, treatment_steps=None), reward=reward)
-    (foot,) = (note for note in compare_runs([run.path, plain.path]).notes if "shares of votes" in note)
+    compared = compare_runs([run.path, plain.path])
+    assert compared.pairs[0].loss is None
+    (foot,) = (note for note in compared.notes if "shares of votes" in note)
     assert foot.startswith("vote is a vote")
     (told,) = predict(run.path, ["the film is good"])
     assert max(told.probabilities.values()) == told.probability > 0.5

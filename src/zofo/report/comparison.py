@@ -53,7 +53,7 @@ class PairedRuns:
 
     Args:
         against: name of the first one.
-        loss: the difference of the mean loss; None where it is not known.
+        loss: the difference of the mean loss; None where it is not known, or where one of them is a vote.
         only_first: examples that the first alone has right; None of generations, which are not right or wrong.
         only_second: examples that the other alone has right.
         mcnemar: p of the exact McNemar test of these two numbers, two-sided: of the accuracy, whatever the score is.
@@ -161,7 +161,8 @@ def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | st
     only_first, only_second, p = _mcnemar(mine, *said)
     lost = [one.losses[first.variant] for one in mine], [one.losses[other.variant] for one in others]
     loss = None
-    if None not in (*lost[0], *lost[1]):
+    shares = first.folder.is_vote or other.folder.is_vote
+    if not shares and None not in (*lost[0], *lost[1]):
         apart = np.subtract(np.array(lost[1], float), np.array(lost[0], float))
         loss = _bootstrap(mine, lambda chosen: float(apart[chosen].mean()))
     sign = 1 if first.metric != "loss" else -1
