@@ -19,6 +19,7 @@ from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.adapters import ADAPTERS, without_adapters
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, Interrupted, NonFiniteError, ZofoError
+from zofo.estimate import estimate_run
 from zofo.methods import METHODS
 from zofo.objectives import Generation
 from zofo.objectives.generation import completions
@@ -204,3 +205,9 @@ def test_candidates_are_no_text(configured):  # noqa: F811
     config = configured("run", {"name": "es", "population": 4, "adapter": "lora"}, objective="accuracy", kl_beta=0.1)
     with pytest.raises(ConfigError, match="are candidates"):
         train(config, Console(file=StringIO()))
+
+
+def test_an_estimate_says_that_it_leaves_the_kl_out(generating):  # noqa: F811
+    kept, left_out = (estimate_run(held(generating, "run", beta), beside=False) for beta in (None, 0.1))
+    assert left_out.rows == f"{kept.rows}; the two forwards of training.kl_beta are not counted"
+    assert left_out.configured.seconds == kept.configured.seconds

@@ -1,4 +1,4 @@
-"""How the time of a run is shared out: its start, its rows, its steps, and the rows that are scored."""
+"""How many steps and scored rows a time limit pays for, after loading the model and encoding the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from zofo.errors import ConfigError
 
 SHARE = 0.25
-"""Of the time, the most that scoring takes, unless so few rows are scored already that fewer would tell nothing."""
+"""The share of the time limit that scoring may take; the fewest rows allowed (`Wanted.fewest`) may take more."""
 EVALUATIONS = 4
 """Of a run; one alone, where they would take more than that share."""
 FEW_ROWS = 160
@@ -164,7 +164,7 @@ def clock() -> Callable[[], float]:
 
 
 def about_scored(plan: Plan, wanted: Wanted, costs: Costs | None, seconds: float | None, there: int, why: str) -> str:
-    """How many of the validation rows that are there are scored, and why.
+    """The sentence that says how many validation rows are scored, and why.
 
     Args:
         why: no more than `wanted.scored` are, where time is not the reason.

@@ -284,7 +284,7 @@ def _method(draft: _Draft, fit: Fit, limit: int) -> None:
 
 @dataclass(frozen=True)
 class _Length:
-    """How long a run is, by queries, passes over the rows and time, and why.
+    """The length of the run that is proposed, what it costs, and the reason for it.
 
     Args:
         seconds: that were given.

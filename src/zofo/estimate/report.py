@@ -88,6 +88,8 @@ class RowSource:
         self.training, self.lengths = _SHAPE_ROWS, [self._tokens]
         if tokens is None and "task" in config.model_fields_set:
             self._read()
+        if config.training.kl_beta:
+            self.about += "; the two forwards of training.kl_beta are not counted"
 
     def _read(self) -> None:
         load = load_on_meta

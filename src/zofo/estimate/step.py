@@ -149,7 +149,7 @@ def _weights(model: nn.Module, passes: Sequence[Pass]) -> int:
 
 
 def _movable(config: MethodConfig | None, model: nn.Module, passes: Sequence[Pass]) -> Sequence[nn.Parameter]:
-    """Of the model's own weights, those that zeroth-order steps may move."""
+    """The model's own weights that zeroth-order steps may move, by `method.trainable`."""
     patterns = getattr(config, "trainable", None) if any(one.theta == "weights" for one in passes) else None
     return list(selected(model, patterns, "method.trainable").values())
 
