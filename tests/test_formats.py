@@ -15,16 +15,19 @@ from formats.make import (
     PATCHES,
     STEPS,
     TRAJECTORY,
+    VOTE,
     base_model,
     make_trajectory,
     method_of,
     numbers_of,
     progress_of,
     save_base,
+    votes_of,
 )
 from zofo.displacement import Key
 from zofo.export import Patch, apply_patch
 from zofo.export.patch import VERSION
+from zofo.methods.vote import read_members
 from zofo.training.checkpoint import Checkpoints
 from zofo.trajectory import Trajectory, replay
 
@@ -64,6 +67,14 @@ def test_a_patch_of_each_version(tmp_path, path):
     save_base(tmp_path / "base")
     apply_patch(path, str(tmp_path / "base"), tmp_path / "out")
     agree(numbers_of(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()), path.name)
+
+
+@pytest.mark.promise(17)
+def test_a_vote(tmp_path):
+    save_base(tmp_path / "base")
+    apply_patch(VOTE, str(tmp_path / "base"), tmp_path / "out")
+    assert Patch.read(VOTE).header.vote == len(read_members(tmp_path / "out" / "vote.json")) == 3
+    agree(votes_of(tmp_path / "out"), VOTE.name, apart_from=None)
 
 
 def test_there_is_a_file_of_the_format_that_is_written_today():

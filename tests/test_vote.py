@@ -15,7 +15,6 @@ from test_before_after import generating, spaces  # noqa: F401  # a fixture
 from test_conformance import AtStep
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.backbone import Backbone
-from zofo.cli import main
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, Interrupted, RunError
 from zofo.evaluators import Counts
@@ -86,10 +85,10 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
     with pytest.raises(Interrupted):
         train(stopped, Console(file=AtStep(1, lambda: signal.raise_signal(signal.SIGTERM))), reward=reward)
     assert (train(stopped, reward=reward).path / VOTE).read_bytes() == (run.path / VOTE).read_bytes()
-    for kind in ("patch", "merged", "adapter"):
+    for kind in ("merged", "adapter"):
         with pytest.raises(RunError, match="a vote of several models and no one set of weights") as caught:
             export_run(run.path, kind, tmp_path / kind)
-        assert caught.value.hint.endswith(f"zofo predict {run.path} TEXT --model BASE")
+        assert "--patch FILE" in caught.value.hint
     again = configured("again", method, steps=1, treatment_steps=None)
     with pytest.raises(RunError, match="no beginning"):
         train(again.model_copy(update={"init_from": run.path}), reward=reward)
@@ -98,7 +97,7 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
         evaluate_run(run.path)
 
 
-def test_a_vote_is_sent_as_its_folder(configured, model_folder, tmp_path, capsys):  # noqa: F811
+def test_a_vote_is_sent_as_its_folder(configured, model_folder, tmp_path, run_zofo):  # noqa: F811
     """A few kilobytes, without logs and answers, which say the same to the bit beside a base model in another place."""
     run = train(configured("vote", SELECT, steps=2, treatment_steps=None), reward=lambda example, told: float(told))
     asked = ["the film is good", "it drags on"]
@@ -112,11 +111,9 @@ def test_a_vote_is_sent_as_its_folder(configured, model_folder, tmp_path, capsys
     assert [one.probabilities for one in predict(sent, asked, model=str(base))] == expected
     again = evaluate_run(sent, [f"model.name={base}"])
     assert (again.loss, again.predictions) == (scored.loss, scored.predictions)
-    with pytest.raises(SystemExit) as left:
-        main(["predict", str(sent), asked[0], "--model", str(base), "--json"])
-    assert left.value.code in (0, None)
-    told = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert max(told["probabilities"].values()) == max(expected[0].values())
+    code, told, _ = run_zofo("predict", sent, asked[0], "--model", base, "--json")
+    assert code == 0
+    assert max(json.loads(told.splitlines()[0])["probabilities"].values()) == max(expected[0].values())
 
 
 def test_texts_are_voted_for_and_a_gate_may_keep_none(generating, tmp_path):  # noqa: F811

@@ -29,7 +29,7 @@ from zofo.export import export_run  # noqa: E402
 from zofo.methods import METHODS, Method  # noqa: E402
 from zofo.objectives import classification_loss  # noqa: E402
 from zofo.tasks import Example, collate, encode  # noqa: E402
-from zofo.training import read_config, train  # noqa: E402
+from zofo.training import predict, read_config, train  # noqa: E402
 from zofo.training.callbacks import BestCheckpoint, EvaluationCallback, MetricsLogger  # noqa: E402
 from zofo.training.checkpoint import Checkpoints  # noqa: E402
 from zofo.training.run_state import RunState, should_checkpoint_weights  # noqa: E402
@@ -37,6 +37,7 @@ from zofo.trajectory import TrajectoryWriter  # noqa: E402
 
 TRAJECTORY, CHECKPOINT = HERE / "trajectory-2.bin", HERE / "checkpoint-1"
 PATCHES = tuple(HERE / f"patch-{version}.zofo" for version in (1, 2, 3))  # the last is what is written today
+VOTE = HERE / "patch-3-vote.zofo"
 NUMBERS = HERE / "numbers.json"
 STEPS = 3
 BILEVEL: dict[str, Any] = {
@@ -45,6 +46,15 @@ BILEVEL: dict[str, Any] = {
     "inner_steps": 1,
     "adapter": {"name": "lora", "rank": 2},
     "rule": {"lr": 1e-3},
+}
+VOTING: dict[str, Any] = {
+    "name": "select",
+    "vote": True,
+    "population": 8,
+    "keep": 3,
+    "batch_size": 4,
+    "gate_examples": 0,
+    "estimator": {"epsilon": 0.25},
 }
 HEADER: dict[str, Any] = {
     "stream": 1,
@@ -128,8 +138,8 @@ def make_trajectory(path: Path) -> None:
     writer.close()
 
 
-def make_patch(path: Path) -> None:
-    """The patch of a short bilevel run."""
+def make_patch(path: Path, method: dict[str, Any] = BILEVEL, reward: Any = None) -> None:
+    """The patch of a short run, by default of a bilevel one."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_base(folder / "tiny")
@@ -138,12 +148,17 @@ def make_patch(path: Path) -> None:
         given = {
             "model": {"name": str(folder / "tiny")},
             "task": {"data_dir": str(folder / "data")},
-            "method": BILEVEL,
+            "method": method,
             "training": {"steps": STEPS},
-            "run": str(folder / "run"),
+            "output_dir": str(folder / "run"),
         }
         (folder / "run.yaml").write_text(json.dumps(given), encoding="utf-8")
-        export_run(train(read_config(str(folder / "run.yaml"), [])).path, "patch", path)
+        export_run(train(read_config(str(folder / "run.yaml"), []), reward=reward).path, "patch", path)
+
+
+def votes_of(folder: Path) -> list[list[float]]:
+    """What an applied vote thinks of two texts."""
+    return [list((one.probabilities or {}).values()) for one in predict(folder, ["a dull film", "so good"])]
 
 
 def save_base(folder: Path) -> None:
@@ -190,6 +205,12 @@ def main() -> None:
             apply_patch(patch, str(Path(temporary) / "base"), Path(temporary) / "out")
             model = transformers.AutoModelForCausalLM.from_pretrained(Path(temporary) / "out", dtype=torch.float32)
             numbers[patch.name] = numbers_of(model.eval())
+    if not VOTE.exists():
+        make_patch(VOTE, VOTING, lambda example, told: float(len(example.prompt)) * (-1) ** told)
+        with tempfile.TemporaryDirectory() as temporary:
+            save_base(Path(temporary) / "base")
+            apply_patch(VOTE, str(Path(temporary) / "base"), Path(temporary) / "out")
+            numbers[VOTE.name] = votes_of(Path(temporary) / "out")
     if not CHECKPOINT.exists():
         try:
             numbers[CHECKPOINT.name] = make_checkpoint(CHECKPOINT)

@@ -13,8 +13,9 @@ from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError, Run
 from zofo.export.patch import Base, Patch
 from zofo.export.run_metrics import EVALUATED, unscored
 from zofo.export.save_pretrained import check_finite, save_model
+from zofo.export.vote_patch import VotePart
 from zofo.filesystem import atomic_folder, check_not_taken
-from zofo.models import LoadedModel, load_model
+from zofo.models import LoadedModel, ModelConfig, load_model
 from zofo.training.identity import check_unchanged, model_identity
 from zofo.training.restore import restore_weights
 
@@ -51,7 +52,10 @@ class PatchResult:
             *([note] if note is not None else []),
             *([] if header.base.identity else [_OLDER]),
             *([bits[self.same_bits]] if self.same_bits is not None else []),
-            f"wrote {self.path}"
+            f"wrote {self.path}, a run folder of {header.vote} models that vote: zofo predict "
+            f"{shlex.quote(str(self.path))} TEXT"
+            if header.vote is not None
+            else f"wrote {self.path}"
             if self.merged
             else f"wrote {self.path / 'model'} and {self.path / 'adapter'}, an adapter that cannot be merged",
         ]
@@ -101,10 +105,22 @@ def apply_patch(
         except (ConfigError, ModelError, NonFiniteError) as error:
             raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
     with atomic_folder(out, force, read) as folder:
+        if patch.vote is not None:
+            _write_vote(patch, patch.vote, folder, out, patch.header.base.config(base, revision))
+            return PatchResult(patch, out, False, same)
         save_model(loaded, folder if merged else folder / "model", patch.header.base.label_names)
         if not merged:
             patch.write_adapter(folder / "adapter")
     return PatchResult(patch, out, merged, same)
+
+
+def _write_vote(patch: Patch, vote: VotePart, folder: Path, out: Path, model: ModelConfig) -> None:
+    """Write a vote as a run folder, with the scores that it had."""
+    header, metrics = patch.header, dict(patch.header.metrics)
+    made = {name: metrics.pop(name, None) for name in ("metric", "steps", "queries", EVALUATED) if name in metrics}
+    summary = {"method": header.method, "task": header.task, "model": model.name, "split": "validation"}
+    outcome = {"variants": {header.variant: metrics}, "best": {}, "backbone": header.backbone, "stopped": None}
+    vote.write(folder, out, model, header.base.known, {**summary, **metrics, "queries": None, **made, **outcome})
 
 
 def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code: bool) -> LoadedModel:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import io
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,6 +25,7 @@ from zofo.export.save_pretrained import (
     save_adapter,
     save_model,
 )
+from zofo.export.vote_patch import MEMBERS, vote_parts
 from zofo.filesystem import atomic_folder, check_file_not_taken, check_not_taken, write_file
 from zofo.methods.linear_probe import PROBE
 from zofo.models import LoadedModel, head_of
@@ -36,12 +36,11 @@ from zofo.training import RunFolder, environment
 from zofo.training.data_module import scorer_of
 from zofo.training.restore import check_run_adapter
 from zofo.training.run_record import WEIGHTS
-from zofo.trajectory import Trajectory, TrajectoryWriter
-from zofo.trajectory.format import Stepped
+from zofo.trajectory import Trajectory
+from zofo.trajectory.format import TERM, Stepped
 from zofo.trajectory.replay import sum_of_updates
 
 Kind = Literal["merged", "adapter", "patch"]
-_OF_SEVERAL = "is a vote of several models and no one set of weights"
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def export_run(
     adapter = run.adapter_of(variant, best)
     read = run.sources(model)
     if kind != "adapter":
-        _check_can_be_whole(run)
+        _check_can_be_whole(run, kind)
     if kind == "patch":
         check_file_not_taken(out, force, read)
         if model is not None:  # else it is compared where the patch is applied
@@ -169,24 +168,29 @@ def _head_of(run: RunFolder, adapter: Path, model: str | None) -> Head:
     return run.config.model.head or said or head_of(run.base_config(model))
 
 
-def _check_can_be_whole(run: RunFolder) -> None:
-    """Raises RunError for what a model cannot take up: a probe, a vote, or anything where its weights are quantised."""
-    _check_is_model(run)
+def _check_can_be_whole(run: RunFolder, kind: Kind) -> None:
+    """Raises RunError for what a model cannot take up: a probe, a vote but as a patch, or anything where its weights
+    are quantised."""
+    if kind != "patch" or not run.is_vote:
+        _check_is_model(run)
     own = (run.identity.model_config or {}).get("quantization_config")
     check_can_take_up(run.config.model.quantization or (own.get("quant_method") if isinstance(own, dict) else None))
 
 
 def _check_is_model(run: RunFolder) -> None:
-    """Raises RunError for a probe or a vote, each with what to send in place of a model."""
-    kinds = (((run.path / PROBE).is_file(), "trained a probe beside the model"), (run.is_vote, _OF_SEVERAL))
-    for is_one, what in kinds:
-        if is_one:
-            size = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
-            raise RunError(
-                f"{str(run.path)!r} {what}, which no folder of weights and no patch can hold",
-                f"send the run's folder itself, {size:,} bytes, and ask it where the base model is: zofo predict "
-                f"{shlex.quote(str(run.path))} TEXT --model BASE",
-            )
+    """Raises RunError for a vote or a probe, each with what to send in place of a model."""
+    if run.is_vote:
+        raise RunError(
+            f"{str(run.path)!r} is a vote of several models and no one set of weights",
+            "write its members with --patch FILE, of which zofo apply makes a run folder that zofo predict asks",
+        )
+    if (run.path / PROBE).is_file():
+        size = sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file())
+        raise RunError(
+            f"{str(run.path)!r} trained a probe beside the model, which no folder of weights and no patch can hold",
+            f"send the run's folder itself, {size:,} bytes, and ask it where the base model is: zofo predict "
+            f"{shlex.quote(str(run.path))} TEXT --model BASE",
+        )
 
 
 def _check_no_earlier_adapter(run: RunFolder) -> None:
@@ -220,6 +224,8 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, sum
         check_untrusted_adapter(adapter)
         tensors = (adapter / ADAPTER[1]).read_bytes()
         parts |= {ADAPTER[0]: portable_config(adapter, run.config.model), ADAPTER[1]: tensors}
+    if run.is_vote:
+        parts |= vote_parts(run, best)
     if not parts:
         raise RunError(f"{str(run.path)!r} left nothing that a patch could hold: its model is the base model")
     noise = Trajectory.read(run.trajectory).header.get("noise") if run.trajectory.is_file() else None
@@ -235,6 +241,7 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, sum
         "metrics": metrics_of(run, variant, best),
         "stages": stages,
         "adapter": adapter is not None,
+        **({"vote": len(parts[MEMBERS]) // TERM.size} if run.is_vote else {}),
         "backbone": summary.get("backbone") if stages[-1]["trajectory"] and stages[-1]["exact"] and not best else None,
     }
     return packed(header, parts)
@@ -259,16 +266,13 @@ def _stage_of(run: RunFolder, number: int, parts: dict[str, bytes], best: bool, 
 
 def _bytes_of(run: RunFolder, trajectory: Trajectory, steps: int | None, summed: bool) -> bytes:
     """A trajectory file of the first so many steps, record by record or summed."""
-    file = io.BytesIO()
-    header = {name: value for name, value in trajectory.header.items() if name != "seed"}
-    writer = TrajectoryWriter(file, trajectory.header["seed"], header)
     records = trajectory.records if steps is None else trajectory.first(steps)
-    if summed:
-        ended = [record for record in records if isinstance(record, Stepped)]
+    ended = [record for record in records if isinstance(record, Stepped)]
+    if run.is_vote:  # it moved nothing
+        records = tuple(ended[-1:])
+    elif summed:
         records = (Update(folded_updates(run, trajectory, steps)), *ended[-1:])
-    for record in records:
-        writer.append(record)
-    return file.getvalue()
+    return replace(trajectory, records=records).to_bytes()
 
 
 def folded_updates(run: RunFolder, trajectory: Trajectory, steps: int | None = None) -> Displacement:

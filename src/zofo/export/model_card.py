@@ -23,6 +23,7 @@ _WHAT = {
     "merged": "The whole model: the trained backbone, with its adapter merged into it where there is one.",
     "adapter": "The adapter alone.",
     "patch": "What training added to the base model, to be applied to it.",
+    "vote": "The members of a vote: what each adds to the base model, of which a run folder is made beside it.",
 }
 _BESIDE = " It was trained beside a backbone that moved too, which a patch or the merged model holds."
 _PIPELINES: dict[Head, str] = {
@@ -41,6 +42,8 @@ def model_card(
     summary, base = run.summary, portable_name(run.config.model.name)
     metrics = metrics_of(run, variant, best)
     program, missing = f"zofo apply model.zofo --base {base} --out DIR\n", None
+    if run.is_vote:
+        program += "zofo predict DIR TEXT\n"
     if kind != "patch":
         program, missing = usage(run, kind, head)
     note = unscored(metrics)
@@ -54,7 +57,8 @@ def model_card(
         template_path=str(TEMPLATES / "model_card.md.jinja"),
         base=base,
         task=summary["task"],
-        what=_WHAT[kind] + (_BESIDE if kind == "adapter" and run.trajectory.is_file() else ""),
+        what=_WHAT["vote" if run.is_vote else kind]
+        + (_BESIDE if kind == "adapter" and run.trajectory.is_file() else ""),
         version=environment()["zofo"],
         method=summary["method"],
         best=best,

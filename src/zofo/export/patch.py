@@ -27,6 +27,7 @@ from zofo.adapters import check_untrusted_adapter
 from zofo.adapters.untrusted import WEIGHTS, can_name_a_tensor
 from zofo.config import Config, parse_model
 from zofo.errors import ConfigError, PatchError, RunError, as_ascii, error_context, first_line, printable
+from zofo.export.vote_patch import ASKED, MEMBERS, VotePart
 from zofo.filesystem import check_not_special
 from zofo.models import ModelConfig
 from zofo.noise import STREAM_VERSION
@@ -116,6 +117,8 @@ class Header(Config):
     """The runs of the chain, in order."""
     adapter: bool = False
     """Whether it holds an adapter."""
+    vote: int | None = Field(None, ge=2, le=1 << 12)
+    """Number of members of a vote; None for what is one model."""
     backbone: _Sha256 | None = None
     """SHA-256 of the tensors that the last trajectory moves, as training left them."""
 
@@ -131,11 +134,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch file, read and checked: its header, the runs of the chain in order, and files of its adapter by name."""
+    """A patch file, read and checked: its header, the runs of the chain in order, and files of its adapter by name; of
+    a vote, its members with what asks them."""
 
     header: Header
     stages: tuple[Stage, ...]
     adapter: Mapping[str, bytes]
+    vote: VotePart | None = None
 
     @classmethod
     def read(cls, path: Path) -> Patch:
@@ -150,9 +155,10 @@ class Patch:
             left = dict(parts)
             stages = tuple(_stage(stage, left) for stage in header.stages)
             adapter = {name: _taken(left, name) for name in ADAPTER} if header.adapter else {}
+            vote = None if header.vote is None else _vote(header, stages, left)
             if left:
                 raise PatchError(f"nothing says what the part {next(iter(left))!r} is for")
-        return cls(header, stages, adapter)
+        return cls(header, stages, adapter, vote)
 
     def inspect(self, folder: Path) -> None:
         """Raises RunError for a part that zofo cannot have written: options, names, sizes and numbers of trajectories,
@@ -241,6 +247,19 @@ def _stage(header: StageHeader, parts: dict[str, bytes]) -> Stage:
         check_trajectory_limits(trajectory)
     weights = None if header.weights is None else _taken(parts, header.weights)
     return Stage(header, trajectory, weights)
+
+
+def _vote(header: Header, stages: tuple[Stage, ...], parts: dict[str, bytes]) -> VotePart:
+    trajectory = stages[0].trajectory
+    if trajectory is None or trajectory.updates or len(stages) > 1 or header.adapter or stages[0].weights is not None:
+        raise PatchError("it is a vote and holds something else, too, which no run has left")
+    members, asked = _taken(parts, MEMBERS), _taken(parts, ASKED)
+    try:
+        content = _parsed(asked)
+    except (ValueError, RecursionError) as error:
+        raise PatchError(f"the part {ASKED!r} cannot be read: {as_ascii(first_line(error))}") from error
+    assert header.vote is not None
+    return VotePart.read(header.vote, trajectory, members, content)
 
 
 def check_trajectory_limits(trajectory: Trajectory) -> None:

@@ -22,7 +22,7 @@ from zofo.evaluators.counts import counting_forwards
 from zofo.methods.base import METHODS, StepLog, TrainingContext, unscheduled
 from zofo.methods.es import PopulationMethodConfig
 from zofo.methods.mezo import ForwardOnly
-from zofo.methods.vote import Vote, winner
+from zofo.methods.vote import Vote, save_members, winner
 from zofo.noise import permutation
 from zofo.rules import RULES
 from zofo.state_dict import StateDict
@@ -223,7 +223,7 @@ class Select(ForwardOnly):
     def save(self, folder: Path) -> None:
         super().save(folder)
         if self._vote:
-            self._vote_of(self._vote).save(folder)
+            save_members(self._vote_of(self._vote).members, folder)
 
     @staticmethod
     def _gate_losses(losses: torch.Tensor) -> list[float | None]:

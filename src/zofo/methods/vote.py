@@ -96,11 +96,6 @@ class Vote:
         texts = self.of_each(model, batch, lambda model, some: generate(model, some.examples, how), self.members)
         return [said[winner(said)] for said in texts]
 
-    def save(self, folder: Path) -> None:
-        """Its members as `vote.json`: [seed, step, index, coefficient] of each term."""
-        content = {"members": [of_displacement(member) for member in self.members]}
-        atomic_write_text(folder / VOTE, json.dumps(content) + "\n")
-
     def _evaluator(self, model: nn.Module, batch: Any) -> Evaluator:
         """What asks this model; the first time, it is checked by what the model thinks of the first rows."""
         known = self._built.get(id(model))
@@ -111,8 +106,14 @@ class Vote:
         return known
 
 
-def read_vote(path: Path, build: Callable[[Any], Evaluator]) -> Vote:
-    """The vote of a file.
+def save_members(members: Sequence[Displacement], folder: Path) -> None:
+    """Write the members of a vote as `vote.json`: [seed, step, index, coefficient] of each term."""
+    content = {"members": [of_displacement(member) for member in members]}
+    atomic_write_text(folder / VOTE, json.dumps(content) + "\n")
+
+
+def read_members(path: Path) -> tuple[Displacement, ...]:
+    """The members that such a file holds, the best one first.
 
     Raises:
         RunError: it is damaged.
@@ -123,7 +124,7 @@ def read_vote(path: Path, build: Callable[[Any], Evaluator]) -> Vote:
             raise ValueError("there are not two members")
     except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
         raise RunError(f"cannot read {str(path)!r}: {error}", "put back the file as the run wrote it") from error
-    return Vote(members, build)
+    return tuple(members)
 
 
 @dataclass(frozen=True)

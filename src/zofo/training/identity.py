@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.config import read_json_object
@@ -256,6 +257,11 @@ def content_hash(content: Any) -> str:
 def task_content_of(task: Task) -> dict[str, Any]:
     """A task as its file holds it."""
     return task.model_dump(by_alias=True, exclude_none=True)
+
+
+def task_text(task: Task) -> str:
+    """The text of a task's file."""
+    return str(yaml.safe_dump(task_content_of(task), sort_keys=False, allow_unicode=True))
 
 
 def task_hash(task: Task) -> str:

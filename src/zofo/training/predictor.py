@@ -153,7 +153,8 @@ def check_rows(run: RunFolder, rows: Identity) -> None:
     check_unchanged(run.identity, rows, repr(str(run.path)), {"": hint}, task=run.task.name)
 
 
-_KEY = "chat"
+CHAT = "chat"
+"""The key of what a run writes down of its chats."""
 
 
 def chat_form(examples: Sequence[Example]) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def chat_form(examples: Sequence[Example]) -> dict[str, Any]:
     systems = {one.messages[0][1] if one.messages[0][0] == "system" else "" for one in chats}
     system = systems.pop() if len(systems) == 1 else None
     tools = any(one.tools for one in chats)
-    return {_KEY: {"system": system, "thinks": any(one.thinks for one in chats), "tools": tools}}
+    return {CHAT: {"system": system, "thinks": any(one.thinks for one in chats), "tools": tools}}
 
 
 def in_trained_form(
@@ -177,7 +178,7 @@ def in_trained_form(
 ) -> Example:
     """A chat in the form of those that a run was trained on, by its `environment`; before a plain text stands the
     system turn of the run. `warn` is told where it stays different from the chats of the run."""
-    form = environment.get(_KEY)
+    form = environment.get(CHAT)
     if not isinstance(form, dict):
         return example
     example = replace(example, thinks=bool(form.get("thinks")))

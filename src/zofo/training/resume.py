@@ -9,8 +9,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zofo.backbone import selected
 from zofo.config import is_device
 from zofo.errors import RunError, ZofoError
@@ -26,8 +24,8 @@ from zofo.training.identity import (
     differences,
     model_identity,
     split_identity,
-    task_content_of,
     task_hash,
+    task_text,
 )
 from zofo.training.predictor import chat_form
 from zofo.training.run_folder import RunFolder, opened_start
@@ -119,9 +117,7 @@ def write_provenance(
     run: RunFolder, config: RunConfig, prepared: PreparedRun, identity: Identity, processes: int = 1
 ) -> None:
     """Write what is known before the first step: the task, versions and hashes, and last the configuration."""
-    run.task_file.write_text(
-        yaml.safe_dump(task_content_of(prepared.task), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    run.task_file.write_text(task_text(prepared.task), encoding="utf-8")
     device, rows = prepared.loaded.device, prepared.examples["train"]
     begun = {**device_fingerprint(device), **identity.as_dict(), **chat_form(rows)}
     if processes > 1:

@@ -13,7 +13,7 @@ from zofo.errors import ConfigError, RunError
 from zofo.filesystem import real, sha256_of
 from zofo.methods import METHODS, MethodConfig
 from zofo.methods.linear_probe import PROBE, load_probe
-from zofo.methods.vote import VOTE, read_vote
+from zofo.methods.vote import VOTE, Vote, read_members
 from zofo.models import LoadedModel, load_model
 from zofo.tasks import TaskConfig, check_not_trained_on
 from zofo.training.config import RunConfig
@@ -187,7 +187,8 @@ class RunFolder(RunRecord):
         """How this run scores candidates and writes texts, where its method brings its own way."""
         file = self.artifact_folder(best)[0] / VOTE
         if file.is_file():
-            vote = read_vote(file, lambda model: evaluator_of(model, Trajectory.read(self.trajectory).header))
+            members, header = read_members(file), Trajectory.read(self.trajectory).header
+            vote = Vote(members, lambda model: evaluator_of(model, header))
             return replace(scorer, score=vote.score, write=vote.write, members=len(vote.members))
         return replace(scorer, score=load_probe(self.path)) if (self.path / PROBE).is_file() else scorer
 

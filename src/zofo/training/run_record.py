@@ -92,6 +92,8 @@ class RunRecord:
         if not (path / CONFIG).is_file():
             near = None if path.exists() else near_path(str(path))
             hint = "runs are written by `zofo train`" if near is None else f"did you mean {near!r}?"
+            if path.is_file():
+                hint = f"of a patch: zofo apply {shlex.quote(str(path))} --base MODEL --out DIR, and then take that"
             raise RunError(f"{str(path)!r} is not a run folder (it has no config.yaml)", hint)
         run = cls(path)
         run.clear_leftovers()

@@ -18,6 +18,7 @@ update takes 25 bytes, and with its step 34.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
@@ -36,7 +37,9 @@ from zofo.retired_keys import method_as_now
 
 MAGIC = b"ZOFOTRJ2"
 _ANY_MAGIC = b"ZOFOTRJ"
-_LENGTH, _FRAME, _KIND, _TERM, _NUMBER = (struct.Struct(form) for form in ("<II", "<BII", "<BI", "<IId", "<d"))
+TERM = struct.Struct("<IId")
+"""A direction and its coefficient in a file whose seed is known: step, index, coefficient."""
+_LENGTH, _FRAME, _KIND, _NUMBER = (struct.Struct(form) for form in ("<II", "<BII", "<BI", "<d"))
 _UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
 _FLAGS = _HAS_SHRINK, _HAS_LR, _HAS_DISPLACEMENT_DECAY = 16, 32, 64
 _UPDATES = {_UPDATE | shrink | lr | back for shrink in (0, 16) for lr in (0, 32) for back in (0, 64)}
@@ -124,7 +127,7 @@ class TrajectoryWriter(UpdateLog):
         for key in displacement:
             if key.seed != self._seed:
                 raise ValueError(f"{key} does not have the trajectory's seed {self._seed}")
-        return b"".join(_TERM.pack(key.step, key.index, coefficient) for key, coefficient in displacement.items())
+        return b"".join(TERM.pack(key.step, key.index, coefficient) for key, coefficient in displacement.items())
 
     def _append(self, kind: int, number: int, payload: bytes = b"") -> None:
         self._file.write(_FRAME.pack(kind, number, _checksum(kind, number, payload)) + payload)
@@ -194,6 +197,15 @@ class Trajectory:
                 last = place
         return self.records[:last]
 
+    def to_bytes(self) -> bytes:
+        """The content of its file."""
+        file = io.BytesIO()
+        header = {name: value for name, value in self.header.items() if name != "seed"}
+        writer = TrajectoryWriter(file, self.header["seed"], header)
+        for record in self.records:
+            writer.append(record)
+        return file.getvalue()
+
     @classmethod
     def read(cls, path: Path, size: int | None = None) -> Trajectory:
         """Read a trajectory file, up to the last whole record.
@@ -253,7 +265,7 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
         kind, number, checksum = _FRAME.unpack_from(data, at)
         flags = [flag for flag in _FLAGS if kind & flag]
         terms = body + _NUMBER.size * len(flags)
-        end = terms + (_TERM.size * number if kind in {*_UPDATES, _MOVE} else 0)
+        end = terms + (TERM.size * number if kind in {*_UPDATES, _MOVE} else 0)
         if end > len(data):
             return records, False
         if kind not in {*_UPDATES, _MOVE, _SETTLE, _STEP} or _checksum(kind, number, data[body:end]) != checksum:
@@ -267,7 +279,7 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
             records.append(Stepped(number))
         else:
             given = {flag: _NUMBER.unpack_from(data, body + _NUMBER.size * i)[0] for i, flag in enumerate(flags)}
-            coefficients = {Key(seed, step, i): c for step, i, c in _TERM.iter_unpack(data[terms:end])}
+            coefficients = {Key(seed, step, i): c for step, i, c in TERM.iter_unpack(data[terms:end])}
             if not all(map(math.isfinite, (*given.values(), *coefficients.values()))):
                 raise RunError(f"{place} holds a number that is not finite")
             point = Displacement(coefficients)
