@@ -19,10 +19,10 @@ from zofo.backbone import Backbone
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, EvaluatorError
 from zofo.estimators import TwoSided
-from zofo.evaluators import EVALUATORS, InForward, InPlace, batch_protocol
+from zofo.evaluators import EVALUATORS, InForward, InPlace
 from zofo.noise import Gaussian, LowRank
 from zofo.objectives import classification_loss
-from zofo.tasks import TokenizedChoices, collate
+from zofo.tasks import TokenizedChoices, batches, collate
 
 A, B, C = Key(11, 3), Key(11, 3, 1), Key(11, 2)
 POINTS = [Displacement({A: 1e-2, B: 3e-3}), Displacement({A: -1e-2}), Displacement()]
@@ -93,7 +93,7 @@ def in_place_losses(evaluator, objective, batch, points):
         if isinstance(point, Displacement):
             losses.append(in_place.losses(objective, batch, [point + pending])[0])
             continue
-        parts = [batch_protocol.part(batch, i, i + 1) for i in range(len(point))]
+        parts = [batches.part(batch, i, i + 1) for i in range(len(point))]
         each = [in_place.losses(objective, part, [at + pending])[0] for part, at in zip(parts, point, strict=True)]
         losses.append(torch.cat(each))
     return torch.stack(losses)
@@ -103,7 +103,7 @@ def check_agreement(evaluator, objective, batch, *askings, rtol=1e-5):
     """Each asking, a list of points, in one call."""
     for points in askings:
         losses = evaluator.losses(objective, batch, points)
-        assert losses.shape == (len(points), batch_protocol.size(batch))
+        assert losses.shape == (len(points), batches.size(batch))
         assert losses.dtype == torch.float32
         expected = in_place_losses(evaluator, objective, batch, points)
         torch.testing.assert_close(losses, expected, rtol=rtol, atol=1e-6)
@@ -279,7 +279,7 @@ def test_several_objectives_with_batches_of_their_own_stand_side_by_side():
         losses = probe.losses
     assert losses.shape == (2, 11)
     for first, objective, own in ((0, square_loss, batch), (7, absolute, few), (9, square_loss, few)):
-        last = first + batch_protocol.size(own)
+        last = first + batches.size(own)
         expected = in_place_losses(evaluator, objective, own, [shared, each[first:last]])
         torch.testing.assert_close(losses[:, first:last], expected, rtol=1e-5, atol=1e-6)
 

@@ -16,7 +16,8 @@ from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
 from zofo.estimate import estimate_run
 from zofo.estimate.ledger import trace
-from zofo.evaluators import batch_protocol, sharing_on_meta
+from zofo.evaluators import sharing_on_meta
+from zofo.tasks import batches
 from zofo.training import read_config
 
 CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -66,7 +67,7 @@ def test_an_estimate_counts_layers_below_once(trainable):
     real = real_flops(lambda: evaluator.losses(token_loss, batch, FAR))
     bare = copy.deepcopy(model).to("meta")
     moved = {id(one) for one in selected(bare, trainable).values()}
-    rows = batch_protocol.repeated({name: one.to("meta") for name, one in batch.items()}, 2)
+    rows = batches.repeated({name: one.to("meta") for name, one in batch.items()}, 2)
     with sharing_on_meta(bare, moved, 2):
         found = trace(lambda: token_loss(bare, rows), carried=moved)
     assert real == pytest.approx(found.work.flops, rel=0.02)

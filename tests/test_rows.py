@@ -9,8 +9,8 @@ from torch import nn
 from zofo import Backbone, Displacement, InForward, InPlace, Key
 from zofo.backbone import Update
 from zofo.errors import EvaluatorError, NonFiniteError
-from zofo.evaluators import batch_protocol
 from zofo.noise import LowRank
+from zofo.tasks import batches
 
 
 class AdapterPair(typing.NamedTuple):
@@ -33,10 +33,10 @@ def batch():
 
 
 def test_what_is_no_tensor_stays_and_named_tuples_stay_named(batch):
-    assert batch_protocol.size(batch) == 4
-    twice = batch_protocol.repeated(batch, 2)
+    assert batches.size(batch) == 4
+    twice = batches.repeated(batch, 2)
     assert (twice["x"].shape, twice["labels"], twice["size"]) == ((8, 6), None, 3)
-    assert batch_protocol.part(AdapterPair(batch["x"], 0.5), 1, 3) == (pytest.approx(batch["x"][1:3]), 0.5)
+    assert batches.part(AdapterPair(batch["x"], 0.5), 1, 3) == (pytest.approx(batch["x"][1:3]), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_no_tensor_stays_and_named_tuples_stay_named(batch):
 )
 def test_a_batch_whose_tensors_do_not_agree_on_the_examples_is_refused(bad):
     with pytest.raises(EvaluatorError, match="cannot be repeated") as caught:
-        batch_protocol.size(bad)
+        batches.size(bad)
     assert "method.evaluator=in-place" in caught.value.hint
 
 

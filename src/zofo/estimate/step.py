@@ -17,9 +17,10 @@ from zofo.errors import ConfigError
 from zofo.estimate.ledger import Trace, Work, trace
 from zofo.estimate.machine import Machine
 from zofo.estimate.memory import Held, Moment, Term, at_peak, of_check, of_pass, of_update, shares_kept
-from zofo.evaluators import batch_protocol, run_again, sharing_on_meta
+from zofo.evaluators import run_again, sharing_on_meta
 from zofo.methods import METHODS, MethodConfig, Pass, TrainingContext
 from zofo.models import LoadedModel, is_offloaded, packed_numbers, weight_bytes
+from zofo.tasks import batches
 
 _UPDATE = 8  # times a parameter that an optimiser reads or writes a tensor of its size
 _OPERATIONS = 12  # that it takes for each tensor
@@ -238,7 +239,7 @@ def _traced(
 ) -> Trace:
     """What one pass takes, on some examples; they are repeated where there are fewer than it holds."""
     chosen = [rows[number % len(rows)] for number in range(one.examples)]
-    batch = batch_protocol.repeated(context.collate(chosen), one.points)
+    batch = batches.repeated(context.collate(chosen), one.points)
     objective = context.check_objective or context.objective
     vocabulary = model.config.get_text_config().vocab_size
     again = one.again and one.gradient is not None

@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from zofo.backbone import at_least_float32
 from zofo.errors import ConfigError, NonFiniteError
-from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.per_point import replaced_forwards
 from zofo.processes import ALONE, Attempt, Processes
+from zofo.tasks import batches
 
 
 class Gradient:
@@ -72,8 +72,8 @@ class Gradient:
 
     def _own(self, parameters: Sequence[nn.Parameter], objective: Objective, batch: Any, weight: float) -> _Found:
         """The losses, and the gradient of their mean, of one process."""
-        parts = batch_protocol.micro_batches(batch)
-        size = batch_protocol.size(batch) if len(parts) > 1 else None
+        parts = batches.micro_batches(batch)
+        size = batches.size(batch) if len(parts) > 1 else None
 
         def weighted_mean(losses: torch.Tensor, first: int) -> torch.Tensor:
             _check_finite(losses.detach(), first)  # before the work of a backward pass
@@ -118,18 +118,18 @@ class Gradient:
         Each process differentiates weight * sum(its losses) / (number of all), so that the sum is the gradient of the
         mean. Tensors that no process has a gradient of stay without one.
         """
-        processes, size = self._processes, batch_protocol.size(batch)
+        processes, size = self._processes, batches.size(batch)
         shares = [stop - start for start, stop in (processes.share(size, rank) for rank in range(processes.size))]
         dtype = torch.promote_types(torch.float32, parameters[0].dtype)
         own: torch.Tensor | None = None
         found: Sequence[torch.Tensor | None] = [None] * len(parameters)
         with Attempt() as made:
             if shares[processes.rank]:
-                part = batch_protocol.part(batch, *processes.share(size))
+                part = batches.part(batch, *processes.share(size))
                 own, found = self._differentiated(
                     parameters,
                     objective,
-                    batch_protocol.micro_batches(part),
+                    batches.micro_batches(part),
                     lambda losses, _: losses.sum() * (weight / size),
                 )
         rows = processes.gather(own, max(shares), dtype, made.failure)

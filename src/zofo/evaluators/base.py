@@ -28,6 +28,21 @@ Point = Displacement | Sequence[Displacement]
 """Where losses are asked for: one displacement for the whole batch, or one for each example."""
 
 
+def own_points(point: Point) -> bool:
+    """Whether each example has a displacement of its own."""
+    return not isinstance(point, Displacement)
+
+
+def displacements(point: Point) -> Sequence[Displacement]:
+    """The displacement of all examples, alone, or those of each."""
+    return [point] if isinstance(point, Displacement) else point
+
+
+def points_of_part(points: Sequence[Point], start: int, stop: int) -> list[Point]:
+    """The same points for examples `start` to `stop`."""
+    return [point if isinstance(point, Displacement) else point[start:stop] for point in points]
+
+
 @dataclass
 class Probe:
     """The inside of `Evaluator.probe`: the losses that were found, and one chance to update on the way home.

@@ -12,7 +12,6 @@ from torch import nn
 from zofo.backbone import Theta, at_least_float32
 from zofo.displacement import Displacement, Key
 from zofo.errors import EvaluatorError
-from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective, Point
 from zofo.evaluators.carried_tensors import unanswered
 from zofo.evaluators.layers_below import LayersBelow
@@ -29,6 +28,7 @@ from zofo.evaluators.parameter_use import ParameterTracker, uncompiled, without_
 from zofo.evaluators.per_point import PerPointModules
 from zofo.evaluators.row_layout import Layout, RowsElsewhere, Use
 from zofo.models import trim_memory
+from zofo.tasks import batches
 
 _CHECK_SEED = (1 << 64) - 1  # of the directions that a check looks along
 _CHECK_SIZE = 3e-3  # coefficient of these; SmolLM2's losses have 5e-6 of rounding there, and 6e-5 at 0.05
@@ -92,7 +92,7 @@ class ForwardCheck:
                 self._compare(objective, batch, _FAR)
                 if self._per_point.names:
                     self._compare(objective, batch, size, shared=True)
-                self._compare_moved(objective, batch_protocol.part(batch, 0, 1))
+                self._compare_moved(objective, batches.part(batch, 0, 1))
                 self._below.learn()
                 return
             except EvaluatorError as error:
@@ -124,7 +124,7 @@ class ForwardCheck:
         Where `size` is `_FAR`, only where its rows stand: another router's choice would show, and rounding grows.
         """
         far = size == _FAR
-        examples, number = batch_protocol.row_examples(batch), batch_protocol.size(batch)
+        examples, number = batches.row_examples(batch), batches.size(batch)
         keys = [[Key(_CHECK_SEED, i, 0 if shared else e) for e in range(number)] for i in range(1 if far else 2)]
         own = [[Displacement({key: size}) for key in each] for each in keys]
         points: list[Point] = [each[0] for each in own] if shared else [*own]
@@ -134,7 +134,7 @@ class ForwardCheck:
         self._layout.alone = ()
         for i, e in places:
             with explaining("the model cannot be asked for one example at a time because "):
-                alone[i, e] = self._logged(objective, batch_protocol.part(batch, e, e + 1), [[own[i][e]]])
+                alone[i, e] = self._logged(objective, batches.part(batch, e, e + 1), [[own[i][e]]])
         self._layout.alone = alone[places[0]][1]
         watching = ParameterTracker([(name, p) for p, name in self._parameters], self._check_bypass)
         with explaining("the model cannot run with carried terms because "), nullcontext() if far else watching:

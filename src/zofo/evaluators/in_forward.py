@@ -14,8 +14,16 @@ from torch import nn
 from zofo.adapters import FusedLora
 from zofo.backbone import Backbone, Theta, at_least_float32
 from zofo.errors import EvaluatorError, out_of_memory
-from zofo.evaluators import batch_protocol
-from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Objective, Point, Probe
+from zofo.evaluators.base import (
+    EVALUATORS,
+    Evaluator,
+    LossRequest,
+    Objective,
+    Point,
+    Probe,
+    displacements,
+    points_of_part,
+)
 from zofo.evaluators.carried_tensors import Uncarried
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.factor_cache import FactorCache
@@ -38,6 +46,7 @@ from zofo.models import trim_memory
 from zofo.noise import FactoredNoise
 from zofo.objectives import aside, generation_rows
 from zofo.state_dict import StateDict, of_numbers, to_numbers
+from zofo.tasks import batches
 
 _SKIPPED = 0.02  # of all numbers that may move, at least: too many to stay
 
@@ -154,7 +163,7 @@ class InForward(Evaluator):
     @torch.no_grad()
     def _ask(self, asks: Sequence[LossRequest], points: Sequence[Point]) -> torch.Tensor:
         of_all = points if self.whole is None or self._checking else self.whole
-        asked = dict.fromkeys(key for point in of_all for at in batch_protocol.displacements(point) for key in at)
+        asked = dict.fromkeys(key for point in of_all for at in displacements(point) for key in at)
         if (
             len(self.theta.pending)
             and not self._checking
@@ -164,11 +173,11 @@ class InForward(Evaluator):
         self._factor_cache.hold([*self.theta.pending, *asked])
         columns, start = [], 0
         for objective, batch in asks:
-            size = batch_protocol.size(batch)
-            together = [batch] if self._checking else batch_protocol.micro_batches(batch, self._micro_batch)
+            size = batches.size(batch)
+            together = [batch] if self._checking else batches.micro_batches(batch, self._micro_batch)
             for part in together:  # a check compares rows together
-                stop = start + batch_protocol.size(part)
-                own_points = batch_protocol.points_of_part(points, start, stop)
+                stop = start + batches.size(part)
+                own_points = points_of_part(points, start, stop)
                 columns.append(self._forward(objective, part, own_points, size))
                 start = stop
         return torch.cat(columns, dim=1)
@@ -218,9 +227,9 @@ class InForward(Evaluator):
         if self._checked and objective not in self._checked:
             objective = self._checked[0]
             losses = self._carried(objective, batch, points)
-        for place, example in ((0, 0), (len(points) - 1, batch_protocol.size(batch) - 1)):
-            point = batch_protocol.points_of_part([points[place]], example, example + 1)
-            alone = self._carried(objective, batch_protocol.part(batch, example, example + 1), point)
+        for place, example in ((0, 0), (len(points) - 1, batches.size(batch) - 1)):
+            point = points_of_part([points[place]], example, example + 1)
+            alone = self._carried(objective, batches.part(batch, example, example + 1), point)
             apart, limit = float((losses[place, example] - alone[0, 0]).abs()), agreement((), number_types(self.model))
             if not only_rounding(apart, limit, points, losses, lambda at: self._again(objective, batch, at, True)):
                 raise EvaluatorError(
@@ -232,7 +241,7 @@ class InForward(Evaluator):
     def _carried(self, objective: Objective, batch: Any, points: Sequence[Point]) -> torch.Tensor:
         dtype = torch.float64 if torch.float64 in self.backbone.dtypes else torch.float32
         coefficients = coefficients_of(
-            points, batch_protocol.row_examples(batch), self._factor_cache, self.theta.pending, dtype
+            points, batches.row_examples(batch), self._factor_cache, self.theta.pending, dtype
         )
         terms = LowRankTerms(self._factor_cache, coefficients, self._siblings, wary=self._checking)
         rows = coefficients.shape[0] * coefficients.shape[1]
@@ -244,11 +253,11 @@ class InForward(Evaluator):
         self._layout.new_call()
         hooked = self.model.register_forward_pre_hook
         with uncompiled(), hooked(self._layout.new_call), self._watching(), quick, perturbed, sharing, rows_leave:
-            losses = at_least_float32(objective(self.model, batch_protocol.repeated(batch, len(points))))
-        if losses.shape != (len(points) * batch_protocol.size(batch),):
+            losses = at_least_float32(objective(self.model, batches.repeated(batch, len(points))))
+        if losses.shape != (len(points) * batches.size(batch),):
             raise EvaluatorError(
                 f"the objective gave losses of shape {list(losses.shape)} for {len(points)} points of "
-                f"{batch_protocol.size(batch)} examples, all in one batch",
+                f"{batches.size(batch)} examples, all in one batch",
                 "let it return one loss for each example of the batch it is given, in their order",
             )
         return losses.view(len(points), -1)
@@ -271,13 +280,11 @@ class InForward(Evaluator):
 
     def _too_large(self, objective: Objective, batch: Any, points: Sequence[Point], whole: int) -> EvaluatorError:
         """What to say of a batch that did not fit, after trying how much of it does."""
-        size = batch_protocol.size(batch)
+        size = batches.size(batch)
         fits = size // 2
         while fits:
             try:
-                self._losses(
-                    objective, batch_protocol.part(batch, 0, fits), batch_protocol.points_of_part(points, 0, fits)
-                )
+                self._losses(objective, batches.part(batch, 0, fits), points_of_part(points, 0, fits))
                 break
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
@@ -320,7 +327,7 @@ class InForward(Evaluator):
 
     def _check_all(self, asks: Sequence[LossRequest]) -> None:
         for objective, batch in asks:
-            part = batch_protocol.part(batch, 0, min(2, batch_protocol.size(batch)))
+            part = batches.part(batch, 0, min(2, batches.size(batch)))
             while True:
                 try:
                     self._check(objective, part)
@@ -351,7 +358,7 @@ class InForward(Evaluator):
         """Losses for a check; with `held`, of points whose keys are held already, or nearly so."""
         if not held:
             return self._ask([(objective, batch)], points)
-        own = (key for at in points for each in batch_protocol.displacements(at) for key in each)
+        own = (key for at in points for each in displacements(at) for key in each)
         self._factor_cache.hold([*self._factor_cache, *own])
         return self._carried(objective, batch, points)
 

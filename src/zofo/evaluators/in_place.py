@@ -11,10 +11,10 @@ from torch import nn
 from zofo.backbone import Backbone, Theta, at_least_float32
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ModelError, out_of_memory
-from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import EVALUATORS, Evaluator, LossRequest, Point, Probe
 from zofo.evaluators.counts import Counts, counting_forwards
 from zofo.evaluators.model_check import check_by_itself
+from zofo.tasks import batches
 
 
 class _Moving(Evaluator):
@@ -25,7 +25,7 @@ class _Moving(Evaluator):
 
     def _losses(self, asks: Sequence[LossRequest]) -> torch.Tensor:
         """The losses of all that is asked, where the weights stand."""
-        parts = [(objective, part) for objective, batch in asks for part in batch_protocol.micro_batches(batch)]
+        parts = [(objective, part) for objective, batch in asks for part in batches.micro_batches(batch)]
         losses = torch.cat([at_least_float32(objective(self.model, part)) for objective, part in parts])
         self.counts.queries += losses.numel()
         return losses

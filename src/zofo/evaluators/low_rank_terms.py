@@ -9,8 +9,7 @@ import torch
 
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError
-from zofo.evaluators.base import Point
-from zofo.evaluators.batch_protocol import displacements
+from zofo.evaluators.base import Point, displacements
 from zofo.evaluators.factor_cache import FactorCache
 
 SharedInputGroups = dict[tuple[str, bool], tuple[tuple[str, bool], ...]]

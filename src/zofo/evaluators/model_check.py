@@ -13,11 +13,11 @@ from torch import nn
 from zofo.backbone import Backbone
 from zofo.displacement import Displacement
 from zofo.errors import EvaluatorError, ZofoError, out_of_memory
-from zofo.evaluators import batch_protocol
 from zofo.evaluators.base import Objective
 from zofo.evaluators.carried_tensors import uncarried
 from zofo.evaluators.parameter_use import check_same_use, observe, without_trace
 from zofo.evaluators.row_layout import Use
+from zofo.tasks import batches
 
 _LARGE = 1 << 26  # entries
 IN_PLACE = "set method.evaluator=in-place"
@@ -54,8 +54,8 @@ def check_by_itself(
 @torch.no_grad()
 def rows_are_independent(model: nn.Module, objective: Objective, batch: Any, dtypes: frozenset[torch.dtype]) -> bool:
     """Whether each example of a small batch has the loss that it has alone, up to rounding; it leaves no trace."""
-    size = batch_protocol.size(batch)
-    parts = [batch_protocol.part(batch, each, each + 1) for each in range(size)]
+    size = batches.size(batch)
+    parts = [batches.part(batch, each, each + 1) for each in range(size)]
     with without_trace(model):
         together = objective(model, batch).float()
         alone = torch.cat([objective(model, part).float() for part in parts])

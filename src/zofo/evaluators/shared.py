@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from zofo.errors import EvaluatorError
-from zofo.evaluators import batch_protocol
-from zofo.evaluators.base import Evaluator, LossRequest, Objective, Point, Probe
+from zofo.evaluators.base import Evaluator, LossRequest, Objective, Point, Probe, own_points, points_of_part
 from zofo.evaluators.model_check import number_types, rows_are_independent
 from zofo.objectives import aside
 from zofo.processes import Attempt, Processes
 from zofo.state_dict import StateDict
+from zofo.tasks import batches
 
 
 class _AmongProcesses(Evaluator):
@@ -86,18 +86,15 @@ class SharedExamples(_AmongProcesses):
         at: list[list[Any]] = [[] for _ in points]
         offset = 0
         for objective, batch in asks:
-            size = batch_protocol.size(batch)
+            size = batches.size(batch)
             start, stop = self._asked_for(size)
             counts = self._processes.share(size) == (start, stop)
-            own.append((objective if counts else _aside(objective), batch_protocol.part(batch, start, stop)))
-            for place, part in zip(
-                at, batch_protocol.points_of_part(points, offset + start, offset + stop), strict=True
-            ):
+            own.append((objective if counts else _aside(objective), batches.part(batch, start, stop)))
+            for place, part in zip(at, points_of_part(points, offset + start, offset + stop), strict=True):
                 place.append(part)
             offset += size
         joined: list[Point] = [
-            [each for part in parts for each in part] if batch_protocol.own_points(parts[0]) else parts[0]
-            for parts in at
+            [each for part in parts for each in part] if own_points(parts[0]) else parts[0] for parts in at
         ]
         return own, joined
 
@@ -110,7 +107,7 @@ class SharedExamples(_AmongProcesses):
         self, asks: Sequence[LossRequest], points: int, own: torch.Tensor | None, failure: Exception | None
     ) -> torch.Tensor:
         processes = self._processes
-        sizes = [batch_protocol.size(batch) for _, batch in asks]
+        sizes = [batches.size(batch) for _, batch in asks]
         shares = [
             [stop - start for start, stop in (processes.share(n, rank) for n in sizes)]
             for rank in range(processes.size)
@@ -158,7 +155,7 @@ class OwnExamples(_AmongProcesses):
     def _own(
         self, asks: Sequence[LossRequest], points: Sequence[Point]
     ) -> tuple[Sequence[LossRequest], Sequence[Point]]:
-        if any(map(batch_protocol.own_points, points)):
+        if any(map(own_points, points)):
             raise EvaluatorError(
                 "examples of several processes have no directions of their own",
                 "set directions=shared, or train in one process",

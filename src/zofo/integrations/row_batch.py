@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zofo.evaluators import batch_protocol
+from zofo.tasks import batches
 
 
 class RowBatch:
@@ -51,14 +51,14 @@ class RowBatch:
         if (start, stop) not in self._parts:
             found = RowBatch(self._rows[start:stop], self._collate, self.micro_batch)
             if "inputs" in vars(self):
-                vars(found)["inputs"] = batch_protocol.part(self.inputs, start, stop)
+                vars(found)["inputs"] = batches.part(self.inputs, start, stop)
             self._parts[start, stop] = found
         return self._parts[start, stop]
 
     def repeated(self, times: int) -> RowBatch:
         """All rows `times` over, of what they were collated to."""
         found = RowBatch(self._rows, self._collate, self.micro_batch, times)
-        vars(found)["inputs"] = batch_protocol.repeated(self.inputs, times)
+        vars(found)["inputs"] = batches.repeated(self.inputs, times)
         return found
 
 

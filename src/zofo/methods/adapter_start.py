@@ -12,11 +12,11 @@ import torch
 from zofo.adapters import AdapterConfig, Adapters, Forward, PeftAdapters, StackedAdapters
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, counting_forwards
-from zofo.evaluators.batch_protocol import size
 from zofo.evaluators.parameter_use import uncompiled
 from zofo.methods.base import AdapterStart, TrainingContext
 from zofo.models.heads import is_classifier
 from zofo.state_dict import StateDict
+from zofo.tasks.batches import size
 
 BACKBONE = "backbone"
 """What the adapter is called that stands for theta."""

@@ -20,7 +20,7 @@ from zofo.evaluators import Evaluator
 from zofo.filesystem import atomic_write_text
 from zofo.objectives import Generation, aside, generate, is_aside, scores
 from zofo.state_dict import of_displacement, to_displacement
-from zofo.tasks.collation import padded
+from zofo.tasks.batches import padded
 
 VOTE = "vote.json"
 

@@ -20,7 +20,7 @@ from zofo.models import quiet_transformers
 from zofo.noise import random_words
 from zofo.objectives.scoring import only_attends
 from zofo.tasks import TokenizedChoices
-from zofo.tasks.collation import padded
+from zofo.tasks.batches import padded
 from zofo.temporary import bound, temporarily
 
 KeepRows = Callable[[Sequence[int] | None], None]

@@ -16,7 +16,7 @@ from zofo.adapters import PeftAdapters, carries_adapters
 from zofo.backbone import fingerprint
 from zofo.config import as_group, options_of, parse_model
 from zofo.errors import CheckpointError, ConfigError, EvaluatorError
-from zofo.evaluators import EVALUATORS, Counts, batch_protocol, unused_by
+from zofo.evaluators import EVALUATORS, Counts, unused_by
 from zofo.methods import StepLog, ZerothOrder, ZerothOrderConfig
 from zofo.noise import STREAM_VERSION
 from zofo.optim.closures import Closure, ClosureObjective, check_modes
@@ -25,6 +25,7 @@ from zofo.optim.parameters import Movable, given
 from zofo.optim.words import own_words
 from zofo.processes import joined
 from zofo.state_dict import StateDict
+from zofo.tasks import batches
 from zofo.temporary import temporarily
 
 _OURS, _VERSION = "zofo", 1
@@ -325,7 +326,7 @@ def examples_of(asks: Sequence[Ask]) -> int | None:
     """How many examples the batches hold, where closures are given them."""
     if any(batch is None for _, batch in asks):
         return None
-    return sum(batch_protocol.size(batch) for _, batch in asks)
+    return sum(batches.size(batch) for _, batch in asks)
 
 
 def options_of_step(

@@ -1,10 +1,10 @@
 """Tasks: versioned files that say where rows come from, how they become prompts, and what counts as right."""
 
-from zofo.tasks.collation import Batch, EpochSampler, TextBatch, collate, collate_masked, collate_texts
+from zofo.tasks.batches import Batch, TextBatch, collate, collate_masked, collate_texts
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.control_tokens import Speller
 from zofo.tasks.dataset import load_examples, origins_of, resolve_task
-from zofo.tasks.drawing import with_demonstrations
+from zofo.tasks.drawing import EpochSampler, with_demonstrations
 from zofo.tasks.metrics import METRICS, Metric
 from zofo.tasks.multi_task import has_metaicl_rows
 from zofo.tasks.overlap import check_not_trained_on

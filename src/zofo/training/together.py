@@ -12,9 +12,9 @@ from rich.console import Console
 
 from zofo.backbone import fingerprint
 from zofo.errors import ConfigError, RunError
-from zofo.evaluators import batch_protocol
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.processes import Processes
+from zofo.tasks import batches
 from zofo.training.callbacks import Callback, RewardMeans
 from zofo.training.checkpoint import Checkpoint, CheckpointCallback
 from zofo.training.config import RunConfig
@@ -59,7 +59,7 @@ def check_reward(context: TrainingContext) -> None:
     batch = context.collate(context.examples[:ROWS])
     found, again = ((-context.objective(context.model, batch)).tolist() for _ in range(2))
     for row, value in enumerate(found if found == again else ()):
-        alone = (-context.objective(context.model, batch_protocol.part(batch, row, row + 1))).item()
+        alone = (-context.objective(context.model, batches.part(batch, row, row + 1))).item()
         if alone != value:
             raise ConfigError(
                 f"the reward of row {row + 1} is {value:.6g} among others and {alone:.6g} alone, and several processes "

@@ -1,21 +1,106 @@
-"""Batches: drawn by number, and as tensors, prompts shared by candidates where that pays."""
+"""Batches: what is asked of one, whatever it is made of; and of examples, as tensors, prompts shared where that pays.
+
+A batch class answers by itself, with `len(batch)`, `batch.row_examples`, `batch.part(start, stop)` and
+`batch.repeated(times)`, as `Batch` does; `batch.micro_batch` says how many examples one forward takes. Tensors whose
+first axis is the examples, and tuples, lists and dicts of such tensors, are answered for here.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
-from zofo.displacement import Key
-from zofo.errors import ConfigError
-from zofo.noise import permutation
+from zofo.errors import EvaluatorError
 from zofo.tasks.tokenization import TokenizedChoices
 from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText
 
 Side = Literal["left", "right"]
+
+
+@runtime_checkable
+class Repeatable(Protocol):
+    """A batch that can be asked at several points at once."""
+
+    def __len__(self) -> int:
+        """How many examples."""
+
+    @property
+    def row_examples(self) -> torch.Tensor:
+        """Which example each row of the model's input belongs to: int64, shape [rows], not decreasing, on the CPU."""
+
+    def part(self, start: int, stop: int) -> Any:
+        """The batch of examples `start` to `stop`."""
+
+    def repeated(self, times: int) -> Any:
+        """The batch `times` over: all its rows, then all of them again."""
+
+
+@runtime_checkable
+class MicroBatched(Repeatable, Protocol):
+    """A batch whose examples do not all go through the model at once; the losses and gradients are those of all."""
+
+    @property
+    def micro_batch(self) -> int:
+        """The most examples of one forward, at a point."""
+
+
+def micro_batches(batch: Any, most: int | None = None) -> list[Any]:
+    """The parts of a batch that go through the model one after the other, of `most` examples or of as many as the batch
+    says; the batch itself where that is all of it."""
+    limits = [one for one in (most, batch.micro_batch if isinstance(batch, MicroBatched) else None) if one]
+    if not limits or (whole := size(batch)) <= min(limits):
+        return [batch]
+    return [part(batch, first, min(first + min(limits), whole)) for first in range(0, whole, min(limits))]
+
+
+def size(batch: Any) -> int:
+    """How many examples.
+
+    Raises:
+        EvaluatorError: no batch class, and no tensors that agree on it.
+    """
+    if isinstance(batch, Repeatable):
+        return len(batch)
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+    sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors}
+    if len(sizes) != 1 or 0 in sizes:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors) or "none"
+        raise EvaluatorError(
+            f"a batch of type {type(batch).__name__} cannot be repeated for several points in one forward: its tensors "
+            f"do not all have the examples as their first axis (shapes: {shapes})",
+            "make it of such tensors, or set method.evaluator=in-place",
+        )
+    return sizes.pop()
+
+
+def row_examples(batch: Any) -> torch.Tensor:
+    """Which example each row belongs to: int64, shape [rows]."""
+    return batch.row_examples if isinstance(batch, Repeatable) else torch.arange(size(batch))
+
+
+def part(batch: Any, start: int, stop: int) -> Any:
+    """The batch of examples `start` to `stop`."""
+    return batch.part(start, stop) if isinstance(batch, Repeatable) else _each(batch, lambda tensor: tensor[start:stop])
+
+
+def repeated(batch: Any, times: int) -> Any:
+    """The batch `times` over: all its rows, then all of them again."""
+    if times == 1:
+        return batch
+    if isinstance(batch, Repeatable):
+        return batch.repeated(times)
+    return _each(batch, lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+
+
+def _each(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The batch with every tensor changed; what is no tensor stays."""
+    size(batch)
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf, batch)
 
 
 @dataclass(frozen=True)
@@ -300,71 +385,3 @@ def padded(rows: Sequence[Sequence[int]], pad: int, side: Side) -> tuple[torch.T
     place = torch.arange(max(lengths)) if side == "right" else torch.arange(max(lengths) - 1, -1, -1)
     mask = (place < torch.tensor(lengths).unsqueeze(1)).to(torch.int64)
     return torch.tensor(whole, dtype=torch.int64), mask
-
-
-T = TypeVar("T")
-B = TypeVar("B")
-
-_WINDOW = 8  # batches whose examples are sorted by length together
-
-
-class EpochSampler(Generic[T, B]):
-    """An endless sequence of batches, addressed by number: a pure function of (seed, name, number).
-
-    Each epoch visits the examples in an order of its own; with `length`, examples of similar length share a batch, by
-    sorting within windows of 8 batches of that order and drawing the batches in a random order again. A remainder
-    smaller than a batch waits for the next epoch's order. Nothing has to be saved to go on after a stop but the
-    number.
-
-    Args:
-        collate: turns a list of examples into a batch.
-        name: tells apart several sequences of one run.
-        length: of an example, to group by; None does not group.
-
-    Raises:
-        ConfigError: fewer examples than one batch takes.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[T],
-        size: int,
-        collate: Callable[[Sequence[T]], B],
-        seed: int,
-        name: str,
-        length: Callable[[T], int] | None = None,
-    ) -> None:
-        if len(examples) < size:
-            raise ConfigError(
-                f"a batch of {size} examples cannot be drawn from the {len(examples)} of {name!r}",
-                f"lower batch_size to {len(examples)} or less, or give more data",
-            )
-        self.examples = examples
-        self.size = size
-        self.per_epoch = len(examples) // size
-        self._collate = collate
-        self._seed = seed
-        self._name = name
-        self._length = length
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
-
-    def __getitem__(self, number: int) -> B:
-        epoch, place = divmod(number, self.per_epoch)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._draw(epoch))
-        return self._collate([self.examples[i] for i in self._epoch[1][place]])
-
-    def _draw(self, epoch: int) -> list[list[int]]:
-        """The batches of one epoch, as indices of examples."""
-        key = Key(self._seed, epoch)
-        order = permutation(key, f"batches/{self._name}", len(self.examples))[: self.per_epoch * self.size]
-        if self._length is None:
-            return _cut(order, self.size)
-        lengths = {i: self._length(self.examples[i]) for i in order}
-        windows = [sorted(window, key=lengths.__getitem__) for window in _cut(order, _WINDOW * self.size)]
-        batches = [batch for window in windows for batch in _cut(window, self.size)]
-        return [batches[i] for i in permutation(key, f"grouped/{self._name}", len(batches))]
-
-
-def _cut(items: list[int], size: int) -> list[list[int]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
