@@ -92,3 +92,24 @@ def test_every_interpreter_is_started_so():
             assert {"python_command", "safe_path"} & calls, path
         if path.name not in ("interpreters.py", "demo.py"):  # which shows the path of the command zofo
             assert "sys.executable" not in text, path
+
+
+@pytest.mark.parametrize(("leader", "shown"), [("os.getppid()", True), ("dead", False)])
+def test_an_error_of_a_process_whose_leader_has_gone_is_not_shown(leader, shown):
+    ended = "import subprocess, sys; dead = subprocess.Popen([sys.executable, '-c', '']); dead.wait(); dead = dead.pid"
+    code = f"{ended}; import os; import zofo.fork_server as one; one._LEADER = {leader}; 1 / 0"
+    done = subprocess.run(python_command(code), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert ("ZeroDivisionError" in done.stderr) == shown
+
+
+@pytest.mark.parametrize(("given", "set_to"), [(None, [3]), ("1", [])])
+def test_a_worker_has_the_threads_that_the_user_gives(monkeypatch, given, set_to):
+    asked = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    interpreters.begin_worker(3)
+    assert asked == set_to

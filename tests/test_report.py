@@ -156,6 +156,22 @@ def test_an_adapter_that_nothing_attaches_is_no_difference(two):
     assert not [key for key in settings if key.startswith("method.adapter") or key == "output_dir"]
 
 
+def test_what_follows_from_other_keys_is_no_difference_of_its_own(configured):  # noqa: F811
+    """The number of directions and the rate follow from a population and its sigma, which were set."""
+    methods = [
+        {"name": "es", "population": 4, "estimator": {"epsilon": 1e-3}},
+        {"name": "es", "population": 8, "estimator": {"epsilon": 2e-3}},
+        {"name": "es", "population": 8, "estimator": {"epsilon": 2e-3}, "lr": 5e-4},
+    ]
+    one, two, three = (
+        train(configured(str(number), method, steps=1, treatment_steps=None)).path
+        for number, method in enumerate(methods)
+    )
+    settings = [("method.population", [4, 8]), ("method.estimator.epsilon", [1e-3, 2e-3])]
+    assert sorted(compare_runs([one, two]).settings) == sorted(settings)
+    assert compare_runs([two, three]).settings == [("method.rule.lr", [1e-3, 5e-4])]
+
+
 def test_runs_that_differ_in_their_seeds_are_a_group(two, tmp_path):
     def seeds(run, scores):
         for seed, score in enumerate(scores):

@@ -16,7 +16,7 @@ from zofo.errors import ConfigError, Interrupted
 from zofo.export import apply_patch, export_run, replay_run
 from zofo.methods.select import Select
 from zofo.report import read_runs, write_report
-from zofo.training import evaluate_run, train
+from zofo.training import evaluate_run, read_config, train
 from zofo.trajectory import Trajectory
 
 SIGMA = 0.25
@@ -154,6 +154,14 @@ def test_a_budget_pays_for_the_gate(configured):  # noqa: F811
 def test_what_has_no_meaning_is_refused(configured, method, training, message):  # noqa: F811
     with pytest.raises(ConfigError, match=message):
         train(configured("run", SELECT | method, treatment_steps=None, **training))
+
+
+@pytest.mark.parametrize(("steps", "score"), [(1, "1 step scores"), (2, "2 steps score")])
+def test_more_members_than_there_are_cannot_be_kept(steps, score):
+    members = 4 * steps
+    with pytest.raises(ConfigError, match=f"keeps more than the {members} members that {score}") as refused:
+        read_config(method={"name": "select", "population": 4, "keep": members + 1}, training={"steps": steps})
+    assert refused.value.hint == f"set method.keep={members} or less, or more training.steps"
 
 
 def test_a_plain_lr_of_a_member_is_sigma(configured):  # noqa: F811

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -880,6 +881,20 @@ def test_several_runs_at_a_time_end_with_the_process_and_the_study_goes_on(study
     assert (result.done, result.failed) == (RUNS, 0)
     assert kept <= {path.parent.name for path in runs.glob("*/outcome.json")}
     assert asked.name == short.name
+
+
+@pytest.mark.parametrize(
+    ("codes", "at", "said"),
+    [
+        ([-15, -9], {2: "sgd-toy"}, "made the run sgd-toy was ended by SIGKILL, most likely since memory ran out"),
+        ([-11, None], {1: "mezo-toy", 2: "sgd-toy"}, "made the run mezo-toy was ended by SIGSEGV"),
+        ([0, 3], {}, "made a run was ended by exit code 3"),
+        ([-15, -15], {1: "mezo-toy"}, "made a run was ended by SIGTERM"),
+    ],
+)
+def test_a_worker_that_dies_is_named_by_its_run_and_what_ended_it(codes, at, said):
+    children = [SimpleNamespace(pid=number, exitcode=code) for number, code in enumerate(codes, start=1)]
+    assert process_pool._who_died(children, at) == f"the process that {said}"
 
 
 @pytest.mark.soak  # that several runs at a time can be made is in the test above

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import warnings
 
 import numpy
@@ -22,7 +23,7 @@ from bilevel_problems import language_context
 from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from covering import grid
 from zofo.config import parse_model
-from zofo.errors import ConfigError, DataError, NonFiniteError, RunError
+from zofo.errors import ConfigError, DataError, Interrupted, NonFiniteError, RunError
 from zofo.methods import (
     METHODS,
     Bilevel,
@@ -583,6 +584,31 @@ def test_ctrl_c_leaves_a_folder_that_can_be_used(configured, name):
     with pytest.raises(RunError, match="kept no best model") as refused:
         evaluate_run(run.path, best=True)
     assert "eval_steps" in refused.value.hint
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_is_answered(configured, monkeypatch, number):
+    begun, again = configured(FIRST_ORDER, "begun", steps=1), configured(FIRST_ORDER, "new", steps=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(configured(FIRST_ORDER, "begun", steps=10), Console(file=Interrupting()))
+        training = sys.modules["zofo.training.train"]
+        monkeypatch.setattr(training, "prepare_run", lambda *_, **__: signal.raise_signal(number))
+        said = []
+        for config in (again, configured(FIRST_ORDER, "begun", steps=10)):
+            with pytest.raises(Interrupted) as stopped:
+                train(config)
+            said.append(stopped.value.message)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    name = signal.Signals(number).name
+    assert said == [
+        f"stopped by {name} before its first step: nothing is written yet",
+        f"stopped by {name} before it went on: what was saved is kept",
+    ]
+    assert not again.output_dir.exists()
+    assert begun.output_dir.exists()
 
 
 def test_a_run_never_overwrites_another(configured):

@@ -119,7 +119,7 @@ class Interrupted(KeyboardInterrupt):
         self.message = str(self)
         self.hint = f"to {'begin again' if steps is None else 'go on'}, type the same command again"
         self.exit_code = exit_code
-        self.steps = steps
+        self.signal, self.steps = signal, steps
 
 
 class EvaluatorError(ZofoError):

@@ -60,7 +60,7 @@ def worker_context(imports: Sequence[str]) -> ForkServerContext | SpawnContext:
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(imports))
+    context.set_forkserver_preload(["zofo.fork_server", *imports])
     with safe_path(), _interrupts_ignored():
         forkserver.ensure_running()
     return context
@@ -80,11 +80,16 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def begin_worker(threads: int) -> None:
-    """What such a process does first: it leaves Ctrl-C to its parent, and does not outlive it."""
+    """What such a process does first: it leaves Ctrl-C to its parent, and does not outlive it.
+
+    Args:
+        threads: of its computations, where OMP_NUM_THREADS does not say how many.
+    """
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    if "OMP_NUM_THREADS" not in os.environ:  # which torch reads by itself
+        torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

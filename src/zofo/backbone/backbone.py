@@ -374,11 +374,11 @@ def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def without_decay(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that weight decay leaves alone: biases, all of a normalisation, by the module's type, and the
+    """The parameters that weight decay leaves alone: biases and, by the module's type, all of a normalisation, and the
     magnitudes of DoRA, which start at the norms of weights."""
     found: dict[str, nn.Parameter] = {}
     for prefix, part in module.named_modules():
-        kept = "norm" in type(part).__name__.lower() or "lora_magnitude_vector" in prefix
+        kept = any(kind in type(part).__name__.lower() for kind in ("norm", "dora"))
         for name, parameter in part.named_parameters(recurse=False):
             if kept or "bias" in name.split("_"):  # bias, in_proj_bias, bias_ih_l0
                 found[f"{prefix}.{name}" if prefix else name] = parameter

@@ -70,7 +70,11 @@ def estimate(
 
 def _progress(text: str) -> None:
     if err.is_terminal:
-        err.say((text, "dim"))
+        _stage(text)
+
+
+def _stage(text: str) -> None:
+    err.say((text, "dim"))
 
 
 def _say_estimate(found: RunEstimate, model: str) -> None:
@@ -215,7 +219,7 @@ def recommend_config(
         tree.setdefault("output_dir", f"runs/{write.stem}")  # so that the same command goes on with a stopped run
     limit = None if max_memory is None else parse_bytes(max_memory)
     time = None if seconds is None else parse_seconds(seconds)
-    found = recommend(tree, limit, time, trust_remote_code, _progress)
+    found = recommend(tree, limit, time, trust_remote_code, _stage)
     if limit is not None and found.peak_bytes and found.peak_bytes > limit:
         raise ConfigError(
             f"nothing fits into {_gibibytes(limit)} GiB: the smallest takes {_gibibytes(found.peak_bytes)}",

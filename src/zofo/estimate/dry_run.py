@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from zofo.bench.step_memory import peak_of
 from zofo.bench.step_variants import timed
 from zofo.errors import ConfigError
+from zofo.estimate.budget import clock
 from zofo.estimate.machine import known_machine
 from zofo.estimate.report import device_of
 from zofo.estimate.step import Rows, StepEstimate, estimate_step, known_passes
@@ -26,6 +28,7 @@ class DryRun:
 
     Args:
         peak_bytes: the most memory from the check of the model to the step.
+        seconds: of the step; on the CPU less what the processor did for others.
         examples: to train on, of which each batch held the longest.
         machine: whose constants the estimate is by, in words.
     """
@@ -76,7 +79,9 @@ def dry_run(
         try_parts(config, context, method, steps, rewards, on_progress)
         for number in range(2):
             on_progress(("a first step, in which buffers are made", "the step")[number])
-            seconds.append(timed(lambda number=number: losses.append(method.step(number).loss), device))  # type: ignore[misc]
+            since, step = clock(), functools.partial(method.step, number)
+            wall = timed(lambda step=step: losses.append(step().loss), device)  # type: ignore[misc]
+            seconds.append(since() if device.type == "cpu" else wall)
 
     peak = peak_of(work, device)
     on_progress("the estimate")

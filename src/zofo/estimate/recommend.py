@@ -171,7 +171,7 @@ def recommend(
         draft.set("", method__name=config.method.name)
     on_progress("the rows")
     task = resolve_task(config.task)
-    facts, source = _looked(task, draft, remote_code)
+    facts, source = _looked(task, draft, remote_code, on_progress)
     device = device_of(draft.config, None)
     limit = max_memory or int(_ROOM * _free(device))
     if facts.rows["train"] < FEW and task.kind != "generation":
@@ -204,7 +204,9 @@ def _with(config: RunConfig, batch: int) -> RunConfig:
     return config.model_copy(update={"method": config.method.model_copy(update={"batch_size": batch})})
 
 
-def _looked(task: Task, draft: _Draft, remote_code: bool) -> tuple[Facts, RowSource]:
+def _looked(
+    task: Task, draft: _Draft, remote_code: bool, on_progress: Callable[[str], None]
+) -> tuple[Facts, RowSource]:
     """Count the rows, and look at the tokens of some of them; rows that are too long are to be cut."""
     config = draft.config
     splits: tuple[Split, ...] = ("train", "validation", *(("test",) if config.training.eval_on_test else ()))
@@ -215,6 +217,7 @@ def _looked(task: Task, draft: _Draft, remote_code: bool) -> tuple[Facts, RowSou
     golds = Counter(one.golds[0] for one in train if one.golds) if task.kind != "generation" else Counter()
     few = config.model_copy(update={"task": config.task.model_copy(update={"max_rows": _LOOKED_AT})})
     cut = False
+    on_progress("their tokens")
     try:
         source = RowSource(few, remote_code=remote_code)
     except DataError as error:

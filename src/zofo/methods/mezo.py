@@ -37,7 +37,7 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
 
     @property
     def moves_adapter_alone(self) -> bool:
-        return self.adapter is not None
+        return self.moved is not None
 
     @property
     def least_queries(self) -> int:

@@ -61,6 +61,15 @@ class SelectConfig(PopulationMethodConfig):
             )
         return self
 
+    def check_steps(self, steps: int) -> None:
+        members = steps * self.population
+        if self.keep > members:
+            raise ConfigError(
+                f"method.keep={self.keep} keeps more than the {members} members that "
+                + ("1 step scores" if steps == 1 else f"{steps} steps score"),
+                f"set method.keep={members} or less, or more training.steps",
+            )
+
     @property
     def least_queries(self) -> int:
         return self.population * self.batch_size + self.gate_points * self.gate_examples
@@ -253,12 +262,7 @@ class Select(ForwardOnly):
 
     def check_steps(self, steps: int) -> None:
         """The one move has the rate that is configured, and is of members that are there."""
-        members = steps * self._config.population
-        if self._config.keep > members:
-            raise ConfigError(
-                f"method.keep={self._config.keep} keeps more than the {members} members that {steps} steps score",
-                f"set method.keep={members} or less, or more training.steps",
-            )
+        self._config.check_steps(steps)
         if self.lr_factor is not unscheduled:
             raise ConfigError(
                 "method=select moves once, in its last step, so that its learning rate has no schedule",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import unicodedata
 import zlib
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
@@ -103,15 +102,14 @@ def completions(model: Any, examples: Sequence[TokenizedChoices], how: Generatio
         found = _decoded(model, prompts, how, settings, texts)
     rows = [_until(settings.eos_token_id, row) for row in found]
     said = [_cut(text, texts) for text in how.tokenizer.batch_decode(rows, skip_special_tokens=True)]
-    whole = [_ended(how.tokenizer, texts, len(row), tokens) for row, tokens in zip(rows, found, strict=True)]
-    return [Completion(tuple(tokens), text) for tokens, text in zip(whole, said, strict=True)]
+    return [Completion(tuple(tokens), text) for tokens, text in zip(found, said, strict=True)]
 
 
 def _decoded(
     model: Any, prompts: Sequence[Sequence[int]], how: Generation, settings: Any, texts: Sequence[str]
 ) -> list[list[int]]:
-    """The tokens of each text, and maybe what follows its end. A decode ends when half of its rows have, and the next
-    goes on with the others, from the keys and values there are."""
+    """The tokens of each text, with the one that ended it. A decode ends when half of its rows have, and the next goes
+    on with the others, from the keys and values there are."""
     start, pad, device = max(map(len, prompts)), how.tokenizer.pad_token_id, next(model.parameters()).device
     ids, mask = (tensor.to(device) for tensor in padded(prompts, pad, "left"))
     keep = _KEEP.get()
@@ -133,8 +131,8 @@ def _decoded(
                 **held,
             )
             ids = getattr(made, "sequences", made)
-            for row, tokens in zip(left, ids[:, start:].tolist(), strict=True):
-                found[row] = tokens
+            for row, tokens, length in zip(left, ids[:, start:].tolist(), ends.lengths.tolist(), strict=True):
+                found[row] = tokens[: length or None]
             if not ends.leave or ids.shape[1] - start >= how.max_new_tokens:
                 return found
             stay = ends.drop_ended()
@@ -162,16 +160,6 @@ def _lets_rows_leave(model: Any, keep: KeepRows | None) -> bool:
 def _until(ends: Sequence[int], row: Sequence[int]) -> list[int]:
     """The tokens before the first that ends a text."""
     return list(itertools.takewhile(lambda token: token not in ends, row))
-
-
-def _ended(tokenizer: Any, stop: Sequence[str], before: int, row: Sequence[int]) -> Sequence[int]:
-    """The tokens of a text up to the one that ended it, which follows `before` tokens or is the last of a stop."""
-
-    def holds_stop(count: int) -> bool:
-        said = tokenizer.decode(row[:count], skip_special_tokens=True).lstrip()
-        return any(one in said for one in stop)
-
-    return row[: 1 + bisect_left(range(1, before + 1), True, key=holds_stop)]
 
 
 def answer_notes(encoded: Sequence[Any], how: Generation) -> list[str]:
@@ -218,10 +206,14 @@ def _special_tokens(tokenizer: Any) -> frozenset[str]:
 class _Ends:
     """Ends a text when it holds a stop; white space before its first word is none, or many would end before it.
 
+    A new token can only make a stop at the end of a text, so that whole texts are read where their last tokens hold
+    one; each token is a byte or more of it, but for some that are not shown, and blanks that are cleaned up.
+
     Where rows may leave, all end once half of them have, and two or more have not: one row alone would have another
     form.
 
     Attributes:
+        lengths: how many tokens each row had when it ended; 0 where it has not.
         leave: whether the decode has ended for that.
     """
 
@@ -229,22 +221,29 @@ class _Ends:
         self, tokenizer: Any, stop: Sequence[str], tokens: Sequence[int], start: int, rows: int, may_leave: bool
     ) -> None:
         self._tokenizer, self._stop, self._tokens, self._start = tokenizer, stop, tokens, start
-        self._ended, self._may_leave, self.leave = torch.zeros(rows, dtype=torch.bool), may_leave, False
+        self._last = 2 * max((len(one.encode()) for one in stop), default=0) + 8  # tokens, of which half are enough
+        self.lengths, self._may_leave, self.leave = torch.zeros(rows, dtype=torch.int64), may_leave, False
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         ended = torch.isin(input_ids[:, -1], input_ids.new_tensor(self._tokens)).cpu()
+        rows = input_ids[:, self._start :]
         if self._stop:
-            texts = self._tokenizer.batch_decode(input_ids[:, self._start :], skip_special_tokens=True)
-            ended |= torch.tensor([any(stop in text.lstrip() for stop in self._stop) for text in texts])
-        self._ended |= ended
-        rows, gone = len(self._ended), int(self._ended.sum())
-        self.leave = self._may_leave and 2 * gone >= rows and rows - gone >= 2
-        return (self._ended | self.leave).to(input_ids.device)
+            near = self._holding(rows[:, -self._last :])
+            ended[near[self._holding(rows[near], str.lstrip)]] = True
+        self.lengths[ended & (self.lengths == 0)] = rows.shape[1]
+        gone = int((self.lengths > 0).sum())
+        self.leave = self._may_leave and 2 * gone >= len(rows) and len(rows) - gone >= 2
+        return ((self.lengths > 0) | self.leave).to(input_ids.device)
+
+    def _holding(self, rows: torch.Tensor, read: Callable[[str], str] = str) -> torch.Tensor:
+        """The places of the rows whose text, as it is read, holds a stop."""
+        texts = map(read, self._tokenizer.batch_decode(rows, skip_special_tokens=True) if len(rows) else ())
+        return torch.tensor([i for i, text in enumerate(texts) if any(one in text for one in self._stop)]).long()
 
     def drop_ended(self) -> torch.Tensor:
         """The places of the rows that have not ended, which are all that there are from now on."""
-        stay = (~self._ended).nonzero().flatten()
-        self._ended, self.leave = torch.zeros(len(stay), dtype=torch.bool), False
+        stay = (self.lengths == 0).nonzero().flatten()
+        self.lengths, self.leave = torch.zeros(len(stay), dtype=torch.int64), False
         return stay
 
 

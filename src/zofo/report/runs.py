@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import RunError
+from zofo.config import parse_model
+from zofo.errors import RunError, ZofoError
 from zofo.filesystem import real
-from zofo.training import RunFolder
+from zofo.training import RunConfig, RunFolder
 from zofo.training.run_logs import ScoredExample, metrics_lines, read_answers
 from zofo.training.run_record import ANSWERS, SUMMARY
 from zofo.trees import flatten
@@ -168,10 +169,41 @@ Settings = list[tuple[str, list[Any]]]
 
 
 def differing_settings(runs: Sequence[ReportedRun]) -> tuple[Settings, Settings]:
-    """Every key that not all runs have with the same value: of the parts that all of them have, with the names of
-    those that they have not; and the options of these."""
+    """Every key that not all runs have with the same value, but for those that follow from others: of the parts that
+    all of them have, with the names of those that they have not; and the options of these."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    rows = ((key, [run.settings.get(key) for run in runs]) for key in keys)
-    apart = [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+    rows = {key: [run.settings.get(key) for run in runs] for key in keys}
+    differing = [key for key, values in rows.items() if any(value != values[0] for value in values)]
+    following = _following(runs, differing)
+    apart = [(key, rows[key]) for key in differing if key not in following]
     main = [(key, values) for key, values in apart if None not in values or key.endswith(".name")]
     return main, [one for one in apart if one not in main]
+
+
+def _following(runs: Sequence[ReportedRun], keys: Sequence[str]) -> set[str]:
+    """Those of some keys that each run has by default, as its other keys are, such as the rate that suits an adapter:
+    without all of them together, its configuration is the same."""
+    own = [run.folder.config.model_dump(mode="json") for run in runs]
+    kept, found = own, set[str]()
+    for key in keys:
+        without = [_without(tree, key.split(".")) for tree in kept]
+        if all(_completed(tree) == whole for tree, whole in zip(without, own, strict=True)):
+            kept = without
+            found.add(key)
+    return found
+
+
+def _without(tree: Any, path: Sequence[str]) -> Any:
+    """A tree without the value at a path, where it has one."""
+    if not isinstance(tree, dict) or path[0] not in tree:
+        return tree
+    rest = {key: value for key, value in tree.items() if key != path[0]}
+    return rest if len(path) == 1 else {**rest, path[0]: _without(tree[path[0]], path[1:])}
+
+
+def _completed(tree: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole configuration that a tree leads to; None where it leads to none."""
+    try:
+        return parse_model(RunConfig, tree).model_dump(mode="json")
+    except ZofoError:
+        return None

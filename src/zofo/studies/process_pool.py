@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,19 @@ from zofo.studies.store import Store
 from zofo.studies.trial import StudyRun
 from zofo.training.signals import Signals
 
+_tell: list[Callable[[tuple[int, str]], None]] = []  # of a process of a pool: takes its id, and the run that it begins
+
+
+def _begin(threads: int, begun: Any) -> None:
+    begin_worker(threads)
+    _tell.append(begun.put)
+
 
 def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
     """Make one run and write its outcome; one that an error ends has failed."""
     path, execution = Path(folder), execution_of(tree)
+    for tell in _tell:
+        tell((os.getpid(), path.name))
     try:
         outcome = replace(
             execution.execute(execution.config(tree), path, remote_code), config=tree, identity=made_from(path)
@@ -55,6 +67,7 @@ class Workers:
         self.ready = 0.0  # by `time.perf_counter`, when the first process could begin a run
         self._before = set(multiprocessing.active_children())
         self._pool: ProcessPoolExecutor | None = None
+        self._begun: Any = None  # the queue of processes and runs that they began
         self._signals, self._opened = Signals(), ExitStack()
 
     def __enter__(self) -> Workers:
@@ -95,20 +108,37 @@ class Workers:
             imports = {name for run in runs for name in run.execution.libraries}
             with _starting():
                 context = worker_context(sorted(imports))
-                self._pool = ProcessPoolExecutor(self._jobs, context, initializer=begin_worker, initargs=(threads,))
+                self._begun = context.SimpleQueue()
+                begin = functools.partial(_begin, threads, self._begun)
+                self._pool = ProcessPoolExecutor(self._jobs, context, initializer=begin)
                 self._pool.submit(os.getpid).result()
             self.ready = time.perf_counter()
         with _starting():
             waiting = {self._pool.submit(perform, *what): run for run, what in zip(runs, given, strict=True)}
+            self._pool.submit(os.getpid)  # a pool watches the last process that it began only once it is given more
+        children, at = set(multiprocessing.active_children()) - self._before, dict[int | None, str]()
         for done in as_completed(waiting):
+            while not self._begun.empty():
+                at.update([self._begun.get()])
             try:
                 done.result()
             except BrokenProcessPool as error:
+                self._pool.shutdown()  # once all have ended, it is known with what
                 raise RunError(
-                    "a process that made a run died, most likely since memory ran out; the runs that are over are kept",
-                    "type the same again to go on, with a smaller --jobs",
+                    f"{_who_died(children, at)}; the runs that are over are kept",
+                    "type the same again to go on, with a smaller --jobs where memory ran out",
                 ) from error
             yield waiting[done]
+
+
+def _who_died(children: Iterable[BaseProcess], at: Mapping[int | None, str]) -> str:
+    """Which run a process was at that has ended by itself, and by what; the pool ends the others with SIGTERM."""
+    died = {child: child.exitcode for child in children if child.exitcode not in (None, 0, -signal.SIGTERM)}
+    child, code = next(iter(died.items()), (None, -signal.SIGTERM))
+    by = signal.Signals(-code).name if -code in list(signal.Signals) else f"exit code {code}"
+    why = ", most likely since memory ran out" if code == -signal.SIGKILL else ""
+    run = at.get(child.pid) if child is not None else None
+    return f"the process that made {f'the run {run}' if run else 'a run'} was ended by {by}{why}"
 
 
 @contextmanager

@@ -91,12 +91,13 @@ def predict_file(
         Interrupted: the process was asked to stop; what was answered is kept.
     """
     out, data, console = Path(out), Path(data), console or Console(quiet=True)
-    run = RunFolder.open(path)
-    _check_places(run, data, out, force)
-    predictor = Predictor(run, variant, best, model, remote_code, lambda text: say(console, f"warning: {text}"))
-    names = columns_in_file(predictor.task, {**(run.config.task.columns or {}), **(columns or {})})
-    work = _Work(predictor, out, read_file(data), _Added(predictor, prefix), names, console)
-    examples = work.checked_examples(data)
+    with _stopping({}, 0):
+        run = RunFolder.open(path)
+        _check_places(run, data, out, force)
+        predictor = Predictor(run, variant, best, model, remote_code, lambda text: say(console, f"warning: {text}"))
+        names = columns_in_file(predictor.task, {**(run.config.task.columns or {}), **(columns or {})})
+        work = _Work(predictor, out, read_file(data), _Added(predictor, prefix), names, console)
+        examples = work.checked_examples(data)
     size = batch_size or run.config.training.eval_batch_size
     asked = {"variant": variant, "best": best, "batch_size": size, "columns": names}
     about = {
