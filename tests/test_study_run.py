@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from rich.console import Console
 
 from conftest import with_soak
 from covering import grid
+from several_processes import Started
 from zofo.errors import DataError, Interrupted, RunError, ZofoError
 from zofo.methods import METHODS
 from zofo.studies import plan_study, process_pool, read_study, report_study, run_study
@@ -855,32 +858,54 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-LONG = {**TOY, "budget": {"queries": 160_000}, "search": {"budget": {"queries": 3200}}}
+LONG = {**TOY, "budget": {"queries": 160_000}, "search": {"budget": {"queries": 320}}}
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGKILL])
+def test_several_runs_at_a_time_end_with_a_process_that_is_killed_and_the_study_goes_on(study, tmp_path):
+    """As in the test below, in processes that are forked from this one, which has imported all that they need."""
+
+    def work(rank):
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks and threads
+        process_pool.worker_context = lambda _: multiprocessing.get_context("fork")
+        run_study(study(LONG), tmp_path / "out", jobs=2)
+
+    started, runs = Started(work, tmp_path, size=1), tmp_path / "out" / "runs"
+    wait_for(lambda: len(list(runs.glob("*/outcome.json"))) >= 4)  # the trials; final runs take longer
+    wait_for(lambda: any(not (one / "outcome.json").exists() for one in runs.iterdir()))
+    children = psutil.Process(started.pids[0]).children(recursive=True)
+    assert len(children) >= 2
+    started.kill(0)
+    assert started.results() == [None]
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    goes_on(study, tmp_path)
+
+
+def goes_on(study, tmp_path):
+    runs = tmp_path / "out" / "runs"
+    kept = {path.parent.name for path in runs.glob("*/outcome.json")}
+    result = run_study(study({**LONG, "budget": {"queries": 160}}), tmp_path / "out")  # takes over the lock
+    assert (result.done, result.failed) == (RUNS, 0)
+    assert kept <= {path.parent.name for path in runs.glob("*/outcome.json")}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_several_runs_at_a_time_end_with_the_process_and_the_study_goes_on(study, tmp_path, how):
-    asked = study(LONG)
+    study(LONG)
     process = start(tmp_path, "--jobs", "2")
     runs = tmp_path / "out" / "runs"
-    wait_for(lambda: len(list(runs.glob("*/outcome.json"))) >= 4)  # the trials; final runs take longer
+    wait_for(lambda: len(list(runs.glob("*/outcome.json"))) >= 4)
     wait_for(lambda: any(not (one / "outcome.json").exists() for one in runs.iterdir()))
     children = children_of(process)
     assert len(children) >= 2
     process.send_signal(how)
     _, err = process.communicate(timeout=30)
-    gone, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
+    assert not psutil.wait_procs(children, timeout=10)[1]
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "type the same again to go on" in err
         assert "Traceback" not in err
-    kept = {path.parent.name for path in runs.glob("*/outcome.json")}
-    short = study({**LONG, "budget": {"queries": 160}})
-    result = run_study(short, tmp_path / "out")  # takes over the lock of a process that was killed
-    assert (result.done, result.failed) == (RUNS, 0)
-    assert kept <= {path.parent.name for path in runs.glob("*/outcome.json")}
-    assert asked.name == short.name
+    goes_on(study, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -133,11 +133,11 @@ class Workers:
 
 def _who_died(children: Iterable[BaseProcess], at: Mapping[int | None, str]) -> str:
     """Which run a process was at that has ended by itself, and by what; the pool ends the others with SIGTERM."""
-    died = {child: child.exitcode for child in children if child.exitcode not in (None, 0, -signal.SIGTERM)}
-    child, code = next(iter(died.items()), (None, -signal.SIGTERM))
-    by = signal.Signals(-code).name if -code in list(signal.Signals) else f"exit code {code}"
+    died = ((child.pid, child.exitcode) for child in children if child.exitcode not in (None, 0, -signal.SIGTERM))
+    process, code = next(died, (None, -signal.SIGTERM))
+    by = signal.Signals(-code).name if code is not None and -code in list(signal.Signals) else f"exit code {code}"
     why = ", most likely since memory ran out" if code == -signal.SIGKILL else ""
-    run = at.get(child.pid) if child is not None else None
+    run = at.get(process)
     return f"the process that made {f'the run {run}' if run else 'a run'} was ended by {by}{why}"
 
 
