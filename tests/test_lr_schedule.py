@@ -138,7 +138,7 @@ def test_a_rule_without_a_rate_cannot_be_scheduled():
     method._zo._lr = None
     method.lr_factor = falling
     method.step(0)
-    with pytest.raises(ConfigError, match="which this one has not got"):
+    with pytest.raises(ConfigError, match="and this rule has none"):
         method.step(1)
 
 

@@ -289,11 +289,11 @@ class DenseAdam(Rule):
 
     Args:
         lr: the step size.
-        betas: b1 and b2, how much of each average is kept a step.
+        betas: how much of each average is kept a step, b1 and b2.
         eps: added to the denominator.
         state_dtype: number type of the estimate and of m and v. `bfloat16` is what `torch.optim.Adam` has for a model
-            in bfloat16: half the memory, and a v that stands still, since 1 - b2 of it is less than half the distance
-            of two numbers.
+            in bfloat16: half the memory, and a v that stands still, since its share 1 - b2 is less than half the
+            distance of two numbers.
 
     Source: Kingma & Ba (2015), on zeroth-order estimates as in Zhang et al. (2024, ZO-Bench).
     """

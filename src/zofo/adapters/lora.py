@@ -36,7 +36,7 @@ class LowRankAdapters(PeftAdapters):
         model: a transformers model; the adapters are attached to it in place, and its parameters keep their identity.
         names: of the adapters; the first is active.
         seed: of the run.
-        rank: of each adapter matrix.
+        rank: the rank of each adapter matrix.
         alpha: scale; the adapter's output is multiplied by alpha / rank.
         target_modules: names of the linear layers that get one; by default the query and value projections of the
             architecture.
@@ -72,7 +72,7 @@ class LowRankAdapters(PeftAdapters):
     def _begin(self, model: Any, names: Sequence[str], seed: int, shape: Any) -> None:
         if shape.use_dora and getattr(model, "is_loaded_in_8bit", False):
             raise ConfigError(  # of bitsandbytes; peft loses the scales when it takes norms
-                "DoRA takes the norms of weights anew in each forward, which it cannot of bitsandbytes' 8-bit weights",
+                "DoRA takes the norms of weights in each forward, which bitsandbytes' 8-bit weights do not allow",
                 "set method.adapter=lora, or model.quantization=nf4 or int8-weight-only",
             )
         self._attach(model, names, shape, targets_hint(model))

@@ -58,7 +58,7 @@ class Theta:
         self._waiting = 0  # updates in `pending`
 
     def apply(self, update: Update) -> None:
-        """theta <- (1 - decay) theta + displacement: at once, in the sweep that goes home, or later with others.
+        """theta <- (1 - decay) theta + displacement: at once, in the sweep back, or later with others.
 
         What theta has moved decays first, in a sweep of its own that draws all its directions again.
 

@@ -179,7 +179,7 @@ def check_rows_given(texts: Sequence[str] | None, data: Path | None, file: Path 
     if texts and (data or file):
         raise ConfigError("texts are answered on the terminal, and --data is written to --out", "give one of the two")
     if (data is None) != (file is None) or not texts and data is None:
-        what = {True: "nothing to answer", False: "--data needs --out"}[data is None and file is None]
+        what = {True: "nothing to answer", False: "--data and --out go together"}[data is None and file is None]
         raise ConfigError(what, "zofo predict RUN TEXT ..., or zofo predict RUN --data rows.csv --out answers.csv")
 
 

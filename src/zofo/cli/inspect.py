@@ -156,7 +156,7 @@ def env(
         err.say("look through it before you send it: a configuration may hold prompts and paths of yours")
         return
     if run is not None:
-        raise ConfigError(f"a run is looked at with --report, but {str(run)!r} was given without", "type --report, too")
+        raise ConfigError(f"zofo env looks at {str(run)!r} only with --report", f"zofo env --report {str(run)!r}")
     found = describe_environment()
     if as_json:
         out.say_json(found)

@@ -144,7 +144,7 @@ def demo(
         typer.Option(min=1, help="The most that a run may spend, for a short look.", show_default=False),
     ] = None,
 ) -> None:
-    """What zofo is for, in three scenes of five minutes, each way beside what one would use otherwise."""
+    """What zofo is for, in three scenes, each way beside what one would use otherwise."""
     from zofo.demo import run_demo
 
     with leaving_when_stopped():

@@ -49,7 +49,7 @@ class Probe:
 
     Args:
         losses: float32, or float64 of a float64 model; shape [points, examples].
-        update: applies an update to theta, in the same sweep that goes home where there is one.
+        update: applies an update to theta, in the same sweep back where there is one.
     """
 
     losses: torch.Tensor

@@ -76,11 +76,10 @@ class InForward(Evaluator):
         model: run by the objective; in evaluation mode if dropout is to be off.
         backbone: the tensors that move; their noise must be low-rank.
         flush_every: updates that are written together.
-        micro_batch: examples in one forward, with all their points; None takes the whole batch.
-        uncarried: what becomes of a tensor that no forward can carry, such as one that a compiled function reads: it
-            stays where it is if all such hold under 2 % of the numbers (`skip`), and is refused otherwise; it is
-            always refused (`refuse`); or its terms are written for the time of a forward (`in-place`), of which each
-            point then has its own.
+        micro_batch: examples in one forward, with all their points; by default the whole batch.
+        uncarried: what becomes of a tensor that no forward can carry, such as one that a compiled function reads.
+            `skip`: it stays where it is if all such hold under 2 % of the numbers, and is refused otherwise.
+            `refuse`: it is refused. `in-place`: its terms are written for the time of each point's own forward.
 
     Attributes:
         per_point: the modules that are run once for each point, as `check` found.

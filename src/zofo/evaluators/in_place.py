@@ -42,7 +42,7 @@ class _Moving(Evaluator):
 
 @EVALUATORS.register("in-place")
 class InPlace(_Moving):
-    """Adds each point to the weights, runs the model, and goes home.
+    """Adds each point to the weights, runs the model, and moves them back.
 
     One sweep over the weights for each move; the last move home and the update are one sweep, so a two-sided step takes
     three (the usual implementation takes four). No copy of any tensor is made: extra memory is a few blocks of noise.

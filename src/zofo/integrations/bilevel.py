@@ -283,7 +283,7 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
         content, tensors = read_optimizer(folder)
         state = content.get("state", {}).get("zofo-bilevel")
         if not isinstance(state, dict):
-            raise CheckpointError(f"{str(folder)!r} is of no BilevelTrainer", "name a checkpoint of one")
+            raise CheckpointError(f"{str(folder)!r} was not written by a BilevelTrainer", "name a checkpoint of one")
         steps = self._steps
         now = json.loads(json.dumps(steps.settings))
         for key, value in state["settings"].items():

@@ -82,8 +82,8 @@ class PopulationMethodConfig(ForwardOnlyConfig):
     def _compares_members(self) -> PopulationMethodConfig:
         if not ESTIMATORS[self.estimator.name].compares_members:
             raise ConfigError(
-                f"method={self.name} compares the members of a population, which "
-                f"method.estimator={self.estimator.name} has not",
+                f"method={self.name} compares the members of a population, and "
+                f"method.estimator={self.estimator.name} has none",
                 "leave method.estimator.name out, or set method=mezo",
             )
         return self

@@ -31,7 +31,7 @@ class LinearProbeConfig(MethodConfig):
     name: Literal["linear-probe"] = "linear-probe"
     """Which method."""
     folds: int = Field(5, ge=2)
-    """Of the cross-validation that chooses the strength of the regularisation."""
+    """Folds of the cross-validation that chooses the strength of the regularisation."""
 
 
 @METHODS.register("linear-probe")

@@ -52,7 +52,7 @@ class SelectConfig(PopulationMethodConfig):
         if self.vote and self.keep < 2:
             raise ConfigError("method.vote lets members vote, and method.keep=1 keeps one", "set method.keep=5")
         if self.vote and self.adapter is not None:
-            raise ConfigError("method.vote is of members of the model's own weights", "leave method.adapter out")
+            raise ConfigError("method.vote needs members of the model's own weights", "leave method.adapter out")
         if self.vote and EVALUATORS[self.evaluator.name].writes_points:
             raise ConfigError(
                 f"method.vote asks members again and again, and method.evaluator={self.evaluator.name} would leave a "

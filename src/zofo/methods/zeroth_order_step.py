@@ -290,7 +290,7 @@ class ZerothOrder:
             return None
         if self._lr is None:
             raise ConfigError(
-                "training.lr_scheduler_type changes the rule's learning rate, which this one has not got",
+                "training.lr_scheduler_type changes the rule's learning rate, and this rule has none",
                 "set training.lr_scheduler_type=constant",
             )
         return float(self._lr) * lr_factor

@@ -249,7 +249,7 @@ class RandomMask(Mask):
 
     Args:
         density: the share of units that is kept on average, 0 < density <= 1.
-        refresh_every: steps that have the same mask, counted from step 0; None gives each direction a mask of its own.
+        refresh_every: steps that have the same mask, counted from step 0; by default each direction has its own.
 
     Raises:
         ConfigError: a share that is none, or no step.

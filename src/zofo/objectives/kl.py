@@ -30,12 +30,12 @@ def less_kl(
     """
     if objective.rewards is None:
         raise ConfigError(
-            f"training.kl_beta is of a run by a reward, and the objective {objective.name!r} is a loss",
+            f"training.kl_beta takes something off a reward, and the objective {objective.name!r} is a loss",
             "leave training.kl_beta out, or train by a reward: --reward FILE.py:NAME",
         )
     if task.kind != "generation":
         raise ConfigError(
-            f"training.kl_beta is of generated texts, and the answers of the {task.kind} task {task.name!r} are "
+            f"training.kl_beta needs generated texts, and the answers of the {task.kind} task {task.name!r} are "
             "candidates",
             "leave training.kl_beta out",
         )

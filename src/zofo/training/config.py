@@ -121,8 +121,8 @@ class RunConfig(Config):
     def _base_can_be_asked(self) -> RunConfig:
         if self.training.kl_beta and not self.method.moves_adapter_alone:
             raise ConfigError(
-                "training.kl_beta is of zeroth-order runs that move an adapter alone: the base model is asked beside "
-                f"each step by leaving it out, which cannot be done with method={self.method.name} here",
+                "training.kl_beta needs a zeroth-order run that moves an adapter alone, since the base model is the "
+                f"one without it; here method={self.method.name} moves something else",
                 "set method.adapter=lora, or method.adapter=subspace, whose directions are those of the weights, with "
                 "method=es, select or mezo",
             )

@@ -228,8 +228,9 @@ def training_context(
     def by_objective(name: str) -> TrainingContext:
         if name == REWARD and reward is None:
             raise ConfigError(
-                f"an objective is {REWARD!r}, the function that zofo.train(config, reward=...) is given, and none is",
-                "train from Python with one, or name an objective of `zofo list objectives`",
+                f"an objective is {REWARD!r}, but no reward is given",
+                "give one, --reward FILE.py:NAME or zofo.train(config, reward=...), or name an objective of "
+                "`zofo list objectives`",
             )
         named = _objective(config, prepared, reward if name == REWARD else None, name)
         return _context(config, prepared, named, processes)

@@ -374,7 +374,10 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
     if epochs is not None:
         steps = int(config.method.steps_of_epochs(epochs, rows))
         if steps >= 1 << 32:
-            raise ConfigError(f"training.epochs is {epochs:g}, which takes {steps} steps; a run has fewer than 2^32")
+            raise ConfigError(
+                f"training.epochs is {epochs:g}, which takes {steps} steps; a run has fewer than 2^32",
+                "set training.epochs lower",
+            )
         return steps
     if budget is None:
         return training.steps
@@ -388,5 +391,8 @@ def number_of_steps(config: Any, method: Method, rows: Sequence[int] = ()) -> in
             f"give at least training.max_queries={first + method.queries_per_step}",
         )
     if steps >= 1 << 32:
-        raise ConfigError(f"training.max_queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32")
+        raise ConfigError(
+            f"training.max_queries is {budget}, which pays for {steps} steps; a run has fewer than 2^32",
+            "set training.max_queries lower",
+        )
     return steps

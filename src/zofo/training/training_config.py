@@ -38,7 +38,7 @@ class TrainingConfig(Config):
     """How long, how often evaluated, and with which seed."""
 
     seed: int = Field(0, ge=0, lt=1 << 64)
-    """Of the run: directions, data order and adapters depend on it alone."""
+    """Seed of the run: directions, data order and adapters depend on it alone."""
     steps: int = Field(100, ge=1, lt=1 << 32)
     """Steps to train; for `bilevel`, outer steps."""
     max_queries: int | None = Field(None, ge=1)
@@ -49,8 +49,8 @@ class TrainingConfig(Config):
     objective: str | None = None
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
     kl_beta: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Of a run by a reward of generated texts that moves an adapter: how much the KL of an answer to the model without
-    the adapter takes off its reward, in units of the reward. It takes two more forwards of each batch."""
+    """How much the KL of a generated answer to the model without its adapter takes off its reward, in units of the
+    reward. It takes two more forwards of each batch."""
     lr_scheduler_type: LrSchedulerType = "constant"
     """How all learning rates of the method change from step to step, by the name in `transformers.get_scheduler`;
     `linear` and `cosine` fall to 0 at the end."""
@@ -75,8 +75,8 @@ class TrainingConfig(Config):
     treatment_directions: int = Field(16, ge=2)
     """Directions of such a measurement, of an objective without a gradient; two queries an example along each."""
     before_after_examples: int = Field(32, ge=0)
-    """Of a run by a reward: validation rows whose reward and answers are measured before the first step and after the
-    last, with everyday sentences that nobody trains; 0 for none."""
+    """Validation rows whose reward and answers a run by a reward measures before its first and after its last step,
+    with everyday sentences that nobody trains; 0 for none."""
     eval_batch_size: int = Field(32, ge=1)
     """Examples a batch in evaluation."""
     on_non_finite: Literal["stop", "skip"] = "stop"

@@ -56,10 +56,10 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
     """lambda: how strongly the adapter is held to the solution of the inner problem; or a schedule of it. The default
     `rule.lr` is that of `mezo` over 1 + its largest value, since it multiplies slopes."""
     backbone_update: BackboneStepKind = "zeroth-order"
-    """How the backbone moves: the method, or a control that leaves it as it is or moves it elsewhere as far."""
+    """How the backbone moves; the controls leave it as it is (`frozen`), or move it as far elsewhere (`random`)."""
     upper_objective: str | None = None
-    """The objective on D_f, where it is another one than below (`training.objective`, on D_p): one of `zofo list
-    objectives`, or `reward` for the function that `zofo.train` is given. One without a gradient moves theta alone."""
+    """The objective on D_f, if it differs from that on D_p, `training.objective`: one of `zofo list objectives`, or
+    `reward` for the one that the run is given. One without a gradient moves theta alone."""
     upper_surrogate: bool = False
     """Whether the step on p follows `training.objective` on D_f, too, where `upper_objective` has no gradient."""
     backbone_adapter: AdapterConfig | None = None

@@ -49,7 +49,7 @@ class MetaBilevelConfig(BilevelConfig):
     tasks_per_step: int = Field(5, ge=1)
     """Tasks that are drawn for each outer step, by seed; all of them where there are fewer."""
     adapter_offload: Where = "cpu"
-    """Where the adapters of the tasks lie that a step does not look at, with their optimisers: `cpu` or `disk`."""
+    """Where adapters and optimisers of the tasks that a step does not draw are kept: `cpu` or `disk`."""
 
     def passes(self, rows: int) -> Sequence[Pass]:
         """Those of `bilevel`, for each of the tasks."""
@@ -268,7 +268,7 @@ def _refuse(config: MetaBilevelConfig) -> None:
         )
     if config.backbone_adapter is not None:
         raise ConfigError(
-            "method.backbone_adapter is of one task, whose adapters it is saved with, and method=meta-bilevel has many",
+            "method.backbone_adapter is saved with the adapters of one task, and method=meta-bilevel has many",
             "set method.backbone_adapter=null, or choose method=bilevel",
         )
     if not config.adapter.kind.starts_neutral:

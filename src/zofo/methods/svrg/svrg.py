@@ -89,7 +89,7 @@ class SVRGConfig(ForwardOnlyConfig):
             )
         if self.anneal and self.control_variate == "none":
             raise ConfigError(
-                "method.anneal compares the losses of minibatch steps, which method.control_variate=none has not got",
+                "method.anneal compares the losses of minibatch steps, and method.control_variate=none asks for none",
                 "set method.anneal=false",
             )
         self._check_rule()

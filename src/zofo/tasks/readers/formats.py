@@ -151,7 +151,7 @@ def _preferences(row: Row) -> DataError | None:
         f"{row.where}: rows of preferences, of which {chosen!r} is better than {given['rejected']!r}; "
         "zofo trains on one answer a row",
         f"to train on the better answers alone: 'task.columns={{{written}}}'; to prefer one to the other, "
-        "train by a reward from Python (docs/reward.md)",
+        "train by a reward: --reward FILE.py:NAME (docs/reward.md)",
     )
 
 
