@@ -226,7 +226,7 @@ def test_a_run_on_several_tasks_is_not_tested_on_one_of_them(root, tmp_path):
     trained = {"data": str(root), "tasks": ["unifiedqa:mood", "pick"], "held_out_tasks": ["judge"]}
     (root / "mood").rename(root / "unifiedqa:mood")
     run = saved_run(tmp_path / "meta", trained)
-    message = r"the run '.*meta' was trained on tasks that it shall be tested on: {}\n.*task\.allow_overlap=true"
+    message = r"the run '.*meta' was trained on tasks that it is to be tested on: {}\n.*task\.allow_overlap=true"
     back = ["task.tasks=[]", "task.metaicl_setting=null"]
     mood = message.format("'unifiedqa:mood'")
     with pytest.raises(ConfigError, match=mood):
@@ -282,7 +282,7 @@ def test_a_packaged_task_that_a_run_was_trained_on_is_known_by_the_name_in_a_tas
     file = tmp_path / "mine.yaml"
     file.write_text(packaged_text("sst2"))
     for name in ("sst2", str(file)):
-        with pytest.raises(ConfigError, match=r"that it shall be tested on: 'sst2'\n"):
+        with pytest.raises(ConfigError, match=r"that it is to be tested on: 'sst2'\n"):
             begun(run, name=name, data_dir=data_dir)
 
 

@@ -226,7 +226,7 @@ def test_no_examples_at_all_are_refused(name):
 
 @pytest.mark.parametrize("name", ["f1", "f1a"])
 def test_f1_of_three_labels_is_refused(name):
-    with pytest.raises(DataError, match="f:0: the metric 'f1a?' is of two labels, and there are 3") as refused:
+    with pytest.raises(DataError, match="f:0: the metric 'f1a?' needs two labels, and there are 3") as refused:
         score(name, labelled(0, 1, labels=3), [0, 1])
     assert "macro-f1" in refused.value.hint
 

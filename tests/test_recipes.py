@@ -294,7 +294,7 @@ def test_a_preset_may_be_laid_over_another():
     assert keys["method.lr_full"] == 1e-3  # of paper
     assert keys["training.steps"] == 8000  # its own
     looped = parse_recipe({"about": "a loop", "presets": {"a": {OVER: "b"}, "b": {OVER: "a"}}})
-    with pytest.raises(ConfigError, match=r"presets\.a: it is laid over itself, by way of a, b"):
+    with pytest.raises(ConfigError, match=r"presets\.a: it extends itself, by way of a, b"):
         looped.keys("a")
 
 

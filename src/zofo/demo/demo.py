@@ -131,7 +131,8 @@ def _make_room(folder: Path, scenes: Sequence[Scene]) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise RunError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+        message = f"cannot make the folder {str(folder)!r}: {error.strerror}"
+        raise RunError(message, "choose another folder with --out") from error
     (folder / _MARK).touch()
 
 

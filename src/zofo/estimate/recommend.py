@@ -117,7 +117,8 @@ class Recommendation:
             with file.open("x", encoding="utf-8") as stream:
                 stream.write(self.to_yaml())
         except OSError as error:
-            raise RunError(f"cannot write {str(file)!r}: {error.strerror}") from error
+            message = f"cannot write {str(file)!r}: {error.strerror}"
+            raise RunError(message, "choose another place with --write") from error
 
 
 def check_new(file: Path) -> None:

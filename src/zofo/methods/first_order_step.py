@@ -70,7 +70,7 @@ class FirstOrderStep:
         if config.optimizer != "sgd" and any(parameter.dtype == torch.float16 for parameter in self.parameters):
             raise ConfigError(
                 f"method.optimizer={config.optimizer} divides by a root plus 1e-8, which is 0 in float16: the weights "
-                "would be no numbers any more",
+                "would become not-a-number",
                 "set model.dtype=bfloat16 or float32, or method.optimizer=sgd, or train an adapter",
             )
         self._lr, self._max_norm = lr, config.max_grad_norm

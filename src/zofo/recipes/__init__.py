@@ -55,7 +55,8 @@ class Recipe(Config):
             if name not in self.presets:
                 raise UnknownNameError("preset", name, self.presets)
             if name in layers:
-                raise ConfigError(f"presets.{name}: it is laid over itself, by way of {', '.join(layers)}")
+                message = f"presets.{name}: it extends itself, by way of {', '.join(layers)}"
+                raise ConfigError(message, "take one of their `extends` out")
             layers[name] = dict(self.presets[name])
             name = layers[name].pop(OVER, None)
         found = dict(self.base)

@@ -133,7 +133,7 @@ def _positive_f1(name: str) -> Score:
         for example in examples:
             if len(example.candidates) != 2:
                 raise DataError(
-                    f"{example.where}: the metric {name!r} is of two labels, and there are {len(example.candidates)}",
+                    f"{example.where}: the metric {name!r} needs two labels, and there are {len(example.candidates)}",
                     "set the metric to macro-f1",
                 )
         return float(f1_score(gold, predicted, pos_label=1, average="binary", zero_division=0.0))

@@ -46,7 +46,7 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
     held = _tested(asked, scored)
     if same := overlapping_tasks(names, list(held)):
         raise ConfigError(
-            f"the run {run!r} was trained on tasks that it shall be tested on: {same}",
+            f"the run {run!r} was trained on tasks that it is to be tested on: {same}",
             f"{_INSTEAD}, or allow it with task.allow_overlap=true",
         )
     known = {text for rows in held.values() for text in rows.values()}

@@ -121,7 +121,7 @@ class RunConfig(Config):
     def _base_can_be_asked(self) -> RunConfig:
         if self.training.kl_beta and not self.method.moves_adapter_alone:
             raise ConfigError(
-                "training.kl_beta needs a zeroth-order run that moves an adapter alone, since the base model is the "
+                "training.kl_beta needs zeroth-order steps that move an adapter alone, since the base model is the "
                 f"one without it; here method={self.method.name} moves something else",
                 "set method.adapter=lora, or method.adapter=subspace, whose directions are those of the weights, with "
                 "method=es, select or mezo",

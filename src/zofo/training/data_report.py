@@ -119,7 +119,7 @@ def copy_packaged(name: str, target: Path) -> bool:
     except FileExistsError as error:
         raise ConfigError(f"{str(target)!r} exists", "choose another name, or remove it") from error
     except OSError as error:
-        raise ConfigError(f"cannot write {str(target)!r}: {error.strerror}") from error
+        raise ConfigError(f"cannot write {str(target)!r}: {error.strerror}", "choose another place") from error
     return is_recipe
 
 

@@ -213,7 +213,7 @@ class Conversation:
         self._predictor, self._column = predictor, predictor.task.messages
         if predictor.task.kind != "generation":
             raise ConfigError(
-                f"the run was trained on a {predictor.task.kind}, and writes no texts to talk to",
+                f"the run answers a {predictor.task.kind} task and writes no texts",
                 "ask it with: zofo predict RUN TEXT",
             )
         if self._column is None and len(predictor.columns) != 1:
