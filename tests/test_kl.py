@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from contextlib import contextmanager
 from io import StringIO
 
 import pytest
@@ -17,14 +18,18 @@ from test_before_after import generating, spaces  # noqa: F401  # a fixture
 from test_conformance import AtStep
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.adapters import ADAPTERS, without_adapters
+from zofo.backbone import Backbone, BaseCopy, Update, movable
 from zofo.displacement import Displacement, Key
 from zofo.errors import ConfigError, Interrupted, NonFiniteError, ZofoError
 from zofo.estimate import estimate_run
 from zofo.methods import METHODS
-from zofo.objectives import Generation
-from zofo.objectives.generation import completions
+from zofo.noise import Gaussian
+from zofo.objectives import Generation, generation_rows
+from zofo.objectives.generation import Completion, completions
 from zofo.objectives.kl import kl_to_base
+from zofo.objectives.scoring import target_log_likelihoods
 from zofo.tasks import Example, encode
+from zofo.temporary import temporarily
 from zofo.training import prepare_run, read_config, train, training_context
 from zofo.trajectory import Trajectory
 
@@ -104,18 +109,41 @@ def as_built(config):
     return METHODS[config.method.name](config.method, training_context(config, prepare_run(config), spaces))
 
 
-@pytest.mark.parametrize("evaluator", ["in-forward", "in-place"])
-def test_a_members_score_is_its_reward_less_beta_times_its_kl(generating, tokenizer, evaluator):  # noqa: F811
-    """Of each member that `select` asks, its weights moved to it, beside a base model that was loaded for itself."""
-    method = {"name": "select", "gate_examples": 0, "evaluator": evaluator}
+OWN = {"adapter": None, "keep_base": True, "estimator": {"epsilon": 0.05}}
+
+
+@pytest.mark.parametrize("at_once", [512, 7])
+@pytest.mark.parametrize(
+    ("evaluator", "method", "sigma"),
+    [
+        ("in-forward", {}, 0.3),
+        ("in-place", {}, 0.3),
+        ("in-forward", OWN, 0.05),
+        ("in-forward", OWN | {"trainable": ["*.1.*", "*embed*"]}, 0.05),
+        ("in-place", OWN, 0.05),
+        ("from-copy", OWN, 0.05),
+    ],
+)
+def test_a_members_score_is_its_reward_less_beta_times_its_kl(
+    generating,  # noqa: F811
+    monkeypatch,
+    evaluator,
+    method,
+    sigma,
+    at_once,
+):
+    """Of each member that `select` asks, its weights moved to it, beside a base model that was loaded for itself; with
+    all texts in one forward, or a few at a time."""
+    monkeypatch.setattr("zofo.objectives.kl._AT_ONCE", at_once)
+    method = {"name": "select", "gate_examples": 0, "evaluator": evaluator, **method}
     config = held(generating, "run", 2.0, method, steps=1)
     run = train(config, reward=spaces)
     (line,) = lines_of(run, "step")
-    prepared, built = prepare_run(config), as_built(config)
+    prepared, built = prepare_run(config), as_built(config)  # each with a model of its own
     base, examples, how = prepared.loaded.model, built._asked.examples, prepared.scorer.generation
     kls, rewards = [], []
     for place in range(4):
-        point = Displacement({Key(config.training.seed, 0, place // 2): 0.3 * (-1) ** place})
+        point = Displacement({Key(config.training.seed, 0, place // 2): sigma * (-1) ** place})
         built.backbone.apply_(point)
         said = completions(built.model, examples, how)
         kl = [by_hand(built.model, base, one.prompt, text.tokens) for one, text in zip(examples, said, strict=True)]
@@ -174,6 +202,95 @@ def test_it_holds_back_and_resumes_and_replays_to_the_same_bits(generating, meth
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_weights_of_its_own_resume_beside_the_base_that_the_run_began_with(generating):  # noqa: F811
+    """And not beside those that the checkpoint holds: the KL of later steps is of all that has moved."""
+    method = OWN | {"rule": {"lr": 0.5}}
+    whole = train(held(generating, "whole", 5, method), reward=spaces)
+    stopping = Console(file=AtStep(2, lambda: signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(Interrupted):
+        train(held(generating, "stopped", 5, method), stopping, reward=spaces)
+    again = train(held(generating, "stopped", 5, method), reward=spaces)
+    assert again.trajectory.read_bytes() == whole.trajectory.read_bytes()
+    steps = [[{**line, "seconds": None} for line in lines_of(run, "step")] for run in (again, whole)]
+    assert steps[0] == steps[1]
+    free = train(held(generating, "free", 1e-12, method), reward=spaces)
+    assert free.trajectory.read_bytes() != whole.trajectory.read_bytes()
+    kls = [line["kl"] for line in lines_of(free, "step")]
+    assert kls[2] > 1.5 * kls[0]
+
+
+def test_a_run_from_a_run_is_held_near_to_that_run(generating, tokenizer):  # noqa: F811
+    """Whose answers the base model of both finds less likely."""
+    given = generating("first").model_dump(mode="json", exclude_unset=True)
+    far = {"name": "mezo", "batch_size": 4, "rule": {"lr": 1e-2}}
+    first = train(read_config(**{**given, "method": far, "training": {"steps": 2}}))
+    config = held(generating, "near", 1.0, OWN | {"estimator": {"epsilon": 1e-6}}, steps=1)
+    near = train(config.model_copy(update={"init_from": first.path}), reward=spaces)
+    begun, base, how = first.load().model, prepare_run(config).loaded.model, Generation(tokenizer, max_new_tokens=4)
+    examples = encode(tokenizer, [Example(text, (" x",), (0,)) for text in TEXTS])
+    said = completions(begun, examples, how)
+    apart = kl_to_base(begun, examples, said, 0, lambda model: temporarily(model, forward=base.forward))
+    assert lines_of(near, "step")[0]["kl"] < 1e-6 < 1e-3 < apart.mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_answers_as_the_model_did_wherever_its_weights_have_gone(tokenizer, dtype):
+    """To the bit, tied tensors and what stays among them; and afterwards the model is what it was."""
+    model, ids = build_model("llama", len(tokenizer), seed=3).to(dtype), torch.tensor([[5, 6, 7]])
+    before = model(input_ids=ids).logits
+    moving, _ = movable(model, ["*.0.*", "*embed*", "*norm*"])
+    copied, parameters = BaseCopy(moving.values()), dict(model.named_parameters())
+    backbone = Backbone(model, Gaussian(), list(moving))
+    backbone.apply_(Update(Displacement({Key(0, 0): 0.3})))
+    moved = model(input_ids=ids).logits
+    assert not torch.equal(moved, before)
+    with copied(model):
+        assert torch.equal(model(input_ids=ids).logits, before)
+        backbone.apply_(Update(Displacement({Key(0, 1): 0.3})))  # of the weights themselves
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert not torch.equal(model(input_ids=ids).logits, moved)
+    assert all(parameters[name] is parameter for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("lengths", [[3], [3, 1], [5, 2, 4, 1, 3, 3, 2], [2] * 12])
+def test_it_holds_the_logits_of_few_tokens_at_once(tokenizer, monkeypatch, lengths):
+    """And comes to the same, whatever rows share a forward."""
+    model, base = build_model("llama", len(tokenizer), seed=3), build_model("llama", len(tokenizer), seed=4)
+    examples = encode(tokenizer, [Example(TEXTS[place % 3], (" x",), (0,)) for place in range(len(lengths))])
+    said = [Completion(tuple(range(9, 9 + length)), "") for length in lengths]
+    seen, kept = [], []
+    plain = target_log_likelihoods
+
+    @contextmanager
+    def as_base(_):
+        with temporarily(model, forward=base.forward):
+            yield
+
+    def noted(model, batch):
+        seen.append((len(batch.input_ids), len(batch.input_ids) * batch.logits_to_keep))
+        return plain(model, batch)
+
+    monkeypatch.setattr("zofo.objectives.kl.target_log_likelihoods", noted)
+    whole = kl_to_base(model, examples, said, 0, as_base)
+    assert [rows for rows, _ in seen] == [len(lengths)] * 2
+    monkeypatch.setattr("zofo.objectives.kl._AT_ONCE", 8)
+    seen.clear()
+    with generation_rows(kept.append):
+        parts = kl_to_base(model, examples, said, 0, as_base)
+    assert torch.allclose(parts, whole, rtol=1e-4)
+    assert sum(rows for rows, _ in seen) == 2 * len(lengths)
+    most = max(8, len(lengths), 2 * max(lengths))
+    assert max(tokens for _, tokens in seen) <= 2 * most
+    if len(lengths) > 6:
+        assert min(rows for rows, _ in seen) >= 2
+        assert [place for part in kept[:-1] for place in part] == list(range(len(lengths)))
+        assert kept[-1] is None
+    with generation_rows(None):  # none can leave
+        seen.clear()
+        assert torch.equal(kl_to_base(model, examples, said, 0, as_base), whole)
+        assert len(seen) == 2
+
+
 def test_a_kl_that_is_not_finite_makes_no_step(generating, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         "zofo.objectives.kl.kl_to_base", lambda model, examples, *_: torch.full((len(examples),), math.inf)
@@ -190,6 +307,8 @@ def test_a_kl_that_is_not_finite_makes_no_step(generating, monkeypatch):  # noqa
         ({"training": {"kl_beta": -0.1}}, "greater than or equal to 0"),
         ({"training": {"kl_beta": math.inf}}, "finite"),
         ({"method": {"name": "es", "population": 4}}, "move an adapter alone"),
+        ({"method": {"name": "es", "adapter": "lora", "keep_base": True}}, "is of the model's own weights"),
+        ({"training": {"kl_beta": 0}, "method": {"name": "es", "keep_base": True}}, "keeps what training.kl_beta asks"),
         ({"method": {"name": "bilevel", "upper_objective": "reward"}}, "move an adapter alone"),
         ({"training": {"kl_beta": 0.1, "objective": "answer"}}, "'answer' is a loss"),
     ],
@@ -211,3 +330,17 @@ def test_an_estimate_says_that_it_leaves_the_kl_out(generating):  # noqa: F811
     kept, left_out = (estimate_run(held(generating, "run", beta), beside=False) for beta in (None, 0.1))
     assert left_out.rows == f"{kept.rows}; the two forwards of training.kl_beta are not counted"
     assert left_out.configured.seconds == kept.configured.seconds
+
+
+def test_an_estimate_and_the_log_say_what_a_copy_takes(generating):  # noqa: F811
+    free, held_near = (
+        held(generating, name, beta, {"adapter": None, "keep_base": beta is not None}, steps=1)
+        for name, beta in (("free", None), ("near", 0.1))
+    )
+    of = [estimate_run(config, beside=False).configured.terms for config in (free, held_near)]
+    sizes = [sum(term.size for term in terms if term.name == "copies of weights") for terms in of]
+    size = sum(one.numel() * 4 for one in prepare_run(free).loaded.model.parameters())
+    assert sizes[1] - sizes[0] == size
+    console = Console(file=StringIO(), width=400)
+    train(held_near, console, reward=spaces)
+    assert f"a copy of the weights that move, {size / 2**30:.3g} GiB, is kept" in console.file.getvalue()

@@ -1,6 +1,7 @@
 """The tensors that move, and the models they belong to."""
 
 from zofo.backbone.backbone import Backbone, Elementwise, Rounding, Update, fingerprint, without_decay
+from zofo.backbone.base_copy import BaseCopy
 from zofo.backbone.distance import BackboneDistance, distance, length_of
 from zofo.backbone.selection import (
     check_plain_weights,
@@ -18,6 +19,7 @@ __all__ = [
     "Theta",
     "UpdateLog",
     "Backbone",
+    "BaseCopy",
     "BackboneDistance",
     "Elementwise",
     "Rounding",

@@ -20,7 +20,7 @@ from zofo.adapters import AdapterConfig
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
-from zofo.objectives import Generation, Rewards, generate, scores
+from zofo.objectives import AsBase, Generation, Rewards, generate, scores
 from zofo.processes import ALONE, Processes
 from zofo.registry import Registry
 from zofo.rules import Rule
@@ -185,8 +185,14 @@ class MethodConfig(Config):
         return False
 
     @property
-    def moves_adapter_alone(self) -> bool:
-        """Whether all that moves is one adapter, so that the model without it is the base model at every step."""
+    def base_of(self) -> Callable[[nn.Module], AsBase] | None:
+        """Makes of a model, before anything moves, what lets it answer at every step as it does then; None where the
+        method knows no way."""
+        return None
+
+    @property
+    def copies_base(self) -> bool:
+        """Whether that way is a copy of weights."""
         return False
 
     @property
@@ -219,11 +225,7 @@ class MethodConfig(Config):
         return batches_of_epochs(epochs, sum(rows), self.batch_size)
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        """The forwards of one step, on average; none where an estimate cannot know them.
-
-        Args:
-            rows: the number of training rows.
-        """
+        """The forwards of a step on so many training rows, on average; none where an estimate cannot know them."""
         return ()
 
     def check_task(self, task: TaskConfig) -> None:

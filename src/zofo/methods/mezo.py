@@ -6,20 +6,24 @@ algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
-from zofo.adapters import AdapterConfig, Adapters
-from zofo.backbone import Backbone
+from zofo.adapters import AdapterConfig, Adapters, without_adapters
+from zofo.backbone import Backbone, BaseCopy, movable
+from zofo.errors import ConfigError
 from zofo.estimators import Estimate
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
 from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
+from zofo.objectives import AsBase
 from zofo.state_dict import StateDict
 
 
@@ -35,16 +39,37 @@ class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
     """The adapter whose tensors move instead of the model's. It sets the defaults of epsilon, the learning rate and the
     evaluator."""
 
+    keep_base: bool = False
+    """Keep a copy of the model's own weights that move, as the run began with them, for `training.kl_beta` to ask: it
+    takes their memory once more."""
+
+    @model_validator(mode="after")
+    def _base_is_of_weights(self) -> ForwardOnlyConfig:
+        if self.keep_base and self.moved is not None:
+            raise ConfigError(
+                "method.keep_base is of the model's own weights, and with method.adapter the model without its adapter "
+                "is what the run began with",
+                "leave method.keep_base out",
+            )
+        return self
+
     @property
-    def moves_adapter_alone(self) -> bool:
-        return self.moved is not None
+    def base_of(self) -> Callable[[nn.Module], AsBase] | None:
+        if self.moved is not None:
+            return lambda model: without_adapters
+        return (lambda model: BaseCopy(movable(model, self.trainable)[0].values())) if self.keep_base else None
+
+    @property
+    def copies_base(self) -> bool:
+        return self.keep_base
 
     @property
     def least_queries(self) -> int:
         return self.points * self.batch_size
 
     def passes(self, rows: int) -> Sequence[Pass]:
-        return [self.forwards(self.batch_size)]
+        asked = self.forwards(self.batch_size)
+        return [replace(asked, copies=asked.copies + self.keep_base)]
 
 
 class ForwardOnly(Method):
@@ -104,8 +129,10 @@ class ForwardOnly(Method):
                 self._objective(self.model, self._two)
 
     def notes(self) -> list[str]:
-        """Which tensors stay."""
-        return list(self._zo.notes)
+        """Which tensors stay, and what a copy of the others takes."""
+        size = sum(tensor.nbytes for tensor in self.backbone.tensors.values()) / 2**30
+        kept = f"a copy of the weights that move, {size:.3g} GiB, is kept for training.kl_beta to ask"
+        return [*self._zo.notes, *([kept] if self._config.copies_base else [])]
 
     @contextmanager
     def using(self, variant: str) -> Iterator[None]:

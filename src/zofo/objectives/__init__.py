@@ -1,7 +1,7 @@
 """What is minimised, and scored: one number for each example."""
 
 from zofo.objectives.generation import Generation, answer_notes, generate, generation_rows
-from zofo.objectives.kl import less_kl
+from zofo.objectives.kl import AsBase, less_kl
 from zofo.objectives.objectives import (
     OBJECTIVES,
     REWARD,
@@ -25,6 +25,7 @@ __all__ = [
     "OBJECTIVES",
     "REWARD",
     "REWARDS",
+    "AsBase",
     "Generation",
     "Reward",
     "Rewards",

@@ -41,6 +41,25 @@ def generation_rows(keep: KeepRows | None) -> AbstractContextManager[None]:
     return bound(_KEEP, keep)
 
 
+def parts_of_rows(rows: int, size: int) -> Iterator[range]:
+    """The rows of a batch, one part after the other: while it is looked at, the model can be given these rows alone.
+
+    There are `size` rows or up to twice as many in each, and two or more, since one alone would have another form. All
+    rows are one part where none can leave.
+    """
+    keep = _KEEP.get()
+    count = 1 if keep is None else max(1, rows // max(2, size))
+    try:
+        for place in range(count):
+            part = range(rows * place // count, rows * (place + 1) // count)
+            if keep is not None and count > 1:
+                keep(part)
+            yield part
+    finally:
+        if keep is not None and count > 1:
+            keep(None)
+
+
 @dataclass(frozen=True)
 class Generation:
     """How texts are generated.

@@ -11,19 +11,22 @@ import torch
 from torch import nn
 
 from zofo.errors import ConfigError
-from zofo.objectives.generation import Completion, Generation, completions
+from zofo.objectives.generation import Completion, Generation, completions, parts_of_rows
 from zofo.objectives.objectives import TrainingObjective
 from zofo.objectives.scoring import target_log_likelihoods
 from zofo.tasks import Task, collate
 
+_AT_ONCE = 512  # tokens whose logits are held, or one for each text, as a generation holds them: up to twice as many
 AsBase = Callable[[nn.Module], AbstractContextManager[None]]
 """A context in which the model answers as the base model would."""
 
 
 def less_kl(
-    objective: TrainingObjective, task: Task, how: Generation, beta: float, as_base: AsBase
+    objective: TrainingObjective, task: Task, how: Generation, beta: float, base_of: Callable[[], AsBase]
 ) -> TrainingObjective:
     """Minus (reward - beta KL), of an objective that is minus a reward of generated texts; KL as `kl_to_base`.
+
+    `base_of` gives the base model, once it is clear that it will be asked.
 
     Raises:
         ConfigError: the objective is a loss, or what it rewards is no text.
@@ -39,6 +42,7 @@ def less_kl(
             "candidates",
             "leave training.kl_beta out",
         )
+    as_base = base_of()
     rewards = replace(objective.rewards, beta=beta, _given=[])
 
     def losses(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -62,16 +66,19 @@ def kl_to_base(
     It is never negative, and 0 where both models are the same. Of texts that are drawn at temperature 1 its mean is the
     KL a token; of greedy texts it is a distance along them, and no estimate without bias.
 
-    It takes two forwards: of the model, and of the base model.
+    Both models are asked for as many texts at a time as keep the logits few, see `_AT_ONCE`: two forwards each time.
     """
     rows = [
         replace(one, rows=((*one.prompt, *text.tokens),), scored=(len(text.tokens),), gold=0)
         for one, text in zip(examples, said, strict=True)
     ]
-    batch = collate(rows, pad, next(model.parameters()).device)
-    own = target_log_likelihoods(model, batch)
-    with as_base(model):
-        base = target_log_likelihoods(model, batch)
-    there = batch.target_mask[:, 0]
-    apart = (base - own).masked_fill(~there, 0.0)
-    return (torch.expm1(apart) - apart).sum(dim=1) / there.sum(dim=1)
+    found, longest = [], max(one.scored[0] for one in rows)
+    for part in parts_of_rows(len(rows), max(len(rows), _AT_ONCE) // longest):
+        batch = collate([rows[place] for place in part], pad, next(model.parameters()).device)
+        own = target_log_likelihoods(model, batch)
+        with as_base(model):
+            base = target_log_likelihoods(model, batch)
+        there = batch.target_mask[:, 0]
+        apart = (base - own).masked_fill(~there, 0.0)
+        found.append((torch.expm1(apart) - apart).sum(dim=1) / there.sum(dim=1))
+    return torch.cat(found)

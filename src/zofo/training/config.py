@@ -119,12 +119,16 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _base_can_be_asked(self) -> RunConfig:
-        if self.training.kl_beta and not self.method.moves_adapter_alone:
+        if self.training.kl_beta and self.method.base_of is None:
             raise ConfigError(
-                "training.kl_beta needs zeroth-order steps that move an adapter alone, since the base model is the "
-                f"one without it; here method={self.method.name} moves something else",
-                "set method.adapter=lora, or method.adapter=subspace, whose directions are those of the weights, with "
-                "method=es, select or mezo",
+                "training.kl_beta needs zeroth-order steps that move an adapter alone, since the base model is the one "
+                f"without it, or that keep a copy of the weights; here method={self.method.name} does neither",
+                "with method=es, select or mezo set method.adapter=lora, or subspace, whose directions are those of "
+                "the weights; or method.keep_base=true, which takes the memory of the weights that move once more",
+            )
+        if self.method.copies_base and not self.training.kl_beta:
+            raise ConfigError(
+                "method.keep_base keeps what training.kl_beta asks, and that is 0", "set training.kl_beta=0.04"
             )
         return self
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from zofo.adapters import without_adapters
 from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.methods import METHODS, TrainingContext
 from zofo.models import (
@@ -220,9 +219,9 @@ def training_context(
             + " out",
         )
 
-    if config.training.kl_beta:
+    if config.training.kl_beta and (base_of := config.method.base_of) is not None:
         how, beta = prepared.scorer.generation, config.training.kl_beta
-        objective = less_kl(objective, prepared.task, how, beta, without_adapters)
+        objective = less_kl(objective, prepared.task, how, beta, functools.partial(base_of, prepared.loaded.model))
 
     @functools.cache  # one object, so that all who ask see the same rewards
     def by_objective(name: str) -> TrainingContext:

@@ -49,8 +49,8 @@ class TrainingConfig(Config):
     objective: str | None = None
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
     kl_beta: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """How much the KL of a generated answer to the model without its adapter takes off its reward, in units of the
-    reward. It takes two more forwards of each batch."""
+    """How much the KL of a generated answer to the model that the run began with takes off its reward, in units of the
+    reward. It takes two more forwards of each batch. Without an adapter it needs `method.keep_base`."""
     lr_scheduler_type: LrSchedulerType = "constant"
     """How all learning rates of the method change from step to step, by the name in `transformers.get_scheduler`;
     `linear` and `cosine` fall to 0 at the end."""

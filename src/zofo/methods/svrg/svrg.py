@@ -127,7 +127,7 @@ class SVRGConfig(ForwardOnlyConfig):
         pair = 0 if self.control_variate == "none" else 2
         full = self.forwards(self.anchor_chunk or self.batch_size)
         whole = min(self.anchor_batch_size or rows, rows)
-        kept = 1 if self.uses_anchor and self.anchor == "copy" else 0
+        kept = self.keep_base + (1 if self.uses_anchor and self.anchor == "copy" else 0)
         made = [
             replace(
                 full,
