@@ -19,6 +19,7 @@ from scipy import stats
 from zofo.displacement import Key
 from zofo.errors import ConfigError
 from zofo.noise import NOISES, Gaussian, LowRank, Rademacher, permutation, random_words
+from zofo.noise.counter_rng import _mixed_by_numpy, _mixed_by_torch
 from zofo.noise.dense import _gaussian_values
 
 CPU = torch.device("cpu")
@@ -340,6 +341,15 @@ def test_a_million_entries_have_the_same_bits_on_cpu_and_on_the_device(noise):
     one, two = (noise.whole(key, "w", (1000, 1000), where).cpu().flatten() for where in (CPU, device))
     assert mismatching_bits(one, two) == 0
     assert torch.equal(random_words(key, "w", 0, 1_000_000, CPU), random_words(key, "w", 0, 1_000_000, device).cpu())
+
+
+@pytest.mark.parametrize("progressions", [[], [(0, 1)], [(2**64 - 1, 2**63 + 1), (2**63, 3), (7, 2**64 - 1)]])
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_other_devices_draw_the_words_of_the_cpu(progressions, count):
+    places = torch.arange(count) - count // 2
+    words = _mixed_by_numpy(places, progressions)
+    assert words.shape == (len(progressions), count)
+    assert torch.equal(words, _mixed_by_torch(places, progressions))
 
 
 if __name__ == "__main__":

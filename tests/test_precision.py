@@ -62,10 +62,10 @@ def test_each_number_that_half_precision_holds_stays_what_it_is_to_the_last_bit(
     for seed in range(64):
         drawn = torch.randint(-(1 << 15), 1 << 15, exact.shape, generator=generator(seed)).to(torch.int16)
         rounded = stochastically_rounded(exact.float(), dtype, drawn)
-        assert torch.equal(rounded.view(torch.int16), exact.view(torch.int16))
+        assert torch.equal(rounded.to(dtype).view(torch.int16), exact.view(torch.int16))
     for same in (0, 1, -1, -2, 4095, 8191, 32767, -32768):
         rounded = stochastically_rounded(exact.float(), dtype, torch.full_like(exact, same, dtype=torch.int16))
-        assert torch.equal(rounded.view(torch.int16), exact.view(torch.int16))
+        assert torch.equal(rounded.to(dtype).view(torch.int16), exact.view(torch.int16))
 
 
 def between(dtype):
@@ -80,7 +80,7 @@ def between(dtype):
 def test_the_mean_over_all_random_bits_is_the_number_itself(dtype):
     """Not a sample: each of the 65,536 values of the bits once. Steps below float16's normal numbers: 2**-24."""
     for value in between(dtype):
-        rounded = stochastically_rounded(value.expand(len(ALL_BITS)), dtype, ALL_BITS).double()
+        rounded = stochastically_rounded(value.expand(len(ALL_BITS)), dtype, ALL_BITS).to(dtype).double()
         below, above = rounded.min(), rounded.max()
         step = (above - below).item()
         small = dtype is torch.float16 and abs(value) < 2.0**-14
@@ -96,7 +96,7 @@ def test_the_mean_over_all_random_bits_is_the_number_itself(dtype):
 def test_what_is_not_finite_stays(dtype):
     odd = torch.tensor([torch.inf, -torch.inf, torch.nan])
     for drawn in (0, -1, 4095):
-        rounded = stochastically_rounded(odd, dtype, torch.full((3,), drawn, dtype=torch.int16))
+        rounded = stochastically_rounded(odd, dtype, torch.full((3,), drawn, dtype=torch.int16)).to(dtype)
         assert rounded.tolist()[:2] == [torch.inf, -torch.inf]
         assert rounded[2].isnan()
 

@@ -14,7 +14,7 @@ _STEPS_BELOW = 2.0**24  # float16 numbers below the smallest normal one are 2**-
 def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch.Tensor) -> torch.Tensor:
     """Each number becomes one of its two neighbours in `dtype`, the nearer the likelier, so that its mean is exact.
 
-    A number that `dtype` holds exactly stays what it is.
+    A number that `dtype` holds exactly stays what it is. The result is float32 still, so that it is cast where it goes.
 
     Args:
         values: float32.
@@ -32,7 +32,7 @@ def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch
         rounded = torch.where(values.abs() < _SMALLEST_NORMAL_FLOAT16, small, rounded)
     if not values.sum().isfinite():  # one pass, where a look at each number takes several
         rounded = torch.where(values.isfinite(), rounded, values)
-    return rounded.to(dtype)
+    return rounded
 
 
 def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> torch.Tensor:
