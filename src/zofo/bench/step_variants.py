@@ -87,8 +87,9 @@ class AmortizedSteps(StepVariant):
 
     A step costs a little more with each update that waits, so the step in the middle of the cycle (or the two there, if
     n is even) costs what a step of the cycle costs on average. It is timed with as many updates waiting as it meets in
-    the cycle. Then what waits is written and timed by itself, and divided by the updates that it wrote: about n / 2, so
-    that the share is, if anything, too large. `prepare` makes one whole cycle, and learns n.
+    the cycle. After steps that are not timed, n - 1 updates wait. They are written and timed by themselves, and that is
+    divided by n - 1, so that the share is, if anything, too large: most of what a fold costs does not grow with the
+    updates that it writes. `prepare` makes one whole cycle, and learns n.
 
     Args:
         step: makes step `number`.
@@ -115,6 +116,9 @@ class AmortizedSteps(StepVariant):
         steps = 2 - self.cycle % 2
         taken = sum(timed(self.step, self.device) for _ in range(steps)) / steps
         written = (self.cycle - 1) // 2 + steps
+        for _ in range(written, self.cycle - 1):
+            self.step()
+        written = max(written, self.cycle - 1)
         # in a cycle of one or two steps the last of them folds by itself, and this finds nothing to do
         return taken + timed(self.evaluator.theta.flush, self.device) / written
 
