@@ -102,15 +102,19 @@ def cannot_write(
 
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a file that is there with all that it holds, on the disk, or as it was before."""
+    _write_whole(path, text.encode())
+
+
+def _write_whole(path: Path, data: bytes) -> None:
     part = temp_path(path)
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(data)
     fsync(part)
     os.replace(part, path)
     fsync(path.parent)
 
 
 def temp_path(path: Path) -> Path:
-    """Where `atomic_write_text` writes a file before it takes its name; a killed process may leave it."""
+    """Where a file is written before it takes its name; a killed process may leave it."""
     return path.with_name(f".{path.name}")
 
 
@@ -316,13 +320,9 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        fsync(part)
-        os.replace(part, path)
-        fsync(path.parent)
+        _write_whole(path, data)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        temp_path(path).unlink(missing_ok=True)
         raise cannot_write(path, error) from error

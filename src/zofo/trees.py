@@ -137,6 +137,14 @@ def set_by_path(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         tree[path[-1]] = value
 
 
+def without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """A copy of a tree that lacks one key; the tree itself, copied, where it has none."""
+    below = tree.get(path[0])
+    if len(path) > 1:
+        return {**tree, path[0]: without(below, path[1:])} if isinstance(below, Mapping) else dict(tree)
+    return {key: value for key, value in tree.items() if key != path[0]}
+
+
 def format_overrides(tree: Tree) -> str:
     """A tree on one line, as `key=value` would be typed on the command line."""
     return " ".join(f"{key}={value}" for key, value in flatten(tree))

@@ -14,7 +14,7 @@ from zofo.filesystem import real
 from zofo.training import RunConfig, RunFolder
 from zofo.training.run_logs import ScoredExample, metrics_lines, read_answers
 from zofo.training.run_record import ANSWERS, SUMMARY
-from zofo.trees import flatten
+from zofo.trees import flatten, without
 
 SEEDS = ("training.seed", "task.split_seed")
 """The keys in which runs of one group may differ."""
@@ -186,19 +186,11 @@ def _following(runs: Sequence[ReportedRun], keys: Sequence[str]) -> set[str]:
     own = [run.folder.config.model_dump(mode="json") for run in runs]
     kept, found = own, set[str]()
     for key in keys:
-        without = [_without(tree, key.split(".")) for tree in kept]
-        if all(_completed(tree) == whole for tree, whole in zip(without, own, strict=True)):
-            kept = without
+        left = [without(tree, key.split(".")) for tree in kept]
+        if all(_completed(tree) == whole for tree, whole in zip(left, own, strict=True)):
+            kept = left
             found.add(key)
     return found
-
-
-def _without(tree: Any, path: Sequence[str]) -> Any:
-    """A tree without the value at a path, where it has one."""
-    if not isinstance(tree, dict) or path[0] not in tree:
-        return tree
-    rest = {key: value for key, value in tree.items() if key != path[0]}
-    return rest if len(path) == 1 else {**rest, path[0]: _without(tree[path[0]], path[1:])}
 
 
 def _completed(tree: dict[str, Any]) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from zofo.errors import ConfigError
 from zofo.methods import MethodConfig, StepLog
 from zofo.training.callbacks import Callback
 from zofo.training.run_logs import loss_of_step
-from zofo.trees import get_by_path
+from zofo.trees import get_by_path, without
 
 WINDOW = 5
 """Steps whose median is compared: one batch that is hard says nothing."""
@@ -44,10 +44,7 @@ def default_rates(method: MethodConfig) -> dict[str, Any]:
     """The options of a method with the learning rates that it has by default; none where it needs one."""
     given = method.model_dump(exclude_unset=True)
     for key in _RATES:
-        *group, name = key.split(".")
-        below = given.get(group[0]) if group else given
-        if isinstance(below, dict):
-            below.pop(name, None)
+        given = without(given, key.split("."))
     try:
         return parse_model(type(method), given).model_dump()
     except ConfigError:

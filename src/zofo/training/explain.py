@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from zofo.config import PartConfig, parse_model
 from zofo.errors import ZofoError
 from zofo.training.config import Change, RunConfig, changed, given_layers, read_config
-from zofo.trees import flatten, get_by_path
+from zofo.trees import flatten, get_by_path, without
 
 
 @dataclass(frozen=True)
@@ -96,20 +96,12 @@ def _deciding(tree: Mapping[str, Any], sources: Mapping[str, str], resolved: Map
     for given in sources:
         value = get_by_path(tree, given)
         try:
-            other = dict(flatten(parse_model(RunConfig, _without(tree, given.split("."))).model_dump(mode="json")))
+            other = dict(flatten(parse_model(RunConfig, without(tree, given.split("."))).model_dump(mode="json")))
         except ZofoError:
             continue
         said = f"{given}={value if isinstance(value, str) else json.dumps(value, default=str)}"
         decided |= {key: said for key, now in resolved.items() if other.get(key, now) != now}
     return decided
-
-
-def _without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
-    """A copy of a tree that lacks one key."""
-    if len(path) == 1:
-        return {key: value for key, value in tree.items() if key != path[0]}
-    below = tree.get(path[0])
-    return {**tree, path[0]: _without(below, path[1:])} if isinstance(below, Mapping) else dict(tree)
 
 
 def _about(config: BaseModel, path: Sequence[str]) -> str:
