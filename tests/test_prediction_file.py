@@ -154,7 +154,7 @@ def test_stopped_work_goes_on_to_the_same_bytes(home, tmp_path, asked, monkeypat
     with pytest.raises(Interrupted, match="SIGINT|stopped") as left:
         zofo.predict_file(run, data, out)
     monkeypatch.setattr(Predictor, "answers", counted)
-    assert left.value.message == "stopped after 8 of 18 rows, which are kept"
+    assert left.value.message == "stopped by SIGINT after 8 of 18 rows, which are kept"
     assert not out.exists()
     journal = tmp_path / "out.csv.part"
     if cut:
@@ -325,6 +325,16 @@ def test_ctrl_c_leaves_at_once_and_the_same_command_goes_on(home, tmp_path):
     assert not out.exists()
     assert zofo.predict_file(home / "runs" / "mail", data, out, batch_size=1).kept in (kept, kept - 1)
     assert [row["id"] for row in read_back(out)] == [row["id"] for row in rows]
+
+
+def test_a_signal_before_the_first_row_is_answered(home, tmp_path, monkeypatch):
+    data = write_csv(tmp_path / "new.csv", mails(4, 40))
+    module = sys.modules["zofo.training.prediction_file"]
+    monkeypatch.setattr(module, "read_file", lambda _: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted) as stopped:
+        zofo.predict_file(home / "runs" / "mail", data, tmp_path / "out.csv")
+    assert stopped.value.message == "stopped by SIGTERM before a row was answered"
+    assert stopped.value.hint == "to go on, type the same command again"
 
 
 def test_a_chat_goes_on_turn_by_turn(run_zofo, home, monkeypatch):

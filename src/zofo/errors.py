@@ -107,19 +107,21 @@ class Interrupted(KeyboardInterrupt):
         signal: its name.
         exit_code: 128 and the signal's number.
         steps: how many had been made, and are saved; None where there was nothing to save.
+        kept: before or after what it was, and what of it is kept, in other words than these steps.
     """
 
     quiet: bool | None = None
 
-    def __init__(self, signal: str, exit_code: int, steps: int | None) -> None:
-        kept = (
-            "before its end; what it was at is not saved" if steps is None else f"after {steps} steps, which are saved"
-        )
+    def __init__(self, signal: str, exit_code: int, steps: int | None, kept: str | None = None) -> None:
+        again = "begin again" if steps is None and kept is None else "go on"
+        if kept is None:
+            at = "before its end; what it was at is not saved"
+            kept = at if steps is None else f"after {steps} steps, which are saved"
         super().__init__(f"stopped by {signal} {kept}")
         self.message = str(self)
-        self.hint = f"to {'begin again' if steps is None else 'go on'}, type the same command again"
+        self.hint = f"to {again}, type the same command again"
         self.exit_code = exit_code
-        self.signal, self.steps = signal, steps
+        self.steps = steps
 
 
 class EvaluatorError(ZofoError):

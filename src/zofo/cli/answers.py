@@ -157,11 +157,8 @@ def answer_texts(run: Path, texts: Sequence[str], as_json: bool, **options: Any)
     from zofo.training import as_percent
     from zofo.training import predict as label_texts
 
-    def warn(text: str) -> None:
-        err.say(f"warning: {text}")
-
     with waiting("loading the run and asking it"):
-        found = label_texts(run, texts, warn=warn, **options)
+        found = label_texts(run, texts, warn=warn_once(), **options)
     for prediction in found:
         if as_json:
             out.say_json(prediction.as_dict())

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from zofo.errors import ConfigError, DataError, Interrupted, RunError, listed
+from zofo.errors import ConfigError, DataError, RunError, listed
 from zofo.filesystem import atomic_write_text, check_file_not_taken, locked, real, sha256_of, write_file, writing
 from zofo.tasks import Example
 from zofo.tasks.columns import check_present, columns_in_file, explaining, renamed
@@ -30,6 +30,7 @@ from zofo.training.run_folder import RunFolder
 from zofo.training.signals import Signals
 
 _JOURNAL = "zofo predictions 1"
+_NOTHING = "before a row was answered"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def predict_file(
         Interrupted: the process was asked to stop; what was answered is kept.
     """
     out, data, console = Path(out), Path(data), console or Console(quiet=True)
-    with _stopping({}, 0):
+    with Signals().raise_on_signal(lambda: _NOTHING):
         run = RunFolder.open(path)
         _check_places(run, data, out, force)
         predictor = Predictor(run, variant, best, model, remote_code, lambda text: say(console, f"warning: {text}"))
@@ -130,18 +131,6 @@ def _lock(out: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
-
-
-@contextmanager
-def _stopping(answered: Mapping[int, Any], rows: int) -> Iterator[None]:
-    """While it is open, Ctrl-C and SIGTERM leave at once: what the journal has is whole at any time."""
-    try:
-        with Signals().raise_on_signal():
-            yield
-    except Interrupted as stop:
-        kept = f"after {len(answered)} of {rows} rows, which are kept" if answered else "before a row was answered"
-        stop.message, stop.hint = f"stopped {kept}", "to go on, type the same command again"
-        raise
 
 
 def _asked(fields: Mapping[str, Any], messages: str | None) -> tuple[Mapping[str, Any], bool]:
@@ -195,7 +184,11 @@ class _Work:
         kept = len(answered)
         if kept:
             say(self.console, f"goes on after {kept} of {len(examples)} rows")
-        with _stopping(answered, len(examples)):
+
+        def now_kept() -> str:
+            return f"after {len(answered)} of {len(examples)} rows, which are kept" if answered else _NOTHING
+
+        with Signals().raise_on_signal(now_kept):  # at once: what the journal has is whole at any time
             self._answer(examples, size, answered, journal)
         made = [{**row.fields, **self.added.values(answered[number])} for number, row in enumerate(self.rows)]
         write_file(self.out, self._bytes(made))

@@ -43,14 +43,17 @@ class Signals:
             yield
 
     @contextmanager
-    def raise_on_signal(self) -> Iterator[None]:
+    def raise_on_signal(self, kept: Callable[[], str | None] = lambda: None) -> Iterator[None]:
         """While it is open, SIGTERM and Ctrl-C raise Interrupted where they come, since there is nothing to save.
 
         A part of the work may open others inside, which catch them; then `received` says what came.
+
+        Args:
+            kept: asked then what is kept nevertheless, see `Interrupted`.
         """
 
         def leave(number: int, _restore: Callable[[], None]) -> None:
-            raise Interrupted(signal.Signals(number).name, 128 + number, None)
+            raise Interrupted(signal.Signals(number).name, 128 + number, None, kept())
 
         with self._handling(leave):
             yield

@@ -7,8 +7,8 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def _train(
 ) -> RunFolder:
     begun = begun_run(config, processes)  # refuses, before anything is loaded
     loading = working(console, f"reading the rows, loading and checking {config.model.name}")
-    with processes.alike(), loading, _stopped_before_a_step(begun):
+    kept = "its first step: nothing is written yet" if begun is None else "it went on: what was saved is kept"
+    with processes.alike(), loading, Signals().raise_on_signal(lambda: f"before {kept}"):
         check_trackers(config.training.report_to)
         check_shareable(config, processes)
         scored: tuple[Split, ...] = ("validation", "test") if config.training.eval_on_test else ("validation",)
@@ -150,18 +151,6 @@ def _train(
             raise
     processes.gather_json(None)  # the first one has written all of the run
     return folder
-
-
-@contextmanager
-def _stopped_before_a_step(begun: RunFolder | None) -> Iterator[None]:
-    """While it is open, SIGTERM and Ctrl-C leave at once, and say that no step was made."""
-    try:
-        with Signals().raise_on_signal():
-            yield
-    except Interrupted as stop:
-        kept = "its first step: nothing is written yet" if begun is None else "it went on: what was saved is kept"
-        stop.message = f"stopped by {stop.signal} before {kept}"
-        raise
 
 
 def _how_to_go_on(
