@@ -18,7 +18,7 @@ from zofo.models import ModelConfig
 from zofo.tasks import TaskConfig, load_task, task_names
 from zofo.tasks.task import parse_task
 from zofo.training import RunConfig, TrainingConfig, read_config
-from zofo.trees import flatten
+from zofo.trees import flatten, format_yaml
 
 PARTS = ("noise", "estimator", "rule", "evaluator")
 
@@ -564,3 +564,13 @@ def test_a_group_with_another_name_takes_the_place_of_the_one_that_is_there():
     assert (rule.name, rule.options["lr"]) != ("sign", 0.5)
     assert rule.name == "sign"
     assert read_config(None, ["method.rule={lr: 0.25}"], **given).method.rule.options["lr"] == 0.25
+
+
+@pytest.mark.parametrize("letters", [True, False])
+def test_a_tree_is_written_as_the_dumper_of_python_writes_it(letters):
+    """libyaml, which is faster, cannot write half of a character, and writes emoji as numbers."""
+    texts = ["a joy", "no", "1e-3", "- x: 'y'", "é\u2028z", "\U0001f600", "\ud800", "x" * 300 + " y", "a\n\nb ", ""]
+    for text in texts:
+        tree = {"b": text, "a": [text, {"c": None, "d": 1e-7}], "e": {}}
+        written = format_yaml(tree, letters)
+        assert written == yaml.safe_dump(tree, sort_keys=False, allow_unicode=letters)

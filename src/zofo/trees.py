@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,17 @@ def without(tree: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
 def format_overrides(tree: Tree) -> str:
     """A tree on one line, as `key=value` would be typed on the command line."""
     return " ".join(f"{key}={value}" for key, value in flatten(tree))
+
+
+def format_yaml(tree: Mapping[str, Any], letters: bool = True) -> str:
+    """A tree as YAML, its keys in their order; `letters` that are not ASCII stay as they are."""
+    fast: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    options: Any = {"sort_keys": False, "allow_unicode": letters}
+    with suppress(UnicodeEncodeError):  # libyaml writes no half of a character
+        text = str(yaml.dump(dict(tree), Dumper=fast, **options))
+        if not (letters and "\\U" in text):  # nor emoji, but as numbers
+            return text
+    return str(yaml.dump(dict(tree), Dumper=yaml.SafeDumper, **options))
 
 
 def read_yaml(path: Path) -> Any:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import psutil
 import torch
-import yaml
 from rich.console import Console
 from rich.text import Text
 
 from zofo.demo.scenes import DemoRun
 from zofo.interpreters import LIBRARIES, begin_worker, safe_path, worker_context
 from zofo.training import RunFolder
+from zofo.trees import format_yaml
 
 _ROOM = 4 << 30  # bytes of free memory, for two runs at a time
 _LOOKED = 0.2  # seconds between two looks at what runs have said
@@ -98,7 +98,7 @@ class _Child:
         if queries is not None and "max_queries" in training:
             tree["training"] = {**training, "max_queries": min(queries, training["max_queries"])}
         file, log = (folder / f"{contender.name}.{kind}" for kind in ("yaml", "log"))
-        file.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+        file.write_text(format_yaml(tree), encoding="utf-8")
         options = [option for reward in contender.rewards for option in ("--reward", reward)]
         log.touch()
         given = (folder, ["train", str(file), *options], log, threads)

@@ -15,7 +15,6 @@ from typing import Any
 
 import psutil
 import torch
-import yaml
 
 from zofo.errors import ConfigError, DataError, RunError
 from zofo.estimate.budget import (
@@ -34,7 +33,7 @@ from zofo.estimate.machine import Machine, known_machine
 from zofo.estimate.report import RowSource, device_of
 from zofo.tasks import Split, Task, load_examples, resolve_task
 from zofo.training import RunConfig, read_config
-from zofo.trees import parse_yaml, set_by_path
+from zofo.trees import format_yaml, parse_yaml, set_by_path
 
 FEW = 16
 """Training rows below which examples in the prompt are what is left: nothing was measured to learn from fewer."""
@@ -103,7 +102,7 @@ class Recommendation:
     def to_yaml(self) -> str:
         """The configuration as a file that `zofo train` runs, with the reasons as comments."""
         lines = [f"# {reason}" for reason in self.reasons]
-        return "\n".join(lines) + "\n" + yaml.safe_dump(dict(self.tree), sort_keys=False, allow_unicode=True)
+        return "\n".join(lines) + "\n" + format_yaml(self.tree)
 
     def write(self, file: Path) -> None:
         """Write it as a new file.

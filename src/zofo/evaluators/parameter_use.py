@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,6 @@ import numpy
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from zofo.backbone import leaving_out, memory_of
 from zofo.errors import EvaluatorError
@@ -49,14 +49,16 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        operation: Any = func
+        given = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
-            self.chooses |= operation._schema.name.partition("::")[2] in _CHOOSING
-            written = _written_arguments(operation, args, kwargs or {})
-            for value in tree_leaves((args, kwargs)):
-                if isinstance(value, torch.Tensor) and value.layout is torch.strided and value.numel():
-                    self._look(value, str(func), any(value is each for each in written))
-        return func(*args, **(kwargs or {}))
+            chooses, places = _known(func)
+            self.chooses |= chooses
+            written = [args[place] if place < len(args) else given.get(name) for place, name in places]
+            into = {id(tensor) for tensor in _tensors(written)}
+            for value in _tensors((*args, *given.values())):
+                if value.layout is torch.strided and value.numel():
+                    self._look(value, str(func), id(value) in into)
+        return func(*args, **given)
 
     def _look(self, value: torch.Tensor, operation: str, written: bool) -> None:
         try:
@@ -75,14 +77,22 @@ class ParameterTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensor.data.copy_(before)
 
 
-def _written_arguments(operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The tensors that an operation writes into."""
-    found = []
-    for place, argument in enumerate(operation._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[place] if place < len(args) else kwargs.get(argument.name)
-            found += tree_leaves(value)
-    return found
+@functools.cache
+def _known(operation: Any) -> tuple[bool, Sequence[tuple[int, str]]]:
+    """Whether what follows an operation is up to numbers; and places and names of the arguments that it writes into."""
+    schema = operation._schema
+    written = [one.alias_info is not None and one.alias_info.is_write for one in schema.arguments]
+    places = [(place, one.name) for place, one in enumerate(schema.arguments) if written[place]]
+    return schema.name.partition("::")[2] in _CHOOSING, places
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among arguments of an operation, and in lists of them."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 def uncompiled() -> AbstractContextManager[Any]:

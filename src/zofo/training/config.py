@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, model_validator
 
 from zofo.config import Config, as_group, parse_model, read_json_object
@@ -20,7 +19,7 @@ from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.retired_keys import run_as_now
 from zofo.tasks import TaskConfig
 from zofo.training.training_config import TrainingConfig
-from zofo.trees import get_by_path, parse_override, parse_yaml, read_yaml, set_by_path
+from zofo.trees import format_yaml, get_by_path, parse_override, parse_yaml, read_yaml, set_by_path
 
 _METHOD = "bilevel"  # that is meant when only options are given
 
@@ -150,7 +149,7 @@ class RunConfig(Config):
 
     def to_yaml(self) -> str:
         """The complete tree, readable by `read_config`."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return format_yaml(self.model_dump(mode="json"), letters=False)
 
 
 def read_config(file: Path | str | None = None, overrides: Sequence[str] = (), **groups: Any) -> RunConfig:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.config import read_json_object
@@ -20,6 +19,7 @@ from zofo.models import LoadedModel, quantized_as
 from zofo.noise import Gaussian
 from zofo.retired_keys import OF_TASK_FILES
 from zofo.tasks import Example, Split, Task
+from zofo.trees import format_yaml
 
 _NOT_OF_THE_MODEL = (  # keys of config.json that say where a model lies, who wrote it, or how it is run here
     "_name_or_path",
@@ -261,7 +261,7 @@ def task_content_of(task: Task) -> dict[str, Any]:
 
 def task_text(task: Task) -> str:
     """The text of a task's file."""
-    return str(yaml.safe_dump(task_content_of(task), sort_keys=False, allow_unicode=True))
+    return format_yaml(task_content_of(task))
 
 
 def task_hash(task: Task) -> str:
