@@ -360,7 +360,7 @@ def test_a_chat_goes_on_turn_by_turn(run_zofo, home, monkeypatch):
     assert asked[-1][0][0] == ("system", "be long")
     code, _, err = run_zofo("chat", home / "runs" / "mail")
     assert code == 2
-    assert "the run was trained on a classification, and writes no texts" in err
+    assert "the run answers a classification task and writes no texts" in err
 
 
 def test_at_a_terminal_a_turn_that_cannot_be_asked_does_not_end_a_chat(run_zofo, home, monkeypatch):
