@@ -232,7 +232,7 @@ def test_a_recommendation_runs_as_it_is(model_folder, rows, tmp_path, run_zofo, 
     monkeypatch.chdir(tmp_path)
     asked = ("recommend", "--data", rows, "--model", model_folder, "--time", "30s")
     code, shown, said = run_zofo(*asked, "--write", "my.yaml")
-    assert (code, said) == (0, "")
+    assert (code, said) == (0, "reads the rows\ncounts their tokens\nestimates first-order lora\n")
     assert "first order learned more" in shown
     tree = yaml.safe_load((tmp_path / "my.yaml").read_text())
     assert tree["method"]["name"] == "first-order"

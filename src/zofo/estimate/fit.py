@@ -109,7 +109,7 @@ def fitting(
     missed: list[tuple[Mapping[str, str], Mapping[str, Any], Fit]] = []
     problem: ZofoError | None = None
     for model, method in CANDIDATES:
-        on_progress(" ".join([*model.values(), *map(str, method.values())]))
+        on_progress(" ".join(["estimates", *model.values(), *map(str, method.values())]))
         try:
             fit = _largest(functools.partial(tried, model, method), config.method.batch_size, limit)
         except ZofoError as error:

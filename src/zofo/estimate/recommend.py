@@ -169,7 +169,7 @@ def recommend(
     config, machine = read_config(**draft.tree), known_machine()
     if "method" in draft.tree:  # its options go with it, where another one is chosen
         draft.set("", method__name=config.method.name)
-    on_progress("the rows")
+    on_progress("reads the rows")
     task = resolve_task(config.task)
     facts, source = _looked(task, draft, remote_code, on_progress)
     device = device_of(draft.config, None)
@@ -217,7 +217,7 @@ def _looked(
     golds = Counter(one.golds[0] for one in train if one.golds) if task.kind != "generation" else Counter()
     few = config.model_copy(update={"task": config.task.model_copy(update={"max_rows": _LOOKED_AT})})
     cut = False
-    on_progress("their tokens")
+    on_progress("counts their tokens")
     try:
         source = RowSource(few, remote_code=remote_code)
     except DataError as error:
