@@ -86,6 +86,13 @@ class RunError(ZofoError):
     """A run folder that cannot be written or read."""
 
 
+class DamagedRunError(RunError):
+    """A file of a run that is not as zofo wrote it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "put back a copy of the file, or train again with another output_dir")
+
+
 class CheckpointError(RunError):
     """A checkpoint that cannot be written, or that does not fit the run."""
 

@@ -14,7 +14,7 @@ import torch
 
 from zofo.backbone import Backbone, fingerprint, selected
 from zofo.config import read_json_object
-from zofo.errors import RunError, ZofoError, error_context, truncate_repr
+from zofo.errors import DamagedRunError, RunError, ZofoError, error_context, truncate_repr
 from zofo.models import LoadedModel, quantized_as
 from zofo.noise import Gaussian
 from zofo.retired_keys import OF_TASK_FILES
@@ -83,7 +83,7 @@ class Identity:
         found = {name: content[name] for name in kinds if content.get(name) is not None}
         for name, value in found.items():
             if not isinstance(value, kinds[name]):
-                raise RunError(f"its {name!r} cannot be {str(value)[:40]!r}: the record of the run is damaged")
+                raise DamagedRunError(f"its {name!r} cannot be {str(value)[:40]!r}")
         return cls(**found)
 
     @classmethod
@@ -94,7 +94,7 @@ class Identity:
         with error_context(repr(str(file)), RunError):
             found = cls.read(content)
             if found.model_hash is None:
-                raise RunError("it lacks 'model_hash': the run is damaged")
+                raise DamagedRunError("it lacks 'model_hash'")
         return found
 
     def as_dict(self) -> dict[str, Any]:

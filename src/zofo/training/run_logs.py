@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from zofo.errors import RunError
+from zofo.errors import DamagedRunError, RunError
 from zofo.filesystem import atomic_write_text, check_not_special
 from zofo.tasks import Example
 from zofo.tasks.metrics import Answer
@@ -151,11 +151,11 @@ def metrics_lines(path: Path) -> list[dict[str, Any]]:
             content = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise RunError(f"{str(path)!r}, line {number}, is no JSON: {reason}; the run is damaged") from error
+            raise DamagedRunError(f"{str(path)!r}, line {number}, is no JSON: {reason}") from error
         if not isinstance(content, dict) or not isinstance(content.get("event"), str):
-            raise RunError(f"{str(path)!r}, line {number}, is no object with an event: the run is damaged")
+            raise DamagedRunError(f"{str(path)!r}, line {number}, is no object with an event")
         place = content.get("step", content.get("steps", 0))
         if not isinstance(place, int) or isinstance(place, bool):
-            raise RunError(f"{str(path)!r}, line {number}: the step cannot be {place!r}; the run is damaged")
+            raise DamagedRunError(f"{str(path)!r}, line {number}: the step cannot be {place!r}")
         found.append(content)
     return found

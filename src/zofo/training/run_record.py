@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zofo.config import is_name, parse_model, read_json_object
-from zofo.errors import RunError, error_context
+from zofo.errors import DamagedRunError, RunError, error_context
 from zofo.filesystem import atomic_write_text, fsync_tree, locked, sha256_of, temp_path
 from zofo.hub import near_path
 from zofo.models import ModelConfig
@@ -112,7 +112,7 @@ class RunRecord:
         file, began = self.path / CONFIG, self.identity.configuration
         content = read_yaml(file)
         if not content:
-            raise RunError(f"{str(file)!r} is empty: the run is damaged")
+            raise DamagedRunError(f"{str(file)!r} is empty")
         with error_context(str(file)), naming_lost_plugins(self.path):
             found = parse_model(RunConfig, as_recorded(content))
         # with what later versions added
@@ -139,7 +139,7 @@ class RunRecord:
         content = read_json_object(path)
         missing = [key for key in ("variants", "best", "parts") if not isinstance(content.get(key), dict)]
         if missing:
-            raise RunError(f"{str(path)!r} lacks {missing[0]!r}: the run is damaged")
+            raise DamagedRunError(f"{str(path)!r} lacks {missing[0]!r}")
         return content
 
     def base_config(self, model: str | None = None) -> ModelConfig:
@@ -175,7 +175,7 @@ class RunRecord:
                     else None,
                 )
             if sha256_of(path) != digest:
-                raise RunError(f"{str(path)!r} is damaged: its SHA-256 is not the one that the run wrote down")
+                raise DamagedRunError(f"{str(path)!r} is damaged: its SHA-256 is not the one that the run wrote down")
 
     @cached_property
     def task(self) -> Task:

@@ -30,7 +30,7 @@ from typing import IO, Any
 
 from zofo.backbone import Update, UpdateLog
 from zofo.displacement import Displacement, Key
-from zofo.errors import RunError
+from zofo.errors import DamagedRunError, RunError
 from zofo.evaluators import EVALUATORS
 from zofo.filesystem import check_not_special
 from zofo.retired_keys import method_as_now
@@ -234,7 +234,7 @@ class Trajectory:
                 "use the version of zofo that wrote it",
             )
         if not data.startswith(MAGIC) or len(data) < start:
-            raise RunError(f"{path}: not a trajectory")
+            raise DamagedRunError(f"{path}: not a trajectory")
         length, checksum = _LENGTH.unpack_from(data, len(MAGIC))
         text = data[start : start + length]
         try:
@@ -243,9 +243,11 @@ class Trajectory:
             header = method_as_now(json.loads(text))
             seed = header["seed"]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise RunError(f"{path}: the header of the trajectory is damaged") from error
+            raise DamagedRunError(f"{path}: the header of the trajectory is damaged") from error
         if type(seed) is not int or not 0 <= seed < 1 << 64:
-            raise RunError(f"{path}: the header of the trajectory is damaged: it has no seed that a run can have")
+            raise DamagedRunError(
+                f"{path}: the header of the trajectory is damaged: it has no seed that a run can have"
+            )
         records, whole = _read_records(path, data, start + length, seed)
         return cls(header, tuple(records), whole)
 
@@ -269,19 +271,19 @@ def _read_records(path: Path | str, data: bytes, at: int, seed: int) -> tuple[li
         if end > len(data):
             return records, False
         if kind not in {*_UPDATES, _MOVE, _SETTLE, _STEP} or _checksum(kind, number, data[body:end]) != checksum:
-            raise RunError(f"{place} is damaged (its checksum is wrong)")
+            raise DamagedRunError(f"{place} is damaged (its checksum is wrong)")
         if kind == _SETTLE:
             records.append(Flushed())
         elif kind == _STEP:
             if number < steps:
-                raise RunError(f"{place} ends step {number}, which has ended")
+                raise DamagedRunError(f"{place} ends step {number}, which has ended")
             steps = number + 1
             records.append(Stepped(number))
         else:
             given = {flag: _NUMBER.unpack_from(data, body + _NUMBER.size * i)[0] for i, flag in enumerate(flags)}
             coefficients = {Key(seed, step, i): c for step, i, c in TERM.iter_unpack(data[terms:end])}
             if not all(map(math.isfinite, (*given.values(), *coefficients.values()))):
-                raise RunError(f"{place} holds a number that is not finite")
+                raise DamagedRunError(f"{place} holds a number that is not finite")
             point = Displacement(coefficients)
             decay, back = given.get(_HAS_SHRINK, 0.0), given.get(_HAS_DISPLACEMENT_DECAY)
             update = Update(point, decay, lr=given.get(_HAS_LR), displacement_decay=back)
