@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -878,6 +879,22 @@ def test_several_runs_at_a_time_end_with_a_process_that_is_killed_and_the_study_
     assert started.results() == [None]
     assert not psutil.wait_procs(children, timeout=10)[1]
     goes_on(study, tmp_path)
+
+
+def test_a_worker_that_is_asked_to_stop_takes_no_other_run(tmp_path):
+    """Which waits for it in a queue of the pool: a study would wait for that run, too, before it says who died."""
+
+    def stopped(*_):
+        raise Interrupted("SIGTERM", 143, 1)
+
+    def work(rank):
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process_pool.perform = stopped
+        pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
+        waiting = [pool.submit(process_pool._perform, {}, "", False), pool.submit(os.getpid)]
+        return [type(one.exception(20)).__name__ for one in waiting]
+
+    assert Started(work, tmp_path, size=1).results(seconds=30) == [["BrokenProcessPool"] * 2]
 
 
 def goes_on(study, tmp_path):

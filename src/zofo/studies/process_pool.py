@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from zofo.errors import NonFiniteError, RunError, ZofoError
+from zofo.errors import Interrupted, NonFiniteError, RunError, ZofoError
 from zofo.interpreters import begin_worker, safe_path, worker_context
 from zofo.studies.grid import execution_of
 from zofo.studies.result import Outcome, made_from
@@ -53,6 +53,15 @@ def perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
         outcome.write(path)
     except OSError as error:
         raise RunError(f"cannot write what came of a run into {str(path)!r}: {error}") from error
+
+
+def _perform(tree: dict[str, Any], folder: str, remote_code: bool) -> None:
+    """The same in a process of a pool, which SIGTERM ends once the run is saved: else it would take the next run."""
+    try:
+        perform(tree, folder, remote_code)
+    except Interrupted:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
 
 
 class Workers:
@@ -114,7 +123,7 @@ class Workers:
                 self._pool.submit(os.getpid).result()
             self.ready = time.perf_counter()
         with _starting():
-            waiting = {self._pool.submit(perform, *what): run for run, what in zip(runs, given, strict=True)}
+            waiting = {self._pool.submit(_perform, *what): run for run, what in zip(runs, given, strict=True)}
             self._pool.submit(os.getpid)  # a pool watches the last process that it began only once it is given more
         children, at = set(multiprocessing.active_children()) - self._before, dict[int | None, str]()
         for done in as_completed(waiting):
