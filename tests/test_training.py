@@ -16,13 +16,14 @@ import peft
 import pytest
 import torch
 import transformers
+from pydantic import field_serializer
 from rich.console import Console
 from safetensors.torch import load_file
 
 from bilevel_problems import language_context
 from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from covering import grid
-from zofo.config import parse_model
+from zofo.config import Config, parse_model
 from zofo.errors import ConfigError, DataError, Interrupted, NonFiniteError, RunError
 from zofo.methods import (
     METHODS,
@@ -599,16 +600,40 @@ def test_a_signal_before_the_first_step_is_answered(configured, monkeypatch, num
         for config in (again, configured(FIRST_ORDER, "begun", steps=10)):
             with pytest.raises(Interrupted) as stopped:
                 train(config)
-            said.append(stopped.value.message)
+            said.append((stopped.value.message, stopped.value.hint.partition(",")[0]))
     finally:
         signal.signal(signal.SIGINT, before)
     name = signal.Signals(number).name
     assert said == [
-        f"stopped by {name} before its first step: nothing is written yet",
-        f"stopped by {name} before it went on: what was saved is kept",
+        (f"stopped by {name} before its first step: nothing is written yet", "to go on"),
+        (f"stopped by {name} before it went on: what was saved is kept", "to go on"),
     ]
     assert not again.output_dir.exists()
     assert begun.output_dir.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_folder_is_made_is_answered(configured, monkeypatch, number):
+    """Also where pydantic, which was at work then, makes an error of its own of what was raised."""
+
+    class Path(Config):
+        path: str = ""
+
+        @field_serializer("path")
+        def _stopped(self, _):
+            signal.raise_signal(number)
+
+    training, config = sys.modules["zofo.training.train"], configured(FIRST_ORDER, steps=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "write_provenance", lambda *_: Path().model_dump())
+            with pytest.raises(Interrupted) as stopped:
+                train(config)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.message == f"stopped by {signal.Signals(number).name} before its first step"
+    assert train(config).summary["steps"] == 1
 
 
 def test_a_run_never_overwrites_another(configured):

@@ -46,17 +46,25 @@ class Signals:
     def raise_on_signal(self, kept: Callable[[], str | None] = lambda: None) -> Iterator[None]:
         """While it is open, SIGTERM and Ctrl-C raise Interrupted where they come, since there is nothing to save.
 
-        A part of the work may open others inside, which catch them; then `received` says what came.
+        A part of the work may open others inside, which catch them; then `received` says what came. It is not
+        hidden by a library that makes an error of its own of all that is raised inside of it, as pydantic does.
 
         Args:
             kept: asked then what is kept nevertheless, see `Interrupted`.
         """
+        stops: list[Interrupted] = []
 
         def leave(number: int, _restore: Callable[[], None]) -> None:
-            raise Interrupted(signal.Signals(number).name, 128 + number, None, kept())
+            stops.append(Interrupted(signal.Signals(number).name, 128 + number, None, kept()))
+            raise stops[-1]
 
         with self._handling(leave):
-            yield
+            try:
+                yield
+            except Exception as error:
+                if stops:
+                    raise stops[-1] from error
+                raise
 
     @property
     def name(self) -> str | None:

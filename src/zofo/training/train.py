@@ -142,7 +142,8 @@ def _train(
                     say(console, note)
             return str(run.path)
 
-        folder = RunFolder(Path(processes.first(opened)))
+        with Signals().raise_on_signal(lambda: f"before {kept.partition(': nothing')[0]}"):
+            folder = RunFolder(Path(processes.first(opened)))
         own = config if begun is not None else config.model_copy(update={"output_dir": folder.path})
         try:
             (_train_in if processes.is_first else accompany)(folder, own, trained, console)
