@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +14,17 @@ from conftest import build_model, build_tokenizer, review_rows, write_rows
 from test_before_after import generating, spaces  # noqa: F401  # a fixture
 from test_treatment import configured  # noqa: F401  # a fixture
 from test_vote import SELECT
-from zofo.errors import PatchError, RunError, ZofoError
+from zofo.errors import ConfigError, PatchError, RunError, ZofoError
 from zofo.export import Patch, apply_patch, export_run
 from zofo.export.model_card import model_card
 from zofo.export.patch import packed, unpacked
 from zofo.export.vote_patch import vote_parts
 from zofo.methods.vote import VOTE, read_members
+from zofo.tasks import parse_task
 from zofo.training import evaluate_run, predict, read_config, train
+from zofo.training.identity import task_hash
+from zofo.trajectory import Trajectory
+from zofo.trees import parse_yaml
 
 
 def reward(example, told):
@@ -86,6 +92,7 @@ def test_texts_of_rows_of_ones_own(generating, model_folder, tmp_path):  # noqa:
     whole = [evaluate_run(folder, data=rows).predictions for folder in (run.path, tmp_path / "applied")]
     assert whole[0] == whole[1]
     assert len(whole[0]) == 20
+    assert evaluate_run(tmp_path / "applied", data=rows).on.endswith(", which may be those that it was trained on")
     with pytest.raises(ZofoError) as refused:
         evaluate_run(tmp_path / "applied")
     assert "data" in refused.value.hint
@@ -134,7 +141,23 @@ def _task(**changes):
 
 
 def _text(old, new):
-    return lambda asked: asked.update(task=asked["task"].replace(old, new, 1))
+    """The hash of the task, too, where it is one."""
+
+    def change(asked):
+        asked["task"] = asked["task"].replace(old, new, 1)
+        with contextlib.suppress(ConfigError):
+            asked["identity"]["task"] = task_hash(parse_task(parse_yaml(asked["task"]), "task.yaml"))
+
+    return change
+
+
+def _older(**changes):
+    """Keys by their older names."""
+    return lambda asked: asked["config"].update(changes)
+
+
+def _metric(**changes):
+    return lambda header: header["metrics"].update(changes)
 
 
 ASKED = {
@@ -146,6 +169,14 @@ ASKED = {
     "several tasks": (_task(tasks=["/etc"]), "'task.tasks', which is of the machine"),
     "a task file": (_task(name="/etc/task.yaml"), "names a task file"),
     "a name that is none": (_task(name=["sst2"]), "names a task file"),
+    "a start by its older name": (_older(start="/etc"), "'init_from', which is of the machine"),
+    "a folder by its older name": (_older(run="/etc"), "'output_dir', which is of the machine"),
+    "a setting by its older name": (_task(setting="/etc/passwd"), "'task.metaicl_setting', which is of"),
+    "tasks by an older name": (_task(unseen=["/etc"]), "'task.held_out_tasks', which is of the machine"),
+    "another task": (lambda asked: asked.update(task=asked["task"].replace("great", "grand")), "is not the one that"),
+    "a revision that is a path": (_text("  config:", "  revision: ../../x\n  config:"), "the revision of a data set"),
+    "a configuration that is one": (_text("config: sst2", "config: ../x"), "the configuration of a data set"),
+    "a method of another": (lambda asked: asked["config"].update(method={"name": "mezo"}), "the method was 'select'"),
     "an unknown key": (lambda asked: asked["config"].update(code="import os"), "unknown key"),
     "an unknown method": (lambda asked: asked["config"]["method"].update(name="evil"), "evil"),
     "a task that is none": (lambda asked: asked.update(task="- 1"), "expected keys with values"),
@@ -164,6 +195,13 @@ HEADER = {
     "a million": (lambda header: header.update(vote=1 << 20), "vote"),
     "no vote": (lambda header: header.pop("vote"), "nothing says what the part"),
     "an adapter": (lambda header: header.update(adapter=True), "is missing"),
+    "a model that is no name": (lambda header: header.update(variant="../x"), "cannot be the name of a model"),
+    "scores of a test": (_metric(test=1.0), "says test=1.0, which no evaluation has found"),
+    "conclusions": (_metric(conclusions="x"), "says conclusions='x', which no"),
+    "a loss in words": (_metric(loss="low"), "says loss='low', which no"),
+    "steps in words": (_metric(steps="many"), "says steps='many', which no"),
+    "a metric that is none": (_metric(metric="test"), "says metric='test', which no"),
+    "no metric": (lambda header: header["metrics"].pop("metric"), "says metric=None, which no"),
 }
 
 
@@ -194,6 +232,18 @@ def test_a_header_of_something_else_is_refused(voted, tmp_path, case):
         apply_patch(tmp_path / "bad.zofo", "no-such-model", tmp_path / "out")
 
 
+def test_members_that_no_forward_can_carry_are_refused(voted, model_folder, tmp_path):
+    """Before a folder is written that could not be asked."""
+    header, parts = unpacked(voted[1])
+    name = header["stages"][0]["trajectory"]
+    way = Trajectory.parse(parts[name], name)
+    other = replace(way, header={**way.header, "noise": {"name": "gaussian"}}).to_bytes()
+    (tmp_path / "bad.zofo").write_bytes(packed(header, parts | {name: other}))
+    with pytest.raises(PatchError, match="cannot be applied to .* a forward pass cannot carry"):
+        apply_patch(tmp_path / "bad.zofo", str(model_folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("coefficient", [float("nan"), float("inf"), 0.0])
 def test_members_are_somewhere(voted, tmp_path, coefficient):
     header, parts = unpacked(voted[1])
@@ -207,6 +257,20 @@ def test_members_are_somewhere(voted, tmp_path, coefficient):
         (tmp_path / "bad.zofo").write_bytes(packed(header, parts | {"run.json": content}))
         with pytest.raises(PatchError, match=r"the part 'run\.json'"):
             Patch.read(tmp_path / "bad.zofo")
+
+
+def test_nothing_of_another_run_stays_beside_it(voted, model_folder, tmp_path):
+    """With `force` it takes the place of an applied vote, and of no run with logs, answers or adapters of its own."""
+    run, file = voted
+    apply_patch(file, str(model_folder), tmp_path / "applied")
+    apply_patch(file, str(model_folder), tmp_path / "applied", force=True)
+    other = tmp_path / "other"
+    shutil.copytree(run.path, other)
+    before = {one: one.read_bytes() for one in other.rglob("*") if one.is_file()}
+    with pytest.raises(RunError, match="holds 'answers.jsonl', which would be taken for a part") as refused:
+        apply_patch(file, str(model_folder), other, force=True)
+    assert refused.value.hint == "choose another one"
+    assert {one: one.read_bytes() for one in other.rglob("*") if one.is_file()} == before
 
 
 def test_what_has_no_place_in_a_patch_is_said(configured, tmp_path):  # noqa: F811

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zofo.adapters import can_merge, load_strange_adapter
-from zofo.errors import ConfigError, ModelError, NonFiniteError, PatchError, RunError, error_context
+from zofo.errors import ConfigError, EvaluatorError, ModelError, NonFiniteError, PatchError, RunError, error_context
 from zofo.export.patch import Base, Patch
 from zofo.export.run_metrics import EVALUATED, unscored
 from zofo.export.save_pretrained import check_finite, save_model
@@ -18,6 +18,7 @@ from zofo.filesystem import atomic_folder, check_not_taken
 from zofo.models import LoadedModel, ModelConfig, load_model
 from zofo.training.identity import check_unchanged, model_identity
 from zofo.training.restore import restore_weights
+from zofo.trajectory.replay import evaluator_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def apply_patch(
 
     Args:
         base: its base model: an embedded name, a folder or a Hub id.
-        force: write into a folder that holds something.
+        force: write into a folder that holds something; of a vote, into one that holds an applied vote.
         summed: write the sum of the updates at once: faster, and equal up to rounding.
         revision: branch, tag or commit of a Hub id; by default that of the patch, if `base` is its name there.
 
@@ -100,13 +101,16 @@ def apply_patch(
         loaded = _base(file, patch.header.base, base, revision, remote_code)
         try:
             same = _replay(loaded, patch, summed, Path(temporary))
+            if patch.vote is not None:
+                evaluator_of(loaded.model, patch.vote.trajectory.header)  # refuses what could not be asked
             merged = not patch.adapter or _attached(loaded, adapter)
             check_finite(loaded.model)
-        except (ConfigError, ModelError, NonFiniteError) as error:
+        except (ConfigError, EvaluatorError, ModelError, NonFiniteError) as error:
             raise PatchError(f"{str(file)!r} cannot be applied to {base!r}: {error.message}", error.hint) from error
     with atomic_folder(out, force, read) as folder:
         if patch.vote is not None:
             _write_vote(patch, patch.vote, folder, out, patch.header.base.config(base, revision))
+            _check_nothing_stays(out, folder)
             return PatchResult(patch, out, False, same)
         save_model(loaded, folder if merged else folder / "model", patch.header.base.label_names)
         if not merged:
@@ -121,6 +125,15 @@ def _write_vote(patch: Patch, vote: VotePart, folder: Path, out: Path, model: Mo
     summary = {"method": header.method, "task": header.task, "model": model.name, "split": "validation"}
     outcome = {"variants": {header.variant: metrics}, "best": {}, "backbone": header.backbone, "stopped": None}
     vote.write(folder, out, model, header.base.known, {**summary, **metrics, "queries": None, **made, **outcome})
+
+
+def _check_nothing_stays(out: Path, folder: Path) -> None:
+    """Raises RunError for what would stay beside a run that is written, and would be taken for a part of it."""
+    stays = sorted(one.name for one in out.iterdir() if not (folder / one.name).exists()) if out.is_dir() else []
+    if stays:
+        raise RunError(
+            f"{str(out)!r} holds {stays[0]!r}, which would be taken for a part of the run folder", "choose another one"
+        )
 
 
 def _base(file: Path, wanted: Base, base: str, revision: str | None, remote_code: bool) -> LoadedModel:

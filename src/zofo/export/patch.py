@@ -25,12 +25,14 @@ from safetensors.torch import load
 
 from zofo.adapters import check_untrusted_adapter
 from zofo.adapters.untrusted import WEIGHTS, can_name_a_tensor
-from zofo.config import Config, parse_model
+from zofo.config import Config, is_name, parse_model
 from zofo.errors import ConfigError, PatchError, RunError, as_ascii, error_context, first_line, printable
+from zofo.export.run_metrics import EVALUATED
 from zofo.export.vote_patch import ASKED, MEMBERS, VotePart
 from zofo.filesystem import check_not_special
 from zofo.models import ModelConfig
 from zofo.noise import STREAM_VERSION
+from zofo.tasks import METRICS
 from zofo.training.identity import Identity
 from zofo.trajectory import Trajectory
 from zofo.trajectory.replay import parts_of
@@ -212,9 +214,12 @@ def _check(header: Header) -> None:
     if names and (len(names) != header.base.labels or len(set(names)) < len(names)):
         raise PatchError(f"its {len(names)} names of labels are not those of {header.base.labels} labels")
     _ = header.base.known  # refuses
-    revision = header.base.revision
+    _check_revision(header.base.revision, "the revision of a model")
+
+
+def _check_revision(revision: str | None, what: str) -> None:
     if revision is not None and (".." in revision or not _REVISION.fullmatch(revision)):
-        raise PatchError(f"{revision[:80]!r} cannot be the revision of a model")
+        raise PatchError(f"{printable(revision, 80)!r} cannot be {what}")
 
 
 def _texts(content: Any) -> Iterator[str]:
@@ -259,7 +264,29 @@ def _vote(header: Header, stages: tuple[Stage, ...], parts: dict[str, bytes]) ->
     except (ValueError, RecursionError) as error:
         raise PatchError(f"the part {ASKED!r} cannot be read: {as_ascii(first_line(error))}") from error
     assert header.vote is not None
-    return VotePart.read(header.vote, trajectory, members, content)
+    vote = VotePart.read(header.vote, trajectory, members, content)
+    _check_vote(header, vote)
+    return vote
+
+
+def _check_vote(header: Header, vote: VotePart) -> None:
+    """Raises PatchError for a header of another run, and for what would become the summary of one that cannot be."""
+    method = vote.config(ModelConfig(), Path()).method.name
+    if header.method != method:
+        raise PatchError(f"its header says that the method was {header.method!r}, and the part {ASKED!r} {method!r}")
+    if not is_name(header.variant):
+        raise PatchError(f"{header.variant[:40]!r} cannot be the name of a model")
+    kinds: dict[str, Any] = dict.fromkeys((*METRICS, "loss", "majority"), float | int)
+    kinds |= {"metric": str, "steps": int, "queries": int, EVALUATED: int}
+    metric = header.metrics.get("metric")
+    for name, value in {**header.metrics, "metric": metric}.items():
+        known = name in kinds and (value is None or isinstance(value, kinds[name]))
+        if not known or (name == "metric" and metric not in METRICS):
+            raise PatchError(f"its header says {printable(f'{name}={value!r}', 80)}, which no evaluation has found")
+    source = vote.task.source
+    if source is not None:
+        _check_revision(source.revision, "the revision of a data set")
+        _check_revision(source.config, "the configuration of a data set")
 
 
 def check_trajectory_limits(trajectory: Trajectory) -> None:

@@ -21,7 +21,7 @@ from zofo.retired_keys import task_as_now
 from zofo.tasks import Task, parse_task
 from zofo.training import RunConfig, RunFolder
 from zofo.training.config import ENVIRONMENT, as_recorded
-from zofo.training.identity import Identity, task_text
+from zofo.training.identity import Identity, task_hash, task_text
 from zofo.training.predictor import CHAT
 from zofo.training.run_record import CONFIG, TASK
 from zofo.trajectory import Trajectory
@@ -125,9 +125,9 @@ class VotePart:
 
     def _check(self) -> None:
         """Raises PatchError or ConfigError for a configuration, task or identity that no run of one task has."""
-        config, task = self.asked.config, self.task
-        asked = config.get("task")
-        named = [key for key in _ELSEWHERE if key in config]
+        content, task = as_recorded(self.asked.config), self.task  # of which older names are refused, too
+        asked = content.get("task")
+        named = [key for key in _ELSEWHERE if key in content]
         named += [f"task.{key}" for key in _PLACES if isinstance(asked, dict) and key in asked]
         if named:
             raise PatchError(f"the part {ASKED!r} holds {named[0]!r}, which is of the machine that it came from")
@@ -135,7 +135,8 @@ class VotePart:
         if name is not None and not (isinstance(name, str) and _is_packaged(name)):
             raise PatchError(f"the part {ASKED!r} names a task file")
         self.config(ModelConfig(), Path(TASK))
-        _ = self.identity  # refuses
+        if self.identity.task not in (None, task_hash(task)):
+            raise PatchError(f"the task in the part {ASKED!r} is not the one that the run was trained on")
         for split in task.splits.values():
             if Path(split.origin).name != split.origin or "\\" in split.origin:
                 raise PatchError(f"{printable(split.origin, 40)!r} cannot be the split of a data set")

@@ -128,8 +128,10 @@ def _on_all_rows(
         solved = with_demonstrations(prepared.examples[split], solved_rows(run), task, prepared.task.separator)
         scorer = scorer_of(config, prepared.task, prepared.loaded)
         prepared = replace(prepared, examples={split: solved}, encoded={split: scorer.encode(solved)}, scorer=scorer)
-    own = run.config.task.data
-    trained = own is not None and Path(own).absolute() == Path(data).absolute()
+    own = run.config.task
+    if own.data is None and own.data_dir is None and run.task.source is None:  # as of a patch
+        return prepared, f"{on}, which may be those that it was trained on"
+    trained = own.data is not None and Path(own.data).absolute() == Path(data).absolute()
     return prepared, f"{on}, among them those that it was trained on" if trained else on
 
 
