@@ -172,6 +172,15 @@ def test_what_follows_from_other_keys_is_no_difference_of_its_own(configured):  
     assert compare_runs([two, three]).settings == [("method.rule.lr", [1e-3, 5e-4])]
 
 
+def test_an_adapter_that_one_run_has_follows_from_nothing(configured):  # noqa: F811
+    methods = [{"name": "es", "population": 4, "adapter": adapter} for adapter in (None, "lora")]
+    runs = [
+        train(configured(str(number), method, steps=1, treatment_steps=None)).path
+        for number, method in enumerate(methods)
+    ]
+    assert ("method.adapter.name", [None, "lora"]) in compare_runs(runs).settings
+
+
 def test_runs_that_differ_in_their_seeds_are_a_group(two, tmp_path):
     def seeds(run, scores):
         for seed, score in enumerate(scores):

@@ -174,7 +174,8 @@ def differing_settings(runs: Sequence[ReportedRun]) -> tuple[Settings, Settings]
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     rows = {key: [run.settings.get(key) for run in runs] for key in keys}
     differing = [key for key, values in rows.items() if any(value != values[0] for value in values)]
-    following = _following(runs, differing)
+    given = [key for key, values in rows.items() if None in values and key.endswith(".name")]  # parts that not all have
+    following = _following(runs, [key for key in differing if key not in given])
     apart = [(key, rows[key]) for key in differing if key not in following]
     main = [(key, values) for key, values in apart if None not in values or key.endswith(".name")]
     return main, [one for one in apart if one not in main]
