@@ -85,13 +85,15 @@ def watch(points):
                 data = path.read_bytes()
                 os.truncate(path, len(data) // 2)
                 points.reach(f"halfway {name} {path.name}")
-                path.write_bytes(data)
+                with path.open("wb") as file:  # and not by `write_bytes`, which is watched
+                    file.write(data)
             points.reach(f"after {name} {path.name}")
             return result
 
         setattr(owner, name, wrapped)
 
     in_halves(pathlib.Path, "write_text", 0)
+    in_halves(pathlib.Path, "write_bytes", 0)
     in_halves(run_state, "save_file", 1)
     in_halves(shutil, "copyfile", 1)
 

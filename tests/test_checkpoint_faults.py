@@ -70,7 +70,16 @@ def points(forked, config, whole):
     """The points of the third save, by name: the first one that has an older checkpoint to remove."""
     names = forked(config, f"output_dir={config.parent / 'counted'}", save=3)["points"]
     assert len(names) >= 20
-    for kind in ("os.fsync", "os.rename", "os.replace", "write_text", "save_file", "copyfile", "os.unlink"):
+    for kind in (
+        "os.fsync",
+        "os.rename",
+        "os.replace",
+        "write_text",
+        "write_bytes",
+        "save_file",
+        "copyfile",
+        "os.unlink",
+    ):
         assert any(kind in name for name in names), kind
     return names
 
@@ -133,7 +142,7 @@ def check_kill(forked, config, whole, run, save, point):
     [
         "halfway save_file",
         "after os.rename",
-        later("halfway write_text .complete"),
+        later("halfway write_bytes .complete"),
         later("before os.rmdir"),
     ],
 )
@@ -226,7 +235,8 @@ def check_kill_at_the_end(forked, config, whole, run, point):
 
 @pytest.mark.promise(7)
 @pytest.mark.parametrize(
-    "at", ["halfway write_text .summary.json", later("before os.replace"), "after os.replace", later("before os.rmdir")]
+    "at",
+    ["halfway write_bytes .summary.json", later("before os.replace"), "after os.replace", later("before os.rmdir")],
 )
 def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(forked, config, whole, end_points, tmp_path, at):
     point = next(number for number, name in enumerate(end_points) if name.startswith(at))
@@ -403,7 +413,9 @@ def check_no_room(forked, config, whole, run, save, point, how):
 
 
 @pytest.mark.promise(15)
-@pytest.mark.parametrize(("how", "at"), [("ENOSPC", "before save_file"), later("EROFS", "before write_text .complete")])
+@pytest.mark.parametrize(
+    ("how", "at"), [("ENOSPC", "before save_file"), later("EROFS", "before write_bytes .complete")]
+)
 def test_a_full_disk_leaves_the_checkpoint_before(forked, config, whole, points, tmp_path, how, at):
     point = next(number for number, name in enumerate(points) if name.startswith(at))
     assert check_no_room(forked, config, whole, tmp_path / "run", 3, point, how)

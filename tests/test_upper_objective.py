@@ -81,7 +81,7 @@ def test_a_function_is_asked_of_d_f_alone(configured):  # noqa: F811
 
     method = {"name": "bilevel", "inner_steps": 1, "upper_objective": "reward"}
     config = configured("run", method, steps=6, treatment_steps=None, before_after_examples=0)
-    with pytest.raises(ConfigError, match="and none is"):
+    with pytest.raises(ConfigError, match="no reward is given"):
         train(config)
     assert not config.output_dir.exists()
     run = train(config, reward=reward)
