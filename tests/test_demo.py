@@ -7,11 +7,13 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -142,6 +144,18 @@ def test_the_run_to_use_is_one_whose_score_is_shown(demo, model_folder, data_dir
     assert [line.split()[2] for line in (tmp_path / "shown.txt").read_text().splitlines() if " predict " in line] == [
         str(tmp_path / "demo" / one.name)
     ]
+
+
+def test_the_shortest_demo_of_the_readme_pays_for_a_step_of_each_way(run_zofo):
+    said = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    least = int(re.search(r"`zofo demo --queries (\d+)` is a short look", said)[1])
+    for run in (run for scene in SCENES for run in scene.contenders):
+        method = run.tree["method"]
+        step = method.get("population", 2) * method.get("batch_size", 1)
+        assert step + (64 if method.get("adapter") == "subspace" else 0) <= least, run.name
+    code, _, problem = run_zofo("demo", "--queries", least - 1)
+    assert code == 2
+    assert f"greater than or equal to {least}" in problem
 
 
 @pytest.mark.soak

@@ -141,7 +141,7 @@ def demo(
     ),
     queries: Annotated[
         int | None,
-        typer.Option(min=1, help="The most that a run may spend, for a short look.", show_default=False),
+        typer.Option(min=96, help="The most that a run may spend, for a short look.", show_default=False),
     ] = None,
 ) -> None:
     """What zofo is for, in three scenes, each way beside what one would use otherwise."""
