@@ -181,3 +181,28 @@ def test_the_tables_of_rewards(monkeypatch):
     assert len(measured) >= 3
     for name in measured:
         assert "\n".join(reward_tables.table(name)) in text
+
+
+def test_the_contrast_of_bilevel_with_a_frozen_backbone():
+    """Means over the seeds that were run, and differences in pairs of a seed."""
+    runs = pd.read_csv(RESULTS / "bilevel-contrast.csv").set_index(["method", "seed"])
+    told = rows_under("### Does theta's step add while theta has a gradient?")
+
+    def said(values, digits, sign=""):
+        found = interval(list(values))
+        return f"{found.mean:{sign}.{digits}f} ± {found.half:.{digits}f}"
+
+    for letter, of in (("p", ""), ("s", ", lower adapter")):
+        first, second = runs.loc[f"bilevel{of}"], runs.loc[f"frozen{of}"]
+        assert sorted(first.index) == sorted(second.index)
+        for label, one in ((f"Bilevel-ZOFO, {letter}", first), (f"frozen backbone, {letter}", second)):
+            assert told[label][:2] == [said(one["test_loss"], 3), said(100 * one["test_score"], 1)]
+        losses, scores = (first[key] - second[key] for key in ("test_loss", "test_score"))
+        assert told[f"difference in pairs, {letter}"][:2] == [said(losses, 3, "+"), said(100 * scores, 1, "+")]
+        if letter == "p":
+            shown = (
+                f"{detectable(list(100 * scores)):.1f} points or {detectable(list(losses)):.3f} nats would have shown"
+            )
+            assert shown in re.sub(r"\s+", " ", PAGE)
+    descent = said(runs.loc["bilevel"]["treatment_predicted_descent"], 3)
+    assert f"predicted descent is {descent} nats" in re.sub(r"\s+", " ", PAGE)
