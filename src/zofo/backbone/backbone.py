@@ -378,7 +378,8 @@ def without_decay(module: nn.Module) -> dict[str, nn.Parameter]:
     magnitudes of DoRA, which start at the norms of weights."""
     found: dict[str, nn.Parameter] = {}
     for prefix, part in module.named_modules():
-        kept = any(kind in type(part).__name__.lower() for kind in ("norm", "dora"))
+        kind = type(part).__name__.lower()
+        kept = "norm" in kind or kind.lstrip("_").startswith("dora")
         for name, parameter in part.named_parameters(recurse=False):
             if kept or "bias" in name.split("_"):  # bias, in_proj_bias, bias_ih_l0
                 found[f"{prefix}.{name}" if prefix else name] = parameter
