@@ -76,9 +76,12 @@ def tiny(name, folders):
     kind = "encoder" if model["name"] == "minilm" else "causal"
     task = base.get("task", {})
     task = {"name": task} if isinstance(task, str) else task
+    task = {key: value for key, value in task.items() if key != "label"}  # an expression of columns of the real rows
     base |= {"model": {**model, "name": str(folders[kind])}, "task": {**task, "split_sizes": SIZES}}
-    for level in (content.get("tasks") or {}).values():
+    for level in [*(content.get("tasks") or {}).values(), *(content.get("pretraining") or {}).values()]:
         ((level or {}).get("task") or {}).pop("split_sizes", None)
+    for start in (content.get("pretraining") or {}).values():
+        start["method"]["batch_size"] = 4
     for contender in content["methods"].values():
         contender["method"].pop("batch_size", None)
         if "rank" in (adapter := contender["method"].get("adapter", {})):
@@ -110,6 +113,59 @@ def test_every_packaged_study_can_be_read_and_says_what_it_asks(name):
     assert len(trials) <= 1
 
 
+OF_A_FAIR_TRIAL = (
+    *("mechanism", "bilevel-contrast", "control-variate", "prompt-sensitivity", "reward-upstairs"),
+    *("svrg-late", "meta-training"),
+)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_size_of_a_packaged_study_can_be_read_and_says_what_it_is(name):
+    sizes = content_of(name).get("sizes", {})
+    assert set(sizes) == {"two-cores", "gpu"} or (not sizes and name not in OF_A_FAIR_TRIAL)
+    for size in sizes:
+        study = read_study(name, size=size)
+        assert study.name == f"{name}-{size}"
+        assert study.notes[0].startswith(f"size {size}: ")
+        if name not in OF_METAICL:  # whose tasks are known by their rows alone
+            study.grid.check()
+        bigger = {run.tree["model"].get("dtype") for run in study.grid.final_runs} == {"bfloat16"}
+        assert bigger == (size == "gpu") or name == "as-released", size
+        assert ("not run yet" in study.notes[0]) == (size == "gpu")
+    if sizes:
+        assert "two-cores, gpu" in study_names()[name]
+
+
+def test_the_size_for_a_gpu_of_the_prompts_has_the_papers_budget_and_tests_the_interaction():
+    config = read_study("prompt-sensitivity", size="gpu").config
+    assert set(config.methods) == {"mezo", "fo-lora", "frozen", "bilevel"}
+    assert set(config.axes["prompt"]) == {"with", "without"}
+    assert config.budget.queries >= 20_000
+    assert len(config.seeds) == 5
+    assert (config.contrast_axis, config.baseline) == ("prompt", "fo-lora")
+
+
+def test_rows_of_a_start_on_one_task_are_found_where_those_of_the_tasks_are(data):
+    study = read_study("svrg-late", data=data)
+    (start,) = study.grid.starts
+    folders = {str(run.config.task.data_dir) for run in (start, *study.grid.final_runs)}
+    assert folders == {str(data / "sst2")}
+
+
+def test_methods_of_the_late_encoder_have_the_same_rates_and_both_starts():
+    study = packaged("svrg-late")
+    tried = {
+        name: [trial.tree["method"]["rule"]["lr"] for trial in one.trials] for name, one in study.config.methods.items()
+    }
+    assert len({tuple(rates) for rates in tried.values()}) == 1
+    for trial in study.config.methods["svrg"].trials:
+        assert trial.tree["method"]["lr_full"] == trial.tree["method"]["rule"]["lr"]
+    (start,) = study.grid.starts
+    for run in study.grid.final_runs:
+        warmed = run.cell.axes == ("warmed",) and run.method != "zero-shot"
+        assert run.tree.get("init_from") == (start.id if warmed else None)
+
+
 OF_TASKS = [n for n in study_names() if n not in (*ON_PROBLEMS, *OF_METAICL)]
 
 
@@ -124,7 +180,8 @@ def test_every_study_of_tasks_can_be_planned_and_its_runs_can_be_made(name, fold
     plan = plan_study(study, tmp_path / "out", limit=math.inf)
     assert [row.fault for row in plan.rows if row.fault] == []
     assert all(row.timed for row in plan.rows)
-    assert plan.runs == len({run.digest for run in [*study.grid.trials, *study.grid.final_runs]})
+    grid = study.grid
+    assert plan.runs == len({run.digest for run in [*grid.starts, *grid.trials, *grid.final_runs]})
 
 
 @pytest.mark.parametrize("name", BILEVEL)
@@ -267,7 +324,7 @@ def shortened(name, folders, path, methods, **changes):
     content = tiny(name, folders)
     content["methods"] = {one: {"method": content["methods"][one]["method"]} for one in methods}
     content |= {"budget": {"steps": 2}, "seeds": [0, 1], "search": None, "tasks": {"movie-reviews": None}, **changes}
-    if content.get("reference") not in methods:
+    if content.get("baseline") not in methods:
         content["baseline"] = None
     return written(content, path, name)
 
@@ -275,7 +332,7 @@ def shortened(name, folders, path, methods, **changes):
 @pytest.fixture(scope="module")
 def sensitivity(folders, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("sensitivity")
-    file = shortened("prompt-sensitivity", folders, path, ["mezo", "bilevel"])
+    file = shortened("prompt-sensitivity", folders, path, ["mezo", "bilevel"], baseline="mezo")
     found = run_study(read_study(file, data=data), path / "out")
     assert (found.failed, found.missing) == (0, 0)
     return path / "out"
@@ -286,7 +343,8 @@ def test_what_the_prompt_changes_is_told_for_each_method_in_pairs_of_the_same_se
     section = report.split("## What prompt changes")[1].split("\n## ")[0]
     lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     header, rows = [cell.strip() for cell in lines[0]], [[cell.strip() for cell in line] for line in lines[2:]]
-    assert header == ["method", "where", "prompt", "with", "that", "difference", "pairs", "p (t-test)"]
+    assert header[:8] == ["method", "where", "prompt", "with", "that", "difference", "pairs", "p (t-test)"]
+    assert header[8:] == ["less that of mezo", "detectable", "p (t-test)"]
     results = pd.read_csv(sensitivity / "results.csv")
     keys = [(method, task) for method in ("zero-shot", "mezo", "bilevel") for task in ("movie-reviews",)]
     assert [(row[0], row[1].split()[-1]) for row in rows] == keys
@@ -299,9 +357,22 @@ def test_what_the_prompt_changes_is_told_for_each_method_in_pairs_of_the_same_se
         number, found = (float(text) for text in re.fullmatch(r"([+-][\d.]+) ± ([\d.]+)", row[5]).groups())
         assert (number, found) == (pytest.approx(mean, abs=0.051), pytest.approx(half, abs=0.06))
         assert row[6] == "2"
-    tested = sum(row[6] != "1" for row in rows)
-    assert f"{tested} such rows were tested" in section
+    assert f"{len(rows) + len(rows) - 1} such differences were tested" in section
     assert "the score at with less the one at the other value" in section
+
+
+def test_how_much_more_a_method_loses_than_the_baseline_is_tested_in_pairs_of_the_same_seed(sensitivity):
+    report = (sensitivity / "report.md").read_text(encoding="utf-8")
+    section = report.split("## What prompt changes")[1].split("\n## ")[0]
+    told = {line.split("|")[1].strip(): line.strip("|").split("|") for line in section.splitlines() if "|" in line}
+    results = pd.read_csv(sensitivity / "results.csv").set_index(["method", "prompt", "seed"])["score"]
+    lost = {
+        method: [100 * (results[method, "with", seed] - results[method, "without", seed]) for seed in (0, 1)]
+        for method in ("mezo", "bilevel")
+    }
+    apart = [own - other for own, other in zip(lost["bilevel"], lost["mezo"], strict=True)]
+    assert float(told["bilevel"][8].split("±")[0]) == pytest.approx(statistics.mean(apart), abs=0.051)
+    assert [cell.strip() for cell in told["mezo"][8:]] == ["-", "-", "-"]
 
 
 def test_without_a_prompt_the_bare_text_is_asked_about(sensitivity):

@@ -494,3 +494,42 @@ def test_a_study_that_is_not_there_is_refused_with_the_nearest_name(tmp_path):
     with pytest.raises(ConfigError, match="there is no study file") as refused:
         read_study(tmp_path / "none.yaml")
     assert "packaged studies: " in refused.value.hint
+
+
+# sizes
+
+SIZED = {
+    "sizes": {
+        "small": None,
+        "gpu": {"about": "on a GPU", "budget.queries": 8000, "seeds": [0, 1, 2], "methods": ["sgd"], "baseline": "sgd"},
+    }
+}
+
+
+def test_a_size_changes_keys_of_the_file_and_the_command_line_changes_them_again(read):
+    assert read(toy(**SIZED)).config.budget.queries == 800
+    assert read(toy(**SIZED), size="small").grid.final_runs == read(toy()).grid.final_runs
+    study = read(toy(**SIZED), "seeds=[7]", size="gpu")
+    assert (study.name, study.notes) == ("toy-gpu", ("size gpu: on a GPU",))
+    assert (study.config.budget.queries, study.config.seeds) == (8000, [7])
+    assert list(study.config.methods) == ["sgd"]
+
+
+def test_a_size_that_is_not_there_is_refused(read):
+    with pytest.raises(UnknownNameError, match=r"unknown size 'gpy'\. Did you mean 'gpu'"):
+        read(toy(**SIZED), size="gpy")
+    with pytest.raises(UnknownNameError, match="unknown size 'gpu'") as found:
+        read(toy(), size="gpu")
+    assert "--set" in found.value.hint
+    with pytest.raises(ConfigError, match=r"sizes\.gpu"):
+        read(toy(sizes={"gpu": 3}))
+    with pytest.raises(ConfigError, match="budgett"):
+        read(toy(sizes={"gpu": {"budgett": 3}}), size="gpu")
+
+
+def test_methods_without_the_baseline_are_told_what_to_type(read):
+    with pytest.raises(UnknownNameError, match="unknown method of baseline 'mezo'") as found:
+        read(toy(baseline="mezo"), "methods=[sgd]")
+    assert "baseline=sgd" in found.value.hint
+    assert "baseline=null" in found.value.hint
+    assert read(toy(baseline="mezo"), "methods=[sgd]", "baseline=sgd").config.baseline == "sgd"

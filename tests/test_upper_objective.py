@@ -11,12 +11,13 @@ from io import StringIO
 import pytest
 import torch
 from rich.console import Console
+from sklearn.metrics import f1_score
 
 from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_context, quadratic_context
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo import Bilevel, BilevelConfig
 from zofo.errors import ConfigError
-from zofo.training import evaluate_run, read_config, train
+from zofo.training import evaluate_run, prepare_run, read_config, train, training_context
 from zofo.trajectory import Trajectory
 
 
@@ -160,3 +161,20 @@ def test_generated_answers_of_a_chat_model_move_theta_above_a_loss(model_folder,
     assert any(len(update.displacement) for update in Trajectory.read(run.trajectory).updates)
     assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], rel=1e-5)
     assert len(set(asked)) <= 18 / 3 + 2 + 3 + 5  # D_f, those of the check and the trial, and validation
+
+
+def test_macro_f1_is_that_of_a_batch_at_each_point(configured):  # noqa: F811
+    method = {"name": "bilevel", "inner_steps": 1, "upper_objective": "macro-f1", "estimator": {"epsilon": 1e-2}}
+    config = configured("run", method, steps=2, treatment_steps=None)
+    run = train(config)
+    for line in lines_of(run, "step"):
+        assert 0 <= line["upper_reward"] <= 1
+    prepared = prepare_run(config)
+    examples = prepared.encoded["train"][:5]
+    context = training_context(config, prepared).by_objective("macro-f1")
+    batch = context.collate(examples)
+    losses = context.objective(context.model, batch)
+    predicted = context.answers(context.model, batch)
+    gold = [one.example.golds[0] for one in examples]
+    expected = f1_score(gold, predicted, average="macro", zero_division=0.0)
+    assert losses.tolist() == pytest.approx([-expected] * 5)

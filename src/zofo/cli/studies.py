@@ -108,6 +108,9 @@ def study(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out tasks whose folder is not there.")
     ] = False,
+    size: Annotated[
+        str | None, typer.Option(help="One of the sizes that the file names, such as gpu.", show_default=False)
+    ] = None,
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Compare methods, as a file says; stopped at any time and typed again, it goes on: zofo study FILE."""
@@ -116,7 +119,7 @@ def study(
 
     if plan and report_only:
         raise ConfigError("--plan shows runs and --report-only writes results: a command does one", "leave one out")
-    asked = read_study(name, settings or [], data, skip_missing)
+    asked = read_study(name, settings or [], data, skip_missing, size)
     folder = folder or Path("runs") / asked.name
     if plan:
         for note in asked.notes:

@@ -16,7 +16,7 @@ from zofo.objectives.rewards import Rewards, WeightedReward, as_rewards
 from zofo.objectives.scoring import classification_loss, scores, token_loss, whole
 from zofo.registry import Registry
 from zofo.tasks import Example, Task, TokenizedChoices
-from zofo.tasks.metrics import Answer, token_f1
+from zofo.tasks.metrics import Answer, macro_f1_of, token_f1
 
 REWARD = "reward"
 """The name of the objective that is a user's own function."""
@@ -146,6 +146,19 @@ def _f1(task: Task, how: Generation) -> TrainingObjective:
         return token_f1(str(text), example.answers)
 
     return reward_objective(f1, task, how, "f1")
+
+
+@OBJECTIVES.register("macro-f1")
+def _macro_f1(task: Task, how: Generation) -> TrainingObjective:
+    """Minus the macro-F1 of a batch, for each of its examples; no gradient, for zeroth-order methods."""
+    if task.kind != "classification":
+        raise _unfit("macro-f1", task, "f1" if task.kind == "generation" else "accuracy")
+
+    def macro_f1(completions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
+        of_batch = macro_f1_of([one[0] for one in answers], completions)
+        return [of_batch] * len(completions)
+
+    return replace(reward_objective(macro_f1, task, how, "macro-f1"), compares_candidates=True)
 
 
 def _packaged(name: str, about: str) -> None:

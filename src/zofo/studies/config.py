@@ -130,6 +130,8 @@ class AxisValue(Changes):
 
     methods: Named[None | Changes] = {}
     """For single methods, configuration in place of the value's own `method`; null leaves the method out here."""
+    init_from: str | None = None
+    """One of the study's `pretraining`, in place of that of a method; the untrained model stays as it is."""
 
 
 class PretrainingRun(Changes):
@@ -220,6 +222,8 @@ class StudyConfig(Config):
     papers. With `best` the results hold the score after the last step, too, as `test_last_score`."""
     figure: FigureConfig | None = None
     """Draw the curves: options of the figure, or `true` for the defaults."""
+    sizes: Named[dict[str, Any]] = {}
+    """By name, what keys of the file, dotted, are for another machine, and `about`, what that is and takes."""
 
     def searched(self, name: str) -> str:
         """The method whose trials a method uses: itself, or its `tuned_by`."""
@@ -271,6 +275,8 @@ class StudyConfig(Config):
         if not isinstance(given, Mapping):
             return given
         made = {str(key): value for key, value in given.items() if value is not None}
+        if isinstance(made.get("sizes"), Mapping):
+            made["sizes"] = {name: size or {} for name, size in made["sizes"].items()}
         for section, group in (("models", "model"), ("tasks", "task")):
             if isinstance(made.get(section), Mapping):
                 named = {name: {group: {"name": str(name)}} for name, one in made[section].items() if one is None}
@@ -318,8 +324,11 @@ def _check_names(config: StudyConfig) -> None:
             "set split: test, or checkpoint: last",
         )
     if config.baseline is not None and config.baseline not in config.methods:
-        raise UnknownNameError("method of baseline", config.baseline, config.methods)
-    used = {contender.init_from for contender in config.methods.values()} - {None}
+        other = f'keep it, too, or add --set "baseline={next(iter(config.methods))}", or --set baseline=null for none'
+        hint = None if nearest(config.baseline, config.methods) else other
+        raise UnknownNameError("method of baseline", config.baseline, config.methods, hint)
+    named: list[AxisValue | MethodSpec] = [*config.methods.values(), *config.levels().values()]
+    used = {one.init_from for one in named} - {None}
     for name in sorted(map(str, used - set(config.pretraining))):
         raise UnknownNameError("pretraining run", name, config.pretraining)
     if config.contrast_axis is not None:

@@ -52,7 +52,7 @@ class Grid:
         self._check_distinct_trials()
         for name in config.pretraining:  # one that no method starts from may have mistakes, too
             self._pretraining_run(name, next(iter(self.cells)))
-        of = [(config.methods[name].init_from, cell) for name, cell in self.entries]
+        of = [(self._starting_run(name, cell), cell) for name, cell in self.entries]
         starts = [self._pretraining_run(start, cell) for start, cell in of if start is not None]
         self.starts: list[StudyRun] = list({run.digest: run for run in starts}.values())
         """The runs that others start from, each once."""
@@ -163,6 +163,11 @@ class Grid:
     def _takes_part(self, name: str, cell: Cell) -> bool:
         return all(level.methods.get(name, {}) is not None for level in self.cells[cell])
 
+    def _starting_run(self, name: str, cell: Cell) -> str | None:
+        """What a method starts from in a cell."""
+        own = [level.init_from for level in self.cells[cell] if level.init_from is not None]
+        return own[-1] if own else self.config.methods[name].init_from
+
     def _run(self, name: str, cell: Cell, seed: int, trial: int | None, chosen: int = 0) -> StudyRun:
         contender, config = self.config.methods[name], self.config
         number = chosen if trial is None else trial
@@ -175,8 +180,8 @@ class Grid:
         if get_by_path(written, "method.name") is None:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
         tree = merge_trees(written, self._seeds(written, seed), {"training": {**budget.training, **last}})
-        if contender.init_from is not None:
-            tree["init_from"] = self._pretraining_run(contender.init_from, cell).id
+        if (start := self._starting_run(name, cell)) is not None:
+            tree["init_from"] = self._pretraining_run(start, cell).id
         return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
 
     def _named(self, name: str, number: int) -> str:

@@ -46,17 +46,23 @@ class Study:
 
 @cache
 def study_names() -> dict[str, str]:
-    """The packaged studies, with a line on each."""
+    """The packaged studies, with a line on each and its sizes."""
     found = {}
     for file in sorted(files(__package__).joinpath("files").iterdir(), key=lambda file: file.name):
         if file.name.endswith(_YAML):
             content = parse_yaml(file.read_text(encoding="utf-8"))
-            found[file.name.rpartition(".")[0]] = str(content.get("about", ""))
+            sizes = ", ".join(content.get("sizes", {}))
+            about = str(content.get("about", "")).strip()
+            found[file.name.rpartition(".")[0]] = f"{about} --size: {sizes}" if sizes else about
     return found
 
 
 def read_study(
-    name: Path | str, overrides: Sequence[str] = (), data: Path | None = None, skip_missing: bool = False
+    name: Path | str,
+    overrides: Sequence[str] = (),
+    data: Path | None = None,
+    skip_missing: bool = False,
+    size: str | None = None,
 ) -> Study:
     """Read a study and find its mistakes; nothing is run.
 
@@ -65,6 +71,7 @@ def read_study(
         overrides: `key=value` over the keys of the file, such as `seeds=[0]` or `defaults.task.max_rows=50`.
         data: a folder that holds a folder for each task; for tasks that name no data of their own.
         skip_missing: leave out tasks whose folder is not there.
+        size: one of the file's `sizes`, over which overrides are laid; it becomes a part of the study's name.
 
     Raises:
         UnknownNameError: neither a file nor a packaged study.
@@ -76,8 +83,11 @@ def read_study(
         raise ConfigError(f"{name}: a study is a mapping from keys to values", "see docs/studies.md for an example")
     with error_context(str(name)):
         tree, kept = dict(content), []
-        for override in overrides:
-            path, value = parse_override(override, "write for example --set seeds=[0,1]")
+        notes: list[str] = []
+        changes = [parse_override(override, "write for example --set seeds=[0,1]") for override in overrides]
+        if size is not None:
+            short, changes = f"{short}-{size}", [*_of_size(content, size, notes), *changes]
+        for path, value in changes:
             if isinstance(value, list) and (path in (["methods"], ["models"], ["tasks"]) or path[:-1] == ["axes"]):
                 kept.append((path, [str(name) for name in value]))
             else:
@@ -87,7 +97,7 @@ def read_study(
             config = _keep(config, path, names)
         check(config)
         config = config.with_each(lambda one: one.model_copy(update=_located(one.tree, folder)))
-        study = _with_data(Study(short, config), data, skip_missing)
+        study = _with_data(Study(short, config, tuple(notes)), data, skip_missing)
         study.grid  # noqa: B018  # finds what is wrong with any run
     return study
 
@@ -103,6 +113,18 @@ def _content(name: str) -> tuple[Any, Path, str]:
         raise UnknownNameError("study", name, study_names())
     text = (files(__package__) / "files" / f"{name}.yaml").read_text(encoding="utf-8")
     return parse_yaml(text), Path.cwd(), name
+
+
+def _of_size(content: Mapping[str, Any], size: str, notes: list[str]) -> list[tuple[list[str], Any]]:
+    """The keys that a size changes, with their values; what the file says about it goes to the notes."""
+    sizes = content.get("sizes") or {}
+    if size not in sizes:
+        hint = None if sizes else "its file has no sizes; change its keys with --set"
+        raise UnknownNameError("size", size, sizes, hint)
+    changed = dict(sizes[size] or {})
+    if "about" in changed:
+        notes.append(f"size {size}: {changed.pop('about')}")
+    return [(str(key).split("."), value) for key, value in changed.items()]
 
 
 def _set(tree: Tree, path: Sequence[str], value: Any) -> None:
@@ -166,7 +188,8 @@ def _located(tree: Tree, folder: Path) -> Tree:
 
 def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
     """The study with a folder for each task that names none, and without tasks whose folder is missing, if allowed."""
-    config, base, tasks, notes = study.config, study.config.defaults.tree, dict(study.config.tasks), []
+    config, base, tasks = study.config, study.config.defaults.tree, dict(study.config.tasks)
+    notes = list(study.notes)
     for name, level in config.tasks.items():
         if "problem" in merge_trees(base, level.tree):
             continue
@@ -186,7 +209,8 @@ def _with_data(study: Study, data: Path | None, skip_missing: bool) -> Study:
     starts = {}
     for name, start in config.pretraining.items():
         several = get_by_path(start.tree, "task.tasks") or get_by_path(start.tree, "task.metaicl_setting")
-        starts[name] = start.model_copy(update=_in_folder({}, start.tree, "", data)) if several else start
+        own = "" if several else get_by_path(start.tree, "task.name")
+        starts[name] = start if own is None else start.model_copy(update=_in_folder({}, start.tree, own, data))
     label = get_by_path(base, "task.name")
     if not tasks and label is not None and "problem" not in base:
         base = _in_folder({}, base, str(label), data)

@@ -288,8 +288,12 @@ def _difference(pairs: Pairs, metric: str, margin: float | None = None) -> list[
     return [str(len(pairs)), difference, *told, as_p(found.t_test)]
 
 
-def contrast_table(scores: Scores, axis: str) -> tuple[str, int]:
-    """How each method's scores differ between the first value of an axis and the others; and the number of tests."""
+def contrast_table(scores: Scores, axis: str, reference: str | None = None) -> tuple[str, int]:
+    """How each method's scores differ between the first value of an axis and the others; and the number of tests.
+
+    Args:
+        reference: a method, from whose difference that of each other method is told apart, too: the interaction.
+    """
     rows, tests = [], 0
     for method in scores.methods:
         for first, other, where, value in scores.contrasts(axis):
@@ -299,6 +303,21 @@ def contrast_table(scores: Scores, axis: str) -> tuple[str, int]:
                 metric, _ = scores.metric(first)
                 means = [as_score(mean(side), metric) for side in zip(*pairs, strict=True)]
                 n, difference, *_, p = _difference(pairs, metric)
-                rows.append([method, where, value, *means, difference, n, p])
+                row = [method, where, value, *means, difference, n, p]
+                if reference is not None:
+                    own, theirs = (_effects(scores, one, first, other) for one in (method, reference))
+                    both = _pairs(own, theirs) if method != reference else []
+                    tests += len(both) > 1
+                    _, apart, _, detectable, _, p_apart = _difference(both, metric)
+                    row += [apart, detectable, p_apart]
+                rows.append(row)
     header = ["method", "where", axis, scores.first_value(axis), "that", "difference", "pairs", "p (t-test)"]
+    if reference is not None:
+        header += [f"less that of {reference}", "detectable", "p (t-test)"]
     return markdown(header, rows, texts=3), tests
+
+
+def _effects(scores: Scores, method: str, first: Cell, other: Cell) -> dict[int, float]:
+    """The score of each seed in a cell less that in another one."""
+    one, two = (scores.finals(method, cell).scores for cell in (first, other))
+    return {seed: one[seed] - two[seed] for seed in one.keys() & two.keys()}

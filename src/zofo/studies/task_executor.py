@@ -37,7 +37,7 @@ class TaskRuns(Executor):
         return parse_model(RunConfig, dict(tree))
 
     def label(self, config: RunConfig, column: str) -> str:
-        return Path(config.model.name).stem if column == "model" else config.task.title
+        return Path(config.model.name).name if column == "model" else config.task.title
 
     def faults(self, config: RunConfig) -> Iterator[ConfigFault]:
         """Check that model, task, prompt, objective and the folder of rows exist.

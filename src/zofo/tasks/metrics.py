@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zofo.errors import ConfigError, DataError
 from zofo.registry import Registry
@@ -117,9 +117,13 @@ def _accuracy(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
 
 @_metric("macro-f1", ("classification",), "mean of the F1 of each label that occurs or is predicted")
 def _macro_f1(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
+    return macro_f1_of(*_labels(examples, answers))
+
+
+def macro_f1_of(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
+    """The mean of the F1 of each label that occurs or is predicted, from 0 to 1."""
     from sklearn.metrics import f1_score
 
-    gold, predicted = _labels(examples, answers)
     return float(f1_score(gold, predicted, average="macro", zero_division=0.0))
 
 
