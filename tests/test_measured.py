@@ -206,3 +206,35 @@ def test_the_contrast_of_bilevel_with_a_frozen_backbone():
             assert shown in re.sub(r"\s+", " ", PAGE)
     descent = said(runs.loc["bilevel"]["treatment_predicted_descent"], 3)
     assert f"predicted descent is {descent} nats" in re.sub(r"\s+", " ", PAGE)
+
+
+META = {
+    "zero-shot": "zero-shot",
+    "in context": "in-context",
+    "in context, channel": "channel-in-context",
+    "MetaICL": "metaicl",
+    "adapted, no meta-training": "adapted",
+    "Bilevel-ZOFO, zero-shot": "bilevel-zero-shot",
+    "Bilevel-ZOFO, adapted": "bilevel-adapted",
+    "Bilevel-ZOFO, 5 times the queries, zero-shot": "longer-bilevel-zero-shot",
+    "Bilevel-ZOFO, 5 times the queries, adapted": "longer-bilevel-adapted",
+}
+
+
+@pytest.mark.parametrize(("label", "method"), META.items())
+def test_the_table_of_meta_training(archived, label, method):
+    """Each task by itself, and the average over the four of each draw."""
+    scores = 100 * archived("meta-training.csv").set_index(["method", "task", "seed"])["test_score"][method]
+    columns = [scores[task] for task in ("emo", "tweet_eval-sentiment", "qasc", "superglue-copa")]
+    told = rows_under("### Meta-training, and tasks that were not seen")[label]
+    for shown, values in zip(told, [*columns, scores.groupby("seed").mean()], strict=True):
+        found = interval(values.tolist())
+        assert shown == (f"{found.mean:.1f} ± {found.half:.1f}" if len(values) > 1 else f"{found.mean:.1f}")
+
+
+def test_what_meta_training_adds_to_an_adapter(archived):
+    scores = 100 * archived("meta-training.csv").set_index(["method", "task", "seed"])["test_score"]
+    pairs = scores["bilevel-adapted"] - scores["adapted"]
+    found = interval(pairs.tolist())
+    told = f"({found.mean:+.1f} ± {found.half:.1f} over the {len(pairs)} pairs of task and seed, "
+    assert f"{told}{(pairs > 0).sum()} better and {(pairs < 0).sum()} worse)" in re.sub(r"\s+", " ", PAGE)

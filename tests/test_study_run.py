@@ -943,3 +943,19 @@ def test_a_worker_that_dies_is_named_by_its_run_and_what_ended_it(codes, at, sai
 def test_runs_at_a_time_give_the_same_results(study, tmp_path, uninterrupted):
     run_study(study(), tmp_path / "out", jobs=2)
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
+
+
+def test_what_is_dropped_after_results_were_seen_is_marked(study, tmp_path):
+    out = tmp_path / "out"
+    run_study(study(), out)
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert "no part of the study any more" not in report
+    fewer = {name: {**one, "trials": one["trials"][:1]} for name, one in TOY["methods"].items()}
+    run_study(study({**TOY, "methods": fewer}), out)
+    report = (out / "report.md").read_text(encoding="utf-8")
+    section = report.split("## What is no part of the study any more")[1].split("\n## ")[0]
+    dropped = re.findall(r"`(.+?)`", section)
+    second = {one.id for one in study().grid.trials if one.setting == 1}
+    assert second <= set(dropped)
+    kept = {one.id for one in study({**TOY, "methods": fewer}).grid.trials}
+    assert not kept & set(dropped)

@@ -34,12 +34,14 @@ def write_results(
     choices: Choices,
     folder: Path,
     outdated: Mapping[str, str] | None = None,
+    dropped: Sequence[str] = (),
 ) -> None:
     """Write the tables, the figures that the study asks for, and the report.
 
     Args:
         runs: trials, and the final runs that are known.
         outdated: results that were made again, by folder: what has changed; None for none.
+        dropped: results of runs that the study had once, by folder.
 
     Raises:
         RunError: the folder cannot be written.
@@ -65,6 +67,7 @@ def write_results(
             starts=_starts(study.grid.starts, outcomes),
             failed=_failures([*study.grid.starts, *runs], outcomes),
             outdated=markdown(["run", "what has changed"], list((outdated or {}).items()), texts=2) if outdated else "",
+            dropped=[f"- `{name}`" for name in dropped],
             versions=", ".join(f"{name} {version}" for name, version in environment().items()),
         )
     )

@@ -105,7 +105,7 @@ def report_study(study: Study, folder: Path) -> StudyResult:
             "--report-only to make them again",
         )
     check_same_content([*grid.starts, *runs], outcomes)
-    write_results(study, runs, outcomes, choices, folder, store.outdated())
+    write_results(study, runs, outcomes, choices, folder, store.outdated(), store.dropped([*grid.starts, *runs]))
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
     waiting = {place for place, choice in choices.items() if not choice.done}
     unknown = sum(len(grid.seeds(name)) for name, cell in grid.entries if (grid.config.searched(name), cell) in waiting)

@@ -102,6 +102,12 @@ class Store:
         """How many results there are, of this study or of what it was before."""
         return sum(1 for _ in self.runs.glob(f"*/{FILE}"))
 
+    def dropped(self, runs: Sequence[StudyRun]) -> list[str]:
+        """The results in the folder of runs that are none of these, by folder: the study had them once."""
+        known = {run.digest for run in runs}
+        made = sorted(file.parent.name for file in self.runs.glob(f"*/{FILE}"))
+        return [name for name in made if name.rpartition("-")[2] not in known]
+
     def outcomes(self, runs: Sequence[StudyRun]) -> dict[str, Outcome]:
         """The outcomes of those runs that are done, by digest."""
         found = {run.digest: self.outcome(run) for run in runs}
