@@ -1,9 +1,8 @@
-"""A process of its own that forks runs which fail or are killed at a chosen point of a save.
+"""Runs in forks of this process, which fail or are killed at a chosen point of a save.
 
-`python crash_points.py` reads a request as a line of JSON, forks, and answers with a line once the fork has ended. A
-fork starts with everything imported, so that a run takes a fraction of a second. Points are counted within one save, or
-in what a run writes at its end: before and after every fsync, rename, new folder and removal, and before, in the middle
-of and after every write of a file.
+A fork starts with everything imported, so that a run takes a fraction of a second. Points are counted within one save,
+or in what a run writes at its end: before and after every fsync, rename, new folder and removal, and before, in the
+middle of and after every write of a file.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ import io
 import json
 import os
 import pathlib
+import posix
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 REMOVALS = ("os.unlink", "os.rmdir")
@@ -159,56 +158,29 @@ def run(request):
     return {**said, "points": points.names, "shown": shown.getvalue()}
 
 
-def serve():
-    import transformers.models.auto.modeling_auto  # noqa: F401
+def forked(config, *overrides, **request):
+    """Train in a fork; gives its exit status (minus the signal's number) and what it said.
 
-    import zofo.cli.app
-    import zofo.training  # noqa: F401
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
-    for line in sys.stdin:
-        request = json.loads(line)
-        if request.get("here"):  # in this process, so that the forks have what a run imports
-            print(json.dumps({"status": 0, **run(request)}), flush=True)
-            continue
-        reading, writing = os.pipe()
+    Args:
+        request: `kill_after`, seconds; the others are those of `run`.
+    """
+    request |= {"config": str(config), "overrides": list(overrides)}
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which a run does not use
         child = os.fork()
-        if child == 0:
-            os.close(reading)
-            said = run(request)
-            with os.fdopen(writing, "w") as out:
-                out.write(json.dumps(said))
-            os._exit(said.get("code", 0))
-        os.close(writing)
-        if "kill_after" in request:  # seconds
-            time.sleep(request["kill_after"])
-            os.kill(child, signal.SIGKILL)
-        with os.fdopen(reading) as answer:
-            text = answer.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps({"status": status, **(json.loads(text) if text else {})}), flush=True)
-
-
-class ForkServer:
-    """The process, as tests use it."""
-
-    def __init__(self):
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __call__(self, config, *overrides, **request):
-        """Train in a fork; gives its exit status (minus the signal's number) and what it said."""
-        line = json.dumps({"config": str(config), "overrides": list(overrides), **request})
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
-
-
-if __name__ == "__main__":
-    serve()
+    if child == 0:
+        os.close(reading)
+        os.fsync = posix.fsync  # which tests leave out
+        said = run(request)
+        with os.fdopen(writing, "w") as out:
+            out.write(json.dumps(said))
+        os._exit(said.get("code", 0))
+    os.close(writing)
+    if "kill_after" in request:
+        time.sleep(request["kill_after"])
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return {"status": status, **(json.loads(text) if text else {})}

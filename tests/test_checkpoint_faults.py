@@ -16,7 +16,7 @@ import yaml
 from safetensors import SafetensorError
 
 from conftest import review_rows, write_rows
-from crash_points import REMOVALS, ForkServer
+from crash_points import REMOVALS, forked
 from test_resume import contents
 from zofo.errors import ConfigError, RunError
 from zofo.filesystem import writing
@@ -32,13 +32,6 @@ BILEVEL = {"name": "bilevel", "batch_size": 2, "inner_steps": 1, "rule": {"lr": 
 
 def later(*values, **options):
     return pytest.param(*values, marks=pytest.mark.soak, **options)
-
-
-@pytest.fixture(scope="module")
-def forked():
-    process = ForkServer()
-    yield process
-    process.close()
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +51,15 @@ def config(model_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(forked, config):
+def whole(config):
     """What a run leaves that nothing happened to."""
     run = config.parent / "whole"
-    assert forked(config, f"output_dir={run}", here=True)["status"] == 0
+    train(read_config(config, [f"output_dir={run}"]))  # here, so that the forks have what a run imports
     return contents(run)
 
 
 @pytest.fixture(scope="module")
-def points(forked, config, whole):
+def points(config, whole):
     """The points of the third save, by name: the first one that has an older checkpoint to remove."""
     names = forked(config, f"output_dir={config.parent / 'counted'}", save=3)["points"]
     assert len(names) >= 20
@@ -85,7 +78,7 @@ def points(forked, config, whole):
 
 
 @pytest.fixture(scope="module")
-def stopped_once(forked, config, whole):
+def stopped_once(config, whole):
     run = config.parent / "stopped"
     said = forked(config, f"output_dir={run}", signal=signal.SIGTERM, times=1, step=3)
     assert (said["status"], said["error"]) == (143, "Interrupted")
@@ -99,12 +92,12 @@ def stopped(stopped_once, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def end_points(forked, config, whole):
+def end_points(config, whole):
     """The points of the last writes of a run, by name."""
     return forked(config, f"output_dir={config.parent / 'ended'}", save="end")["points"]
 
 
-def again(forked, config, run, *overrides):
+def again(config, run, *overrides):
     said = forked(config, f"output_dir={run}", *overrides)
     assert said["status"] == 0, said
     return said
@@ -117,7 +110,7 @@ def steps_of(folder):
 # killed
 
 
-def check_kill(forked, config, whole, run, save, point):
+def check_kill(config, whole, run, save, point):
     """Kill a save of a run at a point: the checkpoint is the old or the new one, and the run ends as any other."""
     assert forked(config, f"output_dir={run}", save=save, point=point)["status"] == -signal.SIGKILL
     checkpoints = run / "checkpoints"
@@ -129,7 +122,7 @@ def check_kill(forked, config, whole, run, save, point):
         shutil.copytree(checkpoints, copy)
         Checkpoints(copy).sweep()
         assert {damage_of(path) for path in copy.iterdir()} == {None}
-    said = again(forked, config, run)
+    said = again(config, run)
     assert "warning" not in said["shown"]
     if found is not None:
         assert f"goes on after {found.step} of {STEPS} steps" in said["shown"]
@@ -146,23 +139,23 @@ def check_kill(forked, config, whole, run, save, point):
         later("before os.rmdir"),
     ],
 )
-def test_a_killed_save_leaves_a_whole_checkpoint(forked, config, whole, points, tmp_path, at):
+def test_a_killed_save_leaves_a_whole_checkpoint(config, whole, points, tmp_path, at):
     point = next(number for number, name in enumerate(points) if name.startswith(at))
-    check_kill(forked, config, whole, tmp_path / "run", 3, point)
+    check_kill(config, whole, tmp_path / "run", 3, point)
 
 
 @pytest.mark.promise(7)
 @pytest.mark.soak
 @pytest.mark.parametrize("save", [1, 3, 4])
-def test_a_save_may_be_killed_at_every_point(forked, config, whole, points, tmp_path, save, tries):
+def test_a_save_may_be_killed_at_every_point(config, whole, points, tmp_path, save, tries):
     names = forked(config, f"output_dir={tmp_path / 'counted'}", save=save)["points"]
     for point in tries(range(len(names))):
-        check_kill(forked, config, whole, tmp_path / f"run-{point}", save, point)
+        check_kill(config, whole, tmp_path / f"run-{point}", save, point)
     print(f"save {save}: killed at {len(names)} points")
 
 
 @pytest.mark.promise(7)
-def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(forked, config, points, tmp_path):
+def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(config, points, tmp_path):
     run = tmp_path / "run"
     forked(config, f"output_dir={run}", save=3, point=points.index("after os.rename"))
     assert damage_of(run / "checkpoints" / "step-00000003") is not None
@@ -177,12 +170,12 @@ def test_what_a_killed_save_left_is_swept_when_the_run_goes_on(forked, config, p
     "left",
     [later(()), later(("run.lock",)), ("run.lock", "task.yaml", "environment.json", ".config.yaml")],
 )
-def test_a_run_that_was_killed_at_its_very_start_begins(forked, config, whole, tmp_path, left):
+def test_a_run_that_was_killed_at_its_very_start_begins(config, whole, tmp_path, left):
     run = tmp_path / "run"
     run.mkdir()
     for name in left:
         (run / name).write_text("" if name == "run.lock" else "{", encoding="utf-8")
-    again(forked, config, run)
+    again(config, run)
     assert contents(run) == whole
 
 
@@ -202,7 +195,7 @@ def test_a_run_that_another_process_ends_meanwhile_is_left_alone(config, whole, 
 
 @pytest.mark.promise(10)
 @pytest.mark.parametrize("number", [signal.SIGTERM, later(signal.SIGINT)])
-def test_a_second_signal_leaves_at_once(forked, config, whole, tmp_path, number):
+def test_a_second_signal_leaves_at_once(config, whole, tmp_path, number):
     run, seldom = tmp_path / "run", "training.save_steps=5"
     said = forked(config, f"output_dir={run}", seldom, signal=number, times=2, step=3)
     if number == signal.SIGTERM:
@@ -212,14 +205,14 @@ def test_a_second_signal_leaves_at_once(forked, config, whole, tmp_path, number)
     assert not (run / "checkpoints").exists()
     assert not (run / "summary.json").exists()
     assert not (run / "adapter").exists()
-    again(forked, config, run, seldom)
+    again(config, run, seldom)
     assert contents(run) == whole
 
 
 # the end of a run
 
 
-def check_kill_at_the_end(forked, config, whole, run, point):
+def check_kill_at_the_end(config, whole, run, point):
     """Kill the last writes of a run: what says that it has ended is there only with all that it names."""
     assert forked(config, f"output_dir={run}", save="end", point=point)["status"] == -signal.SIGKILL
     folder = RunFolder(run)
@@ -228,7 +221,7 @@ def check_kill_at_the_end(forked, config, whole, run, point):
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     else:
         assert Checkpoints(folder.checkpoints).latest().step == STEPS - 1
-        again(forked, config, run)
+        again(config, run)
     assert contents(run) == whole
     return folder
 
@@ -238,16 +231,16 @@ def check_kill_at_the_end(forked, config, whole, run, point):
     "at",
     ["halfway write_bytes .summary.json", later("before os.replace"), "after os.replace", later("before os.rmdir")],
 )
-def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(forked, config, whole, end_points, tmp_path, at):
+def test_a_run_that_is_killed_at_its_end_has_ended_or_goes_on(config, whole, end_points, tmp_path, at):
     point = next(number for number, name in enumerate(end_points) if name.startswith(at))
-    check_kill_at_the_end(forked, config, whole, tmp_path / "run", point)
+    check_kill_at_the_end(config, whole, tmp_path / "run", point)
 
 
 @pytest.mark.promise(7)
 @pytest.mark.soak
-def test_a_run_may_be_killed_at_every_point_of_its_end(forked, config, whole, end_points, tmp_path, tries):
+def test_a_run_may_be_killed_at_every_point_of_its_end(config, whole, end_points, tmp_path, tries):
     for point in tries(range(len(end_points))):
-        check_kill_at_the_end(forked, config, whole, tmp_path / f"run-{point}", point)
+        check_kill_at_the_end(config, whole, tmp_path / f"run-{point}", point)
     print(f"killed at {len(end_points)} points")
 
 
@@ -340,7 +333,7 @@ def test_a_file_too_many_is_named(stopped):
 
 
 @pytest.mark.promise(8)
-def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(forked, config, whole, stopped):
+def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(config, whole, stopped):
     kept = stopped.path.with_name("kept")
     shutil.copytree(stopped.checkpoints, kept)
     damaged = [stopped.checkpoints / f"step-0000000{step}" / "state.json" for step in (2, 3)]
@@ -354,7 +347,7 @@ def test_where_none_can_be_used_the_run_does_not_begin_again_by_itself(forked, c
     assert stopped.metrics.read_bytes() == metrics
     shutil.rmtree(stopped.checkpoints)
     shutil.copytree(kept, stopped.checkpoints)
-    again(forked, config, stopped.path)
+    again(config, stopped.path)
     assert contents(stopped.path) == whole
 
 
@@ -381,7 +374,7 @@ def test_a_newer_damaged_one_does_not_push_out_the_last_whole_one(tmp_path):
 
 @pytest.mark.promise(8)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "trajectory.bin"])
-def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(forked, config, stopped, name):
+def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(config, stopped, name):
     path = stopped.path / name
     size = path.stat().st_size
     os.truncate(path, size // 2)
@@ -393,7 +386,7 @@ def test_a_log_that_is_shorter_than_its_checkpoint_says_is_named(forked, config,
 # full disks, and those that are read-only
 
 
-def check_no_room(forked, config, whole, run, save, point, how):
+def check_no_room(config, whole, run, save, point, how):
     """Every write of a save fails from a point on: it is said, and the checkpoint before is as it was."""
     said = forked(config, f"output_dir={run}", save=save, point=point, how=how)
     if said["status"] == 0:  # nothing was to be written any more
@@ -407,7 +400,7 @@ def check_no_room(forked, config, whole, run, save, point, how):
     before = [step for step in (save - 2, save - 1) if step > 0]
     assert left in (before, [*before, save])  # the new one, where only its last sync failed
     assert all(damage_of(run / "checkpoints" / f"step-{step:08d}") is None for step in left)
-    again(forked, config, run)
+    again(config, run)
     assert contents(run) == whole
     return True
 
@@ -416,29 +409,29 @@ def check_no_room(forked, config, whole, run, save, point, how):
 @pytest.mark.parametrize(
     ("how", "at"), [("ENOSPC", "before save_file"), later("EROFS", "before write_bytes .complete")]
 )
-def test_a_full_disk_leaves_the_checkpoint_before(forked, config, whole, points, tmp_path, how, at):
+def test_a_full_disk_leaves_the_checkpoint_before(config, whole, points, tmp_path, how, at):
     point = next(number for number, name in enumerate(points) if name.startswith(at))
-    assert check_no_room(forked, config, whole, tmp_path / "run", 3, point, how)
+    assert check_no_room(config, whole, tmp_path / "run", 3, point, how)
 
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
 @pytest.mark.parametrize("how", ["ENOSPC", "EROFS"])
 @pytest.mark.parametrize("save", [1, 3])
-def test_a_disk_may_be_full_at_every_write(forked, config, whole, tmp_path, save, how, tries):
+def test_a_disk_may_be_full_at_every_write(config, whole, tmp_path, save, how, tries):
     names = forked(config, f"output_dir={tmp_path / 'counted'}", save=save)["points"]
     writes = [
         number
         for number, name in enumerate(names)
         if name.startswith("before") and not any(removal in name for removal in REMOVALS)
     ]
-    failed = [check_no_room(forked, config, whole, tmp_path / f"run-{n}", save, n, how) for n in tries(writes)]
+    failed = [check_no_room(config, whole, tmp_path / f"run-{n}", save, n, how) for n in tries(writes)]
     assert sum(failed) == len(writes) >= 20
     print(f"save {save}: {how} at {len(writes)} writes")
 
 
 @pytest.mark.promise(15)
-def test_a_run_may_go_on_without_a_checkpoint(forked, config, whole, points, tmp_path):
+def test_a_run_may_go_on_without_a_checkpoint(config, whole, points, tmp_path):
     run = tmp_path / "run"
     skip = "training.on_save_error=skip"
     said = forked(config, f"output_dir={run}", skip, save=3, point=points.index("before os.mkdir"), how="ENOSPC")
@@ -448,7 +441,7 @@ def test_a_run_may_go_on_without_a_checkpoint(forked, config, whole, points, tmp
 
 
 @pytest.mark.promise(15)
-def test_it_does_not_where_it_was_asked_to_stop(forked, config, tmp_path):
+def test_it_does_not_where_it_was_asked_to_stop(config, tmp_path):
     """What Stopped says is true: the steps are saved."""
     skip = ("training.on_save_error=skip", "training.save_steps=5")
     how = {"signal": signal.SIGTERM, "times": 1, "step": 3, "save": 1, "point": 0, "how": "EROFS"}
@@ -522,14 +515,14 @@ SELDOM = "training.save_steps=5"
         later(600, "the run", (), id="configuration"),
     ],
 )
-def test_the_system_itself_refuses_to_write_more(forked, config, whole, tmp_path, largest, what, overrides):
+def test_the_system_itself_refuses_to_write_more(config, whole, tmp_path, largest, what, overrides):
     """A limit on the size of a file, in bytes."""
     run = tmp_path / "run"
     said = forked(config, f"output_dir={run}", *overrides, largest_file=largest)
     assert (said["status"], said["error"]) == (2, "CheckpointError" if what == "the checkpoint" else "RunError"), said
     assert f"cannot write {what} '{run}" in said["message"]
     assert "File too large (" in said["message"]
-    again(forked, config, run, *overrides)
+    again(config, run, *overrides)
     if SELDOM not in overrides or len(overrides) == 1:
         assert contents(run) == whole
 
@@ -551,7 +544,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
-def test_a_real_disk_may_be_full_at_any_size(forked, config, whole, small_disk, tries):
+def test_a_real_disk_may_be_full_at_any_size(config, whole, small_disk, tries):
     path, mount = small_disk
     failed = 0
     for kilobytes in tries(range(4, 1200, 60)):
@@ -562,7 +555,7 @@ def test_a_real_disk_may_be_full_at_any_size(forked, config, whole, small_disk, 
             assert said["error"] in ("CheckpointError", "RunError"), said
             assert "No space left on device (" in said["message"]
             mount("-o", "remount,size=20m")
-            again(forked, config, path / "run")
+            again(config, path / "run")
         assert contents(path / "run") == whole
         shutil.rmtree(path / "run")
     assert failed >= 5
@@ -571,7 +564,7 @@ def test_a_real_disk_may_be_full_at_any_size(forked, config, whole, small_disk, 
 
 @pytest.mark.promise(15)
 @pytest.mark.soak
-def test_a_real_disk_may_be_read_only(forked, config, whole, small_disk, tries):
+def test_a_real_disk_may_be_read_only(config, whole, small_disk, tries):
     path, mount = small_disk
     mount("-o", "remount,size=20m")
     forked(config, f"output_dir={path / 'run'}", signal=signal.SIGTERM, times=1, step=3)
@@ -581,7 +574,7 @@ def test_a_real_disk_may_be_read_only(forked, config, whole, small_disk, tries):
         assert (said["error"], said["status"]) == ("RunError", 2)
         assert "Read-only file system" in said["message"]
     mount("-o", "remount,rw")
-    again(forked, config, path / "run")
+    again(config, path / "run")
     assert contents(path / "run") == whole
 
 
