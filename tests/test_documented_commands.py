@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-import typer
 
-from zofo.cli.app import app
+from zofo.cli.app import command as zofo
 from zofo.errors import ZofoError
 from zofo.methods import METHODS
 from zofo.recipes import recipe_names
@@ -45,14 +43,9 @@ def parts_of(command: str) -> tuple[str, list[str], list[str]]:
 COMMANDS = sorted({command for page in PAGES for command in written_in(page)})
 
 
-@functools.cache
-def whole_command():
-    return typer.main.get_command(app)
-
-
 def options_of(verb: str) -> set[str]:
     """The options that the command line has for a verb."""
-    found = whole_command()
+    found = zofo
     for part in verb.split():
         assert part in found.commands, f"there is no verb {verb!r}"
         found = found.commands[part]

@@ -128,6 +128,12 @@ class PartConfig(BaseModel):
 
 
 @functools.cache
+def validator_of(kind: Any) -> TypeAdapter[Any]:
+    """What validates values of a class; to make it takes milliseconds."""
+    return TypeAdapter(kind)
+
+
+@functools.cache
 def _option_type(part: Any, option: str) -> TypeAdapter[Any]:
     """What validates an option: a millisecond's work, and the grid of a study has thousands of them."""
     return TypeAdapter(options_of(part)[option][0])

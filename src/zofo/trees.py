@@ -5,6 +5,8 @@ YAML is read as plain values alone, within bounds, with no key twice and no numb
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -197,6 +199,14 @@ def parse_yaml(text: str) -> Any:
         ValueError: it is larger or deeper, or holds a number of more than 400 characters.
         ConfigError: a key is given twice in the same group; names the keys that lead to it, and both lines.
     """
+    return copy.deepcopy(_parsed(text)) if len(text) < _SHORT else _parsed.__wrapped__(text)
+
+
+_SHORT = 1 << 14  # a text that is remembered: tasks, recipes and overrides are read again and again
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
     try:
         return _read(_LOADERS[-1 if _READ_OTHERWISE.search(text) else 0], text)
     except (yaml.YAMLError, UnicodeError):

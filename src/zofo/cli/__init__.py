@@ -30,9 +30,9 @@ def _run(arguments: Sequence[str] | None) -> int:
 
     try:
         _check_working_folder()
-        from zofo.cli.app import app  # takes seconds, in which there may be Ctrl-C or no memory
+        from zofo.cli.app import command  # takes seconds, in which there may be Ctrl-C or no memory
 
-        app(arguments)
+        command(arguments)
     except BrokenPipeError:  # nobody reads on, as behind `| head`
         return 1
     except (ZofoError, OSError, MemoryError, RuntimeError) as problem:

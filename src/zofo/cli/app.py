@@ -30,3 +30,6 @@ def main(
     ] = False,
 ) -> None:
     """What stands before every verb."""
+
+
+command = typer.main.get_command(app)

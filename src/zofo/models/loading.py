@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -337,12 +338,17 @@ def quiet_transformers() -> Iterator[None]:
     import transformers
 
     log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
+    notes, bars = log.get_logger(), log.is_progress_bar_enabled()
+    passes_on, levels = notes.propagate, [(handler, handler.level) for handler in notes.handlers]
+    notes.propagate = False  # and not another level of the logger, for which Python goes through all loggers there are
+    for handler, _ in levels:
+        handler.setLevel(logging.ERROR)
     log.disable_progress_bar()
     try:
         yield
     finally:
-        log.set_verbosity(level)
+        notes.propagate = passes_on
+        for handler, level in levels:
+            handler.setLevel(level)
         if bars:
             log.enable_progress_bar()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,22 +55,18 @@ def write_results(
         from zofo.studies.figures import draw  # matplotlib takes a second
 
         figures = draw(curves, results, config, folder)
-    text = (
-        _environment()
-        .from_string(_TEMPLATE.read_text(encoding="utf-8"))
-        .render(
-            _about(study, runs, outcomes, choices),
-            study=study,
-            config=config,
-            scores=Scores(study.grid, [run for run in runs if run.trial is None], outcomes, choices),
-            figures=figures,
-            folder=folder,
-            starts=_starts(study.grid.starts, outcomes),
-            failed=_failures([*study.grid.starts, *runs], outcomes),
-            outdated=markdown(["run", "what has changed"], list((outdated or {}).items()), texts=2) if outdated else "",
-            dropped=[f"- `{name}`" for name in dropped],
-            versions=", ".join(f"{name} {version}" for name, version in environment().items()),
-        )
+    text = _template().render(
+        _about(study, runs, outcomes, choices),
+        study=study,
+        config=config,
+        scores=Scores(study.grid, [run for run in runs if run.trial is None], outcomes, choices),
+        figures=figures,
+        folder=folder,
+        starts=_starts(study.grid.starts, outcomes),
+        failed=_failures([*study.grid.starts, *runs], outcomes),
+        outdated=markdown(["run", "what has changed"], list((outdated or {}).items()), texts=2) if outdated else "",
+        dropped=[f"- `{name}`" for name in dropped],
+        versions=", ".join(f"{name} {version}" for name, version in environment().items()),
     )
     try:
         atomic_write_text(folder / "report.md", re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
@@ -101,7 +98,8 @@ def _about(study: Study, runs: Sequence[StudyRun], outcomes: Outcomes, choices: 
     }
 
 
-def _environment() -> jinja2.Environment:
+@functools.cache
+def _template() -> jinja2.Template:
     made = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -114,7 +112,7 @@ def _environment() -> jinja2.Environment:
     made.filters["as_time"] = as_time
     made.filters["paragraph"] = lambda text: " ".join(text.split()) + "\n"
     made.filters["listed"] = lambda names: ", ".join(f"`{name}`" for name in names)  # which may hold commas
-    return made
+    return made.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _whose_setting(method: MethodSpec) -> str:

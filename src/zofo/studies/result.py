@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
+from zofo.config import validator_of
 from zofo.errors import NonFiniteError, RunError, advice
 from zofo.filesystem import atomic_write_text
 from zofo.training.config import ENVIRONMENT
@@ -119,7 +118,7 @@ class Outcome:
         try:
             content = {**json.loads(path.read_text(encoding="utf-8")), "folder": folder.name}
             content.setdefault("identity", made_from(folder))
-            found = TypeAdapter(cls).validate_python(content)
+            found: Outcome = validator_of(cls).validate_python(content)  # type: ignore[arg-type]  # classes are hashable
             _ = found.made_from
             if not found.config or (found.failed is None and not found.scores):
                 raise ValueError("it lacks the configuration or the scores")

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from rich.console import Console
 from rich.progress import Progress
 
 from zofo.backbone import Theta, UpdateLog
+from zofo.config import validator_of
 from zofo.errors import NonFiniteError
 from zofo.evaluators import Counts
 from zofo.filesystem import temp_path
@@ -363,7 +363,7 @@ class EvaluationCallback(Callback):
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave; ValueError for values of another kind."""
-        state = TypeAdapter(_EvaluationState).validate_json(json.dumps(values), strict=True)
+        state = validator_of(_EvaluationState).validate_json(json.dumps(values), strict=True)
         self.counts.include(state.counts)
         self.seconds, self.last = state.seconds, state.last
         self.steps_made, self.steps_evaluated = state.steps_made, state.steps_evaluated

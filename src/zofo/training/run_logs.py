@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from zofo.config import validator_of
 from zofo.errors import DamagedRunError, RunError
 from zofo.filesystem import atomic_write_text, check_not_special
 from zofo.tasks import Example
@@ -96,7 +97,7 @@ def read_answers(path: Path) -> list[ScoredExample]:
     check_not_special(path)
     if not path.is_file():
         return []
-    adapter: Any = TypeAdapter(ScoredExample)
+    adapter = validator_of(ScoredExample)
     found = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
