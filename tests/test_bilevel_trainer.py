@@ -78,14 +78,14 @@ def test_the_first_losses_are_those_of_zofo_train(built, tokenizer, data_dir, tm
         model={"name": str(tmp_path / "model"), "dtype": "float32"},
         task={"name": "sst2", "data_dir": str(data_dir)},
         method={"name": "bilevel", "batch_size": 4, "inner_steps": 3, "penalty": 10, "rule": {"lr": 1e-3}},
-        training={"steps": 20, "seed": 3, "lr_scheduler_type": "linear", "warmup_steps": 4},
+        training={"steps": 10, "seed": 3, "lr_scheduler_type": "linear", "warmup_steps": 2},
         output_dir=tmp_path / "zofo",
     )
     logged = [line for line in metrics_lines(train(config).metrics) if "loss_lower" in line]
     prepared = prepare_run(config, False, ("train",))
     examples = training_context(config, prepared, None).examples
     rows = datasets.Dataset.from_list([{"input_ids": list(e.tokens), "labels": e.gold} for e in examples])
-    options = {"max_steps": 20, "seed": 3, "warmup_steps": 4, "lr_scheduler_type": "linear", "inner_steps": 3}
+    options = {"max_steps": 10, "seed": 3, "warmup_steps": 2, "lr_scheduler_type": "linear", "inner_steps": 3}
     options |= {"penalty": 10, "zo_learning_rate": 1e-3, "train_sampling_strategy": "group_by_length"}
     whole = built("whole", rows, model=prepared.loaded.model, **options)
     whole.train()
