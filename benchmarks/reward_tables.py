@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import statistics
@@ -52,13 +53,19 @@ def best_number(cell: str, rows: dict[str, dict[str, Any]]) -> float | None:
     return -max(scored)[1] if len(scored) == len(pilots) else None
 
 
+@functools.cache
+def rows_again(count: int) -> list[list[int]]:
+    """So many rows, drawn from themselves 1,000 times."""
+    chance = random.Random(0)
+    return [[chance.randrange(count) for _ in range(count)] for _ in range(1000)]
+
+
 def interval(
     score: Callable[[Any], float], before: Sequence[Any], runs: Sequence[Sequence[Any]]
 ) -> tuple[float, float]:
     """95 % of the mean gain of some runs, over held-out rows that are drawn again: a paired bootstrap of 1,000."""
-    chance, count, gains = random.Random(0), len(before), []
-    for _ in range(1000):
-        drawn = [chance.randrange(count) for _ in range(count)]
+    gains = []
+    for drawn in rows_again(len(before)):
         base = score([before[place] for place in drawn])
         gains.append(statistics.mean(score([rows[place] for place in drawn]) for rows in runs) - base)
     gains.sort()

@@ -88,16 +88,20 @@ def test_the_estimate_is_unbiased_with_the_variance_of_theory(words):
     method, _ = built(words, noise="gaussian")
     control, backbone = method._theta.control, method.backbone
     exact, known = gradient_of(method, *differentiated(method)), written(method, control)
-    rest = {name: exact[name] - known[name] for name in exact}
-    squared, along = [], []
+
+    def one_row(tensors):
+        return torch.cat([tensors[name].double().flatten() for name in exact])
+
+    whole = one_row(exact)
+    rest, squared, along = whole - one_row(known), [], []
     for number in range(700):
         key = Key(7, number, 0)
-        slope = dot(backbone.values(Displacement({key: 1.0})), exact)
-        found, log = control.corrected(Displacement({key: slope}), [key])
-        error = backbone.values(found)  # the estimate is g_hat + this
-        error = {name: error[name] - rest[name] for name in rest}
-        squared.append(dot(error, error))
-        along.append(dot(error, rest))
+        z = one_row(backbone.values(Displacement({key: 1.0})))
+        found, log = control.corrected(Displacement({key: float(z @ whole)}), [key])
+        assert list(found) == [key]
+        error = found[key] * z - rest  # the estimate is g_hat + found
+        squared.append(float(error @ error))
+        along.append(float(error @ rest))
     rho = dot(known, known) / dot(exact, exact)
     assert 0.2 < rho < 0.95
     variance = math.fsum(squared) / len(squared)

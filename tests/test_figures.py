@@ -141,20 +141,21 @@ def test_the_file_names_its_panels_methods_seeds_and_band(tmp_path):
         shown = texts(path)
         assert {"digits, batch 32", "digits, batch 64", label, "queries of training", *LOSSES} <= set(shown)
         assert "Mean over 3 seeds; band: smallest to largest." in shown
-    one_seed = draw(table(seeds=(4,)), RESULTS, study(), tmp_path)[0]
+    one_seed = draw(table(sizes=("32",), seeds=(4,)), RESULTS, study(), tmp_path)[0]
     assert "One seed: no band." in texts(one_seed)
-    interval = draw(table(seeds=(4, 5)), RESULTS, study(band="interval"), tmp_path)[0]
+    interval = draw(table(sizes=("32",), seeds=(4, 5)), RESULTS, study(band="interval"), tmp_path)[0]
     assert "Mean over 2 seeds; band: 95 % interval of the mean (Student's t)." in texts(interval)
 
 
 def test_the_same_data_give_the_same_bytes_whatever_style_the_user_has(tmp_path):
     config = {key: mpl.rcParams[key] for key in mpl.rcParams if key != "backend"}
-    first = draw(table(), RESULTS, study(), tmp_path / "a")
+    curves, changed = table(sizes=("32",)), table({**LOSSES, "mezo": 1.1}, sizes=("32",))
+    first = draw(curves, RESULTS, study(), tmp_path / "a")
     assert {key: mpl.rcParams[key] for key in config} == config
     with mpl.rc_context({"lines.linewidth": 9, "font.size": 20, "svg.hashsalt": None}):
-        again = draw(table(), RESULTS, study(), tmp_path / "b")
+        again = draw(curves, RESULTS, study(), tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
-    other = draw(table({"mezo": 1.1, "svrg": 0.5, "first-order": 0.25}), RESULTS, study(), tmp_path / "c")
+    other = draw(changed, RESULTS, study(), tmp_path / "c")
     assert first[0].read_bytes() != other[0].read_bytes()
     assert not re.search(rb"\d{4}-\d\d-\d\d|<dc:date|matplotlib v", first[0].read_bytes())
 
