@@ -26,7 +26,7 @@ from conftest import with_soak
 from covering import grid
 from several_processes import Started
 from zofo.errors import DataError, Interrupted, RunError, ZofoError
-from zofo.methods import METHODS
+from zofo.methods import METHODS, MeZO
 from zofo.studies import plan_study, process_pool, read_study, report_study, run_study
 from zofo.studies.config import COLUMNS
 from zofo.studies.problems import PROBLEMS, LeastSquares
@@ -52,6 +52,7 @@ TOY = {
 }
 RUNS = 10  # 4 trials, 4 final runs, 2 of the untrained model
 TIMES = ["seconds", "evaluation_seconds"]  # the only columns that differ between two makings of the same run
+MEASURED = [*TIMES, "peak_bytes"]
 
 
 @pytest.fixture
@@ -89,8 +90,8 @@ def problem(monkeypatch):
     return enter
 
 
-def results(folder):
-    return pd.read_csv(folder / "results.csv").drop(columns=TIMES)
+def results(folder, without=TIMES):
+    return pd.read_csv(folder / "results.csv").drop(columns=without)
 
 
 # what is found
@@ -702,6 +703,42 @@ def test_a_study_of_a_task_is_made_of_run_folders(study, tmp_path, model_folder,
     curves = pd.read_csv(tmp_path / "out" / "curves.csv")
     one = curves[(curves.method == "mezo") & ~curves.trial & (curves.seed == 1)]
     assert one[["steps", "queries"]].to_numpy().tolist() == [[2, 16], [4, 32]]
+
+
+def test_a_run_of_a_task_that_was_stopped_goes_on_where_it_was(study, tmp_path, model_folder, data_dir, monkeypatch):
+    methods = {"mezo": {"method": {"name": "mezo"}}}
+    changes = {"methods": methods, "search": None, "zero_shot": False, "seeds": [0]}
+    content = study(task_study(model_folder, data_dir, **changes))
+    run_study(content, tmp_path / "whole")
+    steps, step = [], MeZO.step
+
+    def stopped(self, number):
+        steps.append(number)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    monkeypatch.setattr(MeZO, "step", stopped)
+    with pytest.raises(Interrupted):
+        run_study(content, tmp_path / "out")
+    assert run_study(content, tmp_path / "out").done == 1
+    assert steps == [0, 1, 2, 3]  # each was made once
+    pd.testing.assert_frame_equal(results(tmp_path / "out", MEASURED), results(tmp_path / "whole", MEASURED))
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "summary.json"])
+def test_what_a_stopped_run_left_that_cannot_be_read_is_made_again(study, tmp_path, model_folder, data_dir, file):
+    methods = {"mezo": {"method": {"name": "mezo"}}}
+    changes = {"methods": methods, "search": None, "zero_shot": False, "seeds": [0]}
+    content = study(task_study(model_folder, data_dir, **changes))
+    run_study(content, tmp_path / "out")
+    (folder,) = (tmp_path / "out" / "runs").iterdir()
+    before = results(tmp_path / "out", MEASURED)
+    (folder / "outcome.json").unlink()
+    (folder / file).write_text("{", encoding="utf-8")
+    result = run_study(content, tmp_path / "out")
+    assert (result.done, result.failed) == (1, 0)
+    pd.testing.assert_frame_equal(results(tmp_path / "out", MEASURED), before)
 
 
 MISTAKES = {

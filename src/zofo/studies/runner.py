@@ -195,7 +195,7 @@ class _Progress:
     def interrupted(self) -> None:
         """Say what is done, and how to go on."""
         kept = f"{self._done} of {self._total} runs are done and kept in {self._store.folder}"
-        self._say(f"interrupted: {kept}; type the same again to go on, with the next one from its start")
+        self._say(f"interrupted: {kept}; type the same again to go on")
 
     def _is_done(self, run: StudyRun) -> bool:
         found = self.outcomes.get(run.digest)

@@ -116,14 +116,17 @@ class Store:
         return {digest: outcome for digest, outcome in found.items() if outcome is not None}
 
     def room_for(self, run: StudyRun) -> Path:
-        """A folder for a run that does not exist; what was left of an earlier attempt is removed.
+        """The folder for a run: that of an attempt which was stopped and goes on, or one that does not exist.
 
-        A result of something else than there is now is not: it is put into `outdated/`, with what has changed.
+        What another attempt left is removed. A result of something else than there is now is not: it is put into
+        `outdated/`, with what has changed.
         """
         try:
             for folder in self.runs.glob(f"*-{run.digest}"):
                 if run.digest in self.changed:
                     self._put_aside(folder, self.changed[run.digest])
+                elif not (folder / FILE).exists() and run.execution.goes_on(run.config, folder):
+                    return folder
                 else:
                     shutil.rmtree(folder)
             self.runs.mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ from zofo.studies.trial import ConfigFault, Executor, Loading
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
 from zofo.training import RunConfig, RunFolder, prepare_run, train, training_context
 from zofo.training.identity import Identity
-from zofo.training.resume import prepared_identity
+from zofo.training.resume import find_resumable_run, prepared_identity
 from zofo.training.run_logs import metrics_lines
 
 _INNER_POINTS = 50  # of the curve of an inner problem
@@ -66,6 +66,12 @@ class TaskRuns(Executor):
             curve=_curve(run.metrics, first, metric),
             variants={variant: _scores(summary, variant) for variant in others},
         )
+
+    def goes_on(self, config: RunConfig, folder: Path) -> bool:
+        with suppress(ZofoError):  # it has ended, or what it left cannot be read
+            start = _start_beside(folder, config.init_from)
+            return find_resumable_run(config.model_copy(update={"output_dir": folder, "init_from": start})) is not None
+        return False
 
     def identity(self, config: RunConfig, remote_code: bool, test: bool, load: Loading) -> Identity:
         """What the run would be made from; the run that it starts from is left out."""

@@ -151,7 +151,11 @@ class Executor(ABC):
 
     @abstractmethod
     def execute(self, config: Any, folder: Path, remote_code: bool) -> Outcome:
-        """Make the run in a folder that does not exist yet; raises ZofoError where it failed."""
+        """Make the run in a folder that does not exist yet, or that `goes_on`; raises ZofoError where it failed."""
+
+    def goes_on(self, config: Any, folder: Path) -> bool:
+        """Whether a run that was stopped goes on from what it left in its folder; otherwise it begins anew."""
+        return False
 
     @abstractmethod
     def identity(self, config: Any, remote_code: bool, test: bool, load: Loading) -> Identity:
