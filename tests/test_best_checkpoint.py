@@ -51,6 +51,17 @@ def test_the_best_checkpoint_is_tested_where_it_is_found(configured, falling):
     assert run.summary["evaluation"]["queries"] == rows
 
 
+@pytest.mark.parametrize("eval_steps", [None, 6])
+def test_a_last_evaluation_that_is_the_best_is_tested_once(configured, eval_steps):
+    run = train(configured("run", eval_steps=eval_steps))
+    assert run.summary["best"]["step"] == 6
+    assert run.summary["best"]["test"] == run.summary["test"]
+    assert run.summary["test"]["model"]["loss"] == pytest.approx(evaluate_run(run.path, split="test").loss, rel=1e-6)
+    assert run.summary["evaluation"]["queries"] == 6 + 10
+    answers = (run.path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in answers if '"test"' in line]) == 10
+
+
 def test_a_run_that_is_stopped_has_the_same_in_the_end(configured, falling):
     whole = train(configured("whole")).summary
     config = configured("run")

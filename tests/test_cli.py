@@ -123,6 +123,22 @@ def test_eval_of_an_untrained_model(run_zofo, given, tmp_path):
     assert out.startswith(f"accuracy {100 * by_arguments['accuracy']:.1f} % on validation (majority 50.0 %), loss ")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a joy", "--data", "rows.csv"], "leave out the texts: zofo predict RUN --data rows.csv --out answers.csv"),
+        (["a joy", "--out", "answers.csv"], "--out is for the rows of --data"),
+        (["--data", "rows.csv"], "--data has no --out to write its answers to"),
+        (["--out", "answers.csv"], "--out has no --data, whose rows it would answer"),
+        ([], "nothing to answer"),
+    ],
+)
+def test_each_mistake_about_rows_has_a_sentence_of_its_own(run_zofo, words, said):
+    code, _, err = run_zofo("predict", "runs/any", *words)
+    assert (code, err.count("error: "), err.count("hint: ")) == (2, 1, 1)
+    assert said in " ".join(err.split())
+
+
 def test_predict(run_zofo, trained):
     code, out, _ = run_zofo("predict", trained, "a joy from start to finish", "dull [bold]and[/bold] lifeless")
     assert code == 0

@@ -97,12 +97,13 @@ def test_a_second_adapter_is_refused_with_what_to_type_and_that_works(model_fold
     first, second = (tmp_path / name for name in ("first", "second"))
     lora = ("train", *rows, "training.steps=1", "training.eval_batch_size=64")
     assert run_zofo(*lora, f"model={model_folder}", f"output_dir={first}")[0] == 0
-    code, _, err = run_zofo(*lora, f"model={model_folder}", f"init_from={first}", f"output_dir={second}")
+    other = (*lora, "method.adapter.rank=4")
+    code, _, err = run_zofo(*other, f"model={model_folder}", f"init_from={first}", f"output_dir={second}")
     assert code == 2
     assert "would attach another one" in err.replace("\n", " ")
     assert f"zofo export {first} --merged {first}-merged" in err.replace("\n", " ")
     assert run_zofo("export", first, "--merged", f"{first}-merged")[0] == 0
-    assert run_zofo(*lora, f"model={first}-merged", f"output_dir={second}")[0] == 0
+    assert run_zofo(*other, f"model={first}-merged", f"output_dir={second}")[0] == 0
 
 
 # leftovers

@@ -241,6 +241,14 @@ def test_a_stop_that_spans_tokens_ends_a_text(tokenizer):
     assert model.said == 5
 
 
+def test_a_stop_between_tokens_that_are_not_shown_cuts_its_text(tokenizer):
+    hidden = [tokenizer.convert_tokens_to_ids("<s>")] * 40  # too many for the look at the last tokens
+    word, letter = tokenizer("great")["input_ids"], tokenizer("#")["input_ids"]
+    model = Scripted([*word, *letter, *hidden, *letter, *word])
+    assert generate(model, prompts(tokenizer, "a"), Generation(tokenizer, stop=("##",), max_new_tokens=60)) == ["great"]
+    assert model.said == len(model.tokens)
+
+
 @pytest.mark.parametrize("stop", ["<s>", "<pad>"])
 def test_a_special_token_can_be_a_stop(tokenizer, stop):
     """A decoded text does not show it."""

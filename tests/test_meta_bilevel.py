@@ -369,6 +369,11 @@ def test_what_cannot_be_is_refused(given, options, message):
         method(new_context(given), **options)
 
 
+def test_adapters_that_would_start_from_one_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not from the adapter of init_from"):
+        method(replace(new_context(NAMES), start_adapter=tmp_path))
+
+
 # as a run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import signal
 import struct
 import time
 import zlib
@@ -57,6 +58,26 @@ def test_an_applied_patch_has_the_logits_of_training(made, patches, model_folder
     assert (found.merged, found.same_bits) == (True, True if moved else None)
     apart = (logits(loaded(tmp_path / "out")) - logits(run.load().model)).abs().max()
     assert apart == 0 if run.adapter_of() is None and case != "in place" else apart < 1e-5
+
+
+def test_a_stop_is_answered_and_leaves_nothing(patches, model_folder, tmp_path, run_zofo, monkeypatch):
+    words = ("apply", patches(), "--base", model_folder, "--out", tmp_path / "new" / "out")
+    for place in ("_replay", "save_model"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"zofo.export.apply.{place}", lambda *_: signal.raise_signal(signal.SIGTERM))
+            code, out, err = run_zofo(*words)
+        assert (code, out) == (143, "")
+        assert err.startswith("interrupted; type the same command again, and it begins again")
+        assert not (tmp_path / "new").exists() or not [*(tmp_path / "new").iterdir()]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert run_zofo(*words)[0] == 0
+
+
+def test_a_run_in_place_of_its_patch_is_refused_with_what_to_type(made, model_folder, tmp_path, run_zofo):
+    run = made("bilevel")
+    code, _, err = run_zofo("apply", run.path, "--base", model_folder, "--out", tmp_path / "out")
+    assert code == 2
+    assert f"zofo export {run.path} --patch FILE" in " ".join(err.split())
 
 
 def test_an_adapter_that_cannot_be_merged_lies_beside_the_model(made, patches, model_folder, tmp_path):

@@ -334,7 +334,7 @@ def test_a_signal_before_the_first_row_is_answered(home, tmp_path, monkeypatch):
     with pytest.raises(Interrupted) as stopped:
         zofo.predict_file(home / "runs" / "mail", data, tmp_path / "out.csv")
     assert stopped.value.message == "stopped by SIGTERM before a row was answered"
-    assert stopped.value.hint == "to go on, type the same command again"
+    assert stopped.value.hint == "to begin again, type the same command again"
 
 
 def test_a_chat_goes_on_turn_by_turn(run_zofo, home, monkeypatch):

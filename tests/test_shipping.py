@@ -110,6 +110,25 @@ def test_what_cannot_be_replayed_is_said(made, case, options, text):
 
 
 @pytest.mark.promise(14)
+def test_no_model_is_written_into_a_run(made, run_zofo, model_folder, tmp_path):
+    run = made("mezo")
+    other = shutil.copytree(run.path, tmp_path / "other run")
+    before = contents(other)
+    export_run(run.path, "patch", tmp_path / "patch")
+    for words in (
+        ("export", run.path, "--merged", other, "--force"),
+        ("export", made("adapter").path, "--adapter", other, "--force"),
+        ("replay", run.path, "--out", other, "--force"),
+        ("apply", tmp_path / "patch", "--base", model_folder, "--out", other, "--force"),
+    ):
+        code, _, err = run_zofo(*words)
+        assert code == 2, words
+        assert "is a run, whose files would lie among" in " ".join(err.split())
+        assert f"choose another folder, such as '{other}-model'" in " ".join(err.split())
+    assert contents(other) == before
+
+
+@pytest.mark.promise(14)
 def test_an_output_folder_is_not_taken_from_others(made, model_folder, tmp_path):
     run = made("mezo")
     (tmp_path / "full").mkdir()

@@ -605,11 +605,31 @@ def test_a_signal_before_the_first_step_is_answered(configured, monkeypatch, num
         signal.signal(signal.SIGINT, before)
     name = signal.Signals(number).name
     assert said == [
-        (f"stopped by {name} before its first step: nothing is written yet", "to go on"),
+        (f"stopped by {name} before its first step: nothing is written yet", "to begin again"),
         (f"stopped by {name} before it went on: what was saved is kept", "to go on"),
     ]
     assert not again.output_dir.exists()
     assert begun.output_dir.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_replay_of_a_run_that_goes_on_is_answered(configured, monkeypatch, number):
+    config, before = configured(MEZO, steps=3, save_steps=1), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, Console(file=Interrupting()))
+        with monkeypatch.context() as patched:
+            state = sys.modules["zofo.training.run_state"]
+            patched.setattr(state, "replay_records", lambda *_: signal.raise_signal(number))
+            with pytest.raises(Interrupted) as stopped:
+                train(config)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (
+        stopped.value.message == f"stopped by {signal.Signals(number).name} before it went on: what was saved is kept"
+    )
+    assert stopped.value.hint.startswith("to go on: zofo train ")
+    assert train(config).summary["steps"] == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -268,3 +268,16 @@ def test_files_of_other_formats_are_told_from_those_that_are_no_trajectory(tmp_p
     path.write_bytes(data)
     with pytest.raises(RunError, match=message):
         Trajectory.read(path)
+
+
+@pytest.mark.parametrize(
+    ("updates", "back", "interval", "cheap"),
+    [(21, 0.1, 1, True), (40, 0.1, 1, False), (40, 0.1, 20, True), (4000, None, 1, True)],
+)
+def test_a_replay_that_draws_each_direction_many_times_is_dear(updates, back, interval, cheap):
+    """Its run is restored by the sum of its updates, which draws each once."""
+    records = tuple(
+        Update(Displacement({Key(0, step): 1.0}), displacement_decay=back and (back if step % interval == 0 else 0.0))
+        for step in range(updates)
+    )
+    assert Trajectory({"seed": 0, "evaluator": {"name": "in-forward"}}, records, True).cheap is cheap

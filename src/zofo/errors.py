@@ -114,19 +114,23 @@ class Interrupted(KeyboardInterrupt):
         signal: its name.
         exit_code: 128 and the signal's number.
         steps: how many had been made, and are saved; None where there was nothing to save.
-        kept: before or after what it was, and what of it is kept, in other words than these steps.
+        kept: before or after what it was, and what of it is kept, in other words than these steps; `kept` is the last
+            of them where anything is.
+
+    Attributes:
+        again: what the same command would do.
     """
 
     quiet: bool | None = None
 
     def __init__(self, signal: str, exit_code: int, steps: int | None, kept: str | None = None) -> None:
-        again = "begin again" if steps is None and kept is None else "go on"
+        self.again = "begin again" if steps is None and not (kept or "").endswith("kept") else "go on"
         if kept is None:
             at = "before its end; what it was at is not saved"
             kept = at if steps is None else f"after {steps} steps, which are saved"
         super().__init__(f"stopped by {signal} {kept}")
         self.message = str(self)
-        self.hint = f"to {again}, type the same command again"
+        self.hint = f"to {self.again}, type the same command again"
         self.exit_code = exit_code
         self.steps = steps
 

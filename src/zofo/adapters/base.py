@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from zofo.config import PartConfig, as_group
-from zofo.errors import CheckpointError, ConfigError, ZofoError, raise_if_out_of_memory
-from zofo.models import save_tensors
+from zofo.errors import CheckpointError, ConfigError, RunError, ZofoError, raise_if_out_of_memory
+from zofo.models import load_tensors, save_tensors
 from zofo.models.heads import is_classifier
 from zofo.registry import Registry
 from zofo.state_dict import StateDict, load_tensors_state, tensors_to_state
@@ -203,6 +203,26 @@ class PeftAdapters(Adapters):
             for tensor, parameter in tensors.items():
                 parameter.requires_grad_(name == adapter and self.is_trained(tensor))
         self._active = adapter
+
+    def start_from(self, folder: Path) -> None:
+        """Give all adapters the tensors of a saved one.
+
+        Raises:
+            RunError: it has other tensors than they have.
+        """
+        import peft
+
+        saved, first = load_tensors(folder / "adapter_model.safetensors"), self.names[0]
+        own = peft.get_peft_model_state_dict(self._peft, adapter_name=first, save_embedding_layers=False)
+        if {name: one.shape for name, one in own.items()} != {name: one.shape for name, one in saved.items()}:
+            raise RunError(
+                f"{str(folder)!r} is an adapter of other tensors than this one has, as of a task with more or fewer "
+                "labels",
+                f"merge it first: zofo export {folder.parent} --merged DIR, then train with model=DIR and without "
+                "init_from",
+            )
+        for name in () if next(self.model.parameters()).is_meta else self.names:
+            peft.set_peft_model_state_dict(self._peft, dict(saved), adapter_name=name)
 
     def state_dict(self) -> StateDict:
         """The tensors that stay, which are the same in all adapters."""

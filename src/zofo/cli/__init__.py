@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 _INTERRUPTED = 130
 
@@ -18,12 +21,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from zofo.cli.terminal import guarded_streams
 
     with guarded_streams():
-        code = _run(arguments)
+        with _terminating() as terminated:
+            code = _run(arguments, terminated)
         code = _flushed(code)
     sys.exit(code)
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None, terminated: Sequence[int]) -> int:
     """Run a verb, and say what went wrong; gives the exit code."""
     from zofo.cli.terminal import is_heard, linger
     from zofo.errors import Interrupted, ZofoError, of_system
@@ -47,11 +51,31 @@ def _run(arguments: Sequence[str] | None) -> int:
             linger()
         return error.exit_code
     except KeyboardInterrupt:
-        return _interrupted()
+        return _interrupted(terminated)
     except SystemExit as end:
         unsaid = end.code == _INTERRUPTED and not isinstance(end.__cause__, Interrupted)
-        return _interrupted() if unsaid else int(end.code or 0)
+        return _interrupted(terminated) if unsaid else int(end.code or 0)
     return 0
+
+
+@contextmanager
+def _terminating() -> Iterator[Sequence[int]]:
+    """While it is open, SIGTERM is what Ctrl-C is, where nothing better is done about it: what is half written is
+    removed, and one sentence is said. Gives a list, into which its exit code is put."""
+    codes: list[int] = []
+
+    def terminate(number: int, _frame: object) -> None:
+        codes.append(128 + number)
+        raise KeyboardInterrupt
+
+    alone = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if alone:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield codes
+    finally:
+        if alone:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_working_folder() -> None:
@@ -74,15 +98,15 @@ def _say(kind: str, style: str, text: str) -> None:
         err.say("  ", line)
 
 
-def _interrupted() -> int:
+def _interrupted(terminated: Sequence[int]) -> int:
     from zofo.cli.options import err
     from zofo.cli.terminal import is_heard, linger
 
     if is_heard(None):
         err.say("interrupted; type the same command again, and it begins again, or goes on from what was saved")
-    else:
+    elif not terminated:  # else the launcher is stopping all of them already
         linger()
-    return _INTERRUPTED
+    return terminated[-1] if terminated else _INTERRUPTED
 
 
 def _flushed(code: int) -> int:

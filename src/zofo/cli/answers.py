@@ -173,11 +173,17 @@ def check_rows_given(texts: Sequence[str] | None, data: Path | None, file: Path 
     """Raises ConfigError unless there are either texts, or a file of rows and one to write."""
     from zofo.errors import ConfigError
 
-    if texts and (data or file):
-        raise ConfigError("texts are answered on the terminal, and --data is written to --out", "give one of the two")
-    if (data is None) != (file is None) or not texts and data is None:
-        what = {True: "nothing to answer", False: "--data and --out go together"}[data is None and file is None]
-        raise ConfigError(what, "zofo predict RUN TEXT ..., or zofo predict RUN --data rows.csv --out answers.csv")
+    rows = "zofo predict RUN --data rows.csv --out answers.csv"
+    if texts and data is not None:
+        raise ConfigError("texts and --data are given, and one of them is answered", f"leave out the texts: {rows}")
+    if texts and file is not None:
+        raise ConfigError("--out is for the rows of --data; texts are answered on the terminal", "leave out --out")
+    if data is not None and file is None:
+        raise ConfigError("--data has no --out to write its answers to", f"add --out: {rows}")
+    if file is not None and data is None:
+        raise ConfigError("--out has no --data, whose rows it would answer", f"add --data: {rows}")
+    if not texts and data is None:
+        raise ConfigError("nothing to answer", f"zofo predict RUN TEXT ..., or {rows}")
 
 
 def as_columns(given: Sequence[str] | None, text: str | None) -> dict[str, str]:

@@ -91,7 +91,9 @@ def dry_run(
     rows = Rows(examples, examples, len(examples))
     place, machine = device_of(config, None), known_machine()
     size = config.method.batch_size
-    estimate = estimate_step(config.method, loaded, on_meta, rows, machine, size, 0, place)
+    estimate = estimate_step(
+        config.method, loaded, on_meta, rows, machine, size, 0, place, bool(config.training.kl_beta)
+    )
     return DryRun(estimate, peak, seconds[-1], losses[-1], len(examples), machine.described)
 
 

@@ -88,8 +88,6 @@ class RowSource:
         self.training, self.lengths = _SHAPE_ROWS, [self._tokens]
         if tokens is None and "task" in config.model_fields_set:
             self._read()
-        if config.training.kl_beta:
-            self.about += "; the two forwards of training.kl_beta are not counted"
 
     def _read(self) -> None:
         load = load_on_meta
@@ -201,7 +199,17 @@ def estimate_config(
     size = config.method.batch_size
     scored = config.training.eval_batch_size if evaluation else 0
     context, rows = source.context(config, loaded, max(size, scored))
-    return estimate_step(method, loaded, context, rows, machine, size, scored, device)
+    return estimate_step(
+        method,
+        loaded,
+        context,
+        rows,
+        machine,
+        size,
+        scored,
+        device,
+        bool(config.training.kl_beta) and method is not None,
+    )
 
 
 def estimate_run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,7 @@ def estimate_step(
     batch_size: int,
     evaluated: int = 0,
     device: str = "cpu",
+    kl: bool = False,
 ) -> StepEstimate:
     """Trace the passes of a step on tensors without numbers, and add up what they take.
 
@@ -87,6 +88,7 @@ def estimate_step(
         rows: what the batches hold.
         batch_size: of that one forward.
         evaluated: examples a batch in evaluation; 0 leaves evaluation out.
+        kl: whether two more forwards of all points ask how far answers are from the base model's.
 
     Raises:
         ConfigError: an adapter does not suit the model, or the method's passes are not known.
@@ -94,7 +96,7 @@ def estimate_step(
     """
     model: Any = loaded.model
     packed, own = packed_numbers(model), weight_bytes(model)
-    passes = [Pass(batch_size)] if config is None else known_passes(config, rows.training)
+    passes = [Pass(batch_size)] if config is None else known_passes(config, rows.training, kl)
     weights, before = _weights(model, passes), _movable(config, model, passes)
     gradient = next((one for one in passes if one.gradient is not None), None)
     adapters = _attached(config, model, gradient)
@@ -105,8 +107,7 @@ def estimate_step(
     moments, work = _of_passes(passes, traced, rows, shares, theta)
     if gradient is not None:
         moments.append(of_update(trained, gradient.moments))
-        swept = _UPDATE * sum(map(_bytes, trained))
-        work = work + Work(moved_bytes=swept, operations=_OPERATIONS * len(trained))
+        work = work + _of_optimiser(trained)
     if any(one.carries for one in passes) and theta[0].dtype == torch.float32:
         moments.append(of_check(model, machine.check_kept if device == "cpu" else 0.0))
     each: Work | None = None
@@ -129,10 +130,12 @@ def estimate_step(
     return StepEstimate(terms, largest.name, always, work, machine.seconds(work, _dtype(loaded)), scored)
 
 
-def known_passes(config: MethodConfig, rows: int) -> Sequence[Pass]:
-    """The passes of a step on some number of training rows; raises ConfigError for a method that does not tell them."""
+def known_passes(config: MethodConfig, rows: int, kl: bool = False) -> Sequence[Pass]:
+    """The passes of a step on some number of training rows, with those of a `kl` to the base model; raises ConfigError
+    for a method that does not tell them."""
     if passes := config.passes(rows):
-        return passes
+        asked = [replace(one, times=2 * one.times, sweeps=0.0) for one in passes if one.gradient is None]
+        return [*passes, *(asked if kl else [])]
     raise ConfigError(f"an estimate knows no steps of method={config.name}", "estimate method=mezo or first-order")
 
 
@@ -187,6 +190,11 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 def _dtype(loaded: LoadedModel) -> str:
     return str(loaded.model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+
+
+def _of_optimiser(trained: Sequence[nn.Parameter]) -> Work:
+    """Reading and writing what has a gradient."""
+    return Work(moved_bytes=_UPDATE * sum(map(_bytes, trained)), operations=_OPERATIONS * len(trained))
 
 
 def _of_sweeps(one: Pass, theta: Sequence[torch.Tensor]) -> Work:

@@ -12,7 +12,7 @@ from zofo.adapters import can_merge, load_strange_adapter
 from zofo.errors import ConfigError, EvaluatorError, ModelError, NonFiniteError, PatchError, RunError, error_context
 from zofo.export.patch import Base, Patch
 from zofo.export.run_metrics import EVALUATED, unscored
-from zofo.export.save_pretrained import check_finite, save_model
+from zofo.export.save_pretrained import check_can_hold_model, check_finite, save_model
 from zofo.export.vote_patch import VotePart
 from zofo.filesystem import atomic_folder, check_not_taken
 from zofo.models import LoadedModel, ModelConfig, load_model
@@ -93,7 +93,7 @@ def apply_patch(
     """
     patch = Patch.read(file)
     read = [Path(base)] if Path(base).is_dir() else []
-    check_not_taken(out, force, read)
+    (check_can_hold_model if patch.vote is None else check_not_taken)(out, force, read)
     with tempfile.TemporaryDirectory(prefix="zofo-patch-") as temporary:
         adapter = Path(temporary) / "adapter"
         with error_context(repr(str(file)), RunError):

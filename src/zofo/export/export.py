@@ -18,6 +18,7 @@ from zofo.export.model_card import model_card
 from zofo.export.patch import ADAPTER, check_trajectory_limits, packed
 from zofo.export.run_metrics import metrics_of
 from zofo.export.save_pretrained import (
+    check_can_hold_model,
     check_complete,
     label_texts,
     portable_config,
@@ -26,7 +27,7 @@ from zofo.export.save_pretrained import (
     save_model,
 )
 from zofo.export.vote_patch import MEMBERS, vote_parts
-from zofo.filesystem import atomic_folder, check_file_not_taken, check_not_taken, write_file
+from zofo.filesystem import atomic_folder, check_file_not_taken, write_file
 from zofo.methods.linear_probe import PROBE
 from zofo.models import LoadedModel, head_of
 from zofo.models.heads import Head
@@ -115,7 +116,7 @@ def export_run(
             run.load_start_weights(run.load_base(model, remote_code))
         write_file(out, patch_of(run, variant, best, summed))
         return ExportResult(kind, out, (), model_card(run, kind, variant, best))
-    check_not_taken(out, force, read)  # before the model is loaded
+    check_can_hold_model(out, force, read)  # before the model is loaded
     head: Head
     if kind == "adapter":
         adapter, head = _checked_adapter(run, adapter, variant, model, remote_code)
@@ -193,9 +194,14 @@ def _check_is_model(run: RunFolder) -> None:
         )
 
 
+def _brought(start: RunFolder | None, run: RunFolder) -> bool:
+    """Whether a run has, beneath what it trained, the adapter of the one that it started from."""
+    return start is not None and start.adapter_of() is not None and start.adapter_for(run.config.method) is None
+
+
 def _check_no_earlier_adapter(run: RunFolder) -> None:
     start = run.start
-    if start is not None and start.adapter_of() is not None:
+    if start is not None and _brought(start, run):
         raise RunError(
             f"the run started from {str(start.path)!r} and its adapter, which this version cannot merge",
             "export that run with --merged DIR, and train again with model=DIR",
@@ -214,7 +220,7 @@ def patch_of(run: RunFolder, variant: str | None = None, best: bool = False, sum
     parts: dict[str, bytes] = {}
     stages = []
     for number, one in enumerate(runs):
-        if one is not run and one.adapter_of() is not None:
+        if one is not run and _brought(one, runs[number + 1]):
             raise RunError(
                 f"the run started from {str(one.path)!r}, whose adapter a patch has no place for",
                 "write the whole model with --merged DIR",

@@ -128,7 +128,13 @@ def _moved(run: RunFolder) -> str | None:
     """The command that writes the weights an adapter was trained beside; None where these are the base model's."""
     if run.backbone_trajectory is not None:
         return "zofo replay RUN --out BACKBONE"
-    return None if run.config.init_from is None else "zofo export START --merged BACKBONE, of the run it started from"
+    start, of = run.start, "of the run it started from"
+    if start is None:
+        return None
+    if start.adapter_for(run.config.method) is None:
+        return f"zofo export START --merged BACKBONE, {of}"
+    moved = _moved(start)  # its adapter is in this run's
+    return None if moved is None else f"{moved}, {of}"
 
 
 def _row(

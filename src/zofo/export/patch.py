@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -333,7 +334,9 @@ def unpacked(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             is_old = file.read(len(_OLD_MAGIC)) == _OLD_MAGIC
         return _unpacked_old(path.read_bytes()) if is_old else _unpacked(path)
     except OSError as error:
-        raise PatchError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+        run = shlex.quote(str(path)) if path.is_dir() else "RUN"
+        hint = f"name a file that a run was written to: zofo export {run} --patch FILE"
+        raise PatchError(f"cannot read {str(path)!r}: {error.strerror or error}", hint) from error
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise PatchError(
             f"{str(path)!r} is not a patch, or it was cut short or changed: {first_line(error)}",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import nn
 
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import RunError
-from zofo.filesystem import real
+from zofo.filesystem import check_not_taken, real
 from zofo.models import LoadedModel, ModelConfig
 from zofo.models.heads import head_class
 from zofo.models.loading import quiet_transformers
 from zofo.tasks import Task
 from zofo.temporary import temporarily
+from zofo.training.run_record import CONFIG
 
 
 def portable_name(model: str) -> str:
@@ -29,6 +31,16 @@ def portable_name(model: str) -> str:
         return model
     path = Path(model)
     return real(path).name if path.is_dir() or path.is_absolute() or model.startswith((".", "~")) else model
+
+
+def check_can_hold_model(path: Path, force: bool, apart_from: Iterable[Path]) -> None:
+    """Raises RunError for a place where no model may be written: those of `check_not_taken`, and a run's folder."""
+    check_not_taken(path, force, apart_from)
+    if (path / CONFIG).is_file():
+        raise RunError(
+            f"{str(path)!r} is a run, whose files would lie among those of the model",
+            f"choose another folder, such as {shlex.quote(f'{path}-model')}",
+        )
 
 
 def label_texts(task: Task | None) -> list[str]:

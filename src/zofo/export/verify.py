@@ -14,8 +14,8 @@ from zofo.errors import RunError, ZofoError
 from zofo.evaluators import Counts
 from zofo.export.export import folded_updates
 from zofo.export.run_metrics import evaluations
-from zofo.export.save_pretrained import label_texts, save_model
-from zofo.filesystem import atomic_folder, check_not_taken
+from zofo.export.save_pretrained import check_can_hold_model, label_texts, save_model
+from zofo.filesystem import atomic_folder
 from zofo.models import LoadedModel, head_of
 from zofo.tasks import load_examples
 from zofo.training import RunFolder, scorer_of
@@ -116,7 +116,7 @@ def replay_run(
         )
     read = run.sources(model)
     if out is not None:
-        check_not_taken(out, force, read)
+        check_can_hold_model(out, force, read)
     if summed:
         folded_updates(run, trajectory, steps)  # refuses
     loaded = run.load_base(model, remote_code)

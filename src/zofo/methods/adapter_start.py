@@ -29,13 +29,18 @@ def attach_adapters(
 ) -> tuple[PeftAdapters, AdapterStart]:
     """Build the adapters that a configuration asks for, and calibrate those that start from the model's own numbers.
 
-    A calibration looks at batches of training rows, drawn by the run's seed, without a gradient; at each row at most
+    Where the context has an adapter to start from, they start from its tensors, and nothing is calibrated. A
+    calibration looks at batches of training rows, drawn by the run's seed, without a gradient; at each row at most
     once.
 
     Raises:
         ConfigError: they do not fit the model, or the rows do not tell enough.
     """
     adapters: PeftAdapters = config.build(context.model, names, context.seed)
+    if context.start_adapter is not None:
+        adapters.start_from(context.start_adapter)
+        told = f"the adapter goes on from that of {str(context.start_adapter.parent)!r}"
+        return adapters, AdapterStart((*adapters.notes(), told), begun_from=context.start_adapter)
     wanted, counts, digest = adapters.calibration_batches, Counts(), hashlib.sha256()
     if not wanted:
         return adapters, AdapterStart(tuple(adapters.notes()))

@@ -54,6 +54,7 @@ class TrainingContext:
         answers: what such an objective rewards, of each example of a batch.
         lower_examples: of a method that has two sets, those of D_p; then `examples` are D_f. By default it splits them.
         processes: that train together, each with all examples; they share out those of each batch.
+        start_adapter: the folder of a saved adapter, whose tensors those of the method start from; None for new ones.
     """
 
     model: nn.Module
@@ -70,6 +71,7 @@ class TrainingContext:
     answers: Callable[[nn.Module, Any], Sequence[Answer]] | None = None
     lower_examples: Sequence[Any] | None = None
     processes: Processes = ALONE
+    start_adapter: Path | None = None
 
     def batches(self, size: int, name: str, examples: Sequence[Any] | None = None) -> EpochSampler[Any, Any]:
         """A seeded sequence of batches of `examples`, by default of all."""
@@ -143,11 +145,13 @@ class AdapterStart:
         notes: what a user should know of it, a sentence each.
         counts: what their calibration took; it is part of the method's counts.
         calibration: what a run's summary holds of it: how many examples, a hash of the rows, the seed and the counts.
+        begun_from: the context's `start_adapter`, if they have its tensors.
     """
 
     notes: tuple[str, ...] = ()
     counts: Counts = field(default_factory=Counts)
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    begun_from: Path | None = None
 
     def and_then(self, other: AdapterStart) -> AdapterStart:
         """Both, one after the other; those that looked at the same rows say so once."""
@@ -186,8 +190,7 @@ class MethodConfig(Config):
 
     @property
     def base_of(self) -> Callable[[nn.Module], AsBase] | None:
-        """Makes of a model, before anything moves, what lets it answer at every step as it does then; None where the
-        method knows no way."""
+        """Makes of a model, before anything moves, what lets it answer as it does then; None for no way to."""
         return None
 
     @property
@@ -213,7 +216,7 @@ class MethodConfig(Config):
     @property
     def adapter_configs(self) -> list[AdapterConfig]:
         """The adapters that the method attaches to the model, whatever their keys are called."""
-        return [value for _, value in self if isinstance(value, AdapterConfig)]
+        return [one for key, one in self if isinstance(one, AdapterConfig) and key not in self.keys_without_effect]
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
         """How many steps draw `epochs` times as many examples as there are rows: ceil(epochs rows / batch_size).
@@ -262,8 +265,7 @@ class Method(ABC):
         variants: the models that training leaves behind, the one to report first; one for most methods.
         backbone: the tensors that zeroth-order steps move, or None.
         backbone_is_theta: whether these are all of theta; else a method keeps a part of it elsewhere.
-        adapter_is_theta: whether an adapter of its first variant is a part of theta, so that a run that starts from it
-            has it in its weights.
+        adapter_is_theta: whether an adapter of its first variant is a part of theta; what starts from it merges it.
         rule: how estimates become updates of the backbone, or None.
         evaluator: what looks around theta, or None.
         counts: work done so far.

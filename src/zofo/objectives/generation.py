@@ -226,7 +226,9 @@ class _Ends:
     """Ends a text when it holds a stop; white space before its first word is none, or many would end before it.
 
     A new token can only make a stop at the end of a text, so that whole texts are read where their last tokens hold
-    one; each token is a byte or more of it, but for some that are not shown, and blanks that are cleaned up.
+    one; each token is a byte or more of it, but for some that are not shown, and blanks that are cleaned up. A stop
+    with more of these in it is not seen: its text is the same, since `_cut` reads the whole of it, and only has more
+    tokens after the stop, which take time and which a KL reads, too.
 
     Where rows may leave, all end once half of them have, and two or more have not: one row alone would have another
     form.

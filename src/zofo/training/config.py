@@ -80,7 +80,8 @@ class RunConfig(Config):
     training: TrainingConfig = TrainingConfig()
     """How long."""
     init_from: Path | None = None
-    """A run that this one starts from: its trained weights take the place of the model's own."""
+    """A run that this one starts from: its trained weights take the place of the model's own, and an adapter of the
+    same kind and shape goes on from its adapter."""
     output_dir: Path | None = None
     """The folder that the run is written to; by default a new one under `runs`."""
 

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class PreparedRun:
     examples: dict[Split, list[Example]]
     encoded: dict[Split, list[Any]]
     scorer: TaskEvaluator
+    start_adapter: Path | None = None
 
     @property
     def train_rows(self) -> list[int]:
@@ -97,6 +99,7 @@ def prepare_run(
     start = opened_start(config)
     if start is not None:
         start.check_not_trained_on(config.task)
+    start_adapter = None if start is None else start.adapter_for(config.method)
     try:
         head = head_of(config.model) == "classification"
     except ZofoError:
@@ -108,11 +111,10 @@ def prepare_run(
         words = zip(task.label_names, task.verbalizers_of(config.task.prompt).values(), strict=True)
         check_head_labels(loaded.outputs, loaded.name, [(str(label), word.strip()) for label, word in words])
     if start is not None:
-        start.restore_as_start(loaded)
-        start.check_one_adapter(config.method, loaded)
+        start.restore_as_start(loaded, config.method)
     scorer = scorer_of(config, task, loaded)
     encoded = {split: scorer.encode(rows) for split, rows in examples.items()}
-    return PreparedRun(loaded, task, examples, encoded, scorer)
+    return PreparedRun(loaded, task, examples, encoded, scorer, start_adapter)
 
 
 def check_every_split(config: RunConfig, prepared: PreparedRun) -> list[str]:
@@ -264,6 +266,7 @@ def _context(
         processes=processes,
         rewards=objective.rewards,
         answers=objective.answers,
+        start_adapter=prepared.start_adapter,
     )
 
 

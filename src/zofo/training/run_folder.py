@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zofo.adapters import AdapterConfig, carries_adapters, load_adapter, merge_adapter
+from zofo.adapters import load_adapter, merge_adapter
 from zofo.errors import ConfigError, RunError
 from zofo.filesystem import real, sha256_of
 from zofo.methods import METHODS, MethodConfig
@@ -102,28 +103,48 @@ class RunFolder(RunRecord):
         if adapter is not None:
             attach(loaded.model, adapter)
 
-    def restore_as_start(self, loaded: LoadedModel) -> None:
-        """As `restore`, for a run that begins where this one ended: an adapter that is a part of theta is merged."""
+    def restore_as_start(self, loaded: LoadedModel, method: MethodConfig) -> None:
+        """As `restore`, for a run of a method that begins where this one ended: an adapter that is a part of theta is
+        merged, and one that the method goes on with is left to it, see `adapter_for`."""
         if self.is_vote:
             raise RunError(
                 f"{str(self.path)!r} is a vote of several models, which is no beginning of one",
                 "start from a run of method=select without method.vote",
             )
-        merged = METHODS[self.config.method.name].adapter_is_theta
-        self.restore(loaded, attach=merge_adapter if merged else load_adapter)
-
-    def check_one_adapter(self, method: MethodConfig, loaded: LoadedModel) -> None:
-        """Raises ConfigError where this run has brought its adapter into a model, and a method would attach another."""
-        idle = method.keys_without_effect
-        attached = any(isinstance(value, AdapterConfig) and key not in idle for key, value in method)
-        if attached and carries_adapters(loaded.model):
-            merged = shlex.quote(f"{self.path}-merged")
+        labels = len(self.task.label_names)
+        if loaded.head == "classification" and not loaded.outputs and labels != loaded.model.config.num_labels:
             raise ConfigError(
-                f"init_from={self.path} brings its adapter into the model, and method={method.name} would attach "
-                "another one",
-                f"merge it first: zofo export {shlex.quote(str(self.path))} --merged {merged}, then train with "
-                f"model={merged} and without init_from",
+                f"init_from={self.path} has a head for {labels} labels, and this task has "
+                f"{loaded.model.config.num_labels}",
+                "give a task with as many labels, or train without init_from",
             )
+        merged = METHODS[self.config.method.name].adapter_is_theta
+        left = self.adapter_for(method) is not None
+        self.restore(loaded, attach=(lambda *_: None) if left else merge_adapter if merged else load_adapter)
+
+    def adapter_for(self, method: MethodConfig) -> Path | None:
+        """The folder of this run's adapter, where a method that starts from the run goes on with it; None where the
+        method attaches none, or this run brings none. Raises ConfigError for a method that would attach another one.
+        """
+        own, asked = self.config.method, method.adapter_configs
+        if not asked or METHODS[own.name].adapter_is_theta or (adapter := self.adapter_of()) is None:
+            return None
+        theirs = own.adapter_configs
+        if len(asked) == 1 and asked == theirs:
+            return adapter
+        place, merged = shlex.quote(str(self.path)), shlex.quote(f"{self.path}-merged")
+        same = ""
+        if len(asked) == len(theirs) == 1:
+            key = next(key for key, one in method if one is asked[0])
+            ours, options = asked[0].model_dump(mode="json"), theirs[0].model_dump(mode="json")
+            wanted = [f"method.{key}.{name}={json.dumps(v)}" for name, v in options.items() if v != ours.get(name)]
+            same = f"to go on with it, give {' '.join(map(shlex.quote, wanted))}; to have a new one, "
+        raise ConfigError(
+            f"init_from={self.path} brings its adapter into the model, and method={method.name} would attach "
+            "another one",
+            f"{same}merge it first: zofo export {place} --merged {merged}, then train with model={merged} and without "
+            "init_from",
+        )
 
     def enable_replay_cache(self) -> None:
         """From now on, keep the weights that a replay leads to, in `replayed/`: for a run that many others start from.
@@ -141,7 +162,7 @@ class RunFolder(RunRecord):
         *before, _ = self.chain()
         if before:
             start = before[-1]
-            start.restore_as_start(loaded)
+            start.restore_as_start(loaded, self.config.method)
             now = Identity(start=start.trained_hash)
             check_unchanged(self.identity, now, repr(str(self.path)), {"": f"put back {str(start.path)!r} as it was"})
         now, hint = model_identity(loaded), f"name that model, with its files as they were: {_BY_MODEL}"

@@ -90,11 +90,7 @@ class RunRecord:
         """
         path = Path(path)
         if not (path / CONFIG).is_file():
-            near = None if path.exists() else near_path(str(path))
-            hint = "runs are written by `zofo train`" if near is None else f"did you mean {near!r}?"
-            if path.is_file():
-                hint = f"of a patch: zofo apply {shlex.quote(str(path))} --base MODEL --out DIR, and then take that"
-            raise RunError(f"{str(path)!r} is not a run folder (it has no config.yaml)", hint)
+            raise RunError(f"{str(path)!r} is not a run folder (it has no config.yaml)", _run_near(path))
         run = cls(path)
         run.clear_leftovers()
         return run
@@ -248,3 +244,17 @@ class RunRecord:
                 f"take --variant {next(iter(self.summary['variants']))}, or load one of {folder / variant}/* with peft",
             )
         return folder / variant
+
+
+def _run_near(path: Path) -> str:
+    """What to type in place of a path where no run is."""
+    if path.is_file():
+        return f"of a patch: zofo apply {shlex.quote(str(path))} --base MODEL --out DIR, and then take that"
+    if (within := min(path.glob(f"*/{CONFIG}"), default=None)) is not None:
+        return f"name a run that lies in it, such as {str(within.parent)!r}"
+    if (path.parent / CONFIG).is_file():
+        return f"did you mean {str(path.parent)!r}?"
+    if (path / "adapter_config.json").is_file():
+        return "it is an adapter: merge it into its model with peft's merge_and_unload, and name that as the model"
+    near = None if path.exists() else near_path(str(path))
+    return "runs are written by `zofo train`" if near is None else f"did you mean {near!r}?"

@@ -29,10 +29,11 @@ _PROGRESS, _STATE, _TENSORS = "progress.json", "state.json", "state.safetensors"
 
 def should_checkpoint_weights(method: Method, wanted: bool | None) -> bool:
     """Whether a checkpoint holds theta itself, and not only the trajectory that leads to it: as configured, or else
-    where a replay is dear, as it is in place and for rules whose updates are no displacements."""
+    where a replay is dear, as it is in place, for rules whose updates are no displacements, and where theta decays."""
     if method.evaluator is None or wanted is not None:
         return bool(wanted)
-    return not (not method.evaluator.writes_points and method.rule is not None and method.rule.linear)
+    rule = method.rule
+    return method.evaluator.writes_points or rule is None or not rule.linear or bool(rule.displacement_decay)
 
 
 class ResumePoint(NamedTuple):

@@ -125,12 +125,15 @@ def run_parts(
     first: int,
 ) -> None:
     """Make the steps after the `first` ones, and score the test split where that is asked for."""
-    training, (evaluating, testing, _) = config.training, parts.scorings
+    training, (evaluating, testing, testing_best), best = config.training, parts.scorings, parts.best
     due, scored = training.evaluated_after(trained.steps), evaluating.steps_evaluated if evaluating.last else None
     run_loop(trained.method, trained.steps, callbacks, evaluating, due, first, parts.skips, scored)
     if training.eval_on_test:
         checkpointing.stop_if_asked(trained.steps)
-        testing()
+        if best.tests and best.step == trained.steps:  # the model has been scored there
+            testing.last = testing_best.last
+        else:
+            testing()
 
 
 def say_notes(config: RunConfig, trained: Session, console: Console) -> None:

@@ -27,6 +27,7 @@ from zofo.training.run_folder import RunFolder
 from zofo.training.run_record import CONFIG
 from zofo.training.run_state import ResumePoint
 from zofo.training.session import LoopParts, Session, loop_parts, rewards_of, run_parts, trajectory_header
+from zofo.training.signals import Signals
 from zofo.training.versions import device_fingerprint
 
 
@@ -128,9 +129,10 @@ def resumed(
         return found.step
 
     step = processes.first(latest_step)
-    with processes.alike():  # none writes before all have read
-        if step is None:
-            return ResumePoint()
+    if step is None:
+        return ResumePoint()
+    # none writes before all have read
+    with processes.alike(), Signals().raise_on_signal(lambda: "before it went on: what was saved is kept"):
         checkpoint = saved.get(step) or parts.checkpoints.at(step)
         return parts.state.restore(checkpoint, folder.metrics, folder.trajectory, header)
 

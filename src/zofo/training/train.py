@@ -157,7 +157,7 @@ def _train(
 def _how_to_go_on(
     stop: Interrupted, folder: RunFolder, remote_code: bool, reward: Rewards | None, processes: Processes
 ) -> str:
-    again = "begin again" if stop.steps is None else "go on"
+    again = stop.again
     typed = [part.typed for part in reward.parts] if reward is not None else []
     if not all(typed):
         return f"to {again}: train with output_dir={folder.path}, the same configuration and the same reward"
@@ -346,6 +346,11 @@ def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scor
     steps = number_of_steps(config, method, prepared.train_rows)
     for split in scored:
         majority_of(prepared.task, prepared.examples[split])  # refuses a score that cannot be given
+    if prepared.start_adapter not in (None, method.adapter_start.begun_from):
+        raise ConfigError(
+            f"method={config.method.name} does not start from the adapter of init_from",
+            "merge it first: zofo export RUN --merged DIR, then train with model=DIR and without init_from",
+        )
     method.planned_steps = steps
     if method.fixed_steps is None:
         method.lr_factor = lr_schedule(config.training, steps)

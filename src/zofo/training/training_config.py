@@ -48,7 +48,7 @@ class TrainingConfig(Config):
     `bilevel`, all rows of D_p."""
     objective: str | None = None
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
-    kl_beta: float = Field(0.0, ge=0, allow_inf_nan=False)
+    kl_beta: float = Field(0.0, ge=0, le=1e6, allow_inf_nan=False)
     """How much the KL of a generated answer to the model that the run began with takes off its reward, in units of the
     reward. It takes two more forwards of each batch. Without an adapter it needs `method.keep_base`."""
     lr_scheduler_type: LrSchedulerType = "constant"

@@ -44,6 +44,7 @@ _UPDATE, _MOVE, _SETTLE, _STEP = 1, 2, 3, 4
 _FLAGS = _HAS_SHRINK, _HAS_LR, _HAS_DISPLACEMENT_DECAY = 16, 32, 64
 _UPDATES = {_UPDATE | shrink | lr | back for shrink in (0, 16) for lr in (0, 32) for back in (0, 64)}
 _MAX_HEADER = 1 << 20
+_FEW = 10  # times that each direction may be drawn in a replay beside the one when it is written
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,15 @@ class Trajectory:
 
     @property
     def cheap(self) -> bool:
-        """Whether an exact replay costs little: in the forward nothing was written for a probe."""
+        """Whether an exact replay costs little: in the forward nothing was written for a probe, and no direction is
+        drawn again and again for what theta has moved to decay."""
+        terms = again = 0
+        for record in self.records:
+            if isinstance(record, Update):
+                again += terms if record.displacement_decay else 0
+                terms += len(record.displacement)
+        if again > _FEW * terms:
+            return False
         evaluator = self.header.get("evaluator")
         name = evaluator.get("name") if isinstance(evaluator, dict) else None
         return isinstance(name, str) and name in EVALUATORS and not EVALUATORS[name].writes_points

@@ -120,7 +120,7 @@ class MetaBilevel(Method):
     shares_examples = True
 
     def __init__(self, config: MetaBilevelConfig, context: TrainingContext) -> None:
-        _refuse(config)
+        _refuse(config, context)
         self._config = config
         self._seed = context.seed
         self._objective = context.objective
@@ -260,7 +260,7 @@ class MetaBilevel(Method):
                 self._adapters.save(variant, folder / variant / file_name(name))
 
 
-def _refuse(config: MetaBilevelConfig) -> None:
+def _refuse(config: MetaBilevelConfig, context: TrainingContext) -> None:
     if config.upper_objective is not None or config.upper_surrogate:
         raise ConfigError(
             "method=meta-bilevel has one objective for both levels of all tasks",
@@ -277,6 +277,11 @@ def _refuse(config: MetaBilevelConfig) -> None:
             f"method.adapter={config.adapter.name} changes what the model does before it is trained, so that a new "
             "task would not begin with the model as it is",
             f"choose one of {', '.join(neutral)}",
+        )
+    if context.start_adapter is not None:
+        raise ConfigError(
+            "the adapters of method=meta-bilevel start from the model as it is, not from the adapter of init_from",
+            "merge it first: zofo export RUN --merged DIR, then train with model=DIR and without init_from",
         )
 
 
