@@ -150,7 +150,7 @@ def outcome(run, failed=(), blown=(), accidents=(), first=()):
         splits["validation"]["loss"] = 7.1
     if run.trial is None:
         score = SCORES[run.method, run.cell.task][run.seed]
-        splits["test"] = {"score": score, "loss": 0.6, "majority": 0.52 + 0.01 * run.seed}
+        splits["test"] = {"score": score, "loss": 1.4 - 1.5 * score, "majority": 0.52 + 0.01 * run.seed}
     queries = 0 if run.method == "zero-shot" else run.tree["training"]["max_queries"]
     counts = {"forwards": queries // 16, "backwards": 0 if run.method == "mezo" else queries // 16, "queries": queries}
     curve = [{"steps": 1, "queries": queries, "split": "validation", "loss": 0.6, "score": 0.5}]
@@ -297,7 +297,18 @@ def test_differences_are_in_pairs_of_the_same_task_and_seed(report):
     assert cells[6:] == ["5 / 1", as_p(both.t_test), "-", as_p(both.wilcoxon)]
     assert both.t_test == pytest.approx(stats.ttest_rel(*every).pvalue)
     assert both.wilcoxon == pytest.approx(stats.wilcoxon(np.subtract(*every)).pvalue)
-    assert any("6 such rows were tested; p (Holm) is corrected" in line for line in lines)
+    assert any("12 such rows were tested; p (Holm) is corrected" in line for line in lines)  # of scores and of losses
+
+
+def test_losses_are_compared_in_pairs_too_where_they_are_another_number(report, tmp_path):
+    lines = report()
+    place = lines.index("Differences of loss from mezo in pairs of the same task and seed; + is better, a lower loss:")
+    results = pd.read_csv(tmp_path / "results.csv").query("not trial").set_index(["method", "task", "seed"])
+    losses = [[-results.test_loss[method, "rte", seed] for seed in range(3)] for method in ("lora", "mezo")]
+    found = paired(*losses)
+    cells = row(lines[place:], "lora", "rte", "3")
+    assert cells[3].startswith(f"{found.difference.mean:+.4g} ± ")
+    assert cells[4:7:2] == [found.verdict(None), f"{found.wins} / {found.losses}"]
 
 
 def test_of_a_loss_less_is_better(tmp_path):
@@ -394,7 +405,7 @@ def test_one_seed_has_no_interval_and_that_is_said(report):
     assert row(lines, "mezo", "82.0")[2:4] == ["61.0", "71.5"]
     assert any(line.startswith("One seed: no interval can be given") for line in lines)
     assert row(lines, "lora", "sst2", "1")[3:] == ["+9.0", "open", "-", "1 / 0", "-", "-", "-"]
-    assert any("2 such rows were tested" in line for line in lines)  # the pairs of both tasks
+    assert any("4 such rows were tested" in line for line in lines)  # the pairs of both tasks, scores and losses
 
 
 def test_every_trial_is_listed_with_the_one_that_was_chosen(report):

@@ -91,13 +91,14 @@ class Scores:
         done = (one for cell in cells for one in self.outcomes(method, cell).values())
         return list(dict.fromkeys(variant for one in done for variant in one.variants))
 
-    def finals(self, method: str, cell: Cell, variant: str | None = None) -> Finals:
-        """The final runs of a method, with the scores of the first model that they leave or of a further one."""
+    def finals(self, method: str, cell: Cell, variant: str | None = None, endpoint: str = "score") -> Finals:
+        """The final runs of a method, with the scores, or losses, of the first model that they leave or a further
+        one."""
         done, split = self.outcomes(method, cell), self._config.split
         diverged = {seed for seed, one in done.items() if one.diverged(self._loss_before(cell, seed, one))}
         scored = {seed: one for seed, one in done.items() if split in one.scores and seed not in diverged}
         of = {s: one.scores if variant is None else one.variants.get(variant, {}) for s, one in scored.items()}
-        scores = {seed: found[split]["score"] for seed, found in of.items() if split in found}
+        scores = {seed: found[split][endpoint] for seed, found in of.items() if split in found}
         choice = self._choices.get((self._config.searched(method), cell))
         if choice is not None and choice.done and choice.chosen is None:
             return Finals(scores, _UNSTABLE, True)
@@ -134,6 +135,10 @@ class Scores:
         found = (one for method in self.methods for one in self.outcomes(method, cell).values() if one.metric)
         first = next(found, Outcome())
         return first.metric, 1 if first.higher_is_better else -1
+
+    def endpoints(self, cells: Sequence[Cell]) -> list[str]:
+        """What differences are taken of: the score, and the loss where that is another number."""
+        return ["score", "loss"] if any(is_share(self.metric(cell)[0]) for cell in cells) else ["score"]
 
     def comparable(self, cells: Sequence[Cell]) -> bool:
         """Whether an average over these tasks has a meaning."""
@@ -245,23 +250,25 @@ def _pairs(first: Mapping[int, float], second: Mapping[int, float], sign: int = 
 
 
 def difference_table(
-    scores: Scores, cells: Sequence[Cell], reference: str, margin: float | None = None
+    scores: Scores, cells: Sequence[Cell], reference: str, margin: float | None = None, endpoint: str = "score"
 ) -> tuple[str, int]:
     """How every method differs from one of them, on each task and on all of them together; and the number of tests.
 
     Args:
         margin: differences within which count as equal.
+        endpoint: score or loss; a loss is turned by its sign, so that + is better for both.
     """
     p_values: list[float | None] = []
     rows, tests, pooled = [], 0, len(cells) > 1
-    metrics = [scores.metric(cell) for cell in cells]
-    whole = pooled and (scores.comparable(cells) or len({metric for metric, _ in metrics}) == 1)
+    metrics = [scores.metric(cell) if endpoint == "score" else ("loss", -1) for cell in cells]
+    whole = pooled and (all(is_share(metric) for metric, _ in metrics) or len({metric for metric, _ in metrics}) == 1)
     for method in scores.methods:
         if method == reference:
             continue
         every: Pairs = []
         for cell, (metric, sign) in zip(cells, metrics, strict=True):
-            pairs = _pairs(scores.finals(method, cell).scores, scores.finals(reference, cell).scores, sign)
+            one, other = (scores.finals(name, cell, endpoint=endpoint).scores for name in (method, reference))
+            pairs = _pairs(one, other, sign)
             every += pairs
             rows.append([method, cell.task, *_difference(pairs, metric, margin), "-"])
             p_values.append(paired(*zip(*pairs, strict=True)).t_test if pairs else None)
