@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 import pytest
@@ -238,3 +240,52 @@ def test_what_meta_training_adds_to_an_adapter(archived):
     found = interval(pairs.tolist())
     told = f"({found.mean:+.1f} ± {found.half:.1f} over the {len(pairs)} pairs of task and seed, "
     assert f"{told}{(pairs > 0).sum()} better and {(pairs < 0).sum()} worse)" in re.sub(r"\s+", " ", PAGE)
+
+
+def read_lines(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def directions():
+    return read_lines("directions.jsonl")
+
+
+@pytest.mark.parametrize("task", ["sst2", "movie-reviews"])
+def test_the_tables_of_directions(directions, task):
+    runs = [line for line in directions if line["kind"] == "run" and line["task"] == task]
+    told = rows_under(f"**{task}**: zero-shot accuracy")
+    assert {name for name in told if name not in ("directions", "---")} == {run["arm"] for run in runs}
+    for arm in {run["arm"] for run in runs}:
+        some = [run for run in runs if run["arm"] == arm]
+        cells = [f"{some[0]['lr']:.1e}"]
+        for points in zip(*(run["curve"][1:] for run in some), strict=True):
+            loss, share = interval([one["loss"] for one in points]), interval([100 * one["accuracy"] for one in points])
+            cells.append(f"{loss.mean:.3f} ± {loss.half:.3f}, {share.mean:.1f} ± {share.half:.1f} %")
+        assert told[arm] == [*cells, str(len(some))]
+
+
+def test_the_table_of_step_sizes(directions):
+    told = rows_under("The largest learning rate at which 12 steps were stable")
+    tried = [line for line in directions if line["kind"] == "tuning"]
+    assert len(tried) == 2 * (len(told) - 2)
+    for line in tried:
+        row = next(cells for name, cells in told.items() if name.partition(" (8 examples)")[0] == line["arm"])
+        assert float(row[("sst2", "movie-reviews").index(line["task"])]) == pytest.approx(line["largest"])
+
+
+def test_the_table_of_what_a_model_knows_before_it_is_trained():
+    """Over draws where there are three; else of a share of so many rows, whose errors are as of a binomial one."""
+    told, lines = rows_under("## What a model knows before it is trained"), read_lines("reading.jsonl")
+    for task in {line["task"] for line in lines}:
+        metric, rows, majority, *cells = told[task]
+        for way, cell in zip(("zero-shot", "calibrated", "4 demonstrations"), cells, strict=True):
+            some = [line for line in lines if (line["task"], line["way"]) == (task, way)]
+            scores = [100 * line["score"] for line in some]
+            if len(some) == 3:
+                found = interval(scores)
+                assert cell == f"{found.mean:.1f} ± {found.half:.1f}"
+            else:
+                assert cell.partition(" ± ")[0] == (f"{mean(scores):.1f}" if some else "-")
+        first = next(line for line in lines if (line["task"], line["way"]) == (task, "zero-shot"))
+        assert (metric, rows, majority) == (first["metric"], str(first["rows"]), f"{100 * first['majority']:.1f}")
