@@ -705,11 +705,13 @@ def test_a_study_of_a_task_is_made_of_run_folders(study, tmp_path, model_folder,
     assert one[["steps", "queries"]].to_numpy().tolist() == [[2, 16], [4, 32]]
 
 
-def test_a_run_of_a_task_that_was_stopped_goes_on_where_it_was(study, tmp_path, model_folder, data_dir, monkeypatch):
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_run_of_a_task_that_was_stopped_goes_on_where_it_was_if_its_rows_are_as_they_were(
+    study, tmp_path, model_folder, data_dir, monkeypatch, changed
+):
     methods = {"mezo": {"method": {"name": "mezo"}}}
     changes = {"methods": methods, "search": None, "zero_shot": False, "seeds": [0]}
     content = study(task_study(model_folder, data_dir, **changes))
-    run_study(content, tmp_path / "whole")
     steps, step = [], MeZO.step
 
     def stopped(self, number):
@@ -721,8 +723,13 @@ def test_a_run_of_a_task_that_was_stopped_goes_on_where_it_was(study, tmp_path, 
     monkeypatch.setattr(MeZO, "step", stopped)
     with pytest.raises(Interrupted):
         run_study(content, tmp_path / "out")
-    assert run_study(content, tmp_path / "out").done == 1
-    assert steps == [0, 1, 2, 3]  # each was made once
+    if changed:
+        rows = (data_dir / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        (data_dir / "train.jsonl").write_text("\n".join(reversed(rows)) + "\n", encoding="utf-8")
+    result = run_study(content, tmp_path / "out")
+    assert (result.done, result.failed) == (1, 0)
+    assert steps == ([0, 1, 0, 1, 2, 3] if changed else [0, 1, 2, 3])  # each was made once
+    run_study(content, tmp_path / "whole")
     pd.testing.assert_frame_equal(results(tmp_path / "out", MEASURED), results(tmp_path / "whole", MEASURED))
 
 

@@ -16,7 +16,7 @@ from zofo.config import read_json_object
 from zofo.errors import RunError, ZofoError
 from zofo.filesystem import atomic_write_text, locked
 from zofo.models import LoadedModel, ModelConfig, load_model
-from zofo.studies.result import FILE, Outcome
+from zofo.studies.result import FILE, Outcome, made_from
 from zofo.studies.trial import StudyRun
 from zofo.training import RunFolder
 from zofo.training.identity import Identity, changes, model_identity, said
@@ -125,7 +125,7 @@ class Store:
             for folder in self.runs.glob(f"*-{run.digest}"):
                 if run.digest in self.changed:
                     self._put_aside(folder, self.changed[run.digest])
-                elif not (folder / FILE).exists() and run.execution.goes_on(run.config, folder):
+                elif self._goes_on(run, folder):
                     return folder
                 else:
                     shutil.rmtree(folder)
@@ -133,6 +133,19 @@ class Store:
         except OSError as error:
             raise RunError(f"cannot write into {str(self.runs)!r}: {error}") from error
         return self.runs / run.id
+
+    def _goes_on(self, run: StudyRun, folder: Path) -> bool:
+        """Whether an attempt that was stopped goes on: it can, and what it began with is what there is now."""
+        if (folder / FILE).exists() or not run.execution.goes_on(run.config, folder):
+            return False
+        if self._content is None:
+            return True
+        with suppress(RunError):  # a damaged record
+            began = Outcome(identity=made_from(folder))
+            changed = self._content.changed(run, began)
+            self._content.release()
+            return not changed
+        return False
 
     def _put_aside(self, folder: Path, what: str) -> None:
         self._outdated.mkdir(exist_ok=True)
