@@ -344,7 +344,7 @@ def test_what_the_prompt_changes_is_told_for_each_method_in_pairs_of_the_same_se
     lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     header, rows = [cell.strip() for cell in lines[0]], [[cell.strip() for cell in line] for line in lines[2:]]
     assert header[:8] == ["method", "where", "prompt", "with", "that", "difference", "pairs", "p (t-test)"]
-    assert header[8:] == ["less that of mezo", "detectable", "p (t-test)"]
+    assert header[8:] == ["less that of mezo", "detectable", "p (interaction)"]
     results = pd.read_csv(sensitivity / "results.csv")
     keys = [(method, task) for method in ("zero-shot", "mezo", "bilevel") for task in ("movie-reviews",)]
     assert [(row[0], row[1].split()[-1]) for row in rows] == keys
@@ -357,7 +357,7 @@ def test_what_the_prompt_changes_is_told_for_each_method_in_pairs_of_the_same_se
         number, found = (float(text) for text in re.fullmatch(r"([+-][\d.]+) ± ([\d.]+)", row[5]).groups())
         assert (number, found) == (pytest.approx(mean, abs=0.051), pytest.approx(half, abs=0.06))
         assert row[6] == "2"
-    assert f"{len(rows) + len(rows) - 1} such differences were tested" in section
+    assert f"Tests: {len(rows) + len(rows) - 1}, none corrected." in section
     assert "the score at with less the one at the other value" in section
 
 

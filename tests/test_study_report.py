@@ -277,18 +277,23 @@ def test_the_treatment_and_the_memory_of_runs_stand_beside_their_scores(tmp_path
     assert one["peak_bytes"] == 1.5 * 2**30
 
 
+def p_values_of_all_pairs():
+    """Of the t-tests of single tasks in both tables: the losses of `outcome` are linear in the scores."""
+    methods = [(method, task) for method in ("zero-shot", "lora") for task in TASKS]
+    return 2 * [paired(SCORES[method, task], SCORES["mezo", task]).t_test for method, task in methods]
+
+
 def test_differences_are_in_pairs_of_the_same_task_and_seed(report):
     lines = report()
     one = paired(SCORES["lora", "rte"], SCORES["mezo", "rte"])
     cells = row(lines, "lora", "rte", "3")
-    other = paired(SCORES["lora", "sst2"], SCORES["mezo", "sst2"])
     assert cells[3:] == [
         f"+{100 * one.difference.mean:.1f} ± {100 * one.difference.half:.1f}",
         one.verdict(None),
         f"{100 * one.detectable:.1f}",
         "2 / 1",
         as_p(one.t_test),
-        as_p(holm([other.t_test, one.t_test])[1]),
+        as_p(holm(p_values_of_all_pairs())[3]),
         "-",
     ]
     every = [SCORES[method, "sst2"] + SCORES[method, "rte"] for method in ("lora", "mezo")]
@@ -297,7 +302,8 @@ def test_differences_are_in_pairs_of_the_same_task_and_seed(report):
     assert cells[6:] == ["5 / 1", as_p(both.t_test), "-", as_p(both.wilcoxon)]
     assert both.t_test == pytest.approx(stats.ttest_rel(*every).pvalue)
     assert both.wilcoxon == pytest.approx(stats.wilcoxon(np.subtract(*every)).pvalue)
-    assert any("12 such rows were tested; p (Holm) is corrected" in line for line in lines)  # of scores and of losses
+    text = "Tests: 12; p (Holm) is corrected for the number of t-tests of single tasks in both tables."
+    assert any(text in line for line in lines)
 
 
 def test_losses_are_compared_in_pairs_too_where_they_are_another_number(report, tmp_path):
@@ -309,6 +315,47 @@ def test_losses_are_compared_in_pairs_too_where_they_are_another_number(report, 
     cells = row(lines[place:], "lora", "rte", "3")
     assert cells[3].startswith(f"{found.difference.mean:+.4g} ± ")
     assert cells[4:7:2] == [found.verdict(None), f"{found.wins} / {found.losses}"]
+
+
+def test_scores_and_losses_have_margins_of_their_own(report):
+    """The interval of the scores lies within 0.2; that of the losses, 1.5 times as large, within 0.3."""
+
+    def verdicts(**margins):
+        lines = report({**STUDY, **margins})
+        place = next(number for number, line in enumerate(lines) if line.startswith("Differences of loss"))
+        told = next(line for line in lines if line.startswith("Differences are means"))
+        parts = (lines[:place], lines[place:])
+        return [row(part, "lora", "rte", "3")[4] for part in parts], told.partition("; ")[2].partition(". ")[0]
+
+    assert verdicts() == (["open", "open"], "`open` where it holds 0")
+    score, loss = "within ±0.2 of the score", "within ±0.3 nats of the loss"
+    said = "`equal` where it is {}, else `open` where it holds 0"
+    assert verdicts(margin=0.2) == (["equal", "open"], said.format(score))
+    assert verdicts(margin_loss=0.3) == (["open", "equal"], said.format(loss))
+    both = f"{score}, or {loss.removeprefix('within ')}"
+    assert verdicts(margin=0.2, margin_loss=0.3) == (["equal", "equal"], said.format(both))
+
+
+@pytest.mark.parametrize("other", [["lora"], ["lora", "zero-shot"]])
+def test_losses_by_another_scoring_are_not_compared(report, monkeypatch, other):
+    plain = outcome
+
+    def scored(run, **how):
+        made = plain(run, **how)
+        scoring = "channel" if run.method in other else "mean"
+        return replace(made, config={**made.config, "task": {"scoring": scoring}})
+
+    monkeypatch.setitem(globals(), "outcome", scored)
+    lines = report()
+    title = "Differences of loss from mezo in pairs of the same task and seed; + is better, a lower loss:"
+    assert (title in lines) == (len(other) == 1)
+    if title in lines:
+        losses = lines[lines.index(title) :]
+        assert row(losses, "lora", "rte")[2:6] == ["0", "-", "-", "-"]
+        assert row(losses, "zero-shot", "rte")[2] == "3"
+    said = "Losses by another `task.scoring` than that of mezo are another quantity, and are not compared."
+    assert any(said in line for line in lines)
+    assert row(lines, "lora", "rte", "3")
 
 
 def test_of_a_loss_less_is_better(tmp_path):
@@ -405,7 +452,7 @@ def test_one_seed_has_no_interval_and_that_is_said(report):
     assert row(lines, "mezo", "82.0")[2:4] == ["61.0", "71.5"]
     assert any(line.startswith("One seed: no interval can be given") for line in lines)
     assert row(lines, "lora", "sst2", "1")[3:] == ["+9.0", "open", "-", "1 / 0", "-", "-", "-"]
-    assert any("4 such rows were tested" in line for line in lines)  # the pairs of both tasks, scores and losses
+    assert any("Tests: 4; p (Holm)" in line for line in lines)  # the pairs of both tasks, scores and losses
 
 
 def test_every_trial_is_listed_with_the_one_that_was_chosen(report):

@@ -1003,3 +1003,27 @@ def test_what_is_dropped_after_results_were_seen_is_marked(study, tmp_path):
     assert second <= set(dropped)
     kept = {one.id for one in study({**TOY, "methods": fewer}).grid.trials}
     assert not kept & set(dropped)
+
+
+def test_what_waits_for_a_choice_is_not_named_as_dropped(study, tmp_path):
+    """With a trial that is not made yet, no setting is chosen, and every final run may be one of the study's."""
+    out, more = tmp_path / "out", {}
+    run_study(study(), out)
+    for name, key in (("mezo", "method.rule.lr"), ("sgd", "method.lr")):
+        more[name] = {**TOY["methods"][name], "trials": [*TOY["methods"][name]["trials"], {key: 1e-4}]}
+
+    def dropped(**changes):
+        report_study(study({**TOY, "methods": more, **changes}), out)
+        report = (out / "report.md").read_text(encoding="utf-8")
+        return re.findall(r"- `(.+?)`", report.partition("## What is no part of the study any more")[2])
+
+    finals = {path.name for path in (out / "runs").iterdir()} - {run.id for run in study().grid.trials}
+    assert len(finals) == 6
+    assert dropped() == []
+    gone = dropped(seeds=[0])
+    assert set(gone) <= finals
+    assert len(gone) == 3
+    assert all("-seed1-" in name for name in gone)
+    gone = dropped(methods={"mezo": more["mezo"]}, baseline=None)
+    assert len(gone) == 4  # two trials and two final runs
+    assert all(name.startswith("sgd-") for name in gone)

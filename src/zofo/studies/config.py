@@ -215,8 +215,10 @@ class StudyConfig(Config):
     split: Literal["test", "validation"] = "test"
     """The split whose scores the tables show."""
     margin: float | None = Field(None, gt=0, lt=1)
-    """Differences that are surely smaller than this count as equal: a share, so that 0.02 is two points of a score in
-    percent; of a loss, 0.02 of its units."""
+    """Differences of the score that are surely smaller than this count as equal: a share, so that 0.02 is two points of
+    a score in percent."""
+    margin_loss: float | None = Field(None, gt=0)
+    """The same of the loss that stands beside such a score, in nats."""
     checkpoint: Literal["last", "best"] = "last"
     """Where a final run is scored on test: after its last step, or at its best evaluation on validation, as in the
     papers. With `best` the results hold the score after the last step, too, as `test_last_score`."""

@@ -17,7 +17,7 @@ from zofo.studies.config import MethodSpec, StudyConfig
 from zofo.studies.frames import as_time, curve_frame, markdown, result_frame, write_frames
 from zofo.studies.grid import Grid
 from zofo.studies.load import Study
-from zofo.studies.report_tables import Scores, contrast_table, difference_table, score_table, treatment_table
+from zofo.studies.report_tables import Scores, contrast_table, difference_tables, score_table, treatment_table
 from zofo.studies.result import BLOWN_UP
 from zofo.studies.selection import Choices, Outcomes, Selection, edges_of
 from zofo.studies.trial import StudyRun
@@ -106,7 +106,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         autoescape=False,  # noqa: S701
     )
-    tables = (score_table, treatment_table, difference_table, contrast_table)
+    tables = (score_table, treatment_table, difference_tables, contrast_table)
     made.globals |= {table.__name__: table for table in tables}
     made.globals["blown_up"] = BLOWN_UP
     made.filters["as_time"] = as_time

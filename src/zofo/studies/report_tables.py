@@ -14,6 +14,7 @@ from zofo.studies.result import Outcome
 from zofo.studies.selection import Choices, Outcomes
 from zofo.studies.trial import Cell, StudyRun
 from zofo.training.evaluation import as_score
+from zofo.trees import get_by_path
 
 _WORK = ("queries", "forwards", "backwards")
 _COSTS = len(_WORK) + 2  # with seconds and memory
@@ -136,9 +137,23 @@ class Scores:
         first = next(found, Outcome())
         return first.metric, 1 if first.higher_is_better else -1
 
-    def endpoints(self, cells: Sequence[Cell]) -> list[str]:
-        """What differences are taken of: the score, and the loss where that is another number."""
-        return ["score", "loss"] if any(is_share(self.metric(cell)[0]) for cell in cells) else ["score"]
+    def endpoints(self, cells: Sequence[Cell], reference: str) -> list[str]:
+        """What differences from a method are taken of: the score, and the loss where that is another number, and the
+        same quantity as that of any other method."""
+        others = [method for method in self.methods if method != reference]
+        alike = any(self.same_loss(method, reference, cell) for method in others for cell in cells)
+        shares = any(is_share(self.metric(cell)[0]) for cell in cells)
+        return ["score", "loss"] if shares and alike else ["score"]
+
+    def same_loss(self, method: str, reference: str, cell: Cell) -> bool:
+        """Whether losses of two methods are of the same quantity: of answers, or with `channel` of prompts, say."""
+        runs = [run for name in (method, reference) for run in self.outcomes(name, cell).values() if not run.failed]
+        return len({get_by_path(run.config, "task.scoring") for run in runs}) < 2
+
+    def losses_differ(self, cells: Sequence[Cell], reference: str) -> bool:
+        """Whether some losses are not compared with those of a method, since they are another quantity."""
+        places = [(method, cell) for method in self.methods for cell in cells]
+        return not all(self.same_loss(method, reference, cell) for method, cell in places)
 
     def comparable(self, cells: Sequence[Cell]) -> bool:
         """Whether an average over these tasks has a meaning."""
@@ -249,17 +264,38 @@ def _pairs(first: Mapping[int, float], second: Mapping[int, float], sign: int = 
     return [(sign * first[seed], sign * second[seed]) for seed in sorted(first.keys() & second.keys())]
 
 
-def difference_table(
-    scores: Scores, cells: Sequence[Cell], reference: str, margin: float | None = None, endpoint: str = "score"
-) -> tuple[str, int]:
-    """How every method differs from one of them, on each task and on all of them together; and the number of tests.
+def difference_tables(
+    scores: Scores, cells: Sequence[Cell], reference: str, margins: Mapping[str, float | None] | None = None
+) -> tuple[dict[str, str], int]:
+    """How every method differs from one of them, on each task and on all of them together: a table for each endpoint;
+    and the number of tests. The t-tests of single tasks are corrected for their number in all tables together.
 
     Args:
-        margin: differences within which count as equal.
+        margins: by endpoint, differences within which count as equal.
+    """
+    found = {
+        endpoint: list(_differences(scores, cells, reference, (margins or {}).get(endpoint), endpoint))
+        for endpoint in scores.endpoints(cells, reference)
+    }
+    corrected = iter(holm([p for rows in found.values() for _, p, _ in rows]))
+    header = ["method", "task", "pairs", "difference", "verdict", "detectable", "better / worse"]
+    header += ["p (t-test)", "p (Holm)", "p (Wilcoxon)"]
+    tables = {
+        endpoint: markdown(header, [[*row[:-1], as_p(next(corrected)), row[-1]] for row, _, _ in rows], texts=2)
+        for endpoint, rows in found.items()
+    }
+    return tables, sum(tested for rows in found.values() for *_, tested in rows)
+
+
+def _differences(
+    scores: Scores, cells: Sequence[Cell], reference: str, margin: float | None, endpoint: str
+) -> Iterator[tuple[list[str], float | None, bool]]:
+    """The rows of a table; for each, p of its t-test where that is one to correct, and whether there is a test.
+
+    Args:
         endpoint: score or loss; a loss is turned by its sign, so that + is better for both.
     """
-    p_values: list[float | None] = []
-    rows, tests, pooled = [], 0, len(cells) > 1
+    pooled = len(cells) > 1
     metrics = [scores.metric(cell) if endpoint == "score" else ("loss", -1) for cell in cells]
     whole = pooled and (all(is_share(metric) for metric, _ in metrics) or len({metric for metric, _ in metrics}) == 1)
     for method in scores.methods:
@@ -268,20 +304,16 @@ def difference_table(
         every: Pairs = []
         for cell, (metric, sign) in zip(cells, metrics, strict=True):
             one, other = (scores.finals(name, cell, endpoint=endpoint).scores for name in (method, reference))
-            pairs = _pairs(one, other, sign)
+            alike = endpoint == "score" or scores.same_loss(method, reference, cell)
+            pairs = _pairs(one, other, sign) if alike else []
             every += pairs
-            rows.append([method, cell.task, *_difference(pairs, metric, margin), "-"])
-            p_values.append(paired(*zip(*pairs, strict=True)).t_test if pairs else None)
-            tests += len(pairs) > 1
+            p = paired(*zip(*pairs, strict=True)).t_test if pairs else None
+            yield [method, cell.task, *_difference(pairs, metric, margin), "-"], p, len(pairs) > 1
         if whole and every:
             wilcoxon = as_p(paired(*zip(*every, strict=True)).wilcoxon)
-            n, difference, _, _, counted, p = _difference(every, metrics[0][0])
-            rows.append([method, "all tasks", n, difference, "-", "-", counted, p, wilcoxon])
-            p_values.append(None)  # as for the verdict, its pairs would have to be independent
-            tests += 1
-    rows = [[*row[:-1], as_p(p), row[-1]] for row, p in zip(rows, holm(p_values), strict=True)]
-    header = ["method", "task", "pairs", "difference", "verdict", "detectable", "better / worse"]
-    return markdown([*header, "p (t-test)", "p (Holm)", "p (Wilcoxon)"], rows, texts=2), tests
+            n, difference, _, _, counted, as_text = _difference(every, metrics[0][0])
+            # no p to correct: as for the verdict, its pairs would have to be independent
+            yield [method, "all tasks", n, difference, "-", "-", counted, as_text, wilcoxon], None, True
 
 
 def _difference(pairs: Pairs, metric: str, margin: float | None = None) -> list[str]:
@@ -320,7 +352,7 @@ def contrast_table(scores: Scores, axis: str, reference: str | None = None) -> t
                 rows.append(row)
     header = ["method", "where", axis, scores.first_value(axis), "that", "difference", "pairs", "p (t-test)"]
     if reference is not None:
-        header += [f"less that of {reference}", "detectable", "p (t-test)"]
+        header += [f"less that of {reference}", "detectable", "p (interaction)"]
     return markdown(header, rows, texts=3), tests
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -105,10 +106,14 @@ def report_study(study: Study, folder: Path) -> StudyResult:
             "--report-only to make them again",
         )
     check_same_content([*grid.starts, *runs], outcomes)
-    write_results(study, runs, outcomes, choices, folder, store.outdated(), store.dropped([*grid.starts, *runs]))
     # final runs whose setting is not chosen yet are not known, but will be as many as those of any setting
-    waiting = {place for place, choice in choices.items() if not choice.done}
-    unknown = sum(len(grid.seeds(name)) for name, cell in grid.entries if (grid.config.searched(name), cell) in waiting)
+    undone = {place for place, choice in choices.items() if not choice.done}
+    waiting = [(name, cell) for name, cell in grid.entries if (grid.config.searched(name), cell) in undone]
+    unknown = sum(len(grid.seeds(name)) for name, _ in waiting)
+    settings = [(name, cell, number) for name, cell in waiting for number in range(len(grid.config.tried(name)))]
+    possible = itertools.chain.from_iterable(grid.finals(*setting) for setting in settings)
+    dropped = store.dropped([*grid.starts, *runs, *possible])
+    write_results(study, runs, outcomes, choices, folder, store.outdated(), dropped)
     missing = len({run.digest for run in [*grid.starts, *runs]}) - len(outcomes) + unknown
     return StudyResult(folder, len(outcomes), sum(one.failed is not None for one in outcomes.values()), missing)
 

@@ -103,7 +103,11 @@ class Store:
         return sum(1 for _ in self.runs.glob(f"*/{FILE}"))
 
     def dropped(self, runs: Sequence[StudyRun]) -> list[str]:
-        """The results in the folder of runs that are none of these, by folder: the study had them once."""
+        """The results in the folder of runs that are none of these, by folder: the study had them once.
+
+        Args:
+            runs: all that the study has or, where a setting is still to be chosen, may have.
+        """
         known = {run.digest for run in runs}
         made = sorted(file.parent.name for file in self.runs.glob(f"*/{FILE}"))
         return [name for name in made if name.rpartition("-")[2] not in known]
