@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from conftest import review_rows, write_rows
 from zofo.errors import ConfigError
 from zofo.methods import METHODS
+from zofo.methods.base import AdapterStart
 from zofo.methods.first_order import FirstOrder
 from zofo.training import RunFolder, read_config, train
 
@@ -125,6 +126,19 @@ def test_a_method_that_begins_with_new_adapters_is_refused(made, monkeypatch):
     monkeypatch.setitem(METHODS._parts, "first-order", Own)
     with pytest.raises(ConfigError, match="does not start from the adapter of init_from"):
         made("own", FIRST_ORDER, first.path)
+
+
+def test_a_method_that_says_more_of_its_adapters_goes_on_with_them(made, monkeypatch):
+    class Own(FirstOrder):
+        """Which adds a note."""
+
+        def __init__(self, config, context):
+            super().__init__(config, context)
+            self.adapter_start = AdapterStart(("of my own",)).and_then(self.adapter_start)
+
+    first = made("lora", {**FIRST_ORDER, "adapter": "lora"})
+    monkeypatch.setitem(METHODS._parts, "first-order", Own)
+    assert made("own", {**FIRST_ORDER, "adapter": "lora"}, first.path).ended
 
 
 def test_a_head_for_other_labels_is_refused(model_folder, run_zofo, tmp_path):

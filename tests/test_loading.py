@@ -19,6 +19,7 @@ from zofo.displacement import Key
 from zofo.errors import ConfigError, ModelError
 from zofo.models import Head, ModelConfig, head_of, load_model, load_tokenizer
 from zofo.models.heads import complete_head, default_head, is_encoder
+from zofo.models.loading import quiet_transformers
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.noise import Gaussian
 
@@ -675,3 +676,20 @@ def test_a_padding_token_that_the_model_does_not_have_gives_way_to_one_that_it_h
     assert own.pad_token_id == size
     assert load_model(str(tmp_path)).tokenizer.pad_token == "</s>"
     assert load_tokenizer(ModelConfig(name=str(tmp_path))).pad_token == "</s>"
+
+
+def test_notes_are_quiet_in_a_program_that_has_taken_the_handler_of_transformers_away(capfd):
+    """Of a logger without any handler, Python prints warnings by itself."""
+    log = transformers.utils.logging
+    logger, before = log.get_logger(), log.get_logger().propagate
+    log.disable_default_handler()
+    try:
+        logger.propagate = False
+        with quiet_transformers():
+            log.get_logger("transformers.somewhere").warning("a note")
+        assert logger.handlers == []
+        assert logger.propagate is False
+    finally:
+        log.enable_default_handler()
+        logger.propagate = before
+    assert capfd.readouterr().err == ""

@@ -24,6 +24,7 @@ from zofo.methods import METHODS
 from zofo.tasks import packaged_text
 from zofo.training import RunFolder, TaskEvaluator, read_config, train
 from zofo.training.checkpoint import Checkpoints, damage_of
+from zofo.training.signals import Signals
 
 STEPS = 12
 LR = {"rule": {"lr": 1e-3}}
@@ -252,6 +253,22 @@ def ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.promise(10)
+def test_what_answers_a_signal_has_spoken_before_the_work_is_left():
+    """However slow it is; what comes next is said after it."""
+    told, signals = [], Signals()
+    signals.doing = "step 1"
+
+    def answer(text):
+        time.sleep(0.2)
+        told.append(text)
+
+    with signals.defer_signals(answer):
+        signal.raise_signal(signal.SIGTERM)
+        assert told == []
+    assert told == ["finishing step 1; Ctrl-C again to leave now"]
 
 
 @pytest.mark.promise(10)

@@ -155,9 +155,9 @@ class AdapterStart:
 
     def and_then(self, other: AdapterStart) -> AdapterStart:
         """Both, one after the other; those that looked at the same rows say so once."""
-        notes = tuple(dict.fromkeys([*self.notes, *other.notes]))
-        counts, calibration = self.counts + other.counts, {**other.calibration, **self.calibration}
-        return AdapterStart(notes, counts, {**calibration, **counts.as_dict()} if calibration else {})
+        notes, begun = dict.fromkeys((*self.notes, *other.notes)), self.begun_from or other.begun_from
+        counts, read = self.counts + other.counts, {**other.calibration, **self.calibration}
+        return AdapterStart(tuple(notes), counts, {**read, **counts.as_dict()} if read else {}, begun)
 
 
 def unscheduled(step: int) -> float:

@@ -341,6 +341,8 @@ def quiet_transformers() -> Iterator[None]:
     notes, bars = log.get_logger(), log.is_progress_bar_enabled()
     passes_on, levels = notes.propagate, [(handler, handler.level) for handler in notes.handlers]
     notes.propagate = False  # and not another level of the logger, for which Python goes through all loggers there are
+    silent = logging.NullHandler()  # without any handler, Python would print warnings itself
+    notes.addHandler(silent)
     for handler, _ in levels:
         handler.setLevel(logging.ERROR)
     log.disable_progress_bar()
@@ -348,6 +350,7 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         notes.propagate = passes_on
+        notes.removeHandler(silent)
         for handler, level in levels:
             handler.setLevel(level)
         if bars:

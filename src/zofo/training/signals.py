@@ -28,8 +28,9 @@ class Signals:
         Outside the main thread, where no handler can be set, signals do what they always do.
 
         Args:
-            answer: told at once of the first one, with what is being finished.
+            answer: told at once of the first one, with what is being finished; it has returned when this closes.
         """
+        answers: list[threading.Thread] = []
 
         def remember(number: int, restore: Callable[[], None]) -> None:
             for one in _open:
@@ -37,10 +38,15 @@ class Signals:
             restore()
             if self.doing:  # in a thread, since it may have come in the middle of a line that is being written
                 said = f"finishing {self.doing}; Ctrl-C again to leave now"
-                threading.Thread(target=answer, args=[said]).start()
+                answers.append(threading.Thread(target=answer, args=[said]))
+                answers[-1].start()
 
-        with self._handling(remember):
-            yield
+        try:
+            with self._handling(remember):
+                yield
+        finally:
+            for thread in answers:  # so that it says this before what is said next
+                thread.join()
 
     @contextmanager
     def raise_on_signal(self, kept: Callable[[], str | None] = lambda: None) -> Iterator[None]:

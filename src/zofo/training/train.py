@@ -349,7 +349,8 @@ def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scor
     if prepared.start_adapter not in (None, method.adapter_start.begun_from):
         raise ConfigError(
             f"method={config.method.name} does not start from the adapter of init_from",
-            "merge it first: zofo export RUN --merged DIR, then train with model=DIR and without init_from",
+            "merge it first: zofo export RUN --merged DIR, then train with model=DIR and without init_from; your own "
+            "method that goes on with it keeps what attach_adapters gives as its adapter_start",
         )
     method.planned_steps = steps
     if method.fixed_steps is None:
