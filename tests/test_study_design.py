@@ -515,6 +515,29 @@ def test_a_size_changes_keys_of_the_file_and_the_command_line_changes_them_again
     assert list(study.config.methods) == ["sgd"]
 
 
+def test_a_name_with_a_dot_in_it_can_be_changed(read):
+    methods = {"mezo": TOY["methods"]["mezo"], "sgd": TOY["methods"]["sgd"], "lr 0.1": TOY["methods"]["sgd"]}
+    methods["lr 0"] = TOY["methods"]["mezo"]
+    axes = {"eps 1.5": {"0.1": {}, "0": {"method.batch_size": 2}}}
+    keys = {"methods.lr 0.1.method.batch_size": 3, "methods.lr 0.1.seeds": [5], "axes.eps 1.5.0.1.method.batch_size": 4}
+    study = read(toy(methods=methods, axes=axes, sizes={"gpu": keys}), "methods.lr 0.method.batch_size=7", size="gpu")
+    found = {name: one.tree["method"]["batch_size"] for name, one in study.config.methods.items()}
+    assert found == {"mezo": 8, "sgd": 8, "lr 0.1": 3, "lr 0": 7}
+    assert study.config.methods["lr 0.1"].seeds == [5]
+    assert study.config.axes["eps 1.5"]["0.1"].tree == {"method": {"batch_size": 4}}
+    assert list(read(toy(axes=axes), "axes.eps 1.5=[0.1]").config.axes["eps 1.5"]) == ["0.1"]
+
+
+def test_trials_are_as_long_as_the_search_says_or_the_same_share_of_a_methods_own_budget(read):
+    methods = {**TOY["methods"], "sgd": {**TOY["methods"]["sgd"], "budget": {"queries": 400}}}
+    for same, wanted in ((False, {160}), (True, {80})):
+        grid = read(toy(methods=methods, search={"budget": {"queries": 160}, "same_share": same})).grid
+        of = {
+            name: {run.tree["training"]["max_queries"] for run in grid.trials if run.method == name} for name in methods
+        }
+        assert of == {"mezo": {160}, "sgd": wanted}
+
+
 def test_a_size_that_is_not_there_is_refused(read):
     with pytest.raises(UnknownNameError, match=r"unknown size 'gpy'\. Did you mean 'gpu'"):
         read(toy(**SIZED), size="gpy")

@@ -204,6 +204,25 @@ def test_the_search_is_by_loss_or_by_score(study, tmp_path, problem, by, best):
     assert (frame[~frame.trial].majority == 0.25).all()
 
 
+class Tied(Accurate):
+    """Its score is the same, whatever its loss."""
+
+    def evaluate(self, model, split):
+        return {**super().evaluate(model, split), "accuracy": 0.5}
+
+
+def test_of_settings_with_the_same_score_the_one_with_the_lowest_loss_is_chosen(study, tmp_path, problem):
+    problem("tied", Tied)
+    base = {"problem": {"name": "tied", "examples": 40, "dimensions": 4}}
+    run_study(study({**TOY, "defaults": base, "search": {**TOY["search"], "metric": "score"}}), tmp_path / "out")
+    trials = results(tmp_path / "out").query("trial")
+    numbers = []
+    for _, own in trials.groupby("method"):
+        assert own[own.chosen].validation_loss.item() == own.validation_loss.min() < own.validation_loss.max()
+        numbers.append(own.reset_index().chosen.idxmax())
+    assert any(numbers)  # not always the first
+
+
 def test_of_several_seeds_the_mean_decides(study, tmp_path):
     run_study(study({**TOY, "search": {"budget": {"queries": 80}, "seeds": [3, 4, 5]}}), tmp_path / "out")
     frame = results(tmp_path / "out")

@@ -17,6 +17,8 @@ from bilevel_problems import IN_PLACE, Quadratic, Vectors, language_context, qua
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo import Bilevel, BilevelConfig
 from zofo.errors import ConfigError
+from zofo.objectives import objectives
+from zofo.tasks.batches import repeated
 from zofo.training import evaluate_run, prepare_run, read_config, train, training_context
 from zofo.trajectory import Trajectory
 
@@ -163,18 +165,18 @@ def test_generated_answers_of_a_chat_model_move_theta_above_a_loss(model_folder,
     assert len(set(asked)) <= 18 / 3 + 2 + 3 + 5  # D_f, those of the check and the trial, and validation
 
 
-def test_macro_f1_is_that_of_a_batch_at_each_point(configured):  # noqa: F811
+def test_macro_f1_is_that_of_a_batch_at_each_point(configured, monkeypatch):  # noqa: F811
+    """Two copies of a batch, as an evaluator asks at two points: each has the F1 of what is predicted there."""
     method = {"name": "bilevel", "inner_steps": 1, "upper_objective": "macro-f1", "estimator": {"epsilon": 1e-2}}
     config = configured("run", method, steps=2, treatment_steps=None)
-    run = train(config)
-    for line in lines_of(run, "step"):
-        assert 0 <= line["upper_reward"] <= 1
     prepared = prepare_run(config)
     examples = prepared.encoded["train"][:5]
     context = training_context(config, prepared).by_objective("macro-f1")
-    batch = context.collate(examples)
-    losses = context.objective(context.model, batch)
-    predicted = context.answers(context.model, batch)
     gold = [one.example.golds[0] for one in examples]
-    expected = f1_score(gold, predicted, average="macro", zero_division=0.0)
-    assert losses.tolist() == pytest.approx([-expected] * 5)
+    said = [*gold, *[gold[0]] * 5]  # all right at the first point, and one label for all at the second
+    logits = torch.nn.functional.one_hot(torch.tensor(said), 2).float()
+    monkeypatch.setattr(objectives, "scores", lambda model, batch: logits)
+    losses = context.objective(context.model, repeated(context.collate(examples), 2))
+    right, alike = (f1_score(gold, one, average="macro", zero_division=0.0) for one in (said[:5], said[5:]))
+    assert right == 1 > alike > 0
+    assert losses.tolist() == pytest.approx([-right] * 5 + [-alike] * 5)

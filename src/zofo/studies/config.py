@@ -94,7 +94,9 @@ class Search(Config):
     seeds: Seeds = [1000]
     """Seeds of the trials, none of which may be one of the final runs; their means are compared."""
     metric: Literal["loss", "score"] = "loss"
-    """What is compared, on validation after the last step: the lowest loss or the best score wins."""
+    """What is compared on validation after the last step: the lowest loss, or the best score and then the loss."""
+    same_share: bool = False
+    """Trials of a method with a budget of its own are the same share of it as `budget` is of the study's."""
 
 
 class Changes(Config):
@@ -135,8 +137,7 @@ class AxisValue(Changes):
 
 
 class PretrainingRun(Changes):
-    """A run that is made first and that methods start from, such as training on many tasks. Its configuration is merged
-    into `model` and `training` of `defaults`."""
+    """A run that methods start from, such as training on many tasks, over `model` and `training` of `defaults`."""
 
     budget: Budget
     """Its length."""

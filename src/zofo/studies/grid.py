@@ -82,9 +82,15 @@ class Grid:
         return self.config.methods[name].seeds or self.config.seeds
 
     def trial_budget(self, name: str) -> Budget:
-        """Length of a trial of a method: that of the search, or the method's own budget where that is shorter."""
-        assert self.config.search is not None
-        return _shorter(self.config.search.budget, self.config.methods[name].budget)
+        """Length of a trial of a method: that of the search, or the method's own budget where that is shorter; with
+        `same_share` it is to the method's own budget as that of the search is to the study's."""
+        search, own, whole = self.config.search, self.config.methods[name].budget, self.config.budget
+        assert search is not None
+        unit = "queries" if whole.queries is not None else "steps"
+        trial, final, usual = (getattr(one, unit, None) for one in (search.budget, own, whole))
+        if search.same_share and trial and final and usual:
+            return Budget.model_validate({unit: max(1, trial * final // usual)})
+        return _shorter(search.budget, own)
 
     def finals(self, name: str, cell: Cell, chosen: int) -> list[StudyRun]:
         """The final runs of a method in a cell.
@@ -181,7 +187,10 @@ class Grid:
             raise ConfigError(f"{where}: no method is named", "write for example method: {name: mezo}")
         tree = merge_trees(written, self._seeds(written, seed), {"training": {**budget.training, **last}})
         if (start := self._starting_run(name, cell)) is not None:
-            tree["init_from"] = self._pretraining_run(start, cell).id
+            first = self._pretraining_run(start, cell)
+            tree["init_from"] = first.id
+            if get_by_path(written, "model.head") is not None:  # a new one is that which the start trained
+                tree["model"]["head_seed"] = get_by_path(first.tree, "model.head_seed")
         return replace(self._complete_run(name, cell, seed, trial, tree, f"{where}, {cell}"), setting=number)
 
     def _named(self, name: str, number: int) -> str:

@@ -88,6 +88,7 @@ def read_study(
         if size is not None:
             short, changes = f"{short}-{size}", [*_of_size(content, size, notes), *changes]
         for path, value in changes:
+            path = _with_whole_names(tree, path)
             if isinstance(value, list) and (path in (["methods"], ["models"], ["tasks"]) or path[:-1] == ["axes"]):
                 kept.append((path, [str(name) for name in value]))
             else:
@@ -125,6 +126,18 @@ def _of_size(content: Mapping[str, Any], size: str, notes: list[str]) -> list[tu
     if "about" in changed:
         notes.append(f"size {size}: {changed.pop('about')}")
     return [(str(key).split("."), value) for key, value in changed.items()]
+
+
+def _with_whole_names(tree: Any, path: Sequence[str]) -> list[str]:
+    """The path with each name of the file that has dots, such as `lr 0.1`, as one part; of several the longest."""
+    made: list[str] = []
+    while path:
+        there = {str(key): one for key, one in tree.items()} if isinstance(tree, Mapping) else {}
+        most = 1 if path[0] in GROUPS else len(path)
+        parts = next((n for n in range(most, 1, -1) if ".".join(path[:n]) in there), 1)
+        made.append(".".join(path[:parts]))
+        tree, path = there.get(made[-1]), path[parts:]
+    return made
 
 
 def _set(tree: Tree, path: Sequence[str], value: Any) -> None:

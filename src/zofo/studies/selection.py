@@ -75,7 +75,8 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
     """The choice in every cell for every method with trials.
 
     argmin over settings of (1 / seeds) sum over seeds of the loss on validation (or of minus the score), both after the
-    last step of the trial. A setting of which a trial diverged is the worst and not chosen; of equal ones the first is.
+    last step of the trial. Of equal scores the lower loss is chosen, and of equal ones the first. A setting of which a
+    trial diverged is the worst and not chosen.
     Nothing is chosen while a trial is not done or was ended by an accident: fewer settings would be compared than for
     other methods.
 
@@ -87,11 +88,17 @@ def choices_of(grid: Grid, outcomes: Outcomes) -> Choices:
     for (name, cell), tried in groupby(grid.trials, key=lambda run: (run.method, run.cell)):
         settings, numbered = grid.config.settings(name), groupby(tried, key=lambda run: run.setting)
         trials = tuple(_result(settings[number], list(runs), outcomes, by) for number, runs in numbered)
-        keys = [trial.key for trial in trials]
-        best = min((key for key in keys if key is not None), default=None)
-        chosen = keys.index(best) if best is not None and all(trial.done for trial in trials) else None
+        able = [number for number, trial in enumerate(trials) if trial.key is not None]
+        best = min(able, key=lambda number: _rank(trials[number]), default=None)
+        chosen = best if all(trial.done for trial in trials) else None
         found[name, cell] = Selection(name, cell, trials, chosen)
     return found
+
+
+def _rank(trial: TrialResult) -> tuple[float, float]:
+    """Lower for the better of two settings; a loss that is not finite is worse than any."""
+    key, loss = trial.key, trial.loss
+    return (math.inf if key is None else key, loss if loss is not None and math.isfinite(loss) else math.inf)
 
 
 def _result(setting: str, runs: list[StudyRun], outcomes: Outcomes, by: str) -> TrialResult:
