@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shlex
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from conftest import review_rows, write_rows
@@ -13,6 +16,7 @@ from zofo.errors import ConfigError
 from zofo.methods import METHODS
 from zofo.methods.base import AdapterStart
 from zofo.methods.first_order import FirstOrder
+from zofo.tasks import load_examples, resolve_task
 from zofo.training import RunFolder, read_config, train
 
 FIRST_ORDER = {"name": "first-order", "batch_size": 4}
@@ -168,3 +172,28 @@ def test_a_folder_that_is_no_run_is_refused_with_what_to_type(made, run_zofo, tm
     code, _, err = run_zofo("train", run.path / "config.yaml", f"init_from={tmp_path / 'alone'}", "output_dir=x")
     assert code == 2
     assert "it is an adapter: merge it into its model" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(("split_seed", "said"), [(0, False), (1, True)])
+def test_rows_that_the_start_was_trained_on_are_named_where_another_seed_draws_the_splits(
+    model_folder, tmp_path, split_seed, said
+):
+    write_rows(tmp_path / "rows.jsonl", review_rows(40))
+    method = {**FIRST_ORDER, "batch_size": 2}
+    common = {"model": str(model_folder), "method": method, "training": {"steps": 1}}
+    data = {"data": str(tmp_path / "rows.jsonl"), "split_sizes": {"validation": 10, "test": 10}}
+    first = train(read_config(**common, task=data, output_dir=str(tmp_path / "first")))
+    shown = Console(record=True, file=io.StringIO(), width=1000)
+    config = read_config(
+        **common,
+        task={**data, "split_seed": split_seed},
+        init_from=str(first.path),
+        output_dir=str(tmp_path / "second"),
+    )
+    train(config, shown)
+    found = re.search(rf"warning: {first.path} was trained on (\d+) of 10 rows of validation", shown.export_text())
+    assert (found is not None) == said
+    if found is not None:
+        known = {one.prompt for one in load_examples(resolve_task(config.task), first.config.task, ["train"])["train"]}
+        held = load_examples(resolve_task(config.task), config.task, ["validation"])["validation"]
+        assert int(found[1]) == sum(one.prompt in known for one in held) > 0

@@ -98,11 +98,12 @@ class Plan:
         total = f"{self.runs} runs, {self.done} of them done; {self.queries:,} queries in all"
         guessed = any(not row.timed and row.seconds is not None for row in self.rows)
         unknown = sum(row.seconds is None and row.done < row.trials + row.finals for row in self.rows)
-        lines = [*faults.values(), total, f"about {as_time(self.seconds)} left{at_a_time}"]
+        known = any(row.seconds for row in self.rows) or not unknown
+        lines = [*faults.values(), total, *([f"about {as_time(self.seconds)} left{at_a_time}"] if known else [])]
         if guessed:
             lines.append("~: estimated from the same method in other places")
         if unknown:
-            lines.append(f"of {unknown} rows the time is not known and not counted")
+            lines.append(f"of {unknown} rows the time is not known" + (" and not counted" if known else ""))
         return lines
 
 

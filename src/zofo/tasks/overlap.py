@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from zofo.errors import ConfigError, DataError
+from zofo.errors import ConfigError, DataError, ZofoError
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.dataset import load_task_examples, resolve_task
 from zofo.tasks.multi_task import (
@@ -16,7 +16,8 @@ from zofo.tasks.multi_task import (
     task_inputs,
     tasks_of,
 )
-from zofo.tasks.task import SPLITS, task_content
+from zofo.tasks.readers.row import Example
+from zofo.tasks.task import SPLITS, Split, task_content
 
 _INSTEAD = "take a run that was not trained on it"
 
@@ -54,6 +55,27 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
         if known.isdisjoint(task_inputs(trained, name, "train").values()):
             continue
         check_no_shared_rows(name, _trained_rows(trained, name), held, f" in the run {run!r}", _INSTEAD)
+
+
+def trained_on_notes(trained: TaskConfig, examples: Mapping[Split, Sequence[Example]], run: str) -> list[str]:
+    """What to say of validation and test rows whose prompts a run that is started from was trained on, as where another
+    `split_seed` draws the splits; nothing where its rows cannot be read any more, and of one of several tasks."""
+    if trained.several:
+        return []
+    try:
+        known = {one.prompt.strip() for one in load_task_examples(resolve_task(trained), trained, ["train"])["train"]}
+    except ZofoError:
+        return []
+    shared = {
+        split: sum(one.prompt.strip() in known for one in rows) for split, rows in examples.items() if split != "train"
+    }
+    parts = [f"{count} of {len(examples[split])} rows of {split}" for split, count in shared.items() if count]
+    if not parts:
+        return []
+    return [
+        f"warning: {run} was trained on {' and '.join(parts)}, whose scores say less for that: "
+        f"task.split_seed={trained.split_seed} splits the same rows as it did"
+    ]
 
 
 def _tested(asked: TaskConfig, scored: bool) -> Mapping[str, Mapping[str, str]]:

@@ -53,6 +53,7 @@ from zofo.tasks import (
     readable_splits,
     resolve_task,
     row_notes,
+    trained_on_notes,
     unwritten_notes,
 )
 from zofo.training.config import RunConfig
@@ -149,6 +150,9 @@ def check_every_split(config: RunConfig, prepared: PreparedRun) -> list[str]:
     cut = [split for split, rows in prepared.examples.items() if len(rows) == most]
     if cut:
         notes.append(f"task.max_rows={most} leaves {most} rows of {', '.join(cut)}: scores are of these rows alone")
+    if (start := opened_start(config)) is not None:
+        for run in start.chain():
+            notes += trained_on_notes(run.config.task, examples, str(run.path))
     return [*notes, *row_notes(task, examples), *lost]
 
 
