@@ -181,8 +181,8 @@ class ZerothOrder:
         if among is None and config.trainable is None and carries_adapters(model):
             raise ConfigError(
                 "the model carries adapters, so that its parameters have other names and other directions",
-                "give the method.adapter that they are of, to go on with it; or merge them first (of a run: zofo export "
-                "RUN --merged DIR, then model=DIR without init_from); or name what moves with method.trainable",
+                "give the method.adapter that they are of, to go on with it; or merge them first (of a run: zofo "
+                "export RUN --merged DIR, then model=DIR without init_from); or name what moves with method.trainable",
             )
         names, self._notes = moving_tensors(config.trainable, model, among, unused)
         self._trainable = config.trainable if names is None or among is not None else names
