@@ -193,6 +193,7 @@ def check_packaged(asked):
         assert set(run.tree["task"]["held_out_tasks"]) == set(asked.config.tasks)
     budgets = {run.method.removeprefix("start "): run.tree["training"]["max_queries"] for run in asked.grid.starts}
     longer = budgets.pop("longer-bilevel")
+    assert budgets.pop("longer-variate-bilevel") == longer
     assert set(budgets) == {"bilevel", "variate-bilevel", "metaicl", "channel-metaicl"}
     assert set(budgets.values()) == {longer // 5}  # the same budget
 
