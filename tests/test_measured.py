@@ -142,17 +142,36 @@ def test_what_the_frozen_control_says_of_the_backbones_step(archived):
 
 def test_the_table_of_what_is_left_for_theta():
     rows = pd.read_json(RESULTS / "mechanism.jsonl", lines=True)
-    text = PAGE[PAGE.index("### How much is left for a step on theta") :]
-    for row in rows.to_dict("records"):
-        known = pd.notna(row["predicted_descent"])
-        descent = f"{row['predicted_descent']:.3f} ± {row['predicted_descent_error']:.3f}" if known else "-"
-        cells = [
-            *(row["method"], str(row["steps"])),
-            f"{row['gradient_squared']:.0f} ± {row['gradient_squared_error']:.0f}",
-            *(f"{row['spread_squared']:.0f}", descent, f"{100 * row['backbone_distance']:.1f} %"),
+    told = rows_under("### How much is left for a step on theta")
+
+    def each(some, name, digits=0):
+        return [f"{one[name]:.{digits}f} ± {one[f'{name}_error']:.{digits}f}" for one in some]
+
+    for (task, method), group in rows.groupby(["task", "method"]):
+        some = group.sort_values("steps").to_dict("records")
+        known = pd.notna(some[-1]["predicted_descent"])
+        assert told[f"{task}, {method}"] == [
+            ", ".join(str(one["steps"]) for one in some),
+            ", ".join(each(some, "gradient_squared")),
+            ", ".join(f"{one['spread_squared']:,.0f}" for one in some),
+            ", ".join(each([some[1], some[-1]], "predicted_descent", 3)) if known else "-",
+            f"{100 * some[-1]['backbone_distance']:.1f} %",
         ]
-        assert f"| {' | '.join(cells)} |" in text
-    assert len(rows) > 14
+    assert len(told) == rows.groupby(["task", "method"]).ngroups + 2  # and the header
+
+
+def test_the_table_of_what_a_penalty_does():
+    rows = pd.read_csv(RESULTS / "bilevel-slopes.csv")
+    told = rows_under("### What a penalty does to theta's step")
+    for (study, task, penalty), some in rows.groupby(["study", "task", "penalty"]):
+        between = some["lower_p"] - some["lower_s"]
+        sizes = [(one**2).mean() ** 0.5 for one in (some["upper"], some["lower_p"], some["lower_s"], between)]
+        cells = [str(len(some)), *(f"{size:.1f}" for size in sizes)]
+        for other in (1, 10, 100, 10_000):
+            whole = some["upper"] + other * between
+            length = (whole**2).mean() ** 0.5 / sizes[0] / (1 + other)
+            cells.append(f"{length:.2f}, {whole.corr(some['upper']):.2f}")
+        assert told[f"{study}, {task}, penalty {penalty}"] == cells
 
 
 def test_the_table_of_recommendations():
