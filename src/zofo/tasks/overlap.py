@@ -59,13 +59,13 @@ def check_not_trained_on(trained: TaskConfig, asked: TaskConfig, run: str, score
 
 def trained_on_notes(trained: TaskConfig, examples: Mapping[Split, Sequence[Example]], run: str) -> list[str]:
     """What to say of validation and test rows whose prompts a run that is started from was trained on, as where another
-    `split_seed` draws the splits; nothing where its rows cannot be read any more, and of one of several tasks."""
+    `split_seed` draws the splits, or that its rows cannot be read any more; nothing of a run on several tasks."""
     if trained.several:
         return []
     try:
         known = {one.prompt.strip() for one in load_task_examples(resolve_task(trained), trained, ["train"])["train"]}
-    except ZofoError:
-        return []
+    except ZofoError as error:
+        return [f"it is not known whether {run} was trained on rows that are scored here: {error.message}"]
     shared = {
         split: sum(one.prompt.strip() in known for one in rows) for split, rows in examples.items() if split != "train"
     }
