@@ -86,6 +86,8 @@ def tiny(name, folders):
         start["method"]["batch_size"] = 4
     for contender in content["methods"].values():
         contender["method"].pop("batch_size", None)
+        if "gate_examples" in contender["method"]:
+            contender["method"]["gate_examples"] = 8
         if "rank" in (adapter := contender["method"].get("adapter", {})):
             adapter["rank"] = min(adapter["rank"], 8)  # of 16 inputs
     base["method"] = {**base.get("method", {}), "batch_size": 4}
@@ -117,7 +119,7 @@ def test_every_packaged_study_can_be_read_and_says_what_it_asks(name):
 
 OF_A_FAIR_TRIAL = (
     *("mechanism", "bilevel-contrast", "control-variate", "prompt-sensitivity", "reward-upstairs"),
-    *("svrg-late", "meta-training"),
+    *("svrg-late", "meta-training", "controls"),
 )
 
 
