@@ -1,7 +1,7 @@
 """What `zofo estimate` predicts beside what is measured: 3 models x 3 batches x 6 methods, NF4 among them.
 
     python benchmarks/estimate.py run [--threads 1]     measures, a process a row; stopped, it goes on where it was
-    python benchmarks/estimate.py compare               predicts the same rows, and shows both
+    python benchmarks/estimate.py compare [--csv FILE]  predicts the same rows, and shows both
 
 Memory may be measured beside other work. Time is that of the processor (`cpu_seconds`), which is the time of the clock
 on an idle machine with one thread; `--clock` compares that of the clock. Constants are those of `zofo bench calibrate`
@@ -11,6 +11,7 @@ where it was called, else the packaged ones.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from pathlib import Path
 ROWS = Path(__file__).parent / "results" / "estimate.jsonl"
 MODELS = ("smollm2-135m", "opt-125m", "llama-300m")
 BATCHES = ((4, 64), (8, 64), (8, 128))
+PLACE = ("model", "examples", "tokens", "way")
 WAYS = ("inference", "mezo", "mezo-subspace-nf4", "lora", "lora-checkpointing", "qlora-nf4", "bilevel")
 
 
@@ -69,7 +71,7 @@ def measure(folder: Path, steps: int) -> None:
                     stream.write(json.dumps({**asdict(row), "model": name}) + "\n")
 
 
-def compare(folder: Path, clock: bool) -> None:
+def compare(folder: Path, clock: bool, table: Path | None) -> None:
     from zofo.bench.memory import WAYS as KEYS
     from zofo.estimate import RowSource, known_machine
     from zofo.estimate.report import estimate_config, way_of
@@ -79,7 +81,7 @@ def compare(folder: Path, clock: bool) -> None:
     print(f"constants of {machine.measured}\n")
     print("| model | batch | way | GiB | estimated / measured | seconds | estimated / measured |")
     print("|---|---|---|---|---|---|---|")
-    memory, time = [], []
+    memory, time, rows = [], [], []
     for (name, examples, tokens, way), row in sorted(known().items()):
         if row["error"] is not None or way not in KEYS:
             continue
@@ -95,6 +97,13 @@ def compare(folder: Path, clock: bool) -> None:
             time.append(found.seconds / row[key])
             cells += [f"{row[key]:.2f}", f"{time[-1]:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
+        estimated = {"estimated_peak_bytes": found.peak_bytes, f"estimated_{key}": found.seconds}
+        rows.append({one: row[one] for one in (*PLACE, "peak_bytes", key)} | estimated)
+    if table is not None:
+        with table.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     for what, ratios, limit in (("memory", memory, 0.10), ("time", time, 0.25)):
         within = sum(abs(ratio - 1) <= limit for ratio in ratios)
         middle = f"median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}"
@@ -108,12 +117,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="of each way; the first is not timed")
     parser.add_argument("--models", type=Path, help="where models of random weights are kept")
     parser.add_argument("--clock", action="store_true", help="compare the time of the clock")
+    parser.add_argument("--csv", type=Path, help="where what was compared is written, a row a way")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = given.threads
     with tempfile.TemporaryDirectory(prefix="zofo-estimate-") as scratch:
         folder = given.models or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        measure(folder, given.steps) if given.what == "run" else compare(folder, given.clock)
+        measure(folder, given.steps) if given.what == "run" else compare(folder, given.clock, given.csv)
 
 
 if __name__ == "__main__":

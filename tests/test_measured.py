@@ -308,3 +308,16 @@ def test_the_table_of_what_a_model_knows_before_it_is_trained():
                 assert cell.partition(" ± ")[0] == (f"{mean(scores):.1f}" if some else "-")
         first = next(line for line in lines if (line["task"], line["way"]) == (task, "zero-shot"))
         assert (metric, rows, majority) == (first["metric"], str(first["rows"]), f"{100 * first['majority']:.1f}")
+
+
+def test_the_table_of_estimates():
+    rows = pd.read_csv(RESULTS / "estimate.csv")
+    rows["peak"] = rows["estimated_peak_bytes"] / rows["peak_bytes"]
+    rows["time"] = rows["estimated_cpu_seconds"] / rows["cpu_seconds"]
+    for way, (count, peak, time) in list(rows_under("`python benchmarks/estimate.py run` measures").items())[2:]:
+        own = rows[rows["way"] == way]
+        spans = [f"{own[what].min():.2f} to {own[what].max():.2f}" for what in ("peak", "time")]
+        assert [int(count), peak, time] == [len(own), *spans], way
+    near = [int(((rows[what] - 1).abs() <= limit).sum()) for what, limit in (("peak", 0.1), ("time", 0.25))]
+    assert f"Within 10 % of the peak: {near[0]} of {len(rows)};" in PAGE
+    assert f"Within 25 % of the time: {near[1]} of {len(rows)}," in PAGE
