@@ -867,6 +867,22 @@ def test_the_command_runs_plans_and_reports(run_zofo, study, tmp_path, monkeypat
     assert "4 runs are done; 6 are not done" in out  # the trials are the same; the file's own seeds have no runs yet
 
 
+def test_a_plan_of_runs_that_cannot_be_made_says_which_and_leaves_with_code_1(run_zofo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "defaults": {"model": "someone/not-here"},
+        "tasks": {"movie-reviews": None},
+        "methods": {"mezo": {"method": {"name": "mezo"}}},
+        "budget": {"queries": 64},
+        "seeds": [0],
+    }
+    (tmp_path / "far.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    code, out, _ = run_zofo("study", "far.yaml", "--plan")
+    assert code == 1
+    assert "cannot run" in out
+    assert "not-here" in out
+
+
 def test_a_report_is_not_written_over_by_one_of_nothing(run_zofo, study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study()

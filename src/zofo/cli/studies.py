@@ -128,6 +128,8 @@ def study(
         out.say_table(planned.table())
         for line in planned.lines():
             out.say(line)
+        if any(row.fault for row in planned.rows):
+            raise typer.Exit(1)
         return
     with leaving_when_stopped("type the same command again"):
         found = report_study(asked, folder) if report_only else run_study(asked, folder, err, jobs, trust_remote_code)
