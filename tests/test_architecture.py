@@ -268,11 +268,13 @@ def test_no_docstring_only_points_at_another():
         assert not re.search(r'"""See `[\w.]+`\.?"""', path.read_text(encoding="utf-8")), path
 
 
-def test_the_map_for_contributors_names_every_room():
+def test_the_map_for_contributors_names_every_room_from_top_to_bottom():
     text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = text[text.index("| room |") : text.index("## How to add")]
     rooms = " ".join(line.split("|")[1] for line in table.splitlines() if line.strip())
-    assert sorted(re.findall(r"`(\w+)`", rooms)) == sorted(LEVEL)
+    named = re.findall(r"`(\w+)`", rooms)
+    assert sorted(named) == sorted(LEVEL)
+    assert [LEVEL[room] for room in named] == sorted(LEVEL.values())
 
 
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from io import StringIO
 
@@ -15,6 +16,7 @@ from zofo.evaluators import Counts
 from zofo.methods import StepLog
 from zofo.training import read_config, train
 from zofo.training.divergence import DivergenceWarning, default_rates
+from zofo.training.progress import LOG
 
 
 def said(losses, method=None):
@@ -95,6 +97,16 @@ def test_a_run_says_it(configured):  # noqa: F811
     text = shown(configured("run", method, steps=12, treatment_steps=None))
     assert text.count("training diverges") == text.count("training diverged") == 1
     assert "method.rule.lr=5e-05" in text.splitlines()[-1]  # the default, again, where it can be seen
+
+
+def test_a_run_from_python_logs_what_it_says_and_warns(configured, monkeypatch):  # noqa: F811
+    said = []
+    monkeypatch.setattr(LOG, "_log", lambda level, text, _: said.append((level, text)))
+    monkeypatch.setattr(LOG, "isEnabledFor", lambda level: True)
+    train(configured("run", {"name": "mezo", "batch_size": 8, "rule": {"lr": 0.3}}, steps=12, treatment_steps=None))
+    assert any(text.startswith("trains ") for level, text in said if level == logging.INFO)
+    assert any("step 12/12" in text for level, text in said if level == logging.INFO)
+    assert any(text.startswith("training diverged") for level, text in said if level == logging.WARNING)
 
 
 @pytest.mark.parametrize(

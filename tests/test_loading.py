@@ -22,6 +22,7 @@ from zofo.models.heads import complete_head, default_head, is_encoder
 from zofo.models.loading import quiet_transformers
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.noise import Gaussian
+from zofo.training import progress
 
 CLASSES: dict[Head, type] = {
     "causal-lm": transformers.AutoModelForCausalLM,
@@ -693,3 +694,16 @@ def test_notes_are_quiet_in_a_program_that_has_taken_the_handler_of_transformers
         log.enable_default_handler()
         logger.propagate = before
     assert capfd.readouterr().err == ""
+
+
+def test_a_checkpoint_in_half_precision_that_is_loaded_as_float32_is_said(tmp_path, tokenizer, monkeypatch):
+    build_model("llama", len(tokenizer)).to(torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    as_it_is = load_model(ModelConfig(name=str(tmp_path), dtype="bfloat16"))
+    wider = load_model(str(tmp_path))
+    assert wider.checkpoint_dtype == as_it_is.checkpoint_dtype == "bfloat16"
+    assert progress._widened(wider) == []  # less than a GiB
+    monkeypatch.setattr(progress, "_WORTH_SAYING", 1)
+    (note,) = progress._widened(wider)
+    assert note.startswith("weights of bfloat16 are loaded as float32, which takes 0.0 GiB more: model.dtype=bfloat16")
+    assert progress._widened(as_it_is) == []

@@ -28,6 +28,16 @@ def test_lines_are_short(page):
     assert [number for number, line in lines if len(line) > MOST_COLUMNS and not line.startswith("|")] == []
 
 
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+def test_no_empty_line_breaks_a_table_or_a_list(page):
+    """What comes after it in a table would be shown with its bars."""
+    lines = [*page.read_text(encoding="utf-8").splitlines(), "", ""]
+    for number, (before, empty, row, rule) in enumerate(zip(lines, lines[1:], lines[2:], lines[3:], strict=False), 2):
+        if not empty.strip():
+            assert not (before.startswith("|") and row.startswith("|") and not rule.startswith("|--")), number
+            assert not (before.startswith("- ") and row.startswith("- ")), number
+
+
 def test_the_changelog_says_nothing_twice():
     """As where two changes to it were joined: each section stands once in a version, and no line stands twice."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

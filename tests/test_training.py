@@ -20,6 +20,7 @@ from pydantic import field_serializer
 from rich.console import Console
 from safetensors.torch import load_file
 
+import zofo
 from bilevel_problems import language_context
 from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
 from covering import grid
@@ -716,6 +717,9 @@ def test_a_run_can_be_loaded_as_a_model_also_after_its_base_has_moved(configured
     assert predict(str(run.path), ["a joy"], model=str(moved)) == predict(run.path, ["a joy"])
     with pytest.raises(DataError, match="a list of texts"):
         predict(run.path, "a joy")
+    asked = zofo.Predictor(run.path)
+    assert asked.loaded is asked.loaded
+    assert asked.predict(["a joy"]) == predict(run.path, ["a joy"])
 
 
 def test_a_second_method_on_a_model_that_carries_adapters_is_refused(tokenizer):

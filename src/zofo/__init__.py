@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zofo.models import LoadedModel, ModelConfig, load_model
     from zofo.noise import Gaussian, LowRank, Noise, Rademacher
     from zofo.rules import Rule
-    from zofo.training import RunConfig, RunFolder, evaluate_run, predict, predict_file, read_config, train
+    from zofo.training import Predictor, RunConfig, RunFolder, evaluate_run, predict, predict_file, read_config, train
 
 __version__ = "0.1.0"
 
@@ -56,7 +56,9 @@ _HOMES = {
     "models": ("LoadedModel", "ModelConfig", "load_model"),
     "noise": ("Gaussian", "LowRank", "Noise", "Rademacher"),
     "rules": ("Rule",),
-    "training": ("RunConfig", "RunFolder", "evaluate_run", "predict", "predict_file", "read_config", "train"),
+    "training": (
+        *("Predictor", "RunConfig", "RunFolder", "evaluate_run", "predict", "predict_file", "read_config", "train"),
+    ),
 }
 _OF_OTHER_MACHINES = {  # what libraries say of kernels that this machine cannot use, and of their own code
     "torchao": "Could not load this library",
@@ -100,6 +102,7 @@ __all__ = [
     "OneSided",
     "Rademacher",
     "Rule",
+    "Predictor",
     "RunConfig",
     "RunFolder",
     "StepLog",

@@ -30,7 +30,7 @@ from zofo.models.heads import (
     output_names,
     pool_last,
 )
-from zofo.models.offload import Offload, check_can_be_offloaded, leave_in_files, mark_offloaded
+from zofo.models.offload import Offload, check_can_be_offloaded, checkpoint_dtype, leave_in_files, mark_offloaded
 from zofo.models.packed_shapes import pack_shapes
 from zofo.models.padding_check import check_fit_for_scoring
 from zofo.models.quantization import (
@@ -80,6 +80,8 @@ class LoadedModel:
         name: as it was asked for.
         head: what the model's outputs are.
         outputs: what the checkpoint calls the outputs of its own classification head; empty where it has none.
+        checkpoint_dtype: number type of the weights in the checkpoint, as its config.json has it; None where it says
+            nothing.
     """
 
     model: Any
@@ -87,6 +89,7 @@ class LoadedModel:
     name: str
     head: Head = "causal-lm"
     outputs: tuple[str, ...] = ()
+    checkpoint_dtype: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +163,7 @@ def load_model(config: ModelConfig | str, remote_code: bool = False, labels: int
         with quiet_transformers():
             check_fit_for_scoring(model, tokenizer.pad_token_id, config.name)
     outputs = output_names(model, content) if head == "classification" else ()
-    return LoadedModel(model, tokenizer, config.name, head, outputs)
+    return LoadedModel(model, tokenizer, config.name, head, outputs, checkpoint_dtype(content))
 
 
 def load_on_meta(

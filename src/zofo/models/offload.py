@@ -22,6 +22,12 @@ def is_offloaded(model: Any) -> bool:
     return bool(getattr(model, _MARK, False))
 
 
+def checkpoint_dtype(content: Mapping[str, Any]) -> str | None:
+    """The number type that a config.json says of the weights of its checkpoint, such as `bfloat16`."""
+    own = content.get("dtype") or content.get("torch_dtype")
+    return None if own is None else str(own).removeprefix("torch.")
+
+
 def check_can_be_offloaded(content: Mapping[str, Any], quantization: str | None, dtype: str, device: Any) -> None:
     """Find out whether the weights of a checkpoint can stay in their files, before any of them is read.
 
@@ -31,7 +37,7 @@ def check_can_be_offloaded(content: Mapping[str, Any], quantization: str | None,
     Raises:
         ModelError: they would be copied into memory; says why.
     """
-    own = str(content.get("dtype") or content.get("torch_dtype") or dtype).removeprefix("torch.")
+    own = checkpoint_dtype(content) or dtype
     for wrong, why, instead in (
         (
             quantization is not None,

@@ -22,7 +22,7 @@ from zofo.studies.selection import Selection, choices_of, final_runs
 from zofo.studies.store import Content, Store, check_same_content
 from zofo.studies.trial import StudyRun
 from zofo.training.evaluation import as_score
-from zofo.training.progress import say
+from zofo.training.progress import log_console, say
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_study(
     grid.check()
     with store.locked():
         changed = store.claim(study.name, study.config.model_dump(mode="json"))
-        progress = _Progress(console or Console(quiet=True), store, grid)
+        progress = _Progress(console or log_console(), store, grid)
         progress.begin(study, changed, content)
         try:
             with Workers(jobs, remote_code) as workers:

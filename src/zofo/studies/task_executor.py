@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from rich.console import Console
+
 from zofo.config import parse_model
 from zofo.errors import DataError, NonFiniteError, RunError, ZofoError
 from zofo.evaluators import Counts
@@ -51,7 +53,7 @@ class TaskRuns(Executor):
 
     def execute(self, config: RunConfig, folder: Path, remote_code: bool) -> Outcome:
         given = {"output_dir": folder, "init_from": _start_beside(folder, config.init_from)}
-        run = train(config.model_copy(update=given), remote_code=remote_code)
+        run = train(config.model_copy(update=given), Console(quiet=True), remote_code)  # the report says what it says
         summary = run.summary
         metric, (first, *others) = summary["metric"], list(summary["variants"])
         return Outcome(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from zofo.errors import ConfigError, DataError, nearest
+from zofo.errors import ConfigError
 from zofo.evaluators import Counts
 from zofo.tasks import SPLITS, Split, known_split, origins_of, resolve_task, with_demonstrations
 from zofo.training.config import RunConfig, read_config
@@ -18,7 +18,7 @@ from zofo.training.data_module import PreparedRun, prepare_run, scorer_of
 from zofo.training.evaluation import Evaluation
 from zofo.training.identity import split_identity
 from zofo.training.predictor import Prediction, Predictor, check_rows, solved_rows
-from zofo.training.progress import EvaluationProgress, working
+from zofo.training.progress import LOG, EvaluationProgress, log_console, working
 from zofo.training.run_folder import RunFolder
 
 
@@ -46,13 +46,13 @@ def evaluate_run(
         data_dir: a folder with other rows of the task.
         remote_code: allow the model's repository to run its own code.
         data: other rows of the user's own: a file, a folder or a Hub id.
-        console: where progress is shown; by default nowhere.
+        console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
 
     Raises:
         RunError: no run there, or the base model is not the one it was trained from.
         ConfigError: a task that the run was trained on as one of several; or one that cannot work.
     """
-    run, console = RunFolder.open(path), console or Console(quiet=True)
+    run, console = RunFolder.open(path), console or log_console()
     given = [overrides] if isinstance(overrides, str) else list(overrides)
     if data_dir is not None:
         given += ["task.data=null", f"task.data_dir={json.dumps(str(data_dir))}"]
@@ -89,9 +89,9 @@ def evaluate_zero_shot(
     Args:
         split: train, validation or test; by default validation, or every row where all rows are in one file.
         remote_code: allow the model's repository to run its own code.
-        console: where progress is shown; by default nowhere.
+        console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
     """
-    data, console = config.task.data, console or Console(quiet=True)
+    data, console = config.task.data, console or log_console()
     if split is None and data is not None and not config.task.several and origins_of(data) is None:
         with working(console, f"reading the rows, loading {config.model.name}"):
             prepared, on = _load_whole(config, data, "validation", remote_code)
@@ -159,9 +159,9 @@ def predict(
     best: bool = False,
     model: str | None = None,
     remote_code: bool = False,
-    warn: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = LOG.warning,
 ) -> list[Prediction]:
-    """Answer rows with a trained run.
+    """Answer rows with a trained run, which is loaded for them; `zofo.Predictor` keeps it loaded.
 
     Args:
         path: of the run.
@@ -171,46 +171,9 @@ def predict(
         best: as of the best evaluation.
         model: where the base model is now, if it has moved; its hash must be the run's.
         remote_code: allow the model's repository to run its own code.
-        warn: told where a text is asked in another form than the run was trained with.
+        warn: told where a text is asked in another form than the run was trained with; by default it is logged.
 
     Raises:
         DataError: a text that the task's template cannot take.
     """
-    if isinstance(texts, str):
-        raise DataError("predict takes a list of texts, not one text", f"predict(path, [{texts[:20]!r}])")
-    predictor = Predictor(RunFolder.open(path), variant, best, model, remote_code, warn)
-    columns, examples = predictor.columns, []
-    for number, text in enumerate(texts, start=1):
-        row, plain = _row(text, columns, number, predictor.task.messages)
-        examples.append(predictor.example(row, f"text {number}", plain))
-    return predictor.answers(texts, predictor.encode(examples))
-
-
-_USUAL = ("text", "sentence", "input", "prompt", "question")  # columns that a row is likely to have for a text
-
-
-def _row(text: str, fields: Sequence[str], number: int, messages: str | None) -> tuple[Mapping[str, Any], bool]:
-    """The row that a text stands for, and whether it is a plain text: a single column, or the user's only turn."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
-        row = None
-    if messages is not None:
-        if isinstance(row, list):  # turns by themselves
-            return {messages: row}, False
-        is_row = isinstance(row, dict) and messages in row
-        return (row, False) if is_row else ({messages: [{"role": "user", "content": text}]}, True)
-    if len(fields) == 1 and not (isinstance(row, dict) and fields[0] in row):
-        usual = next((name for name in row if name.lower() in _USUAL), None) if isinstance(row, dict) else None
-        if isinstance(row, dict) and (near := nearest(fields[0], row) or usual):
-            raise DataError(
-                f"text {number} is a JSON object with {near!r}, and the task needs the column {fields[0]!r}",
-                f"call it {fields[0]!r}; a text that looks so is the value of that column: "
-                + json.dumps({fields[0]: "..."}),
-            )
-        return {fields[0]: text}, True
-    if not isinstance(row, dict):
-        raise DataError(
-            f"text {number}: the task needs the columns {', '.join(fields)}", "give each row as a JSON object"
-        )
-    return row, False
+    return Predictor(path, variant, best, model, remote_code, warn).predict(texts)

@@ -24,7 +24,7 @@ from zofo.tasks.readers.files import read_file
 from zofo.tasks.readers.row import Row, with_valid_example
 from zofo.training.identity import content_hash
 from zofo.training.predictor import Predictor
-from zofo.training.progress import row_progress, say, working
+from zofo.training.progress import log_console, row_progress, say, working
 from zofo.training.row_files import WRITTEN, row_bytes
 from zofo.training.run_folder import RunFolder
 from zofo.training.signals import Signals
@@ -84,14 +84,14 @@ def predict_file(
         best: as of the best evaluation.
         model: where the base model is now, if it has moved; its hash must be the run's.
         remote_code: allow the model's repository to run its own code.
-        console: where progress is shown; by default nowhere.
+        console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
 
     Raises:
         DataError: a row that cannot be read or asked, with file, row and column, before anything is computed.
         RunError: the output exists; or what was kept of it is of another run, model or file.
         Interrupted: the process was asked to stop; what was answered is kept.
     """
-    out, data, console = Path(out), Path(data), console or Console(quiet=True)
+    out, data, console = Path(out), Path(data), console or log_console()
     with Signals().raise_on_signal(lambda: _NOTHING):
         run = RunFolder.open(path)
         _check_places(run, data, out, force)

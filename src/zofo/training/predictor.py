@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from zofo.errors import ConfigError
+from zofo.errors import ConfigError, DataError, nearest
 from zofo.evaluators import Counts
 from zofo.models import LoadedModel, head_of
 from zofo.tasks import NO_PROMPT, Example, load_examples, render, with_demonstrations
 from zofo.training.data_module import scorer_of
 from zofo.training.evaluation import TaskEvaluator
 from zofo.training.identity import Identity, check_unchanged, split_identity
+from zofo.training.progress import LOG
 from zofo.training.run_folder import RunFolder
 
 
@@ -43,29 +46,33 @@ class Prediction:
 
 
 class Predictor:
-    """A run that answers rows of its task.
+    """A run that answers rows of its task, loaded once.
+
+        answers = zofo.Predictor("runs/tickets").predict(["I was charged twice for my card"])
 
     Args:
+        run: or its path.
         variant: which model of the run.
         best: as of the best evaluation.
         model: where the base model is now, if it has moved; its hash must be the run's.
         remote_code: allow the model's repository to run its own code.
-        warn: told where a text is asked in another form than the run was trained with.
+        warn: told where a text is asked in another form than the run was trained with; by default it is logged.
         max_new_tokens: the most tokens of a text that is written, in place of the run's.
         temperature: of the draws of its tokens, in place of the run's.
     """
 
     def __init__(
         self,
-        run: RunFolder,
+        run: RunFolder | Path | str,
         variant: str | None = None,
         best: bool = False,
         model: str | None = None,
         remote_code: bool = False,
-        warn: Callable[[str], None] = lambda _: None,
+        warn: Callable[[str], None] = LOG.warning,
         max_new_tokens: int | None = None,
         temperature: float | None = None,
     ) -> None:
+        run = run if isinstance(run, RunFolder) else RunFolder.open(run)
         longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         drawn = {} if temperature is None else {"temperature": temperature}
         self.run, self.task, self._warn = run, run.task.model_copy(update=longest), warn
@@ -107,6 +114,24 @@ class Predictor:
         config = self.run.config.model_copy(update={"task": self._wanted})
         return self.run.scorer(scorer_of(config, self.task, self.loaded), self._best)
 
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Answer rows.
+
+        Args:
+            texts: one for each prediction; for a task with several columns, rows as JSON objects; for a chat, what the
+                user says, or the turns as JSON.
+
+        Raises:
+            DataError: a text that the task's template cannot take.
+        """
+        if isinstance(texts, str):
+            raise DataError("predict takes a list of texts, not one text", f"predict([{texts[:20]!r}])")
+        columns, examples = self.columns, []
+        for number, text in enumerate(texts, start=1):
+            row, plain = _row(text, columns, number, self.task.messages)
+            examples.append(self.example(row, f"text {number}", plain))
+        return self.answers(texts, self.encode(examples))
+
     def encode(self, examples: Sequence[Example]) -> list[Any]:
         """Examples in tokens, with the demonstrations that the run is asked with.
 
@@ -137,6 +162,36 @@ class Predictor:
         labels = self.task.label_names or range(len(known))
         by_label = dict(zip(labels, known, strict=True))
         return Prediction(text, labels[chosen], candidates[chosen], known[chosen], by_label)
+
+
+_USUAL = ("text", "sentence", "input", "prompt", "question")  # columns that a row is likely to have for a text
+
+
+def _row(text: str, fields: Sequence[str], number: int, messages: str | None) -> tuple[Mapping[str, Any], bool]:
+    """The row that a text stands for, and whether it is a plain text: a single column, or the user's only turn."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        row = None
+    if messages is not None:
+        if isinstance(row, list):  # turns by themselves
+            return {messages: row}, False
+        is_row = isinstance(row, dict) and messages in row
+        return (row, False) if is_row else ({messages: [{"role": "user", "content": text}]}, True)
+    if len(fields) == 1 and not (isinstance(row, dict) and fields[0] in row):
+        usual = next((name for name in row if name.lower() in _USUAL), None) if isinstance(row, dict) else None
+        if isinstance(row, dict) and (near := nearest(fields[0], row) or usual):
+            raise DataError(
+                f"text {number} is a JSON object with {near!r}, and the task needs the column {fields[0]!r}",
+                f"call it {fields[0]!r}; a text that looks so is the value of that column: "
+                + json.dumps({fields[0]: "..."}),
+            )
+        return {fields[0]: text}, True
+    if not isinstance(row, dict):
+        raise DataError(
+            f"text {number}: the task needs the columns {', '.join(fields)}", "give each row as a JSON object"
+        )
+    return row, False
 
 
 def solved_rows(run: RunFolder) -> list[Example]:

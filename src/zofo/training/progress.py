@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,11 +23,27 @@ from rich.table import Column
 from rich.text import Text
 
 from zofo.methods import Method
-from zofo.models import is_offloaded, offload_note, packing_note, quantized_as
+from zofo.models import LoadedModel, is_offloaded, offload_note, packing_note, quantized_as
 from zofo.training.config import RunConfig
 from zofo.training.data_module import PreparedRun
 
 _EVERY = 10.0  # seconds between two lines where there is no terminal
+LOG = logging.getLogger("zofo")
+"""Of what a caller from Python is told."""
+
+
+class _Records(io.TextIOBase):
+    """A stream whose lines are records of the logger `zofo`."""
+
+    def write(self, text: str) -> int:
+        for line in filter(None, map(str.strip, text.splitlines())):
+            LOG.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, line.removeprefix("warning: "))
+        return len(text)
+
+
+def log_console() -> Console:
+    """Where a caller from Python names no console: what would be said is logged, a warning as one, all else as info."""
+    return Console(file=_Records(), force_terminal=False, force_jupyter=False, no_color=True, width=10_000)
 
 
 def say(console: Console, text: str) -> None:
@@ -109,6 +128,7 @@ def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> lis
     packed = quantized_as(prepared.loaded.model) is not None  # several weights in a number, so that none are counted
     if packed:
         notes.append(packing_note(prepared.loaded.model))
+    notes += _widened(prepared.loaded)
     if is_offloaded(prepared.loaded.model):
         notes.append(offload_note(prepared.loaded.model))
     moved, whole = _sizes(method)
@@ -121,6 +141,19 @@ def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> lis
         gigabytes = method.rule.dense_buffers * method.backbone.size * method.rule.buffer_bytes / 2**30
         notes.append(f"this rule keeps {method.rule.dense_buffers} buffers of the backbone's size: {gigabytes:.2f} GiB")
     return [*notes, *method.adapter_start.notes, *method.notes()]
+
+
+_WORTH_SAYING = 2**30  # bytes, of weights that are loaded in a wider number type than the checkpoint's
+
+
+def _widened(loaded: LoadedModel) -> list[str]:
+    """Says where a checkpoint in half precision is loaded in float32, which takes twice the memory."""
+    weights = [one for one in loaded.model.parameters() if one.dtype == torch.float32]
+    more = sum(one.nbytes for one in weights) // 2
+    if loaded.checkpoint_dtype not in ("bfloat16", "float16") or more < _WORTH_SAYING:
+        return []
+    own = loaded.checkpoint_dtype
+    return [f"weights of {own} are loaded as float32, which takes {more / 2**30:.1f} GiB more: model.dtype={own}"]
 
 
 def _sizes(method: Method) -> tuple[int, int]:

@@ -42,7 +42,7 @@ from zofo.training.data_module import (
 from zofo.training.divergence import DivergenceWarning, TiesWarning, default_rates
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.peak_memory import PeakMemory
-from zofo.training.progress import EvaluationProgress, say, working
+from zofo.training.progress import EvaluationProgress, log_console, say, working
 from zofo.training.resume import (
     begun_header,
     begun_selection,
@@ -83,7 +83,7 @@ def train(
 
     Args:
         config: the whole configuration.
-        console: where progress is shown; by default nowhere.
+        console: where progress is shown; by default it is logged by `logging.getLogger("zofo")`.
         remote_code: allow the model's repository to run its own code.
         reward: what is maximised in place of the configured objective, or above it (`method.upper_objective=reward`): a
             function, see `zofo.objectives.Reward`, the name of a packaged one (`zofo list rewards`), or several, whose
@@ -99,7 +99,7 @@ def train(
         NonFiniteError: a loss that is not finite; what was learned until then is in the run folder.
         Interrupted: the process was asked to stop, and what it had made is saved.
     """
-    console, reward = console or Console(quiet=True), None if reward is None else as_rewards(reward)
+    console, reward = console or log_console(), None if reward is None else as_rewards(reward)
     processes = joined()
     with processes.one_voice():
         return _train(config, console if processes.is_first else Console(quiet=True), remote_code, reward, processes)
