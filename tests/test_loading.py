@@ -702,8 +702,8 @@ def test_a_checkpoint_in_half_precision_that_is_loaded_as_float32_is_said(tmp_pa
     as_it_is = load_model(ModelConfig(name=str(tmp_path), dtype="bfloat16"))
     wider = load_model(str(tmp_path))
     assert wider.checkpoint_dtype == as_it_is.checkpoint_dtype == "bfloat16"
-    assert progress._widened(wider) == []  # less than a GiB
+    assert progress._upcast_note(wider) == []  # less than a GiB
     monkeypatch.setattr(progress, "_WORTH_SAYING", 1)
-    (note,) = progress._widened(wider)
+    (note,) = progress._upcast_note(wider)
     assert note.startswith("weights of bfloat16 are loaded as float32, which takes 0.0 GiB more: model.dtype=bfloat16")
-    assert progress._widened(as_it_is) == []
+    assert progress._upcast_note(as_it_is) == []

@@ -41,7 +41,7 @@ def configured(model_folder, tmp_path_factory):
 
 
 def mappings(path):
-    """(start, end, KiB that this process wrote) of the mappings of a file."""
+    """(start, end, KiB that this process wrote, so that they are its own) of the mappings of a file."""
     found = []
     with open("/proc/self/smaps", encoding="utf-8") as file:
         for line in file:
@@ -49,7 +49,7 @@ def mappings(path):
             if "-" in first and not first.endswith(":"):
                 inside = rest and rest[-1] == str(path.resolve())
                 start, end = (int(one, 16) for one in first.split("-"))
-            elif inside and first == "Private_Dirty:":
+            elif inside and first == "Anonymous:":
                 found.append((start, end, int(rest[0])))
     return found
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import IO, cast
 
 import torch
 from rich.console import Console
@@ -43,7 +44,9 @@ class _Records(io.TextIOBase):
 
 def log_console() -> Console:
     """Where a caller from Python names no console: what would be said is logged, a warning as one, all else as info."""
-    return Console(file=_Records(), force_terminal=False, force_jupyter=False, no_color=True, width=10_000)
+    return Console(
+        file=cast(IO[str], _Records()), force_terminal=False, force_jupyter=False, no_color=True, width=10_000
+    )
 
 
 def say(console: Console, text: str) -> None:
@@ -128,7 +131,7 @@ def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> lis
     packed = quantized_as(prepared.loaded.model) is not None  # several weights in a number, so that none are counted
     if packed:
         notes.append(packing_note(prepared.loaded.model))
-    notes += _widened(prepared.loaded)
+    notes += _upcast_note(prepared.loaded)
     if is_offloaded(prepared.loaded.model):
         notes.append(offload_note(prepared.loaded.model))
     moved, whole = _sizes(method)
@@ -146,7 +149,7 @@ def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> lis
 _WORTH_SAYING = 2**30  # bytes, of weights that are loaded in a wider number type than the checkpoint's
 
 
-def _widened(loaded: LoadedModel) -> list[str]:
+def _upcast_note(loaded: LoadedModel) -> list[str]:
     """Says where a checkpoint in half precision is loaded in float32, which takes twice the memory."""
     weights = [one for one in loaded.model.parameters() if one.dtype == torch.float32]
     more = sum(one.nbytes for one in weights) // 2
