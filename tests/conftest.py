@@ -206,14 +206,26 @@ def write_rows(path: Path, rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.fixture
-def data_dir(tmp_path) -> Path:
+def write_reviews(folder: Path) -> Path:
     """A folder of made-up reviews, as `--data-dir` takes it."""
-    folder = tmp_path / "data"
     write_rows(folder / "train.jsonl", review_rows(60))
     write_rows(folder / "validation.jsonl", review_rows(12, 60))
     write_rows(folder / "test.jsonl", review_rows(12, 80))
     return folder
+
+
+@pytest.fixture
+def data_dir(tmp_path) -> Path:
+    return write_reviews(tmp_path / "data")
+
+
+ONCE = {"on": True}
+"""Whether what was checked or read in this process is not again: not in tests of `make soak`."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    ONCE["on"] = item.get_closest_marker("soak") is None
 
 
 LEARNED = {}
@@ -222,29 +234,34 @@ LEARNED = {}
 UNUSED = {}
 """The tensors that no forward of a model uses, by what is asked of the model."""
 
-ASKING = ("name", "noise", "evaluator", "estimator", "adapter", "directions", "mask", "trainable", "backbone_update")
+ALIKE = set()
+"""Models that score rows of some lengths the same alone and beside each other."""
+
+ASKING = ("noise", "evaluator", "adapter", "directions", "mask", "trainable")
+ASKING += ("backbone_update", "backbone_adapter", "control_variate", "upper_objective")
 """What of a method decides how the model is asked, and so what its check finds."""
 
 
-@pytest.fixture(autouse=True)
-def checks_once(request, monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def checks_once():
     """A model whose check has passed in this process is not checked again, which takes half of a tiny run; nor is it
-    asked again which of its tensors a forward uses.
+    asked again which of its tensors a forward uses, or whether it scores rows of several lengths alike.
 
-    What the checks find is in test_model_checks.py; tests of `make soak` make all of them.
+    What the checks find is in test_model_checks.py and test_mixed_lengths.py; tests of `make soak` make all of them.
     """
-    module = sys.modules.get("zofo.training.train")
-    if module is None or request.node.get_closest_marker("soak"):
+    module, data = (sys.modules.get(f"zofo.training.{name}") for name in ("train", "data_module"))
+    if module is None:
+        yield
         return
     import transformers
 
     from zofo.methods import TrainingContext
 
-    checked_steps, unused_by = module.checked_steps, TrainingContext.unused_by
+    checked_steps, unused_by, mixed_lengths = module.checked_steps, TrainingContext.unused_by, data.check_mixed_lengths
 
     @functools.wraps(unused_by)
     def unused_once(context, batch):
-        if not isinstance(context.model, transformers.PreTrainedModel):
+        if not ONCE["on"] or not isinstance(context.model, transformers.PreTrainedModel):
             return unused_by(context, batch)
         names = tuple(name for name, _ in context.model.named_parameters())
         key = (context.check_objective or context.objective, names, repr(context.model.config))
@@ -252,21 +269,35 @@ def checks_once(request, monkeypatch):
             UNUSED[key] = unused_by(context, batch)
         return UNUSED[key]
 
+    @functools.wraps(mixed_lengths)
+    def alike_once(model, pad, name, head, rows, longest):
+        key = (type(model), model.dtype, repr(model.config), pad, head, frozenset(map(len, rows)), longest)
+        if not ONCE["on"] or key not in ALIKE:
+            mixed_lengths(model, pad, name, head, rows, longest)
+            ALIKE.add(key)
+
     def once(config, method, prepared, scored):
         parts = {name: getattr(config.method, name, None) for name in ASKING}
-        key = (repr(config.model), config.task.name, repr(parts), getattr(method, "_objective", None))
+        asked = getattr(method, "_check_objective", getattr(method, "_objective", None))
+        key = (repr(config.model), config.task.name, type(method).check, repr(parts), asked)
         evaluator = getattr(method.evaluator, "_inner", method.evaluator)  # of several processes
-        kept = vars(evaluator) if evaluator is not None else {}
+        if evaluator is None or not ONCE["on"]:
+            return checked_steps(config, method, prepared, scored)
+        kept = vars(evaluator)
         if key in LEARNED:
-            method.check = lambda: kept.update(copy.deepcopy(LEARNED[key]))
+            known = copy.deepcopy(LEARNED[key])
+            evaluator.check = lambda asks: kept.update(known, _checked=[objective for objective, _ in asks])
         steps = checked_steps(config, method, prepared, scored)
-        LEARNED[key] = copy.deepcopy(
-            {name: kept[name] for name in ("_layout", "per_point", "_siblings", "_tried") if name in kept}
-        )
+        if key not in LEARNED:
+            names = [name for name in ("_layout", "per_point", "_siblings", "_tried") if name in kept]
+            LEARNED[key] = copy.deepcopy({name: kept[name] for name in names})
         return steps
 
-    monkeypatch.setattr(module, "checked_steps", once)
-    monkeypatch.setattr(TrainingContext, "unused_by", unused_once)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "checked_steps", once)
+        patched.setattr(data, "check_mixed_lengths", alike_once)
+        patched.setattr(TrainingContext, "unused_by", unused_once)
+        yield
 
 
 READ = {}
@@ -278,7 +309,8 @@ def read_once(read, *what):
 
     @functools.wraps(read)
     def once(source, *arguments, **options):
-        if not Path(source).is_dir() or options.get("quantization_config") or options.get("trust_remote_code"):
+        own = options.get("quantization_config") or options.get("trust_remote_code")
+        if own or not ONCE["on"] or not Path(source).is_dir():
             return read(source, *arguments, **options)
         files = sorted((path.name, path.stat()) for path in Path(source).iterdir())
         there = [(name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in files]
@@ -290,13 +322,14 @@ def read_once(read, *what):
     return once
 
 
-@pytest.fixture(autouse=True)
-def reads_once(request, monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def reads_once():
     """Files of a model and its tokenizer that were read in this process are not read again, which takes half of the
     time of loading a tiny model. How they are read is in test_loading.py; tests of `make soak` read all of them.
     """
     module = sys.modules.get("zofo.models.loading")
-    if module is None or request.node.get_closest_marker("soak"):
+    if module is None:
+        yield
         return
     head_class = module.head_class
 
@@ -305,8 +338,10 @@ def reads_once(request, monkeypatch):
         read = staticmethod(read_once(known.from_pretrained, head))
         return type(known.__name__, (), {"from_pretrained": read, "from_config": known.from_config})
 
-    monkeypatch.setattr(module, "head_class", once_class)
-    monkeypatch.setattr(module, "read_tokenizer", read_once(module.read_tokenizer, "tokenizer"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "head_class", once_class)
+        patched.setattr(module, "read_tokenizer", read_once(module.read_tokenizer, "tokenizer"))
+        yield
 
 
 @pytest.fixture

@@ -102,13 +102,14 @@ def watched(monkeypatch):
 
 def test_it_is_of_rewards_alone_and_has_a_switch(generating, configured, monkeypatch):  # noqa: F811
     off = train(generating("off", steps=1, before_after_examples=0), reward=spaces)
-    plain = train(configured("plain", {"name": "mezo"}, steps=1, treatment_steps=None))
-    accuracy = configured("accuracy", {"name": "mezo"}, steps=1, treatment_steps=None, objective="accuracy")
+    own = {"steps": 1, "treatment_steps": None, "before_after_examples": 32}
+    plain = train(configured("plain", {"name": "mezo"}, **own))
+    accuracy = configured("accuracy", {"name": "mezo"}, **own, objective="accuracy")
     inside = watched(monkeypatch)
     scored = train(accuracy)
     assert inside == [True] * len(inside) != []
     above = {"name": "bilevel", "inner_steps": 1, "batch_size": 2, "upper_objective": "accuracy"}
-    bilevel = train(configured("bilevel", above, steps=1, treatment_steps=None))
+    bilevel = train(configured("bilevel", above, **own))
     for run in (off, plain):
         assert "before_after" not in run.summary
         assert not (run.path / "samples.jsonl").exists()

@@ -96,7 +96,7 @@ def test_tokens_of_a_text_end_with_what_ended_it(tokenizer):
 
 def held(generating, name, beta, method=None, **training):  # noqa: F811
     """A run by the spaces of texts, of which an adapter moves."""
-    given = generating(name, **training).model_dump(mode="json", exclude_unset=True)
+    given = generating(name, **{"before_after_examples": 0, **training}).model_dump(mode="json", exclude_unset=True)
     given["method"] = {**given["method"], "adapter": "lora", "estimator": {"epsilon": 0.3}, **(method or {})}
     given["method"] = {key: value for key, value in given["method"].items() if value is not None}
     given["training"] |= {"kl_beta": beta} if beta is not None else {}
@@ -179,7 +179,10 @@ MEZO = {"name": "mezo", "population": None, "estimator": {"epsilon": 0.3}}
 
 @pytest.mark.parametrize("method", [{}, pytest.param(MEZO, marks=pytest.mark.soak)], ids=["es", "mezo"])
 def test_it_holds_back_and_resumes_and_replays_to_the_same_bits(generating, method):  # noqa: F811
-    near, far = (train(held(generating, name, beta, method), reward=spaces) for name, beta in (("near", 5), ("far", 0)))
+    near, far = (
+        train(held(generating, name, beta, method, before_after_examples=5), reward=spaces)
+        for name, beta in (("near", 5), ("far", 0))
+    )
     assert near.trajectory.read_bytes() != far.trajectory.read_bytes()
     stopping = Console(file=AtStep(2, lambda: signal.raise_signal(signal.SIGTERM)))
     with pytest.raises(Interrupted):

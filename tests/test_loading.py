@@ -33,7 +33,7 @@ DECODERS = ("gpt2", "opt", "llama", "qwen2", "llama-untied")
 ENCODERS = ("bert", "roberta", "distilbert")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def reads_once():
     """Every file is read in this module."""
 

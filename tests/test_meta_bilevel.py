@@ -79,7 +79,7 @@ def test_each_task_goes_as_if_it_were_alone(adapters):
     meta = method(given, adapter_offload=adapters, penalty=3.0, rule={"lr": 0.0})
     single = {name: alone(name, given) for name in NAMES}
     seen = []
-    for number in range(5):
+    for number in range(3):
         log = meta.step(number)
         seen += drawn(log)
         for name in drawn(log):
@@ -94,7 +94,7 @@ def test_each_task_goes_as_if_it_were_alone(adapters):
                 f_lower,
             )
     assert set(seen) == set(NAMES)
-    assert len(seen) == 10
+    assert len(seen) == 6
     for name in NAMES:
         meta._load(name)
         here, there = meta._pair.state_dict(), single[name][0].state_dict()
@@ -280,7 +280,7 @@ def test_pairs_on_disk_and_in_memory_are_remembered_alike(tmp_path):
     """With names that are no names of files."""
     names = ["unifiedqa:mood", "a/tone", "pick"]
     disk, cpu = (method(new_context(names), adapter_offload=where) for where in ("disk", "cpu"))
-    for number in range(4):
+    for number in range(3):
         for one in (disk, cpu):
             one.step(number)
     files, tensors = disk.state_dict(weights=True), cpu.state_dict(weights=True)
@@ -336,13 +336,12 @@ def test_it_goes_on_from_what_it_remembers_bit_by_bit(backbone_update):
     whole, first, second = (method(backbone_update=backbone_update) for _ in range(3))
     for one in (whole, first, second):
         one.check()  # as a run does; a first forward sums in another order
-    logs = [whole.step(number) for number in range(4)]
-    for number in range(2):
-        first.step(number)
+    logs = [whole.step(number) for number in range(3)]
+    first.step(0)
     remembered = first.state_dict(weights=True)
     second.load_state_dict(json_roundtrip(remembered))
-    again = [second.step(number) for number in (2, 3)]
-    assert [log.coefficients for log in again] == [log.coefficients for log in logs[2:]]
+    again = [second.step(number) for number in (1, 2)]
+    assert [log.coefficients for log in again] == [log.coefficients for log in logs[1:]]
     one, other = whole.state_dict(weights=True).tensors, second.state_dict(weights=True).tensors
     assert one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -17,7 +17,7 @@ MEZO = {"name": "mezo", "adapter": "subspace"}
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="mappings are read from /proc")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def reads_once():
     """A copy of a model is in memory."""
 

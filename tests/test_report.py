@@ -15,7 +15,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 from scipy import stats
 
-from test_treatment import configured  # noqa: F401  # a fixture
+from conftest import write_reviews
+from test_treatment import configured, configuring  # noqa: F401  # a fixture
 from zofo.cli import main
 from zofo.errors import ConfigError, RunError
 from zofo.report import compare_runs, comparison, read_runs, watch_run, write_report
@@ -28,13 +29,20 @@ from zofo.training.run_logs import ScoredExample
 EVIL = "</script><script>window.broken = 1</script><img src=x onerror=broken()>"
 
 
-@pytest.fixture
-def two(configured):  # noqa: F811
+@pytest.fixture(scope="module")
+def made(model_folder, tmp_path_factory):
     """Two runs of one task, by other methods."""
-    mezo = {"name": "mezo", "lr": 1e-3}
-    first = train(configured("first", mezo, steps=4, treatment_steps=None, eval_steps=2))
-    other = train(configured("other", {"name": "first-order", "lr": 1e-2}, steps=4, treatment_steps=2, eval_steps=2))
-    return first.path, other.path
+    folder = tmp_path_factory.mktemp("runs")
+    make = configuring(model_folder, write_reviews(folder / "data"), folder)
+    train(make("first", {"name": "mezo", "lr": 1e-3}, steps=4, treatment_steps=None, eval_steps=2))
+    train(make("other", {"name": "first-order", "lr": 1e-2}, steps=4, treatment_steps=2, eval_steps=2))
+    return folder
+
+
+@pytest.fixture
+def two(made, tmp_path):
+    """A copy of the two runs, which a test may change."""
+    return tuple(shutil.copytree(made / name, tmp_path / name) for name in ("first", "other"))
 
 
 def answered(run, right, losses=None, groups=None):

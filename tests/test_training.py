@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import zofo
 from bilevel_problems import language_context
-from conftest import build_model, build_tokenizer, review_rows, with_soak, write_rows
+from conftest import build_model, build_tokenizer, review_rows, with_soak, write_reviews, write_rows
 from covering import grid
 from zofo.config import Config, parse_model
 from zofo.errors import ConfigError, DataError, Interrupted, NonFiniteError, RunError
@@ -102,9 +102,8 @@ ON_PARTS_OF_THEIR_OWN = {"per-group, over the spread", "sgd with decay", "a few 
 """What is not in test_conformance.py."""
 
 
-@pytest.fixture
-def configured(model_folder, data_dir, tmp_path):
-    """Configurations of short runs on the tiny model, each in a folder of its own."""
+def configuring(model_folder, data_dir, folder):
+    """Makes configurations of short runs on the tiny model, each in a folder of its own."""
 
     def configure(method, name="run", model=model_folder, **training):
         return read_config(
@@ -112,10 +111,29 @@ def configured(model_folder, data_dir, tmp_path):
             task={"data_dir": str(data_dir)},
             method=method,
             training={"steps": 4, **training},
-            output_dir=str(tmp_path / name),
+            output_dir=str(folder / name),
         )
 
     return configure
+
+
+@pytest.fixture
+def configured(model_folder, data_dir, tmp_path):
+    return configuring(model_folder, data_dir, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(model_folder, tmp_path_factory):
+    """The run of four steps of a method, made once: tests only read it."""
+    folder, runs = tmp_path_factory.mktemp("trained"), {}
+    configure = configuring(model_folder, write_reviews(folder / "data"), folder)
+
+    def of(method):
+        if str(method) not in runs:
+            runs[str(method)] = train(configure(method, f"run-{len(runs)}"))
+        return runs[str(method)]
+
+    return of
 
 
 def lines_of(run, event):
@@ -167,17 +185,17 @@ def test_a_run_leaves_the_whole_folder(configured, name):
     assert set(run.artifact_hashes()) == set(run.summary["parts"])
 
 
-def test_coefficients_of_each_step_are_logged(configured):
-    mezo = lines_of(train(configured(MEZO | {"num_directions": 2}, "mezo")), "step")
+def test_coefficients_of_each_step_are_logged(configured, trained):
+    mezo = lines_of(train(configured(MEZO | {"num_directions": 2}, steps=1)), "step")
     assert all({"projected_gradient_0", "projected_gradient_1"} <= set(line) for line in mezo)
-    bilevel = lines_of(train(configured(BILEVEL, "bilevel")), "step")
+    bilevel = lines_of(trained(BILEVEL), "step")
     for line in bilevel:
         assert line["penalty"] == 1.0
         assert {f"projected_gradient_{part}_0" for part in ("upper", "lower_p", "lower_s")} <= set(line)
 
 
-def test_the_trajectory_of_mezo_is_its_log(configured):
-    run = train(configured(MEZO))
+def test_the_trajectory_of_mezo_is_its_log(trained):
+    run = trained(MEZO)
     for line, update in zip(lines_of(run, "step"), Trajectory.read(run.trajectory).updates, strict=True):
         (key, coefficient), *rest = update.displacement.items()
         assert not rest
@@ -215,10 +233,9 @@ def test_a_step_over_the_spread_is_the_same_step_over_one_number(configured):
 
 
 @pytest.mark.parametrize("case", with_soak(RESTORED, ON_PARTS_OF_THEIR_OWN))
-def test_restoring_gives_the_model_of_the_end_of_training(configured, case):
-    config = configured(RESTORED[case])
-    run = train(config)
-    untrained = evaluate_zero_shot(config)
+def test_restoring_gives_the_model_of_the_end_of_training(trained, case):
+    run = trained(RESTORED[case])
+    untrained = evaluate_zero_shot(run.config)
     for variant, trained in run.summary["variants"].items():
         assert abs(trained["loss"] - untrained.loss) > 1e-3
         restored = evaluate_run(run.path, variant=variant)
@@ -257,8 +274,8 @@ def test_best_is_not_just_the_last(configured):
 
 
 @pytest.mark.parametrize("name", ["bilevel", "first-order"])
-def test_adapters_load_with_peft_itself(configured, model_folder, name):
-    run = train(configured(SHORT[name]))
+def test_adapters_load_with_peft_itself(trained, model_folder, name):
+    run = trained(SHORT[name])
     assert json.loads((run.path / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
     restored = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
     ours = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
@@ -280,8 +297,8 @@ def test_adapters_load_with_peft_itself(configured, model_folder, name):
         assert not torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
 
 
-def test_partial_trains_the_named_layers_and_nothing_else(configured, model_folder):
-    run = train(configured(RESTORED["named layers"]))
+def test_partial_trains_the_named_layers_and_nothing_else(trained, model_folder):
+    run = trained(RESTORED["named layers"])
     base = load_file(model_folder / "model.safetensors")
     weights = load_file(run.path / "weights.safetensors")
     assert set(weights) == {name for name in base if ".layers.1." in name}
@@ -289,8 +306,8 @@ def test_partial_trains_the_named_layers_and_nothing_else(configured, model_fold
     assert not (run.path / "adapter").exists()
 
 
-def test_all_trains_every_weight(configured, model_folder):
-    run = train(configured(RESTORED["all weights"]))
+def test_all_trains_every_weight(trained, model_folder):
+    run = trained(RESTORED["all weights"])
     base, weights = load_file(model_folder / "model.safetensors"), load_file(run.path / "weights.safetensors")
     assert set(weights) == set(base)
     assert all(not torch.equal(weights[name], base[name]) for name in weights)
@@ -312,9 +329,9 @@ def test_a_run_of_another_base_model_is_refused(configured, model_folder, tokeni
 
 
 @pytest.mark.parametrize("name", with_soak(SHORT, {"bilevel", "linear-probe"}))
-def test_a_missing_or_damaged_part_is_named(configured, name):
+def test_a_missing_or_damaged_part_is_named(trained, tmp_path, name):
     """Parts of a run that trains get one of three damages each, in turn; a probe's get all."""
-    run = train(configured(SHORT[name]))
+    run = RunFolder(shutil.copytree(trained(SHORT[name]).path, tmp_path / "run"))
     for number, relative in enumerate(run.summary["parts"]):
         path = run.path / relative
         whole = path.read_bytes()
@@ -331,8 +348,8 @@ def test_a_missing_or_damaged_part_is_named(configured, name):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "summary.json"])
-def test_a_missing_or_damaged_record_is_named(configured, name):
-    run = train(configured(FIRST_ORDER, steps=1))
+def test_a_missing_or_damaged_record_is_named(trained, tmp_path, name):
+    run = RunFolder(shutil.copytree(trained(FIRST_ORDER).path, tmp_path / "run"))
     path = run.path / name
     for damage in (b"{", b"[]", b"\xff", b"text"):
         path.write_bytes(damage)
@@ -343,8 +360,8 @@ def test_a_missing_or_damaged_record_is_named(configured, name):
         evaluate_run(run.path)
 
 
-def test_an_unknown_variant_is_refused(configured):
-    run = train(configured(BILEVEL))
+def test_an_unknown_variant_is_refused(trained):
+    run = trained(BILEVEL)
     with pytest.raises(RunError, match="no model 'upper'") as refused:
         evaluate_run(run.path, variant="upper")
     assert "adapter, lower_adapter" in refused.value.hint
@@ -707,8 +724,8 @@ def test_a_half_precision_run_keeps_the_weights_its_trajectory_cannot_give_back(
     assert evaluate_run(run.path).loss == pytest.approx(run.summary["loss"], rel=1e-5)
 
 
-def test_a_run_can_be_loaded_as_a_model_also_after_its_base_has_moved(configured, model_folder, tmp_path):
-    run = train(configured(SHORT["mezo"], "moving"))
+def test_a_run_can_be_loaded_as_a_model_also_after_its_base_has_moved(trained, model_folder, tmp_path):
+    run = trained(SHORT["mezo"])
     moved = tmp_path / "elsewhere"
     shutil.copytree(model_folder, moved)
     one, two = run.load(), run.load(model=str(moved))

@@ -56,7 +56,8 @@ def test_labels_are_voted_for(configured, tmp_path):  # noqa: F811
 
     method = SELECT | {"estimator": {"epsilon": 0.5}, "gate_examples": 8}
     console = Console(file=io.StringIO(), width=400)
-    run = train(configured("vote", method, steps=2, treatment_steps=None), console, reward=reward)
+    config = configured("vote", method, steps=2, treatment_steps=None, before_after_examples=4)
+    run = train(config, console, reward=reward)
     assert "for the 80 queries of this run" in console.file.getvalue()
     found = run.summary["selection"]
     assert found["gate_reward_kept"] > found["gate_reward_untrained"]
