@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -265,12 +266,20 @@ def test_the_treatment_and_the_memory_of_runs_stand_beside_their_scores(tmp_path
         told = {"gradient_squared": [4.0 + run.seed, 1.0], "spread_squared": [8.0, 0.125], "backbone_distance": 0.001}
         told["predicted_descent"] = 0.02 if run.method == "mezo" else None
         measured = told if run.method != "zero-shot" else {}
-        made[run.digest] = replace(outcome(run), treatment=measured, peak_bytes=2**29 * (1 + run.seed))
+        said = ["a note", f"warning: training diverged: {run.seed}"] if run.method == "lora" else []
+        own = {"treatment": measured, "peak_bytes": 2**29 * (1 + run.seed), "conclusions": said}
+        made[run.digest] = replace(outcome(run), **own)
     write_results(study, [*study.grid.trials, *finals], {**trials, **made}, choices, tmp_path)
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
     assert row(lines, "mezo", "sst2", "3")[3:] == ["5 to 1", "8 to 0.125", "0.02", "0.001"]
     assert row(lines, "lora", "rte", "3")[3:] == ["5 to 1", "8 to 0.125", "-", "0.001"]
     assert row(lines, "zero-shot")[-1] == "1.00"
+    warned = "\n".join(lines[lines.index("## What runs warned of") :])
+    for run in finals:
+        assert bool(re.search(rf"\| {re.escape(str(run))} +\| training diverged: {run.seed} ", warned)) == (
+            run.method == "lora"
+        )
+    assert "a note" not in warned
     results = pd.read_csv(tmp_path / "results.csv").set_index(["method", "task", "seed"])
     one = results[results["trial"] == False].loc[("mezo", "rte", 2)]  # noqa: E712
     assert (one["treatment_gradient_squared_first"], one["treatment_backbone_distance"]) == (6.0, 0.001)

@@ -63,6 +63,7 @@ def write_results(
         figures=figures,
         folder=folder,
         starts=_starts(study.grid.starts, outcomes),
+        said=_warnings([*study.grid.starts, *runs], outcomes),
         failed=_failures([*study.grid.starts, *runs], outcomes),
         outdated=markdown(["run", "what has changed"], list((outdated or {}).items()), texts=2) if outdated else "",
         dropped=[f"- `{name}`" for name in dropped],
@@ -169,3 +170,11 @@ def _failures(runs: Sequence[StudyRun], outcomes: Outcomes) -> str:
     found = [(run, outcomes[run.digest].failed) for run in runs if run.digest in outcomes]
     rows = [[str(run), failed["error"], failed["message"]] for run, failed in found if failed]
     return markdown(["run", "error", "message"], rows, texts=3) if rows else ""
+
+
+def _warnings(runs: Sequence[StudyRun], outcomes: Outcomes) -> str:
+    """What runs warned of at their ends, such as that training diverged though a score is known."""
+    told = [(run, outcomes[run.digest].conclusions) for run in runs if run.digest in outcomes]
+    mark = "warning: "
+    rows = [[str(run), line.removeprefix(mark)] for run, lines in told for line in lines if line.startswith(mark)]
+    return markdown(["run", "what it says"], rows, texts=2) if rows else ""

@@ -43,6 +43,7 @@ class Outcome:
             environment.json holds of it; empty of a problem.
         peak_bytes: the most memory in use, with that of measuring the treatment; 0 where it is not known.
         treatment: how strong it was, where that was measured, as summary.json has it.
+        conclusions: what the run said at its end, such as that it diverged.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class Outcome:
     identity: dict[str, Any] = field(default_factory=dict)
     peak_bytes: int = 0
     treatment: dict[str, Any] = field(default_factory=dict)
+    conclusions: list[str] = field(default_factory=list)
 
     @property
     def made_from(self) -> Identity:

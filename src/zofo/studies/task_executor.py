@@ -65,6 +65,7 @@ class TaskRuns(Executor):
             seconds=summary["seconds"],
             peak_bytes=summary["peak_bytes"],
             treatment=summary.get("treatment", {}),
+            conclusions=summary.get("conclusions", []),
             curve=_curve(run.metrics, first, metric),
             variants={variant: _scores(summary, variant) for variant in others},
         )
