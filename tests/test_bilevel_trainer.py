@@ -78,14 +78,14 @@ def test_the_first_losses_are_those_of_zofo_train(built, tokenizer, data_dir, tm
         model={"name": str(tmp_path / "model"), "dtype": "float32"},
         task={"name": "sst2", "data_dir": str(data_dir)},
         method={"name": "bilevel", "batch_size": 4, "inner_steps": 3, "penalty": 10, "rule": {"lr": 1e-3}},
-        training={"steps": 10, "seed": 3, "lr_scheduler_type": "linear", "warmup_steps": 2},
+        training={"steps": 6, "seed": 3, "lr_scheduler_type": "linear", "warmup_steps": 2},
         output_dir=tmp_path / "zofo",
     )
     logged = [line for line in metrics_lines(train(config).metrics) if "loss_lower" in line]
     prepared = prepare_run(config, False, ("train",))
     examples = training_context(config, prepared, None).examples
     rows = datasets.Dataset.from_list([{"input_ids": list(e.tokens), "labels": e.gold} for e in examples])
-    options = {"max_steps": 10, "seed": 3, "warmup_steps": 2, "lr_scheduler_type": "linear", "inner_steps": 3}
+    options = {"max_steps": 6, "seed": 3, "warmup_steps": 2, "lr_scheduler_type": "linear", "inner_steps": 3}
     options |= {"penalty": 10, "zo_learning_rate": 1e-3, "train_sampling_strategy": "group_by_length"}
     whole = built("whole", rows, model=prepared.loaded.model, **options)
     whole.train()
@@ -148,9 +148,10 @@ def test_it_goes_on_to_the_same_bits_and_is_loaded_with_one_line(built, rows, to
         "more": {"compute_metrics": accuracy, "callbacks": [transformers.EarlyStoppingCallback(5)]},
         "peft_config": peft.LoraConfig(r=2, target_modules=["q_proj"], rank_pattern={"layers.0.self_attn.q_proj": 3}),
         "save_strategy": "steps",
-        "save_steps": 3,
+        "max_steps": 4,
+        "save_steps": 2,
         "eval_strategy": "steps",
-        "eval_steps": 3,
+        "eval_steps": 2,
         "lr_scheduler_type": "cosine",
         "zo_rule": {"name": "momentum", "beta": 0.5},
         "zo_learning_rate": 3e-3,
@@ -162,9 +163,9 @@ def test_it_goes_on_to_the_same_bits_and_is_loaded_with_one_line(built, rows, to
     upper, lower = rows.select(range(10)), rows.select(range(10, 30))
     whole = built("whole", upper, lower, **options)
     whole.train()
-    assert [line["step"] for line in whole.state.log_history if "eval_accuracy" in line] == [3, 6]
+    assert [line["step"] for line in whole.state.log_history if "eval_accuracy" in line] == [2, 4]
     assert not any("grad_norm" in line for line in whole.state.log_history)
-    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
     held = {path.name for path in checkpoint.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "lower_adapter", "base_model", "optimizer.json"} <= held
     assert held.isdisjoint({"optimizer.pt", "scheduler.pt", "theta.safetensors", "training_args.bin"})
@@ -172,7 +173,7 @@ def test_it_goes_on_to_the_same_bits_and_is_loaded_with_one_line(built, rows, to
     rest.train(resume_from_checkpoint=str(checkpoint))
     assert losses(rest) == losses(whole)
     assert rest.bilevel.counts == whole.bilevel.counts
-    last = [Path(tmp_path / name / "checkpoint-6") for name in ("whole", "rest")]
+    last = [Path(tmp_path / name / "checkpoint-4") for name in ("whole", "rest")]
     for file in ("adapter_model", "lower_adapter/adapter_model", "base_model/model", "optimizer"):
         one, other = (path / f"{file}.safetensors" for path in last)
         assert one.read_bytes() == other.read_bytes(), file
@@ -197,10 +198,15 @@ def test_an_adapter_stands_for_theta_and_the_base_stays(built, rows, tokenizer, 
     model = build_model("llama", len(tokenizer))
     tokens = rows.map(lambda row: {"labels": row["input_ids"]}, load_from_cache_file=False)
     more = {"data_collator": transformers.DataCollatorForSeq2Seq(tokenizer)}
-    options = {"backbone_adapter": {"name": "subspace", "rank": 2}, "save_strategy": "steps", "save_steps": 3}
+    options = {
+        "backbone_adapter": {"name": "subspace", "rank": 2},
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "max_steps": 4,
+    }
     whole = built("whole", tokens, model=model, more=more, zo_learning_rate=1e-3, **options)
     whole.train()
-    checkpoint = tmp_path / "whole" / "checkpoint-3"
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
     assert not (checkpoint / "base_model").exists()
     assert losses(whole)[0] > 1
     again = build_model("llama", len(tokenizer))
@@ -208,7 +214,7 @@ def test_an_adapter_stands_for_theta_and_the_base_stays(built, rows, tokenizer, 
     rest.train(resume_from_checkpoint=str(checkpoint))
     assert losses(rest) == losses(whole)
     inputs = whole.data_collator([{k: tokens[0][k] for k in ("input_ids", "labels")}])
-    loaded = peft.PeftModel.from_pretrained(build_model("llama", len(tokenizer)), tmp_path / "whole" / "checkpoint-6")
+    loaded = peft.PeftModel.from_pretrained(build_model("llama", len(tokenizer)), tmp_path / "whole" / "checkpoint-4")
     with torch.no_grad():
         assert float(loaded.eval()(**inputs).loss) == pytest.approx(float(model(**inputs).loss), abs=1e-5)
 

@@ -14,7 +14,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from zofo.displacement import Key
 from zofo.errors import ConfigError
@@ -157,12 +156,16 @@ def test_gaussian_moments_up_to_the_fourth_are_those_of_the_normal_distribution(
 
 
 def test_gaussian_draws_pass_kolmogorov_smirnov_against_the_normal_distribution():
+    from scipy import stats  # which the other process need not import
+
     z = Gaussian().whole(Key(5, 6, 7), "w", (1_000_000,)).numpy()
     assert stats.kstest(z, "norm").pvalue > 0.01
     assert stats.kstest(1.01 * z, "norm").pvalue < 0.01  # one percent too wide would be seen
 
 
 def test_the_gaussian_table_is_as_near_to_the_normal_distribution_as_its_docstring_says():
+    from scipy import stats
+
     values = _gaussian_values().double().numpy()
     steps = np.arange(65537) / 65536
     normal = stats.norm.cdf(values)

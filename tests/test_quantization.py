@@ -33,12 +33,12 @@ def configured(model_folder, tmp_path_factory):
     for split, count in (("train", 40), ("validation", 8), ("test", 8)):
         write_rows(data / f"{split}.jsonl", review_rows(count))
 
-    def call(folder, quantization, method="mezo", adapter="lora", name=model_folder, **more):
+    def call(folder, quantization, method="mezo", adapter="lora", name=model_folder, steps=4, **more):
         return zofo.read_config(
             model={"name": str(name), "quantization": quantization, **more.pop("model", {})},
             task={"name": "movie-reviews", "data_dir": str(data)},
             method={"name": method, "batch_size": 4} | ({} if adapter is None else {"adapter": adapter}) | more,
-            training={"steps": 4},
+            training={"steps": steps},
             output_dir=str(folder),
         )
 
@@ -114,7 +114,7 @@ def test_packed_weights_stay_as_they_are_in_every_way_to_train(configured, tmp_p
         ("mezo", {"adapter": "prompt"}),
         ("bilevel", {"inner_steps": 1, "backbone_adapter": {"name": "subspace", "rank": 4}}),
     ):
-        run = zofo.train(configured(tmp_path / method, "nf4", method, **more))
+        run = zofo.train(configured(tmp_path / method, "nf4", method, steps=2, **more))
         assert run.summary["queries"]
         trained = run.load().model
         base = selected(run.load_base().model)

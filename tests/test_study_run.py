@@ -130,9 +130,8 @@ def test_a_study_leaves_tidy_tables_curves_and_a_report(study, tmp_path):
 LOOSE = {"check_dtype": False}
 
 
-def test_a_final_run_is_the_method_itself(study, tmp_path):
+def test_a_final_run_is_the_method_itself(study, ended):
     """The numbers of a run are those of the same steps made by hand."""
-    run_study(study(), tmp_path / "out")
     problem = LeastSquares(40, 4)
     from zofo.methods import METHODS
 
@@ -143,7 +142,7 @@ def test_a_final_run_is_the_method_itself(study, tmp_path):
         method.step(number)
     with method.using("model"):
         wanted = problem.evaluate(method.model, "test")["loss"]
-    frame = results(tmp_path / "out")
+    frame = results(ended)
     row = frame[(frame.method == "mezo") & ~frame.trial & (frame.seed == 1)]
     assert row.setting.item() == "method.rule.lr=0.01"
     assert row.score.item() == wanted
@@ -235,23 +234,33 @@ def test_of_several_seeds_the_mean_decides(study, tmp_path):
 # going on
 
 
-def test_a_second_time_nothing_is_made_and_the_results_are_the_same(study, tmp_path, made):
-    run_study(study(), tmp_path / "out")
-    before, report = results(tmp_path / "out"), (tmp_path / "out" / "report.md").read_bytes()
-    made.clear()
-    run_study(study(), tmp_path / "out")
+def test_a_second_time_nothing_is_made_and_the_results_are_the_same(study, ended, made):
+    before, report = results(ended), (ended / "report.md").read_bytes()
+    run_study(study(), ended)
     assert made == []
-    pd.testing.assert_frame_equal(results(tmp_path / "out"), before)
-    assert (tmp_path / "out" / "report.md").read_bytes() == report
+    pd.testing.assert_frame_equal(results(ended), before)
+    assert (ended / "report.md").read_bytes() == report
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def whole(tmp_path_factory):
+    """The folder of a study that nobody stopped, which tests only read."""
     folder = tmp_path_factory.mktemp("whole")
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(TOY, sort_keys=False), encoding="utf-8")
     run_study(read_study(path), folder / "out")
-    return results(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole):
+    return results(whole)
+
+
+@pytest.fixture
+def ended(whole, tmp_path):
+    """A copy of the folder of that study, with which a test may do more."""
+    return shutil.copytree(whole, tmp_path / "out")
 
 
 @pytest.mark.parametrize("boundary", with_soak(range(RUNS), [0, 3, 4, RUNS - 1]))
@@ -330,23 +339,19 @@ def test_a_study_that_is_stopped_inside_a_run_makes_that_run_again(
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)
 
 
-def test_an_outcome_that_was_being_written_is_none(study, tmp_path, made, monkeypatch):
-    run_study(study(), tmp_path / "out")
-    first = tmp_path / "out" / "runs" / made[0]
+def test_an_outcome_that_was_being_written_is_none(study, ended, made):
+    first = min((ended / "runs").glob("*-trial*"))
     (first / "outcome.json").rename(first / "outcome.json.part")
-    made.clear()
-    run_study(study(), tmp_path / "out")
+    run_study(study(), ended)
     assert made == [first.name]
 
 
-def test_an_edited_file_makes_again_what_changed_and_only_that(study, tmp_path, made):
-    run_study(study(), tmp_path / "out")
-    made.clear()
+def test_an_edited_file_makes_again_what_changed_and_only_that(study, ended, made):
     shown = Console(record=True, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     trials = [{"method.rule.lr": 1e-3}, {"method.rule.lr": 2e-3}]
     run_study(
         study({**TOY, "methods": {**TOY["methods"], "mezo": {"method": MEZO, "trials": trials}}}),
-        tmp_path / "out",
+        ended,
         shown,
     )
     assert "the study has changed" in shown.export_text()
@@ -354,13 +359,13 @@ def test_an_edited_file_makes_again_what_changed_and_only_that(study, tmp_path, 
     assert {name.split("-seed")[0] for name in made} == {"mezo-least-squares-trial2", "mezo-least-squares"}
     assert len(made) == 3
     made.clear()
-    run_study(study({**TOY, "seeds": [0, 1, 2]}), tmp_path / "out")
+    run_study(study({**TOY, "seeds": [0, 1, 2]}), ended)
     assert len(made) == 3  # the third seed of two methods and the untrained model; the first setting is chosen again
     made.clear()
     names = {"another name": TOY["methods"]["mezo"], "sgd": TOY["methods"]["sgd"]}
-    run_study(study({**TOY, "methods": names}), tmp_path / "out")
+    run_study(study({**TOY, "methods": names}), ended)
     assert made == []
-    assert set(results(tmp_path / "out").method) == {"another name", "sgd", "zero-shot"}
+    assert set(results(ended).method) == {"another name", "sgd", "zero-shot"}
 
 
 def test_a_report_can_be_had_before_the_end(study, tmp_path, monkeypatch, made):
@@ -499,10 +504,9 @@ def test_a_budget_that_does_not_pay_for_a_step_is_refused_before_anything_runs(s
 # the folder
 
 
-def test_a_folder_of_another_study_or_of_something_else_is_refused(study, tmp_path):
-    run_study(study(), tmp_path / "out")
+def test_a_folder_of_another_study_or_of_something_else_is_refused(study, ended, tmp_path):
     with pytest.raises(RunError, match="holds the study 'toy', not 'other'"):
-        run_study(study(name="other"), tmp_path / "out")
+        run_study(study(name="other"), ended)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(RunError, match="exists and holds no study"):
@@ -526,22 +530,20 @@ def test_a_lock_file_that_is_left_is_no_lock(study, tmp_path):
     run_study(study(), tmp_path / "out")
 
 
-def test_an_outcome_of_any_other_content_is_damaged(study, tmp_path, made):
-    run_study(study(), tmp_path / "out")
+def test_an_outcome_of_any_other_content_is_damaged(study, ended):
     config = '{"config": {"a": 1}, '
     contents = ["{", "{}", f'{config}"scores": {{}}}}', f'{config}"failed": "x"}}', "[]", '{"steps": "many"}']
     for content in [*contents, f'{config}"scores": {{"test": {{"score": 1}}}}}}', f'{config}"scores": 3}}']:
-        (tmp_path / "out" / "runs" / made[0] / "outcome.json").write_text(content, encoding="utf-8")
+        (min((ended / "runs").glob("*-trial*")) / "outcome.json").write_text(content, encoding="utf-8")
         with pytest.raises(RunError, match="outcome.json' is damaged"):
-            run_study(study(), tmp_path / "out")
+            run_study(study(), ended)
 
 
-def test_a_report_is_of_the_study_whose_folder_it_is(study, tmp_path):
-    run_study(study(), tmp_path / "out")
-    before = (tmp_path / "out" / "results.csv").read_bytes()
+def test_a_report_is_of_the_study_whose_folder_it_is(study, ended):
+    before = (ended / "results.csv").read_bytes()
     with pytest.raises(RunError, match="holds the study 'toy', not 'other'"):
-        report_study(study(name="other"), tmp_path / "out")
-    assert (tmp_path / "out" / "results.csv").read_bytes() == before
+        report_study(study(name="other"), ended)
+    assert (ended / "results.csv").read_bytes() == before
 
 
 def test_an_error_that_nobody_foresaw_fails_one_run_and_not_the_study(study, tmp_path, monkeypatch, uninterrupted):
@@ -571,29 +573,26 @@ def test_an_error_that_nobody_foresaw_fails_one_run_and_not_the_study(study, tmp
     pd.testing.assert_frame_equal(results(tmp_path / "out"), uninterrupted)  # as if it had never happened
 
 
-def test_an_option_that_is_new_makes_no_run_again(study, tmp_path, made):
+def test_an_option_that_is_new_makes_no_run_again(study, ended, made):
     """Outcomes that were written before it existed lack it."""
-    run_study(study(), tmp_path / "out")
-    for path in (tmp_path / "out" / "runs").glob("*/outcome.json"):
+    for path in (ended / "runs").glob("*/outcome.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         del content["config"]["training"]["eval_batch_size"]
         path.write_text(json.dumps(content), encoding="utf-8")
-    made.clear()
-    run_study(study(), tmp_path / "out")
+    run_study(study(), ended)
     assert made == []
-    for path in (tmp_path / "out" / "runs").glob("*/outcome.json"):
+    for path in (ended / "runs").glob("*/outcome.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         content["config"]["training"]["eval_batch_size"] = 4
         path.write_text(json.dumps(content), encoding="utf-8")
-    run_study(study(), tmp_path / "out")
+    run_study(study(), ended)
     assert len(made) == RUNS  # the default was another then
 
 
-def test_a_damaged_outcome_is_named(study, tmp_path, made):
-    run_study(study(), tmp_path / "out")
-    (tmp_path / "out" / "runs" / made[0] / "outcome.json").write_text("{", encoding="utf-8")
+def test_a_damaged_outcome_is_named(study, ended):
+    (min((ended / "runs").glob("*-trial*")) / "outcome.json").write_text("{", encoding="utf-8")
     with pytest.raises(RunError, match="outcome.json' is damaged") as refused:
-        run_study(study(), tmp_path / "out")
+        run_study(study(), ended)
     assert "remove the folder" in refused.value.hint
 
 
@@ -835,16 +834,12 @@ def test_a_run_scores_the_test_split_once_if_it_is_asked_to(tmp_path, model_fold
         assert evaluate_run(run.path, split="test", variant=variant).as_dict() == pytest.approx(scores, abs=1e-6)
     lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     assert [line["steps"] for line in lines if line["event"] == "evaluation"] == [3, 3, 5, 5]
+    (data_dir / "test.jsonl").unlink()  # it is not even read
     other = train(read_config(**config, training=training, output_dir=str(tmp_path / "two")))
     assert "test" not in other.summary
     more = run.summary["evaluation"]["queries"] - other.summary["evaluation"]["queries"]
     assert more == 2 * 12  # both variants on the 12 rows of test, counted as evaluation
     assert run.summary["queries"] == other.summary["queries"]
-    shutil.rmtree(other.path)
-    (data_dir / "test.jsonl").unlink()  # it is not even read
-    validation = data_dir / "validation.jsonl"
-    assert train(read_config(**config, training=training, output_dir=str(tmp_path / "two"))).summary["loss"] > 0
-    assert validation.is_file()
 
 
 # the command line, and processes

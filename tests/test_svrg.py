@@ -256,7 +256,7 @@ def test_the_mean_estimate_is_unbiased_within_4_standard_errors(case):
     The released code has no anchor, and the mean of its v is g. An epoch sees each example once, so epochs are the
     independent samples.
     """
-    epochs, model = 80, LeastSquares()
+    epochs, model = 40, LeastSquares()
     method, anchor, g, theta = held_still(model, 0.2, **LAW[case])
     v = samples_of(method, epochs * (N // BATCH)).view(epochs, N // BATCH, -1).mean(1)
     difference = model.gradients(theta).mean(0) - model.gradients(anchor).mean(0)
@@ -293,11 +293,15 @@ def squared_distance(v, mean):
     return squares.mean(), squares.std() / math.sqrt(len(squares))
 
 
-STEPS = [200, pytest.param(4000, marks=pytest.mark.soak)]
+def steps_of(quick):
+    """How many draws: as few as tell the formulas apart, and many in `make soak`."""
+    return pytest.mark.parametrize("steps", [quick, pytest.param(4000, marks=pytest.mark.soak)])
+
+
 A_VECTOR = {**IN_FORWARD, "trainable": ["v"]}  # whose low-rank noise is Gaussian
 
 
-@pytest.mark.parametrize("steps", STEPS)
+@steps_of(100)
 @pytest.mark.parametrize(
     ("kind", "pair"), grid(["shared in place", "shared", "per-example"], ["same", "independent"], strength=1)
 )
@@ -320,7 +324,7 @@ def test_the_variance_given_the_minibatch_is_the_formula_within_4_standard_error
     assert near == [(pair, directions)]
 
 
-@pytest.mark.parametrize("steps", STEPS)
+@steps_of(200)
 @pytest.mark.parametrize("directions", ["shared", "per-example"])
 def test_mean_and_variance_of_the_anchors_gradient_are_those_of_the_formula(directions, steps):
     model = LeastSquares()
