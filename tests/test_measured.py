@@ -325,3 +325,34 @@ def test_the_table_of_estimates():
     near = [int(((rows[what] - 1).abs() <= limit).sum()) for what, limit in (("peak", 0.1), ("time", 0.25))]
     assert f"Within 10 % of the peak: {near[0]} of {len(rows)};" in PAGE
     assert f"Within 25 % of the time: {near[1]} of {len(rows)}," in PAGE
+
+
+def of_a_problem(frame, first):
+    """As `cell`, where a run that failed, or ended over ten times the loss before training, diverged."""
+    kept = frame[~frame["failed"] & (frame["validation_loss"] <= 10 * first.reindex(frame["seed"]).to_numpy())]
+    if kept.empty:
+        return "no rate was stable"
+    found, lost = interval((100 * kept["test_score"]).tolist()), len(frame) - len(kept)
+    half = "" if found.half is None else f" ± {found.half:.1f}"
+    return f"{found.mean:.1f}{half}" + (f" ({len(kept)} of {len(frame)}, {lost} diverged)" if lost else "")
+
+
+DIGITS = {
+    "MeZO": "mezo",
+    "SVRG, q = 2, full batch of 1,197": "svrg",
+    "SVRG, q = 2, fresh batches of 256": "svrg-256",
+    "SVRG, q = 10, full batch": "svrg-q10",
+    "g reused, q = 2": "g-reused",
+    "as released, q = 2": "as-released",
+    "FO-SGD": "first-order",
+}
+
+
+def test_the_table_of_digits(archived):
+    runs = archived("digits.csv")
+    first = runs[runs["method"] == "zero-shot"].groupby("seed")["validation_loss"].mean()
+    told = rows_under("`zofo study digits` (15 minutes)")
+    for label, method in DIGITS.items():
+        own = runs[runs["method"] == method]
+        assert told[label] == [of_a_problem(own[own["batch"] == size], first) for size in (32, 64, 128)], label
+    assert len(told) == len(DIGITS) + 2
