@@ -358,6 +358,13 @@ def test_a_chat_goes_on_turn_by_turn(run_zofo, home, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("is film 3 good ?\n"))
     assert run_zofo("chat", run, "--system", "be long", "--max-new-tokens", "1", "--temperature", "0.5")[0] == 0
     assert asked[-1][0][0] == ("system", "be long")
+    answers = []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("is film 3 good ?\n/new\n" * 4))
+        code, out, _ = run_zofo("chat", run, "--temperature", "2")
+        answers.append(out)
+    assert answers[0] == answers[1]
+    assert len(set(out.splitlines())) > 1  # each is a draw of its own
     code, _, err = run_zofo("chat", home / "runs" / "mail")
     assert code == 2
     assert "the run answers a classification task and writes no texts" in err

@@ -337,3 +337,39 @@ def test_columns_of_rows_reach_a_reward_and_each_reward_is_logged(tmp_path, mode
         assert line["reward"] == pytest.approx(3 * short_mean + 0.5 * line["reward_brevity"], rel=1e-5)
     with pytest.raises(DataError, match="the column 'mst'"):
         train(named(reward_columns=["mst"], truncate="never"), reward=short)
+
+
+@pytest.mark.parametrize("method", ["mezo", "select"])
+def test_each_step_draws_texts_anew_and_alike_for_all_of_its_points(tmp_path, model_folder, method):
+    """The model stays where it is: what differs is the draw. `select`, which compares members of all steps, has one."""
+    rows = [{"prompt": f"{n} ?", "completion": "no"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said = []
+
+    def kept(prompts, completions, **columns):
+        said.append(dict(zip(prompts, completions, strict=True)))
+        return [float(len(text)) for text in completions]
+
+    config = read_config(
+        model=str(model_folder),
+        task={"data": str(tmp_path / "rows.jsonl"), "max_new_tokens": 6, "temperature": 1.0}
+        | {"split_sizes": {"validation": 2, "test": 2}},
+        method={"name": method, "batch_size": 4 if method == "mezo" else 2, "estimator": {"epsilon": 1e-9}, "lr": 1e-9}
+        | ({"population": 2, "gate_examples": 2} if method == "select" else {}),
+        training={"steps": 3, "eval_steps": 1},
+        output_dir=str(tmp_path / "run"),
+    )
+    train(config, reward=kept)
+    texts = {}
+    for one in said:
+        for prompt, text in one.items():
+            texts.setdefault(prompt, []).append(text)
+    counts = [(len(found), len(set(found))) for found in texts.values()]
+    trained = [(asked, drawn) for asked, drawn in counts if asked > 4]  # the others are evaluated alone
+    assert all(drawn == 1 for asked, drawn in counts if asked <= 2)
+    if method == "mezo":  # two points of each of three steps, and draw 0 of what is evaluated
+        assert len(trained) == 4
+        assert all(3 <= drawn <= 4 and asked >= 6 for asked, drawn in trained)
+    else:
+        assert len(trained) == 2
+        assert all(drawn <= 2 for _, drawn in counts)

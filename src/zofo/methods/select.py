@@ -24,6 +24,7 @@ from zofo.methods.es import PopulationMethodConfig
 from zofo.methods.mezo import ForwardOnly
 from zofo.methods.vote import Vote, save_members, winner
 from zofo.noise import permutation
+from zofo.objectives import drawing
 from zofo.rules import RULES
 from zofo.state_dict import StateDict
 
@@ -135,6 +136,10 @@ class Select(ForwardOnly):
         self.queries_per_step = self._step_queries + self._gate_queries
 
     def step(self, number: int) -> StepLog:
+        with drawing(1):  # members of all steps are compared, so that texts of a row are drawn alike in all
+            return self._step(number)
+
+    def _step(self, number: int) -> StepLog:
         before = self.counts.copy()
         estimator, directions = self._zo.estimator, self._zo.directions(number)
         losses = self._zo.evaluator.losses(self._objective, self._asked, estimator.ask(directions))

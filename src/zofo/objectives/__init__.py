@@ -1,6 +1,6 @@
 """What is minimised, and scored: one number for each example."""
 
-from zofo.objectives.generation import Generation, answer_notes, generate, generation_rows
+from zofo.objectives.generation import Generation, answer_notes, drawing, generate, generation_rows
 from zofo.objectives.kl import AsBase, less_kl
 from zofo.objectives.objectives import (
     OBJECTIVES,
@@ -39,6 +39,7 @@ __all__ = [
     "candidate_scores",
     "classification_loss",
     "default_objective",
+    "drawing",
     "generate",
     "generation_rows",
     "head_scores",

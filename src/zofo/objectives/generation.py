@@ -41,6 +41,18 @@ def generation_rows(keep: KeepRows | None) -> AbstractContextManager[None]:
     return bound(_KEEP, keep)
 
 
+_DRAW: ContextVar[int] = ContextVar("draw", default=0)
+
+
+def drawing(number: int) -> AbstractContextManager[None]:
+    """While it is open, texts at a temperature are those of this draw: another number draws others of the same prompt.
+
+    Training has a draw for each step, so that all points of a step are asked along one, and an expectation over draws
+    is trained over steps; evaluations have draw 0, and can be repeated.
+    """
+    return bound(_DRAW, number)
+
+
 def parts_of_rows(rows: int, size: int) -> Iterator[range]:
     """The rows of a batch, one part after the other: while it is looked at, the model can be given these rows alone.
 
@@ -68,7 +80,7 @@ class Generation:
         stop: texts that end one; they are cut off.
         max_new_tokens: after which it ends in any case.
         temperature: 0 takes the likeliest token (greedy); more draws from softmax(logits / temperature).
-        seed: of the draws.
+        seed: of the draws; see `drawing`.
     """
 
     tokenizer: Any
@@ -99,8 +111,8 @@ def completions(model: Any, examples: Sequence[TokenizedChoices], how: Generatio
     """Continue the prompt of each example.
 
     Prompts are padded on the left, with a mask and explicit positions, so that a text does not depend on what shares
-    its batch; draws depend on the seed and the prompt. Rows that have ended leave the batch once they are half of it,
-    and their keys and values with them.
+    its batch; draws depend on the seed, the prompt and `drawing`. Rows that have ended leave the batch once they are
+    half of it, and their keys and values with them.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
@@ -271,12 +283,14 @@ class _Ends:
 class _Drawn:
     """Makes the likeliest token a draw: argmax of logits / temperature + Gumbel noise is a sample of the softmax.
 
-    The noise depends on the seed, the prompt and the place in the text, whatever shares the batch, and on no generator.
+    The noise depends on the seed, the prompt, the place in the text and the draw that is open (`drawing`), whatever
+    shares the batch, and on no generator.
     """
 
     def __init__(self, how: Generation, prompts: Sequence[Sequence[int]], start: int) -> None:
         self._how, self._start = how, start
-        self._indices = [zlib.crc32(" ".join(map(str, prompt)).encode()) for prompt in prompts]
+        draw = _DRAW.get()
+        self._indices = [zlib.crc32(" ".join(map(str, prompt)).encode(), draw) for prompt in prompts]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step, count = input_ids.shape[1] - self._start, scores.shape[1]

@@ -81,7 +81,8 @@ class TaskConfig(Config):
     """Columns of your rows that a reward is given beside `answer` and `answers`, such as `[tests]`; they may hold
     whatever JSON does."""
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Generation: 0 takes the likeliest token; above 0, tokens are drawn at that temperature, by `training.seed`."""
+    """Generation: 0 takes the likeliest token; above 0, tokens are drawn at that temperature, by
+    `training.seed`: anew in each step of training, and alike in each evaluation."""
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from zofo.errors import NonFiniteError
 from zofo.methods import Method
+from zofo.objectives import drawing
 from zofo.training.callbacks import Callback
 from zofo.training.evaluation import Evaluation
 
@@ -80,7 +81,8 @@ def run_loop(
 def _make_step(method: Method, number: int, callbacks: Sequence[Callback], skips: NonFiniteSkipCounter) -> None:
     """One step, of which the callbacks are told; or its loss is not finite, and it is left out."""
     try:
-        log = method.step(number)
+        with drawing(number + 1):
+            log = method.step(number)
     except NonFiniteError as problem:
         named = problem if problem.step is not None else NonFiniteError(problem.what, number)
         skips.in_a_row += 1

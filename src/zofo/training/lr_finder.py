@@ -12,6 +12,7 @@ import torch
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.evaluators import Counts
 from zofo.methods import METHODS, ForwardOnlyConfig
+from zofo.objectives import drawing
 from zofo.training.config import RunConfig
 from zofo.training.data_module import PreparedRun, prepare_run, training_context
 
@@ -153,7 +154,8 @@ class _Search:
         before = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         try:
             for number in range(self._steps):
-                method.step(number)
+                with drawing(number + 1):
+                    method.step(number)
             with method.using(method.variants[0]):
                 loss = self._loss()
         except NonFiniteError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from zofo.errors import ConfigError, DataError, nearest
 from zofo.evaluators import Counts
 from zofo.models import LoadedModel, head_of
+from zofo.objectives import drawing
 from zofo.tasks import NO_PROMPT, Example, load_examples, render, with_demonstrations
 from zofo.training.data_module import scorer_of
 from zofo.training.evaluation import TaskEvaluator
@@ -280,6 +282,7 @@ class Conversation:
             raise ConfigError("the run was not trained on chats, and has no system turn", "leave --system out")
         self._first = [] if system is None else [{"role": "system", "content": system}]
         self._turns: list[dict[str, Any]] = []
+        self._asked = itertools.count()  # so that each answer at a temperature is a draw of its own
 
     @property
     def remembers(self) -> bool:
@@ -303,7 +306,8 @@ class Conversation:
         else:
             row, plain = {self._column: [*self._first, *self._turns, asked]}, not self._first
         example = self._predictor.example(row, "what you said", plain)
-        (answer,) = self._predictor.answers([text], self._predictor.encode([example]))
+        with drawing(next(self._asked)):
+            (answer,) = self._predictor.answers([text], self._predictor.encode([example]))
         if self.remembers and answer.answer.strip():
             self._turns += [asked, {"role": "assistant", "content": answer.answer}]
         return answer.answer
