@@ -17,7 +17,7 @@ from zofo.adapters.base import quiet_peft
 from zofo.errors import RunError
 from zofo.export import apply_patch, export_run, replay_run
 from zofo.models import load_model
-from zofo.training import evaluate_run, predict, predict_file, read_config, train
+from zofo.training import Predictor, evaluate_run, predict, predict_file, read_config, train
 
 ROW = "warm and funny film number 5"
 SPLITS = {split: {"from": split} for split in ("train", "validation", "test")}
@@ -58,6 +58,10 @@ TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+THINKING = (  # as of Qwen 3: a finished chat has an empty thought before its last answer
+    "{% for m in messages %}{{ m['role'] }}: {% if loop.last and m['role'] == 'assistant' %}<t></t>{% endif %}"
+    "{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
 LABELS = list(PAIRS["verbalizers"])
 
 
@@ -67,8 +71,9 @@ def row_of(kind, number):
         return {"premise": text, "hypothesis": "it was a joy", "label": LABELS[number % 3]}
     if kind == "choices":
         return {"question": text, "options": ["great fun", "terrible", "a bad joke"], "label": number % 3}
-    if kind == "chat":
-        turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "great"}]
+    if "chat" in kind:
+        system = [{"role": "system", "content": "a joy"}] if "system" in kind else []
+        turns = [*system, {"role": "user", "content": text}, {"role": "assistant", "content": "great"}]
         return {"messages": turns}
     return {"question": text, "answer": ("great", "terrible")[number % 2]}
 
@@ -84,14 +89,15 @@ def made(tmp_path_factory):
         if kind in ("bert", "roberta"):
             special = {"mask_token": "<mask>", "sep_token": "<s>", "cls_token": "</s>"}
             tokenizer.add_special_tokens(special)
-        tokenizer.chat_template = TEMPLATE
+        tokenizer.chat_template = THINKING if "thinking" in kind else TEMPLATE
         return tokenizer
 
     def model(kind):
         if not (folder / kind).is_dir():
             tokenizer = tokenizer_of(kind)
             heads = transformers.AutoModelForMaskedLM, transformers.AutoModelForCausalLM
-            build_model(kind, len(tokenizer), head=heads[kind == "llama"]).save_pretrained(folder / kind)
+            known = kind.split()[0]
+            build_model(known, len(tokenizer), head=heads[known == "llama"]).save_pretrained(folder / kind)
             tokenizer.save_pretrained(folder / kind)
         return folder / kind
 
@@ -99,7 +105,7 @@ def made(tmp_path_factory):
         if name == "reviews":
             data = review_rows
         else:
-            contents = {"pairs": PAIRS, "choices": CHOICES, "answers": ANSWERS, "chat": CHAT}
+            contents = {"pairs": PAIRS, "choices": CHOICES, "answers": ANSWERS, "chat": CHAT, "chat-system": CHAT}
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(contents[name], sort_keys=False))
             data = lambda count, start=0: [row_of(name, n) for n in range(start, start + count)]  # noqa: E731
         if not (folder / name).is_dir():
@@ -159,6 +165,7 @@ CASES = {
     "choices": ("llama", "causal-lm", "choices", "method.adapter=lora"),
     "answers": ("llama", "causal-lm", "answers", "method.adapter=lora"),
     "chat": ("llama", "causal-lm", "chat", "method.adapter=lora"),
+    "chat, system and thought": ("llama thinking", "causal-lm", "chat-system", "method.adapter=lora"),
     "masked": ("roberta", "masked-lm", "reviews", "method.adapter=lora"),
     "decoder head": ("llama", "classification", "reviews", "method.adapter=lora"),
     "decoder head, pairs": ("llama", "classification", "pairs", "method.adapter=lora"),
@@ -195,12 +202,27 @@ def test_the_program_on_the_card_of_a_merged_model_answers_as_the_run_does(made,
     asked(run, shown_rows(run), capsys, tmp_path / "out")
 
 
-@pytest.mark.parametrize("case", with_soak(ADAPTERS, {"choices", "chat", "encoder head", "prefix"}))
+@pytest.mark.parametrize(
+    "case", with_soak(ADAPTERS, {"choices", "chat", "chat, system and thought", "encoder head", "prefix"})
+)
 def test_the_program_on_the_card_of_an_adapter_answers_as_the_run_does(made, tmp_path, capsys, monkeypatch, case):
     run = made(*{**CASES, **VIRTUAL}[case])
     export_run(run.path, "adapter", tmp_path / "out")
     monkeypatch.chdir(made.folder)  # where the base model lies, which the card names without its folder
     asked(run, shown_rows(run), capsys, tmp_path / "out")
+
+
+def test_the_program_of_a_chat_asks_what_the_run_asks(made, tmp_path, capsys, monkeypatch):
+    """To the token: with the system turn of the run's chats, and the empty thought that the template leaves out."""
+    run = made(*CASES["chat, system and thought"])
+    export_run(run.path, "adapter", tmp_path / "out")
+    monkeypatch.chdir(made.folder)
+    names = answer_of(tmp_path / "out", capsys)
+    assert [turn["role"] for turn in names["row"]["messages"]] == ["system", "user"]
+    predictor = Predictor(run)
+    (encoded,) = predictor.encode([predictor.example(names["row"], "a row")])
+    assert names["ids"] == list(encoded.prompt)
+    assert names["prompt"].endswith("A question.</s>assistant: <t></t>")
 
 
 def test_a_pipeline_gives_the_labels_and_probabilities_of_the_run(made, tmp_path):

@@ -13,7 +13,7 @@ from zofo.adapters import check_untrusted_adapter, merge_adapter
 from zofo.adapters.checkpoint import adapter_content, check_can_take_up
 from zofo.backbone import Update
 from zofo.displacement import Displacement
-from zofo.errors import ConfigError, RunError, first_line
+from zofo.errors import ConfigError, RunError, ZofoError, first_line
 from zofo.export.model_card import model_card
 from zofo.export.patch import ADAPTER, check_trajectory_limits, packed
 from zofo.export.run_metrics import metrics_of
@@ -29,7 +29,7 @@ from zofo.export.save_pretrained import (
 from zofo.export.vote_patch import MEMBERS, vote_parts
 from zofo.filesystem import atomic_folder, check_file_not_taken, write_file
 from zofo.methods.linear_probe import PROBE
-from zofo.models import LoadedModel, head_of
+from zofo.models import LoadedModel, head_of, load_tokenizer
 from zofo.models.heads import Head
 from zofo.noise import STREAM_VERSION
 from zofo.objectives.generation import generation_settings
@@ -120,18 +120,28 @@ def export_run(
     head: Head
     if kind == "adapter":
         adapter, head = _checked_adapter(run, adapter, variant, model, remote_code)
+        tokenizer: Callable[[], Any | None] = functools.partial(_tokenizer_of, run, model)
         save: Callable[[Path], object] = functools.partial(save_adapter, adapter, run.config.model)
     else:
         _check_no_earlier_adapter(run)
         loaded = run.load(variant, best, model, remote_code, attach=merge_adapter)
-        head = loaded.head
+        head, tokenizer = loaded.head, lambda: loaded.tokenizer
         save = functools.partial(_save_merged, run, loaded)
-    card = model_card(run, kind, variant, best, head)
+    card = model_card(run, kind, variant, best, head, tokenizer)
     with atomic_folder(out, force, read) as folder:
         save(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
         files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
     return ExportResult(kind, out, files, card)
+
+
+def _tokenizer_of(run: RunFolder, model: str | None) -> Any | None:
+    """The tokenizer of the base model; None where that is not at hand, which an adapter does without."""
+    config = run.config.model
+    try:
+        return load_tokenizer(config if model is None else config.model_copy(update={"name": model, "revision": None}))
+    except ZofoError:
+        return None
 
 
 def _checked_adapter(

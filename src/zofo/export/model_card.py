@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import DataError
+from zofo.export.chat_prompt import chat_prompt
 from zofo.export.run_metrics import EVALUATED, metrics_of, unscored
 from zofo.export.save_pretrained import label_texts, portable_name
 from zofo.models.heads import Head, auto_class_name
@@ -34,9 +35,18 @@ _PIPELINES: dict[Head, str] = {
 
 
 def model_card(
-    run: RunFolder, kind: str, variant: str | None = None, best: bool = False, head: Head = "causal-lm"
+    run: RunFolder,
+    kind: str,
+    variant: str | None = None,
+    best: bool = False,
+    head: Head = "causal-lm",
+    tokenizer: Callable[[], Any | None] | None = None,
 ) -> str:
-    """A model card in the Hub's form: what it is, how it was trained, its scores, and a program that asks it."""
+    """A model card in the Hub's form: what it is, how it was trained, its scores, and a program that asks it.
+
+    Args:
+        tokenizer: gives that of the model, whose chat template a program of a chat needs; None where it is not there.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     summary, base = run.summary, portable_name(run.config.model.name)
@@ -45,7 +55,7 @@ def model_card(
     if run.is_vote:
         program += "zofo predict DIR TEXT\n"
     if kind != "patch":
-        program, missing = usage(run, kind, head)
+        program, missing = usage(run, kind, head, tokenizer)
     note = unscored(metrics)
     card = ModelCard.from_template(
         ModelCardData(
@@ -73,17 +83,28 @@ def model_card(
     return str(card)
 
 
+_ASK = "Rows are asked about with `zofo predict RUN TEXT`"
+_DATED = f"Its chat template writes the date of the day, and the run was asked on one day. {_ASK}"
+_UNKNOWN = f"Its chat template was not at hand when this was written. {_ASK}"
 TEMPLATES = Path(__file__).with_name("templates")
 """The texts of a model card and of its program."""
 
 
-def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
+def usage(
+    run: RunFolder, kind: str, head: Head, tokenizer: Callable[[], Any | None] | None = None
+) -> tuple[str, str | None]:
     """The code that a card shows, with REPO in place of the repository's name; and what it does not do that zofo does,
     or None."""
     wanted, model = run.config.task, run.config.model
     task = run.only_task
     prompt = None if head == "classification" and wanted.prompt == NO_PROMPT else wanted.prompt
     row, missing = _row(run, task, prompt, head)
+    chat = None
+    if row is not None and task is not None and task.messages is not None:
+        known = None if tokenizer is None else tokenizer()
+        chat = None if known is None else chat_prompt(run, task, known)
+        without = _UNKNOWN if known is None else _DATED
+        row, missing = (None, without) if chat is None else ({task.messages: chat.turns}, missing)
     labels, name = label_texts(task), portable_name(model.name)
     packed = (run.identity.model_config or {}).get("quantization_config") or {}
     given: dict[str, Any] = {
@@ -98,6 +119,7 @@ def usage(run: RunFolder, kind: str, head: Head) -> tuple[str, str | None]:
         "revision": "" if model.revision is None else f", revision={model.revision!r}",
         "num_labels": f", num_labels={len(labels)}" if head == "classification" and labels else "",
         "row": row,
+        "chat": chat,
     }
     if task is not None and row is not None:
         given |= {"task": task, "source": task.model_dump_json(), "labels": labels, "scoring": wanted.scoring}
@@ -141,7 +163,7 @@ def _row(
     run: RunFolder, task: Task | None, prompt: str | None, head: Head
 ) -> tuple[Mapping[str, Any] | None, str | None]:
     """A made-up row that the task's templates can be filled with, or None; and what no program can do as zofo does."""
-    wanted, ask = run.config.task, "Rows are asked about with `zofo predict RUN TEXT`"
+    wanted, ask = run.config.task, _ASK
     if task is None:
         return None, f"It was trained on several tasks, each with a prompt of its own. {ask}"
     if wanted.num_fewshot:

@@ -25,7 +25,7 @@ from zofo.tasks.readers.row import Example
 _NAMES = ("name", "id", "tool_call_id")  # keys of a turn that only name it or the call it answers
 _PROBE = "Probe-4711"
 _DAY = datetime.date(2024, 7, 26)  # which templates such as that of Llama 3 take themselves where they know no date
-_WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
+WAYS: tuple[dict[str, Any], ...] = ({}, {"enable_thinking": False}, {"thinking": False})
 _EDIT = "edit chat_template in the model's folder, or choose another model"
 
 
@@ -155,7 +155,7 @@ class _Writer:
             ModelError: it writes no answer, or asks with something that a finished chat does not have.
         """
         wrong = []
-        for self._way in _WAYS:
+        for self._way in WAYS:
             form = self._form(turns)
             if not isinstance(form, str):
                 return form
