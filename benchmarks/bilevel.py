@@ -127,12 +127,12 @@ class Parts:
     def inner(self) -> None:
         """The steps on s."""
         for t in range(self._inner_steps):
-            self.pair.inner_step(self._batches[t])
+            self.pair.inner_step(t, self._batches[t])
 
     def adapter(self) -> None:
         """The step on p."""
         self.pair.differentiate(self._batches[0], self._batches[1], 10.0)
-        self.pair.step_adapter()
+        self.pair.step_adapter(0)
 
     @torch.no_grad()
     def forwards(self, at_once: int) -> None:

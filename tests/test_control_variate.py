@@ -36,7 +36,7 @@ def built(words, **options):
 
 def differentiated(method):
     """One inner step, so that p and s differ, and the gradients of a step; gives its batches."""
-    method._pair.inner_step(method._batches_inner[0], 50.0)
+    method._pair.inner_step(0, method._batches_inner[0], 50.0)
     b_f, b_p = method._upper.collate(method._batches_f[0]), method._batches_p[0]
     method._pair.differentiate(b_f, b_p, PENALTY, None, method._theta.control.parameters)
     method._theta.control.add_grad()

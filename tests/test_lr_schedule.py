@@ -220,7 +220,7 @@ def test_first_order_steps_and_theta_decay_alike(adapter):
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_adam_is_refused_for_weights_in_float16(optimizer):
-    with pytest.raises(ConfigError, match="which is 0 in float16"):
+    with pytest.raises(ConfigError, match="is 0 in float16"):
         trained(LeastSquares(dtype=torch.float16), optimizer=optimizer)
 
 

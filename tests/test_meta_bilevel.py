@@ -85,9 +85,9 @@ def test_each_task_goes_as_if_it_were_alone(adapters):
         for name in drawn(log):
             pair, (upper, lower, inner) = single[name]
             with pair.transaction():
-                losses = [pair.inner_step(inner[number * 2 + t]) for t in range(2)]
+                losses = [pair.inner_step(number * 2 + t, inner[number * 2 + t]) for t in range(2)]
                 f_upper, f_lower = pair.differentiate(upper[number], lower[number], 3.0)
-                pair.step_adapter()
+                pair.step_adapter(number)
             assert log.coefficients[f"loss_inner/{name}"] == sum(losses) / 2
             assert (log.coefficients[f"loss_upper/{name}"], log.coefficients[f"loss_lower/{name}"]) == (
                 f_upper,

@@ -1,18 +1,24 @@
 """Half precision: what one step is too small to change arrives in expectation, and what stands still keeps its bits."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from conftest import build_model
+from zofo.adapters import AdapterConfig
 from zofo.backbone import Backbone, Update
 from zofo.backbone.stochastic_rounding import rounding_bits, stochastically_rounded
 from zofo.displacement import Displacement, Key
 from zofo.errors import RunError
 from zofo.estimators import TwoSided
 from zofo.evaluators import InForward
+from zofo.methods import METHODS
+from zofo.methods.first_order_step import FirstOrderStep
 from zofo.noise import STREAM_VERSION, Gaussian, LowRank
 from zofo.rules import SGD
+from zofo.state_dict import StateDict
 from zofo.trajectory import Trajectory, replay
 
 HALF = (torch.bfloat16, torch.float16)
@@ -245,6 +251,82 @@ def test_a_trajectory_says_how_updates_were_rounded(steps, tmp_path):
     assert torch.equal(bits(trained), before) == (steps.get("rounding") == "nearest")
     with pytest.raises(RunError, match="'rounding' of the trajectory's header must be one of stochastic, nearest"):
         replay(replayed, Trajectory({**header, "rounding": "up"}, updates, 50))
+
+
+# first-order steps
+
+
+def moved_by(dtype, optimizer, steps=200, stop=None, **options):
+    """How far first-order steps have moved a matrix along fixed gradients, and the module; state is carried over at
+    `stop`."""
+    module = entries(dtype, size=0.02)
+    before = module.matrix.detach().float().clone()
+    lr = 1e-5 if optimizer != "sgd" else 1e-3
+    config = METHODS["first-order"].Config.model_validate({"parameters": "all", "optimizer": optimizer, **options})
+    slopes = [torch.randn(p.shape, generator=generator(5)) * 0.01 for p in module.parameters()]
+
+    def begin():
+        return FirstOrderStep(module, list(module.parameters()), config, lr, 3)
+
+    step = begin()
+    for number in range(steps):
+        if number == stop:
+            saved = copy.deepcopy(step.state_in(StateDict(), "trained", "optimizer"))
+            step = begin()
+            step.load_state_of(saved, "trained", "optimizer")
+        for parameter, slope in zip(module.parameters(), slopes, strict=True):
+            parameter.grad = slope.to(dtype)
+        step.step(number)
+        assert all(parameter.grad is None for parameter in module.parameters())
+    return (module.matrix.detach().float() - before) * -slopes[0].sign(), module
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_first_order_steps_in_bfloat16_move_as_far_as_in_float32(optimizer):
+    """Steps of 1e-5 from weights of 0.02 to 0.04, which are 1.2e-4 to 2.4e-4 apart: rounded to nearest none arrives."""
+    wide, half, nearest = (
+        moved_by(dtype, optimizer, **options)[0].mean().item()
+        for dtype, options in ((torch.float32, {}), (torch.bfloat16, {}), (torch.bfloat16, {"rounding": "nearest"}))
+    )
+    assert half == pytest.approx(wide, rel=0.1)
+    assert abs(nearest) < 0.1 * wide
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_first_order_steps_in_bfloat16_go_on_to_the_same_bits_and_round_by_seed_and_step(optimizer):
+    whole = bits(moved_by(torch.bfloat16, optimizer, steps=40)[1])
+    assert torch.equal(bits(moved_by(torch.bfloat16, optimizer, steps=40, stop=17)[1]), whole)
+    assert not torch.equal(bits(moved_by(torch.bfloat16, optimizer, steps=41)[1]), whole)
+
+
+def test_first_order_steps_to_nearest_are_those_of_torch_on_the_parameters_themselves():
+    module, theirs = moved_by(torch.bfloat16, "adam", 5, rounding="nearest")[1], entries(torch.bfloat16, size=0.02)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-5)
+    for _ in range(5):
+        for parameter in theirs.parameters():
+            parameter.grad = (torch.randn(parameter.shape, generator=generator(5)) * 0.01).bfloat16()
+        adam.step()
+    assert torch.equal(bits(module), bits(theirs))
+
+
+def test_between_first_order_steps_no_weight_has_a_copy_and_moments_are_in_float32():
+    module = entries(torch.bfloat16)
+    config = METHODS["first-order"].Config.model_validate({"parameters": "all"})
+    step = FirstOrderStep(module, list(module.parameters()), config, 1e-5)
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    step.step(0)
+    held = [p for group in step._optimizer.param_groups for p in group["params"]]
+    assert sum(p.numel() for p in held) == 0
+    moments = [step._optimizer.state[p][name] for p in held for name in ("exp_avg", "exp_avg_sq")]
+    assert {m.dtype for m in moments} == {torch.float32}
+    assert sum(m.numel() for m in moments) == 2 * sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "prefix", "prompt", "subspace"])
+def test_adapters_of_a_model_in_half_precision_are_in_float32(adapter):
+    adapters = AdapterConfig.model_validate({"name": adapter}).build(build_model("qwen2").bfloat16(), ("adapter",), 0)
+    assert {parameter.dtype for parameter in adapters.parameters("adapter")} == {torch.float32}
 
 
 # updates that wait in the in-forward evaluator

@@ -52,6 +52,7 @@ METHOD = {
     "zo-svrg": {"name": "zo-svrg", "batch_size": 4, "anchor_interval": 3, "anchor_batch_size": 10} | LR,
     "first-order": {"name": "first-order", "batch_size": 4},
     "first-order, all": {"name": "first-order", "batch_size": 4, "parameters": "all"},
+    "first-order, all, bfloat16": {"name": "first-order", "batch_size": 4, "parameters": "all"},
     "bilevel": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "rule": {"lr": 1e-4}},
     "bilevel, frozen": {"name": "bilevel", "batch_size": 2, "inner_steps": 2, "backbone_update": "frozen"},
     "two-stage": {"name": "two-stage", "batch_size": 4, "adapter_steps": 4} | LR,

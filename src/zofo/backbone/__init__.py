@@ -12,7 +12,7 @@ from zofo.backbone.selection import (
     moving_tensors,
     selected,
 )
-from zofo.backbone.stochastic_rounding import at_least_float32
+from zofo.backbone.stochastic_rounding import at_least_float32, write_rounded_
 from zofo.backbone.theta import Theta, UpdateLog
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "moving_tensors",
     "selected",
     "without_decay",
+    "write_rounded_",
 ]

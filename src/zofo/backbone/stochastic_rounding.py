@@ -9,6 +9,7 @@ from zofo.noise import Block, random_words
 
 _SMALLEST_NORMAL_FLOAT16 = 2.0**-14
 _STEPS_BELOW = 2.0**24  # float16 numbers below the smallest normal one are 2**-24 apart
+_BLOCK = 1 << 20  # entries that are rounded at a time
 
 
 def stochastically_rounded(values: torch.Tensor, dtype: torch.dtype, bits: torch.Tensor) -> torch.Tensor:
@@ -40,6 +41,22 @@ def rounding_bits(key: Key, name: str, block: Block, device: torch.device) -> to
     first = block[0] // 4  # four to a word
     drawn = random_words(key, name + "/rounding", first, -(-block[1] // 4), device).view(torch.int16)
     return drawn[block[0] - first * 4 : block[1] - first * 4]
+
+
+@torch.no_grad()
+def write_rounded_(tensor: torch.Tensor, values: torch.Tensor, key: Key, name: str) -> None:
+    """Write float32 values of the same shape into a tensor in half precision, stochastically rounded.
+
+    Args:
+        values: contiguous; they become what is written.
+        key: with `name`, gives the bits that round.
+    """
+    flat = values.view(-1)
+    for start in range(0, flat.numel(), _BLOCK):
+        block = start, min(start + _BLOCK, flat.numel())
+        piece = flat[slice(*block)]
+        piece.copy_(stochastically_rounded(piece, tensor.dtype, rounding_bits(key, name, block, tensor.device)))
+    tensor.copy_(values)
 
 
 def at_least_float32(numbers: torch.Tensor) -> torch.Tensor:

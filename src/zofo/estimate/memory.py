@@ -116,11 +116,17 @@ def of_check(moved: nn.Module, share: float) -> Moment:
 
 
 def of_update(parameters: Sequence[nn.Parameter], moments: int) -> Moment:
-    """The move by an optimiser: all gradients, and for the largest tensor what the move is made of."""
-    sizes = [parameter.numel() * parameter.element_size() for parameter in parameters]
-    gradients = Term("gradients", sum(sizes), "of what is trained")
-    working = Term("working tensors", max(sizes, default=0) * (1 + moments), "the move of the largest tensor")
+    """The move by an optimiser: all gradients, and for the largest tensor what the move is made of; of one in half
+    precision, its copy and its gradient in float32, too."""
+    gradients = Term("gradients", sum(p.numel() * p.element_size() for p in parameters), "of what is trained")
+    made = [bytes_moved(p) * (1 + moments + 2 * (p.element_size() < 4)) for p in parameters]
+    working = Term("working tensors", max(made, default=0), "the move of the largest tensor")
     return Moment("the move of the weights", (gradients, working))
+
+
+def bytes_moved(parameter: nn.Parameter) -> int:
+    """A tensor of its size in the number type that an optimiser moves it in, at least float32."""
+    return parameter.numel() * max(4, parameter.element_size())
 
 
 def shares_kept(machine: Machine, device: str, packed: bool) -> tuple[float, float]:

@@ -16,7 +16,17 @@ from zofo.backbone import check_plain_weights, selected
 from zofo.errors import ConfigError
 from zofo.estimate.ledger import Trace, Work, trace
 from zofo.estimate.machine import Machine
-from zofo.estimate.memory import Held, Moment, Term, at_peak, of_check, of_pass, of_update, shares_kept
+from zofo.estimate.memory import (
+    Held,
+    Moment,
+    Term,
+    at_peak,
+    bytes_moved,
+    of_check,
+    of_pass,
+    of_update,
+    shares_kept,
+)
 from zofo.evaluators import run_again, sharing_on_meta
 from zofo.methods import METHODS, MethodConfig, Pass, TrainingContext
 from zofo.models import LoadedModel, is_offloaded, packed_numbers, weight_bytes
@@ -119,7 +129,7 @@ def estimate_step(
         each = usual.work * (1 / evaluated)
     copies = max(one.copies for one in passes) * sum(one.numel() * 4 for one in theta)
     sets = 1 if adapters is None else len(adapters.names)
-    kept = 0 if gradient is None else sets * gradient.moments * sum(map(_bytes, trained))
+    kept = 0 if gradient is None else sets * gradient.moments * sum(map(bytes_moved, trained))
     process = 0 if device != "cpu" else machine.process_bytes + (machine.adapter_bytes if adapters or packed else 0)
     held = Held(process, weights, weight_bytes(model) - own, kept, copies, is_offloaded(model))
     largest, terms = at_peak(held, moments)

@@ -118,7 +118,7 @@ class Pass:
         times: how many of them a step makes, on average.
         gradient: of what, in a backward pass that follows: an adapter, all weights or the head; None for none.
         again: whether each layer is run again in that pass.
-        moments: tensors that the optimiser keeps of each that has a gradient.
+        moments: tensors that the optimiser keeps of each that has a gradient, in float32.
         theta: what moves by it where no gradient follows: the model's own weights, or an adapter's tensors.
         carries: whether products carry directions of the model's own weights.
         sweeps: over theta, each time; a share where several updates are written together.

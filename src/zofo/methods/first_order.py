@@ -113,7 +113,7 @@ class FirstOrder(Method):
         self.trained_names = tuple(name for name, p in context.model.named_parameters() if id(p) in own)
         self.counts = self.adapter_start.counts.copy()
         self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
-        self._step = FirstOrderStep(self.model, self.trained, config, config.lr)
+        self._step = FirstOrderStep(self.model, self.trained, config, config.lr, context.seed)
         self._parts = config.gradient_accumulation_steps
         self.queries_per_step = config.batch_size * self._parts
 
@@ -124,7 +124,7 @@ class FirstOrder(Method):
             batch = self._batches[number * self._parts + part]
             found = self._gradient.accumulate(self.trained, self._objective, batch, 1 / self._parts)
             losses.append(found.mean().item())
-        self._step.step(self.lr_factor(number))
+        self._step.step(number, self.lr_factor(number))
         return StepLog(math.fsum(losses) / self._parts, self.counts - before)
 
     def state_dict(self, weights: bool) -> StateDict:

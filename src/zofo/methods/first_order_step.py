@@ -12,14 +12,16 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from zofo.adapters import AdapterConfig
-from zofo.backbone import without_decay
+from zofo.backbone import Rounding, without_decay, write_rounded_
 from zofo.config import Config, NonNegative
+from zofo.displacement import Key
 from zofo.errors import ConfigError, NonFiniteError
 from zofo.methods.base import Pass
 from zofo.state_dict import StateDict, load_optimizer_state, load_tensors_state, optimizer_to_state, tensors_to_state
 
 _OPTIMIZERS: dict[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 0}  # tensors of a parameter's size that they keep
+_MOMENTS = {"adam": 2, "adamw": 2, "sgd": 0}  # tensors of a parameter's size that they keep, in float32
+_HALF = (torch.bfloat16, torch.float16)
 
 
 class FirstOrderStepConfig(Config):
@@ -34,6 +36,9 @@ class FirstOrderStepConfig(Config):
     decoupled by `adamw`. Biases and norms do not decay."""
     max_grad_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Gradients of first-order steps that are longer together are scaled to this length; by default none is."""
+    rounding: Rounding = "stochastic"
+    """How updates of half-precision weights are rounded: to `nearest`, as in other code, loses what is less than half
+    the distance of two numbers, which is most of a step."""
     gradient_checkpointing: bool = False
     """Run each layer a second time in the backward pass, in place of keeping what is between: less memory, about a
     third more time, the same gradients."""
@@ -61,43 +66,74 @@ class FirstOrderStepConfig(Config):
 
 
 class FirstOrderStep:
-    """Steps of an optimiser on some parameters, along the gradients that stand in their `.grad`."""
+    """Steps of an optimiser on some parameters, along the gradients that stand in their `.grad`.
+
+    A parameter in half precision moves in float32, one after the other, and is rounded stochastically: the optimiser
+    keeps its moments in float32, and of the weights no copy but that of the one that moves. With
+    `method.rounding=nearest` the optimiser has the parameter as it is, its moments are in half precision, too, and what
+    a step is too small to change is lost.
+
+    Args:
+        seed: of the run; with `name` and the number of the step it gives the bits that round.
+        name: tells apart several of one run.
+    """
 
     def __init__(
-        self, model: nn.Module, parameters: Sequence[nn.Parameter], config: FirstOrderStepConfig, lr: float
+        self,
+        model: nn.Module,
+        parameters: Sequence[nn.Parameter],
+        config: FirstOrderStepConfig,
+        lr: float,
+        seed: int = 0,
+        name: str = "trained",
     ) -> None:
         self.parameters = list(parameters)
         if config.optimizer != "sgd" and any(parameter.dtype == torch.float16 for parameter in self.parameters):
             raise ConfigError(
-                f"method.optimizer={config.optimizer} divides by a root plus 1e-8, which is 0 in float16: the weights "
-                "would become not-a-number",
+                f"method.optimizer={config.optimizer} divides by the size of a gradient, and what is small of one "
+                "is 0 in float16",
                 "set model.dtype=bfloat16 or float32, or method.optimizer=sgd, or train an adapter",
             )
-        self._lr, self._max_norm = lr, config.max_grad_norm
+        self._lr, self._max_norm, self._seed, self._name = lr, config.max_grad_norm, seed, name
+        half = {id(p) for p in self.parameters if config.rounding == "stochastic" and p.dtype in _HALF}
+        self._moved = [_stand_in(p) if id(p) in half else p for p in self.parameters]
+        pairs = list(zip(self.parameters, self._moved, strict=True))
+        self._half = [(p, stand_in) for p, stand_in in pairs if id(p) in half]
         still = {id(parameter) for parameter in without_decay(model).values()} if config.weight_decay else set()
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.parameters if id(p) not in still], "weight_decay": config.weight_decay},
-            {"params": [p for p in self.parameters if id(p) in still]},
+            {"params": [moved for p, moved in pairs if id(p) not in still], "weight_decay": config.weight_decay},
+            {"params": [moved for p, moved in pairs if id(p) in still]},
         ]
         groups = [group for group in groups if group["params"]]
         self._optimizer: torch.optim.Optimizer = _OPTIMIZERS[config.optimizer](groups, lr=lr, weight_decay=0.0)
 
-    def step(self, lr_factor: float = 1.0) -> None:
+    def step(self, number: int, lr_factor: float = 1.0) -> None:
         """Move the parameters, and forget their gradients.
 
         Args:
+            number: of the step.
             lr_factor: of the learning rate, in this step.
         """
         if self._max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self._max_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * lr_factor
-        self._optimizer.step()
+        if len(self._half) < len(self.parameters):
+            self._optimizer.step()
+        for place, (parameter, stand_in) in enumerate(self._half):
+            if parameter.grad is None:
+                continue
+            stand_in.data = parameter.detach().to(torch.float32, memory_format=torch.contiguous_format)
+            stand_in.grad, parameter.grad = parameter.grad.float(), None
+            self._optimizer.step()  # of this one alone: no other stand-in has a gradient
+            write_rounded_(parameter, stand_in.data, Key(self._seed, number), f"first-order/{self._name}/{place}")
+            stand_in.grad, stand_in.data = None, stand_in.data.new_empty(0)
         self.zero_grad()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self._optimizer.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @contextmanager
     def undone_by_non_finite(self) -> Iterator[None]:
@@ -122,3 +158,8 @@ class FirstOrderStep:
         """Take back what `state_in` put there."""
         load_tensors_state(self.parameters, whole.part(parameters))
         load_optimizer_state(self._optimizer, whole.part(optimizer))
+
+
+def _stand_in(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimiser has in place of a parameter in half precision; it holds numbers while it moves alone."""
+    return nn.Parameter(torch.empty(0, dtype=torch.float32, device=parameter.device))

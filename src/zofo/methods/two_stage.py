@@ -69,7 +69,7 @@ class TwoStage(ForwardOnly):
         self._config: TwoStageConfig
         super().__init__(config, context)  # before peft, so that names stay the model's
         self._p = self._attach(config.adapter, context)
-        self._first = FirstOrderStep(self.model, self._p, config, config.lr_adapter)
+        self._first = FirstOrderStep(self.model, self._p, config, config.lr_adapter, context.seed)
         self.counts.include(self.adapter_start.counts)
         self._gradient = Gradient(self.model, self.counts, config.gradient_checkpointing, context.processes)
         self.queries_per_step = config.batch_size
@@ -79,7 +79,7 @@ class TwoStage(ForwardOnly):
             return super().step(number)
         before = self.counts.copy()
         losses = self._gradient.accumulate(self._p, self._objective, self._batches[number])
-        self._first.step(self.lr_factor(number))
+        self._first.step(number, self.lr_factor(number))
         return StepLog(losses.mean().item(), self.counts - before)
 
     def steps_within(self, queries: int) -> int:

@@ -30,14 +30,14 @@ class AdapterPair:
         self._objective = context.objective
         self._gradient = Gradient(context.model, counts, config.gradient_checkpointing, context.processes)
         self._p, self._s = (adapters.parameters(name) for name in VARIANTS)
-        self._step_p = FirstOrderStep(context.model, self._p, config, config.lr_adapter)
-        self._step_s = FirstOrderStep(context.model, self._s, config, config.lr_lower)
+        self._step_p = FirstOrderStep(context.model, self._p, config, config.lr_adapter, context.seed, "p")
+        self._step_s = FirstOrderStep(context.model, self._s, config, config.lr_lower, context.seed, "s")
 
-    def inner_step(self, batch: Any, lr_factor: float = 1.0) -> float:
-        """One step on s for F(theta, s; batch); gives the loss before it."""
+    def inner_step(self, number: int, batch: Any, lr_factor: float = 1.0) -> float:
+        """Step `number` on s for F(theta, s; batch); gives the loss before it."""
         with self.adapters.using(VARIANTS[1]):
             losses = self._gradient.accumulate(self._s, self._objective, batch)
-        self._step_s.step(lr_factor)
+        self._step_s.step(number, lr_factor)
         return losses.mean().item()
 
     def differentiate(
@@ -79,9 +79,9 @@ class AdapterPair:
             found = self._gradient.accumulate([*self._p, *theta], upper or self._objective, b_f)
         return found.mean().item(), lower
 
-    def step_adapter(self, lr_factor: float = 1.0) -> None:
-        """The step on p along what `differentiate` found."""
-        self._step_p.step(lr_factor)
+    def step_adapter(self, number: int, lr_factor: float = 1.0) -> None:
+        """Step `number` on p along what `differentiate` found."""
+        self._step_p.step(number, lr_factor)
 
     def asks(self, b_f: Any, b_p: Any, upper: Objective | None = None) -> list[LossRequest]:
         """F(theta, p; b_f), by another objective if one is given, F(theta, p; b_p) and F(theta, s; b_p), as an

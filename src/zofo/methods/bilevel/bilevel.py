@@ -210,8 +210,8 @@ class Bilevel(Method):
         before, rate = self.counts.copy(), self.lr_factor(number)
         self._theta.begin()
 
-        batches = (self._batches_inner[number * inner_steps + t] for t in range(inner_steps))
-        inner = [pair.inner_step(batch, rate) for batch in batches]
+        steps = range(number * inner_steps, (number + 1) * inner_steps)
+        inner = [pair.inner_step(step, self._batches_inner[step], rate) for step in steps]
 
         examples, b_p, upper, follows = self._batches_f[number], self._batches_p[number], self._upper, self._follows
         b_f = upper.collate(examples)
@@ -226,7 +226,7 @@ class Bilevel(Method):
 
         asks = pair.asks(b_f, b_p, upper.objective)
         found, update = self._theta.step(number, asks, self._config.batch_size, rate)
-        pair.step_adapter(rate)
+        pair.step_adapter(number, rate)
         coefficients |= found
         loss = coefficients.get("loss_upper", f_lower)  # without any step for it, it is not known
         if upper.log_ties and "loss_upper" in coefficients:

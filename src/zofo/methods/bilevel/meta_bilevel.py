@@ -173,13 +173,13 @@ class MetaBilevel(Method):
         self._load(task.name)
         b_f, b_p = task.batches_f[number], task.batches_p[number]
         with pair.transaction():
-            batches = (task.batches_inner[number * inner_steps + t] for t in range(inner_steps))
-            inner = [pair.inner_step(batch, self.lr_factor(number)) for batch in batches]
+            steps = range(number * inner_steps, (number + 1) * inner_steps)
+            inner = [pair.inner_step(step, task.batches_inner[step], self.lr_factor(number)) for step in steps]
             f_upper, f_lower = pair.differentiate(b_f, b_p, penalty, theta=self._theta.along)
             assert f_upper is not None
             self._theta.add_grad(1 / self._number)
             old = {name: [t.detach().clone() for t in self._adapters.parameters(name)] for name in VARIANTS}
-            pair.step_adapter(self.lr_factor(number))
+            pair.step_adapter(number, self.lr_factor(number))
         found = {"loss_upper": f_upper, "loss_lower": f_lower}
         if inner:
             found["loss_inner"] = math.fsum(inner) / len(inner)
