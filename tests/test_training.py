@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import sys
 import warnings
 
@@ -36,6 +37,8 @@ from zofo.methods import (
     MeZOConfig,
     TrainingContext,
 )
+from zofo.methods.epoch import Epoch
+from zofo.tasks import EpochSampler
 from zofo.training import RunFolder, read_config, train
 from zofo.training.inference import evaluate_run, evaluate_zero_shot, predict
 from zofo.trajectory import Trajectory
@@ -409,6 +412,32 @@ def test_epochs_make_as_many_steps_as_draw_all_rows_so_often(configured, name):
     run = train(configured(SHORT[name], steps=None, epochs=0.4))
     rows = {"mezo": 60, "bilevel": 40}.get(name, 0)  # D_p is two thirds of them
     assert run.summary["steps"] == (-(-rows * 4 // (10 * BATCH)) or 1)  # a probe is one step, however long
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 16}, "training.epochs=1 draws 64 rows, but about 9 of 60 are in no batch: batches of 16"),
+        ({"batch_size": 8, "gradient_accumulation_steps": 2}, "draws 64 rows, but about 3 of 60 are in no batch"),
+        ({"batch_size": 20}, ""),
+    ],
+)
+def test_rows_that_epochs_do_not_see_are_counted_in_a_note(configured, options, said):
+    shown = io.StringIO()
+    train(configured({"name": "first-order", **options}, steps=None, epochs=1), console=Console(file=shown, width=500))
+    assert said in shown.getvalue()
+    assert ("in no batch" in shown.getvalue()) == bool(said)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 9])
+def test_as_many_rows_are_unseen_as_are_drawn_by_seed(steps):
+    epoch, found = Epoch(47, 16), []
+    for seed in range(200):
+        batches = EpochSampler(range(47), 16, list, seed, "train")
+        found.append(47 - len({row for number in range(steps) for row in batches[number]}))
+    spread = statistics.stdev(found) / len(found) ** 0.5
+    assert epoch.steps(1) == 3
+    assert statistics.fmean(found) == pytest.approx(epoch.unseen(steps), abs=4 * spread + 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +18,7 @@ from zofo.adapters import AdapterConfig
 from zofo.backbone import Backbone, Update
 from zofo.config import Config
 from zofo.evaluators import Counts, Evaluator, Objective, unused_by
+from zofo.methods.epoch import Epoch
 from zofo.objectives import AsBase, Generation, Rewards, generate, scores
 from zofo.processes import ALONE, Processes
 from zofo.registry import Registry
@@ -219,13 +218,12 @@ class MethodConfig(Config):
         return [one for key, one in self if isinstance(one, AdapterConfig) and key not in self.keys_without_effect]
 
     def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
-        """How many steps draw `epochs` times as many examples as there are rows: ceil(epochs rows / batch_size).
+        """How many steps draw `epochs` times as many examples as there are `rows` of all tasks: see `epoch`."""
+        return self.epoch(rows).steps(epochs)
 
-        Args:
-            epochs: passes over the training rows; need not be whole.
-            rows: the number of training rows of each task.
-        """
-        return batches_of_epochs(epochs, sum(rows), self.batch_size)
+    def epoch(self, rows: Sequence[int]) -> Epoch:
+        """What a pass over so many training rows of each task draws; by default a batch of them in each step."""
+        return Epoch(sum(rows), self.batch_size)
 
     def passes(self, rows: int) -> Sequence[Pass]:
         """The forwards of a step on so many training rows, on average; none where an estimate cannot know them."""
@@ -244,11 +242,6 @@ class MethodConfig(Config):
         Raises:
             ConfigError: they cannot.
         """
-
-
-def batches_of_epochs(epochs: float, rows: int, batch_size: int) -> int:
-    """ceil(epochs rows / batch_size), with `epochs` as the decimal number that was written."""
-    return math.ceil(Fraction(str(epochs)) * rows / batch_size)
 
 
 class Method(ABC):

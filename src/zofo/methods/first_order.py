@@ -19,7 +19,8 @@ from zofo.config import NonNegative
 from zofo.errors import ConfigError
 from zofo.evaluators import Counts, Gradient
 from zofo.methods.adapter_start import attach_adapters, remember_adapters, restore_adapters
-from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext, batches_of_epochs
+from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, TrainingContext
+from zofo.methods.epoch import Epoch
 from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.models import save_tensors
 from zofo.models.heads import is_classifier
@@ -49,8 +50,8 @@ class FirstOrderConfig(MethodConfig, FirstOrderStepConfig):
     def keys_without_effect(self) -> Sequence[str]:
         return () if self.parameters == "adapter" else ("adapter",)
 
-    def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
-        return batches_of_epochs(epochs, sum(rows), self.batch_size * self.gradient_accumulation_steps)
+    def epoch(self, rows: Sequence[int]) -> Epoch:
+        return Epoch(sum(rows), self.batch_size, self.gradient_accumulation_steps)
 
     @property
     def least_queries(self) -> int:

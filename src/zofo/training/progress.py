@@ -143,7 +143,23 @@ def start_notes(config: RunConfig, prepared: PreparedRun, method: Method) -> lis
     if method.backbone is not None and method.rule is not None and method.rule.dense_buffers:
         gigabytes = method.rule.dense_buffers * method.backbone.size * method.rule.buffer_bytes / 2**30
         notes.append(f"this rule keeps {method.rule.dense_buffers} buffers of the backbone's size: {gigabytes:.2f} GiB")
-    return [*notes, *method.adapter_start.notes, *method.notes()]
+    return [*notes, *_unseen(config, prepared, method), *method.adapter_start.notes, *method.notes()]
+
+
+def _unseen(config: RunConfig, prepared: PreparedRun, method: Method) -> list[str]:
+    """That the whole passes of `training.epochs` do not see each row, of one task."""
+    epochs, steps, rows = config.training.epochs, method.planned_steps, prepared.train_rows
+    if epochs is None or epochs < 1 or not steps or len(rows) != 1 or method.fixed_steps is not None:
+        return []
+    epoch = config.method.epoch(rows)
+    unseen = round(epoch.unseen(steps))
+    if not unseen:
+        return []
+    return [
+        f"training.epochs={epochs:g} draws {steps * epoch.batches * epoch.batch_size} rows, but about {unseen} of "
+        f"{epoch.rows} are in no batch: batches of {epoch.batch_size} leave out {epoch.rows % epoch.batch_size} of each "
+        "order of the rows; set method.batch_size so that it divides them, or more epochs"
+    ]
 
 
 _WORTH_SAYING = 2**30  # bytes, of weights that are loaded in a wider number type than the checkpoint's

@@ -44,8 +44,10 @@ class TrainingConfig(Config):
     max_queries: int | None = Field(None, ge=1)
     """A budget of queries in place of `steps`: as many whole steps as it pays for."""
     epochs: float | None = Field(None, gt=0, lt=1 << 32, allow_inf_nan=False)
-    """Passes over the training rows in place of `steps`: as many steps as draw so many times all rows, rounded up; for
-    `bilevel`, all rows of D_p."""
+    """Passes over the training rows in place of `steps`: as many steps as draw so many times as many rows as there are,
+    rounded up; for `bilevel`, rows of D_p. Each order of the rows leaves out a remainder smaller than a batch, and the
+    next order begins: unless `method.batch_size` divides the rows, some are drawn twice before others are drawn once,
+    and a note says how many are not drawn at all."""
     objective: str | None = None
     """What is minimised, of `zofo list objectives`; by default `classification`, or `answer` for other kinds."""
     kl_beta: float = Field(0.0, ge=0, le=1e6, allow_inf_nan=False)

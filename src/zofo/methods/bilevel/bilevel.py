@@ -28,12 +28,12 @@ from zofo.methods.base import (
     Pass,
     StepLog,
     TrainingContext,
-    batches_of_epochs,
 )
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.backbone_step import BackboneStep, BackboneStepKind
 from zofo.methods.bilevel.control_variate import FirstOrderControlVariate, check_control_variate
 from zofo.methods.bilevel.penalty_schedule import Penalty, as_penalty, largest, penalty_at
+from zofo.methods.epoch import Epoch
 from zofo.methods.first_order_step import FirstOrderStepConfig
 from zofo.methods.zeroth_order_step import ZerothOrderConfig
 from zofo.noise import permutation
@@ -110,9 +110,9 @@ class BilevelConfig(MethodConfig, ZerothOrderConfig, FirstOrderStepConfig):
         still = self.backbone_update != "zeroth-order"  # a control, which asks for nothing
         return [first] if still else [first, self.forwards(self.batch_size, 3)]
 
-    def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
-        """Passes over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
-        return batches_of_epochs(epochs, split_sizes(sum(rows))[1], self.batch_size)
+    def epoch(self, rows: Sequence[int]) -> Epoch:
+        """A pass over D_p, two thirds of the rows, by the B_p of the outer steps; D_f is passed twice as often."""
+        return Epoch(split_sizes(sum(rows))[1], self.batch_size)
 
 
 @METHODS.register("bilevel")

@@ -26,12 +26,13 @@ from zofo.methods.adapter_start import (
     remember_adapters,
     restore_adapters,
 )
-from zofo.methods.base import METHODS, Method, Pass, StepLog, TrainingContext, batches_of_epochs
+from zofo.methods.base import METHODS, Method, Pass, StepLog, TrainingContext
 from zofo.methods.bilevel.adapter_pair import VARIANTS, AdapterPair
 from zofo.methods.bilevel.adapter_store import AdapterStore, Where
 from zofo.methods.bilevel.backbone_step import BackboneStep
 from zofo.methods.bilevel.bilevel import BilevelConfig, attach_pair, inner_notes, split, split_sizes
 from zofo.methods.bilevel.penalty_schedule import penalty_at
+from zofo.methods.epoch import Epoch
 from zofo.noise import permutation
 from zofo.objectives import scores
 from zofo.state_dict import StateDict
@@ -55,10 +56,10 @@ class MetaBilevelConfig(BilevelConfig):
         """Those of `bilevel`, for each of the tasks."""
         return [replace(one, times=one.times * self.tasks_per_step) for one in super().passes(rows)]
 
-    def steps_of_epochs(self, epochs: float, rows: Sequence[int]) -> int:
-        """Passes over the D_p of all tasks, where a step draws a batch for each of its tasks: on average."""
-        drawn = min(self.tasks_per_step, len(rows)) * self.batch_size
-        return batches_of_epochs(epochs, sum(split_sizes(number)[1] for number in rows), drawn)
+    def epoch(self, rows: Sequence[int]) -> Epoch:
+        """A pass over the D_p of all tasks, where a step draws a batch for each of its tasks: on average."""
+        drawn = min(self.tasks_per_step, len(rows))
+        return Epoch(sum(split_sizes(number)[1] for number in rows), self.batch_size, drawn)
 
 
 @dataclass(frozen=True)
