@@ -157,8 +157,8 @@ def _unseen(config: RunConfig, prepared: PreparedRun, method: Method) -> list[st
         return []
     return [
         f"training.epochs={epochs:g} draws {steps * epoch.batches * epoch.batch_size} rows, but about {unseen} of "
-        f"{epoch.rows} are in no batch: batches of {epoch.batch_size} leave out {epoch.rows % epoch.batch_size} of each "
-        "order of the rows; set method.batch_size so that it divides them, or more epochs"
+        f"{epoch.rows} are in no batch: batches of {epoch.batch_size} leave out {epoch.rows % epoch.batch_size} of "
+        "each order of the rows; set method.batch_size so that it divides them, or more epochs"
     ]
 
 
