@@ -25,7 +25,7 @@ from zofo.tasks.metrics import token_f1
 from zofo.tasks.task import parse_task
 from zofo.training import TaskEvaluator, evaluate_run, predict, read_config, train
 from zofo.training.data_module import batch_maker, prepare_run
-from zofo.training.evaluation import most_frequent
+from zofo.training.evaluation import majority_of, most_frequent
 
 COMMON = {
     "version": 1,
@@ -189,6 +189,14 @@ def test_scores_that_are_no_numbers_are_refused(llama):
 
 
 # metrics
+
+
+@pytest.mark.parametrize("golds", [[0, 1, 0, 1], [1, 0, 1, 0], [0, 0, 0, 1]])
+def test_the_majority_of_f1_is_the_better_of_two_constant_answers(golds):
+    """Of equally frequent labels the first to occur was taken, so that it was 66.7 or 0 % by the order of the rows."""
+    task = task_of("classification", "f1", verbalizers={"fraud": " bad", "legit": " good"})
+    examples = [Example("asked", (" bad", " good"), (gold,), where="f:1") for gold in golds]
+    assert majority_of(task, examples) == {"f1": pytest.approx(sklearn.metrics.f1_score(golds, [1] * 4))}
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro-f1", "matthews"])

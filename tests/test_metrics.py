@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
@@ -224,11 +225,19 @@ def test_no_examples_at_all_are_refused(name):
         score(name, [], [])
 
 
+def test_f1_is_of_the_label_that_is_named():
+    examples = [replace(one, positive=0) for one in labelled(1, 1, 1, 0, 0)]
+    assert score("f1", examples, [1, 1, 0, 1, 0]) == pytest.approx(1 / 2)  # 2 right, 2 predicted, 1 shared
+    three = [replace(one, positive=2) for one in labelled(2, 1, 2, 0, labels=3)]
+    assert score("f1", three, [2, 2, 1, 0]) == pytest.approx(1 / 2)
+
+
 @pytest.mark.parametrize("name", ["f1", "f1a"])
 def test_f1_of_three_labels_is_refused(name):
     with pytest.raises(DataError, match="f:0: the metric 'f1a?' needs two labels, and there are 3") as refused:
         score(name, labelled(0, 1, labels=3), [0, 1])
     assert "macro-f1" in refused.value.hint
+    assert "task.positive_label" in refused.value.hint
 
 
 def test_em_without_groups_is_refused():

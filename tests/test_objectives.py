@@ -192,7 +192,7 @@ def test_accuracy_counts_any_right_choice(llama):
 
 def test_f1_is_that_of_the_generated_text(llama):
     encoded = encode(llama.tokenizer, EXAMPLES["generation"])
-    objective = build_objective("f1", WRITING, how(llama.tokenizer), causal=True)
+    objective = build_objective("token-f1", WRITING, how(llama.tokenizer), causal=True)
     texts = generate(llama.model, encoded, how(llama.tokenizer))
     assert all(texts)
     found = losses(objective, llama, encoded)
@@ -253,9 +253,9 @@ def test_which_objectives_have_a_gradient(llama):
     ("name", "kind", "better"),
     [
         ("classification", "generation", "answer"),
-        ("accuracy", "generation", "f1"),
-        ("f1", "classification", "accuracy"),
-        ("f1", "multiple-choice", "accuracy"),
+        ("accuracy", "generation", "token-f1"),
+        ("token-f1", "classification", "accuracy"),
+        ("token-f1", "multiple-choice", "accuracy"),
     ],
 )
 def test_objectives_without_a_meaning_for_a_task_are_refused(tokenizer, name, kind, better):
@@ -305,7 +305,7 @@ def hash_of(answer: int | str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*MEANINGFUL, ("f1", "generation"), ("reward", "generation"), ("reward", "multiple-choice")]
+    ("name", "kind"), [*MEANINGFUL, ("token-f1", "generation"), ("reward", "generation"), ("reward", "multiple-choice")]
 )
 def test_both_evaluators_agree_on_the_losses_at_the_same_points(tokenizer, name, kind):
     loaded = LoadedModel(build_model("llama", len(tokenizer), seed=4), tokenizer, "llama")
@@ -315,7 +315,7 @@ def test_both_evaluators_agree_on_the_losses_at_the_same_points(tokenizer, name,
     else:
         objective = build_objective(name, TASKS[kind], settings, causal=True)
     examples = EXAMPLES[kind]
-    if name == "f1":  # what a random model does say where it stands
+    if name == "token-f1":  # what a random model does say where it stands
         texts = generate(loaded.model, encode(tokenizer, examples), settings)
         pairs = zip(examples, texts, strict=True)
         examples = [Example(one.prompt, one.candidates, (0,), (text,)) for one, text in pairs]
@@ -334,7 +334,7 @@ def test_both_evaluators_agree_on_the_losses_at_the_same_points(tokenizer, name,
 
 
 def test_parts_of_a_batch_have_the_losses_of_the_whole(llama):
-    objective = build_objective("f1", WRITING, how(llama.tokenizer), causal=True)
+    objective = build_objective("token-f1", WRITING, how(llama.tokenizer), causal=True)
     batch = batch_maker(llama)(encode(llama.tokenizer, EXAMPLES["generation"]))
     backbone = Backbone(llama.model, LowRank())
     whole = InForward(llama.model, backbone).losses(objective.losses, batch, points(1))
@@ -405,11 +405,13 @@ def metrics_of(run) -> list[dict]:
 MEZO = ("method=mezo", "training.steps=3", "method.estimator.epsilon=0.1", "method.rule.lr=1e-2")
 
 
-@pytest.mark.parametrize(("rows", "objective"), [("labels", "accuracy"), ("choices", "accuracy"), ("answers", "f1")])
+@pytest.mark.parametrize(
+    ("rows", "objective"), [("labels", "accuracy"), ("choices", "accuracy"), ("answers", "token-f1")]
+)
 def test_mezo_trains_what_has_no_gradient_with_both_evaluators(folder, tmp_path, rows, objective):
     steps = {}
     for evaluator in ("in-forward", "in-place"):
-        near = ["method.estimator.epsilon=0.02"] if objective == "f1" else []  # where some texts are as they were
+        near = ["method.estimator.epsilon=0.02"] if objective == "token-f1" else []  # where some texts are as they were
         options = [
             *MEZO,
             *near,
@@ -478,7 +480,7 @@ def test_a_reward_gives_the_same_run_with_both_evaluators(folder, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["first-order", "bilevel", "two-stage"])
-@pytest.mark.parametrize(("rows", "objective"), [("labels", "accuracy"), ("answers", "f1"), ("labels", "reward")])
+@pytest.mark.parametrize(("rows", "objective"), [("labels", "accuracy"), ("answers", "token-f1"), ("labels", "reward")])
 def test_methods_with_first_order_steps_refuse_what_has_no_gradient(folder, tmp_path, method, rows, objective):
     options = [f"method={method}", "training.steps=60", f"output_dir={tmp_path / 'run'}"]
     if objective != "reward":

@@ -8,6 +8,7 @@ import yaml
 
 from zofo.config import parse_model
 from zofo.errors import ConfigError
+from zofo.objectives import objective_maker
 from zofo.retired_keys import OF_RUNS, run_as_now
 from zofo.studies.config import StudyConfig
 from zofo.tasks import load_task
@@ -86,6 +87,18 @@ def test_an_option_of_a_part_of_another_package_keeps_its_name(method):
 def test_partial_is_all_with_trainable():
     then = {"method": {"name": "first-order", "parameters": "partial", "layers": ["*.1.*"]}}
     assert run_as_now(then) == {"method": {"name": "first-order", "parameters": "all", "trainable": ["*.1.*"]}}
+
+
+def test_the_objective_f1_is_token_f1_in_what_was_recorded_and_an_error_where_it_is_typed():
+    then = {"training": {"objective": "f1", "steps": 3}, "method": {"name": "bilevel", "upper_objective": "f1"}}
+    now = {
+        "training": {"objective": "token-f1", "steps": 3},
+        "method": {"name": "bilevel", "upper_objective": "token-f1"},
+    }
+    assert run_as_now(then) == run_as_now(now) == now
+    with pytest.raises(ConfigError, match="the objective 'f1' is called 'token-f1', as the metric is") as refused:
+        objective_maker("f1")
+    assert refused.value.hint == "type token-f1 in place of f1"
 
 
 HASHES = {  # as they were before two of their keys had other names

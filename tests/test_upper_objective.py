@@ -96,8 +96,9 @@ def test_what_has_no_meaning_is_refused(configured):  # noqa: F811
     bilevel = {"name": "bilevel", "inner_steps": 1}
     wrong = [
         ({**bilevel, "upper_surrogate": True}, "the one on D_f has a gradient"),
-        ({**bilevel, "upper_objective": "f1"}, "'f1' has no meaning for the classification task"),
+        ({**bilevel, "upper_objective": "token-f1"}, "'token-f1' has no meaning for the classification task"),
         ({**bilevel, "upper_objective": "accurracy"}, "accurracy"),
+        ({**bilevel, "upper_objective": "f1"}, "the objective 'f1' is called 'token-f1'"),
     ]
     for method, message in wrong:
         config = configured("run", method, treatment_steps=None)

@@ -200,6 +200,38 @@ def test_answers_that_are_all_numbers_are_scored_as_numbers(run_zofo, tmp_path):
     assert "scored by token-f1, exact-match, text-match" in run_zofo("validate", "--data", tmp_path / "sums.jsonl")[1]
 
 
+def test_the_label_that_f1_is_of_is_named_and_can_be_chosen(run_zofo, models, tmp_path):
+    """Two thirds are legit: always to answer that is best for its own F1, and of no use for that of fraud."""
+    rows = [{"text": f"payment {n} of today", "label": "fraud" if n % 3 == 0 else "legit"} for n in range(60)]
+    write_csv(tmp_path / "mail.csv", rows)
+    of_one = ["--data", tmp_path / "mail.csv", "task.metric=f1"]
+    code, out, err = run_zofo("validate", *of_one)
+    assert code == 0, err
+    assert "scored by f1 of 'legit', macro-f1" in out
+    assert "; majority 80." in out
+    code, out, err = run_zofo("validate", *of_one, "task.positive_label=fraud", "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["task"]["scores"][0] == "f1 of 'fraud'"
+    for found in report["splits"].values():  # of always answering fraud, which is not the commonest
+        positives, rows = found["right"]["fraud"], found["rows"]
+        assert found["majority"] == pytest.approx(2 * positives / (positives + rows))
+    short = [f"model={models / 'plain'}", "method=first-order", "method.batch_size=4", "training.steps=1"]
+    code, out, err = run_zofo("train", *of_one, *short, "task.positive_label=fraud", f"output_dir={tmp_path / 'run'}")
+    assert code == 0, err
+    assert "f1 of 'fraud' " in out
+    assert "after 1 steps  f1 of 'fraud'" in err
+    code, out, err = run_zofo("eval", tmp_path / "run")
+    assert code == 0, err
+    assert out.startswith("f1 of 'fraud' ")
+    code, out, err = run_zofo("eval", tmp_path / "run", "task.positive_label=legit")
+    assert code == 0, err
+    assert out.startswith("f1 of 'legit' ")
+    code, _, err = run_zofo("validate", *of_one, "task.positive_label=spam")
+    assert code == 2
+    assert "positive_label 'spam' is no label; known: fraud, legit" in err
+
+
 def test_what_is_asked_of_each_format(run_zofo, models, data):
     def shown(file: str, *more: str) -> dict:
         model = FORMATS.get(file, ("", [], "plain"))[2]

@@ -54,6 +54,10 @@ _OWNERS = {
 }
 """The parts whose options had these names: a part of another package may have an option that is called so today."""
 
+OBJECTIVES_NOW = {"f1": "token-f1"}
+"""Objectives that once had another name."""
+_OF_OBJECTIVES = (("training", "objective"), ("method", "upper_objective"))
+
 OF_TASK_FILES = {"also": "extra_metrics", "optional": "optional_columns"}
 """Keys of a task file."""
 
@@ -90,6 +94,10 @@ def run_as_now(tree: Mapping[str, Any]) -> dict[str, Any]:
     method = made.get("method")
     if isinstance(method, dict) and method.get("parameters") == "partial":  # which `trainable` says alone
         made["method"] = {**method, "parameters": "all"}
+    for group, key in _OF_OBJECTIVES:
+        own = made.get(group)
+        if isinstance(own, dict) and own.get(key) in OBJECTIVES_NOW:
+            made[group] = {**own, key: OBJECTIVES_NOW[own[key]]}
     return made
 
 

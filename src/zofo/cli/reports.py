@@ -101,11 +101,12 @@ def _table(found: RunComparison) -> Table:
     for run in found.runs:
         table.add_column(run.name, justify="right", overflow="fold")
     scores = [run.scores(found.split) for run in found.runs]
-    metrics = dict.fromkeys(run.metric for run in found.runs)
-    for metric in metrics:
+    metrics = {run.score_name: run.metric for run in found.runs}
+    for name, metric in metrics.items():
         unit = "" if metric == "loss" else ", %"
-        shares = [as_score(one.get(metric), metric) for one in scores]
-        table.add_row(f"{metric} on {found.split}{unit}", *shares, style="bold")
+        same = [run.score_name == name for run in found.runs]
+        shares = [as_score(one.get(metric) if own else None, metric) for one, own in zip(scores, same, strict=True)]
+        table.add_row(f"{name} on {found.split}{unit}", *shares, style="bold")
     table.add_row(
         "majority", *(as_score(one.get("majority"), run.metric) for one, run in zip(scores, found.runs, strict=True))
     )
@@ -122,7 +123,7 @@ def _table(found: RunComparison) -> Table:
 def _means(found: RunComparison) -> Table:
     """Means over seeds, with their 95 % intervals."""
     table = Table(box=None, pad_edge=False)
-    for name in ("mean, 95 %", found.runs[0].metric, "majority", "loss", "queries", "seconds"):
+    for name in ("mean, 95 %", found.runs[0].score_name, "majority", "loss", "queries", "seconds"):
         table.add_column(name, justify="left" if name == "mean, 95 %" else "right", overflow="fold")
     for row in found.means:
         table.add_row(*(row[key] for key in ("name", "score", "majority", "loss", "queries", "seconds")))

@@ -49,6 +49,7 @@ def train(
     from zofo.estimate import dry_run
     from zofo.objectives import load_reward
     from zofo.processes import joined
+    from zofo.tasks import score_name
     from zofo.training import as_percent, read_config
     from zofo.training import train as run_training
 
@@ -65,7 +66,7 @@ def train(
     metric, after = summary["metric"], f" after {summary['queries']} queries"
     for split, variants in ((summary["split"], summary["variants"]), ("test", summary.get("test", {}))):
         for number, (variant, scored) in enumerate(variants.items()):
-            score = f"{metric} {as_percent(scored[metric])} on {split}"
+            score = f"{score_name(metric, summary.get('positive_label', ''))} {as_percent(scored[metric])} on {split}"
             if number:
                 out.say(f"{variant}: {score}")
             else:
@@ -98,8 +99,8 @@ def evaluate(
     if as_json:
         out.say_json({"split": score.on, "rows": len(score.predictions), **score.as_dict()})
         return
-    line = f"{score.metric} {as_percent(score.score)} on {score.on} (majority {as_percent(score.majority)})"
-    also = "".join(f", {name} {as_percent(value)}" for name, value in score.also.items())
+    line = f"{score.titled()} {as_percent(score.score)} on {score.on} (majority {as_percent(score.majority)})"
+    also = "".join(f", {score.titled(name)} {as_percent(value)}" for name, value in score.also.items())
     out.say(f"{line}{also}, loss {score.loss:.4f}, {len(score.predictions)} rows")
 
 

@@ -8,6 +8,7 @@ from zofo.objectives.objectives import (
     TrainingObjective,
     build_objective,
     default_objective,
+    objective_maker,
     reward_objective,
 )
 from zofo.objectives.packaged_rewards import REWARDS
@@ -23,6 +24,7 @@ from zofo.objectives.scoring import (
 
 __all__ = [
     "OBJECTIVES",
+    "objective_maker",
     "REWARD",
     "REWARDS",
     "AsBase",

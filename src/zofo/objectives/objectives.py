@@ -15,6 +15,7 @@ from zofo.objectives.packaged_rewards import REWARDS
 from zofo.objectives.rewards import Rewards, WeightedReward, as_rewards
 from zofo.objectives.scoring import classification_loss, scores, token_loss, whole
 from zofo.registry import Registry
+from zofo.retired_keys import OBJECTIVES_NOW
 from zofo.tasks import Example, Task, TokenizedChoices
 from zofo.tasks.metrics import Answer, macro_f1_of, token_f1
 
@@ -59,6 +60,15 @@ def default_objective(task: Task) -> str:
     return "classification" if task.kind == "classification" else "answer"
 
 
+def objective_maker(name: str) -> Maker:
+    """What makes the objective of that name. Raises UnknownNameError or ConfigError: it has another name, or none."""
+    if now := OBJECTIVES_NOW.get(name):
+        raise ConfigError(
+            f"the objective {name!r} is called {now!r}, as the metric is", f"type {now} in place of {name}"
+        )
+    return OBJECTIVES[name]
+
+
 def build_objective(name: str, task: Task, how: Generation, causal: bool) -> TrainingObjective:
     """The objective of that name for a task.
 
@@ -68,7 +78,7 @@ def build_objective(name: str, task: Task, how: Generation, causal: bool) -> Tra
     Raises:
         ConfigError: the objective has no meaning for the task or the model.
     """
-    made = OBJECTIVES[name](task, how)
+    made = objective_maker(name)(task, how)
     if not causal and made.causal_only:
         raise ConfigError(
             f"the objective {name!r} is the loss of a causal language model",
@@ -128,7 +138,7 @@ def _text(task: Task, how: Generation) -> TrainingObjective:
 def _accuracy(task: Task, how: Generation) -> TrainingObjective:
     """Minus 1 for a right prediction, 0 for a wrong one; no gradient, for zeroth-order methods."""
     if task.kind == "generation":
-        raise _unfit("accuracy", task, "f1")
+        raise _unfit("accuracy", task, "token-f1")
 
     def accuracy(example: Example, answer: Answer) -> float:
         return float(answer in example.golds)
@@ -136,23 +146,23 @@ def _accuracy(task: Task, how: Generation) -> TrainingObjective:
     return replace(reward_objective(accuracy, task, how, "accuracy"), compares_candidates=True)
 
 
-@OBJECTIVES.register("f1")
-def _f1(task: Task, how: Generation) -> TrainingObjective:
+@OBJECTIVES.register("token-f1")
+def _token_f1(task: Task, how: Generation) -> TrainingObjective:
     """Minus the token F1 of the generated answer; no gradient, for zeroth-order methods."""
     if task.kind != "generation":
-        raise _unfit("f1", task, "accuracy")
+        raise _unfit("token-f1", task, "accuracy")
 
     def f1(example: Example, text: Answer) -> float:
         return token_f1(str(text), example.answers)
 
-    return reward_objective(f1, task, how, "f1")
+    return reward_objective(f1, task, how, "token-f1")
 
 
 @OBJECTIVES.register("macro-f1")
 def _macro_f1(task: Task, how: Generation) -> TrainingObjective:
     """Minus the macro-F1 of a batch, for each of its examples; no gradient, for zeroth-order methods."""
     if task.kind != "classification":
-        raise _unfit("macro-f1", task, "f1" if task.kind == "generation" else "accuracy")
+        raise _unfit("macro-f1", task, "token-f1" if task.kind == "generation" else "accuracy")
 
     def macro_f1(completions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
         of_batch = macro_f1_of([one[0] for one in answers], completions)

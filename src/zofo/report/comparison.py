@@ -151,8 +151,10 @@ def _pair(first: ReportedRun, other: ReportedRun, split: str) -> PairedRuns | st
             if not run.summary:
                 why = "they are read once it has ended"
             return f"{run.name} has no answers on {split}: {why}"
-    if first.metric != other.metric:
-        return f"{first.name} is scored by {first.metric} and {other.name} by {other.metric}: no test between them"
+    if first.score_name != other.score_name:
+        return (
+            f"{first.name} is scored by {first.score_name} and {other.name} by {other.score_name}: no test between them"
+        )
     both, told = _matched(first, other, split)
     if not both:
         return told

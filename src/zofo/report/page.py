@@ -40,8 +40,8 @@ def write_report(runs: Sequence[ReportedRun], file: Path, refresh: int | None = 
     """
     tasks: dict[str, list[ReportedRun]] = {}
     for run in runs:
-        metrics = {one.metric for one in runs if one.task == run.task}
-        tasks.setdefault(f"{run.task}, by {run.metric}" if len(metrics) > 1 else run.task, []).append(run)
+        metrics = {one.score_name for one in runs if one.task == run.task}
+        tasks.setdefault(f"{run.task}, by {run.score_name}" if len(metrics) > 1 else run.task, []).append(run)
     sections = [_section(number, task, own) for number, (task, own) in enumerate(tasks.items())]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string((_FILES / "report.html.jinja").read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def _section(number: int, task: str, runs: Sequence[ReportedRun]) -> dict[str, A
         "split": split,
         "rows": [_row(run, split, colours) for run in runs],
         "means": compared.means if compared else [],
-        "metric": runs[0].metric,
+        "metric": runs[0].score_name,
         "compared": compared,
         "charts": charts_of(runs, colours),
         "runs": [_details(run, split) for run in runs],

@@ -11,6 +11,7 @@ from typing import Any
 from zofo.config import parse_model
 from zofo.errors import RunError, ZofoError
 from zofo.filesystem import real
+from zofo.tasks import score_name
 from zofo.training import RunConfig, RunFolder
 from zofo.training.run_logs import ScoredExample, metrics_lines, read_answers
 from zofo.training.run_record import ANSWERS, SUMMARY
@@ -67,6 +68,11 @@ class ReportedRun:
         first = next(self.evaluations, None)
         names = (key for key in first or () if key not in ("event", "steps", "variant"))
         return str(self.summary.get("metric") or next(names, ""))
+
+    @property
+    def score_name(self) -> str:
+        """Its score as people read it, with the label that it is of: "f1 of 'fraud'"."""
+        return score_name(self.metric, str(self.summary.get("positive_label", "")))
 
     @property
     def variant(self) -> str:

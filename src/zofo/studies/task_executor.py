@@ -18,7 +18,7 @@ from zofo.evaluators import Counts
 from zofo.interpreters import LIBRARIES
 from zofo.methods import METHODS, Method
 from zofo.models import LoadedModel, check_known_model
-from zofo.objectives import OBJECTIVES
+from zofo.objectives import objective_maker
 from zofo.studies.result import INNER, Outcome
 from zofo.studies.trial import ConfigFault, Executor, Loading
 from zofo.tasks import METRICS, Split, Task, TaskConfig, resolve_task
@@ -48,7 +48,7 @@ class TaskRuns(Executor):
         """
         yield from _fault("model.name", lambda: check_known_model(config.model.name))
         if config.training.objective is not None:
-            yield from _fault("training.objective", lambda: OBJECTIVES[str(config.training.objective)])
+            yield from _fault("training.objective", lambda: objective_maker(str(config.training.objective)))
         yield from _faults_of_task(config.task)
 
     def execute(self, config: RunConfig, folder: Path, remote_code: bool) -> Outcome:

@@ -5,7 +5,7 @@ from zofo.tasks.config import TaskConfig
 from zofo.tasks.control_tokens import Speller
 from zofo.tasks.dataset import load_examples, origins_of, resolve_task
 from zofo.tasks.drawing import EpochSampler, with_demonstrations
-from zofo.tasks.metrics import METRICS, Metric
+from zofo.tasks.metrics import METRICS, Metric, score_name
 from zofo.tasks.multi_task import has_metaicl_rows
 from zofo.tasks.overlap import check_not_trained_on, trained_on_notes
 from zofo.tasks.prompt_rendering import render
@@ -67,6 +67,7 @@ __all__ = [
     "check_token_ids",
     "render",
     "resolve_task",
+    "score_name",
     "row_notes",
     "task_content",
     "task_names",

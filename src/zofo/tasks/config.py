@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from zofo.config import Config
-from zofo.tasks.task import ChoiceLabels, PromptTemplate, Split, Verbalizers
+from zofo.tasks.task import ChoiceLabels, Label, PromptTemplate, Split, Verbalizers
 
 DEFAULT_TASK = "movie-reviews"
 ROWS_OF_EACH = 768
 """Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
-OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalizers", "metric")
+OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalizers", "metric", "positive_label")
 """Options that only a single task can have."""
 
 
@@ -42,6 +42,9 @@ class TaskConfig(Config):
     """Verbalizers in place of the task's."""
     metric: str | None = None
     """A score in place of the task's."""
+    positive_label: Label | None = None
+    """The label that `f1` is of, such as `fraud`, in place of the task's; by default the last of two labels, in the
+    task's order, which is that of the alphabet for a CSV file. It is named beside the score."""
     max_new_tokens: int | None = Field(None, ge=1)
     """Generation: the most tokens of an answer, in place of the task's."""
     scoring: Literal["mean", "sum", "calibrated", "channel"] = "mean"
@@ -127,6 +130,6 @@ class TaskConfig(Config):
     @property
     def overrides(self) -> dict[str, Any]:
         """The keys of the task file that are set here."""
-        names = ("label", "labels", "verbalizers", "metric", "max_new_tokens")
+        names = ("label", "labels", "verbalizers", "metric", "positive_label", "max_new_tokens")
         given = {name: getattr(self, name) for name in names}
         return {key: value for key, value in given.items() if value is not None}

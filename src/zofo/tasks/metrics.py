@@ -33,11 +33,13 @@ class Metric:
         about: one line on what it counts.
         score: (examples, predictions), of the same length n >= 1 -> from 0 to 1 (Matthews: from -1), never NaN. Raises
             a DataError where what is right is not known.
+        of_one_label: whether it scores how one label is found, which outputs then name.
     """
 
     kinds: frozenset[str]
     about: str
     score: Score
+    of_one_label: bool = False
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -45,12 +47,17 @@ METRICS: Registry[Metric] = Registry("metric")
 _CHOSEN = ("classification", "multiple-choice")
 
 
-def _metric(name: str, kinds: Sequence[str], about: str) -> Callable[[Score], Score]:
+def _metric(name: str, kinds: Sequence[str], about: str, of_one_label: bool = False) -> Callable[[Score], Score]:
     def enter(score: Score) -> Score:
-        METRICS.register(name)(Metric(frozenset(kinds), about, score))
+        METRICS.register(name)(Metric(frozenset(kinds), about, score, of_one_label))
         return score
 
     return enter
+
+
+def score_name(metric: str, label: str) -> str:
+    """A metric as people read it, with the label that it is of where it is of one: "f1 of 'fraud'"."""
+    return f"{metric} of {label!r}" if label and metric in METRICS and METRICS[metric].of_one_label else metric
 
 
 def check_metric(name: str, kind: str) -> None:
@@ -128,24 +135,27 @@ def macro_f1_of(gold: Sequence[Any], predicted: Sequence[Any]) -> float:
 
 
 def _positive_f1(name: str) -> Score:
-    """F1 of the second of two labels, under the name of a metric."""
+    """F1 of `Example.positive`, or of the second of two labels, under the name of a metric."""
 
     def score(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
         from sklearn.metrics import f1_score
 
         gold, predicted = _labels(examples, answers)
         for example in examples:
-            if len(example.candidates) != 2:
+            if example.positive is None and len(example.candidates) != 2:
                 raise DataError(
                     f"{example.where}: the metric {name!r} needs two labels, and there are {len(example.candidates)}",
-                    "set the metric to macro-f1",
+                    "name the one that it is of with task.positive_label, or set the metric to macro-f1",
                 )
-        return float(f1_score(gold, predicted, pos_label=1, average="binary", zero_division=0.0))
+        positive = 1 if examples[0].positive is None else examples[0].positive
+        found = [one == positive for one in predicted]
+        return float(f1_score([one == positive for one in gold], found, average="binary", zero_division=0.0))
 
     return score
 
 
-_metric("f1", ("classification",), "F1 of the last of two labels, the positive one")(_positive_f1("f1"))
+_F1 = "F1 of one label, `task.positive_label`; by default the last of two"
+_metric("f1", ("classification",), _F1, of_one_label=True)(_positive_f1("f1"))
 
 
 @_metric("matthews", ("classification",), "Matthews' correlation of right and predicted labels, from -1 to 1")
@@ -159,7 +169,7 @@ def _matthews(examples: Sequence[Example], answers: Sequence[Answer]) -> float:
 
 
 _F1A = "MultiRC: F1 of the last of two labels over the answers to all questions"
-_metric("f1a", ("classification",), _F1A)(_positive_f1("f1a"))
+_metric("f1a", ("classification",), _F1A, of_one_label=True)(_positive_f1("f1a"))
 
 
 @_metric("em", ("classification",), "MultiRC: share of groups, its questions, in which every prediction is right")

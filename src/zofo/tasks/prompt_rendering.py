@@ -95,7 +95,8 @@ def _example(
         common["content_free"] = _content_free(task, asked, known)
     if task.kind == "classification":
         right_one = (label_index(task, label_of(task.label or "", fields, task.name)),) if right else ()
-        return Example(text, tuple(task.verbalizers_of(prompt).values()), right_one, own=tuple(own), **common)
+        candidates = tuple(task.verbalizers_of(prompt).values())
+        return Example(text, candidates, right_one, own=tuple(own), positive=task.positive, **common)
     choices = task.choices_of(prompt)
     candidates, values = _choices(choices, known, own)
     each = choices if isinstance(choices, ChoicesFromColumn) else None

@@ -159,6 +159,8 @@ class Task(Config):
     """The score, one of `zofo list metrics`."""
     extra_metrics: list[str] = []
     """More scores to report."""
+    positive_label: Label | None = None
+    """Classification: the label that `f1` is of; by default the last of two."""
     source: Source | None = None
     """The data set that is read when no file or folder is given."""
     splits: Annotated[dict[Split, SplitSource], AfterValidator(_all_splits)]
@@ -236,6 +238,10 @@ class Task(Config):
             own = [set(self.verbalizers_of(name)) for name in self.prompts]
             if any(labels != own[0] for labels in own):
                 raise ValueError("all prompts must have verbalizers for the same labels")
+        names = [str(label) for label in self.label_names]
+        if self.positive_label is not None and str(self.positive_label) not in names:
+            known = f"known: {', '.join(names)}" if names else f"a {self.kind} task has no labels"
+            raise ValueError(f"positive_label {str(self.positive_label)!r} is no label; {known}")
         if self.messages is None:
             templates = [text for one in self.prompts.values() for text in (one.template, one.ending)]
             check_no_answer_leak([*templates, *(self.texts or [])], str(self.answers or self.label))
@@ -271,6 +277,20 @@ class Task(Config):
     def label_names(self) -> list[Label]:
         """The labels of a classification, in the order of the candidates; empty for other kinds."""
         return list(self.verbalizers_of()) if self.kind == "classification" else []
+
+    @property
+    def positive(self) -> int | None:
+        """The place of `positive_label` among the labels; None where the task names none."""
+        names = [str(label) for label in self.label_names]
+        return None if self.positive_label is None else names.index(str(self.positive_label))
+
+    @property
+    def score_of(self) -> str:
+        """The label that scores of one label are of; "" for tasks that have no such scores."""
+        names = [str(label) for label in self.label_names]
+        if self.positive is None:
+            return names[-1] if len(names) == 2 else ""
+        return names[self.positive]
 
     def columns(self, prompt: str | None = None, head: bool = False) -> list[str]:
         """The columns that a row needs for its prompt; label and answer are not among them."""

@@ -311,7 +311,7 @@ class ProgressBar(Callback):
 
     def after_evaluation(self, steps: int, scores: Mapping[str, Evaluation]) -> None:
         first, *others = scores.items()
-        self._score = f"  {first[1].metric} {as_percent(first[1].score)}"
+        self._score = f"  {first[1].titled()} {as_percent(first[1].score)}"
         if self._bar is None:
             shown = "".join(f"  {variant} {as_percent(score.score)}" for variant, score in others)
             say(self._console, f"{self._name}  after {steps} steps{self._score}  loss {first[1].loss:.3f}{shown}")

@@ -25,6 +25,7 @@ from zofo.tasks import (
     packaged_text,
     resolve_task,
     row_notes,
+    score_name,
     unwritten_notes,
 )
 from zofo.training.config import RunConfig
@@ -96,7 +97,8 @@ def validate(config: RunConfig) -> TaskReport:
             notes += row_notes(task, load_examples(task, bare) if asked.num_fewshot else examples)
     if task.texts is not None:  # what a classification head sees
         load_examples(task, config.task.model_copy(update={"prompt": None, "num_fewshot": 0}), head=True)
-    about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": [task.metric, *task.extra_metrics]}
+    scores = [score_name(metric, task.score_of) for metric in (task.metric, *task.extra_metrics)]
+    about = {"name": task.name, "kind": task.kind, "about": task.about, "scores": scores}
     return TaskReport({**about, "prompts": task.prompt_names}, splits, tuple(shown), tuple(dict.fromkeys(notes)))
 
 

@@ -16,7 +16,7 @@ from zofo.evaluators import Counts, counting_forwards
 from zofo.methods import ScoreFunction, WriteFunction
 from zofo.objectives import Generation, generate, scores, token_loss
 from zofo.processes import ALONE, Processes
-from zofo.tasks import METRICS, Example, Task
+from zofo.tasks import METRICS, Example, Task, score_name
 from zofo.tasks.metrics import Answer
 
 
@@ -28,11 +28,13 @@ class Evaluation:
         metric: name of the score.
         score: its value, from 0 to 1 (Matthews: from -1).
         loss: mean cross-entropy of the right candidate; of a generation, mean loss of the first answer's tokens.
-        majority: the same score for always giving the most frequent answer.
+        majority: the same score for always giving the most frequent answer, or the label that the score is of, where
+            that is better.
         predictions: for each example, in the order given, the index of the predicted candidate or the generated text.
         also: further scores of the task by name.
         on: what was scored, in words: a split, or all rows of a file; "" where that is known.
         losses: of each example, in the order given.
+        label: that scores of one label are of; "" for none.
     """
 
     metric: str
@@ -43,6 +45,11 @@ class Evaluation:
     also: Mapping[str, float] = field(default_factory=dict)
     on: str = ""
     losses: tuple[float, ...] = ()
+    label: str = ""
+
+    def titled(self, metric: str | None = None) -> str:
+        """A score as people read it, by default the first, with the label that it is of."""
+        return score_name(metric or self.metric, self.label)
 
     def as_dict(self) -> dict[str, float]:
         """The numbers by name, the score under the name of its metric."""
@@ -95,7 +102,8 @@ class TaskEvaluator:
         predictions, loss, losses = self.answers(model, examples, counts)
         also = {name: METRICS[name].score(given, predictions) for name in self.task.extra_metrics}
         score = metric.score(given, predictions)
-        return Evaluation(self.task.metric, score, loss, majority, tuple(predictions), also, losses=losses)
+        said, label = tuple(predictions), self.task.score_of
+        return Evaluation(self.task.metric, score, loss, majority, said, also, losses=losses, label=label)
 
     def answers(
         self, model: nn.Module, examples: Sequence[Any], counts: Counts
@@ -207,9 +215,15 @@ def _content_free(example: Example) -> Example:
 
 
 def majority_of(task: Task, examples: Sequence[Example]) -> dict[str, float]:
-    """Every score of a task for always giving the most frequent answer; raises DataError where one cannot be had."""
-    guesses = [most_frequent(examples, task)] * len(examples)
-    return {name: METRICS[name].score(examples, guesses) for name in (task.metric, *task.extra_metrics)}
+    """Every score of a task for the best of two answers that are always the same, the most frequent one and the label
+    that F1 is of; raises DataError where a score cannot be had."""
+    always: set[Answer] = {most_frequent(examples, task)}
+    if task.score_of:
+        always.add([str(label) for label in task.label_names].index(task.score_of))
+    return {
+        name: max(METRICS[name].score(examples, [answer] * len(examples)) for answer in always)
+        for name in (task.metric, *task.extra_metrics)
+    }
 
 
 def most_frequent(examples: Sequence[Example], task: Task) -> Answer:

@@ -37,7 +37,7 @@ _NOT_OF_THE_MODEL = (  # keys of config.json that say where a model lies, who wr
 )
 _VERSION = "transformers_version"
 _LONGEST = 200  # characters of a text that a message can show
-_NOT_COMPARED = ("where", "own")  # of an example: its place is for messages, and its own texts are in the others
+_NOT_COMPARED = ("where", "own", "positive")  # of an example: for messages, in other texts, or of its score alone
 
 
 @dataclass(frozen=True)

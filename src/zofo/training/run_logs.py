@@ -36,6 +36,7 @@ class ScoredExample:
         task: name of the task, if there are several at once.
         predicted: by variant, the index of the predicted candidate, or the generated text.
         losses: by variant.
+        positive: the candidate whose F1 is meant, if it is not the last of two.
     """
 
     split: str
@@ -48,11 +49,13 @@ class ScoredExample:
     task: str
     predicted: Mapping[str, Answer]
     losses: Mapping[str, float | None]
+    positive: int | None = None
 
     @property
     def example(self) -> Example:
         """The example as metrics take it."""
-        return Example(self.text, self.candidates, self.golds, self.answers, self.group, self.where, task=self.task)
+        asked = self.text, self.candidates, self.golds, self.answers, self.group, self.where
+        return Example(*asked, task=self.task, positive=self.positive)
 
     def said(self, variant: str) -> str:
         """What was answered, as text."""
@@ -85,6 +88,7 @@ def _examples(split: str, examples: Sequence[Example], scores: Mapping[str, Eval
             *(one.candidates, one.golds, one.answers, one.group, one.task),
             {variant: score.predictions[i] for variant, score in scores.items()},
             {variant: score.losses[i] if score.losses else None for variant, score in scores.items()},
+            one.positive,
         )
 
 

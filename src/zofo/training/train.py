@@ -20,7 +20,7 @@ from zofo.filesystem import fsync, writing
 from zofo.methods import METHODS, Method, TrainingContext
 from zofo.objectives import REWARD, Rewards, as_rewards
 from zofo.processes import Processes, joined
-from zofo.tasks import Split
+from zofo.tasks import METRICS, Split
 from zofo.training.before_after import BeforeAfter
 from zofo.training.callbacks import (
     Callback,
@@ -293,6 +293,7 @@ def _outcome(
         "model": config.model.name,
         "split": "validation",
         "metric": task.metric,
+        **({"positive_label": task.score_of} if METRICS[task.metric].of_one_label else {}),
         **next(iter(scores.values()), {}),
         "steps": evaluating.steps_made,
         "evaluated_after": evaluating.steps_evaluated,

@@ -72,6 +72,7 @@ class Example:
         thinks: for a chat, whether the answer begins with its reasoning.
         tools: for a chat, the tools that may be called, as JSON; "" for none.
         columns: those of the row that rewards are given (`task.reward_columns`), as JSON; "" for none.
+        positive: of a classification, the candidate whose F1 is meant; None for the last of two.
         own: the row's texts in prompt, candidates and texts, in that order: control tokens spelt in them stay text.
     """
 
@@ -93,6 +94,7 @@ class Example:
     tools: str = ""
     own: tuple[str, ...] = ()
     columns: str = ""
+    positive: int | None = None
 
     @property
     def columns_of_row(self) -> dict[str, Any]:
