@@ -356,3 +356,30 @@ def test_the_table_of_digits(archived):
         own = runs[runs["method"] == method]
         assert told[label] == [of_a_problem(own[own["batch"] == size], first) for size in (32, 64, 128)], label
     assert len(told) == len(DIGITS) + 2
+
+
+LEAST_SQUARES = {
+    "MeZO at eta2": "mezo",
+    "full batch every q, nothing between": "full-batch",  # whose steps have no eta2
+    "g reused (`control_variate=none`)": "g-reused",
+    "SVRG, same z": "svrg",
+    "true anchor, independent z": "independent",
+    "as released": "as-released",
+    "pair along g's z": "full-batch-direction",
+    "FO-SGD at eta2": "first-order",
+}
+
+
+def test_the_table_of_least_squares():
+    rows = pd.read_csv(RESULTS / "least-squares.csv")
+    told = rows_under("`zofo study least-squares` (10 minutes on one core)")
+    for label, method in LEAST_SQUARES.items():
+        own = rows[(rows["method"] == method) & (rows["after"] > 0)]
+        means = own.groupby(["eta2", "after"])["loss"].mean()
+        cells = [" / ".join(f"{loss:#.3g}" for loss in means[eta2]) for eta2 in (1e-3, 1e-4)]
+        assert told[label][0] == cells[0], label
+        assert told[label][1] == {"full-batch": "the same", "first-order": ""}.get(method, cells[1]), label
+        assert told[label][2] == f"{own['queries'].max() / 1e6:.2f}M"
+        if method == "full-batch":
+            assert cells[0] == cells[1]
+    assert len(told) == len(LEAST_SQUARES) + 2
