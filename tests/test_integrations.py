@@ -237,7 +237,8 @@ def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, trainers, toke
     with pytest.raises(ConfigError, match="optimizer that was given takes gradients"):
         built(optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None))
     with pytest.raises(EvaluatorError, match="moving bfloat16 weights in place") as caught:
-        built(model=build_model("llama", len(tokenizer), head=CLASSIFIER).bfloat16()).train()
+        half = build_model("llama", len(tokenizer), head=CLASSIFIER).bfloat16()
+        built(model=half, zo_evaluator="in-place").train()
     *allowed, drift = re.findall(r"(?<!\w)zo_evaluator=(\{.*?\}|\S+)(?<!,)", caught.value.hint)
     assert list(map(ast.literal_eval, allowed)) == ["in-forward", "from-copy"]  # what it says is Python
     assert ast.literal_eval(drift) == {"name": "in-place", "allow_half": True}
@@ -298,8 +299,39 @@ def test_another_optimizer_of_zofo_and_half_precision(built, tokenizer):
     half = build_model("llama", len(tokenizer)).bfloat16()
     before = bits(half)
     more = {"data_collator": transformers.DataCollatorForSeq2Seq(tokenizer)}
-    built(model=half, rows=tokens_of(tokenizer), zo_evaluator="from-copy", more=more).train()
+    trainer = built(model=half, rows=tokens_of(tokenizer), more=more)
+    trainer.train()  # from a copy, by default
     assert not same(half, before)
+    assert trainer.zeroth_order.config.evaluator.name == "from-copy"
+    assert built().create_optimizer().config.evaluator.name == "in-place"
+
+
+def test_rates_of_a_trainer_are_those_of_the_optimizer_on_the_same_model(built, tokenizer):
+    for adapter in (None, peft.LoraConfig(r=2, target_modules=["q_proj"])):
+        model = build_model("llama", len(tokenizer), head=CLASSIFIER)
+        model = model if adapter is None else peft.get_peft_model(model, adapter)
+        ours, theirs = MeZO(model).config, built(model=model, learning_rate=None).create_optimizer().config
+        assert (ours.rule.lr, ours.estimator.epsilon) == (theirs.rule.lr, theirs.estimator.epsilon)
+
+
+def test_a_loss_that_only_has_a_gradient_is_named(built, trainers, monkeypatch):
+    """As that of GRPO on its own samples: the ratio of a probability to itself is 1, whatever the weights are."""
+
+    class Ratio(trainers.ZerothOrderTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **more):
+            loss = super().compute_loss(model, inputs, **more)
+            return (loss - loss.detach()).exp()
+
+    said = []
+    monkeypatch.setattr("zofo.integrations.mixin.LOG.warning", said.append)
+    plain = built(max_steps=7)
+    plain.train()
+    assert not said
+    trainer = Ratio(plain.model, plain.args, train_dataset=plain.train_dataset, processing_class=plain.processing_class)
+    trainer.train()
+    (warned,) = said
+    assert "no direction of 5 steps in a row changed the loss" in warned
+    assert "zofo train --reward" in warned
 
 
 def program_with(text):
@@ -342,7 +374,7 @@ def test_trl_trains_chats_packs_and_goes_on_to_the_same_bits(tmp_path, monkeypat
         given = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "max_steps": 6, "logging_steps": 1}
         quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_steps": 3}
         every = {"eval_strategy": "steps", "eval_steps": 3}
-        args = ZerothOrderSFTConfig(output_dir=str(tmp_path / name), **given, **quiet, **every, **options)
+        args = ZerothOrderSFTConfig(output_dir=str(tmp_path / name), **{**given, **quiet, **every, **options})
         model = build_model("llama", len(tokenizer))
         trainer = ZerothOrderSFTTrainer(
             model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer, peft_config=adapter
@@ -357,7 +389,15 @@ def test_trl_trains_chats_packs_and_goes_on_to_the_same_bits(tmp_path, monkeypat
     rest = run("rest", resume=str(tmp_path / "whole" / "checkpoint-3"))
     assert losses(rest) == losses(whole)
     assert same(rest.model, bits(whole.model))
-    assert losses(run("forward", zo_evaluator="in-forward")) == pytest.approx(losses(whole), abs=1e-5)
+    forward = run("forward", zo_evaluator="in-forward")
+    assert losses(forward) == pytest.approx(losses(whole), abs=1e-5)
+    in_turn = [[line["num_tokens"] for line in one.state.log_history if "loss" in line] for one in (forward, whole)]
+    assert in_turn[0] == in_turn[1]
+    more = {"gradient_accumulation_steps": 2, "max_steps": 3}
+    twice = [run(f"more-{name}", zo_evaluator=name, **more) for name in ("in-forward", "in-place")]
+    in_turn = [[line["num_tokens"] for line in one.state.log_history if "loss" in line] for one in twice]
+    assert in_turn[0] == in_turn[1]
+    assert in_turn[0][-1] == seen[-1]
     adapted = run("adapter", adapter=peft.LoraConfig(r=2, target_modules=["q_proj"]), zo_evaluator="from-copy")
     assert (tmp_path / "adapter" / "checkpoint-6" / "adapter_model.safetensors").is_file()
     assert isinstance(adapted.zeroth_order, MeZO)

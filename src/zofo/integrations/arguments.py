@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torch import nn
+
+from zofo.backbone.selection import movable
 from zofo.config import as_group, parse_model
 from zofo.config import options_of as part_options
 from zofo.errors import ConfigError, reworded, truncate
@@ -20,6 +24,7 @@ from zofo.optim.words import in_python
 from zofo.processes import GOES_ON
 
 GOES_ON_FROM = "see what it said; start the script again with trainer.train(resume_from_checkpoint=True)"
+LOG = logging.getLogger("zofo")
 OBJECTIVE = "objective(model, batch)"
 """What a trainer does not call so."""
 
@@ -69,7 +74,7 @@ class ZerothOrderArguments(PrivateArguments):
         ConfigError: an argument that has no meaning without gradients; says what to do instead.
     """
 
-    learning_rate: float = said(5e-5, "The learning rate, which suits low-rank noise; about 5e-4 for an adapter.")
+    learning_rate: float | None = said(None, "The learning rate; by default that of zofo.optim.MeZO on what moves.")
     max_grad_norm: float = said(0.0, "Must be 0: there is no gradient whose norm could be clipped.")
     bf16: bool = said(False, "Must be False: load the model in bfloat16 instead.")
     gradient_checkpointing: bool | None = said(None, "Must not be set: nothing is stored for a backward pass.")
@@ -81,10 +86,10 @@ class ZerothOrderArguments(PrivateArguments):
     zo_estimator: str = said("two-sided", "How losses become a gradient estimate: two-sided or one-sided.")
     zo_rule: str = said("sgd", "How an estimate becomes an update; a name, or a dict with its options.")
     zo_momentum: float = said(0.0, "Momentum of the estimates, kept as a few numbers and no buffer.")
-    zo_evaluator: str = said(
-        "in-place",
+    zo_evaluator: str | None = said(
+        None,
         "How losses at points are found: in-place takes no memory, from-copy a copy of what moves and half precision, "
-        "in-forward asks for all points in one forward.",
+        "in-forward asks for all points in one forward. By default in-place, and from-copy for half precision.",
     )
     zo_directions: str = said("shared", "Who shares a direction: shared, or per-example and per-group(n) in-forward.")
     zo_normalize_by_std: bool = said(False, "Divide by the standard deviation of the examples' slopes; in-forward.")
@@ -174,16 +179,36 @@ def _check_options(given: Mapping[str, Any]) -> None:
     """Raises ConfigError for options of `zofo.optim.MeZO` that are wrong for any model."""
     options = {name: value for name, value in given.items() if name not in ("lr", "weight_decay", "seed")}
     step = options_of_step(**{name: options.pop(name) for name in inspect.signature(options_of_step).parameters})
-    rates = {"lr": given["lr"], **({"weight_decay": given["weight_decay"]} if given["weight_decay"] else {})}
+    rates = {name: given[name] for name in ("lr", "weight_decay") if given.get(name)}
     parse_model(ZerothOrderConfig, {**step, **options, "rule": {**step["rule"], **rates}}, "method")
 
 
-def options_of(args: Any) -> dict[str, Any]:
-    """The options of `zofo.optim.MeZO` that some arguments ask for."""
+def options_of(args: Any, model: nn.Module | None = None) -> dict[str, Any]:
+    """The options of `zofo.optim.MeZO` that some arguments ask for.
+
+    Args:
+        model: that is trained, which decides where losses are asked for if the arguments do not.
+    """
     named = {one.name for one in fields(ZerothOrderArguments) if one.name.startswith("zo_")}
     options = {name.removeprefix("zo_"): getattr(args, name) for name in sorted(named)}
+    if options["evaluator"] is None:
+        options["evaluator"] = "in-place" if model is None else _usual_evaluator(model, args.zo_trainable)
     where = as_group(options["evaluator"])
     known = part_options(EVALUATORS[where["name"]])
     if "flush_every" in known and args.world_size == 1:  # updates wait until the trainer evaluates, saves or ends
         options["evaluator"] = {"flush_every": known["flush_every"][1], **where}
-    return {**options, "lr": args.learning_rate, "weight_decay": args.weight_decay, "seed": args.seed}
+    rate = {} if args.learning_rate is None else {"lr": args.learning_rate}
+    return {**options, **rate, "weight_decay": args.weight_decay, "seed": args.seed}
+
+
+def _usual_evaluator(model: nn.Module, trainable: Sequence[str] | None) -> str:
+    """In place; or from a copy, which is said, where half precision moves: in place, it would lose small steps."""
+    moving, _ = movable(model, [trainable] if isinstance(trainable, str) else trainable, "zo_trainable")
+    half = sum(tensor.nbytes for tensor in moving.values() if tensor.dtype.itemsize == 2)
+    if not half:
+        return "in-place"
+    LOG.warning(
+        f"half precision moves from a copy, of {half / 2**30:.2f} GiB, as with zo_evaluator='from-copy'; 'in-forward' "
+        "keeps none"
+    )
+    return "from-copy"

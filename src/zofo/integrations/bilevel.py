@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import Trainer
 
 from zofo.adapters import AdapterConfig, adapter_of, carries_adapters
 from zofo.errors import CheckpointError, ConfigError, reworded
+from zofo.integrations.arguments import LOG
 from zofo.integrations.bilevel_arguments import BilevelTrainingArguments, as_arguments, method_of
 from zofo.integrations.bilevel_theta import BASE, load_theta, name_base, save_theta
 from zofo.integrations.mixin import TrainerSteps
@@ -36,7 +36,6 @@ from zofo.state_dict import StateDict
 from zofo.temporary import temporarily
 
 _MOST_LOGGED = 8  # projected gradients of a step
-_LOG = logging.getLogger("zofo")
 
 
 class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
@@ -139,7 +138,7 @@ class BilevelTrainer(TrainerSteps, Trainer):  # type: ignore[misc]
             with reworded(as_arguments):
                 method, config = self._build()
             for note in (*method.adapter_start.notes, *method.notes()):
-                _LOG.warning(as_arguments(note))
+                LOG.warning(as_arguments(note))
             self.optimizer = BilevelOptimizer(method, config)
         made: torch.optim.Optimizer = self.optimizer
         return made

@@ -13,7 +13,7 @@ from torch import nn
 
 from zofo.config import read_json_object
 from zofo.errors import CheckpointError, ConfigError, reworded
-from zofo.integrations.arguments import ZerothOrderArguments, as_arguments, options_of
+from zofo.integrations.arguments import LOG, ZerothOrderArguments, as_arguments, options_of
 from zofo.integrations.losses import example_losses, loss_of_its_own
 from zofo.integrations.saved_state import OPTIMIZER, SCHEDULER, read_optimizer, write_json, write_tensors
 from zofo.integrations.several_processes import (
@@ -29,6 +29,7 @@ from zofo.optim.base import ZerothOrderOptimizer
 from zofo.processes import Processes
 
 _MOST_LOGGED = 8  # coefficients of a step
+_MOST_TIED = 5  # steps in a row without a slope
 _OF_BATCHES = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
 
 
@@ -119,6 +120,7 @@ class ZerothOrderMixin(TrainerSteps):
 
     optimizer: Any
     _accumulated: list[tuple[Any, Any]]
+    _tied: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
@@ -136,7 +138,7 @@ class ZerothOrderMixin(TrainerSteps):
         trainer: Any = self
         self._processes = processes_of(trainer)
         check_one_device(trainer)
-        self._accumulated, self._losses = [], TrainerLosses(self, self._processes)
+        self._accumulated, self._losses, self._tied = [], TrainerLosses(self, self._processes), 0
         if not self._processes.alone and not trainer.accelerator.even_batches:
             raise ConfigError(
                 "the batches of several processes must be of one size, since their losses count alike",
@@ -149,7 +151,7 @@ class ZerothOrderMixin(TrainerSteps):
         if self.optimizer is None:
             take_weights_of_first(trainer.model, self._processes)
             with _in_arguments():
-                self.optimizer = MeZO(trainer.model, **options_of(trainer.args))
+                self.optimizer = MeZO(trainer.model, **options_of(trainer.args, trainer.model))
         found: torch.optim.Optimizer = self.optimizer
         return found
 
@@ -186,7 +188,20 @@ class ZerothOrderMixin(TrainerSteps):
         optimizer = self.zeroth_order
         with _in_arguments():
             loss = optimizer.step_ahead(self._losses.asks(model, batches, optimizer))
+        self._watch_ties(optimizer)
         return loss.to(trainer.args.device)
+
+    def _watch_ties(self, optimizer: ZerothOrderOptimizer) -> None:
+        """Warn, once, where the points of some steps in a row have one and the same loss, so that nothing moves."""
+        slopes = {} if optimizer.last_step is None else optimizer.last_step.coefficients
+        tied = bool(slopes) and not any(slopes.values())
+        self._tied = self._tied + 1 if tied else 0
+        if self._tied == _MOST_TIED:
+            LOG.warning(
+                f"no direction of {_MOST_TIED} steps in a row changed the loss, so that nothing was trained. Has it a "
+                "value that follows the weights? Those of policy gradients, as GRPO's, have none: train by the reward "
+                "itself, zofo train --reward. Else raise zo_epsilon"
+            )
 
     def _check_same(self) -> None:
         """Raises ConfigError for no rows, or where processes would take other rows, or in another order."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ Batch = tuple[dict[str, Any], Any]
 """A batch, and how many labels all batches of its step have, where the trainer counts them."""
 
 _WEIGHT = "zofo_weight"
+_TOKENS, _METRICS = "_total_train_tokens", "_metrics"  # of TRL's trainers
 _SAME, _SAME_HALF = 1e-4, 5e-2  # of two ways to sum the same losses, relative
 
 
@@ -52,6 +55,17 @@ class TrainerLosses:
         Raises:
             ConfigError: all points share a forward, and the losses of examples are not known, or not the trainer's.
         """
+        with self._uncounted():
+            self._look(model, batches, optimizer.repeats_batch)
+        if self._single:
+            losses = self._weighted_losses(model)
+            self._count_tokens([inputs for inputs, _ in batches])
+            return [optimizer.ask(losses, batch) for batch in self._weighted(batches)]
+        tokens = vars(self._trainer).get(_TOKENS)  # that TRL counts in each forward
+        return [optimizer.ask(lambda: self._whole(model, batches, tokens))]
+
+    def _look(self, model: nn.Module, batches: Sequence[Batch], needed: bool) -> None:
+        """Find out, in the first step, what the trainer's losses are."""
         self.look_at_scale(model, batches[0][0])
         if self._counts_items is None and len(batches) > 1:
             counts = self._look_at_items(model, *batches[0])
@@ -59,13 +73,26 @@ class TrainerLosses:
         if self._single is None:
             single = False
             with Attempt() as made:
-                single = self._look_at_losses(model, batches, optimizer.repeats_batch)
+                single = self._look_at_losses(model, batches, needed)
             self._single = all(self._processes.gather_json(single, made.failure))
-        if self._single:
-            losses = self._weighted_losses(model)
-            return [optimizer.ask(losses, batch) for batch in self._weighted(batches)]
-        tokens = vars(self._trainer).get("_total_train_tokens")  # that TRL counts in each forward
-        return [optimizer.ask(lambda: self._whole(model, batches, tokens))]
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """While it is open, nothing stays of what TRL's trainers count in each forward."""
+        own = vars(self._trainer)
+        kept = {name: copy.deepcopy(own[name]) for name in (_TOKENS, _METRICS) if name in own}
+        try:
+            yield
+        finally:
+            own.update(kept)
+
+    def _count_tokens(self, batches: Sequence[dict[str, Any]]) -> None:
+        """The tokens of a step, once, where the trainer counts them in a forward that is not asked for here."""
+        own, masks = vars(self._trainer), [inputs.get("attention_mask") for inputs in batches]
+        if _TOKENS in own and all(mask is not None for mask in masks):
+            seen = sum(int(mask.sum()) for mask in masks if mask is not None)
+            own[_TOKENS] += sum(self._processes.gather_json(seen))
+            own[_METRICS]["train"]["num_tokens"] = [own[_TOKENS]]
 
     @torch.no_grad()
     def look_at_scale(self, model: nn.Module, inputs: dict[str, Any]) -> None:
@@ -88,7 +115,7 @@ class TrainerLosses:
         """The loss as the trainer computes it, over all batches; their tokens count once."""
         trainer, total = self._trainer, torch.zeros(())
         if tokens is not None:
-            trainer._total_train_tokens = tokens
+            vars(trainer)[_TOKENS] = tokens
         for inputs, items in batches:
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(model, dict(inputs), num_items_in_batch=items)

@@ -24,7 +24,9 @@ class ZerothOrderSFTConfig(ZerothOrderArguments, SFTConfig):  # type: ignore[mis
 class ZerothOrderSFTTrainer(ZerothOrderMixin, SFTTrainer):  # type: ignore[misc]
     """`trl.SFTTrainer` with zeroth-order steps: its chats, templates, packing, peft configurations and metrics.
 
-    See `ZerothOrderMixin`. Its `num_tokens` counts each batch once, however many points it is asked at.
+    See `ZerothOrderMixin`. Its `num_tokens` counts each batch once, however many points it is asked at. With
+    `zo_evaluator="in-forward"` it is the only one of TRL's own metrics: `mean_token_accuracy` and `entropy` come from
+    a forward that is not made then.
     """
 
     def compute_losses(self, model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
