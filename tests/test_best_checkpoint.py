@@ -1,13 +1,16 @@
 """The test split at the best evaluation on validation, beside that after the last step."""
 
+import io
 import signal
+from contextlib import suppress
 
+import pandas
 import pytest
 from rich.console import Console
 
 from zofo.errors import ConfigError, Interrupted
 from zofo.studies import read_study, run_study
-from zofo.training import read_config, train
+from zofo.training import RunFolder, read_config, train
 from zofo.training.callbacks import BestCheckpoint
 from zofo.training.inference import evaluate_run
 
@@ -84,6 +87,74 @@ def test_a_run_that_is_stopped_has_the_same_in_the_end(configured, falling):
         assert again["evaluation"][key] == whole["evaluation"][key]
 
 
+def test_a_run_ends_after_as_many_evaluations_without_a_better_one(configured, falling):
+    shown = io.StringIO()
+    config = configured("run", steps=20, early_stopping_patience=3)
+    run = train(config, Console(file=shown, width=300))
+    assert (run.summary["steps"], run.summary["evaluated_after"], run.summary["best"]["step"]) == (8, 8, 2)
+    assert run.summary["early_stopping"] == {"patience": 3, "planned_steps": 20}
+    assert run.summary["stopped"] is None
+    said = "stopped after 8 of 20 steps: 3 evaluations in a row were no better than that after 2"
+    assert said in shown.getvalue()
+    assert any(said in line for line in run.summary["conclusions"])
+    short = train(configured("short", steps=8)).summary  # the same steps, without a patience
+    assert {key: run.summary[key] for key in ("loss", "backbone", "test")} == {
+        key: short[key] for key in ("loss", "backbone", "test")
+    }
+    assert "early_stopping" not in short
+
+
+def test_without_a_patience_or_with_better_scores_all_steps_are_made(configured, monkeypatch):
+    def rising(self, steps, scores):
+        self.score, self.step = steps, steps
+
+    monkeypatch.setattr(BestCheckpoint, "after_evaluation", rising)
+    summary = train(configured("run", early_stopping_patience=1, eval_on_test=False)).summary
+    assert summary["steps"] == 6
+    assert "early_stopping" not in summary
+
+
+@pytest.mark.parametrize("at", [3, 4, 7, 8])
+def test_a_run_that_goes_on_ends_early_at_the_same_step(configured, falling, at):
+    whole = train(configured("whole", steps=20, early_stopping_patience=3, save_steps=1)).summary
+    config = configured("run", steps=20, early_stopping_patience=3, save_steps=1)
+
+    class Stopping(io.StringIO):
+        """Asks the process to stop when a step is shown."""
+
+        def write(self, text):
+            if f"step {at}/20" in text or f"after {at} steps" in text:
+                signal.raise_signal(signal.SIGTERM)
+            return len(text)
+
+    with suppress(Interrupted):
+        train(config, Console(file=Stopping()))
+    again = RunFolder(config.output_dir).summary if RunFolder(config.output_dir).ended else train(config).summary
+    kept = ("steps", "best", "loss", "backbone", "early_stopping", "conclusions", "test", "queries")
+    assert {key: again[key] for key in kept} == {key: whole[key] for key in kept}
+
+
+@pytest.mark.parametrize(
+    ("method", "training", "message"),
+    [
+        (WILD, {"eval_steps": None}, "early_stopping_patience=3 ends no run that is scored 1 times"),
+        (WILD, {}, "early_stopping_patience=3 ends no run that is scored 3 times"),
+        (
+            {"name": "select", "batch_size": 4, "population": 2, "gate_examples": 0},
+            {"eval_steps": 1},
+            "method=select needs the last of",
+        ),
+        ({"name": "two-stage", "batch_size": 4, "adapter_steps": 2}, {"eval_steps": 1}, "method=two-stage needs the"),
+    ],
+)
+def test_a_patience_that_cannot_end_a_run_is_refused(configured, tmp_path, method, training, message):
+    config = configured("run", early_stopping_patience=3, **training)
+    chosen = read_config(None, [], **{**config.model_dump(mode="json"), "method": method})
+    with pytest.raises(ConfigError, match=message):
+        train(chosen)
+    assert not (tmp_path / "run").exists()
+
+
 STUDY = {
     "defaults": {"problem": {"name": "digits"}},
     "budget": {"steps": 6},
@@ -105,9 +176,15 @@ def study(tmp_path):
     return make
 
 
-def test_a_study_scores_the_best_checkpoint_and_keeps_the_last(study, tmp_path):
-    import pandas
+def test_runs_of_a_study_end_early(study, falling, model_folder, data_dir, tmp_path):
+    task = {"name": "sst2", "data_dir": str(data_dir), "split_sizes": {"train": 24, "validation": 6, "test": 10}}
+    defaults = {"model": str(model_folder), "task": task, "training": {"early_stopping_patience": 2}}
+    run_study(study(defaults=defaults, seeds=[0], num_evals=6), tmp_path / "out")
+    frame = pandas.read_csv(tmp_path / "out" / "results.csv")
+    assert list(frame[frame.method == "mezo"].steps) == [3]  # of 6: the best, and two that are no better
 
+
+def test_a_study_scores_the_best_checkpoint_and_keeps_the_last(study, tmp_path):
     frames = {}
     for checkpoint in ("last", "best"):
         run_study(study(checkpoint=checkpoint), tmp_path / checkpoint)

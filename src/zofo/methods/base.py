@@ -269,6 +269,7 @@ class Method(ABC):
         write: how texts are written there; by the model, for most methods.
         members: how many models are asked there for each example, more than one of a vote.
         lr_factor: by the number of a step, what all learning rates are multiplied by in it; see `training.lr_schedule`.
+        needs_all_steps: whether a run that ends before its last planned step leaves it undone.
         planned_steps: how many steps the run makes; None where nobody has said so.
     """
 
@@ -276,6 +277,7 @@ class Method(ABC):
     paper: ClassVar[str]
     needs_gradient: ClassVar[bool] = True
     fixed_steps: ClassVar[int | None] = None
+    needs_all_steps: ClassVar[bool] = False
     adapter_is_theta: ClassVar[bool] = False
     shares_examples: ClassVar[bool] = False
 

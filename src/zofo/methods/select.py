@@ -106,6 +106,7 @@ class Select(ForwardOnly):
 
     Config = SelectConfig
     paper = "the control: best of N random displacements (as in RandOpt), or their mean weighted by score"
+    needs_all_steps = True  # the last of which moves
 
     def __init__(self, config: SelectConfig, context: TrainingContext) -> None:
         super().__init__(config, context)

@@ -63,6 +63,7 @@ class TwoStage(ForwardOnly):
     Config = TwoStageConfig
     paper = "Shirkavand et al. 2025, Bilevel ZOFO, appendix B.4"
     needs_gradient = True
+    needs_all_steps = True
     variants = ("adapter",)
 
     def __init__(self, config: TwoStageConfig, context: TrainingContext) -> None:

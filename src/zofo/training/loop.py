@@ -30,6 +30,7 @@ def run_loop(
     first: int = 0,
     skips: NonFiniteSkipCounter | None = None,
     scored: int | None = None,
+    has_enough: Callable[[], bool] = lambda: False,
 ) -> None:
     """Step the method, evaluate when it is due and at the end, and tell the callbacks.
 
@@ -42,6 +43,7 @@ def run_loop(
         first: how many steps have been made already.
         skips: of steps without a finite loss, counted on; by default none may be left out.
         scored: after how many steps the last evaluation was, where the run has been stopped; None for none.
+        has_enough: asked before each step, whether it and all after it are left out.
 
     Raises:
         NonFiniteError: of a step, with its number; the callbacks were told, and nothing was updated by that step.
@@ -64,9 +66,11 @@ def run_loop(
         if scored != first and (first or not steps):  # stopped before it, or a method that only reads
             evaluate_if_due(first)
         for number in range(first, steps):
+            if has_enough():
+                break
             _make_step(method, number, callbacks, counted)
             evaluate_if_due(number + 1)
-            if number + 1 < steps:
+            if number + 1 < steps and not has_enough():
                 for callback in callbacks:
                     callback.between_steps(number + 1)
     except BaseException as problem:

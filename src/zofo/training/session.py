@@ -18,6 +18,7 @@ from zofo.training.callbacks import BestCheckpoint, Callback, EvaluationCallback
 from zofo.training.checkpoint import CheckpointCallback, Checkpoints
 from zofo.training.config import RunConfig
 from zofo.training.data_module import PreparedRun
+from zofo.training.early_stopping import EarlyStopping
 from zofo.training.evaluation import Evaluation
 from zofo.training.identity import content_hash
 from zofo.training.loop import NonFiniteSkipCounter, run_loop
@@ -82,6 +83,7 @@ class LoopParts:
         best: which evaluation that was.
         checkpoints: of the run.
         skips: steps without a finite loss.
+        early: whether the run has ended before its last step.
         state: everything that a checkpoint holds.
         signals: that ask this process to stop.
     """
@@ -90,6 +92,7 @@ class LoopParts:
     best: BestCheckpoint
     checkpoints: Checkpoints
     skips: NonFiniteSkipCounter
+    early: EarlyStopping
     state: RunState
     signals: Signals
 
@@ -111,6 +114,7 @@ def loop_parts(folder: RunFolder, config: RunConfig, trained: Session, shown: Ev
         best,
         Checkpoints(folder.checkpoints, training.save_total_limit),
         skips,
+        EarlyStopping(training, trained.steps, best, evaluating),
         state,
         signals,
     )
@@ -127,10 +131,11 @@ def run_parts(
     """Make the steps after the `first` ones, and score the test split where that is asked for."""
     training, (evaluating, testing, testing_best), best = config.training, parts.scorings, parts.best
     due, scored = training.evaluated_after(trained.steps), evaluating.steps_evaluated if evaluating.last else None
-    run_loop(trained.method, trained.steps, callbacks, evaluating, due, first, parts.skips, scored)
+    enough = parts.early.has_enough
+    run_loop(trained.method, trained.steps, callbacks, evaluating, due, first, parts.skips, scored, enough)
     if training.eval_on_test:
-        checkpointing.stop_if_asked(trained.steps)
-        if best.tests and best.step == trained.steps:  # the model has been scored there
+        checkpointing.stop_if_asked(evaluating.steps_made)
+        if best.tests and best.step == evaluating.steps_made:  # the model has been scored there
             testing.last = testing_best.last
         else:
             testing()

@@ -40,6 +40,7 @@ from zofo.training.data_module import (
     training_context,
 )
 from zofo.training.divergence import DivergenceWarning, TiesWarning, default_rates
+from zofo.training.early_stopping import check_early_stopping
 from zofo.training.evaluation import Evaluation, majority_of
 from zofo.training.peak_memory import PeakMemory
 from zofo.training.progress import EvaluationProgress, log_console, say, working
@@ -205,7 +206,7 @@ def _train_in(folder: RunFolder, config: RunConfig, trained: Session, console: C
     named = trained.context.called
     metrics = MetricsLogger(folder.metrics, method, done.metrics, done.seconds, rewards, processes, named)
     tracking = Trackers(folder.path, config, method.variants[0], warn).begin(metrics, done.steps)
-    callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, SameState(trained)]
+    callbacks: list[Callback] = [tracking, metrics, parts.best, evaluating, parts.early, SameState(trained)]
     callbacks += alarms.begin(folder, done.trajectory)
     writer: TrajectoryWriter | None = None
     if method.evaluator is not None:
@@ -307,6 +308,7 @@ def _outcome(
         # which a replay is compared with
         **({"backbone": backbone.fingerprint()} if backbone is not None and not backbone.is_corrupt else {}),
         "objective": trained.context.objective_name,
+        **parts.early.summary(),
         **method.summary(),
         **{name: value for one in measuring for name, value in one.summary().items()},
     }
@@ -356,6 +358,7 @@ def checked_steps(config: RunConfig, method: Method, prepared: PreparedRun, scor
     method.planned_steps = steps
     if method.fixed_steps is None:
         method.lr_factor = lr_schedule(config.training, steps)
+    check_early_stopping(config.training, method, config.method.name, steps)
     method.check_steps(steps)
     method.check()
     return steps

@@ -66,6 +66,9 @@ class TrainingConfig(Config):
     """Steps between evaluations on validation; by default only at the end."""
     num_evals: int | None = Field(None, ge=1)
     """How many evaluations, evenly spaced, in place of `eval_steps`."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """End the run after so many evaluations in a row whose score is no better than the best one, as `--best` chooses
+    it; by default all steps are made. It needs `eval_steps` or `num_evals`."""
     eval_on_test: bool | Literal["best"] = False
     """Score the test split once, after the last step; with `best`, also each time validation is the best so far, which
     gives the test score of the best checkpoint beside that of the last step."""

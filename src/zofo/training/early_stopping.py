@@ -1,0 +1,74 @@
+"""Ending a run after evaluations that have found nothing better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zofo.errors import ConfigError
+from zofo.methods import Method
+from zofo.training.callbacks import BestCheckpoint, Callback, EvaluationCallback
+from zofo.training.training_config import TrainingConfig
+
+
+class EarlyStopping(Callback):
+    """Whether a run has had `training.early_stopping_patience` evaluations in a row without a better score.
+
+    It has no state of its own: which evaluation was the best, and after how many steps the last one was, are in the
+    checkpoint, so that a run that goes on ends at the same step.
+    """
+
+    def __init__(
+        self, training: TrainingConfig, steps: int, best: BestCheckpoint, evaluating: EvaluationCallback
+    ) -> None:
+        self._patience, self._steps, self._due = (
+            training.early_stopping_patience,
+            steps,
+            training.evaluated_after(steps),
+        )
+        self._best, self._evaluating = best, evaluating
+
+    def has_enough(self) -> bool:
+        """Whether no further step is made."""
+        if self._patience is None:
+            return False
+        since = sum(self._best.step < due <= self._evaluating.steps_evaluated for due in self._due)
+        return since >= self._patience
+
+    @property
+    def _early(self) -> bool:
+        return self._evaluating.steps_made < self._steps and self.has_enough()
+
+    def conclusions(self) -> list[str]:
+        if not self._early:
+            return []
+        return [
+            f"stopped after {self._evaluating.steps_made} of {self._steps} steps: {self._patience} evaluations in a "
+            f"row were no better than that after {self._best.step} (training.early_stopping_patience)"
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """What a run's summary holds of it; nothing of a run that made all of its steps."""
+        stopped = {"patience": self._patience, "planned_steps": self._steps}
+        return {"early_stopping": stopped} if self._early else {}
+
+
+def check_early_stopping(training: TrainingConfig, method: Method, name: str, steps: int) -> None:
+    """Refuse a patience that can end no run, or a method that does its work in the last of the planned steps.
+
+    Raises:
+        ConfigError: it is one of these.
+    """
+    patience = training.early_stopping_patience
+    if patience is None:
+        return
+    if method.needs_all_steps:
+        raise ConfigError(
+            f"method={name} needs the last of its planned steps, and training.early_stopping_patience may end it "
+            "before",
+            "set training.early_stopping_patience=null",
+        )
+    if (looks := len(training.evaluated_after(steps))) <= patience:
+        raise ConfigError(
+            f"training.early_stopping_patience={patience} ends no run that is scored {looks} times",
+            f"score more often with training.num_evals={4 * patience}, or take the patience back with null",
+        )
