@@ -236,8 +236,8 @@ def test_what_is_wrong_is_said_in_the_words_of_the_trainer(built, trainers, toke
         trainers.ZerothOrderTrainer(model, transformers.TrainingArguments(str(tmp_path), use_cpu=True))
     with pytest.raises(ConfigError, match="optimizer that was given takes gradients"):
         built(optimizers=(torch.optim.SGD(model.parameters(), lr=1.0), None))
+    half = build_model("llama", len(tokenizer), head=CLASSIFIER).bfloat16()
     with pytest.raises(EvaluatorError, match="moving bfloat16 weights in place") as caught:
-        half = build_model("llama", len(tokenizer), head=CLASSIFIER).bfloat16()
         built(model=half, zo_evaluator="in-place").train()
     *allowed, drift = re.findall(r"(?<!\w)zo_evaluator=(\{.*?\}|\S+)(?<!,)", caught.value.hint)
     assert list(map(ast.literal_eval, allowed)) == ["in-forward", "from-copy"]  # what it says is Python
@@ -332,6 +332,30 @@ def test_a_loss_that_only_has_a_gradient_is_named(built, trainers, monkeypatch):
     (warned,) = said
     assert "no direction of 5 steps in a row changed the loss" in warned
     assert "zofo train --reward" in warned
+
+
+@pytest.mark.parametrize("name", ["GRPOTrainer", "RLOOTrainer"])
+def test_a_policy_gradient_of_trl_is_refused_unless_its_loss_is_another(built, trainers, monkeypatch, name):
+    base = getattr(pytest.importorskip("trl"), name)
+    plain = built()
+
+    class Mine(trainers.ZerothOrderMixin, base):
+        pass
+
+    with pytest.raises(ConfigError, match="the loss of Mine has the gradient of a policy") as caught:
+        Mine(plain.model, args=plain.args)
+    assert "zofo train --reward" in caught.value.hint
+
+    class Valued(Mine):
+        def compute_loss(self, model, inputs, *args, **more):
+            return -self.reward(model, inputs)
+
+    def reached(self, model, args):
+        raise LookupError
+
+    monkeypatch.setattr(base, "__init__", reached)
+    with pytest.raises(LookupError):
+        Valued(plain.model, args=plain.args)
 
 
 def program_with(text):

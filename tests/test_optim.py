@@ -16,7 +16,7 @@ from torch import nn
 
 import zofo
 from conftest import build_model
-from zofo.errors import CheckpointError, EvaluatorError, NonFiniteError, ZofoError
+from zofo.errors import CheckpointError, ConfigError, EvaluatorError, NonFiniteError, ZofoError
 from zofo.noise import Gaussian
 from zofo.objectives import classification_loss
 from zofo.optim import SVRG, MeZO
@@ -606,3 +606,11 @@ def test_lightning_steps_it_by_hand_and_goes_on_from_its_checkpoint(tmp_path):
     fitted(1, module=shown["Classifier"](net))
     assert not same(net, before)
     assert same(rest, bits(whole))
+
+
+def test_the_method_names_the_optimizer_where_it_is_given_a_model():
+    model = torch.nn.Linear(2, 1)
+    for args, options in (((model,), {"lr": 1e-3}), ((), {"model": model})):
+        with pytest.raises(ConfigError, match=r"zofo.methods.MeZO is a method") as caught:
+            zofo.MeZO(*args, **options)
+        assert "zofo.optim.MeZO(model" in caught.value.hint

@@ -30,6 +30,7 @@ from zofo.processes import Processes
 
 _MOST_LOGGED = 8  # coefficients of a step
 _MOST_TIED = 5  # steps in a row without a slope
+_SCORES_ITS_TEXTS = "_generate_and_score_completions"  # a method of TRL's GRPOTrainer and RLOOTrainer
 _OF_BATCHES = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps")
 
 
@@ -114,8 +115,8 @@ class ZerothOrderMixin(TrainerSteps):
     trainer's.
 
     Raises:
-        ConfigError: arguments, or an optimizer, that take gradients; several devices of one process; processes that
-            are not alike, or whose batches are not of one size.
+        ConfigError: arguments, or an optimizer, that take gradients; a trainer of TRL whose loss is a policy gradient;
+            several devices of one process; processes that are not alike, or whose batches are not of one size.
     """
 
     optimizer: Any
@@ -134,6 +135,7 @@ class ZerothOrderMixin(TrainerSteps):
             raise ConfigError(
                 "the optimizer that was given takes gradients", "leave it out, or give one of zofo.optim, as SVRG"
             )
+        _check_loss_has_value(type(self))
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self._processes = processes_of(trainer)
@@ -236,6 +238,16 @@ class ZerothOrderMixin(TrainerSteps):
         state["state"]["zofo"]["tensors"] = tensors
         with _in_arguments():
             self.zeroth_order.load_state_dict(state)
+
+
+def _check_loss_has_value(kind: type) -> None:
+    """Raises ConfigError for trainers that score texts of their own by TRL's loss: exp(log p - its value), always 1."""
+    if hasattr(kind, _SCORES_ITS_TEXTS) and cast(Any, kind).compute_loss.__module__.startswith("trl."):
+        raise ConfigError(
+            f"the loss of {kind.__name__} has the gradient of a policy, but a value that does not follow the weights, "
+            "so that losses at two points would be equal and nothing would move",
+            "train by the reward itself, zofo train --reward, or give the trainer a compute_loss that has a value",
+        )
 
 
 def _off(model: nn.Module, marked: bool) -> None:

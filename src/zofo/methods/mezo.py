@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import model_validator
@@ -25,6 +25,8 @@ from zofo.methods.base import METHODS, Method, MethodConfig, Pass, StepLog, Trai
 from zofo.methods.zeroth_order_step import ZerothOrder, ZerothOrderConfig
 from zofo.objectives import AsBase
 from zofo.state_dict import StateDict
+
+_Made = TypeVar("_Made", bound="ForwardOnly")
 
 
 class ForwardOnlyConfig(MethodConfig, ZerothOrderConfig):
@@ -82,6 +84,16 @@ class ForwardOnly(Method):
     needs_gradient = False
     shares_examples = True
     backbone: Backbone
+
+    def __new__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
+        """Raises ConfigError for a model, which an optimizer of torch of the same name takes."""
+        if any(isinstance(one, nn.Module) for one in (*args, *kwargs.values())):
+            raise ConfigError(
+                f"zofo.methods.{cls.__name__} is a method, built from a configuration and a TrainingContext, "
+                "and was given a model",
+                "for an optimizer of torch write zofo.optim.MeZO(model, lr=1e-3)",
+            )
+        return object.__new__(cls)
 
     def __init__(self, config: Any, context: TrainingContext) -> None:
         self._config = config
