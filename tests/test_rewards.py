@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from io import StringIO
@@ -11,9 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from test_resume import Stopping, contents
 from test_treatment import configured, lines_of  # noqa: F401  # a fixture
 from zofo.cli import main
-from zofo.errors import ConfigError, DataError
+from zofo.errors import ConfigError, DataError, Interrupted
 from zofo.objectives import WeightedReward, as_rewards, build_objective, load_reward
 from zofo.tasks import Example
 from zofo.training import RunFolder, read_config, train
@@ -373,3 +375,63 @@ def test_each_step_draws_texts_anew_and_alike_for_all_of_its_points(tmp_path, mo
     else:
         assert len(trained) == 2
         assert all(drawn <= 2 for _, drawn in counts)
+
+
+SAMPLED = {
+    "es": {"name": "es", "population": 4},
+    "svrg": {"name": "svrg", "anchor_interval": 3, "anchor_batch_size": 4},
+    "bilevel": {"name": "bilevel", "upper_objective": "reward", "inner_steps": 1},
+}
+
+
+@pytest.fixture
+def sampled(tmp_path, model_folder):
+    """A configuration whose texts are drawn, and a reward that holds on to what was said."""
+    rows = [{"prompt": f"{n} ?", "completion": "no"} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    said = []
+
+    def kept(prompts, completions, **columns):
+        said.append(tuple(zip(prompts, completions, strict=True)))
+        return [float(len(text)) for text in completions]
+
+    def made(name, folder, size=1e-2):
+        return read_config(
+            model=str(model_folder),
+            task={"data": str(tmp_path / "rows.jsonl"), "max_new_tokens": 6, "temperature": 1.0}
+            | {"split_sizes": {"validation": 2, "test": 2}},
+            method={"batch_size": 2, "estimator": {"epsilon": size}, "rule": {"lr": size * 1e-2}} | SAMPLED[name],
+            training={"steps": 6, "before_after_examples": 0},
+            output_dir=str(tmp_path / folder),
+        )
+
+    return made, kept, said
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_points_that_are_compared_share_a_draw(sampled, name):
+    """Members of a population, both ends of a slope, and a batch at theta and at the anchor; steps have other draws."""
+    made, kept, said = sampled
+    train(made(name, "run", size=1e-9), reward=kept)
+    points = [list(group) for _, group in itertools.groupby(said, key=lambda texts: [prompt for prompt, _ in texts])]
+    assert any(len(group) >= (2 if name == "bilevel" else 4) for group in points)
+    assert all(len(set(group)) == 1 for group in points)
+    drawn = {}
+    for prompt, text in itertools.chain(*said):
+        drawn.setdefault(prompt, set()).add(text)
+    assert max(map(len, drawn.values())) > 1
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_run_at_a_temperature_that_was_stopped_ends_with_the_same_bits(sampled, name):
+    """The draw of a step is its number, which a checkpoint knows."""
+    made, kept, said = sampled
+    whole = contents(train(made(name, "whole"), reward=kept).path)
+    texts, config = list(said), made(name, "stopped")
+    said.clear()
+    with pytest.raises(Interrupted):
+        train(config, Console(file=Stopping(3)), reward=kept)
+    assert len(said) < len(texts)
+    again = contents(train(config, reward=kept).path)
+    assert again.keys() == whole.keys()
+    assert [name for name in again if again[name] != whole[name]] == []
