@@ -34,8 +34,8 @@ def given(model_folder, data_dir):
 @pytest.fixture
 def trained(run_zofo, given, tmp_path):
     """A finished bilevel run."""
-    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2", "training.eval_steps=1"]
-    code, _, _ = run_zofo("train", *given, *options, f"output_dir={tmp_path / 'trained'}")
+    options = ["method=bilevel", "method.batch_size=4", "method.inner_steps=2", "training.steps=2"]
+    code, _, _ = run_zofo("train", *given, *options, "training.eval_steps=1", f"output_dir={tmp_path / 'trained'}")
     assert code == 0
     return tmp_path / "trained"
 
@@ -371,7 +371,7 @@ verbalizers:
     code, out, _ = run_zofo("preview", *given, "--json")
     assert (code, json.loads(out)["count"], json.loads(out)["sequences"]) == (0, 24, 1)
     run = tmp_path / "run"
-    options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=2"]
+    options = ["method=bilevel", "method.batch_size=4", "method.inner_steps=2", "training.steps=2"]
     code, _, err = run_zofo("train", *given, *options, f"output_dir={run}")
     assert code == 0, err
     code, out, _ = run_zofo("eval", run, "--json", "--split", "test")
@@ -410,8 +410,8 @@ def test_ctrl_c_leaves_with_130_and_a_run_that_can_be_used(run_zofo, given, tmp_
     try:
         with monkeypatch.context() as patched:
             patched.setattr(METHODS["bilevel"], "step", asked)
-            options = ["method.batch_size=4", "method.inner_steps=2", "training.steps=100000", f"output_dir={run}"]
-            code, _, err = run_zofo("train", *given, *options)
+            options = ["method=bilevel", "method.batch_size=4", "method.inner_steps=2", "training.steps=100000"]
+            code, _, err = run_zofo("train", *given, *options, f"output_dir={run}")
     finally:
         signal.signal(signal.SIGINT, before)
     assert code == 130

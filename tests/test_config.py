@@ -53,11 +53,24 @@ def test_a_text_is_read_in_the_same_way_with_and_without_libyaml(text, monkeypat
     assert read() == first
 
 
+def for_parts(override):
+    """A method that has the parts of zeroth-order steps, where an override names one of them and no method."""
+    return ["method=bilevel"] if override.startswith("method.") else []
+
+
 def test_nothing_given_is_a_complete_configuration():
     config = read_config()
     assert config == RunConfig()
     assert (config.model, config.task, config.training) == (ModelConfig(), TaskConfig(), TrainingConfig())
-    assert isinstance(config.method, BilevelConfig)
+    assert isinstance(config.method, FirstOrderConfig)
+
+
+def test_a_key_of_other_methods_where_none_is_named_says_which_have_it():
+    with pytest.raises(ConfigError, match=r"method\.inner_steps is no key of first-order") as refused:
+        read_config(overrides=["method.inner_steps=3", "method.batch_size=4"])
+    assert refused.value.hint.startswith("name one that has it: method=bilevel")
+    with pytest.raises(ConfigError, match=r"method\.inner_stepps: unknown key"):
+        read_config(overrides=["method.inner_stepps=3"])
 
 
 def test_file_then_groups_then_overrides(tmp_path):
@@ -117,12 +130,12 @@ VARIED = [
     {"method": {"name": "first-order", "parameters": "all", "trainable": ["*.1.*"], "optimizer": "sgd", "lr": 0.5}},
     {"method": {"name": "mezo", "rule": {"name": "dense-adam", "betas": [0.5, 0.75]}, "noise": {"name": "low-rank"}}},
     {
-        "method": {"adapter": {"rank": 2, "target_modules": ["q_proj"]}, "trainable": ["*.0.*"]},
+        "method": {"name": "bilevel", "adapter": {"rank": 2, "target_modules": ["q_proj"]}, "trainable": ["*.0.*"]},
         "output_dir": "runs/one",
     },
     {
         "task": {"data_dir": "here", "max_length": 64, "truncate": "left"},
-        "training": {"seed": 2**64 - 1, "max_queries": 9},
+        "training": {"seed": 2**64 - 1, "max_queries": 16},
     },
 ]
 
@@ -313,7 +326,7 @@ def test_no_key_is_named_that_the_chosen_method_refuses(method, typed):
 )
 def test_unknown_names_get_the_nearest(override, guess):
     with pytest.raises(UnknownNameError, match=f"unknown .*Did you mean '{guess}'"):
-        read_config(overrides=[override])
+        read_config(overrides=[*for_parts(override), override])
 
 
 # mistakes in values
@@ -361,7 +374,7 @@ def test_unknown_names_get_the_nearest(override, guess):
 )
 def test_values_that_cannot_be_are_refused_in_one_line_that_names_the_key(override, key):
     with pytest.raises(ConfigError) as refused:
-        read_config(overrides=[override])
+        read_config(overrides=[*for_parts(override), override])
     assert key in refused.value.message
     assert "\n" not in refused.value.message
 

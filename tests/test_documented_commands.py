@@ -104,7 +104,6 @@ def test_the_configuration_of_the_documentation_can_be_read(tmp_path):
     (tmp_path / "first.yaml").write_text(text.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     shown = read_config(tmp_path / "first.yaml")
     assert shown.training.eval_steps == 10
-    defaults = read_config(
-        None, ["method.batch_size=8", "training.eval_steps=10", "output_dir=runs/first", "training.steps=20"]
-    )
+    given = ["method=bilevel", "method.batch_size=8", "training.eval_steps=10", "training.steps=20"]
+    defaults = read_config(None, [*given, "output_dir=runs/first"])
     assert defaults.method == shown.method  # the rest of what it shows are the defaults

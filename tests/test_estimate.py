@@ -207,7 +207,7 @@ def test_batches_of_a_dry_run_hold_the_longest_rows():
 def test_a_recommendation_replaces_a_method_and_says_where_time_is_not_used(model_folder, rows, run_zofo, monkeypatch):
     monkeypatch.setattr(fit, "CANDIDATES", fit.CANDIDATES[:1])
     asked = ("recommend", "--data", rows, "--model", model_folder, "--time", "1s", "model.device=cuda", "--json")
-    for given in (("method=es", "method.population=8"), ("method.evaluator=in-place",)):
+    for given in (("method=es", "method.population=8"), ("method=mezo", "method.evaluator=in-place")):
         code, shown, said = run_zofo(*asked, *given)
         assert code == 0, said
         found = json.loads(shown)

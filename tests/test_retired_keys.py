@@ -32,7 +32,7 @@ PARTS = {  # what must be chosen for a key to be there
 @pytest.mark.parametrize("key", OF_RUNS)
 def test_a_retired_key_is_unknown_and_its_error_names_the_one_of_today(key):
     with pytest.raises(ConfigError) as refused:
-        read_config(None, [*PARTS.get(key, []), f"{key}=1"])
+        read_config(None, ["method=bilevel", *PARTS.get(key, []), f"{key}=1"])
     assert key in refused.value.message
     assert refused.value.hint == f"it is called {OF_RUNS[key].rpartition('.')[2]!r} now"
 

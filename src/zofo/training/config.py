@@ -21,7 +21,7 @@ from zofo.tasks import TaskConfig
 from zofo.training.training_config import TrainingConfig
 from zofo.trees import format_yaml, get_by_path, parse_override, parse_yaml, read_yaml, set_by_path
 
-_METHOD = "bilevel"  # that is meant when only options are given
+_METHOD = "first-order"  # where none is named: what learned most wherever a gradient was at hand
 
 
 def method_config(value: Any, info: ValidationInfo, *, default: str = _METHOD) -> Any:
@@ -38,6 +38,8 @@ def method_config(value: Any, info: ValidationInfo, *, default: str = _METHOD) -
     if not isinstance(value, dict):
         return value
     kind = METHODS[value.get("name", default)].Config
+    if "name" not in value:
+        _check_has_keys(kind, value, default)
     return parse_model(
         kind, _plain_lr(kind, value), "method", {"dtype": getattr(info.data.get("model"), "dtype", None)}
     )
@@ -57,6 +59,17 @@ def _plain_lr(kind: type[MethodConfig], given: Mapping[str, Any]) -> dict[str, A
                 raise ConfigError(f"method.lr stands for method.{key}, and both are given", "leave one of them out")
             set_by_path(made, key.split("."), rate)
     return made
+
+
+def _check_has_keys(kind: type[MethodConfig], options: Mapping[str, Any], default: str) -> None:
+    """Raises ConfigError for options of other methods where none is named; says which methods have them."""
+    lacks = [key for key in options if key not in kind.known_keys()]
+    having = [name for name in sorted(METHODS) if set(options) <= set(METHODS[name].Config.known_keys())]
+    if lacks and having:
+        raise ConfigError(
+            f"method.{lacks[0]} is no key of {default}, which is the method where none is named",
+            f"name one that has it: {', '.join(f'method={name}' for name in having)}",
+        )
 
 
 def _method_class(method: Any) -> type[MethodConfig] | None:
