@@ -219,7 +219,8 @@ def test_a_schedule_is_used_and_logged():
 
 def test_a_penalty_is_stored_as_it_was_written(tmp_path):
     assert BilevelConfig(penalty=3).model_dump(mode="json")["penalty"] == 3.0
-    config = read_config(None, ["method.penalty.start=1", "method.penalty.end=100", "method.penalty.steps=5"])
+    keys = ["method.penalty.start=1", "method.penalty.end=100", "method.penalty.steps=5"]
+    config = read_config(None, ["method=bilevel", *keys])
     assert config.method.penalty == PenaltySchedule(start=1, end=100, steps=5)
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
@@ -247,7 +248,7 @@ def test_a_penalty_is_stored_as_it_was_written(tmp_path):
 )
 def test_penalties_that_cannot_be(written, message, hint):
     with pytest.raises(ConfigError) as refused:
-        read_config(None, [f"method.penalty={written}"])
+        read_config(None, ["method=bilevel", f"method.penalty={written}"])
     assert message in refused.value.message
     assert hint in (refused.value.hint or "")
 
@@ -558,4 +559,4 @@ def test_an_unknown_control():
     with pytest.raises(
         ConfigError, match=r"method.backbone_update: Input should be 'zeroth-order', 'frozen' or 'random'"
     ):
-        read_config(None, ["method.backbone_update=freeze"])
+        read_config(None, ["method=bilevel", "method.backbone_update=freeze"])

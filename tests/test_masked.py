@@ -603,7 +603,7 @@ def test_a_mask_changes_no_other_default():
     assert plain.mask is None
     config = read_config(overrides=["method=svrg", "method.mask=rotation", "method.mask.num_blocks=2"])
     assert config.method.mask.options["num_blocks"] == 2
-    assert read_config(overrides=["method.mask.density=0.5"]).method.mask.name == "magnitude"
+    assert read_config(overrides=["method=mezo", "method.mask.density=0.5"]).method.mask.name == "magnitude"
 
 
 @pytest.mark.parametrize(
