@@ -176,12 +176,10 @@ def study(tmp_path):
     return make
 
 
-def test_runs_of_a_study_end_early(study, falling, model_folder, data_dir, tmp_path):
-    task = {"name": "sst2", "data_dir": str(data_dir), "split_sizes": {"train": 24, "validation": 6, "test": 10}}
-    defaults = {"model": str(model_folder), "task": task, "training": {"early_stopping_patience": 2}}
-    run_study(study(defaults=defaults, seeds=[0], num_evals=6), tmp_path / "out")
-    frame = pandas.read_csv(tmp_path / "out" / "results.csv")
-    assert list(frame[frame.method == "mezo"].steps) == [3]  # of 6: the best, and two that are no better
+def test_runs_of_a_study_have_one_budget_and_do_not_end_early(study):
+    with pytest.raises(ConfigError, match="defaults.training.early_stopping_patience: how long a run is") as refused:
+        study(defaults={"model": "tiny", "task": "sst2", "training": {"early_stopping_patience": 2}})
+    assert "use budget" in refused.value.hint
 
 
 def test_a_study_scores_the_best_checkpoint_and_keeps_the_last(study, tmp_path):

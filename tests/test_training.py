@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
 import re
 import shutil
@@ -761,8 +762,19 @@ def test_a_run_can_be_loaded_as_a_model_also_after_its_base_has_moved(trained, m
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert predict(str(run.path), ["a joy"], model=str(moved)) == predict(run.path, ["a joy"])
-    with pytest.raises(DataError, match="a list of texts"):
-        predict(run.path, "a joy")
+    for wrong, message in (
+        ("a joy", "a list of texts"),
+        ({"sentence": "a joy"}, "not a table or mapping"),
+        ([None], "text 1 is None"),
+        (["a joy", 3], "text 2 is 3"),
+    ):
+        with pytest.raises(DataError, match=message):
+            predict(run.path, wrong)
+    assert predict(run.path, []) == []
+    assert predict(run.path, iter([{"sentence": "a joy"}]))[0].label == predict(run.path, ["a joy"])[0].label
+    for options in ({"temperature": -1.0}, {"temperature": math.nan}, {"max_new_tokens": 0}):
+        with pytest.raises(ConfigError, match="so that nothing|no draw"):
+            zofo.Predictor(run.path, **options)
     asked = zofo.Predictor(run.path)
     assert asked.loaded is asked.loaded
     assert asked.predict(["a joy"]) == predict(run.path, ["a joy"])

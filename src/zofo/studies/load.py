@@ -12,7 +12,8 @@ from typing import Any
 from zofo.config import parse_model
 from zofo.embedded import EMBEDDED_MODELS
 from zofo.errors import ConfigError, DataError, UnknownNameError, ZofoError, error_context
-from zofo.studies.config import GROUPS, AxisValue, StudyConfig, check
+from zofo.studies.checks import check
+from zofo.studies.config import GROUPS, AxisValue, StudyConfig
 from zofo.studies.grid import Grid
 from zofo.tasks import has_metaicl_rows, load_task
 from zofo.trees import Tree, get_by_path, merge_trees, parse_override, parse_yaml, read_yaml, set_by_path

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from zofo.config import Config
+from zofo.errors import ConfigError
 from zofo.tasks.task import ChoiceLabels, Label, PromptTemplate, Split, Verbalizers
 
 DEFAULT_TASK = "movie-reviews"
@@ -15,6 +16,14 @@ ROWS_OF_EACH = 768
 """Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
 OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalizers", "metric", "positive_label")
 """Options that only a single task can have."""
+
+
+def _as_text(label: Any) -> Any:
+    """A number with a point as it was written; of what YAML reads as true or false, no text is known."""
+    if isinstance(label, bool):
+        quoted = "task.positive_label=\"'yes'\""
+        raise ConfigError(f"task.positive_label: YAML reads a label such as yes as {label}", f"quote it: {quoted}")
+    return str(label) if isinstance(label, float) else label
 
 
 class TaskConfig(Config):
@@ -42,7 +51,7 @@ class TaskConfig(Config):
     """Verbalizers in place of the task's."""
     metric: str | None = None
     """A score in place of the task's."""
-    positive_label: Label | None = None
+    positive_label: Annotated[Label | None, BeforeValidator(_as_text)] = None
     """The label that `f1` is of, such as `fraud`, in place of the task's; by default the last of two labels, in the
     task's order, which is that of the alphabet for a CSV file. It is named beside the score."""
     max_new_tokens: int | None = Field(None, ge=1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,10 @@ class Predictor:
         temperature: float | None = None,
     ) -> None:
         run = run if isinstance(run, RunFolder) else RunFolder.open(run)
+        if temperature is not None and not 0 <= temperature < math.inf:
+            raise ConfigError(f"temperature is {temperature}, which no draw has", "give 0, which is greedy, or above")
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}, so that nothing would be written", "give 1 or more")
         longest = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         drawn = {} if temperature is None else {"temperature": temperature}
         self.run, self.task, self._warn = run, run.task.model_copy(update=longest), warn
@@ -116,23 +121,28 @@ class Predictor:
         config = self.run.config.model_copy(update={"task": self._wanted})
         return self.run.scorer(scorer_of(config, self.task, self.loaded), self._best)
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+    def predict(self, texts: Iterable[str | dict[str, Any] | list[Any]]) -> list[Prediction]:
         """Answer rows.
 
         Args:
-            texts: one for each prediction; for a task with several columns, rows as JSON objects; for a chat, what the
-                user says, or the turns as JSON.
+            texts: one for each prediction; for a task with several columns, rows as dicts or JSON objects; for a chat,
+                what the user says, or the turns as a list or JSON.
 
         Raises:
             DataError: a text that the task's template cannot take.
         """
-        if isinstance(texts, str):
-            raise DataError("predict takes a list of texts, not one text", f"predict([{texts[:20]!r}])")
-        columns, examples = self.columns, []
+        if isinstance(texts, str | bytes | Mapping) or hasattr(texts, "columns"):
+            one = "one text" if isinstance(texts, str | bytes) else "a table or mapping"
+            raise DataError(f"predict takes a list of texts, not {one}", "predict(['a text', 'another'])")
+        columns, examples, written = self.columns, [], list[str]()
         for number, text in enumerate(texts, start=1):
+            text = json.dumps(text) if isinstance(text, dict | list) else text  # a row, or turns
+            if not isinstance(text, str):
+                raise DataError(f"text {number} is {text!r:.80}, which is no text", "give texts, or rows as dicts")
+            written.append(text)
             row, plain = _row(text, columns, number, self.task.messages)
             examples.append(self.example(row, f"text {number}", plain))
-        return self.answers(texts, self.encode(examples))
+        return self.answers(written, self.encode(examples)) if examples else []
 
     def encode(self, examples: Sequence[Example]) -> list[Any]:
         """Examples in tokens, with the demonstrations that the run is asked with.
