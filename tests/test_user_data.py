@@ -232,7 +232,7 @@ def test_the_label_that_f1_is_of_is_named_and_can_be_chosen(run_zofo, models, tm
     assert "positive_label 'spam' is no label; known: fraud, legit" in err
     code, _, err = run_zofo("validate", *of_one, "task.positive_label=yes")
     assert code == 2
-    assert "YAML reads a label such as yes as True" in err
+    assert "a word such as yes is one to YAML: write " in err
 
 
 def test_what_is_asked_of_each_format(run_zofo, models, data):

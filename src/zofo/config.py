@@ -156,7 +156,8 @@ def _number_problem(value: Any, annotation: Any) -> str | None:
     if not kinds & {int, float} or kinds & {bool, Any}:
         return None
     if isinstance(value, bool):
-        return f"Input should be a number, got the truth value {value}"
+        word = "; a word such as yes is one to YAML: write '\"yes\"'" if str in kinds else ""
+        return f"Input should be a number, got the truth value {value}{word}"
     if isinstance(value, str) and is_lost(value):
         return f"Input is too small a number, which would be read as 0, got {truncate_repr(value)}"
     return None

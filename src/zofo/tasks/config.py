@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from zofo.config import Config
-from zofo.errors import ConfigError
 from zofo.tasks.task import ChoiceLabels, Label, PromptTemplate, Split, Verbalizers
 
 DEFAULT_TASK = "movie-reviews"
@@ -19,10 +18,7 @@ OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalize
 
 
 def _as_text(label: Any) -> Any:
-    """A number with a point as it was written; of what YAML reads as true or false, no text is known."""
-    if isinstance(label, bool):
-        quoted = "task.positive_label=\"'yes'\""
-        raise ConfigError(f"task.positive_label: YAML reads a label such as yes as {label}", f"quote it: {quoted}")
+    """A number with a point as it was written."""
     return str(label) if isinstance(label, float) else label
 
 
