@@ -17,9 +17,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = (ROOT / "docs" / "measured-details.md").read_text(encoding="utf-8")
 
 
-def rows_under(text, page=PAGE):
-    """The cells of the rows of the first table after a text of a page, by their first cell."""
-    after = page[page.index(text) :].splitlines()
+def rows_under(text):
+    """The cells of the rows of the first table after a text of the page, by their first cell."""
+    after = PAGE[PAGE.index(text) :].splitlines()
     start = next(number for number, line in enumerate(after) if line.startswith("|"))
     table = []
     for line in after[start:]:
@@ -392,20 +392,3 @@ def test_the_table_of_epsilon():
         cells = " | ".join(f"{100 * error:.1f} %" for error in row["errors"].values())
         assert f"| {row['noise']} | {row['dtype']} | {cells} |" in told
     assert len([line for line in told if line.startswith("|")]) == len(rows) + 2
-
-
-@pytest.mark.parametrize(
-    ("text", "model", "base"),
-    [
-        ("## Which way fits", "smollm2-135m", "inference"),
-        ("With wider layers the distance", "llama-300m", "inference-nf4"),
-        ("and `llama-1b`, with", "llama-1b", "inference-nf4"),
-    ],
-)
-def test_the_tables_of_memory(text, model, base):
-    told = rows_under(text, (ROOT / "docs" / "big-model.md").read_text(encoding="utf-8"))
-    rows = {row["way"]: row for row in read_lines("memory.jsonl") if row["model"] == model}
-    for way, row in rows.items():
-        sizes = [f"{row[name] / 2**30:.2f} GiB" for name in ("weights_bytes", "peak_bytes")]
-        assert told[way] == [*sizes, f"{row['peak_bytes'] / rows[base]['peak_bytes']:.2f}"], way
-    assert len(told) == len(rows) + 2
