@@ -1,6 +1,7 @@
 """The test split at the best evaluation on validation, beside that after the last step."""
 
 import io
+import re
 import signal
 from contextlib import suppress
 
@@ -137,8 +138,9 @@ def test_a_run_that_goes_on_ends_early_at_the_same_step(configured, falling, at)
 @pytest.mark.parametrize(
     ("method", "training", "message"),
     [
-        (WILD, {"eval_steps": None}, "early_stopping_patience=3 ends no run that is scored 1 times"),
+        (WILD, {"eval_steps": None}, "early_stopping_patience=3 ends no run that is scored 1 time$"),
         (WILD, {}, "early_stopping_patience=3 ends no run that is scored 3 times"),
+        (WILD, {"steps": 3, "eval_steps": 1}, "a run of 3 steps is too short for it"),
         (
             {"name": "select", "batch_size": 4, "population": 2, "gate_examples": 0},
             {"eval_steps": 1},
@@ -150,8 +152,9 @@ def test_a_run_that_goes_on_ends_early_at_the_same_step(configured, falling, at)
 def test_a_patience_that_cannot_end_a_run_is_refused(configured, tmp_path, method, training, message):
     config = configured("run", early_stopping_patience=3, **training)
     chosen = read_config(None, [], **{**config.model_dump(mode="json"), "method": method})
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as refused:
         train(chosen)
+    assert re.search(message, f"{refused.value.message}\n{refused.value.hint}", re.MULTILINE)
     assert not (tmp_path / "run").exists()
 
 

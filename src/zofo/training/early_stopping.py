@@ -69,6 +69,8 @@ def check_early_stopping(training: TrainingConfig, method: Method, name: str, st
         )
     if (looks := len(training.evaluated_after(steps))) <= patience:
         raise ConfigError(
-            f"training.early_stopping_patience={patience} ends no run that is scored {looks} times",
-            f"score more often with training.num_evals={4 * patience}, or take the patience back with null",
+            f"training.early_stopping_patience={patience} ends no run that is scored {looks} time{'s' * (looks != 1)}",
+            f"score more often with training.num_evals={4 * patience}, or take the patience back with null"
+            if steps > patience
+            else f"a run of {steps} steps is too short for it: take it back with null",
         )
