@@ -15,7 +15,7 @@ from zofo.errors import RunError
 from zofo.estimators import TwoSided
 from zofo.evaluators import InForward
 from zofo.methods import METHODS
-from zofo.methods.first_order_step import FirstOrderStep
+from zofo.methods.first_order_step import FirstOrderStep, FirstOrderStepConfig
 from zofo.noise import STREAM_VERSION, Gaussian, LowRank
 from zofo.rules import SGD
 from zofo.state_dict import StateDict
@@ -321,6 +321,21 @@ def test_between_first_order_steps_no_weight_has_a_copy_and_moments_are_in_float
     moments = [step._optimizer.state[p][name] for p in held for name in ("exp_avg", "exp_avg_sq")]
     assert {m.dtype for m in moments} == {torch.float32}
     assert sum(m.numel() for m in moments) == 2 * sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_float32_tensors_beside_half_precision_move_once(optimizer):
+    """As a head in float32 on a model in bfloat16: the others of the step are moved after it, one by one."""
+    moved = {}
+    for others in (torch.float32, torch.bfloat16):
+        model = nn.ParameterList([nn.Parameter(torch.ones(4, dtype=one)) for one in (torch.float32, others, others)])
+        step = FirstOrderStep(model, list(model), FirstOrderStepConfig(optimizer=optimizer), 0.25)
+        for number in range(3):
+            for parameter in model:
+                parameter.grad = torch.full_like(parameter, 1.0 + number)
+            step.step(number)
+        moved[others] = model[0].detach()
+    assert torch.equal(moved[torch.float32], moved[torch.bfloat16])
 
 
 @pytest.mark.parametrize("adapter", ["lora", "dora", "ia3", "prefix", "prompt", "subspace"])

@@ -99,6 +99,7 @@ class FirstOrderStep:
         self._moved = [_stand_in(p) if id(p) in half else p for p in self.parameters]
         pairs = list(zip(self.parameters, self._moved, strict=True))
         self._half = [(p, stand_in) for p, stand_in in pairs if id(p) in half]
+        self._whole = [p for p in self.parameters if id(p) not in half]
         still = {id(parameter) for parameter in without_decay(model).values()} if config.weight_decay else set()
         groups: list[dict[str, Any]] = [
             {"params": [moved for p, moved in pairs if id(p) not in still], "weight_decay": config.weight_decay},
@@ -118,8 +119,10 @@ class FirstOrderStep:
             torch.nn.utils.clip_grad_norm_(self.parameters, self._max_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr * lr_factor
-        if len(self._half) < len(self.parameters):
+        if self._whole:
             self._optimizer.step()
+            for parameter in self._whole:  # which would move again with each of the others
+                parameter.grad = None
         for place, (parameter, stand_in) in enumerate(self._half):
             if parameter.grad is None:
                 continue
