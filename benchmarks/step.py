@@ -1,4 +1,4 @@
-"""What a training step costs at four sizes, in every way side by side: the tables of the README.
+"""What a training step costs at five sizes, in every way side by side: the table of docs/measured-details.md.
 
     python benchmarks/step.py --model smollm2-135m --repeats 5 --json FILE
 
@@ -23,7 +23,7 @@ from zofo.bench import StepOptions, StepReport, bench_step
 from zofo.bench.step import check_writable
 from zofo.errors import ZofoError
 
-SIZES = ((16, 64), (8, 64), (16, 32), (1, 32))
+SIZES = ((16, 64), (8, 64), (16, 32), (8, 32), (1, 32))
 
 
 def arguments() -> argparse.Namespace:

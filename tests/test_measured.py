@@ -392,3 +392,40 @@ def test_the_table_of_epsilon():
         cells = " | ".join(f"{100 * error:.1f} %" for error in row["errors"].values())
         assert f"| {row['noise']} | {row['dtype']} | {cells} |" in told
     assert len([line for line in told if line.startswith("|")]) == len(rows) + 2
+
+
+def test_the_table_of_shared_prompts():
+    told = rows_under("## Shared prompts")
+    lines = read_lines("shared-prompts.jsonl")
+    assert [line["data"] for line in lines] == list(told)[2:]
+    for line in lines:
+        before, after = line["before"], line["after"]
+        saved = f"{100 * (1 - after / before):.0f} %" if after < before else "one row an example already"
+        assert told[line["data"]] == [f"{before:,}", f"{after:,}", saved]
+
+
+def test_the_table_of_an_anchors_memory():
+    told = rows_under("### The memory of an anchor")
+    peaks = json.loads((RESULTS / "svrg-memory.json").read_text(encoding="utf-8"))["peaks"]
+    for label, cells in list(told.items())[2:]:
+        name = f"svrg, {found[1]}" if (found := re.search("anchor=([a-z]+)", label)) else "mezo"
+        own = [(some[name], some[name] / some["mezo"]) for some in (peaks["in-forward"], peaks["in-place"])]
+        expected = [(f"{peak / 2**20:,.0f} MiB", "" if name == "mezo" else f"{over:.2f}") for peak, over in own]
+        assert cells == [cell for pair in expected for cell in pair], label
+    assert len(told) == len(peaks["in-place"]) + 2
+
+
+def test_the_tables_of_a_step():
+    sizes = json.loads((RESULTS / "step.json").read_text(encoding="utf-8"))["sizes"]
+    costs = [{row["name"]: row for row in size["rows"]} for size in sizes]
+    head = [f"{size['examples']} x {size['tokens']}" for size in sizes]
+    time, memory = rows_under("## A step, beside inference"), rows_under("Peak memory of a process after loading")
+    assert time["way, time"] == memory["way, peak memory"] == head
+    assert time["inference"] == [f"{cost['inference']['median_s']:.2f} s" for cost in costs]
+    assert memory["inference"] == [f"{cost['inference']['peak_bytes'] / 2**20:,.0f} MiB" for cost in costs]
+    for name in set(costs[0]) - {"inference"}:
+        assert time[name] == [f"{cost[name]['over_inference']:.2f}" for cost in costs]
+        assert memory[name] == [f"{cost[name]['peak_over_inference']:.2f}" for cost in costs]
+    usual = [f"{cost['in-forward-shared']['usual_over_this']:.1f}" for cost in costs]
+    assert time["usual / in-forward-shared"] == usual
+    assert {len(time), len(memory) + 1} == {len(costs[0]) + 3}
