@@ -276,7 +276,7 @@ THOUGHT = {**ANSWER, "reasoning_content": "I add 2 and 2."}
         ([ASKED, {"role": "assistant", "tool_calls": [CALL], "content": None}], None, "turn 2 has 'tool_calls'"),
         ([ASKED, {**ANSWER, "tool_calls": [CALL]}, ASKED, ANSWER], None, "turn 2 has 'tool_calls'"),
         ([ASKED, THOUGHT], None, "turn 2 has 'reasoning_content'"),
-        ([ASKED, {**ANSWER, "weight": 0}], None, "turn 2 has 'weight'"),
+        ([ASKED, {**ANSWER, "mood": 0}], None, "turn 2 has 'mood'"),
         ([ASKED, ANSWER], TOOLS, "the row has 'tools'"),
         ([ASKED, ANSWER], json.dumps(TOOLS), "the row has 'tools'"),
     ],

@@ -195,8 +195,8 @@ def test_rows_that_are_drawn_otherwise_are_named_by_their_tokens(place, monkeypa
     """As by another version of the tokenizers library, which reads the same file and the same rows."""
     import zofo.training.data_module as prepared
 
-    def encoded(*given):
-        first, *others = encode(*given)
+    def encoded(*given, **options):
+        first, *others = encode(*given, **options)
         return [replace(first, rows=tuple((7, *row[1:]) for row in first.rows)), *others]
 
     monkeypatch.setattr(prepared, "encode", encoded)

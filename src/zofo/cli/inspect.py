@@ -48,6 +48,8 @@ def preview(
         for candidate, tokens, gold in example.candidates:
             scored = (candidate, "bold green" if gold else "bold")
             out.say("  ", repr(example.prompt)[1:-1], scored, (f"  scored: {tokens}", "dim"))
+        for answer, tokens in example.earlier:
+            out.say("  and before it ", (repr(answer)[1:-1], "bold green"), (f"  scored: {tokens}", "dim"))
     lengths = f"shortest {seen.shortest}, mean {seen.mean:.1f}, longest {seen.longest}"
     sequences = "one sequence" if seen.sequences == 1 else f"{seen.sequences} sequences"
     out.say(f"{seen.count} examples of {split}; tokens: {lengths}; {sequences} an example")

@@ -122,10 +122,10 @@ def estimate_step(
         moments.append(of_check(model, machine.check_kept if device == "cpu" else 0.0))
     each: Work | None = None
     if evaluated:
-        found = traced(Pass(evaluated), rows.memory)
+        longest, alike = ([one.last_only() for one in some] for some in (rows.memory, rows.scored or rows.time))
+        found = traced(Pass(evaluated), longest)
         moments.append(of_pass("evaluation", found, False, shares))
-        alike = rows.scored or rows.time
-        usual = found if alike is rows.memory else traced(Pass(evaluated), alike)
+        usual = found if alike == longest else traced(Pass(evaluated), alike)
         each = usual.work * (1 / evaluated)
     copies = max(one.copies for one in passes) * sum(one.numel() * 4 for one in theta)
     sets = 1 if adapters is None else len(adapters.names)

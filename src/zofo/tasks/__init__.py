@@ -26,7 +26,8 @@ from zofo.tasks.task import (
     task_content,
     task_names,
 )
-from zofo.tasks.tokenization import TokenizedChoices, encode, encode_channel
+from zofo.tasks.tokenization import TokenizedChoices, encode
+from zofo.tasks.tokenization_channel import encode_channel
 from zofo.tasks.tokenization_encoder import TokenizedCloze, TokenizedText, encode_masked, encode_texts
 
 __all__ = [

@@ -359,8 +359,9 @@ def _row(example: TokenizedChoices, prompt: int, candidates: Sequence[int]) -> _
     for number, candidate in enumerate(candidates, start=1):
         branch = example.rows[candidate][prompt:-1]
         path = [*range(prompt), *range(len(row.tokens), len(row.tokens) + len(branch))]
-        row.sources[candidate] = path[len(path) - example.scored[candidate] :]
-        row.targets[candidate] = list(example.rows[candidate][-example.scored[candidate] :])
+        places = example.places(candidate)
+        row.sources[candidate] = [path[place - 1] for place in places]
+        row.targets[candidate] = [example.rows[candidate][place] for place in places]
         row.tokens.extend(branch)
         row.positions.extend(range(prompt, prompt + len(branch)))
         row.branches.extend([number] * len(branch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,11 @@ ROWS_OF_EACH = 768
 """Training rows of each of several tasks, as in the Bilevel-ZOFO paper: 256 for D_f, 512 for D_p."""
 OF_ONE = ("name", "columns", "prompt", "template", "label", "labels", "verbalizers", "metric", "positive_label")
 """Options that only a single task can have."""
+
+
+def has_own_rows(given: Mapping[str, Any]) -> bool:
+    """Whether a task, as it is written, has rows or a task file of the user."""
+    return given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml"))
 
 
 def _as_text(label: Any) -> Any:
@@ -85,6 +91,10 @@ class TaskConfig(Config):
     truncate: Literal["never", "left"] = "never"
     """What happens to a longer text: `never` refuses it; `left` drops the first tokens of its prompt, as is always done
     with demonstrations."""
+    trained_turns: Literal["auto", "all", "last"] = "auto"
+    """Conversations: which answers of a training row are trained. `auto`: each that the model would be asked for after
+    the same tokens; some chat templates write earlier answers in another way, and how many rows have one is said. `all`
+    refuses such a row. `last`: the last answer, as before. Scores and losses of evaluation are of the last answer."""
     reward_columns: list[str] = []
     """Columns of your rows that a reward is given beside `answer` and `answers`, such as `[tests]`; they may hold
     whatever JSON does."""
@@ -97,7 +107,7 @@ class TaskConfig(Config):
     def _default_name(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        if given.get("data") is not None or str(given.get("name")).endswith((".yaml", ".yml")):  # the user's own rows
+        if has_own_rows(given):
             given = {"draw": "stratified", **given}
         if given.get("tasks") or given.get("metaicl_setting"):
             return {"max_rows": ROWS_OF_EACH, **given}

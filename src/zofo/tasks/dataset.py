@@ -93,7 +93,8 @@ def load_task_examples(
                 continue
             answered = right and (split in needed or task.kind == "generation")
             kept = chosen[: config.max_rows if split == "train" or not of_several else None]
-            examples[split] = _rendered(task, kept, prompt, head, answered, config.reward_columns)
+            earlier = split == "train" and config.trained_turns != "last"
+            examples[split] = _rendered(task, kept, prompt, head, answered, config.reward_columns, earlier)
             if split == "train" and answered:
                 check_several_labels(task, rows, examples[split], prompt, head)
     task._at_hand.clear()  # a run that asks for other splits alone keeps none either
@@ -135,13 +136,21 @@ def _compared(task: Task, config: TaskConfig, needed: Sequence[Split], of_severa
 
 
 def _rendered(
-    task: Task, rows: Sequence[Row], prompt: str | None, head: bool, right: bool, columns: Sequence[str]
+    task: Task,
+    rows: Sequence[Row],
+    prompt: str | None,
+    head: bool,
+    right: bool,
+    columns: Sequence[str],
+    earlier: bool,
 ) -> list[Example]:
-    """Rows as examples. The error for a bad row shows a good one."""
+    """Rows as examples; `earlier`: with the earlier answers of chats to train on. The error for a bad row shows a good
+    one."""
     examples: list[Example] = []
     for row in rows:
         try:
-            examples.append(render(task, row.fields, row.where, prompt, head, right, columns))
+            one = render(task, row.fields, row.where, prompt, head, right, columns)
+            examples.append(one if earlier or not one.trained_turns else replace(one, trained_turns=()))
         except DataError as error:
             raise with_valid_example(error, 1, rows[0] if examples else None) from error
     return examples

@@ -14,7 +14,7 @@ from zofo.noise import permutation
 from zofo.tasks.config import TaskConfig
 from zofo.tasks.readers.row import Example, Row, normalized, question_of
 from zofo.tasks.task import SEPARATOR, SPLITS, Split, Task
-from zofo.tasks.tokenization import in_channel
+from zofo.tasks.tokenization_channel import in_channel
 
 Unit = list[Row]
 """Rows that are drawn together."""

@@ -66,7 +66,8 @@ def _likely_mistakes(task: Task, examples: Mapping[Split, Sequence[Example]]) ->
 
 
 def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
-    """Content of rows that the model does not see: the chat template drops it, or the tokenizer does not know it.
+    """Content of rows that the model does not see, or is not trained on: the chat template drops it or writes it in
+    another way, or the tokenizer does not know it.
 
     Returns:
         A line for each kind, with the first such row.
@@ -76,6 +77,9 @@ def unwritten_notes(tokenizer: Any, encoded: Sequence[Any]) -> list[str]:
     unknown = None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
     for one in encoded:
         lost = [f"have what the chat template does not write: {what}" for what in getattr(one, "unwritten", ())]
+        if problem := getattr(one, "untrained", ""):
+            why = "have an earlier answer that is not trained, since the model is asked for it after other tokens"
+            rows.setdefault(why, []).append(f"{one.example.where}, {problem}")
         if unknown is not None and any(unknown in row for row in one.rows):
             lost.append(f"hold characters that the tokenizer does not know, and reads as {tokenizer.unk_token}")
         for what in lost:

@@ -1,15 +1,17 @@
-"""Tokenisation for causal language models, and the place where the candidate begins; of a channel, the prompt."""
+"""Tokenisation for causal language models, and the place where the candidate begins."""
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zofo.errors import DataError, ModelError
+from zofo.errors import DataError, ModelError, truncate_repr
 from zofo.tasks.chats import write_chat
 from zofo.tasks.control_tokens import Asked, Coded, Speller, Spelt
+from zofo.tasks.readers.chat_rows import chat_until
 from zofo.tasks.readers.row import Example
 
 
@@ -24,6 +26,9 @@ class TokenizedChoices:
         stops: texts and tokens that end its answer, beside those of the task.
         joined: whether prompt and candidate have the tokens that they have as one text.
         unwritten: for a chat, content that the template drops or changes.
+        earlier: for a chat, where earlier answers stand in its row that are trained, too: the first token, and the one
+            after the last.
+        untrained: for a chat, why one of its earlier answers is not; "" for none.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -33,6 +38,8 @@ class TokenizedChoices:
     stops: tuple[str, ...] = ()
     joined: bool = True
     unwritten: tuple[str, ...] = ()
+    earlier: tuple[tuple[int, int], ...] = ()
+    untrained: str = ""
 
     @property
     def ids(self) -> set[int]:
@@ -50,18 +57,28 @@ class TokenizedChoices:
         row = self.rows[self.gold]
         return row[: len(row) - self.scored[self.gold]]
 
+    def places(self, candidate: int) -> list[int]:
+        """Where in the row of a candidate its scored tokens stand."""
+        row = self.rows[candidate]
+        spans = (*self.earlier, (len(row) - self.scored[candidate], len(row)))
+        return [place for start, end in spans for place in range(start, end)]
+
     def gold_only(self) -> TokenizedChoices:
         """The example with only the candidate that is trained on."""
         return replace(self, rows=(self.rows[self.gold],), scored=(self.scored[self.gold],), gold=0)
 
+    def last_only(self) -> TokenizedChoices:
+        """The example without earlier answers that are trained."""
+        return replace(self, earlier=()) if self.earlier else self
+
     def full_sequence(self) -> TokenizedChoices:
         """As `gold_only`, with every token scored but the first."""
         row = self.rows[self.gold]
-        return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0)
+        return replace(self, rows=(row,), scored=(len(row) - 1,), gold=0, earlier=())
 
 
 def encode(
-    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
+    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False, every: bool = False
 ) -> list[TokenizedChoices]:
     """Tokenise examples for a causal language model.
 
@@ -73,11 +90,14 @@ def encode(
 
     Args:
         limit: the longest row in tokens; None for no limit.
-        truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it.
+        truncate: drop the oldest tokens of a longer prompt, keeping a leading special token, instead of refusing it;
+            an earlier answer that is cut is not trained.
+        every: refuse a chat of whose earlier answers one is to be trained and cannot be.
 
     Raises:
         DataError: a text longer than `limit`, candidates of one example that have the same tokens, or a candidate that
-            has no token, or none before it to be predicted from; turns that the chat template refuses or changes.
+            has no token, or none before it to be predicted from; turns that the chat template refuses or changes; an
+            earlier answer that the model would be asked for after other tokens, with `every`.
         ModelError: a chat, and a tokenizer without a chat template or with one that cannot be trained with.
     """
     if not examples:
@@ -85,12 +105,43 @@ def encode(
     speller = Speller(tokenizer)
     asked = [_asked(speller, example) for example in examples]
     _check_reasoning_prompts(asked)
-    add = {"add_special_tokens": not examples[0].messages}
+    encoded = []
+    parts = _parts(speller, asked, bool(examples[0].messages))
+    for given, one, (rows, start, joined) in zip(examples, asked, parts, strict=True):
+        earlier, untrained = _earlier(speller, given, one, rows[0])
+        if untrained and every:
+            raise DataError(
+                f"{given.where}: an earlier answer cannot be trained, since the model is asked for it after other "
+                f"tokens: {untrained}",
+                "task.trained_turns=auto leaves such answers out, and task.trained_turns=last all but the last one",
+            )
+        scored = tuple(len(row) - start for row in rows)
+        whole, head = len(rows[0]), leading(rows[0], speller.special)
+        rows = fitted(rows, [(head, start - 1 - head)], limit, truncate, one.example)
+        _check_distinct(one.example, rows)
+        cut = whole - len(rows[0])
+        kept = tuple((first - cut, end - cut) for first, end in earlier if not cut or first - cut > head)
+        more = one.stops, joined, one.unwritten, kept, untrained
+        encoded.append(TokenizedChoices(tuple(rows), scored, one.example.gold, one.example, *more))
+    return encoded
+
+
+_Part = tuple[list[tuple[int, ...]], int, bool]
+"""The rows of an example, where its candidates begin, and whether they have the tokens of one text with the prompt."""
+
+
+def _parts(speller: Speller, asked: Sequence[Asked], chats: bool) -> list[_Part]:
+    """The rows of each example, before long ones are shortened.
+
+    Args:
+        chats: whether they are chats, whose template writes all special tokens.
+    """
+    tokenizer, add = speller.tokenizer, {"add_special_tokens": not chats}
     wholes = iter(coded(speller, [_spelt(one, one.prompt + text) for one in asked for text in one.candidates], **add))
     alone = iter(coded(speller, [_spelt(one, one.prompt) for one in asked if len(one.candidates) == 1], **add))
     end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    encoded = []
+    parts = []
     for one in asked:
         texts = [_without_closing(speller, next(wholes), add) for _ in one.candidates]
         if len(texts) == 1:
@@ -102,13 +153,48 @@ def encode(
             rows, start = [(first, *row) for row in rows], 1
         for candidate, row in enumerate(rows):
             _check_scorable(one.example, candidate, start, len(row))
-        scored = tuple(len(row) - start for row in rows)
-        head = leading(rows[0], speller.special)
-        rows = fitted(rows, [(head, start - 1 - head)], limit, truncate, one.example)
-        _check_distinct(one.example, rows)
-        gold = one.example.gold
-        encoded.append(TokenizedChoices(tuple(rows), scored, gold, one.example, one.stops, joined, one.unwritten))
-    return encoded
+        parts.append((rows, start, joined))
+    return parts
+
+
+def _earlier(
+    speller: Speller, example: Example, asked: Asked, row: tuple[int, ...]
+) -> tuple[list[tuple[int, int]], str]:
+    """Where the earlier answers of a chat stand in its row that the model would be asked for after the tokens before
+    them; and why it would not be for another one, "" if there is none.
+
+    It would be where the row of the chat up to that answer is what this row begins with.
+    """
+    found: list[tuple[int, int]] = []
+    untrained = ""
+    for place in example.trained_turns:
+        problem = ""
+        try:
+            if place == 0:
+                raise DataError("nothing is asked before it")
+            alone = write_chat(speller, chat_until(example, place))
+            _check_reasoning_prompts([asked, alone])
+            [([own], start, _)] = _parts(speller, [alone], chats=True)
+            if row[: len(own)] == own:
+                found.append((start, len(own)))
+            else:
+                problem = _apart(alone, asked)
+        except (DataError, ModelError) as error:
+            problem = error.message.removeprefix(f"{example.where}: ")
+        untrained = untrained or (problem and f"turn {place + 1}: {problem}")
+    return found, untrained
+
+
+def _apart(alone: Asked, asked: Asked) -> str:
+    """How a chat up to an answer differs from what the whole chat begins with."""
+    one, other = (each.example.prompt + each.example.candidates[0] for each in (alone, asked))
+    same = len(os.path.commonprefix([one, other]))
+    if same == len(one):
+        return "what follows it changes its tokens"
+    return (
+        f"the model's chat template writes {truncate_repr(one[same:])} where it is the last turn, and "
+        f"{truncate_repr(other[same:])} where turns follow"
+    )
 
 
 def coded(speller: Speller, texts: Sequence[Spelt], spans: bool = True, **options: Any) -> list[Coded]:
@@ -285,63 +371,3 @@ def _check_distinct(example: Example, rows: Sequence[tuple[int, ...]]) -> None:
                 "choose other verbalizers in a copy of the task file",
             )
         first[row] = index
-
-
-def in_channel(example: Example) -> str:
-    """A solved example with its candidate before its prompt."""
-    return f"{_candidate(example, example.gold)}{example.prompt.strip()}"
-
-
-def _candidate(example: Example, number: int) -> str:
-    return f"{example.candidates[number].strip()}\n"
-
-
-def encode_channel(
-    tokenizer: Any, examples: Sequence[Example], limit: int | None = None, truncate: bool = False
-) -> list[TokenizedChoices]:
-    """Tokenise examples so that the score of a candidate is that of the prompt after it.
-
-    score[c] = (1 / n) sum over the n tokens of the prompt of log p(token | demonstrations, c, tokens before it).
-
-    Every candidate is followed by the same tokens, those of the prompt, so that means and sums rank alike.
-
-    Args:
-        truncate: of longer rows, drop the oldest tokens: of the demonstrations, and then of the prompt.
-
-    Raises:
-        DataError: a text longer than `limit`, a chat, or one without candidates to choose from.
-
-    Source: Min, Lewis, Hajishirzi, Zettlemoyer (2022), "Noisy Channel Language Model Prompting for Few-Shot Text
-    Classification".
-    """
-    if not examples:
-        return []
-    flat: list[Example] = []
-    for example in examples:
-        of_several = bool(example.task)  # which one may be in free words
-        if example.messages or len(example.candidates) < 2 and not of_several:
-            raise DataError(
-                f"{example.where}: task.scoring=channel scores the prompt after each candidate, but there are no "
-                "candidates to choose from",
-                "set task.scoring=mean, or choose a classification or multiple-choice task",
-            )
-        prompt = example.prompt.strip()
-        flat += [
-            Example(example.before + _candidate(example, number), (prompt,), (0,), where=example.where, own=example.own)
-            for number in range(len(example.candidates))
-        ]
-    before = [one.before for one in examples]
-    alone = tokenizer(before, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    heads = iter([len(ids) for ids in alone["input_ids"]])
-    flat_rows = iter(encode(tokenizer, flat))
-    special = set(tokenizer.all_special_ids)
-    encoded = []
-    for example in examples:
-        parts = [next(flat_rows) for _ in example.candidates]
-        rows, scored = [part.rows[0] for part in parts], min(part.scored[0] for part in parts)
-        demonstrations, longest = next(heads), max(map(len, rows))
-        spare = [(leading(rows[0], special), demonstrations), (-scored, scored - 1)]  # of the prompt, its oldest tokens
-        rows = fitted(rows, spare, limit, truncate, example)
-        scored -= max(0, longest - max(map(len, rows)) - demonstrations)
-        encoded.append(TokenizedChoices(tuple(rows), (scored,) * len(rows), example.gold, example))
-    return encoded

@@ -33,6 +33,10 @@ class _OneText:
         """Tokens of the text."""
         return len(self.tokens)
 
+    def last_only(self) -> Any:
+        """The example itself: it has one answer."""
+        return self
+
 
 @dataclass(frozen=True)
 class TokenizedCloze(_OneText):

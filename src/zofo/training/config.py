@@ -18,6 +18,7 @@ from zofo.plugins import lost_packages
 from zofo.recipes import Recipe, is_recipe, parse_recipe, recipe_text
 from zofo.retired_keys import run_as_now
 from zofo.tasks import TaskConfig
+from zofo.tasks.config import has_own_rows
 from zofo.training.training_config import TrainingConfig
 from zofo.trees import format_yaml, get_by_path, parse_override, parse_yaml, read_yaml, set_by_path
 
@@ -305,12 +306,15 @@ def naming_lost_plugins(folder: Path) -> Iterator[None]:
 
 def as_recorded(content: Any) -> Any:
     """The tree that a run folder holds, in the keys of today, with what was so before it was written down: every draw
-    was plain."""
+    was plain, and of a conversation the last answer was trained."""
     if not isinstance(content, dict):
         return content
     tree = run_as_now(content)
     task = tree.get("task")
-    return {**tree, "task": {"draw": "plain", **task}} if isinstance(task, dict) else tree
+    if not isinstance(task, dict):
+        return tree
+    was = {"draw": "plain", **({"trained_turns": "last"} if has_own_rows(task) else {})}
+    return {**tree, "task": {**was, **task}}
 
 
 def _is_bare(file: str) -> bool:

@@ -128,11 +128,13 @@ def copy_packaged(name: str, target: Path) -> bool:
 @dataclass(frozen=True)
 class PreviewedExample:
     """One example as the model sees it: where it is from, its prompt, and of each candidate its text, the scored
-    tokens, and whether it is the right one."""
+    tokens, and whether it is the right one; of a chat, the text and the tokens of each earlier answer that is trained,
+    too."""
 
     where: str
     prompt: str
     candidates: tuple[tuple[str, tuple[str, ...], bool], ...]
+    earlier: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,4 +207,6 @@ def _preview_of(example: Example, encoded: Any, tokenizer: Any) -> PreviewedExam
         (text, tuple(tokenizer.convert_ids_to_tokens(ids)), index in example.golds)
         for index, (text, ids) in enumerate(zip(encoded.example.candidates, scored, strict=True))
     )
-    return PreviewedExample(example.where, prompt, candidates)
+    pieces = [encoded.rows[0][start:end] for start, end in getattr(encoded, "earlier", ())]
+    earlier = tuple((tokenizer.decode(ids), tuple(tokenizer.convert_ids_to_tokens(ids))) for ids in pieces)
+    return PreviewedExample(example.where, prompt, candidates, earlier)

@@ -110,7 +110,8 @@ class TaskEvaluator:
     ) -> tuple[list[Answer], float, tuple[float, ...]]:
         """What the model predicts for each example, its mean loss, and the loss of each."""
         if self.task.kind == "generation":
-            losses = self._by_batch(model, examples, counts, lambda batch: token_loss(model, batch))
+            last = [one.last_only() for one in examples]
+            losses = self._by_batch(model, last, counts, lambda batch: token_loss(model, batch))
             return list(self.generated(model, examples, counts)), losses.mean().item(), tuple(losses.tolist())
         table = self.candidates(model, examples, counts)
         gold = torch.tensor([one.gold for one in examples])

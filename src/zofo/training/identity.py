@@ -38,6 +38,7 @@ _NOT_OF_THE_MODEL = (  # keys of config.json that say where a model lies, who wr
 _VERSION = "transformers_version"
 _LONGEST = 200  # characters of a text that a message can show
 _NOT_COMPARED = ("where", "own", "positive")  # of an example: for messages, in other texts, or of its score alone
+_NOT_OF_TOKENS = ("example", "untrained")  # of an example in tokens: its text, and what is said of it
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def tokens_hash(encoded: Sequence[Any]) -> str:
     for one in encoded:
         for field in fields(one):
             value = getattr(one, field.name)
-            if field.name == "example" or value == field.default:
+            if field.name in _NOT_OF_TOKENS or value == field.default:
                 continue
             if field.default is not MISSING:
                 _add(digest, field.name)

@@ -12,6 +12,8 @@ from zofo.tasks.readers.row import MEND, Example, Message, RowError, check_colum
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys of a turn that hold what its speaker thought before the content."""
+WEIGHT = "weight"
+"""The key of an answer that is 0 where it is not trained, as in the files of OpenAI."""
 TOOLS = "tools"
 """The column beside a chat that holds what its model may call."""
 ROLES = ("system", "user", "assistant", "tool")
@@ -22,7 +24,7 @@ _ROLES |= {"model": "assistant", "observation": "tool", "function_response": "to
 
 
 def chat_example(name: str, column: str, fields: Mapping[str, Any], right: bool) -> Example:
-    """A chat: all turns up to the last one of the assistant are asked, and that one is the answer."""
+    """A chat: all turns up to the last answer that is trained are asked, and that one is the answer."""
     check_columns(name, [column], fields)
     turns = turns_of(fields, column)
     check_turns(column, turns, answered=right)
@@ -30,22 +32,39 @@ def chat_example(name: str, column: str, fields: Mapping[str, Any], right: bool)
     asked = Example("", ("",), messages=messages, own=tuple(texts_of(turns)), tools=_tools(fields))
     if not right:
         return asked
-    content, reply = messages[-1][1], "".join(messages[-1][2:])
-    thinks = bool(set(REASONING) & set(json.loads(reply))) if reply else False
+    *earlier, last = trained_places(turns)
+    return replace(chat_until(asked, last), trained_turns=tuple(earlier))
+
+
+def trained_places(turns: Any) -> list[int]:
+    """Where the answers stand that are trained; none in what are no turns."""
+    given = turns if isinstance(turns, list | tuple) else ()
+    return [
+        place
+        for place, turn in enumerate(given)
+        if isinstance(turn, Mapping) and turn.get("role") == "assistant" and turn.get(WEIGHT) != 0
+    ]
+
+
+def chat_until(chat: Example, place: int) -> Example:
+    """A chat up to one of its answers, which is then the one to train on."""
+    _, content, *more = chat.messages[place]
     return replace(
-        asked,
+        chat,
         candidates=(content,),
         golds=(0,),
         answers=(content.strip(),),
-        messages=messages[:-1],
-        reply=reply,
-        thinks=thinks,
+        messages=chat.messages[:place],
+        reply="".join(more),
+        thinks=any(set(REASONING) & set(json.loads(keys)) for keys in more),
+        trained_turns=(),
     )
 
 
 def _message(turn: Mapping[str, Any]) -> Message:
-    """A turn, with all of its keys that hold something."""
-    more = {key: value for key, value in turn.items() if key not in ("role", "content") and value not in (None, [], "")}
+    """A turn, with all of its keys that hold something for the model."""
+    ours = ("role", "content", WEIGHT)
+    more = {key: value for key, value in turn.items() if key not in ours and value not in (None, [], "")}
     content = turn.get("content") or ""
     return (turn["role"], content, json.dumps(more)) if more else (turn["role"], content)
 
@@ -110,11 +129,18 @@ def check_turns(column: str, turns: Any, answered: bool = True) -> None:
         message = f"column {column!r} does not end with an answer of the assistant, but with a turn of the "
         hint = "add the answer, or remove what follows the last"
         raise RowError(f"{message}{turns[-1]['role']}", hint, "last turn")
+    if answered and not trained_places(turns):
+        message = f"column {column!r} has the weight 0 in every answer, so that none is trained"
+        raise RowError(message, "give an answer weight 1, or remove the row", "no weight")
 
 
 def _check_turn(place: str, number: int, turn: Any) -> None:
     if not isinstance(turn, Mapping):
         raise RowError(f"{place} is {truncate_repr(turn)}, without role and content", _TURNS, "turn")
+    weight = turn.get(WEIGHT)
+    if weight is not None and weight not in ((0, 1) if turn.get("role") == "assistant" else (0,)):
+        hint = "an answer of the assistant has weight 1 or none to be trained, and 0 not to be; no other turn is"
+        raise RowError(f"{place} has the weight {truncate_repr(weight)}", hint, "weight")
     if turn.get("role") == "assistant" and turn.get("tool_calls") and turn.get("content") in (None, ""):
         return  # it calls a tool and says nothing
     missing = [key for key in ("role", "content") if key not in turn]

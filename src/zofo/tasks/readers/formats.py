@@ -11,7 +11,7 @@ from typing import Any
 
 from zofo.errors import ConfigError, DataError, listed, truncate_repr
 from zofo.tasks.metrics import number_in
-from zofo.tasks.readers.chat_rows import check_turns, turns_of
+from zofo.tasks.readers.chat_rows import check_turns, trained_places, turns_of
 from zofo.tasks.readers.choices import check_choices, check_index_base, check_metaicl, check_right_choice, is_keyed
 from zofo.tasks.readers.row import (
     NamedLabel,
@@ -327,7 +327,7 @@ def task_shape(found: DataFormat, rows: list[Row]) -> dict[str, Any]:
     free = {"kind": "generation", "stop": [], "max_new_tokens": 100}
     if found.name == "messages":
         turns = [turns_of(row.fields, found.columns["messages"]) for row in rows]
-        return {**free, **_free_answer_scores(map(_last_content, turns)), "messages": found.columns["messages"]}
+        return {**free, **_free_answer_scores(map(_answer_of, turns)), "messages": found.columns["messages"]}
     prompt, optional = written["prompt"], []
     if "input" in found.columns:  # what an instruction may be about
         prompt += f"{{% if {named['input']} %}}\n{written['input']}{{% endif %}}"
@@ -375,7 +375,7 @@ def _free_answer_scores(answers: Iterable[Any]) -> dict[str, Any]:
     return {"metric": "token-f1", "extra_metrics": ["exact-match", "text-match"]}
 
 
-def _last_content(turns: Any) -> Any:
-    """The content of the last turn of a chat; None where there is none."""
-    last = turns[-1] if isinstance(turns, list | tuple) and turns else None
-    return last.get("content") if isinstance(last, dict) else None
+def _answer_of(turns: Any) -> Any:
+    """The content of the answer of a chat; None where there is none."""
+    places = trained_places(turns)
+    return turns[places[-1]].get("content") if places else None

@@ -74,6 +74,7 @@ class Example:
         columns: those of the row that rewards are given (`task.reward_columns`), as JSON; "" for none.
         positive: of a classification, the candidate whose F1 is meant; None for the last of two.
         own: the row's texts in prompt, candidates and texts, in that order: control tokens spelt in them stay text.
+        trained_turns: for a chat, the places in `messages` of earlier answers that are trained with it.
     """
 
     prompt: str
@@ -95,6 +96,7 @@ class Example:
     own: tuple[str, ...] = ()
     columns: str = ""
     positive: int | None = None
+    trained_turns: tuple[int, ...] = ()
 
     @property
     def columns_of_row(self) -> dict[str, Any]:
